@@ -1,0 +1,40 @@
+# Two commands from a fresh machine: `make demo` and `make test`. Everything lives in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help install demo test test-real lint clean
+
+help:
+	@echo "make demo       train on a small data set that comes with an installed package"
+	@echo "make test       the default tests (no network, no outside data)"
+	@echo "make test-real  the tests on real photographs (HEADSTART_DATA, default ../shared/data)"
+	@echo "make lint       format, lint and types"
+	@echo "make clean      remove the environment and what the demo wrote"
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Headstart needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Try: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+install: $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/headstart demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+test-real: $(STAMP)
+	$(BIN)/python -m pytest tests/real
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) headstart-demo

@@ -1,0 +1,91 @@
+"""Headstart turns a folder of labelled images into a classifier that you can trust, by transfer learning.
+
+    import headstart as hs
+
+    data = hs.open_folder("flowers/")
+    run = hs.train(data)
+    print(run.scores)                      # accuracy 0.922 (0.896-0.941), n=550
+    model = hs.load(run.model_path)
+    model.predict("rose.jpg")              # Prediction(label='roses', probability=0.97, ...)
+
+Nothing is imported until it is used: ``import headstart`` alone takes milliseconds.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from headstart.backbone.forward import FeatureNet
+    from headstart.backbone.weights import Backbone, load_backbone
+    from headstart.data.checks import inspect
+    from headstart.data.dataset import Dataset, open_data, open_folder, open_table
+    from headstart.errors import HeadstartError
+    from headstart.estimators import FeatureExtractor, ImageClassifier
+    from headstart.model import Model, Prediction, load
+    from headstart.progress import Progress, TerminalProgress
+    from headstart.runs.evaluate import evaluate
+    from headstart.runs.folder import Run, load_run
+    from headstart.runs.train import train
+    from headstart.training.recipe import Recipe
+
+_HOMES = {
+    "Backbone": "backbone.weights",
+    "Dataset": "data.dataset",
+    "FeatureExtractor": "estimators",
+    "FeatureNet": "backbone.forward",
+    "HeadstartError": "errors",
+    "ImageClassifier": "estimators",
+    "Model": "model",
+    "Prediction": "model",
+    "Progress": "progress",
+    "Recipe": "training.recipe",
+    "Run": "runs.folder",
+    "TerminalProgress": "progress",
+    "evaluate": "runs.evaluate",
+    "inspect": "data.checks",
+    "load": "model",
+    "load_backbone": "backbone.weights",
+    "load_run": "runs.folder",
+    "open_data": "data.dataset",
+    "open_folder": "data.dataset",
+    "open_table": "data.dataset",
+    "train": "runs.train",
+}
+
+__all__ = [
+    "Backbone",
+    "Dataset",
+    "FeatureExtractor",
+    "FeatureNet",
+    "HeadstartError",
+    "ImageClassifier",
+    "Model",
+    "Prediction",
+    "Progress",
+    "Recipe",
+    "Run",
+    "TerminalProgress",
+    "evaluate",
+    "inspect",
+    "load",
+    "load_backbone",
+    "load_run",
+    "open_data",
+    "open_folder",
+    "open_table",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'headstart' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"headstart.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

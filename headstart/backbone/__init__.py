@@ -1,0 +1,1 @@
+"""Pretrained backbones: weights, preprocessing, layer groups, and running them fast."""

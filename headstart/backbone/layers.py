@@ -1,0 +1,142 @@
+"""The one enumeration of a backbone's layer groups, from stem to head in execution order, and freezing by it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from headstart.errors import OptionError
+
+CONTAINERS = ("blocks", "stages", "layers", "features")
+"""Names that timm gives to a backbone's one list of stages; its entries are groups of their own."""
+
+_NORMS = (nn.modules.batchnorm._BatchNorm,)
+
+
+@dataclass(frozen=True)
+class LayerGroup:
+    """A group of layers that is frozen or trained as one.
+
+    Attributes:
+        name: the module's dotted name in timm's network, "blocks.4", "layer3"; or of a parameter beside the modules.
+        kind: the module's class.
+        output_shape: of one image, without the batch axis; () where it is not a single tensor, or the network
+            reads the group's weights without calling it.
+        parameters: number of weights.
+        trainable: how many of them are trained.
+        statistics: number of BatchNorm statistics (running means and variances), which no gradient changes.
+    """
+
+    name: str
+    kind: str
+    output_shape: tuple[int, ...]
+    parameters: int
+    trainable: int
+    statistics: int
+
+
+def layer_groups(module: nn.Module, *, input_shape: tuple[int, int, int]) -> list[LayerGroup]:
+    """Lists a timm network's groups in the order in which it runs them.
+
+    The order and the shapes are seen, not declared: one picture's worth of zeros is run through the network.
+
+    Args:
+        module: made by timm; with or without a classifier.
+        input_shape: (channels, height, width).
+    """
+    order, shapes = _run_order(module, input_shape)
+    named = dict(module.named_modules())
+    groups = [_own_parameters(module)] if list(module.parameters(recurse=False)) else []
+    uncalled = [name for name in group_names(module) if name not in shapes]
+    for name in order + uncalled:
+        part = named[name]
+        weights = list(part.parameters())
+        if not weights and (name in uncalled or isinstance(part, (nn.Identity, nn.Dropout))):
+            continue
+        groups.append(
+            LayerGroup(
+                name=name,
+                kind=type(part).__name__,
+                output_shape=shapes.get(name, ()),
+                parameters=sum(p.numel() for p in weights),
+                trainable=sum(p.numel() for p in weights if p.requires_grad),
+                statistics=_statistics(part),
+            )
+        )
+    return groups
+
+
+def group_names(module: nn.Module) -> list[str]:
+    """Names of the groups in the order in which timm defines them, without running the network."""
+    names = []
+    for name, part in module.named_children():
+        if isinstance(part, (nn.Sequential, nn.ModuleList)) and name in CONTAINERS:
+            names += [f"{name}.{inner}" for inner, _ in part.named_children()]
+        else:
+            names.append(name)
+    return names
+
+
+def freeze(module: nn.Module, *, trainable: Sequence[str] = ()) -> None:
+    """Freezes every weight but those of the named groups; a group is frozen with all that is beneath it.
+
+    Raises:
+        OptionError: a name is no group of this network; lists those that are.
+    """
+    known = group_names(module)
+    unknown = [name for name in trainable if name not in known]
+    if unknown:
+        raise OptionError(f"no layer group named {', '.join(unknown)}. There are: {', '.join(known)}.")
+    module.requires_grad_(False)
+    for name in trainable:
+        module.get_submodule(name).requires_grad_(True)
+
+
+def _run_order(module: nn.Module, input_shape: tuple[int, int, int]) -> tuple[list[str], dict[str, tuple[int, ...]]]:
+    order: list[str] = []
+    shapes: dict[str, tuple[int, ...]] = {}
+    hooks = []
+    for name in group_names(module):
+
+        def seen(_part: nn.Module, _inputs: object, output: object, name: str = name) -> None:
+            if name not in shapes:
+                order.append(name)
+                shapes[name] = tuple(output.shape[1:]) if isinstance(output, Tensor) else ()
+
+        hooks.append(module.get_submodule(name).register_forward_hook(seen))
+    training = module.training
+    try:
+        first = next(module.parameters())
+        with torch.inference_mode():
+            module.eval()(torch.zeros(1, *input_shape, device=first.device, dtype=first.dtype))
+    finally:
+        module.train(training)
+        for hook in hooks:
+            hook.remove()
+    return order, shapes
+
+
+def _own_parameters(module: nn.Module) -> LayerGroup:
+    """Weights that belong to no part: a vision transformer's class token and position table."""
+    own = dict(module.named_parameters(recurse=False))
+    return LayerGroup(
+        name=", ".join(own),
+        kind="Parameter",
+        output_shape=(),
+        parameters=sum(p.numel() for p in own.values()),
+        trainable=sum(p.numel() for p in own.values() if p.requires_grad),
+        statistics=0,
+    )
+
+
+def _statistics(part: nn.Module) -> int:
+    return sum(
+        buffer.numel()
+        for norm in part.modules()
+        if isinstance(norm, _NORMS)
+        for name, buffer in norm.named_buffers(recurse=False)
+        if name in ("running_mean", "running_var")
+    )

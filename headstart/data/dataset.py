@@ -1,0 +1,416 @@
+"""The index of a data set: paths, class names, given splits and groups, read from names alone.
+
+No image is opened here (``scan`` does that). What was seen and not used is named in ``Dataset.notes``.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from natsort import natsorted
+
+from headstart.data.images import SUFFIXES
+from headstart.errors import DataError
+
+SPLITS: Final = ("train", "val", "test")
+
+SPLIT_NAMES: Final = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""Names of folders, or values of a table's split column, and the split that they mean (case does not matter)."""
+
+PATH_COLUMNS: Final = (
+    "path",
+    "file",
+    "filename",
+    "filepath",
+    "file_path",
+    "image",
+    "image_path",
+    "image_file",
+)
+LABEL_COLUMNS: Final = ("label", "class", "class_name", "category", "target")
+SPLIT_COLUMNS: Final = ("split", "set", "subset")
+GROUP_COLUMNS: Final = ("group", "group_id")
+
+TABLE_SUFFIXES: Final = (".csv", ".tsv", ".parquet")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """N labelled images.
+
+    Attributes:
+        root: the folder, or the table's file.
+        paths: N paths, relative to ``base``, in natural order within class and split.
+        labels: (N,) int64, indices into ``classes``.
+        classes: class names in natural order ("2" before "10").
+        splits: N of "train", "val", "test" as the data gives them; None where it gives none.
+        groups: N names of groups that must stay on one side of a split, "" for none; None where there are no groups.
+        notes: what was found and not used, a sentence each.
+    """
+
+    root: Path
+    base: Path
+    paths: tuple[str, ...]
+    labels: npt.NDArray[np.int64]
+    classes: tuple[str, ...]
+    splits: tuple[str, ...] | None = None
+    groups: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = field(default=(), repr=False)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __repr__(self) -> str:
+        given = "/".join(s for s in SPLITS if self.splits and s in self.splits) or "no given splits"
+        return f"Dataset({str(self.root)!r}: {len(self.classes)} classes, {len(self):,} images, {given})"
+
+    @property
+    def files(self) -> list[str]:
+        """N paths that can be opened from here."""
+        return [os.path.join(self.base, path) for path in self.paths]
+
+    def label_names(self) -> list[str]:
+        """N class names."""
+        return [self.classes[label] for label in self.labels]
+
+
+def open_data(source: str | os.PathLike[str] | Dataset) -> Dataset:
+    """Opens a folder or a table, whichever ``source`` is.
+
+    Raises:
+        DataError: there is no such folder or table, or it cannot be used; says what was found and expected.
+    """
+    if isinstance(source, Dataset):
+        return source
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return open_folder(path)
+    if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
+        return open_table(path)
+    if path.is_file():
+        raise DataError(f"{path}: expected a folder of images, or a table ending in {', '.join(TABLE_SUFFIXES)}.")
+    raise DataError(f"{path}: no such folder or table.")
+
+
+def open_folder(folder: str | os.PathLike[str]) -> Dataset:
+    """Indexes a folder with one folder per class, or with train / val / test folders above the class folders.
+
+    Class folders are searched in depth. Hidden files and folders, files that are no images, and empty class folders
+    are named in ``notes`` and are not classes.
+
+    Raises:
+        DataError: no such folder, no images in it, fewer than two classes, or splits and classes side by side.
+    """
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder.")
+    notes: list[str] = []
+    top = _subfolders(root, notes)
+    named_split = {name: SPLIT_NAMES[name.lower()] for name in top if name.lower() in SPLIT_NAMES}
+    has_splits = bool(named_split) and any(_subfolders(root / name, []) for name in named_split)
+    if not has_splits:
+        rows = [(path, label, "") for path, label in _class_rows(root, "", notes)]
+    elif len(named_split) == len(top):
+        rows = [(*row, named_split[name]) for name in top for row in _class_rows(root, name, notes)]
+    else:
+        others = natsorted(set(top) - set(named_split))
+        raise DataError(
+            f"{root}: split folders ({', '.join(named_split)}) stand beside other folders ({_some(others)}). Move the "
+            "others elsewhere, or put every class folder under a split folder."
+        )
+    _note_strays(root, "", top, notes)
+    if not rows:
+        raise DataError(
+            f"{root}: no images found. Expected one folder per class with images in it, for example "
+            f"{root.name}/cat/1.jpg." + (f" Found: {_some(notes)}" if notes else "")
+        )
+    return _dataset(
+        root,
+        root,
+        paths=[row[0] for row in rows],
+        names=[row[1] for row in rows],
+        splits=[row[2] for row in rows] if has_splits else None,
+        groups=None,
+        notes=notes,
+    )
+
+
+def open_table(table: str | os.PathLike[str]) -> Dataset:
+    """Indexes a CSV, TSV or Parquet table with a path and a label per row, and perhaps a split and a group.
+
+    Columns go by the names in ``PATH_COLUMNS``, ``LABEL_COLUMNS``, ``SPLIT_COLUMNS`` and ``GROUP_COLUMNS`` (case does
+    not matter). Relative paths start at the table's folder. Rows without a path or a label are named in ``notes``.
+
+    Raises:
+        DataError: no such file, columns missing, a split that is not known, one path with two labels, or fewer than
+            two classes.
+    """
+    file = Path(table).expanduser()
+    if not file.is_file():
+        raise DataError(f"{file}: no such table.")
+    columns = _read_table(file)
+    path_column = _column(file, columns, PATH_COLUMNS, "path")
+    label_column = _column(file, columns, LABEL_COLUMNS, "label")
+    split_column = _column(file, columns, SPLIT_COLUMNS, None)
+    group_column = _column(file, columns, GROUP_COLUMNS, None)
+    notes: list[str] = []
+    rows: dict[str, tuple[str, str, str]] = {}
+    for number, cells in enumerate(zip(*columns.values(), strict=True), start=2):
+        if not any(cells):
+            continue
+        row = dict(zip(columns, cells, strict=True))
+        path, label = row[path_column], unicodedata.normalize("NFC", row[label_column])
+        if not path or not label:
+            notes.append(f"{file.name}, row {number}: no {'path' if not path else 'label'}; left out")
+            continue
+        split = _split_value(file, number, row[split_column]) if split_column else ""
+        new = (label, split, row[group_column] if group_column else "")
+        if rows.setdefault(path, new) != new:
+            raise DataError(
+                f"{file}, row {number}: {path} stands twice, as {rows[path][0]!r} and as {label!r}"
+                + (f" ({rows[path][1]}, {split})" if split else "")
+                + ". Keep the row that is right."
+            )
+    if not rows:
+        raise DataError(f"{file}: no row with a path and a label.")
+    return _dataset(
+        file,
+        file.parent,
+        paths=list(rows),
+        names=[row[0] for row in rows.values()],
+        splits=[row[1] for row in rows.values()] if split_column else None,
+        groups=[row[2] for row in rows.values()] if group_column else None,
+        notes=notes,
+    )
+
+
+def from_lists(paths: Sequence[str | os.PathLike[str]], labels: Sequence[object]) -> Dataset:
+    """A data set from N paths and N labels in memory; labels become names by ``str``.
+
+    Raises:
+        DataError: the lengths differ, or there are fewer than two classes.
+    """
+    if len(paths) != len(labels):
+        raise DataError(f"{len(paths)} paths and {len(labels)} labels: expected one label for each path.")
+    return _dataset(
+        Path("."),
+        Path("."),
+        paths=[os.fspath(path) for path in paths],
+        names=[str(label) for label in labels],
+        splits=None,
+        groups=None,
+        notes=[],
+        keep_order=True,
+    )
+
+
+def _dataset(
+    root: Path,
+    base: Path,
+    *,
+    paths: list[str],
+    names: list[str],
+    splits: list[str] | None,
+    groups: list[str] | None,
+    notes: list[str],
+    keep_order: bool = False,
+) -> Dataset:
+    classes = tuple(natsorted(set(names)))
+    if len(classes) < 2:
+        deeper = _deeper(base, classes[0]) if base == root and classes else ""
+        raise DataError(f"{root}: found one class, {_some(classes)}; a classifier needs at least two.{deeper}")
+    number = {name: index for index, name in enumerate(classes)}
+    order = list(range(len(paths)))
+    if not keep_order:
+        rank = {path: place for place, path in enumerate(natsorted(paths))}
+        order.sort(key=lambda i: (SPLITS.index(splits[i]) if splits else 0, number[names[i]], rank[paths[i]]))
+    notes += _missing_classes(classes, names, splits)
+    return Dataset(
+        root=root,
+        base=base,
+        paths=tuple(paths[i] for i in order),
+        labels=np.array([number[names[i]] for i in order], dtype=np.int64),
+        classes=classes,
+        splits=tuple(splits[i] for i in order) if splits else None,
+        groups=tuple(groups[i] for i in order) if groups else None,
+        notes=tuple(notes),
+    )
+
+
+def _class_rows(root: Path, split: str, notes: list[str]) -> list[tuple[str, str]]:
+    """(path, class) of every image in the class folders below ``root/split``."""
+    rows: list[tuple[str, str]] = []
+    classes = _subfolders(root / split, notes if split else [])
+    for name in classes:
+        images, others = _images_below(root / split / name)
+        inside = os.path.join(split, name)
+        if not images:
+            notes.append(f"{inside}: no images in it; not a class")
+        if others:
+            notes.append(f"{inside}: {len(others)} other file(s) not used: {_some(others)}")
+        label = unicodedata.normalize("NFC", name)
+        rows += [(os.path.join(inside, image), label) for image in images]
+    if split:
+        _note_strays(root, split, classes, notes)
+    return rows
+
+
+def _subfolders(folder: Path, notes: list[str]) -> list[str]:
+    try:
+        names = natsorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    except OSError as error:
+        raise DataError(f"{folder}: {error.strerror}.") from error
+    hidden = [name for name in names if _hidden(name)]
+    notes += [f"{name}: hidden folder; not a class" for name in hidden]
+    return [name for name in names if not _hidden(name)]
+
+
+def _images_below(folder: Path) -> tuple[list[str], list[str]]:
+    """Image files and other visible files below a folder, in depth, relative to it, in natural order."""
+    images: list[str] = []
+    others: list[str] = []
+    for path in walk_files(folder):
+        (images if Path(path).suffix.lower() in SUFFIXES else others).append(path)
+    return natsorted(images), natsorted(others)
+
+
+def find_images(path: Path) -> list[str]:
+    """The picture itself, or every picture below a folder, in natural order.
+
+    A file is taken as it is, whatever its ending.
+
+    Raises:
+        DataError: a folder without pictures.
+    """
+    if not path.is_dir():
+        return [os.fspath(path)]
+    found = [os.path.join(path, name) for name in _images_below(path)[0]]
+    if not found:
+        raise DataError(f"{path}: no pictures in this folder.")
+    return found
+
+
+def walk_files(folder: Path) -> Iterator[str]:
+    """Every file below a folder that is not hidden, relative to it; links to folders are followed, loops are not."""
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = [name for name in folders if not _hidden(name)] if real not in seen else []
+        if real in seen:
+            continue
+        seen.add(real)
+        for name in files:
+            if not _hidden(name):
+                yield os.path.relpath(os.path.join(place, name), folder)
+
+
+def _note_strays(root: Path, inside: str, folders: Iterable[str], notes: list[str]) -> None:
+    strays = [entry.name for entry in os.scandir(root / inside) if entry.is_file() and not _hidden(entry.name)]
+    if not strays:
+        return
+    images = [name for name in strays if Path(name).suffix.lower() in SUFFIXES]
+    where = inside or root.name
+    if images and not any(True for _ in folders):
+        notes.append(f"{where}: {len(images)} image(s) without a class folder; not used, they have no label")
+    else:
+        notes.append(f"{where}: {len(strays)} stray file(s) not used: {_some(natsorted(strays))}")
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir")
+
+
+def _missing_classes(classes: Sequence[str], names: Sequence[str], splits: Sequence[str] | None) -> list[str]:
+    if splits is None:
+        return []
+    present = Counter(zip(splits, names, strict=True))
+    return [
+        f"{split}: no image of class {_some(missing)}"
+        for split in SPLITS
+        if split in splits and (missing := [name for name in classes if not present[split, name]])
+    ]
+
+
+def _deeper(root: Path, only: str) -> str:
+    inner = root / only
+    if inner.is_dir() and len(_subfolders(inner, [])) > 1:
+        return f" Did you mean {inner}?"
+    return ""
+
+
+def _read_table(file: Path) -> dict[str, list[str]]:
+    if file.suffix.lower() == ".parquet":
+        return _read_parquet(file)
+    delimiter = "\t" if file.suffix.lower() == ".tsv" else None
+    try:
+        with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as handle:
+            first = handle.readline()
+            handle.seek(0)
+            delimiter = delimiter or max(",;\t", key=first.count)
+            rows = list(csv.reader(handle, delimiter=delimiter))
+    except (OSError, csv.Error) as error:
+        raise DataError(f"{file}: cannot be read as a table: {error}.") from error
+    if not rows or not rows[0]:
+        raise DataError(f"{file}: empty. Expected a header with the columns path and label.")
+    header = [cell.strip() for cell in rows[0]]
+    for number, row in enumerate(rows[1:], start=2):
+        if row and len(row) != len(header):
+            raise DataError(f"{file}, row {number}: {len(row)} cells where the header has {len(header)}.")
+    return {name: [row[i].strip() if row else "" for row in rows[1:]] for i, name in enumerate(header)}
+
+
+def _read_parquet(file: Path) -> dict[str, list[str]]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        table = parquet.read_table(file)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{file}: cannot be read as Parquet: {error}.") from error
+    return {
+        name: ["" if value is None else str(value) for value in table.column(name).to_pylist()]
+        for name in table.column_names
+    }
+
+
+def _column(file: Path, columns: Iterable[str], names: Sequence[str], needed: str | None) -> str:
+    for name in names:
+        for column in columns:
+            if column.lower() == name:
+                return column
+    if needed:
+        raise DataError(
+            f"{file}: no {needed} column. Found: {', '.join(columns)}. Expected one named {', '.join(names)}."
+        )
+    return ""
+
+
+def _split_value(file: Path, number: int, value: str) -> str:
+    try:
+        return SPLIT_NAMES[value.lower()]
+    except KeyError:
+        known = ", ".join(SPLIT_NAMES)
+        raise DataError(f"{file}, row {number}: split is {value!r}. Expected one of {known}.") from None
+
+
+def _some(names: Sequence[str], limit: int = 5) -> str:
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit:,} more"

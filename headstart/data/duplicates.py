@@ -1,0 +1,129 @@
+"""Pictures that are the same: byte for byte, or to the eye.
+
+Two pictures are near-identical when their 64-bit perceptual hashes differ in at most ``MAX_BITS`` bits and their
+thumbnails by at most ``MAX_DIFFERENCE`` on average; both must hold. The hash alone takes any two blank or any two
+blurred pictures for the same; the thumbnail alone takes two sunsets for the same.
+
+Where all pictures look alike (digits, scans, parts under a fixed camera) closeness says less, so the thumbnails must
+then agree better: to ``SHARE_OF_TYPICAL`` of what two pictures of this data set typically differ by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from headstart.data.scan import Scan
+
+MAX_BITS = 10
+MAX_DIFFERENCE = 12.0
+"""Mean absolute difference of the two 16x16 thumbnails over pixels and channels, on the scale 0-255."""
+
+SHARE_OF_TYPICAL = 0.18
+"""In photographs two pictures typically differ by 65-68 (median over random pairs), so that this changes nothing; in
+scikit-learn's digits by 18. Measured in LOG.md, 2026-11-22."""
+
+_TYPICAL_FROM = 4
+_TYPICAL_PAIRS = 20_000
+
+_BLOCK_ELEMENTS = 4_000_000
+_EXHAUSTIVE_BELOW = 100_000
+_BANDS = 4
+
+
+@dataclass(frozen=True)
+class DuplicatePair:
+    """Two positions in a scan, ``first < second``, that show the same picture.
+
+    Attributes:
+        first: position of one file.
+        second: position of the other.
+        exact: whether the files are equal byte for byte.
+    """
+
+    first: int
+    second: int
+    exact: bool
+
+
+def find_duplicates(scan: Scan) -> list[DuplicatePair]:
+    """Every pair of usable pictures that are identical or near-identical, in order of position.
+
+    Of k byte-identical files k - 1 pairs are given (each with the first of them), and only the first is compared with
+    other pictures.
+
+    Up to 100,000 pictures every pair is compared; above, only those that share one of four 16-bit bands of the hash,
+    which finds all that differ in up to three bits and most of the rest.
+    """
+    first_of: dict[bytes, int] = {}
+    pairs: list[DuplicatePair] = []
+    for position in np.flatnonzero(scan.usable).tolist():
+        original = first_of.setdefault(scan.keys[position], position)
+        if original != position:
+            pairs.append(DuplicatePair(original, position, exact=True))
+    unique = np.fromiter(first_of.values(), dtype=np.int64, count=len(first_of))
+    hashes, thumbs = scan.facts["phash"][unique], scan.facts["thumb"][unique]
+    limit = _largest_difference(thumbs)
+    for left, right in _candidates(hashes):
+        same = _thumb_difference(thumbs, left, right) <= limit
+        pairs += [
+            DuplicatePair(int(min(a, b)), int(max(a, b)), exact=False)
+            for a, b in zip(unique[left[same]], unique[right[same]], strict=True)
+        ]
+    return sorted(set(pairs), key=lambda pair: (pair.first, pair.second))
+
+
+def _largest_difference(thumbs: npt.NDArray[Any]) -> float:
+    """What near-identical thumbnails of this data set may differ by, 0-255."""
+    if len(thumbs) < _TYPICAL_FROM:
+        return MAX_DIFFERENCE
+    left, right = np.random.default_rng(0).integers(0, len(thumbs), (2, _TYPICAL_PAIRS))
+    apart = left != right
+    typical = float(np.median(_thumb_difference(thumbs, left[apart], right[apart])))
+    return min(MAX_DIFFERENCE, SHARE_OF_TYPICAL * typical)
+
+
+def _candidates(
+    hashes: npt.NDArray[np.uint64],
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    """Pairs of positions whose hashes differ in at most ``MAX_BITS`` bits, in pieces."""
+    if len(hashes) <= _EXHAUSTIVE_BELOW:
+        yield from _close(hashes, np.arange(len(hashes)))
+        return
+    for band in range(_BANDS):
+        values = (hashes >> np.uint64(16 * band)) & np.uint64(0xFFFF)
+        order = np.argsort(values, kind="stable")
+        starts = np.flatnonzero(np.diff(values[order], prepend=values[order[0]] + np.uint64(1)))
+        for members in np.split(order, starts[1:]):
+            if len(members) > 1:
+                yield from _close(hashes, members)
+
+
+def _close(
+    hashes: npt.NDArray[np.uint64], members: npt.NDArray[np.int64]
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    own = hashes[members]
+    step = max(1, _BLOCK_ELEMENTS // len(members))
+    for start in range(0, len(members), step):
+        block = own[start : start + step]
+        bits = np.bitwise_count(block[:, None] ^ own[None, start:])
+        left, right = np.nonzero(bits <= MAX_BITS)
+        later = right > left
+        if later.any():
+            yield members[start + left[later]], members[start + right[later]]
+
+
+def _thumb_difference(
+    thumbs: npt.NDArray[Any], left: npt.NDArray[np.int64], right: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """(pairs,) float64, 0-255. Worked in pieces: where every picture looks alike there may be millions of pairs."""
+    out = np.empty(len(left))
+    for start in range(0, len(left), 4096):
+        piece = slice(start, start + 4096)
+        gap = thumbs[left[piece]].astype(np.int16) - thumbs[right[piece]].astype(np.int16)
+        out[piece] = np.abs(gap).mean(axis=(1, 2, 3))
+    return out

@@ -1,0 +1,344 @@
+"""One decoder, and one deterministic way from a picture to the pixels that a network sees.
+
+Training, prediction, evaluation and (later) serving and export all come through ``decode`` and ``fit_to``; there is no
+other place where an image file is opened.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import os
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from headstart.errors import UnreadableImage
+
+DECODER_VERSION = 1
+"""Counted up whenever ``decode`` or ``fit_to`` would give other pixels; part of every cache key."""
+
+DECODE_AT_LEAST = 256
+"""Shorter side, in pixels, below which a JPEG is never reduced while it is decoded."""
+
+SUFFIXES = frozenset(
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".apng",
+        ".webp",
+        ".gif",
+        ".bmp",
+        ".dib",
+        ".tif",
+        ".tiff",
+        ".avif",
+        ".heic",
+        ".heif",
+        ".jp2",
+        ".ppm",
+        ".pgm",
+        ".pnm",
+        ".tga",
+    ]
+)
+"""Endings of files that are taken for images; the content decides what they are."""
+
+_FORMAT_SUFFIXES = {
+    "JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"},
+    "MPO": {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"},
+    "PNG": {".png", ".apng"},
+    "WEBP": {".webp"},
+    "GIF": {".gif"},
+    "BMP": {".bmp", ".dib"},
+    "DIB": {".bmp", ".dib"},
+    "TIFF": {".tif", ".tiff"},
+    "AVIF": {".avif"},
+    "HEIF": {".heic", ".heif"},
+}
+
+CropMode = Literal["center", "squash", "border"]
+
+Rgb = npt.NDArray[np.uint8]
+"""(H, W, 3) uint8, 0-255, RGB, upright."""
+
+_RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "box": Image.Resampling.BOX,
+    "bilinear": Image.Resampling.BILINEAR,
+    "hamming": Image.Resampling.HAMMING,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = {_TURNS[orientation] for orientation in (5, 6, 7, 8)}
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What the weights expect of a picture; deterministic, and the same wherever the model runs.
+
+    Attributes:
+        height: of the network's input, in pixels.
+        width: of the network's input, in pixels.
+        crop_pct: share of the resized picture's shorter side that the crop keeps, in (0, 1].
+        crop_mode: "center" (resize the shorter side, crop the middle), "squash" (resize both sides, crop the middle)
+            or "border" (resize the longer side, fill the rest with the mean colour).
+        interpolation: of the resize, by Pillow's name.
+        mean: per channel, of pixels scaled to 0-1.
+        std: per channel, of pixels scaled to 0-1.
+
+    Source: timm's ``pretrained_cfg`` and ``timm.data.transforms_factory.transforms_imagenet_eval``, which this
+    reproduces to the pixel.
+    """
+
+    height: int
+    width: int
+    crop_pct: float = 0.875
+    crop_mode: CropMode = "center"
+    interpolation: str = "bicubic"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    @property
+    def resize_to(self) -> tuple[int, int]:
+        """(height, width) in pixels that the picture is resized to before the crop."""
+        return int(self.height / self.crop_pct), int(self.width / self.crop_pct)
+
+    @property
+    def decode_at_least(self) -> int:
+        """Shorter side, in pixels, that decoding must keep."""
+        return max(DECODE_AT_LEAST, *self.resize_to)
+
+    def pixel_key(self) -> dict[str, Any]:
+        """What decides the pixels (mean and std do not: they are applied inside the network)."""
+        decided = asdict(self)
+        fill = self.fill if self.crop_mode == "border" else None
+        return {k: v for k, v in decided.items() if k not in ("mean", "std")} | {
+            "fill": fill,
+            "decoder": DECODER_VERSION,
+        }
+
+    @property
+    def fill(self) -> tuple[int, int, int]:
+        """The mean colour, 0-255, that "border" fills with."""
+        r, g, b = (min(255, round(255 * m)) for m in self.mean)
+        return r, g, b
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A decoded picture and what its file said of itself.
+
+    Attributes:
+        image: mode RGB, upright; a JPEG may be smaller than its file says (see ``decode``).
+        width: of the picture as stored, upright, in pixels.
+        height: of the picture as stored, upright, in pixels.
+        format: Pillow's name of the file's real format, "JPEG".
+    """
+
+    image: Image.Image
+    width: int
+    height: int
+    format: str
+
+
+def decode(source: bytes | str | Path, *, at_least: int = DECODE_AT_LEAST) -> Decoded:
+    """Opens a picture of any supported kind as upright RGB.
+
+    EXIF orientation is applied; grey, palette, 1-bit, CMYK and 16-bit pictures become 8-bit RGB; transparency is laid
+    over white; of an animation the first frame is taken. JPEGs whose shorter side is at least twice ``at_least`` are
+    decoded at 1/2, 1/4 or 1/8 of their size, never below it.
+
+    Args:
+        source: the file's bytes, or its path.
+        at_least: shorter side that must be kept, in pixels.
+
+    Raises:
+        UnreadableImage: the bytes are no usable picture; ``reason`` says why.
+    """
+    name = "<bytes>" if isinstance(source, bytes) else str(source)
+    try:
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    except OSError as error:
+        raise UnreadableImage(name, (error.strerror or str(error)).lower()) from error
+    if not data:
+        raise UnreadableImage(name, "empty file (0 bytes)")
+    _register_plugins()
+    try:
+        return _upright_rgb(Image.open(io.BytesIO(data)), at_least)
+    except UnreadableImage as error:
+        raise UnreadableImage(name, error.reason) from None
+    except Exception as error:  # Pillow's plugins raise a dozen kinds for damaged files
+        raise UnreadableImage(name, _reason(data, error)) from error
+
+
+def as_rgb(image: Image.Image | npt.NDArray[Any]) -> Image.Image:
+    """An upright RGB picture from one that is already in memory.
+
+    Args:
+        image: a Pillow image of any mode, or a uint8 array of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
+
+    Raises:
+        UnreadableImage: another type, dtype, shape or mode.
+    """
+    if isinstance(image, Image.Image):
+        return _upright_rgb(image, at_least=None).image
+    array = np.asarray(image)
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        raise UnreadableImage(
+            "<array>",
+            f"expected uint8 of shape (H, W), (H, W, 3) or (H, W, 4), got {array.dtype} {array.shape}",
+        )
+    if not array.size:
+        raise UnreadableImage("<array>", f"no pixels: shape {array.shape}")
+    return _to_rgb(Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array))
+
+
+def fit_to(image: Image.Image, preprocessing: Preprocessing) -> Rgb:
+    """The pixels that the network sees.
+
+    Returns:
+        (height, width, 3) uint8, 0-255.
+    """
+    height, width = preprocessing.height, preprocessing.width
+    scale_h, scale_w = preprocessing.resize_to
+    resample = _RESAMPLING[preprocessing.interpolation]
+    if preprocessing.crop_mode == "squash":
+        new_w, new_h = scale_w, scale_h
+    elif preprocessing.crop_mode == "border":
+        ratio = max(image.height / scale_h, image.width / scale_w)
+        new_w, new_h = max(1, round(image.width / ratio)), max(1, round(image.height / ratio))
+    elif scale_h == scale_w:
+        short = min(image.size)
+        new_w, new_h = int(scale_w * image.width / short), int(scale_h * image.height / short)
+    else:
+        ratio = min(image.height / scale_h, image.width / scale_w)
+        new_w, new_h = max(width, round(image.width / ratio)), max(height, round(image.height / ratio))
+    if image.size != (new_w, new_h):
+        image = image.resize((new_w, new_h), resample)
+    left, top = round((new_w - width) / 2), round((new_h - height) / 2)
+    if left < 0 or top < 0:
+        canvas = Image.new("RGB", (width, height), preprocessing.fill)
+        canvas.paste(image, (-left, -top))
+        return np.asarray(canvas)
+    return np.asarray(image.crop((left, top, left + width, top + height)))
+
+
+def map_images(
+    work: Callable[[Item], Result], items: Iterable[Item], *, ahead: int = 64, threads: int | None = None
+) -> Iterator[Result]:
+    """Runs ``work`` (decoding releases the interpreter's lock) in threads and yields the results in order.
+
+    Never more than ``ahead`` results wait to be taken, so memory does not grow with the number of items. Pillow's
+    remarks on odd metadata are kept from the user meanwhile; what matters is raised.
+    """
+    with warnings.catch_warnings(), ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+        warnings.simplefilter("ignore")
+        waiting: deque[Future[Result]] = deque()
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def format_fits_name(path: str, image_format: str) -> bool:
+    """Whether a file's ending is one that its real format goes by."""
+    expected = _FORMAT_SUFFIXES.get(image_format)
+    return expected is None or Path(path).suffix.lower() in expected
+
+
+def _upright_rgb(image: Image.Image, at_least: int | None) -> Decoded:
+    width, height = image.size
+    if not width or not height:
+        raise UnreadableImage("", f"no pixels ({width} x {height})")
+    kind = image.format or ""
+    if getattr(image, "n_frames", 1) > 1:
+        image.seek(0)
+    if at_least is not None:
+        image.draft(None, (at_least, at_least))
+    image.load()
+    turn = _TURNS.get(_orientation(image))
+    upright = _to_rgb(image if turn is None else image.transpose(turn))
+    return Decoded(upright, *((height, width) if turn in _SIDEWAYS else (width, height)), kind)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's orientation, 1-8; 1 where there is none or the tags are damaged (the picture may still be whole)."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # a damaged tag raises anything from struct.error to SyntaxError
+        return 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise UnreadableImage("", "32-bit pixels have no agreed white: save it with 8 or 16 bits a channel")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _reason(data: bytes, error: Exception) -> str:
+    if isinstance(error, Image.DecompressionBombError):
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+        return f"too large to open: more than {limit:.0f} megapixels"
+    if isinstance(error, UnidentifiedImageError):
+        if data[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc"):
+            return "HEIC needs a plugin: pip install pillow-heif"
+        if not any(data[:4096]):
+            return "not an image: only zero bytes"
+        if _looks_like_text(data):
+            return "not an image: a text file"
+        return "not an image, or its beginning is damaged"
+    if isinstance(error, MemoryError):
+        return "too large for this machine's memory"
+    text = " ".join(str(error).split()) or type(error).__name__
+    if "truncated" in text.lower() or isinstance(error, EOFError):
+        return f"truncated: the file ends too early ({len(data):,} bytes)"
+    return f"damaged: {text}"
+
+
+def _looks_like_text(data: bytes) -> bool:
+    head = data[:1024]
+    return b"\0" not in head and sum(byte < 9 or 13 < byte < 32 for byte in head) == 0
+
+
+@cache
+def _register_plugins() -> None:
+    """HEIC and HEIF, where the plugin is installed."""
+    if importlib.util.find_spec("pillow_heif") is not None:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()

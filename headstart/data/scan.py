@@ -1,0 +1,173 @@
+"""One look at every file: content hash, size, perceptual hash, fault; and, on the way, its pixels into the cache.
+
+A file is decoded once. What is learnt of it is kept under its content hash, so that the same picture in another folder,
+under another name or in a later run costs no more than reading its bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import imagehash
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from headstart.data.images import (
+    DECODE_AT_LEAST,
+    DECODER_VERSION,
+    Decoded,
+    Preprocessing,
+    Rgb,
+    decode,
+    fit_to,
+    map_images,
+)
+from headstart.errors import UnreadableImage
+from headstart.progress import Progress, SilentProgress
+from headstart.store import RowStore, content_key
+
+THUMB = 16
+"""Side of the thumbnail that confirms a near duplicate, in pixels."""
+
+BATCH = 128
+
+FACTS = np.dtype(
+    [
+        ("width", "<u4"),
+        ("height", "<u4"),
+        ("format", "S8"),
+        ("phash", "<u8"),
+        ("thumb", "u1", (THUMB, THUMB, 3)),
+    ]
+)
+"""What is kept of every picture: its size upright in pixels, Pillow's format name, a 64-bit perceptual hash (the
+signs of the 8x8 lowest frequencies of its cosine transform: ``imagehash.phash``), and a thumbnail, RGB 0-255."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a look at N files gave.
+
+    Attributes:
+        keys: N content hashes; ``b""`` where the file could not even be read.
+        faults: position of each unusable file -> the reason.
+        facts: (N,) of dtype ``FACTS``; zeros where the file is unusable.
+    """
+
+    keys: list[bytes]
+    faults: dict[int, str]
+    facts: npt.NDArray[Any]
+
+    @property
+    def usable(self) -> npt.NDArray[np.bool_]:
+        """(N,) bool: which files are usable pictures."""
+        mask = np.ones(len(self.keys), dtype=bool)
+        mask[list(self.faults)] = False
+        return mask
+
+
+@dataclass(frozen=True)
+class _Look:
+    key: bytes = b""
+    fault: str | None = None
+    facts: npt.NDArray[Any] | None = None
+    pixels: Rgb | None = None
+
+
+def facts_store(root: Path | None = None) -> RowStore:
+    """Where the facts of every picture ever seen are kept."""
+    about = {"decoder": DECODER_VERSION, "facts": 1, "phash": f"imagehash.phash, {THUMB}px thumbnail"}
+    return RowStore("facts", about, dtype=FACTS, root=root)
+
+
+def pixel_store(preprocessing: Preprocessing, root: Path | None = None) -> RowStore:
+    """Where the pixels for one preprocessing are kept: rows of (height, width, 3) uint8."""
+    shape = (preprocessing.height, preprocessing.width, 3)
+    return RowStore("pixels", preprocessing.pixel_key(), dtype=np.uint8, shape=shape, root=root)
+
+
+def scan(
+    paths: Sequence[str],
+    *,
+    preprocessing: Preprocessing | None = None,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> Scan:
+    """Looks at every file once.
+
+    Args:
+        paths: the files.
+        preprocessing: where it is given, the pixels of every usable picture are in ``pixel_store(preprocessing)``
+            afterwards.
+        cache: the cache folder; ``store.cache_root()`` where it is not given.
+        progress: told of each file.
+
+    Raises:
+        CacheError: the cache cannot be written, or the disk is too small for the pixels.
+    """
+    progress = progress or SilentProgress()
+    known = facts_store(cache)
+    pixels = pixel_store(preprocessing, cache) if preprocessing else None
+
+    def look(path: str) -> _Look:
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            return _Look(fault=(error.strerror or str(error)).lower())
+        key = content_key(data)
+        if key in known and (pixels is None or key in pixels):
+            return _Look(key)
+        try:
+            return _decode_once(data, key, preprocessing)
+        except UnreadableImage as error:
+            return _Look(key, fault=error.reason)
+
+    keys: list[bytes] = []
+    faults: dict[int, str] = {}
+    fresh: list[_Look] = []
+
+    def keep() -> None:
+        if pixels is not None:
+            pixels.require_space(len(fresh))
+            pixels.append([f.key for f in fresh], np.stack([f.pixels for f in fresh if f.pixels is not None]))
+        known.append([f.key for f in fresh], np.array([f.facts for f in fresh], dtype=FACTS))
+        fresh.clear()
+
+    with progress.task("Reading images", len(paths)) as advance:
+        for position, seen in enumerate(map_images(look, paths)):
+            keys.append(seen.key)
+            if seen.fault is not None:
+                faults[position] = seen.fault
+            elif seen.facts is not None:
+                fresh.append(seen)
+                if len(fresh) >= BATCH:
+                    keep()
+            advance(1)
+        if fresh:
+            keep()
+    facts = np.zeros(len(keys), dtype=FACTS)
+    usable = [i for i in range(len(keys)) if i not in faults]
+    facts[usable] = known.read([keys[i] for i in usable])
+    return Scan(keys, faults, facts)
+
+
+def _decode_once(data: bytes, key: bytes, preprocessing: Preprocessing | None) -> _Look:
+    """Facts come from the same decode on every path, so that they never depend on the backbone that is in use."""
+    decoded = decode(data)
+    facts = _facts(decoded)
+    if preprocessing is None:
+        return _Look(key, facts=facts)
+    if preprocessing.decode_at_least > DECODE_AT_LEAST:
+        decoded = decode(data, at_least=preprocessing.decode_at_least)
+    return _Look(key, facts=facts, pixels=fit_to(decoded.image, preprocessing))
+
+
+def _facts(decoded: Decoded) -> npt.NDArray[Any]:
+    bits = imagehash.phash(decoded.image).hash
+    thumb = np.asarray(decoded.image.resize((THUMB, THUMB), Image.Resampling.BOX))
+    word = int.from_bytes(np.packbits(bits).tobytes(), "big")
+    return np.array((decoded.width, decoded.height, decoded.format.encode()[:8], word, thumb), dtype=FACTS)

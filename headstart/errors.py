@@ -1,0 +1,61 @@
+"""Every exception that Headstart raises on purpose.
+
+HeadstartError
+├── DataError            a folder or table that cannot be used as it is
+│   └── UnreadableImage  one file that is no usable image (``path``, ``reason``)
+├── WeightsError         pretrained weights that cannot be had or do not fit
+├── ModelFileError       a model file that is damaged, foreign, or from a newer version
+├── RunError             a run folder that cannot be read or written
+├── CacheError           the cache on disk cannot be read or written
+├── OutputError          a file that the user named cannot be written
+└── OptionError          an option with a value that it cannot take
+
+Each message says what was found, what was expected and what to do. The command line prints it as one line and
+exits with status 1.
+"""
+
+
+class HeadstartError(Exception):
+    """Base of every error that Headstart raises on purpose."""
+
+
+class DataError(HeadstartError):
+    """A folder, a table or the images in it cannot be used as they are."""
+
+
+class UnreadableImage(DataError):
+    """One file is not a usable image.
+
+    Attributes:
+        path: the file as it was named, or ``"<bytes>"``.
+        reason: why, in a few words, for a table or a report.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+class WeightsError(HeadstartError):
+    """Pretrained weights cannot be had, or do not fit the architecture."""
+
+
+class ModelFileError(HeadstartError):
+    """A model file is damaged, foreign, or from a newer version of the format."""
+
+
+class RunError(HeadstartError):
+    """A run folder cannot be read, or must not be written to."""
+
+
+class CacheError(HeadstartError):
+    """The cache on disk cannot be read or written."""
+
+
+class OutputError(HeadstartError):
+    """A file that the user named cannot be written, or has an ending that is not known."""
+
+
+class OptionError(HeadstartError):
+    """An option has a value that it cannot take."""

@@ -1,0 +1,1 @@
+"""Telling the truth about a classifier: metrics with intervals, and the report."""

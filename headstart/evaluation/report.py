@@ -1,0 +1,110 @@
+"""The report of a run: one HTML file that needs nothing else, for a reader who was not there."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from headstart.data.checks import Inspection
+from headstart.data.images import decode
+from headstart.errors import UnreadableImage
+from headstart.evaluation.predictions import Evaluated
+from headstart.model import Model
+from headstart.training.probe import Probe
+
+MISTAKES = 24
+THUMBNAIL = 160
+LISTED_ITEMS = 20
+
+
+@dataclass(frozen=True)
+class _Mistake:
+    path: str
+    right: str
+    given: str
+    probability: float
+    right_probability: float
+    picture: str
+
+
+def render_report(
+    model: Model,
+    probe: Probe,
+    look: Inspection,
+    evaluated: Sequence[Evaluated],
+    *,
+    seconds: dict[str, float],
+) -> str:
+    """The report as HTML, pictures included.
+
+    Args:
+        model: the finished classifier.
+        probe: how its last layer was fitted.
+        look: the data and what was found in them.
+        evaluated: predictions by split.
+        seconds: by step.
+    """
+    pages = Environment(
+        loader=PackageLoader("headstart.evaluation"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    template = pages.get_template("report.html")
+    return template.render(
+        name=look.dataset.root.resolve().name,
+        look=look,
+        counts=look.counts(),
+        model=model,
+        probe=probe,
+        evaluated=evaluated,
+        matrices=[_matrix(part) for part in evaluated],
+        mistakes=[_mistakes(part, os.fspath(look.dataset.base)) for part in evaluated],
+        seconds=seconds,
+        listed=LISTED_ITEMS,
+    )
+
+
+def _matrix(part: Evaluated) -> list[list[dict[str, Any]]]:
+    """Rows of cells: images, and the share of the row's class, which sets the shade."""
+    return [
+        [{"count": count, "share": count / max(1, sum(row)), "right": i == j} for j, count in enumerate(row)]
+        for i, row in enumerate(part.scores.confusion)
+    ]
+
+
+def _mistakes(part: Evaluated, base: str) -> list[_Mistake]:
+    found = []
+    for place in part.mistakes()[:MISTAKES]:
+        chances = part.probabilities[place]
+        given, right = int(chances.argmax()), int(part.labels[place])
+        found.append(
+            _Mistake(
+                path=os.path.relpath(part.paths[place], base),
+                right=part.classes[right],
+                given=part.classes[given],
+                probability=float(chances[given]),
+                right_probability=float(chances[right]),
+                picture=_thumbnail(part.paths[place]),
+            )
+        )
+    return found
+
+
+def _thumbnail(path: str) -> str:
+    """A data: address of a small JPEG; empty where the file has gone since."""
+    try:
+        image = decode(path).image
+    except UnreadableImage:
+        return ""
+    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    data = io.BytesIO()
+    image.save(data, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()

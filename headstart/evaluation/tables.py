@@ -1,0 +1,74 @@
+"""Predictions as a table: CSV, JSON or Parquet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from headstart.files import csv_text, output_file, text_bytes
+from headstart.model import Prediction
+
+TABLE_FORMATS = (".csv", ".json", ".parquet")
+
+
+def prediction_document(prediction: Prediction) -> dict[str, Any]:
+    """A JSON document of one prediction; label and probability are null where the picture cannot be read."""
+    read = prediction.label is not None
+    return {
+        "path": prediction.path,
+        "label": prediction.label,
+        "probability": prediction.probability if read else None,
+        "top": [{"label": label, "probability": chance} for label, chance in prediction.top],
+        "error": prediction.error,
+    }
+
+
+def write_predictions(file: Path, predictions: Sequence[Prediction]) -> None:
+    """Writes one row for each prediction, in order, also for pictures that cannot be read.
+
+    CSV and Parquet have the columns path, label, probability, then label2, probability2 and so on as far as classes are
+    listed, and error.
+
+    Raises:
+        OutputError: another ending than .csv, .json or .parquet, or a file that cannot be written.
+    """
+    with output_file(file, TABLE_FORMATS) as partial:
+        if file.suffix.lower() == ".json":
+            partial.write_text(json.dumps([prediction_document(p) for p in predictions], indent=1), encoding="utf-8")
+        elif file.suffix.lower() == ".csv":
+            columns = _columns(predictions)
+            rows = zip(*columns.values(), strict=True)
+            cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
+            partial.write_bytes(text_bytes(csv_text([list(columns), *cells])))
+        else:
+            import pyarrow as pa
+            from pyarrow import parquet
+
+            columns = _columns(predictions)
+            columns["path"] = [_unicode(path) for path in columns["path"]]
+            parquet.write_table(pa.table(columns, schema=_schema(columns)), partial)
+
+
+def _columns(predictions: Sequence[Prediction]) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {"path": [p.path for p in predictions]}
+    listed = max((len(p.top) for p in predictions), default=0)
+    for place in range(max(1, listed)):
+        number = "" if place == 0 else str(place + 1)
+        ranked = [p.top[place] if place < len(p.top) else (None, None) for p in predictions]
+        columns[f"label{number}"] = [label for label, _ in ranked]
+        columns[f"probability{number}"] = [chance for _, chance in ranked]
+    columns["error"] = [p.error for p in predictions]
+    return columns
+
+
+def _schema(columns: dict[str, list[Any]]) -> Any:
+    import pyarrow as pa
+
+    return pa.schema([(name, pa.float64() if name.startswith("probability") else pa.string()) for name in columns])
+
+
+def _unicode(path: str) -> str:
+    """Parquet holds Unicode only: bytes of a file name that are none are written as escapes."""
+    return path.encode(errors="surrogateescape").decode(errors="backslashreplace")

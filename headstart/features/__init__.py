@@ -1,0 +1,1 @@
+"""Running the frozen backbone once over the images, and keeping what it gave."""

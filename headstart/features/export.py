@@ -1,0 +1,129 @@
+"""Features as a file for any other tool: NumPy's .npz or Parquet, written piece by piece."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from headstart.backbone.forward import FeatureNet, Pooling
+from headstart.backbone.weights import DEFAULT_BACKBONE, load_backbone
+from headstart.data.checks import inspect
+from headstart.data.dataset import Dataset, open_data
+from headstart.features.extract import compute_features
+from headstart.files import check_suffix, output_file
+from headstart.progress import Progress, SilentProgress
+from headstart.store import RowStore
+
+FORMATS = (".npz", ".parquet")
+PIECE = 4096
+"""Rows that are in memory at once."""
+
+
+def export_features(
+    source: str | os.PathLike[str] | Dataset,
+    out: str | os.PathLike[str],
+    *,
+    backbone: str = "",
+    weights: str | Path | None = None,
+    image_size: int | None = None,
+    pool: Pooling = "auto",
+    layer: str | None = None,
+    device: str = "auto",
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> tuple[int, int]:
+    """Computes the features of every readable image and writes them with path, label and split.
+
+    The .npz holds ``features`` (N, D) float32 and ``paths``, ``labels``, ``splits`` (N,) str; the Parquet file holds
+    the columns path, label, split and features (a list of D float32). ``split`` is "" where the data come without.
+
+    Args:
+        source: a folder, a table, or a data set that is open already.
+        out: the file, ending in .npz or .parquet.
+        backbone: a timm architecture; "" for the offline default.
+        weights: a file of weights.
+        image_size: side of the input in pixels; what the weights were trained with where it is not given.
+        pool: see ``backbone.forward.Pooling``.
+        layer: the layer group whose output is pooled; the last where it is not given.
+        device: "auto", "cpu", "cuda" or "mps".
+        cache: the cache folder; the default one where it is not given.
+        progress: told of each image.
+
+    Returns:
+        (N, D).
+
+    Raises:
+        DataError, WeightsError, OptionError, CacheError: as ``train``.
+        OutputError: another ending, or a file that cannot be written.
+    """
+    progress = progress or SilentProgress()
+    file = Path(out)
+    check_suffix(file, FORMATS)
+    dataset = open_data(source)
+    loaded = load_backbone(backbone or DEFAULT_BACKBONE, weights=weights, image_size=image_size)
+    net = FeatureNet(loaded, pool=pool, layer=layer)
+    look = inspect(dataset, preprocessing=loaded.preprocessing, cache=cache, progress=progress)
+    for finding in look.findings:
+        if finding.kind == "unreadable":
+            progress.say(f"Serious: {finding.message}: {'; '.join(finding.items[:3])}.")
+    used = np.flatnonzero(look.scanned.usable).tolist()
+    keys = [look.scanned.keys[i] for i in used]
+    store = compute_features(net, keys, device=device, cache=cache, progress=progress)
+    names = dataset.label_names()
+    columns = {
+        "paths": [dataset.files[i] for i in used],
+        "labels": [names[i] for i in used],
+        "splits": [dataset.splits[i] if dataset.splits else "" for i in used],
+    }
+    with output_file(file, FORMATS) as partial:
+        (_write_npz if file.suffix.lower() == ".npz" else _write_parquet)(partial, store, keys, columns)
+    return len(keys), store.shape[0]
+
+
+def _write_npz(file: Path, store: RowStore, keys: list[bytes], columns: dict[str, list[str]]) -> None:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        with archive.open("features.npy", "w", force_zip64=True) as member:
+            header = {"descr": "<f4", "fortran_order": False, "shape": (len(keys), *store.shape)}
+            np.lib.format.write_array_header_2_0(member, header)
+            for start in range(0, len(keys), PIECE):
+                member.write(store.read(keys[start : start + PIECE]).tobytes())
+        for name, values in columns.items():
+            archive.writestr(f"{name}.npy", _npy(np.array(values, dtype=np.str_)))
+
+
+def _npy(array: npt.NDArray[Any]) -> bytes:
+    data = io.BytesIO()
+    np.save(data, array, allow_pickle=False)
+    return data.getvalue()
+
+
+def _write_parquet(file: Path, store: RowStore, keys: list[bytes], columns: dict[str, list[str]]) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    length = store.shape[0]
+    schema = pa.schema(
+        [
+            ("path", pa.string()),
+            ("label", pa.string()),
+            ("split", pa.string()),
+            ("features", pa.list_(pa.float32(), length)),
+        ]
+    )
+    with parquet.ParquetWriter(file, schema) as writer:
+        for start in range(0, len(keys), PIECE):
+            piece = slice(start, start + PIECE)
+            flat = pa.array(store.read(keys[piece]).ravel(), pa.float32())
+            texts = [
+                pa.array([v.encode(errors="surrogateescape").decode(errors="backslashreplace") for v in values[piece]])
+                for values in columns.values()
+            ]
+            writer.write_table(
+                pa.Table.from_arrays([*texts, pa.FixedSizeListArray.from_arrays(flat, length)], schema=schema)
+            )

@@ -1,0 +1,71 @@
+"""Writing files so that nobody ever sees half of one."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from headstart.errors import OutputError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside ``path`` to write to; it becomes ``path`` when the block ends well, else is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a whole file under a temporary name and renames it."""
+    with replacing(path) as partial:
+        partial.write_bytes(data)
+
+
+@contextmanager
+def output_file(path: Path, suffixes: Sequence[str]) -> Iterator[Path]:
+    """``replacing`` for a file that the user named.
+
+    Raises:
+        OutputError: its ending is not one of ``suffixes``, or it cannot be written.
+    """
+    check_suffix(path, suffixes)
+    try:
+        with replacing(path) as partial:
+            yield partial
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}.") from error
+
+
+def check_suffix(path: Path, suffixes: Sequence[str]) -> None:
+    """Checks a file name's ending before any work is done for it.
+
+    Raises:
+        OutputError: it is none of ``suffixes``.
+    """
+    if path.suffix.lower() not in suffixes:
+        raise OutputError(f"{path}: expected a name that ends in {' or '.join(suffixes)}.")
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder; name a file in it.")
+
+
+def csv_text(rows: Iterable[Sequence[str]]) -> str:
+    """Rows as CSV, with newlines between them."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def text_bytes(text: str) -> bytes:
+    """UTF-8; file names that are no Unicode keep their bytes."""
+    return text.encode("utf-8", errors="surrogateescape")

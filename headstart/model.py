@@ -1,0 +1,330 @@
+"""The finished classifier: one safetensors file that needs neither the network nor the backbone's own file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar, cast, final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from headstart.backbone.engine import Engine, choose_engine, run_in_batches
+from headstart.backbone.forward import FeatureNet
+from headstart.backbone.weights import Backbone, build_architecture, fingerprint
+from headstart.data.images import Preprocessing, Rgb, as_rgb, decode, fit_to, map_images
+from headstart.errors import HeadstartError, ModelFileError, UnreadableImage
+from headstart.files import write_atomically
+from headstart.progress import Progress, SilentProgress
+from headstart.training.recipe import Recipe
+
+FORMAT_VERSION = 1
+MODEL_FILE = "model.safetensors"
+"""The model's name in a run folder."""
+
+LIBRARIES = ("headstart", "torch", "timm", "torchvision", "numpy", "pillow", "scikit-learn", "safetensors")
+
+Picture = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]
+"""A path, a Pillow image, or a uint8 array of shape (H, W), (H, W, 3) or (H, W, 4)."""
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one picture.
+
+    Attributes:
+        path: as it was given; "<image>" or "<array>" for a picture in memory.
+        label: the most probable class, or None where the picture cannot be read.
+        probability: of that class, in [0, 1].
+        top: the most probable classes with their probabilities, best first.
+        error: why the picture cannot be read, or None.
+    """
+
+    path: str
+    label: str | None
+    probability: float
+    top: tuple[tuple[str, float], ...]
+    error: str | None = None
+
+
+@final
+class Model:
+    """A classifier: backbone, one linear layer, class names, preprocessing, and where it all came from.
+
+    Args:
+        net: the frozen pass to features of length D.
+        weight: (classes, D) float32 of the linear layer.
+        bias: (classes,) float32.
+        classes: names, in the order of the rows of ``weight``.
+        recipe: how it was trained.
+        data: what it was trained on: counts and a fingerprint; a JSON document.
+        scores: what it scored, by the name of the set; a JSON document.
+    """
+
+    def __init__(
+        self,
+        net: FeatureNet,
+        weight: npt.NDArray[np.float32],
+        bias: npt.NDArray[np.float32],
+        classes: Sequence[str],
+        *,
+        recipe: Recipe,
+        data: dict[str, Any],
+        scores: dict[str, Any],
+        libraries: dict[str, str] | None = None,
+    ) -> None:
+        self.net = net
+        self.weight = weight
+        self.bias = bias
+        self.classes = tuple(classes)
+        self.recipe = recipe
+        self.data = data
+        self.scores = scores
+        self.libraries = libraries or {name: version(name) for name in LIBRARIES}
+
+    def __repr__(self) -> str:
+        return f"Model({len(self.classes)} classes, {self.net.backbone.architecture})"
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What becomes of a picture before the network sees it."""
+        return self.net.backbone.preprocessing
+
+    def probabilities(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+        """(N, D) float32 features -> (N, classes) float64 probabilities; rows sum to 1."""
+        logits = features.astype(np.float64) @ self.weight.T.astype(np.float64) + self.bias
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return np.asarray(odds / odds.sum(axis=1, keepdims=True))
+
+    def predict(
+        self,
+        pictures: Picture | Iterable[Picture],
+        *,
+        top: int = 5,
+        device: str = "auto",
+        progress: Progress | None = None,
+    ) -> Any:
+        """Classifies one picture or many.
+
+        Args:
+            pictures: one picture (see ``Picture``), or any number of them.
+            top: how many classes each prediction lists.
+            device: "auto", "cpu", "cuda" or "mps".
+            progress: told of each picture.
+
+        Returns:
+            One ``Prediction`` for one picture, a list of them, in order, for many. A picture that cannot be read has
+            a prediction without a label whose ``error`` says why; it shifts no other.
+        """
+        if _is_one(pictures):
+            return self._predict([cast(Picture, pictures)], top=top, device=device, progress=progress)[0]
+        return self._predict(list(cast(Iterable[Picture], pictures)), top=top, device=device, progress=progress)
+
+    def predict_proba(
+        self, pictures: Sequence[Picture], *, device: str = "auto", progress: Progress | None = None
+    ) -> tuple[npt.NDArray[np.float64], dict[int, str]]:
+        """Probabilities of many pictures.
+
+        Returns:
+            (N, classes) float64, a row of NaN where a picture cannot be read, and position -> reason of those.
+        """
+        progress = progress or SilentProgress()
+        out = np.full((len(pictures), len(self.classes)), np.nan)
+        faults: dict[int, str] = {}
+        engine: Engine | None = None
+        with progress.task("Predicting", len(pictures)) as advance:
+            for batch in _batches(enumerate(map_images(self._pixels, pictures)), 32):
+                faults |= {place: seen for place, seen in batch if isinstance(seen, str)}
+                good = [(place, seen) for place, seen in batch if not isinstance(seen, str)]
+                if good:
+                    pixels = np.stack([seen for _, seen in good])
+                    if engine is None:
+                        engine = choose_engine(
+                            self.net, count=len(pictures), sample=pixels[:8], device=device, progress=progress
+                        )
+                    out[[place for place, _ in good]] = self.probabilities(run_in_batches(engine, pixels))
+                advance(len(batch))
+        return out, faults
+
+    def save(self, file: str | os.PathLike[str]) -> Path:
+        """Writes the model file, whole or not at all.
+
+        Raises:
+            ModelFileError: the folder cannot be written.
+        """
+        path = Path(file)
+        tensors = {f"backbone.{name}": t.cpu() for name, t in self.net.backbone.module.state_dict().items()}
+        from_numpy = {"head.weight": self.weight, "head.bias": self.bias}
+        tensors |= {name: _tensor(array) for name, array in from_numpy.items()}
+        tensors = {name: t.detach().clone().contiguous() for name, t in tensors.items()}
+        header = json.dumps(self._header())
+        metadata = {"headstart": header, "sha256": _digest(header, tensors)}
+        try:
+            write_atomically(path, save(tensors, metadata))
+        except OSError as error:
+            raise ModelFileError(f"{path}: cannot be written: {error.strerror}.") from error
+        return path
+
+    def _header(self) -> dict[str, Any]:
+        backbone = self.net.backbone
+        return {
+            "format_version": FORMAT_VERSION,
+            "classes": list(self.classes),
+            "preprocessing": asdict(backbone.preprocessing),
+            "backbone": {
+                "architecture": backbone.architecture,
+                "source": backbone.source,
+                "fingerprint": backbone.fingerprint,
+                "build": backbone.build,
+                "pool": self.net.pool,
+                "layer": self.net.layer,
+            },
+            "recipe": self.recipe.as_json(),
+            "data": self.data,
+            "scores": self.scores,
+            "libraries": self.libraries,
+        }
+
+    def _pixels(self, picture: Picture) -> Rgb | str:
+        """(H, W, 3) uint8 as the network sees it, or why it cannot be read."""
+        try:
+            if isinstance(picture, (Image.Image, np.ndarray)):
+                image = as_rgb(picture)
+            else:
+                image = decode(os.fspath(picture), at_least=self.preprocessing.decode_at_least).image
+            return fit_to(image, self.preprocessing)
+        except UnreadableImage as error:
+            return error.reason
+
+    def _predict(
+        self, pictures: list[Picture], *, top: int, device: str, progress: Progress | None
+    ) -> list[Prediction]:
+        probabilities, faults = self.predict_proba(pictures, device=device, progress=progress)
+        predictions = []
+        for place, picture in enumerate(pictures):
+            if place in faults:
+                predictions.append(Prediction(_name(picture), None, 0.0, (), faults[place]))
+                continue
+            best = np.argsort(-probabilities[place], kind="stable")[: max(1, top)]
+            ranked = tuple((self.classes[i], float(probabilities[place, i])) for i in best)
+            predictions.append(Prediction(_name(picture), *ranked[0], ranked))
+        return predictions
+
+
+def load(run_or_model: str | os.PathLike[str]) -> Model:
+    """Reads a model file, or the one in a run folder.
+
+    Raises:
+        ModelFileError: no such file, damaged, not a Headstart model, or of a newer format.
+    """
+    path = Path(run_or_model).expanduser()
+    if path.is_dir():
+        path = path / MODEL_FILE
+    header, tensors = _read(path)
+    try:
+        backbone = _rebuild(header, {k.removeprefix("backbone."): v for k, v in tensors.items() if "backbone." in k})
+        net = FeatureNet(backbone, pool=header["backbone"]["pool"], layer=header["backbone"]["layer"])
+        return Model(
+            net,
+            tensors["head.weight"].numpy(),
+            tensors["head.bias"].numpy(),
+            header["classes"],
+            recipe=Recipe.from_json(header["recipe"]),
+            data=header["data"],
+            scores=header["scores"],
+            libraries=header["libraries"],
+        )
+    except (KeyError, TypeError, RuntimeError, HeadstartError) as error:
+        written = ", ".join(f"{k} {v}" for k, v in header.get("libraries", {}).items())
+        raise ModelFileError(
+            f"{path}: cannot be put together with the libraries here ({error}). It was written with {written}."
+        ) from error
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not path.is_file():
+        raise ModelFileError(f"{path}: no such model file.")
+    try:
+        with safe_open(path, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelFileError(f"{path}: damaged, or not a model file ({error}).") from error
+    if "headstart" not in metadata:
+        raise ModelFileError(f"{path}: holds tensors, but no Headstart model. Was it given to --weights before?")
+    try:
+        header: dict[str, Any] = json.loads(metadata["headstart"])
+        newer = int(header["format_version"]) > FORMAT_VERSION
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelFileError(f"{path}: damaged: its header cannot be read.") from error
+    if newer:
+        raise ModelFileError(
+            f"{path}: written in format {header['format_version']}; this Headstart {version('headstart')} reads up to "
+            f"{FORMAT_VERSION}. Install a newer Headstart."
+        )
+    if metadata.get("sha256") != _digest(metadata["headstart"], tensors):
+        raise ModelFileError(f"{path}: damaged: its content is not what was saved. Copy it again.")
+    return header, tensors
+
+
+def _digest(header: str, tensors: dict[str, Tensor]) -> str:
+    return hashlib.sha256(f"{header}\n{fingerprint(tensors)}".encode()).hexdigest()
+
+
+def _rebuild(header: dict[str, Any], state: dict[str, Tensor]) -> Backbone:
+    about = header["backbone"]
+    module: nn.Module = build_architecture(about["build"]["name"], image_size=about["build"]["image_size"])
+    module.load_state_dict(state)
+    own: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in header["preprocessing"].items()
+    }
+    return Backbone(
+        architecture=about["architecture"],
+        source=about["source"],
+        module=module.requires_grad_(False),
+        preprocessing=Preprocessing(**own),
+        fingerprint=about["fingerprint"],
+        build=about["build"],
+    )
+
+
+def data_fingerprint(keys: Iterable[bytes], labels: Iterable[str]) -> str:
+    """SHA-256 of a labelled set of images, whatever their order and names."""
+    lines = sorted(key.hex() + " " + label for key, label in zip(keys, labels, strict=True))
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
+def _tensor(array: npt.NDArray[np.float32]) -> Tensor:
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _is_one(pictures: object) -> bool:
+    if isinstance(pictures, np.ndarray):
+        return pictures.dtype == np.uint8 and pictures.ndim <= 3
+    return isinstance(pictures, (str, os.PathLike, Image.Image))
+
+
+def _name(picture: Picture) -> str:
+    if isinstance(picture, Image.Image):
+        return "<image>"
+    return "<array>" if isinstance(picture, np.ndarray) else os.fspath(picture)
+
+
+def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch

@@ -1,0 +1,1 @@
+"""One run: from data to model file, its folder, and scoring it again."""

@@ -1,0 +1,167 @@
+"""A run: its folder, what is in it, and reading it back.
+
+RUN/
+  recipe.json       every choice
+  split.csv         which image was where, and why any was left out
+  findings.json     what the data check found
+  model.safetensors the classifier
+  predictions.csv   every evaluated image: its split, right label, given label, and all probabilities
+  scores.json       the figures, by split
+  report.html       the same for a reader
+  run.json          written last: a run without it did not finish
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from headstart.data.checks import Finding, Inspection
+from headstart.errors import RunError
+from headstart.evaluation.metrics import Scores
+from headstart.evaluation.predictions import Evaluated, predictions_csv
+from headstart.evaluation.report import render_report
+from headstart.files import csv_text, text_bytes, write_atomically
+from headstart.model import MODEL_FILE, Model
+from headstart.training.probe import Probe
+from headstart.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        folder: with the files that the module's docstring lists.
+        recipe: what was asked for.
+        results: the figures by the name of the set, in the order val, test.
+        findings: what the data check found.
+        seconds: from start to end, by step.
+    """
+
+    folder: Path
+    recipe: Recipe
+    results: dict[str, Scores]
+    findings: tuple[Finding, ...] = field(default=(), repr=False)
+    seconds: dict[str, float] = field(default_factory=dict, repr=False)
+
+    @property
+    def scores(self) -> Scores:
+        """Of the images that played no part in any choice: test where there is one, else val."""
+        return self.results.get("test") or self.results["val"]
+
+    @property
+    def model_path(self) -> Path:
+        """The model file."""
+        return self.folder / MODEL_FILE
+
+    @property
+    def report_path(self) -> Path:
+        """The report."""
+        return self.folder / "report.html"
+
+
+def load_run(folder: str | os.PathLike[str]) -> Run:
+    """Opens a finished run.
+
+    Raises:
+        RunError: no run there, or one that did not finish.
+    """
+    path = Path(folder)
+    if not (path / "run.json").is_file():
+        what = "an unfinished run" if (path / "recipe.json").is_file() else "no run"
+        raise RunError(f"{path}: {what}. Expected a folder that headstart train wrote, with run.json in it.")
+    try:
+        document = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        recipe = Recipe.from_json(json.loads((path / "recipe.json").read_text(encoding="utf-8")))
+        return Run(
+            path,
+            recipe,
+            {name: Scores.from_json(figures) for name, figures in document["scores"].items()},
+            tuple(Finding(**{**f, "items": tuple(f["items"])}) for f in document["findings"]),
+            document["seconds"],
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path}: damaged run folder ({error}). The model file in it may still load.") from error
+
+
+def new_run_folder(out: str | os.PathLike[str] | None, source: Path) -> Path:
+    """Makes the folder for a run.
+
+    Args:
+        out: the folder, new or empty; "runs/NAME" where it is not given.
+        source: the data, whose name the folder gets.
+
+    Raises:
+        RunError: it exists and holds something, or cannot be made.
+    """
+    if out is None:
+        folder = next_free(Path("runs") / (source.resolve().stem or "data"))
+    else:
+        folder = Path(out).expanduser()
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise RunError(
+                f"{folder}: exists and is not an empty folder; nothing is overwritten. Name another with --out."
+            )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be made: {error.strerror}. Name another with --out.") from error
+    return folder
+
+
+def next_free(folder: Path) -> Path:
+    """``folder`` itself where it does not exist yet, else the first free of folder-2, folder-3, ..."""
+    names = (folder.with_name(f"{folder.name}-{n}") for n in itertools.count(2))
+    return next(path for path in itertools.chain([folder], names) if not path.exists())
+
+
+def write_run(run: Run, model: Model, probe: Probe, look: Inspection, evaluated: list[Evaluated]) -> None:
+    """Writes the whole run folder; ``run.json`` last.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    folder = run.folder
+    document = {
+        "scores": {name: scores.as_json() for name, scores in run.results.items()},
+        "findings": [asdict(finding) for finding in run.findings],
+        "seconds": run.seconds,
+        "probe": {
+            "C": probe.c,
+            "reason": probe.reason,
+            "losses": {str(c): loss for c, loss in probe.losses.items()},
+        },
+        "backbone": model.net.backbone.source,
+        "fingerprint": model.net.backbone.fingerprint,
+        "data": model.data,
+        "libraries": model.libraries,
+    }
+    try:
+        _write_json(folder / "recipe.json", run.recipe.as_json())
+        write_atomically(folder / "split.csv", text_bytes(_split_csv(look)))
+        _write_json(folder / "findings.json", document["findings"])
+        model.save(folder / MODEL_FILE)
+        write_atomically(folder / "predictions.csv", text_bytes(predictions_csv(evaluated)))
+        _write_json(folder / "scores.json", document["scores"])
+        report = render_report(model, probe, look, evaluated, seconds=run.seconds)
+        write_atomically(run.report_path, report.encode("utf-8", errors="replace"))
+        _write_json(folder / "run.json", document)
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be written: {error.strerror or error}.") from error
+
+
+def _split_csv(look: Inspection) -> str:
+    names = look.dataset.label_names()
+    rows: list[list[str]] = [["path", "label", "split", "content", "left_out"]]
+    for i, path in enumerate(look.dataset.files):
+        why = look.scanned.faults.get(i) or look.split.left_out.get(i, "")
+        rows.append([path, names[i], look.split.assigned[i], look.scanned.keys[i].hex(), why])
+    return csv_text(rows)
+
+
+def _write_json(path: Path, document: object) -> None:
+    write_atomically(path, json.dumps(document, indent=1).encode())

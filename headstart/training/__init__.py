@@ -1,0 +1,1 @@
+"""From features to a classifier: the recipe, the probe, the run folder."""
