@@ -176,8 +176,8 @@ def predict(
     from headstart.data.dataset import find_images
     from headstart.evaluation.tables import TABLE_FORMATS, prediction_document, write_predictions
     from headstart.files import check_suffix
-    from headstart.progress import TerminalProgress
     from headstart.model import load
+    from headstart.progress import TerminalProgress
 
     if out is not None:
         check_suffix(out, TABLE_FORMATS)

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from conftest import picture
+from PIL import Image
+
+from headstart.data.duplicates import find_duplicates
+from headstart.data.scan import scan
+
+
+def test_copies_and_near_copies_are_found_and_nothing_else(tmp_path: Path) -> None:
+    paths = []
+    for i in range(40):
+        paths.append(tmp_path / f"{i}.png")
+        picture(i, size=(300, 260)).save(paths[-1])
+    shutil.copy(paths[3], tmp_path / "copy.png")
+    shutil.copy(paths[3], tmp_path / "copy2.png")
+    original = Image.open(paths[7])
+    original.resize((170, 150)).save(tmp_path / "smaller.png")
+    original.save(tmp_path / "worse.jpg", quality=30)
+    original.crop((5, 5, 298, 255)).save(tmp_path / "cropped.png")
+    paths += [tmp_path / name for name in ("copy.png", "copy2.png", "smaller.png", "worse.jpg", "cropped.png")]
+    pairs = find_duplicates(scan([str(p) for p in paths], cache=tmp_path / "cache"))
+    assert [(p.first, p.second) for p in pairs if p.exact] == [(3, 40), (3, 41)]
+    near = {(p.first, p.second) for p in pairs if not p.exact}
+    assert {(7, 42), (7, 43), (7, 44)} <= near
+    assert all(a in (7, 42, 43, 44) and b in (42, 43, 44) for a, b in near)
+
+
+def test_where_all_pictures_look_alike_they_are_not_taken_for_one(tmp_path: Path) -> None:
+    """Two marks on a white sheet, as under a fixed camera: alike to the eye of a hash, yet each a picture of its own."""
+    paths = []
+    for i in range(60):
+        sheet = Image.new("L", (160, 160), 240)
+        sheet.paste(20, (30 + 5 * (i % 8), 40, 70 + 5 * (i % 8), 80))
+        sheet.paste(90, (60, 60 + 6 * (i // 8), 110, 90 + 6 * (i // 8)))
+        paths.append(tmp_path / f"{i}.png")
+        sheet.save(paths[-1])
+    shutil.copy(paths[0], tmp_path / "same.png")
+    pairs = find_duplicates(scan([*map(str, paths), str(tmp_path / "same.png")], cache=tmp_path / "cache"))
+    assert [(p.first, p.second) for p in pairs if p.exact] == [(0, 60)]
+    assert len(pairs) < 20
+
+
+def test_two_pictures_alone_can_be_near_identical(tmp_path: Path) -> None:
+    picture(1, size=(300, 300)).save(tmp_path / "a.png")
+    picture(1, size=(300, 300)).resize((200, 200)).save(tmp_path / "b.png")
+    assert len(find_duplicates(scan([str(tmp_path / "a.png"), str(tmp_path / "b.png")], cache=tmp_path / "cache"))) == 1

@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+from conftest import picture
+from PIL import Image
+from timm.data import create_transform
+
+from headstart.data.images import Preprocessing, as_rgb, decode, fit_to, format_fits_name, map_images
+from headstart.errors import UnreadableImage
+
+QUADRANTS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]], dtype=np.uint8)
+
+
+def quadrants(side: int = 64) -> Image.Image:
+    return Image.fromarray(QUADRANTS).resize((side, side // 2), Image.Resampling.NEAREST)
+
+
+def encoded(image: Image.Image, kind: str, **settings: object) -> bytes:
+    data = io.BytesIO()
+    image.save(data, kind, **settings)
+    return data.getvalue()
+
+
+def corners(image: Image.Image) -> list[tuple[int, ...]]:
+    w, h = image.size
+    points = [(2, 2), (w - 3, 2), (2, h - 3), (w - 3, h - 3)]
+    return [tuple(round(v / 255) for v in image.getpixel(p)) for p in points]
+
+
+R, G, B, W = (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "stored"),
+    [
+        (1, [R, G, B, W]),
+        (2, [G, R, W, B]),
+        (3, [W, B, G, R]),
+        (4, [B, W, R, G]),
+        (5, [R, B, G, W]),
+        (6, [G, W, R, B]),
+        (7, [W, G, B, R]),
+        (8, [B, R, W, G]),
+    ],
+)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_every_exif_orientation_comes_out_upright(
+    orientation: int, stored: list[tuple[int, int, int]], kind: str
+) -> None:
+    small = np.array(stored, dtype=np.uint8).reshape(2, 2, 3) * 255
+    wide = orientation <= 4
+    image = Image.fromarray(small).resize((64, 32) if wide else (32, 64), Image.Resampling.NEAREST)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    decoded = decode(encoded(image, kind, exif=exif))
+    assert corners(decoded.image) == [R, G, B, W]
+    assert (decoded.width, decoded.height) == decoded.image.size == (64, 32)
+
+
+def test_a_turned_jpeg_that_is_reduced_while_decoding_reports_its_full_upright_size() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    decoded = decode(encoded(picture(0, size=(1200, 2000)), "JPEG", exif=exif), at_least=256)
+    assert (decoded.width, decoded.height) == (2000, 1200)
+    assert decoded.image.size == (500, 300)
+
+
+def test_jpegs_are_never_decoded_below_what_is_needed() -> None:
+    for side in (256, 511, 512, 1024, 1030, 3000):
+        for at_least in (64, 256, 300):
+            short = min(decode(encoded(picture(1, size=(side, side + 9)), "JPEG"), at_least=at_least).image.size)
+            assert short >= min(side, at_least)
+            assert short <= 2 * at_least or side / short > 7.9  # 1/8 is the smallest scale that JPEG has
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
+def test_every_format_gives_the_same_picture(kind: str) -> None:
+    settings = {"quality": 95} if kind in ("JPEG", "WEBP", "AVIF") else {}
+    decoded = decode(encoded(picture(2), kind, **settings))
+    assert decoded.format == kind
+    gap = np.abs(np.asarray(decoded.image).astype(int) - np.asarray(picture(2)))
+    assert gap.mean() < 6
+
+
+def test_cmyk_grey_palette_and_one_bit_become_rgb() -> None:
+    image = picture(3)
+    for mode, kind, limit in [("CMYK", "JPEG", 12), ("CMYK", "TIFF", 2), ("L", "PNG", 0), ("P", "PNG", 20)]:
+        decoded = decode(encoded(image.convert(mode), kind)).image
+        expected = image.convert(mode).convert("RGB")
+        assert decoded.mode == "RGB"
+        assert np.abs(np.asarray(decoded).astype(int) - np.asarray(expected)).mean() <= limit
+    black_white = decode(encoded(image.convert("1"), "PNG")).image
+    assert set(np.unique(np.asarray(black_white))) <= {0, 255}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bit_grey_keeps_its_range(kind: str) -> None:
+    ramp = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(1, -1).repeat(32, 0)
+    decoded = np.asarray(decode(encoded(Image.fromarray(ramp), kind)).image)
+    assert np.array_equal(decoded[..., 0], ramp >> 8)
+    assert decoded.min() == 0
+    assert decoded.max() == 255
+
+
+def test_16_bit_rgb_png_keeps_its_range() -> None:
+    ramp = np.linspace(0, 65535, 64, dtype=">u2").reshape(1, -1, 1).repeat(8, 0).repeat(3, 2)
+    rows = b"".join(b"\0" + row.tobytes() for row in ramp)
+    decoded = np.asarray(decode(png(64, 8, depth=16, colour=2, rows=rows)).image)
+    assert np.abs(decoded.astype(int) - (ramp.astype(int) >> 8)).max() <= 1
+
+
+def png(width: int, height: int, *, depth: int = 8, colour: int = 2, rows: bytes = b"") -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    body = chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + body
+
+
+def test_transparency_is_laid_over_white() -> None:
+    clear = Image.new("RGBA", (20, 20), (0, 0, 0, 0))
+    half = Image.new("RGBA", (20, 20), (0, 0, 0, 128))
+    assert decode(encoded(clear, "PNG")).image.getpixel((5, 5)) == (255, 255, 255)
+    assert decode(encoded(half, "PNG")).image.getpixel((5, 5)) == (127, 127, 127)
+    assert decode(encoded(clear.convert("LA"), "PNG")).image.getpixel((5, 5)) == (255, 255, 255)
+    palette = Image.new("P", (20, 20), 1)
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    assert decode(encoded(palette, "PNG", transparency=1)).image.getpixel((5, 5)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_of_an_animation_the_first_frame_is_taken(kind: str) -> None:
+    first, second = Image.new("RGB", (30, 30), (250, 0, 0)), Image.new("RGB", (30, 30), (0, 0, 250))
+    data = encoded(first, kind, save_all=True, append_images=[second])
+    red, _, blue = decode(data).image.getpixel((9, 9))
+    assert red > 200
+    assert blue < 50
+
+
+def test_the_content_decides_the_format_whatever_the_name(tmp_path: Path) -> None:
+    path = tmp_path / "größe ☃ 图.jpg"
+    path.write_bytes(encoded(picture(4), "PNG"))
+    decoded = decode(path)
+    assert decoded.format == "PNG"
+    assert not format_fits_name(str(path), decoded.format)
+    assert format_fits_name("a.JPG", "JPEG")
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty file"),
+        (encoded(picture(5, size=(300, 300)), "JPEG")[:2000], "truncated"),
+        (encoded(picture(5, size=(300, 300)), "PNG")[:2000], "truncated"),
+        (encoded(picture(5, size=(300, 300)), "WEBP")[:900], "damaged|truncated|beginning"),
+        (b"just some words, no picture\n" * 9, "a text file"),
+        (bytes(5000), "only zero bytes"),
+        (png(50_000, 50_000), "too large"),
+        (png(0, 0), "no pixels|damaged|beginning"),
+        (encoded(Image.new("F", (9, 9), 0.5), "TIFF"), "32-bit"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC|heif|not an image"),
+    ],
+)
+def test_what_is_no_picture_is_refused_with_its_reason(data: bytes, reason: str) -> None:
+    with pytest.raises(UnreadableImage, match=reason):
+        decode(data)
+
+
+def test_a_missing_file_and_a_folder_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableImage, match=r"gone\.jpg: no such file"):
+        decode(tmp_path / "gone.jpg")
+    with pytest.raises(UnreadableImage, match="is a directory"):
+        decode(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_damaged_exif_does_not_lose_the_picture() -> None:
+    data = encoded(picture(6), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff garbage")
+    assert decode(data).image.size == (48, 40)
+
+
+@pytest.mark.parametrize(("crop_mode", "name"), [("center", "resnet18"), ("squash", "resnet18"), ("border", "resnet18")])
+@pytest.mark.parametrize("size", [(500, 333), (224, 224), (90, 400), (257, 256)])
+def test_pixels_equal_timms_own_evaluation_transform(crop_mode: str, name: str, size: tuple[int, int]) -> None:
+    config = dict(timm.get_pretrained_cfg(name).to_dict())
+    own = Preprocessing(
+        height=224, width=224, crop_pct=0.875, crop_mode=crop_mode, mean=config["mean"], std=config["std"]
+    )
+    theirs = create_transform(
+        (3, 224, 224),
+        is_training=False,
+        interpolation="bicubic",
+        mean=own.mean,
+        std=own.std,
+        crop_pct=0.875,
+        crop_mode=crop_mode,
+        use_prefetcher=True,
+    )
+    image = picture(7, size=size)
+    expected = np.asarray(theirs(image))
+    expected = expected.transpose(1, 2, 0) if expected.shape[0] == 3 else expected
+    assert np.array_equal(fit_to(image, own), expected)
+
+
+def test_arrays_and_pillow_images_in_memory() -> None:
+    grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    assert np.asarray(as_rgb(grey)).shape == (3, 4, 3)
+    assert np.asarray(as_rgb(grey[..., None])).shape == (3, 4, 3)
+    clear = np.zeros((3, 4, 4), dtype=np.uint8)
+    assert np.asarray(as_rgb(clear)).min() == 255
+    assert as_rgb(picture(0).convert("CMYK")).mode == "RGB"
+    for wrong in (grey.astype(np.float32), np.zeros((2, 2, 5), np.uint8), np.zeros((0, 4, 3), np.uint8)):
+        with pytest.raises(UnreadableImage, match="array"):
+            as_rgb(wrong)
+
+
+def test_map_images_keeps_order_and_never_runs_far_ahead() -> None:
+    started: list[int] = []
+
+    def work(item: int) -> int:
+        started.append(item)
+        return item * item
+
+    results = map_images(work, range(1000), ahead=16)
+    assert [next(results) for _ in range(3)] == [0, 1, 4]
+    assert len(started) <= 3 + 16
+    assert list(results) == [i * i for i in range(3, 1000)]

@@ -1,0 +1,120 @@
+"""Law 9: near-identical images never stand on both sides, and adding images moves no old one."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import picture, write_classes
+from PIL import Image
+
+from headstart.data.checks import Inspection, inspect
+from headstart.data.splits import SplitShares
+from headstart.errors import DataError, OptionError
+
+
+def look(source: Path, *, seed: int = 0) -> Inspection:
+    return inspect(source, seed=seed, shares=SplitShares(0.25, 0.2), cache=source.parent / "cache")
+
+
+def by_path(inspection: Inspection) -> dict[str, str]:
+    return dict(zip(inspection.dataset.paths, inspection.split.assigned, strict=True))
+
+
+def assert_no_twins_apart(inspection: Inspection) -> None:
+    for pair in inspection.duplicates:
+        sides = {inspection.split.assigned[pair.first], inspection.split.assigned[pair.second]} - {""}
+        assert len(sides) <= 1
+
+
+def test_a_drawn_split_has_the_shares_asked_for_in_every_class(tmp_path: Path) -> None:
+    counts = look(write_classes(tmp_path / "d", {"a": 300, "b": 300})).counts()
+    for label in ("a", "b"):
+        assert abs(counts["val"][label] - 75) < 30
+        assert abs(counts["test"][label] - 60) < 30
+
+
+def test_adding_images_moves_no_old_one_whatever_is_added(tmp_path: Path) -> None:
+    folder = write_classes(tmp_path / "d", {"a": 60, "b": 60})
+    old = by_path(look(folder))
+    rng = np.random.default_rng(0)
+    for number, path in enumerate(sorted(folder.glob("*/*.png"))):
+        if rng.random() < 0.5:  # near-identical to an old one, exact copies, and wholly new ones
+            Image.open(path).resize((44, 36)).save(path.with_name(f"near{number}.png"))
+        if rng.random() < 0.2:
+            shutil.copy(path, path.with_name(f"copy{number}.png"))
+    write_classes(folder, {"b": 20, "c": 30}, first_seed=5000)
+    inspection = look(folder)
+    new = by_path(inspection)
+    moved = [p for p in old if p.startswith("a") and new[p] not in (old[p], "")]
+    assert not moved
+    assert_no_twins_apart(inspection)
+    assert inspection.split.left_out
+    assert all("near-identical to" in why for why in inspection.split.left_out.values())
+    train_before = {p for p, split in old.items() if p.startswith("a") and split == "train"}
+    assert train_before == {p for p in old if p.startswith("a") and new[p] == "train"}
+
+
+def test_the_draw_depends_on_content_and_seed_alone(tmp_path: Path) -> None:
+    folder = write_classes(tmp_path / "d", {"a": 40, "b": 40})
+    first = by_path(look(folder))
+    for path in list(folder.glob("*/*.png")):
+        path.rename(path.with_name(f"renamed-{path.name}"))
+    renamed = {path.replace("renamed-", ""): split for path, split in by_path(look(folder)).items()}
+    assert renamed == first
+    assert by_path(look(folder, seed=1)) != by_path(look(folder))
+
+
+def test_a_group_stays_on_one_side(tmp_path: Path) -> None:
+    folder = write_classes(tmp_path / "d", {"a": 60, "b": 60})
+    rows = [f"{p.relative_to(tmp_path)},{p.parent.name},g{int(p.stem) // 6}" for p in sorted(folder.glob("*/*.png"))]
+    (tmp_path / "t.csv").write_text("path,label,group\n" + "\n".join(rows))
+    inspection = look(tmp_path / "t.csv")
+    sides: dict[str, set[str]] = {}
+    for group, split in zip(inspection.dataset.groups or (), inspection.split.assigned, strict=True):
+        sides.setdefault(group, set()).add(split)
+    assert len(sides) == 10
+    assert all(len(s) == 1 for s in sides.values())
+    assert len(Counter(s for side in sides.values() for s in side)) >= 2
+
+
+def test_given_splits_are_kept_and_their_leaks_named(tmp_path: Path) -> None:
+    write_classes(tmp_path / "d" / "train", {"a": 9, "b": 9})
+    write_classes(tmp_path / "d" / "val", {"a": 4, "b": 4}, first_seed=100)
+    shutil.copy(tmp_path / "d/train/a/1.png", tmp_path / "d/val/a/leak.png")
+    inspection = look(tmp_path / "d")
+    assert by_path(inspection)["val/a/leak.png"] == "val"
+    assert [f.items for f in inspection.findings if f.kind == "leak"] == [("train/a/1.png = val/a/leak.png",)]
+
+
+def test_a_train_split_alone_is_drawn_from_and_no_train_split_is_an_error(tmp_path: Path) -> None:
+    write_classes(tmp_path / "d" / "train", {"a": 40, "b": 40})
+    assert set(look(tmp_path / "d").split.names) == {"train", "val", "test"}
+    (tmp_path / "d" / "train").rename(tmp_path / "d" / "val")
+    with pytest.raises(DataError, match="no train"):
+        look(tmp_path / "d")
+
+
+def test_unreadable_images_are_in_no_split(tmp_path: Path) -> None:
+    folder = write_classes(tmp_path / "d", {"a": 10, "b": 10})
+    (folder / "a" / "3.png").write_bytes(b"")
+    inspection = look(folder)
+    assert by_path(inspection)["a/3.png"] == ""
+    assert inspection.findings[0].items == ("a/3.png: empty file (0 bytes)",)
+
+
+@pytest.mark.parametrize(("val", "test"), [(0, 0.1), (1, 0), (0.6, 0.5), (0.2, -0.1)])
+def test_impossible_shares_are_refused(val: float, test: float) -> None:
+    with pytest.raises(OptionError, match="shares"):
+        SplitShares(val, test)
+
+
+def test_imbalance_small_classes_and_two_labels_are_found(tmp_path: Path) -> None:
+    write_classes(tmp_path / "d" / "train", {"a": 40, "b": 5})
+    write_classes(tmp_path / "d" / "val", {"a": 4, "b": 4}, first_seed=100)
+    picture(0, (40, 60, 200)).save(tmp_path / "d/train/b/as-in-a.png")
+    kinds = {f.kind for f in look(tmp_path / "d").findings}
+    assert {"imbalance", "few-images", "two-labels"} <= kinds
