@@ -231,7 +231,7 @@ def _net(estimator: FeatureExtractor | ImageClassifier) -> FeatureNet:
 
 
 def _without_net(state: dict[str, Any]) -> dict[str, Any]:
-    """What joblib sends to its workers: they load the backbone themselves."""
+    """What is copied to worker processes: they load the backbone themselves."""
     return {name: value for name, value in state.items() if name != "net_"} | {"_had_net": "net_" in state}
 
 

@@ -169,10 +169,10 @@ class Model:
         from_numpy = {"head.weight": self.weight, "head.bias": self.bias}
         tensors |= {name: _tensor(array) for name, array in from_numpy.items()}
         tensors = {name: t.detach().clone().contiguous() for name, t in tensors.items()}
-        header = json.dumps(self._header())
-        metadata = {"headstart": header, "sha256": _digest(header, tensors)}
+        header = self._header()
+        header["sha256"] = _digest(header, tensors)
         try:
-            write_atomically(path, save(tensors, metadata))
+            write_atomically(path, save(tensors, {"headstart": json.dumps(header)}))
         except OSError as error:
             raise ModelFileError(f"{path}: cannot be written: {error.strerror}.") from error
         return path
@@ -274,13 +274,13 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{path}: written in format {header['format_version']}; this Headstart {version('headstart')} reads up to "
             f"{FORMAT_VERSION}. Install a newer Headstart."
         )
-    if metadata.get("sha256") != _digest(metadata["headstart"], tensors):
+    if header.pop("sha256", None) != _digest(header, tensors):
         raise ModelFileError(f"{path}: damaged: its content is not what was saved. Copy it again.")
     return header, tensors
 
 
-def _digest(header: str, tensors: dict[str, Tensor]) -> str:
-    return hashlib.sha256(f"{header}\n{fingerprint(tensors)}".encode()).hexdigest()
+def _digest(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    return hashlib.sha256(f"{json.dumps(header, sort_keys=True)}\n{fingerprint(tensors)}".encode()).hexdigest()
 
 
 def _rebuild(header: dict[str, Any], state: dict[str, Tensor]) -> Backbone:

@@ -22,7 +22,9 @@ def test_one_folder_per_class_in_natural_order(tmp_path: Path) -> None:
     assert data.label_names() == ["1"] + ["2"] * 11 + ["10"] * 2
 
 
-@pytest.mark.parametrize("names", [("train", "val", "test"), ("Training", "validation", "TEST"), ("train", "dev", "testing")])
+@pytest.mark.parametrize(
+    "names", [("train", "val", "test"), ("Training", "validation", "TEST"), ("train", "dev", "testing")]
+)
 def test_split_folders_above_the_classes(tmp_path: Path, names: tuple[str, str, str]) -> None:
     for number, name in enumerate(names):
         write_classes(tmp_path / name, {"a": 2, "b": 1}, first_seed=10 * number)

@@ -30,7 +30,7 @@ def test_copies_and_near_copies_are_found_and_nothing_else(tmp_path: Path) -> No
 
 
 def test_where_all_pictures_look_alike_they_are_not_taken_for_one(tmp_path: Path) -> None:
-    """Two marks on a white sheet, as under a fixed camera: alike to the eye of a hash, yet each a picture of its own."""
+    """Two marks on a white sheet, as under a fixed camera: alike to a hash, yet each a picture of its own."""
     paths = []
     for i in range(60):
         sheet = Image.new("L", (160, 160), 240)

@@ -187,7 +187,9 @@ def test_damaged_exif_does_not_lose_the_picture() -> None:
     assert decode(data).image.size == (48, 40)
 
 
-@pytest.mark.parametrize(("crop_mode", "name"), [("center", "resnet18"), ("squash", "resnet18"), ("border", "resnet18")])
+@pytest.mark.parametrize(
+    ("crop_mode", "name"), [("center", "resnet18"), ("squash", "resnet18"), ("border", "resnet18")]
+)
 @pytest.mark.parametrize("size", [(500, 333), (224, 224), (90, 400), (257, 256)])
 def test_pixels_equal_timms_own_evaluation_transform(crop_mode: str, name: str, size: tuple[int, int]) -> None:
     config = dict(timm.get_pretrained_cfg(name).to_dict())

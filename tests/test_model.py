@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import json
+import re
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import picture
+from PIL import Image
+from safetensors.torch import save_file
+
+import headstart
+from headstart.backbone.forward import FeatureNet, feature_count
+from headstart.backbone.weights import fingerprint, random_backbone
+from headstart.errors import ModelFileError
+from headstart.model import FORMAT_VERSION, Model, Prediction, load
+from headstart.training.recipe import Recipe
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    net = FeatureNet(random_backbone("test_resnet", image_size=64), pool="avgmax")
+    weight = np.random.default_rng(0).normal(size=(3, feature_count(net))).astype(np.float32)
+    return Model(
+        net, weight, np.array([0.1, 0, -0.1], np.float32), ["9", "10", "é"], recipe=Recipe(), data={"a": 1}, scores={}
+    )
+
+
+def alike(one: tuple[tuple[str, float], ...], two: tuple[tuple[str, float], ...]) -> bool:
+    """Same labels in the same order; the last bits of a probability depend on the size of the batch."""
+    return [label for label, _ in one] == [label for label, _ in two] and np.allclose(
+        [chance for _, chance in one], [chance for _, chance in two], atol=1e-6
+    )
+
+
+def changed_header(source: Path, target: Path, change: dict[str, object]) -> Path:
+    """The same file with other values in its header; the tensors as they were."""
+    data = source.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    head = json.loads(data[8 : 8 + length])
+    document = json.loads(head["__metadata__"]["headstart"]) | change
+    head["__metadata__"]["headstart"] = json.dumps(document)
+    text = json.dumps(head).encode()
+    target.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+    return target
+
+
+def test_a_model_file_gives_back_everything(model: Model, tmp_path: Path) -> None:
+    again = load(model.save(tmp_path / "m.safetensors"))
+    assert again.classes == ("9", "10", "é")
+    assert again.preprocessing == model.preprocessing
+    assert (again.net.pool, again.net.layer) == ("avgmax", None)
+    assert again.recipe == model.recipe
+    assert again.data == {"a": 1}
+    assert again.libraries == model.libraries
+    assert fingerprint(again.net.backbone.module.state_dict()) == model.net.backbone.fingerprint
+    pictures = [picture(i) for i in range(3)]
+    assert [p.top for p in again.predict(pictures)] == [p.top for p in model.predict(pictures)]
+
+
+def test_saving_twice_writes_the_same_bytes(model: Model, tmp_path: Path) -> None:
+    one, two = model.save(tmp_path / "1.safetensors"), model.save(tmp_path / "2.safetensors")
+    assert one.read_bytes() == two.read_bytes()
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["1.safetensors", "2.safetensors"]
+
+
+def test_damage_anywhere_in_the_file_is_seen(model: Model, tmp_path: Path) -> None:
+    file = model.save(tmp_path / "m.safetensors")
+    whole = file.read_bytes()
+    rng = np.random.default_rng(0)
+    places = [3, 40, 400, *rng.integers(500, len(whole), 30).tolist(), len(whole) - 1]
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place] ^= 0x10
+        file.write_bytes(damaged)
+        with pytest.raises(ModelFileError, match=r"m\.safetensors"):
+            load(file)
+    for length in (0, 5, 100, len(whole) // 2, len(whole) - 1):
+        file.write_bytes(whole[:length])
+        with pytest.raises(ModelFileError, match="damaged"):
+            load(file)
+    file.write_bytes(whole)
+    load(file)
+
+
+def test_foreign_newer_and_missing_files_are_refused_with_the_remedy(model: Model, tmp_path: Path) -> None:
+    file = model.save(tmp_path / "m.safetensors")
+    with pytest.raises(ModelFileError, match="Install a newer Headstart"):
+        load(changed_header(file, tmp_path / "newer.safetensors", {"format_version": FORMAT_VERSION + 1}))
+    with pytest.raises(ModelFileError, match="not what was saved"):
+        load(changed_header(file, tmp_path / "other.safetensors", {"classes": ["10", "9", "é"]}))
+    save_file({"x": torch.zeros(3)}, tmp_path / "w.safetensors")
+    with pytest.raises(ModelFileError, match="no Headstart model"):
+        load(tmp_path / "w.safetensors")
+    with pytest.raises(ModelFileError, match="no such model file"):
+        load(tmp_path / "gone.safetensors")
+    with pytest.raises(ModelFileError, match="no such model file"):
+        load(tmp_path)
+
+
+def test_one_picture_gives_one_prediction_and_many_give_many_in_order(model: Model, tmp_path: Path) -> None:
+    for i in range(3):
+        picture(i).save(tmp_path / f"{i}.png")
+    paths = [tmp_path / f"{i}.png" for i in (2, 0, 1)]
+    many = model.predict(paths, top=2)
+    assert [p.path for p in many] == [str(p) for p in paths]
+    one = model.predict(str(paths[1]))
+    assert isinstance(one, Prediction)
+    assert one.label == many[1].label
+    assert alike(one.top[:2], many[1].top)
+    assert sum(chance for _, chance in one.top) == pytest.approx(1)
+    in_memory = model.predict([Image.open(paths[1]), np.asarray(Image.open(paths[1]))])
+    assert alike(in_memory[0].top, one.top)
+    assert alike(in_memory[1].top, one.top)
+    assert (in_memory[0].path, in_memory[1].path) == ("<image>", "<array>")
+    assert [p.top for p in model.predict(np.array([str(p) for p in paths]), top=2)] == [p.top for p in many]
+    assert model.predict([]) == []
+
+
+def test_a_picture_that_cannot_be_read_says_so_in_its_own_row(model: Model, tmp_path: Path) -> None:
+    """Law 8, in prediction."""
+    for i in range(40):
+        picture(i).save(tmp_path / f"{i}.png")
+    paths = [str(tmp_path / f"{i}.png") for i in range(40)]
+    expected = {p.path: p.top for p in model.predict(paths)}
+    (tmp_path / "bad.png").write_bytes(b"")
+    mixed = [*paths[:5], str(tmp_path / "bad.png"), *paths[5:33], str(tmp_path / "gone.png"), *paths[33:]]
+    predictions = model.predict(mixed)
+    assert [p.path for p in predictions] == mixed
+    for p in predictions:
+        if p.error is None:
+            assert alike(p.top, expected[p.path])
+        else:
+            assert (p.label, p.top) == (None, ())
+    assert {Path(p.path).name: p.error for p in predictions if p.error} == {
+        "bad.png": "empty file (0 bytes)",
+        "gone.png": "no such file or directory",
+    }
+
+
+def test_nothing_in_the_package_unpickles() -> None:
+    """Law 12, by reading the source."""
+    for file in Path(headstart.__file__).parent.rglob("*.py"):
+        text = file.read_text()
+        assert not re.search(r"\b(import pickle|joblib|allow_pickle=True|dill)\b", text), file
+        for call in re.findall(r"torch\.load\([^)]*\)", text):
+            assert "weights_only=True" in call, (file, call)

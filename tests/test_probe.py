@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.datasets import make_classification
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from headstart.errors import DataError
+from headstart.training.probe import C_GRID, C_WITHOUT_CHOICE, fit_probe
+
+
+def some_data(count: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    x, y = make_classification(
+        count, 30, n_informative=12, n_classes=classes, n_clusters_per_class=1, class_sep=0.9, random_state=seed
+    )
+    x = x * np.linspace(0.01, 50, 30) + np.linspace(-9, 9, 30)
+    return x.astype(np.float32), y.astype(np.int64)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 6])
+def test_folding_the_standardisation_in_changes_no_probability(classes: int) -> None:
+    x, y = some_data(300, classes)
+    probe = fit_probe(x, y, classes=classes)
+    reference = make_pipeline(StandardScaler(), LogisticRegression(C=probe.c, max_iter=5000, tol=1e-6)).fit(x, y)
+    logits = x @ probe.weight.T + probe.bias
+    odds = np.exp(logits - logits.max(1, keepdims=True))
+    assert np.allclose(odds / odds.sum(1, keepdims=True), reference.predict_proba(x), atol=5e-3)
+    assert probe.weight.shape == (classes, 30)
+
+
+def test_c_is_the_one_with_the_least_loss_over_the_folds() -> None:
+    x, y = some_data(400, 3)
+    probe = fit_probe(x, y, classes=3)
+    assert tuple(probe.losses) == C_GRID
+    assert probe.c == min(probe.losses, key=lambda c: probe.losses[c])
+    assert "5-fold" in probe.reason
+
+
+def test_a_small_set_gets_the_stated_rule() -> None:
+    x, y = some_data(40, 2)
+    probe = fit_probe(x, y, classes=2)
+    assert probe.c == C_WITHOUT_CHOICE
+    assert "40 training images" in probe.reason
+    x, y = some_data(200, 3)
+    keep = np.r_[np.flatnonzero(y != 2), np.flatnonzero(y == 2)[:3]]
+    assert "a class of 3 image(s)" in fit_probe(x[keep], y[keep], classes=3).reason
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    """Law 11, of the probe."""
+    x, y = some_data(300, 3)
+    one, two = fit_probe(x, y, classes=3, seed=1), fit_probe(x, y, classes=3, seed=1)
+    assert np.array_equal(one.weight, two.weight)
+    assert np.array_equal(one.bias, two.bias)
+    assert fit_probe(x, y, classes=3, seed=2).losses != one.losses
+
+
+def test_balance_finds_more_of_the_rare_class() -> None:
+    x, y = some_data(800, 2)
+    keep = np.r_[np.flatnonzero(y == 0), np.flatnonzero(y == 1)[:40]]
+    recalls = []
+    for balance in (False, True):
+        probe = fit_probe(x[keep], y[keep], classes=2, balance=balance)
+        recalls.append(((x @ probe.weight.T + probe.bias).argmax(1) == y)[y == 1].mean())
+    assert recalls[1] > recalls[0] + 0.05
+
+
+def test_a_class_without_training_images_is_never_predicted_and_shifts_nothing() -> None:
+    x, y = some_data(300, 3)
+    probe = fit_probe(x, np.where(y == 1, 3, y), classes=4)
+    logits = x @ probe.weight.T + probe.bias
+    assert set(logits.argmax(1)) == {0, 2, 3}
+    assert (logits.argmax(1) == np.where(y == 1, 3, y)).mean() > 0.7
+
+
+def test_a_constant_feature_does_no_harm() -> None:
+    x, y = some_data(300, 2)
+    x[:, 4] = 3.0
+    probe = fit_probe(x, y, classes=2)
+    assert np.isfinite(probe.weight).all()
+
+
+def test_one_class_is_an_error() -> None:
+    with pytest.raises(DataError, match="at least two"):
+        fit_probe(np.zeros((9, 3), np.float32), np.zeros(9, np.int64), classes=2)

@@ -1,0 +1,246 @@
+"""Whole runs on small data: what is written, what is kept, what is the same twice."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import picture, write_classes
+
+import headstart as hs
+from headstart.errors import DataError, OptionError, RunError
+from headstart.progress import SilentProgress
+from headstart.store import cache_root
+
+QUICK = {"image_size": 64, "device": "cpu"}
+
+
+class Listener:
+    """A progress that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def task(self, name: str, total: int, unit: str = "images"):
+        return SilentProgress().task(name, total, unit)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> hs.Run:
+    folder = tmp_path_factory.mktemp("data")
+    data = write_classes(folder / "colours", {"blue": 40, "green": 40, "red": 40})
+    (data / "red" / "broken é.jpg").write_bytes(b"")
+    (data / "blue" / "words.png").write_text("no picture")
+    return hs.train(data, out=folder / "run", **QUICK)
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with open(file, encoding="utf-8", newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def test_a_run_learns_and_leaves_every_file(run: hs.Run) -> None:
+    assert run.scores.accuracy > 0.85
+    assert {p.name for p in run.folder.iterdir()} == {
+        "recipe.json",
+        "split.csv",
+        "findings.json",
+        "model.safetensors",
+        "predictions.csv",
+        "scores.json",
+        "report.html",
+        "run.json",
+    }
+    assert hs.load_run(run.folder).results == run.results
+    assert hs.load_run(run.folder).recipe == run.recipe
+
+
+def test_unreadable_files_are_named_counted_and_left_out(run: hs.Run) -> None:
+    """Law 8, in training."""
+    finding = next(f for f in run.findings if f.kind == "unreadable")
+    assert finding.message.startswith("2 of 122 files")
+    assert {item.split(":")[0] for item in finding.items} == {"red/broken é.jpg", "blue/words.png"}
+    table = rows(run.folder / "split.csv")
+    unused = [row for row in table if row["split"] == ""]
+    broken = next(row for row in unused if row["path"].endswith("broken é.jpg"))
+    assert broken["left_out"] == "empty file (0 bytes)"
+    assert len(table) == 122
+    assert all(row["left_out"] for row in unused)
+    assert len([row for row in unused if "near-identical" not in row["left_out"]]) == 2
+
+
+def test_every_score_can_be_recomputed_from_the_predictions(run: hs.Run) -> None:
+    table = rows(run.folder / "predictions.csv")
+    for name, scores in run.results.items():
+        part = [row for row in table if row["split"] == name]
+        assert len(part) == scores.count
+        assert sum(row["label"] == row["predicted"] for row in part) == scores.correct
+    stored = {row["path"]: row["label"] for row in rows(run.folder / "split.csv") if row["split"] in ("val", "test")}
+    assert {row["path"]: row["label"] for row in table} == stored
+    for row in table:
+        assert Path(row["path"]).parent.name == row["label"]
+        chances = {name[2:]: float(value) for name, value in row.items() if name.startswith("p:")}
+        assert max(chances, key=lambda label: chances[label]) == row["predicted"]
+
+
+def test_the_model_file_gives_the_runs_probabilities_in_a_new_process(run: hs.Run) -> None:
+    """Law 5."""
+    script = (
+        "import csv, json, sys, headstart as hs\n"
+        "rows = list(csv.DictReader(open(sys.argv[2], newline='', encoding='utf-8')))\n"
+        "model = hs.load(sys.argv[1])\n"
+        "chances, faults = model.predict_proba([r['path'] for r in rows], device='cpu')\n"
+        "places = [(i, j) for i in range(len(rows)) for j in range(len(model.classes))]\n"
+        "wrong = [abs(chances[i, j] - float(rows[i]['p:' + model.classes[j]])) for i, j in places]\n"
+        "print(json.dumps([max(wrong), len(faults), len(rows)]))"
+    )
+    command = [sys.executable, "-c", script, str(run.model_path), str(run.folder / "predictions.csv")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    gap, faults, count = json.loads(done.stdout)
+    assert gap < 1e-4
+    assert faults == 0
+    assert count == sum(s.count for s in run.results.values())
+
+
+def test_evaluating_the_run_again_gives_its_scores(run: hs.Run) -> None:
+    again = {part.scores.name: part.scores for part in hs.evaluate(run.folder, device="cpu")}
+    assert list(again) == list(run.results)
+    for name, scores in run.results.items():
+        assert again[name].confusion == scores.confusion
+        assert again[name].log_loss == pytest.approx(scores.log_loss, abs=1e-6)
+
+
+def test_evaluating_on_other_data_scores_what_the_model_knows(run: hs.Run, tmp_path: Path) -> None:
+    write_classes(tmp_path / "d" / "train", {"blue": 5, "red": 5, "purple": 3}, first_seed=900)
+    write_classes(tmp_path / "d" / "test", {"green": 4, "red": 2, "blue": 1}, first_seed=950)
+    listener = Listener()
+    parts = {
+        p.scores.name: p.scores for p in hs.evaluate(run.model_path, tmp_path / "d", device="cpu", progress=listener)
+    }
+    assert {name: s.count for name, s in parts.items()} == {"train": 10, "test": 7}
+    assert any(
+        "3 images of classes that the model does not know" in text and "purple" in text for text in listener.said
+    )
+    write_classes(tmp_path / "none", {"x": 2, "y": 2})
+    with pytest.raises(DataError, match="no image of a class that the model knows"):
+        hs.evaluate(run.model_path, tmp_path / "none", device="cpu")
+    with pytest.raises(RunError, match="name the data"):
+        hs.evaluate(run.model_path)
+
+
+def test_a_second_run_does_not_run_the_backbone_and_says_so(run: hs.Run, tmp_path: Path, monkeypatch) -> None:
+    from headstart.features import extract
+
+    def fail(*_a: object, **_k: object) -> None:
+        raise AssertionError("the backbone was run")
+
+    monkeypatch.setattr(extract, "choose_engine", fail)
+    listener = Listener()
+    data = Path(rows(run.folder / "split.csv")[0]["path"]).parent.parent
+    again = hs.train(data, out=tmp_path / "run", progress=listener, **QUICK)
+    assert any("kept from before; the backbone is not run" in text for text in listener.said)
+    assert (again.folder / "predictions.csv").read_bytes() == (run.folder / "predictions.csv").read_bytes()
+
+
+def test_the_same_seed_gives_the_same_model_from_cold_caches_and_another_seed_another(tmp_path: Path) -> None:
+    """Law 11."""
+    data = write_classes(tmp_path / "d", {"blue": 30, "red": 30})
+    models = []
+    for number, seed in enumerate((0, 0, 1)):
+        out = tmp_path / f"run{number}"
+        run = hs.train(data, out=out, cache=tmp_path / f"cache{number}", seed=seed, **QUICK)
+        models.append(run.model_path.read_bytes())
+    assert models[0] == models[1]
+    assert models[0] != models[2]
+
+
+def test_class_names_are_in_natural_order_everywhere(tmp_path: Path) -> None:
+    """Law 7."""
+    data = write_classes(tmp_path / "d", {"10": 20, "9": 20, "é 1": 20})
+    run = hs.train(data, out=tmp_path / "run", **QUICK)
+    model = hs.load(run.folder)
+    assert model.classes == ("9", "10", "é 1")
+    assert [c.label for c in run.scores.classes] == ["9", "10", "é 1"]
+    assert list(rows(run.folder / "predictions.csv")[0])[-3:] == ["p:9", "p:10", "p:é 1"]
+    report = run.report_path.read_text()
+    assert report.index(">9<") < report.index(">10<") < report.index(">é 1<")
+
+
+def test_a_class_missing_from_train_or_val_is_reported_and_shifts_nothing(tmp_path: Path) -> None:
+    write_classes(tmp_path / "d" / "train", {"blue": 20, "red": 20})
+    write_classes(tmp_path / "d" / "val", {"blue": 6, "green": 4, "red": 6}, first_seed=200)
+    run = hs.train(tmp_path / "d", out=tmp_path / "run", **QUICK)
+    assert any(f.kind == "class-missing" and f.items == ("green",) for f in run.findings)
+    figures = {c.label: c for c in run.scores.classes}
+    assert (figures["green"].support, figures["green"].recall) == (4, 0)
+    assert figures["blue"].recall > 0.6
+    assert figures["red"].recall > 0.6
+
+
+def test_preprocessing_is_the_same_code_in_training_and_prediction(run: hs.Run) -> None:
+    """Law 10: the pixels that training read from the cache are those that prediction makes from the file."""
+    from headstart.data.scan import pixel_store
+    from headstart.store import content_key
+
+    model = hs.load(run.model_path)
+    store = pixel_store(model.preprocessing)
+    for row in rows(run.folder / "split.csv")[:20]:
+        if row["split"]:
+            key = content_key(Path(row["path"]).read_bytes())
+            assert key.hex() == row["content"]
+            assert np.array_equal(store.read([key])[0], model._pixels(row["path"]))
+    assert "augment" not in json.dumps(model._header())
+
+
+def test_nothing_is_overwritten_and_nothing_empty_is_left(tmp_path: Path) -> None:
+    data = write_classes(tmp_path / "d", {"blue": 5, "red": 5})
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").write_text("mine")
+    with pytest.raises(RunError, match="nothing is overwritten"):
+        hs.train(data, out=tmp_path / "taken")
+    with pytest.raises(OptionError):
+        hs.train(data, out=tmp_path / "new", backbone="no_such_net")
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(OptionError, match=r"'?colour"):
+        hs.train(data, colour=1)
+    with pytest.raises(OptionError, match="not both"):
+        hs.train(data, recipe=hs.Recipe(), seed=1)
+    with pytest.raises(RunError, match="no run"):
+        hs.load_run(tmp_path)
+
+
+def test_data_too_small_to_learn_or_to_score_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no image is left to score"):
+        hs.train(write_classes(tmp_path / "d", {"a": 2, "b": 2}), out=tmp_path / "r", seed=3, val=0.01, test=0, **QUICK)
+    broken = write_classes(tmp_path / "e", {"a": 2, "b": 2})
+    for file in broken.glob("*/*.png"):
+        file.write_bytes(b"")
+    with pytest.raises(DataError, match="none of its 4 images can be read"):
+        hs.train(broken, out=tmp_path / "r", **QUICK)
+
+
+def test_the_cache_is_where_it_was_asked_for(tmp_path: Path) -> None:
+    data = write_classes(tmp_path / "d", {"blue": 12, "red": 12})
+    hs.train(data, out=tmp_path / "r", cache=tmp_path / "here", **QUICK)
+    assert {p.name for p in (tmp_path / "here").iterdir()} >= {"facts", "pixels", "features"}
+    assert cache_root() != tmp_path / "here"
+
+
+def test_the_report_stands_alone_and_escapes_names(tmp_path: Path) -> None:
+    data = write_classes(tmp_path / "d", {"<b>bold": 30, "red": 30})
+    picture(99).save(data / "red" / "wrong & here.jpg")
+    run = hs.train(data, out=tmp_path / "run", **QUICK)
+    text = run.report_path.read_text()
+    assert "<b>bold" not in text
+    assert "&lt;b&gt;bold" in text
+    assert "http" not in text.replace("http-equiv", "")
+    for scores in run.results.values():
+        assert scores.sentence in text

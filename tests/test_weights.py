@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import json
+import pickle
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from headstart.backbone.weights import build_architecture, fingerprint, load_backbone, random_backbone
+from headstart.errors import OptionError, WeightsError
+
+SMALL = "test_resnet"
+
+
+def some_weights(classes: int = 7) -> dict[str, torch.Tensor]:
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        return build_architecture(SMALL, classes=classes).state_dict()
+
+
+def without_classifier(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {k: v for k, v in state.items() if not k.startswith("fc.")}
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pth", "nested", "parallel"])
+def test_weights_from_a_file_of_any_kind_are_the_ones_in_it(tmp_path: Path, kind: str) -> None:
+    state = some_weights()
+    file = tmp_path / ("w.safetensors" if kind == "safetensors" else "w.pth")
+    if kind == "safetensors":
+        save_file(state, file)
+    elif kind == "nested":
+        torch.save({"epoch": 3, "state_dict": state}, file)
+    else:
+        torch.save({f"module.{k}": v for k, v in state.items()} if kind == "parallel" else state, file)
+    backbone = load_backbone(SMALL, weights=file)
+    assert backbone.fingerprint == fingerprint(without_classifier(state))
+    assert not any(p.requires_grad for p in backbone.module.parameters())
+    assert backbone.source == f"file {file.name}"
+
+
+def test_keys_that_do_not_fit_are_listed(tmp_path: Path) -> None:
+    state = some_weights()
+    state["extra.weight"] = torch.zeros(1)
+    state["conv1.bias"] = torch.zeros(2)
+    del state["layer1.0.conv1.weight"]
+    first = next(k for k in state if k.startswith("layer2"))
+    state[first] = torch.zeros(1, 2, 3)
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError) as raised:
+        load_backbone(SMALL, weights=tmp_path / "w.safetensors")
+    for named in ("missing: layer1.0.conv1.weight", "extra.weight", first, "(1, 2, 3), expected"):
+        assert named in str(raised.value)
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (Path.touch, (Path(self.target),))  # type: ignore[attr-defined]
+
+
+def test_nothing_is_unpickled(tmp_path: Path) -> None:
+    """Law 12."""
+    bomb = Bomb()
+    bomb.target = str(tmp_path / "exploded")  # type: ignore[attr-defined]
+    torch.save({"state_dict": some_weights(), "args": bomb}, tmp_path / "w.pth")
+    (tmp_path / "raw.pth").write_bytes(pickle.dumps(bomb))
+    for name in ("w.pth", "raw.pth"):
+        with pytest.raises(WeightsError, match=r"unpickles nothing|damaged"):
+            load_backbone(SMALL, weights=tmp_path / name)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
+    (tmp_path / "w.safetensors").write_bytes(b"garbage")
+    (tmp_path / "w.pth").write_bytes(b"")
+    for name in ("w.safetensors", "w.pth", "gone.pth"):
+        with pytest.raises(WeightsError, match=name):
+            load_backbone(SMALL, weights=tmp_path / name)
+
+
+def test_an_unknown_architecture_is_refused_with_the_nearest() -> None:
+    with pytest.raises(OptionError, match="resnet18"):
+        load_backbone("resnet81")
+    with pytest.raises(OptionError, match=r"no backbone named 'resnet18\.nonsense'"):
+        load_backbone("resnet18.nonsense")
+
+
+def test_from_scratch_means_random_weights() -> None:
+    """Law 14: no weight file is behind them, and another seed gives others."""
+    one, two, again = (random_backbone("tf_efficientnet_lite0", seed=seed) for seed in (0, 1, 0))
+    pretrained = load_backbone("tf_efficientnet_lite0")
+    assert one.fingerprint == again.fingerprint != two.fingerprint
+    for name, weight in one.module.named_parameters():
+        if weight.ndim == 4:
+            assert not torch.allclose(weight, pretrained.module.get_parameter(name), atol=1e-3), name
+
+
+def test_the_offline_default_is_trained_and_carries_its_preprocessing() -> None:
+    backbone = load_backbone()
+    assert backbone.architecture == "tf_efficientnet_lite0.in1k"
+    assert (backbone.preprocessing.height, backbone.preprocessing.mean) == (224, (0.5, 0.5, 0.5))
+    assert load_backbone(image_size=96).preprocessing.height == 96
+    assert backbone.module.get_buffer("bn1.running_var").std() > 0.01
+
+
+def test_a_fixed_size_network_is_rebuilt_for_another_size_or_refuses() -> None:
+    assert random_backbone("test_vit", image_size=64).module(torch.zeros(1, 3, 64, 64)).shape[0] == 1
+    with pytest.raises(OptionError, match="does not take pictures of 20 pixels"):
+        random_backbone("vgg11", image_size=20)
+
+
+@contextmanager
+def hub(files: dict[str, bytes]) -> Iterator[tuple[str, list[str]]]:
+    """A server that answers as the hub does, on a free port."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.answer(body=False)
+
+        def do_GET(self) -> None:
+            self.answer(body=True)
+
+        def answer(self, *, body: bool) -> None:
+            asked.append(self.path)
+            data = next((d for name, d in files.items() if self.path.endswith(f"/resolve/main/{name}")), None)
+            self.send_response(200 if data is not None or self.path == "/" else 404)
+            if data is None and self.path != "/":
+                self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("ETag", '"0123456789abcdef"')
+            self.send_header("X-Repo-Commit", "a" * 40)
+            self.send_header("Content-Length", str(len(data or b"")))
+            self.end_headers()
+            if body and data:
+                self.wfile.write(data)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", asked
+    finally:
+        server.shutdown()
+
+
+def test_weights_come_from_the_hub_once_and_from_its_cache_without_a_network(tmp_path: Path, headstart) -> None:
+    config = timm.get_pretrained_cfg("test_resnet")
+    state = some_weights(classes=config.num_classes)
+    save_file(state, tmp_path / "model.safetensors")
+    from conftest import write_classes
+
+    write_classes(tmp_path / "d", {"a": 3, "b": 3})
+    settings = {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_DISABLE_XET": "1"}
+    command = ("extract", tmp_path / "d", "--backbone", SMALL, "--json", "--out")
+    with hub({"model.safetensors": (tmp_path / "model.safetensors").read_bytes()}) as (address, asked):
+        first = headstart(*command, tmp_path / "1.npz", **settings, HF_ENDPOINT=address)
+        assert first.returncode == 0, first.stderr
+        assert any("model.safetensors" in path for path in asked)
+        assert json.loads(first.stdout)["images"] == 6
+    gone = headstart(*command, tmp_path / "2.npz", **settings, HF_ENDPOINT=address)
+    assert gone.returncode == 0, gone.stderr
+    assert gone.stdout.replace("2.npz", "1.npz") == first.stdout
+    never = headstart(*command, tmp_path / "3.npz", HF_HOME=str(tmp_path / "empty"), HF_ENDPOINT=address, timeout=60)
+    assert never.returncode == 1
+    assert never.stderr.startswith("Error: the weights of test_resnet are not in timm's cache and cannot be fetched")
+    assert "--weights" in never.stderr
+    assert len(never.stderr.splitlines()) == 1
