@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from headstart.evaluation.metrics import Scores
     from headstart.model import Prediction
 
+STOPPED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
 app = typer.Typer(
     name="headstart",
     help="A folder of labelled images becomes a classifier that you can trust, by transfer learning.",
@@ -331,9 +334,11 @@ def main() -> None:
     except HeadstartError as error:
         _complain(f"Error: {error}")
         sys.exit(1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and stop.code != STOPPED:  # Typer turns Ctrl-C into this status
+            raise
         _complain("Stopped. What was computed so far is kept; the same command goes on from there.")
-        sys.exit(130)
+        sys.exit(STOPPED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)

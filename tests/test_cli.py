@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -259,3 +260,18 @@ def test_file_names_that_are_no_unicode_are_carried_through(run: Path, tmp_path:
     shown = headstart("predict", run, tmp_path)
     assert shown.returncode == 0
     assert "odd" in shown.stdout
+
+
+def test_ctrl_c_stops_with_one_line_and_leaves_no_empty_run(data: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "headstart", "train", str(data), "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=os.environ | {"HEADSTART_CACHE": str(tmp_path)}
+    )
+    while not (tmp_path / "run").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.splitlines()[-1].startswith("Stopped.")
+    assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()

@@ -4,13 +4,12 @@ import os
 import unicodedata
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pytest
 from conftest import picture, write_classes
 from pyarrow import parquet
 
-from headstart.data.dataset import find_images, from_lists, open_data, open_folder, open_table
+from headstart.data.dataset import find_images, open_data, open_folder, open_table
 from headstart.errors import DataError
 
 
@@ -117,7 +116,7 @@ def test_tables_of_every_kind_give_the_same(tmp_path: Path, kind: str) -> None:
     assert data.paths == ("b/1.png", "a/ü.png")
     assert data.splits == ("train", "val")
     assert data.groups == ("x", "")
-    assert data.files[0] == str(tmp_path / "b/1.png")
+    assert data.files()[0] == str(tmp_path / "b/1.png")
 
 
 def test_faulty_tables_name_the_row_and_the_remedy(tmp_path: Path) -> None:
@@ -132,6 +131,7 @@ def test_faulty_tables_name_the_row_and_the_remedy(tmp_path: Path) -> None:
         ("path,label\n", "no row"),
         ("path,label\na,x\n", "one class, x"),
         ("path,label,split\na,x,train\nb,y,eval\n", "row 3: split is 'eval'"),
+        ("path,label,split\na,x,\nb,y,\n", "no row"),
         ("path,label\na,x\n\na,y\n", "row 4: a stands twice, as 'x' and as 'y'"),
     ]:
         with pytest.raises(DataError, match=message.replace("(", r"\(")):
@@ -145,15 +145,6 @@ def test_faulty_tables_name_the_row_and_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(DataError, match="expected a folder"):
         open_data(tmp_path / "a.txt")
-
-
-def test_lists_keep_their_order() -> None:
-    data = from_lists(["b", "a"], [10, 2])
-    assert data.paths == ("b", "a")
-    assert data.classes == ("2", "10")
-    assert np.array_equal(data.labels, [1, 0])
-    with pytest.raises(DataError, match="2 paths and 1 labels"):
-        from_lists(["b", "a"], [1])
 
 
 def test_pictures_of_a_folder_are_found_in_natural_order(tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def test_the_content_decides_the_format_whatever_the_name(tmp_path: Path) -> Non
         (b"just some words, no picture\n" * 9, "a text file"),
         (bytes(5000), "only zero bytes"),
         (png(50_000, 50_000), "too large"),
-        (png(0, 0), "no pixels|damaged|beginning"),
+        (png(0, 0), "no pixels"),
         (encoded(Image.new("F", (9, 9), 0.5), "TIFF"), "32-bit"),
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC|heif|not an image"),
     ],

@@ -162,6 +162,16 @@ def test_the_same_seed_gives_the_same_model_from_cold_caches_and_another_seed_an
     assert models[0] != models[2]
 
 
+def test_the_split_that_was_used_is_a_table_that_can_be_trained_on(run: hs.Run, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    again = hs.train(run.folder / "split.csv", out="run", **QUICK)
+    monkeypatch.chdir("/")
+    assert again.results == run.results
+    assert {p.scores.name: p.scores.confusion for p in hs.evaluate(tmp_path / "run", device="cpu")} == {
+        name: scores.confusion for name, scores in run.results.items()
+    }
+
+
 def test_class_names_are_in_natural_order_everywhere(tmp_path: Path) -> None:
     """Law 7."""
     data = write_classes(tmp_path / "d", {"10": 20, "9": 20, "é 1": 20})

@@ -88,7 +88,7 @@ def inspect(
     """
     progress = progress or SilentProgress()
     dataset = open_data(source)
-    scanned = scan(dataset.files, preprocessing=preprocessing, cache=cache, progress=progress)
+    scanned = scan(dataset.files(), preprocessing=preprocessing, cache=cache, progress=progress)
     if len(scanned.faults) == len(dataset):
         first = min(scanned.faults)
         raise DataError(

@@ -57,7 +57,8 @@ class Dataset:
     """N labelled images.
 
     Attributes:
-        root: the folder, or the table's file.
+        root: the folder, or the table's file, as it was named.
+        base: the folder, or the table's folder, absolute.
         paths: N paths, relative to ``base``, in natural order within class and split.
         labels: (N,) int64, indices into ``classes``.
         classes: class names in natural order ("2" before "10").
@@ -82,9 +83,8 @@ class Dataset:
         given = "/".join(s for s in SPLITS if self.splits and s in self.splits) or "no given splits"
         return f"Dataset({str(self.root)!r}: {len(self.classes)} classes, {len(self):,} images, {given})"
 
-    @property
     def files(self) -> list[str]:
-        """N paths that can be opened from here."""
+        """N absolute paths."""
         return [os.path.join(self.base, path) for path in self.paths]
 
     def label_names(self) -> list[str]:
@@ -157,7 +157,8 @@ def open_table(table: str | os.PathLike[str]) -> Dataset:
     """Indexes a CSV, TSV or Parquet table with a path and a label per row, and perhaps a split and a group.
 
     Columns go by the names in ``PATH_COLUMNS``, ``LABEL_COLUMNS``, ``SPLIT_COLUMNS`` and ``GROUP_COLUMNS`` (case does
-    not matter). Relative paths start at the table's folder. Rows without a path or a label are named in ``notes``.
+    not matter). Relative paths start at the table's folder. Rows without a path, a label or (where the table has the
+    column) a split are named in ``notes``. The ``split.csv`` of a run is such a table.
 
     Raises:
         DataError: no such file, columns missing, a split that is not known, one path with two labels, or fewer than
@@ -181,6 +182,9 @@ def open_table(table: str | os.PathLike[str]) -> Dataset:
         if not path or not label:
             notes.append(f"{file.name}, row {number}: no {'path' if not path else 'label'}; left out")
             continue
+        if split_column and not row[split_column]:
+            notes.append(f"{file.name}, row {number}: no split; left out")
+            continue
         split = _split_value(file, number, row[split_column]) if split_column else ""
         new = (label, split, row[group_column] if group_column else "")
         if rows.setdefault(path, new) != new:
@@ -202,26 +206,6 @@ def open_table(table: str | os.PathLike[str]) -> Dataset:
     )
 
 
-def from_lists(paths: Sequence[str | os.PathLike[str]], labels: Sequence[object]) -> Dataset:
-    """A data set from N paths and N labels in memory; labels become names by ``str``.
-
-    Raises:
-        DataError: the lengths differ, or there are fewer than two classes.
-    """
-    if len(paths) != len(labels):
-        raise DataError(f"{len(paths)} paths and {len(labels)} labels: expected one label for each path.")
-    return _dataset(
-        Path("."),
-        Path("."),
-        paths=[os.fspath(path) for path in paths],
-        names=[str(label) for label in labels],
-        splits=None,
-        groups=None,
-        notes=[],
-        keep_order=True,
-    )
-
-
 def _dataset(
     root: Path,
     base: Path,
@@ -231,21 +215,21 @@ def _dataset(
     splits: list[str] | None,
     groups: list[str] | None,
     notes: list[str],
-    keep_order: bool = False,
 ) -> Dataset:
     classes = tuple(natsorted(set(names)))
     if len(classes) < 2:
         deeper = _deeper(base, classes[0]) if base == root and classes else ""
         raise DataError(f"{root}: found one class, {_some(classes)}; a classifier needs at least two.{deeper}")
     number = {name: index for index, name in enumerate(classes)}
-    order = list(range(len(paths)))
-    if not keep_order:
-        rank = {path: place for place, path in enumerate(natsorted(paths))}
-        order.sort(key=lambda i: (SPLITS.index(splits[i]) if splits else 0, number[names[i]], rank[paths[i]]))
+    rank = {path: place for place, path in enumerate(natsorted(paths))}
+    order = sorted(
+        range(len(paths)),
+        key=lambda i: (SPLITS.index(splits[i]) if splits else 0, number[names[i]], rank[paths[i]]),
+    )
     notes += _missing_classes(classes, names, splits)
     return Dataset(
         root=root,
-        base=base,
+        base=Path(os.path.abspath(base)),
         paths=tuple(paths[i] for i in order),
         labels=np.array([number[names[i]] for i in order], dtype=np.int64),
         classes=classes,

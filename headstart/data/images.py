@@ -317,6 +317,8 @@ def _reason(data: bytes, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         if data[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc"):
             return "HEIC needs a plugin: pip install pillow-heif"
+        if data.startswith(b"\x89PNG") and not any(data[16:24]):
+            return "no pixels (0 x 0)"
         if not any(data[:4096]):
             return "not an image: only zero bytes"
         if _looks_like_text(data):

@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -66,7 +67,7 @@ def render_report(
         probe=probe,
         evaluated=evaluated,
         matrices=[_matrix(part) for part in evaluated],
-        mistakes=[_mistakes(part, os.fspath(look.dataset.base)) for part in evaluated],
+        mistakes=[_mistakes(part, look.dataset.base) for part in evaluated],
         seconds=seconds,
         listed=LISTED_ITEMS,
     )
@@ -80,7 +81,7 @@ def _matrix(part: Evaluated) -> list[list[dict[str, Any]]]:
     ]
 
 
-def _mistakes(part: Evaluated, base: str) -> list[_Mistake]:
+def _mistakes(part: Evaluated, base: Path) -> list[_Mistake]:
     found = []
     for place in part.mistakes()[:MISTAKES]:
         chances = part.probabilities[place]

@@ -75,9 +75,9 @@ def export_features(
     used = np.flatnonzero(look.scanned.usable).tolist()
     keys = [look.scanned.keys[i] for i in used]
     store = compute_features(net, keys, device=device, cache=cache, progress=progress)
-    names = dataset.label_names()
+    files, names = dataset.files(), dataset.label_names()
     columns = {
-        "paths": [dataset.files[i] for i in used],
+        "paths": [files[i] for i in used],
         "labels": [names[i] for i in used],
         "splits": [dataset.splits[i] if dataset.splits else "" for i in used],
     }

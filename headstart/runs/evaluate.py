@@ -91,7 +91,7 @@ def _other_images(
             f"{look.dataset.root}: no image of a class that the model knows. It knows {', '.join(model.classes[:10])}; "
             f"found {', '.join(look.dataset.classes[:10])}."
         )
-    files, splits = look.dataset.files, look.dataset.splits
+    files, splits = look.dataset.files(), look.dataset.splits
     return (
         [files[i] for i in keep],
         [number[names[i]] for i in keep],

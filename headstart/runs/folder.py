@@ -157,7 +157,7 @@ def write_run(run: Run, model: Model, probe: Probe, look: Inspection, evaluated:
 def _split_csv(look: Inspection) -> str:
     names = look.dataset.label_names()
     rows: list[list[str]] = [["path", "label", "split", "content", "left_out"]]
-    for i, path in enumerate(look.dataset.files):
+    for i, path in enumerate(look.dataset.files()):
         why = look.scanned.faults.get(i) or look.split.left_out.get(i, "")
         rows.append([path, names[i], look.split.assigned[i], look.scanned.keys[i].hex(), why])
     return csv_text(rows)

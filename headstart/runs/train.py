@@ -174,7 +174,7 @@ def _say_findings(look: Inspection, progress: Progress) -> None:
 def _evaluate(
     model: Model, features: npt.NDArray[np.float32], look: Inspection, positions: list[int], name: str
 ) -> Evaluated:
-    files = look.dataset.files
+    files = look.dataset.files()
     return evaluate_predictions(
         name,
         [files[i] for i in positions],
