@@ -72,7 +72,7 @@ WeightsFile = Annotated[
 ImageSize = Annotated[int, typer.Option(min=0, help="Side of the input in pixels; 0: what the weights expect.")]
 PoolChoice = Annotated[Pool, typer.Option(help="How features are pooled; auto: as the weights were trained.")]
 Layer = Annotated[str, typer.Option(help="The layer group whose output is pooled (see headstart layers).")]
-Seed = Annotated[int, typer.Option(help="Of the drawn split and of cross-validation's folds.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the drawn split and of cross-validation's folds.")]
 Val = Annotated[float, typer.Option(help="Share of the images for val, where the data come without splits.")]
 Test = Annotated[float, typer.Option(help="Share of the images for test, where the data come without splits.")]
 

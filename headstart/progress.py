@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Protocol, final
 
@@ -25,6 +25,11 @@ class Progress(Protocol):
 
     def task(self, name: str, total: int, unit: str = "images") -> AbstractContextManager[Callable[[int], None]]:
         """A piece of work of ``total`` units; the context gives a function to call with the units just done."""
+
+
+def with_example(text: str, items: Sequence[str]) -> str:
+    """A sentence with the first of what it speaks of: "2 files cannot be used (a.jpg: empty file, ...)."."""
+    return f"{text} ({items[0]}{', ...' if len(items) > 1 else ''})." if items else f"{text}."
 
 
 @final

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -130,10 +131,21 @@ def test_evaluating_on_other_data_scores_what_the_model_knows(run: hs.Run, tmp_p
         "3 images of classes that the model does not know" in text and "purple" in text for text in listener.said
     )
     write_classes(tmp_path / "none", {"x": 2, "y": 2})
-    with pytest.raises(DataError, match="no image of a class that the model knows"):
+    with pytest.raises(DataError, match="no readable image of a class that the model knows"):
         hs.evaluate(run.model_path, tmp_path / "none", device="cpu")
     with pytest.raises(RunError, match="name the data"):
         hs.evaluate(run.model_path)
+
+
+def test_images_that_the_model_was_trained_on_are_not_passed_off_as_new(run: hs.Run, tmp_path: Path) -> None:
+    write_classes(tmp_path / "d", {"blue": 4, "red": 4}, first_seed=900)
+    learned = [
+        row["path"] for row in rows(run.folder / "split.csv") if row["split"] == "train" and row["label"] == "red"
+    ]
+    shutil.copy(learned[0], tmp_path / "d" / "red" / "old.png")
+    listener = Listener()
+    hs.evaluate(run.folder, tmp_path / "d", device="cpu", progress=listener)
+    assert any("was trained on 1 of these 9 images" in text and "red/old.png" in text for text in listener.said)
 
 
 def test_a_second_run_does_not_run_the_backbone_and_says_so(run: hs.Run, tmp_path: Path, monkeypatch) -> None:

@@ -81,6 +81,22 @@ def test_a_group_stays_on_one_side(tmp_path: Path) -> None:
     assert len(Counter(s for side in sides.values() for s in side)) >= 2
 
 
+def test_copies_in_other_groups_are_kept_apart_from_near_copies_too(tmp_path: Path) -> None:
+    folder = write_classes(tmp_path / "d", {"a": 30, "b": 30})
+    rows = []
+    for number, path in enumerate(sorted(folder.glob("*/*.png"))):
+        for copy in range(4):
+            shutil.copy(path, tmp_path / f"{number}-{copy}.png")
+            rows.append(f"{number}-{copy}.png,{path.parent.name},g{number}-{copy}")
+        Image.open(path).resize((44, 36)).save(tmp_path / f"{number}-near.png")
+        rows.append(f"{number}-near.png,{path.parent.name},n{number}")
+    (tmp_path / "t.csv").write_text("path,label,group\n" + "\n".join(rows))
+    sides: dict[str, set[str]] = {}
+    for path, split in by_path(look(tmp_path / "t.csv")).items():
+        sides.setdefault(path.split("-")[0], set()).add(split)
+    assert all(len(side - {""}) == 1 for side in sides.values())
+
+
 def test_given_splits_are_kept_and_their_leaks_named(tmp_path: Path) -> None:
     write_classes(tmp_path / "d" / "train", {"a": 9, "b": 9})
     write_classes(tmp_path / "d" / "val", {"a": 4, "b": 4}, first_seed=100)

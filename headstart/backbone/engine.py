@@ -129,7 +129,7 @@ def choose_engine(
     if plain.device.type != "cpu" or count < EXPORT_REPAYS_FROM:
         return plain
     try:
-        file = _exported(net, (cache or cache_root()) / "engines")
+        file = _exported(net, (cache or cache_root()) / "engines", progress)
         fast = OnnxEngine(file)
         expected = plain(sample)
         gap = float(np.abs(fast(sample) - expected).max() / max(1.0, float(np.abs(expected).max())))
@@ -157,7 +157,7 @@ def run_in_batches(engine: Engine, pixels: Pixels) -> Features:
     return np.concatenate([engine(pixels[start : start + step]) for start in range(0, len(pixels), step)])
 
 
-def _exported(net: FeatureNet, folder: Path) -> Path:
+def _exported(net: FeatureNet, folder: Path, progress: Progress) -> Path:
     about = net.describe() | {
         "engine": ENGINE_VERSION,
         "input": [net.backbone.preprocessing.height, net.backbone.preprocessing.width],
@@ -165,6 +165,7 @@ def _exported(net: FeatureNet, folder: Path) -> Path:
     }
     file = folder / f"{describe_key(about)}.onnx"
     if not file.exists():
+        progress.say(f"Preparing {net.backbone.architecture} for ONNX Runtime; this is done once.")
         write_atomically(file, _export(net))
     return file
 

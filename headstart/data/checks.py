@@ -105,7 +105,7 @@ def _findings(
     dataset: Dataset, scanned: Scan, split: Split, duplicates: Sequence[DuplicatePair]
 ) -> tuple[Finding, ...]:
     found = [
-        *_unreadable(dataset, scanned),
+        *unreadable(dataset, scanned),
         *_duplicates(dataset, split, duplicates),
         *_left_out(dataset, split),
         *_class_sizes(dataset, split),
@@ -115,7 +115,8 @@ def _findings(
     return tuple(sorted(found, key=lambda finding: _RANK[finding.severity]))
 
 
-def _unreadable(dataset: Dataset, scanned: Scan) -> list[Finding]:
+def unreadable(dataset: Dataset, scanned: Scan) -> list[Finding]:
+    """One finding that names every file that cannot be used, or none."""
     if not scanned.faults:
         return []
     items = tuple(f"{dataset.paths[i]}: {reason}" for i, reason in sorted(scanned.faults.items()))

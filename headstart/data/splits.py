@@ -99,7 +99,7 @@ def make_split(
         leaks = tuple(p for p in duplicates if assigned[p.first] != assigned[p.second])
         return Split(tuple(assigned), given=True, left_out={}, leaks=leaks)
     assigned = _draw(dataset, scanned, seed=seed, shares=shares or SplitShares())
-    left_out = _separate(assigned, duplicates, dataset)
+    left_out = _separate(assigned, scanned, duplicates, dataset)
     return Split(tuple(assigned), given=False, left_out=left_out, leaks=())
 
 
@@ -124,27 +124,33 @@ def _uniform(seed: int, name: bytes) -> float:
     return int.from_bytes(digest, "big") / 2**64
 
 
-def _separate(assigned: list[str], duplicates: Sequence[DuplicatePair], dataset: Dataset) -> dict[int, str]:
+def _separate(
+    assigned: list[str], scanned: Scan, duplicates: Sequence[DuplicatePair], dataset: Dataset
+) -> dict[int, str]:
     """Takes out of val and test what near-identically stands in a split before them; changes ``assigned``.
 
     A twin in the same split, or one that is itself left out, keeps nobody out. Byte-identical files are drawn alike
     unless their groups differ.
     """
-    twins: dict[int, list[int]] = {}
+    places: dict[bytes, list[int]] = {}
+    alike: dict[bytes, set[bytes]] = {}
+    for position in np.flatnonzero(scanned.usable).tolist():
+        places.setdefault(scanned.keys[position], []).append(position)
     for pair in duplicates:
-        twins.setdefault(pair.first, []).append(pair.second)
-        twins.setdefault(pair.second, []).append(pair.first)
+        one, two = scanned.keys[pair.first], scanned.keys[pair.second]
+        alike.setdefault(one, {one}).add(two)
+        alike.setdefault(two, {two}).add(one)
     left_out: dict[int, str] = {}
     for split in ("val", "test"):
-        earlier = set(SPLITS[: SPLITS.index(split)])
-        for position in [p for p in sorted(twins) if assigned[p] == split]:
-            for twin in twins[position]:
-                if assigned[twin] in earlier:
-                    left_out[position] = (
-                        f"drawn for {split}, but near-identical to {dataset.paths[twin]} in {assigned[twin]}"
-                    )
-                    assigned[position] = UNUSED
-                    break
+        earlier = SPLITS[: SPLITS.index(split)]
+        for position, key in enumerate(scanned.keys):
+            if assigned[position] != split or key not in alike:
+                continue
+            twins = sorted(place for twin in alike[key] for place in places[twin] if assigned[place] in earlier)
+            if twins:
+                twin = dataset.paths[twins[0]]
+                left_out[position] = f"drawn for {split}, but near-identical to {twin} in {assigned[twins[0]]}"
+                assigned[position] = UNUSED
     return left_out
 
 

@@ -13,11 +13,13 @@ import numpy.typing as npt
 
 from headstart.backbone.forward import FeatureNet, Pooling
 from headstart.backbone.weights import DEFAULT_BACKBONE, load_backbone
-from headstart.data.checks import inspect
+from headstart.data.checks import unreadable
 from headstart.data.dataset import Dataset, open_data
+from headstart.data.scan import scan
+from headstart.errors import DataError
 from headstart.features.extract import compute_features
 from headstart.files import check_suffix, output_file
-from headstart.progress import Progress, SilentProgress
+from headstart.progress import Progress, SilentProgress, with_example
 from headstart.store import RowStore
 
 FORMATS = (".npz", ".parquet")
@@ -68,12 +70,13 @@ def export_features(
     dataset = open_data(source)
     loaded = load_backbone(backbone or DEFAULT_BACKBONE, weights=weights, image_size=image_size)
     net = FeatureNet(loaded, pool=pool, layer=layer)
-    look = inspect(dataset, preprocessing=loaded.preprocessing, cache=cache, progress=progress)
-    for finding in look.findings:
-        if finding.kind == "unreadable":
-            progress.say(f"Serious: {finding.message}: {'; '.join(finding.items[:3])}.")
-    used = np.flatnonzero(look.scanned.usable).tolist()
-    keys = [look.scanned.keys[i] for i in used]
+    scanned = scan(dataset.files(), preprocessing=loaded.preprocessing, cache=cache, progress=progress)
+    for finding in unreadable(dataset, scanned):
+        progress.say(with_example(f"Serious: {finding.message}", finding.items))
+    used = np.flatnonzero(scanned.usable).tolist()
+    if not used:
+        raise DataError(f"{dataset.root}: none of its {len(dataset):,} images can be read.")
+    keys = [scanned.keys[i] for i in used]
     store = compute_features(net, keys, device=device, cache=cache, progress=progress)
     files, names = dataset.files(), dataset.label_names()
     columns = {

@@ -64,15 +64,10 @@ def compute_features(
         return store
     pixels = pixel_store(net.backbone.preprocessing, cache)
     store.require_space(len(missing))
+    engine = choose_engine(
+        net, count=len(missing), sample=pixels.read(missing[:SAMPLE]), device=device, cache=cache, progress=progress
+    )
     with progress.task("Running the backbone", len(missing)) as advance:
-        engine = choose_engine(
-            net,
-            count=len(missing),
-            sample=pixels.read(missing[:SAMPLE]),
-            device=device,
-            cache=cache,
-            progress=progress,
-        )
         for start in range(0, len(missing), engine.batch_size):
             batch = missing[start : start + engine.batch_size]
             store.append(batch, engine(pixels.read(batch)))

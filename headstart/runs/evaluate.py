@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from headstart.data.checks import inspect
-from headstart.data.dataset import Dataset
+from headstart.data.checks import unreadable
+from headstart.data.dataset import Dataset, open_data
+from headstart.data.scan import scan
 from headstart.errors import DataError, RunError
 from headstart.evaluation.predictions import Evaluated, evaluate_predictions
 from headstart.model import Model, load
-from headstart.progress import Progress, SilentProgress
+from headstart.progress import Progress, SilentProgress, with_example
 
 
 def evaluate(
@@ -28,7 +29,8 @@ def evaluate(
 
     Args:
         run_or_model: a run folder or a model file.
-        source: other data, each of its splits scored apart; the run's own where it is not given.
+        source: other data, each of its splits scored apart; the run's own where it is not given. Images that the
+            run was trained on are counted, and said.
         device: see ``train``.
         cache: the cache folder; the default one where it is not given.
         progress: told of each step.
@@ -40,10 +42,14 @@ def evaluate(
     """
     progress = progress or SilentProgress()
     model = load(run_or_model)
+    folder = Path(run_or_model).expanduser()
     if source is None:
-        paths, labels, sets = _own_images(Path(run_or_model), model)
+        paths, labels, sets = _own_images(folder, model)
     else:
-        paths, labels, sets = _other_images(source, model, cache=cache, progress=progress)
+        taught = (
+            {row["content"] for row in _split_rows(folder) if row["split"] == "train"} if folder.is_dir() else set()
+        )
+        paths, labels, sets = _other_images(open_data(source), model, taught, cache=cache, progress=progress)
     probabilities, faults = model.predict_proba(paths, device=device, progress=progress)
     if source is None and faults:
         first = min(faults)
@@ -63,37 +69,46 @@ def evaluate(
 def _own_images(folder: Path, model: Model) -> tuple[list[str], list[int], list[str]]:
     if not folder.is_dir():
         raise RunError(f"{folder}: a model file alone; name the data to score it on.")
-    with open(folder / "split.csv", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] in ("val", "test")]
+    rows = [row for row in _split_rows(folder) if row["split"] in ("val", "test")]
     rows.sort(key=lambda row: ("val", "test").index(row["split"]))
     number = {name: i for i, name in enumerate(model.classes)}
     return [r["path"] for r in rows], [number[r["label"]] for r in rows], [r["split"] for r in rows]
 
 
 def _other_images(
-    source: str | os.PathLike[str] | Dataset, model: Model, *, cache: Path | None, progress: Progress
+    dataset: Dataset, model: Model, trained_on: set[str], *, cache: Path | None, progress: Progress
 ) -> tuple[list[str], list[int], list[str]]:
-    look = inspect(source if isinstance(source, Dataset) else Path(source), cache=cache, progress=progress)
+    scanned = scan(dataset.files(), cache=cache, progress=progress)
     number = {name: i for i, name in enumerate(model.classes)}
-    names = look.dataset.label_names()
-    strange = sorted(set(names) - set(number))
+    names = dataset.label_names()
+    strange = [name for name in dataset.classes if name not in number]
     if strange:
-        progress.say(
-            f"Warning: {sum(name in strange for name in names):,} images of classes that the model does not know are "
-            f"not scored: {', '.join(strange[:5])}{', ...' if len(strange) > 5 else ''}."
-        )
-    for finding in look.findings:
-        if finding.kind == "unreadable":
-            progress.say(f"Serious: {finding.message} ({finding.items[0]}{', ...' if len(finding.items) > 1 else ''}).")
-    keep = [i for i, name in enumerate(names) if name in number and i not in look.scanned.faults]
+        count = sum(name in strange for name in names)
+        text = f"Warning: {count:,} images of classes that the model does not know are not scored"
+        progress.say(with_example(text, strange))
+    for finding in unreadable(dataset, scanned):
+        progress.say(with_example(f"Serious: {finding.message}", finding.items))
+    keep = [i for i, name in enumerate(names) if name in number and i not in scanned.faults]
     if not keep:
         raise DataError(
-            f"{look.dataset.root}: no image of a class that the model knows. It knows {', '.join(model.classes[:10])}; "
-            f"found {', '.join(look.dataset.classes[:10])}."
+            f"{dataset.root}: no readable image of a class that the model knows. It knows "
+            f"{', '.join(model.classes[:10])}; found {', '.join(dataset.classes[:10])}."
         )
-    files, splits = look.dataset.files(), look.dataset.splits
+    taught = [dataset.paths[i] for i in keep if scanned.keys[i].hex() in trained_on]
+    if taught:
+        text = f"Serious: the model was trained on {len(taught):,} of these {len(keep):,} images: the score is too high"
+        progress.say(with_example(text, taught))
+    files, splits = dataset.files(), dataset.splits
     return (
         [files[i] for i in keep],
         [number[names[i]] for i in keep],
         [splits[i] if splits else "all" for i in keep],
     )
+
+
+def _split_rows(folder: Path) -> list[dict[str, str]]:
+    try:
+        with open(folder / "split.csv", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            return list(csv.DictReader(file))
+    except OSError as error:
+        raise RunError(f"{folder / 'split.csv'}: {error.strerror}. Name the data to score the model on.") from error

@@ -21,7 +21,7 @@ from headstart.evaluation.metrics import Scores
 from headstart.evaluation.predictions import Evaluated, evaluate_predictions
 from headstart.features.extract import compute_features
 from headstart.model import Model, data_fingerprint
-from headstart.progress import Progress, SilentProgress
+from headstart.progress import Progress, SilentProgress, with_example
 from headstart.runs.folder import Run, new_run_folder, write_run
 from headstart.training.probe import fit_probe
 from headstart.training.recipe import Recipe
@@ -167,8 +167,7 @@ def _say_findings(look: Inspection, progress: Progress) -> None:
     progress.say(f"{look.dataset.root}: {len(look.dataset.classes)} classes, {', '.join(parts)} images (split {how}).")
     for finding in look.findings:
         if finding.severity != "note":
-            example = f" ({finding.items[0]}{', ...' if len(finding.items) > 1 else ''})" if finding.items else ""
-            progress.say(f"{finding.severity.capitalize()}: {finding.message}{example}.")
+            progress.say(with_example(f"{finding.severity.capitalize()}: {finding.message}", finding.items))
 
 
 def _evaluate(

@@ -24,7 +24,7 @@ class Recipe:
         balance: weigh the classes alike, however many images each has.
         val: share of the images for val, where the data come without splits.
         test: share of the images for test, where the data come without splits.
-        seed: of splits and of cross-validation's folds.
+        seed: of splits and of cross-validation's folds; 0 to 2**32 - 1.
     """
 
     effort: Effort = "probe"
@@ -41,6 +41,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.effort not in get_args(Effort):
             raise OptionError(f"effort {self.effort!r}: this version knows {', '.join(get_args(Effort))}.")
+        if not 0 <= self.seed < 2**32:
+            raise OptionError(f"seed {self.seed}: expected 0 to {2**32 - 1:,}.")
         if self.image_size < 0 or 0 < self.image_size < 16:
             raise OptionError(f"image size {self.image_size}: expected at least 16 pixels.")
 
