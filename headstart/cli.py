@@ -21,7 +21,6 @@ from headstart.errors import HeadstartError
 if TYPE_CHECKING:
     from headstart.data.checks import Inspection
     from headstart.evaluation.metrics import Scores
-    from headstart.model import Prediction
 
 STOPPED = 130
 """Exit status after Ctrl-C, as shells have it."""
@@ -186,9 +185,7 @@ def predict(
         check_suffix(out, TABLE_FORMATS)
     model = load(run_or_model)
     pictures = [name for path in paths for name in find_images(path)]
-    predictions = cast(
-        "list[Prediction]", model.predict(pictures, top=top, device=device.value, progress=TerminalProgress())
-    )
+    predictions = model.predict(pictures, top=top, device=device.value, progress=TerminalProgress())
     if out is not None:
         write_predictions(out, predictions)
     if as_json:
@@ -197,6 +194,8 @@ def predict(
         for p in predictions:
             what = p.error if p.label is None else "  ".join(f"{label} {100 * chance:.1f} %" for label, chance in p.top)
             print(f"{_shown(p.path)}\t{what}")
+    else:
+        print(f"{out}: {len(predictions):,} pictures")
     unread = [p for p in predictions if p.label is None]
     if unread:
         first = f"{_shown(unread[0].path)}: {unread[0].error}"

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar, cast, final
+from typing import Any, TypeVar, cast, final, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -108,6 +108,16 @@ class Model:
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))
         return np.asarray(odds / odds.sum(axis=1, keepdims=True))
 
+    @overload
+    def predict(  # type: ignore[overload-overlap]  # a path is a str, and a str is iterable
+        self, pictures: Picture, *, top: int = 5, device: str = "auto", progress: Progress | None = None
+    ) -> Prediction: ...
+
+    @overload
+    def predict(
+        self, pictures: Iterable[Picture], *, top: int = 5, device: str = "auto", progress: Progress | None = None
+    ) -> list[Prediction]: ...
+
     def predict(
         self,
         pictures: Picture | Iterable[Picture],
@@ -115,7 +125,7 @@ class Model:
         top: int = 5,
         device: str = "auto",
         progress: Progress | None = None,
-    ) -> Any:
+    ) -> Prediction | list[Prediction]:
         """Classifies one picture or many.
 
         Args:

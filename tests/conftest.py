@@ -8,37 +8,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
-
-COLOURS = {"blue": (40, 60, 200), "green": (40, 170, 60), "red": (200, 50, 40)}
+from pictures import write_classes
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["HEADSTART_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ["HF_HOME"] = str(tmp_path_factory.mktemp("hub"))
-
-
-def picture(seed: int, colour: tuple[int, int, int] = (120, 120, 120), size: tuple[int, int] = (48, 40)) -> Image.Image:
-    """A coloured picture with eight large random patches: no two seeds are near-identical."""
-    rng = np.random.default_rng(seed)
-    patches = rng.integers(-110, 110, (6, 6, 3)) + np.array(colour)
-    small = Image.fromarray(patches.clip(0, 255).astype(np.uint8))
-    return small.resize(size, Image.Resampling.BICUBIC)
-
-
-def write_classes(folder: Path, counts: dict[str, int], *, first_seed: int = 0) -> Path:
-    """``folder/<class>/<n>.png``; classes of one of the names in COLOURS have that colour."""
-    seed = first_seed
-    for number, (name, count) in enumerate(counts.items()):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        for i in range(count):
-            colour = COLOURS.get(name, list(COLOURS.values())[number % 3])
-            picture(seed, colour).save(folder / name / f"{i}.png")
-            seed += 1
-    return folder
 
 
 @pytest.fixture

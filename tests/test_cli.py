@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import picture, write_classes
+from pictures import picture, write_classes
 from pyarrow import parquet
 from typer.testing import CliRunner
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from conftest import picture, write_classes
+from pictures import picture, write_classes
 from pyarrow import parquet
 
 from headstart.data.dataset import find_images, open_data, open_folder, open_table

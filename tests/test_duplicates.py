@@ -3,7 +3,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from conftest import picture
+from pictures import picture
 from PIL import Image
 
 from headstart.data.duplicates import find_duplicates

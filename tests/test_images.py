@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import timm
-from conftest import picture
+from pictures import picture
 from PIL import Image
 from timm.data import create_transform
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import picture
+from pictures import picture
 from PIL import Image
 from safetensors.torch import save_file
 

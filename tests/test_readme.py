@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from conftest import picture, write_classes
+from pictures import picture, write_classes
 from typer.main import get_command
 
 from headstart import cli

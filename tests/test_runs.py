@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import picture, write_classes
+from pictures import picture, write_classes
 
 import headstart as hs
 from headstart.errors import DataError, OptionError, RunError

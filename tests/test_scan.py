@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import picture
+from pictures import picture
 
 from headstart.data import scan as scanning
 from headstart.data.images import Preprocessing, decode, fit_to

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import picture, write_classes
+from pictures import picture, write_classes
 from PIL import Image
 
 from headstart.data.checks import Inspection, inspect

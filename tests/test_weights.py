@@ -155,7 +155,7 @@ def test_weights_come_from_the_hub_once_and_from_its_cache_without_a_network(tmp
     config = timm.get_pretrained_cfg("test_resnet")
     state = some_weights(classes=config.num_classes)
     save_file(state, tmp_path / "model.safetensors")
-    from conftest import write_classes
+    from pictures import write_classes
 
     write_classes(tmp_path / "d", {"a": 3, "b": 3})
     settings = {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_DISABLE_XET": "1"}

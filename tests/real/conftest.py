@@ -1,4 +1,4 @@
-"""The photographs, by path; and fresh caches, so that what is timed is timed cold."""
+"""Fresh caches, so that what is timed is timed cold."""
 
 from __future__ import annotations
 
@@ -7,22 +7,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
-
-DATA = Path(os.environ.get("HEADSTART_DATA", Path(__file__).parents[3] / "shared" / "data"))
-
-
-@dataclass(frozen=True)
-class Timed:
-    """A finished command: what it printed, and the seconds from start to end."""
-
-    status: int
-    out: str
-    err: str
-    seconds: float
+from photographs import Timed
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -42,10 +29,3 @@ def command() -> Callable[..., Timed]:
         return Timed(done.returncode, done.stdout, done.stderr, time.perf_counter() - started)
 
     return run
-
-
-def photographs(name: str) -> Path:
-    """A folder of the real data; the test that asks for it is skipped where it is absent."""
-    if not (DATA / name).is_dir():
-        pytest.skip(f"no photographs at {DATA / name} (set HEADSTART_DATA)")
-    return DATA / name

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Timed, photographs
+from photographs import Timed, photographs
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 
 import headstart as hs
