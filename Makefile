@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-real lint clean
+.PHONY: help install demo test test-exhaustive test-real lint clean
 
 help:
 	@echo "make demo       train on a small data set that comes with an installed package"
 	@echo "make test       the default tests (no network, no outside data)"
+	@echo "make test-exhaustive  law 1 at every boundary of 17 backbones"
 	@echo "make test-real  the tests on real photographs (HEADSTART_DATA, default ../shared/data)"
 	@echo "make lint       format, lint and types"
 	@echo "make clean      remove the environment and what the demo wrote"
@@ -27,6 +28,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+test-exhaustive: $(STAMP)
+	$(BIN)/python -m pytest -m exhaustive
 
 test-real: $(STAMP)
 	$(BIN)/python -m pytest tests/real

@@ -244,27 +244,39 @@ def layers(
     classes: Annotated[int, typer.Option(min=0, help="Outputs of the classifier; 0: none.")] = 1000,
     unfreeze: Annotated[
         list[str] | None,
-        typer.Option(help="A layer group to train; may be given again. All others are frozen."),
+        typer.Option(help="A layer to train, may be given again; if left out, the classifier alone."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List a backbone's layer groups in execution order: output shape, weights, and whether they are trained."""
+    """List a backbone's layer groups in execution order, and the boundaries where it can be cut.
+
+    A boundary's activation is counted in half precision; its cost is the share of the forward pass's operations before
+    it; the classifier's weights are not counted behind it.
+    """
     from dataclasses import asdict
 
     from headstart.backbone.layers import freeze, layer_groups
-    from headstart.backbone.weights import build_architecture, check_architecture, preprocessing_of
+    from headstart.backbone.split import SplittableBackbone
+    from headstart.backbone.weights import (
+        build_architecture,
+        check_architecture,
+        classifier_names,
+        preprocessing_of,
+    )
 
     check_architecture(backbone)
     module = build_architecture(backbone, image_size=image_size or None, classes=classes)
-    if unfreeze is not None:
-        freeze(module, trainable=unfreeze)
+    freeze(module, trainable=unfreeze or (classifier_names(module) if classes else ()))
     expected = preprocessing_of(module, image_size or None)
     groups = layer_groups(module, input_shape=(3, expected.height, expected.width))
+    headless = build_architecture(backbone, image_size=image_size or None)
+    split = SplittableBackbone(headless, height=expected.height, width=expected.width)
     total, trained = sum(g.parameters for g in groups), sum(g.trainable for g in groups)
     statistics = sum(g.statistics for g in groups)
     if as_json:
         totals = {"parameters": total, "trainable": trained, "statistics": statistics}
-        _print_json({"backbone": backbone, "groups": [asdict(g) for g in groups], **totals})
+        boundaries = {"boundaries": [asdict(b) for b in split.boundaries], "obstacle": split.obstacle}
+        _print_json({"backbone": backbone, "groups": [asdict(g) for g in groups], **totals, **boundaries})
         return
     rows = [
         [
@@ -279,7 +291,22 @@ def layers(
     print(f"{backbone}, pictures of {expected.height} x {expected.width} pixels")
     _print_table(["layer group", "kind", "output", "weights", "trained"], rows)
     print(f"Weights: {total:,}, of them {trained:,} trainable and {total - trained:,} not.")
-    print(f"BatchNorm statistics, which no gradient changes: {statistics:,}.")
+    print(f"BatchNorm statistics, which no gradient changes: {statistics:,}.\n")
+    _print_table(
+        ["boundary after", "activation", "bytes an image", "cost before", "weights behind"],
+        [
+            [
+                b.name,
+                " x ".join(map(str, b.shape)),
+                f"{b.bytes_per_image:,}",
+                f"{100 * b.cost_before:.0f} %",
+                f"{b.parameters_after:,}",
+            ]
+            for b in split.boundaries
+        ],
+    )
+    if split.obstacle:
+        print(f"It can be cut at the head alone: {split.obstacle}.")
 
 
 @app.command()

@@ -175,6 +175,7 @@ def test_json_is_one_document_on_stdout(
     assert documents["extract"]["images"] == 60
     assert documents["layers"]["parameters"] == 11_689_512
     assert documents["layers"]["statistics"] == 9_600
+    assert documents["layers"]["boundaries"][-1]["name"] == "head"
     assert documents["check"]["usable"] == 60
 
 
@@ -211,12 +212,24 @@ def test_extracted_features_carry_path_and_label(
 def test_layers_prints_groups_in_order_with_totals(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = main("layers", "resnet18", "--classes", 5, "--unfreeze", "layer4", "--unfreeze", "fc", capsys=capsys)
     assert code == 0
-    names = [line.split()[0] for line in out.splitlines()[2:-2]]
+    table, boundaries = out.split("\n\n")
+    names = [line.split()[0] for line in table.splitlines()[2:-2]]
     assert names == ["conv1", "bn1", "act1", "maxpool", "layer1", "layer2", "layer3", "layer4", "global_pool", "fc"]
+    assert re.search(r"^layer3 +256 x 14 x 14 +100,352 +77 % +8,393,728$", boundaries, re.MULTILINE)
+    assert boundaries.splitlines()[-1].split() == ["head", "512", "1,024", "100", "%", "0"]
     assert re.search(r"layer4 .* 512 x 7 x 7 +8,393,728 +yes", out)
     assert re.search(r"layer3 .* no", out)
     assert "Weights: 11,179,077, of them 8,396,293 trainable and 2,782,784 not." in out
     assert "BatchNorm statistics, which no gradient changes: 9,600." in out
+
+
+@pytest.mark.parametrize(("backbone", "trained"), [("resnet18", 513_000), ("convnext_atto", 321_000)])
+def test_by_default_the_classifier_alone_is_trainable(
+    backbone: str, trained: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = main("layers", backbone, "--image-size", 64, "--json", capsys=capsys)
+    assert code == 0
+    assert json.loads(out)["trainable"] == trained
 
 
 def test_check_names_what_is_wrong_and_strict_fails(
@@ -246,17 +259,21 @@ def test_no_network_is_needed_or_asked_for(data: Path, tmp_path: Path, headstart
     assert done.returncode == 0, done.stderr
 
 
-def test_file_names_that_are_no_unicode_are_carried_through(run: Path, tmp_path: Path, headstart) -> None:
+def test_file_names_that_are_no_unicode_are_carried_through(
+    run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    headstart,
+) -> None:
     name = os.fsencode(tmp_path) + b"/odd\xff.png"
     picture(1).save(tmp_path / "x.png")
     try:
         os.rename(os.fsencode(tmp_path / "x.png"), name)
     except OSError:
         pytest.skip("this file system takes Unicode names only")
-    done = headstart("predict", run, tmp_path, "--out", tmp_path / "p.csv")
-    assert done.returncode == 0, done.stderr
+    for ending in ("csv", "parquet"):
+        assert main("predict", run, tmp_path, "--out", tmp_path / f"p.{ending}", capsys=capsys)[0] == 0
     assert b"odd\xff.png" in (tmp_path / "p.csv").read_bytes()
-    assert headstart("predict", run, tmp_path, "--out", tmp_path / "p.parquet").returncode == 0
     shown = headstart("predict", run, tmp_path)
     assert shown.returncode == 0
     assert "odd" in shown.stdout

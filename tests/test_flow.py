@@ -24,6 +24,7 @@ ORDER = [
     "data.checks",
     "backbone.weights",
     "backbone.layers",
+    "backbone.split",
     "backbone.forward",
     "backbone.engine",
     "features.extract",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -81,18 +82,34 @@ def group_names(module: nn.Module) -> list[str]:
 
 
 def freeze(module: nn.Module, *, trainable: Sequence[str] = ()) -> None:
-    """Freezes every weight but those of the named groups; a group is frozen with all that is beneath it.
+    """Freezes every weight but those of the named layers; a layer is frozen or trained with all that is beneath it.
+
+    Args:
+        module: made by timm.
+        trainable: names of layer groups, or of any layer inside one.
 
     Raises:
-        OptionError: a name is no group of this network; lists those that are.
+        OptionError: a name is no layer of this network; lists the groups.
     """
-    known = group_names(module)
+    known = {name for name, _ in module.named_modules()} - {""}
     unknown = [name for name in trainable if name not in known]
     if unknown:
-        raise OptionError(f"no layer group named {', '.join(unknown)}. There are: {', '.join(known)}.")
+        raise OptionError(f"no layer group named {', '.join(unknown)}. There are: {', '.join(group_names(module))}.")
     module.requires_grad_(False)
     for name in trainable:
         module.get_submodule(name).requires_grad_(True)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for every part, and afterwards for each part the mode that it had."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
 
 
 def _run_order(module: nn.Module, input_shape: tuple[int, int, int]) -> tuple[list[str], dict[str, tuple[int, ...]]]:
@@ -107,13 +124,11 @@ def _run_order(module: nn.Module, input_shape: tuple[int, int, int]) -> tuple[li
                 shapes[name] = tuple(output.shape[1:]) if isinstance(output, Tensor) else ()
 
         hooks.append(module.get_submodule(name).register_forward_hook(seen))
-    training = module.training
+    first = next(module.parameters())
     try:
-        first = next(module.parameters())
-        with torch.inference_mode():
-            module.eval()(torch.zeros(1, *input_shape, device=first.device, dtype=first.dtype))
+        with evaluating(module), torch.inference_mode():
+            module(torch.zeros(1, *input_shape, device=first.device, dtype=first.dtype))
     finally:
-        module.train(training)
         for hook in hooks:
             hook.remove()
     return order, shapes

@@ -164,7 +164,7 @@ def _from_file(name: str, path: Path, image_size: int | None) -> Backbone:
     module = build_architecture(name, image_size=image_size)
     state = _fit_keys(_read_tensors(path), module)
     ours = module.state_dict()
-    classifier = _classifier_prefixes(module)
+    classifier = tuple(f"{name}." for name in classifier_names(module))
     missing = [key for key in ours if key not in state]
     shapes = [
         f"{key} {tuple(state[key].shape)}, expected {tuple(ours[key].shape)}"
@@ -302,9 +302,10 @@ def _fit_keys(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
     return renamed
 
 
-def _classifier_prefixes(module: nn.Module) -> tuple[str, ...]:
+def classifier_names(module: nn.Module) -> tuple[str, ...]:
+    """Names of the layers that are a timm network's classifier: ("fc",), ("head.fc",)."""
     names = getattr(module, "pretrained_cfg", {}).get("classifier") or ()
-    return tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _drop_classifier(module: Any) -> None:

@@ -1,0 +1,362 @@
+"""Cutting a backbone in two: a prefix that is frozen and a suffix that may be trained.
+
+The network is traced by torch.fx. A node of its graph is a boundary where nothing else that depends on what the picture
+shows is needed afterwards: what follows is a function of that one tensor. Sizes and position tables depend on the
+picture's shape alone; a suffix that needs them works them out again, with the sizes of the traced shape as constants.
+
+Both sides share the backbone's own parameters and buffers: training the suffix trains the backbone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast, final
+
+import torch
+from timm import layers as timm_layers
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from headstart.backbone.layers import evaluating, group_names
+from headstart.errors import OptionError
+
+HEAD = "head"
+"""The boundary behind the whole backbone: everything frozen, the suffix empty."""
+
+_BATCHES = (2, 3)
+_SHAPE_ATTRIBUTES = frozenset({"shape", "dtype", "device", "ndim"})
+_PASSING_ON = (nn.Identity, nn.Dropout)
+_SHAPE_METHODS = frozenset({"size", "dim", "numel"})
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """A place where a backbone can be cut.
+
+    Attributes:
+        name: of the last layer before it, "blocks.4", "layer3.1"; ``HEAD`` behind the whole backbone.
+        shape: of the activation of one picture, without the batch axis.
+        bytes_per_image: of that activation in half precision.
+        cost_before: share of the forward pass's floating-point operations that lie before it, 0-1.
+        parameters_after: weights behind it; the classifier's are not counted.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    bytes_per_image: int
+    cost_before: float
+    parameters_after: int
+
+
+@final
+class SplittableBackbone:
+    """A backbone with the places where it can be cut, from stem to head.
+
+    Args:
+        module: a timm network without a classifier, (N, 3, H, W) -> (N, D). It is traced in inference mode and not
+            changed.
+        height: of the pictures, in pixels; a suffix is good for pictures of this size only.
+        width: of the pictures, in pixels.
+
+    Attributes:
+        module: the network.
+        boundaries: from stem to head; the last is always ``HEAD``.
+        obstacle: why the network cannot be cut elsewhere than at the head, or "".
+    """
+
+    def __init__(self, module: nn.Module, *, height: int, width: int) -> None:
+        self.module = module
+        self.obstacle = ""
+        self._cuts: dict[str, fx.Node] = {}
+        with evaluating(module):
+            try:
+                self._trace = _trace(module, height, width)
+                self._cuts = _find_cuts(self._trace, group_names(module))
+            except Exception as error:  # torch.fx raises whatever the network's own code raises when traced
+                self.obstacle = f"torch.fx cannot trace it: {' '.join(str(error).split())[:200]}"
+            self.boundaries = self._list_boundaries(height, width)
+
+    def prefix(self, name: str) -> nn.Module:
+        """The frozen part before a boundary: (N, 3, H, W) -> the activation at the boundary.
+
+        Raises:
+            OptionError: no such boundary; lists those that there are.
+        """
+        self._require(name)
+        return (
+            self.module if name == HEAD else fx.GraphModule(self.module, _prefix_graph(self._trace, self._cuts[name]))
+        )
+
+    def suffix(self, name: str) -> nn.Module:
+        """The part behind a boundary: the activation -> (N, D) features.
+
+        Raises:
+            OptionError: no such boundary; lists those that there are.
+        """
+        self._require(name)
+        if name == HEAD:
+            return nn.Identity()
+        suffix = fx.GraphModule(self.module, _suffix_graph(self._trace, self._cuts[name]))
+        return _sparing_its_input(suffix, self._trace.values[0][self._cuts[name]])
+
+    def _require(self, name: str) -> None:
+        if name not in (known := [boundary.name for boundary in self.boundaries]):
+            why = f" ({self.obstacle})" if self.obstacle else ""
+            raise OptionError(f"no boundary named {name!r}. There are: {', '.join(known)}{why}.")
+
+    def _list_boundaries(self, height: int, width: int) -> list[Boundary]:
+        found = [b for name, node in self._cuts.items() if (b := _boundary(self._trace, name, node)).parameters_after]
+        with torch.inference_mode():
+            shape = tuple(self.module(_blank(self.module, (1, 3, height, width))).shape[1:])
+        return [*found, Boundary(HEAD, shape, 2 * torch.Size(shape).numel(), 1.0, 0)]
+
+
+@dataclass(frozen=True)
+class _Traced:
+    """A traced network, and what was seen when batches of two sizes were run through it without computing."""
+
+    graph: fx.Graph
+    layer_of: dict[fx.Node, str]
+    shown: frozenset[fx.Node]
+    """Nodes whose value depends on what the picture shows, and not on its shape alone."""
+    values: tuple[dict[fx.Node, Any], dict[fx.Node, Any]]
+    """Of each node: a tensor's shape as ``torch.Size``, anything else as it is."""
+    tensors: frozenset[fx.Node]
+    """Nodes whose value is a tensor, or several."""
+    flops: dict[fx.Node, int]
+    root: nn.Module
+
+
+class _Tracer(fx.Tracer):
+    """fx's tracer with timm's list of what to leave whole, noting the layer that each node belongs to."""
+
+    def __init__(self) -> None:
+        super().__init__(autowrap_functions=tuple(cast(Any, timm_layers).get_notrace_functions()))
+        self.whole = tuple(cast(Any, timm_layers).get_notrace_modules())
+        self.inside = ""
+        self.layer_of: dict[fx.Node, str] = {}
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, self.whole) or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        outside, self.inside = self.inside, self.path_of_module(m)
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        finally:
+            self.inside = outside
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        self.layer_of[node] = self.inside
+        return node
+
+
+class _Recorder(fx.Interpreter):
+    """Runs the graph node by node on tensors without content, and writes down shapes and operations."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.values: dict[str, Any] = {}
+        self.tensors: set[str] = set()
+        self.flops: dict[str, int] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        with FlopCounterMode(display=False) as counter:
+            value = super().run_node(n)
+        self.flops[n.name] = counter.get_total_flops()
+        if any(isinstance(part, Tensor) for part in (value if isinstance(value, (tuple, list)) else [value])):
+            self.tensors.add(n.name)
+        self.values[n.name] = value.shape if isinstance(value, Tensor) else value
+        return value
+
+
+def _trace(module: nn.Module, height: int, width: int) -> _Traced:
+    tracer = _Tracer()
+    graph = tracer.trace(module)
+    runs = []
+    for count in _BATCHES:
+        recorder = _Recorder(fx.GraphModule(module, graph))
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            recorder.run(_blank(module, (count, 3, height, width)))
+        runs.append(recorder)
+    nodes = list(graph.nodes)
+    shown = {nodes[0]}  # the picture; other inputs keep their defaults
+    for node in nodes[1:]:
+        if not _asks_shape(node) and any(arg in shown for arg in node.all_input_nodes):
+            shown.add(node)
+    one, two = ({node: run.values[node.name] for node in nodes if node.op != "output"} for run in runs)
+    return _Traced(
+        graph=graph,
+        layer_of=tracer.layer_of,
+        shown=frozenset(shown),
+        values=(one, two),
+        tensors=frozenset(node for node in nodes if node.name in runs[0].tensors),
+        flops={node: runs[0].flops[node.name] for node in nodes},
+        root=module,
+    )
+
+
+def _asks_shape(node: fx.Node) -> bool:
+    if node.op == "call_method":
+        return node.target in _SHAPE_METHODS
+    return node.op == "call_function" and node.target is getattr and node.args[1] in _SHAPE_ATTRIBUTES
+
+
+def _find_cuts(trace: _Traced, groups: list[str]) -> dict[str, fx.Node]:
+    """Boundary name -> node, in execution order: the ends of groups and of their direct parts."""
+    nodes = list(trace.graph.nodes)
+    place = {node: i for i, node in enumerate(nodes)}
+    output_of = nodes[-1].all_input_nodes[0]
+    last: dict[str, fx.Node] = {}
+    for node in nodes:
+        path = trace.layer_of[node]
+        while path:
+            if node in trace.shown:
+                last[path] = node
+            path = path.rpartition(".")[0]
+    cuts: dict[str, fx.Node] = {}
+    pending: dict[fx.Node, int] = {}
+    for i, node in enumerate(nodes[:-1]):
+        if node in trace.shown:
+            uses = [place[user] for user in node.users if not _asks_shape(user)]
+            pending[node] = max(uses, default=i)
+        for other in [n for n, until in pending.items() if until <= i and n is not node]:
+            del pending[other]
+        single = node in trace.tensors and isinstance(trace.values[0][node], torch.Size)
+        if list(pending) != [node] or not single or node is output_of or node.op == "placeholder":
+            continue
+        if node.op == "call_module" and isinstance(trace.root.get_submodule(cast(str, node.target)), _PASSING_ON):
+            continue
+        names = [p for p in last if last[p] is node and any(p == g or p.rpartition(".")[0] == g for g in groups)]
+        if names and _suffix_works(trace, node):
+            cuts[min(names, key=lambda name: name.count("."))] = node
+    return cuts
+
+
+def _blank(module: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    weight = next(module.parameters())
+    return torch.zeros(shape, device=weight.device, dtype=weight.dtype)
+
+
+def _sparing_its_input(suffix: fx.GraphModule, shape: torch.Size) -> fx.GraphModule:
+    """Copies the activation first where the network's next layers would overwrite it in place."""
+    with torch.inference_mode(False), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        activation = _blank(suffix, tuple(shape))
+        suffix(activation)
+        changed = activation._version > 0
+    if changed:
+        graph = suffix.graph
+        placeholder = next(iter(graph.nodes))
+        with graph.inserting_after(placeholder):
+            copy = graph.call_method("clone", (placeholder,))
+        placeholder.replace_all_uses_with(copy, delete_user_cb=lambda user: user is not copy)
+        suffix.recompile()
+    return suffix
+
+
+def _suffix_works(trace: _Traced, cut: fx.Node) -> bool:
+    try:
+        _suffix_graph(trace, cut)
+    except _NotReproducible:
+        return False
+    return True
+
+
+class _NotReproducible(Exception):
+    """A value that a suffix needs follows neither from the activation's shape nor from the weights."""
+
+
+def _prefix_graph(trace: _Traced, cut: fx.Node) -> fx.Graph:
+    needed, pending = {cut}, [cut]
+    while pending:
+        new = set(pending.pop().all_input_nodes) - needed
+        needed |= new
+        pending += new
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in trace.graph.nodes:
+        if node in needed or node.op == "placeholder":
+            copies[node] = graph.node_copy(node, lambda old: copies[old])
+    graph.output(copies[cut])
+    return graph
+
+
+def _suffix_graph(trace: _Traced, cut: fx.Node) -> fx.Graph:
+    graph = fx.Graph()
+    copies: dict[fx.Node, Any] = {cut: graph.placeholder("activation")}
+    leading = tuple(values[cut][0] for values in trace.values)
+    lead: list[fx.Node] = []
+
+    def from_shape(one: Any, two: Any) -> Any:
+        """A number that does not change with the batch, or grows with the activation's first axis."""
+        if isinstance(one, (tuple, list)) and type(one) is type(two) and len(one) == len(two):
+            return tuple(from_shape(a, b) for a, b in zip(one, two, strict=True))
+        if one == two:
+            return one
+        if isinstance(one, int) and isinstance(two, int) and one * leading[1] == two * leading[0]:
+            if not lead:
+                lead.append(graph.call_method("size", (copies[cut], 0)))
+            first = lead[0]
+            if one == leading[0]:
+                return first
+            return graph.call_function(_scaled, (first, one, leading[0]))
+        raise _NotReproducible(f"{one} and {two}")
+
+    def needed(node: fx.Node) -> Any:
+        if node not in copies:
+            if node in trace.shown:
+                raise _NotReproducible(node.name)
+            if node in trace.tensors:
+                copies[node] = graph.node_copy(node, needed)
+            else:
+                copies[node] = from_shape(*(values[node] for values in trace.values))
+        return copies[node]
+
+    behind = False
+    for node in trace.graph.nodes:
+        if behind and (node in trace.shown or node.op == "output"):
+            arguments = fx.map_arg(node.args, needed), fx.map_arg(node.kwargs, needed)
+            if node.op == "output":
+                graph.output(arguments[0][0])
+            else:
+                args, kwargs = cast("tuple[tuple[Any, ...], dict[str, Any]]", arguments)
+                copies[node] = graph.create_node(node.op, node.target, args, kwargs, name=node.name)
+        behind = behind or node is cut
+    return graph
+
+
+def _scaled(first: int, numerator: int, denominator: int) -> int:
+    return first * numerator // denominator
+
+
+def _boundary(trace: _Traced, name: str, cut: fx.Node) -> Boundary:
+    nodes = list(trace.graph.nodes)
+    before = sum(trace.flops[node] for node in nodes[: nodes.index(cut) + 1])
+    shape = trace.values[0][cut]
+    elements = shape.numel() // _BATCHES[0]
+    suffix = _suffix_graph(trace, cut)
+    return Boundary(
+        name=name,
+        shape=tuple(shape[1:]) if shape[0] == _BATCHES[0] else (shape[0] // _BATCHES[0], *shape[1:]),
+        bytes_per_image=2 * elements,
+        cost_before=before / max(1, sum(trace.flops.values())),
+        parameters_after=_count_parameters(trace.root, suffix),
+    )
+
+
+def _count_parameters(root: nn.Module, graph: fx.Graph) -> int:
+    used: dict[int, int] = {}
+    for node in graph.nodes:
+        if node.op == "call_module":
+            parameters = list(root.get_submodule(cast(str, node.target)).parameters())
+        elif node.op == "get_attr":
+            owner, _, attribute = cast(str, node.target).rpartition(".")
+            value = getattr(root.get_submodule(owner), attribute)
+            parameters = [value] if isinstance(value, nn.Parameter) else []
+        else:
+            parameters = []
+        used |= {id(p): p.numel() for p in parameters}
+    return sum(used.values())

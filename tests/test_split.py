@@ -1,0 +1,149 @@
+"""Law 1: prefix then suffix equals the whole backbone, at every boundary."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from headstart.backbone.split import HEAD, SplittableBackbone
+from headstart.backbone.weights import build_architecture
+from headstart.errors import OptionError
+
+BACKBONES = {
+    "tf_efficientnet_lite0": 64,
+    "mobilenetv2_100": 64,
+    "mobilenetv3_large_100": 64,
+    "mobilenetv4_conv_small": 64,
+    "resnet18": 64,
+    "resnet50": 64,
+    "resnetv2_50": 64,
+    "vgg16": 32,
+    "legacy_xception": 96,
+    "convnext_tiny": 64,
+    "densenet121": 64,
+    "tf_efficientnetv2_s": 64,
+    "regnety_016": 64,
+    "vit_small_patch16_224": 64,
+    "vit_small_patch14_dinov2": 98,
+    "vit_small_patch16_dinov3": 64,
+    "swin_tiny_patch4_window7_224": 224,
+}
+"""Side of the pictures, in pixels: small, for the test's sake."""
+
+
+def lively(name: str, side: int) -> nn.Module:
+    """The network with weights and statistics that let no branch vanish, in double precision."""
+    module = build_architecture(name, image_size=side if side != 224 else None).double()
+    generator = torch.Generator().manual_seed(0)
+    for key, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and tensor.ndim == 1:
+            noise = torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype)
+            tensor.copy_(0.5 + noise if key.endswith(("weight", "var", "gamma")) else 0.2 * noise)
+    return module
+
+
+def assert_law_1(name: str, *, at_most: int) -> None:
+    """At that many boundaries, evenly spread, and at the head."""
+    side = BACKBONES[name]
+    module = lively(name, side)
+    split = SplittableBackbone(module, height=side, width=side)
+    assert split.obstacle == ""
+    assert len(split.boundaries) >= 7
+    pictures = torch.randn(2, 3, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    step = -(-len(split.boundaries) // at_most)
+    with torch.no_grad():
+        whole = module(pictures)
+        close = {"rtol": 0, "atol": 1e-9 * float((whole[0] - whole[1]).abs().max())}
+        for boundary in [*split.boundaries[step // 2 : -1 : step], split.boundaries[-1]]:
+            activation = split.prefix(boundary.name)(pictures)
+            kept = activation.clone()
+            assert tuple(activation.shape[1:]) == boundary.shape
+            assert activation.numel() == boundary.bytes_per_image  # two pictures, two bytes a number
+            suffix = split.suffix(boundary.name)
+            assert torch.allclose(suffix(activation), whole, **close), boundary
+            assert torch.equal(activation, kept), f"the suffix behind {boundary.name} overwrites its input"
+            assert torch.allclose(suffix(activation[1:2]), whole[1:2], **close), boundary
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_prefix_then_suffix_equals_the_whole(name: str) -> None:
+    assert_law_1(name, at_most=2)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", BACKBONES)
+def test_prefix_then_suffix_equals_the_whole_at_every_boundary(name: str) -> None:
+    assert_law_1(name, at_most=1000)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv4_conv_small", "resnet18", "vit_small_patch16_dinov3"])
+def test_both_sides_share_the_backbones_parameters_and_share_them_out(name: str) -> None:
+    module = build_architecture(name, image_size=64)
+    split = SplittableBackbone(module, height=64, width=64)
+    own = {id(p): p.numel() for p in module.parameters()}
+    for boundary in split.boundaries[:-1:3]:
+        prefix = {id(p) for p in split.prefix(boundary.name).parameters()}
+        suffix = {id(p) for p in split.suffix(boundary.name).parameters()}
+        assert prefix | suffix == set(own)
+        assert sum(own[p] for p in suffix) == boundary.parameters_after
+
+
+def test_training_the_suffix_trains_the_backbone_and_nothing_before_the_boundary() -> None:
+    module = build_architecture("resnet18", image_size=64)
+    split = SplittableBackbone(module, height=64, width=64)
+    before = {name: p.clone() for name, p in module.named_parameters()}
+    suffix = split.suffix("layer3")
+    activation = split.prefix("layer3")(torch.randn(4, 3, 64, 64)).detach()
+    optimizer = torch.optim.SGD(suffix.parameters(), lr=0.1)
+    suffix(activation).square().mean().backward()
+    optimizer.step()
+    changed = {name.split(".")[0] for name, p in module.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {"layer4"}
+
+
+def test_boundaries_come_from_stem_to_head_with_growing_cost_and_shrinking_rest() -> None:
+    module = build_architecture("tf_efficientnet_lite0")
+    split = SplittableBackbone(module, height=224, width=224)
+    names = [b.name for b in split.boundaries]
+    groups = ["conv_stem", "bn1", "blocks.0", "blocks.1", "blocks.2", "blocks.3", "blocks.4", "blocks.5", "blocks.6"]
+    assert [name for name in names if name in groups] == groups
+    assert names[-1] == HEAD
+    costs = [b.cost_before for b in split.boundaries]
+    rest = [b.parameters_after for b in split.boundaries]
+    assert costs == sorted(costs)
+    assert rest == sorted(rest, reverse=True)
+    assert 0.62 < next(b.cost_before for b in split.boundaries if b.name == "blocks.4") < 0.64
+    assert next(b.shape for b in split.boundaries if b.name == "blocks.5") == (192, 7, 7)
+    assert next(b.bytes_per_image for b in split.boundaries if b.name == "blocks.5") == 2 * 192 * 7 * 7
+    assert (split.boundaries[-1].shape, split.boundaries[-1].parameters_after) == ((1280,), 0)
+
+
+def test_a_backbone_that_cannot_be_traced_offers_the_head_alone_and_says_why() -> None:
+    class Moody(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer1 = nn.Conv2d(3, 8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.layer1(x)
+            return (x if x.mean() > 0 else -x).mean((2, 3))
+
+    module = Moody().eval()
+    split = SplittableBackbone(module, height=8, width=8)
+    assert [b.name for b in split.boundaries] == [HEAD]
+    assert "cannot trace" in split.obstacle
+    pictures = torch.randn(2, 3, 8, 8)
+    assert torch.equal(split.suffix(HEAD)(split.prefix(HEAD)(pictures)), module(pictures))
+    with pytest.raises(OptionError, match=r"'layer1'.*head.*cannot trace"):
+        split.prefix("layer1")
+
+
+def test_splitting_leaves_the_network_as_it_was() -> None:
+    module = build_architecture("resnet18", image_size=64).train()
+    module.get_submodule("bn1").eval()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    SplittableBackbone(module, height=64, width=64)
+    assert module.training
+    assert not module.get_submodule("bn1").training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
