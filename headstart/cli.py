@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -393,14 +392,14 @@ def _print_results(scores: list[Scores]) -> None:
 
 
 def _print_table(header: list[str], rows: list[list[str]]) -> None:
-    """Columns aligned by width: the first two left, numbers right."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    left = [all(not row[i][:1].isdigit() for row in rows) or i == 0 for i in range(len(header))]
-    align: Callable[[str, int, bool], str] = lambda cell, width, to_left: (  # noqa: E731
-        cell.ljust(width) if to_left else cell.rjust(width)
-    )
-    for row in [header, *rows]:
-        print("  ".join(align(_shown(c), w, to_left) for c, w, to_left in zip(row, widths, left, strict=True)).rstrip())
+    """Columns aligned by width: words to the left, numbers to the right."""
+    table = [[_shown(cell) for cell in row] for row in [header, *rows]]
+    columns = list(zip(*table, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    numbers = [place > 0 and any(cell[:1].isdigit() for cell in column[1:]) for place, column in enumerate(columns)]
+    for row in table:
+        cells = zip(row, widths, numbers, strict=True)
+        print("  ".join(c.rjust(w) if number else c.ljust(w) for c, w, number in cells).rstrip())
 
 
 def _state(parameters: int, trainable: int) -> str:
