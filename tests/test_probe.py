@@ -35,6 +35,7 @@ def test_c_is_the_one_with_the_least_loss_over_the_folds() -> None:
     probe = fit_probe(x, y, classes=3)
     assert tuple(probe.losses) == C_GRID
     assert probe.c == min(probe.losses, key=lambda c: probe.losses[c])
+    assert len(set(probe.losses.values())) == len(C_GRID)  # each C was truly fitted
     assert "5-fold" in probe.reason
 
 

@@ -111,7 +111,7 @@ def _choose_c(
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(x, labels)
     with progress.task("Choosing the penalty", FOLDS * len(C_GRID), unit="fits") as advance:
         for learn, judge in folds:
-            fitted = _regression(balance, tol=1e-3, warm_start=True)  # from each C on to the next, weaker one
+            fitted = _regression(balance, tol=1e-4, warm_start=True)  # from each C on to the next, weaker one
             for i, c in enumerate(C_GRID):
                 _fit(fitted.set_params(C=c), x[learn], labels[learn])
                 losses[i] += _log_loss(fitted, x[judge], labels[judge]) / FOLDS
