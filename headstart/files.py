@@ -66,6 +66,11 @@ def csv_text(rows: Iterable[Sequence[str]]) -> str:
     return text.getvalue()
 
 
+def unicode_text(text: str) -> str:
+    """For formats that hold Unicode only (Parquet): bytes of a file name that are none become escapes."""
+    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
 def text_bytes(text: str) -> bytes:
     """UTF-8; file names that are no Unicode keep their bytes."""
     return text.encode("utf-8", errors="surrogateescape")

@@ -6,11 +6,6 @@ images a second and ONNX Runtime about 170; the export takes about 8 seconds, so
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol, final
 
@@ -20,12 +15,14 @@ import onnxruntime
 import torch
 
 from headstart.backbone.forward import FeatureNet
+from headstart.backbone.weights import quiet
 from headstart.errors import OptionError
 from headstart.files import write_atomically
 from headstart.progress import Progress, SilentProgress
 from headstart.store import cache_root, describe_key
 
 ENGINE_VERSION = 1
+EXPORT_LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
 EXPORT_REPAYS_FROM = 300
 """Images from which on the export to ONNX Runtime saves time on a CPU."""
 
@@ -173,7 +170,7 @@ def _exported(net: FeatureNet, folder: Path, progress: Progress) -> Path:
 def _export(net: FeatureNet) -> bytes:
     shape = (2, net.backbone.preprocessing.height, net.backbone.preprocessing.width, 3)
     example = torch.zeros(shape, dtype=torch.uint8)
-    with _quiet_exporter(), torch.no_grad():
+    with quiet(*EXPORT_LOGGERS), torch.no_grad():
         program = torch.onnx.export(
             net,
             (example,),
@@ -186,21 +183,6 @@ def _export(net: FeatureNet) -> bytes:
     assert program is not None
     data: bytes = program.model_proto.SerializeToString()
     return data
-
-
-@contextlib.contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
 
 
 def _first_line(error: BaseException) -> str:

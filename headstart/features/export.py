@@ -18,7 +18,7 @@ from headstart.data.dataset import Dataset, open_data
 from headstart.data.scan import scan
 from headstart.errors import DataError
 from headstart.features.extract import compute_features
-from headstart.files import check_suffix, output_file
+from headstart.files import check_suffix, output_file, unicode_text
 from headstart.progress import Progress, SilentProgress, with_example
 from headstart.store import RowStore
 
@@ -123,10 +123,7 @@ def _write_parquet(file: Path, store: RowStore, keys: list[bytes], columns: dict
         for start in range(0, len(keys), PIECE):
             piece = slice(start, start + PIECE)
             flat = pa.array(store.read(keys[piece]).ravel(), pa.float32())
-            texts = [
-                pa.array([v.encode(errors="surrogateescape").decode(errors="backslashreplace") for v in values[piece]])
-                for values in columns.values()
-            ]
+            texts = [pa.array([unicode_text(v) for v in values[piece]]) for values in columns.values()]
             writer.write_table(
                 pa.Table.from_arrays([*texts, pa.FixedSizeListArray.from_arrays(flat, length)], schema=schema)
             )
