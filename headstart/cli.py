@@ -20,6 +20,7 @@ from headstart.errors import HeadstartError
 if TYPE_CHECKING:
     from headstart.data.checks import Inspection
     from headstart.evaluation.metrics import Scores
+    from headstart.store import CacheEntry
 
 STOPPED = 130
 """Exit status after Ctrl-C, as shells have it."""
@@ -57,6 +58,9 @@ class EffortOption(StrEnum):
     """How much is trained."""
 
     probe = "probe"
+    quick = "quick"
+    standard = "standard"
+    thorough = "thorough"
 
 
 Data = Annotated[Path, typer.Argument(help="A folder with one folder per class, or a CSV, TSV or Parquet table.")]
@@ -86,14 +90,23 @@ def _start(version: Annotated[bool, typer.Option("--version", help="Print the ve
 
 @app.command()
 def train(
-    data: Data,
+    data: Annotated[
+        Path | None, typer.Argument(help="A folder with one folder per class, or a CSV, TSV or Parquet table.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder, new or empty; runs/NAME if left out.")] = None,
-    effort: Annotated[EffortOption, typer.Option(help="How much is trained.")] = EffortOption.probe,
+    resume: Annotated[Path | None, typer.Option(help="Go on with this unfinished run; takes no other choice.")] = None,
+    effort: Annotated[EffortOption, typer.Option(help="How much is trained at most.")] = EffortOption.probe,
     backbone: BackboneName = "",
     weights: WeightsFile = None,
     image_size: ImageSize = 0,
     pool: PoolChoice = Pool.auto,
     layer: Layer = "",
+    unfreeze: Annotated[str, typer.Option(help="Train from this part on (see headstart layers), or all.")] = "",
+    epochs: Annotated[int, typer.Option(min=0, help="Of each rung; 0: what the effort takes.")] = 0,
+    lr: Annotated[float, typer.Option(min=0, help="Learning rate of the head; 0: the default.")] = 0.0,
+    views: Annotated[int, typer.Option(min=0, help="Augmented views of each image; 0: what the effort takes.")] = 0,
+    fresh_views: Annotated[bool, typer.Option("--fresh-views", help="New views in every epoch.")] = False,
+    flip: Annotated[bool, typer.Option(help="Whether a mirrored picture shows the same thing.")] = True,
     balance: Annotated[bool, typer.Option("--balance", help="Weigh the classes alike.")] = False,
     val: Val = 0.15,
     test: Test = 0.15,
@@ -103,22 +116,35 @@ def train(
 ) -> None:
     """Train a classifier and write model, scores, predictions and report into a run folder."""
     from headstart.progress import TerminalProgress
+    from headstart.runs.train import resume as resume_run
     from headstart.runs.train import train as train_run
     from headstart.training.recipe import Recipe
 
-    recipe = Recipe(
-        effort=effort.value,
-        backbone=backbone,
-        weights=str(weights or ""),
-        image_size=image_size,
-        pool=pool.value,
-        layer=layer,
-        balance=balance,
-        val=val,
-        test=test,
-        seed=seed,
-    )
-    run = train_run(data, out=out, recipe=recipe, device=device.value, progress=TerminalProgress())
+    if (data is None) == (resume is None):
+        raise typer.BadParameter("Missing argument DATA, or an unfinished run to --resume; one of the two.")
+    if resume is not None:
+        run = resume_run(resume, progress=TerminalProgress())
+    else:
+        assert data is not None
+        recipe = Recipe(
+            effort=effort.value,
+            backbone=backbone,
+            weights=str(weights.expanduser().resolve()) if weights else "",
+            image_size=image_size,
+            pool=pool.value,
+            layer=layer,
+            unfreeze=unfreeze,
+            epochs=epochs,
+            lr=lr,
+            views=views,
+            fresh_views=fresh_views,
+            flip=flip,
+            balance=balance,
+            val=val,
+            test=test,
+            seed=seed,
+        )
+        run = train_run(data, out=out, recipe=recipe, device=device.value, progress=TerminalProgress())
     if as_json:
         files = {"run": str(run.folder), "model": str(run.model_path), "report": str(run.report_path)}
         _print_json(files | {"scores": {name: s.as_json() for name, s in run.results.items()}, "seconds": run.seconds})
@@ -332,6 +358,50 @@ def check(
 
 
 @app.command()
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Remove what is listed, in use or not.")] = False,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="Only this kind, for example pixels; may be given again.")
+    ] = None,
+    older: Annotated[
+        float | None, typer.Option(min=0, metavar="DAYS", help="Only what was not used for so many days.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List what is kept on disk from earlier runs, the last used first, or remove it.
+
+    Everything in it can be computed again. It lies at $HEADSTART_CACHE, or in the system's place for caches, and may
+    grow to $HEADSTART_CACHE_LIMIT GB, or 50; beyond that, what was used longest ago goes.
+    """
+    import time
+
+    from headstart.store import cache_entries, cache_limit, cache_root, clear_cache, size_text
+
+    root, limit, held = cache_root(), cache_limit(), cache_entries()
+    before = time.time() - (older or 0) * 86_400
+    chosen = [e for e in held if (not kind or e.kind in kind) and (older is None or e.used <= before)]
+    freed = clear_cache(chosen) if clear else 0
+    total = sum(e.bytes for e in held) - freed
+    if as_json:
+        listed = {"removed" if clear else "entries": [_entry_document(e) for e in chosen]}
+        _print_json({"cache": str(root), "limit": limit, "bytes": total, "freed": freed} | listed)
+        return
+    if not held:
+        print(f"The cache at {_shown(str(root))} is empty.")
+        return
+    if clear:
+        print(f"Removed {_entries(len(chosen))}, {size_text(freed)}.")
+    elif chosen:
+        _print_table(
+            ["kind", "what", "rows", "size", "last used"],
+            [[e.kind, e.words, f"{e.rows:,}" if e.rows else "-", size_text(e.bytes), _minute(e.used)] for e in chosen],
+        )
+    if not chosen:
+        print(f"None is of that kind or age; there are {', '.join(sorted({e.kind for e in held}))}.")
+    print(f"The cache at {_shown(str(root))} holds {size_text(total)} and may hold {size_text(limit)}.")
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Where digits and run are written.")] = Path("headstart-demo"),
     device: DeviceChoice = Device.auto,
@@ -362,7 +432,9 @@ def main() -> None:
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and stop.code != STOPPED:  # Typer turns Ctrl-C into this status
             raise
-        _complain("Stopped. What was computed so far is kept; the same command goes on from there.")
+        _complain(
+            "Stopped. What was computed so far is kept; the same command, or --resume of a run, goes on from there."
+        )
         sys.exit(STOPPED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -400,6 +472,24 @@ def _print_table(header: list[str], rows: list[list[str]]) -> None:
     for row in table:
         cells = zip(row, widths, numbers, strict=True)
         print("  ".join(c.rjust(w) if number else c.ljust(w) for c, w, number in cells).rstrip())
+
+
+def _entry_document(entry: CacheEntry) -> dict[str, object]:
+    from dataclasses import asdict
+    from datetime import UTC, datetime
+
+    used = datetime.fromtimestamp(entry.used, UTC).isoformat(timespec="seconds")
+    return asdict(entry) | {"what": entry.words, "used": used, "path": str(entry.path)}
+
+
+def _entries(count: int) -> str:
+    return f"{count:,} {'entry' if count == 1 else 'entries'}"
+
+
+def _minute(seconds: float) -> str:
+    from datetime import datetime
+
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
 
 
 def _state(parameters: int, trainable: int) -> str:

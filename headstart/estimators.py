@@ -154,6 +154,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             OptionError: an argument has a value that it cannot take.
         """
         recipe = self._recipe()
+        if recipe.effort != "probe":
+            raise OptionError(f"effort {recipe.effort!r}: ImageClassifier knows 'probe'; headstart.train fine-tunes.")
         labels = np.asarray(y)
         if len(labels) != len(X):
             raise DataError(f"{len(X)} paths and {len(labels)} labels: expected one label for each path.")

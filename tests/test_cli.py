@@ -73,7 +73,7 @@ def test_help_is_quick_and_imports_no_torch() -> None:
     assert min(times) < 0.5
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "extract", "layers", "check", "demo"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "extract", "layers", "check", "cache", "demo"])
 def test_every_command_has_help(command: str) -> None:
     done = CliRunner().invoke(cli.app, [command, "--help"])
     assert done.exit_code == 0

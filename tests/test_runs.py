@@ -52,6 +52,9 @@ def test_a_run_learns_and_leaves_every_file(run: hs.Run) -> None:
     assert run.scores.accuracy > 0.85
     assert {p.name for p in run.folder.iterdir()} == {
         "recipe.json",
+        "start.json",
+        "log.jsonl",
+        "checkpoints",
         "split.csv",
         "findings.json",
         "model.safetensors",
@@ -116,7 +119,7 @@ def test_evaluating_the_run_again_gives_its_scores(run: hs.Run) -> None:
     assert list(again) == list(run.results)
     for name, scores in run.results.items():
         assert again[name].confusion == scores.confusion
-        assert again[name].log_loss == pytest.approx(scores.log_loss, abs=1e-6)
+        assert again[name].log_loss == pytest.approx(scores.log_loss, abs=1e-5)
 
 
 def test_evaluating_on_other_data_scores_what_the_model_knows(run: hs.Run, tmp_path: Path) -> None:

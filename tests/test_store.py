@@ -75,6 +75,8 @@ def test_a_writer_killed_at_random_moments_loses_no_finished_row(tmp_path: Path)
         process = subprocess.Popen(command, stdout=subprocess.PIPE)
         assert process.stdout is not None
         process.stdout.readline()
+        while not (size := _size(tmp_path)) or size <= before * 16:
+            time.sleep(0.001)
         time.sleep(wait)
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -82,6 +84,10 @@ def test_a_writer_killed_at_random_moments_loses_no_finished_row(tmp_path: Path)
         assert len(store) > before
         before = len(store)
         assert np.array_equal(store.read(keys(*range(before))), rows(*range(before)))
+
+
+def _size(root: Path) -> int:
+    return sum(file.stat().st_size for file in root.glob("test/*/keys.bin"))
 
 
 def test_two_writers_see_each_others_rows(tmp_path: Path) -> None:
@@ -99,8 +105,9 @@ def test_a_folder_that_cannot_be_written_is_a_named_error(tmp_path: Path) -> Non
 
 
 def test_too_small_a_disk_is_seen_before_the_work(tmp_path: Path) -> None:
-    with pytest.raises(CacheError, match="GB are free"):
+    with pytest.raises(CacheError, match=r"needs [\d,.]+ GB more.*GB are free on the disk.*HEADSTART_CACHE_LIMIT"):
         open_store(tmp_path).require_space(10**15)
+    open_store(tmp_path).require_space(1)
 
 
 def test_a_full_disk_is_a_named_error_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,18 +127,61 @@ def test_a_full_disk_is_a_named_error_and_loses_nothing(tmp_path: Path, monkeypa
 
 
 def test_reading_does_not_keep_the_file_in_memory(tmp_path: Path) -> None:
-    store = RowStore("big", {}, dtype=np.uint8, shape=(1 << 20,), root=tmp_path)
-    for n in range(0, 160, 16):
-        store.append(keys(*range(n, n + 16)), np.full((16, 1 << 20), n, np.uint8))
-    before = _resident_mb()
+    store = big_store(tmp_path)
+    before = resident_mb("VmRSS")
     for n in range(160):
         store.read(keys(n))
-    assert _resident_mb() - before < 30
+    assert resident_mb("VmRSS") - before < 30
 
 
-def _resident_mb() -> float:
+def test_a_large_request_takes_no_memory_but_its_rows(tmp_path: Path) -> None:
+    big_store(tmp_path)
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[2]); from test_store import *\n"
+        "store = RowStore('big', {}, dtype=np.uint8, shape=(1 << 20,), root=Path(sys.argv[1]))\n"
+        "wanted = [n * 7 % 160 for n in range(160)]\n"
+        "before = resident_mb('VmHWM'); got = store.read(keys(*wanted))\n"
+        "assert [row[0] for row in got] == [n // 16 * 16 for n in wanted]\n"
+        "print(resident_mb('VmHWM') - before)"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path), str(Path(__file__).parent)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert 150 < float(done.stdout) < 160 + 30
+
+
+def test_rows_of_a_structured_type_and_rows_without_a_shape_come_back(tmp_path: Path) -> None:
+    kind = np.dtype([("a", "<u4"), ("b", "u1", (2, 3))])
+    data = np.zeros(5, dtype=kind)
+    data["a"], data["b"][:, 1, 2] = range(5), range(5)
+    store = RowStore("facts", {}, dtype=kind, root=tmp_path)
+    store.append(keys(*range(5)), data)
+    order = [3, 4, 4, 0, 1, 2] * 1_500  # more than are looked up at once
+    assert np.array_equal(store.read(keys(*order)), data[order])
+
+
+def test_a_file_that_was_cut_short_is_a_named_error(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    store.append(keys(1, 2), rows(1, 2))
+    with open(store.folder / "rows.bin", "ab") as file:
+        file.truncate(12)
+    assert np.array_equal(store.read(keys(1)), rows(1))
+    with pytest.raises(CacheError, match="shorter than it was"):
+        store.read(keys(2))
+    with pytest.raises(CacheError, match="shorter than it was"):
+        store.append(keys(3), rows(3))
+    assert np.array_equal(open_store(tmp_path).read(keys(1)), rows(1))
+
+
+def big_store(root: Path) -> RowStore:
+    """160 rows of 1 MB."""
+    store = RowStore("big", {}, dtype=np.uint8, shape=(1 << 20,), root=root)
+    for n in range(0, 160, 16):
+        store.append(keys(*range(n, n + 16)), np.full((16, 1 << 20), n, np.uint8))
+    return store
+
+
+def resident_mb(line: str) -> float:
     status = Path("/proc/self/status")
     if not status.exists():
         pytest.skip("no /proc on this system")
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS"))
-    return int(line.split()[1]) / 1024
+    return int(next(text for text in status.read_text().splitlines() if text.startswith(line)).split()[1]) / 1024

@@ -1,48 +1,88 @@
-"""Running the frozen pass: plain PyTorch, or ONNX Runtime where the number of images repays the export.
+"""Running the frozen pass: several engines, one signature, chosen by measurement, compared before they are trusted.
 
-On the two-core machine that this was measured on (2026-11, EfficientNet-Lite0, 224 pixels, fp32), PyTorch runs about 40
-images a second and ONNX Runtime about 170; the export takes about 8 seconds, so it pays from some 300 images on.
+What is learnt from may run in mixed precision where that agrees with plain PyTorch to ``MIXED_TOLERANCE``; what is
+reported, predicted or handed out is always float32 (``exact``). On the two-core machine that this was measured on
+(2026-11, EfficientNet-Lite0, 224 pixels), images a second: plain 48, folded 165, ONNX Runtime 170, folded in mixed
+precision 290 (LOG.md).
 """
 
 from __future__ import annotations
 
+import ctypes
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cache as once
 from pathlib import Path
-from typing import Protocol, final
+from typing import Any, Protocol, final
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, fx, nn
 
-from headstart.backbone.forward import FeatureNet
+from headstart.backbone.fold import Seen, can_fold_for_inference, find_units, fold_for_inference, watch_inputs
+from headstart.backbone.forward import PixelNet
+from headstart.backbone.split import trace
 from headstart.backbone.weights import quiet
 from headstart.errors import OptionError
 from headstart.files import write_atomically
 from headstart.progress import Progress, SilentProgress
 from headstart.store import cache_root, describe_key
 
-ENGINE_VERSION = 1
+ENGINE_VERSION = 2
+EXACT = ("torch", "folded", "onnxruntime")
+"""Engines in float32, the simplest first."""
+
+LOW_PRECISION = ("autocast", "mixed")
 EXPORT_LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
-EXPORT_REPAYS_FROM = 300
-"""Images from which on the export to ONNX Runtime saves time on a CPU."""
+
+MEASURE_FROM = 32
+"""Images from which on the choice of an engine is worth a second or two; below, plain PyTorch."""
+
+EXPORT_REPAYS_FROM = 60.0
+"""Seconds that the best other engine would take, from which on ONNX Runtime is prepared (8 to 30 s) and measured."""
 
 TOLERANCE = 1e-3
-"""Largest difference of a feature from plain PyTorch's, over the largest feature, that an engine may show."""
+"""Largest difference of an output from plain PyTorch's, over the largest output, that an exact engine may show."""
+
+MIXED_TOLERANCE = 0.02
+"""Root-mean-square difference from plain PyTorch's output, over the root mean square of that, allowed to the others."""
+
+SAMPLE = 16
+"""Images that engines are measured and compared on."""
+
+ROUNDS = 4
+"""Runs of each engine when they are measured."""
+
+FASTER_BY = 1.1
+"""A simpler engine is kept unless another is so many times as fast."""
 
 Pixels = npt.NDArray[np.uint8]
 Features = npt.NDArray[np.float32]
 
 
 class Engine(Protocol):
-    """(N, H, W, 3) uint8 -> (N, D) float32.
+    """(N, H, W, 3) uint8 -> (N, ...) float32.
 
     Attributes:
-        name: "torch" or "onnxruntime", with the device.
+        name: what runs, and where.
         batch_size: images that are best given at once.
+        precision: "float32"; or "mixed" and a fingerprint of what was measured, when outputs are not comparable bit
+            for bit.
     """
 
     name: str
     batch_size: int
+    precision: str
 
     def __call__(self, pixels: Pixels) -> Features:
         """Runs one batch."""
@@ -50,19 +90,44 @@ class Engine(Protocol):
 
 @final
 class TorchEngine:
-    """Plain PyTorch, float32, channels last."""
+    """PyTorch, channels last; the network's own layers or a folded body.
 
-    def __init__(self, net: FeatureNet, device: torch.device) -> None:
-        self.net = net.to(device).to(memory_format=torch.channels_last)
+    Args:
+        net: the frozen pass.
+        device: where it runs.
+        body: takes the place of ``net.body``.
+        name: of the engine, without the device.
+        precision: see ``Engine``.
+        autocast: run in bfloat16 what PyTorch's autocast knows to be safe.
+    """
+
+    def __init__(
+        self,
+        net: PixelNet,
+        device: torch.device,
+        *,
+        body: nn.Module | None = None,
+        name: str = "torch",
+        precision: str = "float32",
+        autocast: bool = False,
+    ) -> None:
+        self.net = net.to(device)
+        self.body = (net.body if body is None else body).to(device).to(memory_format=torch.channels_last)
         self.device = device
-        self.name = f"torch ({device})"
-        self.batch_size = 32 if device.type == "cpu" else 128
+        self.name = f"{name} ({device})"
+        self.precision = precision
+        self.batch_size = 16 if device.type == "cpu" else 128
+        self.autocast = autocast
 
     def __call__(self, pixels: Pixels) -> Features:
         """Runs one batch."""
-        with torch.inference_mode():
-            batch = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device)
-            return self.net(batch).float().cpu().numpy()  # type: ignore[no-any-return]
+        batch = torch.from_numpy(np.ascontiguousarray(pixels))
+        if self.device.type == "cuda":
+            batch = batch.pin_memory()
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            x = self.net.normalised(batch.to(self.device, non_blocking=True))
+            out: Features = self.net.finish(self.body(x)).float().cpu().numpy()
+        return out
 
 
 @final
@@ -71,6 +136,7 @@ class OnnxEngine:
 
     name = "onnxruntime (cpu)"
     batch_size = 32
+    precision = "float32"
 
     def __init__(self, file: Path) -> None:
         options = onnxruntime.SessionOptions()
@@ -81,6 +147,51 @@ class OnnxEngine:
         """Runs one batch."""
         out: Features = self.session.run(None, {"pixels": pixels})[0]
         return out
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """What was measured of a backbone on this machine, and what follows.
+
+    Attributes:
+        exact: the engine for what is reported: "torch", "folded" or "onnxruntime".
+        fast: the engine for what is learnt from: one of these, "mixed" or "autocast".
+        low_precision_from: number of the first convolution that "mixed" runs in bfloat16.
+        rates: engine -> images a second; 0 for ONNX Runtime where it cannot be used.
+        errors: engine -> difference from plain PyTorch's output (see the tolerances).
+        means: for each convolution, by its name: (C,) float64, the mean of each input channel over the sample.
+    """
+
+    exact: str = "torch"
+    fast: str = "torch"
+    low_precision_from: int = 0
+    rates: dict[str, float] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+    means: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def reason(self, *, exact: bool) -> str:
+        """A sentence for the user: what was chosen, and what the others did."""
+        chosen = self.exact if exact else self.fast
+        if not self.rates:
+            return f"{chosen}: not measured"
+        others = ", ".join(f"{name} {rate:.0f}" for name, rate in self.rates.items() if name != chosen and rate)
+        gap = f", {self.errors[chosen]:.1e} from plain float32" if self.errors.get(chosen) else ""
+        return f"{chosen}: {self.rates[chosen]:.0f} images/s{gap}" + (f" (measured: {others})" if others else "")
+
+    def precision(self, exact: bool) -> str:
+        """``Engine.precision`` of the engine that follows from the plan."""
+        return self.precision_of(self.exact if exact else self.fast)
+
+    def precision_of(self, engine: str) -> str:
+        """``Engine.precision`` of an engine by its name."""
+        if engine == "mixed":
+            return f"mixed {self.fingerprint()}"
+        return "autocast bfloat16" if engine == "autocast" else "float32"
+
+    def fingerprint(self) -> str:
+        """Of all that decides the bits of "mixed"."""
+        means = {name: mean.tolist() for name, mean in self.means.items()}
+        return describe_key({"from": self.low_precision_from, "means": means, "version": ENGINE_VERSION})
 
 
 def resolve_device(name: str = "auto") -> torch.device:
@@ -99,45 +210,111 @@ def resolve_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
-def choose_engine(
-    net: FeatureNet,
+@once
+def keep_freed_memory() -> None:
+    """Asks the C library to keep freed memory for the next activation instead of giving it back to the system.
+
+    By default glibc maps and unmaps every large activation anew, and the kernel clears each of its pages: that took
+    60 % of a forward pass on the machine that this was measured on (LOG.md). Elsewhere than on glibc nothing happens.
+    """
+    if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
+        return
+    mmap_threshold, trim_threshold, never = -3, -1, 2**31 - 1
+    libc = ctypes.CDLL(None)
+    for size in (1 << 30, 1 << 25):  # older versions refuse more than 32 MiB
+        if libc.mallopt(mmap_threshold, size):
+            break
+    libc.mallopt(trim_threshold, never)
+
+
+def measure_engines(
+    net: PixelNet,
+    sample: Pixels,
     *,
     count: int,
-    sample: Pixels,
     device: str = "auto",
     cache: Path | None = None,
     progress: Progress | None = None,
-) -> Engine:
-    """The fastest engine for so many images whose features agree with plain PyTorch's.
+) -> EnginePlan:
+    """Runs a few images through every engine that may pay, once for a backbone and a machine; the result is kept.
 
     Args:
-        net: the frozen pass.
-        count: images that it will run on.
-        sample: (n, H, W, 3) of them, n >= 1, to compare the engines on.
+        net: the whole backbone's frozen pass; what is found holds for its prefixes as well.
+        sample: (n, H, W, 3) of the images to come, n >= 1.
+        count: images to come; few are not worth the measuring.
         device: see ``resolve_device``.
-        cache: where exported graphs are kept; the default cache where it is not given.
+        cache: where the plan is kept; the default cache where it is not given.
         progress: told of the choice and its reason.
 
     Raises:
         OptionError: no such device.
     """
     progress = progress or SilentProgress()
-    plain = TorchEngine(net, resolve_device(device))
-    if plain.device.type != "cpu" or count < EXPORT_REPAYS_FROM:
+    where = resolve_device(device)
+    file = (cache or cache_root()) / "engines" / f"{describe_key(_plan_about(net, where))}.safetensors"
+    plan = kept = read_plan(file)
+    if plan is None and count < MEASURE_FROM:
+        return EnginePlan()
+    if plan is None:
+        plan = _measure(net, sample[:SAMPLE], where, progress)
+    if where.type == "cpu" and "onnxruntime" not in plan.rates and _export_repays(plan, count):
+        plan = _measure_onnx(plan, net, sample[:SAMPLE], cache, progress)
+    if plan is not kept:
+        progress.say(f"Engine for what is reported: {plan.exact}; for what is learnt from: {plan.reason(exact=False)}.")
+    _keep_plan(file, plan, progress, known=plan is kept)
+    return plan
+
+
+def choose_engine(
+    net: PixelNet,
+    *,
+    count: int,
+    sample: Pixels,
+    plan: EnginePlan | None = None,
+    exact: bool = True,
+    device: str = "auto",
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> Engine:
+    """The fastest engine for so many images whose output agrees with plain PyTorch's.
+
+    Args:
+        net: the frozen pass.
+        count: images that it will run on.
+        sample: (n, H, W, 3) of them, n >= 1, to measure and compare the engines on.
+        plan: what was measured; measured here where it is not given.
+        exact: whether the output is reported (float32) or only learnt from (mixed precision is welcome).
+        device: see ``resolve_device``.
+        cache: where exported graphs and plans are kept; the default cache where it is not given.
+        progress: told of the choice and its reason.
+
+    Raises:
+        OptionError: no such device.
+    """
+    progress = progress or SilentProgress()
+    keep_freed_memory()
+    where = resolve_device(device)
+    if plan is None:
+        plan = measure_engines(net, sample, count=count, device=device, cache=cache, progress=progress)
+    plain = TorchEngine(net, where)
+    if exact and count < MEASURE_FROM:
         return plain
-    try:
-        file = _exported(net, (cache or cache_root()) / "engines", progress)
-        fast = OnnxEngine(file)
-        expected = plain(sample)
-        gap = float(np.abs(fast(sample) - expected).max() / max(1.0, float(np.abs(expected).max())))
-    except Exception as error:  # the exporter and the runtime raise their own; the plain engine can do the work
-        progress.say(f"ONNX Runtime cannot run this backbone ({_first_line(error)}); running plain PyTorch.")
-        return plain
-    if gap > TOLERANCE:
-        file.unlink(missing_ok=True)
-        progress.say(f"ONNX Runtime's features differ from PyTorch's by {gap:.1e}; running plain PyTorch.")
-        return plain
-    return fast
+    for name in dict.fromkeys([plan.exact if exact else plan.fast, plan.exact, _best(plan.rates, ["folded"])]):
+        if name == "torch":
+            break
+        graph = _graph_file(net, cache)
+        if name == "onnxruntime" and not graph.exists() and not _export_repays(plan, count):
+            continue
+        try:
+            engine = _build(name, plan, net, where, cache, progress)
+            _compare(engine, sample[:SAMPLE], plain(sample[:SAMPLE]))
+        except Exception as error:  # exporters, runtimes and kernels raise their own; another engine can do the work
+            progress.say(f"The engine {name!r} is not used: {_first_line(error)}.")
+            if name == "onnxruntime":
+                _forget(graph)
+        else:
+            return engine
+    return plain
 
 
 def run_in_batches(engine: Engine, pixels: Pixels) -> Features:
@@ -148,26 +325,258 @@ def run_in_batches(engine: Engine, pixels: Pixels) -> Features:
         pixels: (N, H, W, 3) uint8.
 
     Returns:
-        (N, D) float32.
+        (N, ...) float32.
     """
     step = engine.batch_size
     return np.concatenate([engine(pixels[start : start + step]) for start in range(0, len(pixels), step)])
 
 
-def _exported(net: FeatureNet, folder: Path, progress: Progress) -> Path:
-    about = net.describe() | {
+def run_stream(engine: Engine, batches: Iterable[Pixels]) -> Iterator[Features]:
+    """Runs batches of images one after the other, each filled up to the engine's batch size.
+
+    Kernels may differ with the size of a batch; filled up, an image's output does not depend on how many came with it.
+    """
+    size = engine.batch_size
+    for pixels in batches:
+        short = -len(pixels) % size
+        full = np.concatenate([pixels, np.zeros((short, *pixels.shape[1:]), np.uint8)]) if short else pixels
+        yield run_in_batches(engine, full)[: len(pixels)]
+
+
+def _measure(net: PixelNet, sample: Pixels, where: torch.device, progress: Progress) -> EnginePlan:
+    keep_freed_memory()
+    plain = TorchEngine(net, where)
+    expected = plain(sample)
+    candidates = ["folded", "mixed"] if where.type == "cpu" and can_fold_for_inference() and _has_units(net) else []
+    if where.type == "cuda" or (where.type == "cpu" and any(isinstance(m, nn.Linear) for m in net.body.modules())):
+        candidates.append("autocast")
+    plan, ready = EnginePlan(), dict[str, Engine](torch=plain)
+    for name in candidates:
+        try:
+            found = _mixed_plan(plan, net, sample, expected, where) if name == "mixed" else plan
+            engine = _build(name, found, net, where, None, progress)
+            plan = replace(found, errors=found.errors | {name: _compare(engine, sample, expected)})
+        except Exception as error:  # kernels that this processor or this PyTorch lacks: not an engine for here
+            progress.say(f"The engine {name!r} is not used: {_first_line(error)}.")
+        else:
+            ready[name] = engine
+    return _decide(replace(plan, rates=_rates(ready, sample)))
+
+
+def _decide(plan: EnginePlan) -> EnginePlan:
+    return replace(plan, exact=_best(plan.rates, EXACT), fast=_best(plan.rates, [*EXACT, *LOW_PRECISION]))
+
+
+def _best(rates: dict[str, float], names: Sequence[str]) -> str:
+    chosen = "torch"
+    for name in names:
+        if rates.get(name, 0.0) > FASTER_BY * rates.get(chosen, 0.0):
+            chosen = name
+    return chosen
+
+
+def _export_repays(plan: EnginePlan, count: int) -> bool:
+    others = [rate for name, rate in plan.rates.items() if name != "onnxruntime"]
+    return bool(others) and count > EXPORT_REPAYS_FROM * max(others)
+
+
+def _measure_onnx(
+    plan: EnginePlan, net: PixelNet, sample: Pixels, cache: Path | None, progress: Progress
+) -> EnginePlan:
+    where = torch.device("cpu")
+    expected = TorchEngine(net, where)(sample)
+    try:
+        engine = OnnxEngine(_exported(net, cache, progress))
+        gap = _compare(engine, sample, expected)
+        known = _build(plan.exact, plan, net, where, cache, progress)
+        now = _rates({"known": known, "onnxruntime": engine}, sample)
+        rate = plan.rates[plan.exact] * now["onnxruntime"] / now["known"]  # the machine may be busier than it was then
+    except Exception as error:  # the exporter and the runtime raise their own
+        progress.say(f"The engine 'onnxruntime' is not used: {_first_line(error)}.")
+        gap, rate = 0.0, 0.0
+    rates, errors = plan.rates | {"onnxruntime": rate}, plan.errors | {"onnxruntime": gap}
+    plan = _decide(replace(plan, rates=rates, errors=errors))
+    if "onnxruntime" not in (plan.exact, plan.fast):
+        _forget(_graph_file(net, cache))
+    return plan
+
+
+def _mixed_plan(plan: EnginePlan, net: PixelNet, sample: Pixels, expected: Features, where: torch.device) -> EnginePlan:
+    """The fewest convolutions in float32, from the first on, with which the rest may run in bfloat16."""
+    traced = _traced(net)
+    units = find_units(traced)
+    seen = watch_inputs(traced, units, net.normalised(torch.from_numpy(sample)))
+    plan = replace(plan, means={name: see.mean for name, see in zip(_unit_names(traced), seen, strict=True)})
+    for first in [0, *_narrow([see.shape for see in seen])[:4]]:
+        body = fold_for_inference(traced, units, seen, low_precision_from=first)
+        gap, allowed = _difference(TorchEngine(net, where, body=body)(sample), expected, exact=False)
+        if gap <= allowed / 2:  # other images may differ by more than the sample
+            return replace(plan, low_precision_from=first)
+    raise ArithmeticError(f"bfloat16 is too coarse for this backbone (an error of {gap:.1e})")
+
+
+def _narrow(shapes: list[torch.Size]) -> list[int]:
+    """Where an activation is smaller than those before and behind it; vectors, as in squeeze-and-excite, aside."""
+    maps = [i for i, shape in enumerate(shapes) if shape[2:].numel() > 1]
+    sizes = [shapes[i][1:].numel() for i in maps]
+    return [maps[i] for i in range(1, len(maps) - 1) if sizes[i - 1] >= sizes[i] < sizes[i + 1]]
+
+
+def _build(
+    name: str, plan: EnginePlan, net: PixelNet, where: torch.device, cache: Path | None, progress: Progress
+) -> Engine:
+    if name == "torch":
+        return TorchEngine(net, where)
+    if name == "onnxruntime":
+        return OnnxEngine(_exported(net, cache, progress))
+    if name == "autocast":
+        precision = plan.precision_of(name)
+        return TorchEngine(net, where, name="torch, bfloat16 autocast", precision=precision, autocast=True)
+    traced = _traced(net)
+    units = find_units(traced)
+    preprocessing = net.backbone.preprocessing
+    blank = torch.zeros((1, preprocessing.height, preprocessing.width, 3), dtype=torch.uint8)
+    seen = watch_inputs(traced, units, net.normalised(blank))
+    if name == "folded":
+        return TorchEngine(net, where, body=fold_for_inference(traced, units, seen), name="torch, folded")
+    known = [Seen(see.shape, plan.means[unit]) for see, unit in zip(seen, _unit_names(traced), strict=True)]
+    body = fold_for_inference(traced, units, known, low_precision_from=plan.low_precision_from)
+    return TorchEngine(net, where, body=body, name="torch, folded, bfloat16", precision=plan.precision_of(name))
+
+
+def _traced(net: PixelNet) -> fx.GraphModule:
+    return net.body if isinstance(net.body, fx.GraphModule) else trace(net.body)
+
+
+def _has_units(net: PixelNet) -> bool:
+    """Whether folding would save a step anywhere."""
+    try:
+        return any(unit.norm is not None or unit.activation is not None for unit in find_units(_traced(net)))
+    except Exception:  # torch.fx raises whatever the network's own code raises when traced
+        return False
+
+
+def _unit_names(traced: fx.GraphModule) -> list[str]:
+    """The convolutions' names in the backbone, whatever is wrapped around it."""
+    return [str(unit.nodes[0].target).removeprefix("module.") for unit in find_units(traced)]
+
+
+def _compare(engine: Engine, sample: Pixels, expected: Features) -> float:
+    """How far the output is from what is expected.
+
+    Raises:
+        ArithmeticError: too far.
+    """
+    gap, allowed = _difference(engine(sample), expected, exact=engine.precision == "float32")
+    if gap > allowed:
+        raise ArithmeticError(f"its output differs from plain PyTorch's by {gap:.1e}, more than {allowed:.0e}")
+    return gap
+
+
+def _difference(given: Features, expected: Features, *, exact: bool) -> tuple[float, float]:
+    """(how far apart, how far they may be)."""
+    allowed = TOLERANCE if exact else MIXED_TOLERANCE
+    if given.shape != expected.shape or not np.isfinite(given).all() or not np.isfinite(expected).all():
+        return float("inf"), allowed
+    apart, whole = (np.abs(x, dtype=np.float64).ravel() for x in (given - expected, expected))
+    size: Callable[[npt.NDArray[np.float64]], Any] = np.max if exact else np.linalg.norm
+    return float(size(apart)) / max(1e-12, float(size(whole))), allowed
+
+
+def _rates(engines: dict[str, Engine], sample: Pixels) -> dict[str, float]:
+    """Images a second: the best run of each, in turns, so that whatever else the machine does slows all alike."""
+    seconds = dict.fromkeys(engines, float("inf"))
+    sizes = {name: min(engine.batch_size, 4 * SAMPLE) for name, engine in engines.items()}
+    for _ in range(ROUNDS):
+        for name, engine in engines.items():
+            pixels = np.resize(sample, (sizes[name], *sample.shape[1:]))
+            started = time.perf_counter()
+            engine(pixels)
+            seconds[name] = min(seconds[name], time.perf_counter() - started)
+    return {name: sizes[name] / seconds[name] for name in engines}
+
+
+def _plan_about(net: PixelNet, where: torch.device) -> dict[str, Any]:
+    name = torch.cuda.get_device_name(where) if where.type == "cuda" else _processor()
+    return _graph_about(net) | {
+        "onnxruntime": onnxruntime.__version__,
+        "device": f"{where.type} {name}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
+    }
+
+
+def _processor() -> str:
+    """The processor's model, where the system tells it: one cache may serve several machines."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _keep_plan(file: Path, plan: EnginePlan, progress: Progress, *, known: bool) -> None:
+    try:
+        if known:
+            os.utime(file)
+        else:
+            write_atomically(file, _plan_bytes(plan))
+    except OSError as error:
+        if not known:
+            progress.say(f"The choice of an engine cannot be kept in {file.parent} ({error.strerror or error}).")
+
+
+def write_plan(file: Path, plan: EnginePlan) -> None:
+    """Keeps what was measured; ``read_plan`` gives it back."""
+    write_atomically(file, _plan_bytes(plan))
+
+
+def _plan_bytes(plan: EnginePlan) -> bytes:
+    document = {name: value for name, value in vars(plan).items() if name != "means"}
+    return save({name: mean.contiguous() for name, mean in plan.means.items()}, {"plan": json.dumps(document)})
+
+
+def read_plan(file: Path) -> EnginePlan | None:
+    """None where there is none, or none that can be understood."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            document = json.loads(opened.metadata()["plan"])
+            plan = EnginePlan(**document, means={name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118
+        sound = (
+            plan == _decide(plan) and isinstance(plan.low_precision_from, int) and set(plan.errors) <= set(plan.rates)
+        )
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError):
+        return None
+    return plan if sound and plan.rates.get("torch") else None
+
+
+def _graph_about(net: PixelNet) -> dict[str, Any]:
+    return net.describe() | {
         "engine": ENGINE_VERSION,
         "input": [net.backbone.preprocessing.height, net.backbone.preprocessing.width],
         "torch": torch.__version__,
     }
-    file = folder / f"{describe_key(about)}.onnx"
-    if not file.exists():
+
+
+def _graph_file(net: PixelNet, cache: Path | None) -> Path:
+    return (cache or cache_root()) / "engines" / f"{describe_key(_graph_about(net))}.onnx"
+
+
+def _exported(net: PixelNet, cache: Path | None, progress: Progress) -> Path:
+    file = _graph_file(net, cache)
+    if file.exists():
+        with suppress(OSError):
+            os.utime(file)
+    else:
         progress.say(f"Preparing {net.backbone.architecture} for ONNX Runtime; this is done once.")
         write_atomically(file, _export(net))
     return file
 
 
-def _export(net: FeatureNet) -> bytes:
+def _forget(graph: Path) -> None:
+    with suppress(OSError):
+        graph.unlink()
+
+
+def _export(net: PixelNet) -> bytes:
     shape = (2, net.backbone.preprocessing.height, net.backbone.preprocessing.width, 3)
     example = torch.zeros(shape, dtype=torch.uint8)
     with quiet(*EXPORT_LOGGERS), torch.no_grad():

@@ -17,8 +17,76 @@ Pooling = Literal["auto", "avg", "max", "avgmax", "token"]
 side, or the class token."""
 
 
-class FeatureNet(nn.Module):
-    """uint8 pixels -> features; a pure function of the pixels, with nothing to train.
+class PixelNet(nn.Module):
+    """uint8 pixels -> what the frozen part of a backbone gives; a pure function of the pixels, nothing to train.
+
+    Args:
+        backbone: whose weights are shared, not copied.
+        body: (N, 3, H, W), normalised -> anything that ``finish`` takes.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, backbone: Backbone, body: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.body = body
+        scale = 1 / (255 * torch.tensor(backbone.preprocessing.std))
+        shift = -torch.tensor(backbone.preprocessing.mean) / torch.tensor(backbone.preprocessing.std)
+        self.register_buffer("scale", scale.view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("shift", shift.view(1, 3, 1, 1), persistent=False)
+        self.eval().requires_grad_(False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Runs the frozen part.
+
+        Args:
+            pixels: (N, H, W, 3) uint8, 0-255, as ``fit_to`` gives them.
+
+        Returns:
+            (N, ...) float32.
+        """
+        return self.finish(self.body(self.normalised(pixels)))
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """(N, H, W, 3) uint8 -> (N, 3, H, W) as the weights expect it; channels last in memory."""
+        return pixels.permute(0, 3, 1, 2).to(self.scale.dtype) * self.scale + self.shift
+
+    def finish(self, x: Any) -> Tensor:
+        """What is left to do with the body's output."""
+        return cast(Tensor, x)
+
+    def describe(self) -> dict[str, Any]:
+        """What decides the output, given the pixels; for cache keys and model files."""
+        return {
+            "architecture": self.backbone.architecture,
+            "fingerprint": self.backbone.fingerprint,
+            "mean": list(self.backbone.preprocessing.mean),
+            "std": list(self.backbone.preprocessing.std),
+        }
+
+
+class ActivationNet(PixelNet):
+    """uint8 pixels -> the activation at a boundary, (N, *shape) float32.
+
+    Args:
+        backbone: whose weights are shared.
+        boundary: its name.
+        prefix: what lies before it, see ``split.SplittableBackbone.prefix``.
+    """
+
+    def __init__(self, backbone: Backbone, boundary: str, prefix: nn.Module) -> None:
+        super().__init__(backbone, prefix)
+        self.boundary = boundary
+
+    def describe(self) -> dict[str, Any]:
+        """See ``PixelNet.describe``."""
+        return super().describe() | {"boundary": self.boundary}
+
+
+class FeatureNet(PixelNet):
+    """uint8 pixels -> features, (N, D) float32.
 
     Args:
         backbone: whose weights are shared, not copied.
@@ -29,51 +97,27 @@ class FeatureNet(nn.Module):
         OptionError: no such pooling or layer, or the network cannot be cut there.
     """
 
-    scale: Tensor
-    shift: Tensor
-
     def __init__(self, backbone: Backbone, *, pool: Pooling = "auto", layer: str | None = None) -> None:
-        super().__init__()
         if pool not in get_args(Pooling):
             raise OptionError(f"pool {pool!r}: expected one of {', '.join(get_args(Pooling))}.")
-        self.backbone = backbone
+        module = backbone.module
+        super().__init__(
+            backbone, _cut(backbone, layer) if layer else module if pool == "auto" else _BeforePooling(module)
+        )
         self.pool = pool
         self.layer = layer
-        self.trunk = backbone.module if layer is None else _cut(backbone, layer)
-        self.channels_last = getattr(backbone.module, "output_fmt", "NCHW") == "NHWC"
-        self.prefix_tokens = int(getattr(backbone.module, "num_prefix_tokens", 0))
-        scale = 1 / (255 * torch.tensor(backbone.preprocessing.std))
-        shift = -torch.tensor(backbone.preprocessing.mean) / torch.tensor(backbone.preprocessing.std)
-        self.register_buffer("scale", scale.view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("shift", shift.view(1, 3, 1, 1), persistent=False)
-        self.eval().requires_grad_(False)
+        self.channels_last = getattr(module, "output_fmt", "NCHW") == "NHWC"
+        self.prefix_tokens = int(getattr(module, "num_prefix_tokens", 0))
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Runs the backbone.
-
-        Args:
-            pixels: (N, H, W, 3) uint8, 0-255, as ``fit_to`` gives them.
-
-        Returns:
-            (N, D) float32.
-        """
-        x = pixels.permute(0, 3, 1, 2).to(self.scale.dtype) * self.scale + self.shift
+    def finish(self, x: Any) -> Tensor:
+        """Pools, where the body has not."""
         if self.layer is not None:
-            return self._pooled(self.trunk(x)[self.layer])
-        if self.pool == "auto":
-            return cast(Tensor, self.trunk(x))
-        return self._pooled(cast(Any, self.trunk).forward_features(x))
+            return self._pooled(x[self.layer])
+        return cast(Tensor, x) if self.pool == "auto" else self._pooled(x)
 
     def describe(self) -> dict[str, Any]:
-        """What decides the features, given the pixels; for cache keys and model files."""
-        return {
-            "architecture": self.backbone.architecture,
-            "fingerprint": self.backbone.fingerprint,
-            "mean": list(self.backbone.preprocessing.mean),
-            "std": list(self.backbone.preprocessing.std),
-            "pool": self.pool,
-            "layer": self.layer,
-        }
+        """See ``PixelNet.describe``."""
+        return super().describe() | {"pool": self.pool, "layer": self.layer}
 
     def _pooled(self, x: Tensor) -> Tensor:
         """(N, C, H, W), (N, H, W, C), (N, tokens, C) or (N, C) -> (N, C), or (N, 2C) for "avgmax"."""
@@ -92,6 +136,17 @@ class FeatureNet(nn.Module):
         if self.pool == "max":
             return x.amax(1)
         return torch.cat([x.mean(1), x.amax(1)], 1) if self.pool == "avgmax" else x.mean(1)
+
+
+class _BeforePooling(nn.Module):
+    """A timm network up to where it would pool."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, cast(Any, self.module).forward_features(x))
 
 
 def feature_count(net: FeatureNet) -> int:

@@ -25,6 +25,9 @@ from headstart.errors import OptionError
 HEAD = "head"
 """The boundary behind the whole backbone: everything frozen, the suffix empty."""
 
+INPUT = "input"
+"""The boundary before the whole backbone: nothing frozen, the prefix empty."""
+
 _BATCHES = (2, 3)
 _SHAPE_ATTRIBUTES = frozenset({"shape", "dtype", "device", "ndim"})
 _PASSING_ON = (nn.Identity, nn.Dropout)
@@ -36,7 +39,7 @@ class Boundary:
     """A place where a backbone can be cut.
 
     Attributes:
-        name: of the last layer before it, "blocks.4", "layer3.1"; ``HEAD`` behind the whole backbone.
+        name: of the last layer before it, "blocks.4", "layer3.1"; ``INPUT`` and ``HEAD`` at the two ends.
         shape: of the activation of one picture, without the batch axis.
         bytes_per_image: of that activation in half precision.
         cost_before: share of the forward pass's floating-point operations that lie before it, 0-1.
@@ -62,7 +65,7 @@ class SplittableBackbone:
 
     Attributes:
         module: the network.
-        boundaries: from stem to head; the last is always ``HEAD``.
+        boundaries: from stem to head; the first is ``INPUT``, the last ``HEAD``; that alone where there is an obstacle.
         obstacle: why the network cannot be cut elsewhere than at the head, or "".
     """
 
@@ -85,9 +88,11 @@ class SplittableBackbone:
             OptionError: no such boundary; lists those that there are.
         """
         self._require(name)
-        return (
-            self.module if name == HEAD else fx.GraphModule(self.module, _prefix_graph(self._trace, self._cuts[name]))
-        )
+        if name == INPUT:
+            return nn.Identity()
+        if name == HEAD:
+            return self.module
+        return fx.GraphModule(self.module, _prefix_graph(self._trace, self._cuts[name]))
 
     def suffix(self, name: str) -> nn.Module:
         """The part behind a boundary: the activation -> (N, D) features.
@@ -98,8 +103,70 @@ class SplittableBackbone:
         self._require(name)
         if name == HEAD:
             return nn.Identity()
+        if name == INPUT:
+            return fx.GraphModule(self.module, self._trace.graph)
         suffix = fx.GraphModule(self.module, _suffix_graph(self._trace, self._cuts[name]))
         return _sparing_its_input(suffix, self._trace.values[0][self._cuts[name]])
+
+    def segment(self, first: str, last: str) -> nn.Module:
+        """The part between two boundaries: the activation at ``first`` -> the activation at ``last``.
+
+        Raises:
+            OptionError: no such boundary, or ``last`` does not lie behind ``first``.
+        """
+        self._require(first)
+        self._require(last)
+        order = [boundary.name for boundary in self.boundaries]
+        if order.index(first) >= order.index(last):
+            raise OptionError(f"boundary {last} does not lie behind {first}.")
+        if first == INPUT:
+            return self.prefix(last)
+        if last == HEAD:
+            return self.suffix(first)
+        graph = _suffix_graph(self._trace, self._cuts[first])
+        for node in list(graph.nodes):
+            if node.op == "output":
+                graph.erase_node(node)
+        end = next(node for node in graph.nodes if node.name == self._cuts[last].name)
+        with graph.inserting_after(end):
+            graph.output(end)
+        for node in reversed(list(graph.nodes)):
+            if not node.users and node.op not in ("output", "placeholder"):
+                graph.erase_node(node)
+        return _sparing_its_input(fx.GraphModule(self.module, graph), self._trace.values[0][self._cuts[first]])
+
+    def parts(self, name: str) -> list[tuple[str, list[str]]]:
+        """The weights behind a boundary, by the part that they belong to, in execution order.
+
+        A part is a layer group ("blocks.11" of a vision transformer, "norm"), or an entry of one that is a sequence of
+        blocks ("blocks.5.0", "layer4.1"); weights that belong to none come under the part before them.
+
+        Returns:
+            (part, names of its parameters in the network), from the boundary to the head.
+
+        Raises:
+            OptionError: no such boundary.
+        """
+        self._require(name)
+        if name == HEAD:
+            return []
+        groups = group_names(self.module)
+        names = {id(p): n for n, p in self.module.named_parameters()}
+        found: dict[str, dict[str, None]] = {}
+        part = name
+        graph = self._trace.graph if name == INPUT else _suffix_graph(self._trace, self._cuts[name])
+        for node in graph.nodes:
+            if own := [names[id(p)] for p in _parameters_of(self.module, node)]:
+                part = self._part_of(cast(str, node.target), groups) or part
+                found.setdefault(part, {}).update(dict.fromkeys(own))
+        return [(part, list(own)) for part, own in found.items()]
+
+    def _part_of(self, target: str, groups: list[str]) -> str:
+        path = target.split(".")
+        depth = next((n for n in (2, 1) if ".".join(path[:n]) in groups), 0)
+        if depth and isinstance(self.module.get_submodule(".".join(path[:depth])), nn.Sequential):
+            depth += 1
+        return ".".join(path[:depth])
 
     def _require(self, name: str) -> None:
         if name not in (known := [boundary.name for boundary in self.boundaries]):
@@ -110,7 +177,11 @@ class SplittableBackbone:
         found = [b for name, node in self._cuts.items() if (b := _boundary(self._trace, name, node)).parameters_after]
         with torch.inference_mode():
             shape = tuple(self.module(_blank(self.module, (1, 3, height, width))).shape[1:])
-        return [*found, Boundary(HEAD, shape, 2 * torch.Size(shape).numel(), 1.0, 0)]
+        head = Boundary(HEAD, shape, 2 * torch.Size(shape).numel(), 1.0, 0)
+        if self.obstacle:
+            return [head]
+        weights = sum(p.numel() for p in self.module.parameters())
+        return [Boundary(INPUT, (3, height, width), 6 * height * width, 0.0, weights), *found, head]
 
 
 @dataclass(frozen=True)
@@ -127,6 +198,15 @@ class _Traced:
     """Nodes whose value is a tensor, or several."""
     flops: dict[fx.Node, int]
     root: nn.Module
+
+
+def trace(module: nn.Module) -> fx.GraphModule:
+    """A network as a graph of its layers, which it shares.
+
+    Raises:
+        Exception: whatever the network's own code raises where torch.fx cannot trace it.
+    """
+    return fx.GraphModule(module, _Tracer().trace(module))
 
 
 class _Tracer(fx.Tracer):
@@ -348,15 +428,15 @@ def _boundary(trace: _Traced, name: str, cut: fx.Node) -> Boundary:
 
 
 def _count_parameters(root: nn.Module, graph: fx.Graph) -> int:
-    used: dict[int, int] = {}
-    for node in graph.nodes:
-        if node.op == "call_module":
-            parameters = list(root.get_submodule(cast(str, node.target)).parameters())
-        elif node.op == "get_attr":
-            owner, _, attribute = cast(str, node.target).rpartition(".")
-            value = getattr(root.get_submodule(owner), attribute)
-            parameters = [value] if isinstance(value, nn.Parameter) else []
-        else:
-            parameters = []
-        used |= {id(p): p.numel() for p in parameters}
+    used = {id(p): p.numel() for node in graph.nodes for p in _parameters_of(root, node)}
     return sum(used.values())
+
+
+def _parameters_of(root: nn.Module, node: fx.Node) -> list[nn.Parameter]:
+    if node.op == "call_module":
+        return list(root.get_submodule(cast(str, node.target)).parameters())
+    if node.op == "get_attr":
+        owner, _, attribute = cast(str, node.target).rpartition(".")
+        value = getattr(root.get_submodule(owner), attribute)
+        return [value] if isinstance(value, nn.Parameter) else []
+    return []

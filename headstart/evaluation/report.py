@@ -18,6 +18,7 @@ from headstart.data.images import decode
 from headstart.errors import UnreadableImage
 from headstart.evaluation.predictions import Evaluated
 from headstart.model import Model
+from headstart.training.ladder import RungResult
 from headstart.training.probe import Probe
 
 MISTAKES = 24
@@ -41,6 +42,9 @@ def render_report(
     look: Inspection,
     evaluated: Sequence[Evaluated],
     *,
+    rungs: Sequence[RungResult] = (),
+    best: str = "probe",
+    proof: dict[str, object],
     seconds: dict[str, float],
 ) -> str:
     """The report as HTML, pictures included.
@@ -50,6 +54,9 @@ def render_report(
         probe: how its last layer was fitted.
         look: the data and what was found in them.
         evaluated: predictions by split.
+        rungs: of the ladder.
+        best: the name of the one that was kept.
+        proof: fingerprints of what was frozen, and the engines.
         seconds: by step.
     """
     pages = Environment(
@@ -66,6 +73,9 @@ def render_report(
         model=model,
         probe=probe,
         evaluated=evaluated,
+        rungs=rungs,
+        best=best,
+        proof=proof,
         matrices=[_matrix(part) for part in evaluated],
         mistakes=[_mistakes(part, look.dataset.base) for part in evaluated],
         seconds=seconds,

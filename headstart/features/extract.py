@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from headstart.backbone.engine import choose_engine
+from headstart.backbone.engine import SAMPLE, EnginePlan, choose_engine, run_stream
 from headstart.backbone.forward import FeatureNet, feature_count
 from headstart.data.scan import pixel_store
 from headstart.progress import Progress, SilentProgress
@@ -16,10 +16,8 @@ from headstart.store import RowStore
 FEATURES_VERSION = 1
 """Counted up whenever the same pixels and weights would give other features; part of the cache key."""
 
-SAMPLE = 8
 
-
-def feature_store(net: FeatureNet, cache: Path | None = None) -> RowStore:
+def feature_store(net: FeatureNet, cache: Path | None = None, *, precision: str = "float32") -> RowStore:
     """Where the features of one frozen pass are kept: rows of (D,) float32.
 
     The key holds the weights' fingerprint, pooling, layer, preprocessing, decoder and format version; the rows are
@@ -27,7 +25,7 @@ def feature_store(net: FeatureNet, cache: Path | None = None) -> RowStore:
     """
     about = net.describe() | {
         "pixels": net.backbone.preprocessing.pixel_key(),
-        "precision": "float32",
+        "precision": precision,
         "version": FEATURES_VERSION,
     }
     return RowStore("features", about, dtype=np.float32, shape=(feature_count(net),), root=cache)
@@ -37,6 +35,8 @@ def compute_features(
     net: FeatureNet,
     keys: Sequence[bytes],
     *,
+    engines: EnginePlan | None = None,
+    exact: bool = True,
     device: str = "auto",
     cache: Path | None = None,
     progress: Progress | None = None,
@@ -46,6 +46,9 @@ def compute_features(
     Args:
         net: the frozen pass.
         keys: content hashes of images whose pixels are in ``pixel_store(net.backbone.preprocessing)``.
+        engines: what was measured of the engines; measured here where it is not given.
+        exact: whether the features are reported or handed out (float32), or only learnt from; the latter needs
+            ``engines``.
         device: see ``engine.resolve_device``.
         cache: the cache folder; the default one where it is not given.
         progress: told of each batch, and of what was kept from before.
@@ -57,7 +60,7 @@ def compute_features(
         CacheError: the cache cannot be read or written.
     """
     progress = progress or SilentProgress()
-    store = feature_store(net, cache)
+    store = feature_store(net, cache, precision=engines.precision(exact) if engines else "float32")
     missing = [keys[i] for i in store.missing(keys)]
     if not missing:
         progress.say(f"Features of all {len(keys):,} images were kept from before; the backbone is not run.")
@@ -65,12 +68,19 @@ def compute_features(
     pixels = pixel_store(net.backbone.preprocessing, cache)
     store.require_space(len(missing))
     engine = choose_engine(
-        net, count=len(missing), sample=pixels.read(missing[:SAMPLE]), device=device, cache=cache, progress=progress
+        net,
+        count=len(missing),
+        sample=pixels.read(missing[:SAMPLE]),
+        plan=engines,
+        exact=exact,
+        device=device,
+        cache=cache,
+        progress=progress,
     )
+    batches = [missing[start : start + engine.batch_size] for start in range(0, len(missing), engine.batch_size)]
     with progress.task("Running the backbone", len(missing)) as advance:
-        for start in range(0, len(missing), engine.batch_size):
-            batch = missing[start : start + engine.batch_size]
-            store.append(batch, engine(pixels.read(batch)))
+        for batch, rows in zip(batches, run_stream(engine, map(pixels.read, batches)), strict=True):
+            store.append(batch, rows)
             advance(len(batch))
     kept = len(set(keys)) - len(missing)
     progress.say(

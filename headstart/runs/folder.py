@@ -1,7 +1,10 @@
 """A run: its folder, what is in it, and reading it back.
 
 RUN/
-  recipe.json       every choice
+  recipe.json       every choice; written first
+  start.json        which data, on which device, and a fingerprint of the images
+  log.jsonl         what happened, an event a line; tensorboard/ holds the same curves
+  checkpoints/      finished rungs, and the one under way, to go on from
   split.csv         which image was where, and why any was left out
   findings.json     what the data check found
   model.safetensors the classifier
@@ -26,6 +29,7 @@ from headstart.evaluation.predictions import Evaluated, predictions_csv
 from headstart.evaluation.report import render_report
 from headstart.files import csv_text, text_bytes, write_atomically
 from headstart.model import MODEL_FILE, Model
+from headstart.training.ladder import RungResult
 from headstart.training.probe import Probe
 from headstart.training.recipe import Recipe
 
@@ -38,6 +42,8 @@ class Run:
         folder: with the files that the module's docstring lists.
         recipe: what was asked for.
         results: the figures by the name of the set, in the order val, test.
+        rungs: of the ladder, in order; the first is the reference by nearest neighbours.
+        best: the name of the rung that was kept.
         findings: what the data check found.
         seconds: from start to end, by step.
     """
@@ -45,6 +51,8 @@ class Run:
     folder: Path
     recipe: Recipe
     results: dict[str, Scores]
+    rungs: tuple[RungResult, ...] = ()
+    best: str = "probe"
     findings: tuple[Finding, ...] = field(default=(), repr=False)
     seconds: dict[str, float] = field(default_factory=dict, repr=False)
 
@@ -72,8 +80,9 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
     """
     path = Path(folder)
     if not (path / "run.json").is_file():
-        what = "an unfinished run" if (path / "recipe.json").is_file() else "no run"
-        raise RunError(f"{path}: {what}. Expected a folder that headstart train wrote, with run.json in it.")
+        if (path / "recipe.json").is_file():
+            raise RunError(f"{path}: an unfinished run. Go on with it: headstart train --resume {path}")
+        raise RunError(f"{path}: no run. Expected a folder that headstart train wrote, with run.json in it.")
     try:
         document = json.loads((path / "run.json").read_text(encoding="utf-8"))
         recipe = Recipe.from_json(json.loads((path / "recipe.json").read_text(encoding="utf-8")))
@@ -81,6 +90,8 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
             path,
             recipe,
             {name: Scores.from_json(figures) for name, figures in document["scores"].items()},
+            tuple(RungResult(**rung) for rung in document.get("rungs", [])),
+            document.get("best", "probe"),
             tuple(Finding(**{**f, "items": tuple(f["items"])}) for f in document["findings"]),
             document["seconds"],
         )
@@ -104,7 +115,8 @@ def new_run_folder(out: str | os.PathLike[str] | None, source: Path) -> Path:
         folder = Path(out).expanduser()
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise RunError(
-                f"{folder}: exists and is not an empty folder; nothing is overwritten. Name another with --out."
+                f"{folder}: exists and is not an empty folder; nothing is overwritten. Name another with --out, or go "
+                "on with an unfinished run by --resume."
             )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -119,8 +131,63 @@ def next_free(folder: Path) -> Path:
     return next(path for path in itertools.chain([folder], names) if not path.exists())
 
 
-def write_run(run: Run, model: Model, probe: Probe, look: Inspection, evaluated: list[Evaluated]) -> None:
-    """Writes the whole run folder; ``run.json`` last.
+@dataclass(frozen=True)
+class Start:
+    """What a run began with, so that it can go on.
+
+    Attributes:
+        data: absolute path of the folder or table.
+        device: as it was asked for.
+        images: a fingerprint of the images and their labels; "" until they were read.
+    """
+
+    data: str
+    device: str
+    images: str = ""
+
+
+def write_start(folder: Path, recipe: Recipe, start: Start) -> None:
+    """Writes down what a run begins with.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    try:
+        _write_json(folder / "recipe.json", recipe.as_json())
+        _write_json(folder / "start.json", asdict(start))
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be written: {error.strerror or error}.") from error
+
+
+def read_start(folder: Path) -> tuple[Recipe, Start]:
+    """Reads what a run began with.
+
+    Raises:
+        RunError: no run there, or one that is finished or damaged.
+    """
+    if (folder / "run.json").is_file():
+        raise RunError(f"{folder}: this run is finished; there is nothing to go on with.")
+    try:
+        recipe = Recipe.from_json(json.loads((folder / "recipe.json").read_text(encoding="utf-8")))
+        return recipe, Start(**json.loads((folder / "start.json").read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise RunError(f"{folder}: no run that could go on. Expected a folder that headstart train wrote.") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise RunError(f"{folder}: damaged run folder ({error}). Start a new run.") from error
+
+
+def write_run(
+    run: Run, model: Model, probe: Probe, look: Inspection, evaluated: list[Evaluated], *, proof: dict[str, object]
+) -> None:
+    """Writes what a finished run leaves; ``run.json`` last.
+
+    Args:
+        run: the figures.
+        model: the classifier.
+        probe: the first rung.
+        look: the data.
+        evaluated: every prediction.
+        proof: fingerprints of what was frozen, before and after, and the engines that ran it; a JSON document.
 
     Raises:
         RunError: the folder cannot be written.
@@ -137,17 +204,21 @@ def write_run(run: Run, model: Model, probe: Probe, look: Inspection, evaluated:
         },
         "backbone": model.net.backbone.source,
         "fingerprint": model.net.backbone.fingerprint,
+        "rungs": [asdict(rung) for rung in run.rungs],
+        "best": run.best,
+        "frozen": proof,
         "data": model.data,
         "libraries": model.libraries,
     }
     try:
-        _write_json(folder / "recipe.json", run.recipe.as_json())
         write_atomically(folder / "split.csv", text_bytes(_split_csv(look)))
         _write_json(folder / "findings.json", document["findings"])
         model.save(folder / MODEL_FILE)
         write_atomically(folder / "predictions.csv", text_bytes(predictions_csv(evaluated)))
         _write_json(folder / "scores.json", document["scores"])
-        report = render_report(model, probe, look, evaluated, seconds=run.seconds)
+        report = render_report(
+            model, probe, look, evaluated, rungs=run.rungs, best=run.best, proof=proof, seconds=run.seconds
+        )
         write_atomically(run.report_path, report.encode("utf-8", errors="replace"))
         _write_json(folder / "run.json", document)
     except OSError as error:

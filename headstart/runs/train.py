@@ -2,29 +2,50 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
+import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from headstart.backbone.engine import (
+    SAMPLE,
+    EnginePlan,
+    choose_engine,
+    keep_freed_memory,
+    measure_engines,
+    read_plan,
+    run_stream,
+    write_plan,
+)
 from headstart.backbone.forward import FeatureNet
-from headstart.backbone.weights import DEFAULT_BACKBONE, load_backbone
+from headstart.backbone.weights import DEFAULT_BACKBONE, Backbone, fingerprint, load_backbone
 from headstart.data.checks import Inspection, inspect
 from headstart.data.dataset import Dataset, open_data
+from headstart.data.scan import pixel_store
 from headstart.data.splits import SplitShares
-from headstart.errors import DataError, OptionError
+from headstart.errors import DataError, HeadstartError, OptionError, RunError
 from headstart.evaluation.metrics import Scores
 from headstart.evaluation.predictions import Evaluated, evaluate_predictions
+from headstart.features.activations import Pictures
 from headstart.features.extract import compute_features
 from headstart.model import Model, data_fingerprint
 from headstart.progress import Progress, SilentProgress, with_example
-from headstart.runs.folder import Run, new_run_folder, write_run
+from headstart.runs.climb import CHECKPOINTS, Climb, Climbed, Labelled, copy_of
+from headstart.runs.folder import Run, Start, new_run_folder, read_start, write_run, write_start
+from headstart.runs.log import LOG_FILE, RunLog
+from headstart.store import RowStore
+from headstart.training.checkpoint import load_checkpoint
+from headstart.training.ladder import EFFORTS, RungResult, plan_rungs, plan_text
 from headstart.training.probe import fit_probe
 from headstart.training.recipe import Recipe
+
+ENGINES = "engines.safetensors"
+"""What was measured of the engines, in the run's folder of checkpoints."""
 
 
 def train(
@@ -56,28 +77,42 @@ def train(
     """
     progress = progress or SilentProgress()
     recipe = _recipe(recipe, choices)
-    shares = SplitShares(recipe.val, recipe.test)
+    SplitShares(recipe.val, recipe.test)
     dataset = open_data(source)
     folder = new_run_folder(out, dataset.root)
+    start = Start(str(dataset.root.resolve()), device)
     try:
-        return _train(dataset, folder, recipe, shares, device=device, cache=cache, progress=progress)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            folder.rmdir()  # nothing was written yet: leave no empty folder behind
+        write_start(folder, recipe, start)
+        return _train(dataset, folder, recipe, start, cache=cache, progress=progress)
+    except (HeadstartError, KeyboardInterrupt) as stop:
+        if not (folder / LOG_FILE).exists():  # nothing was learnt yet: leave nothing behind
+            shutil.rmtree(folder, ignore_errors=True)
+        elif isinstance(stop, KeyboardInterrupt):
+            progress.say(f"To go on with this run: headstart train --resume {folder}")
         raise
 
 
+def resume(folder: str | os.PathLike[str], *, cache: Path | None = None, progress: Progress | None = None) -> Run:
+    """Goes on with a run that was stopped, and ends as if it never had been; on a CPU bit for bit.
+
+    Args:
+        folder: of the run.
+        cache: the cache folder of the run.
+        progress: told of each step.
+
+    Raises:
+        RunError: no unfinished run there, or its images have changed.
+    """
+    path = Path(folder).expanduser()
+    recipe, start = read_start(path)
+    return _train(open_data(start.data), path, recipe, start, cache=cache, progress=progress or SilentProgress())
+
+
 def _train(
-    dataset: Dataset,
-    folder: Path,
-    recipe: Recipe,
-    shares: SplitShares,
-    *,
-    device: str,
-    cache: Path | None,
-    progress: Progress,
+    dataset: Dataset, folder: Path, recipe: Recipe, start: Start, *, cache: Path | None, progress: Progress
 ) -> Run:
     clock = _Clock()
+    keep_freed_memory()
     backbone = load_backbone(
         recipe.backbone or DEFAULT_BACKBONE,
         weights=recipe.weights or None,
@@ -89,51 +124,188 @@ def _train(
     look = inspect(
         dataset,
         seed=recipe.seed,
-        shares=shares,
+        shares=SplitShares(recipe.val, recipe.test),
         preprocessing=backbone.preprocessing,
         cache=cache,
         progress=progress,
     )
     _require_learnable(look)
+    used = {name: look.split.positions(name) for name in look.split.names}
+    keys = {name: [look.scanned.keys[i] for i in positions] for name, positions in used.items()}
+    _same_images(folder, recipe, start, look, used)
+    log = RunLog(folder, size=_log_size(folder))
+    log.event("images", counts=look.counts(), findings=len(look.findings))
     _say_findings(look, progress)
     clock.lap("read the images")
 
-    used = {name: look.split.positions(name) for name in look.split.names}
-    keys = {name: [look.scanned.keys[i] for i in positions] for name, positions in used.items()}
-    store = compute_features(
-        net, [k for part in keys.values() for k in part], device=device, cache=cache, progress=progress
+    rungs, split = [], None
+    train_count, val_count = len(keys["train"]), sum(len(own) for name, own in keys.items() if name != "train")
+    engines = _engines(net, folder, keys["train"], train_count, recipe, start, cache, progress)
+    log.event("engine", exact=engines.reason(exact=True), fast=engines.reason(exact=False))
+    if recipe.effort != "probe":
+        split = copy_of(backbone)
+        rate = engines.rates.get(engines.fast, 20.0)
+        if split.obstacle:
+            progress.say(
+                f"{backbone.architecture} can be cut at the head alone ({split.obstacle}): a probe is all there is."
+            )
+        else:
+            rungs = plan_rungs(recipe, split, train=train_count, rate=rate)
+        for line in plan_text(rungs, train=train_count, val=val_count, rate=rate):
+            progress.say(line)
+            log.event("plan", text=line)
+    learnt = compute_features(
+        net, keys["train"], engines=engines, exact=False, device=start.device, cache=cache, progress=progress
     )
+    others = [key for name, own in keys.items() if name != "train" for key in own]
+    reported = compute_features(net, others, engines=engines, device=start.device, cache=cache, progress=progress)
     clock.lap("run the backbone")
 
     labels = look.dataset.labels
+    features = learnt.read(keys["train"])
+    classes = len(look.dataset.classes)
     probe = fit_probe(
-        store.read(keys["train"]),
-        labels[used["train"]],
-        classes=len(look.dataset.classes),
-        balance=recipe.balance,
-        seed=recipe.seed,
-        progress=progress,
+        features, labels[used["train"]], classes=classes, balance=recipe.balance, seed=recipe.seed, progress=progress
     )
-    progress.say(f"Fitted the probe on {len(used['train']):,} images: {probe.reason}.")
+    progress.say(f"Fitted the probe on {train_count:,} images: {probe.reason}.")
     clock.lap("fit the probe")
 
-    model = Model(
-        net,
-        probe.weight,
-        probe.bias,
-        look.dataset.classes,
-        recipe=recipe,
-        data=_data_document(look),
-        scores={},
-    )
-    evaluated = [
-        _evaluate(model, store.read(keys[name]), look, used[name], name) for name in look.split.names if name != "train"
-    ]
+    files = look.dataset.files()
+
+    def labelled(name: str, known: RowStore) -> Labelled:
+        pictures = Pictures([files[i] for i in used[name]], keys[name])
+        return Labelled(pictures, labels[used[name]], known.read(keys[name]))
+
+    own = labelled("train", learnt)
+    val = labelled("val", reported) if keys.get("val") else None
+    climbed = None
+    results: tuple[RungResult, ...] = ()
+    if split is not None:
+        climb = Climb(
+            backbone,
+            split,
+            rungs,
+            own,
+            val,
+            ((probe.weight, probe.bias), probe.c),
+            recipe,
+            engines=engines,
+            folder=folder,
+            log=log,
+            cache=cache,
+            progress=progress,
+        )
+        climbed = climb.run(clock.laps["fit the probe"])
+        results = climbed.results
+        clock.lap("fine-tune")
+
+    best_net = net if climbed is None else FeatureNet(climbed.backbone, pool=recipe.pool, layer=recipe.layer or None)
+    weight, bias = (probe.weight, probe.bias) if climbed is None else climbed.head
+    model = Model(best_net, weight, bias, look.dataset.classes, recipe=recipe, data=_data_document(look), scores={})
+    evaluated = []
+    for name in look.split.names:
+        if name != "train":
+            if best_net.backbone is backbone:
+                seen = reported.read(keys[name])
+            else:
+                seen = _features_once(best_net, keys[name], engines, start.device, cache, progress)
+            evaluated.append(_evaluate(model, seen, look, used[name], name))
     model.scores = {e.scores.name: _short_scores(e.scores) for e in evaluated}
     clock.lap("evaluate")
-    run = Run(folder, recipe, {e.scores.name: e.scores for e in evaluated}, look.findings, clock.laps)
-    write_run(run, model, probe, look, evaluated)
+    run = Run(
+        folder,
+        recipe,
+        {e.scores.name: e.scores for e in evaluated},
+        results,
+        climbed.best if climbed else "probe",
+        look.findings,
+        clock.laps,
+    )
+    proof = _proof(backbone, climbed, engines)
+    log.event("finished", scores=model.scores, best=run.best, seconds=clock.laps, **proof)
+    log.close()
+    write_run(run, model, probe, look, evaluated, proof=proof)
+    (folder / CHECKPOINTS / "current.safetensors").unlink(missing_ok=True)
     return run
+
+
+def _same_images(folder: Path, recipe: Recipe, start: Start, look: Inspection, used: dict[str, list[int]]) -> None:
+    """Writes the fingerprint of the images down, or compares it with the one that the run began with."""
+    names = look.dataset.label_names()
+    labelled = [(look.scanned.keys[i], f"{names[i]} {part}") for part, own in used.items() for i in own]
+    images = data_fingerprint([key for key, _ in labelled], [label for _, label in labelled])
+    if start.images and start.images != images:
+        raise RunError(
+            f"{folder}: the images in {start.data} are not those that this run began with. Put them back, or start "
+            "a new run: what was computed of the others is kept."
+        )
+    if not start.images:
+        write_start(folder, recipe, replace(start, images=images))
+
+
+def _log_size(folder: Path) -> int:
+    """Bytes of the log that stand: up to the last checkpoint."""
+    sizes = [
+        found[0]["log"]
+        for file in (folder / CHECKPOINTS).glob("*.safetensors")
+        if file.name != ENGINES and (found := load_checkpoint(file)) is not None
+    ]
+    return max(sizes, default=0)
+
+
+def _engines(
+    net: FeatureNet,
+    folder: Path,
+    keys: list[bytes],
+    train_count: int,
+    recipe: Recipe,
+    start: Start,
+    cache: Path | None,
+    progress: Progress,
+) -> EnginePlan:
+    """Measured once for a backbone and a machine; a run keeps to what it began with."""
+    file = folder / CHECKPOINTS / ENGINES
+    kept = read_plan(file)
+    if kept is not None:
+        return kept
+    sample = pixel_store(net.backbone.preprocessing, cache).read(keys[:SAMPLE])
+    passes = train_count * (1 + (recipe.views or EFFORTS[recipe.effort].views))
+    plan = measure_engines(net, sample, count=passes, device=start.device, cache=cache, progress=progress)
+    write_plan(file, plan)
+    return plan
+
+
+def _features_once(
+    net: FeatureNet, keys: list[bytes], engines: EnginePlan, device: str, cache: Path | None, progress: Progress
+) -> npt.NDArray[np.float32]:
+    """Of weights that no other run has: computed from the pixels by the path that predictions take, and not kept."""
+    pixels = pixel_store(net.backbone.preprocessing, cache)
+    plan = replace(engines, exact="folded" if "folded" in engines.rates else "torch")
+    engine = choose_engine(
+        net,
+        count=len(keys),
+        sample=pixels.read(keys[:SAMPLE]),
+        plan=plan,
+        device=device,
+        cache=cache,
+        progress=progress,
+    )
+    batches = [keys[place : place + engine.batch_size] for place in range(0, len(keys), engine.batch_size)]
+    return np.concatenate(list(run_stream(engine, map(pixels.read, batches))))
+
+
+def _proof(backbone: Backbone, climbed: Climbed | None, engines: EnginePlan) -> dict[str, Any]:
+    """Fingerprints of what was frozen, before and after; and what ran it."""
+    now = fingerprint(backbone.module.state_dict())
+    frozen = {"before": backbone.fingerprint, "after": now} if climbed is None else climbed.frozen
+    trained = climbed.trained if climbed else 0
+    return {
+        "frozen_before": frozen["before"],
+        "frozen_after": frozen["after"],
+        "trained_weights": trained,
+        "engine_exact": engines.reason(exact=True),
+        "engine_fast": engines.reason(exact=False),
+    }
 
 
 def _recipe(recipe: Recipe | None, choices: dict[str, Any]) -> Recipe:

@@ -76,20 +76,26 @@ def fit_probe(
     present = np.unique(labels)
     if len(present) < 2:
         raise DataError(f"training images of {len(present)} class(es): a classifier needs at least two.")
+    x = _standardised(features)[2]
+    c, reason, losses = _choose_c(x, labels, balance=balance, seed=seed, progress=progress or SilentProgress())
+    weight, bias = refit_probe(features, labels, classes=classes, c=c, balance=balance)
+    return Probe(weight=weight, bias=bias, c=c, reason=reason, losses=losses)
+
+
+def refit_probe(
+    features: Features, labels: Labels, *, classes: int, c: float, balance: bool = False
+) -> tuple[Features, Features]:
+    """The probe for a C that is known: (classes, D) weight and (classes,) bias, float32."""
+    mean, scale, x = _standardised(features)
+    weight, bias = _as_rows(_fit(_regression(balance, C=c), x, labels), classes)
+    return (weight / scale).astype(np.float32), (bias - (weight / scale) @ mean).astype(np.float32)
+
+
+def _standardised(features: Features) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], Features]:
     mean = features.mean(axis=0, dtype=np.float64)
     scale = features.std(axis=0, dtype=np.float64)
     scale[scale < 1e-6] = 1.0  # a feature that never moves says nothing, and must not be blown up
-    x = ((features - mean) / scale).astype(np.float32)
-    c, reason, losses = _choose_c(x, labels, balance=balance, seed=seed, progress=progress or SilentProgress())
-    fitted = _fit(_regression(balance, C=c), x, labels)
-    weight, bias = _as_rows(fitted, classes)
-    return Probe(
-        weight=(weight / scale).astype(np.float32),
-        bias=(bias - (weight / scale) @ mean).astype(np.float32),
-        c=c,
-        reason=reason,
-        losses=losses,
-    )
+    return mean, scale, ((features - mean) / scale).astype(np.float32)
 
 
 def _choose_c(

@@ -1,0 +1,245 @@
+"""Views: seeded augmentations of a picture, each a pure function of the picture, a number and a seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from headstart.data.images import Preprocessing, Rgb, decode
+from headstart.errors import OptionError
+
+AUGMENT_VERSION = 1
+"""Counted up whenever ``view`` would give other pixels; part of every cache key (``Augmentation.describe``)."""
+
+SHRINKS_FROM = 1.1
+"""Pixels of the picture to one of the view, above which the crop must be resampled with care before it is turned."""
+
+_LUMA = (0.299, 0.587, 0.114)
+"""Shares of R, G and B in grey (ITU-R 601-2, as Pillow's "L")."""
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How far a view may be from its picture.
+
+    Attributes:
+        flip: left and right are swapped in half of the views; False where the sides matter.
+        scale: (low, high) share of the picture's area that the crop keeps, uniform, 0 < low <= high <= 1. Less is
+            kept where a crop of an allowed ratio, turned, would not fit into the picture.
+        ratio: (low, high) width / height of the crop relative to that of the network's input, log-uniform.
+        rotate: largest angle to either side in degrees, uniform, 0-180.
+        colour: brightness, contrast and saturation are each multiplied by a factor that is uniform in
+            [1 - colour, 1 + colour], 0 <= colour < 1; 0 is none.
+
+    Raises:
+        OptionError: a value is out of its range.
+
+    Source: torchvision's ``RandomResizedCrop``, ``RandomHorizontalFlip``, ``RandomRotation`` and ``ColorJitter``.
+    """
+
+    flip: bool = True
+    scale: tuple[float, float] = (0.35, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    rotate: float = 10.0
+    colour: float = 0.2
+
+    def __post_init__(self) -> None:
+        _require_range("scale", self.scale, most=1.0)
+        _require_range("ratio", self.ratio, most=math.inf)
+        if not 0 <= self.rotate <= 180:
+            raise OptionError(f"rotate {self.rotate}: expected 0 to 180 degrees.")
+        if not 0 <= self.colour < 1:
+            raise OptionError(f"colour {self.colour}: expected 0 or more and less than 1; 0 leaves colours alone.")
+
+    def describe(self) -> dict[str, Any]:
+        """What decides a view beside picture, number, seed and preprocessing; JSON-able, for a cache key."""
+        return {"version": AUGMENT_VERSION} | asdict(self) | {"scale": list(self.scale), "ratio": list(self.ratio)}
+
+
+def view(
+    image: Image.Image,
+    key: bytes,
+    number: int,
+    *,
+    seed: int,
+    augmentation: Augmentation,
+    preprocessing: Preprocessing,
+) -> Rgb:
+    """One view: a crop, resampled, turned, perhaps mirrored, its colours changed.
+
+    The same arguments give the same bits in every thread and process, whatever was computed before. Only pixels of the
+    picture are shown: no corner is filled, whatever ``crop_mode`` says (a whole picture with borders is ``fit_to``'s).
+
+    Args:
+        image: mode RGB, upright, of any size.
+        key: the 16-byte content hash of the picture's file.
+        number: which of the picture's views.
+        seed: of the whole set of views.
+        augmentation: how far from the picture.
+        preprocessing: gives the size and the interpolation.
+
+    Returns:
+        (height, width, 3) uint8, 0-255.
+    """
+    chance = _Chance(key, number, seed)
+    angle = math.radians(augmentation.rotate * (2 * chance.angle - 1))
+    flip = augmentation.flip and chance.flip < 0.5
+    size = (preprocessing.width, preprocessing.height)
+    frame = _frame(size, angle)
+    box = _box(image.size, size, frame, chance, augmentation)
+    if angle and max((box[2] - box[0]) / frame[0], (box[3] - box[1]) / frame[1]) <= SHRINKS_FROM:
+        image = _turn(image, box, size, frame, angle, flip=flip)
+    else:
+        image = image.resize(frame, Image.Resampling[preprocessing.interpolation.upper()], box=box, reducing_gap=2.0)
+        if angle:
+            image = _turn(image, (0, 0, *frame), size, frame, angle, flip=flip)
+        elif flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.asarray(_recolour(image, chance, augmentation.colour) if augmentation.colour else image)
+
+
+def views(
+    source: bytes | str | Path,
+    key: bytes,
+    numbers: Sequence[int],
+    *,
+    seed: int,
+    augmentation: Augmentation,
+    preprocessing: Preprocessing,
+) -> Rgb:
+    """Several views of one file, which is decoded once, no larger than they need.
+
+    Args:
+        source: the file's bytes, or its path.
+        key: the 16-byte content hash of the file.
+        numbers: which views, N of them.
+        seed: as in ``view``.
+        augmentation: as in ``view``.
+        preprocessing: as in ``view``.
+
+    Returns:
+        (N, height, width, 3) uint8, 0-255.
+
+    Raises:
+        UnreadableImage: the file is no usable picture.
+    """
+    at_least = _decode_at_least(augmentation, preprocessing)
+    image = decode(source, at_least=at_least).image
+    excess = min(image.size) // at_least
+    if excess > 1:  # no JPEG, which ``decode`` has reduced, or one too large even for its 1/8
+        image = image.reduce(excess)
+    made = np.empty((len(numbers), preprocessing.height, preprocessing.width, 3), dtype=np.uint8)
+    for row, number in zip(made, numbers, strict=True):
+        row[...] = view(image, key, number, seed=seed, augmentation=augmentation, preprocessing=preprocessing)
+    return made
+
+
+def view_key(key: bytes, number: int) -> bytes:
+    """The 16-byte name of a view's row in a store whose description holds the seed and the augmentation."""
+    return _digest(b"headstart row", key, number)
+
+
+class _Chance:
+    """Nine numbers in [0, 1) for one view; each always of the same draw, so that one setting never moves another."""
+
+    def __init__(self, key: bytes, number: int, seed: int) -> None:
+        state = int.from_bytes(_digest(b"headstart view", key, number, seed), "little")
+        draws = np.random.Generator(np.random.PCG64(state)).random(9).tolist()
+        self.flip, self.scale, self.ratio, self.left, self.top, self.angle, *self.colour = draws
+
+
+def _digest(purpose: bytes, key: bytes, *numbers: int) -> bytes:
+    return blake2b(key + "".join(f"|{n}" for n in numbers).encode(), digest_size=16, person=purpose).digest()
+
+
+def _decode_at_least(augmentation: Augmentation, preprocessing: Preprocessing) -> int:
+    """Shorter side in pixels from which a crop of middling scale is not enlarged."""
+    share = sum(augmentation.scale) / 2
+    side = max(preprocessing.height, preprocessing.width) / math.sqrt(share)
+    return max(preprocessing.decode_at_least, math.ceil(side))
+
+
+def _frame(size: tuple[int, int], angle: float) -> tuple[int, int]:
+    """(width, height) of the upright rectangle that holds one of ``size`` after a turn, in the same pixels."""
+    width, height = size
+    cos, sin = abs(math.cos(angle)), abs(math.sin(angle))
+    return math.ceil(width * cos + height * sin), math.ceil(width * sin + height * cos)
+
+
+def _box(
+    picture: tuple[int, int],
+    size: tuple[int, int],
+    frame: tuple[int, int],
+    chance: _Chance,
+    augmentation: Augmentation,
+) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) of the frame around the crop, in the picture's pixels, always inside the picture.
+
+    Where torchvision tries ten crops and then takes the middle, the ratio is drawn from those that fit; where none
+    does, the largest crop is taken whose ratio is the nearest to what would.
+    """
+    grow_x, grow_y = frame[0] / size[0], frame[1] / size[1]
+    most_w, most_h = picture[0] / grow_x, picture[1] / grow_y
+    area = _between(*augmentation.scale, chance.scale) * picture[0] * picture[1]
+    aspect = size[0] / size[1]
+    lowest, highest = (bound * aspect for bound in augmentation.ratio)
+    low, high = max(lowest, area / most_h**2), min(highest, most_w**2 / area)
+    if low <= high:
+        ratio = low * (high / low) ** chance.ratio
+    else:
+        ratio = min(max(most_w / most_h, lowest), highest)
+        area = min(area, most_w**2 / ratio, most_h**2 * ratio)
+    width = min(math.sqrt(area * ratio) * grow_x, picture[0])
+    height = min(math.sqrt(area / ratio) * grow_y, picture[1])
+    left, top = chance.left * (picture[0] - width), chance.top * (picture[1] - height)
+    return left, top, min(left + width, picture[0]), min(top + height, picture[1])
+
+
+def _turn(
+    image: Image.Image,
+    box: tuple[float, float, float, float],
+    size: tuple[int, int],
+    frame: tuple[int, int],
+    angle: float,
+    *,
+    flip: bool,
+) -> Image.Image:
+    """The middle of a box, scaled to the frame, turned about its centre and cut to ``size``, perhaps mirrored."""
+    cos, sin = math.cos(angle), math.sin(angle)
+    side = -1 if flip else 1
+    across, down = (box[2] - box[0]) / frame[0], (box[3] - box[1]) / frame[1]
+    (a, b), (d, e) = (across * side * cos, across * -sin), (down * side * sin, down * cos)
+    x, y = size[0] / 2, size[1] / 2
+    middle = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    matrix = (a, b, middle[0] - a * x - b * y, d, e, middle[1] - d * x - e * y)
+    return image.transform(size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+
+
+def _recolour(image: Image.Image, chance: _Chance, colour: float) -> Image.Image:
+    """Brightness, then contrast around the view's mean grey, then saturation, as one matrix; clipped once."""
+    brightness, contrast, saturation = (_between(1 - colour, 1 + colour, u) for u in chance.colour)
+    mean = np.asarray(image.resize((1, 1), Image.Resampling.BOX))[0, 0]
+    grey = brightness * float(mean @ np.array(_LUMA))
+    gain, offset = brightness * contrast, (1 - contrast) * grey
+    matrix: list[float] = []
+    for channel in range(3):
+        matrix += [gain * ((1 - saturation) * _LUMA[other] + saturation * (other == channel)) for other in range(3)]
+        matrix.append(offset)
+    return image.convert("RGB", tuple(matrix))
+
+
+def _between(low: float, high: float, chance: float) -> float:
+    return low + (high - low) * chance
+
+
+def _require_range(name: str, bounds: Sequence[float], *, most: float) -> None:
+    if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] <= most or math.isinf(bounds[1]):
+        limit = "" if math.isinf(most) else f" <= {most:g}"
+        raise OptionError(f"{name} {bounds}: expected (low, high) with 0 < low <= high{limit}.")

@@ -1,0 +1,300 @@
+"""Activations at a freeze boundary: made once for every view of every image, kept in half precision, read in any order.
+
+Where reading a row costs more than making it again (an early boundary, a slow disk), or the rows do not fit, nothing is
+kept and each row is made when it is asked for; the numbers are the same.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from headstart.backbone.engine import Engine, Pixels, run_stream
+from headstart.backbone.forward import ActivationNet
+from headstart.data.augment import Augmentation, view_key, views
+from headstart.data.images import map_images
+from headstart.data.scan import pixel_store
+from headstart.errors import CacheError, DataError, UnreadableImage
+from headstart.progress import Progress, SilentProgress
+from headstart.store import RowStore, content_key
+
+ACTIVATIONS_VERSION = 1
+"""Counted up whenever the same images and weights would give other rows; part of the cache key."""
+
+APPEND = 128
+"""Rows that are written at once; a kill loses no more."""
+
+TRIAL = 64
+"""Rows after which reading is compared with making."""
+
+BLOCK = 32
+"""Images whose views are made at once."""
+
+Half = npt.NDArray[np.float16]
+Row = tuple[int, int]
+"""(image, view); the view is 0 where images are seen as they are."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Images by their place in a list.
+
+    Attributes:
+        files: N paths.
+        keys: N content hashes.
+    """
+
+    files: Sequence[str]
+    keys: Sequence[bytes]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
+@dataclass(frozen=True)
+class Views:
+    """Which views of each image there are.
+
+    Attributes:
+        count: views of each image, numbered from 0.
+        seed: of all of them.
+        augmentation: how far a view is from its image.
+    """
+
+    count: int
+    seed: int
+    augmentation: Augmentation
+
+
+@final
+class Activations:
+    """The activations of some images at one boundary.
+
+    Args:
+        net: pixels -> activation.
+        pictures: the images; their pixels are in ``pixel_store(net.backbone.preprocessing)``.
+        shape: of one activation.
+        engine: runs ``net``.
+        views: which views; None: the images as they are, for validation.
+        keep: whether rows are kept on disk where that pays.
+        cache: the cache folder; the default one where it is not given.
+        source: activations at an earlier boundary of the same images and views, and the part between; these rows are
+            then made from those instead of from pixels.
+
+    Attributes:
+        reason: why rows are kept or not, once ``prepare`` has measured it.
+    """
+
+    def __init__(
+        self,
+        net: ActivationNet,
+        pictures: Pictures,
+        *,
+        shape: tuple[int, ...],
+        engine: Engine,
+        views: Views | None,
+        keep: bool = True,
+        cache: Path | None = None,
+        source: tuple[Activations, nn.Module] | None = None,
+    ) -> None:
+        self.net = net
+        self.pictures = pictures
+        self.shape = shape
+        self.views = views
+        self.keep = keep
+        self.reason = "kept on disk" if keep else "made anew each time, as asked"
+        self._engine = engine
+        self._source = source
+        self._pixels = pixel_store(net.backbone.preprocessing, cache)
+        about = net.describe() | {
+            "pixels": net.backbone.preprocessing.pixel_key(),
+            "views": None if views is None else {"seed": views.seed, "augmentation": views.augmentation.describe()},
+            "through": None if source is None else source[0].net.boundary,
+            "precision": engine.precision,
+            "dtype": "float16",
+            "version": ACTIVATIONS_VERSION,
+        }
+        self.store = RowStore("activations", about, dtype=np.float16, shape=shape, root=cache)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return self.store.row_bytes
+
+    def prepare(self, progress: Progress | None = None) -> None:
+        """Makes what is not on disk yet, unless making is found cheaper than reading.
+
+        Raises:
+            DataError: an image has gone or changed since it was read.
+            CacheError: the cache cannot be written.
+        """
+        progress = progress or SilentProgress()
+        if not self.keep:
+            return
+        numbers = range(self.views.count if self.views else 1)
+        rows = [(image, number) for image in range(len(self.pictures)) for number in numbers]
+        names = [self._name(row) for row in rows]
+        missing = [rows[place] for place in self.store.missing(names)]
+        if not missing:
+            return
+        try:
+            self.store.require_space(len(missing))
+        except CacheError as error:
+            self.keep, self.reason = False, f"made anew each time: {error}"
+            progress.say(f"Activations at {self.net.boundary}: {self.reason}")
+            return
+        what = f"Running the backbone up to {self.net.boundary}"
+        waiting: list[tuple[Row, Half]] = []
+        trial, started = len(missing) >= 4 * TRIAL, time.monotonic()
+        with progress.task(what, len(missing), unit="views" if self.views else "images") as advance:
+            for made in self._make(missing):
+                waiting += made
+                advance(len(made))
+                if trial and len(waiting) >= TRIAL:
+                    trial = False
+                    if not self._reading_pays(waiting, time.monotonic() - started, progress):
+                        return
+                if len(waiting) >= APPEND:
+                    self._append(waiting)
+                    waiting = []
+            if waiting:
+                self._append(waiting)
+
+    def read(self, rows: Sequence[Row]) -> Tensor:
+        """Activations in the order of ``rows``.
+
+        Returns:
+            (len(rows), *shape) float32, each value one of half precision; channels last in memory where it has four
+            axes.
+
+        Raises:
+            DataError: an image has gone or changed since it was read (where rows are not kept).
+            CacheError: the cache cannot be read.
+        """
+        if self.keep:
+            found = self.store.read([self._name(row) for row in rows])
+        else:
+            wanted = sorted(set(rows))
+            made = {row: value for part in self._make(wanted) for row, value in part}
+            found = np.stack([made[row] for row in rows])
+        tensor = torch.from_numpy(found).float()
+        return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+
+    def _name(self, row: Row) -> bytes:
+        key = self.pictures.keys[row[0]]
+        return view_key(key, row[1]) if self.views else key
+
+    def _append(self, rows: Sequence[tuple[Row, Half]]) -> None:
+        self.store.append([self._name(row) for row, _ in rows], np.stack([value for _, value in rows]))
+
+    def _make(self, rows: Sequence[Row]) -> Iterator[list[tuple[Row, Half]]]:
+        """Rows, a batch at a time, in order."""
+        size = self._engine.batch_size
+        if self._source is not None:
+            yield from self._continue(rows, size)
+            return
+        shown = self._as_they_are(rows, size) if self.views is None else _regrouped(self._see(rows), size)
+        places = iter(rows)
+        for out in run_stream(self._engine, shown):
+            with np.errstate(over="ignore"):
+                half = out.astype(np.float16)
+            if not np.isfinite(half).all():
+                raise CacheError(
+                    f"activations at {self.net.boundary} exceed half precision. Train from another part: --unfreeze."
+                )
+            yield list(zip(islice(places, len(half)), half, strict=True))
+
+    def _as_they_are(self, rows: Sequence[Row], size: int) -> Iterator[Pixels]:
+        for start in range(0, len(rows), size):
+            yield self._pixels.read([self.pictures.keys[image] for image, _ in rows[start : start + size]])
+
+    def _see(self, rows: Sequence[Row]) -> Iterator[Pixels]:
+        """The views of one image after the other."""
+        plan = self.views
+        assert plan is not None
+        jobs = [(image, [number for _, number in group]) for image, group in groupby(rows, key=lambda row: row[0])]
+
+        def see(job: tuple[int, list[int]]) -> Pixels:
+            image, numbers = job
+            path, key = self.pictures.files[image], self.pictures.keys[image]
+            try:
+                data = Path(path).read_bytes()
+                if content_key(data) != key:
+                    raise DataError(f"{path}: has changed since this command first read it. Run the command again.")
+                return views(
+                    data,
+                    key,
+                    numbers,
+                    seed=plan.seed,
+                    augmentation=plan.augmentation,
+                    preprocessing=self.net.backbone.preprocessing,
+                )
+            except (OSError, UnreadableImage) as error:
+                why = error.reason if isinstance(error, UnreadableImage) else error.strerror
+                raise DataError(f"{path}: {why}. It could be read before; run the command again.") from error
+
+        for start in range(0, len(jobs), BLOCK):  # never while the engine runs: they would fight for the cores
+            yield from list(map_images(see, jobs[start : start + BLOCK]))
+
+    def _continue(self, rows: Sequence[Row], size: int) -> Iterator[list[tuple[Row, Half]]]:
+        assert self._source is not None
+        earlier, part = self._source
+        step = 2 * size
+        for start in range(0, len(rows), step):
+            batch = rows[start : start + step]
+            x = earlier.read(batch)
+            if len(batch) < step:  # kernels may differ with the size of a batch
+                x = torch.cat([x, x.new_zeros((step - len(batch), *x.shape[1:]))])
+                x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+            with torch.inference_mode():
+                half = part(x)[: len(batch)].float().numpy().astype(np.float16)
+            yield list(zip(batch, half, strict=True))
+
+    def _reading_pays(self, made: Sequence[tuple[Row, Half]], seconds: float, progress: Progress) -> bool:
+        """Writes a few rows, reads them back in another order, and compares with what it took to make them."""
+        self._append(made)
+        order = np.random.default_rng(0).permutation(len(made))
+        started = time.monotonic()
+        self.store.read([self._name(made[i][0]) for i in order])
+        reading, making = 1e3 * (time.monotonic() - started) / len(made), 1e3 * seconds / len(made)
+        figures = f"reading a row of {self.row_bytes / 1e3:.0f} kB takes {reading:.2f} ms, making it {making:.1f} ms"
+        self.keep = reading < making
+        self.reason = f"{'kept on disk' if self.keep else 'made anew each time'}: {figures}"
+        if not self.keep:
+            progress.say(f"Activations at {self.net.boundary} are {self.reason}.")
+        return self.keep
+
+    def describe(self) -> dict[str, Any]:
+        """For the run's log."""
+        return {
+            "boundary": self.net.boundary,
+            "images": len(self.pictures),
+            "views": self.views.count if self.views else 0,
+            "kept": self.keep,
+            "reason": self.reason,
+            "precision": self._engine.precision,
+        }
+
+
+def _regrouped(parts: Iterator[Pixels], size: int) -> Iterator[Pixels]:
+    """Batches of ``size`` from parts of any length; the last may be shorter."""
+    held: list[Pixels] = []
+    count = 0
+    for part in parts:
+        held.append(part)
+        count += len(part)
+        while count >= size:
+            joined = np.concatenate(held)
+            yield joined[:size]
+            held, count = [joined[size:]], count - size
+    if count:
+        yield np.concatenate(held)

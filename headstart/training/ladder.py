@@ -1,0 +1,227 @@
+"""The ladder: how deep to fine-tune, decided by measurement.
+
+Rungs from the probe to ever earlier freeze boundaries; each goes on from the weights of the one below (gradual
+unfreezing). It is climbed while the gain is more than noise, and the best rung is kept, not the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import binom
+
+from headstart.backbone.split import HEAD, Boundary, SplittableBackbone
+from headstart.errors import OptionError
+from headstart.training.finetune import TuneSettings
+from headstart.training.recipe import Recipe
+
+ALPHA = 0.05
+"""A gain counts as more than noise where chance alone would give one as large less often than this."""
+
+CROSS_VALIDATE_BELOW = 100
+"""Validation images below which rungs are compared by cross-validation on the training images as well."""
+
+FOLDS = 3
+
+SHARES = {"last": 0.90, "half": 0.65, "deep": 0.45}
+"""Depth -> largest share of the forward pass that lies before the boundary."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What an effort tries.
+
+    Attributes:
+        depths: of its rungs, in order.
+        epochs: of each rung.
+        views: of each training image.
+    """
+
+    depths: tuple[str, ...]
+    epochs: tuple[int, ...]
+    views: int
+
+
+EFFORTS = {
+    "probe": Effort((), (), 0),
+    "quick": Effort(("last",), (6,), 3),
+    "standard": Effort(("last", "half"), (3, 6), 4),
+    "thorough": Effort(("last", "half", "deep"), (3, 12, 6), 8),
+}
+
+LEAST_STEPS = 150
+"""Steps that a rung has at least; small sets get more epochs, up to ``MOST_EPOCHS``."""
+
+MOST_EPOCHS = 30
+
+TRAINING_COST = 3.5
+"""Forward and backward pass of a suffix, in forward passes of the fast engine (measured, LOG.md)."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One depth of fine-tuning.
+
+    Attributes:
+        boundary: the freeze boundary; what lies behind it is trained.
+        settings: how.
+        views: of each training image.
+        seconds: expected, for activations and training together.
+        why: a clause for the user.
+    """
+
+    boundary: Boundary
+    settings: TuneSettings
+    views: int
+    seconds: float
+    why: str
+
+    @property
+    def name(self) -> str:
+        """For tables: "behind blocks.4"."""
+        return f"behind {self.boundary.name}"
+
+
+@dataclass(frozen=True)
+class RungResult:
+    """What a rung gave.
+
+    Attributes:
+        name: "kNN", "probe", "behind blocks.4".
+        boundary: its name; ``HEAD`` for kNN and probe.
+        correct: images right, of ``count`` that rungs are compared on.
+        count: validation images, with the training images of a cross-validation where there are few.
+        low: of the 95 % Wilson interval.
+        high: of the 95 % Wilson interval.
+        log_loss: in nats.
+        seconds: that it took.
+        epochs: trained.
+        p: chance that noise alone gives such a gain on the best rung below; None for the first.
+        decision: what followed, in words.
+    """
+
+    name: str
+    boundary: str
+    correct: int
+    count: int
+    low: float
+    high: float
+    log_loss: float
+    seconds: float
+    epochs: int = 0
+    p: float | None = None
+    decision: str = ""
+
+
+def plan_rungs(recipe: Recipe, split: SplittableBackbone, *, train: int, rate: float) -> list[Rung]:
+    """The rungs that a recipe asks for, shallowest first.
+
+    Args:
+        recipe: effort, and what overrides it.
+        split: the backbone.
+        train: training images.
+        rate: images a second of the whole backbone in the fast engine.
+
+    Raises:
+        OptionError: no such boundary to unfreeze behind; lists those that there are.
+    """
+    effort = EFFORTS[recipe.effort]
+    inner = [b for b in split.boundaries if b.name != HEAD]
+    if recipe.unfreeze:
+        chosen = [_before(recipe.unfreeze, split)]
+        epochs = [recipe.epochs or max(effort.epochs or EFFORTS["standard"].epochs)]
+        whys = ["as asked"]
+    else:
+        depths = [(depth, _at_most(SHARES[depth], inner)) for depth in effort.depths]
+        found = [(d, b, e) for (d, b), e in zip(depths, effort.epochs, strict=True) if b is not None]
+        distinct = [(d, b, e) for i, (d, b, e) in enumerate(found) if b not in [other for _, other, _ in found[:i]]]
+        chosen = [b for _, b, _ in distinct]
+        epochs = [recipe.epochs or e for _, _, e in distinct]
+        whys = [f"{100 * (1 - b.cost_before):.0f} % of the forward pass is trained" for b in chosen]
+    settings = [_settings(recipe, count, train) for count in epochs]
+    settings = [replace(own, first_view=sum(o.epochs for o in settings[:i])) for i, own in enumerate(settings)]
+    shown = sum(own.epochs for own in settings)
+    views = shown if recipe.fresh_views else recipe.views or min(effort.views or 4, shown)
+    rungs = [Rung(b, own, views, 0.0, why) for b, own, why in zip(chosen, settings, whys, strict=True)]
+    return _with_seconds(rungs, train, rate)
+
+
+def plan_text(rungs: Sequence[Rung], *, train: int, val: int, rate: float, kept: float = 0.0) -> list[str]:
+    """What is going to be done, the time that it is expected to take, and why; a line each."""
+    images = train + val
+    lines = [f"Plan: features of {images:,} images and a probe, about {images / rate + 8 - kept:.0f} s."]
+    for number, rung in enumerate(rungs, start=1):
+        lines.append(
+            f"Plan, rung {number}: train what lies behind {rung.boundary.name} ({rung.why}; "
+            f"{rung.boundary.parameters_after:,} weights) from {rung.views} views of {train:,} images, up to "
+            f"{rung.settings.epochs} epochs, about {rung.seconds:.0f} s"
+            + ("." if number == 1 else "; only if the rung below gained more than noise.")
+        )
+    return lines
+
+
+def paired_p(before: npt.NDArray[np.bool_], after: npt.NDArray[np.bool_]) -> float:
+    """Chance that noise alone mends as many images as ``after`` did, of those on which the two differ.
+
+    Args:
+        before: (N,) whether each image was right.
+        after: (N,) the same images.
+
+    Source: McNemar's test, exact and one-sided (McNemar, "Note on the sampling error of the difference between
+    correlated proportions", Psychometrika 12, 1947).
+    """
+    mended, spoilt = int((after & ~before).sum()), int((before & ~after).sum())
+    return float(binom.sf(mended - 1, mended + spoilt, 0.5)) if mended + spoilt else 1.0
+
+
+def room_for_gain(right: npt.NDArray[np.bool_]) -> bool:
+    """Whether mending every mistake that is left would be more than noise."""
+    return 0.5 ** int((~right).sum()) < ALPHA
+
+
+def _before(name: str, split: SplittableBackbone) -> Boundary:
+    """The boundary right before a part of the network."""
+    inner = [b for b in split.boundaries if b.name != HEAD]
+    if name == "all":
+        return inner[0]
+    firsts = [(boundary, split.parts(boundary.name)[0][0]) for boundary in inner]
+    for boundary, first in firsts:
+        if first == name or first.startswith(f"{name}."):
+            return boundary
+    known = ", ".join(dict.fromkeys(first for _, first in firsts))
+    raise OptionError(f"--unfreeze {name}: no part that can be trained from. There are: all, {known}.")
+
+
+def _at_most(share: float, inner: Sequence[Boundary]) -> Boundary | None:
+    fitting = [b for b in inner if b.cost_before <= share]
+    return max(fitting, key=lambda b: b.cost_before, default=None)
+
+
+def _settings(recipe: Recipe, epochs: int, train: int) -> TuneSettings:
+    settings = TuneSettings(
+        epochs=epochs,
+        lr=recipe.lr or TuneSettings.lr,
+        smoothing=recipe.smoothing,
+        mixup=recipe.mixup,
+        jitter=recipe.jitter,
+        balance=recipe.balance,
+        seed=recipe.seed,
+    )
+    steps = max(1, train // settings.batch_size)
+    if not recipe.epochs:
+        settings = replace(settings, epochs=max(epochs, min(MOST_EPOCHS, -(-LEAST_STEPS // steps))))
+    return settings
+
+
+def _with_seconds(rungs: list[Rung], train: int, rate: float) -> list[Rung]:
+    """The deepest boundary's activations are made from pixels, with the first rung; the others from those."""
+    timed = []
+    for place, rung in enumerate(rungs):
+        cost = rung.boundary.cost_before
+        making = train * rung.views * (max(cost, 0.05) + 0.2) / rate if place == 0 else 0.0
+        training = train * rung.settings.epochs * TRAINING_COST * (1 - cost) / rate
+        timed.append(replace(rung, seconds=making + training))
+    return timed

@@ -1,0 +1,180 @@
+"""Activations: the same numbers whether they are kept or made anew; nothing is lost by a kill."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pictures import write_classes
+
+from headstart.backbone.engine import TorchEngine
+from headstart.backbone.fold import fold_for_training
+from headstart.backbone.forward import ActivationNet
+from headstart.backbone.split import INPUT, SplittableBackbone
+from headstart.backbone.weights import Backbone, random_backbone
+from headstart.data.augment import Augmentation
+from headstart.data.scan import pixel_store, scan
+from headstart.errors import DataError
+from headstart.features import activations as module
+from headstart.features.activations import Activations, Pictures, Views
+from headstart.store import cache_root
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return random_backbone("resnet18", image_size=32)
+
+
+def pictures_of(folder: Path, backbone: Backbone) -> Pictures:
+    files = sorted(map(str, folder.rglob("*.png")))
+    return Pictures(files, scan(files, preprocessing=backbone.preprocessing).keys)
+
+
+def activations(
+    backbone: Backbone, pictures: Pictures, cache: Path, *, boundary: str = "layer2", views: int = 3, keep: bool = True
+) -> Activations:
+    split = SplittableBackbone(backbone.module, height=32, width=32)
+    net = ActivationNet(backbone, boundary, split.prefix(boundary))
+    return Activations(
+        net,
+        pictures,
+        shape=next(b.shape for b in split.boundaries if b.name == boundary),
+        engine=TorchEngine(net, CPU),
+        views=Views(views, 0, Augmentation()) if views else None,
+        keep=keep,
+        cache=cache,
+    )
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, backbone: Backbone) -> Pictures:
+    return pictures_of(write_classes(tmp_path / "data", {"a": 10, "b": 9}), backbone)
+
+
+@pytest.mark.parametrize("boundary", ["layer2", INPUT])
+def test_kept_and_made_anew_are_the_same_to_the_bit(
+    boundary: str, backbone: Backbone, pictures: Pictures, tmp_path: Path
+) -> None:
+    """Law 2."""
+    kept = activations(backbone, pictures, tmp_path / "cache", boundary=boundary)
+    anew = activations(backbone, pictures, tmp_path / "cache", boundary=boundary, keep=False)
+    kept.prepare()
+    assert kept.keep
+    assert len(kept.store) == 3 * 19
+    rows = [(18, 2), (0, 0), (7, 1), (7, 1), (0, 2)]
+    assert torch.equal(kept.read(rows), anew.read(rows))
+    assert not torch.equal(kept.read([(0, 0)]), kept.read([(0, 1)]))
+
+
+def test_validation_sees_the_images_as_they_are(backbone: Backbone, pictures: Pictures) -> None:
+    plain = activations(backbone, pictures, cache_root(), boundary=INPUT, views=0)
+    plain.prepare()
+    pixels = torch.from_numpy(pixel_store(backbone.preprocessing).read([pictures.keys[4]]))
+    assert torch.equal(plain.read([(4, 0)]), plain.net.normalised(pixels).half().float())
+
+
+def test_a_kill_loses_one_batch_and_what_follows_is_the_same(
+    backbone: Backbone, pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "APPEND", 16)
+    whole = activations(backbone, pictures, tmp_path / "whole")
+    whole.prepare()
+    stopped = activations(backbone, pictures, tmp_path / "stopped")
+    append, calls = stopped._append, 0
+
+    def killed(rows: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        append(rows)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(stopped, "_append", killed)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.prepare()
+    again = activations(backbone, pictures, tmp_path / "stopped")
+    assert len(again.store) == 32
+    again.prepare()
+    rows = [(image, view) for image in range(19) for view in range(3)]
+    assert torch.equal(again.read(rows), whole.read(rows))
+
+
+def test_more_views_keep_those_that_there_are(
+    backbone: Backbone, pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    activations(backbone, pictures, tmp_path / "cache", views=2).prepare()
+    made: list[int] = []
+    more = activations(backbone, pictures, tmp_path / "cache", views=3)
+    make = more._make
+    monkeypatch.setattr(more, "_make", lambda rows: made.extend(view for _, view in rows) or make(rows))  # type: ignore[func-returns-value]
+    more.prepare()
+    assert made == [2] * 19
+
+
+def test_a_later_boundary_is_made_from_an_earlier_one(backbone: Backbone, pictures: Pictures, tmp_path: Path) -> None:
+    split = SplittableBackbone(backbone.module, height=32, width=32)
+    early = activations(backbone, pictures, tmp_path / "cache", boundary="layer2")
+    early.prepare()
+    late = activations(backbone, pictures, tmp_path / "cache", boundary="layer3")
+    part = split.segment("layer2", "layer3")
+    assert isinstance(part, torch.fx.GraphModule)
+    through = Activations(
+        late.net,
+        pictures,
+        shape=late.shape,
+        engine=TorchEngine(late.net, CPU),
+        views=late.views,
+        cache=tmp_path / "cache",
+        source=(early, fold_for_training(part, torch.float32)),
+    )
+    assert through.store.folder != late.store.folder
+    late.prepare()
+    through.prepare()
+    rows = [(image, 1) for image in range(19)]
+    direct, derived = late.read(rows), through.read(rows)
+    assert float((direct - derived).norm() / direct.norm()) < 2e-3
+
+
+def test_where_reading_is_dearer_nothing_is_kept(
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = pictures_of(write_classes(tmp_path / "data", {"a": 45, "b": 45}), backbone)
+    slow = activations(backbone, pictures, tmp_path / "cache")
+    read, now = slow.store.read, 0.0
+
+    def slowly(keys: object) -> np.ndarray:
+        nonlocal now
+        now += 100.0
+        return read(keys)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(slow.store, "read", slowly)
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    slow.prepare()
+    assert not slow.keep
+    assert "made anew each time: reading a row" in slow.reason
+    assert len(slow.store) < 3 * 90
+    assert slow.read([(3, 1)]).shape == (1, *slow.shape)
+
+
+def test_an_image_that_changed_since_it_was_read_is_named(
+    backbone: Backbone, pictures: Pictures, tmp_path: Path
+) -> None:
+    Path(pictures.files[3]).write_bytes(Path(pictures.files[4]).read_bytes())
+    with pytest.raises(DataError, match=r"has changed since"):
+        activations(backbone, pictures, tmp_path / "cache").prepare()
+    Path(pictures.files[3]).unlink()
+    with pytest.raises(DataError, match=pictures.files[3]):
+        activations(backbone, pictures, tmp_path / "cache").prepare()
+
+
+def test_rows_too_large_for_half_precision_are_refused(
+    backbone: Backbone, pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = activations(backbone, pictures, tmp_path / "cache")
+    monkeypatch.setattr(TorchEngine, "__call__", lambda _self, pixels: np.full((len(pixels), *source.shape), 1e6))
+    with pytest.raises(Exception, match="exceed half precision"):
+        source.prepare()

@@ -1,0 +1,533 @@
+"""Which engine runs, and that what it gives can be relied on."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from headstart.backbone import engine as engines
+from headstart.backbone.engine import (
+    EnginePlan,
+    TorchEngine,
+    choose_engine,
+    keep_freed_memory,
+    measure_engines,
+    run_in_batches,
+    run_stream,
+)
+from headstart.backbone.fold import can_fold_for_inference
+from headstart.backbone.forward import ActivationNet, FeatureNet, PixelNet
+from headstart.backbone.split import SplittableBackbone
+from headstart.backbone.weights import Backbone, random_backbone
+from headstart.progress import SilentProgress
+
+SIDE = 32
+NAMES = {
+    "torch (cpu)": "torch",
+    "torch, folded (cpu)": "folded",
+    "torch, folded, bfloat16 (cpu)": "mixed",
+    "torch, bfloat16 autocast (cpu)": "autocast",
+    "onnxruntime (cpu)": "onnxruntime",
+}
+
+folding = pytest.mark.skipif(not can_fold_for_inference(), reason="this PyTorch has no oneDNN")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As fast on pictures of this size, and fast on a machine that does something else as well."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Listener:
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def task(self, name: str, total: int, unit: str = "images") -> AbstractContextManager[Callable[[int], None]]:
+        return SilentProgress().task(name, total, unit)
+
+
+def pixels(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    """Its statistics are those of the pictures, so that activations are neither large nor nothing."""
+    made = random_backbone("resnet10t", image_size=SIDE)
+    for module in made.module.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.uniform_(module.bias, -0.2, 0.2)
+    net = FeatureNet(made)
+    made.module.train()
+    with torch.no_grad():
+        for _ in range(3):
+            made.module(net.normalised(torch.from_numpy(pixels(8, seed=99))))
+    made.module.eval()
+    return made
+
+
+@pytest.fixture
+def net(backbone: Backbone) -> FeatureNet:
+    return FeatureNet(backbone)
+
+
+class Rates:
+    """Takes the place of the clock, and notes what was measured."""
+
+    def __init__(self, **rates: float) -> None:
+        self.rates = rates
+        self.measured: list[str] = []
+
+    def __call__(self, measured: dict[str, Any], sample: np.ndarray) -> dict[str, float]:
+        names = {name: NAMES[engine.name] for name, engine in measured.items()}
+        self.measured += names.values()
+        return {name: self.rates[kind] for name, kind in names.items()}
+
+
+@pytest.fixture
+def rates(monkeypatch: pytest.MonkeyPatch) -> Rates:
+    clock = Rates(torch=50.0, folded=150.0, mixed=300.0, autocast=10.0, onnxruntime=155.0)
+    monkeypatch.setattr(engines, "_rates", clock)
+    return clock
+
+
+def measure(
+    net: PixelNet, cache: Path, count: int = 1000, progress: Listener | None = None, seed: int = 0
+) -> EnginePlan:
+    return measure_engines(net, pixels(8, seed), count=count, device="cpu", cache=cache, progress=progress)
+
+
+def choose(net: PixelNet, cache: Path, count: int = 1000, **options: Any) -> Any:
+    return choose_engine(net, count=count, sample=pixels(8), device="cpu", cache=cache, **options)
+
+
+@folding
+def test_the_choice_is_kept_and_measured_again_for_another_backbone_only(
+    net: FeatureNet, rates: Rates, tmp_path: Path
+) -> None:
+    heard = Listener()
+    plan = measure(net, tmp_path, progress=heard)
+    assert rates.measured == ["torch", "folded", "mixed"]
+    assert (plan.exact, plan.fast) == ("folded", "mixed")
+    assert plan.rates == {"torch": 50.0, "folded": 150.0, "mixed": 300.0}
+    assert plan.errors["folded"] < 1e-5 < plan.errors["mixed"] < 0.02
+    assert heard.said[-1].startswith(
+        "Engine for what is reported: folded; for what is learnt from: mixed: 300 images/s, "
+    )
+    again = measure(net, tmp_path, progress=heard, seed=1)
+    assert again == plan
+    assert again.fingerprint() == plan.fingerprint()
+    assert len(rates.measured) == 3
+    assert len(heard.said) == 1
+    measure(FeatureNet(random_backbone("test_resnet", image_size=SIDE)), tmp_path)
+    assert rates.measured[3:] == ["torch", "folded", "mixed"]
+
+
+@folding
+def test_another_machine_measures_for_itself(
+    net: FeatureNet, rates: Rates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure(net, tmp_path)
+    monkeypatch.setattr(engines, "_processor", lambda: "another")
+    measure(net, tmp_path)
+    assert len(rates.measured) == 6
+
+
+@folding
+def test_the_engine_is_the_plans_and_says_its_precision(net: FeatureNet, rates: Rates, tmp_path: Path) -> None:
+    plan = measure(net, tmp_path)
+    exact, fast = (choose(net, tmp_path, plan=plan, exact=exact) for exact in (True, False))
+    assert [NAMES[exact.name], NAMES[fast.name]] == ["folded", "mixed"]
+    assert (exact.precision, fast.precision) == (plan.precision(True), plan.precision(False))
+    assert plan.precision(True) == "float32"
+    assert plan.precision(False) == f"mixed {plan.fingerprint()}"
+    assert replace(plan, fast="autocast").precision(False) == "autocast bfloat16"
+    assert replace(plan, low_precision_from=plan.low_precision_from + 1).precision(False) != plan.precision(False)
+    expected = TorchEngine(net, torch.device("cpu"))(pixels(20, seed=5))
+    size = np.abs(expected).max()
+    assert np.abs(exact(pixels(20, seed=5)) - expected).max() / size < 1e-5
+    assert 1e-4 < np.abs(fast(pixels(20, seed=5)) - expected).max() / size < 0.05
+
+
+@folding
+def test_what_was_measured_holds_for_other_poolings_and_for_prefixes(
+    backbone: Backbone, net: FeatureNet, rates: Rates, tmp_path: Path
+) -> None:
+    plan = measure(net, tmp_path)
+    rates.measured.clear()
+    split = SplittableBackbone(backbone.module, height=SIDE, width=SIDE)
+    names = [boundary.name for boundary in split.boundaries[1::2]]
+    nets: list[PixelNet] = [ActivationNet(backbone, name, split.prefix(name)) for name in names]
+    nets += [FeatureNet(backbone, pool="avgmax"), FeatureNet(backbone, layer="layer2")]
+    for other in nets:
+        fast = choose(other, tmp_path, plan=plan, exact=False)
+        assert fast.precision == plan.precision(False)
+        expected = TorchEngine(other, torch.device("cpu"))(pixels(4, seed=3))
+        given = fast(pixels(4, seed=3))
+        assert given.dtype == np.float32
+        assert np.linalg.norm(given - expected) / np.linalg.norm(expected) < 0.02
+    assert rates.measured == []
+
+
+@folding
+def test_a_slower_engine_and_one_hardly_faster_are_not_chosen(net: FeatureNet, rates: Rates, tmp_path: Path) -> None:
+    """As bfloat16 is on a processor without instructions for it."""
+    rates.rates |= {"folded": 54.0, "mixed": 20.0}
+    plan = measure(net, tmp_path)
+    assert (plan.exact, plan.fast) == ("torch", "torch")
+    assert NAMES[choose(net, tmp_path, exact=False).name] == "torch"
+
+
+def test_few_images_are_not_worth_measuring(net: FeatureNet, rates: Rates, tmp_path: Path) -> None:
+    assert measure(net, tmp_path, count=31) == EnginePlan()
+    for exact in (True, False):
+        assert NAMES[choose(net, tmp_path, count=31, exact=exact).name] == "torch"
+    assert rates.measured == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@folding
+def test_few_images_reuse_what_was_measured_where_it_decides_the_precision(
+    net: FeatureNet, rates: Rates, tmp_path: Path
+) -> None:
+    plan = measure(net, tmp_path)
+    assert choose(net, tmp_path, count=1, exact=False).precision == plan.precision(False)
+    assert NAMES[choose(net, tmp_path, count=1, exact=True).name] == "torch"
+
+
+def wrong(*_: Any, **__: Any) -> nn.Module:
+    class Wrong(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.full((len(x), 512), 9.0)
+
+    return Wrong()
+
+
+@folding
+def test_an_engine_that_disagrees_is_not_trusted_and_that_is_said(
+    net: FeatureNet, rates: Rates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = measure(net, tmp_path / "sound")
+    monkeypatch.setattr(engines, "fold_for_inference", wrong)
+    heard = Listener()
+    doubtful = measure(net, tmp_path / "wrong", progress=heard)
+    assert (doubtful.exact, doubtful.fast) == ("torch", "torch")
+    assert "'folded' is not used: its output differs from plain PyTorch's by" in heard.said[0]
+    assert "'mixed' is not used: bfloat16 is too coarse" in heard.said[1]
+    assert NAMES[choose(net, tmp_path, plan=plan, progress=heard).name] == "torch"
+    assert "'folded' is not used: its output differs" in heard.said[-1]
+
+
+@folding
+def test_where_mixed_precision_disagrees_the_exact_engine_takes_over(
+    net: FeatureNet, rates: Rates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = measure(net, tmp_path)
+    monkeypatch.setattr(engines, "MIXED_TOLERANCE", 1e-6)
+    heard = Listener()
+    assert NAMES[choose(net, tmp_path, plan=plan, exact=False, progress=heard).name] == "folded"
+    assert "'mixed' is not used" in heard.said[0]
+
+
+@pytest.mark.parametrize("output", [np.nan, np.inf])
+def test_output_that_is_no_number_is_not_trusted(output: float) -> None:
+    sound = np.ones((2, 3), np.float32)
+    broken = np.full((2, 3), output, np.float32)
+    for given, expected in ((broken, sound), (sound, broken), (broken, broken), (sound[:, :1], sound)):
+        for exact in (True, False):
+            gap, allowed = engines._difference(given, expected, exact=exact)
+            assert gap > allowed
+
+
+def test_differences_are_measured_against_the_output_however_small_it_is() -> None:
+    expected = np.array([[1e-3, -2e-3, 0]], np.float32)
+    gap, allowed = engines._difference(expected + np.float32(1e-5), expected, exact=True)
+    assert gap == pytest.approx(5e-3, rel=0.01)
+    assert gap > allowed
+    gap, _ = engines._difference(1.01 * expected, expected, exact=False)
+    assert gap == pytest.approx(0.01, rel=0.01)
+
+
+class FakeOnnx:
+    name = "onnxruntime (cpu)"
+    batch_size = 32
+    precision = "float32"
+
+    def __init__(self, file: Path) -> None:
+        assert file.exists()
+        self.net: PixelNet
+
+    def __call__(self, batch: np.ndarray) -> np.ndarray:
+        return TorchEngine(self.net, torch.device("cpu"))(batch)
+
+
+@pytest.fixture
+def exports(net: FeatureNet, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was exported, to no effect; ONNX Runtime gives what PyTorch gives."""
+    done: list[str] = []
+
+    def export(which: PixelNet) -> bytes:
+        FakeOnnx.net = which
+        done.append(type(which).__name__)
+        return b"graph"
+
+    monkeypatch.setattr(engines, "_export", export)
+    monkeypatch.setattr(engines, "OnnxEngine", FakeOnnx)
+    return done
+
+
+@folding
+def test_onnx_runtime_is_prepared_only_where_that_repays(
+    net: FeatureNet, rates: Rates, exports: list[str], tmp_path: Path
+) -> None:
+    rates.rates["onnxruntime"] = 400.0
+    enough = int(300 * engines.EXPORT_REPAYS_FROM)
+    assert "onnxruntime" not in measure(net, tmp_path, count=enough - 1).rates
+    assert exports == []
+    heard = Listener()
+    plan = measure(net, tmp_path, count=enough + 1, progress=heard)
+    assert rates.measured[-2:] == ["folded", "onnxruntime"]
+    assert (plan.exact, plan.fast) == ("onnxruntime", "onnxruntime")
+    assert "Preparing resnet10t for ONNX Runtime" in heard.said[0]
+    assert measure(net, tmp_path, count=10 * enough) == plan
+    assert measure(net, tmp_path, count=40) == plan
+    assert isinstance(choose(net, tmp_path, count=40), FakeOnnx)
+    assert exports == ["FeatureNet"]
+
+
+@folding
+def test_a_graph_is_not_exported_for_a_few_images_of_another_network(
+    backbone: Backbone, net: FeatureNet, rates: Rates, exports: list[str], tmp_path: Path
+) -> None:
+    rates.rates["onnxruntime"] = 400.0
+    plan = measure(net, tmp_path, count=100_000)
+    other = FeatureNet(backbone, pool="max")
+    assert NAMES[choose(other, tmp_path, count=500, plan=plan).name] == "folded"
+    assert isinstance(choose(other, tmp_path, count=100_000, plan=plan), FakeOnnx)
+    assert isinstance(choose(other, tmp_path, count=500, plan=plan), FakeOnnx)
+
+
+@folding
+def test_a_graph_that_is_not_used_is_not_kept(
+    net: FeatureNet, rates: Rates, exports: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = Listener()
+    plan = measure(net, tmp_path / "slow", count=100_000, progress=heard)
+    assert (plan.exact, plan.fast) == ("folded", "mixed")
+    assert "onnxruntime 155" in heard.said[-1]
+    monkeypatch.setattr(FakeOnnx, "__call__", lambda _self, batch: np.full((len(batch), 512), 9, np.float32))
+    rates.rates["onnxruntime"] = 400.0
+    plan = measure(net, tmp_path / "wrong", count=100_000, progress=heard)
+    assert (plan.exact, plan.fast, plan.rates["onnxruntime"]) == ("folded", "mixed", 0.0)
+    assert "'onnxruntime' is not used: its output differs" in heard.said[-2]
+    assert measure(net, tmp_path / "wrong", count=100_000) == plan
+    assert len(exports) == 2
+    assert not list(tmp_path.rglob("*.onnx"))
+
+
+@folding
+def test_a_damaged_plan_is_measured_again(
+    net: FeatureNet, rates: Rates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = measure(net, tmp_path)
+    measured: list[object] = []
+    monkeypatch.setattr(engines, "_measure", lambda *given: measured.append(given) or plan)
+    (file,) = (tmp_path / "engines").iterdir()
+    good = file.read_bytes()
+    documents = [
+        "{}",
+        '{"exact": "folded", "fast": "mixed", "rates": {"torch": "quick"}}',
+        '{"exact": "teapot", "fast": "mixed", "rates": {"torch": 1.0}}',
+        '{"colour": "red"}',
+        "[1, 2]",
+    ]
+    damaged = [good[: len(good) // 2], bytes(range(256)) * 9, b"", save(dict(plan.means))]
+    damaged += [save(dict(plan.means), {"plan": document}) for document in documents]
+    for data in damaged:
+        file.write_bytes(data)
+        assert measure(net, tmp_path) is plan
+        assert file.read_bytes() == good
+    assert len(measured) == len(damaged)
+    kept = measure(net, tmp_path)
+    assert (kept, kept.fingerprint()) == (plan, plan.fingerprint())
+    assert len(measured) == len(damaged)
+
+
+def test_a_cache_that_cannot_be_written_costs_the_measuring_and_nothing_else(
+    net: FeatureNet, rates: Rates, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    heard = Listener()
+    plan = measure(net, tmp_path / "file", progress=heard)
+    assert plan.rates["torch"] == 50.0
+    assert "cannot be kept" in heard.said[-1]
+
+
+def test_without_onednns_own_kernels_plain_pytorch_runs(
+    net: FeatureNet, rates: Rates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "can_fold_for_inference", lambda: False)
+    heard = Listener()
+    plan = measure(net, tmp_path, progress=heard)
+    assert (plan.rates, plan.exact, plan.fast) == ({"torch": 50.0}, "torch", "torch")
+    assert len(heard.said) == 1
+
+
+def test_a_kernel_that_fails_is_no_engine_for_here(
+    net: FeatureNet, rates: Rates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacking(*_: Any, **__: Any) -> nn.Module:
+        raise RuntimeError("bf16 path needs the cpu support avx512\nat somewhere.cpp")
+
+    monkeypatch.setattr(engines, "can_fold_for_inference", lambda: True)
+    monkeypatch.setattr(engines, "fold_for_inference", lacking)
+    heard = Listener()
+    assert measure(net, tmp_path, progress=heard).fast == "torch"
+    assert heard.said[0] == "The engine 'folded' is not used: bf16 path needs the cpu support avx512."
+
+
+def test_a_network_that_cannot_be_traced_runs_plain(rates: Rates, backbone: Backbone, tmp_path: Path) -> None:
+    class Moody(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x)
+            return (x if x.mean() > 0 else -x).mean((2, 3))
+
+    net = PixelNet(backbone, Moody())
+    assert measure(net, tmp_path).rates == {"torch": 50.0}
+    assert choose(net, tmp_path)(pixels(3)).shape == (3, 8)
+
+
+def test_transformers_may_run_in_autocast(rates: Rates, tmp_path: Path) -> None:
+    net = FeatureNet(random_backbone("test_vit", image_size=SIDE))
+    rates.rates["autocast"] = 90.0
+    plan = measure(net, tmp_path)
+    assert rates.measured == ["torch", "autocast"]  # nothing to fold
+    assert (plan.exact, plan.fast) == ("torch", "autocast")
+    fast = choose(net, tmp_path, exact=False)
+    assert fast.precision == plan.precision(False) == "autocast bfloat16"
+    expected = choose(net, tmp_path)(pixels(5))
+    assert 1e-5 < np.linalg.norm(fast(pixels(5)) - expected) / np.linalg.norm(expected) < 0.02
+
+
+def test_engines_are_measured_in_turns_on_whole_batches_even_from_one_image() -> None:
+    turns: list[tuple[str, int]] = []
+
+    class Slow:
+        precision = "float32"
+
+        def __init__(self, name: str, batch_size: int, seconds: list[float]) -> None:
+            self.name, self.batch_size, self.seconds = name, batch_size, seconds
+
+        def __call__(self, batch: np.ndarray) -> np.ndarray:
+            turns.append((self.name, len(batch)))
+            time.sleep(self.seconds.pop())
+            return np.zeros((len(batch), 1), np.float32)
+
+    steady, disturbed = Slow("a", 32, [0.04] * 4), Slow("b", 128, [0.2, 0.04, 0.2, 0.04])
+    rates = engines._rates({"a": steady, "b": disturbed}, pixels(1))
+    assert turns == 4 * [("a", 32), ("b", 64)]
+    assert 1.5 < rates["b"] / rates["a"] < 2.5
+
+
+@folding
+def test_onnx_runtime_is_measured_against_what_is_known_and_not_against_the_clock(
+    net: FeatureNet, rates: Rates, exports: list[str], tmp_path: Path
+) -> None:
+    """The machine may be twice as busy as it was when the others were measured."""
+    measure(net, tmp_path)
+    rates.rates |= {"folded": 75.0, "onnxruntime": 200.0}
+    plan = measure(net, tmp_path, count=100_000)
+    assert plan.rates == {"torch": 50.0, "folded": 150.0, "mixed": 300.0, "onnxruntime": 400.0}
+    assert plan.fast == "onnxruntime"
+
+
+@folding
+def test_a_plan_from_a_single_image_is_as_good(net: FeatureNet, rates: Rates, tmp_path: Path) -> None:
+    plan = measure_engines(net, pixels(1), count=100, device="cpu", cache=tmp_path)
+    assert (plan.exact, plan.fast) == ("folded", "mixed")
+
+
+@folding
+@pytest.mark.parametrize("kind", ["torch", "folded", "mixed"])
+def test_in_a_stream_an_images_output_does_not_depend_on_its_company(
+    net: FeatureNet, rates: Rates, tmp_path: Path, kind: str
+) -> None:
+    torch.set_num_threads(2)
+    plan = replace(measure(net, tmp_path), exact=kind, fast=kind)
+    engine = choose(net, tmp_path, plan=plan, exact=kind != "mixed")
+    assert NAMES[engine.name] == kind
+    images = pixels(40)
+    together = np.concatenate(list(run_stream(engine, [images[:16], images[16:32], images[32:]])))
+    for pieces in ([1, 2, 13, 20, 4], [40], [39, 1], [17, 23]):
+        ends = np.cumsum(pieces)
+        parts = list(run_stream(engine, [images[end - size : end] for size, end in zip(pieces, ends, strict=True)]))
+        assert [len(part) for part in parts] == pieces
+        assert np.array_equal(np.concatenate(parts), together)
+    order = np.random.default_rng(0).permutation(40)
+    assert np.array_equal(np.concatenate(list(run_stream(engine, [images[order]]))), together[order])
+
+
+def test_batches_are_of_the_engines_size() -> None:
+    sizes: list[int] = []
+
+    class Counted:
+        name, batch_size, precision = "counted", 16, "float32"
+
+        def __call__(self, batch: np.ndarray) -> np.ndarray:
+            sizes.append(len(batch))
+            return batch[:, :1, 0, 0].astype(np.float32)
+
+    images = pixels(37)
+    assert np.array_equal(run_in_batches(Counted(), images), images[:, :1, 0, 0])
+    assert sizes == [16, 16, 5]
+    sizes.clear()
+    (out,) = run_stream(Counted(), [images])
+    assert np.array_equal(out, images[:, :1, 0, 0])
+    assert sizes == [16, 16, 16]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc" or sys.platform != "linux", reason="glibc only")
+def test_freed_memory_is_kept_for_the_next_activation() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    keep_freed_memory()
+    keep_freed_memory()
+    activation = torch.empty(10_000_000).fill_(1)
+    before = resident()
+    del activation
+    assert before - resident() < 4_000_000
+
+
+def test_engines_change_no_weight_and_no_statistic(backbone: Backbone, rates: Rates, tmp_path: Path) -> None:
+    before = {name: tensor.clone() for name, tensor in backbone.module.state_dict().items()}
+    net = FeatureNet(backbone)
+    for exact in (True, False):
+        choose(net, tmp_path, exact=exact)(pixels(4))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.module.state_dict().items())

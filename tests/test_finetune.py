@@ -1,0 +1,151 @@
+"""Fine-tuning: what it learns, what it leaves alone, and that a stop in the middle changes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from headstart.backbone.split import INPUT, SplittableBackbone
+from headstart.backbone.weights import random_backbone
+from headstart.training.finetune import Progressed, Samples, Tuned, TuneSettings, fine_tune, logits_of, trained_names
+
+SETTINGS = TuneSettings(epochs=4, lr=1e-3, batch_size=8, patience=4)
+
+
+class Held:
+    """Activations in memory: two classes that differ in a few channels, views that differ by noise."""
+
+    def __init__(self, shape: tuple[int, ...], labels: np.ndarray, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.rows = torch.randn(len(labels), 3, *shape, generator=generator)
+        self.rows[torch.from_numpy(labels == 1), :, : shape[0] // 2] += 1.0
+
+    def read(self, rows: list[tuple[int, int]]) -> Tensor:
+        return torch.stack([self.rows[image, view] for image, view in rows])
+
+
+def prepared(seed: int = 0) -> tuple[SplittableBackbone, Samples, Samples, tuple[np.ndarray, np.ndarray]]:
+    backbone = random_backbone("test_resnet", image_size=32, seed=3)
+    split = SplittableBackbone(backbone.module, height=32, width=32)
+    shape = next(b.shape for b in split.boundaries if b.name == "layer3")
+    parts = []
+    for count, views, own in ((40, 3, 1), (16, 0, 2)):
+        labels = np.arange(count) % 2
+        keys = [bytes([i, own, *[0] * 14]) for i in range(count)]
+        parts.append(Samples(Held(shape, labels, own), labels, keys, views))
+    head = (np.zeros((2, split.boundaries[-1].shape[0]), np.float32), np.zeros(2, np.float32))
+    return split, parts[0], parts[1], head
+
+
+def tuned(settings: TuneSettings = SETTINGS, **given: object) -> tuple[SplittableBackbone, Tuned]:
+    split, train, val, head = prepared()
+    return split, fine_tune(split, "layer3", head, train, val, settings, **given)  # type: ignore[arg-type]
+
+
+def state(split: SplittableBackbone) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in split.module.state_dict().items()}
+
+
+def test_it_learns_and_changes_only_what_lies_behind_the_boundary() -> None:
+    """Law 3."""
+    split, train, val, head = prepared()
+    before = state(split)
+    found = fine_tune(split, "layer3", head, train, val, SETTINGS)
+    changed = {name for name, tensor in split.module.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == set(trained_names(split, "layer3"))
+    assert all(name.startswith("layer4") for name in changed)
+    assert not any("running" in name or "num_batches" in name for name in changed)
+    assert not any(p.requires_grad for p in split.module.parameters())
+    logits = logits_of(split, "layer3", val, (found.weight, found.bias))
+    assert (logits.argmax(1) == val.labels).mean() > 0.9
+    assert (logits.argmax(1) == val.labels).sum() == found.best["correct"]
+
+
+def test_the_kept_epoch_is_the_best_by_validation() -> None:
+    _, found = tuned(replace(SETTINGS, epochs=6, lr=0.05))
+    ranks = [(entry["correct"], -entry["log_loss"]) for entry in found.history]
+    assert ranks.index(max(ranks)) == found.best["epoch"]
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_gives_others() -> None:
+    """Law 11."""
+    first, again, other = tuned()[0], tuned()[0], tuned(replace(SETTINGS, seed=1))[0]
+    assert all(torch.equal(a, b) for a, b in zip(state(first).values(), state(again).values(), strict=True))
+    assert not torch.equal(state(first)["layer4.0.conv1.weight"], state(other)["layer4.0.conv1.weight"])
+
+
+@pytest.mark.parametrize("stop_after", [1, 5, 7, 13])
+def test_a_stop_at_any_step_changes_no_bit_of_the_end(stop_after: int) -> None:
+    """Law 4."""
+    whole, expected = tuned()
+    saved: list[Progressed] = []
+
+    class Stopped(Exception):
+        pass
+
+    def stop(done: Progressed, snapshot: object) -> None:
+        if done.step == stop_after:
+            document = done.as_json()
+            saved.append(
+                Progressed(
+                    document["step"], list(document["history"]), document["best"], tuple(document["loss"]), snapshot()
+                )  # type: ignore[operator]
+            )
+            raise Stopped
+
+    split, train, val, head = prepared()
+    with pytest.raises(Stopped):
+        fine_tune(split, "layer3", head, train, val, SETTINGS, checkpoint=stop)
+    split, train, val, head = prepared()
+    found = fine_tune(split, "layer3", head, train, val, SETTINGS, start=saved[0])
+    assert all(torch.equal(a, b) for a, b in zip(state(split).values(), state(whole).values(), strict=True))
+    assert np.array_equal(found.weight, expected.weight)
+    assert found.history == expected.history
+
+
+def test_later_parts_learn_faster_than_earlier_ones() -> None:
+    split, train, _, head = prepared()
+    shape = (3, 32, 32)
+    samples = replace(train, activations=Held(shape, train.labels, 1))
+    before = state(split)
+    fine_tune(split, INPUT, head, samples, None, replace(SETTINGS, epochs=1, decay=0.01, clip=1e9))
+    moved = {
+        n: float((t - before[n]).abs().max()) for n, t in split.module.state_dict().items() if n.endswith("bn2.weight")
+    }
+    order = [f"layer{n}.0.bn2.weight" for n in (1, 2, 3, 4)]
+    assert all(0 < 10 * moved[a] < moved[b] for a, b in pairwise(order))
+
+
+def test_it_stops_early_when_validation_no_longer_improves() -> None:
+    _, found = tuned(replace(SETTINGS, epochs=30, lr=1e-6, patience=2))
+    assert len(found.history) < 30
+    assert found.history[-1]["epoch"] == found.best["epoch"] + 2
+
+
+def test_balance_weighs_a_rare_class_like_a_common_one() -> None:
+    split, train, _, head = prepared()
+    labels = np.array([0] * 36 + [1] * 4)
+    noise = Samples(
+        Held(next(b.shape for b in split.boundaries if b.name == "layer3"), np.zeros(40)), labels, train.keys, 3
+    )
+    settings = replace(SETTINGS, epochs=8, lr=3e-3, mixup=0.0, jitter=0.0)
+    shares = []
+    for balance in (False, True):
+        split = prepared()[0]
+        found = fine_tune(split, "layer3", head, noise, None, replace(settings, balance=balance))
+        logits = logits_of(split, "layer3", noise, (found.weight, found.bias))
+        odds = np.exp(logits - logits.max(1, keepdims=True))
+        shares.append(float((odds / odds.sum(1, keepdims=True))[:, 1].mean()))
+    assert shares[1] > 1.3 * shares[0]
+
+
+def test_views_take_turns_and_validation_has_one() -> None:
+    _, train, val, _ = prepared()
+    seen = [dict(train.rows(range(40), epoch)) for epoch in range(3)]
+    assert all({epoch[image] for epoch in seen} == {0, 1, 2} for image in range(40))
+    assert val.rows([3, 1], 5) == [(3, 0), (1, 0)]

@@ -1,0 +1,190 @@
+"""Whole runs that fine-tune: the ladder, the log, and stops of every kind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from pictures import write_classes
+
+import headstart as hs
+from headstart.errors import RunError
+from headstart.runs.log import read_log
+from headstart.runs.train import resume
+
+CHOICES = {
+    "image_size": 64,
+    "device": "cpu",
+    "effort": "quick",
+    "unfreeze": "blocks.6",
+    "epochs": 4,
+    "views": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Colours are no help here: each class is a mixture, so that the probe makes mistakes that tuning may mend."""
+    return write_classes(tmp_path_factory.mktemp("data") / "mixed", {"first": 24, "second": 24})
+
+
+@pytest.fixture(scope="module")
+def hard(data: Path) -> Path:
+    """Labels that the pictures do not decide: a third of each class is of the other."""
+    for i in range(0, 24, 3):
+        one, two = data / "first" / f"{i}.png", data / "second" / f"{i}.png"
+        held = one.read_bytes()
+        one.write_bytes(two.read_bytes())
+        two.write_bytes(held)
+    return data
+
+
+@pytest.fixture(scope="module")
+def run(hard: Path, tmp_path_factory: pytest.TempPathFactory) -> hs.Run:
+    return hs.train(hard, out=tmp_path_factory.mktemp("runs") / "whole", **CHOICES)
+
+
+def test_the_ladder_names_every_rung_and_keeps_the_best(run: hs.Run) -> None:
+    assert [rung.name for rung in run.rungs][:2] == ["kNN", "probe"]
+    assert run.rungs[2].name == "behind blocks.5"
+    assert run.rungs[2].epochs > 0
+    assert run.rungs[2].decision
+    judged = {rung.name: rung.correct for rung in run.rungs[1:]}
+    assert judged[run.best] == max(judged.values())
+    assert hs.load_run(run.folder).rungs == run.rungs
+
+
+def test_the_run_writes_down_its_log_its_curves_and_what_stayed_frozen(run: hs.Run) -> None:
+    """Law 3."""
+    events = read_log(run.folder)
+    kinds = [entry["event"] for entry in events]
+    assert kinds[0] == "images"
+    assert kinds[-1] == "finished"
+    assert {"engine", "plan", "rung", "rung started", "epoch"} <= set(kinds)
+    assert [entry["epoch"] for entry in events if entry["event"] == "epoch"] == [0.0, 1.0, 2.0, 3.0]
+    assert list((run.folder / "tensorboard").glob("events.out.tfevents.*"))
+    document = json.loads((run.folder / "run.json").read_text())
+    assert document["frozen"]["frozen_before"] == document["frozen"]["frozen_after"]
+    assert "The ladder" in run.report_path.read_text()
+
+
+def test_the_saved_model_gives_the_probabilities_that_the_run_wrote_down(run: hs.Run) -> None:
+    """Law 5, of a fine-tuned model."""
+    again = hs.evaluate(run.folder)
+    for part in again:
+        assert part.scores.correct == run.results[part.scores.name].correct
+        assert part.scores.log_loss == pytest.approx(run.results[part.scores.name].log_loss, abs=1e-4)
+
+
+def test_a_fine_tuned_model_holds_its_own_weights(hard: Path, tmp_path: Path) -> None:
+    from headstart.backbone.weights import fingerprint, load_backbone
+    from headstart.runs import climb
+
+    kept = hs.train(hard, out=tmp_path / "run", **CHOICES)
+    backbone = load_backbone(image_size=64)
+    model = hs.load(kept.model_path)
+    tuned = model.net.backbone.module.state_dict()
+    same = {name for name, tensor in backbone.module.state_dict().items() if tensor.equal(tuned[name])}
+    if kept.best == "probe":
+        assert same == set(tuned)
+    else:
+        assert {name for name in tuned if name not in same} <= set(
+            climb.trained_names(climb.copy_of(backbone), "blocks.5")
+        )
+        assert len(same) < len(tuned)
+    assert fingerprint(tuned) == model.net.backbone.fingerprint
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    "stop_at", [1.0, *(pytest.param(epoch, marks=pytest.mark.exhaustive) for epoch in (0.0, 2.0, 3.0))]
+)
+def test_a_run_that_was_stopped_ends_as_if_it_never_had_been(
+    stop_at: float, run: hs.Run, hard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law 4, in one process: stopped at the end of an epoch, right before its checkpoint."""
+    from headstart.runs import climb, log
+
+    monkeypatch.setattr(climb, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(climb, "SAVE_AT_MOST", 1e9)
+    event = log.RunLog.event
+
+    def stopping(self: log.RunLog, kind: str, **fields: object) -> None:
+        event(self, kind, **fields)
+        if kind == "epoch" and fields["epoch"] == stop_at:
+            raise Stopped
+
+    monkeypatch.setattr(log.RunLog, "event", stopping)
+    with pytest.raises(Stopped):
+        hs.train(hard, out=tmp_path / "run", **CHOICES)
+    with pytest.raises(RunError, match="--resume"):
+        hs.load_run(tmp_path / "run")
+    monkeypatch.setattr(log.RunLog, "event", event)
+    again = resume(tmp_path / "run")
+    assert again.model_path.read_bytes() == run.model_path.read_bytes()
+    assert [e["epoch"] for e in read_log(again.folder) if e["event"] == "epoch"] == [0.0, 1.0, 2.0, 3.0]
+    with pytest.raises(RunError, match="finished"):
+        resume(tmp_path / "run")
+
+
+@pytest.mark.exhaustive
+def test_a_killed_command_goes_on(run: hs.Run, hard: Path, tmp_path: Path) -> None:
+    """Law 4, with SIGKILL."""
+    out = tmp_path / "run"
+    arguments = ["--image-size", "64", "--device", "cpu", "--effort", "quick", "--unfreeze", "blocks.6"]
+    command = [sys.executable, "-m", "headstart", "train", str(hard), "--out", str(out), *arguments]
+    started = subprocess.Popen([*command, "--epochs", "4", "--views", "2"], stderr=subprocess.PIPE, text=True)
+    while not any(entry["event"] == "epoch" for entry in read_log(out)):
+        assert started.poll() is None
+        time.sleep(0.01)
+    started.send_signal(signal.SIGKILL)
+    started.wait()
+    assert not (out / "run.json").exists()
+    done = subprocess.run(
+        [sys.executable, "-m", "headstart", "train", "--resume", str(out)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (out / "model.safetensors").read_bytes() == run.model_path.read_bytes()
+
+
+@pytest.mark.exhaustive
+def test_ctrl_c_says_how_to_go_on(hard: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = ["--image-size", "64", "--effort", "quick", "--unfreeze", "blocks.5", "--epochs", "500"]
+    command = [sys.executable, "-m", "headstart", "train", str(hard), "--out", str(out), *arguments]
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not any(entry["event"] == "epoch" for entry in read_log(out)):
+        assert started.poll() is None
+        time.sleep(0.01)
+    started.send_signal(signal.SIGINT)
+    _, said = started.communicate(timeout=60)
+    assert started.returncode == 130
+    assert f"headstart train --resume {out}" in said
+    assert "Traceback" not in said
+
+
+def test_resuming_on_other_images_is_refused(hard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from headstart.runs import train as module
+
+    data = shutil.copytree(hard, tmp_path / "data")
+    monkeypatch.setattr(module, "fit_probe", lambda *_given, **_named: (_ for _ in ()).throw(Stopped))
+    with pytest.raises(Stopped):
+        hs.train(data, out=tmp_path / "run", **CHOICES)
+    monkeypatch.undo()
+    (data / "first" / "0.png").unlink()
+    with pytest.raises(RunError, match="not those that this run began with"):
+        resume(tmp_path / "run")
+
+
+def test_there_is_nothing_to_resume_where_no_run_is(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no run that could go on"):
+        resume(tmp_path)
