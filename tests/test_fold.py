@@ -374,10 +374,15 @@ def suffix(name: str, boundary: str) -> tuple[nn.Module, Tensor]:
     ("name", "boundary"),
     [
         ("tf_efficientnet_lite0", "blocks.3"),
-        ("mobilenetv3_large_100", "blocks.4"),
         ("resnet18", "layer3"),
-        ("regnety_016", "s3.b14"),
-        ("convnext_atto", "stages.2"),
+        *(
+            pytest.param(*more, marks=pytest.mark.exhaustive)
+            for more in (
+                ("mobilenetv3_large_100", "blocks.4"),
+                ("regnety_016", "s3.b14"),
+                ("convnext_atto", "stages.2"),
+            )
+        ),
     ],
 )
 def test_a_folded_suffix_trains_as_its_own_layers_do(name: str, boundary: str) -> None:

@@ -151,6 +151,7 @@ def hub(files: dict[str, bytes]) -> Iterator[tuple[str, list[str]]]:
         server.shutdown()
 
 
+@pytest.mark.exhaustive
 def test_weights_come_from_the_hub_once_and_from_its_cache_without_a_network(tmp_path: Path, headstart) -> None:
     config = timm.get_pretrained_cfg("test_resnet")
     state = some_weights(classes=config.num_classes)
