@@ -162,7 +162,7 @@ def test_ctrl_c_says_how_to_go_on(hard: Path, tmp_path: Path) -> None:
     arguments = ["--image-size", "64", "--effort", "quick", "--unfreeze", "blocks.5", "--epochs", "500"]
     command = [sys.executable, "-m", "headstart", "train", str(hard), "--out", str(out), *arguments]
     started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not any(entry["event"] == "epoch" for entry in read_log(out)):
+    while not any(entry["event"] == "rung started" for entry in read_log(out)):
         assert started.poll() is None
         time.sleep(0.01)
     started.send_signal(signal.SIGINT)
