@@ -9,9 +9,9 @@ import pytest
 import torch
 from pictures import write_classes
 
-from headstart.backbone.engine import TorchEngine
+from headstart.backbone.engine import Engine, TorchEngine, choose_engine, measure_engines
 from headstart.backbone.fold import fold_for_training
-from headstart.backbone.forward import ActivationNet
+from headstart.backbone.forward import ActivationNet, FeatureNet
 from headstart.backbone.split import INPUT, SplittableBackbone
 from headstart.backbone.weights import Backbone, random_backbone
 from headstart.data.augment import Augmentation
@@ -19,6 +19,8 @@ from headstart.data.scan import pixel_store, scan
 from headstart.errors import DataError
 from headstart.features import activations as module
 from headstart.features.activations import Activations, Pictures, Views
+from headstart.features.extract import compute_features
+from headstart.runs.climb import tap_at
 from headstart.store import cache_root
 
 CPU = torch.device("cpu")
@@ -30,12 +32,22 @@ def backbone() -> Backbone:
 
 
 def pictures_of(folder: Path, backbone: Backbone) -> Pictures:
+    """Read into the default cache and those that the tests use."""
     files = sorted(map(str, folder.rglob("*.png")))
-    return Pictures(files, scan(files, preprocessing=backbone.preprocessing).keys)
+    caches = [cache_root(), *(folder.parent / name for name in ("cache", "whole", "stopped"))]
+    scans = [scan(files, preprocessing=backbone.preprocessing, cache=cache) for cache in caches]
+    return Pictures(files, scans[0].keys)
 
 
 def activations(
-    backbone: Backbone, pictures: Pictures, cache: Path, *, boundary: str = "layer2", views: int = 3, keep: bool = True
+    backbone: Backbone,
+    pictures: Pictures,
+    cache: Path,
+    *,
+    boundary: str = "layer2",
+    views: int = 3,
+    keep: bool = True,
+    engine: Engine | None = None,
 ) -> Activations:
     split = SplittableBackbone(backbone.module, height=32, width=32)
     net = ActivationNet(backbone, boundary, split.prefix(boundary))
@@ -43,7 +55,7 @@ def activations(
         net,
         pictures,
         shape=next(b.shape for b in split.boundaries if b.name == boundary),
-        engine=TorchEngine(net, CPU),
+        engine=engine or TorchEngine(net, CPU),
         views=Views(views, 0, Augmentation()) if views else None,
         keep=keep,
         cache=cache,
@@ -64,10 +76,42 @@ def test_kept_and_made_anew_are_the_same_to_the_bit(
     anew = activations(backbone, pictures, tmp_path / "cache", boundary=boundary, keep=False)
     kept.prepare()
     assert kept.keep
-    assert len(kept.store) == 3 * 19
+    assert (len(kept.plain), len(kept.store)) == (19, 2 * 19)
     rows = [(18, 2), (0, 0), (7, 1), (7, 1), (0, 2)]
     assert torch.equal(kept.read(rows), anew.read(rows))
     assert not torch.equal(kept.read([(0, 0)]), kept.read([(0, 1)]))
+
+
+def test_the_first_view_is_the_image_as_it_is(backbone: Backbone, pictures: Pictures, tmp_path: Path) -> None:
+    viewed = activations(backbone, pictures, tmp_path / "cache")
+    viewed.prepare()
+    plain = activations(backbone, pictures, tmp_path / "cache", views=0)
+    assert not plain._missing()  # one row serves both
+    rows = [(image, 0) for image in range(19)]
+    assert torch.equal(viewed.read(rows), plain.read(rows))
+
+
+def test_what_was_kept_while_features_were_computed_is_what_would_be_made(
+    backbone: Backbone, pictures: Pictures, tmp_path: Path
+) -> None:
+    """And the features are what they are without it, to the bit."""
+    net, cache = FeatureNet(backbone), tmp_path / "cache"
+    pixels = pixel_store(backbone.preprocessing).read(pictures.keys)
+    plan = measure_engines(net, pixels, count=1000)
+    made = activations(backbone, pictures, tmp_path / "whole", views=0)
+    engine = choose_engine(made.net, count=1000, sample=pixels, plan=plan)
+    made = activations(backbone, pictures, tmp_path / "whole", views=0, engine=engine)
+    made.prepare()
+    frozen = SplittableBackbone(backbone.module, height=32, width=32)
+    boundary = next(b for b in frozen.boundaries if b.name == "layer2")
+    tap = tap_at(boundary, frozen, backbone, precision="float32", cache=cache)
+    without = compute_features(net, pictures.keys, engines=plan, cache=tmp_path / "whole").read(pictures.keys)
+    tapped = compute_features(net, pictures.keys, engines=plan, tap=tap, cache=cache).read(pictures.keys)
+    assert np.array_equal(without, tapped)
+    found = activations(backbone, pictures, cache, views=0)
+    assert not found._missing()
+    rows = [(image, 0) for image in range(19)]
+    assert torch.equal(found.read(rows), made.read(rows))
 
 
 def test_validation_sees_the_images_as_they_are(backbone: Backbone, pictures: Pictures) -> None:
@@ -97,7 +141,7 @@ def test_a_kill_loses_one_batch_and_what_follows_is_the_same(
     with pytest.raises(KeyboardInterrupt):
         stopped.prepare()
     again = activations(backbone, pictures, tmp_path / "stopped")
-    assert len(again.store) == 32
+    assert (len(again.plain), len(again.store)) == (19, 16)
     again.prepare()
     rows = [(image, view) for image in range(19) for view in range(3)]
     assert torch.equal(again.read(rows), whole.read(rows))

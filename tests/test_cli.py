@@ -259,6 +259,7 @@ def test_no_network_is_needed_or_asked_for(data: Path, tmp_path: Path, headstart
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.exhaustive
 def test_file_names_that_are_no_unicode_are_carried_through(
     run: Path,
     tmp_path: Path,

@@ -468,6 +468,20 @@ def test_onnx_runtime_is_measured_against_what_is_known_and_not_against_the_cloc
 
 
 @folding
+def test_an_export_must_be_faster_by_more_than_noise(
+    net: FeatureNet, rates: Rates, exports: list[str], tmp_path: Path
+) -> None:
+    """Parts of the network cannot use it: where it hardly gains, it would cost the rest its low precision."""
+    rates.rates["onnxruntime"] = 1.05 * rates.rates["mixed"]
+    plan = measure(net, tmp_path, count=100_000)
+    assert (plan.exact, plan.fast) == ("onnxruntime", "mixed")
+    rates.rates["onnxruntime"] = 2 * rates.rates["mixed"]
+    plan = measure(net, tmp_path / "faster", count=100_000)
+    assert (plan.exact, plan.fast) == ("onnxruntime", "onnxruntime")
+    assert (plan.in_torch().exact, plan.in_torch().fast) == ("folded", "mixed")
+
+
+@folding
 def test_a_plan_from_a_single_image_is_as_good(net: FeatureNet, rates: Rates, tmp_path: Path) -> None:
     plan = measure_engines(net, pixels(1), count=100, device="cpu", cache=tmp_path)
     assert (plan.exact, plan.fast) == ("folded", "mixed")

@@ -14,7 +14,7 @@ from headstart.backbone.split import INPUT, SplittableBackbone
 from headstart.backbone.weights import random_backbone
 from headstart.training.finetune import Progressed, Samples, Tuned, TuneSettings, fine_tune, logits_of, trained_names
 
-SETTINGS = TuneSettings(epochs=4, lr=1e-3, batch_size=8, patience=4)
+SETTINGS = TuneSettings(epochs=6, lr=1e-3, batch_size=8, patience=4)
 
 
 class Held:

@@ -35,6 +35,7 @@ ORDER = [
     "features.export",
     "training.recipe",
     "training.probe",
+    "training.mixing",
     "training.finetune",
     "training.ladder",
     "training.checkpoint",

@@ -36,6 +36,7 @@ def commands() -> list[list[str]]:
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("headstart ")]
 
 
+@pytest.mark.exhaustive
 def test_every_command_of_the_readme_works(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -49,6 +50,7 @@ def test_every_command_of_the_readme_works(
         assert capsys.readouterr().out
 
 
+@pytest.mark.exhaustive
 def test_every_python_block_of_the_readme_runs(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

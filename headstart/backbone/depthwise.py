@@ -72,47 +72,73 @@ class _LargeDepthwise(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             to_weight = _filter_gradient(x, gradient, weight, ctx.stride, ctx.padding)
         if ctx.needs_input_grad[2]:
-            exact = torch.promote_types(gradient.dtype, torch.float32)
-            to_bias = gradient.sum((0, 2, 3), dtype=exact).to(weight.dtype)
+            to_bias = gradient.permute(0, 2, 3, 1).reshape(-1, len(weight)).sum(0)
         return to_x, to_weight, to_bias, None, None
 
 
 def _input_gradient(
     gradient: Tensor, weight: Tensor, shape: torch.Size, stride: tuple[int, ...], padding: Edges
 ) -> Tensor:
-    """The gradient, spread out by the stride, convolved with the filters turned by half a turn."""
-    turned, (height, width) = weight.flip(2, 3), weight.shape[2:]
+    """The gradient, convolved with the filters turned by half a turn; phase by phase where there is a stride."""
     (top, bottom), (left, right) = padding
+    height, width = weight.shape[2:]
     before, after = (height - 1 - top, width - 1 - left), (height - 1 - bottom, width - 1 - right)
     if stride == (1, 1) and before == after and min(before) >= 0:
-        return functional.conv2d(gradient, turned, None, 1, before, 1, len(weight))
+        return functional.conv2d(gradient, weight.flip(2, 3), None, 1, before, 1, len(weight))
     n, c, h, w = shape
-    spread = gradient.new_zeros((n, h + top + bottom + height - 1, w + left + right + width - 1, c)).permute(0, 3, 1, 2)
-    down, aside = stride
-    rows = slice(height - 1, height + down * (gradient.shape[2] - 1), down)
-    columns = slice(width - 1, width + aside * (gradient.shape[3] - 1), aside)
-    spread[:, :, rows, columns] = gradient
-    spread = spread[:, :, top : top + h + height - 1, left : left + w + width - 1]
-    spread = spread.contiguous(memory_format=torch.channels_last)
-    return functional.conv2d(spread, turned, None, 1, 0, 1, len(weight))
+    padded = _channels_last_zeros(gradient, (n, c, h + top + bottom, w + left + right))
+    for rows, columns in _phases(stride):
+        part = weight[:, :, rows, columns].flip(2, 3)
+        if part.numel():
+            edge = (part.shape[2] - 1, part.shape[3] - 1)
+            met = functional.conv2d(gradient, part, None, 1, edge, 1, len(weight))
+            place = padded[:, :, rows, columns]
+            place[:, :, : met.shape[2], : met.shape[3]] = met
+    return padded[:, :, top : top + h, left : left + w].contiguous(memory_format=torch.channels_last)
 
 
 def _filter_gradient(x: Tensor, gradient: Tensor, weight: Tensor, stride: tuple[int, ...], padding: Edges) -> Tensor:
-    """(C, 1, h, w), tile by tile; where tiles overlap they agree."""
+    """(C, 1, h, w), phase by phase and tile by tile; where tiles overlap they agree."""
     (top, bottom), (left, right) = padding
     padded = functional.pad(x, [left, right, top, bottom])
     out = torch.empty_like(weight)
     tile = weight.new_empty((len(weight), 1, TILE, TILE))
-    high, wide = (step * (count - 1) + TILE for step, count in zip(stride, gradient.shape[2:], strict=True))
-    for i in _starts(weight.shape[2]):
-        for j in _starts(weight.shape[3]):
-            seen = padded[:, :, i : i + high, j : j + wide].contiguous(memory_format=torch.channels_last)
-            out[:, :, i : i + TILE, j : j + TILE] = torch.ops.aten.convolution_backward(
-                gradient, seen, tile, None, stride, [0, 0], [1, 1], False, [0, 0], len(weight), [False, True, False]
-            )[1]
+    high, wide = (count - 1 + TILE for count in gradient.shape[2:])
+    for rows, columns in _phases(stride):
+        phase, part = padded[:, :, rows, columns], out[:, :, rows, columns]
+        for i in _starts(part.shape[2]):
+            for j in _starts(part.shape[3]):
+                seen = phase[:, :, i : i + high, j : j + wide]
+                short = [0, wide - seen.shape[3], 0, high - seen.shape[2]]  # where a phase of the filter is under TILE
+                seen = functional.pad(seen, short) if any(short) else seen
+                found = torch.ops.aten.convolution_backward(
+                    gradient,
+                    seen.contiguous(memory_format=torch.channels_last),
+                    tile,
+                    None,
+                    [1, 1],
+                    [0, 0],
+                    [1, 1],
+                    False,
+                    [0, 0],
+                    len(weight),
+                    [False, True, False],
+                )[1]
+                place = part[:, :, i : i + TILE, j : j + TILE]
+                place.copy_(found[:, :, : place.shape[2], : place.shape[3]])
     return out
+
+
+def _phases(stride: tuple[int, ...]) -> list[tuple[slice, slice]]:
+    """A convolution with a stride is a sum of plain ones, each of every so-manieth row and column."""
+    return [(slice(i, None, stride[0]), slice(j, None, stride[1])) for i in range(stride[0]) for j in range(stride[1])]
+
+
+def _channels_last_zeros(like: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+    n, c, h, w = shape
+    return like.new_zeros((n, h, w, c)).permute(0, 3, 1, 2)
 
 
 def _starts(side: int) -> list[int]:
     """Where tiles begin that cover a filter's side."""
-    return [*range(0, side - TILE, TILE), side - TILE]
+    return sorted({*range(0, side - TILE, TILE), max(0, side - TILE)})

@@ -39,7 +39,8 @@ from headstart.progress import Progress, SilentProgress
 from headstart.store import cache_root, describe_key
 
 ENGINE_VERSION = 2
-EXACT = ("torch", "folded", "onnxruntime")
+IN_TORCH = ("torch", "folded")
+EXACT = (*IN_TORCH, "onnxruntime")
 """Engines in float32, the simplest first."""
 
 LOW_PRECISION = ("autocast", "mixed")
@@ -168,6 +169,10 @@ class EnginePlan:
     rates: dict[str, float] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
     means: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def in_torch(self) -> EnginePlan:
+        """The choice among PyTorch's own engines: for parts of the network, which are not exported."""
+        return _decide(replace(self, rates={n: rate for n, rate in self.rates.items() if n != "onnxruntime"}))
 
     def reason(self, *, exact: bool) -> str:
         """A sentence for the user: what was chosen, and what the others did."""
@@ -364,7 +369,9 @@ def _measure(net: PixelNet, sample: Pixels, where: torch.device, progress: Progr
 
 
 def _decide(plan: EnginePlan) -> EnginePlan:
-    return replace(plan, exact=_best(plan.rates, EXACT), fast=_best(plan.rates, [*EXACT, *LOW_PRECISION]))
+    exported = [name for name in EXACT if name not in IN_TORCH]  # last: it must repay being apart from all the rest
+    fast = _best(plan.rates, [*IN_TORCH, *LOW_PRECISION, *exported])
+    return replace(plan, exact=_best(plan.rates, EXACT), fast=fast)
 
 
 def _best(rates: dict[str, float], names: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ network's own layers:
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -180,7 +181,11 @@ class _TrainedConv(nn.Module):
         super().__init__()
         self.conv = unit.conv
         self.norm = unit.norm
-        self.activation = unit.activation
+        self.activation = copy.copy(unit.activation)
+        if hasattr(self.activation, "inplace"):
+            cast(
+                Any, self.activation
+            ).inplace = False  # in place on a view, its gradient would take copies of the activation
         self.unit = unit
         self.dtype = dtype
 

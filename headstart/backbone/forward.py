@@ -85,6 +85,28 @@ class ActivationNet(PixelNet):
         return super().describe() | {"boundary": self.boundary}
 
 
+class TappedNet(PixelNet):
+    """uint8 pixels -> features and the activation at a boundary side by side, (N, D + its numbers) float32.
+
+    Args:
+        backbone: whose weights are shared.
+        boundary: its name.
+        tapped: see ``split.SplittableBackbone.tapped``.
+    """
+
+    def __init__(self, backbone: Backbone, boundary: str, tapped: nn.Module) -> None:
+        super().__init__(backbone, tapped)
+        self.boundary = boundary
+
+    def finish(self, x: Any) -> Tensor:
+        """One row for each image."""
+        return torch.cat([part.float().flatten(1) for part in x], 1)
+
+    def describe(self) -> dict[str, Any]:
+        """See ``PixelNet.describe``."""
+        return super().describe() | {"tapped": self.boundary}
+
+
 class FeatureNet(PixelNet):
     """uint8 pixels -> features, (N, D) float32.
 

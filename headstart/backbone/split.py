@@ -108,6 +108,23 @@ class SplittableBackbone:
         suffix = fx.GraphModule(self.module, _suffix_graph(self._trace, self._cuts[name]))
         return _sparing_its_input(suffix, self._trace.values[0][self._cuts[name]])
 
+    def tapped(self, name: str) -> fx.GraphModule:
+        """The whole network: (N, 3, H, W) -> its (N, D) features, and the activation at a boundary on the way there.
+
+        Raises:
+            OptionError: no such boundary but ``INPUT`` and ``HEAD``; lists those that there are.
+        """
+        self._require(name)
+        if name in (INPUT, HEAD):
+            raise OptionError(f"there is nothing to tap at {name}.")
+        graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+        features = graph.graph_copy(self._trace.graph, copies)
+        cut = copies[self._cuts[name]]
+        with graph.inserting_after(cut):
+            tap = graph.call_method("clone", (cut,))  # the layers behind may work in place
+        graph.output((features, tap))
+        return fx.GraphModule(self.module, graph)
+
     def segment(self, first: str, last: str) -> nn.Module:
         """The part between two boundaries: the activation at ``first`` -> the activation at ``last``.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any, final
 
@@ -33,6 +33,9 @@ ACTIVATIONS_VERSION = 1
 APPEND = 128
 """Rows that are written at once; a kill loses no more."""
 
+APPEND_BYTES = 1 << 26
+"""Bytes that are written at once, about."""
+
 TRIAL = 64
 """Rows after which reading is compared with making."""
 
@@ -41,7 +44,7 @@ BLOCK = 32
 
 Half = npt.NDArray[np.float16]
 Row = tuple[int, int]
-"""(image, view); the view is 0 where images are seen as they are."""
+"""(image, view); view 0 is the image as it is."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +68,44 @@ class Views:
     """Which views of each image there are.
 
     Attributes:
-        count: views of each image, numbered from 0.
-        seed: of all of them.
-        augmentation: how far a view is from its image.
+        count: views of each image, numbered from 0; the first is the image as it is.
+        seed: of the others.
+        augmentation: how far they are from their image.
     """
 
     count: int
     seed: int
     augmentation: Augmentation
+
+
+def activation_store(
+    net: ActivationNet,
+    shape: tuple[int, ...],
+    *,
+    precision: str,
+    views: Views | None = None,
+    through: str | None = None,
+    cache: Path | None = None,
+) -> RowStore:
+    """Where activations are kept: rows of ``shape``, float16.
+
+    Args:
+        net: pixels -> activation.
+        shape: of one activation.
+        precision: of the engine that makes them, see ``engine.Engine``.
+        views: seed and augmentation of the views; None: images as they are, found by their content.
+        through: the earlier boundary from whose kept activations these are made, if any.
+        cache: the cache folder; the default one where it is not given.
+    """
+    about = net.describe() | {
+        "pixels": net.backbone.preprocessing.pixel_key(),
+        "views": None if views is None else {"seed": views.seed, "augmentation": views.augmentation.describe()},
+        "through": through,
+        "precision": precision,
+        "dtype": "float16",
+        "version": ACTIVATIONS_VERSION,
+    }
+    return RowStore("activations", about, dtype=np.float16, shape=shape, root=cache)
 
 
 @final
@@ -83,8 +116,8 @@ class Activations:
         net: pixels -> activation.
         pictures: the images; their pixels are in ``pixel_store(net.backbone.preprocessing)``.
         shape: of one activation.
-        engine: runs ``net``.
-        views: which views; None: the images as they are, for validation.
+        engine: runs ``net``; with ``source``, the one that made those.
+        views: which views; None: the images as they are alone.
         keep: whether rows are kept on disk where that pays.
         cache: the cache folder; the default one where it is not given.
         source: activations at an earlier boundary of the same images and views, and the part between; these rows are
@@ -112,18 +145,15 @@ class Activations:
         self.views = views
         self.keep = keep
         self.reason = "kept on disk" if keep else "made anew each time, as asked"
-        self._engine = engine
+        self.engine = engine
         self._source = source
         self._pixels = pixel_store(net.backbone.preprocessing, cache)
-        about = net.describe() | {
-            "pixels": net.backbone.preprocessing.pixel_key(),
-            "views": None if views is None else {"seed": views.seed, "augmentation": views.augmentation.describe()},
-            "through": None if source is None else source[0].net.boundary,
-            "precision": engine.precision,
-            "dtype": "float16",
-            "version": ACTIVATIONS_VERSION,
-        }
-        self.store = RowStore("activations", about, dtype=np.float16, shape=shape, root=cache)
+        through = None if source is None else source[0].net.boundary
+        precision = engine.precision
+        self.plain = activation_store(net, shape, precision=precision, through=through, cache=cache)
+        self.store = self.plain
+        if views is not None and views.count > 1:
+            self.store = activation_store(net, shape, precision=precision, views=views, through=through, cache=cache)
 
     @property
     def row_bytes(self) -> int:
@@ -140,10 +170,7 @@ class Activations:
         progress = progress or SilentProgress()
         if not self.keep:
             return
-        numbers = range(self.views.count if self.views else 1)
-        rows = [(image, number) for image in range(len(self.pictures)) for number in numbers]
-        names = [self._name(row) for row in rows]
-        missing = [rows[place] for place in self.store.missing(names)]
+        missing = self._missing()
         if not missing:
             return
         try:
@@ -163,7 +190,7 @@ class Activations:
                     trial = False
                     if not self._reading_pays(waiting, time.monotonic() - started, progress):
                         return
-                if len(waiting) >= APPEND:
+                if len(waiting) >= APPEND or len(waiting) * self.row_bytes >= APPEND_BYTES:
                     self._append(waiting)
                     waiting = []
             if waiting:
@@ -181,7 +208,7 @@ class Activations:
             CacheError: the cache cannot be read.
         """
         if self.keep:
-            found = self.store.read([self._name(row) for row in rows])
+            found = self._read(rows)
         else:
             wanted = sorted(set(rows))
             made = {row: value for part in self._make(wanted) for row, value in part}
@@ -189,22 +216,42 @@ class Activations:
         tensor = torch.from_numpy(found).float()
         return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
-    def _name(self, row: Row) -> bytes:
-        key = self.pictures.keys[row[0]]
-        return view_key(key, row[1]) if self.views else key
+    def _missing(self) -> list[Row]:
+        """Rows that are not on disk: the images as they are, then the views, those of one image after another."""
+        plain = [(image, 0) for image in range(len(self.pictures))]
+        seen = [(image, number) for image, _ in plain for number in range(1, self.views.count if self.views else 1)]
+        return [rows[place] for rows in (plain, seen) for place in self._store_of(rows).missing(self._names(rows))]
 
-    def _append(self, rows: Sequence[tuple[Row, Half]]) -> None:
-        self.store.append([self._name(row) for row, _ in rows], np.stack([value for _, value in rows]))
+    def _store_of(self, rows: Sequence[Row]) -> RowStore:
+        return self.store if rows and rows[0][1] else self.plain
+
+    def _names(self, rows: Sequence[Row]) -> list[bytes]:
+        keys = self.pictures.keys
+        return [view_key(keys[image], number) if number else keys[image] for image, number in rows]
+
+    def _read(self, rows: Sequence[Row]) -> Half:
+        out = np.empty((len(rows), *self.shape), dtype=np.float16)
+        for places in _by_kind(rows):
+            own = [rows[place] for place in places]
+            out[places] = self._store_of(own).read(self._names(own))
+        return out
+
+    def _append(self, made: Sequence[tuple[Row, Half]]) -> None:
+        rows = [row for row, _ in made]
+        for places in _by_kind(rows):
+            own = [rows[place] for place in places]
+            self._store_of(own).append(self._names(own), np.stack([made[place][1] for place in places]))
 
     def _make(self, rows: Sequence[Row]) -> Iterator[list[tuple[Row, Half]]]:
-        """Rows, a batch at a time, in order."""
-        size = self._engine.batch_size
+        """Rows, a batch at a time; images as they are come first, otherwise in order."""
+        size = self.engine.batch_size
         if self._source is not None:
             yield from self._continue(rows, size)
             return
-        shown = self._as_they_are(rows, size) if self.views is None else _regrouped(self._see(rows), size)
-        places = iter(rows)
-        for out in run_stream(self._engine, shown):
+        plain, seen = ([row for row in rows if bool(row[1]) == views] for views in (False, True))
+        shown = chain(self._as_they_are(plain, size), _regrouped(self._see(seen), size))
+        places = chain(plain, seen)
+        for out in run_stream(self.engine, shown):
             with np.errstate(over="ignore"):
                 half = out.astype(np.float16)
             if not np.isfinite(half).all():
@@ -219,12 +266,13 @@ class Activations:
 
     def _see(self, rows: Sequence[Row]) -> Iterator[Pixels]:
         """The views of one image after the other."""
-        plan = self.views
-        assert plan is not None
         jobs = [(image, [number for _, number in group]) for image, group in groupby(rows, key=lambda row: row[0])]
+
+        plan = self.views
 
         def see(job: tuple[int, list[int]]) -> Pixels:
             image, numbers = job
+            assert plan is not None
             path, key = self.pictures.files[image], self.pictures.keys[image]
             try:
                 data = Path(path).read_bytes()
@@ -264,7 +312,7 @@ class Activations:
         self._append(made)
         order = np.random.default_rng(0).permutation(len(made))
         started = time.monotonic()
-        self.store.read([self._name(made[i][0]) for i in order])
+        self._read([made[i][0] for i in order])
         reading, making = 1e3 * (time.monotonic() - started) / len(made), 1e3 * seconds / len(made)
         figures = f"reading a row of {self.row_bytes / 1e3:.0f} kB takes {reading:.2f} ms, making it {making:.1f} ms"
         self.keep = reading < making
@@ -281,8 +329,14 @@ class Activations:
             "views": self.views.count if self.views else 0,
             "kept": self.keep,
             "reason": self.reason,
-            "precision": self._engine.precision,
+            "precision": self.engine.precision,
         }
+
+
+def _by_kind(rows: Sequence[Row]) -> list[npt.NDArray[np.intp]]:
+    """Places of images as they are, and places of other views; none that is empty."""
+    views = np.array([number > 0 for _, number in rows], dtype=bool)
+    return [places for places in (np.flatnonzero(~views), np.flatnonzero(views)) if len(places)]
 
 
 def _regrouped(parts: Iterator[Pixels], size: int) -> Iterator[Pixels]:

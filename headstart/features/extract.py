@@ -3,18 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from headstart.backbone.engine import SAMPLE, EnginePlan, choose_engine, run_stream
-from headstart.backbone.forward import FeatureNet, feature_count
+from headstart.backbone.forward import FeatureNet, PixelNet, TappedNet, feature_count
 from headstart.data.scan import pixel_store
+from headstart.errors import CacheError
 from headstart.progress import Progress, SilentProgress
 from headstart.store import RowStore
 
 FEATURES_VERSION = 1
 """Counted up whenever the same pixels and weights would give other features; part of the cache key."""
+
+
+APPEND = 128
+"""Rows that are written at once; a kill loses no more."""
+
+APPEND_BYTES = 1 << 26
+"""Bytes that are written at once, about."""
+
+
+@dataclass(frozen=True)
+class Tap:
+    """What else to keep of a pass: the activation at a boundary, which fine-tuning will begin with.
+
+    Attributes:
+        net: gives both.
+        store: of the activations.
+    """
+
+    net: TappedNet
+    store: RowStore
 
 
 def feature_store(net: FeatureNet, cache: Path | None = None, *, precision: str = "float32") -> RowStore:
@@ -37,6 +60,7 @@ def compute_features(
     *,
     engines: EnginePlan | None = None,
     exact: bool = True,
+    tap: Tap | None = None,
     device: str = "auto",
     cache: Path | None = None,
     progress: Progress | None = None,
@@ -49,6 +73,7 @@ def compute_features(
         engines: what was measured of the engines; measured here where it is not given.
         exact: whether the features are reported or handed out (float32), or only learnt from; the latter needs
             ``engines``.
+        tap: what to keep on the way; left out where there is no room for it, or a value exceeds half precision.
         device: see ``engine.resolve_device``.
         cache: the cache folder; the default one where it is not given.
         progress: told of each batch, and of what was kept from before.
@@ -67,8 +92,11 @@ def compute_features(
         return store
     pixels = pixel_store(net.backbone.preprocessing, cache)
     store.require_space(len(missing))
+    if tap is not None and not _has_room(tap.store, len(missing)):
+        tap = None
+    run: PixelNet = net if tap is None else tap.net
     engine = choose_engine(
-        net,
+        run,
         count=len(missing),
         sample=pixels.read(missing[:SAMPLE]),
         plan=engines,
@@ -77,14 +105,39 @@ def compute_features(
         cache=cache,
         progress=progress,
     )
+    width = store.shape[0]
+    waiting: list[npt.NDArray[np.float32]] = []
+    done = 0
     batches = [missing[start : start + engine.batch_size] for start in range(0, len(missing), engine.batch_size)]
     with progress.task("Running the backbone", len(missing)) as advance:
         for batch, rows in zip(batches, run_stream(engine, map(pixels.read, batches)), strict=True):
-            store.append(batch, rows)
+            waiting.append(rows)
             advance(len(batch))
+            held = sum(map(len, waiting))
+            if held >= APPEND or held * rows[0].nbytes >= APPEND_BYTES or done + held == len(missing):
+                out, own = np.concatenate(waiting), missing[done : done + held]
+                if tap is not None:  # first: features without their activations would never get them
+                    _keep_activations(tap.store, own, out[:, width:])
+                store.append(own, out[:, :width])
+                done, waiting = done + held, []
     kept = len(set(keys)) - len(missing)
     progress.say(
         f"Ran {net.backbone.architecture} on {len(missing):,} images by {engine.name}"
         + (f"; features of {kept:,} were kept from before." if kept else ".")
     )
     return store
+
+
+def _has_room(store: RowStore, count: int) -> bool:
+    try:
+        store.require_space(count)
+    except CacheError:
+        return False
+    return True
+
+
+def _keep_activations(store: RowStore, keys: Sequence[bytes], rows: npt.NDArray[np.float32]) -> None:
+    with np.errstate(over="ignore"):
+        half = rows.astype(np.float16).reshape(len(rows), *store.shape)
+    if np.isfinite(half).all():
+        store.append(keys, half)

@@ -16,15 +16,16 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, fx
 
-from headstart.backbone.engine import EnginePlan, choose_engine
+from headstart.backbone.engine import LOW_PRECISION, SAMPLE, Engine, EnginePlan, choose_engine
 from headstart.backbone.fold import fold_for_training
-from headstart.backbone.forward import ActivationNet
-from headstart.backbone.split import HEAD, INPUT, SplittableBackbone
+from headstart.backbone.forward import ActivationNet, TappedNet
+from headstart.backbone.split import HEAD, INPUT, Boundary, SplittableBackbone
 from headstart.backbone.weights import Backbone, fingerprint
 from headstart.data.augment import Augmentation
 from headstart.data.scan import pixel_store
 from headstart.evaluation.metrics import wilson
-from headstart.features.activations import Activations, Pictures, Views
+from headstart.features.activations import Activations, Pictures, Views, activation_store
+from headstart.features.extract import Tap
 from headstart.progress import Progress
 from headstart.runs.log import RunLog
 from headstart.training.checkpoint import load_checkpoint, save_checkpoint
@@ -97,8 +98,9 @@ class Climb:
     """One climb.
 
     Args:
-        backbone: pretrained; not touched, its copy is trained.
-        split: of ``copy_of(backbone)``.
+        backbone: pretrained; not touched.
+        frozen: the same, cut.
+        split: a copy of it, which is trained.
         rungs: to try, shallowest first.
         train: what to learn from.
         val: what to judge by; None where there are no such images.
@@ -114,6 +116,7 @@ class Climb:
     def __init__(
         self,
         backbone: Backbone,
+        frozen: SplittableBackbone,
         split: SplittableBackbone,
         rungs: Sequence[Rung],
         train: Labelled,
@@ -127,15 +130,14 @@ class Climb:
         cache: Path | None,
         progress: Progress,
     ) -> None:
-        self.backbone, self.split, self.rungs = backbone, split, list(rungs)
+        self.backbone, self.frozen, self.split, self.rungs = backbone, frozen, split, list(rungs)
         self.train, self.val, self.recipe = train, val, recipe
         self.probe, self.c = probe
-        self.engines, self.cache, self.log, self.progress = engines, cache, log, progress
+        self.engines, self.cache, self.log, self.progress = engines.in_torch(), cache, log, progress
         self.folder = folder / CHECKPOINTS
         self.pretrained = {name: tensor.clone() for name, tensor in split.module.state_dict().items()}
         self.few = val is None or len(val.labels) < CROSS_VALIDATE_BELOW
-        low = engines.fast in ("mixed", "autocast")
-        self.dtype = torch.bfloat16 if low else torch.float32
+        self.dtype = torch.bfloat16 if self.engines.fast in LOW_PRECISION else torch.float32
         self._made: dict[tuple[str, str], Activations] = {}
 
     def run(self, probe_seconds: float) -> Climbed:
@@ -333,41 +335,40 @@ class Climb:
             return self._made[boundary, what]
         deepest = self.rungs[-1]
         pictures = self.val.pictures if what == "val" and self.val is not None else self.train.pictures
-        source = None
-        if rung is not deepest:
+        shown = Views(views, self.recipe.seed, Augmentation(flip=self.recipe.flip)) if views else None
+        net = ActivationNet(self.backbone, boundary, self.frozen.prefix(boundary))
+        if rung is deepest:
+            engine = self._engine(net, pictures, exact=what != "train")
+            made = Activations(net, pictures, shape=rung.boundary.shape, engine=engine, views=shown, cache=self.cache)
+        else:
             earlier = self._activations(deepest, what, views)
             earlier.prepare(self.progress)
-            part = self._untrained().segment(deepest.boundary.name, boundary)
+            part = self.frozen.segment(deepest.boundary.name, boundary)
             assert isinstance(part, fx.GraphModule)
-            source = earlier, fold_for_training(part, torch.float32 if what != "train" else self.dtype)
-        net = ActivationNet(self.backbone, boundary, self._untrained().prefix(boundary))
-        pixels = pixel_store(self.backbone.preprocessing, self.cache).read(list(pictures.keys[:16]))
-        exact = what != "train"
-        engines = replace(self.engines, exact="folded" if "folded" in self.engines.rates else "torch")
-        if engines.fast == "onnxruntime":
-            engines = replace(engines, fast=engines.exact)
-        if boundary == INPUT:
-            engines = replace(engines, exact="torch", fast="torch")
-        engine = choose_engine(
-            net, count=10**6, sample=pixels, plan=engines, exact=exact, cache=self.cache, progress=self.progress
-        )
-        made = Activations(
-            net,
-            pictures,
-            shape=rung.boundary.shape,
-            engine=engine,
-            views=Views(views, self.recipe.seed, Augmentation(flip=self.recipe.flip)) if views else None,
-            cache=self.cache,
-            source=source,
-        )
+            passes = rung.settings.epochs * (1 + FOLDS if self.few else 1) if what == "train" else 2
+            made = Activations(
+                net,
+                pictures,
+                shape=rung.boundary.shape,
+                engine=earlier.engine,
+                views=shown,
+                keep=passes > max(1, views),
+                cache=self.cache,
+                source=(earlier, fold_for_training(part, torch.float32 if what != "train" else self.dtype)),
+            )
+            if not made.keep:
+                made.reason = "made anew each time: each row is needed once"
         self._made[boundary, what] = made
         return made
 
-    def _untrained(self) -> SplittableBackbone:
-        if not hasattr(self, "_frozen_split"):
-            size = self.backbone.preprocessing
-            self._frozen_split = SplittableBackbone(self.backbone.module, height=size.height, width=size.width)
-        return self._frozen_split
+    def _engine(self, net: ActivationNet, pictures: Pictures, *, exact: bool) -> Engine:
+        pixels = pixel_store(self.backbone.preprocessing, self.cache).read(list(pictures.keys[:SAMPLE]))
+        engines = self.engines
+        if net.boundary == INPUT:
+            engines = replace(engines, exact="torch", fast="torch")
+        return choose_engine(
+            net, count=10**6, sample=pixels, plan=engines, exact=exact, cache=self.cache, progress=self.progress
+        )
 
     def _cross_validated(self, rung: Rung, train: Samples) -> npt.NDArray[np.float64]:
         """Logits of each training image from a network that was fine-tuned without it."""
@@ -444,10 +445,21 @@ class _Part:
         return Samples(self, self.whole.labels[self.places], keys, self.whole.views)
 
 
-def copy_of(backbone: Backbone) -> SplittableBackbone:
-    """A copy of the network that may be trained."""
-    size = backbone.preprocessing
-    return SplittableBackbone(copy.deepcopy(backbone.module), height=size.height, width=size.width)
+def cut(backbone: Backbone, *, own: bool = False) -> SplittableBackbone:
+    """The network, or a copy of its own that may be trained, at the size of its input."""
+    size, module = backbone.preprocessing, copy.deepcopy(backbone.module) if own else backbone.module
+    return SplittableBackbone(module, height=size.height, width=size.width)
+
+
+def tap_at(
+    boundary: Boundary, frozen: SplittableBackbone, backbone: Backbone, *, precision: str, cache: Path | None
+) -> Tap | None:
+    """What keeps the images' activations at a boundary while their features are computed; None at the input."""
+    if boundary.name == INPUT:
+        return None
+    net = ActivationNet(backbone, boundary.name, frozen.prefix(boundary.name))
+    store = activation_store(net, boundary.shape, precision=precision, cache=cache)
+    return Tap(TappedNet(backbone, boundary.name, frozen.tapped(boundary.name)), store)
 
 
 def judged(name: str, boundary: str, right: Right, losses: npt.NDArray[np.float64], seconds: float) -> RungResult:

@@ -35,12 +35,12 @@ from headstart.features.activations import Pictures
 from headstart.features.extract import compute_features
 from headstart.model import Model, data_fingerprint
 from headstart.progress import Progress, SilentProgress, with_example
-from headstart.runs.climb import CHECKPOINTS, Climb, Climbed, Labelled, copy_of
+from headstart.runs.climb import CHECKPOINTS, Climb, Climbed, Labelled, cut, tap_at
 from headstart.runs.folder import Run, Start, new_run_folder, read_start, write_run, write_start
 from headstart.runs.log import LOG_FILE, RunLog
 from headstart.store import RowStore
 from headstart.training.checkpoint import load_checkpoint
-from headstart.training.ladder import EFFORTS, RungResult, plan_rungs, plan_text
+from headstart.training.ladder import RungResult, plan_rungs, plan_text
 from headstart.training.probe import fit_probe
 from headstart.training.recipe import Recipe
 
@@ -138,12 +138,12 @@ def _train(
     _say_findings(look, progress)
     clock.lap("read the images")
 
-    rungs, split = [], None
+    rungs, split, frozen = [], None, None
     train_count, val_count = len(keys["train"]), sum(len(own) for name, own in keys.items() if name != "train")
-    engines = _engines(net, folder, keys["train"], train_count, recipe, start, cache, progress)
+    engines = _engines(net, folder, keys["train"], train_count, start, cache, progress)
     log.event("engine", exact=engines.reason(exact=True), fast=engines.reason(exact=False))
     if recipe.effort != "probe":
-        split = copy_of(backbone)
+        split, frozen = cut(backbone, own=True), cut(backbone)
         rate = engines.rates.get(engines.fast, 20.0)
         if split.obstacle:
             progress.say(
@@ -154,11 +154,18 @@ def _train(
         for line in plan_text(rungs, train=train_count, val=val_count, rate=rate):
             progress.say(line)
             log.event("plan", text=line)
-    learnt = compute_features(
-        net, keys["train"], engines=engines, exact=False, device=start.device, cache=cache, progress=progress
-    )
     others = [key for name, own in keys.items() if name != "train" for key in own]
-    reported = compute_features(net, others, engines=engines, device=start.device, cache=cache, progress=progress)
+
+    def features_of(wanted: list[bytes], *, exact: bool) -> RowStore:
+        tap = None
+        if frozen is not None and rungs and (engines.exact if exact else engines.fast) != "onnxruntime":
+            precision = engines.precision(exact)
+            tap = tap_at(rungs[-1].boundary, frozen, backbone, precision=precision, cache=cache)
+        return compute_features(
+            net, wanted, engines=engines, exact=exact, tap=tap, device=start.device, cache=cache, progress=progress
+        )
+
+    learnt, reported = features_of(keys["train"], exact=False), features_of(others, exact=True)
     clock.lap("run the backbone")
 
     labels = look.dataset.labels
@@ -180,9 +187,10 @@ def _train(
     val = labelled("val", reported) if keys.get("val") else None
     climbed = None
     results: tuple[RungResult, ...] = ()
-    if split is not None:
+    if split is not None and frozen is not None:
         climb = Climb(
             backbone,
+            frozen,
             split,
             rungs,
             own,
@@ -258,7 +266,6 @@ def _engines(
     folder: Path,
     keys: list[bytes],
     train_count: int,
-    recipe: Recipe,
     start: Start,
     cache: Path | None,
     progress: Progress,
@@ -269,8 +276,7 @@ def _engines(
     if kept is not None:
         return kept
     sample = pixel_store(net.backbone.preprocessing, cache).read(keys[:SAMPLE])
-    passes = train_count * (1 + (recipe.views or EFFORTS[recipe.effort].views))
-    plan = measure_engines(net, sample, count=passes, device=start.device, cache=cache, progress=progress)
+    plan = measure_engines(net, sample, count=train_count, device=start.device, cache=cache, progress=progress)
     write_plan(file, plan)
     return plan
 

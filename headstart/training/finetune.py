@@ -23,6 +23,7 @@ from torch import Tensor, fx, nn
 from headstart.backbone.fold import fold_for_training
 from headstart.backbone.split import SplittableBackbone
 from headstart.progress import Progress, SilentProgress
+from headstart.training.mixing import Layout, blended, jittered, pasted
 
 Labels = npt.NDArray[np.int64]
 State = dict[str, Tensor]
@@ -70,16 +71,16 @@ class TuneSettings:
         weight_decay: AdamW's, on matrices and filters only.
         batch_size: images of a step.
         smoothing: share of the target that is spread over all classes.
-        mixup: both parameters of the beta distribution of the share of a second image (Zhang et al. 2018); 0: none.
-        jitter: standard deviation of a factor around 1 that each channel of each activation is multiplied by (after
-            Bär et al., "Frozen Feature Augmentation for Few-Shot Image Classification", CVPR 2024); 0: none.
+        cutmix: share of the steps in which a rectangle of each activation is another's, see ``mixing.pasted``.
+        mixup: in the other steps, both parameters of the beta distribution of ``mixing.blended``; 0: none.
+        jitter: standard deviation of ``mixing.jittered``; 0: none.
         ema: of the averaged weights, per step.
         warmup: share of the steps in which the learning rate rises to its full value.
         clip: largest norm of the gradient.
         patience: epochs without a better validation after which training stops.
         balance: weigh the classes alike, however many images each has.
         first_view: the view that the first epoch begins with; rungs below have shown those before it.
-        seed: of order, mixup and jitter.
+        seed: of order, CutMix, mixup and jitter.
     """
 
     epochs: int
@@ -88,7 +89,8 @@ class TuneSettings:
     weight_decay: float = 0.05
     batch_size: int = 32
     smoothing: float = 0.1
-    mixup: float = 0.2
+    cutmix: float = 0.5
+    mixup: float = 0.0
     jitter: float = 0.1
     ema: float = 0.99
     warmup: float = 0.1
@@ -238,8 +240,9 @@ class _Trainer:
             ]
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
-        self.optimizer = torch.optim.AdamW(groups, lr=settings.lr)
+        self.optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=True)
         self.live = list(self.parameters.values())
+        self.layout = Layout.of(split.module)
         self.average = [p.detach().clone() for p in self.live]
         self.best: list[Tensor] = []
         self.done = Progressed()
@@ -288,13 +291,15 @@ class _Trainer:
         target, weight = self.targets[images], self.weights[images]
         chance = np.random.default_rng((settings.seed, 2, step))
         if settings.jitter:
-            x = x * torch.from_numpy((1 + settings.jitter * chance.standard_normal(_per_channel(x))).astype(np.float32))
-        if settings.mixup:
-            share = float(chance.beta(settings.mixup, settings.mixup))
-            share, other = max(share, 1 - share), torch.from_numpy(chance.permutation(len(x)))
-            x = share * x + (1 - share) * x[other]
-            target = share * target + (1 - share) * target[other]
-            weight = share * weight + (1 - share) * weight[other]
+            x = jittered(x, settings.jitter, self.layout, chance)
+        if chance.random() < settings.cutmix:
+            x, other, share = pasted(x, self.layout, chance)
+        elif settings.mixup:
+            x, other, share = blended(x, settings.mixup, chance)
+        else:
+            other, share = torch.arange(len(x)), 1.0
+        target = share * target + (1 - share) * target[other]
+        weight = share * weight + (1 - share) * weight[other]
         for group in self.optimizer.param_groups:
             group["lr"] = settings.lr * group["scale"] * self._rate(step)
         loss = -((target * nn.functional.log_softmax(self._logits(x), 1)).sum(1) * weight).mean()
@@ -371,11 +376,6 @@ class _Trainer:
 
 def _rank(entry: dict[str, float]) -> tuple[float, float]:
     return entry["correct"], -entry["log_loss"]
-
-
-def _per_channel(x: Tensor) -> tuple[int, ...]:
-    """(N, C, 1, 1) for maps, (N, 1, C) for sequences."""
-    return (*x.shape[:2], 1, 1) if x.ndim == 4 else (len(x), *[1] * (x.ndim - 2), x.shape[-1])
 
 
 def _copy(to: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:

@@ -48,7 +48,7 @@ class Effort:
 EFFORTS = {
     "probe": Effort((), (), 0),
     "quick": Effort(("last",), (6,), 3),
-    "standard": Effort(("last", "half"), (3, 6), 4),
+    "standard": Effort(("last", "half"), (3, 5), 4),
     "thorough": Effort(("last", "half", "deep"), (3, 12, 6), 8),
 }
 
@@ -131,7 +131,7 @@ def plan_rungs(recipe: Recipe, split: SplittableBackbone, *, train: int, rate: f
     effort = EFFORTS[recipe.effort]
     inner = [b for b in split.boundaries if b.name != HEAD]
     if recipe.unfreeze:
-        chosen = [_before(recipe.unfreeze, split)]
+        chosen = [boundary_before(recipe.unfreeze, split)]
         epochs = [recipe.epochs or max(effort.epochs or EFFORTS["standard"].epochs)]
         whys = ["as asked"]
     else:
@@ -182,7 +182,7 @@ def room_for_gain(right: npt.NDArray[np.bool_]) -> bool:
     return 0.5 ** int((~right).sum()) < ALPHA
 
 
-def _before(name: str, split: SplittableBackbone) -> Boundary:
+def boundary_before(name: str, split: SplittableBackbone) -> Boundary:
     """The boundary right before a part of the network."""
     inner = [b for b in split.boundaries if b.name != HEAD]
     if name == "all":
@@ -205,6 +205,7 @@ def _settings(recipe: Recipe, epochs: int, train: int) -> TuneSettings:
         epochs=epochs,
         lr=recipe.lr or TuneSettings.lr,
         smoothing=recipe.smoothing,
+        cutmix=recipe.cutmix,
         mixup=recipe.mixup,
         jitter=recipe.jitter,
         balance=recipe.balance,
@@ -217,11 +218,14 @@ def _settings(recipe: Recipe, epochs: int, train: int) -> TuneSettings:
 
 
 def _with_seconds(rungs: list[Rung], train: int, rate: float) -> list[Rung]:
-    """The deepest boundary's activations are made from pixels, with the first rung; the others from those."""
+    """The deepest boundary's activations are made from pixels, with the first rung; the others from those.
+
+    The first view comes with the features.
+    """
     timed = []
     for place, rung in enumerate(rungs):
         cost = rung.boundary.cost_before
-        making = train * rung.views * (max(cost, 0.05) + 0.2) / rate if place == 0 else 0.0
+        making = train * (rung.views - 1) * (max(cost, 0.05) + 0.2) / rate if place == 0 else 0.0
         training = train * rung.settings.epochs * TRAINING_COST * (1 - cost) / rate
         timed.append(replace(rung, seconds=making + training))
     return timed

@@ -30,6 +30,7 @@ class Recipe:
         fresh_views: a new view in every epoch, instead of ``views`` that return.
         flip: whether a mirrored picture shows the same thing.
         smoothing: share of the target that is spread over all classes.
+        cutmix: see ``training.finetune.TuneSettings``.
         mixup: see ``training.finetune.TuneSettings``.
         jitter: see ``training.finetune.TuneSettings``.
         balance: weigh the classes alike, however many images each has.
@@ -51,7 +52,8 @@ class Recipe:
     fresh_views: bool = False
     flip: bool = True
     smoothing: float = 0.1
-    mixup: float = 0.2
+    cutmix: float = 0.5
+    mixup: float = 0.0
     jitter: float = 0.1
     balance: bool = False
     val: float = 0.15
@@ -65,7 +67,14 @@ class Recipe:
             raise OptionError(f"seed {self.seed}: expected 0 to {2**32 - 1:,}.")
         if self.image_size < 0 or 0 < self.image_size < 16:
             raise OptionError(f"image size {self.image_size}: expected at least 16 pixels.")
-        for name, high in (("epochs", 10_000), ("views", 10_000), ("lr", 1), ("mixup", 10), ("jitter", 1)):
+        for name, high in (
+            ("epochs", 10_000),
+            ("views", 10_000),
+            ("lr", 1),
+            ("mixup", 10),
+            ("cutmix", 1),
+            ("jitter", 1),
+        ):
             if not 0 <= getattr(self, name) <= high:
                 raise OptionError(f"{name} {getattr(self, name)}: expected 0 to {high:,}.")
         if not 0 <= self.smoothing < 1:

@@ -1,0 +1,129 @@
+"""An epoch of fine-tuning from kept activations against the same epoch in a plain PyTorch loop.
+
+The plain loop is what a tutorial has: frozen layers under ``no_grad``, the others trained by AdamW, float32, default
+layout, every image through the whole network in every epoch. Both get pictures that are decoded and cropped already,
+each in a process of its own, in turns.
+
+    python benchmarks/fine_tuning.py FOLDER --parts blocks.5 blocks.6 --images 320 --rounds 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from headstart.backbone.engine import SAMPLE, choose_engine, keep_freed_memory, measure_engines
+from headstart.backbone.forward import ActivationNet, FeatureNet
+from headstart.backbone.weights import DEFAULT_BACKBONE, Backbone, load_backbone, random_backbone
+from headstart.data.dataset import open_data
+from headstart.data.scan import pixel_store, scan
+from headstart.features.activations import Activations, Pictures
+from headstart.runs.climb import cut
+from headstart.training.finetune import Samples, TuneSettings, fine_tune
+from headstart.training.ladder import boundary_before
+
+BATCH = 32
+
+
+def backbone_of(name: str) -> Backbone:
+    """With its own weights where they are at hand, else with random ones: for the time it is all the same."""
+    return load_backbone(DEFAULT_BACKBONE) if name == DEFAULT_BACKBONE else random_backbone(name)
+
+
+def plain_epoch(backbone: Backbone, part: str, pictures: Pictures, labels: np.ndarray) -> float:
+    """Seconds."""
+    module = backbone.module
+    boundary = boundary_before(part, cut(backbone)).name
+    split = cut(backbone)
+    prefix, suffix = split.prefix(boundary), split.suffix(boundary)
+    head = nn.Linear(FeatureNet(backbone).backbone.module(torch.zeros(1, 3, 224, 224)).shape[1], 5)
+    trained = [*(p for _, own in split.parts(boundary) for p in (module.get_parameter(n) for n in own))]
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.AdamW([*trained, *head.parameters()], lr=1e-4)
+    pixels = torch.from_numpy(pixel_store(backbone.preprocessing).read(list(pictures.keys)))
+    net = FeatureNet(backbone)
+    order = np.random.default_rng(0).permutation(len(pixels))
+    started = time.monotonic()
+    for first in range(0, len(order), BATCH):
+        places = order[first : first + BATCH]
+        x = net.normalised(pixels[places]).contiguous()
+        with torch.no_grad():
+            x = prefix(x)
+        loss = nn.functional.cross_entropy(head(suffix(x)), torch.from_numpy(labels[places]))
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+    return time.monotonic() - started
+
+
+def cached_epoch(backbone: Backbone, part: str, pictures: Pictures, labels: np.ndarray) -> float:
+    """Seconds; making the activations is not counted, reading them is."""
+    keep_freed_memory()
+    frozen, split = cut(backbone), cut(backbone, own=True)
+    boundary = boundary_before(part, frozen)
+    pixels = pixel_store(backbone.preprocessing).read(list(pictures.keys[:SAMPLE]))
+    plan = measure_engines(FeatureNet(backbone), pixels, count=10_000)
+    net = ActivationNet(backbone, boundary.name, frozen.prefix(boundary.name))
+    engine = choose_engine(net, count=10_000, sample=pixels, plan=plan, exact=False)
+    made = Activations(net, pictures, shape=boundary.shape, engine=engine, views=None)
+    made.prepare()
+    head = (np.zeros((5, frozen.boundaries[-1].shape[0]), np.float32), np.zeros(5, np.float32))
+    samples = Samples(made, labels, pictures.keys, 0)
+    dtype = torch.bfloat16 if plan.fast == "mixed" else torch.float32
+    fine_tune(split, boundary.name, head, _first(samples, BATCH), None, TuneSettings(epochs=1), dtype=dtype)
+    started = time.monotonic()
+    fine_tune(split, boundary.name, head, samples, None, TuneSettings(epochs=1), dtype=dtype)
+    return time.monotonic() - started
+
+
+def _first(samples: Samples, count: int) -> Samples:
+    return Samples(samples.activations, samples.labels[:count], samples.keys[:count], 0)
+
+
+def main() -> None:
+    """Prints one line for each backbone and part."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data")
+    parser.add_argument("--backbone", default=DEFAULT_BACKBONE)
+    parser.add_argument("--parts", nargs="+", default=["blocks.5", "blocks.6"])
+    parser.add_argument("--images", type=int, default=320)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--side", choices=["plain", "cached"])
+    given = parser.parse_args()
+    if given.side:
+        backbone = backbone_of(given.backbone)
+        files = sorted(open_data(given.data).files())
+        files = files[:: max(1, len(files) // given.images)][: given.images]
+        seen = scan(files, preprocessing=backbone.preprocessing)
+        labels = np.arange(len(files)) % 5
+        epoch = plain_epoch if given.side == "plain" else cached_epoch
+        print(json.dumps(epoch(backbone, given.parts[0], Pictures(files, seen.keys), labels)))
+        return
+    for part in given.parts:
+        seconds: dict[str, list[float]] = {"plain": [], "cached": []}
+        for _ in range(given.rounds):
+            for side, own in seconds.items():
+                command = [sys.executable, str(Path(__file__)), given.data, "--backbone", given.backbone]
+                command += ["--parts", part, "--images", str(given.images), "--side", side]
+                done = subprocess.run(command, check=True, capture_output=True, text=True)
+                own.append(float(done.stdout.splitlines()[-1]))
+        plain, cached = (1e3 * statistics.median(own) / given.images for own in seconds.values())
+        ratios = [p / c for p, c in zip(*seconds.values(), strict=True)]
+        print(
+            f"{given.backbone}, from {part} on: plain {plain:.1f} ms an image, from kept activations {cached:.2f} ms; "
+            f"ratio {statistics.median(ratios):.1f} ({min(ratios):.1f}-{max(ratios):.1f})"
+        )
+
+
+if __name__ == "__main__":
+    main()
