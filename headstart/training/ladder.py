@@ -38,16 +38,20 @@ class Effort:
         depths: of its rungs, in order.
         epochs: of each rung.
         views: of each training image.
+        cutmix: see ``finetune.TuneSettings``; few layers in few epochs learn best from pictures that are mixed less.
+        smoothing: see there.
     """
 
     depths: tuple[str, ...]
     epochs: tuple[int, ...]
     views: int
+    cutmix: float = 0.5
+    smoothing: float = 0.1
 
 
 EFFORTS = {
     "probe": Effort((), (), 0),
-    "quick": Effort(("last",), (6,), 3),
+    "quick": Effort(("last",), (6,), 3, cutmix=0.3, smoothing=0.05),
     "standard": Effort(("last", "half"), (3, 5), 4),
     "thorough": Effort(("last", "half", "deep"), (3, 12, 6), 8),
 }
@@ -201,11 +205,12 @@ def _at_most(share: float, inner: Sequence[Boundary]) -> Boundary | None:
 
 
 def _settings(recipe: Recipe, epochs: int, train: int) -> TuneSettings:
+    effort = EFFORTS[recipe.effort]
     settings = TuneSettings(
         epochs=epochs,
         lr=recipe.lr or TuneSettings.lr,
-        smoothing=recipe.smoothing,
-        cutmix=recipe.cutmix,
+        smoothing=effort.smoothing if recipe.smoothing is None else recipe.smoothing,
+        cutmix=effort.cutmix if recipe.cutmix is None else recipe.cutmix,
         mixup=recipe.mixup,
         jitter=recipe.jitter,
         balance=recipe.balance,

@@ -29,8 +29,8 @@ class Recipe:
         views: augmented views of each training image that are kept; 0 for what the effort takes.
         fresh_views: a new view in every epoch, instead of ``views`` that return.
         flip: whether a mirrored picture shows the same thing.
-        smoothing: share of the target that is spread over all classes.
-        cutmix: see ``training.finetune.TuneSettings``.
+        smoothing: share of the target that is spread over all classes; None for what the effort takes.
+        cutmix: see ``training.finetune.TuneSettings``; None for what the effort takes.
         mixup: see ``training.finetune.TuneSettings``.
         jitter: see ``training.finetune.TuneSettings``.
         balance: weigh the classes alike, however many images each has.
@@ -51,8 +51,8 @@ class Recipe:
     views: int = 0
     fresh_views: bool = False
     flip: bool = True
-    smoothing: float = 0.1
-    cutmix: float = 0.5
+    smoothing: float | None = None
+    cutmix: float | None = None
     mixup: float = 0.0
     jitter: float = 0.1
     balance: bool = False
@@ -75,9 +75,9 @@ class Recipe:
             ("cutmix", 1),
             ("jitter", 1),
         ):
-            if not 0 <= getattr(self, name) <= high:
+            if not 0 <= (getattr(self, name) or 0) <= high:
                 raise OptionError(f"{name} {getattr(self, name)}: expected 0 to {high:,}.")
-        if not 0 <= self.smoothing < 1:
+        if not 0 <= (self.smoothing or 0) < 1:
             raise OptionError(f"smoothing {self.smoothing}: expected 0 or more and less than 1.")
         trains = {"unfreeze": self.unfreeze, "epochs": self.epochs, "views": self.views, "lr": self.lr}
         given = [name for name, value in trains.items() if value]
