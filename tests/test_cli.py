@@ -283,7 +283,11 @@ def test_file_names_that_are_no_unicode_are_carried_through(
 def test_ctrl_c_stops_with_one_line_and_leaves_no_empty_run(data: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "headstart", "train", str(data), "--out", str(tmp_path / "run")]
     process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env=os.environ | {"HEADSTART_CACHE": str(tmp_path)}
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"HEADSTART_CACHE": str(tmp_path)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
     )
     while not (tmp_path / "run").exists():
         time.sleep(0.01)

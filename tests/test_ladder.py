@@ -44,11 +44,13 @@ def test_unfreeze_names_the_first_part_that_is_trained(split: SplittableBackbone
 
 
 def test_choices_override_the_effort(split: SplittableBackbone) -> None:
-    recipe = Recipe(effort="standard", epochs=7, views=5, lr=0.01, smoothing=0.2, balance=True)
+    recipe = Recipe(effort="standard", epochs=7, views=5, lr=0.01, smoothing=0.2, cutmix=0.0, balance=True)
     for rung in plan_rungs(recipe, split, train=3000, rate=200.0):
         assert (rung.settings.epochs, rung.views, rung.settings.lr) == (7, 5, 0.01)
-        assert rung.settings.smoothing == 0.2
+        assert (rung.settings.smoothing, rung.settings.cutmix) == (0.2, 0.0)
         assert rung.settings.balance
+    (quick,), (last, _) = (plan_rungs(Recipe(effort=e), split, train=3000, rate=200.0) for e in ("quick", "standard"))
+    assert (quick.settings.cutmix, last.settings.cutmix) == (0.3, 0.5)
     fresh = plan_rungs(Recipe(effort="standard", epochs=7, fresh_views=True), split, train=3000, rate=200.0)
     assert {rung.views for rung in fresh} == {14}
     assert [rung.settings.first_view for rung in fresh] == [0, 7]

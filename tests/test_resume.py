@@ -159,7 +159,13 @@ def test_ctrl_c_says_how_to_go_on(hard: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     arguments = ["--image-size", "64", "--effort", "quick", "--unfreeze", "blocks.5", "--epochs", "500"]
     command = [sys.executable, "-m", "headstart", "train", str(hard), "--out", str(out), *arguments]
-    started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    started = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+    )
     while not any(entry["event"] == "rung started" for entry in read_log(out)):
         assert started.poll() is None
         time.sleep(0.01)
