@@ -16,8 +16,9 @@ from headstart.backbone.split import INPUT, SplittableBackbone
 from headstart.backbone.weights import Backbone, random_backbone
 from headstart.data.augment import Augmentation
 from headstart.data.scan import pixel_store, scan
-from headstart.errors import DataError
+from headstart.errors import CacheError, DataError
 from headstart.features import activations as module
+from headstart.features import extract
 from headstart.features.activations import Activations, Pictures, Views
 from headstart.features.extract import compute_features
 from headstart.runs.climb import tap_at
@@ -124,7 +125,7 @@ def test_validation_sees_the_images_as_they_are(backbone: Backbone, pictures: Pi
 def test_a_kill_loses_one_batch_and_what_follows_is_the_same(
     backbone: Backbone, pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "APPEND", 16)
+    monkeypatch.setattr(extract, "APPEND", 16)
     whole = activations(backbone, pictures, tmp_path / "whole")
     whole.prepare()
     stopped = activations(backbone, pictures, tmp_path / "stopped")
@@ -222,3 +223,25 @@ def test_rows_too_large_for_half_precision_are_refused(
     monkeypatch.setattr(TorchEngine, "__call__", lambda _self, pixels: np.full((len(pixels), *source.shape), 1e6))
     with pytest.raises(Exception, match="exceed half precision"):
         source.prepare()
+
+
+def test_rows_made_from_others_are_refused_alike(backbone: Backbone, pictures: Pictures, tmp_path: Path) -> None:
+    early = activations(backbone, pictures, tmp_path / "cache", boundary="layer2")
+    late = activations(backbone, pictures, tmp_path / "cache", boundary="layer3")
+
+    class TooLarge(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.full((len(x), *late.shape), 1e6)
+
+    early.prepare()
+    through = Activations(
+        late.net,
+        pictures,
+        shape=late.shape,
+        engine=early.engine,
+        views=early.views,
+        cache=tmp_path / "cache",
+        source=(early, TooLarge()),
+    )
+    with pytest.raises(CacheError, match="exceed half precision"):
+        through.prepare()

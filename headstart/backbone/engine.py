@@ -369,8 +369,7 @@ def _measure(net: PixelNet, sample: Pixels, where: torch.device, progress: Progr
 
 
 def _decide(plan: EnginePlan) -> EnginePlan:
-    exported = [name for name in EXACT if name not in IN_TORCH]  # last: it must repay being apart from all the rest
-    fast = _best(plan.rates, [*IN_TORCH, *LOW_PRECISION, *exported])
+    fast = _best(plan.rates, [*IN_TORCH, *LOW_PRECISION, "onnxruntime"])  # last: it must repay being apart
     return replace(plan, exact=_best(plan.rates, EXACT), fast=fast)
 
 

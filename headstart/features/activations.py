@@ -24,17 +24,12 @@ from headstart.data.augment import Augmentation, view_key, views
 from headstart.data.images import map_images
 from headstart.data.scan import pixel_store
 from headstart.errors import CacheError, DataError, UnreadableImage
+from headstart.features.extract import half_precision, is_time_to_write
 from headstart.progress import Progress, SilentProgress
 from headstart.store import RowStore, content_key
 
 ACTIVATIONS_VERSION = 1
 """Counted up whenever the same images and weights would give other rows; part of the cache key."""
-
-APPEND = 128
-"""Rows that are written at once; a kill loses no more."""
-
-APPEND_BYTES = 1 << 26
-"""Bytes that are written at once, about."""
 
 TRIAL = 64
 """Rows after which reading is compared with making."""
@@ -190,7 +185,7 @@ class Activations:
                     trial = False
                     if not self._reading_pays(waiting, time.monotonic() - started, progress):
                         return
-                if len(waiting) >= APPEND or len(waiting) * self.row_bytes >= APPEND_BYTES:
+                if is_time_to_write(len(waiting), self.row_bytes):
                     self._append(waiting)
                     waiting = []
             if waiting:
@@ -252,13 +247,15 @@ class Activations:
         shown = chain(self._as_they_are(plain, size), _regrouped(self._see(seen), size))
         places = chain(plain, seen)
         for out in run_stream(self.engine, shown):
-            with np.errstate(over="ignore"):
-                half = out.astype(np.float16)
-            if not np.isfinite(half).all():
-                raise CacheError(
-                    f"activations at {self.net.boundary} exceed half precision. Train from another part: --unfreeze."
-                )
-            yield list(zip(islice(places, len(half)), half, strict=True))
+            yield list(zip(islice(places, len(out)), self._half(out), strict=True))
+
+    def _half(self, out: npt.NDArray[np.float32]) -> Half:
+        half = half_precision(out)
+        if half is None:
+            raise CacheError(
+                f"activations at {self.net.boundary} exceed half precision. Train from another part: --unfreeze."
+            )
+        return half
 
     def _as_they_are(self, rows: Sequence[Row], size: int) -> Iterator[Pixels]:
         for start in range(0, len(rows), size):
@@ -267,7 +264,6 @@ class Activations:
     def _see(self, rows: Sequence[Row]) -> Iterator[Pixels]:
         """The views of one image after the other."""
         jobs = [(image, [number for _, number in group]) for image, group in groupby(rows, key=lambda row: row[0])]
-
         plan = self.views
 
         def see(job: tuple[int, list[int]]) -> Pixels:
@@ -304,8 +300,8 @@ class Activations:
                 x = torch.cat([x, x.new_zeros((step - len(batch), *x.shape[1:]))])
                 x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
             with torch.inference_mode():
-                half = part(x)[: len(batch)].float().numpy().astype(np.float16)
-            yield list(zip(batch, half, strict=True))
+                out = part(x)[: len(batch)].float().numpy()
+            yield list(zip(batch, self._half(out), strict=True))
 
     def _reading_pays(self, made: Sequence[tuple[Row, Half]], seconds: float, progress: Progress) -> bool:
         """Writes a few rows, reads them back in another order, and compares with what it took to make them."""

@@ -19,7 +19,6 @@ from headstart.store import RowStore
 FEATURES_VERSION = 1
 """Counted up whenever the same pixels and weights would give other features; part of the cache key."""
 
-
 APPEND = 128
 """Rows that are written at once; a kill loses no more."""
 
@@ -114,7 +113,7 @@ def compute_features(
             waiting.append(rows)
             advance(len(batch))
             held = sum(map(len, waiting))
-            if held >= APPEND or held * rows[0].nbytes >= APPEND_BYTES or done + held == len(missing):
+            if is_time_to_write(held, rows[0].nbytes) or done + held == len(missing):
                 out, own = np.concatenate(waiting), missing[done : done + held]
                 if tap is not None:  # first: features without their activations would never get them
                     _keep_activations(tap.store, own, out[:, width:])
@@ -128,6 +127,18 @@ def compute_features(
     return store
 
 
+def is_time_to_write(count: int, row_bytes: int) -> bool:
+    """Whether so many rows of so many bytes are enough to be written at once."""
+    return count >= APPEND or count * row_bytes >= APPEND_BYTES
+
+
+def half_precision(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float16] | None:
+    """The rows in float16; None where a value is too large for it."""
+    with np.errstate(over="ignore"):
+        half = rows.astype(np.float16)
+    return half if np.isfinite(half).all() else None
+
+
 def _has_room(store: RowStore, count: int) -> bool:
     try:
         store.require_space(count)
@@ -137,7 +148,6 @@ def _has_room(store: RowStore, count: int) -> bool:
 
 
 def _keep_activations(store: RowStore, keys: Sequence[bytes], rows: npt.NDArray[np.float32]) -> None:
-    with np.errstate(over="ignore"):
-        half = rows.astype(np.float16).reshape(len(rows), *store.shape)
-    if np.isfinite(half).all():
-        store.append(keys, half)
+    half = half_precision(rows)
+    if half is not None:
+        store.append(keys, half.reshape(len(rows), *store.shape))

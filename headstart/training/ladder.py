@@ -45,8 +45,8 @@ class Effort:
     depths: tuple[str, ...]
     epochs: tuple[int, ...]
     views: int
-    cutmix: float = 0.5
-    smoothing: float = 0.1
+    cutmix: float = TuneSettings.cutmix
+    smoothing: float = TuneSettings.smoothing
 
 
 EFFORTS = {
