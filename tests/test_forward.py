@@ -61,7 +61,7 @@ def test_an_inner_layer_gives_its_pooled_output(name: str, layer: str) -> None:
     FeatureNet(backbone)(batch)
     hook.remove()
     inner = seen[0]
-    expected = inner.mean((2, 3)) if inner.ndim == 4 else inner[:, net.prefix_tokens :].mean(1)
+    expected = inner.mean((2, 3)) if inner.ndim == 4 else inner[:, net.layout.prefix_tokens :].mean(1)
     assert torch.allclose(net(batch), expected, atol=1e-5)
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from headstart.backbone.layers import Layout
 from headstart.backbone.weights import random_backbone
-from headstart.training.mixing import Layout, blended, jittered, pasted
+from headstart.training.mixing import blended, jittered, pasted
 
 MAPS, LAST, TOKENS = Layout(), Layout(channels_last=True), Layout(prefix_tokens=2)
 CASES = [(MAPS, (6, 5, 7, 4)), (LAST, (6, 7, 4, 5)), (TOKENS, (6, 2 + 16, 5))]

@@ -8,7 +8,7 @@ import torch
 from timm.models import create_feature_extractor
 from torch import Tensor, nn
 
-from headstart.backbone.layers import group_names
+from headstart.backbone.layers import Layout, group_names
 from headstart.backbone.weights import Backbone
 from headstart.errors import OptionError
 
@@ -128,8 +128,7 @@ class FeatureNet(PixelNet):
         )
         self.pool = pool
         self.layer = layer
-        self.channels_last = getattr(module, "output_fmt", "NCHW") == "NHWC"
-        self.prefix_tokens = int(getattr(module, "num_prefix_tokens", 0))
+        self.layout = Layout.of(module)
 
     def finish(self, x: Any) -> Tensor:
         """Pools, where the body has not."""
@@ -146,13 +145,13 @@ class FeatureNet(PixelNet):
         if x.ndim == 2:
             return x
         if x.ndim == 4:
-            x = x.flatten(1, 2) if self.channels_last else x.flatten(2).transpose(1, 2)
+            x = x.flatten(1, 2) if self.layout.channels_last else x.flatten(2).transpose(1, 2)
         elif self.pool == "token":
-            if not self.prefix_tokens:
+            if not self.layout.prefix_tokens:
                 raise OptionError(f"pool 'token': {self.backbone.architecture} has no class token.")
             return x[:, 0]
         else:
-            x = x[:, self.prefix_tokens :]
+            x = x[:, self.layout.prefix_tokens :]
         if self.pool == "token":
             raise OptionError(f"pool 'token': {self.backbone.architecture} has no class token.")
         if self.pool == "max":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +38,31 @@ class LayerGroup:
     parameters: int
     trainable: int
     statistics: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the axes of activations mean.
+
+    Attributes:
+        channels_last: maps are (N, H, W, C) rather than (N, C, H, W).
+        prefix_tokens: tokens of sequences (N, tokens, C) that stand for no place in the picture.
+    """
+
+    channels_last: bool = False
+    prefix_tokens: int = 0
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Layout:
+        """As a timm network states it."""
+        return cls(getattr(module, "output_fmt", "NCHW") == "NHWC", int(getattr(module, "num_prefix_tokens", 0)))
+
+    def grid(self, shape: torch.Size) -> tuple[int, int] | None:
+        """(rows, columns) of places; None where there are none, or nobody can tell."""
+        if len(shape) == 4:
+            return (shape[1], shape[2]) if self.channels_last else (shape[2], shape[3])
+        side = math.isqrt(max(0, shape[1] - self.prefix_tokens)) if len(shape) == 3 else 0
+        return (side, side) if side and side * side + self.prefix_tokens == shape[1] else None
 
 
 def layer_groups(module: nn.Module, *, input_shape: tuple[int, int, int]) -> list[LayerGroup]:

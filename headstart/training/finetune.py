@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from headstart.backbone.fold import fold_for_training
+from headstart.backbone.layers import Layout
 from headstart.backbone.split import SplittableBackbone
 from headstart.progress import Progress, SilentProgress
-from headstart.training.mixing import Layout, blended, jittered, pasted
+from headstart.training.mixing import blended, jittered, pasted
 
 Labels = npt.NDArray[np.int64]
 State = dict[str, Tensor]
