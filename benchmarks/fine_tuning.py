@@ -69,7 +69,8 @@ def plain_epoch(backbone: Backbone, part: str, pictures: Pictures, labels: np.nd
 def cached_epoch(backbone: Backbone, part: str, pictures: Pictures, labels: np.ndarray) -> float:
     """Seconds; making the activations is not counted, reading them is."""
     keep_freed_memory()
-    frozen, split = cut(backbone), cut(backbone, own=True)
+    frozen = cut(backbone)
+    split = frozen.copied()
     boundary = boundary_before(part, frozen)
     pixels = pixel_store(backbone.preprocessing).read(list(pictures.keys[:SAMPLE]))
     plan = measure_engines(FeatureNet(backbone), pixels, count=10_000)

@@ -6,12 +6,15 @@ Progress goes to stderr, results to stdout; ``--json`` prints one JSON document.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
 
 STOPPED = 130
 """Exit status after Ctrl-C, as shells have it."""
+
+BROKEN_PIPE = 141
+"""Exit status where nobody reads the results any more, as shells have it."""
 
 app = typer.Typer(
     name="headstart",
@@ -115,10 +121,11 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a classifier and write model, scores, predictions and report into a run folder."""
-    from headstart.progress import TerminalProgress
-    from headstart.runs.train import resume as resume_run
-    from headstart.runs.train import train as train_run
-    from headstart.training.recipe import Recipe
+    with _importing():
+        from headstart.progress import TerminalProgress
+        from headstart.runs.train import resume as resume_run
+        from headstart.runs.train import train as train_run
+        from headstart.training.recipe import Recipe
 
     if (data is None) == (resume is None):
         raise typer.BadParameter("Missing argument DATA, or an unfinished run to --resume; one of the two.")
@@ -162,10 +169,11 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score a saved model on its run's own images, or on other data."""
-    from headstart.evaluation.predictions import predictions_csv
-    from headstart.files import check_suffix, output_file, text_bytes
-    from headstart.progress import TerminalProgress
-    from headstart.runs.evaluate import evaluate as evaluate_model
+    with _importing():
+        from headstart.evaluation.predictions import predictions_csv
+        from headstart.files import check_suffix, output_file, text_bytes
+        from headstart.progress import TerminalProgress
+        from headstart.runs.evaluate import evaluate as evaluate_model
 
     if out is not None:
         check_suffix(out, [".csv"])
@@ -200,11 +208,12 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Classify pictures. One that cannot be read has a row that says why."""
-    from headstart.data.dataset import find_images
-    from headstart.evaluation.tables import TABLE_FORMATS, prediction_document, write_predictions
-    from headstart.files import check_suffix
-    from headstart.model import load
-    from headstart.progress import TerminalProgress
+    with _importing():
+        from headstart.data.dataset import find_images
+        from headstart.evaluation.tables import TABLE_FORMATS, prediction_document, write_predictions
+        from headstart.files import check_suffix
+        from headstart.model import load
+        from headstart.progress import TerminalProgress
 
     if out is not None:
         check_suffix(out, TABLE_FORMATS)
@@ -242,8 +251,9 @@ def extract(
     as_json: Json = False,
 ) -> None:
     """Write the backbone's features of every picture, with path and label, for any other tool."""
-    from headstart.features.export import export_features
-    from headstart.progress import TerminalProgress
+    with _importing():
+        from headstart.features.export import export_features
+        from headstart.progress import TerminalProgress
 
     count, length = export_features(
         data,
@@ -280,14 +290,15 @@ def layers(
     """
     from dataclasses import asdict
 
-    from headstart.backbone.layers import freeze, layer_groups
-    from headstart.backbone.split import SplittableBackbone
-    from headstart.backbone.weights import (
-        build_architecture,
-        check_architecture,
-        classifier_names,
-        preprocessing_of,
-    )
+    with _importing():
+        from headstart.backbone.layers import freeze, layer_groups
+        from headstart.backbone.split import SplittableBackbone
+        from headstart.backbone.weights import (
+            build_architecture,
+            check_architecture,
+            classifier_names,
+            preprocessing_of,
+        )
 
     check_architecture(backbone)
     module = build_architecture(backbone, image_size=image_size or None, classes=classes)
@@ -344,9 +355,10 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Look at the data and say what would be used, what cannot be read and why, and what stands there twice."""
-    from headstart.data.checks import inspect
-    from headstart.data.splits import SplitShares
-    from headstart.progress import TerminalProgress
+    with _importing():
+        from headstart.data.checks import inspect
+        from headstart.data.splits import SplitShares
+        from headstart.progress import TerminalProgress
 
     look = inspect(data, seed=seed, shares=SplitShares(val, test), progress=TerminalProgress())
     if as_json:
@@ -407,10 +419,11 @@ def demo(
     device: DeviceChoice = Device.auto,
 ) -> None:
     """Write 1,797 handwritten digits as a folder of pictures, and train on it. Needs no network."""
-    from headstart.demo import write_digits
-    from headstart.progress import TerminalProgress
-    from headstart.runs.folder import next_free
-    from headstart.runs.train import train as train_run
+    with _importing():
+        from headstart.demo import write_digits
+        from headstart.progress import TerminalProgress
+        from headstart.runs.folder import next_free
+        from headstart.runs.train import train as train_run
 
     count = write_digits(out / "digits")
     _complain(f"Wrote {count:,} pictures of handwritten digits to {out / 'digits'}.")
@@ -419,8 +432,26 @@ def demo(
     print(f"Report: {run.report_path}\nModel:  {run.model_path}")
 
 
+def run() -> NoReturn:
+    """The ``headstart`` command as a process: ``main``, then out at once.
+
+    Taking the interpreter down object by object takes over a second where torch is loaded.
+    """
+    status: str | int | None = 0
+    try:
+        main()
+    except SystemExit as stop:
+        status = stop.code
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BrokenPipeError:
+        status = BROKEN_PIPE
+    os._exit(status if isinstance(status, int) else int(bool(status)))
+
+
 def main() -> None:
-    """The ``headstart`` command."""
+    """The ``headstart`` command within a process; raises SystemExit."""
     for stream in (sys.stdout, sys.stderr):
         cast(Any, stream).reconfigure(errors="backslashreplace")
     _quiet_libraries()
@@ -438,7 +469,17 @@ def main() -> None:
         sys.exit(STOPPED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+        sys.exit(BROKEN_PIPE)
+
+
+@contextmanager
+def _importing() -> Iterator[None]:
+    """Imports without the garbage collector, which would look through all that is loaded again and again: 1 s of 4."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _quiet_libraries() -> None:

@@ -8,7 +8,7 @@ import pytest
 from headstart.backbone.split import SplittableBackbone
 from headstart.backbone.weights import build_architecture
 from headstart.errors import OptionError
-from headstart.training.ladder import paired_p, plan_rungs, plan_text, room_for_gain
+from headstart.training.ladder import losses_of, paired_p, plan_rungs, plan_text, room_for_gain
 from headstart.training.recipe import Recipe
 
 
@@ -31,7 +31,12 @@ def test_each_effort_goes_deeper_from_the_last_groups_on(split: SplittableBackbo
         depths = [order.index(name) for name in rungs]
         assert depths == sorted(depths, reverse=True)
         assert len(set(depths)) == len(depths)
-    assert len(thorough) > len(standard) > len(quick)
+    assert len(standard) > len(quick)
+    most = {
+        e: plan_rungs(Recipe(effort=e), split, train=3000, rate=200.0)[-1] for e in ("quick", "standard", "thorough")
+    }  # type: ignore[arg-type]
+    assert most["quick"].seconds < most["standard"].seconds < most["thorough"].seconds
+    assert most["thorough"].views > most["standard"].views
 
 
 def test_unfreeze_names_the_first_part_that_is_trained(split: SplittableBackbone) -> None:
@@ -71,15 +76,27 @@ def test_the_plan_says_what_how_long_and_why(split: SplittableBackbone) -> None:
     assert "only if the rung below gained" in text[2]
 
 
-def test_a_gain_is_more_than_noise_by_an_exact_paired_test() -> None:
-    before = np.array([True] * 90 + [False] * 10)
-    after = before.copy()
-    after[90:95] = True
-    assert paired_p(before, after) == pytest.approx(0.5**5)
-    after[0] = False  # five mended, one spoilt: 7 of 64 ways of six coins
-    assert paired_p(before, after) == pytest.approx(7 / 64)
+def test_a_gain_is_more_than_noise_by_a_paired_test_of_the_losses() -> None:
+    chance = np.random.default_rng(0)
+    before = chance.exponential(size=200)
+    by_chance = [paired_p(before, before + chance.normal(0, 0.3, 200)) for _ in range(400)]
+    assert np.mean(np.array(by_chance) < 0.05) == pytest.approx(0.05, abs=0.03)  # as often as it says
+    assert paired_p(before, before - 0.05 + chance.normal(0, 0.1, 200)) < 0.001
+    assert paired_p(before - 0.05, before + chance.normal(0, 0.1, 200)) > 0.99
     assert paired_p(before, before) == 1.0
-    assert paired_p(after, before) > 0.9
+    assert paired_p(before[:1], before[:1] + 1) == 1.0
+
+
+def test_losses_do_not_depend_on_how_sure_the_logits_are_in_all() -> None:
+    chance = np.random.default_rng(0)
+    labels = chance.integers(0, 4, 300)
+    logits = chance.normal(size=(300, 4)) + 2.0 * np.eye(4)[labels]
+    losses = losses_of(logits, labels)
+    assert losses.shape == (300,)
+    assert np.allclose(losses, losses_of(5.0 * logits + 7.0, labels), atol=1e-4)
+    for scale in (0.3, 0.6, 1.5, 3.0):
+        odds = scale * logits - np.log(np.exp(scale * logits).sum(1, keepdims=True))
+        assert losses.mean() <= -odds[np.arange(300), labels].mean() + 1e-6
 
 
 def test_with_four_mistakes_left_no_gain_could_be_shown() -> None:

@@ -94,9 +94,7 @@ def test_a_fine_tuned_model_holds_its_own_weights(hard: Path, tmp_path: Path) ->
     if kept.best == "probe":
         assert same == set(tuned)
     else:
-        assert {name for name in tuned if name not in same} <= set(
-            climb.trained_names(climb.cut(backbone, own=True), "blocks.5")
-        )
+        assert {name for name in tuned if name not in same} <= set(climb.trained_names(climb.cut(backbone), "blocks.5"))
         assert len(same) < len(tuned)
     assert fingerprint(tuned) == model.net.backbone.fingerprint
 

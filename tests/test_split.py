@@ -158,3 +158,18 @@ def test_splitting_leaves_the_network_as_it_was() -> None:
     assert module.training
     assert not module.get_submodule("bn1").training
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+
+
+def test_a_copy_has_the_same_cuts_and_weights_of_its_own() -> None:
+    module = lively("resnet18", 64)
+    split = SplittableBackbone(module, height=64, width=64)
+    copied = split.copied()
+    pictures = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    assert copied.boundaries == split.boundaries
+    with torch.no_grad():
+        expected = module(pictures)
+        assert torch.equal(copied.suffix("layer2")(copied.prefix("layer2")(pictures)), expected)
+        for parameter in copied.suffix("layer2").parameters():
+            parameter.zero_()
+        assert not torch.equal(copied.suffix("layer2")(split.prefix("layer2")(pictures)), expected)
+        assert torch.equal(module(pictures), expected)

@@ -9,6 +9,7 @@ Both sides share the backbone's own parameters and buffers: training the suffix 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast, final
@@ -76,10 +77,16 @@ class SplittableBackbone:
         with evaluating(module):
             try:
                 self._trace = _trace(module, height, width)
-                self._cuts = _find_cuts(self._trace, group_names(module))
+                self._cuts = _find_cuts(self._trace, module)
             except Exception as error:  # torch.fx raises whatever the network's own code raises when traced
                 self.obstacle = f"torch.fx cannot trace it: {' '.join(str(error).split())[:200]}"
             self.boundaries = self._list_boundaries(height, width)
+
+    def copied(self) -> SplittableBackbone:
+        """The same cuts of a copy of the network, which may be trained without touching this one."""
+        other = copy.copy(self)
+        other.module = copy.deepcopy(self.module)
+        return other
 
     def prefix(self, name: str) -> nn.Module:
         """The frozen part before a boundary: (N, 3, H, W) -> the activation at the boundary.
@@ -191,7 +198,11 @@ class SplittableBackbone:
             raise OptionError(f"no boundary named {name!r}. There are: {', '.join(known)}{why}.")
 
     def _list_boundaries(self, height: int, width: int) -> list[Boundary]:
-        found = [b for name, node in self._cuts.items() if (b := _boundary(self._trace, name, node)).parameters_after]
+        found = [
+            b
+            for name, node in self._cuts.items()
+            if (b := _boundary(self._trace, self.module, name, node)).parameters_after
+        ]
         with torch.inference_mode():
             shape = tuple(self.module(_blank(self.module, (1, 3, height, width))).shape[1:])
         head = Boundary(HEAD, shape, 2 * torch.Size(shape).numel(), 1.0, 0)
@@ -214,7 +225,6 @@ class _Traced:
     tensors: frozenset[fx.Node]
     """Nodes whose value is a tensor, or several."""
     flops: dict[fx.Node, int]
-    root: nn.Module
 
 
 def trace(module: nn.Module) -> fx.GraphModule:
@@ -292,7 +302,6 @@ def _trace(module: nn.Module, height: int, width: int) -> _Traced:
         values=(one, two),
         tensors=frozenset(node for node in nodes if node.name in runs[0].tensors),
         flops={node: runs[0].flops[node.name] for node in nodes},
-        root=module,
     )
 
 
@@ -302,9 +311,9 @@ def _asks_shape(node: fx.Node) -> bool:
     return node.op == "call_function" and node.target is getattr and node.args[1] in _SHAPE_ATTRIBUTES
 
 
-def _find_cuts(trace: _Traced, groups: list[str]) -> dict[str, fx.Node]:
+def _find_cuts(trace: _Traced, module: nn.Module) -> dict[str, fx.Node]:
     """Boundary name -> node, in execution order: the ends of groups and of their direct parts."""
-    nodes = list(trace.graph.nodes)
+    nodes, groups = list(trace.graph.nodes), group_names(module)
     place = {node: i for i, node in enumerate(nodes)}
     output_of = nodes[-1].all_input_nodes[0]
     last: dict[str, fx.Node] = {}
@@ -325,7 +334,7 @@ def _find_cuts(trace: _Traced, groups: list[str]) -> dict[str, fx.Node]:
         single = node in trace.tensors and isinstance(trace.values[0][node], torch.Size)
         if list(pending) != [node] or not single or node is output_of or node.op == "placeholder":
             continue
-        if node.op == "call_module" and isinstance(trace.root.get_submodule(cast(str, node.target)), _PASSING_ON):
+        if node.op == "call_module" and isinstance(module.get_submodule(cast(str, node.target)), _PASSING_ON):
             continue
         names = [p for p in last if last[p] is node and any(p == g or p.rpartition(".")[0] == g for g in groups)]
         if names and _suffix_works(trace, node):
@@ -429,7 +438,7 @@ def _scaled(first: int, numerator: int, denominator: int) -> int:
     return first * numerator // denominator
 
 
-def _boundary(trace: _Traced, name: str, cut: fx.Node) -> Boundary:
+def _boundary(trace: _Traced, module: nn.Module, name: str, cut: fx.Node) -> Boundary:
     nodes = list(trace.graph.nodes)
     before = sum(trace.flops[node] for node in nodes[: nodes.index(cut) + 1])
     shape = trace.values[0][cut]
@@ -440,7 +449,7 @@ def _boundary(trace: _Traced, name: str, cut: fx.Node) -> Boundary:
         shape=tuple(shape[1:]) if shape[0] == _BATCHES[0] else (shape[0] // _BATCHES[0], *shape[1:]),
         bytes_per_image=2 * elements,
         cost_before=before / max(1, sum(trace.flops.values())),
-        parameters_after=_count_parameters(trace.root, suffix),
+        parameters_after=_count_parameters(module, suffix),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -29,13 +28,14 @@ from headstart.features.extract import Tap
 from headstart.progress import Progress
 from headstart.runs.log import RunLog
 from headstart.training.checkpoint import load_checkpoint, save_checkpoint
-from headstart.training.finetune import Progressed, Samples, State, Tuned, fine_tune, logits_of, trained_names
+from headstart.training.finetune import Head, Progressed, Samples, State, Tuned, fine_tune, logits_of, trained_names
 from headstart.training.ladder import (
     ALPHA,
     CROSS_VALIDATE_BELOW,
     FOLDS,
     Rung,
     RungResult,
+    losses_of,
     paired_p,
     room_for_gain,
 )
@@ -52,7 +52,6 @@ NEIGHBOURS = 10
 SAVE_EVERY = 5.0
 """Seconds between two checkpoints, at least."""
 
-Head = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 Right = npt.NDArray[np.bool_]
 Labels = npt.NDArray[np.int64]
 
@@ -99,8 +98,7 @@ class Climb:
 
     Args:
         backbone: pretrained; not touched.
-        frozen: the same, cut.
-        split: a copy of it, which is trained.
+        frozen: the same, cut; a copy of it is trained.
         rungs: to try, shallowest first.
         train: what to learn from.
         val: what to judge by; None where there are no such images.
@@ -117,7 +115,6 @@ class Climb:
         self,
         backbone: Backbone,
         frozen: SplittableBackbone,
-        split: SplittableBackbone,
         rungs: Sequence[Rung],
         train: Labelled,
         val: Labelled | None,
@@ -130,12 +127,13 @@ class Climb:
         cache: Path | None,
         progress: Progress,
     ) -> None:
-        self.backbone, self.frozen, self.split, self.rungs = backbone, frozen, split, list(rungs)
+        self.backbone, self.frozen, self.rungs = backbone, frozen, list(rungs)
+        self.split = frozen.copied()
         self.train, self.val, self.recipe = train, val, recipe
         self.probe, self.c = probe
         self.engines, self.cache, self.log, self.progress = engines.in_torch(), cache, log, progress
         self.folder = folder / CHECKPOINTS
-        self.pretrained = {name: tensor.clone() for name, tensor in split.module.state_dict().items()}
+        self.pretrained = {name: tensor.clone() for name, tensor in self.split.module.state_dict().items()}
         self.few = val is None or len(val.labels) < CROSS_VALIDATE_BELOW
         self.dtype = torch.bfloat16 if self.engines.fast in LOW_PRECISION else torch.float32
         self._made: dict[tuple[str, str], Activations] = {}
@@ -146,12 +144,12 @@ class Climb:
         Args:
             probe_seconds: that the probe took.
         """
-        right, losses = judge_logits(self.probe_logits(), self.compared_on())
+        right, losses = self._judged(self.probe_logits())
         results = [self._neighbours(), judged("probe", HEAD, right, losses, probe_seconds)]
         for result in results:
             self.progress.say(f"{result.name}: {result.correct} of {result.count} right.")
             self.log.event("rung", **asdict(result))
-        best, best_right = results[-1], right
+        best, best_right, best_losses = results[-1], right, losses
         best_head, best_state, best_boundary = self.probe, dict[str, Tensor](), ""
         head = self.probe
         for number, rung in enumerate(self.rungs, start=1):
@@ -162,20 +160,22 @@ class Climb:
                 self.progress.say(f"{results[-1].name}: {text}.")
                 break
             tuned, now, losses, seconds = self._rung(number, rung, head)
-            p = paired_p(best_right, now)
+            p = paired_p(best_losses, losses)
             result = judged(rung.name, rung.boundary.name, now, losses, seconds)
             gained, last = p < ALPHA, number == len(self.rungs)
-            kept = result.correct > best.correct
+            kept = (result.correct, -result.log_loss) > (best.correct, -best.log_loss)
             decision = "kept; " if kept else "not kept; "
             decision += "the gain is more than noise" if gained else "no gain beyond noise"
             decision += "" if last else "; climbing on" if gained else "; stopping"
-            result = replace(result, epochs=len(tuned.history), p=p, decision=f"{decision} (p = {p:.2g})")
+            why = f"log loss {best.log_loss:.3f} to {result.log_loss:.3f}, p = {p:.2g}"
+            result = replace(result, epochs=len(tuned.history), p=p, decision=f"{decision} ({why})")
             results.append(result)
             self._say(result, best)
             self.log.event("rung", **asdict(result))
             head = (tuned.weight, tuned.bias)
             if kept:
-                best, best_right, best_head, best_boundary = result, now, head, rung.boundary.name
+                best, best_right, best_losses = result, now, losses
+                best_head, best_boundary = head, rung.boundary.name
                 own = trained_names(self.split, rung.boundary.name)
                 best_state = {name: self.split.module.state_dict()[name].clone() for name in own}
             if not gained:
@@ -186,6 +186,11 @@ class Climb:
         """Labels of what rungs are compared on: val; with few of them, the training images too."""
         parts = [self.val.labels] if self.val is not None else []
         return np.concatenate([*parts, self.train.labels]) if self.few else parts[0]
+
+    def _judged(self, logits: npt.NDArray[np.floating[Any]]) -> tuple[Right, npt.NDArray[np.float64]]:
+        """(whether each image of ``compared_on`` is right, its loss)."""
+        labels = self.compared_on()
+        return logits.argmax(axis=1) == labels, losses_of(logits, labels)
 
     def probe_logits(self) -> npt.NDArray[np.float64]:
         """The probe's, for ``compared_on``; of training images from folds that left them out."""
@@ -266,7 +271,7 @@ class Climb:
             parts.append(logits_of(self.split, boundary, val, (tuned.weight, tuned.bias)))
         if outside is not None:
             parts.append(outside)
-        right, losses = judge_logits(np.concatenate(parts), self.compared_on())
+        right, losses = self._judged(np.concatenate(parts))
         seconds = time.monotonic() - started
         own = trained_names(self.split, boundary)
         state = self.split.module.state_dict()
@@ -445,10 +450,10 @@ class _Part:
         return Samples(self, self.whole.labels[self.places], keys, self.whole.views)
 
 
-def cut(backbone: Backbone, *, own: bool = False) -> SplittableBackbone:
-    """The network, or a copy of its own that may be trained, at the size of its input."""
-    size, module = backbone.preprocessing, copy.deepcopy(backbone.module) if own else backbone.module
-    return SplittableBackbone(module, height=size.height, width=size.width)
+def cut(backbone: Backbone) -> SplittableBackbone:
+    """The network, cut for the size of its input."""
+    size = backbone.preprocessing
+    return SplittableBackbone(backbone.module, height=size.height, width=size.width)
 
 
 def tap_at(
@@ -467,11 +472,3 @@ def judged(name: str, boundary: str, right: Right, losses: npt.NDArray[np.float6
     correct, count = int(right.sum()), len(right)
     low, high = wilson(correct, count)
     return RungResult(name, boundary, correct, count, low, high, float(losses.mean()), round(seconds, 2))
-
-
-def judge_logits(logits: npt.NDArray[np.floating[Any]], labels: Labels) -> tuple[Right, npt.NDArray[np.float64]]:
-    """(N, classes) logits -> whether each is right, and its loss in nats."""
-    x = logits.astype(np.float64)
-    shifted = x - x.max(axis=1, keepdims=True)
-    log_odds = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return x.argmax(axis=1) == labels, -log_odds[np.arange(len(labels)), labels]

@@ -138,19 +138,19 @@ def _train(
     _say_findings(look, progress)
     clock.lap("read the images")
 
-    rungs, split, frozen = [], None, None
+    rungs, frozen = [], None
     train_count, val_count = len(keys["train"]), sum(len(own) for name, own in keys.items() if name != "train")
     engines = _engines(net, folder, keys["train"], train_count, start, cache, progress)
     log.event("engine", exact=engines.reason(exact=True), fast=engines.reason(exact=False))
     if recipe.effort != "probe":
-        split, frozen = cut(backbone, own=True), cut(backbone)
+        frozen = cut(backbone)
         rate = engines.rates.get(engines.fast, 20.0)
-        if split.obstacle:
+        if frozen.obstacle:
             progress.say(
-                f"{backbone.architecture} can be cut at the head alone ({split.obstacle}): a probe is all there is."
+                f"{backbone.architecture} can be cut at the head alone ({frozen.obstacle}): a probe is all there is."
             )
         else:
-            rungs = plan_rungs(recipe, split, train=train_count, rate=rate)
+            rungs = plan_rungs(recipe, frozen, train=train_count, rate=rate)
         for line in plan_text(rungs, train=train_count, val=val_count, rate=rate):
             progress.say(line)
             log.event("plan", text=line)
@@ -187,11 +187,10 @@ def _train(
     val = labelled("val", reported) if keys.get("val") else None
     climbed = None
     results: tuple[RungResult, ...] = ()
-    if split is not None and frozen is not None:
+    if frozen is not None:
         climb = Climb(
             backbone,
             frozen,
-            split,
             rungs,
             own,
             val,

@@ -28,6 +28,11 @@ from headstart.training.mixing import blended, jittered, pasted
 
 Labels = npt.NDArray[np.int64]
 State = dict[str, Tensor]
+Head = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
+"""(classes, D) weight and (classes,) bias."""
+
+AT_ONCE = 64
+"""Images of a batch that is not trained on."""
 
 
 class ActivationSource(Protocol):
@@ -153,7 +158,7 @@ def trained_names(split: SplittableBackbone, boundary: str) -> list[str]:
 def fine_tune(
     split: SplittableBackbone,
     boundary: str,
-    head: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],
+    head: Head,
     train: Samples,
     val: Samples | None,
     settings: TuneSettings,
@@ -168,7 +173,7 @@ def fine_tune(
     Args:
         split: the network; what lies before the boundary, and BatchNorm's statistics, are not touched.
         boundary: its name.
-        head: (classes, D) weight and (classes,) bias to start from.
+        head: to start from.
         train: what to learn from.
         val: what chooses the epoch that is kept; the last one where it is not given.
         settings: how.
@@ -183,30 +188,28 @@ def fine_tune(
     return trainer.run(checkpoint, progress or SilentProgress())
 
 
-def logits_of(
-    split: SplittableBackbone,
-    boundary: str,
-    samples: Samples,
-    head: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],
-) -> npt.NDArray[np.float64]:
+def logits_of(split: SplittableBackbone, boundary: str, samples: Samples, head: Head) -> npt.NDArray[np.float64]:
     """(N, classes) logits of samples, in float32.
 
     Args:
         split: the network as it is.
         boundary: of the samples.
         samples: seen in their first view.
-        head: (classes, D) weight and (classes,) bias.
+        head: behind the network.
     """
     suffix = split.suffix(boundary)
     suffix = fold_for_training(suffix, torch.float32) if isinstance(suffix, fx.GraphModule) else suffix
     weight, bias = (torch.from_numpy(part) for part in head)
-    out = []
+    logits: npt.NDArray[np.float64] = _in_turn(samples, lambda x: suffix(x) @ weight.T + bias).double().numpy()
+    return logits
+
+
+def _in_turn(samples: Samples, logits: Callable[[Tensor], Tensor]) -> Tensor:
+    """(N, classes) of the first views, a batch at a time."""
+    count = len(samples.labels)
     with torch.no_grad():
-        for start in range(0, len(samples.labels), 64):
-            places = list(range(start, min(start + 64, len(samples.labels))))
-            features = suffix(samples.activations.read(samples.rows(places, 0)))
-            out.append((features @ weight.T + bias).double().numpy())
-    return np.concatenate(out)
+        batches = [range(start, min(start + AT_ONCE, count)) for start in range(0, count, AT_ONCE)]
+        return torch.cat([logits(samples.activations.read(samples.rows(batch, 0))) for batch in batches])
 
 
 class _Trainer:
@@ -214,7 +217,7 @@ class _Trainer:
         self,
         split: SplittableBackbone,
         boundary: str,
-        head: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],
+        head: Head,
         train: Samples,
         val: Samples | None,
         settings: TuneSettings,
@@ -340,16 +343,10 @@ class _Trainer:
         """Of the averaged weights."""
         kept = [p.detach().clone() for p in self.live]
         _copy(self.live, self.average)
-        correct, loss = 0, 0.0
-        with torch.no_grad():
-            for start in range(0, len(val.labels), 64):
-                places = list(range(start, min(start + 64, len(val.labels))))
-                logits = self._logits(val.activations.read(val.rows(places, 0)))
-                labels = torch.from_numpy(val.labels[places])
-                correct += int((logits.argmax(1) == labels).sum())
-                loss += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
+        logits, labels = _in_turn(val, self._logits), torch.from_numpy(val.labels)
         _copy(self.live, kept)
-        return {"correct": float(correct), "log_loss": loss / len(val.labels)}
+        correct, loss = (logits.argmax(1) == labels).sum(), nn.functional.cross_entropy(logits, labels)
+        return {"correct": float(correct), "log_loss": float(loss)}
 
     def snapshot(self) -> State:
         """Everything that ``restore`` needs beside ``Progressed.as_json``."""
