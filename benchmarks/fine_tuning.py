@@ -4,7 +4,9 @@ The plain loop is what a tutorial has: frozen layers under ``no_grad``, the othe
 layout, every image through the whole network in every epoch. Both get pictures that are decoded and cropped already,
 each in a process of its own, in turns.
 
-    python benchmarks/fine_tuning.py FOLDER --parts blocks.5 blocks.6 --images 320 --rounds 3
+    python benchmarks/fine_tuning.py FOLDER [--backbones NAME ...] [--parts PART ...] [--images 320] [--rounds 3]
+
+Prints a row for each backbone and part from which on it is trained (three of each, ``PARTS``), and one JSON line.
 """
 
 from __future__ import annotations
@@ -16,13 +18,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from headstart.backbone.engine import SAMPLE, choose_engine, keep_freed_memory, measure_engines
-from headstart.backbone.forward import ActivationNet, FeatureNet
+from headstart.backbone.forward import ActivationNet, FeatureNet, feature_count
 from headstart.backbone.weights import DEFAULT_BACKBONE, Backbone, load_backbone, random_backbone
 from headstart.data.dataset import open_data
 from headstart.data.scan import pixel_store, scan
@@ -32,6 +35,13 @@ from headstart.training.finetune import Samples, TuneSettings, fine_tune
 from headstart.training.ladder import boundary_before
 
 BATCH = 32
+
+PARTS = {
+    DEFAULT_BACKBONE: ["blocks.4", "blocks.5", "blocks.6"],
+    "mobilenetv2_100": ["blocks.4", "blocks.5", "blocks.6"],
+    "resnet18": ["layer2", "layer3", "layer4"],
+}
+"""Backbone -> the parts from which on it is trained, one after the other."""
 
 
 def backbone_of(name: str) -> Backbone:
@@ -45,13 +55,13 @@ def plain_epoch(backbone: Backbone, part: str, pictures: Pictures, labels: np.nd
     boundary = boundary_before(part, cut(backbone)).name
     split = cut(backbone)
     prefix, suffix = split.prefix(boundary), split.suffix(boundary)
-    head = nn.Linear(FeatureNet(backbone).backbone.module(torch.zeros(1, 3, 224, 224)).shape[1], 5)
+    net = FeatureNet(backbone)
+    head = nn.Linear(feature_count(net), 5)
     trained = [*(p for _, own in split.parts(boundary) for p in (module.get_parameter(n) for n in own))]
     for parameter in trained:
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW([*trained, *head.parameters()], lr=1e-4)
     pixels = torch.from_numpy(pixel_store(backbone.preprocessing).read(list(pictures.keys)))
-    net = FeatureNet(backbone)
     order = np.random.default_rng(0).permutation(len(pixels))
     started = time.monotonic()
     for first in range(0, len(order), BATCH):
@@ -91,18 +101,32 @@ def _first(samples: Samples, count: int) -> Samples:
     return Samples(samples.activations, samples.labels[:count], samples.keys[:count], 0)
 
 
+def compared(data: str, backbone: str, part: str, images: int, rounds: int) -> dict[str, Any]:
+    """Milliseconds an image of both ways, and the ratio of each round."""
+    seconds: dict[str, list[float]] = {"plain": [], "cached": []}
+    for _ in range(rounds):
+        for side, own in seconds.items():
+            command = [sys.executable, str(Path(__file__)), data, "--backbones", backbone]
+            command += ["--parts", part, "--images", str(images), "--side", side]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            own.append(float(done.stdout.splitlines()[-1]))
+    plain, cached = (round(1e3 * statistics.median(own) / images, 3) for own in seconds.values())
+    ratios = [round(p / c, 2) for p, c in zip(*seconds.values(), strict=True)]
+    return {"backbone": backbone, "part": part, "plain_ms": plain, "cached_ms": cached, "ratios": ratios}
+
+
 def main() -> None:
-    """Prints one line for each backbone and part."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Prints a row for each backbone and part, and one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
-    parser.add_argument("--backbone", default=DEFAULT_BACKBONE)
-    parser.add_argument("--parts", nargs="+", default=["blocks.5", "blocks.6"])
+    parser.add_argument("--backbones", nargs="+", default=list(PARTS))
+    parser.add_argument("--parts", nargs="+")
     parser.add_argument("--images", type=int, default=320)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--side", choices=["plain", "cached"])
+    parser.add_argument("--side", choices=["plain", "cached"], help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.side:
-        backbone = backbone_of(given.backbone)
+        backbone = backbone_of(given.backbones[0])
         files = sorted(open_data(given.data).files())
         files = files[:: max(1, len(files) // given.images)][: given.images]
         seen = scan(files, preprocessing=backbone.preprocessing)
@@ -110,20 +134,15 @@ def main() -> None:
         epoch = plain_epoch if given.side == "plain" else cached_epoch
         print(json.dumps(epoch(backbone, given.parts[0], Pictures(files, seen.keys), labels)))
         return
-    for part in given.parts:
-        seconds: dict[str, list[float]] = {"plain": [], "cached": []}
-        for _ in range(given.rounds):
-            for side, own in seconds.items():
-                command = [sys.executable, str(Path(__file__)), given.data, "--backbone", given.backbone]
-                command += ["--parts", part, "--images", str(given.images), "--side", side]
-                done = subprocess.run(command, check=True, capture_output=True, text=True)
-                own.append(float(done.stdout.splitlines()[-1]))
-        plain, cached = (1e3 * statistics.median(own) / given.images for own in seconds.values())
-        ratios = [p / c for p, c in zip(*seconds.values(), strict=True)]
-        print(
-            f"{given.backbone}, from {part} on: plain {plain:.1f} ms an image, from kept activations {cached:.2f} ms; "
-            f"ratio {statistics.median(ratios):.1f} ({min(ratios):.1f}-{max(ratios):.1f})"
-        )
+    rows = []
+    print("backbone               trained from  plain ms  kept ms  ratio (rounds)")
+    for name in given.backbones:
+        for part in given.parts or PARTS.get(name, []):
+            row = compared(given.data, name, part, given.images, given.rounds)
+            rows.append(row)
+            spread = f"{statistics.median(row['ratios']):.1f} ({min(row['ratios']):.1f}-{max(row['ratios']):.1f})"
+            print(f"{name:22} {part:12} {row['plain_ms']:9.1f} {row['cached_ms']:8.2f}  {spread}", flush=True)
+    print(json.dumps({"benchmark": "fine-tuning", "images": given.images, "rows": rows}))
 
 
 if __name__ == "__main__":

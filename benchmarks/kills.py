@@ -9,6 +9,7 @@ model or a prediction differs in a single byte.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import shutil
@@ -38,14 +39,14 @@ def finish(arguments: list[str], cache: Path) -> None:
 
 
 def main() -> None:
-    """Prints a line for each kill and one at the end."""
+    """Prints a line for each kill, their count, and one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--effort", default="quick")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    chance, same = random.Random(given.seed), 0
+    chance = random.Random(given.seed)
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         options = [given.data, "--effort", given.effort]
@@ -56,24 +57,27 @@ def main() -> None:
         fresh(root, root / "cache", before)
         finish([*options, "--out", str(whole)], root / "cache")
         seconds = time.monotonic() - began
-        for number in range(given.kills):
+        killed = same = 0
+        while killed < given.kills:
             fresh(root, root / "cache", before)
-            run, moment = root / f"run-{number}", chance.uniform(0, seconds)
-            killed = start([*options, "--out", str(run)], root / "cache")
+            run, moment = root / "run", chance.uniform(0, seconds)
+            process = start([*options, "--out", str(run)], root / "cache")
             time.sleep(moment)
-            done = killed.poll() is not None
-            if not done:
-                os.killpg(killed.pid, signal.SIGKILL)
-                killed.wait()
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
                 begun = (run / "start.json").exists()
                 finish(["--resume", str(run)] if begun else [*options, "--out", str(run)], root / "cache")
-            equal = all((run / name).read_bytes() == (whole / name).read_bytes() for name in FILES)
-            same += equal
-            how = "was done" if done else f"killed after {moment:.1f} of {seconds:.1f} s"
-            print(f"{number + 1}: {how}: {'the same bytes' if equal else 'DIFFERENT'}", flush=True)
-            shutil.rmtree(run)
-    print(f"{same} of {given.kills} the same")
-    sys.exit(same != given.kills)
+                equal = all((run / name).read_bytes() == (whole / name).read_bytes() for name in FILES)
+                killed, same = killed + 1, same + equal
+                how = "the same bytes" if equal else "DIFFERENT"
+                print(f"{killed}: killed after {moment:.1f} of {seconds:.1f} s: {how}", flush=True)
+            shutil.rmtree(run, ignore_errors=True)
+    print(f"{same} of {killed} the same")
+    print(
+        json.dumps({"benchmark": "kills", "data": given.data, "effort": given.effort, "killed": killed, "same": same})
+    )
+    sys.exit(same != killed)
 
 
 def fresh(root: Path, cache: Path, kept: set[str]) -> None:

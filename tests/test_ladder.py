@@ -57,8 +57,12 @@ def test_choices_override_the_effort(split: SplittableBackbone) -> None:
     (quick,), (last, _) = (plan_rungs(Recipe(effort=e), split, train=3000, rate=200.0) for e in ("quick", "standard"))
     assert (quick.settings.cutmix, last.settings.cutmix) == (0.3, 0.5)
     fresh = plan_rungs(Recipe(effort="standard", epochs=7, fresh_views=True), split, train=3000, rate=200.0)
-    assert {rung.views for rung in fresh} == {14}
-    assert [rung.settings.first_view for rung in fresh] == [0, 7]
+    assert {rung.views for rung in fresh} == {7}
+    assert [rung.settings.first_view for rung in fresh] == [0, 0]
+    recipe = Recipe(effort="standard", epochs=7, fresh_views=True, gradual=True)
+    gradual = plan_rungs(recipe, split, train=3000, rate=200.0)  # never a view that the rung below has shown
+    assert {rung.views for rung in gradual} == {14}
+    assert [rung.settings.first_view for rung in gradual] == [0, 7]
 
 
 def test_small_sets_get_more_epochs_but_no_more_than_a_bound(split: SplittableBackbone) -> None:

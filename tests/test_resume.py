@@ -14,9 +14,12 @@ import pytest
 from pictures import write_classes
 
 import headstart as hs
+from headstart.backbone.split import SplittableBackbone
+from headstart.backbone.weights import fingerprint
 from headstart.errors import RunError
 from headstart.runs.log import read_log
 from headstart.runs.train import resume
+from headstart.training.finetune import Head, Tuned, fine_tune
 
 CHOICES = {
     "image_size": 64,
@@ -58,6 +61,26 @@ def test_the_ladder_names_every_rung_and_keeps_the_best(run: hs.Run) -> None:
     judged = {rung.name: rung.correct for rung in run.rungs[1:]}
     assert judged[run.best] == max(judged.values())
     assert hs.load_run(run.folder).rungs == run.rungs
+
+
+@pytest.mark.parametrize("gradual", [False, True])
+def test_a_rung_begins_from_pretrained_weights_and_probe_unless_it_goes_on(
+    gradual: bool, hard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[tuple[str, str, bytes]] = []
+
+    def noting(split: SplittableBackbone, boundary: str, head: Head, *rest: object, **given: object) -> Tuned:
+        begun.append((boundary, fingerprint(split.module.state_dict()), head[0].tobytes()))
+        return fine_tune(split, boundary, head, *rest, **given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("headstart.runs.climb.fine_tune", noting)
+    monkeypatch.setattr("headstart.runs.climb.paired_p", lambda before, after: 0.0)
+    choices = CHOICES | {"effort": "standard", "unfreeze": "", "epochs": 1, "gradual": gradual}
+    hs.train(hard, out=tmp_path / "run", **choices)
+    first, second = (own[-1] for own in (begun[: len(begun) // 2], begun[len(begun) // 2 :]))  # the folds come before
+    assert (first[0], second[0]) == ("blocks.5", "blocks.4")
+    assert (first[1:] != second[1:]) == gradual
+    assert (first[1] != second[1]) == gradual
 
 
 def test_the_run_writes_down_its_log_its_curves_and_what_stayed_frozen(run: hs.Run) -> None:

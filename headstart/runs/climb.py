@@ -159,6 +159,9 @@ class Climb:
                 results[-1] = replace(results[-1], decision=text)
                 self.progress.say(f"{results[-1].name}: {text}.")
                 break
+            if not self.recipe.gradual:
+                self.split.module.load_state_dict(self.pretrained)
+                head = self.probe
             tuned, now, losses, seconds = self._rung(number, rung, head)
             p = paired_p(best_losses, losses)
             result = judged(rung.name, rung.boundary.name, now, losses, seconds)

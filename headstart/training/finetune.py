@@ -101,7 +101,7 @@ class TuneSettings:
     ema: float = 0.99
     warmup: float = 0.1
     clip: float = 1.0
-    patience: int = 5
+    patience: int = 10
     balance: bool = False
     first_view: int = 0
     seed: int = 0

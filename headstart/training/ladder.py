@@ -1,7 +1,8 @@
 """The ladder: how deep to fine-tune, decided by measurement.
 
-Rungs from the probe to ever earlier freeze boundaries; each goes on from the weights of the one below (gradual
-unfreezing). It is climbed while the gain is more than noise, and the best rung is kept, not the last.
+Rungs from the probe to ever earlier freeze boundaries; each begins from the pretrained weights and the probe's head, or
+goes on from the rung below (gradual unfreezing). The ladder is climbed while the gain is more than noise, and the best
+rung is kept, not the last.
 """
 
 from __future__ import annotations
@@ -155,8 +156,9 @@ def plan_rungs(recipe: Recipe, split: SplittableBackbone, *, train: int, rate: f
         epochs = [recipe.epochs or e for _, _, e in distinct]
         whys = [f"{100 * (1 - b.cost_before):.0f} % of the forward pass is trained" for b in chosen]
     settings = [_settings(recipe, count, train) for count in epochs]
-    settings = [replace(own, first_view=sum(o.epochs for o in settings[:i])) for i, own in enumerate(settings)]
-    shown = sum(own.epochs for own in settings)
+    if recipe.gradual:
+        settings = [replace(own, first_view=sum(o.epochs for o in settings[:i])) for i, own in enumerate(settings)]
+    shown = max((own.first_view + own.epochs for own in settings), default=0)
     views = shown if recipe.fresh_views else recipe.views or min(effort.views or 4, shown)
     rungs = [Rung(b, own, views, 0.0, why) for b, own, why in zip(chosen, settings, whys, strict=True)]
     return _with_seconds(rungs, train, rate)

@@ -34,6 +34,8 @@ class Recipe:
         mixup: see ``training.finetune.TuneSettings``.
         jitter: see ``training.finetune.TuneSettings``.
         balance: weigh the classes alike, however many images each has.
+        gradual: a rung goes on from the weights of the one below (gradual unfreezing), instead of beginning from the
+            pretrained weights and the probe.
         val: share of the images for val, where the data come without splits.
         test: share of the images for test, where the data come without splits.
         seed: of splits, folds, views and training; 0 to 2**32 - 1.
@@ -56,6 +58,7 @@ class Recipe:
     mixup: float = 0.0
     jitter: float = 0.1
     balance: bool = False
+    gradual: bool = False
     val: float = 0.15
     test: float = 0.15
     seed: int = 0
