@@ -38,7 +38,7 @@ def reduced(path: str, preprocessing: Preprocessing) -> np.ndarray:
 
 
 def ways(files: list[str], preprocessing: Preprocessing, scratch: Path) -> dict[str, Callable[[], object]]:
-    """What is timed; "first look" empties its cache before."""
+    """What is timed; "first look" has an empty cache each time."""
     filled = 0
 
     def first_look() -> object:

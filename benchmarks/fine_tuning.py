@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from headstart.backbone.engine import SAMPLE, choose_engine, keep_freed_memory, measure_engines
+from headstart.backbone.engine import LOW_PRECISION, SAMPLE, choose_engine, keep_freed_memory, measure_engines
 from headstart.backbone.forward import ActivationNet, FeatureNet, feature_count
 from headstart.backbone.weights import DEFAULT_BACKBONE, Backbone, load_backbone, random_backbone
 from headstart.data.dataset import open_data
@@ -52,10 +52,10 @@ def backbone_of(name: str) -> Backbone:
 def plain_epoch(backbone: Backbone, part: str, pictures: Pictures, labels: np.ndarray) -> float:
     """Seconds."""
     module = backbone.module
-    boundary = boundary_before(part, cut(backbone)).name
     split = cut(backbone)
+    boundary = boundary_before(part, split).name
     prefix, suffix = split.prefix(boundary), split.suffix(boundary)
-    net = FeatureNet(backbone)
+    net = FeatureNet(backbone)  # before anything is set to be trained: it freezes the backbone
     head = nn.Linear(feature_count(net), 5)
     trained = [*(p for _, own in split.parts(boundary) for p in (module.get_parameter(n) for n in own))]
     for parameter in trained:
@@ -90,7 +90,7 @@ def cached_epoch(backbone: Backbone, part: str, pictures: Pictures, labels: np.n
     made.prepare()
     head = (np.zeros((5, frozen.boundaries[-1].shape[0]), np.float32), np.zeros(5, np.float32))
     samples = Samples(made, labels, pictures.keys, 0)
-    dtype = torch.bfloat16 if plan.fast == "mixed" else torch.float32
+    dtype = torch.bfloat16 if plan.in_torch().fast in LOW_PRECISION else torch.float32
     fine_tune(split, boundary.name, head, _first(samples, BATCH), None, TuneSettings(epochs=1), dtype=dtype)
     started = time.monotonic()
     fine_tune(split, boundary.name, head, samples, None, TuneSettings(epochs=1), dtype=dtype)

@@ -182,10 +182,8 @@ class _TrainedConv(nn.Module):
         self.conv = unit.conv
         self.norm = unit.norm
         self.activation = copy.copy(unit.activation)
-        if hasattr(self.activation, "inplace"):
-            cast(
-                Any, self.activation
-            ).inplace = False  # in place on a view, its gradient would take copies of the activation
+        if hasattr(self.activation, "inplace"):  # in place on a view, its gradient would take copies of the activation
+            cast(Any, self.activation).inplace = False
         self.unit = unit
         self.dtype = dtype
 
