@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 from sklearn.datasets import make_classification
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from headstart.errors import DataError
-from headstart.training.probe import C_GRID, C_WITHOUT_CHOICE, fit_probe
+from headstart.training import probe
+from headstart.training.probe import C_GRID, C_WITHOUT_CHOICE, FOLDS, fit_probe
 
 
 def some_data(count: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -22,28 +25,51 @@ def some_data(count: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.n
 @pytest.mark.parametrize("classes", [2, 3, 6])
 def test_folding_the_standardisation_in_changes_no_probability(classes: int) -> None:
     x, y = some_data(300, classes)
-    probe = fit_probe(x, y, classes=classes)
-    reference = make_pipeline(StandardScaler(), LogisticRegression(C=probe.c, max_iter=5000, tol=1e-6)).fit(x, y)
-    logits = x @ probe.weight.T + probe.bias
+    fitted = fit_probe(x, y, classes=classes)
+    reference = make_pipeline(StandardScaler(), LogisticRegression(C=fitted.c, max_iter=5000, tol=1e-6)).fit(x, y)
+    logits = x @ fitted.weight.T + fitted.bias
     odds = np.exp(logits - logits.max(1, keepdims=True))
     assert np.allclose(odds / odds.sum(1, keepdims=True), reference.predict_proba(x), atol=5e-3)
-    assert probe.weight.shape == (classes, 30)
+    assert fitted.weight.shape == (classes, 30)
 
 
 def test_c_is_the_one_with_the_least_loss_over_the_folds() -> None:
     x, y = some_data(400, 3)
-    probe = fit_probe(x, y, classes=3)
-    assert C_GRID[: len(probe.losses)] == tuple(probe.losses)
-    assert probe.c == min(probe.losses, key=lambda c: probe.losses[c])
-    assert len(set(probe.losses.values())) == len(probe.losses) > 2  # each C was truly fitted
-    assert "5-fold" in probe.reason
+    fitted = fit_probe(x, y, classes=3)
+    assert C_GRID[: len(fitted.losses)] == tuple(fitted.losses)
+    assert fitted.c == min(fitted.losses, key=lambda c: fitted.losses[c])
+    assert len(set(fitted.losses.values())) == len(fitted.losses) > 2  # each C was truly fitted
+    assert "5-fold" in fitted.reason
+
+
+@pytest.mark.parametrize("balance", [False, True])
+@pytest.mark.parametrize("classes", [2, 4])
+def test_the_folds_are_fitted_as_scikit_learn_would(
+    classes: int, balance: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y = some_data(400, classes)
+    keep = np.r_[np.flatnonzero(y != 0), np.flatnonzero(y == 0)[:30]]
+    x, y = x[keep], y[keep]
+    folds = list(StratifiedKFold(FOLDS, shuffle=True, random_state=3).split(x, y))
+    scaled = ((x - x.mean(0)) / x.std(0)).astype(np.float32)
+    found = fit_probe(x, y, classes=classes, balance=balance, seed=3).losses
+    for c, loss in found.items():
+        regression = LogisticRegression(C=c, tol=1e-4, max_iter=1000, class_weight="balanced" if balance else None)
+        own = [
+            log_loss(y[judge], regression.fit(scaled[learn], y[learn]).predict_proba(scaled[judge]))
+            for learn, judge in folds
+        ]
+        assert loss == pytest.approx(np.mean(own), rel=5e-3)
+    monkeypatch.setattr(probe, "WEIGHTS_AT_ONCE", 1)  # one fold after the other
+    alone = fit_probe(x, y, classes=classes, balance=balance, seed=3).losses
+    assert alone == pytest.approx(found, rel=5e-3)
 
 
 def test_a_small_set_gets_the_stated_rule() -> None:
     x, y = some_data(40, 2)
-    probe = fit_probe(x, y, classes=2)
-    assert probe.c == C_WITHOUT_CHOICE
-    assert "40 training images" in probe.reason
+    fitted = fit_probe(x, y, classes=2)
+    assert fitted.c == C_WITHOUT_CHOICE
+    assert "40 training images" in fitted.reason
     x, y = some_data(200, 3)
     keep = np.r_[np.flatnonzero(y != 2), np.flatnonzero(y == 2)[:3]]
     assert "a class of 3 image(s)" in fit_probe(x[keep], y[keep], classes=3).reason
@@ -63,15 +89,15 @@ def test_balance_finds_more_of_the_rare_class() -> None:
     keep = np.r_[np.flatnonzero(y == 0), np.flatnonzero(y == 1)[:40]]
     recalls = []
     for balance in (False, True):
-        probe = fit_probe(x[keep], y[keep], classes=2, balance=balance)
-        recalls.append(((x @ probe.weight.T + probe.bias).argmax(1) == y)[y == 1].mean())
+        fitted = fit_probe(x[keep], y[keep], classes=2, balance=balance)
+        recalls.append(((x @ fitted.weight.T + fitted.bias).argmax(1) == y)[y == 1].mean())
     assert recalls[1] > recalls[0] + 0.05
 
 
 def test_a_class_without_training_images_is_never_predicted_and_shifts_nothing() -> None:
     x, y = some_data(300, 3)
-    probe = fit_probe(x, np.where(y == 1, 3, y), classes=4)
-    logits = x @ probe.weight.T + probe.bias
+    fitted = fit_probe(x, np.where(y == 1, 3, y), classes=4)
+    logits = x @ fitted.weight.T + fitted.bias
     assert set(logits.argmax(1)) == {0, 2, 3}
     assert (logits.argmax(1) == np.where(y == 1, 3, y)).mean() > 0.7
 
@@ -79,8 +105,8 @@ def test_a_class_without_training_images_is_never_predicted_and_shifts_nothing()
 def test_a_constant_feature_does_no_harm() -> None:
     x, y = some_data(300, 2)
     x[:, 4] = 3.0
-    probe = fit_probe(x, y, classes=2)
-    assert np.isfinite(probe.weight).all()
+    fitted = fit_probe(x, y, classes=2)
+    assert np.isfinite(fitted.weight).all()
 
 
 def test_one_class_is_an_error() -> None:
