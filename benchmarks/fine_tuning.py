@@ -25,12 +25,11 @@ import torch
 from torch import nn
 
 from headstart.backbone.engine import LOW_PRECISION, SAMPLE, choose_engine, keep_freed_memory, measure_engines
-from headstart.backbone.forward import ActivationNet, FeatureNet, feature_count
+from headstart.backbone.forward import ActivationNet, FeatureNet, feature_shape, split_backbone
 from headstart.backbone.weights import DEFAULT_BACKBONE, Backbone, load_backbone, random_backbone
 from headstart.data.dataset import open_data
 from headstart.data.scan import pixel_store, scan
 from headstart.features.activations import Activations, Pictures
-from headstart.runs.climb import cut
 from headstart.training.finetune import Samples, TuneSettings, fine_tune
 from headstart.training.ladder import boundary_before
 
@@ -52,11 +51,11 @@ def backbone_of(name: str) -> Backbone:
 def plain_epoch(backbone: Backbone, part: str, pictures: Pictures, labels: np.ndarray) -> float:
     """Seconds."""
     module = backbone.module
-    split = cut(backbone)
+    split = split_backbone(backbone)
     boundary = boundary_before(part, split).name
     prefix, suffix = split.prefix(boundary), split.suffix(boundary)
     net = FeatureNet(backbone)  # before anything is set to be trained: it freezes the backbone
-    head = nn.Linear(feature_count(net), 5)
+    head = nn.Linear(feature_shape(net)[0], 5)
     trained = [*(p for _, own in split.parts(boundary) for p in (module.get_parameter(n) for n in own))]
     for parameter in trained:
         parameter.requires_grad_(True)
@@ -79,7 +78,7 @@ def plain_epoch(backbone: Backbone, part: str, pictures: Pictures, labels: np.nd
 def cached_epoch(backbone: Backbone, part: str, pictures: Pictures, labels: np.ndarray) -> float:
     """Seconds; making the activations is not counted, reading them is."""
     keep_freed_memory()
-    frozen = cut(backbone)
+    frozen = split_backbone(backbone)
     split = frozen.copied()
     boundary = boundary_before(part, frozen)
     pixels = pixel_store(backbone.preprocessing).read(list(pictures.keys[:SAMPLE]))

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from headstart.backbone.forward import FeatureNet, feature_count
+from headstart.backbone.forward import FeatureNet, feature_shape
 from headstart.backbone.weights import DEFAULT_BACKBONE, load_backbone
 from headstart.data.augment import Augmentation, views
 from headstart.data.checks import inspect
@@ -92,7 +92,7 @@ def plain_loop(data: str, epochs: int, lr: float) -> None:
         return torch.utils.data.DataLoader(shown, BATCH, shuffle=epoch is not None, drop_last=epoch is not None)
 
     torch.manual_seed(0)
-    model = nn.Sequential(backbone.module, nn.Linear(feature_count(net), len(look.dataset.classes)))
+    model = nn.Sequential(backbone.module, nn.Linear(feature_shape(net)[0], len(look.dataset.classes)))
     model.requires_grad_(True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
     steps = epochs * (len(own["train"]) // BATCH)

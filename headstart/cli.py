@@ -58,6 +58,17 @@ class Pool(StrEnum):
     max = "max"
     avgmax = "avgmax"
     token = "token"
+    flatten = "flatten"
+
+
+class ProbeOption(StrEnum):
+    """What is fitted on frozen features."""
+
+    logistic = "logistic"
+    svm = "svm"
+    rbf = "rbf"
+    knn = "knn"
+    centroid = "centroid"
 
 
 class EffortOption(StrEnum):
@@ -79,7 +90,7 @@ WeightsFile = Annotated[
 ]
 ImageSize = Annotated[int, typer.Option(min=0, help="Side of the input in pixels; 0: what the weights expect.")]
 PoolChoice = Annotated[Pool, typer.Option(help="How features are pooled; auto: as the weights were trained.")]
-Layer = Annotated[str, typer.Option(help="The layer group whose output is pooled (see headstart layers).")]
+Cut = Annotated[str, typer.Option(help="End the backbone at this boundary (see headstart layers).")]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the drawn split and of cross-validation's folds.")]
 Val = Annotated[float, typer.Option(help="Share of the images for val, where the data come without splits.")]
 Test = Annotated[float, typer.Option(help="Share of the images for test, where the data come without splits.")]
@@ -106,7 +117,18 @@ def train(
     weights: WeightsFile = None,
     image_size: ImageSize = 0,
     pool: PoolChoice = Pool.auto,
-    layer: Layer = "",
+    cut: Cut = "",
+    probe: Annotated[ProbeOption, typer.Option(help="What is fitted on frozen features.")] = ProbeOption.logistic,
+    head: Annotated[
+        str,
+        typer.Option(
+            help='"linear", or heads that are trained by steps: 1024-512-0.2, conv1280-flatten; several with ",".'
+        ),
+    ] = "linear",
+    head_epochs: Annotated[int, typer.Option(min=0, help="Of heads that are trained by steps; 0: 30.")] = 0,
+    single_logit: Annotated[
+        bool, typer.Option("--single-logit", help="Two classes share one logit, with binary cross-entropy.")
+    ] = False,
     unfreeze: Annotated[str, typer.Option(help="Train from this part on (see headstart layers), or all.")] = "",
     epochs: Annotated[int, typer.Option(min=0, help="Of each rung; 0: what the effort takes.")] = 0,
     lr: Annotated[float, typer.Option(min=0, help="Learning rate of the head; 0: the default.")] = 0.0,
@@ -114,6 +136,12 @@ def train(
     fresh_views: Annotated[bool, typer.Option("--fresh-views", help="New views in every epoch.")] = False,
     flip: Annotated[bool, typer.Option(help="Whether a mirrored picture shows the same thing.")] = True,
     balance: Annotated[bool, typer.Option("--balance", help="Weigh the classes alike.")] = False,
+    live_batchnorm: Annotated[
+        bool, typer.Option("--live-batchnorm", help="BatchNorm that is trained goes on learning its statistics.")
+    ] = False,
+    scratch: Annotated[
+        bool, typer.Option("--scratch", help="Random weights, all of them trained: for comparison.")
+    ] = False,
     gradual: Annotated[bool, typer.Option("--gradual", help="Each rung goes on from the one below.")] = False,
     val: Val = 0.15,
     test: Test = 0.15,
@@ -140,7 +168,11 @@ def train(
             weights=str(weights.expanduser().resolve()) if weights else "",
             image_size=image_size,
             pool=pool.value,
-            layer=layer,
+            cut=cut,
+            probe=probe.value,
+            head=head,
+            head_epochs=head_epochs,
+            single_logit=single_logit,
             unfreeze=unfreeze,
             epochs=epochs,
             lr=lr,
@@ -148,6 +180,8 @@ def train(
             fresh_views=fresh_views,
             flip=flip,
             balance=balance,
+            live_norms=live_batchnorm,
+            scratch=scratch,
             gradual=gradual,
             val=val,
             test=test,
@@ -248,7 +282,7 @@ def extract(
     weights: WeightsFile = None,
     image_size: ImageSize = 0,
     pool: PoolChoice = Pool.auto,
-    layer: Layer = "",
+    cut: Cut = "",
     device: DeviceChoice = Device.auto,
     as_json: Json = False,
 ) -> None:
@@ -264,7 +298,7 @@ def extract(
         weights=weights,
         image_size=image_size or None,
         pool=pool.value,
-        layer=layer or None,
+        cut=cut,
         device=device.value,
         progress=TerminalProgress(),
     )

@@ -17,13 +17,16 @@ from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
-from headstart.backbone.forward import FeatureNet, feature_count
+from headstart.backbone.forward import FeatureNet, feature_shape
+from headstart.backbone.layers import Layout
+from headstart.backbone.pooling import Pooling
 from headstart.backbone.weights import DEFAULT_BACKBONE, load_backbone
 from headstart.data.scan import scan
 from headstart.errors import DataError, OptionError
 from headstart.features.extract import compute_features
 from headstart.model import Model, data_fingerprint
-from headstart.training.probe import fit_probe
+from headstart.training.classifiers import fit_classifier
+from headstart.training.heads import LINEAR
 from headstart.training.recipe import Recipe
 
 Paths = Sequence[str | os.PathLike[str]] | npt.NDArray[Any]
@@ -36,8 +39,8 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         backbone: a timm architecture; the offline default where it is not given.
         weights: a file of weights; the architecture's own where it is not given.
         image_size: side of the input in pixels; what the weights were trained with where it is not given.
-        pool: "auto", "avg", "max", "avgmax" or "token".
-        layer: the layer group whose output is pooled; the last where it is not given.
+        pool: "auto", "avg", "max", "avgmax", "token" or "flatten".
+        cut: the boundary at which the backbone ends, as ``headstart layers`` lists it; "" for its own end.
         device: "auto", "cpu", "cuda" or "mps".
 
     Attributes:
@@ -51,14 +54,14 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         weights: str | None = None,
         image_size: int | None = None,
         pool: str = "auto",
-        layer: str | None = None,
+        cut: str = "",
         device: str = "auto",
     ) -> None:
         self.backbone = backbone
         self.weights = weights
         self.image_size = image_size
         self.pool = pool
-        self.layer = layer
+        self.cut = cut
         self.device = device
 
     def fit(self, X: Paths, y: object = None) -> Self:  # noqa: ARG002
@@ -69,7 +72,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             OptionError: an argument has a value that it cannot take.
         """
         self.net_ = _net(self)
-        self.n_features_out_ = feature_count(self.net_)
+        self.n_features_out_ = feature_shape(self.net_)[0]
         return self
 
     def transform(self, X: Paths) -> npt.NDArray[np.float32]:
@@ -111,15 +114,17 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         backbone: a timm architecture; the offline default where it is not given.
         weights: a file of weights; the architecture's own where it is not given.
         image_size: side of the input in pixels; what the weights were trained with where it is not given.
-        pool: "auto", "avg", "max", "avgmax" or "token".
-        layer: the layer group whose output is pooled; the last where it is not given.
+        pool: "auto", "avg", "max", "avgmax", "token" or "flatten".
+        cut: the boundary at which the backbone ends, as ``headstart layers`` lists it; "" for its own end.
+        probe: "logistic", "svm", "rbf", "knn" or "centroid".
+        head: "linear", or heads that are trained by steps, as "1024-512-0.2".
         balance: weigh the classes alike, however many images each has.
         seed: of cross-validation's folds.
         device: "auto", "cpu", "cuda" or "mps".
 
     Attributes:
         classes_: the labels, sorted, as they were given.
-        probe_: the fitted linear layer and how it was come by.
+        fitted_: the classifier on the features and how it was come by.
     """
 
     def __init__(
@@ -130,7 +135,9 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         weights: str | None = None,
         image_size: int | None = None,
         pool: str = "auto",
-        layer: str | None = None,
+        cut: str = "",
+        probe: str = "logistic",
+        head: str = LINEAR,
         balance: bool = False,
         seed: int = 0,
         device: str = "auto",
@@ -140,7 +147,9 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.weights = weights
         self.image_size = image_size
         self.pool = pool
-        self.layer = layer
+        self.cut = cut
+        self.probe = probe
+        self.head = head
         self.balance = balance
         self.seed = seed
         self.device = device
@@ -162,12 +171,12 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.classes_, numbers = np.unique(labels, return_inverse=True)
         self.net_ = _net(self)
         features, keys = _features(self.net_, X, self.device)
-        self.probe_ = fit_probe(
+        self.fitted_ = fit_classifier(
+            recipe,
             features,
             numbers.astype(np.int64),
             classes=len(self.classes_),
-            balance=self.balance,
-            seed=recipe.seed,
+            layout=Layout.of(self.net_.backbone.module),
         )
         self.data_sha256_ = data_fingerprint(keys, [str(label) for label in labels])
         return self
@@ -178,7 +187,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises:
             DataError: an image cannot be read; names all of them.
         """
-        check_is_fitted(self, "probe_")
+        check_is_fitted(self, "fitted_")
         return self.as_model().probabilities(_features(self.net_, X, self.device)[0])
 
     def predict(self, X: Paths) -> npt.NDArray[Any]:
@@ -191,11 +200,10 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def as_model(self) -> Model:
         """The same classifier as a ``Model``, to save and to ship; its classes are names."""
-        check_is_fitted(self, "probe_")
+        check_is_fitted(self, "fitted_")
         return Model(
             self.net_,
-            self.probe_.weight,
-            self.probe_.bias,
+            self.fitted_.head,
             [str(label) for label in self.classes_],
             recipe=self._recipe(),
             data={"train_sha256": self.data_sha256_},
@@ -209,7 +217,9 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             weights=self.weights or "",
             image_size=self.image_size or 0,
             pool=cast(Any, self.pool),
-            layer=self.layer or "",
+            cut=self.cut,
+            probe=cast(Any, self.probe),
+            head=self.head,
             balance=self.balance,
             seed=self.seed,
         )
@@ -229,7 +239,11 @@ def _net(estimator: FeatureExtractor | ImageClassifier) -> FeatureNet:
     backbone = load_backbone(
         estimator.backbone, weights=estimator.weights or None, image_size=estimator.image_size or None
     )
-    return FeatureNet(backbone, pool=cast(Any, estimator.pool), layer=estimator.layer or None)
+    return FeatureNet(backbone, pool=_pooling(estimator), cut=estimator.cut)
+
+
+def _pooling(estimator: FeatureExtractor | ImageClassifier) -> Pooling:
+    return estimator._recipe().pooling if isinstance(estimator, ImageClassifier) else cast(Any, estimator.pool)
 
 
 def _without_net(state: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ from typing import Any, TypeVar, cast, final, overload
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -26,7 +28,11 @@ from headstart.data.images import Preprocessing, Rgb, as_rgb, decode, fit_to, ma
 from headstart.errors import HeadstartError, ModelFileError, UnreadableImage
 from headstart.files import write_atomically
 from headstart.progress import Progress, SilentProgress
+from headstart.training.heads import head_from
 from headstart.training.recipe import Recipe
+
+AT_ONCE = 1024
+"""Images whose features go through the head at once."""
 
 FORMAT_VERSION = 1
 MODEL_FILE = "model.safetensors"
@@ -61,13 +67,12 @@ class Prediction:
 
 @final
 class Model:
-    """A classifier: backbone, one linear layer, class names, preprocessing, and where it all came from.
+    """A classifier: backbone, head, class names, preprocessing, and where it all came from.
 
     Args:
-        net: the frozen pass to features of length D.
-        weight: (classes, D) float32 of the linear layer.
-        bias: (classes,) float32.
-        classes: names, in the order of the rows of ``weight``.
+        net: the frozen pass to features.
+        head: (N, ...) features -> (N, classes) logits; with an attribute ``about`` (see ``training.heads``).
+        classes: names, in the order of the logits.
         recipe: how it was trained.
         data: what it was trained on: counts and a fingerprint; a JSON document.
         scores: what it scored, by the name of the set; a JSON document.
@@ -76,8 +81,7 @@ class Model:
     def __init__(
         self,
         net: FeatureNet,
-        weight: npt.NDArray[np.float32],
-        bias: npt.NDArray[np.float32],
+        head: nn.Module,
         classes: Sequence[str],
         *,
         recipe: Recipe,
@@ -86,8 +90,8 @@ class Model:
         libraries: dict[str, str] | None = None,
     ) -> None:
         self.net = net
-        self.weight = weight
-        self.bias = bias
+        self.head = head.requires_grad_(False).eval()
+        self._exact: nn.Module | None = None
         self.classes = tuple(classes)
         self.recipe = recipe
         self.data = data
@@ -103,8 +107,12 @@ class Model:
         return self.net.backbone.preprocessing
 
     def probabilities(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-        """(N, D) float32 features -> (N, classes) float64 probabilities; rows sum to 1."""
-        logits = features.astype(np.float64) @ self.weight.T.astype(np.float64) + self.bias
+        """(N, ...) float32 features -> (N, classes) float64 probabilities; rows sum to 1."""
+        if self._exact is None:
+            self._exact = copy.deepcopy(self.head).double()
+        parts = [features[start : start + AT_ONCE] for start in range(0, len(features), AT_ONCE)]
+        with torch.inference_mode():
+            logits = np.concatenate([self._exact(torch.from_numpy(part).double()).numpy() for part in parts])
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))
         return np.asarray(odds / odds.sum(axis=1, keepdims=True))
 
@@ -175,9 +183,8 @@ class Model:
             ModelFileError: the folder cannot be written.
         """
         path = Path(file)
-        tensors = {f"backbone.{name}": t.cpu() for name, t in self.net.backbone.module.state_dict().items()}
-        from_numpy = {"head.weight": self.weight, "head.bias": self.bias}
-        tensors |= {name: _tensor(array) for name, array in from_numpy.items()}
+        tensors = {f"backbone.{name}": t.cpu() for name, t in self.net.state().items()}
+        tensors |= {f"head.{name}": tensor.cpu() for name, tensor in self.head.state_dict().items()}
         tensors = {name: t.detach().clone().contiguous() for name, t in tensors.items()}
         header = self._header()
         header["sha256"] = _digest(header, tensors)
@@ -199,8 +206,9 @@ class Model:
                 "fingerprint": backbone.fingerprint,
                 "build": backbone.build,
                 "pool": self.net.pool,
-                "layer": self.net.layer,
+                "cut": self.net.cut,
             },
+            "head": self.head.about,
             "recipe": self.recipe.as_json(),
             "data": self.data,
             "scores": self.scores,
@@ -244,12 +252,11 @@ def load(run_or_model: str | os.PathLike[str]) -> Model:
         path = path / MODEL_FILE
     header, tensors = _read(path)
     try:
-        backbone = _rebuild(header, {k.removeprefix("backbone."): v for k, v in tensors.items() if "backbone." in k})
-        net = FeatureNet(backbone, pool=header["backbone"]["pool"], layer=header["backbone"]["layer"])
+        backbone = _rebuild(header, _under("backbone.", tensors))
+        net = FeatureNet(backbone, pool=header["backbone"]["pool"], cut=header["backbone"]["cut"])
         return Model(
             net,
-            tensors["head.weight"].numpy(),
-            tensors["head.bias"].numpy(),
+            head_from(header["head"], _under("head.", tensors), len(header["classes"])),
             header["classes"],
             recipe=Recipe.from_json(header["recipe"]),
             data=header["data"],
@@ -296,7 +303,9 @@ def _digest(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
 def _rebuild(header: dict[str, Any], state: dict[str, Tensor]) -> Backbone:
     about = header["backbone"]
     module: nn.Module = build_architecture(about["build"]["name"], image_size=about["build"]["image_size"])
-    module.load_state_dict(state)
+    unused = module.load_state_dict(state, strict=not about["cut"]).unexpected_keys
+    if unused:
+        raise RuntimeError(f"weights that it does not know: {', '.join(unused[:5])}")
     own: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in header["preprocessing"].items()
     }
@@ -316,10 +325,8 @@ def data_fingerprint(keys: Iterable[bytes], labels: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
-def _tensor(array: npt.NDArray[np.float32]) -> Tensor:
-    import torch
-
-    return torch.from_numpy(np.ascontiguousarray(array))
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _is_one(pictures: object) -> bool:

@@ -72,7 +72,7 @@ _TRASH = re.compile(r"\.trash-[0-9a-f]{24}(\.onnx)?-[0-9a-f]{8}")
 _WORDS = {
     "architecture": "{}",
     "boundary": "boundary {}",
-    "layer": "layer {}",
+    "cut": "cut at {}",
     "pool": "pool {}",
     "size": "size {}",
     "crop_mode": "{}",

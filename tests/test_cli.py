@@ -192,7 +192,7 @@ def test_extracted_features_carry_path_and_label(
             tmp_path / f"f.{ending}",
             "--image-size",
             64,
-            "--layer",
+            "--cut",
             "blocks.2",
             capsys=capsys,
         )

@@ -180,7 +180,7 @@ def test_what_was_measured_holds_for_other_poolings_and_for_prefixes(
     split = SplittableBackbone(backbone.module, height=SIDE, width=SIDE)
     names = [boundary.name for boundary in split.boundaries[1::2]]
     nets: list[PixelNet] = [ActivationNet(backbone, name, split.prefix(name)) for name in names]
-    nets += [FeatureNet(backbone, pool="avgmax"), FeatureNet(backbone, layer="layer2")]
+    nets += [FeatureNet(backbone, pool="avgmax"), FeatureNet(backbone, cut="layer2")]
     for other in nets:
         fast = choose(other, tmp_path, plan=plan, exact=False)
         assert fast.precision == plan.precision(False)

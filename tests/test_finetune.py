@@ -8,11 +8,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from headstart.backbone.split import INPUT, SplittableBackbone
 from headstart.backbone.weights import random_backbone
 from headstart.training.finetune import Progressed, Samples, Tuned, TuneSettings, fine_tune, logits_of, trained_names
+from headstart.training.heads import linear_head
 
 SETTINGS = TuneSettings(epochs=6, lr=1e-3, batch_size=8, patience=4)
 
@@ -29,7 +30,7 @@ class Held:
         return torch.stack([self.rows[image, view] for image, view in rows])
 
 
-def prepared(seed: int = 0) -> tuple[SplittableBackbone, Samples, Samples, tuple[np.ndarray, np.ndarray]]:
+def prepared(seed: int = 0) -> tuple[SplittableBackbone, Samples, Samples, nn.Module]:
     backbone = random_backbone("test_resnet", image_size=32, seed=3)
     split = SplittableBackbone(backbone.module, height=32, width=32)
     shape = next(b.shape for b in split.boundaries if b.name == "layer3")
@@ -38,7 +39,7 @@ def prepared(seed: int = 0) -> tuple[SplittableBackbone, Samples, Samples, tuple
         labels = np.arange(count) % 2
         keys = [bytes([i, own, *[0] * 14]) for i in range(count)]
         parts.append(Samples(Held(shape, labels, own), labels, keys, views))
-    head = (np.zeros((2, split.boundaries[-1].shape[0]), np.float32), np.zeros(2, np.float32))
+    head = linear_head(np.zeros((2, split.boundaries[-1].shape[0])), np.zeros(2))
     return split, parts[0], parts[1], head
 
 
@@ -61,7 +62,7 @@ def test_it_learns_and_changes_only_what_lies_behind_the_boundary() -> None:
     assert all(name.startswith("layer4") for name in changed)
     assert not any("running" in name or "num_batches" in name for name in changed)
     assert not any(p.requires_grad for p in split.module.parameters())
-    logits = logits_of(split, "layer3", val, (found.weight, found.bias))
+    logits = logits_of(split, "layer3", val, found.head)
     assert (logits.argmax(1) == val.labels).mean() > 0.9
     assert (logits.argmax(1) == val.labels).sum() == found.best["correct"]
 
@@ -104,7 +105,8 @@ def test_a_stop_at_any_step_changes_no_bit_of_the_end(stop_after: int) -> None:
     split, train, val, head = prepared()
     found = fine_tune(split, "layer3", head, train, val, SETTINGS, start=saved[0])
     assert all(torch.equal(a, b) for a, b in zip(state(split).values(), state(whole).values(), strict=True))
-    assert np.array_equal(found.weight, expected.weight)
+    own, other = found.head.state_dict(), expected.head.state_dict()
+    assert all(torch.equal(own[name], other[name]) for name in other)
     assert found.history == expected.history
 
 
@@ -138,7 +140,7 @@ def test_balance_weighs_a_rare_class_like_a_common_one() -> None:
     for balance in (False, True):
         split = prepared()[0]
         found = fine_tune(split, "layer3", head, noise, None, replace(settings, balance=balance))
-        logits = logits_of(split, "layer3", noise, (found.weight, found.bias))
+        logits = logits_of(split, "layer3", noise, found.head)
         odds = np.exp(logits - logits.max(1, keepdims=True))
         shares.append(float((odds / odds.sum(1, keepdims=True))[:, 1].mean()))
     assert shares[1] > 1.3 * shares[0]

@@ -14,7 +14,9 @@ from headstart.backbone.engine import (
     resolve_device,
     run_in_batches,
 )
-from headstart.backbone.forward import FeatureNet, Pooling, feature_count
+from headstart.backbone.forward import FeatureNet, feature_shape
+from headstart.backbone.layers import Layout
+from headstart.backbone.pooling import Pooling
 from headstart.backbone.weights import fingerprint, random_backbone
 from headstart.errors import OptionError
 
@@ -35,18 +37,21 @@ def test_features_equal_timms_own_on_normalised_pixels() -> None:
 def test_every_pooling_is_what_its_name_says(name: str) -> None:
     backbone = random_backbone(name)
     batch = torch.from_numpy(pixels(2, backbone.preprocessing.height))
-    nets = {pool: FeatureNet(backbone, pool=pool) for pool in get_args(Pooling) if pool != "token"}
+    nets = {pool: FeatureNet(backbone, pool=pool) for pool in get_args(Pooling) if pool not in ("token", "none")}
     maps = torch.stack([nets["avg"](batch), nets["max"](batch)])
     assert torch.allclose(nets["avgmax"](batch), torch.cat(list(maps), 1))
     assert (maps[1] >= maps[0]).all()
-    assert feature_count(nets["avgmax"]) == 2 * feature_count(nets["avg"])
+    flat, whole = nets["flatten"](batch), FeatureNet(backbone, pool="none")(batch)
+    assert torch.allclose(flat, whole.flatten(1))
+    assert feature_shape(FeatureNet(backbone, pool="none")) == whole.shape[1:]
+    assert feature_shape(nets["avgmax"])[0] == 2 * feature_shape(nets["avg"])[0]
     if name == "test_vit":
         token = FeatureNet(backbone, pool="token")(batch)
         tokens = backbone.module.forward_features((batch.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5)  # type: ignore[operator]
         assert torch.allclose(token, tokens[:, 0], atol=1e-4)
     else:
         with pytest.raises(OptionError, match="no class token"):
-            FeatureNet(backbone, pool="token")(batch)
+            FeatureNet(backbone, pool="token")
 
 
 @pytest.mark.parametrize(
@@ -55,13 +60,13 @@ def test_every_pooling_is_what_its_name_says(name: str) -> None:
 def test_an_inner_layer_gives_its_pooled_output(name: str, layer: str) -> None:
     backbone = random_backbone(name, image_size=None if "vit" in name else 64)
     batch = torch.from_numpy(pixels(2, backbone.preprocessing.height))
-    net = FeatureNet(backbone, layer=layer)
+    net = FeatureNet(backbone, cut=layer)
     seen: list[torch.Tensor] = []
     hook = backbone.module.get_submodule(layer).register_forward_hook(lambda _m, _i, output: seen.append(output))
     FeatureNet(backbone)(batch)
     hook.remove()
     inner = seen[0]
-    expected = inner.mean((2, 3)) if inner.ndim == 4 else inner[:, net.layout.prefix_tokens :].mean(1)
+    expected = inner.mean((2, 3)) if inner.ndim == 4 else inner[:, Layout.of(backbone.module).prefix_tokens :].mean(1)
     assert torch.allclose(net(batch), expected, atol=1e-5)
 
 
@@ -70,7 +75,7 @@ def test_wrong_pooling_and_layer_are_refused_with_what_there_is() -> None:
     with pytest.raises(OptionError, match="avgmax"):
         FeatureNet(backbone, pool="median")  # type: ignore[arg-type]
     with pytest.raises(OptionError, match=r"'layer9'.*layer1"):
-        FeatureNet(backbone, layer="layer9")
+        FeatureNet(backbone, cut="layer9")
 
 
 def test_running_the_frozen_pass_changes_no_weight_and_no_statistic() -> None:
@@ -84,7 +89,7 @@ def test_running_the_frozen_pass_changes_no_weight_and_no_statistic() -> None:
 
 @pytest.mark.exhaustive
 def test_onnx_runtime_gives_plain_pytorchs_features_at_any_batch_size(tmp_path: Any) -> None:
-    net = FeatureNet(random_backbone("test_resnet", image_size=64), pool="avgmax", layer="layer2")
+    net = FeatureNet(random_backbone("test_resnet", image_size=64), pool="avgmax", cut="layer2")
     plan = EnginePlan(exact="onnxruntime", rates={"torch": 1.0, "onnxruntime": 2.0})
     fast = choose_engine(net, count=10_000, sample=pixels(4, 64), plan=plan, device="cpu", cache=tmp_path)
     plain = choose_engine(net, count=10, sample=pixels(4, 64), device="cpu", cache=tmp_path)

@@ -8,8 +8,9 @@ import pytest
 from headstart.backbone.split import SplittableBackbone
 from headstart.backbone.weights import build_architecture
 from headstart.errors import OptionError
-from headstart.training.ladder import losses_of, paired_p, plan_rungs, plan_text, room_for_gain
+from headstart.training.ladder import paired_p, plan_rungs, plan_text, room_for_gain
 from headstart.training.recipe import Recipe
+from headstart.training.temperature import losses_of
 
 
 @pytest.fixture(scope="module")

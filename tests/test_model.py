@@ -10,22 +10,29 @@ import pytest
 import torch
 from pictures import picture
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 import headstart
-from headstart.backbone.forward import FeatureNet, feature_count
+from headstart.backbone.forward import FeatureNet, feature_shape
 from headstart.backbone.weights import fingerprint, random_backbone
 from headstart.errors import ModelFileError
 from headstart.model import FORMAT_VERSION, Model, Prediction, load
+from headstart.training.heads import HeadSpec, build_head, linear_head
 from headstart.training.recipe import Recipe
 
 
 @pytest.fixture(scope="module")
 def model() -> Model:
     net = FeatureNet(random_backbone("test_resnet", image_size=64), pool="avgmax")
-    weight = np.random.default_rng(0).normal(size=(3, feature_count(net))).astype(np.float32)
+    weight = np.random.default_rng(0).normal(size=(3, feature_shape(net)[0])).astype(np.float32)
     return Model(
-        net, weight, np.array([0.1, 0, -0.1], np.float32), ["9", "10", "é"], recipe=Recipe(), data={"a": 1}, scores={}
+        net,
+        linear_head(weight, np.array([0.1, 0, -0.1])),
+        ["9", "10", "é"],
+        recipe=Recipe(),
+        data={"a": 1},
+        scores={},
     )
 
 
@@ -52,11 +59,29 @@ def test_a_model_file_gives_back_everything(model: Model, tmp_path: Path) -> Non
     again = load(model.save(tmp_path / "m.safetensors"))
     assert again.classes == ("9", "10", "é")
     assert again.preprocessing == model.preprocessing
-    assert (again.net.pool, again.net.layer) == ("avgmax", None)
+    assert (again.net.pool, again.net.cut) == ("avgmax", "")
     assert again.recipe == model.recipe
     assert again.data == {"a": 1}
     assert again.libraries == model.libraries
     assert fingerprint(again.net.backbone.module.state_dict()) == model.net.backbone.fingerprint
+    pictures = [picture(i) for i in range(3)]
+    assert [p.top for p in again.predict(pictures)] == [p.top for p in model.predict(pictures)]
+
+
+@pytest.mark.parametrize(
+    ("cut", "pool", "head"), [("layer2", "none", "conv6-flatten-4-0.5"), ("layer3", "flatten", "8")]
+)
+def test_a_backbone_that_ends_early_is_saved_without_what_lies_behind(
+    cut: str, pool: str, head: str, tmp_path: Path
+) -> None:
+    net = FeatureNet(random_backbone("test_resnet", image_size=64), pool=pool, cut=cut)  # type: ignore[arg-type]
+    layers = build_head(HeadSpec.parse(head), feature_shape(net), 3)
+    model = Model(net, layers, ["a", "b", "c"], recipe=Recipe(), data={}, scores={})
+    again = load(model.save(tmp_path / "m.safetensors"))
+    with safe_open(tmp_path / "m.safetensors", framework="pt") as opened:
+        saved = list(opened.keys())
+    assert any(name.startswith(f"backbone.{cut}") for name in saved)
+    assert not any(name.startswith("backbone.layer4") for name in saved)
     pictures = [picture(i) for i in range(3)]
     assert [p.top for p in again.predict(pictures)] == [p.top for p in model.predict(pictures)]
 

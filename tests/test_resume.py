@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from pictures import write_classes
+from torch import nn
 
 import headstart as hs
 from headstart.backbone.split import SplittableBackbone
@@ -19,7 +20,7 @@ from headstart.backbone.weights import fingerprint
 from headstart.errors import RunError
 from headstart.runs.log import read_log
 from headstart.runs.train import resume
-from headstart.training.finetune import Head, Tuned, fine_tune
+from headstart.training.finetune import Tuned, fine_tune, trained_names
 
 CHOICES = {
     "image_size": 64,
@@ -67,10 +68,10 @@ def test_the_ladder_names_every_rung_and_keeps_the_best(run: hs.Run) -> None:
 def test_a_rung_begins_from_pretrained_weights_and_probe_unless_it_goes_on(
     gradual: bool, hard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun: list[tuple[str, str, bytes]] = []
+    begun: list[tuple[str, str, str]] = []
 
-    def noting(split: SplittableBackbone, boundary: str, head: Head, *rest: object, **given: object) -> Tuned:
-        begun.append((boundary, fingerprint(split.module.state_dict()), head[0].tobytes()))
+    def noting(split: SplittableBackbone, boundary: str, head: nn.Module, *rest: object, **given: object) -> Tuned:
+        begun.append((boundary, fingerprint(split.module.state_dict()), fingerprint(head.state_dict())))
         return fine_tune(split, boundary, head, *rest, **given)  # type: ignore[arg-type]
 
     monkeypatch.setattr("headstart.runs.climb.fine_tune", noting)
@@ -106,8 +107,8 @@ def test_the_saved_model_gives_the_probabilities_that_the_run_wrote_down(run: hs
 
 
 def test_a_fine_tuned_model_holds_its_own_weights(hard: Path, tmp_path: Path) -> None:
-    from headstart.backbone.weights import fingerprint, load_backbone
-    from headstart.runs import climb
+    from headstart.backbone.forward import split_backbone
+    from headstart.backbone.weights import load_backbone
 
     kept = hs.train(hard, out=tmp_path / "run", **CHOICES)
     backbone = load_backbone(image_size=64)
@@ -117,7 +118,8 @@ def test_a_fine_tuned_model_holds_its_own_weights(hard: Path, tmp_path: Path) ->
     if kept.best == "probe":
         assert same == set(tuned)
     else:
-        assert {name for name in tuned if name not in same} <= set(climb.trained_names(climb.cut(backbone), "blocks.5"))
+        behind = set(trained_names(split_backbone(backbone), "blocks.5"))
+        assert {name for name in tuned if name not in same} <= behind
         assert len(same) < len(tuned)
     assert fingerprint(tuned) == model.net.backbone.fingerprint
 
@@ -201,7 +203,7 @@ def test_resuming_on_other_images_is_refused(hard: Path, tmp_path: Path, monkeyp
     from headstart.runs import train as module
 
     data = shutil.copytree(hard, tmp_path / "data")
-    monkeypatch.setattr(module, "fit_probe", lambda *_given, **_named: (_ for _ in ()).throw(Stopped))
+    monkeypatch.setattr(module, "fit_classifier", lambda *_given, **_named: (_ for _ in ()).throw(Stopped))
     with pytest.raises(Stopped):
         hs.train(data, out=tmp_path / "run", **CHOICES)
     monkeypatch.undo()

@@ -269,3 +269,56 @@ def test_the_report_stands_alone_and_escapes_names(tmp_path: Path) -> None:
     assert "http" not in text.replace("http-equiv", "")
     for scores in run.results.values():
         assert scores.sentence in text
+
+
+HEADS = [
+    {"head": "32-16-0.2,8", "head_epochs": 20},
+    {"head": "conv8-flatten", "cut": "blocks.4", "head_epochs": 8},
+    {"head": "16", "views": 2, "head_epochs": 8, "single_logit": True},
+    {"probe": "svm", "pool": "flatten", "cut": "blocks.5"},
+    {"probe": "rbf"},
+    {"probe": "knn", "pool": "max"},
+    {"probe": "centroid"},
+    {"single_logit": True},
+]
+
+
+QUICKEST = HEADS[:2]
+
+
+@pytest.mark.parametrize(
+    "choices", [c if c in QUICKEST else pytest.param(c, marks=pytest.mark.exhaustive) for c in HEADS]
+)
+def test_whatever_stands_on_the_features_is_saved_and_predicts_as_in_the_run(
+    choices: dict[str, object], tmp_path: Path
+) -> None:
+    """Law 5, for every head."""
+    data = write_classes(tmp_path / "colours", {"blue": 40, "red": 40})
+    run = hs.train(data, out=tmp_path / "run", **QUICK, **choices)
+    assert run.scores.correct > 0.7 * run.scores.count
+    again = hs.evaluate(run.folder)[0]
+    written = [float(row["p:blue"]) for row in rows(run.folder / "predictions.csv") if row["split"] == "val"]
+    assert again.probabilities[:, 0] == pytest.approx(written, abs=1e-4)
+    assert run.best in run.report_path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("choices", "match"),
+    [
+        ({"head": "512", "probe": "svm"}, "one or the other"),
+        ({"head": "conv8", "pool": "max"}, "conv1280-avg"),
+        ({"head_epochs": 3}, "without steps"),
+        ({"probe": "knn", "effort": "quick"}, "linear classifier"),
+        ({"probe": "forest"}, "logistic, svm"),
+        ({"head": "512-relu"}, "Examples"),
+        ({"cut": "blocks.9"}, r"'blocks\.9'.*blocks\.3"),
+        ({"single_logit": True}, "there are 3"),
+    ],
+)
+def test_heads_that_cannot_be_are_refused_before_anything_is_written(
+    choices: dict[str, object], match: str, tmp_path: Path
+) -> None:
+    data = write_classes(tmp_path / "colours", {"blue": 9, "green": 9, "red": 9})
+    with pytest.raises(OptionError, match=match):
+        hs.train(data, out=tmp_path / "run", **QUICK, **choices)
+    assert not (tmp_path / "run").exists()

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from headstart.backbone.split import HEAD, SplittableBackbone
+from headstart.backbone.layers import Layout
+from headstart.backbone.pooling import Pooling, pooled
+from headstart.backbone.split import HEAD, INPUT, SplittableBackbone
 from headstart.backbone.weights import build_architecture
 from headstart.errors import OptionError
 
@@ -173,3 +175,63 @@ def test_a_copy_has_the_same_cuts_and_weights_of_its_own() -> None:
             parameter.zero_()
         assert not torch.equal(copied.suffix("layer2")(split.prefix("layer2")(pictures)), expected)
         assert torch.equal(module(pictures), expected)
+
+
+ENDED = ["tf_efficientnet_lite0", "vgg16", "resnetv2_50", "vit_small_patch16_224", "swin_tiny_patch4_window7_224"]
+
+
+@pytest.mark.parametrize(("name", "pool"), [("tf_efficientnet_lite0", "flatten"), ("vit_small_patch16_224", "avg")])
+def test_a_backbone_that_ends_early_can_be_cut_before_its_end(name: str, pool: Pooling) -> None:
+    """Law 1, where the backbone is truncated and pooled otherwise."""
+    assert_law_1_ended(name, pool)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", ENDED)
+@pytest.mark.parametrize("pool", ["avg", "flatten", "none"])
+def test_backbones_that_end_early_can_be_cut_before_their_end(name: str, pool: Pooling) -> None:
+    assert_law_1_ended(name, pool)
+
+
+def assert_law_1_ended(name: str, pool: Pooling) -> None:
+    side = BACKBONES[name]
+    module = lively(name, side)
+    inner = [b for b in SplittableBackbone(module, height=side, width=side).boundaries if b.name not in (INPUT, HEAD)]
+    end, before = inner[len(inner) * 2 // 3], inner[len(inner) // 3]
+    split = SplittableBackbone(module, height=side, width=side, pool=pool, cut=end.name)
+    names = [b.name for b in split.boundaries][1:-1]
+    assert names == [b.name for b in inner[: len(names)]]
+    assert len(inner) * 2 // 3 - 1 <= len(names) <= len(inner) * 2 // 3  # no weights may lie right before the end
+    assert split.boundaries[0].parameters_after < sum(p.numel() for p in module.parameters())
+    pictures = torch.randn(2, 3, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    layout = Layout.of(module)
+    with torch.no_grad():
+        at_end = SplittableBackbone(module, height=side, width=side).prefix(end.name)(pictures)
+        expected = pooled(at_end, pool, layout.channels_last, layout.prefix_tokens)
+        assert tuple(expected.shape[1:]) == split.boundaries[-1].shape
+        close = {"rtol": 0, "atol": 1e-9 * float(expected.abs().max())}
+        assert torch.allclose(split.whole()(pictures), expected, **close)
+        activation = split.prefix(before.name)(pictures)
+        assert torch.allclose(split.suffix(before.name)(activation), expected, **close)
+        features, tapped = split.tapped(before.name)(pictures)
+        assert torch.allclose(features, expected, **close)
+        assert torch.equal(tapped, activation)
+    behind = [n for _, own in split.parts(before.name) for n in own]
+    assert sum(module.get_parameter(n).numel() for n in behind) == next(
+        b.parameters_after for b in split.boundaries if b.name == before.name
+    )
+
+
+def test_another_pooling_is_one_of_the_last_map() -> None:
+    module = lively("resnet18", 64)
+    pictures = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        last = module.forward_features(pictures)  # type: ignore[operator]
+        split = SplittableBackbone(module, height=64, width=64, pool="max")
+        assert torch.allclose(split.whole()(pictures), last.amax((2, 3)))
+        assert torch.allclose(split.suffix("layer3")(split.prefix("layer3")(pictures)), last.amax((2, 3)))
+
+
+def test_an_end_that_is_none_is_refused() -> None:
+    with pytest.raises(OptionError, match=r"'layer9'.*layer1, layer2"):
+        SplittableBackbone(build_architecture("resnet18"), height=64, width=64, cut="layer9")

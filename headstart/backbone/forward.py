@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
 import torch
-from timm.models import create_feature_extractor
 from torch import Tensor, nn
 
-from headstart.backbone.layers import Layout, group_names
+from headstart.backbone.layers import Layout, evaluating
+from headstart.backbone.pooling import Pooling, check_pooling
+from headstart.backbone.split import HEAD, SplittableBackbone, with_pooling
 from headstart.backbone.weights import Backbone
-from headstart.errors import OptionError
-
-Pooling = Literal["auto", "avg", "max", "avgmax", "token"]
-"""How a map or a sequence becomes one vector: as the weights were trained ("auto"), the mean, the maximum, both side by
-side, or the class token."""
 
 
 class PixelNet(nn.Module):
@@ -108,83 +104,51 @@ class TappedNet(PixelNet):
 
 
 class FeatureNet(PixelNet):
-    """uint8 pixels -> features, (N, D) float32.
+    """uint8 pixels -> features, (N, D) float32; or the map (N, ...) where nothing is pooled.
+
+    Its activation is that at the boundary ``HEAD``.
 
     Args:
         backbone: whose weights are shared, not copied.
-        pool: see ``Pooling``; "auto" is the mean where ``layer`` is given.
-        layer: name of a layer group whose output is pooled; the last where it is not given.
+        pool: see ``Pooling``.
+        cut: name of the boundary at which the backbone ends, as ``headstart layers`` lists it; "" for its own end.
 
     Raises:
-        OptionError: no such pooling or layer, or the network cannot be cut there.
+        OptionError: no such pooling, or the network cannot be cut there.
     """
 
-    def __init__(self, backbone: Backbone, *, pool: Pooling = "auto", layer: str | None = None) -> None:
-        if pool not in get_args(Pooling):
-            raise OptionError(f"pool {pool!r}: expected one of {', '.join(get_args(Pooling))}.")
-        module = backbone.module
-        super().__init__(
-            backbone, _cut(backbone, layer) if layer else module if pool == "auto" else _BeforePooling(module)
-        )
+    def __init__(self, backbone: Backbone, *, pool: Pooling = "auto", cut: str = "") -> None:
+        check_pooling(pool, Layout.of(backbone.module), backbone.architecture)
+        with evaluating(backbone.module):
+            body = split_backbone(backbone, pool, cut).whole() if cut else with_pooling(backbone.module, pool)
+        super().__init__(backbone, body)
+        self.boundary = HEAD
         self.pool = pool
-        self.layer = layer
-        self.layout = Layout.of(module)
-
-    def finish(self, x: Any) -> Tensor:
-        """Pools, where the body has not."""
-        if self.layer is not None:
-            return self._pooled(x[self.layer])
-        return cast(Tensor, x) if self.pool == "auto" else self._pooled(x)
+        self.cut = cut
 
     def describe(self) -> dict[str, Any]:
         """See ``PixelNet.describe``."""
-        return super().describe() | {"pool": self.pool, "layer": self.layer}
+        return super().describe() | {"pool": self.pool, "cut": self.cut}
 
-    def _pooled(self, x: Tensor) -> Tensor:
-        """(N, C, H, W), (N, H, W, C), (N, tokens, C) or (N, C) -> (N, C), or (N, 2C) for "avgmax"."""
-        if x.ndim == 2:
-            return x
-        if x.ndim == 4:
-            x = x.flatten(1, 2) if self.layout.channels_last else x.flatten(2).transpose(1, 2)
-        elif self.pool == "token":
-            if not self.layout.prefix_tokens:
-                raise OptionError(f"pool 'token': {self.backbone.architecture} has no class token.")
-            return x[:, 0]
-        else:
-            x = x[:, self.layout.prefix_tokens :]
-        if self.pool == "token":
-            raise OptionError(f"pool 'token': {self.backbone.architecture} has no class token.")
-        if self.pool == "max":
-            return x.amax(1)
-        return torch.cat([x.mean(1), x.amax(1)], 1) if self.pool == "avgmax" else x.mean(1)
+    def state(self) -> dict[str, Tensor]:
+        """The weights and statistics that it uses, by their names in timm's network."""
+        if not self.cut:
+            return self.backbone.module.state_dict()
+        return self.body.state_dict()
 
 
-class _BeforePooling(nn.Module):
-    """A timm network up to where it would pool."""
+def split_backbone(backbone: Backbone, pool: Pooling = "auto", cut: str = "") -> SplittableBackbone:
+    """A backbone, cut for the size of its input.
 
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
+    Raises:
+        OptionError: it cannot end at ``cut``.
+    """
+    size = backbone.preprocessing
+    return SplittableBackbone(backbone.module, height=size.height, width=size.width, pool=pool, cut=cut)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, cast(Any, self.module).forward_features(x))
 
-
-def feature_count(net: FeatureNet) -> int:
-    """D, the length of a feature vector, by running one blank picture."""
+def feature_shape(net: FeatureNet) -> tuple[int, ...]:
+    """(D,), or the shape of the map, by running one blank picture."""
     shape = (1, net.backbone.preprocessing.height, net.backbone.preprocessing.width, 3)
     with torch.inference_mode():
-        return int(net(torch.zeros(shape, dtype=torch.uint8, device=net.scale.device)).shape[1])
-
-
-def _cut(backbone: Backbone, layer: str) -> nn.Module:
-    known = group_names(backbone.module)
-    if layer not in known:
-        raise OptionError(f"no layer group named {layer!r} in {backbone.architecture}. There are: {', '.join(known)}.")
-    try:
-        cut: nn.Module = create_feature_extractor(backbone.module, [layer])
-    except Exception as error:  # torch.fx raises whatever the network's own code raises when traced
-        raise OptionError(
-            f"{backbone.architecture} cannot be cut at {layer} (torch.fx: {error}); leave the layer out."
-        ) from error
-    return cut
+        return tuple(net(torch.zeros(shape, dtype=torch.uint8, device=net.scale.device)).shape[1:])

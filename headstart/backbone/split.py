@@ -20,7 +20,8 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from headstart.backbone.layers import evaluating, group_names
+from headstart.backbone.layers import Layout, evaluating, group_names
+from headstart.backbone.pooling import Pooling, pooled
 from headstart.errors import OptionError
 
 HEAD = "head"
@@ -30,6 +31,7 @@ INPUT = "input"
 """The boundary before the whole backbone: nothing frozen, the prefix empty."""
 
 _BATCHES = (2, 3)
+_WHOLE, _BEFORE_POOLING = "forward", "forward_features"
 _SHAPE_ATTRIBUTES = frozenset({"shape", "dtype", "device", "ndim"})
 _PASSING_ON = (nn.Identity, nn.Dropout)
 _SHAPE_METHODS = frozenset({"size", "dim", "numel"})
@@ -56,13 +58,18 @@ class Boundary:
 
 @final
 class SplittableBackbone:
-    """A backbone with the places where it can be cut, from stem to head.
+    """A backbone, whole or ended at an inner boundary, with the places where it can be cut in two, from stem to head.
 
     Args:
         module: a timm network without a classifier, (N, 3, H, W) -> (N, D). It is traced in inference mode and not
             changed.
         height: of the pictures, in pixels; a suffix is good for pictures of this size only.
         width: of the pictures, in pixels.
+        pool: how its end becomes features.
+        cut: name of the boundary at which the backbone ends: what lies behind is left out; "" for none.
+
+    Raises:
+        OptionError: no such boundary to end at; lists those that there are.
 
     Attributes:
         module: the network.
@@ -70,17 +77,37 @@ class SplittableBackbone:
         obstacle: why the network cannot be cut elsewhere than at the head, or "".
     """
 
-    def __init__(self, module: nn.Module, *, height: int, width: int) -> None:
+    def __init__(self, module: nn.Module, *, height: int, width: int, pool: Pooling = "auto", cut: str = "") -> None:
         self.module = module
         self.obstacle = ""
+        self.pool = pool
+        self.cut = cut
         self._cuts: dict[str, fx.Node] = {}
         with evaluating(module):
             try:
-                self._trace = _trace(module, height, width)
+                self._trace = _trace(module, height, width, _WHOLE if pool == "auto" or cut else _BEFORE_POOLING)
                 self._cuts = _find_cuts(self._trace, module)
             except Exception as error:  # torch.fx raises whatever the network's own code raises when traced
                 self.obstacle = f"torch.fx cannot trace it: {' '.join(str(error).split())[:200]}"
+            if cut and (self.obstacle or cut not in self._cuts):
+                why = self.obstacle or f"it can be at {', '.join(self._cuts)}"
+                raise OptionError(f"the backbone cannot be cut at {cut!r}: {why}.")
+            if not self.obstacle and not self._is_plain:
+                end = self._cuts[cut] if cut else next(reversed(self._trace.graph.nodes)).all_input_nodes[0]
+                self._trace = _ended(self._trace, end, module, pool, height, width)
+                self._cuts = _find_cuts(self._trace, module)
             self.boundaries = self._list_boundaries(height, width)
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether timm's own forward pass is meant."""
+        return self.pool == "auto" and not self.cut
+
+    def whole(self) -> nn.Module:
+        """All of it: (N, 3, H, W) -> (N, D) features, or the map where nothing is pooled."""
+        if self._is_plain or self.obstacle:
+            return with_pooling(self.module, self.pool)
+        return fx.GraphModule(self.module, self._trace.graph)
 
     def copied(self) -> SplittableBackbone:
         """The same cuts of a copy of the network, which may be trained without touching this one."""
@@ -98,11 +125,11 @@ class SplittableBackbone:
         if name == INPUT:
             return nn.Identity()
         if name == HEAD:
-            return self.module
+            return self.whole()
         return fx.GraphModule(self.module, _prefix_graph(self._trace, self._cuts[name]))
 
     def suffix(self, name: str) -> nn.Module:
-        """The part behind a boundary: the activation -> (N, D) features.
+        """The part behind a boundary: the activation -> (N, D) features, or the map where nothing is pooled.
 
         Raises:
             OptionError: no such boundary; lists those that there are.
@@ -154,9 +181,7 @@ class SplittableBackbone:
         end = next(node for node in graph.nodes if node.name == self._cuts[last].name)
         with graph.inserting_after(end):
             graph.output(end)
-        for node in reversed(list(graph.nodes)):
-            if not node.users and node.op not in ("output", "placeholder"):
-                graph.erase_node(node)
+        _drop_unused(graph)
         return _sparing_its_input(fx.GraphModule(self.module, graph), self._trace.values[0][self._cuts[first]])
 
     def parts(self, name: str) -> list[tuple[str, list[str]]]:
@@ -204,12 +229,36 @@ class SplittableBackbone:
             if (b := _boundary(self._trace, self.module, name, node)).parameters_after
         ]
         with torch.inference_mode():
-            shape = tuple(self.module(_blank(self.module, (1, 3, height, width))).shape[1:])
+            shape = tuple(self.whole()(_blank(self.module, (1, 3, height, width))).shape[1:])
         head = Boundary(HEAD, shape, 2 * torch.Size(shape).numel(), 1.0, 0)
         if self.obstacle:
             return [head]
-        weights = sum(p.numel() for p in self.module.parameters())
+        weights = _count_parameters(self.module, self._trace.graph)
         return [Boundary(INPUT, (3, height, width), 6 * height * width, 0.0, weights), *found, head]
+
+
+def with_pooling(module: nn.Module, pool: Pooling) -> nn.Module:
+    """A timm network with another pooling, as a graph where torch.fx can trace it: (N, 3, H, W) -> features."""
+    if pool == "auto":
+        return module
+    try:
+        graph = _Tracer(_BEFORE_POOLING).trace(module)
+    except Exception:  # torch.fx raises whatever the network's own code raises when traced
+        return _Pooled(module, pool)
+    _end(graph, next(reversed(graph.nodes)).all_input_nodes[0], pool, Layout.of(module))
+    return fx.GraphModule(module, graph)
+
+
+class _Pooled(nn.Module):
+    """A timm network that cannot be traced, up to where it would pool, and another pooling."""
+
+    def __init__(self, module: nn.Module, pool: Pooling) -> None:
+        super().__init__()
+        self.module, self.pool, self.layout = module, pool, Layout.of(module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = cast(Any, self.module).forward_features(x)
+        return pooled(x, self.pool, self.layout.channels_last, self.layout.prefix_tokens)
 
 
 @dataclass(frozen=True)
@@ -239,8 +288,9 @@ def trace(module: nn.Module) -> fx.GraphModule:
 class _Tracer(fx.Tracer):
     """fx's tracer with timm's list of what to leave whole, noting the layer that each node belongs to."""
 
-    def __init__(self) -> None:
+    def __init__(self, method: str = _WHOLE) -> None:
         super().__init__(autowrap_functions=tuple(cast(Any, timm_layers).get_notrace_functions()))
+        self.traced_func_name = method
         self.whole = tuple(cast(Any, timm_layers).get_notrace_modules())
         self.inside = ""
         self.layer_of: dict[fx.Node, str] = {}
@@ -280,9 +330,34 @@ class _Recorder(fx.Interpreter):
         return value
 
 
-def _trace(module: nn.Module, height: int, width: int) -> _Traced:
-    tracer = _Tracer()
+def _trace(module: nn.Module, height: int, width: int, method: str) -> _Traced:
+    tracer = _Tracer(method)
     graph = tracer.trace(module)
+    return _seen(graph, tracer.layer_of, module, height, width)
+
+
+def _ended(trace: _Traced, end: fx.Node, module: nn.Module, pool: Pooling, height: int, width: int) -> _Traced:
+    """The same graph with its output at a node, pooled; what lies behind that is gone."""
+    _end(trace.graph, end, pool, Layout.of(module))
+    layer_of = {node: trace.layer_of.get(node, "") for node in trace.graph.nodes}
+    return _seen(trace.graph, layer_of, module, height, width)
+
+
+def _end(graph: fx.Graph, end: fx.Node, pool: Pooling, layout: Layout) -> None:
+    graph.erase_node(next(reversed(graph.nodes)))
+    with graph.inserting_after(end):
+        features = graph.call_function(pooled, (end, pool, layout.channels_last, layout.prefix_tokens))
+    graph.output(features)
+    _drop_unused(graph)
+
+
+def _drop_unused(graph: fx.Graph) -> None:
+    for node in reversed(list(graph.nodes)):
+        if not node.users and node.op not in ("output", "placeholder"):
+            graph.erase_node(node)
+
+
+def _seen(graph: fx.Graph, layer_of: dict[fx.Node, str], module: nn.Module, height: int, width: int) -> _Traced:
     runs = []
     for count in _BATCHES:
         recorder = _Recorder(fx.GraphModule(module, graph))
@@ -297,7 +372,7 @@ def _trace(module: nn.Module, height: int, width: int) -> _Traced:
     one, two = ({node: run.values[node.name] for node in nodes if node.op != "output"} for run in runs)
     return _Traced(
         graph=graph,
-        layer_of=tracer.layer_of,
+        layer_of=layer_of,
         shown=frozenset(shown),
         values=(one, two),
         tensors=frozenset(node for node in nodes if node.name in runs[0].tensors),

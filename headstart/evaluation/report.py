@@ -18,8 +18,8 @@ from headstart.data.images import decode
 from headstart.errors import UnreadableImage
 from headstart.evaluation.predictions import Evaluated
 from headstart.model import Model
+from headstart.training.classifiers import Fitted
 from headstart.training.ladder import RungResult
-from headstart.training.probe import Probe
 
 MISTAKES = 24
 THUMBNAIL = 160
@@ -38,7 +38,7 @@ class _Mistake:
 
 def render_report(
     model: Model,
-    probe: Probe,
+    fitted: Fitted,
     look: Inspection,
     evaluated: Sequence[Evaluated],
     *,
@@ -51,7 +51,7 @@ def render_report(
 
     Args:
         model: the finished classifier.
-        probe: how its last layer was fitted.
+        fitted: the classifier on frozen features, and how it was come by.
         look: the data and what was found in them.
         evaluated: predictions by split.
         rungs: of the ladder.
@@ -71,7 +71,8 @@ def render_report(
         look=look,
         counts=look.counts(),
         model=model,
-        probe=probe,
+        fitted=fitted,
+        head_weights=sum(t.numel() for t in model.head.state_dict().values()),
         evaluated=evaluated,
         rungs=rungs,
         best=best,

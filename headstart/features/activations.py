@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from headstart.backbone.engine import Engine, Pixels, run_stream
-from headstart.backbone.forward import ActivationNet
+from headstart.backbone.forward import ActivationNet, FeatureNet
 from headstart.data.augment import Augmentation, view_key, views
 from headstart.data.images import map_images
 from headstart.data.scan import pixel_store
@@ -74,7 +74,7 @@ class Views:
 
 
 def activation_store(
-    net: ActivationNet,
+    net: ActivationNet | FeatureNet,
     shape: tuple[int, ...],
     *,
     precision: str,
@@ -124,7 +124,7 @@ class Activations:
 
     def __init__(
         self,
-        net: ActivationNet,
+        net: ActivationNet | FeatureNet,
         pictures: Pictures,
         *,
         shape: tuple[int, ...],

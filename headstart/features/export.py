@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from headstart.backbone.forward import FeatureNet, Pooling
+from headstart.backbone.forward import FeatureNet
+from headstart.backbone.pooling import Pooling
 from headstart.backbone.weights import DEFAULT_BACKBONE, load_backbone
 from headstart.data.checks import unreadable
 from headstart.data.dataset import Dataset, open_data
@@ -35,7 +36,7 @@ def export_features(
     weights: str | Path | None = None,
     image_size: int | None = None,
     pool: Pooling = "auto",
-    layer: str | None = None,
+    cut: str = "",
     device: str = "auto",
     cache: Path | None = None,
     progress: Progress | None = None,
@@ -51,8 +52,8 @@ def export_features(
         backbone: a timm architecture; "" for the offline default.
         weights: a file of weights.
         image_size: side of the input in pixels; what the weights were trained with where it is not given.
-        pool: see ``backbone.forward.Pooling``.
-        layer: the layer group whose output is pooled; the last where it is not given.
+        pool: see ``backbone.pooling.Pooling``, without "none".
+        cut: the boundary at which the backbone ends, as ``headstart layers`` lists it; "" for its own end.
         device: "auto", "cpu", "cuda" or "mps".
         cache: the cache folder; the default one where it is not given.
         progress: told of each image.
@@ -69,7 +70,7 @@ def export_features(
     check_suffix(file, FORMATS)
     dataset = open_data(source)
     loaded = load_backbone(backbone or DEFAULT_BACKBONE, weights=weights, image_size=image_size)
-    net = FeatureNet(loaded, pool=pool, layer=layer)
+    net = FeatureNet(loaded, pool=pool, cut=cut)
     scanned = scan(dataset.files(), preprocessing=loaded.preprocessing, cache=cache, progress=progress)
     for finding in unreadable(dataset, scanned):
         progress.say(with_example(f"Serious: {finding.message}", finding.items))

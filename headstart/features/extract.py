@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headstart.backbone.engine import SAMPLE, EnginePlan, choose_engine, run_stream
-from headstart.backbone.forward import FeatureNet, PixelNet, TappedNet, feature_count
+from headstart.backbone.forward import FeatureNet, PixelNet, TappedNet, feature_shape
 from headstart.data.scan import pixel_store
 from headstart.errors import CacheError
 from headstart.progress import Progress, SilentProgress
@@ -40,9 +40,9 @@ class Tap:
 
 
 def feature_store(net: FeatureNet, cache: Path | None = None, *, precision: str = "float32") -> RowStore:
-    """Where the features of one frozen pass are kept: rows of (D,) float32.
+    """Where the features of one frozen pass are kept: rows of (D,) float32, or of the map where nothing is pooled.
 
-    The key holds the weights' fingerprint, pooling, layer, preprocessing, decoder and format version; the rows are
+    The key holds the weights' fingerprint, pooling, cut, preprocessing, decoder and format version; the rows are
     found by the content of the images.
     """
     about = net.describe() | {
@@ -50,7 +50,7 @@ def feature_store(net: FeatureNet, cache: Path | None = None, *, precision: str 
         "precision": precision,
         "version": FEATURES_VERSION,
     }
-    return RowStore("features", about, dtype=np.float32, shape=(feature_count(net),), root=cache)
+    return RowStore("features", about, dtype=np.float32, shape=feature_shape(net), root=cache)
 
 
 def compute_features(

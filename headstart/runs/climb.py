@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +14,7 @@ import numpy.typing as npt
 import torch
 from sklearn.model_selection import StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from headstart.backbone.engine import LOW_PRECISION, SAMPLE, Engine, EnginePlan, choose_engine
 from headstart.backbone.fold import fold_for_training
@@ -28,19 +29,19 @@ from headstart.features.extract import Tap
 from headstart.progress import Progress
 from headstart.runs.log import RunLog
 from headstart.training.checkpoint import load_checkpoint, save_checkpoint
-from headstart.training.finetune import Head, Progressed, Samples, State, Tuned, fine_tune, logits_of, trained_names
+from headstart.training.classifiers import Fitted
+from headstart.training.finetune import Progressed, Samples, State, Tuned, fine_tune, logits_of, trained_names
 from headstart.training.ladder import (
     ALPHA,
     CROSS_VALIDATE_BELOW,
     FOLDS,
     Rung,
     RungResult,
-    losses_of,
     paired_p,
     room_for_gain,
 )
-from headstart.training.probe import refit_probe
 from headstart.training.recipe import Recipe
+from headstart.training.temperature import losses_of
 
 CHECKPOINTS = "checkpoints"
 SAVE_AT_MOST = 0.05
@@ -48,6 +49,9 @@ SAVE_AT_MOST = 0.05
 
 NEIGHBOURS = 10
 """Of the reference classifier."""
+
+AT_ONCE = 1024
+"""Images whose features go through a head at once."""
 
 SAVE_EVERY = 5.0
 """Seconds between two checkpoints, at least."""
@@ -85,11 +89,18 @@ class Climbed:
     """
 
     backbone: Backbone
-    head: Head
+    head: nn.Module
     results: tuple[RungResult, ...]
     best: str
     frozen: dict[str, str]
     trained: int
+
+
+def logits_on(head: nn.Module, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """(N, classes) logits of features in memory."""
+    with torch.no_grad():
+        parts = [head(torch.from_numpy(features[i : i + AT_ONCE])) for i in range(0, len(features), AT_ONCE)]
+    return np.asarray(torch.cat(parts).double().numpy())
 
 
 @final
@@ -102,7 +113,7 @@ class Climb:
         rungs: to try, shallowest first.
         train: what to learn from.
         val: what to judge by; None where there are no such images.
-        probe: the head of the probe, and its C.
+        fitted: the classifier on frozen features, that every rung begins from.
         recipe: every choice.
         engines: what was measured.
         folder: of the run.
@@ -118,7 +129,7 @@ class Climb:
         rungs: Sequence[Rung],
         train: Labelled,
         val: Labelled | None,
-        probe: tuple[Head, float],
+        fitted: Fitted,
         recipe: Recipe,
         *,
         engines: EnginePlan,
@@ -130,10 +141,11 @@ class Climb:
         self.backbone, self.frozen, self.rungs = backbone, frozen, list(rungs)
         self.split = frozen.copied()
         self.train, self.val, self.recipe = train, val, recipe
-        self.probe, self.c = probe
+        self.fitted = fitted
         self.engines, self.cache, self.log, self.progress = engines.in_torch(), cache, log, progress
         self.folder = folder / CHECKPOINTS
         self.pretrained = {name: tensor.clone() for name, tensor in self.split.module.state_dict().items()}
+        self.classes = logits_on(fitted.head, train.features[:1]).shape[1]
         self.few = val is None or len(val.labels) < CROSS_VALIDATE_BELOW
         self.dtype = torch.bfloat16 if self.engines.fast in LOW_PRECISION else torch.float32
         self._made: dict[tuple[str, str], Activations] = {}
@@ -145,13 +157,13 @@ class Climb:
             probe_seconds: that the probe took.
         """
         right, losses = self._judged(self.probe_logits())
-        results = [self._neighbours(), judged("probe", HEAD, right, losses, probe_seconds)]
+        results = [self._neighbours(), judged(self.fitted.name, HEAD, right, losses, probe_seconds)]
         for result in results:
             self.progress.say(f"{result.name}: {result.correct} of {result.count} right.")
             self.log.event("rung", **asdict(result))
         best, best_right, best_losses = results[-1], right, losses
-        best_head, best_state, best_boundary = self.probe, dict[str, Tensor](), ""
-        head = self.probe
+        best_head, best_state, best_boundary = self.fitted.head, dict[str, Tensor](), ""
+        head = self.fitted.head
         for number, rung in enumerate(self.rungs, start=1):
             if not room_for_gain(best_right):
                 wrong = int((~best_right).sum())
@@ -161,7 +173,7 @@ class Climb:
                 break
             if not self.recipe.gradual:
                 self.split.module.load_state_dict(self.pretrained)
-                head = self.probe
+                head = self.fitted.head
             tuned, now, losses, seconds = self._rung(number, rung, head)
             p = paired_p(best_losses, losses)
             result = judged(rung.name, rung.boundary.name, now, losses, seconds)
@@ -175,11 +187,11 @@ class Climb:
             results.append(result)
             self._say(result, best)
             self.log.event("rung", **asdict(result))
-            head = (tuned.weight, tuned.bias)
+            head = tuned.head
             if kept:
                 best, best_right, best_losses = result, now, losses
                 best_head, best_boundary = head, rung.boundary.name
-                own = trained_names(self.split, rung.boundary.name)
+                own = self._changed(rung)
                 best_state = {name: self.split.module.state_dict()[name].clone() for name in own}
             if not gained:
                 break
@@ -197,13 +209,11 @@ class Climb:
 
     def probe_logits(self) -> npt.NDArray[np.float64]:
         """The probe's, for ``compared_on``; of training images from folds that left them out."""
-        weight, bias = self.probe
-        parts = [self.val.features @ weight.T + bias] if self.val is not None else []
+        parts = [logits_on(self.fitted.head, self.val.features)] if self.val is not None else []
         if self.few:
-            out = np.empty((len(self.train.labels), len(bias)))
+            out = np.empty((len(self.train.labels), self.classes))
             for learn, judge in self._folds():
-                w, b = self._probe_on(learn)
-                out[judge] = self.train.features[judge] @ w.T + b
+                out[judge] = logits_on(self.fitted.refit(learn), self.train.features[judge])
             parts.append(out)
         return np.concatenate(parts)
 
@@ -214,28 +224,18 @@ class Climb:
         found = KNeighborsClassifier(neighbours, metric="cosine", weights="distance")
         parts = []
         if self.val is not None:
-            found.fit(self.train.features, self.train.labels)
-            parts.append(found.predict(self.val.features))
+            found.fit(_flat(self.train.features), self.train.labels)
+            parts.append(found.predict(_flat(self.val.features)))
         if self.few:
             out = np.empty_like(self.train.labels)
             for learn, judge in self._folds():
                 fewer = found.set_params(n_neighbors=min(neighbours, len(learn)))
-                out[judge] = fewer.fit(self.train.features[learn], self.train.labels[learn]).predict(
-                    self.train.features[judge]
-                )
+                known = fewer.fit(_flat(self.train.features[learn]), self.train.labels[learn])
+                out[judge] = known.predict(_flat(self.train.features[judge]))
             parts.append(out)
         right = np.concatenate(parts) == self.compared_on()
         result = judged("kNN", HEAD, right, np.zeros(len(right)), time.monotonic() - started)
         return replace(result, decision="a reference, never kept")
-
-    def _probe_on(self, learn: npt.NDArray[np.int64]) -> Head:
-        return refit_probe(
-            self.train.features[learn],
-            self.train.labels[learn],
-            classes=len(self.probe[1]),
-            c=self.c,
-            balance=self.recipe.balance,
-        )
 
     def _folds(self) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
         labels = self.train.labels
@@ -243,7 +243,7 @@ class Climb:
         folds = StratifiedKFold(max(2, min(FOLDS, smallest)), shuffle=True, random_state=self.recipe.seed)
         return list(folds.split(labels, labels))
 
-    def _rung(self, number: int, rung: Rung, head: Head) -> tuple[Tuned, Right, npt.NDArray[np.float64], float]:
+    def _rung(self, number: int, rung: Rung, head: nn.Module) -> tuple[Tuned, Right, npt.NDArray[np.float64], float]:
         """(outcome, whether each compared image is right, its loss, seconds)."""
         boundary = rung.boundary.name
         file = self.folder / f"rung-{number}.safetensors"
@@ -271,29 +271,32 @@ class Climb:
         )
         parts = []
         if val is not None:
-            parts.append(logits_of(self.split, boundary, val, (tuned.weight, tuned.bias)))
+            parts.append(logits_of(self.split, boundary, val, tuned.head))
         if outside is not None:
             parts.append(outside)
         right, losses = self._judged(np.concatenate(parts))
         seconds = time.monotonic() - started
-        own = trained_names(self.split, boundary)
+        own = self._changed(rung)
         state = self.split.module.state_dict()
         tensors = {f"backbone.{name}": state[name] for name in own}
-        tensors |= {"head.weight": torch.from_numpy(tuned.weight), "head.bias": torch.from_numpy(tuned.bias)}
+        tensors |= {f"head.{name}": tensor for name, tensor in tuned.head.state_dict().items()}
         tensors |= {"right": torch.from_numpy(right), "losses": torch.from_numpy(losses)}
         document = {"history": tuned.history, "best": tuned.best, "seconds": seconds, "log": self.log.size}
         save_checkpoint(file, document, tensors)
         (self.folder / "current.safetensors").unlink(missing_ok=True)
         return tuned, right, losses, seconds
 
+    def _changed(self, rung: Rung) -> list[str]:
+        return trained_names(self.split, rung.boundary.name, live_norms=rung.settings.live_norms)
+
     def _finished_before(
         self, document: dict[str, Any], tensors: State
     ) -> tuple[Tuned, Right, npt.NDArray[np.float64], float]:
         own = {name.removeprefix("backbone."): t for name, t in tensors.items() if name.startswith("backbone.")}
         self.split.module.load_state_dict(own, strict=False)
-        tuned = Tuned(
-            tensors["head.weight"].numpy(), tensors["head.bias"].numpy(), document["history"], document["best"]
-        )
+        head = copy.deepcopy(self.fitted.head)
+        head.load_state_dict({n.removeprefix("head."): t for n, t in tensors.items() if n.startswith("head.")})
+        tuned = Tuned(head, document["history"], document["best"])
         return tuned, tensors["right"].numpy(), tensors["losses"].numpy(), document["seconds"]
 
     def _started(self, number: int) -> Progressed | None:
@@ -382,22 +385,21 @@ class Climb:
         """Logits of each training image from a network that was fine-tuned without it."""
         plain = self._activations(rung, "plain", 0)
         plain.prepare(self.progress)
-        out = np.empty((len(train.labels), len(self.probe[1])))
+        out = np.empty((len(train.labels), self.classes))
         for learn, judge in self._folds():
             self.split.module.load_state_dict(self.pretrained)
-            part = _Part(train, learn)
             tuned = fine_tune(
                 self.split,
                 rung.boundary.name,
-                self._probe_on(learn),
-                part.samples(),
+                self.fitted.refit(learn),
+                train.some(learn),
                 None,
                 rung.settings,
                 dtype=self.dtype,
                 progress=self.progress,
             )
-            seen = _Part(Samples(plain, train.labels, train.keys, 0), judge).samples()
-            out[judge] = logits_of(self.split, rung.boundary.name, seen, (tuned.weight, tuned.bias))
+            seen = Samples(plain, train.labels, train.keys, 0).some(judge)
+            out[judge] = logits_of(self.split, rung.boundary.name, seen, tuned.head)
         return out
 
     def _say(self, result: RungResult, best: RungResult) -> None:
@@ -410,7 +412,7 @@ class Climb:
         self,
         results: list[RungResult],
         best: RungResult,
-        head: Head,
+        head: nn.Module,
         state: dict[str, Tensor],
         boundary: str,
     ) -> Climbed:
@@ -438,25 +440,8 @@ class Climb:
         )
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Some of the samples, under numbers of their own."""
-
-    whole: Samples
-    places: npt.NDArray[np.int64]
-
-    def read(self, rows: Sequence[tuple[int, int]]) -> Tensor:
-        return self.whole.activations.read([(int(self.places[image]), view) for image, view in rows])
-
-    def samples(self) -> Samples:
-        keys = [self.whole.keys[i] for i in self.places]
-        return Samples(self, self.whole.labels[self.places], keys, self.whole.views)
-
-
-def cut(backbone: Backbone) -> SplittableBackbone:
-    """The network, cut for the size of its input."""
-    size = backbone.preprocessing
-    return SplittableBackbone(backbone.module, height=size.height, width=size.width)
+def _flat(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    return features.reshape(len(features), -1)
 
 
 def tap_at(

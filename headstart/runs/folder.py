@@ -29,8 +29,8 @@ from headstart.evaluation.predictions import Evaluated, predictions_csv
 from headstart.evaluation.report import render_report
 from headstart.files import csv_text, text_bytes, write_atomically
 from headstart.model import MODEL_FILE, Model
+from headstart.training.classifiers import Fitted
 from headstart.training.ladder import RungResult
-from headstart.training.probe import Probe
 from headstart.training.recipe import Recipe
 
 
@@ -177,14 +177,14 @@ def read_start(folder: Path) -> tuple[Recipe, Start]:
 
 
 def write_run(
-    run: Run, model: Model, probe: Probe, look: Inspection, evaluated: list[Evaluated], *, proof: dict[str, object]
+    run: Run, model: Model, fitted: Fitted, look: Inspection, evaluated: list[Evaluated], *, proof: dict[str, object]
 ) -> None:
     """Writes what a finished run leaves; ``run.json`` last.
 
     Args:
         run: the figures.
         model: the classifier.
-        probe: the first rung.
+        fitted: the classifier on frozen features, the first rung.
         look: the data.
         evaluated: every prediction.
         proof: fingerprints of what was frozen, before and after, and the engines that ran it; a JSON document.
@@ -197,11 +197,7 @@ def write_run(
         "scores": {name: scores.as_json() for name, scores in run.results.items()},
         "findings": [asdict(finding) for finding in run.findings],
         "seconds": run.seconds,
-        "probe": {
-            "C": probe.c,
-            "reason": probe.reason,
-            "losses": {str(c): loss for c, loss in probe.losses.items()},
-        },
+        "head": {"name": fitted.name} | fitted.settings,
         "backbone": model.net.backbone.source,
         "fingerprint": model.net.backbone.fingerprint,
         "rungs": [asdict(rung) for rung in run.rungs],
@@ -217,7 +213,7 @@ def write_run(
         write_atomically(folder / "predictions.csv", text_bytes(predictions_csv(evaluated)))
         _write_json(folder / "scores.json", document["scores"])
         report = render_report(
-            model, probe, look, evaluated, rungs=run.rungs, best=run.best, proof=proof, seconds=run.seconds
+            model, fitted, look, evaluated, rungs=run.rungs, best=run.best, proof=proof, seconds=run.seconds
         )
         write_atomically(run.report_path, report.encode("utf-8", errors="replace"))
         _write_json(folder / "run.json", document)

@@ -22,8 +22,10 @@ from headstart.backbone.engine import (
     run_stream,
     write_plan,
 )
-from headstart.backbone.forward import FeatureNet
-from headstart.backbone.weights import DEFAULT_BACKBONE, Backbone, fingerprint, load_backbone
+from headstart.backbone.forward import FeatureNet, split_backbone
+from headstart.backbone.layers import Layout
+from headstart.backbone.weights import DEFAULT_BACKBONE, Backbone, fingerprint, load_backbone, random_backbone
+from headstart.data.augment import Augmentation
 from headstart.data.checks import Inspection, inspect
 from headstart.data.dataset import Dataset, open_data
 from headstart.data.scan import pixel_store
@@ -31,17 +33,19 @@ from headstart.data.splits import SplitShares
 from headstart.errors import DataError, HeadstartError, OptionError, RunError
 from headstart.evaluation.metrics import Scores
 from headstart.evaluation.predictions import Evaluated, evaluate_predictions
-from headstart.features.activations import Pictures
+from headstart.features.activations import Activations, Pictures, Views
 from headstart.features.extract import compute_features
 from headstart.model import Model, data_fingerprint
 from headstart.progress import Progress, SilentProgress, with_example
-from headstart.runs.climb import CHECKPOINTS, Climb, Climbed, Labelled, cut, tap_at
+from headstart.runs.climb import CHECKPOINTS, Climb, Climbed, Labelled, tap_at
 from headstart.runs.folder import Run, Start, new_run_folder, read_start, write_run, write_start
 from headstart.runs.log import LOG_FILE, RunLog
 from headstart.store import RowStore
 from headstart.training.checkpoint import load_checkpoint
+from headstart.training.classifiers import check_classes, fit_classifier
+from headstart.training.finetune import Samples
+from headstart.training.heads import LINEAR
 from headstart.training.ladder import RungResult, plan_rungs, plan_text
-from headstart.training.probe import fit_probe
 from headstart.training.recipe import Recipe
 
 ENGINES = "engines.safetensors"
@@ -113,12 +117,12 @@ def _train(
 ) -> Run:
     clock = _Clock()
     keep_freed_memory()
-    backbone = load_backbone(
-        recipe.backbone or DEFAULT_BACKBONE,
-        weights=recipe.weights or None,
-        image_size=recipe.image_size or None,
-    )
-    net = FeatureNet(backbone, pool=recipe.pool, layer=recipe.layer or None)
+    name, image_size = recipe.backbone or DEFAULT_BACKBONE, recipe.image_size or None
+    if recipe.scratch:
+        backbone = random_backbone(name, image_size=image_size, seed=recipe.seed)
+    else:
+        backbone = load_backbone(name, weights=recipe.weights or None, image_size=image_size)
+    net = FeatureNet(backbone, pool=recipe.pooling, cut=recipe.cut)
     clock.lap("load the backbone")
 
     look = inspect(
@@ -130,6 +134,7 @@ def _train(
         progress=progress,
     )
     _require_learnable(look)
+    check_classes(recipe, len(look.dataset.classes))
     used = {name: look.split.positions(name) for name in look.split.names}
     keys = {name: [look.scanned.keys[i] for i in positions] for name, positions in used.items()}
     _same_images(folder, recipe, start, look, used)
@@ -143,7 +148,7 @@ def _train(
     engines = _engines(net, folder, keys["train"], train_count, start, cache, progress)
     log.event("engine", exact=engines.reason(exact=True), fast=engines.reason(exact=False))
     if recipe.effort != "probe":
-        frozen = cut(backbone)
+        frozen = split_backbone(backbone, recipe.pooling, recipe.cut)
         rate = engines.rates.get(engines.fast, 20.0)
         if frozen.obstacle:
             progress.say(
@@ -171,20 +176,26 @@ def _train(
     labels = look.dataset.labels
     features = learnt.read(keys["train"])
     classes = len(look.dataset.classes)
-    probe = fit_probe(
-        features, labels[used["train"]], classes=classes, balance=recipe.balance, seed=recipe.seed, progress=progress
-    )
-    progress.say(f"Fitted the probe on {train_count:,} images: {probe.reason}.")
-    clock.lap("fit the probe")
-
     files = look.dataset.files()
 
-    def labelled(name: str, known: RowStore) -> Labelled:
+    def labelled(name: str, features: npt.NDArray[np.float32]) -> Labelled:
         pictures = Pictures([files[i] for i in used[name]], keys[name])
-        return Labelled(pictures, labels[used[name]], known.read(keys[name]))
+        return Labelled(pictures, labels[used[name]], features)
 
-    own = labelled("train", learnt)
-    val = labelled("val", reported) if keys.get("val") else None
+    own = labelled("train", features)
+    val = labelled("val", reported.read(keys["val"])) if keys.get("val") else None
+    fitted = fit_classifier(
+        recipe,
+        own.features,
+        own.labels,
+        classes=classes,
+        layout=Layout.of(backbone.module),
+        shown=_shown(recipe, net, own, engines, start.device, cache, progress),
+        val=None if val is None else (val.features, val.labels),
+        progress=progress,
+    )
+    progress.say(f"Fitted the {fitted.name} on {train_count:,} images: {fitted.reason}.")
+    clock.lap("fit the head")
     climbed = None
     results: tuple[RungResult, ...] = ()
     if frozen is not None:
@@ -194,7 +205,7 @@ def _train(
             rungs,
             own,
             val,
-            ((probe.weight, probe.bias), probe.c),
+            fitted,
             recipe,
             engines=engines,
             folder=folder,
@@ -202,13 +213,13 @@ def _train(
             cache=cache,
             progress=progress,
         )
-        climbed = climb.run(clock.laps["fit the probe"])
+        climbed = climb.run(clock.laps["fit the head"])
         results = climbed.results
         clock.lap("fine-tune")
 
-    best_net = net if climbed is None else FeatureNet(climbed.backbone, pool=recipe.pool, layer=recipe.layer or None)
-    weight, bias = (probe.weight, probe.bias) if climbed is None else climbed.head
-    model = Model(best_net, weight, bias, look.dataset.classes, recipe=recipe, data=_data_document(look), scores={})
+    best_net = net if climbed is None else FeatureNet(climbed.backbone, pool=recipe.pooling, cut=recipe.cut)
+    head = fitted.head if climbed is None else climbed.head
+    model = Model(best_net, head, look.dataset.classes, recipe=recipe, data=_data_document(look), scores={})
     evaluated = []
     for name in look.split.names:
         if name != "train":
@@ -224,14 +235,14 @@ def _train(
         recipe,
         {e.scores.name: e.scores for e in evaluated},
         results,
-        climbed.best if climbed else "probe",
+        climbed.best if climbed else fitted.name,
         look.findings,
         clock.laps,
     )
     proof = _proof(backbone, climbed, engines)
     log.event("finished", scores=model.scores, best=run.best, seconds=clock.laps, **proof)
     log.close()
-    write_run(run, model, probe, look, evaluated, proof=proof)
+    write_run(run, model, fitted, look, evaluated, proof=proof)
     (folder / CHECKPOINTS / "current.safetensors").unlink(missing_ok=True)
     return run
 
@@ -278,6 +289,29 @@ def _engines(
     plan = measure_engines(net, sample, count=train_count, device=start.device, cache=cache, progress=progress)
     write_plan(file, plan)
     return plan
+
+
+def _shown(
+    recipe: Recipe,
+    net: FeatureNet,
+    own: Labelled,
+    engines: EnginePlan,
+    device: str,
+    cache: Path | None,
+    progress: Progress,
+) -> Samples | None:
+    """Features of augmented views, for a head that is trained by steps and is asked to see some."""
+    if recipe.head == LINEAR or not recipe.views:
+        return None
+    pixels = pixel_store(net.backbone.preprocessing, cache).read(list(own.pictures.keys[:SAMPLE]))
+    engine = choose_engine(
+        net, count=10**6, sample=pixels, plan=engines.in_torch(), exact=False, device=device, cache=cache
+    )
+    views = Views(recipe.views, recipe.seed, Augmentation(flip=recipe.flip))
+    shape = own.features.shape[1:]
+    made = Activations(net, own.pictures, shape=shape, engine=engine, views=views, cache=cache)
+    made.prepare(progress)
+    return Samples(made, own.labels, own.pictures.keys, recipe.views)
 
 
 def _features_once(

@@ -2,7 +2,8 @@
 
 Linear probing first, then fine-tuning (Kumar et al., "Fine-Tuning can Distort Pretrained Features and Underperform
 Out-of-Distribution", ICLR 2022); AdamW with layer-wise learning-rate decay, warm-up and cosine; the weights that are
-judged and kept are an exponential moving average. BatchNorm stays in inference mode: its statistics are constants.
+judged and kept are an exponential moving average. BatchNorm stays in inference mode unless it is asked to
+learn: its statistics are constants.
 
 Every random choice follows from the seed and the step alone, so that a run that goes on from a checkpoint ends with the
 weights of one that was never stopped.
@@ -10,8 +11,10 @@ weights of one that was never stopped.
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -28,9 +31,6 @@ from headstart.training.mixing import blended, jittered, pasted
 
 Labels = npt.NDArray[np.int64]
 State = dict[str, Tensor]
-Head = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
-"""(classes, D) weight and (classes,) bias."""
-
 AT_ONCE = 64
 """Images of a batch that is not trained on."""
 
@@ -65,6 +65,37 @@ class Samples:
         first = [int.from_bytes(self.keys[image][:4], "little") for image in images]
         return [(image, (offset + epoch) % self.views) for image, offset in zip(images, first, strict=True)]
 
+    def some(self, places: npt.NDArray[np.int64]) -> Samples:
+        """Some of the images, under numbers of their own."""
+        own = _Some(self.activations, places)
+        return Samples(own, self.labels[places], [self.keys[i] for i in places], self.views)
+
+
+@dataclass(frozen=True)
+class _Some:
+    """Some of the images of a source, under numbers of their own."""
+
+    whole: ActivationSource
+    places: npt.NDArray[np.int64]
+
+    def read(self, rows: Sequence[tuple[int, int]]) -> Tensor:
+        return self.whole.read([(int(self.places[image]), view) for image, view in rows])
+
+
+@dataclass(frozen=True)
+class FeatureRows:
+    """Features in memory as a source; every image has the one view.
+
+    Attributes:
+        features: (N, ...) float32.
+    """
+
+    features: Tensor
+
+    def read(self, rows: Sequence[tuple[int, int]]) -> Tensor:
+        """(len(rows), ...) float32."""
+        return self.features[[image for image, _ in rows]]
+
 
 @dataclass(frozen=True)
 class TuneSettings:
@@ -85,6 +116,8 @@ class TuneSettings:
         clip: largest norm of the gradient.
         patience: epochs without a better validation after which training stops.
         balance: weigh the classes alike, however many images each has.
+        live_norms: BatchNorm behind the boundary normalises by each batch and goes on learning its statistics, as a
+            network that is trained from scratch must; otherwise they are constants.
         first_view: the view that the first epoch begins with; rungs below have shown those before it.
         seed: of order, CutMix, mixup and jitter.
     """
@@ -103,6 +136,7 @@ class TuneSettings:
     clip: float = 1.0
     patience: int = 10
     balance: bool = False
+    live_norms: bool = False
     first_view: int = 0
     seed: int = 0
 
@@ -138,27 +172,36 @@ class Tuned:
     """The outcome; the network's own parameters hold it as well.
 
     Attributes:
-        weight: (classes, D) float32 of the head.
-        bias: (classes,) float32.
+        head: (N, ...) features -> (N, classes) logits.
         history: see ``Progressed``.
         best: its entry whose weights these are.
     """
 
-    weight: npt.NDArray[np.float32]
-    bias: npt.NDArray[np.float32]
+    head: nn.Module
     history: list[dict[str, float]]
     best: dict[str, float]
 
 
-def trained_names(split: SplittableBackbone, boundary: str) -> list[str]:
-    """Names of the parameters behind a boundary."""
-    return [name for _, own in split.parts(boundary) for name in own]
+def trained_names(split: SplittableBackbone, boundary: str, *, live_norms: bool = False) -> list[str]:
+    """Names of the parameters behind a boundary, and of BatchNorm's statistics there where they are learnt as well."""
+    names = [name for _, own in split.parts(boundary) for name in own]
+    return names + (list(_statistics(split, split.suffix(boundary))) if live_norms else [])
+
+
+def _norms(suffix: nn.Module) -> list[nn.Module]:
+    return [part for part in suffix.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+
+
+def _statistics(split: SplittableBackbone, suffix: nn.Module) -> dict[str, Tensor]:
+    """BatchNorm's running means and variances in a suffix, by their names in the network."""
+    own = {id(norm.running_mean) for norm in _norms(suffix)} | {id(norm.running_var) for norm in _norms(suffix)}
+    return {name: buffer for name, buffer in split.module.named_buffers() if id(buffer) in own}
 
 
 def fine_tune(
     split: SplittableBackbone,
     boundary: str,
-    head: Head,
+    head: nn.Module,
     train: Samples,
     val: Samples | None,
     settings: TuneSettings,
@@ -173,7 +216,7 @@ def fine_tune(
     Args:
         split: the network; what lies before the boundary, and BatchNorm's statistics, are not touched.
         boundary: its name.
-        head: to start from.
+        head: to start from; not changed. Its BatchNorm stays in inference mode as well.
         train: what to learn from.
         val: what chooses the epoch that is kept; the last one where it is not given.
         settings: how.
@@ -188,7 +231,7 @@ def fine_tune(
     return trainer.run(checkpoint, progress or SilentProgress())
 
 
-def logits_of(split: SplittableBackbone, boundary: str, samples: Samples, head: Head) -> npt.NDArray[np.float64]:
+def logits_of(split: SplittableBackbone, boundary: str, samples: Samples, head: nn.Module) -> npt.NDArray[np.float64]:
     """(N, classes) logits of samples, in float32.
 
     Args:
@@ -199,8 +242,7 @@ def logits_of(split: SplittableBackbone, boundary: str, samples: Samples, head: 
     """
     suffix = split.suffix(boundary)
     suffix = fold_for_training(suffix, torch.float32) if isinstance(suffix, fx.GraphModule) else suffix
-    weight, bias = (torch.from_numpy(part) for part in head)
-    logits: npt.NDArray[np.float64] = _in_turn(samples, lambda x: suffix(x) @ weight.T + bias).double().numpy()
+    logits: npt.NDArray[np.float64] = _in_turn(samples, lambda x: head(suffix(x))).double().numpy()
     return logits
 
 
@@ -212,12 +254,47 @@ def _in_turn(samples: Samples, logits: Callable[[Tensor], Tensor]) -> Tensor:
         return torch.cat([logits(samples.activations.read(samples.rows(batch, 0))) for batch in batches])
 
 
+def rate(step: int, steps: int, warmup: float) -> float:
+    """Share of the full learning rate: a straight rise over a share of the steps, then half a cosine down to 0."""
+    rise = max(1, round(warmup * steps))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def epoch_order(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
+    """The order in which an epoch shows the images."""
+    return np.random.default_rng((seed, 1, epoch)).permutation(count)
+
+
+def soft_targets(labels: Labels, classes: int, smoothing: float) -> Tensor:
+    """(N,) labels -> (N, classes) float32, a share of each spread over all classes."""
+    return nn.functional.one_hot(torch.from_numpy(labels), classes).float() * (1 - smoothing) + smoothing / classes
+
+
+def image_weights(labels: Labels, classes: int, *, balance: bool) -> Tensor:
+    """(N,) float32 weights of the images, of mean 1; with ``balance`` each class weighs the same."""
+    if not balance:
+        return torch.ones(len(labels))
+    present = np.bincount(labels, minlength=classes)
+    shares = np.where(present > 0, len(labels) / (np.count_nonzero(present) * np.maximum(present, 1)), 0.0)
+    return torch.from_numpy(shares[labels].astype(np.float32))
+
+
+@contextmanager
+def seeded(*numbers: int) -> Iterator[None]:
+    """PyTorch's own generator, set by some numbers; afterwards it is as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+        yield
+
+
 class _Trainer:
     def __init__(
         self,
         split: SplittableBackbone,
         boundary: str,
-        head: Head,
+        head: nn.Module,
         train: Samples,
         val: Samples | None,
         settings: TuneSettings,
@@ -225,11 +302,16 @@ class _Trainer:
     ) -> None:
         self.settings, self.train, self.val, self.dtype = settings, train, val, dtype
         suffix = split.suffix(boundary)
-        self.suffix = fold_for_training(suffix, dtype) if isinstance(suffix, fx.GraphModule) else suffix
+        self.norms = _norms(suffix) if settings.live_norms else []
+        self.statistics = _statistics(split, suffix) if settings.live_norms else {}
+        if isinstance(suffix, fx.GraphModule) and not settings.live_norms:
+            suffix = fold_for_training(suffix, dtype)
+        self.suffix = suffix
         named = dict(split.module.named_parameters())
-        self.head = [nn.Parameter(torch.from_numpy(np.array(part, dtype=np.float32))) for part in head]
-        self.parameters: dict[str, nn.Parameter] = dict(zip(("head.weight", "head.bias"), self.head, strict=True))
-        groups = [{"params": self.head, "scale": 1.0, "weight_decay": 0.0}]
+        self.head = copy.deepcopy(head).eval()
+        self.dropouts = [part for part in self.head.modules() if isinstance(part, nn.Dropout)]
+        self.parameters = {f"head.{name}": weight for name, weight in self.head.named_parameters()}
+        groups = [{"params": list(self.head.parameters()), "scale": 1.0, "weight_decay": 0.0}]
         parts = split.parts(boundary)
         for place, (_, own) in enumerate(parts):
             scale = settings.decay ** (len(parts) - 1 - place)
@@ -254,13 +336,10 @@ class _Trainer:
         self.batch = min(settings.batch_size, max(4, count // 8))
         self.per_epoch = math.ceil(count / self.batch)
         self.steps = settings.epochs * self.per_epoch
-        classes = len(head[1])
-        self.targets = nn.functional.one_hot(torch.from_numpy(train.labels), classes).float()
-        self.targets = self.targets * (1 - settings.smoothing) + settings.smoothing / classes
-        present = np.bincount(train.labels, minlength=classes)
-        shares = np.where(present > 0, count / (np.count_nonzero(present) * np.maximum(present, 1)), 0.0)
-        weights_of = shares[train.labels] if settings.balance else np.ones(count)
-        self.weights = torch.from_numpy(weights_of.astype(np.float32))
+        with torch.no_grad():
+            classes = self._logits(train.activations.read(train.rows([0], 0))).shape[1]
+        self.targets = soft_targets(train.labels, classes, settings.smoothing)
+        self.weights = image_weights(train.labels, classes, balance=settings.balance)
 
     def run(self, checkpoint: Checkpoint | None, progress: Progress) -> Tuned:
         done, count = self.done, len(self.train.labels)
@@ -276,12 +355,11 @@ class _Trainer:
                     self._end_epoch(epoch)
                 if checkpoint is not None:
                     checkpoint(done, self.snapshot)
-        _copy(self.live, self.best)
+        _copy([*self.live, *self.statistics.values()], self.best)
         for parameter in self.live:
             parameter.requires_grad_(False)
         assert done.best is not None
-        weight, bias = (p.detach().numpy().copy() for p in self.head)
-        return Tuned(weight, bias, done.history, done.best)
+        return Tuned(self.head, done.history, done.best)
 
     def _stopped(self) -> bool:
         best = self.done.best
@@ -289,7 +367,7 @@ class _Trainer:
 
     def _step(self, epoch: int, place: int) -> float:
         settings, step = self.settings, self.done.step
-        order = np.random.default_rng((settings.seed, 1, epoch)).permutation(len(self.train.labels))
+        order = epoch_order(settings.seed, epoch, len(self.train.labels))
         images = order[place * self.batch : (place + 1) * self.batch]
         x = self.train.activations.read(self.train.rows(images.tolist(), settings.first_view + epoch))
         target, weight = self.targets[images], self.weights[images]
@@ -305,8 +383,9 @@ class _Trainer:
         target = share * target + (1 - share) * target[other]
         weight = share * weight + (1 - share) * weight[other]
         for group in self.optimizer.param_groups:
-            group["lr"] = settings.lr * group["scale"] * self._rate(step)
-        loss = -((target * nn.functional.log_softmax(self._logits(x), 1)).sum(1) * weight).mean()
+            group["lr"] = settings.lr * group["scale"] * rate(step, self.steps, settings.warmup)
+        with self._dropping(step), self._learning_statistics():
+            loss = -((target * nn.functional.log_softmax(self._logits(x), 1)).sum(1) * weight).mean()
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(self.live, settings.clip)
@@ -315,17 +394,31 @@ class _Trainer:
         torch._foreach_lerp_(self.average, [p.detach() for p in self.live], 1 - keep)
         return float(loss.detach())
 
-    def _rate(self, step: int) -> float:
-        """Share of the full learning rate: a straight rise, then half a cosine down to 0."""
-        rise = max(1, round(self.settings.warmup * self.steps))
-        if step < rise:
-            return (step + 1) / rise
-        return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, self.steps - rise)))
+    @contextmanager
+    def _learning_statistics(self) -> Iterator[None]:
+        for norm in self.norms:
+            norm.train()
+        yield
+        for norm in self.norms:
+            norm.eval()
+
+    @contextmanager
+    def _dropping(self, step: int) -> Iterator[None]:
+        """The head's dropout at work, what it drops decided by the seed and the step alone."""
+        if not self.dropouts:
+            yield
+            return
+        with seeded(self.settings.seed, 3, step):
+            for dropout in self.dropouts:
+                dropout.train()
+            yield
+            for dropout in self.dropouts:
+                dropout.eval()
 
     def _logits(self, x: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             features = self.suffix(x)
-        logits: Tensor = features.float() @ self.head[0].T + self.head[1]
+        logits: Tensor = self.head(features.float())
         return logits
 
     def _end_epoch(self, epoch: int) -> None:
@@ -337,7 +430,7 @@ class _Trainer:
         best = self.done.best
         if best is None or self.val is None or _rank(entry) > _rank(best):
             self.done.best = entry
-            self.best = [tensor.clone() for tensor in self.average]
+            self.best = [tensor.clone() for tensor in (*self.average, *self.statistics.values())]
 
     def _validate(self, val: Samples) -> dict[str, float]:
         """Of the averaged weights."""
@@ -358,6 +451,10 @@ class _Trainer:
                 state[f"best/{name}"] = self.best[place].clone()
             for moment, tensor in self.optimizer.state.get(parameter, {}).items():
                 state[f"{moment}/{name}"] = tensor.clone()
+        for place, (name, tensor) in enumerate(self.statistics.items(), start=len(self.live)):
+            state[f"live/{name}"] = tensor.clone()
+            if self.best:
+                state[f"best/{name}"] = self.best[place].clone()
         return state
 
     def restore(self, start: Progressed) -> None:
@@ -368,8 +465,10 @@ class _Trainer:
             self.average[place] = tensors[f"average/{name}"].clone()
             moments = ("step", "exp_avg", "exp_avg_sq")
             self.optimizer.state[parameter] = {m: tensors[f"{m}/{name}"].clone() for m in moments}
+        for name, tensor in self.statistics.items():
+            _copy([tensor], [tensors[f"live/{name}"]])
         if start.best is not None:
-            self.best = [tensors[f"best/{name}"].clone() for name in self.parameters]
+            self.best = [tensors[f"best/{name}"].clone() for name in (*self.parameters, *self.statistics)]
 
 
 def _rank(entry: dict[str, float]) -> tuple[float, float]:

@@ -7,23 +7,18 @@ rung is kept, not the last.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
 from scipy.stats import ttest_1samp
 
 from headstart.backbone.split import HEAD, Boundary, SplittableBackbone
 from headstart.errors import OptionError
 from headstart.training.finetune import TuneSettings
 from headstart.training.recipe import Recipe
-
-Losses = npt.NDArray[np.float64]
+from headstart.training.temperature import Losses
 
 ALPHA = 0.05
 """A gain counts as more than noise where chance alone would give one as large less often than this."""
@@ -32,9 +27,6 @@ CROSS_VALIDATE_BELOW = 100
 """Validation images below which rungs are compared by cross-validation on the training images as well."""
 
 FOLDS = 3
-
-SCALES = (-3.0, 3.0)
-"""Natural logarithms of the factors that logits are multiplied by to find the best temperature."""
 
 SHARES = {"last": 0.90, "half": 0.65}
 """Depth -> largest share of the forward pass that lies before the boundary."""
@@ -65,6 +57,10 @@ EFFORTS = {
     "standard": Effort(("last", "half"), (3, 6), 3),
     "thorough": Effort(("last", "half"), (3, 18), 8),
 }
+
+SCRATCH_EPOCHS = 30
+SCRATCH_LR = 3e-3
+"""Epochs and learning rate of random weights, where nothing else is asked for."""
 
 LEAST_STEPS = 150
 """Steps that a rung has at least; small sets get more epochs, up to ``MOST_EPOCHS``."""
@@ -110,7 +106,7 @@ class RungResult:
         count: validation images, with the training images of a cross-validation where there are few.
         low: of the 95 % Wilson interval.
         high: of the 95 % Wilson interval.
-        log_loss: mean of ``losses_of``, in nats.
+        log_loss: mean of ``temperature.losses_of``, in nats.
         seconds: that it took.
         epochs: trained.
         p: chance that noise alone gives such a gain in log loss on the best rung below; None for the first.
@@ -144,10 +140,10 @@ def plan_rungs(recipe: Recipe, split: SplittableBackbone, *, train: int, rate: f
     """
     effort = EFFORTS[recipe.effort]
     inner = [b for b in split.boundaries if b.name != HEAD]
-    if recipe.unfreeze:
-        chosen = [boundary_before(recipe.unfreeze, split)]
-        epochs = [recipe.epochs or max(effort.epochs or EFFORTS["standard"].epochs)]
-        whys = ["as asked"]
+    if recipe.unfreeze or recipe.scratch:
+        chosen = [boundary_before(recipe.unfreeze or "all", split)]
+        epochs = [recipe.epochs or (SCRATCH_EPOCHS if recipe.scratch else max(effort.epochs))]
+        whys = ["random weights" if recipe.scratch else "as asked"]
     else:
         depths = [(depth, _at_most(SHARES[depth], inner)) for depth in effort.depths]
         found = [(d, b, e) for (d, b), e in zip(depths, effort.epochs, strict=True) if b is not None]
@@ -159,7 +155,11 @@ def plan_rungs(recipe: Recipe, split: SplittableBackbone, *, train: int, rate: f
     if recipe.gradual:
         settings = [replace(own, first_view=sum(o.epochs for o in settings[:i])) for i, own in enumerate(settings)]
     shown = max((own.first_view + own.epochs for own in settings), default=0)
-    views = shown if recipe.fresh_views else recipe.views or min(effort.views or 4, shown)
+    views = (
+        shown
+        if recipe.fresh_views or (recipe.scratch and not recipe.views)
+        else recipe.views or min(effort.views or 4, shown)
+    )
     rungs = [Rung(b, own, views, 0.0, why) for b, own, why in zip(chosen, settings, whys, strict=True)]
     return _with_seconds(rungs, train, rate)
 
@@ -184,7 +184,7 @@ def paired_p(before: Losses, after: Losses) -> float:
     Losses tell more than right and wrong: a short rung that mends few images may make many of them much likelier.
 
     Args:
-        before: (N,) of each image, see ``losses_of``.
+        before: (N,) of each image, see ``temperature.losses_of``.
         after: (N,) of the same images.
 
     Source: Student's paired test, one-sided ("The Probable Error of a Mean", Biometrika 6, 1908).
@@ -193,27 +193,6 @@ def paired_p(before: Losses, after: Losses) -> float:
     if len(gain) < 2 or float(np.ptp(gain)) == 0.0:
         return 0.0 if len(gain) and gain[0] > 0 else 1.0
     return float(ttest_1samp(gain, 0.0, alternative="greater").pvalue)
-
-
-def losses_of(logits: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.int64]) -> Losses:
-    """Log loss of each image in nats, at the temperature at which their mean is least.
-
-    So label smoothing and mixed images, which make a network less sure than it could be, do not count against it.
-
-    Args:
-        logits: (N, classes).
-        labels: (N,) int64.
-
-    Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
-    """
-    own = np.arange(len(labels))
-
-    def losses(log_scale: float) -> Losses:
-        log_odds = log_softmax(math.exp(log_scale) * logits.astype(np.float64), axis=1)
-        return cast(Losses, -log_odds[own, labels])
-
-    best = minimize_scalar(lambda log_scale: float(losses(log_scale).mean()), bounds=SCALES, method="bounded")
-    return losses(float(best.x))
 
 
 def room_for_gain(right: npt.NDArray[np.bool_]) -> bool:
@@ -249,8 +228,11 @@ def _settings(recipe: Recipe, epochs: int, train: int) -> TuneSettings:
         mixup=recipe.mixup,
         jitter=recipe.jitter,
         balance=recipe.balance,
+        live_norms=recipe.live_norms or recipe.scratch,
         seed=recipe.seed,
     )
+    if recipe.scratch:
+        settings = replace(settings, lr=recipe.lr or SCRATCH_LR, decay=1.0)
     steps = max(1, train // settings.batch_size)
     if not recipe.epochs:
         settings = replace(settings, epochs=max(epochs, min(MOST_EPOCHS, -(-LEAST_STEPS // steps))))

@@ -38,6 +38,9 @@ CHOOSE_ON = 10_000
 WEIGHTS_AT_ONCE = 1_000_000
 """Weights that the optimizer holds at once while C is chosen; it keeps some twenty copies of each."""
 
+NEVER = -1e4
+"""Logit of a class without training images: exp of it is 0."""
+
 Features = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
 
@@ -86,7 +89,7 @@ def fit_probe(
     present = np.unique(labels)
     if len(present) < 2:
         raise DataError(f"training images of {len(present)} class(es): a classifier needs at least two.")
-    x = _standardised(features)[2]
+    x = standardised(features)[2]
     c, reason, losses = _choose_c(x, labels, balance=balance, seed=seed, progress=progress or SilentProgress())
     weight, bias = refit_probe(features, labels, classes=classes, c=c, balance=balance)
     return Probe(weight=weight, bias=bias, c=c, reason=reason, losses=losses)
@@ -96,12 +99,13 @@ def refit_probe(
     features: Features, labels: Labels, *, classes: int, c: float, balance: bool = False
 ) -> tuple[Features, Features]:
     """The probe for a C that is known: (classes, D) weight and (classes,) bias, float32."""
-    mean, scale, x = _standardised(features)
-    weight, bias = _as_rows(_fit(_regression(balance, C=c), x, labels), classes)
+    mean, scale, x = standardised(features)
+    weight, bias = as_rows(_fit(_regression(balance, C=c), x, labels), classes)
     return (weight / scale).astype(np.float32), (bias - (weight / scale) @ mean).astype(np.float32)
 
 
-def _standardised(features: Features) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], Features]:
+def standardised(features: Features) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], Features]:
+    """(D,) means, (D,) standard deviations and (N, D) float32 features less the ones, by the others."""
     mean = features.mean(axis=0, dtype=np.float64)
     scale = features.std(axis=0, dtype=np.float64)
     scale[scale < 1e-6] = 1.0  # a feature that never moves says nothing, and must not be blown up
@@ -217,13 +221,13 @@ def _fit(regression: LogisticRegression, x: Features, labels: Labels) -> Logisti
         return regression.fit(x, labels)
 
 
-def _as_rows(fitted: LogisticRegression, classes: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """A row for each class: scikit-learn gives one row for two classes, and none for a class without images."""
+def as_rows(fitted: Any, classes: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """(classes, D) weight and (classes,) bias: scikit-learn has one row for two classes, and none without images."""
     weight = fitted.coef_.astype(np.float64)
     bias = fitted.intercept_.astype(np.float64)
     if len(weight) == 1:
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     rows = np.zeros((classes, weight.shape[1]))
-    offsets = np.full(classes, -1e4)  # exp(-1e4) is 0: never predicted
+    offsets = np.full(classes, NEVER)
     rows[fitted.classes_], offsets[fitted.classes_] = weight, bias
     return rows, offsets

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
+from headstart.backbone.pooling import Pooling
 from headstart.errors import OptionError
+from headstart.training.heads import LINEAR, parse_heads
 
 EffortName = Literal["probe", "quick", "standard", "thorough"]
+ProbeName = Literal["logistic", "svm", "rbf", "knn", "centroid"]
 
 
 @dataclass(frozen=True)
@@ -20,8 +23,14 @@ class Recipe:
         backbone: a timm architecture, with or without the tag of its weights; "" for the offline default.
         weights: a file of weights, "" for the architecture's own.
         image_size: side of the input in pixels; 0 for what the weights were trained with.
-        pool: how features are pooled, see ``backbone.forward.Pooling``.
-        layer: the layer group whose output is pooled; "" for the last.
+        pool: how features are pooled, see ``backbone.pooling.Pooling``.
+        cut: the boundary at which the backbone ends, as ``headstart layers`` lists it; "" for its own end.
+        probe: what is fitted on frozen features, see ``training.classifiers``: "logistic", "svm" (linear), "rbf" (a
+            Gaussian kernel), "knn" (cosine), "centroid" (nearest class mean).
+        head: "linear", or heads that are trained by steps, with "," between them (see ``training.heads.HeadSpec``);
+            the best by validation is kept.
+        head_epochs: passes over the training images for those; 0 for the default.
+        single_logit: two classes share one logit with binary cross-entropy, instead of a softmax over two.
         unfreeze: the first part that is trained, as ``headstart layers`` lists it, or "all"; "" for what the effort
             tries.
         epochs: of every rung; 0 for what the effort takes.
@@ -34,6 +43,8 @@ class Recipe:
         mixup: see ``training.finetune.TuneSettings``.
         jitter: see ``training.finetune.TuneSettings``.
         balance: weigh the classes alike, however many images each has.
+        live_norms: BatchNorm behind the freeze boundary goes on learning its statistics.
+        scratch: random weights instead of pretrained ones, and everything is trained; for comparison.
         gradual: a rung goes on from the weights of the one below (gradual unfreezing), instead of beginning from the
             pretrained weights and the probe.
         val: share of the images for val, where the data come without splits.
@@ -45,8 +56,12 @@ class Recipe:
     backbone: str = ""
     weights: str = ""
     image_size: int = 0
-    pool: Literal["auto", "avg", "max", "avgmax", "token"] = "auto"
-    layer: str = ""
+    pool: Literal["auto", "avg", "max", "avgmax", "token", "flatten"] = "auto"
+    cut: str = ""
+    probe: ProbeName = "logistic"
+    head: str = LINEAR
+    head_epochs: int = 0
+    single_logit: bool = False
     unfreeze: str = ""
     epochs: int = 0
     lr: float = 0.0
@@ -58,6 +73,8 @@ class Recipe:
     mixup: float = 0.0
     jitter: float = 0.1
     balance: bool = False
+    live_norms: bool = False
+    scratch: bool = False
     gradual: bool = False
     val: float = 0.15
     test: float = 0.15
@@ -72,6 +89,7 @@ class Recipe:
             raise OptionError(f"image size {self.image_size}: expected at least 16 pixels.")
         for name, high in (
             ("epochs", 10_000),
+            ("head_epochs", 10_000),
             ("views", 10_000),
             ("lr", 1),
             ("mixup", 10),
@@ -83,11 +101,37 @@ class Recipe:
         if not 0 <= (self.smoothing or 0) < 1:
             raise OptionError(f"smoothing {self.smoothing}: expected 0 or more and less than 1.")
         trains = {"unfreeze": self.unfreeze, "epochs": self.epochs, "views": self.views, "lr": self.lr}
+        if self.probe not in get_args(ProbeName):
+            raise OptionError(f"probe {self.probe!r}: expected one of {', '.join(get_args(ProbeName))}.")
+        convolves = bool(parse_heads(self.head)[0].channels)
+        if convolves and self.pool != "auto":
+            raise OptionError(f"pool {self.pool!r}: a convolution head pools by itself, as in conv1280-avg.")
+        if self.head != LINEAR:
+            if self.probe != "logistic":
+                raise OptionError(
+                    f"probe {self.probe!r} and head {self.head!r}: one or the other stands on the features."
+                )
+            trains = {"unfreeze": self.unfreeze, "epochs": self.epochs}  # views and lr are for the head as well
+        elif self.head_epochs:
+            raise OptionError("head epochs: a linear head is fitted without steps; choose another --head.")
         given = [name for name, value in trains.items() if value]
         if self.effort == "probe" and given:
             raise OptionError(f"{given[0]}: effort 'probe' trains no weight of the backbone; choose another effort.")
-        if self.effort != "probe" and (self.layer or self.pool != "auto"):
-            raise OptionError("layer, pool: other features than the backbone's own go with effort 'probe' only.")
+        if self.scratch and (self.effort == "probe" or self.weights or self.unfreeze not in ("", "all")):
+            raise OptionError(
+                "scratch: random weights are all trained; choose an effort above 'probe', and neither weights nor a "
+                "part to unfreeze."
+            )
+        if self.effort != "probe" and self.probe in ("rbf", "knn"):
+            raise OptionError(
+                f"probe {self.probe!r}: fine-tuning goes on from a linear classifier; choose effort 'probe', or probe "
+                "logistic, svm or centroid."
+            )
+
+    @property
+    def pooling(self) -> Pooling:
+        """``pool``, or none where the head convolves the map."""
+        return "none" if parse_heads(self.head)[0].channels else self.pool
 
     def as_json(self) -> dict[str, Any]:
         """A JSON document that ``from_json`` reads."""

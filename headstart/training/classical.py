@@ -1,0 +1,286 @@
+"""Classical classifiers on features: support vector machines, nearest neighbours, nearest class mean.
+
+Each becomes a head like any other, with logits that are as sure as they are right: their scores are scaled by what
+images say that were left out of the fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.metrics.pairwise import euclidean_distances
+from sklearn.model_selection import StratifiedKFold
+from sklearn.svm import SVC, LinearSVC
+from torch import Tensor, nn
+
+from headstart.backbone.weights import quiet
+from headstart.errors import DataError
+from headstart.progress import Progress, SilentProgress
+from headstart.training.heads import NeighbourHead, RbfHead, linear_head
+from headstart.training.probe import CHOOSE_FROM, FOLDS, NEVER, Features, Labels, as_rows, standardised
+from headstart.training.temperature import best_scale, losses_of
+
+LINEAR_C = (1e-4, 1e-3, 1e-2)
+"""Strengths that a linear machine's C is chosen from; the middle one where there is too little to choose on."""
+
+RBF_C = (1.0, 10.0, 100.0)
+
+NEIGHBOURS = (1, 3, 5, 10, 20, 50)
+TEMPERATURES = (0.02, 0.05, 0.1)
+NEIGHBOUR_RULE = (10, 0.05)
+"""Neighbours and temperature where there is too little to choose on."""
+
+AT_ONCE = 1024
+"""Images that are compared with all others at once."""
+
+MOST_FOR_RBF = 20_000
+"""Training images above which a kernel of all pairs is no longer sensible (3 GB and hours)."""
+
+Scores = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Classical:
+    """A fitted classical classifier.
+
+    Attributes:
+        head: (N, D) features -> (N, classes) logits.
+        reason: how its settings were come by, a clause.
+        settings: that ``refit`` of other images takes.
+    """
+
+    head: nn.Module
+    reason: str
+    settings: dict[str, float]
+
+
+def fit_svm(
+    features: Features,
+    labels: Labels,
+    *,
+    classes: int,
+    balance: bool = False,
+    seed: int = 0,
+    settings: dict[str, float] | None = None,
+    progress: Progress | None = None,
+) -> Classical:
+    """A linear support vector machine for each class against the rest (liblinear, squared hinge).
+
+    Args:
+        features: (N, D) float32.
+        labels: (N,) int64 in [0, classes), of two classes at least.
+        classes: number of classes; one without an image is never predicted.
+        balance: weigh each class by the inverse of its share.
+        seed: of the folds.
+        settings: of an earlier fit, to take over; chosen by cross-validation where they are not given.
+        progress: told of each fit.
+    """
+    mean, scale, x = standardised(features)
+    weights = "balanced" if balance else None
+
+    def fit(learn: npt.NDArray[np.int64], c: float) -> tuple[Scores, Scores]:
+        machine = LinearSVC(C=c, class_weight=weights, dual="auto", max_iter=5000, random_state=0)
+        with quiet():
+            machine.fit(x[learn], labels[learn])
+        return as_rows(machine, classes)
+
+    def scores(learn: npt.NDArray[np.int64], judge: npt.NDArray[np.int64], c: float) -> Scores:
+        weight, bias = fit(learn, c)
+        return x[judge] @ weight.T + bias
+
+    chosen, reason = _chosen(scores, labels, LINEAR_C, settings, seed=seed, progress=progress)
+    weight, bias = _scaled(chosen["scale"], *fit(np.arange(len(x)), chosen["C"]))
+    return Classical(linear_head(weight / scale, bias - (weight / scale) @ mean), reason, chosen)
+
+
+def fit_rbf(
+    features: Features,
+    labels: Labels,
+    *,
+    classes: int,
+    balance: bool = False,
+    seed: int = 0,
+    settings: dict[str, float] | None = None,
+    progress: Progress | None = None,
+) -> Classical:
+    """A support vector machine with a Gaussian kernel for each class against the rest.
+
+    The kernel's gamma is 1 / D, for standardised features; libsvm. Arguments as ``fit_svm``.
+
+    Raises:
+        DataError: more images than a kernel of all pairs is sensible for.
+    """
+    if len(features) > MOST_FOR_RBF:
+        raise DataError(
+            f"a Gaussian kernel compares all pairs of images, and there are {len(features):,}; at most "
+            f"{MOST_FOR_RBF:,} is sensible. Choose --probe svm or logistic."
+        )
+    mean, scale, x = standardised(features)
+    gamma = 1 / x.shape[1]
+    kernel = np.exp(-gamma * euclidean_distances(x, squared=True))
+    weights = "balanced" if balance else None
+
+    def fit(learn: npt.NDArray[np.int64], c: float) -> tuple[Scores, Scores]:
+        """Coefficients of all images, 0 for those that do not matter, and offsets."""
+        coefficients, offsets = np.zeros((len(x), classes)), np.full(classes, NEVER)
+        present = np.unique(labels[learn])
+        own = kernel[np.ix_(learn, learn)]
+        for label in present[1:] if len(present) == 2 else present:
+            machine = SVC(kernel="precomputed", C=c, class_weight=weights).fit(own, labels[learn] == label)
+            coefficients[learn[machine.support_], label] = machine.dual_coef_[0]
+            offsets[label] = machine.intercept_[0]
+        if len(present) == 2:
+            coefficients[:, present] = np.stack([-coefficients[:, present[1]], coefficients[:, present[1]]], 1) / 2
+            offsets[present] = -offsets[present[1]] / 2, offsets[present[1]] / 2
+        return coefficients, offsets
+
+    def scores(learn: npt.NDArray[np.int64], judge: npt.NDArray[np.int64], c: float) -> Scores:
+        coefficients, offsets = fit(learn, c)
+        return np.asarray(kernel[judge] @ coefficients + offsets)
+
+    chosen, reason = _chosen(scores, labels, RBF_C, settings, seed=seed, progress=progress)
+    coefficients, offsets = _scaled(chosen["scale"], *fit(np.arange(len(x)), chosen["C"]))
+    matters = np.flatnonzero(np.abs(coefficients).max(axis=1) > 0)
+    head = RbfHead(
+        _tensor(x[matters]),
+        _tensor(mean),
+        _tensor(scale),
+        _tensor(coefficients[matters]),
+        _tensor(offsets),
+        gamma,
+    )
+    return Classical(head.eval(), f"{reason}; {len(matters):,} support vectors", chosen)
+
+
+def fit_centroid(
+    features: Features,
+    labels: Labels,
+    *,
+    classes: int,
+    balance: bool = False,  # noqa: ARG001 (a mean has no balance)
+    seed: int = 0,
+    settings: dict[str, float] | None = None,
+    progress: Progress | None = None,
+) -> Classical:
+    """The nearest class mean, by the distance of standardised features; arguments as ``fit_svm``."""
+    mean, scale, x = standardised(features)
+
+    def fit(learn: npt.NDArray[np.int64]) -> tuple[Scores, Scores]:
+        weight, bias = np.zeros((classes, x.shape[1])), np.full(classes, NEVER)
+        for label in np.unique(labels[learn]):
+            weight[label] = x[learn][labels[learn] == label].mean(axis=0, dtype=np.float64)
+            bias[label] = -0.5 * weight[label] @ weight[label]
+        return weight, bias
+
+    def scores(learn: npt.NDArray[np.int64], judge: npt.NDArray[np.int64], _c: float) -> Scores:
+        weight, bias = fit(learn)
+        return x[judge] @ weight.T + bias
+
+    chosen, reason = _chosen(scores, labels, (1.0,), settings, seed=seed, progress=progress)
+    weight, bias = _scaled(chosen["scale"], *fit(np.arange(len(x))))
+    return Classical(linear_head(weight / scale, bias - (weight / scale) @ mean), reason, chosen)
+
+
+def fit_neighbours(
+    features: Features,
+    labels: Labels,
+    *,
+    classes: int,
+    balance: bool = False,  # noqa: ARG001 (each image has one vote)
+    seed: int = 0,  # noqa: ARG001 (nothing is drawn)
+    settings: dict[str, float] | None = None,
+    progress: Progress | None = None,
+) -> Classical:
+    """The nearest neighbours by cosine; how many and how sharply is chosen by leaving each image out.
+
+    Arguments as ``fit_svm``.
+    """
+    x = nn.functional.normalize(torch.from_numpy(features), dim=1)
+    own = torch.from_numpy(labels)
+
+    def head(neighbours: int, temperature: float) -> NeighbourHead:
+        return NeighbourHead(x, own, classes, min(neighbours, len(x) - 1), temperature).eval()
+
+    if settings is not None:
+        return Classical(head(int(settings["neighbours"]), settings["temperature"]), "as before", settings)
+    if len(x) < CHOOSE_FROM:
+        neighbours, temperature = NEIGHBOUR_RULE
+        reason = f"{neighbours} neighbours, not chosen: {len(x)} training images leave too little to choose on"
+    else:
+        pairs = [(k, t) for k in NEIGHBOURS for t in TEMPERATURES]
+        outside = _without_themselves(x, [head(*pair) for pair in pairs], progress or SilentProgress())
+        losses = [float(_plain_losses(logits, labels).mean()) for logits in outside]
+        neighbours, temperature = pairs[int(np.argmin(losses))]
+        reason = f"{neighbours} neighbours, temperature {temperature:g}, by the log loss of each image left out"
+    chosen = {"neighbours": float(neighbours), "temperature": temperature}
+    return Classical(head(neighbours, temperature), reason, chosen)
+
+
+Fit = Callable[..., Classical]
+CLASSICAL: dict[str, Fit] = {"svm": fit_svm, "rbf": fit_rbf, "knn": fit_neighbours, "centroid": fit_centroid}
+
+
+def _chosen(
+    scores: Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64], float], Scores],
+    labels: Labels,
+    grid: tuple[float, ...],
+    settings: dict[str, float] | None,
+    *,
+    seed: int,
+    progress: Progress | None,
+) -> tuple[dict[str, float], str]:
+    """C and the scale of the scores, by the log loss of images that were left out of the fit."""
+    if settings is not None:
+        return settings, "as before"
+    middle = grid[len(grid) // 2]
+    smallest = int(np.bincount(labels)[np.unique(labels)].min())
+    if smallest < 2:
+        return {"C": middle, "scale": 1.0}, "not chosen: a class of 1 image leaves nothing to choose on"
+    tried = grid if len(labels) >= CHOOSE_FROM and smallest >= FOLDS else (middle,)
+    folds = list(StratifiedKFold(min(FOLDS, smallest), shuffle=True, random_state=seed).split(labels, labels))
+    present = np.unique(labels)
+    own = np.searchsorted(present, labels)
+    found = {}
+    with (progress or SilentProgress()).task("Choosing the settings", len(tried) * len(folds), unit="fits") as advance:
+        for c in tried:
+            outside = np.empty((len(labels), len(present)))
+            for learn, judge in folds:
+                outside[judge] = scores(learn, judge, c)[:, present]
+                advance(1)
+            found[c] = float(losses_of(outside, own).mean()), best_scale(outside, own)
+    best = min(found, key=lambda c: found[c][0])
+    reason = f"scaled by {len(folds)}-fold cross-validation on the training images"
+    if len(tried) > 1:
+        reason = f"C = {best:g}, of {len(tried)} tried, and {reason}"
+    return {"C": best, "scale": found[best][1]}, reason
+
+
+def _scaled(scale: float, weight: Scores, bias: Scores) -> tuple[Scores, Scores]:
+    return scale * weight, np.where(bias == NEVER, NEVER, scale * bias)
+
+
+def _without_themselves(x: Tensor, heads: list[NeighbourHead], progress: Progress) -> list[Scores]:
+    """For each head the (N, classes) logits of the images, none of which votes for itself."""
+    parts: list[list[Scores]] = [[] for _ in heads]
+    with progress.task("Comparing images", len(x)) as advance:
+        for start in range(0, len(x), AT_ONCE):
+            cosines = x[start : start + AT_ONCE] @ x.T
+            rows = torch.arange(len(cosines))
+            cosines[rows, start + rows] = -2.0
+            for part, head in zip(parts, heads, strict=True):
+                part.append(head.votes(cosines).double().numpy())
+            advance(len(cosines))
+    return [np.concatenate(part) for part in parts]
+
+
+def _plain_losses(logits: Scores, labels: Labels) -> Scores:
+    return np.asarray(-logits[np.arange(len(labels)), labels])  # they are logarithms of probabilities
+
+
+def _tensor(array: npt.NDArray[Any]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))

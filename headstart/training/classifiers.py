@@ -1,0 +1,171 @@
+"""What is put on frozen features: logistic regression, another classical classifier, or heads trained by steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from headstart.backbone.layers import Layout
+from headstart.errors import DataError, OptionError
+from headstart.progress import Progress
+from headstart.training.classical import CLASSICAL
+from headstart.training.finetune import FeatureRows, Labels, Samples
+from headstart.training.heads import LINEAR, PLAIN, HeadSpec, linear_head, parse_heads
+from headstart.training.probe import Features, fit_probe, refit_probe
+from headstart.training.recipe import Recipe
+from headstart.training.sweep import SweepSettings, Swept, train_heads
+
+LOGISTIC = "logistic"
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A classifier on features.
+
+    Attributes:
+        head: (N, ...) features -> (N, classes) logits.
+        name: for tables: "probe", "probe svm", "head 512-0.5".
+        reason: how its settings were come by, a sentence.
+        settings: them and what they were chosen by, a JSON document.
+        refit: numbers of training images -> a head with the same settings that saw no other.
+    """
+
+    head: nn.Module
+    name: str
+    reason: str
+    settings: dict[str, Any]
+    refit: Callable[[npt.NDArray[np.int64]], nn.Module]
+
+
+def fit_classifier(
+    recipe: Recipe,
+    features: Features,
+    labels: Labels,
+    *,
+    classes: int,
+    layout: Layout = PLAIN,
+    shown: Samples | None = None,
+    val: tuple[Features, Labels] | None = None,
+    progress: Progress | None = None,
+) -> Fitted:
+    """Fits what a recipe asks for.
+
+    Args:
+        recipe: its ``probe``, ``head``, ``single_logit``, ``balance`` and ``seed``, and for heads that are trained by
+            steps ``head_epochs`` and ``lr``.
+        features: (N, D) float32 of the training images, or their maps.
+        labels: (N,) int64 in [0, classes).
+        classes: number of classes.
+        layout: what the axes of a map mean.
+        shown: the same images in augmented views, for heads that are trained by steps; ``features`` alone where they
+            are not given.
+        val: features and labels that choose among heads; some training images do where they are not given.
+        progress: told of each fit.
+
+    Raises:
+        DataError: under two classes have images.
+        OptionError: a head that does not go with the features or the classes.
+    """
+    if len(np.unique(labels)) < 2:
+        raise DataError(f"training images of {len(np.unique(labels))} class(es): a classifier needs at least two.")
+    check_classes(recipe, classes)
+    specs = [replace(spec, single=recipe.single_logit) for spec in parse_heads(recipe.head)]
+    if recipe.head != LINEAR:
+        return _trained(recipe, specs, features, labels, classes, layout, shown, val, progress)
+    if features.ndim > 2:
+        raise OptionError("a linear head needs pooled features, not a map; choose another pooling.")
+    if recipe.probe != LOGISTIC:
+        return _classical(recipe, features, labels, classes, progress)
+    probe = fit_probe(features, labels, classes=classes, balance=recipe.balance, seed=recipe.seed, progress=progress)
+
+    def refit(learn: npt.NDArray[np.int64]) -> nn.Module:
+        own = refit_probe(features[learn], labels[learn], classes=classes, c=probe.c, balance=recipe.balance)
+        return _linear(*own, single=recipe.single_logit)
+
+    losses = {str(c): loss for c, loss in probe.losses.items()}
+    settings = {"C": probe.c, "reason": probe.reason, "losses": losses}
+    head = _linear(probe.weight, probe.bias, single=recipe.single_logit)
+    return Fitted(head, "probe", probe.reason, settings, refit)
+
+
+def check_classes(recipe: Recipe, classes: int) -> None:
+    """Checks that what a recipe asks for goes with so many classes.
+
+    Raises:
+        OptionError: one logit for more than two.
+    """
+    if recipe.single_logit and classes != 2:
+        raise OptionError(f"single logit: it tells two classes apart, and there are {classes}.")
+
+
+def _linear(weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32], *, single: bool) -> nn.Module:
+    """Of two classes the one logit is the difference of both: the same probabilities."""
+    return linear_head(weight[1:] - weight[:1], bias[1:] - bias[:1]) if single else linear_head(weight, bias)
+
+
+def _classical(recipe: Recipe, features: Features, labels: Labels, classes: int, progress: Progress | None) -> Fitted:
+    fit = CLASSICAL[recipe.probe]
+    own = {"classes": classes, "balance": recipe.balance, "seed": recipe.seed}
+    found = fit(features, labels, **own, progress=progress)
+
+    def refit(learn: npt.NDArray[np.int64]) -> nn.Module:
+        return fit(features[learn], labels[learn], **own, settings=found.settings).head
+
+    settings = found.settings | {"reason": found.reason}
+    return Fitted(found.head, f"probe {recipe.probe}", f"{recipe.probe}, {found.reason}", settings, refit)
+
+
+def _trained(
+    recipe: Recipe,
+    specs: list[HeadSpec],
+    features: Features,
+    labels: Labels,
+    classes: int,
+    layout: Layout,
+    shown: Samples | None,
+    val: tuple[Features, Labels] | None,
+    progress: Progress | None,
+) -> Fitted:
+    train = shown or in_memory(features, labels)
+    settings = SweepSettings(
+        epochs=recipe.head_epochs or SweepSettings.epochs,
+        rates=(recipe.lr,) if recipe.lr else SweepSettings.rates,
+        smoothing=recipe.smoothing or 0.0,
+        balance=recipe.balance,
+        seed=recipe.seed,
+    )
+
+    def sweep(train: Samples, val: Samples | None, specs: list[HeadSpec], settings: SweepSettings) -> Swept:
+        return train_heads(specs, train, val, settings, classes=classes, layout=layout, progress=progress)
+
+    swept = sweep(train, None if val is None else in_memory(*val), specs, settings)
+    best = swept.best
+    alone = replace(settings, rates=(best.lr,), penalties=(best.penalty,))
+
+    def refit(learn: npt.NDArray[np.int64]) -> nn.Module:
+        return sweep(train.some(learn), None, [best.spec], alone).head
+
+    tried = [
+        {
+            "head": str(one.spec),
+            "lr": one.lr,
+            "weight_decay": one.penalty,
+            "correct": one.correct,
+            "log_loss": one.log_loss,
+            "epoch": one.epoch,
+        }
+        for one in swept.candidates
+    ]
+    document = {"head": str(best.spec), "reason": swept.reason, "tried": tried}
+    return Fitted(swept.head, f"head {best.spec}", swept.reason, document, refit)
+
+
+def in_memory(features: Features, labels: Labels) -> Samples:
+    """Samples that are there already; each image has one view."""
+    return Samples(FeatureRows(torch.from_numpy(features)), labels, [b""] * len(labels), 0)

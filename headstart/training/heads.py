@@ -1,0 +1,296 @@
+"""Heads: what is put on a backbone, from one linear layer to a convolution with hidden layers behind it.
+
+A head is an ordinary PyTorch module, (N, ...) features -> (N, classes) logits. What it is made of is a ``HeadSpec``,
+which people write as one word ("1024-512-0.2") and the model file keeps.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from headstart.backbone.layers import Layout
+from headstart.backbone.pooling import Pooling, pooled
+from headstart.errors import OptionError
+
+LINEAR = "linear"
+
+MapPooling = Literal["flatten", "avg", "max", "avgmax"]
+"""How a head that convolves goes on from its map to one vector."""
+
+EXAMPLES = "linear, 1024-512-0.2 (hidden layers, then dropout), conv1280-flatten (a 1x1 convolution, then pooling)"
+
+PLAIN = Layout()
+NO_VOTE = 1e-6
+"""Share of the votes that a class without any is taken to have."""
+
+_CONV = re.compile(r"conv(\d+)")
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """What a head is made of.
+
+    Attributes:
+        channels: of a 1x1 convolution with BatchNorm and ReLU, on a map that is not pooled; 0 for none.
+        pool: of the map behind that convolution.
+        widths: of the hidden layers, each with a ReLU behind it.
+        dropout: share of the numbers that are set to 0 before the last layer, in training.
+        single: whether two classes share one logit, as binary cross-entropy has it: that of the second class.
+    """
+
+    channels: int = 0
+    pool: MapPooling = "flatten"
+    widths: tuple[int, ...] = ()
+    dropout: float = 0.0
+    single: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> HeadSpec:
+        """Reads what ``str`` writes: parts in the order of the layers, with "-" between them.
+
+        "linear"; "512-0.5": a hidden layer of 512, then dropout of 0.5; "conv1280-flatten": a convolution to 1,280
+        channels, then all of its numbers.
+
+        Raises:
+            OptionError: it cannot be read so.
+        """
+        spec, parts = cls(), text.strip().lower().split("-")
+        if parts == [LINEAR]:
+            return spec
+        for place, part in enumerate(parts):
+            if place == 0 and (found := _CONV.fullmatch(part)):
+                spec = replace(spec, channels=int(found[1]))
+            elif place == 1 and spec.channels and part in get_args(MapPooling):
+                spec = replace(spec, pool=cast(MapPooling, part))
+            elif part.isdecimal() and int(part) > 0 and not spec.dropout:
+                spec = replace(spec, widths=(*spec.widths, int(part)))
+            elif re.fullmatch(r"0?\.\d+", part) and 0 < float(part) < 1 and place == len(parts) - 1:
+                spec = replace(spec, dropout=float(part))
+            else:
+                raise OptionError(f"head {text!r}: {part!r} is not understood. Examples: {EXAMPLES}.")
+        return spec
+
+    def __str__(self) -> str:
+        parts = [f"conv{self.channels}", self.pool] if self.channels else []
+        parts += [str(width) for width in self.widths]
+        parts += [f"{self.dropout:g}"] if self.dropout else []
+        return "-".join(parts) or LINEAR
+
+
+def parse_heads(text: str) -> tuple[HeadSpec, ...]:
+    """Heads with "," between them, each once.
+
+    Raises:
+        OptionError: one cannot be read, or some want a map and others features.
+    """
+    specs = tuple(dict.fromkeys(HeadSpec.parse(part) for part in text.split(",")))
+    if len({bool(spec.channels) for spec in specs}) > 1:
+        raise OptionError(f"head {text!r}: a convolution wants a map, the others pooled features; train them apart.")
+    return specs
+
+
+class LayeredHead(nn.Sequential):
+    """A head of ordinary layers.
+
+    Attributes:
+        about: what it takes to build one like it, a JSON document; the tensors are its ``state_dict``.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], about: dict[str, Any]) -> None:
+        super().__init__(*layers)
+        self.about = about
+
+
+def build_head(spec: HeadSpec, shape: Sequence[int], classes: int, layout: Layout = PLAIN) -> LayeredHead:
+    """A head with new weights, drawn from PyTorch's own generator.
+
+    Args:
+        spec: what it is made of.
+        shape: of the features of one picture: (D,), or of the map for a convolution.
+        classes: number of classes.
+        layout: what the axes of a map mean.
+
+    Raises:
+        OptionError: a convolution on features that are pooled already, anything else on a map, or one logit for
+            more or fewer than two classes.
+    """
+    if spec.single and classes != 2:
+        raise OptionError(f"one logit tells two classes apart, and there are {classes}.")
+    if bool(spec.channels) != (len(shape) > 1):
+        raise OptionError(
+            f"head {spec}: a convolution needs a map, and the features are pooled (shape {tuple(shape)})."
+            if spec.channels
+            else f"head {spec}: needs pooled features, not a map of {tuple(shape)}; choose a pooling."
+        )
+    layers: list[nn.Module] = []
+    length = shape[0]
+    if spec.channels:
+        channels, *places = _as_map(torch.zeros(1, *shape), layout).shape[1:]
+        convolution = nn.Conv2d(channels, spec.channels, 1, bias=False)
+        layers += [ToMap(layout), convolution, nn.BatchNorm2d(spec.channels), nn.ReLU(), Pool(spec.pool)]
+        length = {"flatten": spec.channels * places[0] * places[1], "avgmax": 2 * spec.channels}.get(
+            spec.pool, spec.channels
+        )
+    for width in spec.widths:
+        layers += [nn.Linear(length, width), nn.ReLU()]
+        length = width
+    if spec.dropout:
+        layers.append(nn.Dropout(spec.dropout))
+    layers.append(nn.Linear(length, 1 if spec.single else classes))
+    if spec.single:
+        layers.append(OneLogit())
+    about = {"kind": "layers", "spec": str(spec), "single": spec.single, "shape": list(shape), "layout": asdict(layout)}
+    return LayeredHead(layers, about)
+
+
+def linear_head(weight: npt.NDArray[np.floating[Any]], bias: npt.NDArray[np.floating[Any]]) -> LayeredHead:
+    """A head of one linear layer: (classes, D) weight, (classes,) bias; with one row, that of the second of two."""
+    single = len(weight) == 1
+    head = build_head(HeadSpec(single=single), weight.shape[1:], 2 if single else len(weight))
+    state = {"0.weight": weight, "0.bias": bias}
+    head.load_state_dict({name: _tensor(array) for name, array in state.items()})
+    return head.requires_grad_(False).eval()
+
+
+class NeighbourHead(nn.Module):
+    """The nearest training images, by the cosine of their features: each votes by how near it is.
+
+    A class's logit is the logarithm of its share of the votes exp(cosine / ``temperature``).
+
+    Args:
+        features: (N, D) float32, of length 1.
+        labels: (N,) int64.
+        classes: number of classes.
+        neighbours: that vote.
+        temperature: see above.
+
+    Source: Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR 2018, as DINO
+    evaluates features.
+    """
+
+    features: Tensor
+    labels: Tensor
+
+    def __init__(self, features: Tensor, labels: Tensor, classes: int, neighbours: int, temperature: float) -> None:
+        super().__init__()
+        self.register_buffer("features", features)
+        self.register_buffer("labels", labels)
+        self.classes, self.neighbours, self.temperature = classes, neighbours, temperature
+        self.about = {"kind": "neighbours", "neighbours": neighbours, "temperature": temperature, "classes": classes}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, D) -> (N, classes)."""
+        return self.votes(nn.functional.normalize(x, dim=1) @ self.features.T)
+
+    def votes(self, cosines: Tensor) -> Tensor:
+        """(N, training images) -> (N, classes) logits."""
+        near, which = cosines.topk(self.neighbours, dim=1)
+        weight = ((near - near[:, :1]) / self.temperature).exp()
+        votes = weight.new_zeros(len(cosines), self.classes).scatter_add_(1, self.labels[which], weight)
+        return (votes / votes.sum(1, keepdim=True)).clamp(min=NO_VOTE).log()
+
+
+class RbfHead(nn.Module):
+    """Support vector machines with a Gaussian kernel, one class against the rest.
+
+    Args:
+        support: (S, D) float32 standardised features of the images that matter.
+        mean: (D,) of the standardisation.
+        scale: (D,) of the standardisation.
+        coefficients: (S, classes).
+        bias: (classes,).
+        gamma: of the kernel exp(-gamma * squared distance).
+    """
+
+    def __init__(
+        self, support: Tensor, mean: Tensor, scale: Tensor, coefficients: Tensor, bias: Tensor, gamma: float
+    ) -> None:
+        super().__init__()
+        own = {"support": support, "mean": mean, "scale": scale, "coefficients": coefficients, "bias": bias}
+        for name, tensor in own.items():
+            self.register_buffer(name, tensor)
+        self.gamma = gamma
+        self.about = {"kind": "rbf", "gamma": gamma}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, D) -> (N, classes)."""
+        own = dict(self.named_buffers())
+        squares = torch.cdist((x - own["mean"]) / own["scale"], own["support"]).square()
+        return (-self.gamma * squares).exp() @ own["coefficients"] + own["bias"]
+
+
+def head_from(about: dict[str, Any], tensors: dict[str, Tensor], classes: int) -> nn.Module:
+    """The head that a model file tells of.
+
+    Args:
+        about: its ``about``.
+        tensors: its ``state_dict``.
+        classes: number of classes.
+
+    Raises:
+        KeyError, RuntimeError: the document or the tensors are not those of a head.
+    """
+    head: nn.Module
+    if about["kind"] == "neighbours":
+        own = {name: about[name] for name in ("classes", "neighbours", "temperature")}
+        head = NeighbourHead(tensors["features"], tensors["labels"], **own)
+    elif about["kind"] == "rbf":
+        head = RbfHead(**tensors, gamma=about["gamma"])
+    else:
+        spec = replace(HeadSpec.parse(about["spec"]), single=about["single"])
+        head = build_head(spec, about["shape"], classes, Layout(**about["layout"]))
+        head.load_state_dict(tensors)
+    return head.requires_grad_(False).eval()
+
+
+class OneLogit(nn.Module):
+    """(N, 1) logit of the second class -> (N, 2) logits of both.
+
+    The softmax of (0, z) is the sigmoid of z, and its cross-entropy the binary one.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 1) -> (N, 2)."""
+        return torch.cat([torch.zeros_like(x), x], 1)
+
+
+class ToMap(nn.Module):
+    """An activation of any layout -> (N, C, H, W); a sequence without its prefix tokens, as a map one place wide."""
+
+    def __init__(self, layout: Layout) -> None:
+        super().__init__()
+        self.layout = layout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W), (N, H, W, C) or (N, tokens, C) -> (N, C, H, W)."""
+        return _as_map(x, self.layout)
+
+
+class Pool(nn.Module):
+    """A map -> one vector, see ``pooling.pooled``."""
+
+    def __init__(self, pool: Pooling) -> None:
+        super().__init__()
+        self.pool = pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C), (N, 2C) or (N, C * H * W)."""
+        return pooled(x, self.pool)
+
+
+def _as_map(x: Tensor, layout: Layout) -> Tensor:
+    if x.ndim == 3:
+        return x[:, layout.prefix_tokens :].transpose(1, 2).unsqueeze(-1)
+    return x.permute(0, 3, 1, 2) if layout.channels_last else x
+
+
+def _tensor(array: npt.NDArray[Any]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))

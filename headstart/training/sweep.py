@@ -1,0 +1,347 @@
+"""Training several heads at once, on features that are read once for all of them; the best by validation is kept.
+
+As DINOv2's linear evaluation does: heads with different learning rates and penalties see the same batches. Heads of the
+same layers run as one (``torch.func.vmap``), so that nine cost little more than one where it is the batch's overhead
+that takes the time.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import Any, cast, final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.model_selection import train_test_split
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+
+from headstart.backbone.layers import Layout
+from headstart.progress import Progress, SilentProgress
+from headstart.training.finetune import (
+    AT_ONCE,
+    Samples,
+    epoch_order,
+    image_weights,
+    rate,
+    seeded,
+    soft_targets,
+)
+from headstart.training.heads import PLAIN, HeadSpec, LayeredHead, build_head
+
+HELD_OUT = 0.2
+"""Share of the training images that the settings are chosen on where there is no validation set."""
+
+LEAST_HELD_OUT = 20
+"""Training images below which nothing is held out: the settings in the middle are taken."""
+
+
+@dataclass(frozen=True)
+class SweepSettings:
+    """How heads are trained.
+
+    Attributes:
+        rates: learning rates of AdamW; each head is trained with each.
+        penalties: weight decays; likewise.
+        epochs: passes over the training images.
+        batch_size: images of a step.
+        smoothing: share of the target that is spread over all classes.
+        warmup: share of the steps in which the learning rate rises to its full value.
+        ema: of the averaged weights, per step.
+        clip: largest norm of a head's gradient.
+        balance: weigh the classes alike.
+        seed: of first weights, order and dropout.
+    """
+
+    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    penalties: tuple[float, ...] = (1e-3, 1e-2, 1e-1)
+    epochs: int = 30
+    batch_size: int = 64
+    smoothing: float = 0.0
+    warmup: float = 0.1
+    ema: float = 0.99
+    clip: float = 1.0
+    balance: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One head of a sweep.
+
+    Attributes:
+        spec: its layers.
+        lr: its learning rate.
+        penalty: its weight decay.
+        correct: validation images right, at its best epoch.
+        log_loss: mean over the validation images then, in nats.
+        epoch: that epoch, from 0.
+    """
+
+    spec: HeadSpec
+    lr: float
+    penalty: float
+    correct: int = 0
+    log_loss: float = float("inf")
+    epoch: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.spec}, learning rate {self.lr:g}, weight decay {self.penalty:g}"
+
+
+@dataclass(frozen=True)
+class Swept:
+    """The outcome.
+
+    Attributes:
+        head: the best one, in inference mode.
+        best: its settings and figures.
+        candidates: all of them, in the order in which they were named.
+        reason: how it was chosen, a clause.
+    """
+
+    head: LayeredHead
+    best: Candidate
+    candidates: tuple[Candidate, ...] = field(repr=False)
+    reason: str
+
+
+def train_heads(
+    specs: Sequence[HeadSpec],
+    train: Samples,
+    val: Samples | None,
+    settings: SweepSettings,
+    *,
+    classes: int,
+    layout: Layout = PLAIN,
+    progress: Progress | None = None,
+) -> Swept:
+    """Trains every head with every setting at once, and keeps the one that gets most of the validation images right.
+
+    Features that are vectors are standardised by their mean and deviation over ``train``; that is folded into the head.
+
+    Args:
+        specs: the heads' layers.
+        train: features of the images to learn from, in any number of views.
+        val: what chooses; where it is not given, a share of ``train`` is held out for that, and the chosen head is
+            trained again on all of it.
+        settings: how.
+        classes: number of classes.
+        layout: what the axes of a map mean.
+        progress: told of each batch.
+
+    Raises:
+        OptionError: a head does not go with the features.
+    """
+    progress = progress or SilentProgress()
+    candidates = [Candidate(*own) for own in product(specs, settings.rates, settings.penalties)]
+    if val is not None:
+        found, heads = _Sweep(candidates, train, settings, classes, layout).run(val, progress)
+        best = max(range(len(found)), key=lambda i: (found[i].correct, -found[i].log_loss))
+        reason = f"{found[best]}: the best of {len(found)} on {len(val.labels):,} validation images"
+        return Swept(heads[best], found[best], tuple(found), reason)
+    held = _held_out(train, settings.seed) if len(candidates) > 1 else None
+    if held is None:
+        chosen, found = candidates[len(candidates) // 2], []
+        reason = f"{chosen}: not chosen, as {len(train.labels):,} training images leave too little to choose on"
+    else:
+        found, _ = _Sweep(candidates, held[0], settings, classes, layout).run(held[1], progress)
+        chosen = max(found, key=lambda one: (one.correct, -one.log_loss))
+        reason = f"{chosen}: the best of {len(found)} on {len(held[1].labels):,} training images that were held out"
+    _, heads = _Sweep([chosen], train, settings, classes, layout).run(None, progress)
+    return Swept(heads[0], chosen, tuple(found) or (chosen,), reason)
+
+
+@final
+class _Sweep:
+    def __init__(
+        self, candidates: Sequence[Candidate], train: Samples, settings: SweepSettings, classes: int, layout: Layout
+    ) -> None:
+        self.candidates, self.train, self.settings = list(candidates), train, settings
+        first = self._read(train, range(min(AT_ONCE, len(train.labels))))
+        shape = tuple(first.shape[1:])
+        self.standard = _moments(train) if len(shape) == 1 else None
+        with seeded(settings.seed, 4):
+            self.stacks = [
+                _Stack([build_head(spec, shape, classes, layout) for one in self.candidates if one.spec == spec])
+                for spec in dict.fromkeys(one.spec for one in self.candidates)
+            ]
+        groups = [
+            {"params": leaves, "lr": one.lr, "scale": one.lr, "weight_decay": one.penalty}
+            for one, leaves in zip(self.candidates, [own for s in self.stacks for own in s.leaves], strict=True)
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=1.0, fused=True)
+        self.targets = soft_targets(train.labels, classes, settings.smoothing)
+        self.weights = image_weights(train.labels, classes, balance=settings.balance)
+
+    def run(self, val: Samples | None, progress: Progress) -> tuple[list[Candidate], list[LayeredHead]]:
+        settings, count = self.settings, len(self.train.labels)
+        size = min(settings.batch_size, max(4, count // 8))
+        places = range(0, count, size)
+        steps, step = settings.epochs * len(places), 0
+        what = f"Training {len(self.candidates)} heads" if len(self.candidates) > 1 else "Training the head"
+        with progress.task(what, settings.epochs * count) as advance:
+            for epoch in range(settings.epochs):
+                order = epoch_order(settings.seed, epoch, count)
+                for start in places:
+                    self._step(order[start : start + size], epoch, step, steps)
+                    step += 1
+                    advance(min(size, count - start))
+                if val is not None:
+                    self._judge(val, epoch)
+        if val is None:
+            for stack in self.stacks:
+                stack.keep(range(stack.count))
+        return self.candidates, [self._folded(head) for stack in self.stacks for head in stack.heads()]
+
+    def _step(self, images: npt.NDArray[np.int64], epoch: int, step: int, steps: int) -> None:
+        x = self._standardised(self._read(self.train, images, epoch))
+        target, weight = self.targets[images], self.weights[images]
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["scale"] * rate(step, steps, self.settings.warmup)
+        with seeded(self.settings.seed, 5, step):
+            for stack in self.stacks:
+                log_odds = nn.functional.log_softmax(stack.logits(x), 2)
+                stack.backward(-((target * log_odds).sum(2) * weight).mean(1).sum(), self.settings.clip)
+        self.optimizer.step()
+        keep = min(self.settings.ema, (2 + step) / (11 + step))
+        for stack in self.stacks:
+            stack.follow(1 - keep)
+
+    def _judge(self, val: Samples, epoch: int) -> None:
+        """Of the averaged weights; those of a head's best epoch are kept."""
+        labels = torch.from_numpy(val.labels)
+        parts: list[list[Tensor]] = [[] for _ in self.stacks]
+        for start in range(0, len(labels), AT_ONCE):
+            x = self._standardised(self._read(val, range(start, min(start + AT_ONCE, len(labels)))))
+            for part, stack in zip(parts, self.stacks, strict=True):
+                part.append(stack.judged(x))
+        first = 0
+        for part, stack in zip(parts, self.stacks, strict=True):
+            logits = torch.cat(part, 1)
+            correct = (logits.argmax(2) == labels).sum(1).tolist()
+            losses = -logits.log_softmax(2)[:, torch.arange(len(labels)), labels].mean(1)
+            better = []
+            for i, (right, loss) in enumerate(zip(correct, losses.tolist(), strict=True)):
+                own = self.candidates[first + i]
+                if epoch == 0 or (right, -loss) > (own.correct, -own.log_loss):
+                    self.candidates[first + i] = replace(own, correct=right, log_loss=loss, epoch=epoch)
+                    better.append(i)
+            stack.keep(better)
+            first += stack.count
+
+    def _read(self, samples: Samples, images: Sequence[int] | npt.NDArray[np.int64], epoch: int = 0) -> Tensor:
+        return samples.activations.read(samples.rows([int(i) for i in images], epoch))
+
+    def _standardised(self, x: Tensor) -> Tensor:
+        return x if self.standard is None else (x - self.standard[0]) / self.standard[1]
+
+    def _folded(self, head: LayeredHead) -> LayeredHead:
+        """The same head for features as they come."""
+        if self.standard is None:
+            return head
+        mean, scale = self.standard
+        first = next(part for part in head if isinstance(part, nn.Linear))
+        with torch.no_grad():
+            first.weight.div_(scale)
+            first.bias.sub_(first.weight @ mean)
+        return head
+
+
+class _Stack:
+    """Heads of the same layers, run as one.
+
+    Their weights lie side by side in tensors with a leading axis for the heads; the optimizer sees each head's part as
+    a parameter of its own, so that each has its own rate and penalty.
+    """
+
+    def __init__(self, heads: Sequence[LayeredHead]) -> None:
+        self.count = len(heads)
+        self.model = heads[0]
+        parameters, buffers = stack_module_state(cast("list[nn.Module]", list(heads)))
+        self.parameters: dict[str, Tensor] = parameters
+        self.buffers: dict[str, Tensor] = buffers
+        self.skeleton = copy.deepcopy(heads[0]).to("meta")
+        self.leaves = [[nn.Parameter(p.data[i]) for p in parameters.values()] for i in range(self.count)]
+        self.average = {name: p.detach().clone() for name, p in parameters.items()}
+        self.best = {name: tensor.clone() for name, tensor in (self.average | buffers).items()}
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(N, ...) -> (heads, N, classes), in training mode."""
+        return self._run(self.skeleton.train(), self.parameters, x)
+
+    def judged(self, x: Tensor) -> Tensor:
+        """(N, ...) -> (heads, N, classes), of the averaged weights in inference mode."""
+        with torch.no_grad():
+            return self._run(self.skeleton.eval(), self.average, x)
+
+    def _run(self, model: nn.Module, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        def one(own: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
+            out: Tensor = functional_call(model, (own, buffers), (x,))
+            return out
+
+        if self.count == 1:  # vmap of one costs more than it saves
+            own, buffers = ({name: t[0] for name, t in of.items()} for of in (parameters, self.buffers))
+            return one(own, buffers)[None]
+        out: Tensor = vmap(one, randomness="different")(parameters, self.buffers)
+        return out
+
+    def backward(self, loss: Tensor, clip: float) -> None:
+        """Gives every head's parameters the gradient of its part of the loss, no longer than ``clip``."""
+        gradients = torch.autograd.grad(loss, list(self.parameters.values()))
+        norms = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()
+        shares = (clip / (norms + 1e-6)).clamp(max=1.0)
+        for i, leaves in enumerate(self.leaves):
+            for leaf, gradient in zip(leaves, gradients, strict=True):
+                leaf.grad = (gradient[i] * shares[i]).contiguous()  # as the fused AdamW takes it to be
+
+    def follow(self, share: float) -> None:
+        """Moves the averages towards the weights."""
+        torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.parameters.values()], share)
+
+    def keep(self, heads: Sequence[int]) -> None:
+        """Notes the averages of some heads as their best."""
+        own = list(heads)
+        for name, tensor in (self.average | self.buffers).items():
+            self.best[name][own] = tensor[own]
+
+    def heads(self) -> list[LayeredHead]:
+        """The best of each head, in inference mode."""
+        found = []
+        for i in range(self.count):
+            head = copy.deepcopy(self.model)
+            head.load_state_dict({name: tensor[i] for name, tensor in self.best.items()})
+            found.append(head.requires_grad_(False).eval())
+        return found
+
+
+def _held_out(train: Samples, seed: int) -> tuple[Samples, Samples] | None:
+    smallest = int(np.bincount(train.labels)[np.unique(train.labels)].min())
+    if (
+        len(train.labels) < LEAST_HELD_OUT
+        or smallest < 2
+        or HELD_OUT * len(train.labels) < len(np.unique(train.labels))
+    ):
+        return None
+    learn, judge = train_test_split(
+        np.arange(len(train.labels)), test_size=HELD_OUT, stratify=train.labels, random_state=seed
+    )
+    return train.some(learn), replace(train.some(judge), views=0)
+
+
+def _moments(train: Samples) -> tuple[Tensor, Tensor]:
+    """(D,) mean and deviation of the features of the images as they are."""
+    total: Any = 0.0
+    squares: Any = 0.0
+    count = len(train.labels)
+    for start in range(0, count, AT_ONCE):
+        x = train.activations.read([(image, 0) for image in range(start, min(start + AT_ONCE, count))]).double()
+        total, squares = total + x.sum(0), squares + x.square().sum(0)
+    mean = total / count
+    deviation = (squares / count - mean.square()).clamp(min=0).sqrt()
+    deviation[deviation < 1e-6] = 1.0
+    return mean.float(), deviation.float()
