@@ -125,7 +125,9 @@ def train(
             help='"linear", or heads that are trained by steps: 1024-512-0.2, conv1280-flatten; several with ",".'
         ),
     ] = "linear",
-    head_epochs: Annotated[int, typer.Option(min=0, help="Of heads that are trained by steps; 0: 30.")] = 0,
+    head_epochs: Annotated[
+        int, typer.Option(min=0, help="Of heads that are trained by steps; 0: 10, or 30 of views.")
+    ] = 0,
     single_logit: Annotated[
         bool, typer.Option("--single-logit", help="Two classes share one logit, with binary cross-entropy.")
     ] = False,

@@ -37,6 +37,7 @@ ORDER = [
     "training.heads",
     "training.recipe",
     "training.temperature",
+    "training.linear_fits",
     "training.probe",
     "training.classical",
     "training.mixing",

@@ -10,7 +10,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from headstart.errors import DataError
-from headstart.training import probe
+from headstart.training import linear_fits
 from headstart.training.probe import C_GRID, C_WITHOUT_CHOICE, FOLDS, fit_probe
 
 
@@ -60,7 +60,7 @@ def test_the_folds_are_fitted_as_scikit_learn_would(
             for learn, judge in folds
         ]
         assert loss == pytest.approx(np.mean(own), rel=5e-3)
-    monkeypatch.setattr(probe, "WEIGHTS_AT_ONCE", 1)  # one fold after the other
+    monkeypatch.setattr(linear_fits, "WEIGHTS_AT_ONCE", 1)  # one fold after the other
     alone = fit_probe(x, y, classes=classes, balance=balance, seed=3).losses
     assert alone == pytest.approx(found, rel=5e-3)
 

@@ -174,6 +174,11 @@ class EnginePlan:
         """The choice among PyTorch's own engines: for parts of the network, which are not exported."""
         return _decide(replace(self, rates={n: rate for n, rate in self.rates.items() if n != "onnxruntime"}))
 
+    @property
+    def training_dtype(self) -> torch.dtype:
+        """bfloat16 where that is faster here and harmless, else float32."""
+        return torch.bfloat16 if self.fast in LOW_PRECISION else torch.float32
+
     def reason(self, *, exact: bool) -> str:
         """A sentence for the user: what was chosen, and what the others did."""
         chosen = self.exact if exact else self.fast

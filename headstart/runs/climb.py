@@ -16,7 +16,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, fx, nn
 
-from headstart.backbone.engine import LOW_PRECISION, SAMPLE, Engine, EnginePlan, choose_engine
+from headstart.backbone.engine import SAMPLE, Engine, EnginePlan, choose_engine
 from headstart.backbone.fold import fold_for_training
 from headstart.backbone.forward import ActivationNet, TappedNet
 from headstart.backbone.split import HEAD, INPUT, Boundary, SplittableBackbone
@@ -147,7 +147,7 @@ class Climb:
         self.pretrained = {name: tensor.clone() for name, tensor in self.split.module.state_dict().items()}
         self.classes = logits_on(fitted.head, train.features[:1]).shape[1]
         self.few = val is None or len(val.labels) < CROSS_VALIDATE_BELOW
-        self.dtype = torch.bfloat16 if self.engines.fast in LOW_PRECISION else torch.float32
+        self.dtype = self.engines.training_dtype
         self._made: dict[tuple[str, str], Activations] = {}
 
     def run(self, probe_seconds: float) -> Climbed:

@@ -190,6 +190,7 @@ def _train(
         own.labels,
         classes=classes,
         layout=Layout.of(backbone.module),
+        dtype=engines.in_torch().training_dtype,
         shown=_shown(recipe, net, own, engines, start.device, cache, progress),
         val=None if val is None else (val.features, val.labels),
         progress=progress,

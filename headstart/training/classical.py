@@ -22,6 +22,7 @@ from headstart.backbone.weights import quiet
 from headstart.errors import DataError
 from headstart.progress import Progress, SilentProgress
 from headstart.training.heads import NeighbourHead, RbfHead, linear_head
+from headstart.training.linear_fits import linear_fits
 from headstart.training.probe import CHOOSE_FROM, FOLDS, NEVER, Features, Labels, as_rows, standardised
 from headstart.training.temperature import best_scale, losses_of
 
@@ -42,6 +43,9 @@ MOST_FOR_RBF = 20_000
 """Training images above which a kernel of all pairs is no longer sensible (3 GB and hours)."""
 
 Scores = npt.NDArray[np.float64]
+Folds = list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]
+Outside = Callable[[Folds, float], Scores]
+"""(folds, C) -> (N, classes that have images) scores of each image from a fit that left it out."""
 
 
 @dataclass(frozen=True)
@@ -81,20 +85,25 @@ def fit_svm(
         progress: told of each fit.
     """
     mean, scale, x = standardised(features)
-    weights = "balanced" if balance else None
+    present, own = np.unique(labels, return_inverse=True)
 
-    def fit(learn: npt.NDArray[np.int64], c: float) -> tuple[Scores, Scores]:
-        machine = LinearSVC(C=c, class_weight=weights, dual="auto", max_iter=5000, random_state=0)
-        with quiet():
-            machine.fit(x[learn], labels[learn])
-        return as_rows(machine, classes)
+    def outside(folds: Folds, c: float) -> Scores:
+        out = np.empty((len(x), len(present)))
+        for group in linear_fits(x, own, [learn for learn, _ in folds], loss="squared_hinge", balance=balance):
+            group.fit(c)
+            scores = group.scores()
+            for i, learn in enumerate(group.learn):
+                judge = np.setdiff1d(np.arange(len(x)), learn)
+                out[judge] = scores[judge, i]
+        return out
 
-    def scores(learn: npt.NDArray[np.int64], judge: npt.NDArray[np.int64], c: float) -> Scores:
-        weight, bias = fit(learn, c)
-        return x[judge] @ weight.T + bias
-
-    chosen, reason = _chosen(scores, labels, LINEAR_C, settings, seed=seed, progress=progress)
-    weight, bias = _scaled(chosen["scale"], *fit(np.arange(len(x)), chosen["C"]))
+    chosen, reason = _chosen(outside, labels, LINEAR_C, settings, seed=seed, progress=progress)
+    machine = LinearSVC(
+        C=chosen["C"], class_weight="balanced" if balance else None, dual="auto", max_iter=5000, random_state=0
+    )
+    with quiet():
+        machine.fit(x, labels)
+    weight, bias = _scaled(chosen["scale"], *as_rows(machine, classes))
     return Classical(linear_head(weight / scale, bias - (weight / scale) @ mean), reason, chosen)
 
 
@@ -143,7 +152,7 @@ def fit_rbf(
         coefficients, offsets = fit(learn, c)
         return np.asarray(kernel[judge] @ coefficients + offsets)
 
-    chosen, reason = _chosen(scores, labels, RBF_C, settings, seed=seed, progress=progress)
+    chosen, reason = _chosen(_one_by_one(scores, labels), labels, RBF_C, settings, seed=seed, progress=progress)
     coefficients, offsets = _scaled(chosen["scale"], *fit(np.arange(len(x)), chosen["C"]))
     matters = np.flatnonzero(np.abs(coefficients).max(axis=1) > 0)
     head = RbfHead(
@@ -181,7 +190,7 @@ def fit_centroid(
         weight, bias = fit(learn)
         return x[judge] @ weight.T + bias
 
-    chosen, reason = _chosen(scores, labels, (1.0,), settings, seed=seed, progress=progress)
+    chosen, reason = _chosen(_one_by_one(scores, labels), labels, (1.0,), settings, seed=seed, progress=progress)
     weight, bias = _scaled(chosen["scale"], *fit(np.arange(len(x))))
     return Classical(linear_head(weight / scale, bias - (weight / scale) @ mean), reason, chosen)
 
@@ -225,8 +234,23 @@ Fit = Callable[..., Classical]
 CLASSICAL: dict[str, Fit] = {"svm": fit_svm, "rbf": fit_rbf, "knn": fit_neighbours, "centroid": fit_centroid}
 
 
+def _one_by_one(
+    scores: Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64], float], Scores], labels: Labels
+) -> Outside:
+    """From (images to learn from, images to judge, C) -> scores of the latter."""
+    present = np.unique(labels)
+
+    def outside(folds: Folds, c: float) -> Scores:
+        out = np.empty((len(labels), len(present)))
+        for learn, judge in folds:
+            out[judge] = scores(learn, judge, c)[:, present]
+        return out
+
+    return outside
+
+
 def _chosen(
-    scores: Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64], float], Scores],
+    outside: Outside,
     labels: Labels,
     grid: tuple[float, ...],
     settings: dict[str, float] | None,
@@ -243,16 +267,13 @@ def _chosen(
         return {"C": middle, "scale": 1.0}, "not chosen: a class of 1 image leaves nothing to choose on"
     tried = grid if len(labels) >= CHOOSE_FROM and smallest >= FOLDS else (middle,)
     folds = list(StratifiedKFold(min(FOLDS, smallest), shuffle=True, random_state=seed).split(labels, labels))
-    present = np.unique(labels)
-    own = np.searchsorted(present, labels)
+    own = np.unique(labels, return_inverse=True)[1]
     found = {}
     with (progress or SilentProgress()).task("Choosing the settings", len(tried) * len(folds), unit="fits") as advance:
         for c in tried:
-            outside = np.empty((len(labels), len(present)))
-            for learn, judge in folds:
-                outside[judge] = scores(learn, judge, c)[:, present]
-                advance(1)
-            found[c] = float(losses_of(outside, own).mean()), best_scale(outside, own)
+            scores = outside(folds, c)
+            found[c] = float(losses_of(scores, own).mean()), best_scale(scores, own)
+            advance(len(folds))
     best = min(found, key=lambda c: found[c][0])
     reason = f"scaled by {len(folds)}-fold cross-validation on the training images"
     if len(tried) > 1:

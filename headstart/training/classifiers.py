@@ -23,6 +23,9 @@ from headstart.training.sweep import SweepSettings, Swept, train_heads
 
 LOGISTIC = "logistic"
 
+EPOCHS_OF_VIEWS = 30
+"""Epochs of heads that see a new view of each image for a while; of one view alone they have enough sooner."""
+
 
 @dataclass(frozen=True)
 class Fitted:
@@ -50,6 +53,7 @@ def fit_classifier(
     *,
     classes: int,
     layout: Layout = PLAIN,
+    dtype: torch.dtype = torch.float32,
     shown: Samples | None = None,
     val: tuple[Features, Labels] | None = None,
     progress: Progress | None = None,
@@ -63,6 +67,7 @@ def fit_classifier(
         labels: (N,) int64 in [0, classes).
         classes: number of classes.
         layout: what the axes of a map mean.
+        dtype: in which hidden layers and convolutions are trained: float32 or bfloat16.
         shown: the same images in augmented views, for heads that are trained by steps; ``features`` alone where they
             are not given.
         val: features and labels that choose among heads; some training images do where they are not given.
@@ -77,7 +82,7 @@ def fit_classifier(
     check_classes(recipe, classes)
     specs = [replace(spec, single=recipe.single_logit) for spec in parse_heads(recipe.head)]
     if recipe.head != LINEAR:
-        return _trained(recipe, specs, features, labels, classes, layout, shown, val, progress)
+        return _trained(recipe, specs, features, labels, classes, layout, dtype, shown, val, progress)
     if features.ndim > 2:
         raise OptionError("a linear head needs pooled features, not a map; choose another pooling.")
     if recipe.probe != LOGISTIC:
@@ -128,13 +133,14 @@ def _trained(
     labels: Labels,
     classes: int,
     layout: Layout,
+    dtype: torch.dtype,
     shown: Samples | None,
     val: tuple[Features, Labels] | None,
     progress: Progress | None,
 ) -> Fitted:
     train = shown or in_memory(features, labels)
     settings = SweepSettings(
-        epochs=recipe.head_epochs or SweepSettings.epochs,
+        epochs=recipe.head_epochs or (SweepSettings.epochs if shown is None else EPOCHS_OF_VIEWS),
         rates=(recipe.lr,) if recipe.lr else SweepSettings.rates,
         smoothing=recipe.smoothing or 0.0,
         balance=recipe.balance,
@@ -142,7 +148,7 @@ def _trained(
     )
 
     def sweep(train: Samples, val: Samples | None, specs: list[HeadSpec], settings: SweepSettings) -> Swept:
-        return train_heads(specs, train, val, settings, classes=classes, layout=layout, progress=progress)
+        return train_heads(specs, train, val, settings, classes=classes, layout=layout, dtype=dtype, progress=progress)
 
     swept = sweep(train, None if val is None else in_memory(*val), specs, settings)
     best = swept.best

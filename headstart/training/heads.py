@@ -258,8 +258,8 @@ class OneLogit(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 1) -> (N, 2)."""
-        return torch.cat([torch.zeros_like(x), x], 1)
+        """(..., 1) -> (..., 2)."""
+        return torch.cat([torch.zeros_like(x), x], -1)
 
 
 class ToMap(nn.Module):

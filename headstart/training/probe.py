@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
+from scipy.special import log_softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, train_test_split
-from sklearn.utils.class_weight import compute_sample_weight
-from torch import Tensor, nn
 
 from headstart.errors import DataError
 from headstart.progress import Progress, SilentProgress
+from headstart.training.linear_fits import linear_fits
 
 C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Inverse strengths of the L2 penalty that cross-validation chooses from."""
@@ -34,9 +32,6 @@ CHOOSE_FROM = 50
 
 CHOOSE_ON = 10_000
 """Training images above which C is chosen on a stratified sample of so many."""
-
-WEIGHTS_AT_ONCE = 1_000_000
-"""Weights that the optimizer holds at once while C is chosen; it keeps some twenty copies of each."""
 
 NEVER = -1e4
 """Logit of a class without training images: exp of it is 0."""
@@ -129,15 +124,17 @@ def _choose_c(
         where = f"{CHOOSE_ON:,} of the training images"
     folds = [learn for learn, _ in StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(x, labels)]
     own = np.unique(labels, return_inverse=True)[1]
-    at_once = max(1, WEIGHTS_AT_ONCE // (x.shape[1] * (own.max() + 1)))
-    groups = [_Regressions(x, own, folds[i : i + at_once], balance=balance) for i in range(0, FOLDS, at_once)]
+    groups = linear_fits(x, own, folds, balance=balance)
     losses: dict[float, float] = {}
     with progress.task("Choosing the penalty", FOLDS * len(C_GRID), unit="fits") as advance:
         for c in C_GRID:
             outside: list[float] = []
             for group in groups:
                 group.fit(c)
-                outside += group.losses_outside()
+                log_odds = log_softmax(group.scores(), axis=2)
+                for i, learn in enumerate(group.learn):
+                    judge = np.setdiff1d(np.arange(len(own)), learn)
+                    outside.append(-float(log_odds[judge, i, own[judge]].mean()))
                 advance(len(group.learn))
             losses[c] = float(np.mean(outside))
             if losses[c] > WORSE * min(losses.values()):  # and with less penalty yet it would only overfit more
@@ -146,69 +143,6 @@ def _choose_c(
     best = min(losses, key=lambda c: losses[c])
     reason = f"C = {best:g}, of {len(losses)} tried, by the log loss of {FOLDS}-fold cross-validation on {where}"
     return best, reason, losses
-
-
-class _Regressions:
-    """scikit-learn's logistic regression on several sets of the same images at once.
-
-    One pass over the features serves all of them: fitted one by one they wait for memory most of the time (LOG.md).
-    They share the optimizer's line search; each is held to the tolerance that it would have alone.
-
-    Args:
-        x: (N, D) float32.
-        labels: (N,) int64 in [0, classes), each of them in each set.
-        learn: of each set, the numbers of its images.
-        balance: weigh each class by the inverse of its share in the set.
-    """
-
-    def __init__(
-        self, x: Features, labels: Labels, learn: Sequence[npt.NDArray[np.int64]], *, balance: bool = False
-    ) -> None:
-        self.x, self.learn = torch.from_numpy(x), learn
-        target = nn.functional.one_hot(torch.from_numpy(labels)).float()
-        self.target = target[:, None]
-        self.share = torch.zeros(len(x), len(learn), 1)
-        self.penalty = torch.zeros(len(learn), 1, dtype=torch.float64)
-        for i, own in enumerate(learn):
-            weight = compute_sample_weight("balanced" if balance else None, labels[own])
-            self.share[own, i, 0] = torch.from_numpy(weight / weight.sum()).float()
-            # of two classes scikit-learn fits the difference alone, which bears half of what both rows would
-            self.penalty[i] = (2.0 if target.shape[1] == 2 else 1.0) / weight.sum()
-        self.weight = torch.zeros(x.shape[1], len(learn), target.shape[1], dtype=torch.float64)
-        self.bias = torch.zeros(self.weight.shape[1:], dtype=torch.float64)
-
-    def fit(self, c: float) -> None:
-        """Goes on from the weights that are there."""
-        penalty = self.penalty / c
-        optimizer = torch.optim.LBFGS(
-            [self.weight, self.bias],
-            max_iter=1000,
-            history_size=10,
-            tolerance_grad=1e-4,
-            tolerance_change=1e-12,
-            line_search_fn="strong_wolfe",
-        )
-
-        @torch.no_grad()
-        def loss_and_gradient() -> Tensor:
-            log_odds = self._log_odds()
-            error = (log_odds.exp() - self.target) * self.share
-            self.weight.grad = (self.x.T @ error.flatten(1)).view(self.weight.shape) + penalty * self.weight
-            self.bias.grad = error.sum(0, dtype=torch.float64)
-            loss = -(self.share * self.target * log_odds).sum(dtype=torch.float64)
-            return loss + 0.5 * (penalty * self.weight.square()).sum()
-
-        optimizer.step(loss_and_gradient)  # type: ignore[no-untyped-call]
-
-    def losses_outside(self) -> list[float]:
-        """Of each set, the mean log loss of the images that are not in it, in nats."""
-        own = -(self.target * self._log_odds()).sum(2)
-        return [float(own[self.share[:, i, 0] == 0, i].mean()) for i in range(own.shape[1])]
-
-    def _log_odds(self) -> Tensor:
-        """(N, sets, classes) float32."""
-        logits = self.x @ self.weight.flatten(1).float() + self.bias.flatten().float()
-        return logits.view(-1, *self.bias.shape).log_softmax(2)
 
 
 def _regression(balance: bool, **settings: Any) -> LogisticRegression:

@@ -1,8 +1,7 @@
 """Training several heads at once, on features that are read once for all of them; the best by validation is kept.
 
 As DINOv2's linear evaluation does: heads with different learning rates and penalties see the same batches. Heads of the
-same layers run as one (``torch.func.vmap``), so that nine cost little more than one where it is the batch's overhead
-that takes the time.
+same layers run as one, so that nine linear ones cost little more than one.
 """
 
 from __future__ import annotations
@@ -11,14 +10,13 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import Any, cast, final
+from typing import Any, final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state, vmap
 
 from headstart.backbone.layers import Layout
 from headstart.progress import Progress, SilentProgress
@@ -31,7 +29,7 @@ from headstart.training.finetune import (
     seeded,
     soft_targets,
 )
-from headstart.training.heads import PLAIN, HeadSpec, LayeredHead, build_head
+from headstart.training.heads import PLAIN, HeadSpec, LayeredHead, Pool, build_head
 
 HELD_OUT = 0.2
 """Share of the training images that the settings are chosen on where there is no validation set."""
@@ -57,10 +55,10 @@ class SweepSettings:
         seed: of first weights, order and dropout.
     """
 
-    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
-    penalties: tuple[float, ...] = (1e-3, 1e-2, 1e-1)
-    epochs: int = 30
-    batch_size: int = 64
+    rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
+    penalties: tuple[float, ...] = (1e-2, 1e-1, 1.0)
+    epochs: int = 10
+    batch_size: int = 128
     smoothing: float = 0.0
     warmup: float = 0.1
     ema: float = 0.99
@@ -118,6 +116,7 @@ def train_heads(
     *,
     classes: int,
     layout: Layout = PLAIN,
+    dtype: torch.dtype = torch.float32,
     progress: Progress | None = None,
 ) -> Swept:
     """Trains every head with every setting at once, and keeps the one that gets most of the validation images right.
@@ -132,6 +131,7 @@ def train_heads(
         settings: how.
         classes: number of classes.
         layout: what the axes of a map mean.
+        dtype: in which hidden layers and convolutions compute: float32 or bfloat16.
         progress: told of each batch.
 
     Raises:
@@ -140,7 +140,7 @@ def train_heads(
     progress = progress or SilentProgress()
     candidates = [Candidate(*own) for own in product(specs, settings.rates, settings.penalties)]
     if val is not None:
-        found, heads = _Sweep(candidates, train, settings, classes, layout).run(val, progress)
+        found, heads = _Sweep(candidates, train, settings, classes, layout, dtype).run(val, progress)
         best = max(range(len(found)), key=lambda i: (found[i].correct, -found[i].log_loss))
         reason = f"{found[best]}: the best of {len(found)} on {len(val.labels):,} validation images"
         return Swept(heads[best], found[best], tuple(found), reason)
@@ -149,32 +149,37 @@ def train_heads(
         chosen, found = candidates[len(candidates) // 2], []
         reason = f"{chosen}: not chosen, as {len(train.labels):,} training images leave too little to choose on"
     else:
-        found, _ = _Sweep(candidates, held[0], settings, classes, layout).run(held[1], progress)
+        found, _ = _Sweep(candidates, held[0], settings, classes, layout, dtype).run(held[1], progress)
         chosen = max(found, key=lambda one: (one.correct, -one.log_loss))
         reason = f"{chosen}: the best of {len(found)} on {len(held[1].labels):,} training images that were held out"
-    _, heads = _Sweep([chosen], train, settings, classes, layout).run(None, progress)
+    _, heads = _Sweep([chosen], train, settings, classes, layout, dtype).run(None, progress)
     return Swept(heads[0], chosen, tuple(found) or (chosen,), reason)
 
 
 @final
 class _Sweep:
     def __init__(
-        self, candidates: Sequence[Candidate], train: Samples, settings: SweepSettings, classes: int, layout: Layout
+        self,
+        candidates: Sequence[Candidate],
+        train: Samples,
+        settings: SweepSettings,
+        classes: int,
+        layout: Layout,
+        dtype: torch.dtype,
     ) -> None:
-        self.candidates, self.train, self.settings = list(candidates), train, settings
+        self.candidates, self.train, self.settings, self.dtype = list(candidates), train, settings, dtype
         first = self._read(train, range(min(AT_ONCE, len(train.labels))))
         shape = tuple(first.shape[1:])
         self.standard = _moments(train) if len(shape) == 1 else None
-        with seeded(settings.seed, 4):
-            self.stacks = [
-                _Stack([build_head(spec, shape, classes, layout) for one in self.candidates if one.spec == spec])
-                for spec in dict.fromkeys(one.spec for one in self.candidates)
-            ]
-        groups = [
-            {"params": leaves, "lr": one.lr, "scale": one.lr, "weight_decay": one.penalty}
-            for one, leaves in zip(self.candidates, [own for s in self.stacks for own in s.leaves], strict=True)
-        ]
-        self.optimizer = torch.optim.AdamW(groups, lr=1.0, fused=True)
+        self.stacks = []
+        self.fastest = max(one.lr for one in self.candidates)
+        for spec in dict.fromkeys(one.spec for one in self.candidates):
+            own = [one for one in self.candidates if one.spec == spec]
+            shares = [one.lr / self.fastest for one in own]
+            decays = [share * one.penalty for share, one in zip(shares, own, strict=True)]
+            with seeded(settings.seed, 4):
+                heads = [build_head(spec, shape, classes, layout) for _ in own]
+            self.stacks.append(_Stack(heads, shares, decays))
         self.targets = soft_targets(train.labels, classes, settings.smoothing)
         self.weights = image_weights(train.labels, classes, balance=settings.balance)
 
@@ -201,13 +206,13 @@ class _Sweep:
     def _step(self, images: npt.NDArray[np.int64], epoch: int, step: int, steps: int) -> None:
         x = self._standardised(self._read(self.train, images, epoch))
         target, weight = self.targets[images], self.weights[images]
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["scale"] * rate(step, steps, self.settings.warmup)
+        now = self.fastest * rate(step, steps, self.settings.warmup)
         with seeded(self.settings.seed, 5, step):
             for stack in self.stacks:
-                log_odds = nn.functional.log_softmax(stack.logits(x), 2)
-                stack.backward(-((target * log_odds).sum(2) * weight).mean(1).sum(), self.settings.clip)
-        self.optimizer.step()
+                with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+                    logits = stack.logits(x)
+                log_odds = nn.functional.log_softmax(logits.float(), 2)
+                stack.step(-((target * log_odds).sum(2) * weight).mean(1).sum(), now, self.settings.clip)
         keep = min(self.settings.ema, (2 + step) / (11 + step))
         for stack in self.stacks:
             stack.follow(1 - keep)
@@ -253,55 +258,99 @@ class _Sweep:
 
 
 class _Stack:
-    """Heads of the same layers, run as one.
+    """Heads of the same layers, run as one: their weights lie side by side along a leading axis.
 
-    Their weights lie side by side in tensors with a leading axis for the heads; the optimizer sees each head's part as
-    a parameter of its own, so that each has its own rate and penalty.
+    AdamW steps all of them alike; each head then takes its own share of that step, and its own weight decay.
+
+    Args:
+        heads: H of them.
+        shares: of each, its learning rate over the largest.
+        decays: of each, its learning rate times its weight decay.
     """
 
-    def __init__(self, heads: Sequence[LayeredHead]) -> None:
+    def __init__(self, heads: Sequence[LayeredHead], shares: Sequence[float], decays: Sequence[float]) -> None:
         self.count = len(heads)
         self.model = heads[0]
-        parameters, buffers = stack_module_state(cast("list[nn.Module]", list(heads)))
-        self.parameters: dict[str, Tensor] = parameters
-        self.buffers: dict[str, Tensor] = buffers
-        self.skeleton = copy.deepcopy(heads[0]).to("meta")
-        self.leaves = [[nn.Parameter(p.data[i]) for p in parameters.values()] for i in range(self.count)]
-        self.average = {name: p.detach().clone() for name, p in parameters.items()}
-        self.best = {name: tensor.clone() for name, tensor in (self.average | buffers).items()}
+        self.parameters = _side_by_side([dict(head.named_parameters()) for head in heads])
+        self.buffers = _side_by_side([dict(head.named_buffers()) for head in heads])
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(True)
+        self.live = list(self.parameters.values())
+        self.optimizer = torch.optim.AdamW(self.live, lr=1.0, weight_decay=0.0, fused=True)
+        self.shares, self.decays = torch.tensor(shares), torch.tensor(decays)
+        self.alike = len(set(shares)) == 1
+        self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.best = {name: tensor.clone() for name, tensor in (self.average | self.buffers).items()}
 
     def logits(self, x: Tensor) -> Tensor:
-        """(N, ...) -> (heads, N, classes), in training mode."""
-        return self._run(self.skeleton.train(), self.parameters, x)
+        """(N, ...) -> (H, N, classes), in training mode."""
+        return self._run(self.parameters, x, training=True)
 
     def judged(self, x: Tensor) -> Tensor:
-        """(N, ...) -> (heads, N, classes), of the averaged weights in inference mode."""
+        """(N, ...) -> (H, N, classes), of the averaged weights in inference mode."""
         with torch.no_grad():
-            return self._run(self.skeleton.eval(), self.average, x)
+            return self._run(self.average, x, training=False)
 
-    def _run(self, model: nn.Module, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
-        def one(own: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
-            out: Tensor = functional_call(model, (own, buffers), (x,))
-            return out
+    def _run(self, parameters: dict[str, Tensor], x: Tensor, *, training: bool) -> Tensor:
+        """Maps are (N, H * channels, ...) until they are pooled; then everything is (H, N, ...)."""
+        alike = True  # until the first weights, all heads have the same input
+        for name, layer in self.model.named_children():
+            own = {n: parameters.get(f"{name}.{n}") for n in ("weight", "bias")}
+            weight, bias = own["weight"], own["bias"]
+            if isinstance(layer, nn.Linear):
+                assert weight is not None
+                assert bias is not None
+                if alike:
+                    x = nn.functional.linear(x, weight.flatten(0, 1), bias.flatten())
+                    x = x.view(len(x), self.count, -1).transpose(0, 1)
+                else:
+                    x = torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))
+                alike = False
+            elif isinstance(layer, nn.Conv2d):
+                assert weight is not None
+                x, alike = nn.functional.conv2d(x, weight.flatten(0, 1)), False
+            elif isinstance(layer, nn.BatchNorm2d):
+                assert weight is not None
+                assert bias is not None
+                mean, variance = (self.buffers[f"{name}.{n}"].flatten() for n in ("running_mean", "running_var"))
+                x = nn.functional.batch_norm(x, mean, variance, weight.flatten(), bias.flatten(), training)
+            elif isinstance(layer, Pool):
+                x = x.view(len(x), self.count, -1, *x.shape[2:]).transpose(0, 1)
+                pooled_maps: Tensor = layer(x.flatten(0, 1))
+                x = pooled_maps.view(self.count, -1, pooled_maps.shape[1])
+            elif isinstance(layer, nn.Dropout):
+                x = nn.functional.dropout(x, layer.p, training)
+            else:
+                x = layer(x)
+        return x
 
-        if self.count == 1:  # vmap of one costs more than it saves
-            own, buffers = ({name: t[0] for name, t in of.items()} for of in (parameters, self.buffers))
-            return one(own, buffers)[None]
-        out: Tensor = vmap(one, randomness="different")(parameters, self.buffers)
-        return out
+    def step(self, loss: Tensor, rate: float, clip: float) -> None:
+        """One step down the sum of the heads' losses.
 
-    def backward(self, loss: Tensor, clip: float) -> None:
-        """Gives every head's parameters the gradient of its part of the loss, no longer than ``clip``."""
-        gradients = torch.autograd.grad(loss, list(self.parameters.values()))
+        Args:
+            loss: the sum.
+            rate: of the head that learns fastest.
+            clip: largest norm of each head's gradient.
+        """
+        gradients = torch.autograd.grad(loss, self.live)
         norms = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()
-        shares = (clip / (norms + 1e-6)).clamp(max=1.0)
-        for i, leaves in enumerate(self.leaves):
-            for leaf, gradient in zip(leaves, gradients, strict=True):
-                leaf.grad = (gradient[i] * shares[i]).contiguous()  # as the fused AdamW takes it to be
+        cut = (clip / (norms + 1e-6)).clamp(max=1.0)
+        for parameter, gradient in zip(self.live, gradients, strict=True):
+            parameter.grad = (gradient * _along(cut, gradient)).contiguous()  # as the fused AdamW takes it to be
+        before = [] if self.alike else [p.detach().clone() for p in self.live]
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        with torch.no_grad():
+            for parameter, old in zip(self.live, before, strict=False):
+                parameter.lerp_(old, 1 - _along(self.shares, parameter))
+            for parameter in self.live:
+                if parameter.ndim > 2:
+                    parameter.mul_(1 - rate * _along(self.decays, parameter))
 
     def follow(self, share: float) -> None:
         """Moves the averages towards the weights."""
-        torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.parameters.values()], share)
+        torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.live], share)
 
     def keep(self, heads: Sequence[int]) -> None:
         """Notes the averages of some heads as their best."""
@@ -317,6 +366,15 @@ class _Stack:
             head.load_state_dict({name: tensor[i] for name, tensor in self.best.items()})
             found.append(head.requires_grad_(False).eval())
         return found
+
+
+def _side_by_side(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([part[name].detach() for part in parts]) for name in parts[0]}
+
+
+def _along(values: Tensor, tensor: Tensor) -> Tensor:
+    """(H,) -> (H, 1, ...), to go with a tensor of that many axes."""
+    return values.view(-1, *[1] * (tensor.ndim - 1))
 
 
 def _held_out(train: Samples, seed: int) -> tuple[Samples, Samples] | None:

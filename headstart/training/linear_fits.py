@@ -1,0 +1,115 @@
+"""Linear classifiers on several sets of the same images at once: what cross-validation needs, for little more than one.
+
+Fitted one by one, folds wait for memory most of the time; one pass over the features serves all of them (LOG.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.utils.class_weight import compute_sample_weight
+from torch import Tensor, nn
+
+WEIGHTS_AT_ONCE = 1_000_000
+"""Weights that the optimizer holds at once; it keeps some twenty copies of each."""
+
+Loss = Literal["logistic", "squared_hinge"]
+"""scikit-learn's ``LogisticRegression``, or ``LinearSVC`` for each class against the rest."""
+
+
+def linear_fits(
+    x: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.int64],
+    learn: Sequence[npt.NDArray[np.int64]],
+    *,
+    loss: Loss = "logistic",
+    balance: bool = False,
+) -> list[LinearFits]:
+    """As few groups as memory allows; arguments as ``LinearFits``."""
+    at_once = max(1, WEIGHTS_AT_ONCE // (x.shape[1] * (int(labels.max()) + 1)))
+    parts = [learn[i : i + at_once] for i in range(0, len(learn), at_once)]
+    return [LinearFits(x, labels, part, loss=loss, balance=balance) for part in parts]
+
+
+class LinearFits:
+    """Fits that share one optimizer and its line search; each is held to the tolerance that it would have alone.
+
+    Args:
+        x: (N, D) float32.
+        labels: (N,) int64 in [0, classes), each of them in each set.
+        learn: of each set, the numbers of its images.
+        loss: see ``Loss``.
+        balance: weigh each class by the inverse of its share in the set.
+    """
+
+    def __init__(
+        self,
+        x: npt.NDArray[np.float32],
+        labels: npt.NDArray[np.int64],
+        learn: Sequence[npt.NDArray[np.int64]],
+        *,
+        loss: Loss = "logistic",
+        balance: bool = False,
+    ) -> None:
+        self.x, self.learn, self.loss = torch.from_numpy(x), learn, loss
+        target = nn.functional.one_hot(torch.from_numpy(labels)).float()
+        self.target = target[:, None]
+        self.share = torch.zeros(len(x), len(learn), 1)
+        self.penalty = torch.zeros(len(learn), 1, dtype=torch.float64)
+        for i, own in enumerate(learn):
+            weight = compute_sample_weight("balanced" if balance else None, labels[own])
+            self.share[own, i, 0] = torch.from_numpy(weight / weight.sum()).float()
+            self.penalty[i] = 1 / weight.sum()
+        if loss == "logistic" and target.shape[1] == 2:
+            self.penalty *= 2  # scikit-learn fits the difference of the two alone, which bears half of what both would
+        self.weight = torch.zeros(x.shape[1], len(learn), target.shape[1], dtype=torch.float64)
+        self.bias = torch.zeros(self.weight.shape[1:], dtype=torch.float64)
+
+    def fit(self, c: float) -> None:
+        """Goes on from the weights that are there.
+
+        Args:
+            c: inverse strength of the L2 penalty.
+        """
+        penalty = self.penalty / c
+        optimizer = torch.optim.LBFGS(
+            [self.weight, self.bias],
+            max_iter=1000,
+            history_size=10,
+            tolerance_grad=1e-4,
+            tolerance_change=1e-12,
+            line_search_fn="strong_wolfe",
+        )
+
+        @torch.no_grad()
+        def loss_and_gradient() -> Tensor:
+            losses, error = self._losses(self._scores())
+            error *= self.share
+            self.weight.grad = (self.x.T @ error.flatten(1)).view(self.weight.shape) + penalty * self.weight
+            self.bias.grad = error.sum(0, dtype=torch.float64)
+            loss = (self.share * losses).sum(dtype=torch.float64)
+            return loss + 0.5 * (penalty * self.weight.square()).sum()
+
+        optimizer.step(loss_and_gradient)  # type: ignore[no-untyped-call]
+
+    def scores(self) -> npt.NDArray[np.float64]:
+        """(N, sets, classes): the logits, or the distances from the margins, of all images in all sets' classifiers."""
+        scores: npt.NDArray[np.float64] = self._scores().double().numpy()
+        return scores
+
+    def _losses(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, sets, classes) losses, and their gradients with regard to the scores."""
+        if self.loss == "logistic":
+            log_odds = scores.log_softmax(2)
+            return -self.target * log_odds, log_odds.exp() - self.target
+        side = 2 * self.target - 1
+        short = (1 - side * scores).clamp(min=0)
+        return short.square(), -2 * side * short
+
+    def _scores(self) -> Tensor:
+        flat = self.x @ self.weight.flatten(1).float() + self.bias.flatten().float()
+        return flat.view(-1, *self.bias.shape)
