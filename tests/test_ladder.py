@@ -8,7 +8,7 @@ import pytest
 from headstart.backbone.split import SplittableBackbone
 from headstart.backbone.weights import build_architecture
 from headstart.errors import OptionError
-from headstart.training.ladder import paired_p, plan_rungs, plan_text, room_for_gain
+from headstart.training.ladder import boundary_before, paired_p, plan_rungs, plan_text, room_for_gain
 from headstart.training.recipe import Recipe
 from headstart.training.temperature import losses_of
 
@@ -107,3 +107,9 @@ def test_losses_do_not_depend_on_how_sure_the_logits_are_in_all() -> None:
 def test_with_four_mistakes_left_no_gain_could_be_shown() -> None:
     assert not room_for_gain(np.array([True] * 96 + [False] * 4))
     assert room_for_gain(np.array([True] * 95 + [False] * 5))
+
+
+def test_the_boundary_before_a_part_is_the_last_one_without_weights_between() -> None:
+    split = SplittableBackbone(build_architecture("vgg11", image_size=32), height=32, width=32)
+    assert boundary_before("features.8", split).name == "features.7"  # behind the activation
+    assert boundary_before("features.11", split).name == "features.10"  # behind the pooling

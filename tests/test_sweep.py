@@ -9,6 +9,7 @@ import pytest
 import torch
 from sklearn.datasets import make_classification
 
+from headstart.training import sweep
 from headstart.training.classifiers import in_memory
 from headstart.training.finetune import Samples
 from headstart.training.heads import HeadSpec
@@ -99,3 +100,9 @@ def test_batch_norm_of_a_convolution_learns_its_statistics() -> None:
     swept = train_heads([HeadSpec.parse("conv4-avg")], train, val, settings, classes=2)
     assert right(swept.head, val) == swept.best.correct >= 18
     assert float(swept.head[2].running_mean.abs().max()) > 0.1  # type: ignore[operator, union-attr]
+
+
+def test_heads_with_many_weights_are_tried_with_one_penalty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "WEIGHTS_AT_ONCE", 1500)
+    swept = train_heads([DEEP], some(100), some(60, seed=1), replace(SETTINGS, penalties=(0.0, 0.1, 1.0)), classes=3)
+    assert [(one.lr, one.penalty) for one in swept.candidates] == [(1e-3, 0.1), (1e-2, 0.1)]

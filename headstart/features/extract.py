@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +105,7 @@ def compute_features(
         cache=cache,
         progress=progress,
     )
-    width = store.shape[0]
+    width = math.prod(store.shape)
     waiting: list[npt.NDArray[np.float32]] = []
     done = 0
     batches = [missing[start : start + engine.batch_size] for start in range(0, len(missing), engine.batch_size)]
@@ -117,7 +118,8 @@ def compute_features(
                 out, own = np.concatenate(waiting), missing[done : done + held]
                 if tap is not None:  # first: features without their activations would never get them
                     _keep_activations(tap.store, own, out[:, width:])
-                store.append(own, out[:, :width])
+                    out = out[:, :width].reshape(-1, *store.shape)
+                store.append(own, out)
                 done, waiting = done + held, []
     kept = len(set(keys)) - len(missing)
     progress.say(

@@ -206,9 +206,9 @@ def boundary_before(name: str, split: SplittableBackbone) -> Boundary:
     if name == "all":
         return inner[0]
     firsts = [(boundary, split.parts(boundary.name)[0][0]) for boundary in inner]
-    for boundary, first in firsts:
-        if first == name or first.startswith(f"{name}."):
-            return boundary
+    wanted = next((first for _, first in firsts if first == name or first.startswith(f"{name}.")), None)
+    if wanted is not None:  # the last of those that lie before it: an activation or a pooling may stand between
+        return [boundary for boundary, first in firsts if first == wanted][-1]
     known = ", ".join(dict.fromkeys(first for _, first in firsts))
     raise OptionError(f"--unfreeze {name}: no part that can be trained from. There are: all, {known}.")
 

@@ -34,6 +34,9 @@ from headstart.training.heads import PLAIN, HeadSpec, LayeredHead, Pool, build_h
 HELD_OUT = 0.2
 """Share of the training images that the settings are chosen on where there is no validation set."""
 
+WEIGHTS_AT_ONCE = 40_000_000
+"""Weights that all heads of a sweep may have together; the optimizer keeps six more of each."""
+
 LEAST_HELD_OUT = 20
 """Training images below which nothing is held out: the settings in the middle are taken."""
 
@@ -121,6 +124,7 @@ def train_heads(
 ) -> Swept:
     """Trains every head with every setting at once, and keeps the one that gets most of the validation images right.
 
+    Where all heads together have too many weights for the memory, each is tried with the middle penalty alone.
     Features that are vectors are standardised by their mean and deviation over ``train``; that is folded into the head.
 
     Args:
@@ -139,6 +143,9 @@ def train_heads(
     """
     progress = progress or SilentProgress()
     candidates = [Candidate(*own) for own in product(specs, settings.rates, settings.penalties)]
+    if _weights(candidates, train, classes, layout) > WEIGHTS_AT_ONCE:
+        middle = settings.penalties[len(settings.penalties) // 2]
+        candidates = [one for one in candidates if one.penalty == middle]
     if val is not None:
         found, heads = _Sweep(candidates, train, settings, classes, layout, dtype).run(val, progress)
         best = max(range(len(found)), key=lambda i: (found[i].correct, -found[i].log_loss))
@@ -375,6 +382,13 @@ def _side_by_side(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 def _along(values: Tensor, tensor: Tensor) -> Tensor:
     """(H,) -> (H, 1, ...), to go with a tensor of that many axes."""
     return values.view(-1, *[1] * (tensor.ndim - 1))
+
+
+def _weights(candidates: Sequence[Candidate], train: Samples, classes: int, layout: Layout) -> int:
+    shape = train.activations.read([(0, 0)]).shape[1:]
+    with torch.device("meta"):
+        of = {one.spec: build_head(one.spec, shape, classes, layout) for one in candidates}
+    return sum(p.numel() for one in candidates for p in of[one.spec].parameters())
 
 
 def _held_out(train: Samples, seed: int) -> tuple[Samples, Samples] | None:
