@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -107,6 +109,14 @@ def test_losses_do_not_depend_on_how_sure_the_logits_are_in_all() -> None:
 def test_with_four_mistakes_left_no_gain_could_be_shown() -> None:
     assert not room_for_gain(np.array([True] * 96 + [False] * 4))
     assert room_for_gain(np.array([True] * 95 + [False] * 5))
+
+
+def test_networks_without_batchnorm_learn_more_slowly_unless_asked() -> None:
+    recipe = Recipe(effort="quick", unfreeze="all")
+    for name, rate in (("vgg11", 1e-4), ("vgg11_bn", 1e-3)):
+        split = SplittableBackbone(build_architecture(name, image_size=32), height=32, width=32)
+        assert plan_rungs(recipe, split, train=100, rate=10.0)[0].settings.lr == rate
+        assert plan_rungs(replace(recipe, lr=0.01), split, train=100, rate=10.0)[0].settings.lr == 0.01
 
 
 def test_the_boundary_before_a_part_is_the_last_one_without_weights_between() -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import ttest_1samp
+from torch import nn
 
 from headstart.backbone.split import HEAD, Boundary, SplittableBackbone
 from headstart.errors import OptionError
@@ -57,6 +58,12 @@ EFFORTS = {
     "standard": Effort(("last", "half"), (3, 6), 3),
     "thorough": Effort(("last", "half"), (3, 18), 8),
 }
+
+LR_WITHOUT_BATCHNORM = 1e-4
+"""Learning rate for networks without BatchNorm (VGG, ConvNeXt, vision transformers), where nothing else is asked for.
+
+Ten times less than with it, as the field does; not measured here.
+"""
 
 SCRATCH_EPOCHS = 30
 SCRATCH_LR = 3e-3
@@ -151,7 +158,8 @@ def plan_rungs(recipe: Recipe, split: SplittableBackbone, *, train: int, rate: f
         chosen = [b for _, b, _ in distinct]
         epochs = [recipe.epochs or e for _, _, e in distinct]
         whys = [f"{100 * (1 - b.cost_before):.0f} % of the forward pass is trained" for b in chosen]
-    settings = [_settings(recipe, count, train) for count in epochs]
+    normed = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in split.module.modules())
+    settings = [_settings(recipe, count, train, normed=normed) for count in epochs]
     if recipe.gradual:
         settings = [replace(own, first_view=sum(o.epochs for o in settings[:i])) for i, own in enumerate(settings)]
     shown = max((own.first_view + own.epochs for own in settings), default=0)
@@ -218,11 +226,11 @@ def _at_most(share: float, inner: Sequence[Boundary]) -> Boundary | None:
     return max(fitting, key=lambda b: b.cost_before, default=None)
 
 
-def _settings(recipe: Recipe, epochs: int, train: int) -> TuneSettings:
+def _settings(recipe: Recipe, epochs: int, train: int, *, normed: bool) -> TuneSettings:
     effort = EFFORTS[recipe.effort]
     settings = TuneSettings(
         epochs=epochs,
-        lr=recipe.lr or TuneSettings.lr,
+        lr=recipe.lr or (TuneSettings.lr if normed else LR_WITHOUT_BATCHNORM),
         smoothing=effort.smoothing if recipe.smoothing is None else recipe.smoothing,
         cutmix=effort.cutmix if recipe.cutmix is None else recipe.cutmix,
         mixup=recipe.mixup,
