@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from headstart.backbone.split import INPUT, SplittableBackbone
 from headstart.backbone.weights import random_backbone
 from headstart.training.finetune import Progressed, Samples, Tuned, TuneSettings, fine_tune, logits_of, trained_names
-from headstart.training.heads import linear_head
+from headstart.training.heads import HeadSpec, build_head, linear_head
 
 SETTINGS = TuneSettings(epochs=6, lr=1e-3, batch_size=8, patience=4)
 
@@ -67,6 +67,29 @@ def test_it_learns_and_changes_only_what_lies_behind_the_boundary() -> None:
     assert (logits.argmax(1) == val.labels).sum() == found.best["correct"]
 
 
+def test_live_norms_learn_their_statistics_and_those_before_the_boundary_stay() -> None:
+    split, train, val, head = prepared()
+    before = state(split)
+    found = fine_tune(split, "layer3", head, train, val, replace(SETTINGS, live_norms=True))
+    changed = {name for name, tensor in split.module.state_dict().items() if not torch.equal(tensor, before[name])}
+    learnt = {name for name in changed if name.endswith(("running_mean", "running_var"))}
+    assert learnt
+    assert all(name.startswith("layer4") for name in changed)
+    assert changed == set(trained_names(split, "layer3", live_norms=True))
+    right = logits_of(split, "layer3", val, found.head).argmax(1) == val.labels
+    assert right.sum() == found.best["correct"] > 0.8 * len(right)
+
+
+def test_fine_tuning_goes_on_from_any_head_and_leaves_the_one_it_was_given() -> None:
+    split, train, val, _ = prepared()
+    head = build_head(HeadSpec.parse("8-4-0.2"), split.boundaries[-1].shape, 2)
+    given = {name: tensor.clone() for name, tensor in head.state_dict().items()}
+    found = fine_tune(split, "layer3", head, train, val, SETTINGS)
+    assert all(torch.equal(tensor, given[name]) for name, tensor in head.state_dict().items())
+    assert all(not torch.equal(tensor, given[name]) for name, tensor in found.head.state_dict().items())
+    assert (logits_of(split, "layer3", val, found.head).argmax(1) == val.labels).mean() > 0.8
+
+
 def test_the_kept_epoch_is_the_best_by_validation() -> None:
     _, found = tuned(replace(SETTINGS, epochs=6, lr=0.05))
     ranks = [(entry["correct"], -entry["log_loss"]) for entry in found.history]
@@ -80,10 +103,21 @@ def test_the_same_seed_gives_the_same_weights_and_another_gives_others() -> None
     assert not torch.equal(state(first)["layer4.0.conv1.weight"], state(other)["layer4.0.conv1.weight"])
 
 
-@pytest.mark.parametrize("stop_after", [1, 5, 7, 13])
-def test_a_stop_at_any_step_changes_no_bit_of_the_end(stop_after: int) -> None:
-    """Law 4."""
-    whole, expected = tuned()
+@pytest.mark.parametrize("live_norms", [False, True])
+@pytest.mark.parametrize("stop_after", [1, 7, 13])
+def test_a_stop_at_any_step_changes_no_bit_of_the_end(stop_after: int, live_norms: bool) -> None:
+    """Law 4, with BatchNorm and dropout at work too."""
+    settings = replace(SETTINGS, live_norms=live_norms)
+
+    def begun() -> tuple[SplittableBackbone, Samples, Samples, nn.Module]:
+        split, train, val, head = prepared()
+        if live_norms:
+            torch.manual_seed(4)
+            head = build_head(HeadSpec.parse("8-0.5"), split.boundaries[-1].shape, 2)
+        return split, train, val, head
+
+    whole, train, val, head = begun()
+    expected = fine_tune(whole, "layer3", head, train, val, settings)
     saved: list[Progressed] = []
 
     class Stopped(Exception):
@@ -99,11 +133,11 @@ def test_a_stop_at_any_step_changes_no_bit_of_the_end(stop_after: int) -> None:
             )
             raise Stopped
 
-    split, train, val, head = prepared()
+    split, train, val, head = begun()
     with pytest.raises(Stopped):
-        fine_tune(split, "layer3", head, train, val, SETTINGS, checkpoint=stop)
-    split, train, val, head = prepared()
-    found = fine_tune(split, "layer3", head, train, val, SETTINGS, start=saved[0])
+        fine_tune(split, "layer3", head, train, val, settings, checkpoint=stop)
+    split, train, val, head = begun()
+    found = fine_tune(split, "layer3", head, train, val, settings, start=saved[0])
     assert all(torch.equal(a, b) for a, b in zip(state(split).values(), state(whole).values(), strict=True))
     own, other = found.head.state_dict(), expected.head.state_dict()
     assert all(torch.equal(own[name], other[name]) for name in other)

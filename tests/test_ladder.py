@@ -113,13 +113,14 @@ def test_with_four_mistakes_left_no_gain_could_be_shown() -> None:
 
 def test_networks_without_batchnorm_learn_more_slowly_unless_asked() -> None:
     recipe = Recipe(effort="quick", unfreeze="all")
-    for name, rate in (("vgg11", 1e-4), ("vgg11_bn", 1e-3)):
-        split = SplittableBackbone(build_architecture(name, image_size=32), height=32, width=32)
+    for name, rate in (("test_convnext", 1e-4), ("test_resnet", 1e-3)):
+        split = SplittableBackbone(build_architecture(name, image_size=64), height=64, width=64)
         assert plan_rungs(recipe, split, train=100, rate=10.0)[0].settings.lr == rate
         assert plan_rungs(replace(recipe, lr=0.01), split, train=100, rate=10.0)[0].settings.lr == 0.01
 
 
 def test_the_boundary_before_a_part_is_the_last_one_without_weights_between() -> None:
-    split = SplittableBackbone(build_architecture("vgg11", image_size=32), height=32, width=32)
-    assert boundary_before("features.8", split).name == "features.7"  # behind the activation
-    assert boundary_before("features.11", split).name == "features.10"  # behind the pooling
+    split = SplittableBackbone(build_architecture("test_resnet", image_size=64), height=64, width=64)
+    firsts = {boundary.name: split.parts(boundary.name)[0][0] for boundary in split.boundaries[1:-1]}
+    assert firsts["act1"] == firsts["maxpool"] == "layer1.0"
+    assert boundary_before("layer1", split).name == "maxpool"

@@ -11,12 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from pictures import write_classes
-from torch import nn
+from torch import Tensor, nn
 
 import headstart as hs
-from headstart.backbone.split import SplittableBackbone
-from headstart.backbone.weights import fingerprint
+from headstart.backbone.split import INPUT, SplittableBackbone
+from headstart.backbone.weights import fingerprint, load_backbone, random_backbone
 from headstart.errors import RunError
 from headstart.runs.log import read_log
 from headstart.runs.train import resume
@@ -64,7 +65,7 @@ def test_the_ladder_names_every_rung_and_keeps_the_best(run: hs.Run) -> None:
     assert hs.load_run(run.folder).rungs == run.rungs
 
 
-@pytest.mark.parametrize("gradual", [False, True])
+@pytest.mark.parametrize("gradual", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
 def test_a_rung_begins_from_pretrained_weights_and_probe_unless_it_goes_on(
     gradual: bool, hard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,7 +109,6 @@ def test_the_saved_model_gives_the_probabilities_that_the_run_wrote_down(run: hs
 
 def test_a_fine_tuned_model_holds_its_own_weights(hard: Path, tmp_path: Path) -> None:
     from headstart.backbone.forward import split_backbone
-    from headstart.backbone.weights import load_backbone
 
     kept = hs.train(hard, out=tmp_path / "run", **CHOICES)
     backbone = load_backbone(image_size=64)
@@ -122,6 +122,32 @@ def test_a_fine_tuned_model_holds_its_own_weights(hard: Path, tmp_path: Path) ->
         assert {name for name in tuned if name not in same} <= behind
         assert len(same) < len(tuned)
     assert fingerprint(tuned) == model.net.backbone.fingerprint
+
+
+def test_from_scratch_means_random_weights_and_all_of_them_are_trained(hard: Path, tmp_path: Path) -> None:
+    """Law 14."""
+    begun: list[dict[str, Tensor]] = []
+
+    def noting(split: SplittableBackbone, boundary: str, *rest: object, **given: object) -> Tuned:
+        begun.append({name: tensor.clone() for name, tensor in split.module.state_dict().items()})
+        assert boundary == INPUT
+        assert rest[3].live_norms  # type: ignore[attr-defined]
+        return fine_tune(split, boundary, *rest, **given)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("headstart.runs.climb.fine_tune", noting)
+        choices = {"image_size": 32, "device": "cpu", "effort": "quick", "epochs": 1, "scratch": True}
+        run = hs.train(hard, out=tmp_path / "run", **choices)
+    pretrained = load_backbone(image_size=32).module.state_dict()
+    again = random_backbone("tf_efficientnet_lite0", image_size=32, seed=0).module.state_dict()
+    other = random_backbone("tf_efficientnet_lite0", image_size=32, seed=1).module.state_dict()
+    for name, tensor in begun[0].items():
+        assert torch.equal(tensor, again[name])
+        if tensor.ndim == 4:
+            assert not torch.equal(tensor, pretrained[name])
+            assert not torch.equal(tensor, other[name])
+    assert run.rungs[2].name == "behind input"
+    assert json.loads((run.folder / "run.json").read_text())["backbone"].startswith("random, seed 0")
 
 
 class Stopped(Exception):

@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -384,7 +384,7 @@ class _Trainer:
         weight = share * weight + (1 - share) * weight[other]
         for group in self.optimizer.param_groups:
             group["lr"] = settings.lr * group["scale"] * rate(step, self.steps, settings.warmup)
-        with self._dropping(step), self._learning_statistics():
+        with self._dropping(step), self._learning_statistics(len(x)):
             loss = -((target * nn.functional.log_softmax(self._logits(x), 1)).sum(1) * weight).mean()
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
@@ -395,11 +395,14 @@ class _Trainer:
         return float(loss.detach())
 
     @contextmanager
-    def _learning_statistics(self) -> Iterator[None]:
+    def _learning_statistics(self, count: int) -> Iterator[None]:
+        """One image alone has no statistics; how many batches were seen is not counted, as a resumed run could not."""
+        seen = [cast(Tensor, norm.num_batches_tracked).clone() for norm in self.norms]
         for norm in self.norms:
-            norm.train()
+            norm.train(count > 1)
         yield
-        for norm in self.norms:
+        for norm, before in zip(self.norms, seen, strict=True):
+            cast(Tensor, norm.num_batches_tracked).copy_(before)
             norm.eval()
 
     @contextmanager

@@ -320,7 +320,9 @@ class _Stack:
                 assert weight is not None
                 assert bias is not None
                 mean, variance = (self.buffers[f"{name}.{n}"].flatten() for n in ("running_mean", "running_var"))
-                x = nn.functional.batch_norm(x, mean, variance, weight.flatten(), bias.flatten(), training)
+                x = nn.functional.batch_norm(
+                    x, mean, variance, weight.flatten(), bias.flatten(), training and len(x) > 1
+                )
             elif isinstance(layer, Pool):
                 x = x.view(len(x), self.count, -1, *x.shape[2:]).transpose(0, 1)
                 pooled_maps: Tensor = layer(x.flatten(0, 1))
