@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from headstart.estimators import FeatureExtractor, ImageClassifier
     from headstart.model import Model, Prediction, load
     from headstart.progress import Progress, TerminalProgress
+    from headstart.runs.compare import compare
     from headstart.runs.evaluate import evaluate
     from headstart.runs.folder import Run, load_run
     from headstart.runs.train import train
@@ -43,6 +44,7 @@ _HOMES = {
     "Recipe": "training.recipe",
     "Run": "runs.folder",
     "TerminalProgress": "progress",
+    "compare": "runs.compare",
     "evaluate": "runs.evaluate",
     "inspect": "data.checks",
     "load": "model",
@@ -67,6 +69,7 @@ __all__ = [
     "Recipe",
     "Run",
     "TerminalProgress",
+    "compare",
     "evaluate",
     "inspect",
     "load",

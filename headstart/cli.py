@@ -311,6 +311,69 @@ def extract(
 
 
 @app.command()
+def compare(
+    data: Data,
+    out: Annotated[Path | None, typer.Option(help="The folder for it, new or empty; runs/NAME if left out.")] = None,
+    only: Annotated[
+        str, typer.Option(help='Some of probes, heads, depths, batchnorm, weights, with "," between.')
+    ] = "probes,heads,depths,batchnorm,weights",
+    seconds: Annotated[float, typer.Option(min=0, help="That each way to fine-tune gets, about.")] = 60.0,
+    backbone: BackboneName = "",
+    weights: WeightsFile = None,
+    image_size: ImageSize = 0,
+    balance: Annotated[bool, typer.Option("--balance", help="Weigh the classes alike.")] = False,
+    flip: Annotated[bool, typer.Option(help="Whether a mirrored picture shows the same thing.")] = True,
+    val: Val = 0.15,
+    test: Test = 0.15,
+    seed: Seed = 0,
+    device: DeviceChoice = Device.auto,
+    as_json: Json = False,
+) -> None:
+    """Train in several ways on the same data: one table and one picture of accuracy and seconds."""
+    from dataclasses import asdict
+
+    with _importing():
+        from headstart.progress import TerminalProgress
+        from headstart.runs.compare import compare as compare_ways
+
+    found = compare_ways(
+        data,
+        out=out,
+        only=[name.strip() for name in only.split(",") if name.strip()],
+        seconds=seconds,
+        backbone=backbone,
+        weights=str(weights.expanduser().resolve()) if weights else "",
+        image_size=image_size,
+        balance=balance,
+        flip=flip,
+        val=val,
+        test=test,
+        seed=seed,
+        device=device.value,
+        progress=TerminalProgress(),
+    )
+    if as_json:
+        _print_json({"folder": str(found.folder), "scored_on": found.name, "rows": [asdict(r) for r in found.rows]})
+        return
+    _print_table(
+        ["way", "right", "accuracy", "95 % interval", "log loss", "seconds"],
+        [
+            [
+                row.name,
+                f"{row.correct:,} of {row.count:,}",
+                f"{100 * row.accuracy:.1f} %",
+                f"{100 * row.low:.1f}-{100 * row.high:.1f}",
+                f"{row.log_loss:.3f}",
+                f"{row.seconds:.0f}",
+            ]
+            for row in found.rows
+        ],
+    )
+    files = ", ".join(str(found.folder / f"comparison.{ending}") for ending in ("md", "json", "png"))
+    print(f"Scored on {found.name}. Written: {files}")
+
+
+@app.command()
 def layers(
     backbone: Annotated[str, typer.Argument(help="A timm architecture, for example resnet50.")],
     image_size: ImageSize = 0,

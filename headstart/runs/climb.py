@@ -117,6 +117,7 @@ class Climb:
         recipe: every choice.
         engines: what was measured.
         folder: of the run.
+        insist: try every rung and keep the last, whatever those below gave.
         log: of the run.
         cache: the cache folder.
         progress: told of each step.
@@ -134,6 +135,7 @@ class Climb:
         *,
         engines: EnginePlan,
         folder: Path,
+        insist: bool = False,
         log: RunLog,
         cache: Path | None,
         progress: Progress,
@@ -144,6 +146,7 @@ class Climb:
         self.fitted = fitted
         self.engines, self.cache, self.log, self.progress = engines.in_torch(), cache, log, progress
         self.folder = folder / CHECKPOINTS
+        self.insist = insist
         self.pretrained = {name: tensor.clone() for name, tensor in self.split.module.state_dict().items()}
         self.classes = logits_on(fitted.head, train.features[:1]).shape[1]
         self.few = val is None or len(val.labels) < CROSS_VALIDATE_BELOW
@@ -165,7 +168,7 @@ class Climb:
         best_head, best_state, best_boundary = self.fitted.head, dict[str, Tensor](), ""
         head = self.fitted.head
         for number, rung in enumerate(self.rungs, start=1):
-            if not room_for_gain(best_right):
+            if not self.insist and not room_for_gain(best_right):
                 wrong = int((~best_right).sum())
                 text = f"not climbed further: mending all {wrong} mistakes that are left would not be more than noise"
                 results[-1] = replace(results[-1], decision=text)
@@ -178,7 +181,7 @@ class Climb:
             p = paired_p(best_losses, losses)
             result = judged(rung.name, rung.boundary.name, now, losses, seconds)
             gained, last = p < ALPHA, number == len(self.rungs)
-            kept = (result.correct, -result.log_loss) > (best.correct, -best.log_loss)
+            kept = self.insist or (result.correct, -result.log_loss) > (best.correct, -best.log_loss)
             decision = "kept; " if kept else "not kept; "
             decision += "the gain is more than noise" if gained else "no gain beyond noise"
             decision += "" if last else "; climbing on" if gained else "; stopping"
@@ -193,7 +196,7 @@ class Climb:
                 best_head, best_boundary = head, rung.boundary.name
                 own = self._changed(rung)
                 best_state = {name: self.split.module.state_dict()[name].clone() for name in own}
-            if not gained:
+            if not gained and not self.insist:
                 break
         return self._finished(results, best, best_head, best_state, best_boundary)
 

@@ -87,7 +87,7 @@ def train(
     start = Start(str(dataset.root.resolve()), device)
     try:
         write_start(folder, recipe, start)
-        return _train(dataset, folder, recipe, start, cache=cache, progress=progress)
+        return carry_out(dataset, folder, recipe, start, cache=cache, progress=progress)
     except (HeadstartError, KeyboardInterrupt) as stop:
         if not (folder / LOG_FILE).exists():  # nothing was learnt yet: leave nothing behind
             shutil.rmtree(folder, ignore_errors=True)
@@ -109,12 +109,32 @@ def resume(folder: str | os.PathLike[str], *, cache: Path | None = None, progres
     """
     path = Path(folder).expanduser()
     recipe, start = read_start(path)
-    return _train(open_data(start.data), path, recipe, start, cache=cache, progress=progress or SilentProgress())
+    return carry_out(open_data(start.data), path, recipe, start, cache=cache, progress=progress or SilentProgress())
 
 
-def _train(
-    dataset: Dataset, folder: Path, recipe: Recipe, start: Start, *, cache: Path | None, progress: Progress
+def carry_out(
+    dataset: Dataset,
+    folder: Path,
+    recipe: Recipe,
+    start: Start,
+    *,
+    look: Inspection | None = None,
+    insist: bool = False,
+    cache: Path | None,
+    progress: Progress,
 ) -> Run:
+    """Every step of a run whose folder is there.
+
+    Args:
+        dataset: the images.
+        folder: of the run.
+        recipe: every choice.
+        start: what the run began with.
+        look: what was found in the data, by this seed and these shares; looked at here where it is not given.
+        insist: keep the last rung, whatever the one below gave.
+        cache: the cache folder; the default one where it is not given.
+        progress: told of each step.
+    """
     clock = _Clock()
     keep_freed_memory()
     name, image_size = recipe.backbone or DEFAULT_BACKBONE, recipe.image_size or None
@@ -125,7 +145,7 @@ def _train(
     net = FeatureNet(backbone, pool=recipe.pooling, cut=recipe.cut)
     clock.lap("load the backbone")
 
-    look = inspect(
+    look = look or inspect(
         dataset,
         seed=recipe.seed,
         shares=SplitShares(recipe.val, recipe.test),
@@ -210,6 +230,7 @@ def _train(
             recipe,
             engines=engines,
             folder=folder,
+            insist=insist,
             log=log,
             cache=cache,
             progress=progress,

@@ -31,6 +31,9 @@ from headstart.training.mixing import blended, jittered, pasted
 
 Labels = npt.NDArray[np.int64]
 State = dict[str, Tensor]
+ESTIMATED_ON = 16
+"""Batches that BatchNorm's statistics are estimated on, at the end of an epoch, where they are learnt."""
+
 AT_ONCE = 64
 """Images of a batch that is not trained on."""
 
@@ -116,8 +119,8 @@ class TuneSettings:
         clip: largest norm of the gradient.
         patience: epochs without a better validation after which training stops.
         balance: weigh the classes alike, however many images each has.
-        live_norms: BatchNorm behind the boundary normalises by each batch and goes on learning its statistics, as a
-            network that is trained from scratch must; otherwise they are constants.
+        live_norms: BatchNorm behind the boundary normalises by each batch, and its statistics are estimated anew after
+            each epoch, as a network that is trained from scratch must; otherwise they are constants.
         first_view: the view that the first epoch begins with; rungs below have shown those before it.
         seed: of order, CutMix, mixup and jitter.
     """
@@ -188,7 +191,7 @@ def trained_names(split: SplittableBackbone, boundary: str, *, live_norms: bool 
     return names + (list(_statistics(split, split.suffix(boundary))) if live_norms else [])
 
 
-def _norms(suffix: nn.Module) -> list[nn.Module]:
+def _norms(suffix: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     return [part for part in suffix.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
 
 
@@ -396,13 +399,11 @@ class _Trainer:
 
     @contextmanager
     def _learning_statistics(self, count: int) -> Iterator[None]:
-        """One image alone has no statistics; how many batches were seen is not counted, as a resumed run could not."""
-        seen = [cast(Tensor, norm.num_batches_tracked).clone() for norm in self.norms]
+        """One image alone has no statistics."""
         for norm in self.norms:
             norm.train(count > 1)
         yield
-        for norm, before in zip(self.norms, seen, strict=True):
-            cast(Tensor, norm.num_batches_tracked).copy_(before)
+        for norm in self.norms:
             norm.eval()
 
     @contextmanager
@@ -427,8 +428,11 @@ class _Trainer:
     def _end_epoch(self, epoch: int) -> None:
         entry = {"epoch": float(epoch), "loss": self.done.loss[0] / max(1, self.done.loss[1])}
         self.done.loss = (0.0, 0)
-        if self.val is not None:
-            entry |= self._validate(self.val)
+        with self._averaged():
+            if self.norms:
+                self._estimate_statistics(epoch)
+            if self.val is not None:
+                entry |= self._validate(self.val)
         self.done.history.append(entry)
         best = self.done.best
         if best is None or self.val is None or _rank(entry) > _rank(best):
@@ -436,13 +440,41 @@ class _Trainer:
             self.best = [tensor.clone() for tensor in (*self.average, *self.statistics.values())]
 
     def _validate(self, val: Samples) -> dict[str, float]:
-        """Of the averaged weights."""
-        kept = [p.detach().clone() for p in self.live]
-        _copy(self.live, self.average)
         logits, labels = _in_turn(val, self._logits), torch.from_numpy(val.labels)
-        _copy(self.live, kept)
         correct, loss = (logits.argmax(1) == labels).sum(), nn.functional.cross_entropy(logits, labels)
         return {"correct": float(correct), "log_loss": float(loss)}
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The averaged weights in place of those that are trained."""
+        kept = [p.detach().clone() for p in self.live]
+        _copy(self.live, self.average)
+        yield
+        _copy(self.live, kept)
+
+    def _estimate_statistics(self, epoch: int) -> None:
+        """BatchNorm's statistics of the weights as they are, over some of the epoch's batches.
+
+        Running averages lag behind the weights, and those of the averaged weights were never seen.
+
+        Source: "PreciseBN" in Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021.
+        """
+        order = epoch_order(self.settings.seed, epoch, len(self.train.labels))
+        first = self.settings.first_view + epoch
+        places = [order[i : i + self.batch].tolist() for i in range(0, len(order), self.batch)][:ESTIMATED_ON]
+        momenta = [norm.momentum for norm in self.norms]
+        for norm in self.norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean of all batches
+            norm.train()
+        with torch.no_grad():
+            for images in places:
+                if len(images) > 1:
+                    self._logits(self.train.activations.read(self.train.rows(images, first)))
+        for norm, momentum in zip(self.norms, momenta, strict=True):
+            norm.momentum = momentum
+            cast(Tensor, norm.num_batches_tracked).zero_()
+            norm.eval()
 
     def snapshot(self) -> State:
         """Everything that ``restore`` needs beside ``Progressed.as_json``."""
@@ -454,9 +486,8 @@ class _Trainer:
                 state[f"best/{name}"] = self.best[place].clone()
             for moment, tensor in self.optimizer.state.get(parameter, {}).items():
                 state[f"{moment}/{name}"] = tensor.clone()
-        for place, (name, tensor) in enumerate(self.statistics.items(), start=len(self.live)):
-            state[f"live/{name}"] = tensor.clone()
-            if self.best:
+        if self.best:
+            for place, name in enumerate(self.statistics, start=len(self.live)):
                 state[f"best/{name}"] = self.best[place].clone()
         return state
 
@@ -468,8 +499,6 @@ class _Trainer:
             self.average[place] = tensors[f"average/{name}"].clone()
             moments = ("step", "exp_avg", "exp_avg_sq")
             self.optimizer.state[parameter] = {m: tensors[f"{m}/{name}"].clone() for m in moments}
-        for name, tensor in self.statistics.items():
-            _copy([tensor], [tensors[f"live/{name}"]])
         if start.best is not None:
             self.best = [tensors[f"best/{name}"].clone() for name in (*self.parameters, *self.statistics)]
 

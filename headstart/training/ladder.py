@@ -146,13 +146,12 @@ def plan_rungs(recipe: Recipe, split: SplittableBackbone, *, train: int, rate: f
         OptionError: no such boundary to unfreeze behind; lists those that there are.
     """
     effort = EFFORTS[recipe.effort]
-    inner = [b for b in split.boundaries if b.name != HEAD]
     if recipe.unfreeze or recipe.scratch:
         chosen = [boundary_before(recipe.unfreeze or "all", split)]
         epochs = [recipe.epochs or (SCRATCH_EPOCHS if recipe.scratch else max(effort.epochs))]
         whys = ["random weights" if recipe.scratch else "as asked"]
     else:
-        depths = [(depth, _at_most(SHARES[depth], inner)) for depth in effort.depths]
+        depths = [(depth, deepest_at(SHARES[depth], split)) for depth in effort.depths]
         found = [(d, b, e) for (d, b), e in zip(depths, effort.epochs, strict=True) if b is not None]
         distinct = [(d, b, e) for i, (d, b, e) in enumerate(found) if b not in [other for _, other, _ in found[:i]]]
         chosen = [b for _, b, _ in distinct]
@@ -221,8 +220,9 @@ def boundary_before(name: str, split: SplittableBackbone) -> Boundary:
     raise OptionError(f"--unfreeze {name}: no part that can be trained from. There are: all, {known}.")
 
 
-def _at_most(share: float, inner: Sequence[Boundary]) -> Boundary | None:
-    fitting = [b for b in inner if b.cost_before <= share]
+def deepest_at(share: float, split: SplittableBackbone) -> Boundary | None:
+    """The last boundary before which at most a share of the forward pass lies; None where there is none."""
+    fitting = [b for b in split.boundaries if b.name != HEAD and b.cost_before <= share]
     return max(fitting, key=lambda b: b.cost_before, default=None)
 
 

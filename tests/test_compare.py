@@ -1,0 +1,68 @@
+"""Several ways side by side: the figures are those of the runs, the table and the picture hold all of them."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from pictures import write_classes
+from PIL import Image
+
+import headstart as hs
+from headstart.errors import OptionError, RunError
+from headstart.evaluation.comparison import Compared, comparison_markdown, comparison_picture
+
+
+def test_every_way_is_a_run_and_every_figure_is_the_runs(tmp_path: Path) -> None:
+    data = write_classes(tmp_path / "mixed", {"first": 30, "second": 30})
+    choices = {"image_size": 32, "device": "cpu", "seconds": 0.1}
+    found = hs.compare(data, out=tmp_path / "out", only=["probes", "batchnorm", "weights"], **choices)
+    names = [row.name for row in found.rows]
+    assert names[:5] == [
+        "logistic regression",
+        "linear SVM",
+        "Gaussian SVM",
+        "nearest neighbours",
+        "nearest class mean",
+    ]
+    assert [row.group for row in found.rows[5:]] == ["depths", "batchnorm", "depths", "weights"]
+    assert names[-1] == "everything, from scratch"
+    for row in found.rows:
+        run = hs.load_run(found.folder / row.run)
+        assert (row.correct, row.count, row.log_loss) == (run.scores.correct, run.scores.count, run.scores.log_loss)
+        assert run.best == (run.rungs[-1].name if run.rungs else run.best)  # asked for, so kept
+        assert row.epochs == (1 if run.rungs else 0)
+    recipes = [hs.load_run(found.folder / row.run).recipe for row in found.rows]
+    assert [r.live_norms for r in recipes[5:]] == [False, True, False, False]
+    assert [r.scratch for r in recipes[5:]] == [False, False, False, True]
+    document = json.loads((found.folder / "comparison.json").read_text())
+    assert [row["name"] for row in document["rows"]] == names
+    text = (found.folder / "comparison.md").read_text()
+    assert all(f"| {row.name} | {row.correct} of {row.count} |" in text for row in found.rows)
+    assert Image.open(found.folder / "comparison.png").size[0] > 1000
+
+
+def test_what_cannot_be_compared_is_refused_before_anything_is_done(tmp_path: Path) -> None:
+    data = write_classes(tmp_path / "mixed", {"first": 9, "second": 9})
+    with pytest.raises(OptionError, match="there are probes, heads"):
+        hs.compare(data, out=tmp_path / "out", only=["forests"])
+    with pytest.raises(OptionError, match="more than 0"):
+        hs.compare(data, out=tmp_path / "out", seconds=0)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    with pytest.raises(RunError, match="nothing is overwritten"):
+        hs.compare(data, out=tmp_path / "out")
+
+
+def test_the_table_and_the_picture_take_any_row() -> None:
+    rows = [
+        Compared("probes", "one | two", 0, 3, 0.0, 0.56, 0.7, 1.0, 0, "runs/one"),
+        Compared("weights", "scratch", 3, 3, 0.44, 1.0, 0.1, 900.0, 7, "runs/two"),
+    ]
+    text = comparison_markdown("title", rows)
+    assert "| scratch | 3 of 3 | 100.0 % (44.0-100.0) | 0.100 | 7 | 900 |" in text
+    picture = Image.open(io.BytesIO(comparison_picture("title", rows)))
+    assert picture.format == "PNG"
