@@ -110,7 +110,7 @@ class Model:
         """(N, ...) float32 features -> (N, classes) float64 probabilities; rows sum to 1."""
         if self._exact is None:
             self._exact = copy.deepcopy(self.head).double()
-        parts = [features[start : start + AT_ONCE] for start in range(0, len(features), AT_ONCE)]
+        parts = [features[start : start + AT_ONCE] for start in range(0, max(1, len(features)), AT_ONCE)]
         with torch.inference_mode():
             logits = np.concatenate([self._exact(torch.from_numpy(part).double()).numpy() for part in parts])
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))

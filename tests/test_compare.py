@@ -15,6 +15,7 @@ from headstart.errors import OptionError, RunError
 from headstart.evaluation.comparison import Compared, comparison_markdown, comparison_picture
 
 
+@pytest.mark.exhaustive
 def test_classifiers_on_features_are_compared_from_one_pass(tmp_path: Path) -> None:
     data = write_classes(tmp_path / "mixed", {"first": 20, "second": 20})
     found = hs.compare(data, out=tmp_path / "out", only=["probes"], image_size=32, device="cpu")

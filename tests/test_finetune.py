@@ -82,9 +82,11 @@ def test_live_norms_learn_their_statistics_and_those_before_the_boundary_stay() 
 
 def test_fine_tuning_goes_on_from_any_head_and_leaves_the_one_it_was_given() -> None:
     split, train, val, _ = prepared()
-    head = build_head(HeadSpec.parse("8-4-0.2"), split.boundaries[-1].shape, 2)
+    torch.manual_seed(0)
+    head = build_head(HeadSpec.parse("32-16-0.2"), split.boundaries[-1].shape, 2)
     given = {name: tensor.clone() for name, tensor in head.state_dict().items()}
-    found = fine_tune(split, "layer3", head, train, val, SETTINGS)
+    settings = replace(SETTINGS, epochs=25, lr=5e-3, patience=25)
+    found = fine_tune(split, "layer3", head, train, val, settings)
     assert all(torch.equal(tensor, given[name]) for name, tensor in head.state_dict().items())
     assert all(not torch.equal(tensor, given[name]) for name, tensor in found.head.state_dict().items())
     assert (logits_of(split, "layer3", val, found.head).argmax(1) == val.labels).mean() > 0.8

@@ -124,6 +124,7 @@ def test_a_fine_tuned_model_holds_its_own_weights(hard: Path, tmp_path: Path) ->
     assert fingerprint(tuned) == model.net.backbone.fingerprint
 
 
+@pytest.mark.exhaustive
 def test_from_scratch_means_random_weights_and_all_of_them_are_trained(hard: Path, tmp_path: Path) -> None:
     """Law 14."""
     begun: list[dict[str, Tensor]] = []
@@ -152,6 +153,31 @@ def test_from_scratch_means_random_weights_and_all_of_them_are_trained(hard: Pat
 
 class Stopped(Exception):
     pass
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("choices", [{"head": "8-0.2"}, {"live_norms": True}], ids=str)
+def test_so_does_one_with_another_head_or_batchnorm_that_learns(
+    choices: dict[str, object], hard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law 4."""
+    from headstart.runs import climb, log
+
+    whole = hs.train(hard, out=tmp_path / "whole", **CHOICES, **choices)
+    monkeypatch.setattr(climb, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(climb, "SAVE_AT_MOST", 1e9)
+    event = log.RunLog.event
+
+    def stopping(self: log.RunLog, kind: str, **fields: object) -> None:
+        event(self, kind, **fields)
+        if kind == "epoch" and fields["epoch"] == 2.0:
+            raise Stopped
+
+    monkeypatch.setattr(log.RunLog, "event", stopping)
+    with pytest.raises(Stopped):
+        hs.train(hard, out=tmp_path / "run", **CHOICES, **choices)
+    monkeypatch.setattr(log.RunLog, "event", event)
+    assert resume(tmp_path / "run").model_path.read_bytes() == whole.model_path.read_bytes()
 
 
 @pytest.mark.parametrize("stop_at", [1.0, *(pytest.param(epoch, marks=pytest.mark.exhaustive) for epoch in (0.0, 3.0))])

@@ -17,7 +17,7 @@ from headstart.backbone.weights import DEFAULT_BACKBONE, load_backbone
 from headstart.data.checks import unreadable
 from headstart.data.dataset import Dataset, open_data
 from headstart.data.scan import scan
-from headstart.errors import DataError
+from headstart.errors import DataError, OptionError
 from headstart.features.extract import compute_features
 from headstart.files import check_suffix, output_file, unicode_text
 from headstart.progress import Progress, SilentProgress, with_example
@@ -68,6 +68,8 @@ def export_features(
     progress = progress or SilentProgress()
     file = Path(out)
     check_suffix(file, FORMATS)
+    if pool == "none":
+        raise OptionError("pool 'none' gives maps, and a table has a row of numbers for each image: choose 'flatten'.")
     dataset = open_data(source)
     loaded = load_backbone(backbone or DEFAULT_BACKBONE, weights=weights, image_size=image_size)
     net = FeatureNet(loaded, pool=pool, cut=cut)

@@ -134,6 +134,9 @@ def compare(
     shares = SplitShares(val, test)
     dataset = open_data(source)
     loaded = load_backbone(backbone or DEFAULT_BACKBONE, weights=weights or None, image_size=image_size or None)
+    split = split_backbone(loaded)
+    if split.obstacle and not {"probes", "heads"} & set(only):
+        raise OptionError(f"compare {', '.join(only)}: {loaded.architecture} cannot be cut ({split.obstacle}).")
     folder = new_run_folder(out, dataset.root)
     look = inspect(
         dataset, seed=seed, shares=shares, preprocessing=loaded.preprocessing, cache=cache, progress=progress
@@ -142,7 +145,7 @@ def compare(
     sample = pixel_store(loaded.preprocessing, cache).read(train[:SAMPLE])
     plan = measure_engines(FeatureNet(loaded), sample, count=len(train), device=device, cache=cache, progress=progress)
     rate = plan.in_torch().rates.get(plan.in_torch().fast, 20.0)
-    ways = _ways(plain, split_backbone(loaded), only, train=len(train), rate=rate, seconds=seconds)
+    ways = _ways(plain, split, only, train=len(train), rate=rate, seconds=seconds)
     start = Start(str(dataset.root.resolve()), device)
     rows: list[Compared] = []
     shared = 0.0
@@ -191,8 +194,8 @@ def _ways(
             making = (VIEWS - 1) * train * (cost / rate + 1 / VIEW_RATE)
             epoch = train * TRAINING_COST * live * (1 - cost) / rate
         epochs = min(MOST_EPOCHS, max(1, int((seconds - making) / epoch)))
-        views = 0 if unfreeze == "all" else VIEWS
-        return replace(plain, effort="standard", unfreeze=unfreeze, epochs=epochs, views=views, **choices)
+        shown = {"fresh_views": True} if unfreeze == "all" else {"views": VIEWS}
+        return replace(plain, effort="standard", unfreeze=unfreeze, epochs=epochs, **shown, **choices)
 
     depths = [(name, deepest_at(SHARES[depth], split)) for name, depth in (("last groups", "last"), ("half", "half"))]
     places = [(name, split.parts(b.name)[0][0], b.cost_before) for name, b in depths if b is not None]

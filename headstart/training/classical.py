@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from headstart.backbone.weights import quiet
 from headstart.errors import DataError
 from headstart.progress import Progress, SilentProgress
-from headstart.training.heads import NeighbourHead, RbfHead, linear_head
+from headstart.training.heads import NeighbourHead, RbfHead, float_tensor, linear_head
 from headstart.training.linear_fits import linear_fits
 from headstart.training.probe import CHOOSE_FROM, FOLDS, NEVER, Features, Labels, as_rows, standardised
 from headstart.training.temperature import best_scale, losses_of
@@ -156,11 +155,11 @@ def fit_rbf(
     coefficients, offsets = _scaled(chosen["scale"], *fit(np.arange(len(x)), chosen["C"]))
     matters = np.flatnonzero(np.abs(coefficients).max(axis=1) > 0)
     head = RbfHead(
-        _tensor(x[matters]),
-        _tensor(mean),
-        _tensor(scale),
-        _tensor(coefficients[matters]),
-        _tensor(offsets),
+        float_tensor(x[matters]),
+        float_tensor(mean),
+        float_tensor(scale),
+        float_tensor(coefficients[matters]),
+        float_tensor(offsets),
         gamma,
     )
     return Classical(head.eval(), f"{reason}; {len(matters):,} support vectors", chosen)
@@ -301,7 +300,3 @@ def _without_themselves(x: Tensor, heads: list[NeighbourHead], progress: Progres
 
 def _plain_losses(logits: Scores, labels: Labels) -> Scores:
     return np.asarray(-logits[np.arange(len(labels)), labels])  # they are logarithms of probabilities
-
-
-def _tensor(array: npt.NDArray[Any]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))

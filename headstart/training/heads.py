@@ -156,7 +156,7 @@ def linear_head(weight: npt.NDArray[np.floating[Any]], bias: npt.NDArray[np.floa
     single = len(weight) == 1
     head = build_head(HeadSpec(single=single), weight.shape[1:], 2 if single else len(weight))
     state = {"0.weight": weight, "0.bias": bias}
-    head.load_state_dict({name: _tensor(array) for name, array in state.items()})
+    head.load_state_dict({name: float_tensor(array) for name, array in state.items()})
     return head.requires_grad_(False).eval()
 
 
@@ -292,5 +292,6 @@ def _as_map(x: Tensor, layout: Layout) -> Tensor:
     return x.permute(0, 3, 1, 2) if layout.channels_last else x
 
 
-def _tensor(array: npt.NDArray[Any]) -> Tensor:
+def float_tensor(array: npt.NDArray[Any]) -> Tensor:
+    """The same numbers in float32."""
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
