@@ -16,17 +16,6 @@ from headstart.evaluation.comparison import Compared, comparison_markdown, compa
 
 
 @pytest.mark.exhaustive
-def test_classifiers_on_features_are_compared_from_one_pass(tmp_path: Path) -> None:
-    data = write_classes(tmp_path / "mixed", {"first": 20, "second": 20})
-    found = hs.compare(data, out=tmp_path / "out", only=["probes"], image_size=32, device="cpu")
-    assert len(found.rows) == 5
-    runs = [hs.load_run(found.folder / row.run) for row in found.rows]
-    assert [run.recipe.probe for run in runs] == ["logistic", "svm", "rbf", "knn", "centroid"]
-    assert [run.scores.correct for run in runs] == [row.correct for row in found.rows]
-    assert (found.folder / "comparison.png").stat().st_size > 10_000
-
-
-@pytest.mark.exhaustive
 def test_every_way_is_a_run_and_every_figure_is_the_runs(tmp_path: Path) -> None:
     data = write_classes(tmp_path / "mixed", {"first": 30, "second": 30})
     choices = {"image_size": 32, "device": "cpu", "seconds": 0.1}

@@ -188,8 +188,7 @@ def test_a_backbone_that_ends_early_can_be_cut_before_its_end(name: str, pool: P
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("name", ENDED)
-@pytest.mark.parametrize("pool", ["avg", "flatten", "none"])
+@pytest.mark.parametrize(("name", "pool"), list(zip(ENDED, ["none", "flatten", "avgmax", "token", "avg"], strict=True)))
 def test_backbones_that_end_early_can_be_cut_before_their_end(name: str, pool: Pooling) -> None:
     assert_law_1_ended(name, pool)
 
