@@ -28,11 +28,8 @@ from headstart.data.images import Preprocessing, Rgb, as_rgb, decode, fit_to, ma
 from headstart.errors import HeadstartError, ModelFileError, UnreadableImage
 from headstart.files import write_atomically
 from headstart.progress import Progress, SilentProgress
-from headstart.training.heads import head_from
+from headstart.training.heads import head_from, logits_on
 from headstart.training.recipe import Recipe
-
-AT_ONCE = 1024
-"""Images whose features go through the head at once."""
 
 FORMAT_VERSION = 1
 MODEL_FILE = "model.safetensors"
@@ -110,9 +107,7 @@ class Model:
         """(N, ...) float32 features -> (N, classes) float64 probabilities; rows sum to 1."""
         if self._exact is None:
             self._exact = copy.deepcopy(self.head).double()
-        parts = [features[start : start + AT_ONCE] for start in range(0, max(1, len(features)), AT_ONCE)]
-        with torch.inference_mode():
-            logits = np.concatenate([self._exact(torch.from_numpy(part).double()).numpy() for part in parts])
+        logits = logits_on(self._exact, features, torch.float64)
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))
         return np.asarray(odds / odds.sum(axis=1, keepdims=True))
 

@@ -71,14 +71,10 @@ def comparison_markdown(title: str, rows: Sequence[Compared]) -> str:
 
 def comparison_picture(title: str, rows: Sequence[Compared]) -> bytes:
     """A PNG: accuracy with its interval, a row for each way, and the seconds beside it."""
-    import matplotlib as mpl
+    from matplotlib.figure import Figure  # not pyplot, whose state is the caller's
 
-    mpl.use("agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(
-        1, 2, figsize=(9, 1.2 + 0.36 * len(rows)), width_ratios=[3, 1.4], sharey=True, layout="constrained"
-    )
+    figure = Figure(figsize=(9, 1.2 + 0.36 * len(rows)), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[3, 1.4], sharey=True)
     places = range(len(rows) - 1, -1, -1)
     for place, row in zip(places, rows, strict=True):
         colour = COLOURS[row.group]
@@ -96,5 +92,4 @@ def comparison_picture(title: str, rows: Sequence[Compared]) -> bytes:
     figure.suptitle(title)
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=DOTS_PER_INCH)
-    pyplot.close(figure)
     return data.getvalue()

@@ -31,6 +31,7 @@ from headstart.runs.log import RunLog
 from headstart.training.checkpoint import load_checkpoint, save_checkpoint
 from headstart.training.classifiers import Fitted
 from headstart.training.finetune import Progressed, Samples, State, Tuned, fine_tune, logits_of, trained_names
+from headstart.training.heads import logits_on
 from headstart.training.ladder import (
     ALPHA,
     CROSS_VALIDATE_BELOW,
@@ -49,9 +50,6 @@ SAVE_AT_MOST = 0.05
 
 NEIGHBOURS = 10
 """Of the reference classifier."""
-
-AT_ONCE = 1024
-"""Images whose features go through a head at once."""
 
 SAVE_EVERY = 5.0
 """Seconds between two checkpoints, at least."""
@@ -94,13 +92,6 @@ class Climbed:
     best: str
     frozen: dict[str, str]
     trained: int
-
-
-def logits_on(head: nn.Module, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """(N, classes) logits of features in memory."""
-    with torch.no_grad():
-        parts = [head(torch.from_numpy(features[i : i + AT_ONCE])) for i in range(0, len(features), AT_ONCE)]
-    return np.asarray(torch.cat(parts).double().numpy())
 
 
 @final

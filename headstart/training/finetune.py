@@ -340,7 +340,7 @@ class _Trainer:
         self.per_epoch = math.ceil(count / self.batch)
         self.steps = settings.epochs * self.per_epoch
         with torch.no_grad():
-            classes = self._logits(train.activations.read(train.rows([0], 0))).shape[1]
+            classes = self.head(torch.zeros(1, *split.boundaries[-1].shape)).shape[1]
         self.targets = soft_targets(train.labels, classes, settings.smoothing)
         self.weights = image_weights(train.labels, classes, balance=settings.balance)
 

@@ -28,6 +28,9 @@ MapPooling = Literal["flatten", "avg", "max", "avgmax"]
 EXAMPLES = "linear, 1024-512-0.2 (hidden layers, then dropout), conv1280-flatten (a 1x1 convolution, then pooling)"
 
 PLAIN = Layout()
+AT_ONCE = 1024
+"""Images whose features go through a head at once."""
+
 NO_VOTE = 1e-6
 """Share of the votes that a class without any is taken to have."""
 
@@ -249,6 +252,22 @@ def head_from(about: dict[str, Any], tensors: dict[str, Tensor], classes: int) -
         head = build_head(spec, about["shape"], classes, Layout(**about["layout"]))
         head.load_state_dict(tensors)
     return head.requires_grad_(False).eval()
+
+
+def logits_on(
+    head: nn.Module, features: npt.NDArray[np.float32], dtype: torch.dtype = torch.float32
+) -> npt.NDArray[np.float64]:
+    """(N, classes) logits of features in memory.
+
+    Args:
+        head: whose weights are of ``dtype``.
+        features: (N, ...).
+        dtype: in which it is computed.
+    """
+    starts = range(0, max(1, len(features)), AT_ONCE)
+    with torch.no_grad():
+        parts = [head(torch.from_numpy(features[i : i + AT_ONCE]).to(dtype)) for i in starts]
+    return np.asarray(torch.cat(parts).double().numpy())
 
 
 class OneLogit(nn.Module):

@@ -175,8 +175,7 @@ class _Sweep:
         dtype: torch.dtype,
     ) -> None:
         self.candidates, self.train, self.settings, self.dtype = list(candidates), train, settings, dtype
-        first = self._read(train, range(min(AT_ONCE, len(train.labels))))
-        shape = tuple(first.shape[1:])
+        shape = _shape(train)
         self.standard = _moments(train) if len(shape) == 1 else None
         self.stacks = []
         self.fastest = max(one.lr for one in self.candidates)
@@ -300,22 +299,22 @@ class _Stack:
 
     def _run(self, parameters: dict[str, Tensor], x: Tensor, *, training: bool) -> Tensor:
         """Maps are (N, H * channels, ...) until they are pooled; then everything is (H, N, ...)."""
-        alike = True  # until the first weights, all heads have the same input
+        shared = True  # until the first weights, all heads have the same input
         for name, layer in self.model.named_children():
             own = {n: parameters.get(f"{name}.{n}") for n in ("weight", "bias")}
             weight, bias = own["weight"], own["bias"]
             if isinstance(layer, nn.Linear):
                 assert weight is not None
                 assert bias is not None
-                if alike:
+                if shared:
                     x = nn.functional.linear(x, weight.flatten(0, 1), bias.flatten())
                     x = x.view(len(x), self.count, -1).transpose(0, 1)
                 else:
                     x = torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))
-                alike = False
+                shared = False
             elif isinstance(layer, nn.Conv2d):
                 assert weight is not None
-                x, alike = nn.functional.conv2d(x, weight.flatten(0, 1)), False
+                x, shared = nn.functional.conv2d(x, weight.flatten(0, 1)), False
             elif isinstance(layer, nn.BatchNorm2d):
                 assert weight is not None
                 assert bias is not None
@@ -386,8 +385,13 @@ def _along(values: Tensor, tensor: Tensor) -> Tensor:
     return values.view(-1, *[1] * (tensor.ndim - 1))
 
 
+def _shape(samples: Samples) -> tuple[int, ...]:
+    """Of the features of one image."""
+    return tuple(samples.activations.read([(0, 0)]).shape[1:])
+
+
 def _weights(candidates: Sequence[Candidate], train: Samples, classes: int, layout: Layout) -> int:
-    shape = train.activations.read([(0, 0)]).shape[1:]
+    shape = _shape(train)
     with torch.device("meta"):
         of = {one.spec: build_head(one.spec, shape, classes, layout) for one in candidates}
     return sum(p.numel() for one in candidates for p in of[one.spec].parameters())
