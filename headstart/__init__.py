@@ -27,13 +27,16 @@ if TYPE_CHECKING:
     from headstart.progress import Progress, TerminalProgress
     from headstart.runs.compare import compare
     from headstart.runs.evaluate import evaluate
+    from headstart.runs.events import train_events
     from headstart.runs.folder import Run, load_run
-    from headstart.runs.train import train
+    from headstart.runs.log import Event
+    from headstart.runs.train import resume, train
     from headstart.training.recipe import Recipe
 
 _HOMES = {
     "Backbone": "backbone.weights",
     "Dataset": "data.dataset",
+    "Event": "runs.log",
     "FeatureExtractor": "estimators",
     "FeatureNet": "backbone.forward",
     "HeadstartError": "errors",
@@ -53,12 +56,15 @@ _HOMES = {
     "open_data": "data.dataset",
     "open_folder": "data.dataset",
     "open_table": "data.dataset",
+    "resume": "runs.train",
     "train": "runs.train",
+    "train_events": "runs.events",
 }
 
 __all__ = [
     "Backbone",
     "Dataset",
+    "Event",
     "FeatureExtractor",
     "FeatureNet",
     "HeadstartError",
@@ -78,7 +84,9 @@ __all__ = [
     "open_data",
     "open_folder",
     "open_table",
+    "resume",
     "train",
+    "train_events",
 ]
 
 

@@ -27,6 +27,7 @@ from headstart.backbone.weights import Backbone, build_architecture, fingerprint
 from headstart.data.images import Preprocessing, Rgb, as_rgb, decode, fit_to, map_images
 from headstart.errors import HeadstartError, ModelFileError, UnreadableImage
 from headstart.files import write_atomically
+from headstart.html import paragraph, table
 from headstart.progress import Progress, SilentProgress
 from headstart.training.heads import head_from, logits_on
 from headstart.training.recipe import Recipe
@@ -36,6 +37,9 @@ MODEL_FILE = "model.safetensors"
 """The model's name in a run folder."""
 
 LIBRARIES = ("headstart", "torch", "timm", "torchvision", "numpy", "pillow", "scikit-learn", "safetensors")
+
+SHOWN_CLASSES = 12
+"""Names of classes that a notebook shows."""
 
 Picture = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]
 """A path, a Pillow image, or a uint8 array of shape (H, W), (H, W, 3) or (H, W, 4)."""
@@ -97,6 +101,23 @@ class Model:
 
     def __repr__(self) -> str:
         return f"Model({len(self.classes)} classes, {self.net.backbone.architecture})"
+
+    def _repr_html_(self) -> str:
+        """For a notebook: what it tells apart, how well, and what it is made of."""
+        size, backbone = self.preprocessing, self.net.backbone
+        names = ", ".join(self.classes[:SHOWN_CLASSES]) + (", ..." if len(self.classes) > SHOWN_CLASSES else "")
+        scored = [
+            [name, f"{s['correct']:,} of {s['count']:,}", f"{100 * s['low']:.1f}-{100 * s['high']:.1f}"]
+            for name, s in self.scores.items()
+        ]
+        made_of = [
+            ["classes", f"{len(self.classes):,}: {names}"],
+            ["backbone", f"{backbone.architecture}, {backbone.parameters:,} weights, from {backbone.source}"],
+            ["head", f"{sum(t.numel() for t in self.head.state_dict().values()):,} numbers"],
+            ["pictures", f"{size.height} x {size.width} pixels"],
+        ]
+        figures = table(["scored on", "right", "95 % interval"], scored) if scored else ""
+        return paragraph(repr(self), strong=True) + figures + table(["", ""], made_of)
 
     @property
     def preprocessing(self) -> Preprocessing:

@@ -130,7 +130,7 @@ def test_a_stop_at_any_step_changes_no_bit_of_the_end(stop_after: int, live_norm
             document = done.as_json()
             saved.append(
                 Progressed(
-                    document["step"], list(document["history"]), document["best"], tuple(document["loss"]), snapshot()
+                    document["step"], list(document["history"]), document["best"], tuple(document["sums"]), snapshot()
                 )  # type: ignore[operator]
             )
             raise Stopped

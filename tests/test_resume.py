@@ -91,8 +91,8 @@ def test_the_run_writes_down_its_log_its_curves_and_what_stayed_frozen(run: hs.R
     kinds = [entry["event"] for entry in events]
     assert kinds[0] == "images"
     assert kinds[-1] == "finished"
-    assert {"engine", "plan", "rung", "rung started", "epoch"} <= set(kinds)
-    assert [entry["epoch"] for entry in events if entry["event"] == "epoch"] == [0.0, 1.0, 2.0, 3.0]
+    assert {"engine", "plan", "stage", "rung", "epoch"} <= set(kinds)
+    assert [entry["epoch"] for entry in events if entry["event"] == "epoch"] == [0, 1, 2, 3]
     assert list((run.folder / "tensorboard").glob("events.out.tfevents.*"))
     document = json.loads((run.folder / "run.json").read_text())
     assert document["frozen"]["frozen_before"] == document["frozen"]["frozen_after"]
@@ -170,7 +170,7 @@ def test_so_does_one_with_another_head_and_batchnorm_that_learns(
 
     def stopping(self: log.RunLog, kind: str, **fields: object) -> None:
         event(self, kind, **fields)
-        if kind == "epoch" and fields["epoch"] == 2.0:
+        if kind == "epoch" and fields["epoch"] == 2:
             raise Stopped
 
     monkeypatch.setattr(log.RunLog, "event", stopping)
@@ -204,7 +204,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_never_had_been(
     monkeypatch.setattr(log.RunLog, "event", event)
     again = resume(tmp_path / "run")
     assert again.model_path.read_bytes() == run.model_path.read_bytes()
-    assert [e["epoch"] for e in read_log(again.folder) if e["event"] == "epoch"] == [0.0, 1.0, 2.0, 3.0]
+    assert [e["epoch"] for e in read_log(again.folder) if e["event"] == "epoch"] == [0, 1, 2, 3]
     with pytest.raises(RunError, match="finished"):
         resume(tmp_path / "run")
 
@@ -241,7 +241,7 @@ def test_ctrl_c_says_how_to_go_on(hard: Path, tmp_path: Path) -> None:
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
     )
-    while not any(entry["event"] == "rung started" for entry in read_log(out)):
+    while not any(entry["event"] == "stage" and entry["stage"] != "probe" for entry in read_log(out)):
         assert started.poll() is None
         time.sleep(0.01)
     started.send_signal(signal.SIGINT)

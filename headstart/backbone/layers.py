@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -124,6 +124,27 @@ def freeze(module: nn.Module, *, trainable: Sequence[str] = ()) -> None:
     module.requires_grad_(False)
     for name in trainable:
         module.get_submodule(name).requires_grad_(True)
+
+
+def groups_trained(
+    groups: Sequence[LayerGroup], module: nn.Module, *, trained: Collection[str], used: Collection[str]
+) -> list[LayerGroup]:
+    """The same groups, with what a stage of training changes in each.
+
+    Args:
+        groups: of ``module``, as ``layer_groups`` lists them.
+        module: the network.
+        trained: names of the parameters that are trained.
+        used: names of the parameters that play a part; groups of weights that play none are left out.
+    """
+    sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
+    found = []
+    for group in groups:
+        parts = group.name.split(", ")  # of a network's own parameters, see ``_own_parameters``
+        own = {n: size for n, size in sizes.items() if n in parts or n.startswith(tuple(f"{p}." for p in parts))}
+        if not own or any(name in used for name in own):
+            found.append(replace(group, trainable=sum(size for name, size in own.items() if name in trained)))
+    return found
 
 
 @contextmanager

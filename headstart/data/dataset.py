@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 from natsort import natsorted
 
-from headstart.data.images import SUFFIXES
+from headstart.data.images import SUFFIXES, thumbnail
 from headstart.errors import DataError
+from headstart.html import paragraph, picture, table
 
 SPLITS: Final = ("train", "val", "test")
 
@@ -52,6 +53,10 @@ GROUP_COLUMNS: Final = ("group", "group_id")
 TABLE_SUFFIXES: Final = (".csv", ".tsv", ".parquet")
 
 
+SHOWN_CLASSES, SHOWN_IMAGES, SHOWN_SIDE = 12, 4, 96
+"""Classes, pictures of each, and pixels of their side, where a notebook shows a data set."""
+
+
 @dataclass(frozen=True)
 class Dataset:
     """N labelled images.
@@ -82,6 +87,22 @@ class Dataset:
     def __repr__(self) -> str:
         given = "/".join(s for s in SPLITS if self.splits and s in self.splits) or "no given splits"
         return f"Dataset({str(self.root)!r}: {len(self.classes)} classes, {len(self):,} images, {given})"
+
+    def _repr_html_(self) -> str:
+        """For a notebook: images by class and split, and the first pictures of each class."""
+        splits: list[str] = [s for s in SPLITS if s in (self.splits or ())]
+        counts = Counter(zip(self.labels.tolist(), self.splits or [""] * len(self), strict=True))
+        files = self.files()
+        rows, shown = [], []
+        for number, name in enumerate(self.classes[:SHOWN_CLASSES]):
+            rows.append([name, *(f"{counts[number, split]:,}" for split in splits or [""])])
+            own = [files[i] for i in (self.labels == number).nonzero()[0][:SHOWN_IMAGES]]
+            addresses = [address for path in own if (address := thumbnail(path, SHOWN_SIDE))]
+            shown.append(paragraph(name) + "".join(picture(address, name) for address in addresses))
+        parts = [paragraph(repr(self), strong=True), table(["class", *(splits or ["images"])], rows)]
+        if len(self.classes) > SHOWN_CLASSES:
+            parts.append(paragraph(f"and {len(self.classes) - SHOWN_CLASSES:,} classes more"))
+        return "".join([*parts, *shown, *map(paragraph, self.notes[:SHOWN_CLASSES])])
 
     def files(self) -> list[str]:
         """N absolute paths."""

@@ -6,6 +6,7 @@ other place where an image file is opened.
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import io
 import os
@@ -196,6 +197,23 @@ def decode(source: bytes | str | Path, *, at_least: int = DECODE_AT_LEAST) -> De
         raise UnreadableImage(name, error.reason) from None
     except Exception as error:  # Pillow's plugins raise a dozen kinds for damaged files
         raise UnreadableImage(name, _reason(data, error)) from error
+
+
+def thumbnail(path: str, side: int) -> str:
+    """A small JPEG of a file as a data: address; empty where the file cannot be read.
+
+    Args:
+        path: of the file.
+        side: of the square that it fits into, in pixels.
+    """
+    try:
+        image = decode(path).image
+    except UnreadableImage:
+        return ""
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    data = io.BytesIO()
+    image.save(data, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
 
 
 def as_rgb(image: Image.Image | npt.NDArray[Any]) -> Image.Image:

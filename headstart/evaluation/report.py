@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image
 
 from headstart.data.checks import Inspection
-from headstart.data.images import decode
-from headstart.errors import UnreadableImage
+from headstart.data.images import thumbnail
 from headstart.evaluation.predictions import Evaluated
 from headstart.model import Model
 from headstart.training.classifiers import Fitted
@@ -44,6 +40,7 @@ def render_report(
     *,
     rungs: Sequence[RungResult] = (),
     best: str = "probe",
+    curves: str = "",
     proof: dict[str, object],
     seconds: dict[str, float],
 ) -> str:
@@ -56,6 +53,7 @@ def render_report(
         evaluated: predictions by split.
         rungs: of the ladder.
         best: the name of the one that was kept.
+        curves: a data: address of their picture; "" for none.
         proof: fingerprints of what was frozen, and the engines.
         seconds: by step.
     """
@@ -76,6 +74,7 @@ def render_report(
         evaluated=evaluated,
         rungs=rungs,
         best=best,
+        curves=curves,
         proof=proof,
         matrices=[_matrix(part) for part in evaluated],
         mistakes=[_mistakes(part, look.dataset.base) for part in evaluated],
@@ -104,19 +103,7 @@ def _mistakes(part: Evaluated, base: Path) -> list[_Mistake]:
                 given=part.classes[given],
                 probability=float(chances[given]),
                 right_probability=float(chances[right]),
-                picture=_thumbnail(part.paths[place]),
+                picture=thumbnail(part.paths[place], THUMBNAIL),
             )
         )
     return found
-
-
-def _thumbnail(path: str) -> str:
-    """A data: address of a small JPEG; empty where the file has gone since."""
-    try:
-        image = decode(path).image
-    except UnreadableImage:
-        return ""
-    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    data = io.BytesIO()
-    image.save(data, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()

@@ -28,6 +28,7 @@ from headstart.features.activations import Activations, Pictures, Views, activat
 from headstart.features.extract import Tap
 from headstart.progress import Progress
 from headstart.runs.log import RunLog
+from headstart.runs.stages import Stages
 from headstart.training.checkpoint import load_checkpoint, save_checkpoint
 from headstart.training.classifiers import Fitted
 from headstart.training.finetune import Progressed, Samples, State, Tuned, fine_tune, logits_of, trained_names
@@ -108,6 +109,7 @@ class Climb:
         recipe: every choice.
         engines: what was measured.
         folder: of the run.
+        stages: tells what each trains.
         insist: try every rung and keep the last, whatever those below gave.
         log: of the run.
         cache: the cache folder.
@@ -126,6 +128,7 @@ class Climb:
         *,
         engines: EnginePlan,
         folder: Path,
+        stages: Stages,
         insist: bool = False,
         log: RunLog,
         cache: Path | None,
@@ -137,6 +140,7 @@ class Climb:
         self.fitted = fitted
         self.engines, self.cache, self.log, self.progress = engines.in_torch(), cache, log, progress
         self.folder = folder / CHECKPOINTS
+        self.stages = stages
         self.insist = insist
         self.pretrained = {name: tensor.clone() for name, tensor in self.split.module.state_dict().items()}
         self.classes = logits_on(fitted.head, train.features[:1]).shape[1]
@@ -246,7 +250,7 @@ class Climb:
             return self._finished_before(*done)
         started = time.monotonic()
         train, val = self._samples(rung)
-        self.log.event("rung started", rung=rung.name, **self._made[boundary, "train"].describe())
+        self._begin(rung)
         below = {name: tensor.clone() for name, tensor in self.split.module.state_dict().items()}
         outside = self._cross_validated(rung, train) if self.few else None
         self.split.module.load_state_dict(below)
@@ -280,6 +284,12 @@ class Climb:
         (self.folder / "current.safetensors").unlink(missing_ok=True)
         return tuned, right, losses, seconds
 
+    def _begin(self, rung: Rung) -> None:
+        """Says what is trained from here on."""
+        trained = self._changed(rung)
+        made = self._made[rung.boundary.name, "train"].describe()
+        self.stages.tell(rung.name, trained, self.fitted.head, self.log, self.progress, **made)
+
     def _changed(self, rung: Rung) -> list[str]:
         return trained_names(self.split, rung.boundary.name, live_norms=rung.settings.live_norms)
 
@@ -300,7 +310,7 @@ class Climb:
         document, tensors = found
         progressed = document["progressed"]
         return Progressed(
-            progressed["step"], progressed["history"], progressed["best"], tuple(progressed["loss"]), tensors
+            progressed["step"], progressed["history"], progressed["best"], tuple(progressed["sums"]), tensors
         )
 
     def _saver(self, number: int, rung: Rung, told: int) -> Callable[[Progressed, Callable[[], State]], None]:
@@ -309,15 +319,17 @@ class Climb:
 
         def save(done: Progressed, snapshot: Callable[[], State]) -> None:
             nonlocal saved, cost, told
+            self.log.tell("step", stage=rung.name, **done.last)
             for entry in done.history[told:]:
-                accuracy = entry["correct"] / count if "correct" in entry else None
-                self.log.event("epoch", rung=rung.name, accuracy=accuracy, **entry)
+                self.log.epoch(rung.name, entry, count)
             ended, told = len(done.history) > told, len(done.history)
             now = time.monotonic()
             if now - saved < max(SAVE_EVERY, cost / SAVE_AT_MOST) and not (ended and now - saved > cost / SAVE_AT_MOST):
                 return
             document = {"rung": number, "progressed": done.as_json(), "log": self.log.size}
-            save_checkpoint(self.folder / "current.safetensors", document, snapshot())
+            file = self.folder / "current.safetensors"
+            save_checkpoint(file, document, snapshot())
+            self.log.event("checkpoint", stage=rung.name, step=done.step, file=str(file))
             saved = time.monotonic()
             cost = saved - now
 

@@ -10,12 +10,14 @@ RUN/
   model.safetensors the classifier
   predictions.csv   every evaluated image: its split, right label, given label, and all probabilities
   scores.json       the figures, by split
+  curves.png        loss and accuracy, epoch by epoch, where anything was trained by steps
   report.html       the same for a reader
   run.json          written last: a run without it did not finish
 """
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import os
@@ -24,14 +26,19 @@ from pathlib import Path
 
 from headstart.data.checks import Finding, Inspection
 from headstart.errors import RunError
+from headstart.evaluation.curves import CurvePoint, curves_picture
 from headstart.evaluation.metrics import Scores
 from headstart.evaluation.predictions import Evaluated, predictions_csv
 from headstart.evaluation.report import render_report
 from headstart.files import csv_text, text_bytes, write_atomically
+from headstart.html import paragraph, picture, table
 from headstart.model import MODEL_FILE, Model
+from headstart.runs.log import read_log
 from headstart.training.classifiers import Fitted
 from headstart.training.ladder import RungResult
 from headstart.training.recipe import Recipe
+
+CURVES_FILE = "curves.png"
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,31 @@ class Run:
     def report_path(self) -> Path:
         """The report."""
         return self.folder / "report.html"
+
+    @property
+    def curves_path(self) -> Path:
+        """The picture of the curves; no such file where nothing was trained by steps."""
+        return self.folder / CURVES_FILE
+
+    def _repr_html_(self) -> str:
+        """For a notebook: the result, the ladder, the curves, and where the rest is."""
+        parts = [paragraph(scores.sentence, strong=True) for scores in self.results.values()]
+        if self.rungs:
+            rows = [
+                [
+                    r.name,
+                    f"{r.correct:,} of {r.count:,}",
+                    f"{100 * r.low:.1f}-{100 * r.high:.1f}",
+                    f"{r.seconds:.1f}",
+                    r.decision,
+                ]
+                for r in self.rungs
+            ]
+            parts.append(table(["rung", "right", "95 % interval", "seconds", "decision"], rows))
+        if self.curves_path.is_file():
+            parts.append(picture(_address(self.curves_path.read_bytes()), "curves of loss and accuracy", width=720))
+        parts.append(paragraph(f"Kept: {self.best}. Report: {self.report_path}. Model: {self.model_path}."))
+        return "".join(parts)
 
 
 def load_run(folder: str | os.PathLike[str]) -> Run:
@@ -212,13 +244,39 @@ def write_run(
         model.save(folder / MODEL_FILE)
         write_atomically(folder / "predictions.csv", text_bytes(predictions_csv(evaluated)))
         _write_json(folder / "scores.json", document["scores"])
+        points = _curve_points(folder)
+        curves = curves_picture(folder.name, points) if points else b""
+        if curves:
+            write_atomically(run.curves_path, curves)
         report = render_report(
-            model, fitted, look, evaluated, rungs=run.rungs, best=run.best, proof=proof, seconds=run.seconds
+            model,
+            fitted,
+            look,
+            evaluated,
+            rungs=run.rungs,
+            best=run.best,
+            curves=_address(curves) if curves else "",
+            proof=proof,
+            seconds=run.seconds,
         )
         write_atomically(run.report_path, report.encode("utf-8", errors="replace"))
         _write_json(folder / "run.json", document)
     except OSError as error:
         raise RunError(f"{folder}: cannot be written: {error.strerror or error}.") from error
+
+
+def _curve_points(folder: Path) -> list[CurvePoint]:
+    entries = read_log(folder)
+    val = {(e["stage"], e["epoch"]): (e["log_loss"], e["accuracy"]) for e in entries if e["event"] == "validation"}
+    return [
+        CurvePoint(e["stage"], e["epoch"], e["loss"], e["accuracy"], *val.get((e["stage"], e["epoch"]), (None, None)))
+        for e in entries
+        if e["event"] == "epoch"
+    ]
+
+
+def _address(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def _split_csv(look: Inspection) -> str:

@@ -1,4 +1,7 @@
-"""What happened in a run, one JSON document a line, and the same curves for TensorBoard."""
+"""What happens in a run: events, told to a listener while they happen and kept, a JSON document a line.
+
+The curves are written for TensorBoard as well.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import contextlib
 import json
 import shutil
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -13,6 +18,47 @@ from headstart.errors import RunError
 
 LOG_FILE = "log.jsonl"
 BOARD = "tensorboard"
+CURVES = {"epoch": ("loss", "accuracy"), "validation": ("log_loss", "accuracy")}
+"""Kind of event -> the figures in it that make curves."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened in a run.
+
+    ``event["loss"]`` is ``event.fields["loss"]``. Kinds, and their fields:
+
+    - "images": the data were read; ``run`` (the folder), ``counts`` (split -> class -> images), ``findings`` (number).
+    - "engine": ``exact`` and ``fast``, what runs the frozen part and why.
+    - "plan": ``text``, a line of what is going to be done.
+    - "stage": what is trained from here on, or, of a classifier on frozen features, what was; ``stage`` (its name,
+      "probe", "behind blocks.4"), ``trainable``, ``frozen`` and ``statistics`` (numbers of weights, and of BatchNorm's
+      statistics), ``learns_statistics``, ``layers`` (of each group: name, weights, and how many of them are trained).
+    - "step": ``stage``, ``step`` (from 1), ``steps``, ``epoch`` (from 0), ``loss``, ``lr`` (of the head). Not kept.
+    - "epoch": ``stage``, ``epoch``, ``loss`` and ``accuracy`` on the training images as they were shown, mixed and
+      augmented, while the model learnt.
+    - "validation": ``stage``, ``epoch``, ``accuracy``, ``correct`` and ``log_loss`` of the averaged weights.
+    - "checkpoint": ``stage``, ``step``, ``file``: a stop from here on loses nothing before it.
+    - "rung": a stage was judged; the attributes of ``training.ladder.RungResult``.
+    - "finished": ``run``, ``best`` (the stage that was kept), ``scores``, ``seconds``.
+    - "message" (``text``) and "progress" (``task``, ``done``, ``total``, ``unit``): from ``train_events`` alone. Not
+      kept.
+
+    Attributes:
+        kind: see above.
+        time: seconds since 1970.
+        fields: what is known of it, a JSON document.
+    """
+
+    kind: str
+    time: float
+    fields: dict[str, Any]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.fields[name]
+
+
+Listener = Callable[[Event], None]
 
 
 @final
@@ -22,10 +68,12 @@ class RunLog:
     Args:
         folder: of the run.
         size: bytes of an earlier log that stand; what was written after them is dropped, because it is done again.
+        listener: told of each event.
     """
 
-    def __init__(self, folder: Path, *, size: int = 0) -> None:
+    def __init__(self, folder: Path, *, size: int = 0, listener: Listener | None = None) -> None:
         self.path = folder / LOG_FILE
+        self._listener = listener
         self._board_folder = folder / BOARD
         self._board: Any = None
         with self._named_errors(), open(self.path, "ab") as file:
@@ -40,7 +88,7 @@ class RunLog:
         return self.path.stat().st_size
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Appends one event.
+        """Appends one event, and tells the listener.
 
         Raises:
             RunError: the disk is full, or the folder cannot be written.
@@ -49,6 +97,30 @@ class RunLog:
         with self._named_errors(), open(self.path, "ab") as file:
             file.write(json.dumps(entry).encode() + b"\n")
         self._draw(entry)
+        self.tell(kind, **fields)
+
+    def epoch(self, stage: str, entry: dict[str, float], count: int) -> None:
+        """The events of a finished epoch.
+
+        Args:
+            stage: its name.
+            entry: see ``training.finetune.Progressed``.
+            count: validation images.
+
+        Raises:
+            RunError: see ``event``.
+        """
+        number = int(entry["epoch"])
+        self.event("epoch", stage=stage, epoch=number, loss=entry["loss"], accuracy=entry["accuracy"])
+        if "correct" in entry:
+            right = int(entry["correct"])
+            figures = {"accuracy": right / max(1, count), "correct": right, "log_loss": entry["log_loss"]}
+            self.event("validation", stage=stage, epoch=number, **figures)
+
+    def tell(self, kind: str, **fields: Any) -> None:
+        """Tells the listener of an event that is not kept."""
+        if self._listener is not None:
+            self._listener(Event(kind, time.time(), fields))
 
     def close(self) -> None:
         """Writes out what TensorBoard's writer holds back."""
@@ -56,15 +128,15 @@ class RunLog:
             self._board.close()
 
     def _draw(self, entry: dict[str, Any]) -> None:
-        if entry.get("event") != "epoch":
+        if entry.get("event") not in CURVES:
             return
         if self._board is None:
             from tensorboardX import SummaryWriter
 
             self._board = SummaryWriter(str(self._board_folder))
-        for name in ("loss", "log_loss", "accuracy"):
-            if entry.get(name) is not None:
-                self._board.add_scalar(f"{entry['rung']}/{name}", entry[name], entry["epoch"], entry["time"])
+        part = "train" if entry["event"] == "epoch" else "val"
+        for name in CURVES[entry["event"]]:
+            self._board.add_scalar(f"{entry['stage']}/{part} {name}", entry[name], entry["epoch"], entry["time"])
 
     @contextlib.contextmanager
     def _named_errors(self) -> Any:

@@ -39,7 +39,8 @@ from headstart.model import Model, data_fingerprint
 from headstart.progress import Progress, SilentProgress, with_example
 from headstart.runs.climb import CHECKPOINTS, Climb, Climbed, Labelled, tap_at
 from headstart.runs.folder import Run, Start, new_run_folder, read_start, write_run, write_start
-from headstart.runs.log import LOG_FILE, RunLog
+from headstart.runs.log import LOG_FILE, Listener, RunLog
+from headstart.runs.stages import Stages
 from headstart.store import RowStore
 from headstart.training.checkpoint import load_checkpoint
 from headstart.training.classifiers import check_classes, fit_classifier
@@ -60,6 +61,7 @@ def train(
     device: str = "auto",
     cache: Path | None = None,
     progress: Progress | None = None,
+    listener: Listener | None = None,
     **choices: Any,
 ) -> Run:
     """Turns labelled images into a classifier.
@@ -71,6 +73,7 @@ def train(
         device: "auto", "cpu", "cuda" or "mps".
         cache: the cache folder; the default one where it is not given.
         progress: told of each step.
+        listener: told of each event, see ``runs.log.Event``; what it raises ends the run.
         **choices: fields of ``Recipe``, in place of ``recipe``: ``train(data, seed=1)``.
 
     Raises:
@@ -87,7 +90,7 @@ def train(
     start = Start(str(dataset.root.resolve()), device)
     try:
         write_start(folder, recipe, start)
-        return carry_out(dataset, folder, recipe, start, cache=cache, progress=progress)
+        return carry_out(dataset, folder, recipe, start, cache=cache, progress=progress, listener=listener)
     except (HeadstartError, KeyboardInterrupt) as stop:
         if not (folder / LOG_FILE).exists():  # nothing was learnt yet: leave nothing behind
             shutil.rmtree(folder, ignore_errors=True)
@@ -96,20 +99,28 @@ def train(
         raise
 
 
-def resume(folder: str | os.PathLike[str], *, cache: Path | None = None, progress: Progress | None = None) -> Run:
+def resume(
+    folder: str | os.PathLike[str],
+    *,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+    listener: Listener | None = None,
+) -> Run:
     """Goes on with a run that was stopped, and ends as if it never had been; on a CPU bit for bit.
 
     Args:
         folder: of the run.
         cache: the cache folder of the run.
         progress: told of each step.
+        listener: told of each event from here on.
 
     Raises:
         RunError: no unfinished run there, or its images have changed.
     """
     path = Path(folder).expanduser()
     recipe, start = read_start(path)
-    return carry_out(open_data(start.data), path, recipe, start, cache=cache, progress=progress or SilentProgress())
+    progress = progress or SilentProgress()
+    return carry_out(open_data(start.data), path, recipe, start, cache=cache, progress=progress, listener=listener)
 
 
 def carry_out(
@@ -122,6 +133,7 @@ def carry_out(
     insist: bool = False,
     cache: Path | None,
     progress: Progress,
+    listener: Listener | None = None,
 ) -> Run:
     """Every step of a run whose folder is there.
 
@@ -134,6 +146,7 @@ def carry_out(
         insist: keep the last rung, whatever the one below gave.
         cache: the cache folder; the default one where it is not given.
         progress: told of each step.
+        listener: told of each event.
     """
     clock = _Clock()
     keep_freed_memory()
@@ -158,8 +171,8 @@ def carry_out(
     used = {name: look.split.positions(name) for name in look.split.names}
     keys = {name: [look.scanned.keys[i] for i in positions] for name, positions in used.items()}
     _same_images(folder, recipe, start, look, used)
-    log = RunLog(folder, size=_log_size(folder))
-    log.event("images", counts=look.counts(), findings=len(look.findings))
+    log = RunLog(folder, size=_log_size(folder), listener=listener)
+    log.event("images", run=str(folder), counts=look.counts(), findings=len(look.findings))
     _say_findings(look, progress)
     clock.lap("read the images")
 
@@ -215,6 +228,10 @@ def carry_out(
         val=None if val is None else (val.features, val.labels),
         progress=progress,
     )
+    stages = Stages(net)
+    stages.tell(fitted.name, (), fitted.head, log, progress)
+    for entry in fitted.history:
+        log.epoch(fitted.name, entry, 0 if val is None else len(val.labels))
     progress.say(f"Fitted the {fitted.name} on {train_count:,} images: {fitted.reason}.")
     clock.lap("fit the head")
     climbed = None
@@ -230,6 +247,7 @@ def carry_out(
             recipe,
             engines=engines,
             folder=folder,
+            stages=stages,
             insist=insist,
             log=log,
             cache=cache,
@@ -262,7 +280,7 @@ def carry_out(
         clock.laps,
     )
     proof = _proof(backbone, climbed, engines)
-    log.event("finished", scores=model.scores, best=run.best, seconds=clock.laps, **proof)
+    log.event("finished", run=str(folder), scores=model.scores, best=run.best, seconds=clock.laps, **proof)
     log.close()
     write_run(run, model, fitted, look, evaluated, proof=proof)
     (folder / CHECKPOINTS / "current.safetensors").unlink(missing_ok=True)

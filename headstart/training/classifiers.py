@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ class Fitted:
         reason: how its settings were come by, a sentence.
         settings: them and what they were chosen by, a JSON document.
         refit: numbers of training images -> a head with the same settings that saw no other.
+        history: of each epoch of a head that was trained by steps, see ``sweep.Swept``.
     """
 
     head: nn.Module
@@ -44,6 +45,7 @@ class Fitted:
     reason: str
     settings: dict[str, Any]
     refit: Callable[[npt.NDArray[np.int64]], nn.Module]
+    history: list[dict[str, float]] = field(default_factory=list, repr=False)
 
 
 def fit_classifier(
@@ -169,7 +171,7 @@ def _trained(
         for one in swept.candidates
     ]
     document = {"head": str(best.spec), "reason": swept.reason, "tried": tried}
-    return Fitted(swept.head, f"head {best.spec}", swept.reason, document, refit)
+    return Fitted(swept.head, f"head {best.spec}", swept.reason, document, refit, swept.history)
 
 
 def in_memory(features: Features, labels: Labels) -> Samples:

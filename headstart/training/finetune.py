@@ -150,21 +150,24 @@ class Progressed:
 
     Attributes:
         step: steps done.
-        history: of each finished epoch: {"epoch", "loss", "correct", "log_loss"}.
+        history: of each finished epoch: {"epoch", "loss", "accuracy"} of the images as they were shown, and {"correct",
+            "log_loss"} on val.
         best: the entry of ``history`` whose weights are kept.
-        loss: mean training loss of the epoch under way, and its steps.
+        sums: of the epoch under way: of the training loss and of the accuracy of each step, and its steps.
         tensors: parameters, their average, AdamW's moments, the best average; by name. Empty while training.
+        last: the last step: {"step" from 1, "steps", "epoch", "loss", "lr"}.
     """
 
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     best: dict[str, float] | None = None
-    loss: tuple[float, int] = (0.0, 0)
+    sums: tuple[float, float, int] = (0.0, 0.0, 0)
     tensors: State = field(default_factory=dict)
+    last: dict[str, float] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """Everything but the tensors."""
-        return {"step": self.step, "history": self.history, "best": self.best, "loss": list(self.loss)}
+        """All that a checkpoint keeps beside the tensors."""
+        return {"step": self.step, "history": self.history, "best": self.best, "sums": list(self.sums)}
 
 
 Checkpoint = Callable[[Progressed, Callable[[], State]], None]
@@ -350,9 +353,11 @@ class _Trainer:
             advance(min(done.step * self.batch, self.settings.epochs * count))
             while done.step < self.steps and not self._stopped():
                 epoch, place = divmod(done.step, self.per_epoch)
-                loss = self._step(epoch, place)
+                loss, accuracy = self._step(epoch, place)
                 done.step += 1
-                done.loss = (done.loss[0] + loss, done.loss[1] + 1)
+                done.sums = (done.sums[0] + loss, done.sums[1] + accuracy, done.sums[2] + 1)
+                lr = self.optimizer.param_groups[0]["lr"]
+                done.last = {"step": done.step, "steps": self.steps, "epoch": epoch, "loss": loss, "lr": lr}
                 advance(min(self.batch, count - place * self.batch))
                 if place + 1 == self.per_epoch:
                     self._end_epoch(epoch)
@@ -368,7 +373,8 @@ class _Trainer:
         best = self.done.best
         return best is not None and len(self.done.history) - 1 - best["epoch"] >= self.settings.patience
 
-    def _step(self, epoch: int, place: int) -> float:
+    def _step(self, epoch: int, place: int) -> tuple[float, float]:
+        """(loss, share right); of mixed pictures each half counts by its share."""
         settings, step = self.settings, self.done.step
         order = epoch_order(settings.seed, epoch, len(self.train.labels))
         images = order[place * self.batch : (place + 1) * self.batch]
@@ -383,19 +389,23 @@ class _Trainer:
             x, other, share = blended(x, settings.mixup, chance)
         else:
             other, share = torch.arange(len(x)), 1.0
+        labels = torch.from_numpy(self.train.labels[images])
         target = share * target + (1 - share) * target[other]
         weight = share * weight + (1 - share) * weight[other]
         for group in self.optimizer.param_groups:
             group["lr"] = settings.lr * group["scale"] * rate(step, self.steps, settings.warmup)
         with self._dropping(step), self._learning_statistics(len(x)):
-            loss = -((target * nn.functional.log_softmax(self._logits(x), 1)).sum(1) * weight).mean()
+            logits = self._logits(x)
+            loss = -((target * nn.functional.log_softmax(logits, 1)).sum(1) * weight).mean()
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(self.live, settings.clip)
         self.optimizer.step()
         keep = min(settings.ema, (2 + step) / (11 + step))
         torch._foreach_lerp_(self.average, [p.detach() for p in self.live], 1 - keep)
-        return float(loss.detach())
+        given = logits.detach().argmax(1)
+        right = share * (given == labels).float().mean() + (1 - share) * (given == labels[other]).float().mean()
+        return float(loss.detach()), float(right)
 
     @contextmanager
     def _learning_statistics(self, count: int) -> Iterator[None]:
@@ -426,8 +436,9 @@ class _Trainer:
         return logits
 
     def _end_epoch(self, epoch: int) -> None:
-        entry = {"epoch": float(epoch), "loss": self.done.loss[0] / max(1, self.done.loss[1])}
-        self.done.loss = (0.0, 0)
+        loss, accuracy, steps = self.done.sums
+        entry = {"epoch": float(epoch), "loss": loss / max(1, steps), "accuracy": accuracy / max(1, steps)}
+        self.done.sums = (0.0, 0.0, 0)
         with self._averaged():
             if self.norms:
                 self._estimate_statistics(epoch)
@@ -492,7 +503,7 @@ class _Trainer:
         return state
 
     def restore(self, start: Progressed) -> None:
-        self.done = Progressed(start.step, list(start.history), start.best, start.loss)
+        self.done = Progressed(start.step, list(start.history), start.best, start.sums)
         tensors = start.tensors
         for place, (name, parameter) in enumerate(self.parameters.items()):
             _copy([parameter], [tensors[f"live/{name}"]])

@@ -103,12 +103,15 @@ class Swept:
         best: its settings and figures.
         candidates: all of them, in the order in which they were named.
         reason: how it was chosen, a clause.
+        history: of each epoch of the best one: {"epoch", "loss", "accuracy"} of the images as they were shown, and
+            {"correct", "log_loss"} on what chose.
     """
 
     head: LayeredHead
     best: Candidate
     candidates: tuple[Candidate, ...] = field(repr=False)
     reason: str
+    history: list[dict[str, float]] = field(repr=False)
 
 
 def train_heads(
@@ -147,10 +150,11 @@ def train_heads(
         middle = settings.penalties[len(settings.penalties) // 2]
         candidates = [one for one in candidates if one.penalty == middle]
     if val is not None:
-        found, heads = _Sweep(candidates, train, settings, classes, layout, dtype).run(val, progress)
+        sweep = _Sweep(candidates, train, settings, classes, layout, dtype)
+        found, heads = sweep.run(val, progress)
         best = max(range(len(found)), key=lambda i: (found[i].correct, -found[i].log_loss))
         reason = f"{found[best]}: the best of {len(found)} on {len(val.labels):,} validation images"
-        return Swept(heads[best], found[best], tuple(found), reason)
+        return Swept(heads[best], found[best], tuple(found), reason, sweep.history[best])
     held = _held_out(train, settings.seed) if len(candidates) > 1 else None
     if held is None:
         chosen, found = candidates[len(candidates) // 2], []
@@ -159,8 +163,9 @@ def train_heads(
         found, _ = _Sweep(candidates, held[0], settings, classes, layout, dtype).run(held[1], progress)
         chosen = max(found, key=lambda one: (one.correct, -one.log_loss))
         reason = f"{chosen}: the best of {len(found)} on {len(held[1].labels):,} training images that were held out"
-    _, heads = _Sweep([chosen], train, settings, classes, layout, dtype).run(None, progress)
-    return Swept(heads[0], chosen, tuple(found) or (chosen,), reason)
+    sweep = _Sweep([chosen], train, settings, classes, layout, dtype)
+    _, heads = sweep.run(None, progress)
+    return Swept(heads[0], chosen, tuple(found) or (chosen,), reason, sweep.history[0])
 
 
 @final
@@ -188,6 +193,8 @@ class _Sweep:
             self.stacks.append(_Stack(heads, shares, decays))
         self.targets = soft_targets(train.labels, classes, settings.smoothing)
         self.weights = image_weights(train.labels, classes, balance=settings.balance)
+        self.history: list[list[dict[str, float]]] = [[] for _ in self.candidates]
+        self.sums = torch.zeros(2, len(self.candidates))
 
     def run(self, val: Samples | None, progress: Progress) -> tuple[list[Candidate], list[LayeredHead]]:
         settings, count = self.settings, len(self.train.labels)
@@ -202,6 +209,9 @@ class _Sweep:
                     self._step(order[start : start + size], epoch, step, steps)
                     step += 1
                     advance(min(size, count - start))
+                for own, (loss, right) in zip(self.history, (self.sums / len(places)).T.tolist(), strict=True):
+                    own.append({"epoch": float(epoch), "loss": loss, "accuracy": right})
+                self.sums.zero_()
                 if val is not None:
                     self._judge(val, epoch)
         if val is None:
@@ -212,13 +222,19 @@ class _Sweep:
     def _step(self, images: npt.NDArray[np.int64], epoch: int, step: int, steps: int) -> None:
         x = self._standardised(self._read(self.train, images, epoch))
         target, weight = self.targets[images], self.weights[images]
+        labels, first = torch.from_numpy(self.train.labels[images]), 0
         now = self.fastest * rate(step, steps, self.settings.warmup)
         with seeded(self.settings.seed, 5, step):
             for stack in self.stacks:
                 with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
                     logits = stack.logits(x)
                 log_odds = nn.functional.log_softmax(logits.float(), 2)
-                stack.step(-((target * log_odds).sum(2) * weight).mean(1).sum(), now, self.settings.clip)
+                losses = -((target * log_odds).sum(2) * weight).mean(1)
+                own = slice(first, first + stack.count)
+                self.sums[0, own] += losses.detach()
+                self.sums[1, own] += (log_odds.detach().argmax(2) == labels).float().mean(1)
+                first += stack.count
+                stack.step(losses.sum(), now, self.settings.clip)
         keep = min(self.settings.ema, (2 + step) / (11 + step))
         for stack in self.stacks:
             stack.follow(1 - keep)
@@ -238,6 +254,7 @@ class _Sweep:
             losses = -logits.log_softmax(2)[:, torch.arange(len(labels)), labels].mean(1)
             better = []
             for i, (right, loss) in enumerate(zip(correct, losses.tolist(), strict=True)):
+                self.history[first + i][-1] |= {"correct": right, "log_loss": loss}
                 own = self.candidates[first + i]
                 if epoch == 0 or (right, -loss) > (own.correct, -own.log_loss):
                     self.candidates[first + i] = replace(own, correct=right, log_loss=loss, epoch=epoch)
