@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from headstart.runs.folder import Run, load_run
     from headstart.runs.log import Event
     from headstart.runs.train import resume, train
+    from headstart.runs.workbench import Workbench, prepare
     from headstart.training.recipe import Recipe
 
 _HOMES = {
@@ -47,6 +48,7 @@ _HOMES = {
     "Recipe": "training.recipe",
     "Run": "runs.folder",
     "TerminalProgress": "progress",
+    "Workbench": "runs.workbench",
     "compare": "runs.compare",
     "evaluate": "runs.evaluate",
     "inspect": "data.checks",
@@ -56,6 +58,7 @@ _HOMES = {
     "open_data": "data.dataset",
     "open_folder": "data.dataset",
     "open_table": "data.dataset",
+    "prepare": "runs.workbench",
     "resume": "runs.train",
     "train": "runs.train",
     "train_events": "runs.events",
@@ -75,6 +78,7 @@ __all__ = [
     "Recipe",
     "Run",
     "TerminalProgress",
+    "Workbench",
     "compare",
     "evaluate",
     "inspect",
@@ -84,6 +88,7 @@ __all__ = [
     "open_data",
     "open_folder",
     "open_table",
+    "prepare",
     "resume",
     "train",
     "train_events",

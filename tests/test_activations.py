@@ -22,7 +22,7 @@ from headstart.features import activations as module
 from headstart.features import extract
 from headstart.features.activations import Activations, Pictures, Views
 from headstart.features.extract import compute_features
-from headstart.runs.climb import tap_at
+from headstart.runs.prepare import tap_at
 from headstart.store import cache_root
 
 CPU = torch.device("cpu")

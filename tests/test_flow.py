@@ -56,6 +56,8 @@ ORDER = [
     "evaluation.report",
     "runs.log",
     "runs.stages",
+    "runs.prepare",
+    "runs.workbench",
     "runs.climb",
     "runs.folder",
     "runs.train",

@@ -55,7 +55,7 @@ def test_every_python_block_of_the_readme_runs(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(place)
-    assert len(blocks("python")) == 3
+    assert len(blocks("python")) == 4
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), {})
     assert re.search(r"^accuracy [01]\.\d+ \(", capsys.readouterr().out, re.MULTILINE)

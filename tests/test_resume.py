@@ -252,7 +252,7 @@ def test_ctrl_c_says_how_to_go_on(hard: Path, tmp_path: Path) -> None:
 
 
 def test_resuming_on_other_images_is_refused(hard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from headstart.runs import train as module
+    from headstart.runs import prepare as module
 
     data = shutil.copytree(hard, tmp_path / "data")
     monkeypatch.setattr(module, "fit_classifier", lambda *_given, **_named: (_ for _ in ()).throw(Stopped))

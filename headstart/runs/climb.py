@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -14,35 +14,25 @@ import numpy.typing as npt
 import torch
 from sklearn.model_selection import StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from headstart.backbone.engine import SAMPLE, Engine, EnginePlan, choose_engine
-from headstart.backbone.fold import fold_for_training
-from headstart.backbone.forward import ActivationNet, TappedNet
-from headstart.backbone.split import HEAD, INPUT, Boundary, SplittableBackbone
+from headstart.backbone.split import HEAD
 from headstart.backbone.weights import Backbone, fingerprint
-from headstart.data.augment import Augmentation
-from headstart.data.scan import pixel_store
 from headstart.evaluation.metrics import wilson
-from headstart.features.activations import Activations, Pictures, Views, activation_store
-from headstart.features.extract import Tap
-from headstart.progress import Progress
 from headstart.runs.log import RunLog
+from headstart.runs.prepare import Preparation, RungSamples
 from headstart.runs.stages import Stages
 from headstart.training.checkpoint import load_checkpoint, save_checkpoint
-from headstart.training.classifiers import Fitted
 from headstart.training.finetune import Progressed, Samples, State, Tuned, fine_tune, logits_of, trained_names
 from headstart.training.heads import logits_on
 from headstart.training.ladder import (
     ALPHA,
-    CROSS_VALIDATE_BELOW,
     FOLDS,
     Rung,
     RungResult,
     paired_p,
     room_for_gain,
 )
-from headstart.training.recipe import Recipe
 from headstart.training.temperature import losses_of
 
 CHECKPOINTS = "checkpoints"
@@ -57,21 +47,6 @@ SAVE_EVERY = 5.0
 
 Right = npt.NDArray[np.bool_]
 Labels = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """Images with labels, and the features that the probe saw of them.
-
-    Attributes:
-        pictures: the images.
-        labels: (N,) int64.
-        features: (N, D) float32.
-    """
-
-    pictures: Pictures
-    labels: Labels
-    features: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -100,53 +75,27 @@ class Climb:
     """One climb.
 
     Args:
-        backbone: pretrained; not touched.
-        frozen: the same, cut; a copy of it is trained.
-        rungs: to try, shallowest first.
-        train: what to learn from.
-        val: what to judge by; None where there are no such images.
-        fitted: the classifier on frozen features, that every rung begins from.
-        recipe: every choice.
-        engines: what was measured.
+        prepared: all that comes before; its backbone is not touched, a copy of it is trained.
         folder: of the run.
-        stages: tells what each trains.
+        stages: tells what each rung trains.
         insist: try every rung and keep the last, whatever those below gave.
         log: of the run.
-        cache: the cache folder.
-        progress: told of each step.
     """
 
     def __init__(
-        self,
-        backbone: Backbone,
-        frozen: SplittableBackbone,
-        rungs: Sequence[Rung],
-        train: Labelled,
-        val: Labelled | None,
-        fitted: Fitted,
-        recipe: Recipe,
-        *,
-        engines: EnginePlan,
-        folder: Path,
-        stages: Stages,
-        insist: bool = False,
-        log: RunLog,
-        cache: Path | None,
-        progress: Progress,
+        self, prepared: Preparation, *, folder: Path, stages: Stages, insist: bool = False, log: RunLog
     ) -> None:
-        self.backbone, self.frozen, self.rungs = backbone, frozen, list(rungs)
-        self.split = frozen.copied()
-        self.train, self.val, self.recipe = train, val, recipe
-        self.fitted = fitted
-        self.engines, self.cache, self.log, self.progress = engines.in_torch(), cache, log, progress
+        assert prepared.frozen is not None
+        self.backbone, self.rungs, self.recipe = prepared.backbone, prepared.rungs, prepared.recipe
+        self.split = prepared.frozen.copied()
+        self.train, self.val, self.fitted = prepared.train, prepared.val, prepared.fitted
+        self.samples = RungSamples(prepared)
+        self.few, self.dtype = self.samples.few, self.samples.dtype
+        self.log, self.progress, self.stages = log, prepared.progress, stages
         self.folder = folder / CHECKPOINTS
-        self.stages = stages
         self.insist = insist
         self.pretrained = {name: tensor.clone() for name, tensor in self.split.module.state_dict().items()}
-        self.classes = logits_on(fitted.head, train.features[:1]).shape[1]
-        self.few = val is None or len(val.labels) < CROSS_VALIDATE_BELOW
-        self.dtype = self.engines.training_dtype
-        self._made: dict[tuple[str, str], Activations] = {}
+        self.classes = logits_on(self.fitted.head, self.train.features[:1]).shape[1]
 
     def run(self, probe_seconds: float) -> Climbed:
         """Tries the rungs.
@@ -249,7 +198,7 @@ class Climb:
         if done is not None:
             return self._finished_before(*done)
         started = time.monotonic()
-        train, val = self._samples(rung)
+        train, val = self.samples.of(rung)
         self._begin(rung)
         below = {name: tensor.clone() for name, tensor in self.split.module.state_dict().items()}
         outside = self._cross_validated(rung, train) if self.few else None
@@ -287,7 +236,7 @@ class Climb:
     def _begin(self, rung: Rung) -> None:
         """Says what is trained from here on."""
         trained = self._changed(rung)
-        made = self._made[rung.boundary.name, "train"].describe()
+        made = self.samples.describe(rung)
         self.stages.tell(rung.name, trained, self.fitted.head, self.log, self.progress, **made)
 
     def _changed(self, rung: Rung) -> list[str]:
@@ -335,62 +284,9 @@ class Climb:
 
         return save
 
-    def _samples(self, rung: Rung) -> tuple[Samples, Samples | None]:
-        train = self._activations(rung, "train", rung.views)
-        train.prepare(self.progress)
-        own = Samples(train, self.train.labels, self.train.pictures.keys, rung.views)
-        if self.val is None:
-            return own, None
-        val = self._activations(rung, "val", 0)
-        val.prepare(self.progress)
-        return own, Samples(val, self.val.labels, self.val.pictures.keys, 0)
-
-    def _activations(self, rung: Rung, what: str, views: int) -> Activations:
-        """Those of the deepest rung come from pixels, those of the others from them."""
-        boundary = rung.boundary.name
-        if (boundary, what) in self._made:
-            return self._made[boundary, what]
-        deepest = self.rungs[-1]
-        pictures = self.val.pictures if what == "val" and self.val is not None else self.train.pictures
-        shown = Views(views, self.recipe.seed, Augmentation(flip=self.recipe.flip)) if views else None
-        net = ActivationNet(self.backbone, boundary, self.frozen.prefix(boundary))
-        if rung is deepest:
-            engine = self._engine(net, pictures, exact=what != "train")
-            made = Activations(net, pictures, shape=rung.boundary.shape, engine=engine, views=shown, cache=self.cache)
-        else:
-            earlier = self._activations(deepest, what, views)
-            earlier.prepare(self.progress)
-            part = self.frozen.segment(deepest.boundary.name, boundary)
-            assert isinstance(part, fx.GraphModule)
-            passes = rung.settings.epochs * (1 + FOLDS if self.few else 1) if what == "train" else 2
-            made = Activations(
-                net,
-                pictures,
-                shape=rung.boundary.shape,
-                engine=earlier.engine,
-                views=shown,
-                keep=passes > max(1, views),
-                cache=self.cache,
-                source=(earlier, fold_for_training(part, torch.float32 if what != "train" else self.dtype)),
-            )
-            if not made.keep:
-                made.reason = "made anew each time: each row is needed once"
-        self._made[boundary, what] = made
-        return made
-
-    def _engine(self, net: ActivationNet, pictures: Pictures, *, exact: bool) -> Engine:
-        pixels = pixel_store(self.backbone.preprocessing, self.cache).read(list(pictures.keys[:SAMPLE]))
-        engines = self.engines
-        if net.boundary == INPUT:
-            engines = replace(engines, exact="torch", fast="torch")
-        return choose_engine(
-            net, count=10**6, sample=pixels, plan=engines, exact=exact, cache=self.cache, progress=self.progress
-        )
-
     def _cross_validated(self, rung: Rung, train: Samples) -> npt.NDArray[np.float64]:
         """Logits of each training image from a network that was fine-tuned without it."""
-        plain = self._activations(rung, "plain", 0)
-        plain.prepare(self.progress)
+        plain = self.samples.plain(rung)
         out = np.empty((len(train.labels), self.classes))
         for learn, judge in self._folds():
             self.split.module.load_state_dict(self.pretrained)
@@ -404,8 +300,7 @@ class Climb:
                 dtype=self.dtype,
                 progress=self.progress,
             )
-            seen = Samples(plain, train.labels, train.keys, 0).some(judge)
-            out[judge] = logits_of(self.split, rung.boundary.name, seen, tuned.head)
+            out[judge] = logits_of(self.split, rung.boundary.name, plain.some(judge), tuned.head)
         return out
 
     def _say(self, result: RungResult, best: RungResult) -> None:
@@ -448,17 +343,6 @@ class Climb:
 
 def _flat(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return features.reshape(len(features), -1)
-
-
-def tap_at(
-    boundary: Boundary, frozen: SplittableBackbone, backbone: Backbone, *, precision: str, cache: Path | None
-) -> Tap | None:
-    """What keeps the images' activations at a boundary while their features are computed; None at the input."""
-    if boundary.name == INPUT:
-        return None
-    net = ActivationNet(backbone, boundary.name, frozen.prefix(boundary.name))
-    store = activation_store(net, boundary.shape, precision=precision, cache=cache)
-    return Tap(TappedNet(backbone, boundary.name, frozen.tapped(boundary.name)), store)
 
 
 def judged(name: str, boundary: str, right: Right, losses: npt.NDArray[np.float64], seconds: float) -> RungResult:

@@ -9,44 +9,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from headstart.backbone.engine import (
-    SAMPLE,
     EnginePlan,
-    choose_engine,
     keep_freed_memory,
-    measure_engines,
     read_plan,
-    run_stream,
     write_plan,
 )
-from headstart.backbone.forward import FeatureNet, split_backbone
-from headstart.backbone.layers import Layout
-from headstart.backbone.weights import DEFAULT_BACKBONE, Backbone, fingerprint, load_backbone, random_backbone
-from headstart.data.augment import Augmentation
-from headstart.data.checks import Inspection, inspect
+from headstart.backbone.weights import Backbone, fingerprint
+from headstart.data.checks import Inspection
 from headstart.data.dataset import Dataset, open_data
-from headstart.data.scan import pixel_store
 from headstart.data.splits import SplitShares
-from headstart.errors import DataError, HeadstartError, OptionError, RunError
-from headstart.evaluation.metrics import Scores
-from headstart.evaluation.predictions import Evaluated, evaluate_predictions
-from headstart.features.activations import Activations, Pictures, Views
-from headstart.features.extract import compute_features
-from headstart.model import Model, data_fingerprint
-from headstart.progress import Progress, SilentProgress, with_example
-from headstart.runs.climb import CHECKPOINTS, Climb, Climbed, Labelled, tap_at
+from headstart.errors import HeadstartError, RunError
+from headstart.model import data_fingerprint
+from headstart.progress import Progress, SilentProgress
+from headstart.runs.climb import CHECKPOINTS, Climb, Climbed
 from headstart.runs.folder import Run, Start, new_run_folder, read_start, write_run, write_start
 from headstart.runs.log import LOG_FILE, Listener, RunLog
+from headstart.runs.prepare import Preparation
 from headstart.runs.stages import Stages
-from headstart.store import RowStore
 from headstart.training.checkpoint import load_checkpoint
-from headstart.training.classifiers import check_classes, fit_classifier
-from headstart.training.finetune import Samples
-from headstart.training.heads import LINEAR
-from headstart.training.ladder import RungResult, plan_rungs, plan_text
+from headstart.training.ladder import RungResult
 from headstart.training.recipe import Recipe
 
 ENGINES = "engines.safetensors"
@@ -83,7 +65,7 @@ def train(
         RunError: the run folder is taken, or cannot be written.
     """
     progress = progress or SilentProgress()
-    recipe = _recipe(recipe, choices)
+    recipe = Recipe.of(recipe, choices)
     SplitShares(recipe.val, recipe.test)
     dataset = open_data(source)
     folder = new_run_folder(out, dataset.root)
@@ -150,125 +132,47 @@ def carry_out(
     """
     clock = _Clock()
     keep_freed_memory()
-    name, image_size = recipe.backbone or DEFAULT_BACKBONE, recipe.image_size or None
-    if recipe.scratch:
-        backbone = random_backbone(name, image_size=image_size, seed=recipe.seed)
-    else:
-        backbone = load_backbone(name, weights=recipe.weights or None, image_size=image_size)
-    net = FeatureNet(backbone, pool=recipe.pooling, cut=recipe.cut)
+    prepared = Preparation(dataset, recipe, device=start.device, cache=cache, progress=progress)
+    backbone, net = prepared.backbone, prepared.net
     clock.lap("load the backbone")
 
-    look = look or inspect(
-        dataset,
-        seed=recipe.seed,
-        shares=SplitShares(recipe.val, recipe.test),
-        preprocessing=backbone.preprocessing,
-        cache=cache,
-        progress=progress,
-    )
-    _require_learnable(look)
-    check_classes(recipe, len(look.dataset.classes))
-    used = {name: look.split.positions(name) for name in look.split.names}
-    keys = {name: [look.scanned.keys[i] for i in positions] for name, positions in used.items()}
+    look = prepared.read_images(look)
+    used, keys = prepared.used, prepared.keys
     _same_images(folder, recipe, start, look, used)
     log = RunLog(folder, size=_log_size(folder), listener=listener)
     log.event("images", run=str(folder), counts=look.counts(), findings=len(look.findings))
-    _say_findings(look, progress)
+    prepared.say_findings()
     clock.lap("read the images")
 
-    rungs, frozen = [], None
-    train_count, val_count = len(keys["train"]), sum(len(own) for name, own in keys.items() if name != "train")
-    engines = _engines(net, folder, keys["train"], train_count, start, cache, progress)
+    kept = folder / CHECKPOINTS / ENGINES
+    engines = prepared.measure(read_plan(kept))
+    write_plan(kept, engines)
     log.event("engine", exact=engines.reason(exact=True), fast=engines.reason(exact=False))
-    if recipe.effort != "probe":
-        frozen = split_backbone(backbone, recipe.pooling, recipe.cut)
-        rate = engines.rates.get(engines.fast, 20.0)
-        if frozen.obstacle:
-            progress.say(
-                f"{backbone.architecture} can be cut at the head alone ({frozen.obstacle}): a probe is all there is."
-            )
-        else:
-            rungs = plan_rungs(recipe, frozen, train=train_count, rate=rate)
-        for line in plan_text(rungs, train=train_count, val=val_count, rate=rate):
-            progress.say(line)
-            log.event("plan", text=line)
-    others = [key for name, own in keys.items() if name != "train" for key in own]
-
-    def features_of(wanted: list[bytes], *, exact: bool) -> RowStore:
-        tap = None
-        if frozen is not None and rungs and (engines.exact if exact else engines.fast) != "onnxruntime":
-            precision = engines.precision(exact)
-            tap = tap_at(rungs[-1].boundary, frozen, backbone, precision=precision, cache=cache)
-        return compute_features(
-            net, wanted, engines=engines, exact=exact, tap=tap, device=start.device, cache=cache, progress=progress
-        )
-
-    learnt, reported = features_of(keys["train"], exact=False), features_of(others, exact=True)
+    for line in prepared.plan():
+        progress.say(line)
+        log.event("plan", text=line)
+    prepared.run_backbone()
     clock.lap("run the backbone")
 
-    labels = look.dataset.labels
-    features = learnt.read(keys["train"])
-    classes = len(look.dataset.classes)
-    files = look.dataset.files()
-
-    def labelled(name: str, features: npt.NDArray[np.float32]) -> Labelled:
-        pictures = Pictures([files[i] for i in used[name]], keys[name])
-        return Labelled(pictures, labels[used[name]], features)
-
-    own = labelled("train", features)
-    val = labelled("val", reported.read(keys["val"])) if keys.get("val") else None
-    fitted = fit_classifier(
-        recipe,
-        own.features,
-        own.labels,
-        classes=classes,
-        layout=Layout.of(backbone.module),
-        dtype=engines.in_torch().training_dtype,
-        shown=_shown(recipe, net, own, engines, start.device, cache, progress),
-        val=None if val is None else (val.features, val.labels),
-        progress=progress,
-    )
+    fitted = prepared.fit()
     stages = Stages(net)
     stages.tell(fitted.name, (), fitted.head, log, progress)
     for entry in fitted.history:
-        log.epoch(fitted.name, entry, 0 if val is None else len(val.labels))
-    progress.say(f"Fitted the {fitted.name} on {train_count:,} images: {fitted.reason}.")
+        log.epoch(fitted.name, entry, 0 if prepared.val is None else len(prepared.val.labels))
+    progress.say(f"Fitted the {fitted.name} on {len(keys['train']):,} images: {fitted.reason}.")
     clock.lap("fit the head")
     climbed = None
     results: tuple[RungResult, ...] = ()
-    if frozen is not None:
-        climb = Climb(
-            backbone,
-            frozen,
-            rungs,
-            own,
-            val,
-            fitted,
-            recipe,
-            engines=engines,
-            folder=folder,
-            stages=stages,
-            insist=insist,
-            log=log,
-            cache=cache,
-            progress=progress,
-        )
+    if prepared.frozen is not None:
+        climb = Climb(prepared, folder=folder, stages=stages, insist=insist, log=log)
         climbed = climb.run(clock.laps["fit the head"])
         results = climbed.results
         clock.lap("fine-tune")
 
-    best_net = net if climbed is None else FeatureNet(climbed.backbone, pool=recipe.pooling, cut=recipe.cut)
-    head = fitted.head if climbed is None else climbed.head
-    model = Model(best_net, head, look.dataset.classes, recipe=recipe, data=_data_document(look), scores={})
-    evaluated = []
-    for name in look.split.names:
-        if name != "train":
-            if best_net.backbone is backbone:
-                seen = reported.read(keys[name])
-            else:
-                seen = _features_once(best_net, keys[name], engines, start.device, cache, progress)
-            evaluated.append(_evaluate(model, seen, look, used[name], name))
-    model.scores = {e.scores.name: _short_scores(e.scores) for e in evaluated}
+    if climbed is None:
+        model, evaluated = prepared.finish(backbone, fitted.head)
+    else:
+        model, evaluated = prepared.finish(climbed.backbone, climbed.head)
     clock.lap("evaluate")
     run = Run(
         folder,
@@ -311,68 +215,6 @@ def _log_size(folder: Path) -> int:
     return max(sizes, default=0)
 
 
-def _engines(
-    net: FeatureNet,
-    folder: Path,
-    keys: list[bytes],
-    train_count: int,
-    start: Start,
-    cache: Path | None,
-    progress: Progress,
-) -> EnginePlan:
-    """Measured once for a backbone and a machine; a run keeps to what it began with."""
-    file = folder / CHECKPOINTS / ENGINES
-    kept = read_plan(file)
-    if kept is not None:
-        return kept
-    sample = pixel_store(net.backbone.preprocessing, cache).read(keys[:SAMPLE])
-    plan = measure_engines(net, sample, count=train_count, device=start.device, cache=cache, progress=progress)
-    write_plan(file, plan)
-    return plan
-
-
-def _shown(
-    recipe: Recipe,
-    net: FeatureNet,
-    own: Labelled,
-    engines: EnginePlan,
-    device: str,
-    cache: Path | None,
-    progress: Progress,
-) -> Samples | None:
-    """Features of augmented views, for a head that is trained by steps and is asked to see some."""
-    if recipe.head == LINEAR or not recipe.views:
-        return None
-    pixels = pixel_store(net.backbone.preprocessing, cache).read(list(own.pictures.keys[:SAMPLE]))
-    engine = choose_engine(
-        net, count=10**6, sample=pixels, plan=engines.in_torch(), exact=False, device=device, cache=cache
-    )
-    views = Views(recipe.views, recipe.seed, Augmentation(flip=recipe.flip))
-    shape = own.features.shape[1:]
-    made = Activations(net, own.pictures, shape=shape, engine=engine, views=views, cache=cache)
-    made.prepare(progress)
-    return Samples(made, own.labels, own.pictures.keys, recipe.views)
-
-
-def _features_once(
-    net: FeatureNet, keys: list[bytes], engines: EnginePlan, device: str, cache: Path | None, progress: Progress
-) -> npt.NDArray[np.float32]:
-    """Of weights that no other run has: computed from the pixels by the path that predictions take, and not kept."""
-    pixels = pixel_store(net.backbone.preprocessing, cache)
-    plan = replace(engines, exact="folded" if "folded" in engines.rates else "torch")
-    engine = choose_engine(
-        net,
-        count=len(keys),
-        sample=pixels.read(keys[:SAMPLE]),
-        plan=plan,
-        device=device,
-        cache=cache,
-        progress=progress,
-    )
-    batches = [keys[place : place + engine.batch_size] for place in range(0, len(keys), engine.batch_size)]
-    return np.concatenate(list(run_stream(engine, map(pixels.read, batches))))
-
-
 def _proof(backbone: Backbone, climbed: Climbed | None, engines: EnginePlan) -> dict[str, Any]:
     """Fingerprints of what was frozen, before and after; and what ran it."""
     now = fingerprint(backbone.module.state_dict())
@@ -385,67 +227,6 @@ def _proof(backbone: Backbone, climbed: Climbed | None, engines: EnginePlan) -> 
         "engine_exact": engines.reason(exact=True),
         "engine_fast": engines.reason(exact=False),
     }
-
-
-def _recipe(recipe: Recipe | None, choices: dict[str, Any]) -> Recipe:
-    if recipe is not None and choices:
-        raise OptionError(f"give a recipe or single choices ({', '.join(choices)}), not both.")
-    try:
-        return recipe or Recipe(**choices)
-    except TypeError as error:
-        known = ", ".join(Recipe.__dataclass_fields__)
-        raise OptionError(f"{str(error).split(') ')[-1]}. A recipe has: {known}.") from error
-
-
-def _require_learnable(look: Inspection) -> None:
-    counts = look.counts()
-    learnable = [label for label, count in counts.get("train", {}).items() if count]
-    if len(learnable) < 2:
-        raise DataError(
-            f"{look.dataset.root}: training images of {len(learnable)} class(es) only; a classifier needs two. "
-            "Add images, or choose smaller shares for val and test."
-        )
-    if not any(sum(counts.get(name, {}).values()) for name in ("val", "test")):
-        raise DataError(
-            f"{look.dataset.root}: no image is left to score the classifier on ({len(look.dataset)} in all). "
-            "Add images, or choose a larger share for val."
-        )
-
-
-def _say_findings(look: Inspection, progress: Progress) -> None:
-    parts = [f"{name} {sum(classes.values()):,}" for name, classes in look.counts().items()]
-    how = "as given" if look.split.given else "drawn"
-    progress.say(f"{look.dataset.root}: {len(look.dataset.classes)} classes, {', '.join(parts)} images (split {how}).")
-    for finding in look.findings:
-        if finding.severity != "note":
-            progress.say(with_example(f"{finding.severity.capitalize()}: {finding.message}", finding.items))
-
-
-def _evaluate(
-    model: Model, features: npt.NDArray[np.float32], look: Inspection, positions: list[int], name: str
-) -> Evaluated:
-    files = look.dataset.files()
-    return evaluate_predictions(
-        name,
-        [files[i] for i in positions],
-        look.dataset.labels[positions],
-        model.probabilities(features),
-        model.classes,
-    )
-
-
-def _data_document(look: Inspection) -> dict[str, Any]:
-    train = look.split.positions("train")
-    names = look.dataset.label_names()
-    return {
-        "name": look.dataset.root.name,
-        "counts": look.counts(),
-        "train_sha256": data_fingerprint([look.scanned.keys[i] for i in train], [names[i] for i in train]),
-    }
-
-
-def _short_scores(scores: Scores) -> dict[str, Any]:
-    return {k: v for k, v in scores.as_json().items() if k not in ("classes", "confusion")}
 
 
 class _Clock:

@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -204,6 +204,95 @@ def _statistics(split: SplittableBackbone, suffix: nn.Module) -> dict[str, Tenso
     return {name: buffer for name, buffer in split.module.named_buffers() if id(buffer) in own}
 
 
+class Classifier(nn.Module):
+    """The trainable part of a network and its head: the activation at a boundary -> logits.
+
+    It shares the network's own parameters: training it trains the network. BatchNorm stays in inference mode, also
+    after ``train()``, and is folded into the convolutions where that is possible, unless it is asked to learn.
+
+    Args:
+        split: the network; what lies before the boundary is not touched.
+        boundary: its name.
+        head: (N, ...) features -> (N, classes) logits; not copied.
+        dtype: in which the suffix computes: float32 or bfloat16.
+        live_norms: BatchNorm normalises by each batch while ``learning_norms``.
+
+    Attributes:
+        suffix: activation -> features.
+        head: features -> logits.
+        parts: (part, {name in the network: parameter}) from the boundary to the end, without the head.
+        norms: layers of BatchNorm that learn.
+        statistics: their running means and variances, by their names in the network.
+    """
+
+    def __init__(
+        self,
+        split: SplittableBackbone,
+        boundary: str,
+        head: nn.Module,
+        *,
+        dtype: torch.dtype = torch.float32,
+        live_norms: bool = False,
+    ) -> None:
+        super().__init__()
+        suffix = split.suffix(boundary)
+        self.norms = _norms(suffix) if live_norms else []
+        self.statistics = _statistics(split, suffix) if live_norms else {}
+        if isinstance(suffix, fx.GraphModule) and not live_norms:
+            suffix = fold_for_training(suffix, dtype)
+        self.suffix, self.head, self.dtype = suffix, head, dtype
+        named = dict(split.module.named_parameters())
+        self.parts = [(part, {name: named[name] for name in own}) for part, own in split.parts(boundary)]
+        self.eval()
+        for parameter in self.trainable().values():
+            parameter.requires_grad_(True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, *shape) float32 activations -> (N, classes) float32 logits."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            features = self.suffix(x)
+        logits: Tensor = self.head(features.float())
+        return logits
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the head's dropout to work, and nothing else."""
+        super().train(mode)
+        self.suffix.eval()
+        for part in self.head.modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                part.eval()
+        return self
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Every parameter that is trained, by its name in the model file: "head.0.weight", "backbone.blocks.6.0..."."""
+        own = {f"head.{name}": weight for name, weight in self.head.named_parameters()}
+        return own | {f"backbone.{name}": weight for _, part in self.parts for name, weight in part.items()}
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """What an optimizer is given."""
+        return list(self.trainable().values())
+
+    def parameter_groups(self, lr: float, *, decay: float = 1.0, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+        """What an optimizer is given for layer-wise learning rates, the head first.
+
+        Args:
+            lr: of the head and the last part.
+            decay: each part has so much of the learning rate of the part behind it; 0 < decay <= 1.
+            weight_decay: on the network's matrices and filters.
+        """
+        groups = [{"params": list(self.head.parameters()), "lr": lr, "weight_decay": 0.0}]
+        for place, (_, weights) in enumerate(self.parts):
+            own = lr * decay ** (len(self.parts) - 1 - place)
+            matrices = [p for p in weights.values() if p.ndim > 1]
+            vectors = [p for p in weights.values() if p.ndim <= 1]
+            groups += [
+                {"params": params, "lr": own, "weight_decay": share}
+                for params, share in ((matrices, weight_decay), (vectors, 0.0))
+                if params
+            ]
+        return groups
+
+
 def fine_tune(
     split: SplittableBackbone,
     boundary: str,
@@ -306,33 +395,15 @@ class _Trainer:
         settings: TuneSettings,
         dtype: torch.dtype,
     ) -> None:
-        self.settings, self.train, self.val, self.dtype = settings, train, val, dtype
-        suffix = split.suffix(boundary)
-        self.norms = _norms(suffix) if settings.live_norms else []
-        self.statistics = _statistics(split, suffix) if settings.live_norms else {}
-        if isinstance(suffix, fx.GraphModule) and not settings.live_norms:
-            suffix = fold_for_training(suffix, dtype)
-        self.suffix = suffix
-        named = dict(split.module.named_parameters())
-        self.head = copy.deepcopy(head).eval()
+        self.settings, self.train, self.val = settings, train, val
+        self.head = copy.deepcopy(head)
+        self.classifier = Classifier(split, boundary, self.head, dtype=dtype, live_norms=settings.live_norms)
+        self.norms, self.statistics = self.classifier.norms, self.classifier.statistics
         self.dropouts = [part for part in self.head.modules() if isinstance(part, nn.Dropout)]
-        self.parameters = {f"head.{name}": weight for name, weight in self.head.named_parameters()}
-        groups = [{"params": list(self.head.parameters()), "scale": 1.0, "weight_decay": 0.0}]
-        parts = split.parts(boundary)
-        for place, (_, own) in enumerate(parts):
-            scale = settings.decay ** (len(parts) - 1 - place)
-            weights = {name: named[name] for name in own}
-            self.parameters |= {f"backbone.{name}": weight for name, weight in weights.items()}
-            matrices = [p for p in weights.values() if p.ndim > 1]
-            vectors = [p for p in weights.values() if p.ndim <= 1]
-            groups += [
-                {"params": ps, "scale": scale, "weight_decay": decay}
-                for ps, decay in ((matrices, settings.weight_decay), (vectors, 0.0))
-                if ps
-            ]
-        for parameter in self.parameters.values():
-            parameter.requires_grad_(True)
-        self.optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=True)
+        self.parameters = self.classifier.trainable()
+        groups = self.classifier.parameter_groups(settings.lr, decay=settings.decay, weight_decay=settings.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, fused=True)
+        self.full_rates = [group["lr"] for group in groups]
         self.live = list(self.parameters.values())
         self.layout = Layout.of(split.module)
         self.average = [p.detach().clone() for p in self.live]
@@ -392,10 +463,10 @@ class _Trainer:
         labels = torch.from_numpy(self.train.labels[images])
         target = share * target + (1 - share) * target[other]
         weight = share * weight + (1 - share) * weight[other]
-        for group in self.optimizer.param_groups:
-            group["lr"] = settings.lr * group["scale"] * rate(step, self.steps, settings.warmup)
+        for group, full in zip(self.optimizer.param_groups, self.full_rates, strict=True):
+            group["lr"] = full * rate(step, self.steps, settings.warmup)
         with self._dropping(step), self._learning_statistics(len(x)):
-            logits = self._logits(x)
+            logits = self.classifier(x)
             loss = -((target * nn.functional.log_softmax(logits, 1)).sum(1) * weight).mean()
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
@@ -429,12 +500,6 @@ class _Trainer:
             for dropout in self.dropouts:
                 dropout.eval()
 
-    def _logits(self, x: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            features = self.suffix(x)
-        logits: Tensor = self.head(features.float())
-        return logits
-
     def _end_epoch(self, epoch: int) -> None:
         loss, accuracy, steps = self.done.sums
         entry = {"epoch": float(epoch), "loss": loss / max(1, steps), "accuracy": accuracy / max(1, steps)}
@@ -451,7 +516,7 @@ class _Trainer:
             self.best = [tensor.clone() for tensor in (*self.average, *self.statistics.values())]
 
     def _validate(self, val: Samples) -> dict[str, float]:
-        logits, labels = _in_turn(val, self._logits), torch.from_numpy(val.labels)
+        logits, labels = _in_turn(val, self.classifier), torch.from_numpy(val.labels)
         correct, loss = (logits.argmax(1) == labels).sum(), nn.functional.cross_entropy(logits, labels)
         return {"correct": float(correct), "log_loss": float(loss)}
 
@@ -481,7 +546,7 @@ class _Trainer:
         with torch.no_grad():
             for images in places:
                 if len(images) > 1:
-                    self._logits(self.train.activations.read(self.train.rows(images, first)))
+                    self.classifier(self.train.activations.read(self.train.rows(images, first)))
         for norm, momentum in zip(self.norms, momenta, strict=True):
             norm.momentum = momentum
             cast(Tensor, norm.num_batches_tracked).zero_()

@@ -128,6 +128,21 @@ class Recipe:
                 "logistic, svm or centroid."
             )
 
+    @classmethod
+    def of(cls, recipe: Recipe | None, choices: dict[str, Any]) -> Recipe:
+        """A whole recipe, or one of single choices.
+
+        Raises:
+            OptionError: both are given, or a choice that there is not.
+        """
+        if recipe is not None and choices:
+            raise OptionError(f"give a recipe or single choices ({', '.join(choices)}), not both.")
+        try:
+            return recipe or cls(**choices)
+        except TypeError as error:
+            known = ", ".join(cls.__dataclass_fields__)
+            raise OptionError(f"{str(error).split(') ')[-1]}. A recipe has: {known}.") from error
+
     @property
     def pooling(self) -> Pooling:
         """``pool``, or none where the head convolves the map."""

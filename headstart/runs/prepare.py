@@ -1,0 +1,412 @@
+"""What comes before any training by steps (weights, images, engines, plan, features, the head on them), and after it.
+
+A run goes through it step by step and writes down what it finds; a loop of one's own has it done at once
+(``runs.workbench``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import fx, nn
+
+from headstart.backbone.engine import SAMPLE, Engine, EnginePlan, choose_engine, measure_engines, run_stream
+from headstart.backbone.fold import fold_for_training
+from headstart.backbone.forward import ActivationNet, FeatureNet, TappedNet, split_backbone
+from headstart.backbone.layers import Layout
+from headstart.backbone.split import INPUT, Boundary, SplittableBackbone
+from headstart.backbone.weights import DEFAULT_BACKBONE, Backbone, load_backbone, random_backbone
+from headstart.data.augment import Augmentation
+from headstart.data.checks import Inspection, inspect
+from headstart.data.dataset import Dataset
+from headstart.data.scan import pixel_store
+from headstart.data.splits import SplitShares
+from headstart.errors import DataError
+from headstart.evaluation.metrics import Scores
+from headstart.evaluation.predictions import Evaluated, evaluate_predictions
+from headstart.features.activations import Activations, Pictures, Views, activation_store
+from headstart.features.extract import Tap, compute_features
+from headstart.model import Model, data_fingerprint
+from headstart.progress import Progress, with_example
+from headstart.store import RowStore
+from headstart.training.classifiers import Fitted, check_classes, fit_classifier
+from headstart.training.finetune import Samples
+from headstart.training.heads import LINEAR
+from headstart.training.ladder import CROSS_VALIDATE_BELOW, FOLDS, Rung, plan_rungs, plan_text
+from headstart.training.recipe import Recipe
+
+Labels = npt.NDArray[np.int64]
+
+MANY = 10**6
+"""Images that an engine is chosen for where its choice is measured already: the fastest, however few they are."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images with labels, and the features that the classifier on them saw.
+
+    Attributes:
+        pictures: the images.
+        labels: (N,) int64.
+        features: (N, D) float32, or their maps.
+    """
+
+    pictures: Pictures
+    labels: Labels
+    features: npt.NDArray[np.float32]
+
+
+@final
+class Preparation:
+    """Steps that need each other in this order: ``read_images``, ``measure``, ``plan``, ``run_backbone``, ``fit``.
+
+    Args:
+        dataset: the images.
+        recipe: every choice.
+        device: "auto", "cpu", "cuda" or "mps".
+        cache: the cache folder; the default one where it is not given.
+        progress: told of each step.
+
+    Raises:
+        OptionError: no such backbone, or it does not go with the recipe.
+        WeightsError: its weights cannot be had.
+
+    Attributes:
+        backbone: pretrained, or random where the recipe says so.
+        net: the frozen pass to features.
+        look: the data, what was found in them, and the split.
+        used: split -> numbers of its images in ``look.dataset``.
+        keys: split -> content hashes of these images.
+        engines: what was measured of them.
+        frozen: the backbone, cut; None where the effort trains nothing of it.
+        rungs: of the ladder.
+        train: what to learn from.
+        val: what to judge by; None where there are no such images.
+        reported: features of all but the training images.
+        fitted: the classifier on frozen features.
+    """
+
+    look: Inspection
+    used: dict[str, list[int]]
+    keys: dict[str, list[bytes]]
+    engines: EnginePlan
+    train: Labelled
+    val: Labelled | None
+    reported: RowStore
+    fitted: Fitted
+
+    def __init__(
+        self, dataset: Dataset, recipe: Recipe, *, device: str, cache: Path | None, progress: Progress
+    ) -> None:
+        self.dataset, self.recipe, self.device, self.cache, self.progress = dataset, recipe, device, cache, progress
+        name, image_size = recipe.backbone or DEFAULT_BACKBONE, recipe.image_size or None
+        if recipe.scratch:
+            self.backbone = random_backbone(name, image_size=image_size, seed=recipe.seed)
+        else:
+            self.backbone = load_backbone(name, weights=recipe.weights or None, image_size=image_size)
+        self.net = FeatureNet(self.backbone, pool=recipe.pooling, cut=recipe.cut)
+        self.frozen: SplittableBackbone | None = None
+        self.rungs: list[Rung] = []
+
+    def read_images(self, look: Inspection | None = None) -> Inspection:
+        """Looks at every image and settles the split.
+
+        Args:
+            look: what was found before, by this seed and these shares.
+
+        Raises:
+            DataError: the images do not suffice to learn from and to judge by.
+            OptionError: the recipe does not go with the number of classes.
+        """
+        recipe = self.recipe
+        self.look = look or inspect(
+            self.dataset,
+            seed=recipe.seed,
+            shares=SplitShares(recipe.val, recipe.test),
+            preprocessing=self.backbone.preprocessing,
+            cache=self.cache,
+            progress=self.progress,
+        )
+        _require_learnable(self.look)
+        check_classes(recipe, len(self.look.dataset.classes))
+        self.used = {name: self.look.split.positions(name) for name in self.look.split.names}
+        self.keys = {name: [self.look.scanned.keys[i] for i in own] for name, own in self.used.items()}
+        return self.look
+
+    def say_findings(self) -> None:
+        """Tells what was found in the data."""
+        look = self.look
+        parts = [f"{name} {sum(classes.values()):,}" for name, classes in look.counts().items()]
+        how = "as given" if look.split.given else "drawn"
+        self.progress.say(
+            f"{look.dataset.root}: {len(look.dataset.classes)} classes, {', '.join(parts)} images (split {how})."
+        )
+        for finding in look.findings:
+            if finding.severity != "note":
+                self.progress.say(with_example(f"{finding.severity.capitalize()}: {finding.message}", finding.items))
+
+    def measure(self, kept: EnginePlan | None = None) -> EnginePlan:
+        """Measures the engines.
+
+        Args:
+            kept: what was measured when the run began.
+        """
+        if kept is None:
+            train = self.keys["train"]
+            sample = pixel_store(self.backbone.preprocessing, self.cache).read(train[:SAMPLE])
+            own = {"device": self.device, "cache": self.cache, "progress": self.progress}
+            kept = measure_engines(self.net, sample, count=len(train), **own)  # type: ignore[arg-type]
+        self.engines = kept
+        return kept
+
+    def plan(self) -> list[str]:
+        """Cuts the backbone and settles the rungs, where the effort has any; the plan in words, a line each.
+
+        Raises:
+            OptionError: the recipe asks for a boundary that there is not.
+        """
+        if self.recipe.effort == "probe":
+            return []
+        train = len(self.keys["train"])
+        others = sum(len(own) for own in self.keys.values()) - train
+        self.frozen = split_backbone(self.backbone, self.recipe.pooling, self.recipe.cut)
+        rate = self.engines.rates.get(self.engines.fast, 20.0)
+        if self.frozen.obstacle:
+            self.progress.say(
+                f"{self.backbone.architecture} can be cut at the head alone ({self.frozen.obstacle}): a probe is all "
+                "there is."
+            )
+        else:
+            self.rungs = plan_rungs(self.recipe, self.frozen, train=train, rate=rate)
+        return plan_text(self.rungs, train=train, val=others, rate=rate)
+
+    def run_backbone(self) -> None:
+        """Features of every image; on the way, activations for the deepest rung."""
+        others = [key for name, own in self.keys.items() if name != "train" for key in own]
+        learnt = self._features(self.keys["train"], exact=False)
+        self.reported = self._features(others, exact=True)
+        self.train = self._labelled("train", learnt)
+        self.val = self._labelled("val", self.reported) if self.keys.get("val") else None
+
+    def fit(self) -> Fitted:
+        """Fits the classifier on the features."""
+        val = self.val
+        self.fitted = fit_classifier(
+            self.recipe,
+            self.train.features,
+            self.train.labels,
+            classes=len(self.look.dataset.classes),
+            layout=Layout.of(self.backbone.module),
+            dtype=self.engines.in_torch().training_dtype,
+            shown=self._shown(),
+            val=None if val is None else (val.features, val.labels),
+            progress=self.progress,
+        )
+        return self.fitted
+
+    def finish(self, backbone: Backbone, head: nn.Module) -> tuple[Model, list[Evaluated]]:
+        """The model that came of it, scored on every image that it did not learn from.
+
+        Args:
+            backbone: the one that all began with, or that with other weights.
+            head: behind it.
+        """
+        look, changed = self.look, backbone is not self.backbone
+        net = FeatureNet(backbone, pool=self.recipe.pooling, cut=self.recipe.cut) if changed else self.net
+        model = Model(net, head, look.dataset.classes, recipe=self.recipe, data=_data_document(look), scores={})
+        evaluated, files = [], look.dataset.files()
+        for name, own in self.used.items():
+            if name != "train":
+                keys = self.keys[name]
+                features = self._features_once(net, keys) if changed else self.reported.read(keys)
+                paths, labels = [files[i] for i in own], look.dataset.labels[own]
+                chances = model.probabilities(features)
+                evaluated.append(evaluate_predictions(name, paths, labels, chances, model.classes))
+        model.scores = {e.scores.name: _short_scores(e.scores) for e in evaluated}
+        return model, evaluated
+
+    def _features_once(self, net: FeatureNet, keys: list[bytes]) -> npt.NDArray[np.float32]:
+        """Of weights that no other run has: from the pixels by the path that predictions take, and not kept."""
+        pixels = pixel_store(net.backbone.preprocessing, self.cache)
+        plan = replace(self.engines, exact="folded" if "folded" in self.engines.rates else "torch")
+        engine = choose_engine(
+            net,
+            count=len(keys),
+            sample=pixels.read(keys[:SAMPLE]),
+            plan=plan,
+            device=self.device,
+            cache=self.cache,
+            progress=self.progress,
+        )
+        batches = [keys[place : place + engine.batch_size] for place in range(0, len(keys), engine.batch_size)]
+        return np.concatenate(list(run_stream(engine, map(pixels.read, batches))))
+
+    def _features(self, keys: list[bytes], *, exact: bool) -> RowStore:
+        tap = None
+        if self.rungs and (self.engines.exact if exact else self.engines.fast) != "onnxruntime":
+            assert self.frozen is not None
+            precision = self.engines.precision(exact)
+            boundary = self.rungs[-1].boundary
+            tap = tap_at(boundary, self.frozen, self.backbone, precision=precision, cache=self.cache)
+        return compute_features(
+            self.net,
+            keys,
+            engines=self.engines,
+            exact=exact,
+            tap=tap,
+            device=self.device,
+            cache=self.cache,
+            progress=self.progress,
+        )
+
+    def _labelled(self, name: str, features: RowStore) -> Labelled:
+        files, own = self.look.dataset.files(), self.used[name]
+        pictures = Pictures([files[i] for i in own], self.keys[name])
+        return Labelled(pictures, self.look.dataset.labels[own], features.read(self.keys[name]))
+
+    def _shown(self) -> Samples | None:
+        """Features of augmented views, for a head that is trained by steps and is asked to see some."""
+        recipe, own = self.recipe, self.train
+        if recipe.head == LINEAR or not recipe.views:
+            return None
+        pixels = pixel_store(self.backbone.preprocessing, self.cache).read(list(own.pictures.keys[:SAMPLE]))
+        engine = choose_engine(
+            self.net,
+            count=MANY,
+            sample=pixels,
+            plan=self.engines.in_torch(),
+            exact=False,
+            device=self.device,
+            cache=self.cache,
+        )
+        views = Views(recipe.views, recipe.seed, Augmentation(flip=recipe.flip))
+        shape = own.features.shape[1:]
+        made = Activations(self.net, own.pictures, shape=shape, engine=engine, views=views, cache=self.cache)
+        made.prepare(self.progress)
+        return Samples(made, own.labels, own.pictures.keys, recipe.views)
+
+
+@final
+class RungSamples:
+    """The activations that rungs are trained and judged on.
+
+    Args:
+        prepared: as far as ``fit``.
+    """
+
+    def __init__(self, prepared: Preparation) -> None:
+        assert prepared.frozen is not None
+        self.backbone, self.frozen, self.rungs = prepared.backbone, prepared.frozen, prepared.rungs
+        self.train, self.val, self.recipe = prepared.train, prepared.val, prepared.recipe
+        self.engines, self.cache, self.progress = prepared.engines.in_torch(), prepared.cache, prepared.progress
+        self.few = self.val is None or len(self.val.labels) < CROSS_VALIDATE_BELOW
+        self.dtype = self.engines.training_dtype
+        self._made: dict[tuple[str, str], Activations] = {}
+
+    def of(self, rung: Rung) -> tuple[Samples, Samples | None]:
+        """(training images in the rung's views, validation images)."""
+        train = self._activations(rung, "train", rung.views)
+        train.prepare(self.progress)
+        own = Samples(train, self.train.labels, self.train.pictures.keys, rung.views)
+        if self.val is None:
+            return own, None
+        val = self._activations(rung, "val", 0)
+        val.prepare(self.progress)
+        return own, Samples(val, self.val.labels, self.val.pictures.keys, 0)
+
+    def plain(self, rung: Rung) -> Samples:
+        """The training images as they are, in float32."""
+        made = self._activations(rung, "plain", 0)
+        made.prepare(self.progress)
+        return Samples(made, self.train.labels, self.train.pictures.keys, 0)
+
+    def describe(self, rung: Rung) -> dict[str, object]:
+        """How the training images' activations were come by, for the log."""
+        return self._made[rung.boundary.name, "train"].describe()
+
+    def _activations(self, rung: Rung, what: str, views: int) -> Activations:
+        """Those of the deepest rung come from pixels, those of the others from them."""
+        boundary = rung.boundary.name
+        if (boundary, what) in self._made:
+            return self._made[boundary, what]
+        deepest = self.rungs[-1]
+        pictures = self.val.pictures if what == "val" and self.val is not None else self.train.pictures
+        shown = Views(views, self.recipe.seed, Augmentation(flip=self.recipe.flip)) if views else None
+        net = ActivationNet(self.backbone, boundary, self.frozen.prefix(boundary))
+        if rung is deepest:
+            engine = self._engine(net, pictures, exact=what != "train")
+            made = Activations(net, pictures, shape=rung.boundary.shape, engine=engine, views=shown, cache=self.cache)
+        else:
+            earlier = self._activations(deepest, what, views)
+            earlier.prepare(self.progress)
+            part = self.frozen.segment(deepest.boundary.name, boundary)
+            assert isinstance(part, fx.GraphModule)
+            passes = rung.settings.epochs * (1 + FOLDS if self.few else 1) if what == "train" else 2
+            made = Activations(
+                net,
+                pictures,
+                shape=rung.boundary.shape,
+                engine=earlier.engine,
+                views=shown,
+                keep=passes > max(1, views),
+                cache=self.cache,
+                source=(earlier, fold_for_training(part, self.dtype if what == "train" else torch.float32)),
+            )
+            if not made.keep:
+                made.reason = "made anew each time: each row is needed once"
+        self._made[boundary, what] = made
+        return made
+
+    def _engine(self, net: ActivationNet, pictures: Pictures, *, exact: bool) -> Engine:
+        pixels = pixel_store(self.backbone.preprocessing, self.cache).read(list(pictures.keys[:SAMPLE]))
+        engines = self.engines
+        if net.boundary == INPUT:
+            engines = replace(engines, exact="torch", fast="torch")
+        return choose_engine(
+            net, count=MANY, sample=pixels, plan=engines, exact=exact, cache=self.cache, progress=self.progress
+        )
+
+
+def tap_at(
+    boundary: Boundary, frozen: SplittableBackbone, backbone: Backbone, *, precision: str, cache: Path | None
+) -> Tap | None:
+    """What keeps the images' activations at a boundary while their features are computed; None at the input."""
+    if boundary.name == INPUT:
+        return None
+    net = ActivationNet(backbone, boundary.name, frozen.prefix(boundary.name))
+    store = activation_store(net, boundary.shape, precision=precision, cache=cache)
+    return Tap(TappedNet(backbone, boundary.name, frozen.tapped(boundary.name)), store)
+
+
+def _require_learnable(look: Inspection) -> None:
+    counts = look.counts()
+    learnable = [label for label, count in counts.get("train", {}).items() if count]
+    if len(learnable) < 2:
+        raise DataError(
+            f"{look.dataset.root}: training images of {len(learnable)} class(es) only; a classifier needs two. "
+            "Add images, or choose smaller shares for val and test."
+        )
+    if not any(sum(counts.get(name, {}).values()) for name in ("val", "test")):
+        raise DataError(
+            f"{look.dataset.root}: no image is left to score the classifier on ({len(look.dataset)} in all). "
+            "Add images, or choose a larger share for val."
+        )
+
+
+def _data_document(look: Inspection) -> dict[str, Any]:
+    train = look.split.positions("train")
+    names = look.dataset.label_names()
+    return {
+        "name": look.dataset.root.name,
+        "counts": look.counts(),
+        "train_sha256": data_fingerprint([look.scanned.keys[i] for i in train], [names[i] for i in train]),
+    }
+
+
+def _short_scores(scores: Scores) -> dict[str, Any]:
+    return {k: v for k, v in scores.as_json().items() if k not in ("classes", "confusion")}
