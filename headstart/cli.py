@@ -145,6 +145,18 @@ def train(
         bool, typer.Option("--scratch", help="Random weights, all of them trained: for comparison.")
     ] = False,
     gradual: Annotated[bool, typer.Option("--gradual", help="Each rung goes on from the one below.")] = False,
+    extend: Annotated[
+        str,
+        typer.Option(
+            help="Keep the classes of this run or model (\"pretrained\": the backbone's own), add the data's."
+        ),
+    ] = "",
+    remember: Annotated[
+        Path | None, typer.Option(help="With --extend: pictures of what is known already; labels are not needed.")
+    ] = None,
+    train_old: Annotated[
+        bool, typer.Option("--train-old", help="With --extend: the classes that stay are trained as well.")
+    ] = False,
     val: Val = 0.15,
     test: Test = 0.15,
     seed: Seed = 0,
@@ -156,7 +168,7 @@ def train(
         from headstart.progress import TerminalProgress
         from headstart.runs.train import resume as resume_run
         from headstart.runs.train import train as train_run
-        from headstart.training.recipe import Recipe
+        from headstart.training.recipe import PRETRAINED, Recipe
 
     if (data is None) == (resume is None):
         raise typer.BadParameter("Missing argument DATA, or an unfinished run to --resume; one of the two.")
@@ -185,6 +197,9 @@ def train(
             live_norms=live_batchnorm,
             scratch=scratch,
             gradual=gradual,
+            extend=extend if extend in ("", PRETRAINED) else str(Path(extend).expanduser().resolve()),
+            remember=str(remember.expanduser().resolve()) if remember else "",
+            train_old=train_old,
             val=val,
             test=test,
             seed=seed,

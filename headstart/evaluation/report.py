@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from headstart.data.checks import Inspection
 from headstart.data.images import thumbnail
-from headstart.evaluation.predictions import Evaluated
+from headstart.evaluation.predictions import MANY_CLASSES, Evaluated
 from headstart.model import Model
 from headstart.training.classifiers import Fitted
 from headstart.training.ladder import RungResult
@@ -63,11 +63,13 @@ def render_report(
         undefined=StrictUndefined,
         trim_blocks=True,
     )
+    counts = look.counts()
     template = pages.get_template("report.html")
     return template.render(
         name=look.dataset.root.resolve().name,
         look=look,
-        counts=look.counts(),
+        counts=counts,
+        counted=[c for c in model.classes if len(model.classes) <= MANY_CLASSES or any(n[c] for n in counts.values())],
         model=model,
         fitted=fitted,
         head_weights=sum(t.numel() for t in model.head.state_dict().values()),

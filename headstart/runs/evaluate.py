@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from headstart.errors import DataError, RunError
 from headstart.evaluation.predictions import Evaluated, evaluate_predictions
 from headstart.model import Model, load
 from headstart.progress import Progress, SilentProgress, with_example
+from headstart.runs.known import split_rows
 
 
 def evaluate(
@@ -46,9 +46,7 @@ def evaluate(
     if source is None:
         paths, labels, sets = _own_images(folder, model)
     else:
-        taught = (
-            {row["content"] for row in _split_rows(folder) if row["split"] == "train"} if folder.is_dir() else set()
-        )
+        taught = {row["content"] for row in split_rows(folder) if row["split"] == "train"} if folder.is_dir() else set()
         paths, labels, sets = _other_images(open_data(source), model, taught, cache=cache, progress=progress)
     probabilities, faults = model.predict_proba(paths, device=device, progress=progress)
     if source is None and faults:
@@ -69,7 +67,7 @@ def evaluate(
 def _own_images(folder: Path, model: Model) -> tuple[list[str], list[int], list[str]]:
     if not folder.is_dir():
         raise RunError(f"{folder}: a model file alone; name the data to score it on.")
-    rows = [row for row in _split_rows(folder) if row["split"] in ("val", "test")]
+    rows = [row for row in split_rows(folder) if row["split"] in ("val", "test")]
     rows.sort(key=lambda row: ("val", "test").index(row["split"]))
     number = {name: i for i, name in enumerate(model.classes)}
     return [r["path"] for r in rows], [number[r["label"]] for r in rows], [r["split"] for r in rows]
@@ -104,11 +102,3 @@ def _other_images(
         [number[names[i]] for i in keep],
         [splits[i] if splits else "all" for i in keep],
     )
-
-
-def _split_rows(folder: Path) -> list[dict[str, str]]:
-    try:
-        with open(folder / "split.csv", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            return list(csv.DictReader(file))
-    except OSError as error:
-        raise RunError(f"{folder / 'split.csv'}: {error.strerror}. Name the data to score the model on.") from error

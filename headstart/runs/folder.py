@@ -6,6 +6,7 @@ RUN/
   log.jsonl         what happened, an event a line; tensorboard/ holds the same curves
   checkpoints/      finished rungs, and the one under way, to go on from
   split.csv         which image was where, and why any was left out
+  remembered.csv    pictures of what was known before, where a model was extended
   findings.json     what the data check found
   model.safetensors the classifier
   predictions.csv   every evaluated image: its split, right label, given label, and all probabilities
@@ -33,6 +34,7 @@ from headstart.evaluation.report import render_report
 from headstart.files import csv_text, text_bytes, write_atomically
 from headstart.html import paragraph, picture, table
 from headstart.model import MODEL_FILE, Model
+from headstart.runs.known import REMEMBERED_FILE
 from headstart.runs.log import read_log
 from headstart.training.classifiers import Fitted
 from headstart.training.ladder import RungResult
@@ -209,7 +211,14 @@ def read_start(folder: Path) -> tuple[Recipe, Start]:
 
 
 def write_run(
-    run: Run, model: Model, fitted: Fitted, look: Inspection, evaluated: list[Evaluated], *, proof: dict[str, object]
+    run: Run,
+    model: Model,
+    fitted: Fitted,
+    look: Inspection,
+    evaluated: list[Evaluated],
+    *,
+    remembered: str = "",
+    proof: dict[str, object],
 ) -> None:
     """Writes what a finished run leaves; ``run.json`` last.
 
@@ -219,6 +228,7 @@ def write_run(
         fitted: the classifier on frozen features, the first rung.
         look: the data.
         evaluated: every prediction.
+        remembered: the table of pictures of what was known before, where a model was extended.
         proof: fingerprints of what was frozen, before and after, and the engines that ran it; a JSON document.
 
     Raises:
@@ -240,6 +250,8 @@ def write_run(
     }
     try:
         write_atomically(folder / "split.csv", text_bytes(_split_csv(look)))
+        if remembered:
+            write_atomically(folder / REMEMBERED_FILE, text_bytes(remembered))
         _write_json(folder / "findings.json", document["findings"])
         model.save(folder / MODEL_FILE)
         write_atomically(folder / "predictions.csv", text_bytes(predictions_csv(evaluated)))

@@ -33,6 +33,7 @@ from headstart.features.activations import Activations, Pictures, Views, activat
 from headstart.features.extract import Tap, compute_features
 from headstart.model import Model, data_fingerprint
 from headstart.progress import Progress, with_example
+from headstart.runs.known import Known
 from headstart.store import RowStore
 from headstart.training.classifiers import Fitted, check_classes, fit_classifier
 from headstart.training.finetune import Samples
@@ -104,12 +105,16 @@ class Preparation:
         self, dataset: Dataset, recipe: Recipe, *, device: str, cache: Path | None, progress: Progress
     ) -> None:
         self.dataset, self.recipe, self.device, self.cache, self.progress = dataset, recipe, device, cache, progress
+        self.known = Known(recipe) if recipe.extend else None
         name, image_size = recipe.backbone or DEFAULT_BACKBONE, recipe.image_size or None
-        if recipe.scratch:
+        if self.known is not None:
+            self.backbone = self.known.net.backbone
+        elif recipe.scratch:
             self.backbone = random_backbone(name, image_size=image_size, seed=recipe.seed)
         else:
             self.backbone = load_backbone(name, weights=recipe.weights or None, image_size=image_size)
-        self.net = FeatureNet(self.backbone, pool=recipe.pooling, cut=recipe.cut)
+        own = None if self.known is None else self.known.net
+        self.net = own or FeatureNet(self.backbone, pool=recipe.pooling, cut=recipe.cut)
         self.frozen: SplittableBackbone | None = None
         self.rungs: list[Rung] = []
 
@@ -132,7 +137,10 @@ class Preparation:
             cache=self.cache,
             progress=self.progress,
         )
-        _require_learnable(self.look)
+        _require_learnable(self.look, least=1 if self.known else 2)
+        if self.known is not None:
+            self.look = replace(self.look, dataset=_behind(self.known.classes, self.look.dataset))
+            self.known.remember(self.cache, self.progress)
         check_classes(recipe, len(self.look.dataset.classes))
         self.used = {name: self.look.split.positions(name) for name in self.look.split.names}
         self.keys = {name: [self.look.scanned.keys[i] for i in own] for name, own in self.used.items()}
@@ -143,9 +151,10 @@ class Preparation:
         look = self.look
         parts = [f"{name} {sum(classes.values()):,}" for name, classes in look.counts().items()]
         how = "as given" if look.split.given else "drawn"
-        self.progress.say(
-            f"{look.dataset.root}: {len(look.dataset.classes)} classes, {', '.join(parts)} images (split {how})."
-        )
+        known = 0 if self.known is None else len(self.known.classes)
+        own = len(look.dataset.classes) - known
+        classes = f"{own:,} class{'es' if own > 1 else ''}" + (f" behind {known:,}" if known else "")
+        self.progress.say(f"{look.dataset.root}: {classes}, {', '.join(parts)} images (split {how}).")
         for finding in look.findings:
             if finding.severity != "note":
                 self.progress.say(with_example(f"{finding.severity.capitalize()}: {finding.message}", finding.items))
@@ -196,6 +205,17 @@ class Preparation:
     def fit(self) -> Fitted:
         """Fits the classifier on the features."""
         val = self.val
+        if self.known is not None:
+            self.fitted = self.known.fit(
+                self.train.features,
+                self.train.labels,
+                names=self.look.dataset.classes[len(self.known.classes) :],
+                engines=self.engines,
+                device=self.device,
+                cache=self.cache,
+                progress=self.progress,
+            )
+            return self.fitted
         self.fitted = fit_classifier(
             self.recipe,
             self.train.features,
@@ -227,6 +247,17 @@ class Preparation:
                 paths, labels = [files[i] for i in own], look.dataset.labels[own]
                 chances = model.probabilities(features)
                 evaluated.append(evaluate_predictions(name, paths, labels, chances, model.classes))
+                if self.known is not None:
+                    evaluated += _among_new(name, paths, labels, chances, model.classes, len(self.known.classes))
+        if self.known is not None:
+            evaluated += self.known.judge(
+                head,
+                model.classes,
+                engines=self.engines,
+                device=self.device,
+                cache=self.cache,
+                progress=self.progress,
+            )
         model.scores = {e.scores.name: _short_scores(e.scores) for e in evaluated}
         return model, evaluated
 
@@ -325,7 +356,7 @@ class RungSamples:
         made.prepare(self.progress)
         return Samples(made, self.train.labels, self.train.pictures.keys, 0)
 
-    def describe(self, rung: Rung) -> dict[str, object]:
+    def describe(self, rung: Rung) -> dict[str, Any]:
         """How the training images' activations were come by, for the log."""
         return self._made[rung.boundary.name, "train"].describe()
 
@@ -383,12 +414,48 @@ def tap_at(
     return Tap(TappedNet(backbone, boundary.name, frozen.tapped(boundary.name)), store)
 
 
-def _require_learnable(look: Inspection) -> None:
+def _behind(known: tuple[str, ...], dataset: Dataset) -> Dataset:
+    """The same images; their new classes stand behind those that are known.
+
+    Raises:
+        DataError: none is new.
+    """
+    new = [name for name in dataset.classes if name not in known]
+    if not new:
+        raise DataError(
+            f"{dataset.root}: all of its classes are known to the model already ({', '.join(dataset.classes[:10])}); "
+            "there is nothing to extend it by."
+        )
+    classes = (*known, *new)
+    number = {name: i for i, name in enumerate(classes)}
+    labels = np.array([number[name] for name in dataset.label_names()], np.int64)
+    return replace(dataset, classes=classes, labels=labels)
+
+
+def _among_new(
+    name: str,
+    paths: list[str],
+    labels: Labels,
+    probabilities: npt.NDArray[np.float64],
+    classes: tuple[str, ...],
+    known: int,
+) -> list[Evaluated]:
+    """Images of new classes, told apart from each other alone."""
+    own = labels >= known
+    if not own.any() or len(classes) - known < 2:
+        return []
+    chances = probabilities[own][:, known:]
+    shares = chances / chances.sum(axis=1, keepdims=True).clip(min=np.finfo(float).tiny)
+    mine = [path for path, new in zip(paths, own, strict=True) if new]
+    return [evaluate_predictions(f"{name} among the new", mine, labels[own] - known, shares, classes[known:])]
+
+
+def _require_learnable(look: Inspection, *, least: int) -> None:
     counts = look.counts()
     learnable = [label for label, count in counts.get("train", {}).items() if count]
-    if len(learnable) < 2:
+    if len(learnable) < least:
         raise DataError(
-            f"{look.dataset.root}: training images of {len(learnable)} class(es) only; a classifier needs two. "
+            f"{look.dataset.root}: training images of {len(learnable)} class(es) only; a classifier needs {least}. "
             "Add images, or choose smaller shares for val and test."
         )
     if not any(sum(counts.get(name, {}).values()) for name in ("val", "test")):

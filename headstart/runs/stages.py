@@ -42,6 +42,8 @@ class Stages:
         head: nn.Module,
         log: RunLog,
         progress: Progress,
+        *,
+        head_frozen: int = 0,
         **more: Any,
     ) -> None:
         """Says, and writes down, what a stage trains.
@@ -49,9 +51,10 @@ class Stages:
         Args:
             stage: its name.
             trained: see ``groups``.
-            head: behind the backbone; always trained.
+            head: behind the backbone.
             log: of the run.
             progress: told of it in a sentence.
+            head_frozen: numbers of the head that stay as they are.
             **more: for the log.
 
         Raises:
@@ -59,11 +62,17 @@ class Stages:
         """
         groups = self.groups(trained)
         own = sum(p.numel() for p in head.parameters()) or sum(b.numel() for b in head.buffers())
-        trainable, total = own + sum(g.trainable for g in groups), own + sum(g.parameters for g in groups)
+        trained_head = own - head_frozen
+        trainable = trained_head + sum(g.trainable for g in groups)
+        total = own + sum(g.parameters for g in groups)
         statistics, learns = sum(g.statistics for g in groups), any(n.endswith("running_mean") for n in trained)
         behind = [g for g in groups if g.trainable]
         before = [g for g in groups if g.parameters and not g.trainable]
-        text = f"trains {_span(behind)} and the head" if behind else "trains the head alone"
+        text = (
+            f"trains {_span(behind)} and the head"
+            if behind
+            else f"trains {'rows of the head' if head_frozen else 'the head'} alone"
+        )
         text += f", {trainable:,} of {total:,} weights"
         text += f"; frozen: {_span(before)}" if before else "; nothing is frozen"
         if statistics:
@@ -71,7 +80,7 @@ class Stages:
                 f"; {statistics:,} BatchNorm statistics, {'learnt where they are trained' if learns else 'constant'}"
             )
         progress.say(f"Stage {stage}: {text}.")
-        layers = [[g.name, g.parameters, g.trainable] for g in groups] + [["head", own, own]]
+        layers = [[g.name, g.parameters, g.trainable] for g in groups] + [["head", own, trained_head]]
         counts = {"trainable": trainable, "frozen": total - trainable, "statistics": statistics}
         log.event("stage", stage=stage, **counts, learns_statistics=learns, layers=layers, **more)
 

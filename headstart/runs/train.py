@@ -67,7 +67,7 @@ def train(
     progress = progress or SilentProgress()
     recipe = Recipe.of(recipe, choices)
     SplitShares(recipe.val, recipe.test)
-    dataset = open_data(source)
+    dataset = open_data(source, least_classes=1 if recipe.extend else 2)
     folder = new_run_folder(out, dataset.root)
     start = Start(str(dataset.root.resolve()), device)
     try:
@@ -102,7 +102,8 @@ def resume(
     path = Path(folder).expanduser()
     recipe, start = read_start(path)
     progress = progress or SilentProgress()
-    return carry_out(open_data(start.data), path, recipe, start, cache=cache, progress=progress, listener=listener)
+    dataset = open_data(start.data, least_classes=1 if recipe.extend else 2)
+    return carry_out(dataset, path, recipe, start, cache=cache, progress=progress, listener=listener)
 
 
 def carry_out(
@@ -156,7 +157,7 @@ def carry_out(
 
     fitted = prepared.fit()
     stages = Stages(net)
-    stages.tell(fitted.name, (), fitted.head, log, progress)
+    stages.tell(fitted.name, (), fitted.head, log, progress, head_frozen=fitted.frozen)
     for entry in fitted.history:
         log.epoch(fitted.name, entry, 0 if prepared.val is None else len(prepared.val.labels))
     progress.say(f"Fitted the {fitted.name} on {len(keys['train']):,} images: {fitted.reason}.")
@@ -186,7 +187,8 @@ def carry_out(
     proof = _proof(backbone, climbed, engines)
     log.event("finished", run=str(folder), scores=model.scores, best=run.best, seconds=clock.laps, **proof)
     log.close()
-    write_run(run, model, fitted, look, evaluated, proof=proof)
+    remembered = prepared.known.remembered_csv() if prepared.known else ""
+    write_run(run, model, fitted, look, evaluated, remembered=remembered, proof=proof)
     (folder / CHECKPOINTS / "current.safetensors").unlink(missing_ok=True)
     return run
 

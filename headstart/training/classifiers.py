@@ -37,6 +37,7 @@ class Fitted:
         reason: how its settings were come by, a sentence.
         settings: them and what they were chosen by, a JSON document.
         refit: numbers of training images -> a head with the same settings that saw no other.
+        frozen: how many of the head's numbers were there before and stayed as they were.
         history: of each epoch of a head that was trained by steps, see ``sweep.Swept``.
     """
 
@@ -46,6 +47,7 @@ class Fitted:
     settings: dict[str, Any]
     refit: Callable[[npt.NDArray[np.int64]], nn.Module]
     history: list[dict[str, float]] = field(default_factory=list, repr=False)
+    frozen: int = 0
 
 
 def fit_classifier(

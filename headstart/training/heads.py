@@ -163,6 +163,20 @@ def linear_head(weight: npt.NDArray[np.floating[Any]], bias: npt.NDArray[np.floa
     return head.requires_grad_(False).eval()
 
 
+def head_with_rows(
+    head: LayeredHead, weight: npt.NDArray[np.floating[Any]], bias: npt.NDArray[np.floating[Any]]
+) -> LayeredHead:
+    """The same layers, but for the last: (classes, D) weight and (classes,) bias take its place."""
+    about = head.about
+    spec = HeadSpec.parse(about["spec"])
+    other = build_head(spec, about["shape"], len(weight), Layout(**about["layout"]))
+    state = {name: tensor for name, tensor in head.state_dict().items() if name in other.state_dict()}
+    last = len(other) - 1
+    state |= {f"{last}.weight": float_tensor(weight), f"{last}.bias": float_tensor(bias)}
+    other.load_state_dict(state)
+    return other.requires_grad_(False).eval()
+
+
 class NeighbourHead(nn.Module):
     """The nearest training images, by the cosine of their features: each votes by how near it is.
 

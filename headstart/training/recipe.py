@@ -10,6 +10,9 @@ from headstart.errors import OptionError
 from headstart.training.heads import LINEAR, parse_heads
 
 EffortName = Literal["probe", "quick", "standard", "thorough"]
+PRETRAINED = "pretrained"
+"""In place of a model to extend: the classifier that came with the backbone's weights."""
+
 ProbeName = Literal["logistic", "svm", "rbf", "knn", "centroid"]
 
 
@@ -47,6 +50,10 @@ class Recipe:
         scratch: random weights instead of pretrained ones, and everything is trained; for comparison.
         gradual: a rung goes on from the weights of the one below (gradual unfreezing), instead of beginning from the
             pretrained weights and the probe.
+        extend: a run or a model file whose classes stay, and the data's are added behind them; or "pretrained": the
+            classes that the backbone's weights came with. "" for none.
+        remember: a folder of pictures of what that model knows; their labels are not needed. "" for none.
+        train_old: the rows of the classes that stay may move as well.
         val: share of the images for val, where the data come without splits.
         test: share of the images for test, where the data come without splits.
         seed: of splits, folds, views and training; 0 to 2**32 - 1.
@@ -76,6 +83,9 @@ class Recipe:
     live_norms: bool = False
     scratch: bool = False
     gradual: bool = False
+    extend: str = ""
+    remember: str = ""
+    train_old: bool = False
     val: float = 0.15
     test: float = 0.15
     seed: int = 0
@@ -122,6 +132,26 @@ class Recipe:
                 "scratch: random weights are all trained; choose an effort above 'probe', and neither weights nor a "
                 "part to unfreeze."
             )
+        if not self.extend and (self.remember or self.train_old):
+            raise OptionError(
+                f"{'remember' if self.remember else 'train_old'}: belongs to extend; name a model to extend."
+            )
+        if self.extend:
+            fixed: dict[str, object] = {
+                "effort": self.effort != "probe",
+                "head": self.head != LINEAR,
+                "probe": self.probe != "logistic",
+                "single_logit": self.single_logit,
+                "balance": self.balance,
+                "pool": self.pool != "auto",
+                "cut": self.cut,
+            }
+            if self.extend != PRETRAINED:
+                fixed |= {"backbone": self.backbone, "weights": self.weights, "image_size": self.image_size}
+            if names := [name for name, value in fixed.items() if value]:
+                raise OptionError(
+                    f"{names[0]}: extending keeps the backbone and the head that the classes have; leave it out."
+                )
         if self.effort != "probe" and self.probe in ("rbf", "knn"):
             raise OptionError(
                 f"probe {self.probe!r}: fine-tuning goes on from a linear classifier; choose effort 'probe', or probe "

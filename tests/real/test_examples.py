@@ -23,3 +23,16 @@ def test_a_loop_by_hand_reaches_what_the_built_in_one_reaches(tmp_path: Path) ->
     )
     assert abs(ours - theirs) <= 3 * (2 * 153 * 0.05 * 0.95) ** 0.5
     assert ours >= 0.935 * 153
+
+
+def test_flowers_behind_imagenets_classes(tmp_path: Path) -> None:
+    """Told apart as well as by a model of flowers alone (508 of 550), and what was known stays."""
+    others = tmp_path / "others"
+    others.mkdir()
+    for name in ("cats_dogs", "hotdog", "hymenoptera", "urban_rural"):
+        (others / name).symlink_to(photographs(name))
+    run = hs.train(photographs("flowers"), out=tmp_path / "run", extend="pretrained", remember=str(others))
+    assert run.results["val among the new"].correct >= 508 - 0.015 * 550
+    assert run.results["remembered"].count > 800
+    assert run.results["remembered"].accuracy > 0.99  # right is what was said before
+    assert run.results["val"].accuracy > 0.8

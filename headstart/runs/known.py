@@ -1,0 +1,323 @@
+"""A classifier that is extended: what it knows, and what is remembered of that."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from headstart.backbone.average import average_features
+from headstart.backbone.engine import EnginePlan
+from headstart.backbone.forward import FeatureNet
+from headstart.backbone.weights import DEFAULT_BACKBONE, load_with_classifier
+from headstart.data.dataset import find_images
+from headstart.data.scan import scan
+from headstart.errors import DataError, OptionError, RunError
+from headstart.evaluation.predictions import Evaluated, evaluate_predictions
+from headstart.features.extract import compute_features
+from headstart.files import csv_text
+from headstart.model import load
+from headstart.progress import Progress, with_example
+from headstart.training.classifiers import Fitted
+from headstart.training.extension import Remembered, Rows, extend_rows, imagine
+from headstart.training.heads import LayeredHead, OneLogit, head_with_rows, linear_head, logits_on
+from headstart.training.recipe import PRETRAINED, Recipe
+
+REMEMBERED_FILE = "remembered.csv"
+"""In the folder of a run that extended a model: the pictures of what that model knew."""
+
+SAME_AMONG = 20
+"""Old classes from which on it says something that most pictures of a new class were given the same one."""
+
+SAME_CLASS = 0.5
+"""Share of a new class's images that one old class was given, from which on both may well be the same."""
+
+Features = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """Pictures of what a classifier knows.
+
+    Attributes:
+        files: N paths.
+        keys: N content hashes.
+        labels: (N,) the right old classes; -1 where nobody said.
+    """
+
+    files: list[str]
+    keys: list[bytes]
+    labels: Labels
+
+    def some(self, places: Sequence[int]) -> _Pictures:
+        return _Pictures([self.files[i] for i in places], [self.keys[i] for i in places], self.labels[list(places)])
+
+
+def split_rows(folder: Path, name: str = "split.csv") -> list[dict[str, str]]:
+    """The rows of a run's table of images.
+
+    Raises:
+        RunError: there is none.
+    """
+    try:
+        with open(folder / name, encoding="utf-8", errors="surrogateescape", newline="") as file:
+            return list(csv.DictReader(file))
+    except OSError as error:
+        raise RunError(f"{folder / name}: {error.strerror}. Name the data to score the model on.") from error
+
+
+@final
+class Known:
+    """A classifier to be extended.
+
+    Args:
+        recipe: its ``extend`` and ``remember``; for "pretrained" also the backbone.
+
+    Raises:
+        OptionError: its classifier is of a kind that cannot be extended.
+        ModelFileError: no such model.
+        WeightsError: the pretrained weights cannot be had.
+
+    Attributes:
+        net: the frozen pass to features.
+        classes: that it knows.
+        rehearsed: what it is trained on again.
+        judged: what shows whether it has forgotten anything.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.folder: Path | None = None
+        self.rehearsed = self.judged = _Pictures([], [], np.empty(0, np.int64))
+        if recipe.extend == PRETRAINED:
+            backbone, known = load_with_classifier(
+                recipe.backbone or DEFAULT_BACKBONE,
+                weights=recipe.weights or None,
+                image_size=recipe.image_size or None,
+            )
+            self.net, self.classes = FeatureNet(backbone), known.classes
+            self.head = linear_head(known.weight.numpy(), known.bias.numpy())
+        else:
+            model = load(recipe.extend)
+            if not isinstance(model.head, LayeredHead):
+                raise OptionError(
+                    f"{recipe.extend}: its classifier ({type(model.head).__name__}) has no row for each class; train "
+                    "it with --probe logistic, or with a --head, to extend it."
+                )
+            self.net, self.classes, self.head = model.net, model.classes, model.head
+            path = Path(recipe.extend)
+            self.folder = path if path.is_dir() else None
+        self.rows = _rows(self.head)
+
+    def remember(self, cache: Path | None, progress: Progress) -> None:
+        """Finds pictures of what is known: those of the model's own run, and those that the recipe names.
+
+        Raises:
+            DataError: none of the named pictures can be read.
+        """
+        parts: list[tuple[_Pictures, bool]] = []
+        if self.folder is not None:
+            parts += self._of_the_run(cache, progress)
+        if self.recipe.remember:
+            named = self._read(find_images(Path(self.recipe.remember)), None, cache, progress)
+            if not named.files:
+                raise DataError(f"{self.recipe.remember}: none of these pictures can be read.")
+            learn = [i for i, key in enumerate(named.keys) if key[0] < 128]
+            parts.append((named.some(learn), True))
+            parts.append((named.some(sorted(set(range(len(named.files))) - set(learn))), False))
+        self.rehearsed, self.judged = (_joined([part for part, own in parts if own is kept]) for kept in (True, False))
+
+    def _of_the_run(self, cache: Path | None, progress: Progress) -> list[tuple[_Pictures, bool]]:
+        assert self.folder is not None
+        rows = [row for row in split_rows(self.folder) if row["split"] and row["label"] in self.classes]
+        if (self.folder / REMEMBERED_FILE).is_file():
+            rows += split_rows(self.folder, REMEMBERED_FILE)
+        there = [row for row in rows if os.path.isfile(row["path"])]
+        if len(there) < len(rows):
+            text = f"Warning: {len(rows) - len(there):,} of {len(rows):,} images of {self.folder} are gone"
+            progress.say(with_example(text, [row["path"] for row in rows if row not in there]))
+        number = {name: i for i, name in enumerate(self.classes)}
+        numbers = [number.get(row["label"], -1) for row in there]
+        read = self._read([row["path"] for row in there], numbers, cache, progress)
+        split = {row["path"]: row["split"] for row in there}
+        learn = [i for i, file in enumerate(read.files) if split[file] == "train"]
+        judge = [i for i, file in enumerate(read.files) if split[file] != "train"]
+        return [(read.some(learn), True), (read.some(judge), False)]
+
+    def _read(self, files: list[str], numbers: list[int] | None, cache: Path | None, progress: Progress) -> _Pictures:
+        scanned = scan(files, preprocessing=self.net.backbone.preprocessing, cache=cache, progress=progress)
+        if scanned.faults:
+            bad = [f"{files[i]}: {reason}" for i, reason in scanned.faults.items()]
+            progress.say(with_example(f"Warning: {len(bad):,} pictures to remember cannot be read", bad))
+        good = [i for i in range(len(files)) if i not in scanned.faults]
+        labels = np.array([-1 if numbers is None else numbers[i] for i in good], np.int64)
+        return _Pictures([files[i] for i in good], [scanned.keys[i] for i in good], labels)
+
+    def fit(
+        self,
+        features: Features,
+        labels: Labels,
+        *,
+        names: Sequence[str],
+        engines: EnginePlan,
+        device: str,
+        cache: Path | None,
+        progress: Progress,
+    ) -> Fitted:
+        """The classifier with new classes behind its own.
+
+        Args:
+            features: (N, D) float32 of all training images.
+            labels: (N,) int64 of them, in ``classes`` and then the new ones.
+            names: of the new ones.
+            engines: what was measured of them.
+            device: where the backbone runs.
+            cache: the cache folder.
+            progress: told of each step.
+
+        Raises:
+            OptionError: nothing is remembered, and nothing can be imagined.
+        """
+        known, own = len(self.classes), {"engines": engines, "device": device, "cache": cache, "progress": progress}
+        new = labels >= known
+        x, y = self._inner(features[new]), labels[new] - known
+        kept = [(self._inner(features[~new]), labels[~new])]
+        if self.rehearsed.files:
+            seen = compute_features(self.net, self.rehearsed.keys, exact=False, **own).read(self.rehearsed.keys)  # type: ignore[arg-type]
+            kept.append((self._inner(seen), self.rehearsed.labels))
+        remembered = Remembered(np.concatenate([f for f, _ in kept]), np.concatenate([n for _, n in kept]))
+        if not len(remembered.features):
+            remembered = self._imagined(x, y)
+        found = extend_rows(
+            self.rows,
+            x,
+            y,
+            remembered,
+            classes=len(names),
+            train_old=self.recipe.train_old,
+            seed=self.recipe.seed,
+            progress=progress,
+        )
+        head = head_with_rows(self.head, found.rows.weight, found.rows.bias)
+        self._say_same(x, y, names, progress)
+        count = len(remembered.features)
+        what = "imagined features" if remembered.imagined else "images"
+        classes = f"{len(names)} class{'es' if len(names) > 1 else ''} behind {known:,}"
+        reason = f"{classes}, against {count:,} {what} of what was known: {found.reason}"
+        settings = found.as_json() | {"known": known, "new": list(names), "remembered": count}
+        settings["imagined"] = remembered.imagined
+
+        def refit(_learn: Labels) -> nn.Module:
+            raise NotImplementedError  # only rungs above it ask
+
+        kept_rows = 0 if self.recipe.train_old else sum(t.numel() for t in self.head.state_dict().values())
+        return Fitted(head, "extension", reason, settings, refit, frozen=kept_rows)
+
+    def judge(
+        self,
+        head: nn.Module,
+        classes: tuple[str, ...],
+        *,
+        engines: EnginePlan,
+        device: str,
+        cache: Path | None,
+        progress: Progress,
+    ) -> list[Evaluated]:
+        """What was known, scored after it was extended and before.
+
+        Where nobody said what the pictures show, the answer before counts as right.
+
+        Args:
+            head: the extended one.
+            classes: old and new.
+            engines: what was measured of them.
+            device: where the backbone runs.
+            cache: the cache folder.
+            progress: told of the outcome.
+        """
+        if not self.judged.files:
+            progress.say(
+                "What the old classes are worth now was not measured: no picture of them is at hand. Name some with "
+                "--remember FOLDER."
+            )
+            return []
+        keys = self.judged.keys
+        own = {"engines": engines, "device": device, "cache": cache, "progress": progress}
+        features = compute_features(self.net, keys, **own).read(keys)  # type: ignore[arg-type]
+        before = logits_on(self.head, features).argmax(axis=1)
+        labels = np.where(self.judged.labels < 0, before, self.judged.labels)
+        logits = logits_on(head, features)
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        part = evaluate_predictions(
+            "remembered", self.judged.files, labels, odds / odds.sum(axis=1, keepdims=True), classes
+        )
+        was, same = int((before == labels).sum()), int((logits.argmax(axis=1) == before).sum())
+        progress.say(
+            f"Remembered: {part.scores.correct:,} of {len(keys):,} right, {was:,} before; {same:,} are given the same "
+            "name as before."
+        )
+        return [part]
+
+    def remembered_csv(self) -> str:
+        """The pictures of what was known, as a table; without a label where nobody said what they show."""
+        rows = [["path", "label", "split", "content"]]
+        for part, split in ((self.rehearsed, "train"), (self.judged, "val")):
+            for file, key, label in zip(part.files, part.keys, part.labels, strict=True):
+                rows.append([file, "" if label < 0 else self.classes[label], split, key.hex()])
+        return csv_text(rows)
+
+    def _imagined(self, x: Features, y: Labels) -> Remembered:
+        average = average_features(self.net) if self.recipe.extend == PRETRAINED else None
+        if average is None:
+            raise OptionError(
+                f"extend {self.recipe.extend}: no picture of what it knows is at hand, and without any it would "
+                "forget. Name some with --remember FOLDER (their labels are not needed)."
+            )
+        return imagine(self.rows, average, x, y, seed=self.recipe.seed)
+
+    def _inner(self, features: Features) -> Features:
+        """What the last layer of the head sees."""
+        inner = nn.Sequential(*copy.copy(list(self.head)[: _last_linear(self.head)]))
+        return logits_on(inner, features).astype(np.float32) if len(inner) else features
+
+    def _say_same(self, x: Features, y: Labels, names: Sequence[str], progress: Progress) -> None:
+        if len(self.classes) < SAME_AMONG:
+            return
+        said = self.rows.logits(x).argmax(axis=1)
+        for number, name in enumerate(names):
+            own = np.bincount(said[y == number], minlength=len(self.classes))
+            if own.max() > SAME_CLASS * own.sum():
+                progress.say(
+                    f"Warning: {100 * own.max() / own.sum():.0f} % of the images of {name!r} were given "
+                    f"{self.classes[own.argmax()]!r} before: both may be the same class, and then compete."
+                )
+
+
+def _rows(head: LayeredHead) -> Rows:
+    layer: Any = head[_last_linear(head)]
+    weight, bias = (t.detach().double().numpy() for t in (layer.weight, layer.bias))
+    if isinstance(head[-1], OneLogit):
+        weight, bias = (np.concatenate([np.zeros_like(own), own]) for own in (weight, bias))
+    return Rows(weight, bias)
+
+
+def _last_linear(head: LayeredHead) -> int:
+    return len(head) - (2 if isinstance(head[-1], OneLogit) else 1)
+
+
+def _joined(parts: Sequence[_Pictures]) -> _Pictures:
+    labels = [part.labels for part in parts]
+    return _Pictures(
+        [file for part in parts for file in part.files],
+        [key for part in parts for key in part.keys],
+        np.concatenate(labels) if labels else np.empty(0, np.int64),
+    )
