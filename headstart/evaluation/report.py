@@ -82,13 +82,17 @@ def render_report(
         mistakes=[_mistakes(part, look.dataset.base) for part in evaluated],
         seconds=seconds,
         listed=LISTED_ITEMS,
+        many=MANY_CLASSES,
     )
 
 
 def _matrix(part: Evaluated) -> list[list[dict[str, Any]]]:
     """Rows of cells: images, and the share of the row's class, which sets the shade."""
     return [
-        [{"count": count, "share": count / max(1, sum(row)), "right": i == j} for j, count in enumerate(row)]
+        [
+            {"label": part.classes[i], "count": count, "share": count / max(1, sum(row)), "right": i == j}
+            for j, count in enumerate(row)
+        ]
         for i, row in enumerate(part.scores.confusion)
     ]
 
