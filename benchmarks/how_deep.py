@@ -27,12 +27,13 @@ def main() -> None:
     parser.add_argument("data", nargs="+", type=Path)
     parser.add_argument("--depths", nargs="+", default=["blocks.6", "blocks.5", "blocks.3", "all"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--val", type=float, default=0.3, help="share of a data set without splits")
     given = parser.parse_args()
     rows = []
     for data in given.data:
         for seed in given.seeds:
             for depth in given.depths:
-                recipe = Recipe(effort="quick", unfreeze=depth, seed=seed, val=0.2, test=0.0)
+                recipe = Recipe(effort="quick", unfreeze=depth, seed=seed, val=given.val, test=0.0)
                 dataset = open_data(data)
                 folder = new_run_folder(given.out / f"{data.name}-{depth}-{seed}", data)
                 start = Start(str(data.resolve()), "auto")

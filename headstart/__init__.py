@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from headstart.data.dataset import Dataset, open_data, open_folder, open_table
     from headstart.errors import HeadstartError
     from headstart.estimators import FeatureExtractor, ImageClassifier
+    from headstart.evaluation.metrics import Scores
     from headstart.model import Model, Prediction, load
     from headstart.progress import Progress, TerminalProgress
     from headstart.runs.compare import compare
@@ -47,6 +48,7 @@ _HOMES = {
     "Progress": "progress",
     "Recipe": "training.recipe",
     "Run": "runs.folder",
+    "Scores": "evaluation.metrics",
     "TerminalProgress": "progress",
     "Workbench": "runs.workbench",
     "compare": "runs.compare",
@@ -77,6 +79,7 @@ __all__ = [
     "Progress",
     "Recipe",
     "Run",
+    "Scores",
     "TerminalProgress",
     "Workbench",
     "compare",

@@ -128,12 +128,13 @@ def train(
     head_epochs: Annotated[
         int, typer.Option(min=0, help="Of heads that are trained by steps; 0: 10, or 30 of views.")
     ] = 0,
+    head_lr: Annotated[float, typer.Option(min=0, help="Of these heads; 0: several, the best is kept.")] = 0.0,
     single_logit: Annotated[
         bool, typer.Option("--single-logit", help="Two classes share one logit, with binary cross-entropy.")
     ] = False,
     unfreeze: Annotated[str, typer.Option(help="Train from this part on (see headstart layers), or all.")] = "",
     epochs: Annotated[int, typer.Option(min=0, help="Of each rung; 0: what the effort takes.")] = 0,
-    lr: Annotated[float, typer.Option(min=0, help="Learning rate of the head; 0: the default.")] = 0.0,
+    lr: Annotated[float, typer.Option(min=0, help="Learning rate of fine-tuning; 0: the default.")] = 0.0,
     views: Annotated[int, typer.Option(min=0, help="Augmented views of each image; 0: what the effort takes.")] = 0,
     fresh_views: Annotated[bool, typer.Option("--fresh-views", help="New views in every epoch.")] = False,
     flip: Annotated[bool, typer.Option(help="Whether a mirrored picture shows the same thing.")] = True,
@@ -186,6 +187,7 @@ def train(
             probe=probe.value,
             head=head,
             head_epochs=head_epochs,
+            head_lr=head_lr,
             single_logit=single_logit,
             unfreeze=unfreeze,
             epochs=epochs,

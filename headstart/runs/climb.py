@@ -112,7 +112,8 @@ class Climb:
         best_head, best_state, best_boundary = self.fitted.head, dict[str, Tensor](), ""
         head = self.fitted.head
         for number, rung in enumerate(self.rungs, start=1):
-            if not self.insist and not room_for_gain(best_right):
+            asked = self.insist or bool(self.recipe.unfreeze)
+            if not asked and not room_for_gain(best_right):
                 wrong = int((~best_right).sum())
                 text = f"not climbed further: mending all {wrong} mistakes that are left would not be more than noise"
                 results[-1] = replace(results[-1], decision=text)

@@ -66,7 +66,7 @@ def fit_classifier(
 
     Args:
         recipe: its ``probe``, ``head``, ``single_logit``, ``balance`` and ``seed``, and for heads that are trained by
-            steps ``head_epochs`` and ``lr``.
+            steps ``head_epochs`` and ``head_lr``.
         features: (N, D) float32 of the training images, or their maps.
         labels: (N,) int64 in [0, classes).
         classes: number of classes.
@@ -145,7 +145,7 @@ def _trained(
     train = shown or in_memory(features, labels)
     settings = SweepSettings(
         epochs=recipe.head_epochs or (SweepSettings.epochs if shown is None else EPOCHS_OF_VIEWS),
-        rates=(recipe.lr,) if recipe.lr else SweepSettings.rates,
+        rates=(recipe.head_lr,) if recipe.head_lr else SweepSettings.rates,
         smoothing=recipe.smoothing or 0.0,
         balance=recipe.balance,
         seed=recipe.seed,

@@ -33,11 +33,12 @@ class Recipe:
         head: "linear", or heads that are trained by steps, with "," between them (see ``training.heads.HeadSpec``);
             the best by validation is kept.
         head_epochs: passes over the training images for those; 0 for the default.
+        head_lr: their learning rate; 0: several are tried at once, and the best by validation is kept.
         single_logit: two classes share one logit with binary cross-entropy, instead of a softmax over two.
         unfreeze: the first part that is trained, as ``headstart layers`` lists it, or "all"; "" for what the effort
             tries.
         epochs: of every rung; 0 for what the effort takes.
-        lr: learning rate of the head; 0 for the default.
+        lr: learning rate of the head and the last part in fine-tuning; 0 for the default.
         views: augmented views of each training image that are kept; 0 for what the effort takes.
         fresh_views: a new view in every epoch, instead of ``views`` that return.
         flip: whether a mirrored picture shows the same thing.
@@ -68,6 +69,7 @@ class Recipe:
     probe: ProbeName = "logistic"
     head: str = LINEAR
     head_epochs: int = 0
+    head_lr: float = 0.0
     single_logit: bool = False
     unfreeze: str = ""
     epochs: int = 0
@@ -102,6 +104,7 @@ class Recipe:
             ("head_epochs", 10_000),
             ("views", 10_000),
             ("lr", 1),
+            ("head_lr", 1),
             ("mixup", 10),
             ("cutmix", 1),
             ("jitter", 1),
@@ -121,9 +124,9 @@ class Recipe:
                 raise OptionError(
                     f"probe {self.probe!r} and head {self.head!r}: one or the other stands on the features."
                 )
-            trains = {"unfreeze": self.unfreeze, "epochs": self.epochs}  # views and lr are for the head as well
-        elif self.head_epochs:
-            raise OptionError("head epochs: a linear head is fitted without steps; choose another --head.")
+            trains.pop("views")  # they are for the head as well
+        elif self.head_epochs or self.head_lr:
+            raise OptionError("head epochs and head lr: a linear head is fitted without steps; choose another --head.")
         given = [name for name, value in trains.items() if value]
         if self.effort == "probe" and given:
             raise OptionError(f"{given[0]}: effort 'probe' trains no weight of the backbone; choose another effort.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import runpy
 from pathlib import Path
 
+import pytest
 from photographs import photographs
 
 import headstart as hs
@@ -36,3 +37,34 @@ def test_flowers_behind_imagenets_classes(tmp_path: Path) -> None:
     assert run.results["remembered"].count > 800
     assert run.results["remembered"].accuracy > 0.99  # right is what was said before
     assert run.results["val"].accuracy > 0.8
+
+
+@pytest.mark.parametrize(
+    ("name", "stand_in", "least"),
+    [
+        ("cats_dogs", "cats_dogs", 0.97),
+        ("hot_dog", "hotdog", 0.90),
+        ("foods", "flowers", 0.915),
+        ("flowers", "flowers", 0.915),
+        ("city_country", "urban_rural", 0.9),
+    ],
+)
+def test_the_tutorials_run_shortened_and_headstart_reaches_the_probes_bar(
+    name: str,
+    stand_in: str,
+    least: float,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    main = runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"]
+    rows = main([str(photographs(stand_in)), "--short", "--out", str(tmp_path / "runs")])
+    assert rows[-1].scores.accuracy >= least
+    said = capsys.readouterr().out
+    for piece in ("The tutorial gives: ", "the offline default stands in", "Trap: ", "95 % interval"):
+        assert piece in said
+    assert all(row.way in said for row in rows)
+    if name == "city_country":
+        assert "to the last bit: yes" in said
