@@ -85,6 +85,16 @@ def test_a_rung_begins_from_pretrained_weights_and_probe_unless_it_goes_on(
     assert (first[1] != second[1]) == gradual
 
 
+def test_where_the_probe_leaves_little_nothing_deeper_is_tried(
+    hard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headstart.runs.climb.DEEPER_FROM", 100.0)
+    monkeypatch.setattr("headstart.runs.climb.paired_p", lambda before, after: 0.0)
+    run = hs.train(hard, out=tmp_path / "run", **CHOICES | {"effort": "standard", "unfreeze": "", "epochs": 1})
+    assert [rung.name for rung in run.rungs] == ["kNN", "probe", "behind blocks.5"]
+    assert "below 100.0 it ends here" in run.rungs[2].decision
+
+
 def test_the_run_writes_down_its_log_its_curves_and_what_stayed_frozen(run: hs.Run) -> None:
     """Law 3."""
     events = read_log(run.folder)

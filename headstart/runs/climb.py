@@ -27,6 +27,7 @@ from headstart.training.finetune import Progressed, Samples, State, Tuned, fine_
 from headstart.training.heads import logits_on
 from headstart.training.ladder import (
     ALPHA,
+    DEEPER_FROM,
     FOLDS,
     Rung,
     RungResult,
@@ -129,7 +130,13 @@ class Climb:
             kept = self.insist or (result.correct, -result.log_loss) > (best.correct, -best.log_loss)
             decision = "kept; " if kept else "not kept; "
             decision += "the gain is more than noise" if gained else "no gain beyond noise"
-            decision += "" if last else "; climbing on" if gained else "; stopping"
+            little = not asked and results[1].log_loss < DEEPER_FROM
+            if not last and gained and little:
+                decision += (
+                    f"; stopping: the probe left {results[1].log_loss:.3f} nats, and below {DEEPER_FROM} it ends here"
+                )
+            else:
+                decision += "" if last else "; climbing on" if gained else "; stopping"
             why = f"log loss {best.log_loss:.3f} to {result.log_loss:.3f}, p = {p:.2g}"
             result = replace(result, epochs=len(tuned.history), p=p, decision=f"{decision} ({why})")
             results.append(result)
@@ -141,7 +148,7 @@ class Climb:
                 best_head, best_boundary = head, rung.boundary.name
                 own = self._changed(rung)
                 best_state = {name: self.split.module.state_dict()[name].clone() for name in own}
-            if not gained and not self.insist:
+            if (not gained and not self.insist) or little:
                 break
         return self._finished(results, best, best_head, best_state, best_boundary)
 
