@@ -80,7 +80,7 @@ def test_the_plan_says_what_how_long_and_why(split: SplittableBackbone) -> None:
     assert "features of 3,500 images" in text[0]
     assert "behind blocks.5 (" in text[1]
     assert f"about {rungs[0].seconds:.0f} s" in text[1]
-    assert "only if the rung below gained" in text[2]
+    assert "and the rung below gained" in text[2]
 
 
 def test_a_gain_is_more_than_noise_by_a_paired_test_of_the_losses() -> None:
