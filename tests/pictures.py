@@ -28,3 +28,13 @@ def write_classes(folder: Path, counts: dict[str, int], *, first_seed: int = 0) 
             picture(seed, colour).save(folder / name / f"{i}.png")
             seed += 1
     return folder
+
+
+def mislabel(folder: Path, one: str, other: str, count: int) -> Path:
+    """Every third of two classes' pictures changes places, so that a probe leaves something to mend."""
+    for i in range(0, count, 3):
+        first, second = folder / one / f"{i}.png", folder / other / f"{i}.png"
+        held = first.read_bytes()
+        first.write_bytes(second.read_bytes())
+        second.write_bytes(held)
+    return folder

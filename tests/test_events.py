@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from pictures import write_classes
+from pictures import mislabel, write_classes
 from PIL import Image
 
 import headstart as hs
@@ -22,12 +22,7 @@ CHOICES = {"image_size": 64, "device": "cpu", "effort": "quick", "unfreeze": "bl
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A third of each class is of the other, so that the probe leaves something to mend."""
     folder = write_classes(tmp_path_factory.mktemp("data") / "two", {"first": 24, "second": 24})
-    for i in range(0, 24, 3):
-        one, two = folder / "first" / f"{i}.png", folder / "second" / f"{i}.png"
-        held = one.read_bytes()
-        one.write_bytes(two.read_bytes())
-        two.write_bytes(held)
-    return folder
+    return mislabel(folder, "first", "second", 24)
 
 
 @pytest.fixture(scope="module")

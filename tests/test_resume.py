@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pictures import write_classes
+from pictures import mislabel, write_classes
 from torch import Tensor, nn
 
 import headstart as hs
@@ -42,12 +42,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def hard(data: Path) -> Path:
     """Labels that the pictures do not decide: a third of each class is of the other."""
-    for i in range(0, 24, 3):
-        one, two = data / "first" / f"{i}.png", data / "second" / f"{i}.png"
-        held = one.read_bytes()
-        one.write_bytes(two.read_bytes())
-        two.write_bytes(held)
-    return data
+    return mislabel(data, "first", "second", 24)
 
 
 @pytest.fixture(scope="module")
