@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from itertools import pairwise
 from pathlib import Path
 
@@ -88,7 +89,10 @@ def test_an_error_of_the_run_rises_in_the_loop(tmp_path: Path) -> None:
 
 
 def test_heads_that_are_trained_by_steps_have_curves_too(data: Path, tmp_path: Path) -> None:
-    run = hs.train(data, out=tmp_path / "run", head="16", head_epochs=3, image_size=64, device="cpu")
+    choices = {"head": "16", "head_epochs": 3, "head_lr": 2e-3}
+    run = hs.train(data, out=tmp_path / "run", image_size=64, device="cpu", **choices)
+    tried = json.loads((run.folder / "run.json").read_text())["head"]["tried"]
+    assert {one["lr"] for one in tried} == {2e-3}
     log = read_log(run.folder)
     epochs = [entry for entry in log if entry["event"] == "epoch"]
     assert [entry["epoch"] for entry in epochs] == [0, 1, 2]
