@@ -81,6 +81,13 @@ def test_a_run_that_is_left_stops_and_can_be_gone_on_with(data: Path, tmp_path: 
     assert hs.load_run(last["run"]).best == last["best"]
 
 
+def test_a_run_that_is_left_before_anything_was_learnt_leaves_nothing_behind(data: Path, tmp_path: Path) -> None:
+    for event in hs.train_events(data, out=tmp_path / "run", **CHOICES):
+        assert event.kind == "progress"  # of reading the images
+        break
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_error_of_the_run_rises_in_the_loop(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
         list(hs.train_events(tmp_path / "nowhere"))

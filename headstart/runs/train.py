@@ -19,7 +19,7 @@ from headstart.backbone.weights import Backbone, fingerprint
 from headstart.data.checks import Inspection
 from headstart.data.dataset import Dataset, open_data
 from headstart.data.splits import SplitShares
-from headstart.errors import HeadstartError, RunError
+from headstart.errors import RunError
 from headstart.model import data_fingerprint
 from headstart.progress import Progress, SilentProgress
 from headstart.runs.climb import CHECKPOINTS, Climb, Climbed
@@ -73,7 +73,7 @@ def train(
     try:
         write_start(folder, recipe, start)
         return carry_out(dataset, folder, recipe, start, cache=cache, progress=progress, listener=listener)
-    except (HeadstartError, KeyboardInterrupt) as stop:
+    except BaseException as stop:
         if not (folder / LOG_FILE).exists():  # nothing was learnt yet: leave nothing behind
             shutil.rmtree(folder, ignore_errors=True)
         elif isinstance(stop, KeyboardInterrupt):
