@@ -296,4 +296,6 @@ def test_ctrl_c_stops_with_one_line_and_leaves_no_empty_run(data: Path, tmp_path
     assert process.returncode == 130
     assert err.splitlines()[-1].startswith("Stopped.")
     assert "Traceback" not in err
-    assert not (tmp_path / "run").exists()
+    if (tmp_path / "run").exists():  # on a busy machine there may be something to go on with by then
+        assert (tmp_path / "run" / "log.jsonl").exists()
+        assert "To go on with this run" in err
