@@ -143,8 +143,10 @@ class Known:
             rows += split_rows(self.folder, REMEMBERED_FILE)
         there = [row for row in rows if os.path.isfile(row["path"])]
         if len(there) < len(rows):
-            text = f"Warning: {len(rows) - len(there):,} of {len(rows):,} images of {self.folder} are gone"
-            progress.say(with_example(text, [row["path"] for row in rows if row not in there]))
+            gone = sorted({row["path"] for row in rows} - {row["path"] for row in there})
+            progress.say(
+                with_example(f"Warning: {len(gone):,} of {len(rows):,} images of {self.folder} are gone", gone)
+            )
         number = {name: i for i, name in enumerate(self.classes)}
         numbers = [number.get(row["label"], -1) for row in there]
         read = self._read([row["path"] for row in there], numbers, cache, progress)
