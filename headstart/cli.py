@@ -180,7 +180,7 @@ def train(
         recipe = Recipe(
             effort=effort.value,
             backbone=backbone,
-            weights=str(weights.expanduser().resolve()) if weights else "",
+            weights=_absolute(weights),
             image_size=image_size,
             pool=pool.value,
             cut=cut,
@@ -199,8 +199,8 @@ def train(
             live_norms=live_batchnorm,
             scratch=scratch,
             gradual=gradual,
-            extend=extend if extend in ("", PRETRAINED) else str(Path(extend).expanduser().resolve()),
-            remember=str(remember.expanduser().resolve()) if remember else "",
+            extend=extend if extend in ("", PRETRAINED) else _absolute(Path(extend)),
+            remember=_absolute(remember),
             train_old=train_old,
             val=val,
             test=test,
@@ -359,7 +359,7 @@ def compare(
         only=[name.strip() for name in only.split(",") if name.strip()],
         seconds=seconds,
         backbone=backbone,
-        weights=str(weights.expanduser().resolve()) if weights else "",
+        weights=_absolute(weights),
         image_size=image_size,
         balance=balance,
         flip=flip,
@@ -598,6 +598,11 @@ def _importing() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+def _absolute(path: Path | None) -> str:
+    """As a recipe keeps it: good from any folder; "" for none."""
+    return str(path.expanduser().resolve()) if path else ""
 
 
 def _quiet_libraries() -> None:

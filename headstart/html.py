@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from html import escape
+
+
+def data_address(data: bytes, kind: str) -> str:
+    """A data: address of a picture's bytes; ``kind`` is "png" or "jpeg"."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

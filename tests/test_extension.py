@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from pictures import write_classes
+from safetensors.torch import save_file
 
 import headstart as hs
 from headstart.backbone.average import average_features
 from headstart.backbone.forward import FeatureNet
-from headstart.backbone.weights import load_backbone, load_with_classifier, random_backbone
-from headstart.errors import DataError, OptionError
+from headstart.backbone.weights import build_architecture, load_backbone, load_with_classifier, random_backbone
+from headstart.errors import DataError, OptionError, WeightsError
 from headstart.training.extension import FORGOTTEN, Remembered, Rows, extend_rows, imagine
 from headstart.training.heads import HeadSpec, build_head, head_with_rows
 
@@ -118,6 +119,21 @@ def test_the_pretrained_classifier_is_the_one_that_the_weights_came_with() -> No
     assert known.classes[985] == "n11939491 daisy"
     assert known.weight.shape == (1000, 1280)
     assert backbone.fingerprint == load_backbone(image_size=64).fingerprint
+
+
+def test_a_file_of_weights_brings_its_own_classifier(tmp_path: Path) -> None:
+    module = build_architecture("resnet18", image_size=64, classes=7)
+    save_file(module.state_dict(), tmp_path / "seven.safetensors")
+    backbone, known = load_with_classifier("resnet18", weights=tmp_path / "seven.safetensors", image_size=64)
+    assert known.classes == tuple(f"class {i}" for i in range(7))
+    assert torch.equal(known.weight, module.fc.weight)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.allclose(backbone.module(x) @ known.weight.T + known.bias, module(x), atol=1e-4)
+    bare = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith("fc.")}
+    save_file(bare, tmp_path / "bare.safetensors")
+    with pytest.raises(WeightsError, match="holds no classifier"):
+        load_with_classifier("resnet18", weights=tmp_path / "bare.safetensors", image_size=64)
 
 
 @pytest.fixture(scope="module")

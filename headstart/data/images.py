@@ -6,7 +6,6 @@ other place where an image file is opened.
 
 from __future__ import annotations
 
-import base64
 import importlib.util
 import io
 import os
@@ -24,6 +23,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from headstart.errors import UnreadableImage
+from headstart.html import data_address
 
 DECODER_VERSION = 1
 """Counted up whenever ``decode`` or ``fit_to`` would give other pixels; part of every cache key."""
@@ -213,7 +213,7 @@ def thumbnail(path: str, side: int) -> str:
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     data = io.BytesIO()
     image.save(data, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
+    return data_address(data.getvalue(), "jpeg")
 
 
 def as_rgb(image: Image.Image | npt.NDArray[Any]) -> Image.Image:

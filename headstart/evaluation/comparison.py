@@ -5,6 +5,10 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLOURS = {
     "probes": "#0072b2",
@@ -90,6 +94,11 @@ def comparison_picture(title: str, rows: Sequence[Compared]) -> bytes:
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title)
+    return png_of(figure)
+
+
+def png_of(figure: Figure) -> bytes:
+    """A matplotlib figure as a PNG."""
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=DOTS_PER_INCH)
     return data.getvalue()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from headstart.evaluation.comparison import DOTS_PER_INCH
+from headstart.evaluation.comparison import png_of
 
 TRAIN, VAL = "#d55e00", "#0072b2"
 """Colours, told apart by people with any colour vision (Okabe and Ito)."""
@@ -74,6 +73,4 @@ def curves_picture(title: str, points: Sequence[CurvePoint]) -> bytes:
         axis.spines[["top", "right"]].set_visible(False)
     loss.legend(frameon=False)
     figure.suptitle(title)
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=DOTS_PER_INCH)
-    return data.getvalue()
+    return png_of(figure)

@@ -13,19 +13,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from headstart.backbone.engine import SAMPLE, measure_engines
-from headstart.backbone.forward import FeatureNet, split_backbone
+from headstart.backbone.forward import split_backbone
 from headstart.backbone.split import SplittableBackbone
-from headstart.backbone.weights import DEFAULT_BACKBONE, load_backbone
-from headstart.data.checks import Inspection, inspect
+from headstart.data.checks import Inspection
 from headstart.data.dataset import Dataset, open_data
-from headstart.data.scan import pixel_store
 from headstart.data.splits import SplitShares
 from headstart.errors import HeadstartError, OptionError
 from headstart.evaluation.comparison import Compared, comparison_markdown, comparison_picture
 from headstart.files import text_bytes, write_atomically
 from headstart.progress import Progress, SilentProgress
 from headstart.runs.folder import Run, Start, new_run_folder, write_start
+from headstart.runs.prepare import Preparation
 from headstart.runs.train import carry_out
 from headstart.training.classical import CLASSICAL
 from headstart.training.classifiers import LOGISTIC
@@ -131,21 +129,19 @@ def compare(
         test=test,
         seed=seed,
     )
-    shares = SplitShares(val, test)
+    SplitShares(val, test)
     dataset = open_data(source)
-    loaded = load_backbone(backbone or DEFAULT_BACKBONE, weights=weights or None, image_size=image_size or None)
+    prepared = Preparation(dataset, plain, device=device, cache=cache, progress=progress)
+    loaded = prepared.backbone
     split = split_backbone(loaded)
     if split.obstacle and not {"probes", "heads"} & set(only):
         raise OptionError(f"compare {', '.join(only)}: {loaded.architecture} cannot be cut ({split.obstacle}).")
     folder = new_run_folder(out, dataset.root)
-    look = inspect(
-        dataset, seed=seed, shares=shares, preprocessing=loaded.preprocessing, cache=cache, progress=progress
-    )
-    train = [look.scanned.keys[i] for i in look.split.positions("train")]
-    sample = pixel_store(loaded.preprocessing, cache).read(train[:SAMPLE])
-    plan = measure_engines(FeatureNet(loaded), sample, count=len(train), device=device, cache=cache, progress=progress)
-    rate = plan.in_torch().rates.get(plan.in_torch().fast, 20.0)
-    ways = _ways(plain, split, only, train=len(train), rate=rate, seconds=seconds)
+    look = prepared.read_images()
+    plan = prepared.measure().in_torch()
+    train = len(prepared.keys["train"])
+    rate = plan.rates.get(plan.fast, 20.0)
+    ways = _ways(plain, split, only, train=train, rate=rate, seconds=seconds)
     start = Start(str(dataset.root.resolve()), device)
     rows: list[Compared] = []
     shared = 0.0

@@ -18,7 +18,6 @@ RUN/
 
 from __future__ import annotations
 
-import base64
 import itertools
 import json
 import os
@@ -32,7 +31,7 @@ from headstart.evaluation.metrics import Scores
 from headstart.evaluation.predictions import Evaluated, predictions_csv
 from headstart.evaluation.report import render_report
 from headstart.files import csv_text, text_bytes, write_atomically
-from headstart.html import paragraph, picture, table
+from headstart.html import data_address, paragraph, picture, table
 from headstart.model import MODEL_FILE, Model
 from headstart.runs.known import REMEMBERED_FILE
 from headstart.runs.log import read_log
@@ -101,7 +100,9 @@ class Run:
             ]
             parts.append(table(["rung", "right", "95 % interval", "seconds", "decision"], rows))
         if self.curves_path.is_file():
-            parts.append(picture(_address(self.curves_path.read_bytes()), "curves of loss and accuracy", width=720))
+            parts.append(
+                picture(data_address(self.curves_path.read_bytes(), "png"), "curves of loss and accuracy", width=720)
+            )
         parts.append(paragraph(f"Kept: {self.best}. Report: {self.report_path}. Model: {self.model_path}."))
         return "".join(parts)
 
@@ -267,7 +268,7 @@ def write_run(
             evaluated,
             rungs=run.rungs,
             best=run.best,
-            curves=_address(curves) if curves else "",
+            curves=data_address(curves, "png") if curves else "",
             proof=proof,
             seconds=run.seconds,
         )
@@ -285,10 +286,6 @@ def _curve_points(folder: Path) -> list[CurvePoint]:
         for e in entries
         if e["event"] == "epoch"
     ]
-
-
-def _address(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def _split_csv(look: Inspection) -> str:

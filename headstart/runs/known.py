@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import csv
 import os
 from collections.abc import Sequence
@@ -15,16 +14,14 @@ import numpy.typing as npt
 from torch import nn
 
 from headstart.backbone.average import average_features
-from headstart.backbone.engine import EnginePlan
 from headstart.backbone.forward import FeatureNet
 from headstart.backbone.weights import DEFAULT_BACKBONE, load_with_classifier
 from headstart.data.dataset import find_images
 from headstart.data.scan import scan
 from headstart.errors import DataError, OptionError, RunError
 from headstart.evaluation.predictions import Evaluated, evaluate_predictions
-from headstart.features.extract import compute_features
 from headstart.files import csv_text
-from headstart.model import load
+from headstart.model import Model, load
 from headstart.progress import Progress, with_example
 from headstart.training.classifiers import Fitted
 from headstart.training.extension import Remembered, Rows, extend_rows, imagine
@@ -58,8 +55,14 @@ class _Pictures:
     keys: list[bytes]
     labels: Labels
 
-    def some(self, places: Sequence[int]) -> _Pictures:
-        return _Pictures([self.files[i] for i in places], [self.keys[i] for i in places], self.labels[list(places)])
+    def parted(self, first: Sequence[bool]) -> tuple[_Pictures, _Pictures]:
+        """(those that are marked, the others)."""
+
+        def some(wanted: bool) -> _Pictures:
+            places = [i for i, mark in enumerate(first) if mark is wanted]
+            return _Pictures([self.files[i] for i in places], [self.keys[i] for i in places], self.labels[places])
+
+        return some(True), some(False)
 
 
 def split_rows(folder: Path, name: str = "split.csv") -> list[dict[str, str]]:
@@ -124,21 +127,20 @@ class Known:
         Raises:
             DataError: none of the named pictures can be read.
         """
-        parts: list[tuple[_Pictures, bool]] = []
+        parts: list[tuple[_Pictures, _Pictures]] = []
         if self.folder is not None:
-            parts += self._of_the_run(cache, progress)
+            parts.append(self._of_the_run(cache, progress))
         if self.recipe.remember:
             named = self._read(find_images(Path(self.recipe.remember)), None, cache, progress)
             if not named.files:
                 raise DataError(f"{self.recipe.remember}: none of these pictures can be read.")
-            learn = [i for i, key in enumerate(named.keys) if key[0] < 128]
-            parts.append((named.some(learn), True))
-            parts.append((named.some(sorted(set(range(len(named.files))) - set(learn))), False))
-        self.rehearsed, self.judged = (_joined([part for part, own in parts if own is kept]) for kept in (True, False))
+            parts.append(named.parted([key[0] < 128 for key in named.keys]))
+        self.rehearsed, self.judged = (_joined([part[side] for part in parts]) for side in (0, 1))
 
-    def _of_the_run(self, cache: Path | None, progress: Progress) -> list[tuple[_Pictures, bool]]:
+    def _of_the_run(self, cache: Path | None, progress: Progress) -> tuple[_Pictures, _Pictures]:
         assert self.folder is not None
-        rows = [row for row in split_rows(self.folder) if row["split"] and row["label"] in self.classes]
+        number = {name: i for i, name in enumerate(self.classes)}
+        rows = [row for row in split_rows(self.folder) if row["split"] and row["label"] in number]
         if (self.folder / REMEMBERED_FILE).is_file():
             rows += split_rows(self.folder, REMEMBERED_FILE)
         there = [row for row in rows if os.path.isfile(row["path"])]
@@ -147,13 +149,10 @@ class Known:
             progress.say(
                 with_example(f"Warning: {len(gone):,} of {len(rows):,} images of {self.folder} are gone", gone)
             )
-        number = {name: i for i, name in enumerate(self.classes)}
         numbers = [number.get(row["label"], -1) for row in there]
         read = self._read([row["path"] for row in there], numbers, cache, progress)
         split = {row["path"]: row["split"] for row in there}
-        learn = [i for i, file in enumerate(read.files) if split[file] == "train"]
-        judge = [i for i, file in enumerate(read.files) if split[file] != "train"]
-        return [(read.some(learn), True), (read.some(judge), False)]
+        return read.parted([split[file] == "train" for file in read.files])
 
     def _read(self, files: list[str], numbers: list[int] | None, cache: Path | None, progress: Progress) -> _Pictures:
         scanned = scan(files, preprocessing=self.net.backbone.preprocessing, cache=cache, progress=progress)
@@ -165,38 +164,25 @@ class Known:
         return _Pictures([files[i] for i in good], [scanned.keys[i] for i in good], labels)
 
     def fit(
-        self,
-        features: Features,
-        labels: Labels,
-        *,
-        names: Sequence[str],
-        engines: EnginePlan,
-        device: str,
-        cache: Path | None,
-        progress: Progress,
+        self, features: Features, labels: Labels, rehearsed: Features, *, names: Sequence[str], progress: Progress
     ) -> Fitted:
         """The classifier with new classes behind its own.
 
         Args:
             features: (N, D) float32 of all training images.
             labels: (N,) int64 of them, in ``classes`` and then the new ones.
+            rehearsed: (M, D) float32 of the pictures of that name.
             names: of the new ones.
-            engines: what was measured of them.
-            device: where the backbone runs.
-            cache: the cache folder.
             progress: told of each step.
 
         Raises:
             OptionError: nothing is remembered, and nothing can be imagined.
         """
-        known, own = len(self.classes), {"engines": engines, "device": device, "cache": cache, "progress": progress}
+        known = len(self.classes)
         new = labels >= known
         x, y = self._inner(features[new]), labels[new] - known
-        kept = [(self._inner(features[~new]), labels[~new])]
-        if self.rehearsed.files:
-            seen = compute_features(self.net, self.rehearsed.keys, exact=False, **own).read(self.rehearsed.keys)  # type: ignore[arg-type]
-            kept.append((self._inner(seen), self.rehearsed.labels))
-        remembered = Remembered(np.concatenate([f for f, _ in kept]), np.concatenate([n for _, n in kept]))
+        old = np.concatenate([features[~new], rehearsed])
+        remembered = Remembered(self._inner(old), np.concatenate([labels[~new], self.rehearsed.labels]))
         if not len(remembered.features):
             remembered = self._imagined(x, y)
         found = extend_rows(
@@ -224,26 +210,14 @@ class Known:
         kept_rows = 0 if self.recipe.train_old else sum(t.numel() for t in self.head.state_dict().values())
         return Fitted(head, "extension", reason, settings, refit, frozen=kept_rows)
 
-    def judge(
-        self,
-        head: nn.Module,
-        classes: tuple[str, ...],
-        *,
-        engines: EnginePlan,
-        device: str,
-        cache: Path | None,
-        progress: Progress,
-    ) -> list[Evaluated]:
+    def judge(self, model: Model, features: Features, *, progress: Progress) -> list[Evaluated]:
         """What was known, scored after it was extended and before.
 
         Where nobody said what the pictures show, the answer before counts as right.
 
         Args:
-            head: the extended one.
-            classes: old and new.
-            engines: what was measured of them.
-            device: where the backbone runs.
-            cache: the cache folder.
+            model: the extended one.
+            features: (M, D) float32 of the pictures that it is judged by.
             progress: told of the outcome.
         """
         if not self.judged.files:
@@ -252,20 +226,14 @@ class Known:
                 "--remember FOLDER."
             )
             return []
-        keys = self.judged.keys
-        own = {"engines": engines, "device": device, "cache": cache, "progress": progress}
-        features = compute_features(self.net, keys, **own).read(keys)  # type: ignore[arg-type]
         before = logits_on(self.head, features).argmax(axis=1)
         labels = np.where(self.judged.labels < 0, before, self.judged.labels)
-        logits = logits_on(head, features)
-        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-        part = evaluate_predictions(
-            "remembered", self.judged.files, labels, odds / odds.sum(axis=1, keepdims=True), classes
-        )
-        was, same = int((before == labels).sum()), int((logits.argmax(axis=1) == before).sum())
+        chances = model.probabilities(features)
+        part = evaluate_predictions("remembered", self.judged.files, labels, chances, model.classes)
+        was, same = int((before == labels).sum()), int((chances.argmax(axis=1) == before).sum())
         progress.say(
-            f"Remembered: {part.scores.correct:,} of {len(keys):,} right, {was:,} before; {same:,} are given the same "
-            "name as before."
+            f"Remembered: {part.scores.correct:,} of {len(labels):,} right, {was:,} before; {same:,} are given the "
+            "same name as before."
         )
         return [part]
 
@@ -288,7 +256,7 @@ class Known:
 
     def _inner(self, features: Features) -> Features:
         """What the last layer of the head sees."""
-        inner = nn.Sequential(*copy.copy(list(self.head)[: _last_linear(self.head)]))
+        inner = nn.Sequential(*list(self.head)[: _last_linear(self.head)])
         return logits_on(inner, features).astype(np.float32) if len(inner) else features
 
     def _say_same(self, x: Features, y: Labels, names: Sequence[str], progress: Progress) -> None:

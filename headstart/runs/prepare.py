@@ -17,7 +17,7 @@ from torch import fx, nn
 
 from headstart.backbone.engine import SAMPLE, Engine, EnginePlan, choose_engine, measure_engines, run_stream
 from headstart.backbone.fold import fold_for_training
-from headstart.backbone.forward import ActivationNet, FeatureNet, TappedNet, split_backbone
+from headstart.backbone.forward import ActivationNet, FeatureNet, TappedNet, feature_shape, split_backbone
 from headstart.backbone.layers import Layout
 from headstart.backbone.split import INPUT, Boundary, SplittableBackbone
 from headstart.backbone.weights import DEFAULT_BACKBONE, Backbone, load_backbone, random_backbone
@@ -137,7 +137,7 @@ class Preparation:
             cache=self.cache,
             progress=self.progress,
         )
-        _require_learnable(self.look, least=1 if self.known else 2)
+        _require_learnable(self.look, least=recipe.least_classes)
         if self.known is not None:
             self.look = replace(self.look, dataset=_behind(self.known.classes, self.look.dataset))
             self.known.remember(self.cache, self.progress)
@@ -168,8 +168,14 @@ class Preparation:
         if kept is None:
             train = self.keys["train"]
             sample = pixel_store(self.backbone.preprocessing, self.cache).read(train[:SAMPLE])
-            own = {"device": self.device, "cache": self.cache, "progress": self.progress}
-            kept = measure_engines(self.net, sample, count=len(train), **own)  # type: ignore[arg-type]
+            kept = measure_engines(
+                self.net,
+                sample,
+                count=len(train),
+                device=self.device,
+                cache=self.cache,
+                progress=self.progress,
+            )
         self.engines = kept
         return kept
 
@@ -209,10 +215,8 @@ class Preparation:
             self.fitted = self.known.fit(
                 self.train.features,
                 self.train.labels,
+                self._features_of(self.known.rehearsed.keys, exact=False),
                 names=self.look.dataset.classes[len(self.known.classes) :],
-                engines=self.engines,
-                device=self.device,
-                cache=self.cache,
                 progress=self.progress,
             )
             return self.fitted
@@ -250,14 +254,8 @@ class Preparation:
                 if self.known is not None:
                     evaluated += _among_new(name, paths, labels, chances, model.classes, len(self.known.classes))
         if self.known is not None:
-            evaluated += self.known.judge(
-                head,
-                model.classes,
-                engines=self.engines,
-                device=self.device,
-                cache=self.cache,
-                progress=self.progress,
-            )
+            seen = self._features_of(self.known.judged.keys, exact=True)
+            evaluated += self.known.judge(model, seen, progress=self.progress)
         model.scores = {e.scores.name: _short_scores(e.scores) for e in evaluated}
         return model, evaluated
 
@@ -294,6 +292,12 @@ class Preparation:
             cache=self.cache,
             progress=self.progress,
         )
+
+    def _features_of(self, keys: list[bytes], *, exact: bool) -> npt.NDArray[np.float32]:
+        """(N, D) of any pictures, also of none."""
+        if not keys:
+            return np.empty((0, *feature_shape(self.net)), np.float32)
+        return self._features(keys, exact=exact).read(keys)
 
     def _labelled(self, name: str, features: RowStore) -> Labelled:
         files, own = self.look.dataset.files(), self.used[name]

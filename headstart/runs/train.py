@@ -67,7 +67,7 @@ def train(
     progress = progress or SilentProgress()
     recipe = Recipe.of(recipe, choices)
     SplitShares(recipe.val, recipe.test)
-    dataset = open_data(source, least_classes=1 if recipe.extend else 2)
+    dataset = open_data(source, least_classes=recipe.least_classes)
     folder = new_run_folder(out, dataset.root)
     start = Start(str(dataset.root.resolve()), device)
     try:
@@ -102,7 +102,7 @@ def resume(
     path = Path(folder).expanduser()
     recipe, start = read_start(path)
     progress = progress or SilentProgress()
-    dataset = open_data(start.data, least_classes=1 if recipe.extend else 2)
+    dataset = open_data(start.data, least_classes=recipe.least_classes)
     return carry_out(dataset, path, recipe, start, cache=cache, progress=progress, listener=listener)
 
 

@@ -181,6 +181,11 @@ class Recipe:
         """``pool``, or none where the head convolves the map."""
         return "none" if parse_heads(self.head)[0].channels else self.pool
 
+    @property
+    def least_classes(self) -> int:
+        """That the data must have: a model is extended by one, a new one tells two apart."""
+        return 1 if self.extend else 2
+
     def as_json(self) -> dict[str, Any]:
         """A JSON document that ``from_json`` reads."""
         return asdict(self)
