@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from headstart.data.dataset import Dataset, open_data, open_folder, open_table
     from headstart.errors import HeadstartError
     from headstart.estimators import FeatureExtractor, ImageClassifier
-    from headstart.evaluation.metrics import Scores
+    from headstart.evaluation.metrics import LabelScores, Scores
     from headstart.model import Model, Prediction, load
     from headstart.progress import Progress, TerminalProgress
     from headstart.runs.compare import compare
@@ -43,6 +43,7 @@ _HOMES = {
     "FeatureNet": "backbone.forward",
     "HeadstartError": "errors",
     "ImageClassifier": "estimators",
+    "LabelScores": "evaluation.metrics",
     "Model": "model",
     "Prediction": "model",
     "Progress": "progress",
@@ -74,6 +75,7 @@ __all__ = [
     "FeatureNet",
     "HeadstartError",
     "ImageClassifier",
+    "LabelScores",
     "Model",
     "Prediction",
     "Progress",

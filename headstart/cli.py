@@ -10,7 +10,7 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -22,7 +22,8 @@ from headstart.errors import HeadstartError
 
 if TYPE_CHECKING:
     from headstart.data.checks import Inspection
-    from headstart.evaluation.metrics import Scores
+    from headstart.evaluation.metrics import AnyScores
+    from headstart.model import Prediction
     from headstart.store import CacheEntry
 
 STOPPED = 130
@@ -242,13 +243,7 @@ def evaluate(
         return
     _print_results(scores)
     for s in scores:
-        _print_table(
-            [f"{s.name}: class", "precision", "recall", "F1", "images"],
-            [
-                [c.label, *(f"{100 * v:.1f} %" for v in (c.precision, c.recall, c.f1)), f"{c.support:,}"]
-                for c in s.classes
-            ],
-        )
+        _print_table(*_class_table(s))
 
 
 @app.command()
@@ -281,8 +276,7 @@ def predict(
         _print_json([prediction_document(p) for p in predictions])
     elif out is None:
         for p in predictions:
-            what = p.error if p.label is None else "  ".join(f"{label} {100 * chance:.1f} %" for label, chance in p.top)
-            print(f"{_shown(p.path)}\t{what}")
+            print(f"{_shown(p.path)}\t{_answer(p)}")
     else:
         print(f"{out}: {len(predictions):,} pictures")
     unread = [p for p in predictions if p.label is None]
@@ -622,9 +616,25 @@ def _print_json(document: object) -> None:
     print(json.dumps(document, indent=1))
 
 
-def _print_results(scores: list[Scores]) -> None:
+def _print_results(scores: list[AnyScores]) -> None:
     for s in scores:
         print(f"{s.sentence}; macro-F1 {s.macro_f1:.3f}")
+
+
+def _class_table(scores: AnyScores) -> tuple[list[str], list[list[str]]]:
+    """Header and rows."""
+    from headstart.evaluation.metrics import LabelScores
+
+    rows = [
+        [c.label, *(f"{100 * v:.1f} %" for v in (c.precision, c.recall, c.f1)), f"{c.support:,}"]
+        for c in scores.classes
+    ]
+    header = [f"{scores.name}: class", "precision", "recall", "F1", "images"]
+    if not isinstance(scores, LabelScores):
+        return header, rows
+    more = [[f"{100 * c.average_precision:.1f} %", f"{c.threshold:.2f}"] for c in scores.classes]
+    header = [f"{scores.name}: label", *header[1:], "average precision", "threshold"]
+    return header, [[*row, *own] for row, own in zip(rows, more, strict=True)]
 
 
 def _print_table(header: list[str], rows: list[list[str]]) -> None:
@@ -636,6 +646,19 @@ def _print_table(header: list[str], rows: list[list[str]]) -> None:
     for row in table:
         cells = zip(row, widths, numbers, strict=True)
         print("  ".join(c.rjust(w) if number else c.ljust(w) for c, w, number in cells).rstrip())
+
+
+def _answer(prediction: Prediction) -> str:
+    """Labels with their probabilities, or why there are none."""
+    if prediction.label is None:
+        return prediction.error or ""
+
+    def words(pairs: Iterable[tuple[str, float]]) -> str:
+        return "  ".join(f"{label} {100 * chance:.1f} %" for label, chance in pairs)
+
+    if prediction.labels is None:
+        return words(prediction.top)
+    return words(prediction.labels) or f"none of the labels (nearest: {words(prediction.top)})"
 
 
 def _entry_document(entry: CacheEntry) -> dict[str, object]:

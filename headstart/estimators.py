@@ -166,6 +166,11 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if recipe.effort != "probe":
             raise OptionError(f"effort {recipe.effort!r}: ImageClassifier knows 'probe'; headstart.train fine-tunes.")
         labels = np.asarray(y)
+        if labels.ndim != 1:
+            raise DataError(
+                f"labels of shape {labels.shape}: expected one for each path. headstart.train takes a table with any "
+                "number of labels to an image."
+            )
         if len(labels) != len(X):
             raise DataError(f"{len(X)} paths and {len(labels)} labels: expected one label for each path.")
         self.classes_, numbers = np.unique(labels, return_inverse=True)

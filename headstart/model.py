@@ -31,8 +31,11 @@ from headstart.html import paragraph, table
 from headstart.progress import Progress, SilentProgress
 from headstart.training.heads import head_from, logits_on
 from headstart.training.recipe import Recipe
+from headstart.training.targets import probabilities_of
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1 had no thresholds: each picture had one class."""
+
 MODEL_FILE = "model.safetensors"
 """The model's name in a run folder."""
 
@@ -57,6 +60,8 @@ class Prediction:
         probability: of that class, in [0, 1].
         top: the most probable classes with their probabilities, best first.
         error: why the picture cannot be read, or None.
+        labels: where a picture may bear any number of them, those that are at least as probable as their thresholds,
+            the surest first, with their probabilities; None of a model that gives each picture one class.
     """
 
     path: str
@@ -64,6 +69,7 @@ class Prediction:
     probability: float
     top: tuple[tuple[str, float], ...]
     error: str | None = None
+    labels: tuple[tuple[str, float], ...] | None = None
 
 
 @final
@@ -77,6 +83,8 @@ class Model:
         recipe: how it was trained.
         data: what it was trained on: counts and a fingerprint; a JSON document.
         scores: what it scored, by the name of the set; a JSON document.
+        thresholds: where a picture may bear any number of labels, the probability from which on it is given each; None
+            where each picture has one class.
     """
 
     def __init__(
@@ -89,8 +97,10 @@ class Model:
         data: dict[str, Any],
         scores: dict[str, Any],
         libraries: dict[str, str] | None = None,
+        thresholds: Sequence[float] | None = None,
     ) -> None:
         self.net = net
+        self.thresholds = None if thresholds is None else tuple(map(float, thresholds))
         self.head = head.requires_grad_(False).eval()
         self._exact: nn.Module | None = None
         self.classes = tuple(classes)
@@ -111,12 +121,13 @@ class Model:
             for name, s in self.scores.items()
         ]
         made_of = [
-            ["classes", f"{len(self.classes):,}: {names}"],
+            ["classes" if self.thresholds is None else "labels", f"{len(self.classes):,}: {names}"],
             ["backbone", f"{backbone.architecture}, {backbone.parameters:,} weights, from {backbone.source}"],
             ["head", f"{sum(t.numel() for t in self.head.state_dict().values()):,} numbers"],
             ["pictures", f"{size.height} x {size.width} pixels"],
         ]
-        figures = table(["scored on", "right", "95 % interval"], scored) if scored else ""
+        right = "right" if self.thresholds is None else "every label right"
+        figures = table(["scored on", right, "95 % interval"], scored) if scored else ""
         return paragraph(repr(self), strong=True) + figures + table(["", ""], made_of)
 
     @property
@@ -125,12 +136,13 @@ class Model:
         return self.net.backbone.preprocessing
 
     def probabilities(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-        """(N, ...) float32 features -> (N, classes) float64 probabilities; rows sum to 1."""
+        """(N, ...) float32 features -> (N, classes) float64 probabilities.
+
+        Rows sum to 1 where each picture has one class.
+        """
         if self._exact is None:
             self._exact = copy.deepcopy(self.head).double()
-        logits = logits_on(self._exact, features, torch.float64)
-        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return np.asarray(odds / odds.sum(axis=1, keepdims=True))
+        return probabilities_of(logits_on(self._exact, features, torch.float64), several=self.thresholds is not None)
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a path is a str, and a str is iterable
@@ -229,6 +241,7 @@ class Model:
             "data": self.data,
             "scores": self.scores,
             "libraries": self.libraries,
+            "thresholds": self.thresholds,
         }
 
     def _pixels(self, picture: Picture) -> Rgb | str:
@@ -253,8 +266,14 @@ class Model:
                 continue
             best = np.argsort(-probabilities[place], kind="stable")[: max(1, top)]
             ranked = tuple((self.classes[i], float(probabilities[place, i])) for i in best)
-            predictions.append(Prediction(_name(picture), *ranked[0], ranked))
+            predictions.append(Prediction(_name(picture), *ranked[0], ranked, labels=self._given(probabilities[place])))
         return predictions
+
+    def _given(self, chances: npt.NDArray[np.float64]) -> tuple[tuple[str, float], ...] | None:
+        if self.thresholds is None:
+            return None
+        order = np.argsort(-chances, kind="stable")
+        return tuple((self.classes[i], float(chances[i])) for i in order if chances[i] >= self.thresholds[i])
 
 
 def load(run_or_model: str | os.PathLike[str]) -> Model:
@@ -278,6 +297,7 @@ def load(run_or_model: str | os.PathLike[str]) -> Model:
             data=header["data"],
             scores=header["scores"],
             libraries=header["libraries"],
+            thresholds=header.get("thresholds"),
         )
     except (KeyError, TypeError, RuntimeError, HeadstartError) as error:
         written = ", ".join(f"{k} {v}" for k, v in header.get("libraries", {}).items())

@@ -38,3 +38,17 @@ def mislabel(folder: Path, one: str, other: str, count: int) -> Path:
         first.write_bytes(second.read_bytes())
         second.write_bytes(held)
     return folder
+
+
+def write_mixtures(folder: Path, count: int, *, first_seed: int = 0) -> list[tuple[str, tuple[str, ...]]]:
+    """``folder/<n>.png``: pictures that show none, one, two or all of COLOURS, a stripe each; (name, colours)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for i in range(count):
+        shown = [name for place, name in enumerate(COLOURS) if i >> place & 1]
+        image = picture(first_seed + i)
+        for place, name in enumerate(shown):
+            image.paste(picture(first_seed + i, COLOURS[name]).crop((0, 0, 16, 40)), (16 * place, 0))
+        image.save(folder / f"{i}.png")
+        rows.append((f"{i}.png", tuple(shown)))
+    return rows

@@ -106,7 +106,7 @@ def test_every_head_comes_back_from_its_document_and_tensors() -> None:
     torch.manual_seed(0)
     features = nn.functional.normalize(torch.randn(20, 6), dim=1)
     heads: list[nn.Module] = [
-        linear_head(np.ones((1, 6)), np.zeros(1)),
+        linear_head(np.ones((1, 6)), np.zeros(1), single=True),
         build_head(HeadSpec.parse("8-4-0.5"), (6,), 2),
         NeighbourHead(features, torch.arange(20) % 2, 2, 5, 0.1),
         RbfHead(torch.randn(4, 6), torch.zeros(6), torch.ones(6), torch.randn(4, 2), torch.zeros(2), 0.2),

@@ -124,3 +124,13 @@ def test_the_boundary_before_a_part_is_the_last_one_without_weights_between() ->
     firsts = {boundary.name: split.parts(boundary.name)[0][0] for boundary in split.boundaries[1:-1]}
     assert firsts["act1"] == firsts["maxpool"] == "layer1.0"
     assert boundary_before("layer1", split).name == "maxpool"
+
+
+def test_what_is_for_one_class_to_an_image_is_off_for_several_labels_unless_asked_for(
+    split: SplittableBackbone,
+) -> None:
+    for effort in ("quick", "standard", "thorough"):
+        for rung in plan_rungs(Recipe(effort=effort), split, train=3000, rate=200.0, several=True):
+            assert (rung.settings.cutmix, rung.settings.smoothing) == (0.0, 0.0)
+    asked = plan_rungs(Recipe(effort="quick", cutmix=0.4, smoothing=0.1), split, train=9, rate=1.0, several=True)[0]
+    assert (asked.settings.cutmix, asked.settings.smoothing) == (0.4, 0.1)

@@ -4,9 +4,16 @@ import json
 
 import numpy as np
 import pytest
-from sklearn.metrics import classification_report, f1_score, log_loss
+from sklearn.metrics import accuracy_score, average_precision_score, classification_report, f1_score, log_loss
 
-from headstart.evaluation.metrics import Scores, score, wilson
+from headstart.evaluation.metrics import (
+    Scores,
+    _average_precisions,
+    score,
+    score_labels,
+    scores_from_json,
+    wilson,
+)
 from headstart.evaluation.predictions import evaluate_predictions, predictions_csv
 
 
@@ -65,3 +72,54 @@ def test_every_prediction_carries_its_path_and_mistakes_come_surest_first() -> N
     sure = [probabilities[i].max() for i in wrong]
     assert sure == sorted(sure, reverse=True)
     assert len(wrong) == part.scores.count - part.scores.correct
+
+
+def some_labels(count: int = 300) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Probabilities of four labels, the last of which no image bears, with ties; the labels; and those given."""
+    rng = np.random.default_rng(0)
+    chances = np.round(rng.beta(0.7, [0.7, 1.5, 6.0, 9.0], size=(count, 4)), 2)
+    labels = (rng.random((count, 4)) < chances * [1, 1, 1, 0]).astype(np.int64)
+    return chances, labels, (chances >= [0.5, 0.4, 0.2, 0.3]).astype(np.int64)
+
+
+def test_every_figure_of_several_labels_equals_scikit_learns() -> None:
+    chances, labels, given = some_labels()
+    scores = score_labels(chances, labels, given, "abcd", thresholds=[0.5, 0.4, 0.2, 0.3], name="val")
+    report = classification_report(labels, given, target_names=list("abcd"), output_dict=True, zero_division=0)
+    for c in scores.classes:
+        own = report[c.label]
+        assert (c.precision, c.recall, c.f1) == pytest.approx((own["precision"], own["recall"], own["f1-score"]))
+        assert c.support == own["support"]
+    assert scores.micro_f1 == pytest.approx(f1_score(labels, given, average="micro"))
+    assert scores.macro_f1 == pytest.approx(f1_score(labels[:, :3], given[:, :3], average="macro"))
+    assert scores.mean_average_precision == pytest.approx(average_precision_score(labels[:, :3], chances[:, :3]))
+    assert scores.accuracy == pytest.approx(accuracy_score(labels, given))
+    assert (scores.low, scores.high) == wilson(scores.correct, 300)
+    binary = [log_loss(labels[:, i], chances[:, i].clip(1e-12, 1 - 1e-12), labels=[0, 1]) for i in range(4)]
+    assert scores.log_loss == pytest.approx(sum(binary))
+    assert scores_from_json(json.loads(json.dumps(scores.as_json()))) == scores
+
+
+def test_the_interval_of_map_is_that_of_scikit_learns_on_resampled_images() -> None:
+    chances, labels, given = some_labels(120)
+    scores = score_labels(chances, labels, given, "abcd", thresholds=[0.5] * 4, name="val")
+    rng = np.random.default_rng(7)
+    drawn = []
+    for _ in range(400):
+        own = rng.integers(0, 120, 120)
+        there = [i for i in range(3) if labels[own, i].any()]
+        drawn.append(np.mean([average_precision_score(labels[own, i], chances[own, i]) for i in there]))
+    assert scores.map_low == pytest.approx(np.quantile(drawn, 0.025), abs=0.02)
+    assert scores.map_high == pytest.approx(np.quantile(drawn, 0.975), abs=0.02)
+    weights = rng.integers(0, 3, (3, 120))
+    for i in range(3):
+        alone = [average_precision_score(labels[:, i], chances[:, i], sample_weight=own) for own in weights]
+        assert _average_precisions(chances[:, i], labels[:, i], weights) == pytest.approx(alone)
+
+
+def test_one_label_on_few_images_has_figures_too() -> None:
+    chances, labels = np.array([[0.9], [0.2]]), np.array([[1], [0]])
+    scores = score_labels(chances, labels, labels, ["x"], thresholds=[0.5], name="val")
+    assert (scores.mean_average_precision, scores.macro_f1, scores.correct) == (1, 1, 2)
+    bare = score_labels(chances, 0 * labels, labels, ["x"], thresholds=[0.5], name="val")
+    assert (bare.mean_average_precision, bare.macro_f1, bare.correct, bare.classes[0].precision) == (0, 0, 1, 0)

@@ -5,7 +5,7 @@ import pytest
 from sklearn.datasets import make_classification
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -112,3 +112,46 @@ def test_a_constant_feature_does_no_harm() -> None:
 def test_one_class_is_an_error() -> None:
     with pytest.raises(DataError, match="at least two"):
         fit_probe(np.zeros((9, 3), np.float32), np.zeros(9, np.int64), classes=2)
+
+
+def several_labels(count: int = 300) -> tuple[np.ndarray, np.ndarray]:
+    """Three labels that come and go independently, a rare one among them, and one that stands on no image."""
+    x, _ = some_data(count, 3)
+    scaled = (x - x.mean(0)) / x.std(0)
+    rng = np.random.default_rng(1)
+    logits = scaled @ rng.normal(size=(30, 4)) * 0.7 - np.array([0, 0.5, 2.5, 99])
+    return x, (rng.random(logits.shape) < 1 / (1 + np.exp(-logits))).astype(np.int64)
+
+
+def test_each_of_several_labels_has_the_classifier_that_it_would_have_alone() -> None:
+    x, y = several_labels()
+    fitted = fit_probe(x, y, classes=4)
+    assert fitted.weight.shape == (4, 30)
+    chances = 1 / (1 + np.exp(-(x @ fitted.weight.T + fitted.bias)))
+    for i in range(3):
+        alone = make_pipeline(StandardScaler(), LogisticRegression(C=fitted.c, max_iter=5000, tol=1e-8)).fit(x, y[:, i])
+        assert np.allclose(chances[:, i], alone.predict_proba(x)[:, 1], atol=2e-3)
+    assert np.allclose(chances[:, 3], 0.5 / (len(x) + 1), rtol=1e-3)  # no image bears it: little says that one would
+
+
+def test_c_of_several_labels_is_the_one_with_the_least_loss_over_the_folds() -> None:
+    x, y = several_labels(400)
+    y = y[:, :2]
+    fitted = fit_probe(x, y, classes=2, seed=3)
+    assert fitted.c == min(fitted.losses, key=lambda c: fitted.losses[c])
+    scaled = ((x - x.mean(0)) / x.std(0)).astype(np.float32)
+    folds = list(KFold(FOLDS, shuffle=True, random_state=3).split(x))
+    for c, loss in fitted.losses.items():
+        own = []
+        for learn, judge in folds:
+            for i in range(2):
+                alone = LogisticRegression(C=c, tol=1e-6, max_iter=2000).fit(scaled[learn], y[learn, i])
+                own.append(log_loss(y[judge, i], alone.predict_proba(scaled[judge])))
+        assert loss == pytest.approx(2 * np.mean(own), rel=5e-3)  # summed over the labels of an image
+
+
+def test_labels_that_stand_everywhere_or_nowhere_cannot_be_learnt() -> None:
+    x, y = several_labels()
+    y[:] = [1, 0, 1, 0]
+    with pytest.raises(DataError, match="nothing to tell apart"):
+        fit_probe(x, y, classes=4)

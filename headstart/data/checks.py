@@ -59,7 +59,7 @@ class Inspection:
     findings: tuple[Finding, ...]
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Split name -> class name -> images."""
+        """Split name -> class name -> images; one with several labels counts for each."""
         return split_counts(self.dataset, self.split)
 
 
@@ -136,12 +136,10 @@ def _duplicates(dataset: Dataset, split: Split, duplicates: Sequence[DuplicatePa
             "split: the score is too high by what they add"
         )
         found.append(Finding("leak", "serious", message, tuple(map(name, split.leaks))))
-    two_labels = [p for p in duplicates if dataset.labels[p.first] != dataset.labels[p.second]]
+    labels = dataset.label_names()
+    two_labels = [p for p in duplicates if labels[p.first] != labels[p.second]]
     if two_labels:
-        items = tuple(
-            f"{name(p)} ({dataset.classes[dataset.labels[p.first]]}, {dataset.classes[dataset.labels[p.second]]})"
-            for p in two_labels
-        )
+        items = tuple(f"{name(p)} ({labels[p.first] or '-'}, {labels[p.second] or '-'})" for p in two_labels)
         found.append(Finding("two-labels", "serious", f"{len(items):,} pair(s) of alike images, two labels", items))
     same = [p for p in duplicates if p not in split.leaks and p not in two_labels]
     if same:
@@ -176,6 +174,12 @@ def _class_sizes(dataset: Dataset, split: Split) -> list[Finding]:
     if few:
         message = f"{len(few)} class(es) have under {FEW_IMAGES} training images"
         found.append(Finding("few-images", "warning", message, few))
+    if dataset.multi_label:
+        everywhere = tuple(label for label, count in train.items() if count and count == split.sizes["train"])
+        if everywhere:
+            message = f"{len(everywhere)} label(s) stand on every training image: there is nothing to tell"
+            found.append(Finding("label-everywhere", "serious", message, everywhere))
+        return found
     sizes = [count for count in train.values() if count]
     if sizes and max(sizes) >= IMBALANCE_THAT_MATTERS * min(sizes):
         message = (

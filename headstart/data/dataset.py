@@ -5,10 +5,8 @@ No image is opened here (``scan`` does that). What was seen and not used is name
 
 from __future__ import annotations
 
-import csv
 import os
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,39 +17,11 @@ import numpy.typing as npt
 from natsort import natsorted
 
 from headstart.data.images import SUFFIXES, thumbnail
+from headstart.data.table import SPLIT_NAMES, TABLE_SUFFIXES, joined, read_table
 from headstart.errors import DataError
 from headstart.html import paragraph, picture, table
 
 SPLITS: Final = ("train", "val", "test")
-
-SPLIT_NAMES: Final = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
-}
-"""Names of folders, or values of a table's split column, and the split that they mean (case does not matter)."""
-
-PATH_COLUMNS: Final = (
-    "path",
-    "file",
-    "filename",
-    "filepath",
-    "file_path",
-    "image",
-    "image_path",
-    "image_file",
-)
-LABEL_COLUMNS: Final = ("label", "class", "class_name", "category", "target")
-SPLIT_COLUMNS: Final = ("split", "set", "subset")
-GROUP_COLUMNS: Final = ("group", "group_id")
-
-TABLE_SUFFIXES: Final = (".csv", ".tsv", ".parquet")
-
 
 SHOWN_CLASSES, SHOWN_IMAGES, SHOWN_SIDE = 12, 4, 96
 """Classes, pictures of each, and pixels of their side, where a notebook shows a data set."""
@@ -65,7 +35,8 @@ class Dataset:
         root: the folder, or the table's file, as it was named.
         base: the folder, or the table's folder, absolute.
         paths: N paths, relative to ``base``, in natural order within class and split.
-        labels: (N,) int64, indices into ``classes``.
+        labels: (N,) int64, indices into ``classes``; or, where an image may bear any number of labels, (N, classes)
+            int64, 1 for each that it bears and 0 for the others.
         classes: class names in natural order ("2" before "10").
         splits: N of "train", "val", "test" as the data gives them; None where it gives none.
         groups: N names of groups that must stay on one side of a split, "" for none; None where there are no groups.
@@ -86,17 +57,18 @@ class Dataset:
 
     def __repr__(self) -> str:
         given = "/".join(s for s in SPLITS if self.splits and s in self.splits) or "no given splits"
-        return f"Dataset({str(self.root)!r}: {len(self.classes)} classes, {len(self):,} images, {given})"
+        kind = "labels" if self.multi_label else "classes"
+        return f"Dataset({str(self.root)!r}: {len(self.classes)} {kind}, {len(self):,} images, {given})"
 
     def _repr_html_(self) -> str:
         """For a notebook: images by class and split, and the first pictures of each class."""
         splits: list[str] = [s for s in SPLITS if s in (self.splits or ())]
-        counts = Counter(zip(self.labels.tolist(), self.splits or [""] * len(self), strict=True))
-        files = self.files()
+        files, of = self.files(), np.array(self.splits or [""] * len(self))
         rows, shown = [], []
         for number, name in enumerate(self.classes[:SHOWN_CLASSES]):
-            rows.append([name, *(f"{counts[number, split]:,}" for split in splits or [""])])
-            own = [files[i] for i in (self.labels == number).nonzero()[0][:SHOWN_IMAGES]]
+            bears = self.bearing(number)
+            rows.append([name, *(f"{int((bears & (of == split)).sum()):,}" for split in splits or [""])])
+            own = [files[i] for i in bears.nonzero()[0][:SHOWN_IMAGES]]
             addresses = [address for path in own if (address := thumbnail(path, SHOWN_SIDE))]
             shown.append(paragraph(name) + "".join(picture(address, name) for address in addresses))
         parts = [paragraph(repr(self), strong=True), table(["class", *(splits or ["images"])], rows)]
@@ -108,9 +80,23 @@ class Dataset:
         """N absolute paths."""
         return [os.path.join(self.base, path) for path in self.paths]
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may bear any number of labels."""
+        return self.labels.ndim == 2
+
+    def bearing(self, number: int) -> npt.NDArray[np.bool_]:
+        """(N,) bool: which images bear the label of that number."""
+        return self.labels[:, number] > 0 if self.multi_label else self.labels == number
+
+    def numbers(self) -> list[list[int]]:
+        """N lists of the numbers of an image's labels: one each, or any number."""
+        return [own.nonzero()[0].tolist() for own in self.labels] if self.multi_label else self.labels[:, None].tolist()
+
     def label_names(self) -> list[str]:
-        """N class names."""
-        return [self.classes[label] for label in self.labels]
+        """N class names; of several labels to an image, a cell each of a table's column of labels."""
+        names = [[self.classes[i] for i in own] for own in self.numbers()]
+        return joined(names) if self.multi_label else [own[0] for own in names]
 
 
 def open_data(source: str | os.PathLike[str] | Dataset, *, least_classes: int = 2) -> Dataset:
@@ -171,7 +157,8 @@ def open_folder(folder: str | os.PathLike[str], *, least_classes: int = 2) -> Da
         root,
         root,
         paths=[row[0] for row in rows],
-        names=[row[1] for row in rows],
+        labels=[(row[1],) for row in rows],
+        classes=tuple(natsorted({row[1] for row in rows})),
         splits=[row[2] for row in rows] if has_splits else None,
         groups=None,
         notes=notes,
@@ -180,56 +167,33 @@ def open_folder(folder: str | os.PathLike[str], *, least_classes: int = 2) -> Da
 
 
 def open_table(table: str | os.PathLike[str], *, least_classes: int = 2) -> Dataset:
-    """Indexes a CSV, TSV or Parquet table with a path and a label per row, and perhaps a split and a group.
+    """Indexes a CSV, TSV or Parquet table: in each row a path, one label or any number, perhaps a split and a group.
 
-    Columns go by the names in ``PATH_COLUMNS``, ``LABEL_COLUMNS``, ``SPLIT_COLUMNS`` and ``GROUP_COLUMNS`` (case does
-    not matter). Relative paths start at the table's folder. Rows without a path, a label or (where the table has the
-    column) a split are named in ``notes``. The ``split.csv`` of a run is such a table.
+    ``table.read_table`` says by which names its columns go. Relative paths start at the table's folder. Rows without a
+    path, a label or (where the table has the column) a split are named in ``notes``. The ``split.csv`` of a run is such
+    a table.
+
+    Args:
+        table: the file.
+        least_classes: that are asked for, where each image has one; of several to an image, one label will do.
 
     Raises:
-        DataError: no such file, columns missing, a split that is not known, one path with two labels, or fewer than
-            two classes.
+        DataError: no such file, columns missing, a split that is not known, one path with two labels, or too few
+            classes.
     """
     file = Path(table).expanduser()
-    if not file.is_file():
-        raise DataError(f"{file}: no such table.")
-    columns = _read_table(file)
-    path_column = _column(file, columns, PATH_COLUMNS, "path")
-    label_column = _column(file, columns, LABEL_COLUMNS, "label")
-    split_column = _column(file, columns, SPLIT_COLUMNS, None)
-    group_column = _column(file, columns, GROUP_COLUMNS, None)
-    notes: list[str] = []
-    rows: dict[str, tuple[str, str, str]] = {}
-    for number, cells in enumerate(zip(*columns.values(), strict=True), start=2):
-        if not any(cells):
-            continue
-        row = dict(zip(columns, cells, strict=True))
-        path, label = row[path_column], unicodedata.normalize("NFC", row[label_column])
-        if not path or not label:
-            notes.append(f"{file.name}, row {number}: no {'path' if not path else 'label'}; left out")
-            continue
-        if split_column and not row[split_column]:
-            notes.append(f"{file.name}, row {number}: no split; left out")
-            continue
-        split = _split_value(file, number, row[split_column]) if split_column else ""
-        new = (label, split, row[group_column] if group_column else "")
-        if rows.setdefault(path, new) != new:
-            raise DataError(
-                f"{file}, row {number}: {path} stands twice, as {rows[path][0]!r} and as {label!r}"
-                + (f" ({rows[path][1]}, {split})" if split else "")
-                + ". Keep the row that is right."
-            )
-    if not rows:
-        raise DataError(f"{file}: no row with a path and a label.")
+    read = read_table(file)
     return _dataset(
         file,
         file.parent,
-        paths=list(rows),
-        names=[row[0] for row in rows.values()],
-        splits=[row[1] for row in rows.values()] if split_column else None,
-        groups=[row[2] for row in rows.values()] if group_column else None,
-        notes=notes,
-        least_classes=least_classes,
+        paths=[row.path for row in read.rows],
+        labels=[row.labels for row in read.rows],
+        classes=read.classes,
+        several=read.several,
+        splits=[row.split for row in read.rows] if read.has_splits else None,
+        groups=[row.group for row in read.rows] if read.has_groups else None,
+        notes=list(read.notes),
+        least_classes=1 if read.several else least_classes,
     )
 
 
@@ -238,32 +202,41 @@ def _dataset(
     base: Path,
     *,
     paths: list[str],
-    names: list[str],
+    labels: list[tuple[str, ...]],
+    classes: tuple[str, ...],
+    several: bool = False,
     splits: list[str] | None,
     groups: list[str] | None,
     notes: list[str],
     least_classes: int,
 ) -> Dataset:
-    classes = tuple(natsorted(set(names)))
     if len(classes) < least_classes:
-        deeper = _deeper(base, classes[0]) if base == root and classes else ""
+        if not classes:
+            raise DataError(f"{root}: no image bears a label.")
+        deeper = _deeper(base, classes[0]) if base == root else ""
         raise DataError(f"{root}: found one class, {_some(classes)}; a classifier needs at least two.{deeper}")
     number = {name: index for index, name in enumerate(classes)}
     rank = {path: place for place, path in enumerate(natsorted(paths))}
-    order = sorted(
-        range(len(paths)),
-        key=lambda i: (SPLITS.index(splits[i]) if splits else 0, number[names[i]], rank[paths[i]]),
-    )
-    notes += _missing_classes(classes, names, splits)
+
+    def place(i: int) -> tuple[int, int, int]:
+        return SPLITS.index(splits[i]) if splits else 0, 0 if several else number[labels[i][0]], rank[paths[i]]
+
+    order = sorted(range(len(paths)), key=place)
+    if several:
+        numbers = np.zeros((len(paths), len(classes)), dtype=np.int64)
+        for row, i in enumerate(order):
+            numbers[row, [number[name] for name in labels[i]]] = 1
+    else:
+        numbers = np.array([number[labels[i][0]] for i in order], dtype=np.int64)
     return Dataset(
         root=root,
         base=Path(os.path.abspath(base)),
         paths=tuple(paths[i] for i in order),
-        labels=np.array([number[names[i]] for i in order], dtype=np.int64),
+        labels=numbers,
         classes=classes,
         splits=tuple(splits[i] for i in order) if splits else None,
         groups=tuple(groups[i] for i in order) if groups else None,
-        notes=tuple(notes),
+        notes=(*notes, *_missing_classes(classes, labels, splits)),
     )
 
 
@@ -350,14 +323,16 @@ def _hidden(name: str) -> bool:
     return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir")
 
 
-def _missing_classes(classes: Sequence[str], names: Sequence[str], splits: Sequence[str] | None) -> list[str]:
+def _missing_classes(
+    classes: Sequence[str], labels: Sequence[Sequence[str]], splits: Sequence[str] | None
+) -> list[str]:
     if splits is None:
         return []
-    present = Counter(zip(splits, names, strict=True))
+    present = {(split, name) for split, own in zip(splits, labels, strict=True) for name in own}
     return [
         f"{split}: no image of class {_some(missing)}"
         for split in SPLITS
-        if split in splits and (missing := [name for name in classes if not present[split, name]])
+        if split in splits and (missing := [name for name in classes if (split, name) not in present])
     ]
 
 
@@ -366,61 +341,6 @@ def _deeper(root: Path, only: str) -> str:
     if inner.is_dir() and len(_subfolders(inner, [])) > 1:
         return f" Did you mean {inner}?"
     return ""
-
-
-def _read_table(file: Path) -> dict[str, list[str]]:
-    if file.suffix.lower() == ".parquet":
-        return _read_parquet(file)
-    delimiter = "\t" if file.suffix.lower() == ".tsv" else None
-    try:
-        with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as handle:
-            first = handle.readline()
-            handle.seek(0)
-            delimiter = delimiter or max(",;\t", key=first.count)
-            rows = list(csv.reader(handle, delimiter=delimiter))
-    except (OSError, csv.Error) as error:
-        raise DataError(f"{file}: cannot be read as a table: {error}.") from error
-    if not rows or not rows[0]:
-        raise DataError(f"{file}: empty. Expected a header with the columns path and label.")
-    header = [cell.strip() for cell in rows[0]]
-    for number, row in enumerate(rows[1:], start=2):
-        if row and len(row) != len(header):
-            raise DataError(f"{file}, row {number}: {len(row)} cells where the header has {len(header)}.")
-    return {name: [row[i].strip() if row else "" for row in rows[1:]] for i, name in enumerate(header)}
-
-
-def _read_parquet(file: Path) -> dict[str, list[str]]:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    try:
-        table = parquet.read_table(file)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{file}: cannot be read as Parquet: {error}.") from error
-    return {
-        name: ["" if value is None else str(value) for value in table.column(name).to_pylist()]
-        for name in table.column_names
-    }
-
-
-def _column(file: Path, columns: Iterable[str], names: Sequence[str], needed: str | None) -> str:
-    for name in names:
-        for column in columns:
-            if column.lower() == name:
-                return column
-    if needed:
-        raise DataError(
-            f"{file}: no {needed} column. Found: {', '.join(columns)}. Expected one named {', '.join(names)}."
-        )
-    return ""
-
-
-def _split_value(file: Path, number: int, value: str) -> str:
-    try:
-        return SPLIT_NAMES[value.lower()]
-    except KeyError:
-        known = ", ".join(SPLIT_NAMES)
-        raise DataError(f"{file}, row {number}: split is {value!r}. Expected one of {known}.") from None
 
 
 def _some(names: Sequence[str], limit: int = 5) -> str:

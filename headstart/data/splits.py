@@ -68,6 +68,11 @@ class Split:
         """The splits that hold images, in the order train, val, test."""
         return tuple(name for name in SPLITS if name in self.assigned)
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Split name -> images, in the same order."""
+        return {name: self.assigned.count(name) for name in self.names}
+
 
 def make_split(
     dataset: Dataset,
@@ -155,11 +160,11 @@ def _separate(
 
 
 def split_counts(dataset: Dataset, split: Split) -> dict[str, dict[str, int]]:
-    """Split name -> class name -> images."""
+    """Split name -> class name -> images; one with several labels counts for each."""
     assigned = np.array(split.assigned)
     return {
         name: {
-            label: int(np.sum((assigned == name) & (dataset.labels == index)))
+            label: int(np.sum((assigned == name) & dataset.bearing(index)))
             for index, label in enumerate(dataset.classes)
         }
         for name in split.names

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from headstart.evaluation.metrics import Scores, score
+from headstart.data.table import joined
+from headstart.evaluation.metrics import AnyScores, score, score_labels
 from headstart.files import csv_text
+from headstart.training.targets import are_several
+from headstart.training.thresholds import given_by, given_by_others
 
 MANY_CLASSES = 200
 """Classes from which on those that do not occur are left out of a set's figures."""
@@ -22,23 +25,35 @@ class Evaluated:
     Attributes:
         scores: the figures.
         paths: N paths.
-        labels: (N,) the right classes, as indices.
+        labels: the right answers, see ``training.targets``.
+        given: the answers given, likewise.
         probabilities: (N, classes) float64.
         classes: the names.
     """
 
-    scores: Scores
+    scores: AnyScores
     paths: tuple[str, ...]
     labels: npt.NDArray[np.int64]
+    given: npt.NDArray[np.int64]
     probabilities: npt.NDArray[np.float64]
     classes: tuple[str, ...]
 
     def mistakes(self) -> list[int]:
-        """Positions of the wrong answers, the surest first."""
-        given = self.probabilities.argmax(axis=1)
-        wrong = np.flatnonzero(given != self.labels)
-        order = np.argsort(-self.probabilities[wrong, given[wrong]], kind="stable")
-        return [int(place) for place in wrong[order]]
+        """Positions of the wrong answers, the surest first; of several labels, by the surest that is wrong."""
+        if are_several(self.labels):
+            surest = np.where(self.labels > 0, 1 - self.probabilities, self.probabilities)
+            sure = np.where(self.labels != self.given, surest, -1.0).max(axis=1)
+            wrong = np.flatnonzero(sure >= 0)
+        else:
+            sure = self.probabilities[np.arange(len(self.given)), self.given]
+            wrong = np.flatnonzero(self.given != self.labels)
+        return [int(place) for place in wrong[np.argsort(-sure[wrong], kind="stable")]]
+
+    def names_of(self, answers: npt.NDArray[np.int64]) -> list[str]:
+        """``labels`` or ``given`` in words; of several labels, a cell each of a table's column of labels."""
+        if are_several(answers):
+            return joined([[self.classes[i] for i in own.nonzero()[0]] for own in answers])
+        return [self.classes[i] for i in answers]
 
 
 def evaluate_predictions(
@@ -56,20 +71,53 @@ def evaluate_predictions(
         occur = np.union1d(labels, probabilities.argmax(axis=1))
         labels, probabilities = np.searchsorted(occur, labels), probabilities[:, occur]
         classes = tuple(classes[i] for i in occur)
-    return Evaluated(score(probabilities, labels, classes, name=name), tuple(paths), labels, probabilities, classes)
+    given = probabilities.argmax(axis=1)
+    scores = score(probabilities, labels, classes, name=name)
+    return Evaluated(scores, tuple(paths), labels, given, probabilities, classes)
+
+
+def evaluate_labels(
+    name: str,
+    paths: Sequence[str],
+    labels: npt.NDArray[np.int64],
+    probabilities: npt.NDArray[np.float64],
+    classes: tuple[str, ...],
+    thresholds: Sequence[float],
+    *,
+    chose: bool,
+) -> Evaluated:
+    """Scores N predictions of any number of labels and keeps them; arguments as in ``Evaluated``.
+
+    Args:
+        name: of the set.
+        paths: N.
+        labels: (N, classes).
+        probabilities: (N, classes).
+        classes: the names.
+        thresholds: of the model.
+        chose: whether the thresholds were chosen on these images. Then each fifth of them is given labels by the
+            thresholds that are best for the others.
+    """
+    given = given_by_others(probabilities, labels) if chose else given_by(thresholds, probabilities)
+    scores = score_labels(probabilities, labels, given, classes, thresholds=thresholds, name=name)
+    return Evaluated(scores, tuple(paths), labels, given, probabilities, classes)
 
 
 def predictions_csv(evaluated: Sequence[Evaluated]) -> str:
-    """A table of every evaluated image: path, split, right label, given label, its probability, and every class's."""
+    """A table of every evaluated image: path, split, right label, given label, its probability, and every class's.
+
+    Of several labels to an image: path, split, right labels, given labels, and every label's probability.
+    """
+    several = any(are_several(part.labels) for part in evaluated)
     classes = tuple(dict.fromkeys(name for part in evaluated for name in part.classes))
     rows = []
     for part in evaluated:
         places = [classes.index(name) for name in part.classes]
-        for path, right, p in zip(part.paths, part.labels, part.probabilities, strict=True):
+        answers = zip(part.names_of(part.labels), part.names_of(part.given), strict=True)
+        for path, names, p in zip(part.paths, answers, part.probabilities, strict=True):
             cells = [""] * len(classes)
             for place, chance in zip(places, p.tolist(), strict=True):
                 cells[place] = repr(chance)
-            names = part.classes[right], part.classes[p.argmax()]
-            rows.append([path, part.scores.name, *names, repr(float(p.max())), *cells])
-    header = ["path", "split", "label", "predicted", "probability", *(f"p:{name}" for name in classes)]
-    return csv_text([header, *rows])
+            rows.append([path, part.scores.name, *names, *([] if several else [repr(float(p.max()))]), *cells])
+    own = ["labels", "predicted"] if several else ["label", "predicted", "probability"]
+    return csv_text([["path", "split", *own, *(f"p:{name}" for name in classes)], *rows])

@@ -12,10 +12,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from headstart.data.checks import Inspection
 from headstart.data.images import thumbnail
+from headstart.evaluation.metrics import Scores
 from headstart.evaluation.predictions import MANY_CLASSES, Evaluated
 from headstart.model import Model
 from headstart.training.classifiers import Fitted
 from headstart.training.ladder import RungResult
+from headstart.training.targets import are_several
 
 MISTAKES = 24
 THUMBNAIL = 160
@@ -27,8 +29,7 @@ class _Mistake:
     path: str
     right: str
     given: str
-    probability: float
-    right_probability: float
+    chances: str
     picture: str
 
 
@@ -69,6 +70,8 @@ def render_report(
         name=look.dataset.root.resolve().name,
         look=look,
         counts=counts,
+        sizes=look.split.sizes,
+        several=look.dataset.multi_label,
         counted=[c for c in model.classes if len(model.classes) <= MANY_CLASSES or any(n[c] for n in counts.values())],
         model=model,
         fitted=fitted,
@@ -93,23 +96,21 @@ def _matrix(part: Evaluated) -> list[list[dict[str, Any]]]:
             {"label": part.classes[i], "count": count, "share": count / max(1, sum(row)), "right": i == j}
             for j, count in enumerate(row)
         ]
-        for i, row in enumerate(part.scores.confusion)
+        for i, row in enumerate(part.scores.confusion if isinstance(part.scores, Scores) else ())
     ]
 
 
 def _mistakes(part: Evaluated, base: Path) -> list[_Mistake]:
     found = []
     for place in part.mistakes()[:MISTAKES]:
-        chances = part.probabilities[place]
-        given, right = int(chances.argmax()), int(part.labels[place])
-        found.append(
-            _Mistake(
-                path=os.path.relpath(part.paths[place], base),
-                right=part.classes[right],
-                given=part.classes[given],
-                probability=float(chances[given]),
-                right_probability=float(chances[right]),
-                picture=thumbnail(part.paths[place], THUMBNAIL),
-            )
-        )
+        path, picture = os.path.relpath(part.paths[place], base), thumbnail(part.paths[place], THUMBNAIL)
+        right, given, chances = part.labels[place], part.given[place], part.probabilities[place]
+        if are_several(part.labels):
+            names = [", ".join(part.classes[i] for i in own.nonzero()[0]) or "none" for own in (right, given)]
+            wrong = [(i, "missed" if right[i] else "wrongly") for i in (right != given).nonzero()[0]]
+            words = "; ".join(f"{how} {part.classes[i]} ({100 * chances[i]:.1f} %)" for i, how in wrong)
+        else:
+            names = [part.classes[right], part.classes[given]]
+            words = f"{100 * chances[given]:.1f} % against {100 * chances[right]:.1f} %"
+        found.append(_Mistake(path, names[0], names[1], words, picture))
     return found

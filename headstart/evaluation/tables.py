@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from headstart.data.table import joined
 from headstart.files import csv_text, output_file, text_bytes, unicode_text
 from headstart.model import Prediction
 
@@ -14,22 +15,31 @@ TABLE_FORMATS = (".csv", ".json", ".parquet")
 
 
 def prediction_document(prediction: Prediction) -> dict[str, Any]:
-    """A JSON document of one prediction; label and probability are null where the picture cannot be read."""
+    """A JSON document of one prediction; label and probability are null where the picture cannot be read.
+
+    Where a picture may bear any number of labels, "labels" are those that it is given.
+    """
     read = prediction.label is not None
-    return {
+    document = {
         "path": prediction.path,
         "label": prediction.label,
         "probability": prediction.probability if read else None,
-        "top": [{"label": label, "probability": chance} for label, chance in prediction.top],
+        "top": _pairs(prediction.top),
         "error": prediction.error,
     }
+    return document if prediction.labels is None else document | {"labels": _pairs(prediction.labels)}
+
+
+def _pairs(ranked: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
+    return [{"label": label, "probability": chance} for label, chance in ranked]
 
 
 def write_predictions(file: Path, predictions: Sequence[Prediction]) -> None:
     """Writes one row for each prediction, in order, also for pictures that cannot be read.
 
     CSV and Parquet have the columns path, label, probability, then label2, probability2 and so on as far as classes are
-    listed, and error.
+    listed, and error. Where a picture may bear any number of labels, those that it is given stand in labels, after
+    path.
 
     Raises:
         OutputError: another ending than .csv, .json or .parquet, or a file that cannot be written.
@@ -53,6 +63,9 @@ def write_predictions(file: Path, predictions: Sequence[Prediction]) -> None:
 
 def _columns(predictions: Sequence[Prediction]) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {"path": [p.path for p in predictions]}
+    if any(p.labels is not None for p in predictions):
+        given = joined([[label for label, _ in p.labels or ()] for p in predictions])
+        columns["labels"] = [cells if p.error is None else None for cells, p in zip(given, predictions, strict=True)]
     listed = max((len(p.top) for p in predictions), default=0)
     for place in range(max(1, listed)):
         number = "" if place == 0 else str(place + 1)

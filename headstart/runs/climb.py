@@ -12,7 +12,6 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.model_selection import StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 
@@ -34,6 +33,7 @@ from headstart.training.ladder import (
     paired_p,
     room_for_gain,
 )
+from headstart.training.targets import Folds, Labels, folds_of, right_of
 from headstart.training.temperature import losses_of
 
 CHECKPOINTS = "checkpoints"
@@ -47,7 +47,6 @@ SAVE_EVERY = 5.0
 """Seconds between two checkpoints, at least."""
 
 Right = npt.NDArray[np.bool_]
-Labels = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,7 @@ class Climb:
     def _judged(self, logits: npt.NDArray[np.floating[Any]]) -> tuple[Right, npt.NDArray[np.float64]]:
         """(whether each image of ``compared_on`` is right, its loss)."""
         labels = self.compared_on()
-        return logits.argmax(axis=1) == labels, losses_of(logits, labels)
+        return right_of(logits, labels), losses_of(logits, labels)
 
     def probe_logits(self) -> npt.NDArray[np.float64]:
         """The probe's, for ``compared_on``; of training images from folds that left them out."""
@@ -188,15 +187,13 @@ class Climb:
                 known = fewer.fit(_flat(self.train.features[learn]), self.train.labels[learn])
                 out[judge] = known.predict(_flat(self.train.features[judge]))
             parts.append(out)
-        right = np.concatenate(parts) == self.compared_on()
+        labels = self.compared_on()
+        right = (np.concatenate(parts).reshape(labels.shape) == labels).reshape(len(labels), -1).all(axis=1)
         result = judged("kNN", HEAD, right, np.zeros(len(right)), time.monotonic() - started)
         return replace(result, decision="a reference, never kept")
 
-    def _folds(self) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-        labels = self.train.labels
-        smallest = int(np.bincount(labels)[np.unique(labels)].min())
-        folds = StratifiedKFold(max(2, min(FOLDS, smallest)), shuffle=True, random_state=self.recipe.seed)
-        return list(folds.split(labels, labels))
+    def _folds(self) -> Folds:
+        return folds_of(self.train.labels, FOLDS, self.recipe.seed)
 
     def _rung(self, number: int, rung: Rung, head: nn.Module) -> tuple[Tuned, Right, npt.NDArray[np.float64], float]:
         """(outcome, whether each compared image is right, its loss, seconds)."""

@@ -141,7 +141,8 @@ def compare(
     plan = prepared.measure().in_torch()
     train = len(prepared.keys["train"])
     rate = plan.rates.get(plan.fast, 20.0)
-    ways = _ways(plain, split, only, train=train, rate=rate, seconds=seconds)
+    several = look.dataset.multi_label
+    ways = _ways(plain, split, only, several=several, train=train, rate=rate, seconds=seconds)
     start = Start(str(dataset.root.resolve()), device)
     rows: list[Compared] = []
     shared = 0.0
@@ -169,10 +170,19 @@ def _run(way: _Way, look: Inspection, folder: Path, start: Start, cache: Path | 
 
 
 def _ways(
-    plain: Recipe, split: SplittableBackbone, only: Sequence[str], *, train: int, rate: float, seconds: float
+    plain: Recipe,
+    split: SplittableBackbone,
+    only: Sequence[str],
+    *,
+    several: bool,
+    train: int,
+    rate: float,
+    seconds: float,
 ) -> list[_Way]:
     ways = []
-    if "probes" in only:
+    if "probes" in only and several:
+        ways.append(_Way("probes", "logistic regression", plain))  # the others tell classes apart
+    elif "probes" in only:
         ways += [
             _Way("probes", name, replace(plain, probe=cast(Any, probe)))
             for name, probe in (("logistic regression", LOGISTIC), *((_NAMES[kind], kind) for kind in CLASSICAL))

@@ -6,12 +6,14 @@ import os
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from headstart.data.checks import unreadable
 from headstart.data.dataset import Dataset, open_data
 from headstart.data.scan import scan
+from headstart.data.table import SEPARATOR
 from headstart.errors import DataError, RunError
-from headstart.evaluation.predictions import Evaluated, evaluate_predictions
+from headstart.evaluation.predictions import Evaluated, evaluate_labels, evaluate_predictions
 from headstart.model import Model, load
 from headstart.progress import Progress, SilentProgress, with_example
 from headstart.runs.known import split_rows
@@ -36,7 +38,8 @@ def evaluate(
         progress: told of each step.
 
     Raises:
-        DataError: data without an image of a class that the model knows, or a run whose images are gone.
+        DataError: data without an image of a class that the model knows, or with one class to an image where the model
+            gives any number of labels, or the other way round; or a run whose images are gone.
         RunError: a model file without data, or a folder that is no finished run.
         ModelFileError: the model cannot be read.
     """
@@ -58,36 +61,65 @@ def evaluate(
     for name in dict.fromkeys(sets):
         places = [i for i, own in enumerate(sets) if own == name and i not in faults]
         if places:
-            numbers = np.array([labels[i] for i in places], dtype=np.int64)
-            part = [paths[i] for i in places]
-            evaluated.append(evaluate_predictions(name, part, numbers, probabilities[places], model.classes))
+            part, own, chances = [paths[i] for i in places], labels[places], probabilities[places]
+            if model.thresholds is None:
+                evaluated.append(evaluate_predictions(name, part, own, chances, model.classes))
+            else:
+                chose = source is None and name == "val"
+                found = evaluate_labels(name, part, own, chances, model.classes, model.thresholds, chose=chose)
+                evaluated.append(found)
     return evaluated
 
 
-def _own_images(folder: Path, model: Model) -> tuple[list[str], list[int], list[str]]:
+def _numbers(names: list[list[str]], model: Model) -> npt.NDArray[np.int64]:
+    """Labels of images by their names, as ``training.targets`` has them; unknown ones of several are left aside."""
+    number = {name: i for i, name in enumerate(model.classes)}
+    if model.thresholds is None:
+        return np.array([number[own[0]] for own in names], dtype=np.int64)
+    labels = np.zeros((len(names), len(number)), dtype=np.int64)
+    for row, own in zip(labels, names, strict=True):
+        row[[number[name] for name in own if name in number]] = 1
+    return labels
+
+
+def _own_images(folder: Path, model: Model) -> tuple[list[str], npt.NDArray[np.int64], list[str]]:
     if not folder.is_dir():
         raise RunError(f"{folder}: a model file alone; name the data to score it on.")
     rows = [row for row in split_rows(folder) if row["split"] in ("val", "test")]
     rows.sort(key=lambda row: ("val", "test").index(row["split"]))
-    number = {name: i for i, name in enumerate(model.classes)}
-    return [r["path"] for r in rows], [number[r["label"]] for r in rows], [r["split"] for r in rows]
+    if model.thresholds is None:
+        names = [[row["label"]] for row in rows]
+    else:
+        names = [row["labels"].split(SEPARATOR) for row in rows]
+    return [r["path"] for r in rows], _numbers(names, model), [r["split"] for r in rows]
 
 
 def _other_images(
     dataset: Dataset, model: Model, trained_on: set[str], *, cache: Path | None, progress: Progress
-) -> tuple[list[str], list[int], list[str]]:
+) -> tuple[list[str], npt.NDArray[np.int64], list[str]]:
+    several = model.thresholds is not None
+    if dataset.multi_label != several:
+        kinds = "one class to an image", "any number of labels to an image (a column labels)"
+        raise DataError(
+            f"{dataset.root}: the data have {kinds[dataset.multi_label]}, and the model gives {kinds[several]}. Score "
+            "it on data of its own kind."
+        )
     scanned = scan(dataset.files(), cache=cache, progress=progress)
-    number = {name: i for i, name in enumerate(model.classes)}
-    names = dataset.label_names()
-    strange = [name for name in dataset.classes if name not in number]
-    if strange:
-        count = sum(name in strange for name in names)
+    names = [[dataset.classes[i] for i in own] for own in dataset.numbers()]
+    strange = [name for name in dataset.classes if name not in model.classes]
+    if strange and several:
+        progress.say(
+            with_example(f"Warning: {len(strange):,} label(s) that the model does not know count not", strange)
+        )
+    elif strange:
+        count = sum(own[0] in strange for own in names)
         text = f"Warning: {count:,} images of classes that the model does not know are not scored"
         progress.say(with_example(text, strange))
     for finding in unreadable(dataset, scanned):
         progress.say(with_example(f"Serious: {finding.message}", finding.items))
-    keep = [i for i, name in enumerate(names) if name in number and i not in scanned.faults]
-    if not keep:
+    known = set(model.classes)
+    keep = [i for i, own in enumerate(names) if (several or own[0] in known) and i not in scanned.faults]
+    if not keep or not known & set(dataset.classes):
         raise DataError(
             f"{dataset.root}: no readable image of a class that the model knows. It knows "
             f"{', '.join(model.classes[:10])}; found {', '.join(dataset.classes[:10])}."
@@ -99,6 +131,6 @@ def _other_images(
     files, splits = dataset.files(), dataset.splits
     return (
         [files[i] for i in keep],
-        [number[names[i]] for i in keep],
+        _numbers([names[i] for i in keep], model),
         [splits[i] if splits else "all" for i in keep],
     )

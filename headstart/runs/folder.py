@@ -27,7 +27,7 @@ from pathlib import Path
 from headstart.data.checks import Finding, Inspection
 from headstart.errors import RunError
 from headstart.evaluation.curves import CurvePoint, curves_picture
-from headstart.evaluation.metrics import Scores
+from headstart.evaluation.metrics import AnyScores, scores_from_json
 from headstart.evaluation.predictions import Evaluated, predictions_csv
 from headstart.evaluation.report import render_report
 from headstart.files import csv_text, text_bytes, write_atomically
@@ -58,14 +58,14 @@ class Run:
 
     folder: Path
     recipe: Recipe
-    results: dict[str, Scores]
+    results: dict[str, AnyScores]
     rungs: tuple[RungResult, ...] = ()
     best: str = "probe"
     findings: tuple[Finding, ...] = field(default=(), repr=False)
     seconds: dict[str, float] = field(default_factory=dict, repr=False)
 
     @property
-    def scores(self) -> Scores:
+    def scores(self) -> AnyScores:
         """Of the images that played no part in any choice: test where there is one, else val."""
         return self.results.get("test") or self.results["val"]
 
@@ -124,7 +124,7 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
         return Run(
             path,
             recipe,
-            {name: Scores.from_json(figures) for name, figures in document["scores"].items()},
+            {name: scores_from_json(figures) for name, figures in document["scores"].items()},
             tuple(RungResult(**rung) for rung in document.get("rungs", [])),
             document.get("best", "probe"),
             tuple(Finding(**{**f, "items": tuple(f["items"])}) for f in document["findings"]),
@@ -290,7 +290,8 @@ def _curve_points(folder: Path) -> list[CurvePoint]:
 
 def _split_csv(look: Inspection) -> str:
     names = look.dataset.label_names()
-    rows: list[list[str]] = [["path", "label", "split", "content", "left_out"]]
+    label = "labels" if look.dataset.multi_label else "label"
+    rows: list[list[str]] = [["path", label, "split", "content", "left_out"]]
     for i, path in enumerate(look.dataset.files()):
         why = look.scanned.faults.get(i) or look.split.left_out.get(i, "")
         rows.append([path, names[i], look.split.assigned[i], look.scanned.keys[i].hex(), why])

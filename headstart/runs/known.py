@@ -27,6 +27,7 @@ from headstart.training.classifiers import Fitted
 from headstart.training.extension import Remembered, Rows, extend_rows, imagine
 from headstart.training.heads import LayeredHead, OneLogit, head_with_rows, linear_head, logits_on
 from headstart.training.recipe import PRETRAINED, Recipe
+from headstart.training.targets import Labels
 
 REMEMBERED_FILE = "remembered.csv"
 """In the folder of a run that extended a model: the pictures of what that model knew."""
@@ -38,7 +39,6 @@ SAME_CLASS = 0.5
 """Share of a new class's images that one old class was given, from which on both may well be the same."""
 
 Features = npt.NDArray[np.float32]
-Labels = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,11 @@ class Known:
             self.head = linear_head(known.weight.numpy(), known.bias.numpy())
         else:
             model = load(recipe.extend)
+            if model.thresholds is not None:
+                raise OptionError(
+                    f"{recipe.extend}: it gives any number of labels to an image, and what can be extended tells "
+                    "classes apart. Train it anew on a table that has the new labels as well."
+                )
             if not isinstance(model.head, LayeredHead):
                 raise OptionError(
                     f"{recipe.extend}: its classifier ({type(model.head).__name__}) has no row for each class; train "

@@ -27,8 +27,8 @@ from headstart.data.dataset import Dataset
 from headstart.data.scan import pixel_store
 from headstart.data.splits import SplitShares
 from headstart.errors import DataError
-from headstart.evaluation.metrics import Scores
-from headstart.evaluation.predictions import Evaluated, evaluate_predictions
+from headstart.evaluation.metrics import AnyScores
+from headstart.evaluation.predictions import Evaluated, evaluate_labels, evaluate_predictions
 from headstart.features.activations import Activations, Pictures, Views, activation_store
 from headstart.features.extract import Tap, compute_features
 from headstart.model import Model, data_fingerprint
@@ -40,8 +40,8 @@ from headstart.training.finetune import Samples
 from headstart.training.heads import LINEAR
 from headstart.training.ladder import CROSS_VALIDATE_BELOW, FOLDS, Rung, plan_rungs, plan_text
 from headstart.training.recipe import Recipe
-
-Labels = npt.NDArray[np.int64]
+from headstart.training.targets import Labels, count_learnable
+from headstart.training.thresholds import MIDDLE, best_thresholds
 
 MANY = 10**6
 """Images that an engine is chosen for where its choice is measured already: the fastest, however few they are."""
@@ -53,7 +53,7 @@ class Labelled:
 
     Attributes:
         pictures: the images.
-        labels: (N,) int64.
+        labels: see ``training.targets``.
         features: (N, D) float32, or their maps.
     """
 
@@ -138,10 +138,11 @@ class Preparation:
             progress=self.progress,
         )
         _require_learnable(self.look, least=recipe.least_classes)
+        dataset = self.look.dataset
+        check_classes(recipe, len(dataset.classes), several=dataset.multi_label)
         if self.known is not None:
             self.look = replace(self.look, dataset=_behind(self.known.classes, self.look.dataset))
             self.known.remember(self.cache, self.progress)
-        check_classes(recipe, len(self.look.dataset.classes))
         self.used = {name: self.look.split.positions(name) for name in self.look.split.names}
         self.keys = {name: [self.look.scanned.keys[i] for i in own] for name, own in self.used.items()}
         return self.look
@@ -149,11 +150,14 @@ class Preparation:
     def say_findings(self) -> None:
         """Tells what was found in the data."""
         look = self.look
-        parts = [f"{name} {sum(classes.values()):,}" for name, classes in look.counts().items()]
+        parts = [f"{name} {count:,}" for name, count in look.split.sizes.items()]
         how = "as given" if look.split.given else "drawn"
         known = 0 if self.known is None else len(self.known.classes)
         own = len(look.dataset.classes) - known
         classes = f"{own:,} class{'es' if own > 1 else ''}" + (f" behind {known:,}" if known else "")
+        if look.dataset.multi_label:
+            each = look.dataset.labels[look.scanned.usable].sum(axis=1).mean()
+            classes = f"{own:,} label{'s' if own > 1 else ''}, {each:.1f} to an image"
         self.progress.say(f"{look.dataset.root}: {classes}, {', '.join(parts)} images (split {how}).")
         for finding in look.findings:
             if finding.severity != "note":
@@ -197,7 +201,8 @@ class Preparation:
                 "there is."
             )
         else:
-            self.rungs = plan_rungs(self.recipe, self.frozen, train=train, rate=rate)
+            several = self.look.dataset.multi_label
+            self.rungs = plan_rungs(self.recipe, self.frozen, train=train, rate=rate, several=several)
         return plan_text(self.rungs, train=train, val=others, rate=rate)
 
     def run_backbone(self) -> None:
@@ -242,14 +247,32 @@ class Preparation:
         """
         look, changed = self.look, backbone is not self.backbone
         net = FeatureNet(backbone, pool=self.recipe.pooling, cut=self.recipe.cut) if changed else self.net
-        model = Model(net, head, look.dataset.classes, recipe=self.recipe, data=_data_document(look), scores={})
-        evaluated, files = [], look.dataset.files()
+        thresholds = [MIDDLE] * len(look.dataset.classes) if look.dataset.multi_label else None
+        model = Model(
+            net,
+            head,
+            look.dataset.classes,
+            recipe=self.recipe,
+            data=_data_document(look),
+            scores={},
+            thresholds=thresholds,
+        )
+        evaluated: list[Evaluated] = []
+        files = look.dataset.files()
         for name, own in self.used.items():
             if name != "train":
                 keys = self.keys[name]
                 features = self._features_once(net, keys) if changed else self.reported.read(keys)
                 paths, labels = [files[i] for i in own], look.dataset.labels[own]
                 chances = model.probabilities(features)
+                if model.thresholds is not None:
+                    if name == "val":
+                        model.thresholds = tuple(best_thresholds(chances, labels).tolist())
+                    own_scores = evaluate_labels(
+                        name, paths, labels, chances, model.classes, model.thresholds, chose=name == "val"
+                    )
+                    evaluated.append(own_scores)
+                    continue
                 evaluated.append(evaluate_predictions(name, paths, labels, chances, model.classes))
                 if self.known is not None:
                     evaluated += _among_new(name, paths, labels, chances, model.classes, len(self.known.classes))
@@ -455,14 +478,21 @@ def _among_new(
 
 
 def _require_learnable(look: Inspection, *, least: int) -> None:
-    counts = look.counts()
-    learnable = [label for label, count in counts.get("train", {}).items() if count]
-    if len(learnable) < least:
+    sizes = look.split.sizes
+    learnable = [label for label, count in look.counts().get("train", {}).items() if count]
+    if look.dataset.multi_label:
+        labels = look.dataset.labels[look.split.positions("train")]
+        if not count_learnable(labels):
+            raise DataError(
+                f"{look.dataset.root}: {len(labels):,} training image(s), and each label stands on all of them or on "
+                "none: there is nothing to tell apart. Add images, or choose smaller shares for val and test."
+            )
+    elif len(learnable) < least:
         raise DataError(
             f"{look.dataset.root}: training images of {len(learnable)} class(es) only; a classifier needs {least}. "
             "Add images, or choose smaller shares for val and test."
         )
-    if not any(sum(counts.get(name, {}).values()) for name in ("val", "test")):
+    if not sizes.keys() & {"val", "test"}:
         raise DataError(
             f"{look.dataset.root}: no image is left to score the classifier on ({len(look.dataset)} in all). "
             "Add images, or choose a larger share for val."
@@ -479,5 +509,5 @@ def _data_document(look: Inspection) -> dict[str, Any]:
     }
 
 
-def _short_scores(scores: Scores) -> dict[str, Any]:
+def _short_scores(scores: AnyScores) -> dict[str, Any]:
     return {k: v for k, v in scores.as_json().items() if k not in ("classes", "confusion")}

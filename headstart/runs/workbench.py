@@ -21,13 +21,15 @@ from headstart.backbone.weights import fingerprint
 from headstart.data.dataset import Dataset, open_data
 from headstart.data.images import Preprocessing
 from headstart.errors import OptionError
-from headstart.evaluation.metrics import Scores
-from headstart.evaluation.predictions import evaluate_predictions
+from headstart.evaluation.metrics import AnyScores
+from headstart.evaluation.predictions import evaluate_labels, evaluate_predictions
 from headstart.model import Model
 from headstart.progress import Progress, SilentProgress
 from headstart.runs.prepare import Preparation, RungSamples
 from headstart.training.finetune import Classifier, epoch_order, logits_of
 from headstart.training.recipe import Recipe
+from headstart.training.targets import are_several, probabilities_of
+from headstart.training.thresholds import best_thresholds
 
 
 def prepare(
@@ -127,7 +129,8 @@ class Workbench:
             batch_size: images of each batch but the last.
 
         Yields:
-            (N, *shape) float32 activations and (N,) int64 labels.
+            (N, *shape) float32 activations and (N,) int64 labels, as ``cross_entropy`` takes them; where an image may
+            bear any number of them, (N, classes) float32, as ``binary_cross_entropy_with_logits`` does.
 
         Raises:
             OptionError: no such split.
@@ -139,9 +142,11 @@ class Workbench:
         order = epoch_order(self._prepared.recipe.seed, epoch, count).tolist() if split == "train" else range(count)
         for start in range(0, count, batch_size):
             images = list(order[start : start + batch_size])
-            yield samples.activations.read(samples.rows(images, epoch)), torch.from_numpy(samples.labels[images])
+            labels = torch.from_numpy(samples.labels[images])
+            several = are_several(samples.labels)
+            yield samples.activations.read(samples.rows(images, epoch)), labels.float() if several else labels
 
-    def scores(self) -> Scores:
+    def scores(self) -> AnyScores:
         """Of the classifier as it is, on the validation images, in float32.
 
         Raises:
@@ -149,9 +154,14 @@ class Workbench:
         """
         if self._val is None or self._prepared.val is None:
             raise OptionError("scores: the data have no validation images.")
-        logits = torch.from_numpy(logits_of(self._split, self.boundary, self._val, self.classifier.head.eval()))
-        files = list(self._prepared.val.pictures.files)
-        return evaluate_predictions("val", files, self._val.labels, logits.softmax(1).numpy(), self.classes).scores
+        logits = logits_of(self._split, self.boundary, self._val, self.classifier.head.eval())
+        files, labels = list(self._prepared.val.pictures.files), self._val.labels
+        several = are_several(labels)
+        chances = probabilities_of(logits, several=several)
+        if several:
+            thresholds = best_thresholds(chances, labels).tolist()
+            return evaluate_labels("val", files, labels, chances, self.classes, thresholds, chose=True).scores
+        return evaluate_predictions("val", files, labels, chances, self.classes).scores
 
     def model(self) -> Model:
         """The classifier as it is, behind the frozen part: a model to save and predict with, scored on val and test."""

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from sklearn.metrics.pairwise import euclidean_distances
-from sklearn.model_selection import StratifiedKFold
 from sklearn.svm import SVC, LinearSVC
 from torch import Tensor, nn
 
@@ -22,7 +21,8 @@ from headstart.errors import DataError
 from headstart.progress import Progress, SilentProgress
 from headstart.training.heads import NeighbourHead, RbfHead, float_tensor, linear_head
 from headstart.training.linear_fits import linear_fits
-from headstart.training.probe import CHOOSE_FROM, FOLDS, NEVER, Features, Labels, as_rows, standardised
+from headstart.training.probe import CHOOSE_FROM, FOLDS, NEVER, Features, as_rows, standardised
+from headstart.training.targets import Folds, Labels, folds_of, smallest_class
 from headstart.training.temperature import best_scale, losses_of
 
 LINEAR_C = (1e-4, 1e-3, 1e-2)
@@ -42,7 +42,6 @@ MOST_FOR_RBF = 20_000
 """Training images above which a kernel of all pairs is no longer sensible (3 GB and hours)."""
 
 Scores = npt.NDArray[np.float64]
-Folds = list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]
 Outside = Callable[[Folds, float], Scores]
 """(folds, C) -> (N, classes that have images) scores of each image from a fit that left it out."""
 
@@ -261,11 +260,11 @@ def _chosen(
     if settings is not None:
         return settings, "as before"
     middle = grid[len(grid) // 2]
-    smallest = int(np.bincount(labels)[np.unique(labels)].min())
+    smallest = smallest_class(labels)
     if smallest < 2:
         return {"C": middle, "scale": 1.0}, "not chosen: a class of 1 image leaves nothing to choose on"
     tried = grid if len(labels) >= CHOOSE_FROM and smallest >= FOLDS else (middle,)
-    folds = list(StratifiedKFold(min(FOLDS, smallest), shuffle=True, random_state=seed).split(labels, labels))
+    folds = folds_of(labels, FOLDS, seed)
     own = np.unique(labels, return_inverse=True)[1]
     found = {}
     with (progress or SilentProgress()).task("Choosing the settings", len(tried) * len(folds), unit="fits") as advance:

@@ -12,14 +12,15 @@ import torch
 from torch import nn
 
 from headstart.backbone.layers import Layout
-from headstart.errors import DataError, OptionError
+from headstart.errors import OptionError
 from headstart.progress import Progress
 from headstart.training.classical import CLASSICAL
-from headstart.training.finetune import FeatureRows, Labels, Samples
+from headstart.training.finetune import FeatureRows, Samples
 from headstart.training.heads import LINEAR, PLAIN, HeadSpec, linear_head, parse_heads
-from headstart.training.probe import Features, fit_probe, refit_probe
+from headstart.training.probe import Features, fit_probe, refit_probe, require_learnable
 from headstart.training.recipe import Recipe
 from headstart.training.sweep import SweepSettings, Swept, train_heads
+from headstart.training.targets import Labels, are_several
 
 LOGISTIC = "logistic"
 
@@ -68,7 +69,7 @@ def fit_classifier(
         recipe: its ``probe``, ``head``, ``single_logit``, ``balance`` and ``seed``, and for heads that are trained by
             steps ``head_epochs`` and ``head_lr``.
         features: (N, D) float32 of the training images, or their maps.
-        labels: (N,) int64 in [0, classes).
+        labels: see ``training.targets``.
         classes: number of classes.
         layout: what the axes of a map mean.
         dtype: in which hidden layers and convolutions are trained: float32 or bfloat16.
@@ -78,12 +79,11 @@ def fit_classifier(
         progress: told of each fit.
 
     Raises:
-        DataError: under two classes have images.
+        DataError: there is nothing to tell apart.
         OptionError: a head that does not go with the features or the classes.
     """
-    if len(np.unique(labels)) < 2:
-        raise DataError(f"training images of {len(np.unique(labels))} class(es): a classifier needs at least two.")
-    check_classes(recipe, classes)
+    require_learnable(labels)
+    check_classes(recipe, classes, several=are_several(labels))
     specs = [replace(spec, single=recipe.single_logit) for spec in parse_heads(recipe.head)]
     if recipe.head != LINEAR:
         return _trained(recipe, specs, features, labels, classes, layout, dtype, shown, val, progress)
@@ -103,19 +103,33 @@ def fit_classifier(
     return Fitted(head, "probe", probe.reason, settings, refit)
 
 
-def check_classes(recipe: Recipe, classes: int) -> None:
-    """Checks that what a recipe asks for goes with so many classes.
+def check_classes(recipe: Recipe, classes: int, *, several: bool) -> None:
+    """Checks that what a recipe asks for goes with so many classes, or with several labels to an image.
 
     Raises:
-        OptionError: one logit for more than two.
+        OptionError: one logit for more than two; or, for several labels, what tells classes apart of which an image
+            has one.
     """
+    asked = {
+        "single logit": recipe.single_logit,
+        f"probe {recipe.probe}": recipe.probe != LOGISTIC,
+        "balance": recipe.balance,
+        "extend": bool(recipe.extend),
+    }
+    if several and (names := [name for name, given in asked.items() if given]):
+        raise OptionError(
+            f"{names[0]}: is for images of one class each, and the data have any number of labels to an image, each "
+            "with a threshold of its own; leave it out."
+        )
     if recipe.single_logit and classes != 2:
         raise OptionError(f"single logit: it tells two classes apart, and there are {classes}.")
 
 
 def _linear(weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32], *, single: bool) -> nn.Module:
     """Of two classes the one logit is the difference of both: the same probabilities."""
-    return linear_head(weight[1:] - weight[:1], bias[1:] - bias[:1]) if single else linear_head(weight, bias)
+    if single:
+        return linear_head(weight[1:] - weight[:1], bias[1:] - bias[:1], single=True)
+    return linear_head(weight, bias)
 
 
 def _classical(recipe: Recipe, features: Features, labels: Labels, classes: int, progress: Progress | None) -> Fitted:

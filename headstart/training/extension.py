@@ -22,6 +22,7 @@ from scipy.special import logsumexp, softmax
 from torch import Tensor
 
 from headstart.progress import Progress, SilentProgress
+from headstart.training.targets import Labels
 
 PENALTIES = (1e-3, 1e-2, 1e-1)
 """Of the new rows on standardised features; cross-validation chooses."""
@@ -49,7 +50,6 @@ OLD_DEARER = 10.0
 ROUNDS = 200
 Features = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
-Labels = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ from headstart.backbone.layers import Layout
 from headstart.backbone.split import SplittableBackbone
 from headstart.progress import Progress, SilentProgress
 from headstart.training.mixing import blended, jittered, pasted
+from headstart.training.targets import Labels, are_several, image_weights, losses_in, right_in, soft_targets
 
-Labels = npt.NDArray[np.int64]
 State = dict[str, Tensor]
 ESTIMATED_ON = 16
 """Batches that BatchNorm's statistics are estimated on, at the end of an epoch, where they are learnt."""
@@ -51,7 +51,7 @@ class Samples:
 
     Attributes:
         activations: where they are read.
-        labels: (N,) int64, in [0, classes).
+        labels: of N images, see ``training.targets``.
         keys: N content hashes; they decide which view an image shows first.
         views: views of each image; 0: the images as they are.
     """
@@ -362,20 +362,6 @@ def epoch_order(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
     return np.random.default_rng((seed, 1, epoch)).permutation(count)
 
 
-def soft_targets(labels: Labels, classes: int, smoothing: float) -> Tensor:
-    """(N,) labels -> (N, classes) float32, a share of each spread over all classes."""
-    return nn.functional.one_hot(torch.from_numpy(labels), classes).float() * (1 - smoothing) + smoothing / classes
-
-
-def image_weights(labels: Labels, classes: int, *, balance: bool) -> Tensor:
-    """(N,) float32 weights of the images, of mean 1; with ``balance`` each class weighs the same."""
-    if not balance:
-        return torch.ones(len(labels))
-    present = np.bincount(labels, minlength=classes)
-    shares = np.where(present > 0, len(labels) / (np.count_nonzero(present) * np.maximum(present, 1)), 0.0)
-    return torch.from_numpy(shares[labels].astype(np.float32))
-
-
 @contextmanager
 def seeded(*numbers: int) -> Iterator[None]:
     """PyTorch's own generator, set by some numbers; afterwards it is as it was."""
@@ -415,6 +401,7 @@ class _Trainer:
         self.steps = settings.epochs * self.per_epoch
         with torch.no_grad():
             classes = self.head(torch.zeros(1, *split.boundaries[-1].shape)).shape[1]
+        self.classes, self.several = classes, are_several(train.labels)
         self.targets = soft_targets(train.labels, classes, settings.smoothing)
         self.weights = image_weights(train.labels, classes, balance=settings.balance)
 
@@ -467,15 +454,16 @@ class _Trainer:
             group["lr"] = full * rate(step, self.steps, settings.warmup)
         with self._dropping(step), self._learning_statistics(len(x)):
             logits = self.classifier(x)
-            loss = -((target * nn.functional.log_softmax(logits, 1)).sum(1) * weight).mean()
+            loss = (losses_in(logits, target, several=self.several) * weight).mean()
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(self.live, settings.clip)
         self.optimizer.step()
         keep = min(settings.ema, (2 + step) / (11 + step))
         torch._foreach_lerp_(self.average, [p.detach() for p in self.live], 1 - keep)
-        given = logits.detach().argmax(1)
-        right = share * (given == labels).float().mean() + (1 - share) * (given == labels[other]).float().mean()
+        given = logits.detach()
+        right = share * right_in(given, labels).float().mean()
+        right += (1 - share) * right_in(given, labels[other]).float().mean()
         return float(loss.detach()), float(right)
 
     @contextmanager
@@ -516,8 +504,9 @@ class _Trainer:
             self.best = [tensor.clone() for tensor in (*self.average, *self.statistics.values())]
 
     def _validate(self, val: Samples) -> dict[str, float]:
-        logits, labels = _in_turn(val, self.classifier), torch.from_numpy(val.labels)
-        correct, loss = (logits.argmax(1) == labels).sum(), nn.functional.cross_entropy(logits, labels)
+        logits, targets = _in_turn(val, self.classifier), soft_targets(val.labels, self.classes, 0.0)
+        correct = right_in(logits, torch.from_numpy(val.labels)).sum()
+        loss = losses_in(logits, targets, several=self.several).mean()
         return {"correct": float(correct), "log_loss": float(loss)}
 
     @contextmanager

@@ -154,9 +154,10 @@ def build_head(spec: HeadSpec, shape: Sequence[int], classes: int, layout: Layou
     return LayeredHead(layers, about)
 
 
-def linear_head(weight: npt.NDArray[np.floating[Any]], bias: npt.NDArray[np.floating[Any]]) -> LayeredHead:
-    """A head of one linear layer: (classes, D) weight, (classes,) bias; with one row, that of the second of two."""
-    single = len(weight) == 1
+def linear_head(
+    weight: npt.NDArray[np.floating[Any]], bias: npt.NDArray[np.floating[Any]], *, single: bool = False
+) -> LayeredHead:
+    """A head of one linear layer: (classes, D) weight, (classes,) bias; ``single``: one row, of the second of two."""
     head = build_head(HeadSpec(single=single), weight.shape[1:], 2 if single else len(weight))
     state = {"0.weight": weight, "0.bias": bias}
     head.load_state_dict({name: float_tensor(array) for name, array in state.items()})

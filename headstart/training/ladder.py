@@ -142,7 +142,9 @@ class RungResult:
     decision: str = ""
 
 
-def plan_rungs(recipe: Recipe, split: SplittableBackbone, *, train: int, rate: float) -> list[Rung]:
+def plan_rungs(
+    recipe: Recipe, split: SplittableBackbone, *, train: int, rate: float, several: bool = False
+) -> list[Rung]:
     """The rungs that a recipe asks for, shallowest first.
 
     Args:
@@ -150,11 +152,15 @@ def plan_rungs(recipe: Recipe, split: SplittableBackbone, *, train: int, rate: f
         split: the backbone.
         train: training images.
         rate: images a second of the whole backbone in the fast engine.
+        several: whether an image may bear any number of labels. Then CutMix and label smoothing, which are for one
+            class, are off where nothing else is asked for (measured, docs/multi-label.md).
 
     Raises:
         OptionError: no such boundary to unfreeze behind; lists those that there are.
     """
     effort = EFFORTS[recipe.effort]
+    if several:
+        effort = replace(effort, cutmix=0.0, smoothing=0.0)
     if recipe.unfreeze or recipe.scratch:
         chosen = [boundary_before(recipe.unfreeze or "all", split)]
         epochs = [recipe.epochs or (SCRATCH_EPOCHS if recipe.scratch else max(effort.epochs))]
@@ -167,7 +173,7 @@ def plan_rungs(recipe: Recipe, split: SplittableBackbone, *, train: int, rate: f
         epochs = [recipe.epochs or e for _, _, e in distinct]
         whys = [f"{100 * (1 - b.cost_before):.0f} % of the forward pass is trained" for b in chosen]
     normed = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in split.module.modules())
-    settings = [_settings(recipe, count, train, normed=normed) for count in epochs]
+    settings = [_settings(recipe, effort, count, train, normed=normed) for count in epochs]
     if recipe.gradual:
         settings = [replace(own, first_view=sum(o.epochs for o in settings[:i])) for i, own in enumerate(settings)]
     shown = max((own.first_view + own.epochs for own in settings), default=0)
@@ -234,8 +240,7 @@ def deepest_at(share: float, split: SplittableBackbone) -> Boundary | None:
     return max(fitting, key=lambda b: b.cost_before, default=None)
 
 
-def _settings(recipe: Recipe, epochs: int, train: int, *, normed: bool) -> TuneSettings:
-    effort = EFFORTS[recipe.effort]
+def _settings(recipe: Recipe, effort: Effort, epochs: int, train: int, *, normed: bool) -> TuneSettings:
     settings = TuneSettings(
         epochs=epochs,
         lr=recipe.lr or (TuneSettings.lr if normed else LR_WITHOUT_BATCHNORM),

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 WEIGHTS_AT_ONCE = 1_000_000
 """Weights that the optimizer holds at once; it keeps some twenty copies of each."""
 
-Loss = Literal["logistic", "squared_hinge"]
-"""scikit-learn's ``LogisticRegression``, or ``LinearSVC`` for each class against the rest."""
+Loss = Literal["logistic", "binary", "squared_hinge"]
+"""scikit-learn's ``LogisticRegression``; that for each of several labels; or ``LinearSVC`` for each class against the
+rest."""
 
 
 def linear_fits(
@@ -30,7 +31,8 @@ def linear_fits(
     balance: bool = False,
 ) -> list[LinearFits]:
     """As few groups as memory allows; arguments as ``LinearFits``."""
-    at_once = max(1, WEIGHTS_AT_ONCE // (x.shape[1] * (int(labels.max()) + 1)))
+    classes = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
+    at_once = max(1, WEIGHTS_AT_ONCE // (x.shape[1] * classes))
     parts = [learn[i : i + at_once] for i in range(0, len(learn), at_once)]
     return [LinearFits(x, labels, part, loss=loss, balance=balance) for part in parts]
 
@@ -40,10 +42,10 @@ class LinearFits:
 
     Args:
         x: (N, D) float32.
-        labels: (N,) int64 in [0, classes), each of them in each set.
+        labels: (N,) int64 in [0, classes), each of them in each set; for "binary" (N, classes) int64 of 0 and 1.
         learn: of each set, the numbers of its images.
         loss: see ``Loss``.
-        balance: weigh each class by the inverse of its share in the set.
+        balance: weigh each class by the inverse of its share in the set; not for "binary".
     """
 
     def __init__(
@@ -56,12 +58,13 @@ class LinearFits:
         balance: bool = False,
     ) -> None:
         self.x, self.learn, self.loss = torch.from_numpy(x), learn, loss
-        target = nn.functional.one_hot(torch.from_numpy(labels)).float()
+        told = torch.from_numpy(labels)
+        target = (told if loss == "binary" else nn.functional.one_hot(told)).float()
         self.target = target[:, None]
         self.share = torch.zeros(len(x), len(learn), 1)
         self.penalty = torch.zeros(len(learn), 1, dtype=torch.float64)
         for i, own in enumerate(learn):
-            weight = compute_sample_weight("balanced" if balance else None, labels[own])
+            weight = compute_sample_weight("balanced", labels[own]) if balance else np.ones(len(own))
             self.share[own, i, 0] = torch.from_numpy(weight / weight.sum()).float()
             self.penalty[i] = 1 / weight.sum()
         if loss == "logistic" and target.shape[1] == 2:
@@ -106,6 +109,10 @@ class LinearFits:
         if self.loss == "logistic":
             log_odds = scores.log_softmax(2)
             return -self.target * log_odds, log_odds.exp() - self.target
+        if self.loss == "binary":
+            target = self.target.expand_as(scores)
+            losses = nn.functional.binary_cross_entropy_with_logits(scores, target, reduction="none")
+            return losses, scores.sigmoid() - target
         side = 2 * self.target - 1
         short = (1 - side * scores).clamp(min=0)
         return short.square(), -2 * side * short

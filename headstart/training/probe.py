@@ -1,4 +1,7 @@
-"""The linear probe: multinomial logistic regression on standardised features, folded into one linear layer."""
+"""The linear probe: logistic regression on standardised features, folded into one linear layer.
+
+Multinomial where each image has one class; one for each label where an image may bear any number.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import log_softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold, train_test_split
+from sklearn.model_selection import train_test_split
 
 from headstart.errors import DataError
 from headstart.progress import Progress, SilentProgress
-from headstart.training.linear_fits import linear_fits
+from headstart.training.linear_fits import LinearFits, linear_fits
+from headstart.training.targets import Labels, are_several, count_learnable, folds_of, log_losses, smallest_class
 
 C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Inverse strengths of the L2 penalty that cross-validation chooses from."""
@@ -37,7 +40,6 @@ NEVER = -1e4
 """Logit of a class without training images: exp of it is 0."""
 
 Features = npt.NDArray[np.float32]
-Labels = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -68,22 +70,20 @@ def fit_probe(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Probe:
-    """Fits the probe, its C chosen by stratified cross-validation where there are enough images.
+    """Fits the probe, its C chosen by cross-validation where there are enough images.
 
     Args:
         features: (N, D) float32.
-        labels: (N,) int64 in [0, classes).
+        labels: see ``training.targets``.
         classes: number of classes; one without an image in ``labels`` is never predicted.
-        balance: weigh each class by the inverse of its share.
+        balance: weigh each class by the inverse of its share; not for several labels.
         seed: of the folds.
         progress: told of each fold.
 
     Raises:
-        DataError: under two classes have images.
+        DataError: there is nothing to tell apart.
     """
-    present = np.unique(labels)
-    if len(present) < 2:
-        raise DataError(f"training images of {len(present)} class(es): a classifier needs at least two.")
+    require_learnable(labels)
     x = standardised(features)[2]
     c, reason, losses = _choose_c(x, labels, balance=balance, seed=seed, progress=progress or SilentProgress())
     weight, bias = refit_probe(features, labels, classes=classes, c=c, balance=balance)
@@ -95,8 +95,24 @@ def refit_probe(
 ) -> tuple[Features, Features]:
     """The probe for a C that is known: (classes, D) weight and (classes,) bias, float32."""
     mean, scale, x = standardised(features)
-    weight, bias = as_rows(_fit(_regression(balance, C=c), x, labels), classes)
+    if are_several(labels):
+        weight, bias = _fit_each(x, labels, c)
+    else:
+        weight, bias = as_rows(_fit(_regression(balance, C=c), x, labels), classes)
     return (weight / scale).astype(np.float32), (bias - (weight / scale) @ mean).astype(np.float32)
+
+
+def require_learnable(labels: Labels) -> None:
+    """Checks that there is something to tell apart.
+
+    Raises:
+        DataError: under two classes have images; or each label stands on all images or on none.
+    """
+    found = count_learnable(labels)
+    if are_several(labels) and not found:
+        raise DataError("each label stands on all training images or on none: there is nothing to tell apart.")
+    if not are_several(labels) and found < 2:
+        raise DataError(f"training images of {found} class(es): a classifier needs at least two.")
 
 
 def standardised(features: Features) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], Features]:
@@ -110,7 +126,7 @@ def standardised(features: Features) -> tuple[npt.NDArray[np.float64], npt.NDArr
 def _choose_c(
     x: Features, labels: Labels, *, balance: bool, seed: int, progress: Progress
 ) -> tuple[float, str, dict[float, float]]:
-    smallest = int(np.bincount(labels)[np.unique(labels)].min())
+    smallest, several = smallest_class(labels), are_several(labels)
     if len(labels) < CHOOSE_FROM or smallest < FOLDS:
         why = f"{len(labels)} training images" if len(labels) < CHOOSE_FROM else f"a class of {smallest} image(s)"
         return (
@@ -120,21 +136,22 @@ def _choose_c(
         )
     where = "the training images"
     if len(labels) > CHOOSE_ON:
-        x, _, labels, _ = train_test_split(x, labels, train_size=CHOOSE_ON, stratify=labels, random_state=seed)
+        alike = None if several else labels
+        x, _, labels, _ = train_test_split(x, labels, train_size=CHOOSE_ON, stratify=alike, random_state=seed)
         where = f"{CHOOSE_ON:,} of the training images"
-    folds = [learn for learn, _ in StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(x, labels)]
-    own = np.unique(labels, return_inverse=True)[1]
-    groups = linear_fits(x, own, folds, balance=balance)
+    folds = [learn for learn, _ in folds_of(labels, FOLDS, seed)]
+    own = labels if several else np.unique(labels, return_inverse=True)[1]
+    groups = linear_fits(x, own, folds, loss="binary" if several else "logistic", balance=balance)
     losses: dict[float, float] = {}
     with progress.task("Choosing the penalty", FOLDS * len(C_GRID), unit="fits") as advance:
         for c in C_GRID:
             outside: list[float] = []
             for group in groups:
                 group.fit(c)
-                log_odds = log_softmax(group.scores(), axis=2)
+                scores = group.scores()
                 for i, learn in enumerate(group.learn):
                     judge = np.setdiff1d(np.arange(len(own)), learn)
-                    outside.append(-float(log_odds[judge, i, own[judge]].mean()))
+                    outside.append(float(log_losses(scores[judge, i], own[judge]).mean()))
                 advance(len(group.learn))
             losses[c] = float(np.mean(outside))
             if losses[c] > WORSE * min(losses.values()):  # and with less penalty yet it would only overfit more
@@ -143,6 +160,18 @@ def _choose_c(
     best = min(losses, key=lambda c: losses[c])
     reason = f"C = {best:g}, of {len(losses)} tried, by the log loss of {FOLDS}-fold cross-validation on {where}"
     return best, reason, losses
+
+
+def _fit_each(x: Features, labels: Labels, c: float) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """(labels, D) weight and (labels,) bias; where all images answer alike, the odds that one more would say."""
+    fits = LinearFits(x, labels, [np.arange(len(x))], loss="binary")
+    fits.fit(c)
+    weight, bias = fits.weight[:, 0].T.numpy().copy(), fits.bias[0].numpy().copy()
+    bearing = labels.sum(axis=0)
+    alike = (bearing == 0) | (bearing == len(labels))
+    weight[alike] = 0
+    bias[alike] = np.log((bearing[alike] + 0.5) / (len(labels) - bearing[alike] + 0.5))
+    return weight, bias
 
 
 def _regression(balance: bool, **settings: Any) -> LogisticRegression:

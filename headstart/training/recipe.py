@@ -42,8 +42,9 @@ class Recipe:
         views: augmented views of each training image that are kept; 0 for what the effort takes.
         fresh_views: a new view in every epoch, instead of ``views`` that return.
         flip: whether a mirrored picture shows the same thing.
-        smoothing: share of the target that is spread over all classes; None for what the effort takes.
-        cutmix: see ``training.finetune.TuneSettings``; None for what the effort takes.
+        smoothing: share of the target that is spread over all classes; None for what the effort takes, or, where an
+            image may bear several labels, for none.
+        cutmix: see ``training.finetune.TuneSettings``; None likewise.
         mixup: see ``training.finetune.TuneSettings``.
         jitter: see ``training.finetune.TuneSettings``.
         balance: weigh the classes alike, however many images each has.

@@ -24,12 +24,19 @@ from headstart.training.finetune import (
     AT_ONCE,
     Samples,
     epoch_order,
-    image_weights,
     rate,
     seeded,
-    soft_targets,
 )
 from headstart.training.heads import PLAIN, HeadSpec, LayeredHead, Pool, build_head
+from headstart.training.targets import (
+    are_several,
+    count_learnable,
+    image_weights,
+    losses_in,
+    right_in,
+    smallest_class,
+    soft_targets,
+)
 
 HELD_OUT = 0.2
 """Share of the training images that the settings are chosen on where there is no validation set."""
@@ -191,6 +198,7 @@ class _Sweep:
             with seeded(settings.seed, 4):
                 heads = [build_head(spec, shape, classes, layout) for _ in own]
             self.stacks.append(_Stack(heads, shares, decays))
+        self.classes, self.several = classes, are_several(train.labels)
         self.targets = soft_targets(train.labels, classes, settings.smoothing)
         self.weights = image_weights(train.labels, classes, balance=settings.balance)
         self.history: list[list[dict[str, float]]] = [[] for _ in self.candidates]
@@ -228,11 +236,11 @@ class _Sweep:
             for stack in self.stacks:
                 with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
                     logits = stack.logits(x)
-                log_odds = nn.functional.log_softmax(logits.float(), 2)
-                losses = -((target * log_odds).sum(2) * weight).mean(1)
+                logits = logits.float()
+                losses = (losses_in(logits, target, several=self.several) * weight).mean(1)
                 own = slice(first, first + stack.count)
                 self.sums[0, own] += losses.detach()
-                self.sums[1, own] += (log_odds.detach().argmax(2) == labels).float().mean(1)
+                self.sums[1, own] += right_in(logits.detach(), labels).float().mean(1)
                 first += stack.count
                 stack.step(losses.sum(), now, self.settings.clip)
         keep = min(self.settings.ema, (2 + step) / (11 + step))
@@ -241,7 +249,7 @@ class _Sweep:
 
     def _judge(self, val: Samples, epoch: int) -> None:
         """Of the averaged weights; those of a head's best epoch are kept."""
-        labels = torch.from_numpy(val.labels)
+        labels, targets = torch.from_numpy(val.labels), soft_targets(val.labels, self.classes, 0.0)
         parts: list[list[Tensor]] = [[] for _ in self.stacks]
         for start in range(0, len(labels), AT_ONCE):
             x = self._standardised(self._read(val, range(start, min(start + AT_ONCE, len(labels)))))
@@ -250,8 +258,8 @@ class _Sweep:
         first = 0
         for part, stack in zip(parts, self.stacks, strict=True):
             logits = torch.cat(part, 1)
-            correct = (logits.argmax(2) == labels).sum(1).tolist()
-            losses = -logits.log_softmax(2)[:, torch.arange(len(labels)), labels].mean(1)
+            correct = right_in(logits, labels).sum(1).tolist()
+            losses = losses_in(logits, targets, several=self.several).mean(1)
             better = []
             for i, (right, loss) in enumerate(zip(correct, losses.tolist(), strict=True)):
                 self.history[first + i][-1] |= {"correct": right, "log_loss": loss}
@@ -415,16 +423,11 @@ def _weights(candidates: Sequence[Candidate], train: Samples, classes: int, layo
 
 
 def _held_out(train: Samples, seed: int) -> tuple[Samples, Samples] | None:
-    smallest = int(np.bincount(train.labels)[np.unique(train.labels)].min())
-    if (
-        len(train.labels) < LEAST_HELD_OUT
-        or smallest < 2
-        or HELD_OUT * len(train.labels) < len(np.unique(train.labels))
-    ):
+    count, alike = len(train.labels), None if are_several(train.labels) else train.labels
+    too_few = alike is not None and HELD_OUT * count < count_learnable(alike)
+    if count < LEAST_HELD_OUT or smallest_class(train.labels) < 2 or too_few:
         return None
-    learn, judge = train_test_split(
-        np.arange(len(train.labels)), test_size=HELD_OUT, stratify=train.labels, random_state=seed
-    )
+    learn, judge = train_test_split(np.arange(count), test_size=HELD_OUT, stratify=alike, random_state=seed)
     return train.some(learn), replace(train.some(judge), views=0)
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
+
+from headstart.training.targets import Labels, Logits, are_several, log_losses
 
 Losses = npt.NDArray[np.float64]
-Logits = npt.NDArray[np.floating[Any]]
-Labels = npt.NDArray[np.int64]
 
 SCALES = (-8.0, 8.0)
 """Natural logarithms of the factors that are tried, relative to logits with a standard deviation of 1."""
@@ -23,15 +21,15 @@ def best_scale(logits: Logits, labels: Labels) -> float:
 
     Args:
         logits: (N, classes); scores of any range, such as margins or negative distances, will do.
-        labels: (N,) int64.
+        labels: see ``training.targets``.
 
     Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
     """
-    spread = float((logits - logits.mean(axis=1, keepdims=True)).std())
+    spread = float((logits if are_several(labels) else logits - logits.mean(axis=1, keepdims=True)).std())
     if not spread:
         return 1.0
     found = minimize_scalar(
-        lambda log_scale: float(_losses(logits, labels, math.exp(log_scale) / spread).mean()),
+        lambda log_scale: float(log_losses(math.exp(log_scale) / spread * logits, labels).mean()),
         bounds=SCALES,
         method="bounded",
     )
@@ -45,11 +43,6 @@ def losses_of(logits: Logits, labels: Labels) -> Losses:
 
     Args:
         logits: (N, classes).
-        labels: (N,) int64.
+        labels: see ``training.targets``.
     """
-    return _losses(logits, labels, best_scale(logits, labels))
-
-
-def _losses(logits: Logits, labels: Labels, scale: float) -> Losses:
-    log_odds = log_softmax(scale * logits.astype(np.float64), axis=1)
-    return cast(Losses, -log_odds[np.arange(len(labels)), labels])
+    return log_losses(best_scale(logits, labels) * logits.astype(np.float64), labels)

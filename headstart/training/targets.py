@@ -1,0 +1,106 @@
+"""What labels ask of a classifier: one class for each image, or any number of labels.
+
+Labels are (N,) int64, the number of each image's class: logits become probabilities by a softmax. Or they are
+(N, classes) int64, 1 for each label that an image bears and 0 for the others: each logit becomes one by a sigmoid.
+Every function here takes both.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.special import expit, log_expit, log_softmax, softmax
+from sklearn.model_selection import KFold, StratifiedKFold
+from torch import Tensor, nn
+
+Labels = npt.NDArray[np.int64]
+Logits = npt.NDArray[np.floating[Any]]
+Folds = list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]
+
+
+def are_several(labels: Labels | Tensor) -> bool:
+    """Whether an image may bear any number of labels."""
+    return labels.ndim == 2
+
+
+def count_learnable(labels: Labels) -> int:
+    """Classes that have images; or labels that some images bear and others do not."""
+    if are_several(labels):
+        bearing = labels.sum(axis=0)
+        return int(((bearing > 0) & (bearing < len(labels))).sum())
+    return len(np.unique(labels))
+
+
+def probabilities_of(logits: Logits, *, several: bool) -> npt.NDArray[np.float64]:
+    """(N, classes) logits -> (N, classes) float64 in [0, 1]; rows sum to 1 where each image has one class."""
+    exact = logits.astype(np.float64)
+    return np.asarray(expit(exact) if several else softmax(exact, axis=1))
+
+
+def log_losses(logits: Logits, labels: Labels) -> npt.NDArray[np.float64]:
+    """(N,) loss of each image in nats; of several labels, the sum over them of each one's binary cross-entropy."""
+    exact = logits.astype(np.float64)
+    if are_several(labels):
+        return np.asarray(-log_expit(np.where(labels > 0, exact, -exact)).sum(axis=1))
+    return np.asarray(-log_softmax(exact, axis=1)[np.arange(len(labels)), labels])
+
+
+def right_of(logits: Logits, labels: Labels) -> npt.NDArray[np.bool_]:
+    """(N,) whether each image is right; of several labels, whether all are, with 0.5 as their threshold."""
+    return right_in(torch.from_numpy(np.ascontiguousarray(logits)), torch.from_numpy(labels)).numpy()
+
+
+def right_in(logits: Tensor, labels: Tensor) -> Tensor:
+    """``right_of``: (..., N, classes) logits -> (..., N) bool."""
+    if are_several(labels):
+        return ((logits > 0) == (labels > 0)).all(-1)
+    return logits.argmax(-1) == labels
+
+
+def soft_targets(labels: Labels, classes: int, smoothing: float) -> Tensor:
+    """(N, classes) float32, a share of each image's spread over all classes; of several labels, over both answers."""
+    told = torch.from_numpy(labels)
+    if are_several(labels):
+        return told.float() * (1 - smoothing) + smoothing / 2
+    return nn.functional.one_hot(told, classes).float() * (1 - smoothing) + smoothing / classes
+
+
+def losses_in(logits: Tensor, targets: Tensor, *, several: bool) -> Tensor:
+    """Loss to train by, as ``log_losses``: (..., N, classes) logits and (N, classes) targets -> (..., N)."""
+    if several:
+        own = targets.expand_as(logits)
+        return nn.functional.binary_cross_entropy_with_logits(logits, own, reduction="none").sum(-1)
+    return -(targets * nn.functional.log_softmax(logits, -1)).sum(-1)
+
+
+def image_weights(labels: Labels, classes: int, *, balance: bool) -> Tensor:
+    """(N,) float32 weights of the images, of mean 1; with ``balance`` each class weighs the same.
+
+    Several labels to an image are not balanced.
+    """
+    if not balance:
+        return torch.ones(len(labels))
+    present = np.bincount(labels, minlength=classes)
+    shares = np.where(present > 0, len(labels) / (np.count_nonzero(present) * np.maximum(present, 1)), 0.0)
+    return torch.from_numpy(shares[labels].astype(np.float32))
+
+
+def smallest_class(labels: Labels) -> int:
+    """Images of the class that has fewest; of several labels, all images: each tells something of each label."""
+    return len(labels) if are_several(labels) else int(np.bincount(labels)[np.unique(labels)].min())
+
+
+def folds_of(labels: Labels, count: int, seed: int) -> Folds:
+    """(images to learn from, images to judge) of each fold, stratified where each image has one class.
+
+    Args:
+        labels: of N images.
+        count: folds; fewer, but 2 at least, where a class has fewer images.
+        seed: of the shuffle.
+    """
+    kind = KFold if are_several(labels) else StratifiedKFold
+    number = max(2, min(count, smallest_class(labels)))
+    return list(kind(number, shuffle=True, random_state=seed).split(labels, labels))

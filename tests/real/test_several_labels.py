@@ -1,0 +1,47 @@
+"""Any number of labels to a photograph: what stands in five data sets, told by one model."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from photographs import Timed, photographs
+
+GENERAL = {
+    "flowers": ["flower"],
+    "cats_dogs": ["animal"],
+    "hymenoptera": ["animal", "insect"],
+    "urban_rural": ["place"],
+}
+"""Data set -> what all of its pictures show, beside the name of their folder."""
+
+
+def write_table(file: Path) -> None:
+    rows = [
+        (picture, "|".join([*labels, kind.name]), split)
+        for name, labels in GENERAL.items()
+        for split in ("train", "val")
+        for kind in sorted((photographs(name) / split).iterdir())
+        for picture in sorted(kind.iterdir())
+    ]
+    with open(file, "w", newline="") as lines:
+        csv.writer(lines).writerows([("path", "labels", "split"), *rows])
+
+
+def test_general_and_special_labels_are_told_side_by_side(command: Callable[..., Timed], tmp_path: Path) -> None:
+    write_table(tmp_path / "all.csv")
+    done = command("train", tmp_path / "all.csv", "--out", tmp_path / "run", "--json")
+    assert done.status == 0, done.err
+    assert "15 labels, 2.1 to an image" in done.err
+    val = json.loads(done.out)["scores"]["val"]
+    assert val["count"] == 1023
+    assert val["mean_average_precision"] > 0.95
+    by_name = {c["label"]: c for c in val["classes"]}
+    assert all(by_name[name]["average_precision"] > 0.99 for name in ("flower", "animal"))
+    assert by_name["insect"]["recall"] > 0.9
+    rose = next((photographs("flowers") / "val" / "roses").iterdir())
+    told = json.loads(command("predict", tmp_path / "run", rose, "--json").out)[0]["labels"]
+    assert told[0]["label"] == "flower"
+    assert all(pair["label"] not in ("animal", "place") for pair in told)
