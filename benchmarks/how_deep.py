@@ -16,7 +16,7 @@ from pathlib import Path
 
 from headstart.data.dataset import open_data
 from headstart.progress import SilentProgress
-from headstart.runs.folder import Start, new_run_folder, write_start
+from headstart.runs.folder import Start, choose_run_folder, make_run_folder, write_start
 from headstart.runs.train import carry_out
 from headstart.training.recipe import Recipe
 
@@ -35,7 +35,7 @@ def main() -> None:
             for depth in given.depths:
                 recipe = Recipe(effort="quick", unfreeze=depth, seed=seed, val=given.val, test=0.0)
                 dataset = open_data(data)
-                folder = new_run_folder(given.out / f"{data.name}-{depth}-{seed}", data)
+                folder = make_run_folder(choose_run_folder(given.out / f"{data.name}-{depth}-{seed}", data))
                 start = Start(str(data.resolve()), "auto")
                 write_start(folder, recipe, start)
                 run = carry_out(dataset, folder, recipe, start, insist=True, cache=None, progress=SilentProgress())

@@ -159,6 +159,9 @@ def train(
     train_old: Annotated[
         bool, typer.Option("--train-old", help="With --extend: the classes that stay are trained as well.")
     ] = False,
+    wanted_accuracy: Annotated[
+        float, typer.Option(help="Of the answers; where the model is less sure on val, it says so.")
+    ] = 0.95,
     val: Val = 0.15,
     test: Test = 0.15,
     seed: Seed = 0,
@@ -203,6 +206,7 @@ def train(
             extend=extend if extend in ("", PRETRAINED) else _absolute(Path(extend)),
             remember=_absolute(remember),
             train_old=train_old,
+            wanted=wanted_accuracy,
             val=val,
             test=test,
             seed=seed,
@@ -656,6 +660,8 @@ def _answer(prediction: Prediction) -> str:
     def words(pairs: Iterable[tuple[str, float]]) -> str:
         return "  ".join(f"{label} {100 * chance:.1f} %" for label, chance in pairs)
 
+    if prediction.answer not in (prediction.label, ""):
+        return f"{prediction.answer} (nearest: {words(prediction.top)})"
     if prediction.labels is None:
         return words(prediction.top)
     return words(prediction.labels) or f"none of the labels (nearest: {words(prediction.top)})"

@@ -23,23 +23,30 @@ from torch import Tensor, nn
 
 from headstart.backbone.engine import Engine, choose_engine, run_in_batches
 from headstart.backbone.forward import FeatureNet
+from headstart.backbone.layers import Layout
 from headstart.backbone.weights import Backbone, build_architecture, fingerprint
 from headstart.data.images import Preprocessing, Rgb, as_rgb, decode, fit_to, map_images
 from headstart.errors import HeadstartError, ModelFileError, UnreadableImage
 from headstart.files import write_atomically
 from headstart.html import paragraph, table
 from headstart.progress import Progress, SilentProgress
-from headstart.training.heads import head_from, logits_on
+from headstart.training.calibration import Calibration
+from headstart.training.heads import head_from, logits_on, vectors_of
+from headstart.training.outliers import KEPT, Familiar
 from headstart.training.recipe import Recipe
 from headstart.training.targets import probabilities_of
 
 FORMAT_VERSION = 2
-"""1 had no thresholds: each picture had one class."""
+"""1 had neither thresholds (each picture had one class) nor calibration."""
 
 MODEL_FILE = "model.safetensors"
 """The model's name in a run folder."""
 
 LIBRARIES = ("headstart", "torch", "timm", "torchvision", "numpy", "pillow", "scikit-learn", "safetensors")
+
+NONE_OF_THESE = "none of these"
+UNSURE = "unsure: ask a person"
+"""Answers where the model would rather give no class."""
 
 SHOWN_CLASSES = 12
 """Names of classes that a notebook shows."""
@@ -60,6 +67,9 @@ class Prediction:
         probability: of that class, in [0, 1].
         top: the most probable classes with their probabilities, best first.
         error: why the picture cannot be read, or None.
+        outlier: how unlike the pictures that the model learnt from this one is: the share of usual pictures that are
+            nearer to them, in [0, 1]; None where the model does not know, or the picture cannot be read.
+        unsure: whether ``probability`` is too low for the accuracy that was asked for.
         labels: where a picture may bear any number of them, those that are at least as probable as their thresholds,
             the surest first, with their probabilities; None of a model that gives each picture one class.
     """
@@ -70,6 +80,22 @@ class Prediction:
     top: tuple[tuple[str, float], ...]
     error: str | None = None
     labels: tuple[tuple[str, float], ...] | None = None
+    outlier: float | None = None
+    unsure: bool = False
+
+    @property
+    def answer(self) -> str | None:
+        """``label``, or ``NONE_OF_THESE``, or ``UNSURE``: what can be relied on; None where it cannot be read.
+
+        Where a picture may bear any number of labels, the answer is ``NONE_OF_THESE`` or "", beside ``labels``.
+        """
+        if self.label is None:
+            return None
+        if self.outlier is not None and self.outlier > KEPT:
+            return NONE_OF_THESE
+        if self.labels is not None:
+            return ""
+        return UNSURE if self.unsure else self.label
 
 
 @final
@@ -85,6 +111,8 @@ class Model:
         scores: what it scored, by the name of the set; a JSON document.
         thresholds: where a picture may bear any number of labels, the probability from which on it is given each; None
             where each picture has one class.
+        calibration: what was fitted on validation images; none where it is not given.
+        familiar: what usual pictures look like; None where it is not known.
     """
 
     def __init__(
@@ -98,7 +126,10 @@ class Model:
         scores: dict[str, Any],
         libraries: dict[str, str] | None = None,
         thresholds: Sequence[float] | None = None,
+        calibration: Calibration | None = None,
+        familiar: Familiar | None = None,
     ) -> None:
+        self.calibration, self.familiar = calibration or Calibration(), familiar
         self.net = net
         self.thresholds = None if thresholds is None else tuple(map(float, thresholds))
         self.head = head.requires_grad_(False).eval()
@@ -135,14 +166,41 @@ class Model:
         """What becomes of a picture before the network sees it."""
         return self.net.backbone.preprocessing
 
+    @property
+    def calibration_words(self) -> str:
+        """What was fitted on validation images, in words; "" for nothing."""
+        own = self.calibration
+        if not own.images:
+            return ""
+        words = f"Calibrated on {own.images:,} validation images: temperature {own.temperature:.2f}"
+        if own.wanted:
+            words += (
+                f"; to be right in {100 * own.wanted:g} % of its answers, it answers {100 * own.coverage:.1f} % of "
+                f"them and is right in {100 * own.accuracy:.1f} %"
+            )
+        return words + "."
+
     def probabilities(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
         """(N, ...) float32 features -> (N, classes) float64 probabilities.
 
         Rows sum to 1 where each picture has one class.
         """
+        logits = self.logits(features) / self.calibration.temperature
+        return probabilities_of(logits, several=self.thresholds is not None)
+
+    def logits(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+        """(N, ...) float32 features -> (N, classes) float64, before the temperature."""
         if self._exact is None:
             self._exact = copy.deepcopy(self.head).double()
-        return probabilities_of(logits_on(self._exact, features, torch.float64), several=self.thresholds is not None)
+        return logits_on(self._exact, features, torch.float64)
+
+    def vectors(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """(N, ...) features -> (N, D), by whose distances pictures are told to be unusual."""
+        return vectors_of(features, Layout.of(self.net.backbone.module))
+
+    def outlier_scores(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float64] | None:
+        """(N,) of features, see ``Prediction.outlier``; None where it is not known what is usual."""
+        return None if self.familiar is None else self.familiar.outlier_scores(self.vectors(features))
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a path is a str, and a str is iterable
@@ -186,8 +244,20 @@ class Model:
         Returns:
             (N, classes) float64, a row of NaN where a picture cannot be read, and position -> reason of those.
         """
+        probabilities, _, faults = self.examine(pictures, device=device, progress=progress)
+        return probabilities, faults
+
+    def examine(
+        self, pictures: Sequence[Picture], *, device: str = "auto", progress: Progress | None = None
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], dict[int, str]]:
+        """Probabilities and outlier scores of many pictures.
+
+        Returns:
+            As ``predict_proba``, and between the two (N,) float64 outlier scores (see ``Prediction.outlier``), NaN
+            where there is none.
+        """
         progress = progress or SilentProgress()
-        out = np.full((len(pictures), len(self.classes)), np.nan)
+        out, odd = np.full((len(pictures), len(self.classes)), np.nan), np.full(len(pictures), np.nan)
         faults: dict[int, str] = {}
         engine: Engine | None = None
         with progress.task("Predicting", len(pictures)) as advance:
@@ -200,9 +270,13 @@ class Model:
                         engine = choose_engine(
                             self.net, count=len(pictures), sample=pixels[:8], device=device, progress=progress
                         )
-                    out[[place for place, _ in good]] = self.probabilities(run_in_batches(engine, pixels))
+                    places, features = [place for place, _ in good], run_in_batches(engine, pixels)
+                    out[places] = self.probabilities(features)
+                    scores = self.outlier_scores(features)
+                    if scores is not None:
+                        odd[places] = scores
                 advance(len(batch))
-        return out, faults
+        return out, odd, faults
 
     def save(self, file: str | os.PathLike[str]) -> Path:
         """Writes the model file, whole or not at all.
@@ -213,6 +287,9 @@ class Model:
         path = Path(file)
         tensors = {f"backbone.{name}": t.cpu() for name, t in self.net.state().items()}
         tensors |= {f"head.{name}": tensor.cpu() for name, tensor in self.head.state_dict().items()}
+        if self.familiar is not None:
+            tensors["familiar.references"] = torch.from_numpy(self.familiar.references)
+            tensors["familiar.usual"] = torch.from_numpy(self.familiar.usual)
         tensors = {name: t.detach().clone().contiguous() for name, t in tensors.items()}
         header = self._header()
         header["sha256"] = _digest(header, tensors)
@@ -242,6 +319,7 @@ class Model:
             "scores": self.scores,
             "libraries": self.libraries,
             "thresholds": self.thresholds,
+            "calibration": self.calibration.as_json(),
         }
 
     def _pixels(self, picture: Picture) -> Rgb | str:
@@ -258,7 +336,7 @@ class Model:
     def _predict(
         self, pictures: list[Picture], *, top: int, device: str, progress: Progress | None
     ) -> list[Prediction]:
-        probabilities, faults = self.predict_proba(pictures, device=device, progress=progress)
+        probabilities, odd, faults = self.examine(pictures, device=device, progress=progress)
         predictions = []
         for place, picture in enumerate(pictures):
             if place in faults:
@@ -266,7 +344,16 @@ class Model:
                 continue
             best = np.argsort(-probabilities[place], kind="stable")[: max(1, top)]
             ranked = tuple((self.classes[i], float(probabilities[place, i])) for i in best)
-            predictions.append(Prediction(_name(picture), *ranked[0], ranked, labels=self._given(probabilities[place])))
+            predictions.append(
+                Prediction(
+                    _name(picture),
+                    *ranked[0],
+                    ranked,
+                    labels=self._given(probabilities[place]),
+                    outlier=None if np.isnan(odd[place]) else float(odd[place]),
+                    unsure=ranked[0][1] < self.calibration.threshold,
+                )
+            )
         return predictions
 
     def _given(self, chances: npt.NDArray[np.float64]) -> tuple[tuple[str, float], ...] | None:
@@ -298,6 +385,8 @@ def load(run_or_model: str | os.PathLike[str]) -> Model:
             scores=header["scores"],
             libraries=header["libraries"],
             thresholds=header.get("thresholds"),
+            calibration=Calibration(**header.get("calibration", {})),
+            familiar=_familiar(_under("familiar.", tensors)),
         )
     except (KeyError, TypeError, RuntimeError, HeadstartError) as error:
         written = ", ".join(f"{k} {v}" for k, v in header.get("libraries", {}).items())
@@ -359,6 +448,10 @@ def data_fingerprint(keys: Iterable[bytes], labels: Iterable[str]) -> str:
     """SHA-256 of a labelled set of images, whatever their order and names."""
     lines = sorted(key.hex() + " " + label for key, label in zip(keys, labels, strict=True))
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
+def _familiar(tensors: dict[str, Tensor]) -> Familiar | None:
+    return Familiar(tensors["references"].numpy(), tensors["usual"].numpy()) if tensors else None
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ def some_data(classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.n
     x, y = make_classification(
         500, 20, n_informative=12, n_classes=classes, n_clusters_per_class=2, class_sep=1.0, random_state=seed
     )
-    x = (x * np.linspace(0.1, 5, 20) + 1).astype(np.float32)
+    x = (x * np.linspace(0.5, 5, 20) + 1).astype(np.float32)
     return x[:400], y[:400].astype(np.int64), x[400:], y[400:].astype(np.int64)
 
 

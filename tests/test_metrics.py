@@ -65,7 +65,7 @@ def test_every_prediction_carries_its_path_and_mistakes_come_surest_first() -> N
     probabilities, labels = some_predictions(50)
     part = evaluate_predictions("val", [f"p{i}, x" for i in range(50)], labels, probabilities, ("a", "b", "c", "d"))
     lines = predictions_csv([part]).splitlines()
-    assert lines[0] == "path,split,label,predicted,probability,p:a,p:b,p:c,p:d"
+    assert lines[0] == "path,split,label,predicted,probability,outlier,p:a,p:b,p:c,p:d"
     assert lines[8].startswith('"p7, x",val,')
     assert [float(v) for v in lines[8].split(",")[-4:]] == probabilities[7].tolist()
     wrong = part.mistakes()

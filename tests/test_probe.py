@@ -11,14 +11,14 @@ from sklearn.preprocessing import StandardScaler
 
 from headstart.errors import DataError
 from headstart.training import linear_fits
-from headstart.training.probe import C_GRID, C_WITHOUT_CHOICE, FOLDS, fit_probe
+from headstart.training.probe import C_GRID, C_WITHOUT_CHOICE, FOLDS, fit_probe, floored
 
 
 def some_data(count: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     x, y = make_classification(
         count, 30, n_informative=12, n_classes=classes, n_clusters_per_class=1, class_sep=0.9, random_state=seed
     )
-    x = x * np.linspace(0.01, 50, 30) + np.linspace(-9, 9, 30)
+    x = x * np.linspace(2, 50, 30) + np.linspace(-9, 9, 30)
     return x.astype(np.float32), y.astype(np.int64)
 
 
@@ -155,3 +155,15 @@ def test_labels_that_stand_everywhere_or_nowhere_cannot_be_learnt() -> None:
     y[:] = [1, 0, 1, 0]
     with pytest.raises(DataError, match="nothing to tell apart"):
         fit_probe(x, y, classes=4)
+
+
+def test_a_feature_that_hardly_moved_in_training_is_not_blown_up() -> None:
+    x, y = some_data(300, 3)
+    x = (x - x.mean(0)) / x.std(0)
+    dead = np.zeros((300, 2), np.float32)
+    dead[np.flatnonzero(y == 0)[:2], 0] = 1e-3  # the second never moves
+    plain, fitted = fit_probe(x, y, classes=3), fit_probe(np.c_[x, dead], y, classes=3)
+    strange = np.r_[x[0], 1.0, 1.0].astype(np.float32)
+    before, after = plain.weight @ x[0] + plain.bias, fitted.weight @ strange + fitted.bias
+    assert np.abs(after - before).max() < 2
+    assert np.allclose(floored(x.std(0).astype(np.float64)), x.std(0))

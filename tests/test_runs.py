@@ -61,6 +61,7 @@ def test_a_run_learns_and_leaves_every_file(run: hs.Run) -> None:
         "predictions.csv",
         "scores.json",
         "report.html",
+        "calibration.png",
         "run.json",
     }
     assert hs.load_run(run.folder).results == run.results

@@ -24,7 +24,7 @@ def some(count: int, seed: int = 0, classes: int = 3) -> Samples:
         600, 20, n_informative=10, n_classes=classes, n_clusters_per_class=2, class_sep=1.2, random_state=1
     )
     chosen = np.random.default_rng(seed).permutation(600)[:count]
-    x = x * np.linspace(0.01, 50, 20) + np.linspace(-9, 9, 20)
+    x = x * np.linspace(2, 50, 20) + np.linspace(-9, 9, 20)
     return in_memory(x[chosen].astype(np.float32), y[chosen].astype(np.int64))
 
 

@@ -29,6 +29,7 @@ class Evaluated:
         given: the answers given, likewise.
         probabilities: (N, classes) float64.
         classes: the names.
+        outliers: (N,) float64, see ``outliers.Familiar``; None where they are not known.
     """
 
     scores: AnyScores
@@ -37,6 +38,7 @@ class Evaluated:
     given: npt.NDArray[np.int64]
     probabilities: npt.NDArray[np.float64]
     classes: tuple[str, ...]
+    outliers: npt.NDArray[np.float64] | None = None
 
     def mistakes(self) -> list[int]:
         """Positions of the wrong answers, the surest first; of several labels, by the surest that is wrong."""
@@ -104,9 +106,10 @@ def evaluate_labels(
 
 
 def predictions_csv(evaluated: Sequence[Evaluated]) -> str:
-    """A table of every evaluated image: path, split, right label, given label, its probability, and every class's.
+    """A table of every evaluated image: path, split, right label, given label, its probability, every class's.
 
-    Of several labels to an image: path, split, right labels, given labels, and every label's probability.
+    Of several labels to an image: path, split, right labels, given labels, and every label's probability. Before the
+    probabilities of all stands the outlier score, empty where it is not known.
     """
     several = any(are_several(part.labels) for part in evaluated)
     classes = tuple(dict.fromkeys(name for part in evaluated for name in part.classes))
@@ -114,10 +117,12 @@ def predictions_csv(evaluated: Sequence[Evaluated]) -> str:
     for part in evaluated:
         places = [classes.index(name) for name in part.classes]
         answers = zip(part.names_of(part.labels), part.names_of(part.given), strict=True)
-        for path, names, p in zip(part.paths, answers, part.probabilities, strict=True):
+        odd = [""] * len(part.paths) if part.outliers is None else [repr(score) for score in part.outliers.tolist()]
+        for path, names, p, outlier in zip(part.paths, answers, part.probabilities, odd, strict=True):
             cells = [""] * len(classes)
             for place, chance in zip(places, p.tolist(), strict=True):
                 cells[place] = repr(chance)
-            rows.append([path, part.scores.name, *names, *([] if several else [repr(float(p.max()))]), *cells])
+            rows.append([path, part.scores.name, *names, *([] if several else [repr(float(p.max()))]), outlier, *cells])
     own = ["labels", "predicted"] if several else ["label", "predicted", "probability"]
+    own.append("outlier")
     return csv_text([["path", "split", *own, *(f"p:{name}" for name in classes)], *rows])

@@ -14,9 +14,11 @@ from headstart.data.checks import Inspection
 from headstart.data.images import thumbnail
 from headstart.evaluation.metrics import Scores
 from headstart.evaluation.predictions import MANY_CLASSES, Evaluated
+from headstart.evaluation.reliability import BINS, Reliability
 from headstart.model import Model
 from headstart.training.classifiers import Fitted
 from headstart.training.ladder import RungResult
+from headstart.training.outliers import KEPT
 from headstart.training.targets import are_several
 
 MISTAKES = 24
@@ -42,6 +44,8 @@ def render_report(
     rungs: Sequence[RungResult] = (),
     best: str = "probe",
     curves: str = "",
+    reliable: Sequence[Reliability] = (),
+    trust: str = "",
     proof: dict[str, object],
     seconds: dict[str, float],
 ) -> str:
@@ -55,6 +59,8 @@ def render_report(
         rungs: of the ladder.
         best: the name of the one that was kept.
         curves: a data: address of their picture; "" for none.
+        reliable: calibration before and after.
+        trust: a data: address of the picture of that.
         proof: fingerprints of what was frozen, and the engines.
         seconds: by step.
     """
@@ -80,6 +86,11 @@ def render_report(
         rungs=rungs,
         best=best,
         curves=curves,
+        reliable={own.name: own for own in reliable},
+        trust=trust,
+        usual=[_usual(part) for part in evaluated],
+        kept=KEPT,
+        bins=BINS,
         proof=proof,
         matrices=[_matrix(part) for part in evaluated],
         mistakes=[_mistakes(part, look.dataset.base) for part in evaluated],
@@ -87,6 +98,13 @@ def render_report(
         listed=LISTED_ITEMS,
         many=MANY_CLASSES,
     )
+
+
+def _usual(part: Evaluated) -> tuple[str, int, int] | None:
+    """(name, images that are taken for usual, images); None where it is not known."""
+    if part.outliers is None:
+        return None
+    return part.scores.name, int((part.outliers <= KEPT).sum()), len(part.outliers)
 
 
 def _matrix(part: Evaluated) -> list[list[dict[str, Any]]]:

@@ -17,6 +17,8 @@ TABLE_FORMATS = (".csv", ".json", ".parquet")
 def prediction_document(prediction: Prediction) -> dict[str, Any]:
     """A JSON document of one prediction; label and probability are null where the picture cannot be read.
 
+    "answer" is the label, or that the model would rather give none, see ``Prediction.answer``.
+
     Where a picture may bear any number of labels, "labels" are those that it is given.
     """
     read = prediction.label is not None
@@ -24,6 +26,8 @@ def prediction_document(prediction: Prediction) -> dict[str, Any]:
         "path": prediction.path,
         "label": prediction.label,
         "probability": prediction.probability if read else None,
+        "answer": prediction.answer,
+        "outlier": prediction.outlier,
         "top": _pairs(prediction.top),
         "error": prediction.error,
     }
@@ -38,8 +42,8 @@ def write_predictions(file: Path, predictions: Sequence[Prediction]) -> None:
     """Writes one row for each prediction, in order, also for pictures that cannot be read.
 
     CSV and Parquet have the columns path, label, probability, then label2, probability2 and so on as far as classes are
-    listed, and error. Where a picture may bear any number of labels, those that it is given stand in labels, after
-    path.
+    listed, answer (the label, or that the model would rather give none), outlier and error. Where a picture may bear
+    any number of labels, those that it is given stand in labels, after path.
 
     Raises:
         OutputError: another ending than .csv, .json or .parquet, or a file that cannot be written.
@@ -72,6 +76,8 @@ def _columns(predictions: Sequence[Prediction]) -> dict[str, list[Any]]:
         ranked = [p.top[place] if place < len(p.top) else (None, None) for p in predictions]
         columns[f"label{number}"] = [label for label, _ in ranked]
         columns[f"probability{number}"] = [chance for _, chance in ranked]
+    columns["answer"] = [p.answer for p in predictions]
+    columns["outlier"] = [p.outlier for p in predictions]
     columns["error"] = [p.error for p in predictions]
     return columns
 
@@ -79,4 +85,5 @@ def _columns(predictions: Sequence[Prediction]) -> dict[str, list[Any]]:
 def _schema(columns: dict[str, list[Any]]) -> Any:
     import pyarrow as pa
 
-    return pa.schema([(name, pa.float64() if name.startswith("probability") else pa.string()) for name in columns])
+    numbers = [name for name in columns if name.startswith("probability") or name == "outlier"]
+    return pa.schema([(name, pa.float64() if name in numbers else pa.string()) for name in columns])

@@ -22,7 +22,7 @@ from headstart.errors import HeadstartError, OptionError
 from headstart.evaluation.comparison import Compared, comparison_markdown, comparison_picture
 from headstart.files import text_bytes, write_atomically
 from headstart.progress import Progress, SilentProgress
-from headstart.runs.folder import Run, Start, new_run_folder, write_start
+from headstart.runs.folder import Run, Start, choose_run_folder, make_run_folder, write_start
 from headstart.runs.prepare import Preparation
 from headstart.runs.train import carry_out
 from headstart.training.classical import CLASSICAL
@@ -136,7 +136,7 @@ def compare(
     split = split_backbone(loaded)
     if split.obstacle and not {"probes", "heads"} & set(only):
         raise OptionError(f"compare {', '.join(only)}: {loaded.architecture} cannot be cut ({split.obstacle}).")
-    folder = new_run_folder(out, dataset.root)
+    folder = make_run_folder(choose_run_folder(out, dataset.root))
     look = prepared.read_images()
     plan = prepared.measure().in_torch()
     train = len(prepared.keys["train"])

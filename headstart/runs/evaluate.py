@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ def evaluate(
     else:
         taught = {row["content"] for row in split_rows(folder) if row["split"] == "train"} if folder.is_dir() else set()
         paths, labels, sets = _other_images(open_data(source), model, taught, cache=cache, progress=progress)
-    probabilities, faults = model.predict_proba(paths, device=device, progress=progress)
+    probabilities, outliers, faults = model.examine(paths, device=device, progress=progress)
     if source is None and faults:
         first = min(faults)
         raise DataError(
@@ -63,11 +64,11 @@ def evaluate(
         if places:
             part, own, chances = [paths[i] for i in places], labels[places], probabilities[places]
             if model.thresholds is None:
-                evaluated.append(evaluate_predictions(name, part, own, chances, model.classes))
+                found = evaluate_predictions(name, part, own, chances, model.classes)
             else:
                 chose = source is None and name == "val"
                 found = evaluate_labels(name, part, own, chances, model.classes, model.thresholds, chose=chose)
-                evaluated.append(found)
+            evaluated.append(found if model.familiar is None else replace(found, outliers=outliers[places]))
     return evaluated
 
 

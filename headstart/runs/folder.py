@@ -11,6 +11,7 @@ RUN/
   model.safetensors the classifier
   predictions.csv   every evaluated image: its split, right label, given label, and all probabilities
   scores.json       the figures, by split
+  calibration.png   how far the probabilities can be taken at their word
   curves.png        loss and accuracy, epoch by epoch, where anything was trained by steps
   report.html       the same for a reader
   run.json          written last: a run without it did not finish
@@ -29,6 +30,7 @@ from headstart.errors import RunError
 from headstart.evaluation.curves import CurvePoint, curves_picture
 from headstart.evaluation.metrics import AnyScores, scores_from_json
 from headstart.evaluation.predictions import Evaluated, predictions_csv
+from headstart.evaluation.reliability import reliabilities, reliability_picture
 from headstart.evaluation.report import render_report
 from headstart.files import csv_text, text_bytes, write_atomically
 from headstart.html import data_address, paragraph, picture, table
@@ -40,6 +42,7 @@ from headstart.training.ladder import RungResult
 from headstart.training.recipe import Recipe
 
 CURVES_FILE = "curves.png"
+CALIBRATION_FILE = "calibration.png"
 
 
 @dataclass(frozen=True)
@@ -134,25 +137,33 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
         raise RunError(f"{path}: damaged run folder ({error}). The model file in it may still load.") from error
 
 
-def new_run_folder(out: str | os.PathLike[str] | None, source: Path) -> Path:
-    """Makes the folder for a run.
+def choose_run_folder(out: str | os.PathLike[str] | None, source: Path) -> Path:
+    """The folder for a run; it is not made yet.
 
     Args:
         out: the folder, new or empty; "runs/NAME" where it is not given.
         source: the data, whose name the folder gets.
 
     Raises:
-        RunError: it exists and holds something, or cannot be made.
+        RunError: it exists and holds something.
     """
     if out is None:
-        folder = next_free(Path("runs") / (source.resolve().stem or "data"))
-    else:
-        folder = Path(out).expanduser()
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise RunError(
-                f"{folder}: exists and is not an empty folder; nothing is overwritten. Name another with --out, or go "
-                "on with an unfinished run by --resume."
-            )
+        return next_free(Path("runs") / (source.resolve().stem or "data"))
+    folder = Path(out).expanduser()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(
+            f"{folder}: exists and is not an empty folder; nothing is overwritten. Name another with --out, or go on "
+            "with an unfinished run by --resume."
+        )
+    return folder
+
+
+def make_run_folder(folder: Path) -> Path:
+    """Makes the folder for a run, where it is not there.
+
+    Raises:
+        RunError: it cannot be made.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -236,6 +247,7 @@ def write_run(
         RunError: the folder cannot be written.
     """
     folder = run.folder
+    reliable = reliabilities(model.calibration, evaluated)
     document = {
         "scores": {name: scores.as_json() for name, scores in run.results.items()},
         "findings": [asdict(finding) for finding in run.findings],
@@ -248,6 +260,7 @@ def write_run(
         "frozen": proof,
         "data": model.data,
         "libraries": model.libraries,
+        "calibration": model.calibration.as_json() | {"reliability": [own.as_json() for own in reliable]},
     }
     try:
         write_atomically(folder / "split.csv", text_bytes(_split_csv(look)))
@@ -261,6 +274,8 @@ def write_run(
         curves = curves_picture(folder.name, points) if points else b""
         if curves:
             write_atomically(run.curves_path, curves)
+        trust = reliability_picture(model.calibration, reliable, evaluated)
+        write_atomically(folder / CALIBRATION_FILE, trust)
         report = render_report(
             model,
             fitted,
@@ -268,6 +283,8 @@ def write_run(
             evaluated,
             rungs=run.rungs,
             best=run.best,
+            reliable=reliable,
+            trust=data_address(trust, "png"),
             curves=data_address(curves, "png") if curves else "",
             proof=proof,
             seconds=run.seconds,

@@ -35,10 +35,12 @@ from headstart.model import Model, data_fingerprint
 from headstart.progress import Progress, with_example
 from headstart.runs.known import Known
 from headstart.store import RowStore
+from headstart.training.calibration import calibrate
 from headstart.training.classifiers import Fitted, check_classes, fit_classifier
 from headstart.training.finetune import Samples
 from headstart.training.heads import LINEAR
 from headstart.training.ladder import CROSS_VALIDATE_BELOW, FOLDS, Rung, plan_rungs, plan_text
+from headstart.training.outliers import REFERENCES, TUNED_REFERENCES, Familiar, familiar_with, pick_references
 from headstart.training.recipe import Recipe
 from headstart.training.targets import Labels, count_learnable
 from headstart.training.thresholds import MIDDLE, best_thresholds
@@ -257,6 +259,8 @@ class Preparation:
             scores={},
             thresholds=thresholds,
         )
+        if self.known is None:
+            model.familiar = self._familiar(model)
         evaluated: list[Evaluated] = []
         files = look.dataset.files()
         for name, own in self.used.items():
@@ -264,16 +268,16 @@ class Preparation:
                 keys = self.keys[name]
                 features = self._features_once(net, keys) if changed else self.reported.read(keys)
                 paths, labels = [files[i] for i in own], look.dataset.labels[own]
+                if name == "val" and self.known is None:
+                    self._calibrate(model, features, labels)
                 chances = model.probabilities(features)
-                if model.thresholds is not None:
-                    if name == "val":
-                        model.thresholds = tuple(best_thresholds(chances, labels).tolist())
-                    own_scores = evaluate_labels(
+                if model.thresholds is None:
+                    found = evaluate_predictions(name, paths, labels, chances, model.classes)
+                else:
+                    found = evaluate_labels(
                         name, paths, labels, chances, model.classes, model.thresholds, chose=name == "val"
                     )
-                    evaluated.append(own_scores)
-                    continue
-                evaluated.append(evaluate_predictions(name, paths, labels, chances, model.classes))
+                evaluated.append(replace(found, outliers=model.outlier_scores(features)))
                 if self.known is not None:
                     evaluated += _among_new(name, paths, labels, chances, model.classes, len(self.known.classes))
         if self.known is not None:
@@ -281,6 +285,22 @@ class Preparation:
             evaluated += self.known.judge(model, seen, progress=self.progress)
         model.scores = {e.scores.name: _short_scores(e.scores) for e in evaluated}
         return model, evaluated
+
+    def _calibrate(self, model: Model, features: npt.NDArray[np.float32], labels: Labels) -> None:
+        """By what the model says of validation images."""
+        model.calibration = calibrate(model.logits(features), labels, wanted=self.recipe.wanted)
+        if model.thresholds is not None:
+            model.thresholds = tuple(best_thresholds(model.probabilities(features), labels).tolist())
+        if model.familiar is not None:
+            model.familiar = model.familiar.with_usual(model.vectors(features))
+
+    def _familiar(self, model: Model) -> Familiar | None:
+        """Some training images as the finished network sees them."""
+        changed, keys = model.net is not self.net, self.keys["train"]
+        length = model.vectors(self.train.features[:1]).shape[1]
+        places = pick_references(keys, length, TUNED_REFERENCES if changed else REFERENCES)
+        own = self._features_once(model.net, [keys[i] for i in places]) if changed else self.train.features[places]
+        return familiar_with(model.vectors(own))
 
     def _features_once(self, net: FeatureNet, keys: list[bytes]) -> npt.NDArray[np.float32]:
         """Of weights that no other run has: from the pixels by the path that predictions take, and not kept."""

@@ -23,7 +23,7 @@ from headstart.errors import RunError
 from headstart.model import data_fingerprint
 from headstart.progress import Progress, SilentProgress
 from headstart.runs.climb import CHECKPOINTS, Climb, Climbed
-from headstart.runs.folder import Run, Start, new_run_folder, read_start, write_run, write_start
+from headstart.runs.folder import Run, Start, choose_run_folder, make_run_folder, read_start, write_run, write_start
 from headstart.runs.log import LOG_FILE, Listener, RunLog
 from headstart.runs.prepare import Preparation
 from headstart.runs.stages import Stages
@@ -68,9 +68,10 @@ def train(
     recipe = Recipe.of(recipe, choices)
     SplitShares(recipe.val, recipe.test)
     dataset = open_data(source, least_classes=recipe.least_classes)
-    folder = new_run_folder(out, dataset.root)
+    folder = choose_run_folder(out, dataset.root)
     start = Start(str(dataset.root.resolve()), device)
     try:
+        make_run_folder(folder)
         write_start(folder, recipe, start)
         return carry_out(dataset, folder, recipe, start, cache=cache, progress=progress, listener=listener)
     except BaseException as stop:
@@ -174,6 +175,8 @@ def carry_out(
         model, evaluated = prepared.finish(backbone, fitted.head)
     else:
         model, evaluated = prepared.finish(climbed.backbone, climbed.head)
+    if words := model.calibration_words:
+        progress.say(words)
     clock.lap("evaluate")
     run = Run(
         folder,

@@ -22,6 +22,7 @@ from scipy.special import logsumexp, softmax
 from torch import Tensor
 
 from headstart.progress import Progress, SilentProgress
+from headstart.training.probe import floored
 from headstart.training.targets import Labels
 
 PENALTIES = (1e-3, 1e-2, 1e-1)
@@ -208,8 +209,7 @@ class _Task:
     def __init__(self, old: Rows, features: Features, labels: Labels, remembered: Remembered, classes: int) -> None:
         self.old, self.classes, self.labels = old, classes, torch.from_numpy(labels)
         both = np.concatenate([features, remembered.features]).astype(np.float64)
-        self.mean, self.scale = both.mean(axis=0), both.std(axis=0)
-        self.scale[self.scale < 1e-6] = 1.0
+        self.mean, self.scale = both.mean(axis=0), floored(both.std(axis=0))
         x = torch.from_numpy((both - self.mean) / self.scale)
         self.new, self.kept = x[: len(features)], x[len(features) :]
         logits = old.logits(features), old.logits(remembered.features)

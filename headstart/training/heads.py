@@ -285,6 +285,13 @@ def logits_on(
     return np.asarray(torch.cat(parts).double().numpy())
 
 
+def vectors_of(features: npt.NDArray[np.float32], layout: Layout) -> npt.NDArray[np.float32]:
+    """(N, D) features as they are; of maps the means of their places, (N, C)."""
+    if features.ndim == 2:
+        return features
+    return np.asarray(_as_map(torch.from_numpy(features), layout).mean((2, 3)).numpy())
+
+
 class OneLogit(nn.Module):
     """(N, 1) logit of the second class -> (N, 2) logits of both.
 

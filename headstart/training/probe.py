@@ -36,6 +36,13 @@ CHOOSE_FROM = 50
 CHOOSE_ON = 10_000
 """Training images above which C is chosen on a stratified sample of so many."""
 
+STILL = 1e-6
+"""Standard deviation of a feature below which it never moved."""
+
+LEAST_DEVIATION = 0.05
+"""Share of the median deviation of features that a feature's own is taken to have at least; of the five test sets no
+feature has less (LOG.md)."""
+
 NEVER = -1e4
 """Logit of a class without training images: exp of it is 0."""
 
@@ -119,8 +126,19 @@ def standardised(features: Features) -> tuple[npt.NDArray[np.float64], npt.NDArr
     """(D,) means, (D,) standard deviations and (N, D) float32 features less the ones, by the others."""
     mean = features.mean(axis=0, dtype=np.float64)
     scale = features.std(axis=0, dtype=np.float64)
-    scale[scale < 1e-6] = 1.0  # a feature that never moves says nothing, and must not be blown up
+    scale = floored(scale)
     return mean, scale, ((features - mean) / scale).astype(np.float32)
+
+
+def floored(deviations: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Standard deviations of features to divide by: none much less than is usual among those that move at all.
+
+    A feature that hardly ever moved in training says little, and must not be blown up where it does: one such picture
+    has logits of thousands.
+    """
+    moving = deviations[deviations > STILL]
+    least = LEAST_DEVIATION * float(np.median(moving)) if len(moving) else 1.0
+    return np.maximum(deviations, least)
 
 
 def _choose_c(

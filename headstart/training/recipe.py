@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from headstart.backbone.pooling import Pooling
 from headstart.errors import OptionError
+from headstart.training.calibration import WANTED
 from headstart.training.heads import LINEAR, parse_heads
 
 EffortName = Literal["probe", "quick", "standard", "thorough"]
@@ -56,6 +57,8 @@ class Recipe:
             classes that the backbone's weights came with. "" for none.
         remember: a folder of pictures of what that model knows; their labels are not needed. "" for none.
         train_old: the rows of the classes that stay may move as well.
+        wanted: share of its answers that is to be right, in (0, 1): below the probability from which on that holds on
+            val, the model is unsure and says so.
         val: share of the images for val, where the data come without splits.
         test: share of the images for test, where the data come without splits.
         seed: of splits, folds, views and training; 0 to 2**32 - 1.
@@ -89,6 +92,7 @@ class Recipe:
     extend: str = ""
     remember: str = ""
     train_old: bool = False
+    wanted: float = WANTED
     val: float = 0.15
     test: float = 0.15
     seed: int = 0
@@ -112,6 +116,8 @@ class Recipe:
         ):
             if not 0 <= (getattr(self, name) or 0) <= high:
                 raise OptionError(f"{name} {getattr(self, name)}: expected 0 to {high:,}.")
+        if not 0 < self.wanted < 1:
+            raise OptionError(f"wanted accuracy {self.wanted}: expected more than 0 and less than 1, such as 0.99.")
         if not 0 <= (self.smoothing or 0) < 1:
             raise OptionError(f"smoothing {self.smoothing}: expected 0 or more and less than 1.")
         trains = {"unfreeze": self.unfreeze, "epochs": self.epochs, "views": self.views, "lr": self.lr}

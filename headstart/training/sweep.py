@@ -28,6 +28,7 @@ from headstart.training.finetune import (
     seeded,
 )
 from headstart.training.heads import PLAIN, HeadSpec, LayeredHead, Pool, build_head
+from headstart.training.probe import floored
 from headstart.training.targets import (
     are_several,
     count_learnable,
@@ -440,6 +441,5 @@ def _moments(train: Samples) -> tuple[Tensor, Tensor]:
         x = train.activations.read([(image, 0) for image in range(start, min(start + AT_ONCE, count))]).double()
         total, squares = total + x.sum(0), squares + x.square().sum(0)
     mean = total / count
-    deviation = (squares / count - mean.square()).clamp(min=0).sqrt()
-    deviation[deviation < 1e-6] = 1.0
-    return mean.float(), deviation.float()
+    deviation = floored((squares / count - mean.square()).clamp(min=0).sqrt().numpy())
+    return mean.float(), torch.from_numpy(deviation).float()

@@ -48,6 +48,14 @@ def log_losses(logits: Logits, labels: Labels) -> npt.NDArray[np.float64]:
     return np.asarray(-log_softmax(exact, axis=1)[np.arange(len(labels)), labels])
 
 
+def mean_losses(logits: Logits, labels: Labels) -> npt.NDArray[np.float64]:
+    """(N,) what ``log_losses`` would be on average over all answers that there are, whatever the labels say."""
+    exact = logits.astype(np.float64)
+    if are_several(labels):
+        return np.asarray(-0.5 * (log_expit(exact) + log_expit(-exact)).sum(axis=1))
+    return np.asarray(-log_softmax(exact, axis=1).mean(axis=1))
+
+
 def right_of(logits: Logits, labels: Labels) -> npt.NDArray[np.bool_]:
     """(N,) whether each image is right; of several labels, whether all are, with 0.5 as their threshold."""
     return right_in(torch.from_numpy(np.ascontiguousarray(logits)), torch.from_numpy(labels)).numpy()

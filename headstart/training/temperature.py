@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 
-from headstart.training.targets import Labels, Logits, are_several, log_losses
+from headstart.training.targets import Labels, Logits, are_several, log_losses, mean_losses
 
 Losses = npt.NDArray[np.float64]
 
@@ -16,12 +16,13 @@ SCALES = (-8.0, 8.0)
 """Natural logarithms of the factors that are tried, relative to logits with a standard deviation of 1."""
 
 
-def best_scale(logits: Logits, labels: Labels) -> float:
+def best_scale(logits: Logits, labels: Labels, *, doubt: float = 0.0) -> float:
     """The factor (1 / temperature) at which the mean log loss of scaled logits is least.
 
     Args:
         logits: (N, classes); scores of any range, such as margins or negative distances, will do.
         labels: see ``training.targets``.
+        doubt: share of each answer that is taken to be any of the answers.
 
     Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
     """
@@ -29,11 +30,16 @@ def best_scale(logits: Logits, labels: Labels) -> float:
     if not spread:
         return 1.0
     found = minimize_scalar(
-        lambda log_scale: float(log_losses(math.exp(log_scale) / spread * logits, labels).mean()),
+        lambda log_scale: _loss(math.exp(log_scale) / spread * logits, labels, doubt),
         bounds=SCALES,
         method="bounded",
     )
     return math.exp(float(found.x)) / spread
+
+
+def _loss(logits: Logits, labels: Labels, doubt: float) -> float:
+    loss = float(log_losses(logits, labels).mean())
+    return (1 - doubt) * loss + doubt * float(mean_losses(logits, labels).mean()) if doubt else loss
 
 
 def losses_of(logits: Logits, labels: Labels) -> Losses:

@@ -1,0 +1,157 @@
+"""How far probabilities can be taken at their word: reliability, calibration error, accuracy against coverage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import logit
+
+from headstart.evaluation.comparison import png_of
+from headstart.evaluation.curves import TRAIN, VAL
+from headstart.evaluation.predictions import Evaluated
+from headstart.training.calibration import Calibration, by_others
+from headstart.training.targets import are_several, probabilities_of
+
+BINS = 15
+"""Of equal width, as in the source of ``calibrated_scale``."""
+
+TINY = 1e-300
+
+Chances = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Answers whose probabilities lie in (low, high].
+
+    Attributes:
+        low: see above.
+        high: see above.
+        count: of them.
+        confidence: mean of their probabilities.
+        accuracy: share of them that is right.
+    """
+
+    low: float
+    high: float
+    count: int
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Answers by their probability.
+
+    Attributes:
+        name: of the images.
+        bins: those that hold answers, ascending.
+        error: mean distance of confidence and accuracy over all answers (expected calibration error), 0-1.
+    """
+
+    name: str
+    bins: tuple[Bin, ...]
+    error: float
+
+    def as_json(self) -> dict[str, Any]:
+        """A JSON document of all that is here."""
+        return asdict(self)
+
+
+def reliability(name: str, chances: Chances, right: npt.NDArray[np.bool_]) -> Reliability:
+    """Bins of N answers.
+
+    Args:
+        name: of the images.
+        chances: (N,) probability of each answer, in [0, 1].
+        right: (N,) whether it is right.
+    """
+    places = np.clip(np.ceil(chances * BINS).astype(np.int64) - 1, 0, BINS - 1)
+    bins = tuple(
+        Bin(i / BINS, (i + 1) / BINS, int(own.sum()), float(chances[own].mean()), float(right[own].mean()))
+        for i in range(BINS)
+        if (own := places == i).any()
+    )
+    error = sum(b.count * abs(b.confidence - b.accuracy) for b in bins) / max(1, len(chances))
+    return Reliability(name, bins, error)
+
+
+def reliabilities(calibration: Calibration, evaluated: Sequence[Evaluated]) -> list[Reliability]:
+    """Of val before the temperature and after it (each fifth of the images by that of the others), and of test.
+
+    Of several labels to an image, each probability of each label is an answer.
+
+    Args:
+        calibration: of the model.
+        evaluated: its predictions; sets other than val and test are left aside.
+    """
+    found = []
+    for part in evaluated:
+        if part.scores.name == "test":
+            found.append(reliability("test", *_answers(part, part.probabilities)))
+        if part.scores.name == "val":
+            several = are_several(part.labels)
+            logits = calibration.temperature * (
+                logit(part.probabilities) if several else np.log(np.maximum(part.probabilities, TINY))
+            )
+            plain = probabilities_of(logits, several=several)
+            found.append(reliability("val, before", *_answers(part, plain)))
+            if calibration.images:
+                found.append(reliability("val, after", *_answers(part, by_others(logits, part.labels))))
+    return found
+
+
+def _answers(part: Evaluated, chances: Chances) -> tuple[Chances, npt.NDArray[np.bool_]]:
+    if are_several(part.labels):
+        return chances.ravel(), part.labels.ravel() > 0
+    return chances.max(axis=1), chances.argmax(axis=1) == part.labels
+
+
+def coverage_curve(part: Evaluated) -> tuple[Chances, Chances]:
+    """(N,) shares of the images, the surest first, and (N,) the accuracy among them; one class to an image."""
+    order = np.argsort(-part.probabilities.max(axis=1), kind="stable")
+    right = (part.given == part.labels)[order]
+    ranks = np.arange(1, len(right) + 1)
+    return ranks / len(right), np.cumsum(right) / ranks
+
+
+def reliability_picture(
+    calibration: Calibration, found: Sequence[Reliability], evaluated: Sequence[Evaluated]
+) -> bytes:
+    """A PNG: the reliability diagram, and accuracy against coverage beside it where each image has one class."""
+    from matplotlib.figure import Figure  # not pyplot, whose state is the caller's
+
+    curves = [p for p in evaluated if p.scores.name in ("val", "test") and not are_several(p.labels)]
+    figure = Figure(figsize=(9 if curves else 4.8, 4), layout="constrained")
+    left, *rest = figure.subplots(1, 2 if curves else 1, squeeze=False)[0]
+    left.plot([0, 100], [0, 100], color="#999999", linewidth=0.8)
+    colours = {"val, before": TRAIN, "val, after": VAL, "test": "#009e73"}
+    for own in found:
+        x, y = (
+            [100 * v for v in values] for values in zip(*((b.confidence, b.accuracy) for b in own.bins), strict=True)
+        )
+        label = f"{own.name}: error {100 * own.error:.1f} points"
+        left.plot(
+            x, y, "o--" if own.name == "val, before" else "o-", color=colours[own.name], markersize=3, label=label
+        )
+    left.set_xlabel("probability that the model gives, %")
+    left.set_ylabel("share that is right, %")
+    left.legend(frameon=False, fontsize=8)
+    for axis in rest:
+        for part in curves:
+            share, accuracy = coverage_curve(part)
+            name = part.scores.name
+            axis.plot(100 * share, 100 * accuracy, color=VAL if name == "val" else colours["test"], label=name)
+        if calibration.images:
+            axis.axhline(100 * calibration.wanted, color="#999999", linewidth=0.8)
+        axis.set_xlabel("share of the images that is answered, the surest first, %")
+        axis.set_ylabel("share of these that is right, %")
+        axis.legend(frameon=False, fontsize=8)
+    for axis in (left, *rest):
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    return png_of(figure)

@@ -1,0 +1,122 @@
+"""How unlike a picture is to all that was learnt from: the distance of its features to those of training images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+REFERENCES = 1000
+"""Training images that are kept, at most."""
+
+TUNED_REFERENCES = 500
+"""Likewise where the network has changed, and they must go through it once more."""
+
+NUMBERS = 1_500_000
+"""Numbers that they may have together (3 MB): fewer images where features are long."""
+
+LEAST_REFERENCES = 50
+"""Training images below which there is nothing to go by."""
+
+LEAST_JUDGED = 100
+"""Images that were not learnt from below which training images are asked as well."""
+
+NEIGHBOUR = 5
+"""The distance is that to the fifth nearest."""
+
+TINY = np.float32(1e-12)
+
+KEPT = 0.95
+"""Share of the usual pictures that is to be taken for usual."""
+
+Features = npt.NDArray[np.float32]
+Halves = npt.NDArray[np.float16]
+Scores = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Familiar:
+    """What usual pictures look like.
+
+    Attributes:
+        references: (R, D) float16 features of training images, of length 1.
+        usual: (Q,) float32 ascending, distances of usual pictures that were not learnt from.
+
+    Source: Sun et al., "Out-of-Distribution Detection with Deep Nearest Neighbors", ICML 2022.
+    """
+
+    references: Halves
+    usual: npt.NDArray[np.float32]
+
+    def outlier_scores(self, features: Features) -> Scores:
+        """Share of the usual pictures that are nearer to what was learnt.
+
+        Args:
+            features: (N, D) float32.
+
+        Returns:
+            (N,) float64 in [0, 1]; beyond ``KEPT`` a picture is taken for something else altogether.
+        """
+        return np.searchsorted(self.usual, _distances(self.references, features)) / len(self.usual)
+
+    def with_usual(self, held_out: Features) -> Familiar:
+        """What images that were not learnt from say is usual; where they are few, training images say it with them.
+
+        Args:
+            held_out: (N, D) float32.
+        """
+        own = _distances(self.references, held_out)
+        both = own if len(own) >= LEAST_JUDGED else np.concatenate([own, self.usual])
+        return Familiar(self.references, _quantiles(both))
+
+
+def pick_references(keys: Sequence[bytes], length: int, most: int = REFERENCES) -> list[int]:
+    """Places of the training images to keep, drawn by their content.
+
+    Args:
+        keys: N content hashes.
+        length: of one image's features.
+        most: images at the most.
+    """
+    count = min(most, max(LEAST_REFERENCES, NUMBERS // length))
+    return sorted(sorted(range(len(keys)), key=lambda i: keys[i])[:count])
+
+
+def familiar_with(references: Features) -> Familiar | None:
+    """What is usual as far as training images tell, each judged by the others.
+
+    Args:
+        references: (R, D) float32 features of training images.
+
+    Returns:
+        None where they are too few.
+    """
+    own = _unit(references).astype(np.float16)
+    if len(own) < LEAST_REFERENCES:
+        return None
+    return Familiar(own, _quantiles(_distances(own, references, without_itself=True)))
+
+
+def _distances(references: Halves, features: Features, *, without_itself: bool = False) -> Scores:
+    """(N,) 1 - cosine to the reference that is the fifth nearest."""
+    found = []
+    known = references.astype(np.float32).T
+    place = min(NEIGHBOUR, len(references) - without_itself) + without_itself
+    for start in range(0, len(features), REFERENCES):
+        cosines = _unit(features[start : start + REFERENCES]) @ known
+        found.append(np.partition(cosines, -place, axis=1)[:, -place])
+    return 1 - np.concatenate(found).astype(np.float64) if found else np.empty(0)
+
+
+def _quantiles(distances: Scores) -> npt.NDArray[np.float32]:
+    """Ascending; of very many, quantiles at equal steps."""
+    if len(distances) > REFERENCES:
+        distances = np.quantile(distances, np.linspace(0, 1, REFERENCES + 1))
+    return np.sort(distances).astype(np.float32)
+
+
+def _unit(features: Features) -> Features:
+    """(N, D), each of length 1."""
+    return np.asarray(features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), TINY))
