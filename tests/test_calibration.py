@@ -5,7 +5,7 @@ import pytest
 from scipy.special import expit, softmax
 
 from headstart.evaluation.metrics import Scores
-from headstart.evaluation.predictions import Evaluated, evaluate_labels, evaluate_predictions
+from headstart.evaluation.predictions import Evaluated, evaluate_predictions
 from headstart.evaluation.reliability import coverage_curve, reliabilities, reliability, reliability_picture
 from headstart.training.calibration import LEAST, Calibration, by_others, calibrate, calibrated_scale, threshold_for
 from headstart.training.targets import folds_of
@@ -120,7 +120,20 @@ def test_several_labels_are_answers_each() -> None:
     rng = np.random.default_rng(0)
     chances = rng.random((60, 2))
     labels = (rng.random((60, 2)) < chances).astype(np.int64)
-    part = evaluate_labels("val", ["p"] * 60, labels, chances, ("x", "y"), [0.5, 0.5], chose=True)
+    part = evaluate_predictions("val", ["p"] * 60, labels, chances, ("x", "y"), thresholds=[0.5, 0.5], chose=True)
     before, after = reliabilities(Calibration(2.0, 60), [part])
     assert sum(b.count for b in before.bins) == sum(b.count for b in after.bins) == 120
     assert reliability_picture(Calibration(2.0, 60), [before, after], [part]).startswith(b"\x89PNG")
+
+
+def test_probabilities_that_are_as_good_as_certain_are_calibrated_too() -> None:
+    """Beyond a logit of 37 a probability is 1 to the last bit; it has no finite logit any more."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(200, 2)) * 30
+    labels = (rng.random((200, 2)) < expit(logits / 3)).astype(np.int64)
+    assert (expit(logits) == 1).any()
+    part = evaluate_predictions(
+        "val", ["p"] * 200, labels, expit(logits), ("x", "y"), thresholds=[0.5, 0.5], chose=True
+    )
+    before, after = reliabilities(Calibration(1.0, 200), [part])
+    assert after.error < before.error

@@ -92,25 +92,15 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class LabelScore:
+class LabelScore(ClassScore):
     """One label's figures, where an image may bear any number.
 
     Attributes:
-        label: its name.
-        precision: share of the images given this label that bear it; 0 where none was given it.
-        recall: share of the images that bear this label that were given it; 0 where none bears it.
-        f1: harmonic mean of the two.
-        support: images that bear the label.
         average_precision: mean, over the images that bear it, of the precision among those ranked as high; 0 where
             none bears it.
         threshold: probability from which on the model gives it.
     """
 
-    label: str
-    precision: float
-    recall: float
-    f1: float
-    support: int
     average_precision: float
     threshold: float
 

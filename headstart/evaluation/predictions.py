@@ -64,44 +64,35 @@ def evaluate_predictions(
     labels: npt.NDArray[np.int64],
     probabilities: npt.NDArray[np.float64],
     classes: tuple[str, ...],
+    *,
+    thresholds: Sequence[float] | None = None,
+    chose: bool = False,
 ) -> Evaluated:
     """Scores N predictions and keeps them; arguments as in ``Evaluated``.
 
-    Of very many classes, those that no image bears and none was given are left out of what is kept.
+    Of very many classes, of which each image has one, those that no image bears and none was given are left out of what
+    is kept.
+
+    Args:
+        name: of the set.
+        paths: N.
+        labels: see ``Evaluated``.
+        probabilities: (N, classes).
+        classes: the names.
+        thresholds: of the model, where each image may bear any number of labels; None where it has one class.
+        chose: whether the thresholds were chosen on these images. Then each fifth of them is given labels by the
+            thresholds that are best for the others.
     """
+    if thresholds is not None:
+        given = given_by_others(probabilities, labels) if chose else given_by(thresholds, probabilities)
+        several = score_labels(probabilities, labels, given, classes, thresholds=thresholds, name=name)
+        return Evaluated(several, tuple(paths), labels, given, probabilities, classes)
     if len(classes) > MANY_CLASSES:
         occur = np.union1d(labels, probabilities.argmax(axis=1))
         labels, probabilities = np.searchsorted(occur, labels), probabilities[:, occur]
         classes = tuple(classes[i] for i in occur)
     given = probabilities.argmax(axis=1)
     scores = score(probabilities, labels, classes, name=name)
-    return Evaluated(scores, tuple(paths), labels, given, probabilities, classes)
-
-
-def evaluate_labels(
-    name: str,
-    paths: Sequence[str],
-    labels: npt.NDArray[np.int64],
-    probabilities: npt.NDArray[np.float64],
-    classes: tuple[str, ...],
-    thresholds: Sequence[float],
-    *,
-    chose: bool,
-) -> Evaluated:
-    """Scores N predictions of any number of labels and keeps them; arguments as in ``Evaluated``.
-
-    Args:
-        name: of the set.
-        paths: N.
-        labels: (N, classes).
-        probabilities: (N, classes).
-        classes: the names.
-        thresholds: of the model.
-        chose: whether the thresholds were chosen on these images. Then each fifth of them is given labels by the
-            thresholds that are best for the others.
-    """
-    given = given_by_others(probabilities, labels) if chose else given_by(thresholds, probabilities)
-    scores = score_labels(probabilities, labels, given, classes, thresholds=thresholds, name=name)
     return Evaluated(scores, tuple(paths), labels, given, probabilities, classes)
 
 

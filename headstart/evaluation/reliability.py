@@ -19,7 +19,8 @@ from headstart.training.targets import are_several, probabilities_of
 BINS = 15
 """Of equal width, as in the source of ``calibrated_scale``."""
 
-TINY = 1e-300
+TINY, NEARLY_SURE = 1e-300, 1 - 2**-53
+"""What 0 and 1 are taken for, whose logits are infinite."""
 
 Chances = npt.NDArray[np.float64]
 
@@ -95,9 +96,10 @@ def reliabilities(calibration: Calibration, evaluated: Sequence[Evaluated]) -> l
             found.append(reliability("test", *_answers(part, part.probabilities)))
         if part.scores.name == "val":
             several = are_several(part.labels)
-            logits = calibration.temperature * (
-                logit(part.probabilities) if several else np.log(np.maximum(part.probabilities, TINY))
+            chances = (
+                np.clip(part.probabilities, TINY, NEARLY_SURE) if several else np.maximum(part.probabilities, TINY)
             )
+            logits = calibration.temperature * (logit(chances) if several else np.log(chances))
             plain = probabilities_of(logits, several=several)
             found.append(reliability("val, before", *_answers(part, plain)))
             if calibration.images:

@@ -14,7 +14,7 @@ from headstart.data.dataset import Dataset, open_data
 from headstart.data.scan import scan
 from headstart.data.table import SEPARATOR
 from headstart.errors import DataError, RunError
-from headstart.evaluation.predictions import Evaluated, evaluate_labels, evaluate_predictions
+from headstart.evaluation.predictions import Evaluated, evaluate_predictions
 from headstart.model import Model, load
 from headstart.progress import Progress, SilentProgress, with_example
 from headstart.runs.known import split_rows
@@ -63,11 +63,10 @@ def evaluate(
         places = [i for i, own in enumerate(sets) if own == name and i not in faults]
         if places:
             part, own, chances = [paths[i] for i in places], labels[places], probabilities[places]
-            if model.thresholds is None:
-                found = evaluate_predictions(name, part, own, chances, model.classes)
-            else:
-                chose = source is None and name == "val"
-                found = evaluate_labels(name, part, own, chances, model.classes, model.thresholds, chose=chose)
+            chose = source is None and name == "val"
+            found = evaluate_predictions(
+                name, part, own, chances, model.classes, thresholds=model.thresholds, chose=chose
+            )
             evaluated.append(found if model.familiar is None else replace(found, outliers=outliers[places]))
     return evaluated
 

@@ -28,7 +28,7 @@ from headstart.data.scan import pixel_store
 from headstart.data.splits import SplitShares
 from headstart.errors import DataError
 from headstart.evaluation.metrics import AnyScores
-from headstart.evaluation.predictions import Evaluated, evaluate_labels, evaluate_predictions
+from headstart.evaluation.predictions import Evaluated, evaluate_predictions
 from headstart.features.activations import Activations, Pictures, Views, activation_store
 from headstart.features.extract import Tap, compute_features
 from headstart.model import Model, data_fingerprint
@@ -271,12 +271,9 @@ class Preparation:
                 if name == "val" and self.known is None:
                     self._calibrate(model, features, labels)
                 chances = model.probabilities(features)
-                if model.thresholds is None:
-                    found = evaluate_predictions(name, paths, labels, chances, model.classes)
-                else:
-                    found = evaluate_labels(
-                        name, paths, labels, chances, model.classes, model.thresholds, chose=name == "val"
-                    )
+                found = evaluate_predictions(
+                    name, paths, labels, chances, model.classes, thresholds=model.thresholds, chose=name == "val"
+                )
                 evaluated.append(replace(found, outliers=model.outlier_scores(features)))
                 if self.known is not None:
                     evaluated += _among_new(name, paths, labels, chances, model.classes, len(self.known.classes))

@@ -22,7 +22,7 @@ from headstart.data.dataset import Dataset, open_data
 from headstart.data.images import Preprocessing
 from headstart.errors import OptionError
 from headstart.evaluation.metrics import AnyScores
-from headstart.evaluation.predictions import evaluate_labels, evaluate_predictions
+from headstart.evaluation.predictions import evaluate_predictions
 from headstart.model import Model
 from headstart.progress import Progress, SilentProgress
 from headstart.runs.prepare import Preparation, RungSamples
@@ -158,10 +158,10 @@ class Workbench:
         files, labels = list(self._prepared.val.pictures.files), self._val.labels
         several = are_several(labels)
         chances = probabilities_of(logits, several=several)
-        if several:
-            thresholds = best_thresholds(chances, labels).tolist()
-            return evaluate_labels("val", files, labels, chances, self.classes, thresholds, chose=True).scores
-        return evaluate_predictions("val", files, labels, chances, self.classes).scores
+        thresholds = best_thresholds(chances, labels).tolist() if several else None
+        return evaluate_predictions(
+            "val", files, labels, chances, self.classes, thresholds=thresholds, chose=True
+        ).scores
 
     def model(self) -> Model:
         """The classifier as it is, behind the frozen part: a model to save and predict with, scored on val and test."""

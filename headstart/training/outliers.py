@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -59,7 +60,12 @@ class Familiar:
         Returns:
             (N,) float64 in [0, 1]; beyond ``KEPT`` a picture is taken for something else altogether.
         """
-        return np.searchsorted(self.usual, _distances(self.references, features)) / len(self.usual)
+        return np.searchsorted(self.usual, _distances(self._known, features)) / len(self.usual)
+
+    @cached_property
+    def _known(self) -> Features:
+        """(R, D) the references to compute with: predictions come in many small batches."""
+        return self.references.astype(np.float32)
 
     def with_usual(self, held_out: Features) -> Familiar:
         """What images that were not learnt from say is usual; where they are few, training images say it with them.
@@ -67,7 +73,7 @@ class Familiar:
         Args:
             held_out: (N, D) float32.
         """
-        own = _distances(self.references, held_out)
+        own = _distances(self._known, held_out)
         both = own if len(own) >= LEAST_JUDGED else np.concatenate([own, self.usual])
         return Familiar(self.references, _quantiles(both))
 
@@ -93,19 +99,18 @@ def familiar_with(references: Features) -> Familiar | None:
     Returns:
         None where they are too few.
     """
-    own = _unit(references).astype(np.float16)
-    if len(own) < LEAST_REFERENCES:
+    if len(references) < LEAST_REFERENCES:
         return None
-    return Familiar(own, _quantiles(_distances(own, references, without_itself=True)))
+    own = _unit(references).astype(np.float16)
+    return Familiar(own, _quantiles(_distances(own.astype(np.float32), references, without_itself=True)))
 
 
-def _distances(references: Halves, features: Features, *, without_itself: bool = False) -> Scores:
+def _distances(known: Features, features: Features, *, without_itself: bool = False) -> Scores:
     """(N,) 1 - cosine to the reference that is the fifth nearest."""
     found = []
-    known = references.astype(np.float32).T
-    place = min(NEIGHBOUR, len(references) - without_itself) + without_itself
+    place = min(NEIGHBOUR, len(known) - without_itself) + without_itself
     for start in range(0, len(features), REFERENCES):
-        cosines = _unit(features[start : start + REFERENCES]) @ known
+        cosines = _unit(features[start : start + REFERENCES]) @ known.T
         found.append(np.partition(cosines, -place, axis=1)[:, -place])
     return 1 - np.concatenate(found).astype(np.float64) if found else np.empty(0)
 
