@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from headstart.evaluation.metrics import LabelScores, Scores
     from headstart.model import Model, Prediction, load
     from headstart.progress import Progress, TerminalProgress
+    from headstart.runs.check import check
     from headstart.runs.compare import compare
     from headstart.runs.evaluate import evaluate
     from headstart.runs.events import train_events
@@ -52,6 +53,7 @@ _HOMES = {
     "Scores": "evaluation.metrics",
     "TerminalProgress": "progress",
     "Workbench": "runs.workbench",
+    "check": "runs.check",
     "compare": "runs.compare",
     "evaluate": "runs.evaluate",
     "inspect": "data.checks",
@@ -84,6 +86,7 @@ __all__ = [
     "Scores",
     "TerminalProgress",
     "Workbench",
+    "check",
     "compare",
     "evaluate",
     "inspect",

@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 STOPPED = 130
 """Exit status after Ctrl-C, as shells have it."""
 
+SHOWN_ITEMS = 8
+"""Cases of a finding that are printed."""
+
+WIDEST_NUMBER = 24
+"""Characters up to which a column that holds figures is set to the right."""
+
 BROKEN_PIPE = 141
 """Exit status where nobody reads the results any more, as shells have it."""
 
@@ -464,23 +470,50 @@ def layers(
 @app.command()
 def check(
     data: Data,
-    seed: Seed = 0,
+    write: Annotated[
+        Path | None, typer.Option(help="Write a table without what is serious or a warning, .csv.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with status 1 on a serious finding.")] = False,
+    files_only: Annotated[
+        bool, typer.Option("--files-only", help="Without the backbone: neither wrong labels nor outliers.")
+    ] = False,
+    backbone: BackboneName = "",
+    weights: WeightsFile = None,
+    image_size: ImageSize = 0,
     val: Val = 0.15,
     test: Test = 0.15,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with status 1 on a serious finding.")] = False,
+    seed: Seed = 0,
+    device: DeviceChoice = Device.auto,
     as_json: Json = False,
 ) -> None:
-    """Look at the data and say what would be used, what cannot be read and why, and what stands there twice."""
+    """Look at the data: what cannot be read, stands there twice, is labelled wrongly, or is no such picture at all."""
     with _importing():
-        from headstart.data.checks import inspect
-        from headstart.data.splits import SplitShares
+        from headstart.files import check_suffix
         from headstart.progress import TerminalProgress
+        from headstart.runs.check import check as check_data
+        from headstart.runs.check import write_clean
 
-    look = inspect(data, seed=seed, shares=SplitShares(val, test), progress=TerminalProgress())
+    if write is not None:
+        check_suffix(write, [".csv"])
+    look = check_data(
+        data,
+        files_only=files_only,
+        device=device.value,
+        progress=TerminalProgress(),
+        backbone=backbone,
+        weights=_absolute(weights),
+        image_size=image_size,
+        val=val,
+        test=test,
+        seed=seed,
+    )
+    left_out = None if write is None else write_clean(look, write)
     if as_json:
         _print_json(_check_document(look))
     else:
         _print_check(look)
+        if left_out is not None:
+            print(f"Written: {write}, {len(look.dataset) - len(left_out):,} images; {len(left_out):,} left out.")
     if strict and any(finding.severity == "serious" for finding in look.findings):
         raise typer.Exit(1)
 
@@ -646,7 +679,10 @@ def _print_table(header: list[str], rows: list[list[str]]) -> None:
     table = [[_shown(cell) for cell in row] for row in [header, *rows]]
     columns = list(zip(*table, strict=True))
     widths = [max(map(len, column)) for column in columns]
-    numbers = [place > 0 and any(cell[:1].isdigit() for cell in column[1:]) for place, column in enumerate(columns)]
+    numbers = [
+        place > 0 and any(cell[:1].isdigit() for cell in column[1:]) and widths[place] <= WIDEST_NUMBER
+        for place, column in enumerate(columns)
+    ]
     for row in table:
         cells = zip(row, widths, numbers, strict=True)
         print("  ".join(c.rjust(w) if number else c.ljust(w) for c, w, number in cells).rstrip())
@@ -719,11 +755,18 @@ def _print_check(look: Inspection) -> None:
         ["class", *counts],
         [[label, *(f"{part[label]:,}" for part in counts.values())] for label in look.dataset.classes],
     )
-    for finding in look.findings:
-        print(f"\n{finding.severity}: {finding.message}")
-        for item in finding.items[:20]:
-            print(f"  {_shown(item)}")
-        if len(finding.items) > 20:
-            print(f"  and {len(finding.items) - 20:,} more (--json lists all)")
     if not look.findings:
         print("\nNothing was found wrong.")
+        return
+    print()
+    _print_table(
+        ["severity", "finding", "cases", "what"],
+        [[f.severity, f.kind, f"{len(f.items):,}" if f.items else "-", f.message] for f in look.findings],
+    )
+    for finding in look.findings:
+        if finding.items:
+            print(f"\n{finding.kind}:")
+        for item in finding.items[:SHOWN_ITEMS]:
+            print(f"  {_shown(item)}")
+        if len(finding.items) > SHOWN_ITEMS:
+            print(f"  and {len(finding.items) - SHOWN_ITEMS:,} more (--json lists all)")

@@ -48,3 +48,27 @@ def test_two_pictures_alone_can_be_near_identical(tmp_path: Path) -> None:
     picture(1, size=(300, 300)).save(tmp_path / "a.png")
     picture(1, size=(300, 300)).resize((200, 200)).save(tmp_path / "b.png")
     assert len(find_duplicates(scan([str(tmp_path / "a.png"), str(tmp_path / "b.png")], cache=tmp_path / "cache"))) == 1
+
+
+def test_pictures_that_lost_a_margin_are_found_and_strangers_are_not(tmp_path: Path) -> None:
+    paths = []
+    for i in range(60):
+        paths.append(tmp_path / f"{i}.png")
+        detailed(i).save(paths[-1])
+    cut = {"each": (9, 8, 291, 252), "two": (9, 8, 300, 260), "end": (0, 0, 291, 260)}
+    for number, (name, box) in enumerate(cut.items()):
+        for i in range(number, 30, 3):
+            paths.append(tmp_path / f"{name}{i}.jpg")
+            detailed(i).crop(box).resize((240, 210)).save(paths[-1], quality=85)
+    names = [path.stem for path in paths]
+    pairs = find_duplicates(scan([str(p) for p in paths], cache=tmp_path / "cache"))
+    found = {(names[p.first], names[p.second]) for p in pairs}
+    planted = {(str(i), f"{name}{i}") for number, name in enumerate(cut) for i in range(number, 30, 3)}
+    assert len(found & planted) >= 28
+    assert not found - planted
+
+
+def detailed(seed: int) -> Image.Image:
+    """Coarse and fine patches, as photographs have both."""
+    fine = picture(seed + 1000, size=(300, 260)).resize((30, 26)).resize((300, 260), Image.Resampling.NEAREST)
+    return Image.blend(picture(seed, size=(300, 260)), fine, 0.35)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from headstart.data.dataset import Dataset, open_data
+import numpy as np
+
+from headstart.data.dataset import SPLITS, Dataset, open_data
 from headstart.data.duplicates import DuplicatePair, find_duplicates
 from headstart.data.images import Preprocessing, format_fits_name
+from headstart.data.quality import oddities
 from headstart.data.scan import Scan, scan
 from headstart.data.splits import Split, SplitShares, make_split, split_counts
 from headstart.errors import DataError
-from headstart.progress import Progress, SilentProgress
+from headstart.progress import Progress, SilentProgress, with_example
+
+SHOWN_LINES = 2
+"""In which a run says what was found in its files; what features say of labels is the third."""
 
 FEW_IMAGES = 10
 IMBALANCE_THAT_MATTERS = 3.0
@@ -31,13 +37,26 @@ class Finding:
         kind: a short stable name, "unreadable".
         severity: "serious" (distorts the result), "warning" (worth a look) or "note".
         message: one sentence.
-        items: the paths, or pairs of paths, each with its reason.
+        items: the paths, or pairs of paths, each with its reason; the gravest first.
+        images: of each item, the paths of the images that it is about, as the data set has them; empty where the items
+            are not about images.
     """
 
     kind: str
     severity: Severity
     message: str
     items: tuple[str, ...] = ()
+    images: tuple[tuple[str, ...], ...] = ()
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> Finding:
+        """Back from the document that ``dataclasses.asdict`` gives.
+
+        Raises:
+            KeyError, TypeError: it is none.
+        """
+        images = tuple(map(tuple, document.get("images", ())))
+        return cls(**{**document, "items": tuple(document["items"]), "images": images})
 
 
 @dataclass(frozen=True)
@@ -108,20 +127,65 @@ def _findings(
         *unreadable(dataset, scanned),
         *_duplicates(dataset, split, duplicates),
         *_left_out(dataset, split),
+        *_oddities(dataset, scanned),
         *_class_sizes(dataset, split),
         *_wrong_endings(dataset, scanned),
         *(Finding("name", "note", note) for note in dataset.notes),
     ]
-    return tuple(sorted(found, key=lambda finding: _RANK[finding.severity]))
+    return ranked(found)
+
+
+def ranked(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """The gravest first."""
+    return tuple(sorted(findings, key=lambda finding: _RANK[finding.severity]))
+
+
+def in_few_lines(findings: Sequence[Finding]) -> list[str]:
+    """At most ``SHOWN_LINES``: the gravest findings, each with an example, and how many more there are; no notes."""
+    told = [finding for finding in findings if finding.severity != "note"]
+    shown = told if len(told) <= SHOWN_LINES else told[: SHOWN_LINES - 1]
+    lines = [with_example(f"{f.severity.capitalize()}: {f.message}", f.items) for f in shown]
+    if len(told) > len(shown):
+        rest = told[len(shown) :]
+        serious = sum(f.severity == "serious" for f in rest)
+        lines.append(f"And {len(rest)} findings more ({serious} serious), in findings.json and the report.")
+    return lines
+
+
+def clean(look: Inspection) -> dict[int, str]:
+    """Which images to leave out so that nothing serious and no warning is left: position -> the kind of the finding.
+
+    Of identical images the first stays, but of a leak the one on the training side goes. Of images that bear two labels
+    both go. What is only noted stays, and so do classes, whatever their size.
+    """
+    place = {path: i for i, path in enumerate(look.dataset.paths)}
+    out: dict[int, str] = {}
+    for finding in look.findings:
+        for paths in finding.images:
+            own = [place[path] for path in paths]
+            if finding.kind == "leak":
+                own = [min(own, key=lambda i: SPLITS.index(look.split.assigned[i]))]
+            elif finding.kind == "duplicate":
+                own = [i for i in own[1:] if own[0] not in out]
+            elif finding.severity == "note":
+                own = []
+            for i in own:
+                out.setdefault(i, finding.kind)
+    return out
 
 
 def unreadable(dataset: Dataset, scanned: Scan) -> list[Finding]:
     """One finding that names every file that cannot be used, or none."""
     if not scanned.faults:
         return []
-    items = tuple(f"{dataset.paths[i]}: {reason}" for i, reason in sorted(scanned.faults.items()))
-    message = f"{len(items):,} of {len(dataset):,} files cannot be used and are left out"
-    return [Finding("unreadable", "serious", message, items)]
+    message = f"{len(scanned.faults):,} of {len(dataset):,} files cannot be used and are left out"
+    return [about_images("unreadable", "serious", message, dataset, dict(sorted(scanned.faults.items())))]
+
+
+def about_images(kind: str, severity: Severity, message: str, dataset: Dataset, reasons: Mapping[int, str]) -> Finding:
+    """A finding about single images: position -> reason, the gravest first."""
+    items = tuple(f"{dataset.paths[i]}: {reason}" for i, reason in reasons.items())
+    return Finding(kind, severity, message, items, tuple((dataset.paths[i],) for i in reasons))
 
 
 def _duplicates(dataset: Dataset, split: Split, duplicates: Sequence[DuplicatePair]) -> list[Finding]:
@@ -129,32 +193,50 @@ def _duplicates(dataset: Dataset, split: Split, duplicates: Sequence[DuplicatePa
         relation = "=" if pair.exact else "~"
         return f"{dataset.paths[pair.first]} {relation} {dataset.paths[pair.second]}"
 
+    def images(pairs: Sequence[DuplicatePair]) -> tuple[tuple[str, ...], ...]:
+        return tuple((dataset.paths[p.first], dataset.paths[p.second]) for p in pairs)
+
     found = []
     if split.leaks:
         message = (
             f"{len(split.leaks):,} pair(s) of identical or near-identical images stand on two sides of the given "
             "split: the score is too high by what they add"
         )
-        found.append(Finding("leak", "serious", message, tuple(map(name, split.leaks))))
+        found.append(Finding("leak", "serious", message, tuple(map(name, split.leaks)), images(split.leaks)))
     labels = dataset.label_names()
     two_labels = [p for p in duplicates if labels[p.first] != labels[p.second]]
     if two_labels:
         items = tuple(f"{name(p)} ({labels[p.first] or '-'}, {labels[p.second] or '-'})" for p in two_labels)
-        found.append(Finding("two-labels", "serious", f"{len(items):,} pair(s) of alike images, two labels", items))
+        message = f"{len(items):,} pair(s) of alike images, two labels"
+        found.append(Finding("two-labels", "serious", message, items, images(two_labels)))
     same = [p for p in duplicates if p not in split.leaks and p not in two_labels]
     if same:
         exact = sum(p.exact for p in same)
         message = f"{len(same):,} pair(s) of alike images within a class ({exact:,} byte for byte)"
-        found.append(Finding("duplicate", "note", message, tuple(map(name, same))))
+        found.append(Finding("duplicate", "note", message, tuple(map(name, same)), images(same)))
     return found
 
 
 def _left_out(dataset: Dataset, split: Split) -> list[Finding]:
     if not split.left_out:
         return []
-    items = tuple(f"{dataset.paths[i]}: {reason}" for i, reason in sorted(split.left_out.items()))
-    message = f"{len(items):,} image(s) left out of val and test, since near-identical ones stand before them"
-    return [Finding("left-out", "warning", message, items)]
+    reasons = dict(sorted(split.left_out.items()))
+    message = f"{len(reasons):,} image(s) left out of val and test, since near-identical ones stand before them"
+    return [about_images("left-out", "warning", message, dataset, reasons)]
+
+
+def _oddities(dataset: Dataset, scanned: Scan) -> list[Finding]:
+    found = []
+    for own in oddities(scanned):
+        count = len(own.positions)
+        if own.nature:
+            message = f"{count:,} of {len(dataset):,} images are {own.words}; so many that these data are like that"
+            found.append(Finding(own.kind, "note", message))
+        else:
+            message = f"{count:,} image(s) {own.words}"
+            reasons = dict(zip(own.positions, own.reasons, strict=True))
+            found.append(about_images(own.kind, "warning" if own.fault else "note", message, dataset, reasons))
+    return found
 
 
 def _class_sizes(dataset: Dataset, split: Split) -> list[Finding]:
@@ -191,12 +273,8 @@ def _class_sizes(dataset: Dataset, split: Split) -> list[Finding]:
 
 
 def _wrong_endings(dataset: Dataset, scanned: Scan) -> list[Finding]:
-    items = tuple(
-        f"{path}: is {form}"
-        for path, ok, form in zip(
-            dataset.paths, scanned.usable, scanned.facts["format"].astype(str).tolist(), strict=True
-        )
-        if ok and not format_fits_name(path, form)
-    )
-    message = f"{len(items):,} file(s) with the ending of another format; they are read all the same"
-    return [Finding("wrong-ending", "note", message, items)] if items else []
+    forms = scanned.facts["format"].astype(str).tolist()
+    usable = np.flatnonzero(scanned.usable).tolist()
+    reasons = {i: f"is {forms[i]}" for i in usable if not format_fits_name(dataset.paths[i], forms[i])}
+    message = f"{len(reasons):,} file(s) with the ending of another format; they are read all the same"
+    return [about_images("wrong-ending", "note", message, dataset, reasons)] if reasons else []

@@ -6,6 +6,7 @@ under another name or in a later run costs no more than reading its bytes.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import imagehash
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageChops
 
 from headstart.data.images import (
     DECODE_AT_LEAST,
@@ -33,6 +34,15 @@ from headstart.store import RowStore, content_key
 THUMB = 16
 """Side of the thumbnail that confirms a near duplicate, in pixels."""
 
+GREY = 32
+"""Side of the grey thumbnail by which one picture is laid over a part of another, in pixels."""
+
+LEAST_RANGE = 8
+"""Of grey tones, 0-255, that sharpness is a share of: below it there is noise alone."""
+
+JUDGED_AT = 224
+"""Shorter side, in pixels, at which tones and sharpness are judged: about what a network sees."""
+
 BATCH = 128
 
 FACTS = np.dtype(
@@ -42,10 +52,16 @@ FACTS = np.dtype(
         ("format", "S8"),
         ("phash", "<u8"),
         ("thumb", "u1", (THUMB, THUMB, 3)),
+        ("grey", "u1", (GREY, GREY)),
+        ("tones", "u1", (3,)),
+        ("brightest", "u1"),
+        ("sharpness", "<f4"),
     ]
 )
 """What is kept of every picture: its size upright in pixels, Pillow's format name, a 64-bit perceptual hash (the
-signs of the 8x8 lowest frequencies of its cosine transform: ``imagehash.phash``), and a thumbnail, RGB 0-255."""
+signs of the 8x8 lowest frequencies of its cosine transform: ``imagehash.phash``), a thumbnail, RGB 0-255, a finer one
+in grey, the 1st, 5th and 99th percentile of its grey tones, 0-255, the 99th of each pixel's largest channel, and the
+99.7th of its second differences (Laplacian) as a share of the range of its tones."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +96,7 @@ class _Look:
 
 def facts_store(root: Path | None = None) -> RowStore:
     """Where the facts of every picture ever seen are kept."""
-    about = {"decoder": DECODER_VERSION, "facts": 1, "phash": f"imagehash.phash, {THUMB}px thumbnail"}
+    about = {"decoder": DECODER_VERSION, "facts": 2, "fields": ", ".join(FACTS.names or ())}
     return RowStore("facts", about, dtype=FACTS, root=root)
 
 
@@ -170,4 +186,28 @@ def _facts(decoded: Decoded) -> npt.NDArray[Any]:
     bits = imagehash.phash(decoded.image).hash
     thumb = np.asarray(decoded.image.resize((THUMB, THUMB), Image.Resampling.BOX))
     word = int.from_bytes(np.packbits(bits).tobytes(), "big")
-    return np.array((decoded.width, decoded.height, decoded.format.encode()[:8], word, thumb), dtype=FACTS)
+    fine = np.asarray(decoded.image.convert("L").resize((GREY, GREY), Image.Resampling.BOX))
+    own = (decoded.width, decoded.height, decoded.format.encode()[:8], word, thumb, fine)
+    return np.array((*own, *_tones_and_sharpness(decoded.image)), dtype=FACTS)
+
+
+def _tones_and_sharpness(image: Image.Image) -> tuple[list[int], int, float]:
+    ratio = min(image.size) / JUDGED_AT
+    if ratio > 1:
+        image = image.resize((round(image.width / ratio), round(image.height / ratio)), Image.Resampling.BOX)
+    grey = image.convert("L")
+    largest = functools.reduce(ImageChops.lighter, image.split())
+    tones = _percentiles(np.array(grey.histogram()), (1, 5, 99))
+    (brightest,) = _percentiles(np.array(largest.histogram()), (99,))
+    if min(grey.size) < 3:
+        return tones, brightest, 1.0
+    a = np.asarray(grey).astype(np.int16)
+    edges = np.abs(4 * a[1:-1, 1:-1] - a[:-2, 1:-1] - a[2:, 1:-1] - a[1:-1, :-2] - a[1:-1, 2:])
+    (edge,) = _percentiles(np.bincount(edges.ravel()), (99.7,))
+    return tones, brightest, edge / max(LEAST_RANGE, tones[2] - tones[0])
+
+
+def _percentiles(counts: npt.NDArray[np.int64], shares: Sequence[float]) -> list[int]:
+    """Values that these shares, in per cent, of all do not exceed; ``counts`` of the values 0, 1, 2, ..."""
+    reached = np.cumsum(counts) / counts.sum()
+    return [int(np.searchsorted(reached, share / 100)) for share in shares]

@@ -130,7 +130,7 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
             {name: scores_from_json(figures) for name, figures in document["scores"].items()},
             tuple(RungResult(**rung) for rung in document.get("rungs", [])),
             document.get("best", "probe"),
-            tuple(Finding(**{**f, "items": tuple(f["items"])}) for f in document["findings"]),
+            tuple(map(Finding.from_json, document["findings"])),
             document["seconds"],
         )
     except (OSError, ValueError, KeyError, TypeError) as error:

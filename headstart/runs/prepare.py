@@ -22,7 +22,7 @@ from headstart.backbone.layers import Layout
 from headstart.backbone.split import INPUT, Boundary, SplittableBackbone
 from headstart.backbone.weights import DEFAULT_BACKBONE, Backbone, load_backbone, random_backbone
 from headstart.data.augment import Augmentation
-from headstart.data.checks import Inspection, inspect
+from headstart.data.checks import Inspection, in_few_lines, inspect, ranked
 from headstart.data.dataset import Dataset
 from headstart.data.scan import pixel_store
 from headstart.data.splits import SplitShares
@@ -37,8 +37,9 @@ from headstart.runs.known import Known
 from headstart.store import RowStore
 from headstart.training.calibration import calibrate
 from headstart.training.classifiers import Fitted, check_classes, fit_classifier
+from headstart.training.doubts import doubts
 from headstart.training.finetune import Samples
-from headstart.training.heads import LINEAR
+from headstart.training.heads import LINEAR, vectors_of
 from headstart.training.ladder import CROSS_VALIDATE_BELOW, FOLDS, Rung, plan_rungs, plan_text
 from headstart.training.outliers import REFERENCES, TUNED_REFERENCES, Familiar, familiar_with, pick_references
 from headstart.training.recipe import Recipe
@@ -47,6 +48,10 @@ from headstart.training.thresholds import MIDDLE, best_thresholds
 
 MANY = 10**6
 """Images that an engine is chosen for where its choice is measured already: the fastest, however few they are."""
+
+
+CHECKED = 100_000
+"""Images up to which a run looks for wrong labels: classifiers are fitted on all of them for it, five at a time."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,17 @@ class Preparation:
         self.frozen: SplittableBackbone | None = None
         self.rungs: list[Rung] = []
 
+    def inspect_images(self) -> Inspection:
+        """Looks at every image, keeps its pixels, and settles the split."""
+        return inspect(
+            self.dataset,
+            seed=self.recipe.seed,
+            shares=SplitShares(self.recipe.val, self.recipe.test),
+            preprocessing=self.backbone.preprocessing,
+            cache=self.cache,
+            progress=self.progress,
+        )
+
     def read_images(self, look: Inspection | None = None) -> Inspection:
         """Looks at every image and settles the split.
 
@@ -131,14 +147,7 @@ class Preparation:
             OptionError: the recipe does not go with the number of classes.
         """
         recipe = self.recipe
-        self.look = look or inspect(
-            self.dataset,
-            seed=recipe.seed,
-            shares=SplitShares(recipe.val, recipe.test),
-            preprocessing=self.backbone.preprocessing,
-            cache=self.cache,
-            progress=self.progress,
-        )
+        self.look = look or self.inspect_images()
         _require_learnable(self.look, least=recipe.least_classes)
         dataset = self.look.dataset
         check_classes(recipe, len(dataset.classes), several=dataset.multi_label)
@@ -161,9 +170,8 @@ class Preparation:
             each = look.dataset.labels[look.scanned.usable].sum(axis=1).mean()
             classes = f"{own:,} label{'s' if own > 1 else ''}, {each:.1f} to an image"
         self.progress.say(f"{look.dataset.root}: {classes}, {', '.join(parts)} images (split {how}).")
-        for finding in look.findings:
-            if finding.severity != "note":
-                self.progress.say(with_example(f"{finding.severity.capitalize()}: {finding.message}", finding.items))
+        for line in in_few_lines(look.findings):
+            self.progress.say(line)
 
     def measure(self, kept: EnginePlan | None = None) -> EnginePlan:
         """Measures the engines.
@@ -214,6 +222,27 @@ class Preparation:
         self.reported = self._features(others, exact=True)
         self.train = self._labelled("train", learnt)
         self.val = self._labelled("val", self.reported) if self.keys.get("val") else None
+
+    def check_labels(self) -> Inspection:
+        """Looks for labels that are probably wrong and for images of no class, by the features, and says so in a line.
+
+        Returns:
+            What was found in the data, these findings among it. A model that is extended is spared this: of what it
+            knew already there may be no images.
+        """
+        places = [i for own in self.used.values() for i in own]
+        if self.known is not None or len(places) > CHECKED:
+            return self.look
+        others = [key for name, own in self.keys.items() if name != "train" for key in own]
+        positions = [*self.used["train"], *(i for name, own in self.used.items() if name != "train" for i in own)]
+        features = np.concatenate([self.train.features, self.reported.read(others)])
+        vectors = vectors_of(features, Layout.of(self.backbone.module))
+        found = doubts(self.look.dataset, positions, vectors, seed=self.recipe.seed, progress=self.progress)
+        if found:
+            examples = [with_example(finding.message, finding.items).rstrip(".") for finding in found]
+            self.progress.say(f"Warning: {'; '.join(examples)}.")
+        self.look = replace(self.look, findings=ranked([*self.look.findings, *found]))
+        return self.look
 
     def fit(self) -> Fitted:
         """Fits the classifier on the features."""

@@ -155,6 +155,8 @@ def carry_out(
         log.event("plan", text=line)
     prepared.run_backbone()
     clock.lap("run the backbone")
+    look = prepared.check_labels()
+    clock.lap("check the labels")
 
     fitted = prepared.fit()
     stages = Stages(net)

@@ -9,6 +9,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from headstart.training.targets import Labels, are_several
+
 REFERENCES = 1000
 """Training images that are kept, at most."""
 
@@ -26,6 +28,12 @@ LEAST_JUDGED = 100
 
 NEIGHBOUR = 5
 """The distance is that to the fifth nearest."""
+
+FAR = 2.0
+"""Of 5 and of 20 hot dogs among 3,119 flowers, 5 and 16 lie beyond, with 9 and 8 flowers (LOG.md)."""
+
+COMPARED = 20_000
+"""Images of a class that each of it is compared with, at most."""
 
 TINY = np.float32(1e-12)
 
@@ -103,6 +111,39 @@ def familiar_with(references: Features) -> Familiar | None:
         return None
     own = _unit(references).astype(np.float16)
     return Familiar(own, _quantiles(_distances(own.astype(np.float32), references, without_itself=True)))
+
+
+def find_strays(features: Features, labels: Labels) -> dict[int, float]:
+    """Images that are unlike all others of their own class; of several labels to an image, unlike all others.
+
+    Args:
+        features: (N, D) float32.
+        labels: see ``training.targets``.
+
+    Returns:
+        Position -> how many times as far from the fifth nearest as is usual (the median over all images), the
+        strangest first: those that lie beyond the third quartile by more than ``FAR`` times the distance of the
+        quartiles. Classes of under six images have none.
+    """
+    far = np.full(len(features), np.nan)
+    groups = (
+        [np.arange(len(labels))] if are_several(labels) else [np.flatnonzero(labels == i) for i in np.unique(labels)]
+    )
+    for own in groups:
+        if len(own) > NEIGHBOUR:
+            known = (
+                own if len(own) <= COMPARED else np.sort(np.random.default_rng(0).choice(own, COMPARED, replace=False))
+            )
+            inside = np.isin(own, known)
+            references = _unit(features[known])
+            far[own[inside]] = _distances(references, features[own[inside]], without_itself=True)
+            far[own[~inside]] = _distances(references, features[own[~inside]])
+    judged = far[~np.isnan(far)]
+    if len(judged) < LEAST_REFERENCES:
+        return {}
+    low, usual, high = np.quantile(judged, [0.25, 0.5, 0.75])
+    found = np.flatnonzero(far > high + FAR * (high - low))
+    return {int(i): float(far[i] / max(usual, TINY)) for i in found[np.argsort(-far[found], kind="stable")]}
 
 
 def _distances(known: Features, features: Features, *, without_itself: bool = False) -> Scores:

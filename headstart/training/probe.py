@@ -92,7 +92,7 @@ def fit_probe(
     """
     require_learnable(labels)
     x = standardised(features)[2]
-    c, reason, losses = _choose_c(x, labels, balance=balance, seed=seed, progress=progress or SilentProgress())
+    c, reason, losses = choose_c(x, labels, balance=balance, seed=seed, progress=progress or SilentProgress())
     weight, bias = refit_probe(features, labels, classes=classes, c=c, balance=balance)
     return Probe(weight=weight, bias=bias, c=c, reason=reason, losses=losses)
 
@@ -141,9 +141,18 @@ def floored(deviations: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.maximum(deviations, least)
 
 
-def _choose_c(
+def choose_c(
     x: Features, labels: Labels, *, balance: bool, seed: int, progress: Progress
 ) -> tuple[float, str, dict[float, float]]:
+    """C by cross-validation, where there are enough images: (C, how it was come by, C that was tried -> loss).
+
+    Args:
+        x: (N, D) float32, standardised.
+        labels: see ``training.targets``.
+        balance: see ``fit_probe``.
+        seed: of the folds.
+        progress: told of each fold.
+    """
     smallest, several = smallest_class(labels), are_several(labels)
     if len(labels) < CHOOSE_FROM or smallest < FOLDS:
         why = f"{len(labels)} training images" if len(labels) < CHOOSE_FROM else f"a class of {smallest} image(s)"
