@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from headstart.runs.events import train_events
     from headstart.runs.folder import Run, load_run
     from headstart.runs.log import Event
+    from headstart.runs.report import report
     from headstart.runs.train import resume, train
     from headstart.runs.workbench import Workbench, prepare
     from headstart.training.recipe import Recipe
@@ -64,6 +65,7 @@ _HOMES = {
     "open_folder": "data.dataset",
     "open_table": "data.dataset",
     "prepare": "runs.workbench",
+    "report": "runs.report",
     "resume": "runs.train",
     "train": "runs.train",
     "train_events": "runs.events",
@@ -97,6 +99,7 @@ __all__ = [
     "open_folder",
     "open_table",
     "prepare",
+    "report",
     "resume",
     "train",
     "train_events",

@@ -470,6 +470,7 @@ def layers(
 @app.command()
 def check(
     data: Data,
+    out: Annotated[Path | None, typer.Option(help="A folder, new or empty, for findings.json and check.html.")] = None,
     write: Annotated[
         Path | None, typer.Option(help="Write a table without what is serious or a warning, .csv.")
     ] = None,
@@ -491,10 +492,12 @@ def check(
         from headstart.files import check_suffix
         from headstart.progress import TerminalProgress
         from headstart.runs.check import check as check_data
-        from headstart.runs.check import write_clean
+        from headstart.runs.check import write_check, write_clean
+        from headstart.runs.folder import choose_run_folder
 
     if write is not None:
         check_suffix(write, [".csv"])
+    folder = None if out is None else choose_run_folder(out, data)
     look = check_data(
         data,
         files_only=files_only,
@@ -507,15 +510,38 @@ def check(
         test=test,
         seed=seed,
     )
+    written = [] if folder is None else write_check(look, folder)
     left_out = None if write is None else write_clean(look, write)
     if as_json:
         _print_json(_check_document(look))
     else:
         _print_check(look)
+        for file in written:
+            print(f"Written: {file}")
         if left_out is not None:
             print(f"Written: {write}, {len(look.dataset) - len(left_out):,} images; {len(left_out):,} left out.")
     if strict and any(finding.severity == "serious" for finding in look.findings):
         raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    out: Annotated[Path | None, typer.Option(help="The .html file; report.html in the run if left out.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the report of a finished run anew: one HTML file that needs nothing else."""
+    with _importing():
+        from headstart.files import check_suffix
+        from headstart.runs.report import report as report_run
+
+    if out is not None:
+        check_suffix(out, [".html"])
+    file = report_run(run, out)
+    if as_json:
+        _print_json({"report": str(file), "bytes": file.stat().st_size})
+    else:
+        print(f"Report: {file}")
 
 
 @app.command()

@@ -261,7 +261,7 @@ class Model:
         faults: dict[int, str] = {}
         engine: Engine | None = None
         with progress.task("Predicting", len(pictures)) as advance:
-            for batch in _batches(enumerate(map_images(self._pixels, pictures)), 32):
+            for batch in _batches(enumerate(map_images(self.pixels, pictures)), 32):
                 faults |= {place: seen for place, seen in batch if isinstance(seen, str)}
                 good = [(place, seen) for place, seen in batch if not isinstance(seen, str)]
                 if good:
@@ -322,8 +322,8 @@ class Model:
             "calibration": self.calibration.as_json(),
         }
 
-    def _pixels(self, picture: Picture) -> Rgb | str:
-        """(H, W, 3) uint8 as the network sees it, or why it cannot be read."""
+    def pixels(self, picture: Picture) -> Rgb | str:
+        """(H, W, 3) uint8 as the network sees the picture, or why it cannot be read."""
         try:
             if isinstance(picture, (Image.Image, np.ndarray)):
                 image = as_rgb(picture)

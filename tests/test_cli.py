@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import main
 from pictures import picture, write_classes
 from pyarrow import parquet
 from typer.testing import CliRunner
@@ -21,21 +22,6 @@ from typer.testing import CliRunner
 from headstart import cli
 
 ROOT = Path(cli.__file__).parent.parent
-
-
-def main(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    """The command in this process: everything but the interpreter's start."""
-    before = sys.argv
-    sys.argv = ["headstart", *map(str, arguments)]
-    try:
-        cli.main()
-        status = 0
-    except SystemExit as stop:
-        status = stop.code if isinstance(stop.code, int) else 1
-    finally:
-        sys.argv = before
-    out, err = capsys.readouterr()
-    return status, out, err
 
 
 @pytest.fixture(scope="module")

@@ -62,6 +62,7 @@ def test_a_run_learns_and_leaves_every_file(run: hs.Run) -> None:
         "scores.json",
         "report.html",
         "calibration.png",
+        "map.csv",
         "run.json",
     }
     assert hs.load_run(run.folder).results == run.results
@@ -229,7 +230,7 @@ def test_preprocessing_is_the_same_code_in_training_and_prediction(run: hs.Run) 
         if row["split"]:
             key = content_key(Path(row["path"]).read_bytes())
             assert key.hex() == row["content"]
-            assert np.array_equal(store.read([key])[0], model._pixels(row["path"]))
+            assert np.array_equal(store.read([key])[0], model.pixels(row["path"]))
     assert "augment" not in json.dumps(model._header())
 
 

@@ -12,6 +12,11 @@ from headstart.backbone.pooling import Pooling, check_pooling
 from headstart.backbone.split import HEAD, SplittableBackbone, with_pooling
 from headstart.backbone.weights import Backbone
 
+SPLITS_KEPT = 16
+"""Architectures whose cuts a process remembers: to find them takes two seconds."""
+
+_SPLIT: dict[tuple[Any, ...], SplittableBackbone] = {}
+
 
 class PixelNet(nn.Module):
     """uint8 pixels -> what the frozen part of a backbone gives; a pure function of the pixels, nothing to train.
@@ -138,13 +143,20 @@ class FeatureNet(PixelNet):
 
 
 def split_backbone(backbone: Backbone, pool: Pooling = "auto", cut: str = "") -> SplittableBackbone:
-    """A backbone, cut for the size of its input.
+    """A backbone, cut for the size of its input; the cuts themselves are found once for an architecture.
 
     Raises:
         OptionError: it cannot end at ``cut``.
     """
     size = backbone.preprocessing
-    return SplittableBackbone(backbone.module, height=size.height, width=size.width, pool=pool, cut=cut)
+    key = (*backbone.build.items(), size.height, size.width, pool, cut)
+    if key not in _SPLIT:
+        if len(_SPLIT) >= SPLITS_KEPT:
+            _SPLIT.clear()
+        made = SplittableBackbone(backbone.module, height=size.height, width=size.width, pool=pool, cut=cut)
+        _SPLIT[key] = made.of(nn.Module())
+        return made
+    return _SPLIT[key].of(backbone.module)
 
 
 def feature_shape(net: FeatureNet) -> tuple[int, ...]:

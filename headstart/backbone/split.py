@@ -37,6 +37,10 @@ _PASSING_ON = (nn.Identity, nn.Dropout)
 _SHAPE_METHODS = frozenset({"size", "dim", "numel"})
 
 
+_CONSTANT = "_tensor_constant"
+"""What torch.fx calls tensors that a network makes in its forward pass; it leaves them on the network."""
+
+
 @dataclass(frozen=True)
 class Boundary:
     """A place where a backbone can be cut.
@@ -111,8 +115,15 @@ class SplittableBackbone:
 
     def copied(self) -> SplittableBackbone:
         """The same cuts of a copy of the network, which may be trained without touching this one."""
+        return self.of(copy.deepcopy(self.module))
+
+    def of(self, module: nn.Module) -> SplittableBackbone:
+        """The same cuts of another network of the same architecture."""
         other = copy.copy(self)
-        other.module = copy.deepcopy(self.module)
+        other.module = module
+        for name, constant in vars(self.module).items():
+            if name.startswith(_CONSTANT) and not hasattr(module, name):
+                setattr(module, name, constant)
         return other
 
     def prefix(self, name: str) -> nn.Module:

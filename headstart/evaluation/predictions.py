@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from headstart.data.table import joined
+from headstart.data.table import SEPARATOR, joined
+from headstart.errors import RunError
 from headstart.evaluation.metrics import AnyScores, score, score_labels
 from headstart.files import csv_text
 from headstart.training.targets import are_several
@@ -117,3 +120,51 @@ def predictions_csv(evaluated: Sequence[Evaluated]) -> str:
     own = ["labels", "predicted"] if several else ["label", "predicted", "probability"]
     own.append("outlier")
     return csv_text([["path", "split", *own, *(f"p:{name}" for name in classes)], *rows])
+
+
+def read_predictions(
+    file: Path, classes: Sequence[str], *, thresholds: Sequence[float] | None = None
+) -> list[Evaluated]:
+    """Reads what ``predictions_csv`` wrote, and scores it anew.
+
+    Args:
+        file: the table.
+        classes: of the model.
+        thresholds: of the model, where an image may bear any number of labels.
+
+    Raises:
+        RunError: no such file, or it is damaged.
+    """
+    try:
+        with open(file, newline="", encoding="utf-8", errors="surrogateescape") as opened:
+            rows = list(csv.DictReader(opened))
+        known = [name for name in classes if rows and f"p:{name}" in rows[0]]
+        found = []
+        for split in dict.fromkeys(row["split"] for row in rows):
+            own = [row for row in rows if row["split"] == split]
+            found.append(_read_part(split, own, [c for c in known if own[0][f"p:{c}"]], thresholds))
+        return found
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise RunError(f"{file}: damaged, or not the predictions of a run ({error}).") from error
+
+
+def _read_part(
+    split: str, rows: list[dict[str, str]], classes: Sequence[str], thresholds: Sequence[float] | None
+) -> Evaluated:
+    paths, names = [row["path"] for row in rows], tuple(classes)
+    chances = np.array([[float(row[f"p:{name}"]) for name in names] for row in rows])
+    number = {name: i for i, name in enumerate(names)}
+    if thresholds is None:
+        labels = np.array([number[row["label"]] for row in rows])
+        part = Evaluated(
+            score(chances, labels, names, name=split), tuple(paths), labels, chances.argmax(1), chances, names
+        )
+    else:
+        labels, given = np.zeros(chances.shape, np.int64), np.zeros(chances.shape, np.int64)
+        for i, row in enumerate(rows):
+            for numbers, cell in ((labels, row["labels"]), (given, row["predicted"])):
+                numbers[i, [number[name] for name in cell.split(SEPARATOR) if name]] = 1
+        scores = score_labels(chances, labels, given, names, thresholds=thresholds, name=split)
+        part = Evaluated(scores, tuple(paths), labels, given, chances, names)
+    odd = [row["outlier"] for row in rows]
+    return replace(part, outliers=np.array(odd, dtype=np.float64)) if all(odd) else part

@@ -11,9 +11,11 @@ from typing import Any
 from headstart.data.checks import Finding, Inspection, clean, inspect, ranked
 from headstart.data.dataset import Dataset, open_data
 from headstart.data.splits import SplitShares
-from headstart.errors import DataError
-from headstart.files import csv_text, output_file, text_bytes
+from headstart.errors import DataError, RunError
+from headstart.evaluation.report import render_check
+from headstart.files import csv_text, output_file, text_bytes, write_atomically
 from headstart.progress import Progress, SilentProgress
+from headstart.runs.folder import FINDINGS_FILE, make_run_folder, write_findings
 from headstart.runs.prepare import Preparation
 from headstart.training.recipe import Recipe
 
@@ -62,7 +64,30 @@ def check(
         return replace(look, findings=ranked([*look.findings, unlearnable]))
     prepared.measure()
     prepared.run_backbone()
+    prepared.fit()
     return prepared.check_labels()
+
+
+def write_check(look: Inspection, folder: Path) -> list[Path]:
+    """Writes what was found as ``findings.json``, and as ``check.html`` with the pictures.
+
+    Args:
+        look: what was found.
+        folder: new or empty.
+
+    Returns:
+        The files.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    findings, page = make_run_folder(folder) / FINDINGS_FILE, folder / "check.html"
+    try:
+        write_findings(findings, look.findings)
+        write_atomically(page, render_check(look).encode("utf-8", errors="replace"))
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be written: {error.strerror or error}.") from error
+    return [findings, page]
 
 
 def write_clean(look: Inspection, file: str | os.PathLike[str]) -> dict[int, str]:

@@ -11,6 +11,7 @@ RUN/
   model.safetensors the classifier
   predictions.csv   every evaluated image: its split, right label, given label, and all probabilities
   scores.json       the figures, by split
+  map.csv           where each image lies among the others, and which training images are nearest
   calibration.png   how far the probabilities can be taken at their word
   curves.png        loss and accuracy, epoch by epoch, where anything was trained by steps
   report.html       the same for a reader
@@ -22,16 +23,18 @@ from __future__ import annotations
 import itertools
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from headstart.data.checks import Finding, Inspection
 from headstart.errors import RunError
 from headstart.evaluation.curves import CurvePoint, curves_picture
+from headstart.evaluation.image_map import MAP_FILE, ImageMap
 from headstart.evaluation.metrics import AnyScores, scores_from_json
 from headstart.evaluation.predictions import Evaluated, predictions_csv
 from headstart.evaluation.reliability import reliabilities, reliability_picture
-from headstart.evaluation.report import render_report
 from headstart.files import csv_text, text_bytes, write_atomically
 from headstart.html import data_address, paragraph, picture, table
 from headstart.model import MODEL_FILE, Model
@@ -43,6 +46,9 @@ from headstart.training.recipe import Recipe
 
 CURVES_FILE = "curves.png"
 CALIBRATION_FILE = "calibration.png"
+FINDINGS_FILE = "findings.json"
+PREDICTIONS_FILE = "predictions.csv"
+REPORT_FILE = "report.html"
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,7 @@ class Run:
     @property
     def report_path(self) -> Path:
         """The report."""
-        return self.folder / "report.html"
+        return self.folder / REPORT_FILE
 
     @property
     def curves_path(self) -> Path:
@@ -222,17 +228,18 @@ def read_start(folder: Path) -> tuple[Recipe, Start]:
         raise RunError(f"{folder}: damaged run folder ({error}). Start a new run.") from error
 
 
-def write_run(
+def write_results(
     run: Run,
     model: Model,
     fitted: Fitted,
     look: Inspection,
     evaluated: list[Evaluated],
     *,
+    image_map: ImageMap | None = None,
     remembered: str = "",
     proof: dict[str, object],
-) -> None:
-    """Writes what a finished run leaves; ``run.json`` last.
+) -> dict[str, Any]:
+    """Writes what a finished run leaves, all but the report and ``run.json``.
 
     Args:
         run: the figures.
@@ -240,8 +247,12 @@ def write_run(
         fitted: the classifier on frozen features, the first rung.
         look: the data.
         evaluated: every prediction.
+        image_map: of all images; None for none.
         remembered: the table of pictures of what was known before, where a model was extended.
         proof: fingerprints of what was frozen, before and after, and the engines that ran it; a JSON document.
+
+    Returns:
+        What ``run.json`` is to hold, see ``seal``.
 
     Raises:
         RunError: the folder cannot be written.
@@ -252,13 +263,14 @@ def write_run(
         "scores": {name: scores.as_json() for name, scores in run.results.items()},
         "findings": [asdict(finding) for finding in run.findings],
         "seconds": run.seconds,
-        "head": {"name": fitted.name} | fitted.settings,
+        "head": {"name": fitted.name, "reason": fitted.reason, "frozen": fitted.frozen} | fitted.settings,
         "backbone": model.net.backbone.source,
         "fingerprint": model.net.backbone.fingerprint,
         "rungs": [asdict(rung) for rung in run.rungs],
         "best": run.best,
         "frozen": proof,
-        "data": model.data,
+        "data": model.data
+        | {"base": str(look.dataset.base), "given": look.split.given, "sizes": look.split.sizes, "name": _name(look)},
         "libraries": model.libraries,
         "calibration": model.calibration.as_json() | {"reliability": [own.as_json() for own in reliable]},
     }
@@ -266,9 +278,11 @@ def write_run(
         write_atomically(folder / "split.csv", text_bytes(_split_csv(look)))
         if remembered:
             write_atomically(folder / REMEMBERED_FILE, text_bytes(remembered))
-        _write_json(folder / "findings.json", document["findings"])
+        write_findings(folder / FINDINGS_FILE, run.findings)
         model.save(folder / MODEL_FILE)
-        write_atomically(folder / "predictions.csv", text_bytes(predictions_csv(evaluated)))
+        if image_map is not None:
+            write_atomically(folder / MAP_FILE, text_bytes(image_map.csv()))
+        write_atomically(folder / PREDICTIONS_FILE, text_bytes(predictions_csv(evaluated)))
         _write_json(folder / "scores.json", document["scores"])
         points = _curve_points(folder)
         curves = curves_picture(folder.name, points) if points else b""
@@ -276,23 +290,30 @@ def write_run(
             write_atomically(run.curves_path, curves)
         trust = reliability_picture(model.calibration, reliable, evaluated)
         write_atomically(folder / CALIBRATION_FILE, trust)
-        report = render_report(
-            model,
-            fitted,
-            look,
-            evaluated,
-            rungs=run.rungs,
-            best=run.best,
-            reliable=reliable,
-            trust=data_address(trust, "png"),
-            curves=data_address(curves, "png") if curves else "",
-            proof=proof,
-            seconds=run.seconds,
-        )
-        write_atomically(run.report_path, report.encode("utf-8", errors="replace"))
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be written: {error.strerror or error}.") from error
+    return document
+
+
+def write_findings(file: Path, findings: Sequence[Finding]) -> None:
+    """Writes findings as JSON; an OSError is the caller's to explain."""
+    _write_json(file, [asdict(finding) for finding in findings])
+
+
+def seal(folder: Path, document: dict[str, Any]) -> None:
+    """Writes ``run.json``: the run is finished.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    try:
         _write_json(folder / "run.json", document)
     except OSError as error:
         raise RunError(f"{folder}: cannot be written: {error.strerror or error}.") from error
+
+
+def _name(look: Inspection) -> str:
+    return look.dataset.root.resolve().name
 
 
 def _curve_points(folder: Path) -> list[CurvePoint]:

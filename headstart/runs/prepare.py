@@ -27,6 +27,7 @@ from headstart.data.dataset import Dataset
 from headstart.data.scan import pixel_store
 from headstart.data.splits import SplitShares
 from headstart.errors import DataError
+from headstart.evaluation.image_map import ImageMap, make_map
 from headstart.evaluation.metrics import AnyScores
 from headstart.evaluation.predictions import Evaluated, evaluate_predictions
 from headstart.features.activations import Activations, Pictures, Views, activation_store
@@ -226,23 +227,39 @@ class Preparation:
     def check_labels(self) -> Inspection:
         """Looks for labels that are probably wrong and for images of no class, by the features, and says so in a line.
 
+        After ``fit``, whose penalty it takes.
+
         Returns:
             What was found in the data, these findings among it. A model that is extended is spared this: of what it
             knew already there may be no images.
         """
-        places = [i for own in self.used.values() for i in own]
-        if self.known is not None or len(places) > CHECKED:
+        positions, _, vectors = self._all_vectors()
+        if self.known is not None or len(positions) > CHECKED:
             return self.look
-        others = [key for name, own in self.keys.items() if name != "train" for key in own]
-        positions = [*self.used["train"], *(i for name, own in self.used.items() if name != "train" for i in own)]
-        features = np.concatenate([self.train.features, self.reported.read(others)])
-        vectors = vectors_of(features, Layout.of(self.backbone.module))
-        found = doubts(self.look.dataset, positions, vectors, seed=self.recipe.seed, progress=self.progress)
+        c = self.fitted.settings["C"] if self.fitted.name == "probe" else None
+        seed = self.recipe.seed
+        found = doubts(self.look.dataset, positions, vectors, c=c, seed=seed, progress=self.progress)
         if found:
             examples = [with_example(finding.message, finding.items).rstrip(".") for finding in found]
             self.progress.say(f"Warning: {'; '.join(examples)}.")
         self.look = replace(self.look, findings=ranked([*self.look.findings, *found]))
         return self.look
+
+    def map_images(self) -> ImageMap | None:
+        """A map of all images by what the backbone, as it came, makes of them."""
+        positions, splits, vectors = self._all_vectors()
+        files, names = self.look.dataset.files(), self.look.dataset.label_names()
+        paths, labels = [files[i] for i in positions], [names[i] for i in positions]
+        return make_map(paths, splits, labels, vectors, seed=self.recipe.seed)
+
+    def _all_vectors(self) -> tuple[list[int], list[str], npt.NDArray[np.float32]]:
+        """(positions, splits, (N, D) features) of all images that are in a split, those of train first."""
+        names = ["train", *(name for name in self.used if name != "train")]
+        others = [key for name in names[1:] for key in self.keys[name]]
+        features = np.concatenate([self.train.features, self.reported.read(others)])
+        places = [(i, name) for name in names for i in self.used[name]]
+        vectors = vectors_of(features, Layout.of(self.backbone.module))
+        return [i for i, _ in places], [name for _, name in places], vectors
 
     def fit(self) -> Fitted:
         """Fits the classifier on the features."""

@@ -23,9 +23,19 @@ from headstart.errors import RunError
 from headstart.model import data_fingerprint
 from headstart.progress import Progress, SilentProgress
 from headstart.runs.climb import CHECKPOINTS, Climb, Climbed
-from headstart.runs.folder import Run, Start, choose_run_folder, make_run_folder, read_start, write_run, write_start
+from headstart.runs.folder import (
+    Run,
+    Start,
+    choose_run_folder,
+    make_run_folder,
+    read_start,
+    seal,
+    write_results,
+    write_start,
+)
 from headstart.runs.log import LOG_FILE, Listener, RunLog
 from headstart.runs.prepare import Preparation
+from headstart.runs.report import write_report
 from headstart.runs.stages import Stages
 from headstart.training.checkpoint import load_checkpoint
 from headstart.training.ladder import RungResult
@@ -155,8 +165,6 @@ def carry_out(
         log.event("plan", text=line)
     prepared.run_backbone()
     clock.lap("run the backbone")
-    look = prepared.check_labels()
-    clock.lap("check the labels")
 
     fitted = prepared.fit()
     stages = Stages(net)
@@ -165,6 +173,8 @@ def carry_out(
         log.epoch(fitted.name, entry, 0 if prepared.val is None else len(prepared.val.labels))
     progress.say(f"Fitted the {fitted.name} on {len(keys['train']):,} images: {fitted.reason}.")
     clock.lap("fit the head")
+    look = prepared.check_labels()
+    clock.lap("check the labels")
     climbed = None
     results: tuple[RungResult, ...] = ()
     if prepared.frozen is not None:
@@ -193,7 +203,13 @@ def carry_out(
     log.event("finished", run=str(folder), scores=model.scores, best=run.best, seconds=clock.laps, **proof)
     log.close()
     remembered = prepared.known.remembered_csv() if prepared.known else ""
-    write_run(run, model, fitted, look, evaluated, remembered=remembered, proof=proof)
+    document = write_results(
+        run, model, fitted, look, evaluated, image_map=prepared.map_images(), remembered=remembered, proof=proof
+    )
+    split = prepared.frozen and prepared.frozen.of(model.net.backbone.module)
+    write_report(folder, document, model, run.report_path, split=split)
+    clock.lap("write the report")
+    seal(folder, document)
     (folder / CHECKPOINTS / "current.safetensors").unlink(missing_ok=True)
     return run
 

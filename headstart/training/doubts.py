@@ -24,6 +24,7 @@ def doubts(
     positions: Sequence[int],
     features: npt.NDArray[np.float32],
     *,
+    c: float | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[Finding]:
@@ -33,13 +34,14 @@ def doubts(
         dataset: the images.
         positions: of N of them.
         features: (N, D) float32 of these.
+        c: see ``find_label_issues``.
         seed: of the folds of cross-validation.
         progress: told of each fit.
     """
     places, labels, classes = _judged(dataset, np.array(positions))
     own = features[places]
     of = np.array(positions)[places]
-    issues = find_label_issues(own, labels, seed=seed, progress=progress) if len(classes) else None
+    issues = find_label_issues(own, labels, c=c, seed=seed, progress=progress) if len(classes) else None
     wrong = issues.positions if issues is not None else np.empty(0, np.int64)
     found = []
     if issues is not None and len(wrong):

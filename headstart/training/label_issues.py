@@ -39,7 +39,7 @@ class LabelIssues:
 
 
 def find_label_issues(
-    features: Features, labels: Labels, *, seed: int = 0, progress: Progress | None = None
+    features: Features, labels: Labels, *, c: float | None = None, seed: int = 0, progress: Progress | None = None
 ) -> LabelIssues | None:
     """Looks for labels that contradict the images, by cross-validated logistic regression and cleanlab.
 
@@ -48,6 +48,7 @@ def find_label_issues(
     Args:
         features: (N, D) float32.
         labels: see ``training.targets``; every class has images.
+        c: inverse strength of the L2 penalty; chosen by cross-validation where it is not given.
         seed: of the folds.
         progress: told of each fit.
 
@@ -59,7 +60,8 @@ def find_label_issues(
     if len(labels) < CHOOSE_FROM or smallest_class(labels) < FOLDS or count_learnable(labels) < 2 - are_several(labels):
         return None
     x = standardised(features)[2]
-    c = choose_c(x, labels, balance=False, seed=seed, progress=progress or SilentProgress())[0]
+    if c is None:
+        c = choose_c(x, labels, balance=False, seed=seed, progress=progress or SilentProgress())[0]
     folds = folds_of(labels, FOLDS, seed)
     surely = _doubted(labels, _held_out(x, labels, folds, c), surely=True)
     chances = _held_out(x, labels, _without(folds, surely, labels), c)

@@ -7,9 +7,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
-from photographs import Timed
+from photographs import Timed, photographs
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,3 +30,13 @@ def command() -> Callable[..., Timed]:
         return Timed(done.returncode, done.stdout, done.stderr, time.perf_counter() - started)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def flowers_run(command: Callable[..., Timed], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run on flowers with nothing chosen."""
+    folder = tmp_path_factory.mktemp("flowers") / "run"
+    done = command("train", photographs("flowers"), "--out", folder)
+    assert done.status == 0, done.err
+    assert "Calibrated on 550 validation images" in done.err
+    return folder

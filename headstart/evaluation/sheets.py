@@ -1,0 +1,86 @@
+"""Contact sheets: small pictures of very many images in few files, so that a page can show any of them."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from PIL import Image
+
+from headstart.data.images import decode, map_images
+from headstart.errors import UnreadableImage
+from headstart.html import data_address
+
+SIDE = 88
+"""Of a tile, in pixels."""
+
+ACROSS, DOWN = 20, 20
+"""Tiles of a sheet."""
+
+QUALITY = 72
+GROUND = (238, 240, 243)
+
+MOST_BYTES = 7_000_000
+"""Of all sheets together, before they are written as text, which takes a third more."""
+
+
+@dataclass(frozen=True)
+class Sheets:
+    """Tiles of images.
+
+    Attributes:
+        addresses: data: addresses of the sheets, each ``ACROSS`` tiles wide.
+        tiles: path of each image that has one -> its number, counted row by row from the first sheet on.
+        unread: paths of images that cannot be read any more.
+    """
+
+    addresses: tuple[str, ...]
+    tiles: dict[str, int]
+    unread: tuple[str, ...]
+
+
+def make_sheets(paths: Iterable[str], *, most_bytes: int = MOST_BYTES) -> Sheets:
+    """Draws images, each once, in the order given, until there is room for no more."""
+    addresses: list[str] = []
+    tiles: dict[str, int] = {}
+    unread: list[str] = []
+    held: list[Image.Image] = []
+    used = 0
+
+    def close() -> None:
+        nonlocal used
+        sheet = Image.new("RGB", (ACROSS * SIDE, math.ceil(len(held) / ACROSS) * SIDE), GROUND)
+        for place, tile in enumerate(held):
+            corner = place % ACROSS * SIDE + (SIDE - tile.width) // 2
+            sheet.paste(tile, (corner, place // ACROSS * SIDE + (SIDE - tile.height) // 2))
+        data = io.BytesIO()
+        sheet.save(data, "JPEG", quality=QUALITY)
+        used += len(data.getvalue())
+        addresses.append(data_address(data.getvalue(), "jpeg"))
+        held.clear()
+
+    unique = dict.fromkeys(paths)
+    for path, tile in zip(unique, map_images(_tile, unique), strict=True):
+        if tile is None:
+            unread.append(path)
+            continue
+        tiles[path] = len(addresses) * ACROSS * DOWN + len(held)
+        held.append(tile)
+        if len(held) == ACROSS * DOWN:
+            close()
+            if used + used / len(addresses) > most_bytes:
+                break
+    if held:
+        close()
+    return Sheets(tuple(addresses), tiles, tuple(unread))
+
+
+def _tile(path: str) -> Image.Image | None:
+    try:
+        image = decode(path, at_least=SIDE).image
+    except UnreadableImage:
+        return None
+    image.thumbnail((SIDE, SIDE), Image.Resampling.BILINEAR)
+    return image
