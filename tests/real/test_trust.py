@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from photographs import Timed, photographs
+from photographs import photographs
 
 import headstart as hs
 from headstart.evaluation.reliability import reliability
