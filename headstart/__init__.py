@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from headstart.runs.events import train_events
     from headstart.runs.folder import Run, load_run
     from headstart.runs.log import Event
+    from headstart.runs.paired import compare_models
     from headstart.runs.report import report
     from headstart.runs.train import resume, train
     from headstart.runs.workbench import Workbench, prepare
@@ -56,6 +57,7 @@ _HOMES = {
     "Workbench": "runs.workbench",
     "check": "runs.check",
     "compare": "runs.compare",
+    "compare_models": "runs.paired",
     "evaluate": "runs.evaluate",
     "inspect": "data.checks",
     "load": "model",
@@ -90,6 +92,7 @@ __all__ = [
     "Workbench",
     "check",
     "compare",
+    "compare_models",
     "evaluate",
     "inspect",
     "load",

@@ -23,6 +23,7 @@ from headstart.errors import HeadstartError
 if TYPE_CHECKING:
     from headstart.data.checks import Inspection
     from headstart.evaluation.metrics import AnyScores
+    from headstart.evaluation.predictions import Evaluated
     from headstart.model import Prediction
     from headstart.store import CacheEntry
 
@@ -89,6 +90,9 @@ class EffortOption(StrEnum):
 
 Data = Annotated[Path, typer.Argument(help="A folder with one folder per class, or a CSV, TSV or Parquet table.")]
 RunOrModel = Annotated[Path, typer.Argument(help="A run folder or a model file.")]
+IgnoreUnknown = Annotated[
+    bool, typer.Option("--ignore-unknown", help="Do not score images of classes that the model does not know.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
 DeviceChoice = Annotated[Device, typer.Option(help="Where the backbone runs.")]
 BackboneName = Annotated[str, typer.Option("--backbone", help="A timm architecture; the offline default if left out.")]
@@ -231,6 +235,7 @@ def evaluate(
     run_or_model: RunOrModel,
     data: Annotated[Path | None, typer.Argument(help="Other data; the run's own val and test if left out.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write every prediction to this .csv file.")] = None,
+    ignore_unknown: IgnoreUnknown = False,
     device: DeviceChoice = Device.auto,
     as_json: Json = False,
 ) -> None:
@@ -243,17 +248,21 @@ def evaluate(
 
     if out is not None:
         check_suffix(out, [".csv"])
-    evaluated = evaluate_model(run_or_model, data, device=device.value, progress=TerminalProgress())
+    evaluated = evaluate_model(
+        run_or_model, data, ignore_unknown=ignore_unknown, device=device.value, progress=TerminalProgress()
+    )
     if out is not None:
         with output_file(out, [".csv"]) as partial:
             partial.write_bytes(text_bytes(predictions_csv(evaluated)))
     scores = [part.scores for part in evaluated]
     if as_json:
-        _print_json({s.name: s.as_json() for s in scores})
+        _print_json({part.scores.name: part.scores.as_json() | _groups_document(part) for part in evaluated})
         return
     _print_results(scores)
-    for s in scores:
-        _print_table(*_class_table(s))
+    for part in evaluated:
+        _print_table(*_class_table(part.scores))
+        if part.by_group:
+            _print_table(*_group_table(part))
 
 
 @app.command()
@@ -333,8 +342,11 @@ def extract(
 
 @app.command()
 def compare(
-    data: Data,
-    out: Annotated[Path | None, typer.Option(help="The folder for it, new or empty; runs/NAME if left out.")] = None,
+    paths: Annotated[list[Path], typer.Argument(metavar="DATA | MODEL_A MODEL_B DATA", help="See above.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The folder for it, new or empty; runs/NAME if left out. Of two models, a .csv file."),
+    ] = None,
     only: Annotated[
         str, typer.Option(help='Some of probes, heads, depths, batchnorm, weights, with "," between.')
     ] = "probes,heads,depths,batchnorm,weights",
@@ -347,10 +359,22 @@ def compare(
     val: Val = 0.15,
     test: Test = 0.15,
     seed: Seed = 0,
+    ignore_unknown: IgnoreUnknown = False,
     device: DeviceChoice = Device.auto,
     as_json: Json = False,
 ) -> None:
-    """Train in several ways on the same data: one table and one picture of accuracy and seconds."""
+    """Train in several ways on the same data, or compare two models that are there on the same images.
+
+    With DATA alone: one table and one picture of accuracy and seconds. With MODEL_A MODEL_B DATA: on how many images
+    each is right where the other is not, and whether that is more than chance (McNemar's test); --out lists them. Each
+    model is a run folder or a model file; of the options these take --ignore-unknown, --device and --json.
+    """
+    if len(paths) == 3:
+        _compare_models(*paths, out=out, ignore_unknown=ignore_unknown, device=device, as_json=as_json)
+        return
+    if len(paths) != 1:
+        raise typer.BadParameter("expected DATA, or MODEL_A MODEL_B DATA.")
+    data = paths[0]
     from dataclasses import asdict
 
     with _importing():
@@ -392,6 +416,31 @@ def compare(
     )
     files = ", ".join(str(found.folder / f"comparison.{ending}") for ending in ("md", "json", "png"))
     print(f"Scored on {found.name}. Written: {files}")
+
+
+def _compare_models(
+    first: Path, second: Path, data: Path, *, out: Path | None, ignore_unknown: bool, device: Device, as_json: bool
+) -> None:
+    with _importing():
+        from headstart.files import check_suffix, output_file, text_bytes
+        from headstart.progress import TerminalProgress
+        from headstart.runs.paired import compare_models
+
+    if out is not None:
+        check_suffix(out, [".csv"])
+    found = compare_models(
+        first, second, data, ignore_unknown=ignore_unknown, device=device.value, progress=TerminalProgress()
+    )
+    if out is not None:
+        with output_file(out, [".csv"]) as partial:
+            partial.write_bytes(text_bytes(found.csv()))
+    if as_json:
+        _print_json([result.as_json() for result in found.results])
+        return
+    for result in found.results:
+        print(f"{result.sentence}.")
+    if out is not None:
+        print(f"{out}: the {len(found.differing):,} images on which they differ")
 
 
 @app.command()
@@ -698,6 +747,26 @@ def _class_table(scores: AnyScores) -> tuple[list[str], list[list[str]]]:
     more = [[f"{100 * c.average_precision:.1f} %", f"{c.threshold:.2f}"] for c in scores.classes]
     header = [f"{scores.name}: label", *header[1:], "average precision", "threshold"]
     return header, [[*row, *own] for row, own in zip(rows, more, strict=True)]
+
+
+def _groups_document(part: Evaluated) -> dict[str, object]:
+    from dataclasses import asdict
+
+    return {} if part.groups is None else {"groups": [asdict(own) for own in part.by_group]}
+
+
+def _group_table(part: Evaluated) -> tuple[list[str], list[list[str]]]:
+    """Header and rows."""
+    rows = [
+        [
+            own.group or "in none",
+            f"{own.correct:,} of {own.count:,}",
+            f"{100 * own.correct / own.count:.1f} %",
+            f"{100 * own.low:.1f}-{100 * own.high:.1f}",
+        ]
+        for own in part.by_group
+    ]
+    return [f"{part.scores.name}: group", "right", "accuracy", "95 % interval"], rows
 
 
 def _print_table(header: list[str], rows: list[list[str]]) -> None:

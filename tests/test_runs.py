@@ -62,6 +62,7 @@ def test_a_run_learns_and_leaves_every_file(run: hs.Run) -> None:
         "scores.json",
         "report.html",
         "calibration.png",
+        "test_uses.jsonl",
         "map.csv",
         "run.json",
     }
@@ -128,16 +129,17 @@ def test_evaluating_on_other_data_scores_what_the_model_knows(run: hs.Run, tmp_p
     write_classes(tmp_path / "d" / "train", {"blue": 5, "red": 5, "purple": 3}, first_seed=900)
     write_classes(tmp_path / "d" / "test", {"green": 4, "red": 2, "blue": 1}, first_seed=950)
     listener = Listener()
-    parts = {
-        p.scores.name: p.scores for p in hs.evaluate(run.model_path, tmp_path / "d", device="cpu", progress=listener)
-    }
+    with pytest.raises(DataError, match=r"does not know purple \(3 images\).*--ignore-unknown"):
+        hs.evaluate(run.model_path, tmp_path / "d", device="cpu")
+    found = hs.evaluate(run.model_path, tmp_path / "d", ignore_unknown=True, device="cpu", progress=listener)
+    parts = {p.scores.name: p.scores for p in found}
     assert {name: s.count for name, s in parts.items()} == {"train": 10, "test": 7}
     assert any(
         "3 images of classes that the model does not know" in text and "purple" in text for text in listener.said
     )
     write_classes(tmp_path / "none", {"x": 2, "y": 2})
     with pytest.raises(DataError, match="no readable image of a class that the model knows"):
-        hs.evaluate(run.model_path, tmp_path / "none", device="cpu")
+        hs.evaluate(run.model_path, tmp_path / "none", ignore_unknown=True, device="cpu")
     with pytest.raises(RunError, match="name the data"):
         hs.evaluate(run.model_path)
 

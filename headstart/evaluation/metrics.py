@@ -164,6 +164,40 @@ class LabelScores:
 AnyScores = Scores | LabelScores
 
 
+@dataclass(frozen=True)
+class GroupScore:
+    """How a classifier did on the images of one group: of one camera, site or person.
+
+    Attributes:
+        group: its name; "" of images in none.
+        correct: images right, of several labels all of them.
+        count: images.
+        low: lower end of the 95 % Wilson interval of the accuracy.
+        high: its upper end.
+    """
+
+    group: str
+    correct: int
+    count: int
+    low: float
+    high: float
+
+
+def score_groups(groups: Sequence[str], right: npt.NDArray[np.bool_]) -> tuple[GroupScore, ...]:
+    """Each group apart, the worst first.
+
+    Args:
+        groups: of N images.
+        right: (N,) whether each is right.
+    """
+    own = np.array(groups)
+    found = []
+    for name in dict.fromkeys(groups):
+        count, correct = int((own == name).sum()), int(right[own == name].sum())
+        found.append(GroupScore(name, correct, count, *wilson(correct, count)))
+    return tuple(sorted(found, key=lambda score: (score.correct / score.count, score.group)))
+
+
 def scores_from_json(document: dict[str, Any]) -> AnyScores:
     """Whichever of the two it is."""
     return (LabelScores if "mean_average_precision" in document else Scores).from_json(document)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from headstart.data.table import SEPARATOR, joined
 from headstart.errors import RunError
-from headstart.evaluation.metrics import AnyScores, score, score_labels
+from headstart.evaluation.metrics import AnyScores, GroupScore, score, score_groups, score_labels
 from headstart.files import csv_text
 from headstart.training.targets import are_several
 from headstart.training.thresholds import given_by, given_by_others
@@ -33,6 +33,7 @@ class Evaluated:
         probabilities: (N, classes) float64.
         classes: the names.
         outliers: (N,) float64, see ``outliers.Familiar``; None where they are not known.
+        groups: names of the groups that the images belong to, "" for none; None where the data have no groups.
     """
 
     scores: AnyScores
@@ -42,6 +43,18 @@ class Evaluated:
     probabilities: npt.NDArray[np.float64]
     classes: tuple[str, ...]
     outliers: npt.NDArray[np.float64] | None = None
+    groups: tuple[str, ...] | None = None
+
+    @property
+    def right(self) -> npt.NDArray[np.bool_]:
+        """(N,) whether each answer is right; of several labels to an image, whether all are."""
+        same = self.labels == self.given
+        return np.asarray(same.all(axis=1) if are_several(self.labels) else same)
+
+    @property
+    def by_group(self) -> tuple[GroupScore, ...]:
+        """Each group's figures, the worst first; none where the data have no groups."""
+        return () if self.groups is None else score_groups(self.groups, self.right)
 
     def mistakes(self) -> list[int]:
         """Positions of the wrong answers, the surest first; of several labels, by the surest that is wrong."""
@@ -103,22 +116,27 @@ def predictions_csv(evaluated: Sequence[Evaluated]) -> str:
     """A table of every evaluated image: path, split, right label, given label, its probability, every class's.
 
     Of several labels to an image: path, split, right labels, given labels, and every label's probability. Before the
-    probabilities of all stands the outlier score, empty where it is not known.
+    probabilities of all stands the outlier score, empty where it is not known, and before that, where the data have
+    groups, the group.
     """
     several = any(are_several(part.labels) for part in evaluated)
     classes = tuple(dict.fromkeys(name for part in evaluated for name in part.classes))
+    grouped = any(part.groups is not None for part in evaluated)
     rows = []
     for part in evaluated:
         places = [classes.index(name) for name in part.classes]
         answers = zip(part.names_of(part.labels), part.names_of(part.given), strict=True)
         odd = [""] * len(part.paths) if part.outliers is None else [repr(score) for score in part.outliers.tolist()]
-        for path, names, p, outlier in zip(part.paths, answers, part.probabilities, odd, strict=True):
+        groups = [[group] for group in part.groups or [""] * len(part.paths)] if grouped else [[]] * len(part.paths)
+        for path, names, p, outlier, group in zip(part.paths, answers, part.probabilities, odd, groups, strict=True):
             cells = [""] * len(classes)
             for place, chance in zip(places, p.tolist(), strict=True):
                 cells[place] = repr(chance)
-            rows.append([path, part.scores.name, *names, *([] if several else [repr(float(p.max()))]), outlier, *cells])
+            rows.append(
+                [path, part.scores.name, *names, *([] if several else [repr(float(p.max()))]), *group, outlier, *cells]
+            )
     own = ["labels", "predicted"] if several else ["label", "predicted", "probability"]
-    own.append("outlier")
+    own += [*(["group"] if grouped else []), "outlier"]
     return csv_text([["path", "split", *own, *(f"p:{name}" for name in classes)], *rows])
 
 
@@ -166,5 +184,7 @@ def _read_part(
                 numbers[i, [number[name] for name in cell.split(SEPARATOR) if name]] = 1
         scores = score_labels(chances, labels, given, names, thresholds=thresholds, name=split)
         part = Evaluated(scores, tuple(paths), labels, given, chances, names)
+    if "group" in rows[0]:
+        part = replace(part, groups=tuple(row["group"] for row in rows))
     odd = [row["outlier"] for row in rows]
     return replace(part, outliers=np.array(odd, dtype=np.float64)) if all(odd) else part

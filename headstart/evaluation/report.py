@@ -78,6 +78,7 @@ class Told:
         reliable: calibration before and after.
         image_map: None where there is none.
         split: see ``heat.heat_maps``.
+        uses: how often test was scored, in words; "" for never.
         proof: fingerprints of what was frozen, and the engines.
         seconds: by step.
     """
@@ -99,6 +100,7 @@ class Told:
     reliable: Sequence[Reliability]
     image_map: ImageMap | None
     split: SplittableBackbone | None
+    uses: str
     proof: Mapping[str, Any]
     seconds: Mapping[str, float]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,56 +19,93 @@ from headstart.evaluation.predictions import Evaluated, evaluate_predictions
 from headstart.model import Model, load
 from headstart.progress import Progress, SilentProgress, with_example
 from headstart.runs.known import split_rows
+from headstart.runs.uses import note_use, read_uses, uses_text
+
+
+@dataclass(frozen=True)
+class _Images:
+    """N images to score.
+
+    Attributes:
+        paths: of them.
+        labels: see ``training.targets``.
+        sets: names of the sets that they belong to.
+        groups: see ``Evaluated.groups``.
+        test: whether each is one of the run's test images.
+    """
+
+    paths: list[str]
+    labels: npt.NDArray[np.int64]
+    sets: list[str]
+    groups: list[str] | None
+    test: list[bool]
 
 
 def evaluate(
     run_or_model: str | os.PathLike[str],
     source: str | os.PathLike[str] | Dataset | None = None,
     *,
+    ignore_unknown: bool = False,
+    by: str = "evaluate",
     device: str = "auto",
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> list[Evaluated]:
     """Scores a saved model: on its run's own val and test images, or on other data.
 
+    A run writes down each time that its test images are scored.
+
     Args:
         run_or_model: a run folder or a model file.
         source: other data, each of its splits scored apart; the run's own where it is not given. Images that the
             run was trained on are counted, and said.
+        ignore_unknown: leave images of classes that the model does not know out of the score (of several labels to an
+            image, such labels), and say how many; refused otherwise.
+        by: what it is for, in the run's list of uses.
         device: see ``train``.
         cache: the cache folder; the default one where it is not given.
         progress: told of each step.
 
     Raises:
-        DataError: data without an image of a class that the model knows, or with one class to an image where the model
-            gives any number of labels, or the other way round; or a run whose images are gone.
+        DataError: data with a class that the model does not know, or without any that it knows; with one class to an
+            image where the model gives any number of labels, or the other way round; or a run whose images are gone.
         RunError: a model file without data, or a folder that is no finished run.
         ModelFileError: the model cannot be read.
     """
     progress = progress or SilentProgress()
     model = load(run_or_model)
     folder = Path(run_or_model).expanduser()
+    run = folder if folder.is_dir() else None
     if source is None:
-        paths, labels, sets = _own_images(folder, model)
+        images = _own_images(folder, model)
     else:
-        taught = {row["content"] for row in split_rows(folder) if row["split"] == "train"} if folder.is_dir() else set()
-        paths, labels, sets = _other_images(open_data(source), model, taught, cache=cache, progress=progress)
-    probabilities, outliers, faults = model.examine(paths, device=device, progress=progress)
+        rows = split_rows(run) if run else []
+        images = _other_images(open_data(source), model, rows, ignore_unknown, cache=cache, progress=progress)
+    if run and any(images.test) and (words := uses_text(read_uses(run))):
+        progress.say(f"{words} before. A choice that is made by it spends it.")
+    probabilities, outliers, faults = model.examine(images.paths, device=device, progress=progress)
     if source is None and faults:
         first = min(faults)
         raise DataError(
-            f"{len(faults)} of the run's images cannot be read; the first, {paths[first]}: {faults[first]}."
+            f"{len(faults)} of the run's images cannot be read; the first, {images.paths[first]}: {faults[first]}."
         )
     evaluated = []
-    for name in dict.fromkeys(sets):
-        places = [i for i, own in enumerate(sets) if own == name and i not in faults]
+    tested = right = 0
+    for name in dict.fromkeys(images.sets):
+        places = [i for i, own in enumerate(images.sets) if own == name and i not in faults]
         if places:
-            part, own, chances = [paths[i] for i in places], labels[places], probabilities[places]
+            part, own, chances = [images.paths[i] for i in places], images.labels[places], probabilities[places]
             chose = source is None and name == "val"
             found = evaluate_predictions(
                 name, part, own, chances, model.classes, thresholds=model.thresholds, chose=chose
             )
-            evaluated.append(found if model.familiar is None else replace(found, outliers=outliers[places]))
+            groups = None if images.groups is None else tuple(images.groups[i] for i in places)
+            odd = None if model.familiar is None else outliers[places]
+            evaluated.append(replace(found, outliers=odd, groups=groups))
+            test = np.array([images.test[i] for i in places])
+            tested, right = tested + int(test.sum()), right + int(found.right[test].sum())
+    if run and tested:
+        note_use(run, by, images=tested, correct=right)
     return evaluated
 
 
@@ -82,7 +120,7 @@ def _numbers(names: list[list[str]], model: Model) -> npt.NDArray[np.int64]:
     return labels
 
 
-def _own_images(folder: Path, model: Model) -> tuple[list[str], npt.NDArray[np.int64], list[str]]:
+def _own_images(folder: Path, model: Model) -> _Images:
     if not folder.is_dir():
         raise RunError(f"{folder}: a model file alone; name the data to score it on.")
     rows = [row for row in split_rows(folder) if row["split"] in ("val", "test")]
@@ -91,12 +129,20 @@ def _own_images(folder: Path, model: Model) -> tuple[list[str], npt.NDArray[np.i
         names = [[row["label"]] for row in rows]
     else:
         names = [row["labels"].split(SEPARATOR) for row in rows]
-    return [r["path"] for r in rows], _numbers(names, model), [r["split"] for r in rows]
+    sets = [r["split"] for r in rows]
+    groups = [r["group"] for r in rows] if rows and "group" in rows[0] else None
+    return _Images([r["path"] for r in rows], _numbers(names, model), sets, groups, [name == "test" for name in sets])
 
 
 def _other_images(
-    dataset: Dataset, model: Model, trained_on: set[str], *, cache: Path | None, progress: Progress
-) -> tuple[list[str], npt.NDArray[np.int64], list[str]]:
+    dataset: Dataset,
+    model: Model,
+    rows: Sequence[dict[str, str]],
+    ignore_unknown: bool,
+    *,
+    cache: Path | None,
+    progress: Progress,
+) -> _Images:
     several = model.thresholds is not None
     if dataset.multi_label != several:
         kinds = "one class to an image", "any number of labels to an image (a column labels)"
@@ -107,6 +153,13 @@ def _other_images(
     scanned = scan(dataset.files(), cache=cache, progress=progress)
     names = [[dataset.classes[i] for i in own] for own in dataset.numbers()]
     strange = [name for name in dataset.classes if name not in model.classes]
+    if strange and not ignore_unknown:
+        counts = [f"{name} ({sum(name in own for own in names):,} images)" for name in strange]
+        raise DataError(
+            f"{dataset.root}: the model does not know {', '.join(counts[:5])}{', ...' if len(counts) > 5 else ''}. It "
+            f"knows {', '.join(model.classes[:10])}{', ...' if len(model.classes) > 10 else ''}. Give them the names "
+            "that the model has, or leave them out of the score with --ignore-unknown."
+        )
     if strange and several:
         progress.say(
             with_example(f"Warning: {len(strange):,} label(s) that the model does not know count not", strange)
@@ -124,13 +177,16 @@ def _other_images(
             f"{dataset.root}: no readable image of a class that the model knows. It knows "
             f"{', '.join(model.classes[:10])}; found {', '.join(dataset.classes[:10])}."
         )
-    taught = [dataset.paths[i] for i in keep if scanned.keys[i].hex() in trained_on]
+    split_of = {row["content"]: row["split"] for row in rows}
+    taught = [dataset.paths[i] for i in keep if split_of.get(scanned.keys[i].hex()) == "train"]
     if taught:
         text = f"Serious: the model was trained on {len(taught):,} of these {len(keep):,} images: the score is too high"
         progress.say(with_example(text, taught))
-    files, splits = dataset.files(), dataset.splits
-    return (
+    files, splits, groups = dataset.files(), dataset.splits, dataset.groups
+    return _Images(
         [files[i] for i in keep],
         _numbers([names[i] for i in keep], model),
         [splits[i] if splits else "all" for i in keep],
+        None if groups is None else [groups[i] for i in keep],
+        [split_of.get(scanned.keys[i].hex()) == "test" for i in keep],
     )

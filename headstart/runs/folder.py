@@ -11,6 +11,7 @@ RUN/
   model.safetensors the classifier
   predictions.csv   every evaluated image: its split, right label, given label, and all probabilities
   scores.json       the figures, by split
+  test_uses.jsonl   each time that the test images were scored
   map.csv           where each image lies among the others, and which training images are nearest
   calibration.png   how far the probabilities can be taken at their word
   curves.png        loss and accuracy, epoch by epoch, where anything was trained by steps
@@ -329,10 +330,12 @@ def _curve_points(folder: Path) -> list[CurvePoint]:
 def _split_csv(look: Inspection) -> str:
     names = look.dataset.label_names()
     label = "labels" if look.dataset.multi_label else "label"
-    rows: list[list[str]] = [["path", label, "split", "content", "left_out"]]
+    groups = look.dataset.groups
+    rows: list[list[str]] = [["path", label, "split", "content", "left_out", *([] if groups is None else ["group"])]]
     for i, path in enumerate(look.dataset.files()):
         why = look.scanned.faults.get(i) or look.split.left_out.get(i, "")
-        rows.append([path, names[i], look.split.assigned[i], look.scanned.keys[i].hex(), why])
+        group = [] if groups is None else [groups[i]]
+        rows.append([path, names[i], look.split.assigned[i], look.scanned.keys[i].hex(), why, *group])
     return csv_text(rows)
 
 

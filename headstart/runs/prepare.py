@@ -320,7 +320,8 @@ class Preparation:
                 found = evaluate_predictions(
                     name, paths, labels, chances, model.classes, thresholds=model.thresholds, chose=name == "val"
                 )
-                evaluated.append(replace(found, outliers=model.outlier_scores(features)))
+                groups = None if look.dataset.groups is None else tuple(look.dataset.groups[i] for i in own)
+                evaluated.append(replace(found, outliers=model.outlier_scores(features), groups=groups))
                 if self.known is not None:
                     evaluated += _among_new(name, paths, labels, chances, model.classes, len(self.known.classes))
         if self.known is not None:

@@ -19,6 +19,7 @@ from headstart.evaluation.report import Told, render_report
 from headstart.files import write_atomically
 from headstart.model import Model, load
 from headstart.runs.folder import CALIBRATION_FILE, CURVES_FILE, PREDICTIONS_FILE, REPORT_FILE, load_run
+from headstart.runs.uses import read_uses, uses_text
 from headstart.training.ladder import RungResult
 
 
@@ -81,6 +82,7 @@ def write_report(
         reliable=reliabilities(model.calibration, evaluated),
         image_map=read_map(folder),
         split=split,
+        uses=uses_text(read_uses(folder)),
         proof=document["frozen"],
         seconds=document["seconds"],
     )

@@ -37,6 +37,7 @@ from headstart.runs.log import LOG_FILE, Listener, RunLog
 from headstart.runs.prepare import Preparation
 from headstart.runs.report import write_report
 from headstart.runs.stages import Stages
+from headstart.runs.uses import note_use
 from headstart.training.checkpoint import load_checkpoint
 from headstart.training.ladder import RungResult
 from headstart.training.recipe import Recipe
@@ -206,6 +207,9 @@ def carry_out(
     document = write_results(
         run, model, fitted, look, evaluated, image_map=prepared.map_images(), remembered=remembered, proof=proof
     )
+    for part in evaluated:
+        if part.scores.name == "test":
+            note_use(folder, "train", images=part.scores.count, correct=part.scores.correct)
     split = prepared.frozen and prepared.frozen.of(model.net.backbone.module)
     write_report(folder, document, model, run.report_path, split=split)
     clock.lap("write the report")
