@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from headstart.runs.folder import Run, load_run
     from headstart.runs.log import Event
     from headstart.runs.paired import compare_models
-    from headstart.runs.report import report
+    from headstart.runs.report import push, report
     from headstart.runs.train import resume, train
     from headstart.runs.workbench import Workbench, prepare
     from headstart.training.recipe import Recipe
@@ -67,6 +67,7 @@ _HOMES = {
     "open_folder": "data.dataset",
     "open_table": "data.dataset",
     "prepare": "runs.workbench",
+    "push": "runs.report",
     "report": "runs.report",
     "resume": "runs.train",
     "train": "runs.train",
@@ -102,6 +103,7 @@ __all__ = [
     "open_folder",
     "open_table",
     "prepare",
+    "push",
     "report",
     "resume",
     "train",

@@ -89,7 +89,7 @@ class EffortOption(StrEnum):
 
 
 Data = Annotated[Path, typer.Argument(help="A folder with one folder per class, or a CSV, TSV or Parquet table.")]
-RunOrModel = Annotated[Path, typer.Argument(help="A run folder or a model file.")]
+RunOrModel = Annotated[Path, typer.Argument(help="A run folder, a model file, or hf://OWNER/NAME.")]
 IgnoreUnknown = Annotated[
     bool, typer.Option("--ignore-unknown", help="Do not score images of classes that the model does not know.")
 ]
@@ -594,6 +594,30 @@ def report(
 
 
 @app.command()
+def push(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    repository: Annotated[str, typer.Argument(help="OWNER/NAME on the Hugging Face hub; made if it is not there.")],
+    private: Annotated[bool, typer.Option("--private", help="A new repository is private.")] = False,
+    with_report: Annotated[
+        bool, typer.Option("--with-report", help="Share the report as well, with its small pictures of the images.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Share a run's model, with its model card, on the Hugging Face hub. No image leaves the machine.
+
+    hs.load("hf://OWNER/NAME") and every command that takes a model read it from there.
+    """
+    with _importing():
+        from headstart.runs.report import push as push_run
+
+    url = push_run(run, repository, private=private, with_report=with_report)
+    if as_json:
+        _print_json({"repository": repository, "url": url, "model": f"hf://{repository}"})
+    else:
+        print(f"{url}\nModel: hf://{repository}")
+
+
+@app.command()
 def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove what is listed, in use or not.")] = False,
     kind: Annotated[
@@ -717,6 +741,7 @@ def _quiet_libraries() -> None:
 
     warnings.simplefilter("ignore")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if sys.stderr.isatty() else "1")
 
 

@@ -7,6 +7,7 @@ HeadstartError
 ├── ModelFileError       a model file that is damaged, foreign, or from a newer version
 ├── RunError             a run folder that cannot be read or written
 ├── CacheError           the cache on disk cannot be read or written
+├── HubError             a model that cannot be fetched from a hub, or shared there
 ├── OutputError          a file that the user named cannot be written
 └── OptionError          an option with a value that it cannot take
 
@@ -59,3 +60,7 @@ class OutputError(HeadstartError):
 
 class OptionError(HeadstartError):
     """An option has a value that it cannot take."""
+
+
+class HubError(HeadstartError):
+    """A model cannot be fetched from a hub, or shared there."""

@@ -29,6 +29,7 @@ from headstart.data.images import Preprocessing, Rgb, as_rgb, decode, fit_to, ma
 from headstart.errors import HeadstartError, ModelFileError, UnreadableImage
 from headstart.files import write_atomically
 from headstart.html import paragraph, table
+from headstart.hub import fetch, read_address
 from headstart.progress import Progress, SilentProgress
 from headstart.training.calibration import Calibration
 from headstart.training.heads import head_from, logits_on, vectors_of
@@ -364,12 +365,17 @@ class Model:
 
 
 def load(run_or_model: str | os.PathLike[str]) -> Model:
-    """Reads a model file, or the one in a run folder.
+    """Reads a model file, the one in a run folder, or one on the Hugging Face hub.
+
+    Args:
+        run_or_model: a run folder, a model file, or ``hf://OWNER/NAME``, perhaps with ``@REVISION``.
 
     Raises:
+        HubError: it cannot be fetched.
         ModelFileError: no such file, damaged, not a Headstart model, or of a newer format.
     """
-    path = Path(run_or_model).expanduser()
+    address = read_address(run_or_model)
+    path = fetch(address, MODEL_FILE) if address else Path(run_or_model).expanduser()
     if path.is_dir():
         path = path / MODEL_FILE
     header, tensors = _read(path)

@@ -64,6 +64,7 @@ def test_a_run_learns_and_leaves_every_file(run: hs.Run) -> None:
         "calibration.png",
         "test_uses.jsonl",
         "map.csv",
+        "README.md",
         "run.json",
     }
     assert hs.load_run(run.folder).results == run.results

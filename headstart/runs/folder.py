@@ -16,6 +16,7 @@ RUN/
   calibration.png   how far the probabilities can be taken at their word
   curves.png        loss and accuracy, epoch by epoch, where anything was trained by steps
   report.html       the same for a reader
+  README.md         the model card
   run.json          written last: a run without it did not finish
 """
 

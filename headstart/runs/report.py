@@ -1,4 +1,4 @@
-"""Writing a run's report from what lies in its folder: at the end of a training, and again whenever it is asked for."""
+"""A run's report and model card, from what lies in its folder: when a training ends, and whenever one asks."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from headstart.backbone.engine import keep_freed_memory
 from headstart.backbone.split import SplittableBackbone
 from headstart.data.checks import Finding
 from headstart.errors import RunError
+from headstart.evaluation.card import CARD_FILE, model_card
 from headstart.evaluation.image_map import read_map
+from headstart.evaluation.metrics import scores_from_json
 from headstart.evaluation.predictions import read_predictions
 from headstart.evaluation.reliability import reliabilities
 from headstart.evaluation.report import Told, render_report
-from headstart.files import write_atomically
-from headstart.model import Model, load
+from headstart.files import text_bytes, write_atomically
+from headstart.hub import push as push_files
+from headstart.model import MODEL_FILE, Model, load
 from headstart.runs.folder import CALIBRATION_FILE, CURVES_FILE, PREDICTIONS_FILE, REPORT_FILE, load_run
 from headstart.runs.uses import read_uses, uses_text
 from headstart.training.ladder import RungResult
@@ -92,6 +95,49 @@ def write_report(
     except OSError as error:
         raise RunError(f"{file}: cannot be written: {error.strerror or error}.") from error
     return file
+
+
+def write_card(folder: Path, document: Mapping[str, Any], model: Model) -> Path:
+    """Writes the model card beside the model; arguments as ``write_report``.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    file = folder / CARD_FILE
+    results = {name: scores_from_json(figures) for name, figures in document["scores"].items()}
+    try:
+        write_atomically(file, text_bytes(model_card(model, results, document)))
+    except OSError as error:
+        raise RunError(f"{file}: cannot be written: {error.strerror or error}.") from error
+    return file
+
+
+def push(run: str | os.PathLike[str], repository: str, *, private: bool = False, with_report: bool = False) -> str:
+    """Shares the model of a finished run on the Hugging Face hub: model file, model card, recipe and figures.
+
+    No image leaves the machine unless the report is asked for, which holds small pictures of them.
+
+    Args:
+        run: its folder.
+        repository: "owner/name"; made where it is not there.
+        private: whether a new repository is.
+        with_report: share the report as well.
+
+    Returns:
+        The repository's address for a browser.
+
+    Raises:
+        RunError: no finished run there.
+        HubError: nobody is logged in, or the hub refuses.
+    """
+    folder = Path(run).expanduser()
+    results = load_run(folder).results
+    document = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    card = model_card(load(folder), results, document, repository)
+    files: dict[str, Path | bytes] = {CARD_FILE: text_bytes(card)}
+    names = [MODEL_FILE, "recipe.json", "scores.json", *([REPORT_FILE] if with_report else [])]
+    files |= {name: folder / name for name in names if (folder / name).is_file()}
+    return push_files(repository, files, private=private, message=f"Headstart model of {document['data']['name']}")
 
 
 def _bytes(file: Path) -> bytes:

@@ -35,7 +35,7 @@ from headstart.runs.folder import (
 )
 from headstart.runs.log import LOG_FILE, Listener, RunLog
 from headstart.runs.prepare import Preparation
-from headstart.runs.report import write_report
+from headstart.runs.report import write_card, write_report
 from headstart.runs.stages import Stages
 from headstart.runs.uses import note_use
 from headstart.training.checkpoint import load_checkpoint
@@ -212,6 +212,7 @@ def carry_out(
             note_use(folder, "train", images=part.scores.count, correct=part.scores.correct)
     split = prepared.frozen and prepared.frozen.of(model.net.backbone.module)
     write_report(folder, document, model, run.report_path, split=split)
+    write_card(folder, document, model)
     clock.lap("write the report")
     seal(folder, document)
     (folder / CHECKPOINTS / "current.safetensors").unlink(missing_ok=True)

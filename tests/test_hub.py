@@ -1,0 +1,112 @@
+"""A model is shared on a hub and read from there; the hub is a stand-in on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from commands import main
+from hub import TOKEN, Hub, hub_on_this_machine
+from huggingface_hub import ModelCard, constants
+from pictures import COLOURS, write_classes
+
+import headstart as hs
+from headstart.errors import HubError
+from headstart.hub import Address, read_address
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> hs.Run:
+    folder = tmp_path_factory.mktemp("hub")
+    data = write_classes(folder / "three|colours", dict.fromkeys(COLOURS, 60))
+    return hs.train(data, out=folder / "run", image_size=64, val=0.35)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with hub_on_this_machine() as held:
+        monkeypatch.setenv("HF_ENDPOINT", held.address)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield held
+
+
+def test_a_model_goes_there_and_comes_back_the_same(run: hs.Run, hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = main("push", run.folder, "me/colours", capsys=capsys)
+    assert code == 0, err
+    assert out.splitlines()[-1] == "Model: hf://me/colours"
+    files = hub.repositories["me/colours"]
+    assert set(files) == {"README.md", "model.safetensors", "recipe.json", "scores.json"}
+    assert files["model.safetensors"] == run.model_path.read_bytes()
+    assert not hub.private
+    picture = next((run.folder.parent / "three|colours" / "red").iterdir())
+    there = hs.load("hf://me/colours").predict(picture)
+    assert there == hs.load(run.folder).predict(picture)
+    code, out, err = main("predict", "hf://me/colours", picture, capsys=capsys)
+    assert (code, err) == (0, "")
+    assert out.startswith(f"{picture}\t")
+    hub.asked.clear()
+    hs.load("hf://me/colours@main")
+    assert not [path for method, path in hub.asked if method == "GET"]  # it lies in the cache
+
+
+def test_pictures_are_shared_only_where_one_asks_for_it(run: hs.Run, hub: Hub) -> None:
+    url = hs.push(run.folder, "me/with", private=True, with_report=True)
+    assert url == f"{hub.address}/me/with"
+    assert "report.html" in hub.repositories["me/with"]
+    assert hub.private == {"me/with"}
+    hs.push(run.folder, "me/with")  # again, over what is there
+
+
+def test_the_card_beside_the_model_says_what_is_known(run: hs.Run, hub: Hub) -> None:
+    text = (run.folder / "README.md").read_text()
+    card = ModelCard(text)
+    assert card.data.library_name == "headstart"
+    assert card.data.pipeline_tag == "image-classification"
+    assert {(e.dataset_split, e.metric_value) for e in card.data.eval_results} == {
+        (name, round(scores.accuracy, 4)) for name, scores in run.results.items()
+    }
+    for scores in run.results.values():
+        assert scores.sentence in text
+    for c in run.scores.classes:
+        assert f"| {c.label} | {100 * c.precision:.1f} % | {100 * c.recall:.1f} % |" in text
+    assert 'hs.load("model.safetensors")' in text
+    assert "None" not in text
+    assert str(run.folder.parent) not in text  # nothing of this machine
+    hs.push(run.folder, "me/card")
+    assert b'hs.load("hf://me/card")' in hub.repositories["me/card"]["README.md"]
+
+
+def test_what_goes_wrong_is_said_in_a_line(
+    run: hs.Run, hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.repositories["me/other"] = {"readme.txt": b"hello"}
+    for address, words in (
+        ("hf://me/none", "no such repository"),
+        ("hf://me/other", "holds no model.safetensors"),
+        ("hf://me", "expected hf://OWNER/NAME"),
+    ):
+        code, _, err = main("predict", address, run.model_path, capsys=capsys)
+        assert (code, words in err, len(err.splitlines())) == (1, True, 1), err
+    with pytest.raises(HubError, match="expected OWNER/NAME"):
+        hs.push(run.folder, "colours")
+    monkeypatch.setenv("HF_TOKEN", "wrong")
+    with pytest.raises(HubError, match="the hub refuses"):
+        hs.push(run.folder, "me/colours")
+
+
+@pytest.mark.exhaustive
+def test_without_a_network_it_says_so(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # tried several times: 20 s
+    with pytest.raises(HubError, match="cannot be reached"):
+        hs.load("hf://me/colours")
+
+
+def test_addresses() -> None:
+    assert read_address("hf://a/b") == Address("a/b")
+    assert read_address(Path("hf://a/b@v1")) == Address("a/b", "v1")
+    assert str(Address("a/b", "v1")) == "hf://a/b@v1"
+    assert read_address("runs/flowers") is None
+    assert read_address(Path("/hf/x")) is None
