@@ -150,7 +150,7 @@ def test_json_is_one_document_on_stdout(
         ("predict", run, data / "red" / "1.png", "--json"),
         ("extract", data, "--out", tmp_path / "f.npz", *quick),
         ("layers", "resnet18", "--json"),
-        ("check", data, "--json"),
+        ("check", data, "--json", "--files-only"),
     ):
         code, out, err = main(*command, capsys=capsys)
         assert code == 0, err

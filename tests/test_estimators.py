@@ -43,6 +43,7 @@ def test_a_classifier_learns_scores_and_speaks_the_users_labels(labelled: tuple[
     assert classifier.predict(np.array([str(p) for p in paths[:1]]))[0] == 10
 
 
+@pytest.mark.exhaustive
 def test_pipelines_cross_validation_and_grid_search(labelled: tuple[list[Path], list[str]]) -> None:
     paths, labels = labelled
     scores = cross_val_score(hs.ImageClassifier(**QUICK), paths, labels, cv=3)

@@ -391,7 +391,11 @@ def test_a_folded_suffix_trains_as_its_own_layers_do(name: str, boundary: str) -
 
 @pytest.mark.parametrize(
     ("name", "boundary"),
-    [("tf_efficientnet_lite0", "blocks.5"), ("mobilenetv3_large_100", "blocks.4"), ("resnet18", "layer3")],
+    [
+        ("tf_efficientnet_lite0", "blocks.5"),
+        ("mobilenetv3_large_100", "blocks.4"),
+        pytest.param("resnet18", "layer3", marks=pytest.mark.exhaustive),
+    ],
 )
 def test_its_gradients_are_as_good_in_float32_and_no_further_off_than_autocasts_in_bfloat16(
     name: str, boundary: str

@@ -44,6 +44,7 @@ def test_equal_models_are_told_to_be_equal() -> None:
     assert paired("val", *rights(50, 0, 20, 0)).p < 1e-4
 
 
+@pytest.mark.exhaustive
 def test_the_interval_holds_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     hits = 0

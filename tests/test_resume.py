@@ -60,7 +60,8 @@ def test_the_ladder_names_every_rung_and_keeps_the_best(run: hs.Run) -> None:
     assert hs.load_run(run.folder).rungs == run.rungs
 
 
-@pytest.mark.parametrize("gradual", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("gradual", [False, True])
 def test_a_rung_begins_from_pretrained_weights_and_probe_unless_it_goes_on(
     gradual: bool, hard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from sklearn.metrics import f1_score
 
 from headstart.training.targets import folds_of
@@ -18,6 +19,7 @@ def f1_of(labels: np.ndarray, given: np.ndarray) -> float:
     return float(f1_score(labels, given, average="macro", zero_division=0))
 
 
+@pytest.mark.exhaustive
 def test_no_other_threshold_is_better_on_many_other_images() -> None:
     """Of well calibrated probabilities, also when the images that chose it are few; rare labels need low ones."""
     others, truth = some(100_000, seed=1)
@@ -55,6 +57,7 @@ def test_equal_probabilities_are_given_together() -> None:
     assert given_by([found], chances).sum() == 20
 
 
+@pytest.mark.exhaustive
 def test_images_that_chose_thresholds_are_judged_by_those_of_the_others() -> None:
     """On labels that follow from nothing, thresholds look better on the images that chose them than they are."""
     rng = np.random.default_rng(5)

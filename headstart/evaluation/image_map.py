@@ -18,7 +18,7 @@ MAP_FILE = "map.csv"
 NEAREST = 3
 """Training images that are named for each other image."""
 
-PLACED = 2000
+PLACED = 1500
 """Images that t-SNE places; more are put between the nearest of these."""
 
 MAPPED = 20_000

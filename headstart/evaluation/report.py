@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,7 @@ class Told:
         reliable: calibration before and after.
         image_map: None where there is none.
         split: see ``heat.heat_maps``.
+        brief: without Grad-CAM, and with small pictures of mistakes and findings alone.
         uses: how often test was scored, in words; "" for never.
         proof: fingerprints of what was frozen, and the engines.
         seconds: by step.
@@ -100,6 +102,7 @@ class Told:
     reliable: Sequence[Reliability]
     image_map: ImageMap | None
     split: SplittableBackbone | None
+    brief: bool
     uses: str
     proof: Mapping[str, Any]
     seconds: Mapping[str, float]
@@ -193,6 +196,7 @@ def render_check(look: Inspection) -> str:
     )
 
 
+@cache
 def _pages() -> Environment:
     return Environment(
         loader=PackageLoader("headstart.evaluation"),
@@ -241,6 +245,8 @@ def _worth_showing(
             yield from paths
     for part in told.evaluated:
         yield from (part.paths[i] for i in part.mistakes())
+    if told.brief:
+        return
     for part in told.evaluated:
         yield from part.paths
     if told.image_map is not None:
@@ -284,7 +290,7 @@ def _mistakes(
     near: Mapping[str, tuple[str, ...]],
     labels: Mapping[str, str],
 ) -> list[_Mistake]:
-    heats = _heats(told, part, places)
+    heats = {} if told.brief else _heats(told, part, places)
     found = []
     for place in places:
         path = part.paths[place]

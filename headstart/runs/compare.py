@@ -163,7 +163,9 @@ def _run(way: _Way, look: Inspection, folder: Path, start: Start, cache: Path | 
         folder.mkdir(parents=True)
         write_start(folder, way.recipe, start)
         quiet = SilentProgress()
-        return carry_out(look.dataset, folder, way.recipe, start, look=look, insist=True, cache=cache, progress=quiet)
+        return carry_out(
+            look.dataset, folder, way.recipe, start, look=look, insist=True, brief=True, cache=cache, progress=quiet
+        )
     except HeadstartError:
         progress.say(f"{way.name} ended with an error; what was finished is in {folder.parent.parent}.")
         raise

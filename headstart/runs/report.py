@@ -51,7 +51,13 @@ def report(run: str | os.PathLike[str], out: str | os.PathLike[str] | None = Non
 
 
 def write_report(
-    folder: Path, document: Mapping[str, Any], model: Model, file: Path, *, split: SplittableBackbone | None = None
+    folder: Path,
+    document: Mapping[str, Any],
+    model: Model,
+    file: Path,
+    *,
+    split: SplittableBackbone | None = None,
+    brief: bool = False,
 ) -> Path:
     """Writes a report.
 
@@ -61,6 +67,7 @@ def write_report(
         model: of the run.
         file: to write.
         split: see ``heat.heat_maps``.
+        brief: see ``evaluation.report.Told``.
 
     Raises:
         RunError: the folder is damaged, or the file cannot be written.
@@ -85,6 +92,7 @@ def write_report(
         reliable=reliabilities(model.calibration, evaluated),
         image_map=read_map(folder),
         split=split,
+        brief=brief,
         uses=uses_text(read_uses(folder)),
         proof=document["frozen"],
         seconds=document["seconds"],

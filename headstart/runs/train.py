@@ -126,6 +126,7 @@ def carry_out(
     *,
     look: Inspection | None = None,
     insist: bool = False,
+    brief: bool = False,
     cache: Path | None,
     progress: Progress,
     listener: Listener | None = None,
@@ -139,6 +140,7 @@ def carry_out(
         start: what the run began with.
         look: what was found in the data, by this seed and these shares; looked at here where it is not given.
         insist: keep the last rung, whatever the one below gave.
+        brief: a report without map and Grad-CAM, of a run that is one of many.
         cache: the cache folder; the default one where it is not given.
         progress: told of each step.
         listener: told of each event.
@@ -204,14 +206,15 @@ def carry_out(
     log.event("finished", run=str(folder), scores=model.scores, best=run.best, seconds=clock.laps, **proof)
     log.close()
     remembered = prepared.known.remembered_csv() if prepared.known else ""
+    image_map = None if brief else prepared.map_images()
     document = write_results(
-        run, model, fitted, look, evaluated, image_map=prepared.map_images(), remembered=remembered, proof=proof
+        run, model, fitted, look, evaluated, image_map=image_map, remembered=remembered, proof=proof
     )
     for part in evaluated:
         if part.scores.name == "test":
             note_use(folder, "train", images=part.scores.count, correct=part.scores.correct)
     split = prepared.frozen and prepared.frozen.of(model.net.backbone.module)
-    write_report(folder, document, model, run.report_path, split=split)
+    write_report(folder, document, model, run.report_path, split=split, brief=brief)
     write_card(folder, document, model)
     clock.lap("write the report")
     seal(folder, document)

@@ -1,4 +1,4 @@
-"""Fresh caches, so that what is timed is timed cold."""
+"""Fresh caches, so that what is timed is timed cold; those that HEADSTART_TEST_CACHE names may be shared."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from photographs import Timed, photographs
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    os.environ["HEADSTART_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    given = os.environ.get("HEADSTART_TEST_CACHE")
+    os.environ["HEADSTART_CACHE"] = given or str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,8 @@ from photographs import photographs
 
 import headstart as hs
 
+pytestmark = pytest.mark.untimed
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 

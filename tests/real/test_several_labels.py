@@ -7,7 +7,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from photographs import Timed, photographs
+
+pytestmark = pytest.mark.untimed
 
 GENERAL = {
     "flowers": ["flower"],
