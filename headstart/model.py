@@ -291,6 +291,8 @@ class Model:
         if self.familiar is not None:
             tensors["familiar.references"] = torch.from_numpy(self.familiar.references)
             tensors["familiar.usual"] = torch.from_numpy(self.familiar.usual)
+            if self.familiar.limits is not None:
+                tensors["familiar.limits"] = torch.from_numpy(self.familiar.limits)
         tensors = {name: t.detach().clone().contiguous() for name, t in tensors.items()}
         header = self._header()
         header["sha256"] = _digest(header, tensors)
@@ -457,7 +459,10 @@ def data_fingerprint(keys: Iterable[bytes], labels: Iterable[str]) -> str:
 
 
 def _familiar(tensors: dict[str, Tensor]) -> Familiar | None:
-    return Familiar(tensors["references"].numpy(), tensors["usual"].numpy()) if tensors else None
+    if not tensors:
+        return None
+    limits = tensors.get("limits")
+    return Familiar(tensors["references"].numpy(), tensors["usual"].numpy(), None if limits is None else limits.numpy())
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

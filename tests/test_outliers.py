@@ -65,3 +65,32 @@ def test_references_are_drawn_by_content_and_fit_into_a_budget() -> None:
     assert len(pick_references(keys, 25_088)) == NUMBERS // 25_088
     assert len(pick_references(keys, 10**6)) == LEAST_REFERENCES
     assert len(pick_references(keys[:7], 10)) == 7
+
+
+def test_features_that_tell_classes_apart_do_not_hide_what_is_strange() -> None:
+    """As after fine-tuning: one strong feature for each class, the rest weak; a stranger has it as well."""
+    rng = np.random.default_rng(0)
+    kinds = np.random.default_rng(1).random((2, 60)) * 0.3 * (np.random.default_rng(2).random((2, 60)) < 0.3)
+
+    def some(count: int, weak: np.ndarray) -> np.ndarray:
+        strong = 8 * np.eye(2)[rng.integers(0, 2, count)] * rng.uniform(0.8, 1.2, (count, 1))
+        noise = 0.05 * rng.random((count, 60))
+        return np.concatenate([strong, weak + noise], axis=1).astype(np.float32)
+
+    known = familiar_with(some(300, kinds[0]))
+    assert known is not None
+    assert known.limits is not None
+    known = known.with_usual(some(300, kinds[0]))
+    strange = some(300, kinds[1])
+    assert (known.outlier_scores(some(600, kinds[0])) <= KEPT).mean() == pytest.approx(KEPT, abs=0.03)
+    assert (known.outlier_scores(strange) > KEPT).mean() > 0.95
+
+
+def test_features_that_are_nearly_all_0_are_not_cut_off_to_nothing() -> None:
+    rng = np.random.default_rng(0)
+    sparse = (usual(300, 0) * (rng.random((300, 64)) < 0.03)).astype(np.float32)
+    known = familiar_with(sparse)
+    assert known is not None
+    assert known.limits is not None
+    assert known.limits[1] > 0
+    assert np.linalg.norm(known.references.astype(np.float32), axis=1).mean() > 0.8
