@@ -32,7 +32,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_fault_is_found_the_gravest_first(faulty: Path) -> None:
-    look = check(faulty)
+    look = check(faulty, image_size=128)
     found = {finding.kind: finding for finding in look.findings}
     assert found["unreadable"].images == (("train/green/no.jpg",),)
     assert found["leak"].images == (("train/red/leak.png", "val/red/3.png"),)
@@ -48,14 +48,14 @@ def test_every_fault_is_found_the_gravest_first(faulty: Path) -> None:
 
 
 def test_the_features_are_those_of_a_run_and_are_computed_once(faulty: Path, tmp_path: Path) -> None:
-    check(faulty)
+    check(faulty, image_size=128)
     said: list[str] = []
 
     class Heard(hs.TerminalProgress):
         def say(self, text: str) -> None:
             said.append(text)
 
-    run = hs.train(faulty, out=tmp_path / "run", progress=Heard())
+    run = hs.train(faulty, out=tmp_path / "run", image_size=128, progress=Heard())
     assert sum("were kept from before" in line for line in said) == 2
     kinds = {finding.kind for finding in run.findings}
     assert {"unreadable", "leak", "wrong-label"} <= kinds
@@ -68,7 +68,7 @@ def test_the_features_are_those_of_a_run_and_are_computed_once(faulty: Path, tmp
 
 def test_a_clean_table_leaves_out_what_is_wrong_and_can_be_trained_on(faulty: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in faulty.rglob("*") if path.is_file()}
-    look = check(faulty)
+    look = check(faulty, image_size=128)
     out = write_clean(look, tmp_path / "clean.csv")
     paths = look.dataset.paths
     gone = {paths[i]: kind for i, kind in out.items()}
@@ -114,13 +114,13 @@ def test_of_two_labels_on_one_picture_both_go_and_of_copies_the_first_stays(tmp_
 
 def test_data_that_cannot_be_learnt_are_looked_at_all_the_same(tmp_path: Path) -> None:
     root = write_classes(tmp_path / "d", {"blue": 6})
-    look = check(root)
+    look = check(root, image_size=128)
     assert [f.kind for f in look.findings if f.severity == "serious"] == ["not-learnable"]
     assert not [f for f in check(root, files_only=True).findings if f.kind == "not-learnable"]
 
 
 def test_a_run_says_few_lines_however_much_is_wrong(faulty: Path) -> None:
-    findings = check(faulty).findings
+    findings = check(faulty, image_size=128).findings
     many = [f for f in findings if f.severity != "note"] * 3
     lines = in_few_lines(many)
     assert len(lines) == 2
@@ -131,7 +131,9 @@ def test_a_run_says_few_lines_however_much_is_wrong(faulty: Path) -> None:
 def test_the_command_ranks_writes_and_is_strict(
     faulty: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, out, _ = main("check", faulty, "--strict", "--write", tmp_path / "clean.csv", capsys=capsys)
+    code, out, _ = main(
+        "check", faulty, "--strict", "--image-size", 128, "--write", tmp_path / "clean.csv", capsys=capsys
+    )
     assert code == 1
     assert out.index("serious  ") < out.index("warning  ")
     assert "left out." in out

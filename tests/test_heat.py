@@ -37,7 +37,7 @@ def pixels(count: int, side: int = SIDE) -> list[np.ndarray]:
         ("resnet18", 64),
         ("convnext_atto", 64),
         pytest.param("swin_tiny_patch4_window7_224", 64, marks=pytest.mark.exhaustive),
-        ("vit_tiny_patch16_224", 64),
+        pytest.param("vit_tiny_patch16_224", 64, marks=pytest.mark.exhaustive),
     ],
 )
 def test_maps_are_coarse_and_from_0_to_1_whatever_the_layout(architecture: str, side: int) -> None:

@@ -172,6 +172,7 @@ def test_fine_tuning_learns_several_labels(data: Path, weights: Path, tmp_path: 
     assert run.curves_path.is_file()
 
 
+@pytest.mark.exhaustive
 def test_heads_by_steps_learn_several_labels(data: Path, weights: Path, tmp_path: Path) -> None:
     run = hs.train(data, out=tmp_path / "run", backbone=BACKBONE, weights=str(weights), image_size=64, head="64-0.2")
     assert isinstance(run.scores, LabelScores)

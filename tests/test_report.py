@@ -222,3 +222,23 @@ def test_the_map_survives_its_file(run: hs.Run) -> None:
     (run.folder / "copy.csv").write_text(own.csv())
     assert (run.folder / "copy.csv").read_text() == (run.folder / "map.csv").read_text()
     (run.folder / "copy.csv").unlink()
+
+
+def test_what_never_was_a_picture_is_no_picture_that_is_gone(tmp_path: Path) -> None:
+    data = write_classes(tmp_path / "d", {"blue": 24, "red": 24})
+    (data / "red" / "words.jpg").write_text("no picture")
+    run = hs.train(data, out=tmp_path / "run", image_size=64)
+    text = run.report_path.read_text()
+    assert "words.jpg: not an image" in text
+    assert "cannot be read any more" not in text
+
+
+@pytest.mark.exhaustive
+def test_a_map_of_very_many_classes_names_the_largest_and_the_rest_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headstart.evaluation.report.LEGEND", 2)
+    data = write_classes(tmp_path / "d", {"blue": 30, "green": 18, "red": 24})
+    run = hs.train(data, out=tmp_path / "run", image_size=64)
+    legend = re.findall(r'class="dot" style="background:#\w+"></span>(\w+)<', run.report_path.read_text())
+    assert legend == ["blue", "red", "others"]

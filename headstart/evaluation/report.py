@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -35,6 +36,9 @@ THUMBNAIL = 200
 LISTED_ITEMS = 20
 MANY_COLUMNS = 40
 """Classes up to which a confusion matrix is drawn."""
+
+LEGEND = 24
+"""Classes, or combinations of labels, that the map tells apart: those of most images; the rest are others."""
 
 POINTED = 6000
 """Images that the map draws at most; what is odd among them always."""
@@ -215,7 +219,7 @@ class _Part:
 
 
 class _Placer:
-    """Where an image's tile is: a class of its sheet and an offset; "" where it has none."""
+    """Where an image's tile is: number of its sheet and an offset in pixels; None where it has none."""
 
     def __init__(self, sheets: Sheets) -> None:
         self.tiles = sheets.tiles
@@ -254,7 +258,9 @@ def _worth_showing(
 
 
 def _gallery(finding: Finding, base: Path) -> _Gallery:
-    images: Sequence[tuple[str, ...]] = finding.images or ((),) * len(finding.items)
+    images: Sequence[tuple[str, ...]] = finding.images
+    if finding.kind == "unreadable" or not images:
+        images = ((),) * len(finding.items)
     rows = zip(finding.items[:LISTED_ITEMS], images, strict=False)
     return _Gallery(finding, tuple((item, tuple(os.path.join(base, path) for path in own)) for item, own in rows))
 
@@ -370,15 +376,19 @@ def _points(told: Told, sheets: Sheets) -> dict[str, Any] | None:
     own = told.image_map
     if own is None:
         return None
-    names = list(dict.fromkeys(own.labels))
-    names = sorted(names, key=lambda name: list(told.model.classes).index(name) if name in told.model.classes else -1)
+    often = Counter(own.labels).most_common(LEGEND)
+    order = {name: i for i, name in enumerate(told.model.classes)}
+    names = sorted((name for name, _ in often), key=lambda name: order.get(name, len(order)))
+    number = {name: i for i, name in enumerate(names)}
+    if len(set(own.labels)) > len(names):
+        names.append("others")
     colour = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
     odd, drawn = _odd(told), _drawn(told)
     points = [
         {
             "x": round(1000 * float(own.points[i, 0]), 1),
             "y": round(640 * (1 - float(own.points[i, 1])), 1),
-            "label": names.index(own.labels[i]),
+            "label": number.get(own.labels[i], len(number)),
             "split": own.splits[i],
             "mark": odd.get(own.paths[i], ""),
             "tile": sheets.tiles.get(own.paths[i], -1),

@@ -37,7 +37,7 @@ from headstart.runs.log import LOG_FILE, Listener, RunLog
 from headstart.runs.prepare import Preparation
 from headstart.runs.report import write_card, write_report
 from headstart.runs.stages import Stages
-from headstart.runs.uses import note_use
+from headstart.runs.uses import USES_FILE, note_use
 from headstart.training.checkpoint import load_checkpoint
 from headstart.training.ladder import RungResult
 from headstart.training.recipe import Recipe
@@ -210,6 +210,7 @@ def carry_out(
     document = write_results(
         run, model, fitted, look, evaluated, image_map=image_map, remembered=remembered, proof=proof
     )
+    (folder / USES_FILE).unlink(missing_ok=True)  # a run that is gone on with looks at them once, too
     for part in evaluated:
         if part.scores.name == "test":
             note_use(folder, "train", images=part.scores.count, correct=part.scores.correct)
