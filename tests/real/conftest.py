@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -34,10 +35,16 @@ def command() -> Callable[..., Timed]:
 
 
 @pytest.fixture(scope="session")
-def flowers_run(command: Callable[..., Timed], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run on flowers with nothing chosen."""
+def flowers(command: Callable[..., Timed], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, Timed]:
+    """A run on flowers with nothing chosen: its folder, its figures by split, and the command."""
     folder = tmp_path_factory.mktemp("flowers") / "run"
-    done = command("train", photographs("flowers"), "--out", folder)
+    done = command("train", photographs("flowers"), "--out", folder, "--json")
     assert done.status == 0, done.err
     assert "Calibrated on 550 validation images" in done.err
-    return folder
+    return folder, json.loads(done.out)["scores"], done
+
+
+@pytest.fixture(scope="session")
+def flowers_run(flowers: tuple[Path, dict, Timed]) -> Path:
+    """Its folder."""
+    return flowers[0]

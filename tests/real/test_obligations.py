@@ -24,13 +24,6 @@ def trained(command: Callable[..., Timed], data: Path, out: Path) -> tuple[dict[
     return json.loads(done.out)["scores"], done
 
 
-@pytest.fixture(scope="module")
-def flowers(command: Callable[..., Timed], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, Timed]:
-    out = tmp_path_factory.mktemp("flowers") / "run"
-    scores, done = trained(command, photographs("flowers"), out)
-    return out, scores, done
-
-
 def test_the_demo_reaches_95_percent_in_under_60_seconds(command: Callable[..., Timed], tmp_path: Path) -> None:
     done = command("demo", "--out", tmp_path / "demo")
     assert done.status == 0, done.err
@@ -94,12 +87,14 @@ def test_evaluating_in_a_new_process_gives_the_validation_probabilities(
                 assert float(two[name]) == pytest.approx(float(value), abs=1e-4)
 
 
+@pytest.mark.untimed
 @pytest.mark.parametrize(("name", "least"), [("hymenoptera", 0.935), ("urban_rural", 18 / 20), ("cats_dogs", 0.97)])
 def test_probe_accuracy_on_val(name: str, least: float, command: Callable[..., Timed], tmp_path: Path) -> None:
     scores, _ = trained(command, photographs(name), tmp_path / "run")
     assert scores["val"]["accuracy"] >= least
 
 
+@pytest.mark.untimed
 def test_hotdog_cross_validated_reaches_90_percent() -> None:
     folder = photographs("hotdog")
     paths = sorted(str(p) for p in folder.glob("*/*.jpg"))
@@ -135,6 +130,7 @@ def test_standard_is_never_below_the_probe(name: str, command: Callable[..., Tim
     assert done.seconds < 90
 
 
+@pytest.mark.untimed
 def test_the_fast_engine_agrees_with_plain_float32_on_flowers() -> None:
     """Top-1 of one head on 99.8 % of val, and its accuracy within 0.2 points, whichever engine gave the features."""
     from headstart.backbone.engine import TorchEngine, choose_engine, measure_engines, run_stream
