@@ -242,7 +242,7 @@ def evaluate(
     """Score a saved model on its run's own images, or on other data."""
     with _importing():
         from headstart.evaluation.predictions import predictions_csv
-        from headstart.files import check_suffix, output_file, text_bytes
+        from headstart.files import check_suffix, write_csv_file
         from headstart.progress import TerminalProgress
         from headstart.runs.evaluate import evaluate as evaluate_model
 
@@ -252,8 +252,7 @@ def evaluate(
         run_or_model, data, ignore_unknown=ignore_unknown, device=device.value, progress=TerminalProgress()
     )
     if out is not None:
-        with output_file(out, [".csv"]) as partial:
-            partial.write_bytes(text_bytes(predictions_csv(evaluated)))
+        write_csv_file(out, predictions_csv(evaluated))
     scores = [part.scores for part in evaluated]
     if as_json:
         _print_json({part.scores.name: part.scores.as_json() | _groups_document(part) for part in evaluated})
@@ -422,7 +421,7 @@ def _compare_models(
     first: Path, second: Path, data: Path, *, out: Path | None, ignore_unknown: bool, device: Device, as_json: bool
 ) -> None:
     with _importing():
-        from headstart.files import check_suffix, output_file, text_bytes
+        from headstart.files import check_suffix, write_csv_file
         from headstart.progress import TerminalProgress
         from headstart.runs.paired import compare_models
 
@@ -432,8 +431,7 @@ def _compare_models(
         first, second, data, ignore_unknown=ignore_unknown, device=device.value, progress=TerminalProgress()
     )
     if out is not None:
-        with output_file(out, [".csv"]) as partial:
-            partial.write_bytes(text_bytes(found.csv()))
+        write_csv_file(out, found.csv())
     if as_json:
         _print_json([result.as_json() for result in found.results])
         return

@@ -59,6 +59,22 @@ def check_suffix(path: Path, suffixes: Sequence[str]) -> None:
         raise OutputError(f"{path}: is a folder; name a file in it.")
 
 
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file with a header, as ``csv_text`` and ``text_bytes`` write it; an OSError is the caller's."""
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return list(csv.DictReader(file))
+
+
+def write_csv_file(path: Path, text: str) -> None:
+    """Writes a table that the user named, whole or not at all.
+
+    Raises:
+        OutputError: its ending is not .csv, or it cannot be written.
+    """
+    with output_file(path, [".csv"]) as partial:
+        partial.write_bytes(text_bytes(text))
+
+
 def csv_text(rows: Iterable[Sequence[str]]) -> str:
     """Rows as CSV, with newlines between them."""
     text = io.StringIO()

@@ -211,9 +211,14 @@ def thumbnail(path: str, side: int) -> str:
     except UnreadableImage:
         return ""
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return data_address(jpeg_bytes(image, quality=80), "jpeg")
+
+
+def jpeg_bytes(image: Image.Image, *, quality: int) -> bytes:
+    """A picture as a JPEG; ``quality`` as Pillow counts it, 1-95."""
     data = io.BytesIO()
-    image.save(data, "JPEG", quality=80)
-    return data_address(data.getvalue(), "jpeg")
+    image.save(data, "JPEG", quality=quality)
+    return data.getvalue()
 
 
 def as_rgb(image: Image.Image | npt.NDArray[Any]) -> Image.Image:

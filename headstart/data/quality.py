@@ -65,11 +65,11 @@ def oddities(scanned: Scan) -> list[Oddity]:
     seen = usable & ~blank
     sharp = facts["sharpness"].astype(np.float64)
 
-    def odd(kind: str, words: str, found: npt.NDArray[np.bool_], by: npt.NDArray[np.float64], unit: str) -> Oddity:
+    def odd(kind: str, words: str, found: npt.NDArray[np.bool_], by: npt.NDArray[np.float64], reason: str) -> Oddity:
         places = np.flatnonzero(found)
         places = places[np.argsort(by[places], kind="stable")]
         reasons = tuple(
-            unit.format(abs(by[place]), w=facts["width"][place], h=facts["height"][place]) for place in places
+            reason.format(abs(by[place]), w=facts["width"][place], h=facts["height"][place]) for place in places
         )
         nature = len(places) > max(1.0, NATURE * usable.sum())
         fault = kind in ("blank", "dark", "bright")

@@ -66,7 +66,6 @@ def model_card(
             model=model,
             name=data["name"],
             data=data,
-            counts=data["counts"],
             results=list(results.values()),
             scores=results.get("test") or results.get("val"),
             several=model.thresholds is not None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import final
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from headstart.backbone.forward import ActivationNet, split_backbone
 from headstart.backbone.layers import Layout
 from headstart.backbone.split import HEAD, INPUT, Boundary, SplittableBackbone
-from headstart.data.images import Rgb
+from headstart.data.images import Rgb, jpeg_bytes
 from headstart.html import data_address
 from headstart.model import Model
 
@@ -81,9 +80,8 @@ def heat_picture(pixels: Rgb, heat: Heat) -> str:
     grey = np.repeat(pixels.mean(axis=2, keepdims=True), 3, axis=2)
     share = STRENGTH * warmth[..., None]
     shown = grey * (1 - share) + colours * share
-    data = io.BytesIO()
-    Image.fromarray(shown.clip(0, 255).astype(np.uint8)).save(data, "JPEG", quality=QUALITY)
-    return data_address(data.getvalue(), "jpeg")
+    drawn = Image.fromarray(shown.clip(0, 255).astype(np.uint8))
+    return data_address(jpeg_bytes(drawn, quality=QUALITY), "jpeg")
 
 
 @final
@@ -108,8 +106,9 @@ class _Explained(nn.Module):
             back = seen.permute(0, 2, 3, 1) if layout.channels_last else seen
         else:
             own, rest = made[:, : layout.prefix_tokens], made[:, layout.prefix_tokens :]
-            side = int(rest.shape[1] ** 0.5)
-            seen = self.places(rest.transpose(1, 2).unflatten(2, (side, side)))
+            grid = layout.grid(made.shape)
+            assert grid is not None  # or there would be no such boundary
+            seen = self.places(rest.transpose(1, 2).unflatten(2, grid))
             back = torch.cat([own, seen.flatten(2).transpose(1, 2)], 1)
         logits: Tensor = self.head(self.behind(back))
         return logits

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from headstart.errors import RunError
-from headstart.files import csv_text
+from headstart.files import csv_text, read_rows
+from headstart.training.outliers import unit
 
 MAP_FILE = "map.csv"
 
@@ -76,8 +76,7 @@ def read_map(folder: Path) -> ImageMap | None:
     if not file.is_file():
         return None
     try:
-        with open(file, newline="", encoding="utf-8", errors="surrogateescape") as opened:
-            rows = list(csv.DictReader(opened))
+        rows = read_rows(file)
         near = [tuple(p for i in range(NEAREST) if (p := row[f"nearest_{i + 1}"])) for row in rows]
         points = np.array([[float(row["x"]), float(row["y"])] for row in rows]).reshape(-1, 2)
         paths, splits, labels = (tuple(row[name] for row in rows) for name in ("path", "split", "label"))
@@ -103,19 +102,21 @@ def make_map(
     """
     if len(paths) < LEAST:
         return None
-    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    directions = unit(features)
     drawn = _some(len(paths), MAPPED, seed)
-    nearest = _nearest(paths, np.array(splits), unit, seed)
+    nearest = _nearest(paths, np.array(splits), directions, seed)
     return ImageMap(
         tuple(paths[i] for i in drawn),
         tuple(splits[i] for i in drawn),
         tuple(labels[i] for i in drawn),
-        _placed(unit[drawn], seed),
+        _placed(directions[drawn], seed),
         tuple(nearest[i] for i in drawn),
     )
 
 
-def _nearest(paths: Sequence[str], splits: npt.NDArray[np.str_], unit: Features, seed: int) -> list[tuple[str, ...]]:
+def _nearest(
+    paths: Sequence[str], splits: npt.NDArray[np.str_], directions: Features, seed: int
+) -> list[tuple[str, ...]]:
     train = np.flatnonzero(splits == "train")
     train = train[_some(len(train), MAPPED, seed)]
     found: list[tuple[str, ...]] = [()] * len(paths)
@@ -124,30 +125,30 @@ def _nearest(paths: Sequence[str], splits: npt.NDArray[np.str_], unit: Features,
     others = np.flatnonzero(splits != "train")
     for start in range(0, len(others), AT_ONCE):
         own = others[start : start + AT_ONCE]
-        cosines = unit[own] @ unit[train].T
+        cosines = directions[own] @ directions[train].T
         ranked = np.argsort(-cosines, axis=1, kind="stable")[:, :NEAREST]
         for place, near in zip(own.tolist(), ranked, strict=True):
             found[place] = tuple(paths[i] for i in train[near].tolist())
     return found
 
 
-def _placed(unit: Features, seed: int) -> npt.NDArray[np.float64]:
+def _placed(directions: Features, seed: int) -> npt.NDArray[np.float64]:
     """(N, 2), each axis from 0 to 1."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
-    few = _some(len(unit), PLACED, seed)
-    components = min(COMPONENTS, len(few), unit.shape[1])
-    reduced = PCA(components, svd_solver="randomized", random_state=seed).fit_transform(unit[few])
+    few = _some(len(directions), PLACED, seed)
+    components = min(COMPONENTS, len(few), directions.shape[1])
+    reduced = PCA(components, svd_solver="randomized", random_state=seed).fit_transform(directions[few])
     perplexity = min(30.0, (len(few) - 1) / 3)
     tsne = TSNE(2, init="pca" if components > 1 else "random", perplexity=perplexity, max_iter=ITERATIONS)
     placed = tsne.set_params(random_state=seed).fit_transform(reduced.astype(np.float32)).astype(np.float64)
-    points = np.empty((len(unit), 2))
+    points = np.empty((len(directions), 2))
     points[few] = placed
-    rest = np.setdiff1d(np.arange(len(unit)), few)
+    rest = np.setdiff1d(np.arange(len(directions)), few)
     for start in range(0, len(rest), AT_ONCE):
         own = rest[start : start + AT_ONCE]
-        near = np.argsort(-(unit[own] @ unit[few].T), axis=1, kind="stable")[:, :NEAREST]
+        near = np.argsort(-(directions[own] @ directions[few].T), axis=1, kind="stable")[:, :NEAREST]
         points[own] = placed[near].mean(axis=1)
     low, high = points.min(axis=0), points.max(axis=0)
     return np.asarray((points - low) / np.maximum(high - low, 1e-12))

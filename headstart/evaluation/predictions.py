@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy.typing as npt
 from headstart.data.table import SEPARATOR, joined
 from headstart.errors import RunError
 from headstart.evaluation.metrics import AnyScores, GroupScore, score, score_groups, score_labels
-from headstart.files import csv_text
+from headstart.files import csv_text, read_rows
 from headstart.training.targets import are_several
 from headstart.training.thresholds import given_by, given_by_others
 
@@ -154,8 +153,7 @@ def read_predictions(
         RunError: no such file, or it is damaged.
     """
     try:
-        with open(file, newline="", encoding="utf-8", errors="surrogateescape") as opened:
-            rows = list(csv.DictReader(opened))
+        rows = read_rows(file)
         known = [name for name in classes if rows and f"p:{name}" in rows[0]]
         found = []
         for split in dict.fromkeys(row["split"] for row in rows):

@@ -195,6 +195,7 @@ def render_check(look: Inspection) -> str:
             style=_asset("report.css"),
             place=_Placer(sheets),
             listed=LISTED_ITEMS,
+            side=SIDE,
             shown_from=_shown_from(look.dataset.base),
         )
     )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from PIL import Image
 
-from headstart.data.images import decode, map_images
+from headstart.data.images import decode, jpeg_bytes, map_images
 from headstart.errors import UnreadableImage
 from headstart.html import data_address
 
@@ -55,10 +54,9 @@ def make_sheets(paths: Iterable[str], *, most_bytes: int = MOST_BYTES) -> Sheets
         for place, tile in enumerate(held):
             corner = place % ACROSS * SIDE + (SIDE - tile.width) // 2
             sheet.paste(tile, (corner, place // ACROSS * SIDE + (SIDE - tile.height) // 2))
-        data = io.BytesIO()
-        sheet.save(data, "JPEG", quality=QUALITY)
-        used += len(data.getvalue())
-        addresses.append(data_address(data.getvalue(), "jpeg"))
+        data = jpeg_bytes(sheet, quality=QUALITY)
+        used += len(data)
+        addresses.append(data_address(data, "jpeg"))
         held.clear()
 
     unique = dict.fromkeys(paths)

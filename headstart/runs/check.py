@@ -13,7 +13,7 @@ from headstart.data.dataset import Dataset, open_data
 from headstart.data.splits import SplitShares
 from headstart.errors import DataError, RunError
 from headstart.evaluation.report import render_check
-from headstart.files import csv_text, output_file, text_bytes, write_atomically
+from headstart.files import csv_text, write_atomically, write_csv_file
 from headstart.progress import Progress, SilentProgress
 from headstart.runs.folder import FINDINGS_FILE, make_run_folder, write_findings
 from headstart.runs.prepare import Preparation
@@ -117,8 +117,7 @@ def write_clean(look: Inspection, file: str | os.PathLike[str]) -> dict[int, str
     if dataset.groups is not None:
         columns["group"] = dataset.groups
     rows = [[column[i] for column in columns.values()] for i in range(len(dataset)) if i not in out]
-    with output_file(path, [".csv"]) as partial:
-        partial.write_bytes(text_bytes(csv_text([list(columns), *rows])))
+    write_csv_file(path, csv_text([list(columns), *rows]))
     return out
 
 

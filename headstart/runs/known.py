@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from headstart.data.dataset import find_images
 from headstart.data.scan import scan
 from headstart.errors import DataError, OptionError, RunError
 from headstart.evaluation.predictions import Evaluated, evaluate_predictions
-from headstart.files import csv_text
+from headstart.files import csv_text, read_rows
 from headstart.model import Model, load
 from headstart.progress import Progress, with_example
 from headstart.training.classifiers import Fitted
@@ -72,8 +71,7 @@ def split_rows(folder: Path, name: str = "split.csv") -> list[dict[str, str]]:
         RunError: there is none.
     """
     try:
-        with open(folder / name, encoding="utf-8", errors="surrogateescape", newline="") as file:
-            return list(csv.DictReader(file))
+        return read_rows(folder / name)
     except OSError as error:
         raise RunError(f"{folder / name}: {error.strerror}. Name the data to score the model on.") from error
 

@@ -233,9 +233,9 @@ class Preparation:
             What was found in the data, these findings among it. A model that is extended is spared this: of what it
             knew already there may be no images.
         """
-        positions, _, vectors = self._all_vectors()
-        if self.known is not None or len(positions) > CHECKED:
+        if self.known is not None or sum(map(len, self.keys.values())) > CHECKED:
             return self.look
+        positions, _, vectors = self._all_vectors()
         c = self.fitted.settings["C"] if self.fitted.name == "probe" else None
         seed = self.recipe.seed
         found = doubts(self.look.dataset, positions, vectors, c=c, seed=seed, progress=self.progress)

@@ -121,7 +121,7 @@ def familiar_with(references: Features) -> Familiar | None:
         return None
     limits = _limits(references)
     weak = _cut_off(references, limits)
-    own = _unit(weak).astype(np.float16)
+    own = unit(weak).astype(np.float16)
     return Familiar(own, _quantiles(_distances(own.astype(np.float32), weak, without_itself=True)), limits)
 
 
@@ -161,7 +161,7 @@ def find_strays(features: Features, labels: Labels) -> dict[int, float]:
                 own if len(own) <= COMPARED else np.sort(np.random.default_rng(0).choice(own, COMPARED, replace=False))
             )
             inside = np.isin(own, known)
-            references = _unit(features[known])
+            references = unit(features[known])
             far[own[inside]] = _distances(references, features[own[inside]], without_itself=True)
             far[own[~inside]] = _distances(references, features[own[~inside]])
     judged = far[~np.isnan(far)]
@@ -177,7 +177,7 @@ def _distances(known: Features, features: Features, *, without_itself: bool = Fa
     found = []
     place = min(NEIGHBOUR, len(known) - without_itself) + without_itself
     for start in range(0, len(features), REFERENCES):
-        cosines = _unit(features[start : start + REFERENCES]) @ known.T
+        cosines = unit(features[start : start + REFERENCES]) @ known.T
         found.append(np.partition(cosines, -place, axis=1)[:, -place])
     return 1 - np.concatenate(found).astype(np.float64) if found else np.empty(0)
 
@@ -189,6 +189,6 @@ def _quantiles(distances: Scores) -> npt.NDArray[np.float32]:
     return np.sort(distances).astype(np.float32)
 
 
-def _unit(features: Features) -> Features:
-    """(N, D), each of length 1."""
+def unit(features: Features) -> Features:
+    """(N, D) float32, each row of length 1."""
     return np.asarray(features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), TINY))
