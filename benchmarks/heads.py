@@ -17,7 +17,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from headstart.backbone.engine import keep_freed_memory
+from headstart.backbone.device import keep_freed_memory
 from headstart.backbone.forward import FeatureNet
 from headstart.backbone.weights import load_backbone
 from headstart.data.dataset import open_data

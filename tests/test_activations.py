@@ -224,7 +224,8 @@ def test_rows_too_large_for_half_precision_are_refused(
     backbone: Backbone, pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = activations(backbone, pictures, tmp_path / "cache")
-    monkeypatch.setattr(TorchEngine, "__call__", lambda _self, pixels: np.full((len(pixels), *source.shape), 1e6))
+    too_large = np.full((16, *source.shape), 1e6, np.float32)
+    monkeypatch.setattr(TorchEngine, "start", lambda _self, pixels: lambda: too_large[: len(pixels)])
     with pytest.raises(Exception, match="exceed half precision"):
         source.prepare()
 

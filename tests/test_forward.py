@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from headstart.backbone.device import resolve_device
 from headstart.backbone.engine import (
     EnginePlan,
     OnnxEngine,
     TorchEngine,
     choose_engine,
-    resolve_device,
     run_in_batches,
 )
 from headstart.backbone.forward import FeatureNet, feature_shape

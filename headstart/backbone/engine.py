@@ -8,16 +8,14 @@ precision 290 (LOG.md).
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import platform
-import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cache as once
 from pathlib import Path
 from typing import Any, Protocol, final
 
@@ -29,11 +27,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, fx, nn
 
-from headstart.backbone.fold import Seen, can_fold_for_inference, find_units, fold_for_inference, watch_inputs
+from headstart.backbone.device import as_told, keep_freed_memory, resolve_device
+from headstart.backbone.fold import (
+    Seen,
+    can_fold_for_inference,
+    find_units,
+    fold_for_inference,
+    has_bfloat16,
+    watch_inputs,
+)
 from headstart.backbone.forward import PixelNet
 from headstart.backbone.split import trace
 from headstart.backbone.weights import quiet
-from headstart.errors import OptionError
 from headstart.files import write_atomically
 from headstart.progress import Progress, SilentProgress
 from headstart.store import cache_root, describe_key
@@ -57,6 +62,9 @@ TOLERANCE = 1e-3
 
 MIXED_TOLERANCE = 0.02
 """Root-mean-square difference from plain PyTorch's output, over the root mean square of that, allowed to the others."""
+
+UNDER_WAY = 3
+"""Batches that a GPU is given ahead of what is read back."""
 
 SAMPLE = 16
 """Images that engines are measured and compared on."""
@@ -119,16 +127,42 @@ class TorchEngine:
         self.precision = precision
         self.batch_size = 16 if device.type == "cpu" else 128
         self.autocast = autocast
+        self._copying = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def __call__(self, pixels: Pixels) -> Features:
         """Runs one batch."""
+        return self.start(pixels)()
+
+    def start(self, pixels: Pixels) -> Callable[[], Features]:
+        """Begins a batch; what is returned waits for it.
+
+        On CUDA several may be under way: pictures of the next are copied while one is computed. Elsewhere it is done
+        when this returns.
+        """
         batch = torch.from_numpy(np.ascontiguousarray(pixels))
-        if self.device.type == "cuda":
-            batch = batch.pin_memory()
-        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            x = self.net.normalised(batch.to(self.device, non_blocking=True))
-            out: Features = self.net.finish(self.body(x)).float().cpu().numpy()
-        return out
+        if self._copying is None:
+            out: Features = self._run(batch.to(self.device)).cpu().numpy()
+            return lambda: out
+        with torch.cuda.stream(self._copying):
+            batch = batch.pin_memory().to(self.device, non_blocking=True)
+        now = torch.cuda.current_stream(self.device)
+        now.wait_stream(self._copying)
+        batch.record_stream(now)
+        made = self._run(batch)
+        back = torch.empty_like(made, device="cpu", pin_memory=True).copy_(made, non_blocking=True)
+        done = now.record_event()
+
+        def wait() -> Features:
+            done.synchronize()
+            features: Features = back.numpy()
+            return features
+
+        return wait
+
+    def _run(self, batch: Tensor) -> Tensor:
+        low = torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast)
+        with torch.inference_mode(), as_told(self.device), low:
+            return self.net.finish(self.body(self.net.normalised(batch))).float()
 
 
 @final
@@ -204,39 +238,6 @@ class EnginePlan:
         return describe_key({"from": self.low_precision_from, "means": means, "version": ENGINE_VERSION})
 
 
-def resolve_device(name: str = "auto") -> torch.device:
-    """The device by its name; "auto" takes CUDA, then Apple's MPS, then the CPU.
-
-    Raises:
-        OptionError: no such device on this machine.
-    """
-    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if here[kind]))
-    if name.split(":")[0] not in here:
-        raise OptionError(f"device {name!r}: expected auto, cpu, cuda or mps.")
-    if not here[name.split(":")[0]]:
-        raise OptionError(f"device {name!r} is not available on this machine. Use --device auto.")
-    return torch.device(name)
-
-
-@once
-def keep_freed_memory() -> None:
-    """Asks the C library to keep freed memory for the next activation instead of giving it back to the system.
-
-    By default glibc maps and unmaps every large activation anew, and the kernel clears each of its pages: that took
-    60 % of a forward pass on the machine that this was measured on (LOG.md). Elsewhere than on glibc nothing happens.
-    """
-    if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
-        return
-    mmap_threshold, trim_threshold, never = -3, -1, 2**31 - 1
-    libc = ctypes.CDLL(None)
-    for size in (1 << 30, 1 << 25):  # older versions refuse more than 32 MiB
-        if libc.mallopt(mmap_threshold, size):
-            break
-    libc.mallopt(trim_threshold, never)
-
-
 def measure_engines(
     net: PixelNet,
     sample: Pixels,
@@ -252,7 +253,7 @@ def measure_engines(
         net: the whole backbone's frozen pass; what is found holds for its prefixes as well.
         sample: (n, H, W, 3) of the images to come, n >= 1.
         count: images to come; few are not worth the measuring.
-        device: see ``resolve_device``.
+        device: see ``device.resolve_device``.
         cache: where the plan is kept; the default cache where it is not given.
         progress: told of the choice and its reason.
 
@@ -294,7 +295,7 @@ def choose_engine(
         sample: (n, H, W, 3) of them, n >= 1, to measure and compare the engines on.
         plan: what was measured; measured here where it is not given.
         exact: whether the output is reported (float32) or only learnt from (mixed precision is welcome).
-        device: see ``resolve_device``.
+        device: see ``device.resolve_device``.
         cache: where exported graphs and plans are kept; the default cache where it is not given.
         progress: told of the choice and its reason.
 
@@ -347,19 +348,44 @@ def run_stream(engine: Engine, batches: Iterable[Pixels]) -> Iterator[Features]:
     Kernels may differ with the size of a batch; filled up, an image's output does not depend on how many came with it.
     """
     size = engine.batch_size
+    under_way: deque[tuple[int, Callable[[], Features]]] = deque()
+    most = UNDER_WAY if runs_beside(engine) else 1
     for pixels in batches:
         short = -len(pixels) % size
         full = np.concatenate([pixels, np.zeros((short, *pixels.shape[1:]), np.uint8)]) if short else pixels
-        yield run_in_batches(engine, full)[: len(pixels)]
+        under_way.append((len(pixels), _start(engine, full)))
+        if len(under_way) == most:
+            yield _next(under_way)
+    while under_way:
+        yield _next(under_way)
+
+
+def runs_beside(engine: Engine) -> bool:
+    """Whether the engine computes elsewhere than on the processor, which can prepare what comes next meanwhile."""
+    return isinstance(engine, TorchEngine) and engine.device.type == "cuda"
+
+
+def _start(engine: Engine, pixels: Pixels) -> Callable[[], Features]:
+    if isinstance(engine, TorchEngine) and len(pixels) == engine.batch_size:
+        return engine.start(pixels)
+    out = run_in_batches(engine, pixels)
+    return lambda: out
+
+
+def _next(under_way: deque[tuple[int, Callable[[], Features]]]) -> Features:
+    count, wait = under_way.popleft()
+    return wait()[:count]
 
 
 def _measure(net: PixelNet, sample: Pixels, where: torch.device, progress: Progress) -> EnginePlan:
     keep_freed_memory()
     plain = TorchEngine(net, where)
     expected = plain(sample)
-    candidates = ["folded", "mixed"] if where.type == "cpu" and can_fold_for_inference() and _has_units(net) else []
-    if where.type == "cuda" or (where.type == "cpu" and any(isinstance(m, nn.Linear) for m in net.body.modules())):
-        candidates.append("autocast")
+    candidates = ["folded"] if can_fold_for_inference(where) and _has_units(net) else []
+    if has_bfloat16(where):
+        candidates += ["mixed"] if candidates else []
+        if where.type == "cuda" or any(isinstance(m, nn.Linear) for m in net.body.modules()):
+            candidates.append("autocast")
     plan, ready = EnginePlan(), dict[str, Engine](torch=plain)
     for name in candidates:
         try:
@@ -416,8 +442,8 @@ def _mixed_plan(plan: EnginePlan, net: PixelNet, sample: Pixels, expected: Featu
     """The fewest convolutions in float32, from the first on, with which the rest may run in bfloat16."""
     traced = _traced(net)
     units = find_units(traced)
-    seen = watch_inputs(traced, units, net.normalised(torch.from_numpy(sample)))
-    plan = replace(plan, means={name: see.mean for name, see in zip(_unit_names(traced), seen, strict=True)})
+    seen = watch_inputs(traced, units, net.normalised(torch.from_numpy(sample).to(where)))
+    plan = replace(plan, means={name: see.mean.cpu() for name, see in zip(_unit_names(traced), seen, strict=True)})
     for first in [0, *_narrow([see.shape for see in seen])[:4]]:
         body = fold_for_inference(traced, units, seen, low_precision_from=first)
         gap, allowed = _difference(TorchEngine(net, where, body=body)(sample), expected, exact=False)
@@ -447,7 +473,7 @@ def _build(
     units = find_units(traced)
     preprocessing = net.backbone.preprocessing
     blank = torch.zeros((1, preprocessing.height, preprocessing.width, 3), dtype=torch.uint8)
-    seen = watch_inputs(traced, units, net.normalised(blank))
+    seen = watch_inputs(traced, units, net.normalised(blank.to(where)))
     if name == "folded":
         return TorchEngine(net, where, body=fold_for_inference(traced, units, seen), name="torch, folded")
     known = [Seen(see.shape, plan.means[unit]) for see, unit in zip(seen, _unit_names(traced), strict=True)]
@@ -497,7 +523,7 @@ def _difference(given: Features, expected: Features, *, exact: bool) -> tuple[fl
 def _rates(engines: dict[str, Engine], sample: Pixels) -> dict[str, float]:
     """Images a second: the best run of each, in turns, so that whatever else the machine does slows all alike."""
     seconds = dict.fromkeys(engines, float("inf"))
-    sizes = {name: min(engine.batch_size, 4 * SAMPLE) for name, engine in engines.items()}
+    sizes = {name: engine.batch_size for name, engine in engines.items()}
     for _ in range(ROUNDS):
         for name, engine in engines.items():
             pixels = np.resize(sample, (sizes[name], *sample.shape[1:]))

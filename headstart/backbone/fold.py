@@ -104,9 +104,21 @@ def watch_inputs(traced: fx.GraphModule, units: Sequence[Unit], sample: Tensor) 
     return [seen[unit.conv] for unit in units]
 
 
-def can_fold_for_inference() -> bool:
-    """Whether this PyTorch has oneDNN's convolution with an activation behind it, which it keeps to itself."""
-    return torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+def can_fold_for_inference(device: torch.device) -> bool:
+    """Whether folding saves anything there.
+
+    On a CPU it needs oneDNN's convolution with an activation behind it, which PyTorch keeps to itself.
+    """
+    if device.type == "cpu":
+        return torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+    return device.type == "cuda"
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether convolutions in bfloat16 have fast code there; on a CPU: AVX-512 or newer."""
+    if device.type == "cpu":
+        return bool(torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return device.type == "cuda" and torch.cuda.is_bf16_supported()
 
 
 def fold_for_inference(
@@ -148,6 +160,9 @@ def fold_for_training(traced: fx.GraphModule, dtype: torch.dtype) -> fx.GraphMod
 
 
 class _FoldedConv(nn.Module):
+    weight: Tensor
+    bias: Tensor
+
     def __init__(self, unit: Unit, seen: Seen, dtype: torch.dtype) -> None:
         super().__init__()
         conv = unit.conv
@@ -155,13 +170,14 @@ class _FoldedConv(nn.Module):
         weight, self.padding, self.surround = _evenly_padding(conv, weight, seen.shape)
         if dtype != torch.float32:
             rounded = (_round_keeping_sums if is_depthwise(conv) else _round)(weight, dtype)
-            bias = bias + _mean_response(weight - rounded, seen.mean, conv.groups)
+            bias = bias + _mean_response(weight - rounded, seen.mean.to(weight.device), conv.groups)
             weight = rounded
         self.dtype = dtype
         self.stride, self.dilation, self.groups = list(conv.stride), list(conv.dilation), conv.groups
         self.register_buffer("weight", weight.to(dtype).contiguous(memory_format=torch.channels_last))
         self.register_buffer("bias", bias.to(torch.float32))
-        known = _onednn_name(unit.activation)
+        self.by_onednn = weight.device.type == "cpu" and (dtype != torch.bfloat16 or has_bfloat16(weight.device))
+        known = _onednn_name(unit.activation) if self.by_onednn else None
         self.attribute = known or _NO_ACTIVATION
         self.activation = None if known else unit.activation
 
@@ -169,10 +185,13 @@ class _FoldedConv(nn.Module):
         if self.surround:
             x = functional.pad(x, self.surround)
         x = x.to(self.dtype, memory_format=torch.channels_last)
-        name, numbers, algorithm = self.attribute
-        y = torch.ops.mkldnn._convolution_pointwise(
-            x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups, name, numbers, algorithm
-        )
+        if self.by_onednn:
+            y = torch.ops.mkldnn._convolution_pointwise(
+                x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups, *self.attribute
+            )
+        else:
+            bias = self.bias.to(self.dtype)
+            y = functional.conv2d(x, self.weight, bias, self.stride, self.padding, self.dilation, self.groups)
         return cast(Tensor, y if self.activation is None else self.activation(y))
 
 

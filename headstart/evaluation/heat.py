@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import final
 
@@ -93,7 +94,7 @@ class _Explained(nn.Module):
         self.before = ActivationNet(model.net.backbone, boundary, split.prefix(boundary))
         self.places = nn.Identity()
         self.behind = split.suffix(boundary)
-        self.head = model.head
+        self.head = copy.deepcopy(model.head).to(model.net.scale.device)
         self.layout = layout
 
     def forward(self, pixels: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from headstart.backbone.engine import Engine, Pixels, run_stream
+from headstart.backbone.device import as_told
+from headstart.backbone.engine import Engine, Pixels, run_stream, runs_beside
 from headstart.backbone.forward import ActivationNet, FeatureNet
 from headstart.data.augment import Augmentation, view_key, views
 from headstart.data.images import map_images
@@ -36,6 +37,9 @@ TRIAL = 64
 
 BLOCK = 32
 """Images whose views are made at once."""
+
+AHEAD = 256
+"""Images whose views may be made ahead of an engine that computes elsewhere."""
 
 Half = npt.NDArray[np.float16]
 Row = tuple[int, int]
@@ -202,14 +206,16 @@ class Activations:
             DataError: an image has gone or changed since it was read (where rows are not kept).
             CacheError: the cache cannot be read.
         """
-        if self.keep:
-            found = self._read(rows)
-        else:
-            wanted = sorted(set(rows))
-            made = {row: value for part in self._make(wanted) for row, value in part}
-            found = np.stack([made[row] for row in rows])
-        tensor = torch.from_numpy(found).float()
+        tensor = torch.from_numpy(self.read_kept(rows)).float()
         return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+
+    def read_kept(self, rows: Sequence[Row]) -> Half:
+        """As ``read``, in the half precision that they are kept in: (len(rows), *shape) float16."""
+        if self.keep:
+            return self._read(rows)
+        wanted = sorted(set(rows))
+        made = {row: value for part in self._make(wanted) for row, value in part}
+        return np.stack([made[row] for row in rows])
 
     def _missing(self) -> list[Row]:
         """Rows that are not on disk: the images as they are, then the views, those of one image after another."""
@@ -286,12 +292,16 @@ class Activations:
                 why = error.reason if isinstance(error, UnreadableImage) else error.strerror
                 raise DataError(f"{path}: {why}. It could be read before; run the command again.") from error
 
+        if runs_beside(self.engine):
+            yield from map_images(see, jobs, ahead=AHEAD)
+            return
         for start in range(0, len(jobs), BLOCK):  # never while the engine runs: they would fight for the cores
             yield from list(map_images(see, jobs[start : start + BLOCK]))
 
     def _continue(self, rows: Sequence[Row], size: int) -> Iterator[list[tuple[Row, Half]]]:
         assert self._source is not None
         earlier, part = self._source
+        device = next((tensor.device for tensor in part.parameters()), torch.device("cpu"))
         step = 2 * size
         for start in range(0, len(rows), step):
             batch = rows[start : start + step]
@@ -299,8 +309,8 @@ class Activations:
             if len(batch) < step:  # kernels may differ with the size of a batch
                 x = torch.cat([x, x.new_zeros((step - len(batch), *x.shape[1:]))])
                 x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
-            with torch.inference_mode():
-                out = part(x)[: len(batch)].float().numpy()
+            with torch.inference_mode(), as_told(device):
+                out = part(x.to(device))[: len(batch)].float().cpu().numpy()
             yield list(zip(batch, self._half(out), strict=True))
 
     def _reading_pays(self, made: Sequence[tuple[Row, Half]], seconds: float, progress: Progress) -> bool:

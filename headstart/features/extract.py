@@ -74,7 +74,7 @@ def compute_features(
         exact: whether the features are reported or handed out (float32), or only learnt from; the latter needs
             ``engines``.
         tap: what to keep on the way; left out where there is no room for it, or a value exceeds half precision.
-        device: see ``engine.resolve_device``.
+        device: see ``device.resolve_device``.
         cache: the cache folder; the default one where it is not given.
         progress: told of each batch, and of what was kept from before.
 

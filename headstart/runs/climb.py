@@ -90,7 +90,7 @@ class Climb:
         self.split = prepared.frozen.copied()
         self.train, self.val, self.fitted = prepared.train, prepared.val, prepared.fitted
         self.samples = RungSamples(prepared)
-        self.few, self.dtype = self.samples.few, self.samples.dtype
+        self.few, self.dtype, self.device = self.samples.few, self.samples.dtype, self.samples.device
         self.log, self.progress, self.stages = log, prepared.progress, stages
         self.folder = folder / CHECKPOINTS
         self.insist = insist
@@ -217,13 +217,14 @@ class Climb:
             None if self.few else val,
             rung.settings,
             dtype=self.dtype,
+            device=self.device,
             start=begun,
             checkpoint=self._saver(number, rung, len(begun.history) if begun else 0),
             progress=self.progress,
         )
         parts = []
         if val is not None:
-            parts.append(logits_of(self.split, boundary, val, tuned.head))
+            parts.append(logits_of(self.split, boundary, val, tuned.head, device=self.device))
         if outside is not None:
             parts.append(outside)
         right, losses = self._judged(np.concatenate(parts))
@@ -280,9 +281,10 @@ class Climb:
             now = time.monotonic()
             if now - saved < max(SAVE_EVERY, cost / SAVE_AT_MOST) and not (ended and now - saved > cost / SAVE_AT_MOST):
                 return
+            tensors = snapshot()
             document = {"rung": number, "progressed": done.as_json(), "log": self.log.size}
             file = self.folder / "current.safetensors"
-            save_checkpoint(file, document, snapshot())
+            save_checkpoint(file, document, tensors)
             self.log.event("checkpoint", stage=rung.name, step=done.step, file=str(file))
             saved = time.monotonic()
             cost = saved - now
@@ -303,9 +305,11 @@ class Climb:
                 None,
                 rung.settings,
                 dtype=self.dtype,
+                device=self.device,
                 progress=self.progress,
             )
-            out[judge] = logits_of(self.split, rung.boundary.name, plain.some(judge), tuned.head)
+            judged_on = plain.some(judge)
+            out[judge] = logits_of(self.split, rung.boundary.name, judged_on, tuned.head, device=self.device)
         return out
 
     def _say(self, result: RungResult, best: RungResult) -> None:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import fx, nn
 
+from headstart.backbone.device import training_device
 from headstart.backbone.engine import SAMPLE, Engine, EnginePlan, choose_engine, measure_engines, run_stream
 from headstart.backbone.fold import fold_for_training
 from headstart.backbone.forward import ActivationNet, FeatureNet, TappedNet, feature_shape, split_backbone
@@ -427,7 +428,8 @@ class RungSamples:
         self.train, self.val, self.recipe = prepared.train, prepared.val, prepared.recipe
         self.engines, self.cache, self.progress = prepared.engines.in_torch(), prepared.cache, prepared.progress
         self.few = self.val is None or len(self.val.labels) < CROSS_VALIDATE_BELOW
-        self.dtype = self.engines.training_dtype
+        self.dtype, self.device = self.engines.training_dtype, training_device(prepared.device)
+        self._asked_device = prepared.device
         self._made: dict[tuple[str, str], Activations] = {}
 
     def of(self, rung: Rung) -> tuple[Samples, Samples | None]:
@@ -490,7 +492,14 @@ class RungSamples:
         if net.boundary == INPUT:
             engines = replace(engines, exact="torch", fast="torch")
         return choose_engine(
-            net, count=MANY, sample=pixels, plan=engines, exact=exact, cache=self.cache, progress=self.progress
+            net,
+            count=MANY,
+            sample=pixels,
+            plan=engines,
+            exact=exact,
+            device=self._asked_device,
+            cache=self.cache,
+            progress=self.progress,
         )
 
 

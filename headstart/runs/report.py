@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from headstart.backbone.engine import keep_freed_memory
+from headstart.backbone.device import keep_freed_memory
 from headstart.backbone.split import SplittableBackbone
 from headstart.data.checks import Finding
 from headstart.errors import RunError

@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from headstart.backbone.device import keep_freed_memory
 from headstart.backbone.engine import (
     EnginePlan,
-    keep_freed_memory,
     read_plan,
     write_plan,
 )

@@ -16,7 +16,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from headstart.backbone.engine import keep_freed_memory
+from headstart.backbone.device import keep_freed_memory
 from headstart.backbone.weights import fingerprint
 from headstart.data.dataset import Dataset, open_data
 from headstart.data.images import Preprocessing
@@ -104,6 +104,7 @@ class Workbench:
         self._samples = RungSamples(prepared)
         self._train, self._val = self._samples.of(rung)
         self._split = prepared.frozen.copied()
+        self._split.module.cpu()
         self.classes: tuple[str, ...] = prepared.look.dataset.classes
         self.boundary, self.views = rung.boundary.name, rung.views
         self.preprocessing: Preprocessing = prepared.backbone.preprocessing

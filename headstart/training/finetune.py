@@ -16,33 +16,33 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 
+from headstart.backbone.device import as_told
 from headstart.backbone.fold import fold_for_training
 from headstart.backbone.layers import Layout
 from headstart.backbone.split import SplittableBackbone
 from headstart.progress import Progress, SilentProgress
+from headstart.training.feed import ActivationSource, Feed, Row, feed_for
 from headstart.training.mixing import blended, jittered, pasted
 from headstart.training.targets import Labels, are_several, image_weights, losses_in, right_in, soft_targets
 
 State = dict[str, Tensor]
+CPU = torch.device("cpu")
+
 ESTIMATED_ON = 16
 """Batches that BatchNorm's statistics are estimated on, at the end of an epoch, where they are learnt."""
 
 AT_ONCE = 64
-"""Images of a batch that is not trained on."""
+"""Images of a batch that is not trained on; on a GPU four times as many."""
 
-
-class ActivationSource(Protocol):
-    """Activations by (image, view)."""
-
-    def read(self, rows: Sequence[tuple[int, int]]) -> Tensor:
-        """(len(rows), *shape) float32."""
+UNREAD = 16
+"""Steps after which a GPU is asked for their losses: to ask for each would make it wait."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Samples:
     keys: Sequence[bytes]
     views: int
 
-    def rows(self, images: Sequence[int], epoch: int) -> list[tuple[int, int]]:
+    def rows(self, images: Sequence[int], epoch: int) -> list[Row]:
         """The (image, view) rows that an epoch shows of some images."""
         if not self.views:
             return [(image, 0) for image in images]
@@ -81,8 +81,14 @@ class _Some:
     whole: ActivationSource
     places: npt.NDArray[np.int64]
 
-    def read(self, rows: Sequence[tuple[int, int]]) -> Tensor:
-        return self.whole.read([(int(self.places[image]), view) for image, view in rows])
+    def read(self, rows: Sequence[Row]) -> Tensor:
+        return self.whole.read(self._in_whole(rows))
+
+    def read_kept(self, rows: Sequence[Row]) -> npt.NDArray[np.float16 | np.float32]:
+        return self.whole.read_kept(self._in_whole(rows))
+
+    def _in_whole(self, rows: Sequence[Row]) -> list[Row]:
+        return [(int(self.places[image]), view) for image, view in rows]
 
 
 @dataclass(frozen=True)
@@ -95,9 +101,13 @@ class FeatureRows:
 
     features: Tensor
 
-    def read(self, rows: Sequence[tuple[int, int]]) -> Tensor:
+    def read(self, rows: Sequence[Row]) -> Tensor:
         """(len(rows), ...) float32."""
         return self.features[[image for image, _ in rows]]
+
+    def read_kept(self, rows: Sequence[Row]) -> npt.NDArray[np.float16 | np.float32]:
+        """See ``feed.ActivationSource``."""
+        return self.read(rows).numpy()
 
 
 @dataclass(frozen=True)
@@ -155,7 +165,8 @@ class Progressed:
         best: the entry of ``history`` whose weights are kept.
         sums: of the epoch under way: of the training loss and of the accuracy of each step, and its steps.
         tensors: parameters, their average, AdamW's moments, the best average; by name. Empty while training.
-        last: the last step: {"step" from 1, "steps", "epoch", "loss", "lr"}.
+        last: the last step: {"step" from 1, "steps", "epoch", "loss", "lr"}; on a GPU the loss is of up to ``UNREAD``
+            steps before.
     """
 
     step: int = 0
@@ -204,6 +215,19 @@ def _statistics(split: SplittableBackbone, suffix: nn.Module) -> dict[str, Tenso
     return {name: buffer for name, buffer in split.module.named_buffers() if id(buffer) in own}
 
 
+class _Suffix(nn.Module):
+    """(N, *shape) activations -> (N, ...) float32 features, computed in ``dtype`` where that does no harm."""
+
+    def __init__(self, suffix: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.suffix, self.low = suffix, dtype == torch.bfloat16
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.low, cache_enabled=x.device.type == "cpu"):
+            features: Tensor = self.suffix(x)
+        return features.float()
+
+
 class Classifier(nn.Module):
     """The trainable part of a network and its head: the activation at a boundary -> logits.
 
@@ -240,7 +264,8 @@ class Classifier(nn.Module):
         self.statistics = _statistics(split, suffix) if live_norms else {}
         if isinstance(suffix, fx.GraphModule) and not live_norms:
             suffix = fold_for_training(suffix, dtype)
-        self.suffix, self.head, self.dtype = suffix, head, dtype
+        self.suffix, self.head = _Suffix(suffix, dtype), head
+        self._graphed: tuple[torch.Size, nn.Module] | None = None
         named = dict(split.module.named_parameters())
         self.parts = [(part, {name: named[name] for name in own}) for part, own in split.parts(boundary)]
         self.eval()
@@ -249,10 +274,28 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, *shape) float32 activations -> (N, classes) float32 logits."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            features = self.suffix(x)
-        logits: Tensor = self.head(features.float())
+        known = self._graphed is not None and x.shape == self._graphed[0]
+        suffix = self._graphed[1] if self._graphed is not None and known else self.suffix
+        logits: Tensor = self.head(suffix(x))
         return logits
+
+    def graph_for(self, x: Tensor) -> None:
+        """From here on batches of this shape are run and differentiated as one CUDA graph, launched at once.
+
+        A suffix is many small kernels, and to launch them one by one takes longer than they do. Where that cannot be
+        done, nothing changes.
+
+        Args:
+            x: a batch of activations on the GPU.
+        """
+        if self.norms or not list(self.suffix.parameters()):
+            return
+        again = copy.copy(self.suffix)  # ``make_graphed_callables`` changes what it is given
+        try:
+            made = torch.cuda.make_graphed_callables(again, (x.clone(),), allow_unused_input=True)
+        except RuntimeError:  # something in it waits for the GPU, or asks for memory in a way that no graph can hold
+            return
+        self._graphed = x.shape, cast(nn.Module, made)
 
     def train(self, mode: bool = True) -> Self:
         """Sets the head's dropout to work, and nothing else."""
@@ -302,11 +345,15 @@ def fine_tune(
     settings: TuneSettings,
     *,
     dtype: torch.dtype = torch.float32,
+    device: torch.device = CPU,
     start: Progressed | None = None,
     checkpoint: Checkpoint | None = None,
     progress: Progress | None = None,
 ) -> Tuned:
     """Trains the parameters behind a boundary, in place, and leaves the best average in them.
+
+    On a GPU what is read stays there as far as there is room, the next batches are read meanwhile, and a step is one
+    launch. The network is on the CPU before and after.
 
     Args:
         split: the network; what lies before the boundary, and BatchNorm's statistics, are not touched.
@@ -316,37 +363,56 @@ def fine_tune(
         val: what chooses the epoch that is kept; the last one where it is not given.
         settings: how.
         dtype: in which the suffix computes: float32 or bfloat16.
+        device: where: the CPU or a CUDA device.
         start: where to go on; from the beginning where it is not given.
         checkpoint: called after every step with how far it has come, and a function that gives the tensors for it.
         progress: told of each batch.
     """
-    trainer = _Trainer(split, boundary, head, train, val, settings, dtype)
-    if start is not None:
-        trainer.restore(start)
-    return trainer.run(checkpoint, progress or SilentProgress())
+    with _on(device, split.module), as_told(device):
+        trainer = _Trainer(split, boundary, head, train, val, settings, dtype, device)
+        if start is not None:
+            trainer.restore(start)
+        return trainer.run(checkpoint, progress or SilentProgress())
 
 
-def logits_of(split: SplittableBackbone, boundary: str, samples: Samples, head: nn.Module) -> npt.NDArray[np.float64]:
+@contextmanager
+def _on(device: torch.device, module: nn.Module) -> Iterator[None]:
+    """A network on a device for a while, and on the CPU afterwards; its parameters stay the same objects."""
+    module.to(device)
+    try:
+        yield
+    finally:
+        module.to(CPU)
+
+
+def logits_of(
+    split: SplittableBackbone, boundary: str, samples: Samples, head: nn.Module, *, device: torch.device = CPU
+) -> npt.NDArray[np.float64]:
     """(N, classes) logits of samples, in float32.
 
     Args:
         split: the network as it is.
         boundary: of the samples.
         samples: seen in their first view.
-        head: behind the network.
+        head: behind the network, on the CPU.
+        device: where to compute them.
     """
-    suffix = split.suffix(boundary)
-    suffix = fold_for_training(suffix, torch.float32) if isinstance(suffix, fx.GraphModule) else suffix
-    logits: npt.NDArray[np.float64] = _in_turn(samples, lambda x: head(suffix(x))).double().numpy()
+    with _on(device, split.module), as_told(device):
+        suffix = split.suffix(boundary)
+        suffix = fold_for_training(suffix, torch.float32) if isinstance(suffix, fx.GraphModule) else suffix
+        both = nn.Sequential(suffix, copy.deepcopy(head)).to(device)
+        found = _in_turn(samples, feed_for(samples.activations, device, rows=0), both, device)
+    logits: npt.NDArray[np.float64] = found.double().numpy()
     return logits
 
 
-def _in_turn(samples: Samples, logits: Callable[[Tensor], Tensor]) -> Tensor:
-    """(N, classes) of the first views, a batch at a time."""
-    count = len(samples.labels)
+def _in_turn(samples: Samples, feed: Feed, logits: Callable[[Tensor], Tensor], device: torch.device) -> Tensor:
+    """(N, classes), on the CPU, of the first views, a batch at a time."""
+    count, step = len(samples.labels), AT_ONCE if device == CPU else 4 * AT_ONCE
+    batches = [samples.rows(range(start, min(start + step, count)), 0) for start in range(0, count, step)]
+    feed.expect(batches)
     with torch.no_grad():
-        batches = [range(start, min(start + AT_ONCE, count)) for start in range(0, count, AT_ONCE)]
-        return torch.cat([logits(samples.activations.read(samples.rows(batch, 0))) for batch in batches])
+        return torch.cat([logits(feed.read(batch)) for batch in batches]).cpu()
 
 
 def rate(step: int, steps: int, warmup: float) -> float:
@@ -380,10 +446,15 @@ class _Trainer:
         val: Samples | None,
         settings: TuneSettings,
         dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
-        self.settings, self.train, self.val = settings, train, val
-        self.head = copy.deepcopy(head)
+        self.settings, self.train, self.val, self.device = settings, train, val, device
+        self.head = copy.deepcopy(head).to(device)
         self.classifier = Classifier(split, boundary, self.head, dtype=dtype, live_norms=settings.live_norms)
+        self.classifier.to(device)  # tables that the graph of a suffix holds beside the network's own tensors
+        self.feed = feed_for(train.activations, device, rows=len(train.labels) * max(1, train.views))
+        self.val_feed = None if val is None else feed_for(val.activations, device, rows=len(val.labels))
+        self.unread: list[Tensor] = []
         self.norms, self.statistics = self.classifier.norms, self.classifier.statistics
         self.dropouts = [part for part in self.head.modules() if isinstance(part, nn.Dropout)]
         self.parameters = self.classifier.trainable()
@@ -400,7 +471,7 @@ class _Trainer:
         self.per_epoch = math.ceil(count / self.batch)
         self.steps = settings.epochs * self.per_epoch
         with torch.no_grad():
-            classes = self.head(torch.zeros(1, *split.boundaries[-1].shape)).shape[1]
+            classes = self.head(torch.zeros(1, *split.boundaries[-1].shape, device=device)).shape[1]
         self.classes, self.several = classes, are_several(train.labels)
         self.targets = soft_targets(train.labels, classes, settings.smoothing)
         self.weights = image_weights(train.labels, classes, balance=settings.balance)
@@ -409,34 +480,60 @@ class _Trainer:
         done, count = self.done, len(self.train.labels)
         with progress.task("Fine-tuning", self.settings.epochs * count) as advance:
             advance(min(done.step * self.batch, self.settings.epochs * count))
+            if self.device != CPU and done.step < self.steps:  # before the feed's threads ask the GPU for anything
+                self.classifier.graph_for(self.feed.read(self._rows(0, self._images(0, 0))))
+            self._expect()
             while done.step < self.steps and not self._stopped():
                 epoch, place = divmod(done.step, self.per_epoch)
-                loss, accuracy = self._step(epoch, place)
+                self.unread.append(self._step(epoch, place))
                 done.step += 1
-                done.sums = (done.sums[0] + loss, done.sums[1] + accuracy, done.sums[2] + 1)
+                last = place + 1 == self.per_epoch
+                if self.device == CPU or last or len(self.unread) == UNREAD:
+                    self._settle()
                 lr = self.optimizer.param_groups[0]["lr"]
-                done.last = {"step": done.step, "steps": self.steps, "epoch": epoch, "loss": loss, "lr": lr}
+                done.last |= {"step": done.step, "steps": self.steps, "epoch": epoch, "lr": lr}
                 advance(min(self.batch, count - place * self.batch))
-                if place + 1 == self.per_epoch:
+                if last:
                     self._end_epoch(epoch)
+                    self._expect()
                 if checkpoint is not None:
                     checkpoint(done, self.snapshot)
         _copy([*self.live, *self.statistics.values()], self.best)
         for parameter in self.live:
             parameter.requires_grad_(False)
         assert done.best is not None
-        return Tuned(self.head, done.history, done.best)
+        return Tuned(self.head.to(CPU), done.history, done.best)
+
+    def _expect(self) -> None:
+        """Tells the feed what the rest of the epoch will ask for."""
+        epoch, place = divmod(self.done.step, self.per_epoch)
+        if epoch < self.settings.epochs:
+            self.feed.expect([self._rows(epoch, self._images(epoch, later)) for later in range(place, self.per_epoch)])
+
+    def _images(self, epoch: int, place: int) -> npt.NDArray[np.int64]:
+        order = epoch_order(self.settings.seed, epoch, len(self.train.labels))
+        return order[place * self.batch : (place + 1) * self.batch]
+
+    def _rows(self, epoch: int, images: npt.NDArray[np.int64]) -> list[Row]:
+        return self.train.rows(images.tolist(), self.settings.first_view + epoch)
+
+    def _settle(self) -> None:
+        """Takes in the losses of the last steps, for which a GPU is waited for."""
+        for loss, right in torch.stack(self.unread).tolist() if self.unread else []:
+            sums = self.done.sums
+            self.done.sums = (sums[0] + loss, sums[1] + right, sums[2] + 1)
+            self.done.last["loss"] = loss
+        self.unread = []
 
     def _stopped(self) -> bool:
         best = self.done.best
         return best is not None and len(self.done.history) - 1 - best["epoch"] >= self.settings.patience
 
-    def _step(self, epoch: int, place: int) -> tuple[float, float]:
-        """(loss, share right); of mixed pictures each half counts by its share."""
-        settings, step = self.settings, self.done.step
-        order = epoch_order(settings.seed, epoch, len(self.train.labels))
-        images = order[place * self.batch : (place + 1) * self.batch]
-        x = self.train.activations.read(self.train.rows(images.tolist(), settings.first_view + epoch))
+    def _step(self, epoch: int, place: int) -> Tensor:
+        """(2,): loss, share right; of mixed pictures each half counts by its share."""
+        settings, step, device = self.settings, self.done.step, self.device
+        images = self._images(epoch, place)
+        x = self.feed.read(self._rows(epoch, images))
         target, weight = self.targets[images], self.weights[images]
         chance = np.random.default_rng((settings.seed, 2, step))
         if settings.jitter:
@@ -454,7 +551,7 @@ class _Trainer:
             group["lr"] = full * rate(step, self.steps, settings.warmup)
         with self._dropping(step), self._learning_statistics(len(x)):
             logits = self.classifier(x)
-            loss = (losses_in(logits, target, several=self.several) * weight).mean()
+            loss = (losses_in(logits, target.to(device), several=self.several) * weight.to(device)).mean()
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(self.live, settings.clip)
@@ -462,9 +559,9 @@ class _Trainer:
         keep = min(settings.ema, (2 + step) / (11 + step))
         torch._foreach_lerp_(self.average, [p.detach() for p in self.live], 1 - keep)
         given = logits.detach()
-        right = share * right_in(given, labels).float().mean()
-        right += (1 - share) * right_in(given, labels[other]).float().mean()
-        return float(loss.detach()), float(right)
+        right = share * right_in(given, labels.to(device)).float().mean()
+        right += (1 - share) * right_in(given, labels[other].to(device)).float().mean()
+        return torch.stack([loss.detach().float(), right])
 
     @contextmanager
     def _learning_statistics(self, count: int) -> Iterator[None]:
@@ -495,16 +592,17 @@ class _Trainer:
         with self._averaged():
             if self.norms:
                 self._estimate_statistics(epoch)
-            if self.val is not None:
-                entry |= self._validate(self.val)
+            if self.val is not None and self.val_feed is not None:
+                entry |= self._validate(self.val, self.val_feed)
         self.done.history.append(entry)
         best = self.done.best
         if best is None or self.val is None or _rank(entry) > _rank(best):
             self.done.best = entry
             self.best = [tensor.clone() for tensor in (*self.average, *self.statistics.values())]
 
-    def _validate(self, val: Samples) -> dict[str, float]:
-        logits, targets = _in_turn(val, self.classifier), soft_targets(val.labels, self.classes, 0.0)
+    def _validate(self, val: Samples, feed: Feed) -> dict[str, float]:
+        logits = _in_turn(val, feed, self.classifier, self.device)
+        targets = soft_targets(val.labels, self.classes, 0.0)
         correct = right_in(logits, torch.from_numpy(val.labels)).sum()
         loss = losses_in(logits, targets, several=self.several).mean()
         return {"correct": float(correct), "log_loss": float(loss)}
@@ -524,9 +622,7 @@ class _Trainer:
 
         Source: "PreciseBN" in Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021.
         """
-        order = epoch_order(self.settings.seed, epoch, len(self.train.labels))
-        first = self.settings.first_view + epoch
-        places = [order[i : i + self.batch].tolist() for i in range(0, len(order), self.batch)][:ESTIMATED_ON]
+        places = [self._images(epoch, place) for place in range(min(ESTIMATED_ON, self.per_epoch))]
         momenta = [norm.momentum for norm in self.norms]
         for norm in self.norms:
             norm.reset_running_stats()
@@ -535,14 +631,15 @@ class _Trainer:
         with torch.no_grad():
             for images in places:
                 if len(images) > 1:
-                    self.classifier(self.train.activations.read(self.train.rows(images, first)))
+                    self.classifier(self.feed.read(self._rows(epoch, images)))
         for norm, momentum in zip(self.norms, momenta, strict=True):
             norm.momentum = momentum
             cast(Tensor, norm.num_batches_tracked).zero_()
             norm.eval()
 
     def snapshot(self) -> State:
-        """Everything that ``restore`` needs beside ``Progressed.as_json``."""
+        """Everything that ``restore`` needs beside ``Progressed.as_json``, which is up to date afterwards."""
+        self._settle()
         state: State = {}
         for place, (name, parameter) in enumerate(self.parameters.items()):
             state[f"live/{name}"] = parameter.detach().clone()
@@ -558,7 +655,7 @@ class _Trainer:
 
     def restore(self, start: Progressed) -> None:
         self.done = Progressed(start.step, list(start.history), start.best, start.sums)
-        tensors = start.tensors
+        tensors = {name: tensor.to(self.device) for name, tensor in start.tensors.items()}
         for place, (name, parameter) in enumerate(self.parameters.items()):
             _copy([parameter], [tensors[f"live/{name}"]])
             self.average[place] = tensors[f"average/{name}"].clone()

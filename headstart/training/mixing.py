@@ -24,7 +24,7 @@ def jittered(x: Tensor, deviation: float, layout: Layout, chance: np.random.Gene
     """
     first = x.ndim == 4 and not layout.channels_last
     shape = (*x.shape[:2], 1, 1) if first else (len(x), *[1] * (x.ndim - 2), x.shape[-1])
-    return x * torch.from_numpy((1 + deviation * chance.standard_normal(shape)).astype(np.float32))
+    return x * torch.from_numpy((1 + deviation * chance.standard_normal(shape)).astype(np.float32)).to(x.device)
 
 
 def blended(x: Tensor, alpha: float, chance: np.random.Generator) -> tuple[Tensor, Tensor, float]:
