@@ -204,7 +204,7 @@ def test_where_reading_is_dearer_nothing_is_kept(
     monkeypatch.setattr(module.time, "monotonic", lambda: now)
     slow.prepare()
     assert not slow.keep
-    assert "made anew each time: reading a row" in slow.reason
+    assert "made anew each time: a row of" in slow.reason
     assert len(slow.store) < 3 * 90
     assert slow.read([(3, 1)]).shape == (1, *slow.shape)
 

@@ -29,6 +29,9 @@ class Held:
     def read(self, rows: list[tuple[int, int]]) -> Tensor:
         return torch.stack([self.rows[image, view] for image, view in rows])
 
+    def read_kept(self, rows: list[tuple[int, int]]) -> np.ndarray:
+        return self.read(rows).numpy()
+
 
 def prepared(seed: int = 0) -> tuple[SplittableBackbone, Samples, Samples, nn.Module]:
     backbone = random_backbone("test_resnet", image_size=32, seed=3)

@@ -53,6 +53,7 @@ ORDER = [
     "training.classical",
     "training.mixing",
     "training.feed",
+    "training.graphed",
     "training.finetune",
     "training.extension",
     "training.sweep",

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby, islice
 from pathlib import Path
-from typing import Any, final
+from typing import Any, cast, final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from headstart.backbone.device import as_told
-from headstart.backbone.engine import Engine, Pixels, run_stream, runs_beside
+from headstart.backbone.engine import Engine, Pixels, TorchEngine, run_stream, runs_beside
 from headstart.backbone.forward import ActivationNet, FeatureNet
 from headstart.data.augment import Augmentation, view_key, views
 from headstart.data.images import map_images
@@ -145,6 +145,8 @@ class Activations:
         self.keep = keep
         self.reason = "kept on disk" if keep else "made anew each time, as asked"
         self.engine = engine
+        if runs_beside(engine):
+            cast(TorchEngine, engine).gives = torch.float16
         self._source = source
         self._pixels = pixel_store(net.backbone.preprocessing, cache)
         through = None if source is None else source[0].net.boundary
@@ -252,16 +254,22 @@ class Activations:
         plain, seen = ([row for row in rows if bool(row[1]) == views] for views in (False, True))
         shown = chain(self._as_they_are(plain, size), _regrouped(self._see(seen), size))
         places = chain(plain, seen)
-        for out in run_stream(self.engine, shown):
-            yield list(zip(islice(places, len(out)), self._half(out), strict=True))
+        try:
+            for out in run_stream(self.engine, shown):
+                yield list(zip(islice(places, len(out)), self._half(out), strict=True))
+        except OverflowError:
+            raise self._too_large() from None
 
-    def _half(self, out: npt.NDArray[np.float32]) -> Half:
-        half = half_precision(out)
+    def _half(self, out: npt.NDArray[Any]) -> Half:
+        half: Half | None = out if out.dtype == np.float16 else half_precision(out)
         if half is None:
-            raise CacheError(
-                f"activations at {self.net.boundary} exceed half precision. Train from another part: --unfreeze."
-            )
+            raise self._too_large()
         return half
+
+    def _too_large(self) -> CacheError:
+        return CacheError(
+            f"activations at {self.net.boundary} exceed half precision. Train from another part: --unfreeze."
+        )
 
     def _as_they_are(self, rows: Sequence[Row], size: int) -> Iterator[Pixels]:
         for start in range(0, len(rows), size):
@@ -314,14 +322,22 @@ class Activations:
             yield list(zip(batch, self._half(out), strict=True))
 
     def _reading_pays(self, made: Sequence[tuple[Row, Half]], seconds: float, progress: Progress) -> bool:
-        """Writes a few rows, reads them back in another order, and compares with what it took to make them."""
-        self._append(made)
-        order = np.random.default_rng(0).permutation(len(made))
+        """Writes a few rows, reads them back in another order, and compares with what it took to make them.
+
+        Rows are shown more than once, or nobody would keep them; with a GPU to make them, writing may still cost more.
+        """
         started = time.monotonic()
+        self._append(made)
+        written = time.monotonic()
+        order = np.random.default_rng(0).permutation(len(made))
         self._read([made[i][0] for i in order])
-        reading, making = 1e3 * (time.monotonic() - started) / len(made), 1e3 * seconds / len(made)
-        figures = f"reading a row of {self.row_bytes / 1e3:.0f} kB takes {reading:.2f} ms, making it {making:.1f} ms"
-        self.keep = reading < making
+        reading, writing = (1e3 * span / len(made) for span in (time.monotonic() - written, written - started))
+        making = 1e3 * seconds / len(made)
+        figures = (
+            f"a row of {self.row_bytes / 1e3:.0f} kB takes {making:.2f} ms to make, {writing:.2f} ms to write, "
+            f"{reading:.2f} ms to read"
+        )
+        self.keep = reading + (writing if runs_beside(self.engine) else 0) < making
         self.reason = f"{'kept on disk' if self.keep else 'made anew each time'}: {figures}"
         if not self.keep:
             progress.say(f"Activations at {self.net.boundary} are {self.reason}.")

@@ -16,8 +16,11 @@ from torch import Tensor
 Row = tuple[int, int]
 """(image, view)."""
 
-AHEAD = 6
-"""Batches that are read while others are trained on."""
+GROUP = 4
+"""Batches that are read at once: an engine that makes them anew runs many pictures at a time."""
+
+AHEAD = 3
+"""Groups that are read while others are trained on."""
 
 READERS = 3
 """Threads that read; one alone gives some 2 GB a second from memory that the system keeps of the disk."""
@@ -90,40 +93,46 @@ class DeviceFeed:
         self._kept: Tensor | None = None
         self._readers = ThreadPoolExecutor(READERS)
         self._awaited: deque[Sequence[Row]] = deque()
-        self._reading: deque[tuple[Sequence[Row], Future[Tensor | None]]] = deque()
+        self._reading: deque[tuple[list[Sequence[Row]], Future[Tensor | None]]] = deque()
+        self._ready: deque[tuple[Sequence[Row], Tensor | None]] = deque()
 
     def expect(self, batches: Iterable[Sequence[Row]]) -> None:
         """See ``Feed``."""
         for _, reading in self._reading:
             reading.cancel()
         self._reading.clear()
+        self._ready.clear()
         self._awaited = deque(batches)
         self._go_on()
 
     def read(self, rows: Sequence[Row]) -> Tensor:
         """See ``Feed``."""
-        read: Tensor | None = None
-        if self._reading and self._reading[0][0] == rows:
-            read = self._reading.popleft()[1].result()
-            self._go_on()
-        elif any(row not in self._place for row in rows):
-            read = self._read(rows)
+        if not self._ready and self._reading and self._reading[0][0][0] == rows:
+            self._take_group()
+        expected = bool(self._ready) and self._ready[0][0] == rows
+        read = self._ready.popleft()[1] if expected else self._read_missing([rows])
         x = self._from_kept(rows) if read is None else self._to_device(rows, read)
         if x.ndim == 4:
             return x.permute(0, 3, 1, 2).float()
         return x.float()
 
+    def _take_group(self) -> None:
+        batches, reading = self._reading.popleft()
+        read = reading.result()
+        parts = [None] * len(batches) if read is None else torch.split(read, [len(rows) for rows in batches])
+        self._ready.extend(zip(batches, parts, strict=True))
+        self._go_on()
+
     def _go_on(self) -> None:
         while self._awaited and len(self._reading) < AHEAD:
-            rows = self._awaited.popleft()
-            self._reading.append((rows, self._readers.submit(self._read_missing, rows)))
+            batches = [self._awaited.popleft() for _ in range(min(GROUP, len(self._awaited)))]
+            self._reading.append((batches, self._readers.submit(self._read_missing, batches)))
 
-    def _read_missing(self, rows: Sequence[Row]) -> Tensor | None:
-        """None where all of them are on the device already."""
-        return self._read(rows) if any(row not in self._place for row in rows) else None
-
-    def _read(self, rows: Sequence[Row]) -> Tensor:
-        """As they are kept, in memory from which a GPU copies by itself."""
+    def _read_missing(self, batches: Sequence[Sequence[Row]]) -> Tensor | None:
+        """As they are kept, in memory from which a GPU copies by itself; None where all are on the device already."""
+        rows = [row for batch in batches for row in batch]
+        if all(row in self._place for row in rows):
+            return None
         read = torch.from_numpy(self.source.read_kept(rows))
         return read.pin_memory() if self.device.type == "cuda" else read
 

@@ -29,6 +29,7 @@ from headstart.backbone.layers import Layout
 from headstart.backbone.split import SplittableBackbone
 from headstart.progress import Progress, SilentProgress
 from headstart.training.feed import ActivationSource, Feed, Row, feed_for
+from headstart.training.graphed import Graphed
 from headstart.training.mixing import blended, jittered, pasted
 from headstart.training.targets import Labels, are_several, image_weights, losses_in, right_in, soft_targets
 
@@ -265,7 +266,6 @@ class Classifier(nn.Module):
         if isinstance(suffix, fx.GraphModule) and not live_norms:
             suffix = fold_for_training(suffix, dtype)
         self.suffix, self.head = _Suffix(suffix, dtype), head
-        self._graphed: tuple[torch.Size, nn.Module] | None = None
         named = dict(split.module.named_parameters())
         self.parts = [(part, {name: named[name] for name in own}) for part, own in split.parts(boundary)]
         self.eval()
@@ -274,28 +274,8 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, *shape) float32 activations -> (N, classes) float32 logits."""
-        known = self._graphed is not None and x.shape == self._graphed[0]
-        suffix = self._graphed[1] if self._graphed is not None and known else self.suffix
-        logits: Tensor = self.head(suffix(x))
+        logits: Tensor = self.head(self.suffix(x))
         return logits
-
-    def graph_for(self, x: Tensor) -> None:
-        """From here on batches of this shape are run and differentiated as one CUDA graph, launched at once.
-
-        A suffix is many small kernels, and to launch them one by one takes longer than they do. Where that cannot be
-        done, nothing changes.
-
-        Args:
-            x: a batch of activations on the GPU.
-        """
-        if self.norms or not list(self.suffix.parameters()):
-            return
-        again = copy.copy(self.suffix)  # ``make_graphed_callables`` changes what it is given
-        try:
-            made = torch.cuda.make_graphed_callables(again, (x.clone(),), allow_unused_input=True)
-        except RuntimeError:  # something in it waits for the GPU, or asks for memory in a way that no graph can hold
-            return
-        self._graphed = x.shape, cast(nn.Module, made)
 
     def train(self, mode: bool = True) -> Self:
         """Sets the head's dropout to work, and nothing else."""
@@ -455,12 +435,21 @@ class _Trainer:
         self.feed = feed_for(train.activations, device, rows=len(train.labels) * max(1, train.views))
         self.val_feed = None if val is None else feed_for(val.activations, device, rows=len(val.labels))
         self.unread: list[Tensor] = []
+        self.order: tuple[int, npt.NDArray[np.int64]] | None = None
         self.norms, self.statistics = self.classifier.norms, self.classifier.statistics
         self.dropouts = [part for part in self.head.modules() if isinstance(part, nn.Dropout)]
         self.parameters = self.classifier.trainable()
         groups = self.classifier.parameter_groups(settings.lr, decay=settings.decay, weight_decay=settings.weight_decay)
-        self.optimizer = torch.optim.AdamW(groups, fused=True)
         self.full_rates = [group["lr"] for group in groups]
+        self.recorded: Graphed | None = None
+        self.follow: float | Tensor = 0.0
+        self.lr = 0.0
+        if device != CPU:
+            self.rates = torch.zeros(len(groups) + 1, device=device)
+            self.follow = self.rates[-1]
+            for group, own in zip(groups, self.rates, strict=False):
+                group["lr"] = own
+        self.optimizer = torch.optim.AdamW(groups, fused=True, capturable=device != CPU)
         self.live = list(self.parameters.values())
         self.layout = Layout.of(split.module)
         self.average = [p.detach().clone() for p in self.live]
@@ -480,8 +469,7 @@ class _Trainer:
         done, count = self.done, len(self.train.labels)
         with progress.task("Fine-tuning", self.settings.epochs * count) as advance:
             advance(min(done.step * self.batch, self.settings.epochs * count))
-            if self.device != CPU and done.step < self.steps:  # before the feed's threads ask the GPU for anything
-                self.classifier.graph_for(self.feed.read(self._rows(0, self._images(0, 0))))
+            self._record()
             self._expect()
             while done.step < self.steps and not self._stopped():
                 epoch, place = divmod(done.step, self.per_epoch)
@@ -490,8 +478,7 @@ class _Trainer:
                 last = place + 1 == self.per_epoch
                 if self.device == CPU or last or len(self.unread) == UNREAD:
                     self._settle()
-                lr = self.optimizer.param_groups[0]["lr"]
-                done.last |= {"step": done.step, "steps": self.steps, "epoch": epoch, "lr": lr}
+                done.last |= {"step": done.step, "steps": self.steps, "epoch": epoch, "lr": self.lr}
                 advance(min(self.batch, count - place * self.batch))
                 if last:
                     self._end_epoch(epoch)
@@ -511,8 +498,9 @@ class _Trainer:
             self.feed.expect([self._rows(epoch, self._images(epoch, later)) for later in range(place, self.per_epoch)])
 
     def _images(self, epoch: int, place: int) -> npt.NDArray[np.int64]:
-        order = epoch_order(self.settings.seed, epoch, len(self.train.labels))
-        return order[place * self.batch : (place + 1) * self.batch]
+        if self.order is None or self.order[0] != epoch:
+            self.order = epoch, epoch_order(self.settings.seed, epoch, len(self.train.labels))
+        return self.order[1][place * self.batch : (place + 1) * self.batch]
 
     def _rows(self, epoch: int, images: npt.NDArray[np.int64]) -> list[Row]:
         return self.train.rows(images.tolist(), self.settings.first_view + epoch)
@@ -547,21 +535,67 @@ class _Trainer:
         labels = torch.from_numpy(self.train.labels[images])
         target = share * target + (1 - share) * target[other]
         weight = share * weight + (1 - share) * weight[other]
-        for group, full in zip(self.optimizer.param_groups, self.full_rates, strict=True):
-            group["lr"] = full * rate(step, self.steps, settings.warmup)
-        with self._dropping(step), self._learning_statistics(len(x)):
-            logits = self.classifier(x)
-            loss = (losses_in(logits, target.to(device), several=self.several) * weight.to(device)).mean()
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(self.live, settings.clip)
-        self.optimizer.step()
-        keep = min(settings.ema, (2 + step) / (11 + step))
-        torch._foreach_lerp_(self.average, [p.detach() for p in self.live], 1 - keep)
-        given = logits.detach()
+        self._set_rates(step)
+        inputs = x, target.to(device), weight.to(device)
+        if self.recorded is not None and self.recorded.takes(*inputs):
+            loss, given = self.recorded(*inputs)
+        else:
+            loss, given = self._learn(*inputs)
         right = share * right_in(given, labels.to(device)).float().mean()
         right += (1 - share) * right_in(given, labels[other].to(device)).float().mean()
-        return torch.stack([loss.detach().float(), right])
+        return torch.stack([loss.float(), right])
+
+    def _set_rates(self, step: int) -> None:
+        share, keep = rate(step, self.steps, self.settings.warmup), min(self.settings.ema, (2 + step) / (11 + step))
+        rates = [full * share for full in self.full_rates]
+        self.lr = rates[0]
+        if self.device == CPU:
+            self.follow = 1 - keep
+            for group, own in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = own
+        else:  # in place: a recorded step reads them from where they are
+            self.rates.copy_(torch.tensor([*rates, 1 - keep]), non_blocking=True)
+
+    def _learn(self, x: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """(loss, (N, classes) logits) of a batch, by which the weights and their average have moved."""
+        with self._dropping(self.done.step), self._learning_statistics(len(x)):
+            logits = self.classifier(x)
+            loss = (losses_in(logits, target, several=self.several) * weight).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        nn.utils.clip_grad_norm_(self.live, self.settings.clip)
+        self.optimizer.step()
+        now = [p.detach() for p in self.live]
+        if isinstance(self.follow, Tensor):
+            torch._foreach_add_(self.average, torch._foreach_mul(torch._foreach_sub(now, self.average), self.follow))
+        else:
+            torch._foreach_lerp_(self.average, now, self.follow)
+        return loss.detach(), logits.detach()
+
+    def _record(self) -> None:
+        """Makes a step one launch, on a GPU.
+
+        Before the feed's threads ask the GPU for anything: nobody else may meanwhile.
+        """
+        if self.device == CPU or self.dropouts or self.norms or self.done.step >= self.steps:
+            return
+        images = self._images(0, 0)
+        x = self.feed.read(self._rows(0, images))
+        inputs = x, self.targets[images].to(self.device), self.weights[images].to(self.device)
+        before = self.snapshot()
+        self.rates.zero_()
+        try:
+            self.recorded = Graphed(self._learn, inputs)
+        except RuntimeError:  # a layer that waits for the GPU, say: step by step, then
+            self.recorded = None
+        self._return_to(before)
+
+    def _return_to(self, state: State) -> None:
+        """Takes back steps, leaving every tensor where it is in memory."""
+        for place, (name, parameter) in enumerate(self.parameters.items()):
+            _copy([parameter, self.average[place]], [state[f"live/{name}"], state[f"average/{name}"]])
+            for moment, tensor in self.optimizer.state.get(parameter, {}).items():
+                _copy([tensor], [state.get(f"{moment}/{name}", torch.zeros_like(tensor))])
 
     @contextmanager
     def _learning_statistics(self, count: int) -> Iterator[None]:
