@@ -172,7 +172,8 @@ def kept_epochs(backbone: Backbone, part: str, pictures: Pictures, labels: np.nd
     made = Activations(net, pictures, shape=boundary.shape, engine=engine, views=None)
     name, count = backbone.architecture, len(pictures)
     making = timed(made.prepare)
-    rows = [Row(name, f"activations before {part}", f"kept on disk, {made.row_bytes / 1e3:.0f} kB", count / making, 0)]
+    print(f"{name} before {part}: {made.reason}", flush=True)
+    rows = [Row(name, f"activations before {part}", "made and kept on disk", count / making, 0)] if made.keep else []
     head = build_head(HeadSpec(), frozen.boundaries[-1].shape, CLASSES)
     samples = Samples(made, labels, pictures.keys, 0)
     settings = TuneSettings(epochs=epochs, batch_size=BATCH)

@@ -148,8 +148,9 @@ class TorchEngine:
         if self._copying is None:
             out: Features = self._run(batch.to(self.device)).cpu().numpy()
             return lambda: out
+        source = batch if batch.is_pinned() else batch.pin_memory()
         with torch.cuda.stream(self._copying):
-            batch = batch.pin_memory().to(self.device, non_blocking=True)
+            batch = source.to(self.device, non_blocking=True)
         now = torch.cuda.current_stream(self.device)
         now.wait_stream(self._copying)
         batch.record_stream(now)
@@ -160,7 +161,7 @@ class TorchEngine:
         )
         done = now.record_event()
 
-        def wait() -> Features:
+        def wait(_source: Tensor = source) -> Features:  # which must not be freed before it is copied
             done.synchronize()
             if self.gives == torch.float16 and not sound:
                 raise OverflowError("a number is too large for half precision")
@@ -371,16 +372,21 @@ def run_stream(engine: Engine, batches: Iterable[Pixels]) -> Iterator[Features]:
 
 
 def _read_ahead(batches: Iterable[Pixels]) -> Iterator[Pixels]:
-    """The same batches; the next are read by a thread while one is used."""
-    source, read = iter(batches), deque[Future[Pixels | None]]()
-    with ThreadPoolExecutor(1) as reader:
+    """The same batches, in memory that a GPU reads by itself; threads read and copy the next while one is used."""
+    source, pinned = iter(batches), deque[Future[Pixels | None]]()
+
+    def pin(read: Future[Pixels | None]) -> Pixels | None:
+        batch = read.result()
+        return None if batch is None else torch.from_numpy(np.ascontiguousarray(batch)).pin_memory().numpy()
+
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as pinner:
         while True:
-            while len(read) < UNDER_WAY:
-                read.append(reader.submit(next, source, None))
-            batch = read.popleft().result()
-            if batch is None:
+            while len(pinned) < UNDER_WAY:
+                pinned.append(pinner.submit(pin, reader.submit(next, source, None)))
+            ready = pinned.popleft().result()
+            if ready is None:
                 return
-            yield batch
+            yield ready
 
 
 def runs_beside(engine: Engine) -> bool:

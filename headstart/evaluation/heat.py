@@ -58,7 +58,7 @@ def heat_maps(
         return None
     from captum.attr import LayerGradCam
 
-    explained = _Explained(model, split, boundary.name, layout)
+    explained = _Explained(model, split, boundary.name, layout).to(net.scale.device)
     cam = LayerGradCam(explained, explained.places)
     found: list[Heat] = []
     for start in range(0, len(pixels), BATCH):
@@ -94,7 +94,7 @@ class _Explained(nn.Module):
         self.before = ActivationNet(model.net.backbone, boundary, split.prefix(boundary))
         self.places = nn.Identity()
         self.behind = split.suffix(boundary)
-        self.head = copy.deepcopy(model.head).to(model.net.scale.device)
+        self.head = copy.deepcopy(model.head)
         self.layout = layout
 
     def forward(self, pixels: Tensor) -> Tensor:
