@@ -8,6 +8,7 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from headstart.serve.guard import Traffic
 from headstart.serve.limits import Limits
 from headstart.serve.problem import problem_document
 
@@ -17,34 +18,39 @@ class BoundedConnection(H11Protocol):
 
     Args:
         limits: of connections.
+        traffic: is told how many there are.
         **options: as uvicorn gives them.
     """
 
-    def __init__(self, limits: Limits, **options: Any) -> None:
+    def __init__(self, limits: Limits, traffic: Traffic, **options: Any) -> None:
         super().__init__(**options)
-        self._limits = limits
+        self._limits, self._traffic = limits, traffic
+        self._taken = False
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Takes a connection, or says that there are too many."""
-        if len(self.connections) >= self._limits.connections:
+        if self._traffic.connections >= self._limits.connections:
             self.transport = transport
             transport.write(_raw(503, "Too many connections. Try again later.", ["Retry-After: 1"]))
             transport.close()
             self.loop.call_later(1.0, transport.abort)
             return
+        self._taken = True
+        self._traffic.connections += 1
         super().connection_made(transport)
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forgets it."""
         self._stop()
-        if self in self.connections:
+        if self._taken:
+            self._traffic.connections -= 1
             super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Takes bytes."""
-        if self in self.connections:
+        if self._taken:
             super().data_received(data)
             self._watch()
 

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from headstart.errors import ServerError
+from headstart.backbone.engine import resolve_device
+from headstart.errors import OptionError, ServerError
+from headstart.model import load
+from headstart.progress import Progress, SilentProgress
+from headstart.serve.app import build_app
 from headstart.serve.connections import BoundedConnection
-from headstart.serve.guard import LOOPBACK
+from headstart.serve.guard import LOOPBACK, Admission
 from headstart.serve.limits import Limits
 from headstart.serve.service import Service
 
@@ -27,6 +33,47 @@ LAST_WORDS = 5
 """Seconds that connections get to take their last answer."""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def serve(
+    run_or_model: str | os.PathLike[str],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    key: str = "",
+    limits: Limits | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> None:
+    """Answers over HTTP what a model says of pictures, until SIGTERM or SIGINT.
+
+    Args:
+        run_or_model: see ``load``.
+        host: where it listens.
+        port: 0 for any that is free.
+        key: that requests must bring; "" for none.
+        limits: what it takes on.
+        device: see ``resolve_device``.
+        progress: told of the engine, of the address once it is ready, and of whom it lets in.
+
+    Raises:
+        ModelFileError: the model cannot be read.
+        OptionError: a key that no header can hold, or no such device.
+        ServerError: it cannot listen there, or the model cannot be run.
+    """
+    progress = progress or SilentProgress()
+    if not all("!" <= c <= "~" for c in key):
+        raise OptionError("The key may hold ASCII letters, digits and signs only, and no blanks.")
+    resolve_device(device)
+    model, local, folder = load(run_or_model), is_loopback(host), Path(run_or_model).expanduser()
+    run = folder if folder.is_dir() else None
+    with listen(host, port) as listener:
+        if not local and not key:
+            progress.say("Warning: whoever reaches this machine can use the server. Give it a key (HEADSTART_KEY).")
+        service = Service(model, run=run, limits=limits, device=device, progress=progress)
+        app = build_app(service, admission=Admission(key, local))
+        words = f"{model!r} is ready at {address(listener)}. Stop it with Ctrl-C."
+        run_until_stopped(app, service, listener, ready=lambda: progress.say(words))
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -58,7 +105,9 @@ def address(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def run(app: ASGIApp, service: Service, listener: socket.socket, *, ready: Callable[[], None] | None = None) -> None:
+def run_until_stopped(
+    app: ASGIApp, service: Service, listener: socket.socket, *, ready: Callable[[], None] | None = None
+) -> None:
     """Serves until SIGTERM or SIGINT, finishes what is under way, and returns.
 
     Meanwhile ``/readyz`` says 503, and so do new requests. A second signal ends it at once.
@@ -74,7 +123,7 @@ def run(app: ASGIApp, service: Service, listener: socket.socket, *, ready: Calla
     """
     before = {own: signal.signal(own, lambda *_: None) for own in SIGNALS}  # uvicorn raises them once more at its end
     try:
-        asyncio.run(_run(server_for(app, service.limits), service, listener, ready))
+        asyncio.run(_run(server_for(app, service), service, listener, ready))
     finally:
         for own, handler in before.items():
             signal.signal(own, handler)
@@ -82,18 +131,18 @@ def run(app: ASGIApp, service: Service, listener: socket.socket, *, ready: Calla
         raise ServerError(f"The model cannot be run here ({service.fault}).") from service.fault
 
 
-def server_for(app: ASGIApp, limits: Limits) -> uvicorn.Server:
+def server_for(app: ASGIApp, service: Service) -> uvicorn.Server:
     """A uvicorn within bounds, and silent: requests are logged by ``Guard``."""
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
     config = uvicorn.Config(
         app,
-        http=cast(Any, partial(BoundedConnection, limits)),
+        http=cast(Any, partial(BoundedConnection, service.limits, service.traffic)),
         ws="none",
         loop="asyncio",
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_keep_alive=cast(Any, limits.idle_seconds),
+        timeout_keep_alive=cast(Any, service.limits.idle_seconds),
         timeout_graceful_shutdown=LAST_WORDS,
     )
     return uvicorn.Server(config)
