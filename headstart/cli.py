@@ -616,6 +616,50 @@ def push(
 
 
 @app.command()
+def serve(
+    run_or_model: RunOrModel,
+    host: Annotated[str, typer.Option(help="Where it listens; 0.0.0.0 for other machines as well.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
+    key: Annotated[
+        str, typer.Option(envvar="HEADSTART_KEY", help="That requests must bring as Authorization: Bearer KEY.")
+    ] = "",
+    max_body: Annotated[float, typer.Option(min=0.001, help="Of one request, in MB.")] = 64.0,
+    max_images: Annotated[int, typer.Option(min=1, help="In one request.")] = 64,
+    max_pixels: Annotated[float, typer.Option(min=0.001, help="Of one picture, in millions.")] = 50.0,
+    queue: Annotated[int, typer.Option(min=1, help="Pictures that may wait, of all requests.")] = 512,
+    connections: Annotated[int, typer.Option(min=1, help="That may be open at a time.")] = 256,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that a request may take.")] = 30.0,
+    gather: Annotated[
+        float, typer.Option(min=0, help="Milliseconds that a picture waits for others that are on their way.")
+    ] = 5.0,
+    device: DeviceChoice = Device.auto,
+) -> None:
+    """Answer over HTTP what the model says of pictures, and show it on a page. Stop it with Ctrl-C.
+
+    POST /v1/predict takes pictures (multipart, field files); GET /v1/model, /healthz, /readyz, /metrics and
+    /openapi.json tell the rest. Each request is a line of JSON on stderr.
+    """
+    with _importing():
+        from headstart.progress import TerminalProgress
+        from headstart.serve.limits import Limits
+        from headstart.serve.server import serve as serve_model
+
+    limits = Limits(
+        body=int(1e6 * max_body),
+        held=max(Limits.held, int(2e6 * max_body)),
+        images=max_images,
+        pixels=int(1e6 * max_pixels),
+        queue=max(queue, max_images),
+        connections=connections,
+        request_seconds=timeout,
+        gather_ms=gather,
+    )
+    serve_model(
+        run_or_model, host=host, port=port, key=key, limits=limits, device=device.value, progress=TerminalProgress()
+    )
+
+
+@app.command()
 def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove what is listed, in use or not.")] = False,
     kind: Annotated[

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import os
+import re
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +31,10 @@ DECODER_VERSION = 1
 
 DECODE_AT_LEAST = 256
 """Shorter side, in pixels, below which a JPEG is never reduced while it is decoded."""
+
+RESIZED_AT_MOST = 100_000_000
+"""Pixels that a picture may have after it was resized and before it is cropped: a line of 1 x 40,000 pixels, brought to
+a width of 256, would take 8 GB."""
 
 SUFFIXES = frozenset(
     [
@@ -56,6 +61,35 @@ SUFFIXES = frozenset(
     ]
 )
 """Endings of files that are taken for images; the content decides what they are."""
+
+FORMATS = (
+    "JPEG",
+    "MPO",
+    "PNG",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "DIB",
+    "TIFF",
+    "AVIF",
+    "HEIF",
+    "JPEG2000",
+    "PPM",
+    "TGA",
+)
+"""What is opened, by Pillow's names. It knows others; one of them (EPS) runs the file as a program."""
+
+MOST_SCANS = 200
+"""Passes over a progressive JPEG's whole area (cameras and programs write about ten): each costs its reader a time that
+has nothing to do with the few bytes that it takes."""
+
+MOST_SEGMENTS = 5000
+"""Likewise: each is read by a program in Python."""
+
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.DOTALL)
+"""Of a JPEG's segments that have a length, and its end."""
+
+START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
 
 _FORMAT_SUFFIXES = {
     "JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"},
@@ -169,7 +203,7 @@ class Decoded:
     format: str
 
 
-def decode(source: bytes | str | Path, *, at_least: int = DECODE_AT_LEAST) -> Decoded:
+def decode(source: bytes | str | Path, *, at_least: int = DECODE_AT_LEAST, most: int | None = None) -> Decoded:
     """Opens a picture of any supported kind as upright RGB.
 
     EXIF orientation is applied; grey, palette, 1-bit, CMYK and 16-bit pictures become 8-bit RGB; transparency is laid
@@ -179,6 +213,7 @@ def decode(source: bytes | str | Path, *, at_least: int = DECODE_AT_LEAST) -> De
     Args:
         source: the file's bytes, or its path.
         at_least: shorter side that must be kept, in pixels.
+        most: pixels that the picture may have; of more it is refused by its header, before any is decoded.
 
     Raises:
         UnreadableImage: the bytes are no usable picture; ``reason`` says why.
@@ -190,9 +225,15 @@ def decode(source: bytes | str | Path, *, at_least: int = DECODE_AT_LEAST) -> De
         raise UnreadableImage(name, (error.strerror or str(error)).lower()) from error
     if not data:
         raise UnreadableImage(name, "empty file (0 bytes)")
-    _register_plugins()
+    if data.startswith(b"\xff\xd8") and _is_laborious(data):
+        raise UnreadableImage(name, f"not a usual JPEG: more than {MOST_SCANS:,} scans or {MOST_SEGMENTS:,} segments")
     try:
-        return _upright_rgb(Image.open(io.BytesIO(data)), at_least)
+        image = Image.open(io.BytesIO(data), formats=_known_formats())
+        if most is not None and image.width * image.height > most:
+            raise UnreadableImage(
+                name, f"too large: {image.width:,} x {image.height:,} pixels; at most {most / 1e6:g} million are taken"
+            )
+        return _upright_rgb(image, at_least)
     except UnreadableImage as error:
         raise UnreadableImage(name, error.reason) from None
     except Exception as error:  # Pillow's plugins raise a dozen kinds for damaged files
@@ -248,6 +289,9 @@ def fit_to(image: Image.Image, preprocessing: Preprocessing) -> Rgb:
 
     Returns:
         (height, width, 3) uint8, 0-255.
+
+    Raises:
+        UnreadableImage: it is hundreds of times as long as it is wide, and would grow out of all proportion.
     """
     height, width = preprocessing.height, preprocessing.width
     scale_h, scale_w = preprocessing.resize_to
@@ -263,6 +307,8 @@ def fit_to(image: Image.Image, preprocessing: Preprocessing) -> Rgb:
     else:
         ratio = min(image.height / scale_h, image.width / scale_w)
         new_w, new_h = max(width, round(image.width / ratio)), max(height, round(image.height / ratio))
+    if new_w * new_h > RESIZED_AT_MOST:
+        raise UnreadableImage("", f"too long for its width: {image.width:,} x {image.height:,} pixels")
     if image.size != (new_w, new_h):
         image = image.resize((new_w, new_h), resample)
     left, top = round((new_w - width) / 2), round((new_h - height) / 2)
@@ -303,7 +349,7 @@ def _upright_rgb(image: Image.Image, at_least: int | None) -> Decoded:
     if not width or not height:
         raise UnreadableImage("", f"no pixels ({width} x {height})")
     kind = image.format or ""
-    if getattr(image, "n_frames", 1) > 1:
+    if image.tell():
         image.seek(0)
     if at_least is not None:
         image.draft(None, (at_least, at_least))
@@ -360,10 +406,26 @@ def _looks_like_text(data: bytes) -> bool:
     return b"\0" not in head and sum(byte < 9 or 13 < byte < 32 for byte in head) == 0
 
 
+def _is_laborious(data: bytes) -> bool:
+    """Whether a JPEG has more scans or segments than are usual; what lies behind its end (a film, another) is none."""
+    place, scans = 2, 0
+    for _ in range(MOST_SEGMENTS):
+        found = _MARKER.search(data, place)
+        if found is None or found[0][1] == END_OF_IMAGE:
+            return False
+        scans += found[0][1] == START_OF_SCAN
+        if scans > MOST_SCANS:
+            return True
+        place = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+    return True
+
+
 @cache
-def _register_plugins() -> None:
-    """HEIC and HEIF, where the plugin is installed."""
+def _known_formats() -> tuple[str, ...]:
+    """Those of ``FORMATS`` that can be read here; HEIC and HEIF where the plugin is installed."""
     if importlib.util.find_spec("pillow_heif") is not None:
         import pillow_heif
 
         pillow_heif.register_heif_opener()
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)

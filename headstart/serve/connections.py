@@ -1,0 +1,118 @@
+"""Connections within bounds: how many, how long until a request's head is there, how long nobody reads."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any, final
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from headstart.serve.guard import Traffic
+from headstart.serve.limits import Limits
+from headstart.serve.problem import problem_document
+
+
+class BoundedConnection(H11Protocol):
+    """uvicorn's HTTP/1.1, which by itself lets a silent connection stay for ever.
+
+    Args:
+        limits: of connections.
+        traffic: is told how many there are.
+        **options: as uvicorn gives them.
+    """
+
+    def __init__(self, limits: Limits, traffic: Traffic, **options: Any) -> None:
+        super().__init__(**options)
+        self._limits, self._traffic = limits, traffic
+        self._taken = False
+        self._asking, self._reading = _Patience(self), _Patience(self)
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Takes a connection, or says that there are too many."""
+        if self._traffic.connections >= self._limits.connections:
+            self.transport = transport
+            transport.write(_raw(503, "Too many connections. Try again later.", ["Retry-After: 1"]))
+            transport.close()
+            self.loop.call_later(1.0, transport.abort)
+            return
+        self._taken = True
+        self._traffic.connections += 1
+        super().connection_made(transport)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forgets it."""
+        self._asking.end()
+        self._reading.end()
+        if self._taken:
+            self._traffic.connections -= 1
+            super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Takes bytes."""
+        if self._taken:
+            super().data_received(data)
+            self._watch()
+
+    def on_response_complete(self) -> None:
+        """Waits for the next request, or for the client to read the last answer."""
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._reading.begin(self._limits.idle_seconds)
+        self._watch()
+
+    def pause_writing(self) -> None:
+        """The client does not read."""
+        super().pause_writing()
+        self._reading.begin(self._limits.request_seconds)
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        super().resume_writing()
+        self._reading.end()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Nothing came for a while."""
+        self.transport.abort()
+
+    def send_400_response(self, msg: str) -> None:
+        """What came is no HTTP."""
+        self.transport.write(_raw(400, msg, []))
+        self.transport.close()
+        self._reading.begin(1.0)
+
+    def _watch(self) -> None:
+        """Whoever has begun a request must bring its head in time."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._asking.end()
+        elif not self._asking and self.timeout_keep_alive_task is None and not self.transport.is_closing():
+            self._asking.begin(self._limits.head_seconds)
+
+
+@final
+class _Patience:
+    """A time after which a connection is cut off."""
+
+    def __init__(self, connection: H11Protocol) -> None:
+        self._connection = connection
+        self._handle: asyncio.TimerHandle | None = None
+
+    def __bool__(self) -> bool:
+        return self._handle is not None
+
+    def begin(self, seconds: float) -> None:
+        self.end()
+        self._handle = self._connection.loop.call_later(seconds, self._connection.transport.abort)
+
+    def end(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+
+def _raw(status: int, reason: str, headers: list[str]) -> bytes:
+    """A whole response, for whom there is no application yet."""
+    body = json.dumps(problem_document(status, reason)).encode()
+    lines = [f"HTTP/1.1 {status} Refused", "Content-Type: application/json", f"Content-Length: {len(body)}"]
+    return "\r\n".join([*lines, *headers, "Connection: close", "", ""]).encode() + body
