@@ -72,6 +72,7 @@ ORDER = [
     "evaluation.card",
     "evaluation.report",
     "runs.log",
+    "runs.now",
     "runs.stages",
     "runs.known",
     "runs.prepare",
