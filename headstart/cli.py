@@ -616,6 +616,69 @@ def push(
 
 
 @app.command()
+def serve(
+    run_or_model: RunOrModel,
+    host: Annotated[str, typer.Option(help="Where it listens; 0.0.0.0 for other machines as well.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
+    key: Annotated[
+        str, typer.Option(envvar="HEADSTART_KEY", help="That requests must bring as Authorization: Bearer KEY.")
+    ] = "",
+    max_body: Annotated[float, typer.Option(min=0.001, help="Of one request, in MB.")] = 64.0,
+    max_images: Annotated[int, typer.Option(min=1, help="In one request.")] = 64,
+    max_pixels: Annotated[float, typer.Option(min=0.001, help="Of one picture, in millions.")] = 50.0,
+    queue: Annotated[int, typer.Option(min=1, help="Pictures that may wait, of all requests.")] = 512,
+    connections: Annotated[int, typer.Option(min=1, help="That may be open at a time.")] = 256,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that a request may take.")] = 30.0,
+    gather: Annotated[
+        float, typer.Option(min=0, help="Milliseconds that a picture waits for others that are on their way.")
+    ] = 5.0,
+    device: DeviceChoice = Device.auto,
+) -> None:
+    """Answer over HTTP what the model says of pictures, and show it on a page. Stop it with Ctrl-C.
+
+    POST /v1/predict takes pictures (multipart, field files); GET /v1/model, /healthz, /readyz, /metrics and
+    /openapi.json tell the rest. Each request is a line of JSON on stderr.
+    """
+    with _importing():
+        from headstart.model import load
+        from headstart.progress import TerminalProgress
+        from headstart.serve.app import build_app
+        from headstart.serve.guard import Admission
+        from headstart.serve.limits import Limits
+        from headstart.serve.server import address, is_loopback, listen, run
+        from headstart.serve.service import Service
+
+    limits = Limits(
+        body=int(1e6 * max_body),
+        held=max(Limits.held, int(2e6 * max_body)),
+        images=max_images,
+        pixels=int(1e6 * max_pixels),
+        queue=max(queue, max_images),
+        connections=connections,
+        request_seconds=timeout,
+        gather_ms=gather,
+    )
+    progress = TerminalProgress()
+    local = is_loopback(host)
+    model = load(run_or_model)
+    listener = listen(host, port)
+    if not local and not key:
+        progress.say("Warning: whoever reaches this machine can use the server. Give it a key (HEADSTART_KEY).")
+    folder = run_or_model.expanduser()
+    service = Service(
+        model, run=folder if folder.is_dir() else None, limits=limits, device=device.value, progress=progress
+    )
+    where = address(listener)
+    application = build_app(service, admission=Admission(key, local))
+    run(
+        application,
+        service,
+        listener,
+        ready=lambda: progress.say(f"{model!r} is ready at {where}. Stop it with Ctrl-C."),
+    )
+
+
+@app.command()
 def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove what is listed, in use or not.")] = False,
     kind: Annotated[

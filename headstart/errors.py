@@ -8,6 +8,7 @@ HeadstartError
 ├── RunError             a run folder that cannot be read or written
 ├── CacheError           the cache on disk cannot be read or written
 ├── HubError             a model that cannot be fetched from a hub, or shared there
+├── ServerError          a server that cannot be started
 ├── OutputError          a file that the user named cannot be written
 └── OptionError          an option with a value that it cannot take
 
@@ -64,3 +65,7 @@ class OptionError(HeadstartError):
 
 class HubError(HeadstartError):
     """A model cannot be fetched from a hub, or shared there."""
+
+
+class ServerError(HeadstartError):
+    """A server cannot be started where, or with what, was asked for."""

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -52,8 +53,8 @@ UNSURE = "unsure: ask a person"
 SHOWN_CLASSES = 12
 """Names of classes that a notebook shows."""
 
-Picture = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]
-"""A path, a Pillow image, or a uint8 array of shape (H, W), (H, W, 3) or (H, W, 4)."""
+Picture = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]
+"""A path, a file's bytes, a Pillow image, or a uint8 array of shape (H, W), (H, W, 3) or (H, W, 4)."""
 
 Item = TypeVar("Item")
 
@@ -63,7 +64,7 @@ class Prediction:
     """What a model says of one picture.
 
     Attributes:
-        path: as it was given; "<image>" or "<array>" for a picture in memory.
+        path: as it was given; "<bytes>", "<image>" or "<array>" for a picture in memory.
         label: the most probable class, or None where the picture cannot be read.
         probability: of that class, in [0, 1].
         top: the most probable classes with their probabilities, best first.
@@ -271,13 +272,37 @@ class Model:
                         engine = choose_engine(
                             self.net, count=len(pictures), sample=pixels[:8], device=device, progress=progress
                         )
-                    places, features = [place for place, _ in good], run_in_batches(engine, pixels)
-                    out[places] = self.probabilities(features)
-                    scores = self.outlier_scores(features)
-                    if scores is not None:
-                        odd[places] = scores
+                    places = [place for place, _ in good]
+                    out[places], odd[places] = self.judge(run_in_batches(engine, pixels))
                 advance(len(batch))
         return out, odd, faults
+
+    def judge(self, features: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """(N, ...) features -> (N, classes) probabilities and (N,) outlier scores, NaN where there are none."""
+        scores = self.outlier_scores(features)
+        return self.probabilities(features), np.full(len(features), np.nan) if scores is None else scores
+
+    def prediction(
+        self, name: str, chances: npt.NDArray[np.float64], outlier: float, *, top: int | None = None
+    ) -> Prediction:
+        """What is said of one picture.
+
+        Args:
+            name: of the picture, as it was given.
+            chances: (classes,) its probabilities.
+            outlier: its outlier score, NaN for none.
+            top: how many classes are listed; None for all.
+        """
+        best = np.argsort(-chances, kind="stable")[: None if top is None else max(1, top)]
+        ranked = tuple((self.classes[i], float(chances[i])) for i in best)
+        return Prediction(
+            name,
+            *ranked[0],
+            ranked,
+            labels=self._given(chances),
+            outlier=None if np.isnan(outlier) else float(outlier),
+            unsure=ranked[0][1] < self.calibration.threshold,
+        )
 
     def save(self, file: str | os.PathLike[str]) -> Path:
         """Writes the model file, whole or not at all.
@@ -286,6 +311,20 @@ class Model:
             ModelFileError: the folder cannot be written.
         """
         path = Path(file)
+        tensors, header = self._tensors(), self._header()
+        header["sha256"] = _digest(header, tensors)
+        try:
+            write_atomically(path, save(tensors, {"headstart": json.dumps(header)}))
+        except OSError as error:
+            raise ModelFileError(f"{path}: cannot be written: {error.strerror}.") from error
+        return path
+
+    @cached_property
+    def version(self) -> str:
+        """SHA-256, in hex, of all that its file holds; the file's header has it too."""
+        return _digest(self._header(), self._tensors())
+
+    def _tensors(self) -> dict[str, Tensor]:
         tensors = {f"backbone.{name}": t.cpu() for name, t in self.net.state().items()}
         tensors |= {f"head.{name}": tensor.cpu() for name, tensor in self.head.state_dict().items()}
         if self.familiar is not None:
@@ -293,14 +332,7 @@ class Model:
             tensors["familiar.usual"] = torch.from_numpy(self.familiar.usual)
             if self.familiar.limits is not None:
                 tensors["familiar.limits"] = torch.from_numpy(self.familiar.limits)
-        tensors = {name: t.detach().clone().contiguous() for name, t in tensors.items()}
-        header = self._header()
-        header["sha256"] = _digest(header, tensors)
-        try:
-            write_atomically(path, save(tensors, {"headstart": json.dumps(header)}))
-        except OSError as error:
-            raise ModelFileError(f"{path}: cannot be written: {error.strerror}.") from error
-        return path
+        return {name: t.detach().clone().contiguous() for name, t in tensors.items()}
 
     def _header(self) -> dict[str, Any]:
         backbone = self.net.backbone
@@ -325,13 +357,19 @@ class Model:
             "calibration": self.calibration.as_json(),
         }
 
-    def pixels(self, picture: Picture) -> Rgb | str:
-        """(H, W, 3) uint8 as the network sees the picture, or why it cannot be read."""
+    def pixels(self, picture: Picture, *, most: int | None = None) -> Rgb | str:
+        """(H, W, 3) uint8 as the network sees the picture, or why it cannot be read.
+
+        Args:
+            picture: which one.
+            most: pixels that its file may hold, see ``decode``; None for any number.
+        """
         try:
             if isinstance(picture, (Image.Image, np.ndarray)):
                 image = as_rgb(picture)
             else:
-                image = decode(os.fspath(picture), at_least=self.preprocessing.decode_at_least).image
+                source = picture if isinstance(picture, bytes) else os.fspath(picture)
+                image = decode(source, at_least=self.preprocessing.decode_at_least, most=most).image
             return fit_to(image, self.preprocessing)
         except UnreadableImage as error:
             return error.reason
@@ -340,30 +378,23 @@ class Model:
         self, pictures: list[Picture], *, top: int, device: str, progress: Progress | None
     ) -> list[Prediction]:
         probabilities, odd, faults = self.examine(pictures, device=device, progress=progress)
-        predictions = []
-        for place, picture in enumerate(pictures):
-            if place in faults:
-                predictions.append(Prediction(_name(picture), None, 0.0, (), faults[place]))
-                continue
-            best = np.argsort(-probabilities[place], kind="stable")[: max(1, top)]
-            ranked = tuple((self.classes[i], float(probabilities[place, i])) for i in best)
-            predictions.append(
-                Prediction(
-                    _name(picture),
-                    *ranked[0],
-                    ranked,
-                    labels=self._given(probabilities[place]),
-                    outlier=None if np.isnan(odd[place]) else float(odd[place]),
-                    unsure=ranked[0][1] < self.calibration.threshold,
-                )
-            )
-        return predictions
+        return [
+            unreadable(_name(picture), faults[place])
+            if place in faults
+            else self.prediction(_name(picture), probabilities[place], odd[place], top=top)
+            for place, picture in enumerate(pictures)
+        ]
 
     def _given(self, chances: npt.NDArray[np.float64]) -> tuple[tuple[str, float], ...] | None:
         if self.thresholds is None:
             return None
         order = np.argsort(-chances, kind="stable")
         return tuple((self.classes[i], float(chances[i])) for i in order if chances[i] >= self.thresholds[i])
+
+
+def unreadable(name: str, reason: str) -> Prediction:
+    """Of a picture that cannot be read, and why."""
+    return Prediction(name, None, 0.0, (), reason)
 
 
 def load(run_or_model: str | os.PathLike[str]) -> Model:
@@ -472,12 +503,14 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _is_one(pictures: object) -> bool:
     if isinstance(pictures, np.ndarray):
         return pictures.dtype == np.uint8 and pictures.ndim <= 3
-    return isinstance(pictures, (str, os.PathLike, Image.Image))
+    return isinstance(pictures, (str, bytes, os.PathLike, Image.Image))
 
 
 def _name(picture: Picture) -> str:
     if isinstance(picture, Image.Image):
         return "<image>"
+    if isinstance(picture, bytes):
+        return "<bytes>"
     return "<array>" if isinstance(picture, np.ndarray) else os.fspath(picture)
 
 

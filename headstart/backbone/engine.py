@@ -242,6 +242,7 @@ def measure_engines(
     sample: Pixels,
     *,
     count: int,
+    exact: bool = False,
     device: str = "auto",
     cache: Path | None = None,
     progress: Progress | None = None,
@@ -252,6 +253,8 @@ def measure_engines(
         net: the whole backbone's frozen pass; what is found holds for its prefixes as well.
         sample: (n, H, W, 3) of the images to come, n >= 1.
         count: images to come; few are not worth the measuring.
+        exact: measure the exact engines alone, where nothing is known yet: for a sample that is only made up, which
+            tells how fast they are and nothing of what rounding does.
         device: see ``resolve_device``.
         cache: where the plan is kept; the default cache where it is not given.
         progress: told of the choice and its reason.
@@ -261,16 +264,21 @@ def measure_engines(
     """
     progress = progress or SilentProgress()
     where = resolve_device(device)
-    file = (cache or cache_root()) / "engines" / f"{describe_key(_plan_about(net, where))}.safetensors"
+    about = _plan_about(net, where)
+    file = _plan_file(about, cache)
     plan = kept = read_plan(file)
+    if plan is None and exact:
+        file = _plan_file(about | {"engines": EXACT}, cache)
+        plan = kept = read_plan(file)
     if plan is None and count < MEASURE_FROM:
         return EnginePlan()
     if plan is None:
-        plan = _measure(net, sample[:SAMPLE], where, progress)
+        plan = _measure(net, sample[:SAMPLE], where, progress, exact=exact)
     if where.type == "cpu" and "onnxruntime" not in plan.rates and _export_repays(plan, count):
         plan = _measure_onnx(plan, net, sample[:SAMPLE], cache, progress)
     if plan is not kept:
-        progress.say(f"Engine for what is reported: {plan.exact}; for what is learnt from: {plan.reason(exact=False)}.")
+        learnt = "" if exact else f"; for what is learnt from: {plan.reason(exact=False)}"
+        progress.say(f"Engine for what is reported: {plan.reason(exact=True) if exact else plan.exact}{learnt}.")
     _keep_plan(file, plan, progress, known=plan is kept)
     return plan
 
@@ -353,13 +361,17 @@ def run_stream(engine: Engine, batches: Iterable[Pixels]) -> Iterator[Features]:
         yield run_in_batches(engine, full)[: len(pixels)]
 
 
-def _measure(net: PixelNet, sample: Pixels, where: torch.device, progress: Progress) -> EnginePlan:
+def _measure(
+    net: PixelNet, sample: Pixels, where: torch.device, progress: Progress, *, exact: bool = False
+) -> EnginePlan:
     keep_freed_memory()
     plain = TorchEngine(net, where)
     expected = plain(sample)
     candidates = ["folded", "mixed"] if where.type == "cpu" and can_fold_for_inference() and _has_units(net) else []
     if where.type == "cuda" or (where.type == "cpu" and any(isinstance(m, nn.Linear) for m in net.body.modules())):
         candidates.append("autocast")
+    if exact:
+        candidates = [name for name in candidates if name in EXACT]
     plan, ready = EnginePlan(), dict[str, Engine](torch=plain)
     for name in candidates:
         try:
@@ -565,6 +577,10 @@ def _graph_about(net: PixelNet) -> dict[str, Any]:
         "input": [net.backbone.preprocessing.height, net.backbone.preprocessing.width],
         "torch": torch.__version__,
     }
+
+
+def _plan_file(about: dict[str, Any], cache: Path | None) -> Path:
+    return (cache or cache_root()) / "engines" / f"{describe_key(about)}.safetensors"
 
 
 def _graph_file(net: PixelNet, cache: Path | None) -> Path:

@@ -31,6 +31,10 @@ DECODER_VERSION = 1
 DECODE_AT_LEAST = 256
 """Shorter side, in pixels, below which a JPEG is never reduced while it is decoded."""
 
+RESIZED_AT_MOST = 100_000_000
+"""Pixels that a picture may have after it was resized and before it is cropped: a line of 1 x 40,000 pixels, brought to
+a width of 256, would take 8 GB."""
+
 SUFFIXES = frozenset(
     [
         ".jpg",
@@ -169,7 +173,7 @@ class Decoded:
     format: str
 
 
-def decode(source: bytes | str | Path, *, at_least: int = DECODE_AT_LEAST) -> Decoded:
+def decode(source: bytes | str | Path, *, at_least: int = DECODE_AT_LEAST, most: int | None = None) -> Decoded:
     """Opens a picture of any supported kind as upright RGB.
 
     EXIF orientation is applied; grey, palette, 1-bit, CMYK and 16-bit pictures become 8-bit RGB; transparency is laid
@@ -179,6 +183,7 @@ def decode(source: bytes | str | Path, *, at_least: int = DECODE_AT_LEAST) -> De
     Args:
         source: the file's bytes, or its path.
         at_least: shorter side that must be kept, in pixels.
+        most: pixels that the picture may have; of more it is refused by its header, before any is decoded.
 
     Raises:
         UnreadableImage: the bytes are no usable picture; ``reason`` says why.
@@ -192,7 +197,12 @@ def decode(source: bytes | str | Path, *, at_least: int = DECODE_AT_LEAST) -> De
         raise UnreadableImage(name, "empty file (0 bytes)")
     _register_plugins()
     try:
-        return _upright_rgb(Image.open(io.BytesIO(data)), at_least)
+        image = Image.open(io.BytesIO(data))
+        if most is not None and image.width * image.height > most:
+            raise UnreadableImage(
+                name, f"too large: {image.width:,} x {image.height:,} pixels; at most {most / 1e6:g} million are taken"
+            )
+        return _upright_rgb(image, at_least)
     except UnreadableImage as error:
         raise UnreadableImage(name, error.reason) from None
     except Exception as error:  # Pillow's plugins raise a dozen kinds for damaged files
@@ -248,6 +258,9 @@ def fit_to(image: Image.Image, preprocessing: Preprocessing) -> Rgb:
 
     Returns:
         (height, width, 3) uint8, 0-255.
+
+    Raises:
+        UnreadableImage: it is hundreds of times as long as it is wide, and would grow out of all proportion.
     """
     height, width = preprocessing.height, preprocessing.width
     scale_h, scale_w = preprocessing.resize_to
@@ -263,6 +276,8 @@ def fit_to(image: Image.Image, preprocessing: Preprocessing) -> Rgb:
     else:
         ratio = min(image.height / scale_h, image.width / scale_w)
         new_w, new_h = max(width, round(image.width / ratio)), max(height, round(image.height / ratio))
+    if new_w * new_h > RESIZED_AT_MOST:
+        raise UnreadableImage("", f"too long for its width: {image.width:,} x {image.height:,} pixels")
     if image.size != (new_w, new_h):
         image = image.resize((new_w, new_h), resample)
     left, top = round((new_w - width) / 2), round((new_h - height) / 2)
@@ -303,7 +318,7 @@ def _upright_rgb(image: Image.Image, at_least: int | None) -> Decoded:
     if not width or not height:
         raise UnreadableImage("", f"no pixels ({width} x {height})")
     kind = image.format or ""
-    if getattr(image, "n_frames", 1) > 1:
+    if image.tell():
         image.seek(0)
     if at_least is not None:
         image.draft(None, (at_least, at_least))

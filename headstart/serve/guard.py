@@ -1,0 +1,278 @@
+"""What every request passes on its way in and out, whichever route it is for: key, bounds, one line of log."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, final
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from headstart.serve.limits import Limits
+from headstart.serve.metrics import Metrics
+from headstart.serve.problem import Refusal
+
+OPEN = frozenset({"/", "/healthz", "/readyz"})
+OPEN_UNDER = "/page/"
+"""What needs no key: whether it lives, and the page's own files, which ask for it and tell nothing of the model."""
+
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+READING = frozenset({"GET", "HEAD", "OPTIONS"})
+METHODS = READING | {"POST", "PUT", "PATCH", "DELETE"}
+SHOWN_PATH = 200
+"""Characters of a path that are logged."""
+
+LINGER = 2.0
+"""Seconds for which what a refused client still sends is thrown away, so that it reads why."""
+
+GONE = 499
+"""Logged where the client left before it had an answer."""
+
+
+def write_line(entry: dict[str, Any]) -> None:
+    """One line of JSON to stderr, in ASCII: nothing that was sent can end it or colour it."""
+    print(json.dumps(entry), file=sys.stderr, flush=True)
+
+
+@dataclass
+class Traffic:
+    """What is under way in a server, and whether it is about to stop.
+
+    Attributes:
+        draining: whether it takes nothing new; what answers without end looks at it and ends.
+        under_way: requests that have no whole answer yet.
+        held: bytes of their bodies.
+    """
+
+    draining: bool = False
+    under_way: int = 0
+    held: int = 0
+
+
+@dataclass(frozen=True)
+class Admission:
+    """Who is let in.
+
+    Attributes:
+        key: that requests must bring as ``Authorization: Bearer KEY``; "" for none.
+        local: whether the server is for this machine alone. Without a key it then answers only to its names for
+            itself: a foreign page that had its own name point here (DNS rebinding) could read along.
+    """
+
+    key: str = field(default="", repr=False)
+    local: bool = True
+
+    def check(self, method: str, path: str, headers: Headers) -> None:
+        """Lets a request in.
+
+        Raises:
+            Refusal: it lacks the key (401), or another site's page sends it (403).
+        """
+        host = headers.get("host", "")
+        if self.local and not self.key and _name(host) not in LOOPBACK:
+            raise Refusal(403, "This server is for its own machine: ask for it by localhost, or start it with a key.")
+        origin = headers.get("origin")
+        if method not in READING and origin is not None and urlsplit(origin).netloc != host:
+            raise Refusal(403, "Sent by a page of another site.")
+        if self.key and path not in OPEN and not path.startswith(OPEN_UNDER) and not self._fits(headers):
+            raise Refusal(401, "Send the key of this server as Authorization: Bearer KEY.")
+
+    def _fits(self, headers: Headers) -> bool:
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        fits = hmac.compare_digest(given.strip().encode(), self.key.encode())
+        return fits and scheme.lower() == "bearer"
+
+
+@final
+class Guard:
+    """An ASGI application around another.
+
+    A body is read here, whole and within its bounds, before the application is asked: a slow client holds bytes, and
+    nothing else.
+
+    Args:
+        app: what is guarded.
+        limits: of bodies.
+        admission: who is let in.
+        traffic: is kept up to date.
+        metrics: are counted up.
+        log: gets an entry for each request; None for no log.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        limits: Limits,
+        admission: Admission,
+        traffic: Traffic,
+        metrics: Metrics,
+        log: Callable[[dict[str, Any]], None] | None = write_line,
+    ) -> None:
+        self.app = app
+        self.limits, self.admission, self.traffic, self.metrics, self.log = limits, admission, traffic, metrics, log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        scope.setdefault("state", {})
+        started, told = time.perf_counter(), _Told(send)
+        self.traffic.under_way += 1
+        body = _Body(receive, self.limits, self.traffic)
+        try:
+            self._check(scope)
+            await body.read(Headers(scope=scope))
+            await self.app(scope, body.receive, told.send)
+        except Refusal as refusal:
+            await _refuse(refusal, scope, body, told)
+        except _Gone:
+            told.status = GONE
+        except Exception:  # a fault of ours: said once, here
+            self._tell({"time": _now(), "error": traceback.format_exc()})
+            if not told.started:
+                await _refuse(Refusal(500, "A fault of the server; its log says more."), scope, body, told)
+        finally:
+            body.close()
+            self.traffic.under_way -= 1
+            self._note(scope, told.status, time.perf_counter() - started)
+
+    def _check(self, scope: Scope) -> None:
+        path = scope["path"]
+        self.admission.check(scope["method"], path, Headers(scope=scope))
+        if self.traffic.draining and path not in OPEN:
+            raise Refusal(503, "The server is about to stop. Send it again, to another or later.", retry_after=5)
+
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+        path = getattr(scope.get("route"), "path", "other")
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        self.metrics.requests.labels(method, path, str(status)).inc()
+        self.metrics.seconds.labels(path).observe(seconds)
+        own = {name: scope["state"][name] for name in ("pictures", "faults") if name in scope["state"]}
+        entry = {"time": _now(), "method": method, "path": scope["path"][:SHOWN_PATH], "status": status}
+        self._tell(entry | {"ms": round(1000 * seconds, 1)} | own)
+
+    def _tell(self, entry: dict[str, Any]) -> None:
+        if self.log is not None:
+            self.log(entry)
+
+
+class _Gone(Exception):
+    """The client has left."""
+
+
+class _Told:
+    """What was sent so far."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.started = False
+        self.status = GONE
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.started, self.status = True, message["status"]
+            message["headers"] = [*message.get("headers", []), (b"x-content-type-options", b"nosniff")]
+        await self._send(message)
+
+
+class _Body:
+    """A request's body, read within its bounds and handed on in one piece."""
+
+    def __init__(self, receive: Receive, limits: Limits, traffic: Traffic) -> None:
+        self._receive, self._limits, self._traffic = receive, limits, traffic
+        self._data: bytes | None = None
+        self._size = 0
+        self.whole = False
+
+    async def read(self, headers: Headers) -> None:
+        """Reads it.
+
+        Raises:
+            Refusal: too large (413), too slow (408), or others hold too much already (503).
+            _Gone: the client has left.
+        """
+        declared = headers.get("content-length", "")
+        if declared.isdecimal() and int(declared[:20]) > self._limits.body:
+            raise self._too_large()
+        try:
+            async with asyncio.timeout(self._limits.body_seconds):
+                self._data = await self._pieces()
+        except TimeoutError:
+            raise Refusal(408, f"The body was not there within {self._limits.body_seconds:g} s.") from None
+
+    async def _pieces(self) -> bytes:
+        pieces = []
+        while not self.whole:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise _Gone
+            piece = message.get("body", b"")
+            self._size += len(piece)
+            self._traffic.held += len(piece)
+            if self._size > self._limits.body:
+                raise self._too_large()
+            if self._traffic.held > self._limits.held:
+                raise Refusal(503, "Too much is being sent at once. Send it again later.", retry_after=1)
+            pieces.append(piece)
+            self.whole = not message.get("more_body", False)
+        return b"".join(pieces)
+
+    def _too_large(self) -> Refusal:
+        return Refusal(413, f"The body is larger than {self._limits.body:,} bytes. Send fewer or smaller pictures.")
+
+    async def receive(self) -> Message:
+        """The body, then whatever comes: that the client has left."""
+        if self._data is None:
+            return await self._receive()
+        data, self._data = self._data, None
+        return {"type": "http.request", "body": data, "more_body": False}
+
+    async def discard(self) -> None:
+        """Throws away what still comes, for a while."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER):
+                seen = 0
+                while not self.whole and seen <= self._limits.body:
+                    message = await self._receive()
+                    seen += len(message.get("body", b""))
+                    self.whole = message["type"] == "http.disconnect" or not message.get("more_body", False)
+
+    def close(self) -> None:
+        """Gives its bytes back."""
+        self._traffic.held -= self._size
+        self._data, self._size = None, 0
+
+
+async def _refuse(refusal: Refusal, scope: Scope, body: _Body, told: _Told) -> None:
+    """Sends why; where the body is not read to its end, the connection cannot be used again."""
+    response = refusal.response()
+    if not body.whole:
+        response.headers["connection"] = "close"
+    await told.send({"type": "http.response.start", "status": refusal.status, "headers": response.raw_headers})
+    content = b"" if scope["method"] == "HEAD" else bytes(response.body)
+    await told.send({"type": "http.response.body", "body": content, "more_body": True})
+    await body.discard()
+    await told.send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _name(host: str) -> str:
+    """The name in a Host header, without the port; "" for what is none."""
+    with suppress(ValueError):
+        return urlsplit(f"//{host}").hostname or ""
+    return ""
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

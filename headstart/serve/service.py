@@ -1,0 +1,276 @@
+"""A model at work for many at once: pictures that arrive together run together."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, final
+
+import numpy as np
+from PIL import Image
+
+from headstart.backbone.engine import SAMPLE, Engine, Pixels, choose_engine, measure_engines
+from headstart.model import Model, Prediction, unreadable
+from headstart.progress import Progress, SilentProgress
+from headstart.serve.guard import Traffic
+from headstart.serve.limits import Limits
+from headstart.serve.metrics import Metrics
+from headstart.serve.problem import Refusal
+
+MANY = 1_000_000
+"""Pictures that a server is taken to see: every engine is worth its preparation."""
+
+DECODERS = 8
+"""Threads that decode, at most."""
+
+Result = TypeVar("Result")
+
+
+@dataclass(eq=False)
+class _Waiting:
+    """A picture that is decoded, and whoever waits for its answer."""
+
+    name: str
+    pixels: Pixels
+    answer: asyncio.Future[Prediction]
+
+
+@final
+class Service:
+    """A model, the threads that decode for it, and the one thread that runs its engine.
+
+    Args:
+        model: what answers.
+        run: the run folder that it comes from, where there is one.
+        limits: what it takes on.
+        device: see ``resolve_device``.
+        cache: where engines are kept; the default cache where it is not given.
+        progress: told which engine runs.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        run: Path | None = None,
+        limits: Limits | None = None,
+        device: str = "auto",
+        cache: Path | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.model = model
+        self.run = run
+        self.limits = limits or Limits()
+        self.metrics = Metrics()
+        self.traffic = Traffic()
+        self.engine: Engine | None = None
+        self.fault: Exception | None = None
+        self._device, self._cache, self._progress = device, cache, progress or SilentProgress()
+        self._held = 0
+        self._coming = 0
+        self._waiting: deque[_Waiting] = deque()
+        self._errands: deque[Callable[[], None]] = deque()
+        self._more = threading.Condition()
+        self._closed = False
+        self._decoders: ThreadPoolExecutor | None = None
+        self._worker: threading.Thread | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether the engine has run, and new requests are taken."""
+        return self.engine is not None and not self.traffic.draining
+
+    @property
+    def held(self) -> int:
+        """Pictures that wait or are worked on."""
+        return self._held
+
+    def start(self) -> None:
+        """Starts the threads; the engine is chosen and warmed up in its own."""
+        self._decoders = ThreadPoolExecutor(min(DECODERS, os.cpu_count() or 1), "headstart-decode")
+        self._worker = threading.Thread(target=self._work, name="headstart-engine", daemon=True)
+        self._worker.start()
+
+    def close(self) -> None:
+        """Ends the threads; what still waits is not answered."""
+        with self._more:
+            self._closed = True
+            self._more.notify()
+        if self._worker is not None:
+            self._worker.join(timeout=self.limits.request_seconds)
+        if self._decoders is not None:
+            self._decoders.shutdown(wait=False, cancel_futures=True)
+
+    async def predict(self, pictures: Sequence[tuple[str, bytes]]) -> list[Prediction]:
+        """Classifies pictures, with all those that others have sent meanwhile.
+
+        Args:
+            pictures: N names and files' bytes.
+
+        Returns:
+            N predictions with all classes, in order; one that cannot be read says why in its own.
+
+        Raises:
+            Refusal: too much waits already (503), or it took too long (504).
+        """
+        self._admit(len(pictures))
+        try:
+            async with asyncio.timeout(self.limits.request_seconds):
+                return list(await asyncio.gather(*(self._one(name, data) for name, data in pictures)))
+        except TimeoutError:
+            seconds = self.limits.request_seconds
+            raise Refusal(504, f"No answer within {seconds:g} s. Send fewer or smaller pictures at a time.") from None
+        finally:
+            self._release(len(pictures))
+
+    async def alone(self, work: Callable[[], Result]) -> Result:
+        """Runs something heavy in the engine's thread, between two batches, so that both have all cores in turn.
+
+        It counts as one picture in the queue.
+
+        Raises:
+            Refusal: as ``predict``; and whatever ``work`` raises.
+        """
+        self._admit(1)
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Result] = loop.create_future()
+
+        def errand() -> None:
+            try:
+                result = work()
+            except Exception as error:
+                loop.call_soon_threadsafe(_settle, answer, None, error)
+            else:
+                loop.call_soon_threadsafe(_settle, answer, result, None)
+
+        with self._more:
+            self._errands.append(errand)
+            self._more.notify()
+        try:
+            async with asyncio.timeout(self.limits.request_seconds):
+                return await answer
+        except TimeoutError:
+            raise Refusal(504, f"No answer within {self.limits.request_seconds:g} s. Try again later.") from None
+        finally:
+            self._release(1)
+
+    def _admit(self, count: int) -> None:
+        if self._held + count > self.limits.queue:
+            raise Refusal(
+                503,
+                f"{self._held:,} pictures wait already; no more than {self.limits.queue:,} may. Send it again later.",
+                retry_after=1,
+            )
+        self._held += count
+        self.metrics.queue.set(self._held)
+
+    def _release(self, count: int) -> None:
+        self._held -= count
+        self.metrics.queue.set(self._held)
+
+    async def _one(self, name: str, data: bytes) -> Prediction:
+        loop = asyncio.get_running_loop()
+        assert self._decoders is not None, "start() comes first"
+        self._coming += 1
+        try:
+            seen = await loop.run_in_executor(self._decoders, self._decode, data)
+        finally:
+            self._coming -= 1
+        self.metrics.pictures.inc()
+        if isinstance(seen, str):
+            self.metrics.faults.inc()
+            return unreadable(name, seen)
+        waiting = _Waiting(name, seen, loop.create_future())
+        with self._more:
+            self._waiting.append(waiting)
+            self._more.notify()
+        return await waiting.answer
+
+    def _decode(self, data: bytes) -> Pixels | str:
+        started = time.perf_counter()
+        seen = self.model.pixels(data, most=self.limits.pixels)
+        self.metrics.decoding.observe(time.perf_counter() - started)
+        return seen
+
+    def _work(self) -> None:
+        """The engine's thread, from its first breath to its last."""
+        try:
+            engine = self._warmed_up()
+        except Exception as error:
+            self.fault = error
+            return
+        self.engine = engine
+        while (batch := self._next_batch(engine.batch_size)) is not None:
+            if callable(batch):
+                batch()
+            elif batch:
+                self._answer(engine, batch)
+
+    def _warmed_up(self) -> Engine:
+        net = self.model.net
+        sample = made_up(self.model.preprocessing.height, self.model.preprocessing.width)
+        own: dict[str, Any] = {"count": MANY, "device": self._device, "cache": self._cache, "progress": self._progress}
+        plan = measure_engines(net, sample, exact=True, **own)
+        engine = choose_engine(net, sample=sample, plan=plan, **own)
+        for size in (1, engine.batch_size):
+            self.model.judge(engine(np.resize(sample, (size, *sample.shape[1:]))))
+        self._progress.say(f"Engine: {engine.name}, {plan.reason(exact=True)}.")
+        return engine
+
+    def _next_batch(self, size: int) -> list[_Waiting] | Callable[[], None] | None:
+        """What runs next: an errand, pictures that run together, or None at the end."""
+        with self._more:
+            while not (self._waiting or self._errands or self._closed):
+                self._more.wait()
+            if self._closed:
+                return None
+            if self._errands:
+                return self._errands.popleft()
+            until = time.monotonic() + self.limits.gather_ms / 1000
+            while len(self._waiting) < size and self._coming > 0 and (left := until - time.monotonic()) > 0:
+                self._more.wait(left)
+            taken = [self._waiting.popleft() for _ in range(min(size, len(self._waiting)))]
+        return [own for own in taken if not own.answer.done()]
+
+    def _answer(self, engine: Engine, batch: list[_Waiting]) -> None:
+        started = time.perf_counter()
+        loop = batch[0].answer.get_loop()
+        try:
+            chances, odd = self.model.judge(engine(np.stack([own.pixels for own in batch])))
+            answers = [self.model.prediction(own.name, *said) for own, *said in zip(batch, chances, odd, strict=True)]
+        except Exception as error:  # an engine raises its own: the requests fail, the server goes on
+            loop.call_soon_threadsafe(_settle_all, batch, None, error)
+            return
+        self.metrics.batch.observe(len(batch))
+        self.metrics.running.observe(time.perf_counter() - started)
+        loop.call_soon_threadsafe(_settle_all, batch, answers, None)
+
+
+def made_up(height: int, width: int) -> Pixels:
+    """(SAMPLE, height, width, 3) smooth coloured noise, to measure and warm up with where there is no picture yet."""
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 256, (SAMPLE, 8, 8, 3), dtype=np.uint8)
+    return np.stack(
+        [np.asarray(Image.fromarray(own).resize((width, height), Image.Resampling.BICUBIC)) for own in small]
+    )
+
+
+def _settle(answer: asyncio.Future[Result], result: Result | None, error: Exception | None) -> None:
+    if answer.done():
+        return
+    if error is not None:
+        answer.set_exception(error)
+    else:
+        answer.set_result(result)  # type: ignore[arg-type]
+
+
+def _settle_all(batch: list[_Waiting], answers: list[Prediction] | None, error: Exception | None) -> None:
+    for place, own in enumerate(batch):
+        _settle(own.answer, None if answers is None else answers[place], error)
