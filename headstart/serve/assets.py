@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from functools import cache
-from http import HTTPStatus
 from importlib.resources import files
 from typing import Final, final
-from urllib.parse import urlsplit
 
-from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi import APIRouter
+from fastapi.responses import Response
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from headstart.serve.problem import Refusal
 
 KINDS: Final = {
     ".html": "text/html; charset=utf-8",
@@ -44,10 +44,14 @@ def _files() -> dict[str, bytes]:
 
 
 def asset(name: str) -> Response:
-    """One of the page's files; 404 for any other name."""
+    """One of the page's files.
+
+    Raises:
+        Refusal: there is none of that name (404).
+    """
     data = _files().get(name)
     if data is None:
-        return JSONResponse({"error": {"status": 404, "reason": "No such file."}}, HTTPStatus.NOT_FOUND)
+        raise Refusal(404, "The page has no such file.")
     kind = KINDS[f".{name.rpartition('.')[2]}"]
     return Response(data, media_type=kind, headers={"Cache-Control": "no-cache"})
 
@@ -61,15 +65,6 @@ def asset_router() -> APIRouter:
         return asset(name)
 
     return router
-
-
-def is_own_page(request: Request) -> bool:
-    """Whether a request comes from the server's own page, or from no page at all (a script, a terminal)."""
-    site = request.headers.get("sec-fetch-site")
-    if site is not None and site not in ("same-origin", "none"):
-        return False
-    origin = request.headers.get("origin")
-    return origin is None or urlsplit(origin).netloc == request.headers.get("host")
 
 
 @final

@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -18,7 +18,9 @@ from headstart.errors import ServerError
 from headstart.serve.connections import BoundedConnection
 from headstart.serve.guard import LOOPBACK
 from headstart.serve.limits import Limits
-from headstart.serve.service import Service
+
+if TYPE_CHECKING:  # it brings torch with it, and a run is watched without
+    from headstart.serve.service import Service
 
 TICK = 0.05
 """Seconds between two looks at whether all is answered."""

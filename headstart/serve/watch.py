@@ -16,6 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from headstart.data.images import decode, jpeg_bytes
 from headstart.errors import RunError, UnreadableImage
 from headstart.serve.assets import asset
+from headstart.serve.problem import Refusal
 from headstart.serve.watching import Place, Watched
 
 LOOK_EVERY = 0.3
@@ -57,28 +58,24 @@ def watch_router(watched: Watched, *, ending: Callable[[], bool] = lambda: False
         try:
             return JSONResponse(await run_in_threadpool(watched.summary), headers={"Cache-Control": "no-store"})
         except RunError as error:
-            return _refused(404, str(error))
+            raise Refusal(404, str(error)) from error
 
     @router.get("/watch/pictures/{key}")
     async def picture(key: str) -> Response:
         data = await run_in_threadpool(_small, watched, key)
         if isinstance(data, str):
-            return _refused(404, data)
+            raise Refusal(404, data)
         return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
     @router.get("/watch/report")
     async def report() -> Response:
         file = watched.folder / "report.html"
         if not file.is_file():
-            return _refused(404, "This run has no report yet.")
+            raise Refusal(404, "This run has no report yet.")
         headers = {"Content-Security-Policy": REPORT_POLICY, "Cache-Control": "no-store"}
         return FileResponse(file, media_type="text/html; charset=utf-8", headers=headers)
 
     return router
-
-
-def _refused(status: int, reason: str) -> Response:
-    return JSONResponse({"error": {"status": status, "reason": reason}}, status)
 
 
 def _small(watched: Watched, key: str) -> bytes | str:

@@ -148,7 +148,9 @@ class Watched:
     def picture(self, key: str) -> str | None:
         """The path of a picture that a page was told of; None of any other."""
         if key not in self._pictures:
-            self._name([item[0] for own in read_log(self.folder) if own["event"] == "mistakes" for item in own["items"]])
+            self._name(
+                [item[0] for own in read_log(self.folder) if own["event"] == "mistakes" for item in own["items"]]
+            )
             self._mistakes()
         return self._pictures.get(key)
 
