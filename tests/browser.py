@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,19 @@ def opened(file: Path, *, width: int = 1200) -> Iterator[tuple[Page, list[str]]]
 
     The test that asks is skipped where there is no Chromium.
     """
+    with _page(file.as_uri(), ("data:", "file:"), width) as both:
+        yield both
+
+
+@contextmanager
+def browsing(site: str, path: str = "/", *, width: int = 1200) -> Iterator[tuple[Page, list[str]]]:
+    """Likewise of a server, beyond which there should be no request."""
+    with _page(site + path, ("data:", "blob:", site + "/"), width) as both:
+        yield both
+
+
+@contextmanager
+def _page(address: str, own: tuple[str, ...], width: int) -> Iterator[tuple[Page, list[str]]]:
     path = next((found for name in NAMES if (found := shutil.which(name))), None)
     if path is None:
         pytest.skip("no chromium on this machine")
@@ -34,7 +48,15 @@ def opened(file: Path, *, width: int = 1200) -> Iterator[tuple[Page, list[str]]]
         wrong: list[str] = []
         page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("request", lambda asked: None if asked.url.startswith(("data:", "file:")) else wrong.append(asked.url))
-        page.goto(file.as_uri())
+        page.on("request", lambda asked: None if asked.url.startswith(own) else wrong.append(asked.url))
+        page.goto(address)
         yield page, wrong
         browser.close()
+
+
+def until(page: Page, script: str, *, seconds: float = 30) -> None:
+    """Waits for an expression to be true; asked from outside, since a page with a strict policy evaluates no text."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(script):
+        assert time.monotonic() < end, f"never: {script}"
+        time.sleep(0.03)

@@ -41,8 +41,8 @@ class Event:
       augmented, while the model learnt.
     - "validation": ``stage``, ``epoch``, ``accuracy``, ``correct`` and ``log_loss`` of the averaged weights.
     - "checkpoint": ``stage``, ``step``, ``file``: a stop from here on loses nothing before it.
-    - "mistakes": of a stage, on val; ``stage``, ``count``, ``of`` (images), ``items`` (the surest: path, right label, given
-      label).
+    - "mistakes": of a stage, on val; ``stage``, ``count``, ``of`` (images), ``items`` (of the surest: path, right
+      label, given label).
     - "rung": a stage was judged; the attributes of ``training.ladder.RungResult``.
     - "finished": ``run``, ``best`` (the stage that was kept), ``scores``, ``seconds``.
     - "message" (``text``) and "progress" (``task``, ``done``, ``total``, ``unit``): from ``train_events`` alone. Not

@@ -30,7 +30,7 @@ NOTE_EVERY = 0.5
 SAID = 40
 """Sentences that are kept."""
 
-WAIT = 2.0
+WAIT = 1.0
 """Seconds that a run waits for its lock: who watches holds it for an instant."""
 
 

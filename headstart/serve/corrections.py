@@ -175,7 +175,7 @@ class Corrections:
                     yield from (own for own in sorted(folder.iterdir()) if not is_hidden(own.name) and own.is_file())
 
     def _write_table(self) -> None:
-        """The run's images as they were split, and the corrected ones for training; one that is both has its new label."""
+        """The run's images as they were split, and the corrected ones for training; what is both has its new label."""
         if self.split is None or self.table is None:
             return
         own = {content_key(file.read_bytes()).hex(): file for file in self._files()}

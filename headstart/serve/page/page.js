@@ -5,7 +5,7 @@ import { Trouble, byId, call, copy, count, json, make, notice, pause, percent, p
 const BATCH_PICTURES = 8, BATCH_BYTES = 16e6, AT_ONCE = 2, TRIES = 6;
 const SHOWN_WIDTH = 720, SHOWN_CLASSES = 5, CHOICES = 8, NAMES = 14;
 
-const model = { classes: [], several: false };
+const model = { classes: [], corrections: false, nearest: false };
 const items = [];        // every picture, in the order in which it came
 const queue = [];        // those that are not asked about yet
 const kept = new Map();  // key -> correction
@@ -17,7 +17,8 @@ async function meet() {
   try {
     const told = await json("/v1/page");
     model.classes = told.classes;
-    model.several = told.several_labels;
+    model.corrections = told.corrections;
+    model.nearest = told.nearest;
     byId("model-name").textContent = told.name;
     document.title = `${told.name} - Headstart`;
     byId("model-facts").textContent = told.words;
@@ -231,8 +232,8 @@ class Item {
     parts.push(make("ul", { class: "bars", "aria-label": "Probabilities" }, ...bars));
     this.tools = make("div", { class: "tools" });
     this.looked = this.tool("Where it looked", () => this.heat(best.label), "pressed");
-    if (model.nearest) this.alike = this.tool("Similar pictures", () => this.near());
-    if (!model.several) this.fix = this.tool("Correct", () => this.correct());
+    if (model.nearest) this.alike = this.tool("Similar", () => this.near());
+    if (model.corrections) this.fix = this.tool("Correct", () => this.correct());
     this.head.after(...parts, this.tools);
     this.describe();
   }
@@ -373,7 +374,6 @@ function headline(told) {
 
 async function showCorrections() {
   const told = await json("/v1/corrections");
-  model.nearest = told.nearest;
   const own = byId("corrections");
   own.hidden = !told.count;
   const classes = Object.keys(told.labels).length;

@@ -109,9 +109,7 @@ function show() {
     byId("run-facts").textContent = `${count(classes, "class", "classes")} · ${sizes.join(", ")} images`;
   }
   steps();
-  byId("plan-empty").hidden = plan.length || !images;
-  byId("plan-empty").textContent = images ? "" : "Made once the images were read.";
-  const lines = [...plan];
+  const lines = plan.map((text) => text.replace(/^Plan[:,] /, "")).map((text) => text[0].toUpperCase() + text.slice(1));
   if (log.engine) lines.push(`Frozen layers: ${log.engine.fast}`);
   byId("plan-empty").hidden = lines.length > 0;
   byId("plan").replaceChildren(...lines.map((text) => make("li", { text })));
@@ -122,11 +120,12 @@ function show() {
 }
 
 function steps() {
-  const done = [["Read the images", log.images], ["Run the backbone", log.stages.length], ...(log.stages.length ? log.stages.map((stage) => [stage.stage, null]) : [["Fit the head", null]]), ["Finish", null]];
-  const judged = new Set(log.rungs.map((rung) => rung.name)), over = run?.state === "finished";
-  const items = done.map(([name, ready]) => [name, over || Boolean(ready) || judged.has(name) || (log.stages.some((s) => s.stage === name) && log.stages.at(-1).stage !== name) || (log.finished && name !== "Finish")]);
-  const here = items.findIndex(([, ready]) => !ready);
-  byId("steps").replaceChildren(...items.map(([name, ready], place) => make("li", { class: ready ? "done" : place === here && run?.state === "running" ? "here" : null, "aria-current": place === here ? "step" : null, text: name })));
+  const over = run?.state === "finished", last = log.stages.at(-1), judged = new Set(log.rungs.map((rung) => rung.name));
+  const stages = log.stages.map((stage) => [stage.stage, stage !== last || judged.has(stage.stage) || log.finished]);
+  const all = [["Read the images", log.images], ["Run the backbone", last], ...(last ? stages : [["Fit the head", null]]), ["Report", null]];
+  const done = all.map(([, ready]) => over || Boolean(ready));
+  const here = run?.state === "running" ? done.indexOf(false) : -1;
+  byId("steps").replaceChildren(...all.map(([name], place) => make("li", { class: done[place] ? "done" : place === here ? "here" : null, "aria-current": place === here ? "step" : null, text: name })));
 }
 
 function ladder(rungs) {
