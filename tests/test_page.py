@@ -33,6 +33,15 @@ def png(seed: int, colour: str) -> bytes:
     return held.getvalue()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _plain_engine() -> Iterator[None]:
+    """To measure engines takes longer than all that is tested here."""
+    with pytest.MonkeyPatch.context() as patch:
+        for place in ("headstart.serve.service", "headstart.runs.prepare"):
+            patch.setattr(f"{place}.measure_engines", lambda *_args, **_options: EnginePlan())
+        yield
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> hs.Run:
     folder = tmp_path_factory.mktemp("page")
@@ -43,14 +52,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> hs.Run:
 @pytest.fixture(scope="module")
 def model(run: hs.Run) -> hs.Model:
     return hs.load(run.folder)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _plain_engine() -> Iterator[None]:
-    """To measure engines takes longer than all that is tested here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("headstart.serve.service.measure_engines", lambda *_args, **_options: EnginePlan())
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from browser import browsing, until
 from commands import main
 from pictures import mislabel, picture, write_classes
 
+from headstart.backbone.engine import EnginePlan
 from headstart.errors import RunError
 from headstart.progress import SilentProgress
 from headstart.runs.log import RunLog
@@ -90,22 +91,19 @@ def test_events_go_on_where_a_reader_was_and_end_with_the_run(tmp_path: Path) ->
         assert httpx.get(f"{site}/watch/events", headers={"Host": "evil.example"}).status_code == 403
 
 
-def test_a_port_that_is_taken_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    begin(tmp_path / "run")
-    with watching(tmp_path / "run") as site:
-        status, _, err = main("watch", tmp_path / "run", "--port", site.rpartition(":")[2], capsys=capsys)
-        assert status == 1
-        assert re.search(r"Error: 127.0.0.1:\d+: cannot listen there: .*in use", err)
-
-
 def test_what_is_no_run_cannot_be_watched(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no run"):
         viewer.watch(tmp_path)
 
 
-def test_a_view_ends_with_the_training_that_began_it(tmp_path: Path) -> None:
+def test_a_view_ends_with_the_training_that_began_it_and_shares_its_port_with_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     begin(tmp_path / "run")
     with watching(tmp_path / "run") as site:
+        status, _, err = main("watch", tmp_path / "run", "--port", site.rpartition(":")[2], capsys=capsys)
+        assert status == 1
+        assert re.search(r"Error: 127.0.0.1:\d+: cannot listen there: .*in use", err)
         assert httpx.get(f"{site}/watch").status_code == 200
         started = time.monotonic()
     assert time.monotonic() - started < viewer.TELL_WITHIN
@@ -154,6 +152,7 @@ def test_a_training_says_where_it_is_watched_and_the_end_is_seen(
 ) -> None:
     data = write_classes(tmp_path / "data", {"blue": 12, "red": 12})
     opened: list[str] = []
+    monkeypatch.setattr("headstart.runs.prepare.measure_engines", lambda *_args, **_options: EnginePlan())
     monkeypatch.setenv("DISPLAY", ":99")
     monkeypatch.setattr("webbrowser.open", opened.append)
     run = tmp_path / "run"

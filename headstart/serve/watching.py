@@ -160,8 +160,8 @@ class Watched:
         if is_under_way(self.folder):
             self._seen = True
             return "running"
-        if self._expected is not None and self._expected():
-            return "running" if self._seen else "starting"
+        if not self._seen and self._expected is not None and self._expected():
+            return "starting"
         return "stopped" if self.log.is_file() else "gone"
 
     def _dressed(self, line: bytes) -> bytes:
