@@ -12,7 +12,6 @@ import hashlib
 import os
 import threading
 import unicodedata
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,10 +162,6 @@ class Corrections:
             if found:
                 self._write_table()
         return bool(found)
-
-    def counts(self) -> Counter[str]:
-        """Label -> pictures."""
-        return Counter(own.label for own in self.all())
 
     def _files(self) -> Iterator[Path]:
         with contextlib.suppress(OSError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+from collections import Counter
 from functools import cached_property, partial
 from http import HTTPStatus
 from typing import Annotated, Any, final
@@ -146,7 +147,7 @@ class Page:
         if own is None:
             return {"folder": None, "count": 0, "labels": {}, "items": [], "train": None}
         found = own.all()
-        labels = own.counts()
+        labels = Counter(one.label for one in found)
         command = words = None
         if found and own.table is not None:
             command = f"headstart train {shlex.quote(_plain(str(own.table)))}"

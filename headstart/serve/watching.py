@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -102,13 +103,14 @@ class Watched:
 
     def state(self) -> Figures:
         """What it is, as a page shows it; a JSON document."""
+        quoted = shlex.quote(_words(str(self.folder)))
         return {
-            "name": self.folder.resolve().name,
-            "folder": str(self.folder),
+            "name": _words(self.folder.resolve().name),
+            "folder": _words(str(self.folder)),
             "state": self._word(),
             "pictures": self.served,
-            "resume": f"headstart train --resume {self.folder} --watch",
-            "again": f"headstart {'serve' if self.served else 'watch'} {self.folder}",
+            "resume": f"headstart train --resume {quoted} --watch",
+            "again": f"headstart {'serve' if self.served else 'watch'} {quoted}",
         }
 
     def now(self) -> Figures | None:
