@@ -6,11 +6,12 @@ import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import numpy as np
 import pytest
-from browser import browsing, until
+from browser import browsing, chromium, until
 from pictures import COLOURS, picture, write_classes
 from PIL import Image
 from servers import serving
@@ -23,6 +24,9 @@ from headstart.serve.guard import Admission
 from headstart.serve.page import Page
 from headstart.serve.problem import Refusal
 from headstart.serve.service import Service
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Route
 
 EXTERNAL = re.compile(r"""(?:src|href)\s*=\s*["'](?:https?:)?//|url\(\s*["']?(?:https?:)?//|@import|import\(""")
 
@@ -185,6 +189,12 @@ def test_another_site_s_page_can_change_nothing(site: str, kept: Corrections) ->
 
 
 @pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as own:
+        yield own
+
+
+@pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("mine")
     for seed, name in enumerate(["blue", "green", "red"], start=300):
@@ -193,10 +203,15 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [*(folder / f"{name} <one>.png" for name in ("blue", "green", "red")), folder / "broken.jpg"]
 
 
+def words(chance: float) -> str:
+    """As the page writes it."""
+    return "> 99.9\u00a0%" if chance > 0.999 else f"{100 * chance:.1f}\u00a0%"
+
+
 def test_pictures_are_dropped_answered_corrected_and_still_there_after_a_reload(
-    site: str, files: list[Path], kept: Corrections
+    browser: Browser, site: str, model: hs.Model, files: list[Path], kept: Corrections
 ) -> None:
-    with browsing(site) as (page, wrong):
+    with browsing(browser, site) as (page, wrong):
         payload = [[file.name, list(file.read_bytes())] for file in files[:3]]
         page.evaluate(
             """(given) => {
@@ -213,6 +228,8 @@ def test_pictures_are_dropped_answered_corrected_and_still_there_after_a_reload(
         cards = page.locator(".card")
         assert [cards.nth(i).locator(".file").inner_text() for i in range(3)] == [file.name for file in files[:3]]
         assert [cards.nth(i).locator(".bars .name").first.inner_text() for i in range(3)] == ["blue", "green", "red"]
+        shown = [cards.nth(i).locator(".bars .value").first.inner_text() for i in range(3)]
+        assert shown == [words(own.probability) for own in model.predict(files[:3], device="cpu")]
         assert page.locator("#status").inner_text() == "3 pictures"
         until(page, "document.querySelectorAll('.card .shown img').length === 3")
 
@@ -242,8 +259,8 @@ def test_pictures_are_dropped_answered_corrected_and_still_there_after_a_reload(
         assert not wrong
 
 
-def test_a_keyboard_alone_will_do(site: str, files: list[Path], kept: Corrections) -> None:
-    with browsing(site) as (page, wrong):
+def test_a_keyboard_alone_will_do(browser: Browser, site: str, files: list[Path], kept: Corrections) -> None:
+    with browsing(browser, site) as (page, wrong):
         until(page, "document.querySelector('#model-classes li')")
 
         def focused() -> str:
@@ -281,8 +298,8 @@ def test_a_keyboard_alone_will_do(site: str, files: list[Path], kept: Correction
         assert not wrong
 
 
-def test_a_phone_needs_no_scrolling_to_the_side(site: str, files: list[Path]) -> None:
-    with browsing(site, width=390) as (page, wrong):
+def test_a_phone_needs_no_scrolling_to_the_side(browser: Browser, site: str, files: list[Path]) -> None:
+    with browsing(browser, site, width=390) as (page, wrong):
         page.locator("#files").set_input_files([str(file) for file in files])
         until(page, "document.querySelectorAll('.card:not(.waiting)').length === 4")
         page.get_by_role("button", name="Correct").first.click()
@@ -301,13 +318,49 @@ def test_a_phone_needs_no_scrolling_to_the_side(site: str, files: list[Path]) ->
         assert not wrong
 
 
+def test_pictures_are_pasted_and_photographed_and_a_busy_or_absent_server_is_waited_for(
+    browser: Browser, site: str, files: list[Path]
+) -> None:
+    with browsing(browser, site) as (page, wrong):
+        until(page, "document.querySelector('#model-classes li')")
+        troubles = iter(["busy", "away"])
+
+        def troubled(route: Route) -> None:
+            match next(troubles, ""):
+                case "busy":
+                    route.fulfill(status=503, headers={"Retry-After": "0.2"}, json={"error": {"reason": "busy"}})
+                case "away":
+                    route.abort()
+                case _:
+                    route.continue_()
+
+        page.route("**/v1/predict", troubled)
+        page.evaluate(
+            """(bytes) => {
+                const carried = new DataTransfer();
+                carried.items.add(new File([new Uint8Array(bytes)], "pasted.png", { type: "image/png" }));
+                dispatchEvent(new ClipboardEvent("paste", { clipboardData: carried }));
+            }""",
+            list(files[2].read_bytes()),
+        )
+        until(page, "document.querySelector('#notice').textContent.includes('cannot be reached')")
+        page.get_by_role("button", name="Try now").click()
+        until(page, "document.querySelector('.card .bars .name')?.textContent === 'red'")
+        assert page.locator("#notice").is_hidden()
+        assert len(wrong) == 2  # the browser's own words on 503 and on no answer
+        page.get_by_role("button", name="Take a photograph").click()
+        page.get_by_role("button", name="Take it").click()
+        until(page, "document.querySelectorAll('.card .bars').length === 2")
+        assert page.locator(".card .file").first.inner_text().startswith("photograph ")
+
+
 def test_a_key_is_asked_for_kept_for_the_tab_and_asked_again_where_it_is_wrong(
-    run: hs.Run, model: hs.Model, files: list[Path], kept: Corrections
+    browser: Browser, run: hs.Run, model: hs.Model, files: list[Path], kept: Corrections
 ) -> None:
     kept.keep(files[0].read_bytes(), "blue")
     service = Service(model, run=run.folder, device="cpu")
     app = build_app(service, admission=Admission(key="open sesame"), corrections=kept, log=None)
-    with serving(app) as where, browsing(where) as (page, _):
+    with serving(app) as where, browsing(browser, where) as (page, _):
         for key in ("wrong", "open sesame"):
             page.wait_for_selector("#key-form:not([hidden])")
             page.get_by_label("Key", exact=True).fill(key)
@@ -321,12 +374,12 @@ def test_a_key_is_asked_for_kept_for_the_tab_and_asked_again_where_it_is_wrong(
 
 
 @pytest.mark.exhaustive
-def test_a_hundred_pictures_are_answered_and_the_page_stays_awake(site: str, tmp_path: Path) -> None:
+def test_a_hundred_pictures_are_answered_and_the_page_stays_awake(browser: Browser, site: str, tmp_path: Path) -> None:
     many = []
     for i in range(100):
         many.append(tmp_path / f"{i}.png")
         many[-1].write_bytes(png(1000 + i, "green"))
-    with browsing(site) as (page, wrong):
+    with browsing(browser, site) as (page, wrong):
         page.evaluate(
             """() => {
                 window.longest = 0;

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
-from browser import browsing, until
+from browser import browsing, chromium, until
 from commands import main
 from pictures import mislabel, picture, write_classes
+from servers import serving
 
 from headstart.backbone.engine import EnginePlan
 from headstart.errors import RunError
@@ -26,10 +27,12 @@ from headstart.progress import SilentProgress
 from headstart.runs.log import RunLog
 from headstart.runs.now import Noted, under_way
 from headstart.serve import viewer
-from headstart.serve.viewer import watched_beside
+from headstart.serve.guard import Traffic
+from headstart.serve.viewer import view_app, watched_beside
+from headstart.serve.watching import Watched
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
 RUNG = {"boundary": "head", "correct": 18, "count": 20, "low": 0.7, "high": 0.97, "log_loss": 0.31, "seconds": 1.5}
 FOUND = [{"kind": "blank", "severity": "warning", "message": "2 image(s) of one colour", "cases": 2}]
@@ -40,6 +43,15 @@ def watching(folder: Path) -> Iterator[str]:
     """The address of a view in a process of its own; ends with the block as with the training that began it."""
     with watched_beside(folder) as address:
         yield address().removesuffix("/watch")
+
+
+@contextmanager
+def shown(folder: Path) -> Iterator[str]:
+    """The address of the same in this process."""
+    traffic = Traffic()
+    with serving(view_app(Watched(folder), traffic)) as site:
+        yield site
+        traffic.draining = True
 
 
 def events(site: str, *, after: str = "", least: int = 1) -> list[tuple[str, str, dict[str, object]]]:
@@ -78,7 +90,7 @@ def begin(folder: Path) -> RunLog:
 def test_events_go_on_where_a_reader_was_and_end_with_the_run(tmp_path: Path) -> None:
     run = tmp_path / "run"
     log = begin(run)
-    with watching(run) as site:
+    with shown(run) as site:
         first = events(site, least=4)
         assert [kind for kind, _, _ in first] == ["state", "log", "log", "log"]
         assert [data["event"] for _, _, data in first[1:]] == ["images", "findings", "plan"]
@@ -114,10 +126,16 @@ def test_a_view_ends_with_the_training_that_began_it_and_shares_its_port_with_no
 # ---- In a browser --------------------------------------------------------------------------------------------------
 
 
-def test_a_run_is_seen_as_it_goes_after_a_reload_and_when_it_was_killed(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as own:
+        yield own
+
+
+def test_a_run_is_seen_as_it_goes_after_a_reload_and_when_it_was_killed(browser: Browser, tmp_path: Path) -> None:
     run = tmp_path / "run"
     picture(1).save(tmp_path / "wrong <1>.png")
-    with watching(run) as site, browsing(site, "/watch") as (page, wrong):
+    with watching(run) as site, browsing(browser, site, "/watch") as (page, wrong):
         until(page, "document.querySelector('#state-words').textContent === 'Starting'")
         log = begin(run)
         with under_way(run), Noted(run, SilentProgress()).task("Fine-tuning", 200) as advance:
@@ -148,7 +166,7 @@ def test_a_run_is_seen_as_it_goes_after_a_reload_and_when_it_was_killed(tmp_path
 
 
 def test_a_training_says_where_it_is_watched_and_the_end_is_seen(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    browser: Browser, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = write_classes(tmp_path / "data", {"blue": 12, "red": 12})
     opened: list[str] = []
@@ -164,7 +182,7 @@ def test_a_training_says_where_it_is_watched_and_the_end_is_seen(
     assert err.endswith(f"To open that page again: headstart watch {run}\n")
     assert "Report:" in out
     assert not {"now.json", "lock"} & {own.name for own in run.iterdir()}
-    with watching(run) as site, browsing(site, "/watch", width=390) as (page, wrong):
+    with shown(run) as site, browsing(browser, site, "/watch", width=390) as (page, wrong):
         until(page, "!document.querySelector('#result').hidden")
         assert page.locator("#state-words").inner_text() == "Finished"
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -175,24 +193,21 @@ def test_a_training_says_where_it_is_watched_and_the_end_is_seen(
 
 
 @pytest.mark.exhaustive
-def test_a_training_that_is_killed_is_shown_to_have_stopped_and_goes_on_with_a_page(tmp_path: Path) -> None:
-    data = mislabel(write_classes(tmp_path / "two", {"first": 24, "second": 24}), "first", "second", 24)
+def test_a_training_that_is_killed_is_shown_to_have_stopped_and_goes_on_with_a_page(
+    browser: Browser, tmp_path: Path
+) -> None:
+    for split, count, seed in (("train", 24, 0), ("val", 60, 500)):  # with fewer in val, folds come before any epoch
+        write_classes(tmp_path / "two" / split, {"first": count, "second": count}, first_seed=seed)
+    mislabel(tmp_path / "two" / "train", "first", "second", 24)
     run = tmp_path / "run"
-    choices = [
-        "--image-size",
-        "64",
-        "--device",
-        "cpu",
-        "--effort",
-        "quick",
-        "--unfreeze",
-        "blocks.6",
-        "--epochs",
-        "400",
-    ]
     command = [sys.executable, "-m", "headstart", "train"]
-    begun = [*command, str(data), "--out", str(run), *choices, "--epochs", "400", "--views", "1", "--watch"]
-    with subprocess.Popen(begun, stderr=subprocess.PIPE, text=True) as process, browser_of(process) as (page, wrong):
+    choices = ["--image-size", "64", "--device", "cpu", "--effort", "quick", "--unfreeze", "blocks.6"]
+    choices += ["--epochs", "400", "--views", "1", "--watch"]
+    begun = [*command, str(tmp_path / "two"), "--out", str(run), *choices]
+    with (
+        subprocess.Popen(begun, stderr=subprocess.PIPE, text=True) as process,
+        page_of(browser, process) as (page, wrong),
+    ):
         until(page, "document.querySelectorAll('#epochs tr').length > 2", seconds=90)
         process.kill()
         until(page, "!document.querySelector('#stopped').hidden")
@@ -201,7 +216,7 @@ def test_a_training_that_is_killed_is_shown_to_have_stopped_and_goes_on_with_a_p
         assert not [text for text in wrong if "ERR_" not in text]  # the server is gone
     with (
         subprocess.Popen([*command, "--resume", str(run), "--watch"], stderr=subprocess.PIPE, text=True) as process,
-        browser_of(process) as (page, wrong),
+        page_of(browser, process) as (page, wrong),
     ):
         until(page, "document.querySelector('#state-words').textContent === 'Training'", seconds=60)
         until(page, "document.querySelectorAll('#epochs tr').length > 2", seconds=60)
@@ -211,7 +226,7 @@ def test_a_training_that_is_killed_is_shown_to_have_stopped_and_goes_on_with_a_p
 
 
 @contextmanager
-def browser_of(process: subprocess.Popen[str]) -> Iterator[tuple[Page, list[str]]]:
+def page_of(browser: Browser, process: subprocess.Popen[str]) -> Iterator[tuple[Page, list[str]]]:
     """The page that a training has said to be at; what it says beside that is read and dropped."""
     assert process.stderr is not None
     for line in process.stderr:
@@ -221,7 +236,7 @@ def browser_of(process: subprocess.Popen[str]) -> Iterator[tuple[Page, list[str]
         raise AssertionError("no address")
     threading.Thread(target=process.stderr.read, daemon=True).start()
     try:
-        with browsing(found[1], "/watch") as both:
+        with browsing(browser, found[1], "/watch") as both:
             yield both
     finally:
         process.kill()

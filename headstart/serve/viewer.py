@@ -115,6 +115,22 @@ def watched_beside(folder: Path, *, port: int = 0) -> Iterator[Callable[[], str]
             process.wait()
 
 
+def view_app(watched: Watched, traffic: Traffic) -> FastAPI:
+    """The application that shows a run, and nothing else.
+
+    Args:
+        watched: the run.
+        traffic: is kept up to date; its streams end where it is draining.
+    """
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    app.include_router(watch_router(watched, ending=lambda: traffic.draining))
+    app.include_router(asset_router())
+    app.add_api_route("/", _to_the_run, include_in_schema=False)
+    app.add_middleware(Guard, limits=Limits(), admission=Admission(), traffic=traffic, metrics=Metrics(), log=None)
+    app.add_middleware(PageHeaders)
+    return app
+
+
 def open_in_browser(where: str) -> None:
     """Opens an address where there is a display to show it on."""
     if sys.platform in ("win32", "darwin") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
@@ -140,14 +156,8 @@ def _address_of(process: subprocess.Popen[bytes]) -> str:
 def _serve(
     watched: Watched, *, port: int, opened: Callable[[str], None] | None, over: Callable[[], bool] | None
 ) -> None:
-    limits, traffic = Limits(), Traffic()
-    seen = _Seen()
-    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-    app.include_router(watch_router(watched, ending=lambda: traffic.draining))
-    app.include_router(asset_router())
-    app.add_api_route("/", _to_the_run, include_in_schema=False)
-    app.add_middleware(Guard, limits=limits, admission=Admission(), traffic=traffic, metrics=Metrics(), log=None)
-    app.add_middleware(PageHeaders)
+    traffic, seen = Traffic(), _Seen()
+    app = view_app(watched, traffic)
     app.add_middleware(_Counted, seen=seen)
     try:
         listener = listen(HOST, port)
@@ -155,7 +165,7 @@ def _serve(
         raise ServerError(
             str(error).replace("--host or --port", "--watch-port, or --port of headstart watch")
         ) from None
-    server = server_for(app, limits)
+    server = server_for(app, Limits())
     if opened is not None:
         opened(f"{address(listener)}/watch")
 
