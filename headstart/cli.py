@@ -679,14 +679,9 @@ def serve(
     /openapi.json tell the rest. Each request is a line of JSON on stderr.
     """
     with _importing():
-        from headstart.model import load
         from headstart.progress import TerminalProgress
-        from headstart.serve.app import build_app
-        from headstart.serve.corrections import Corrections, corrections_folder
-        from headstart.serve.guard import Admission
         from headstart.serve.limits import Limits
-        from headstart.serve.server import address, is_loopback, listen, run
-        from headstart.serve.service import Service
+        from headstart.serve.server import serve as serve_model
 
     limits = Limits(
         body=int(1e6 * max_body),
@@ -698,24 +693,15 @@ def serve(
         request_seconds=timeout,
         gather_ms=gather,
     )
-    progress = TerminalProgress()
-    local = is_loopback(host)
-    model = load(run_or_model)
-    listener = listen(host, port)
-    if not local and not key:
-        progress.say("Warning: whoever reaches this machine can use the server. Give it a key (HEADSTART_KEY).")
-    folder = run_or_model.expanduser()
-    service = Service(
-        model, run=folder if folder.is_dir() else None, limits=limits, device=device.value, progress=progress
-    )
-    where = address(listener)
-    kept = Corrections(corrections or corrections_folder(run_or_model), split=folder / "split.csv")
-    application = build_app(service, admission=Admission(key, local), corrections=kept)
-    run(
-        application,
-        service,
-        listener,
-        ready=lambda: progress.say(f"{model!r} is ready at {where}. Stop it with Ctrl-C."),
+    serve_model(
+        run_or_model,
+        host=host,
+        port=port,
+        key=key,
+        limits=limits,
+        corrections=corrections,
+        device=device.value,
+        progress=TerminalProgress(),
     )
 
 

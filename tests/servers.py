@@ -9,15 +9,16 @@ from contextlib import contextmanager
 
 from starlette.types import ASGIApp
 
+from headstart.serve.connections import address, bounded_server, listen
+from headstart.serve.guard import Traffic
 from headstart.serve.limits import Limits
-from headstart.serve.server import address, listen, server_for
 
 
 @contextmanager
-def serving(app: ASGIApp, *, limits: Limits | None = None) -> Iterator[str]:
+def serving(app: ASGIApp, traffic: Traffic) -> Iterator[str]:
     """Its address."""
     listener = listen("127.0.0.1", 0)
-    server = server_for(app, limits or Limits())
+    server = bounded_server(app, Limits(), traffic)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     while not server.started and thread.is_alive():

@@ -62,7 +62,7 @@ def model(run: hs.Run) -> hs.Model:
 def served(run: hs.Run, model: hs.Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Corrections]]:
     own = Corrections(tmp_path_factory.mktemp("kept") / "kept", split=run.folder / "split.csv")
     service = Service(model, run=run.folder, device="cpu")
-    with serving(build_app(service, corrections=own, log=None)) as where:
+    with serving(build_app(service, corrections=own, log=None), service.traffic) as where:
         yield where, own
 
 
@@ -360,7 +360,7 @@ def test_a_key_is_asked_for_kept_for_the_tab_and_asked_again_where_it_is_wrong(
     kept.keep(files[0].read_bytes(), "blue")
     service = Service(model, run=run.folder, device="cpu")
     app = build_app(service, admission=Admission(key="open sesame"), corrections=kept, log=None)
-    with serving(app) as where, browsing(browser, where) as (page, _):
+    with serving(app, service.traffic) as where, browsing(browser, where) as (page, _):
         for key in ("wrong", "open sesame"):
             page.wait_for_selector("#key-form:not([hidden])")
             page.get_by_label("Key", exact=True).fill(key)

@@ -49,7 +49,7 @@ def watching(folder: Path) -> Iterator[str]:
 def shown(folder: Path) -> Iterator[str]:
     """The address of the same in this process."""
     traffic = Traffic()
-    with serving(view_app(Watched(folder), traffic)) as site:
+    with serving(view_app(Watched(folder), traffic), traffic) as site:
         yield site
         traffic.draining = True
 

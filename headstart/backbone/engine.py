@@ -273,7 +273,7 @@ def measure_engines(
     if plan is None and count < MEASURE_FROM:
         return EnginePlan()
     if plan is None:
-        plan = _measure(net, sample[:SAMPLE], where, progress, exact=exact)
+        plan = _measure(net, sample[:SAMPLE], where, progress, exact)
     if where.type == "cpu" and "onnxruntime" not in plan.rates and _export_repays(plan, count):
         plan = _measure_onnx(plan, net, sample[:SAMPLE], cache, progress)
     if plan is not kept:
@@ -361,9 +361,7 @@ def run_stream(engine: Engine, batches: Iterable[Pixels]) -> Iterator[Features]:
         yield run_in_batches(engine, full)[: len(pixels)]
 
 
-def _measure(
-    net: PixelNet, sample: Pixels, where: torch.device, progress: Progress, *, exact: bool = False
-) -> EnginePlan:
+def _measure(net: PixelNet, sample: Pixels, where: torch.device, progress: Progress, exact: bool) -> EnginePlan:
     keep_freed_memory()
     plain = TorchEngine(net, where)
     expected = plain(sample)

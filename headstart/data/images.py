@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import os
+import re
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -60,6 +61,35 @@ SUFFIXES = frozenset(
     ]
 )
 """Endings of files that are taken for images; the content decides what they are."""
+
+FORMATS = (
+    "JPEG",
+    "MPO",
+    "PNG",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "DIB",
+    "TIFF",
+    "AVIF",
+    "HEIF",
+    "JPEG2000",
+    "PPM",
+    "TGA",
+)
+"""What is opened, by Pillow's names. It knows others; one of them (EPS) runs the file as a program."""
+
+MOST_SCANS = 200
+"""Passes over a progressive JPEG's whole area (cameras and programs write about ten): each costs its reader a time that
+has nothing to do with the few bytes that it takes."""
+
+MOST_SEGMENTS = 5000
+"""Likewise: each is read by a program in Python."""
+
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.DOTALL)
+"""Of a JPEG's segments that have a length, and its end."""
+
+START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
 
 _FORMAT_SUFFIXES = {
     "JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"},
@@ -195,9 +225,10 @@ def decode(source: bytes | str | Path, *, at_least: int = DECODE_AT_LEAST, most:
         raise UnreadableImage(name, (error.strerror or str(error)).lower()) from error
     if not data:
         raise UnreadableImage(name, "empty file (0 bytes)")
-    _register_plugins()
+    if data.startswith(b"\xff\xd8") and _is_laborious(data):
+        raise UnreadableImage(name, f"not a usual JPEG: more than {MOST_SCANS:,} scans or {MOST_SEGMENTS:,} segments")
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=_known_formats())
         if most is not None and image.width * image.height > most:
             raise UnreadableImage(
                 name, f"too large: {image.width:,} x {image.height:,} pixels; at most {most / 1e6:g} million are taken"
@@ -375,10 +406,26 @@ def _looks_like_text(data: bytes) -> bool:
     return b"\0" not in head and sum(byte < 9 or 13 < byte < 32 for byte in head) == 0
 
 
+def _is_laborious(data: bytes) -> bool:
+    """Whether a JPEG has more scans or segments than are usual; what lies behind its end (a film, another) is none."""
+    place, scans = 2, 0
+    for _ in range(MOST_SEGMENTS):
+        found = _MARKER.search(data, place)
+        if found is None or found[0][1] == END_OF_IMAGE:
+            return False
+        scans += found[0][1] == START_OF_SCAN
+        if scans > MOST_SCANS:
+            return True
+        place = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+    return True
+
+
 @cache
-def _register_plugins() -> None:
-    """HEIC and HEIF, where the plugin is installed."""
+def _known_formats() -> tuple[str, ...]:
+    """Those of ``FORMATS`` that can be read here; HEIC and HEIF where the plugin is installed."""
     if importlib.util.find_spec("pillow_heif") is not None:
         import pillow_heif
 
         pillow_heif.register_heif_opener()
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)

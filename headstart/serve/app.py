@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, FastAPI, File, Query, Request, Response, Security, UploadFile
 from fastapi.exceptions import RequestValidationError
@@ -18,7 +19,7 @@ from starlette.exceptions import HTTPException
 from headstart.serve.assets import PageHeaders
 from headstart.serve.corrections import Corrections
 from headstart.serve.documents import Answer, ModelDocument, model_document, picture_answer
-from headstart.serve.guard import Admission, Guard, write_line
+from headstart.serve.guard import Admission, Gone, Guard, write_line
 from headstart.serve.page import page_router
 from headstart.serve.problem import Problem, Refusal, problem_document
 from headstart.serve.service import Service
@@ -28,6 +29,7 @@ from headstart.serve.watching import Watched
 NAME_LENGTH = 255
 """Characters of a picture's name that are given back."""
 
+Result = TypeVar("Result")
 Log = Callable[[dict[str, Any]], None]
 
 WHY = {
@@ -120,12 +122,14 @@ def api_router(service: Service) -> APIRouter:
     @router.post("/v1/predict", responses=refusals(400, 401, 403, 408, 413, 422, 503, 504), tags=["model"])
     async def predict(
         request: Request,
-        files: Annotated[list[UploadFile], File(description="The pictures: JPEG, PNG, WebP, GIF, TIFF, AVIF, ...")],
+        files: Annotated[
+            list[UploadFile], File(min_length=1, description="The pictures: JPEG, PNG, WebP, GIF, TIFF, AVIF, ...")
+        ],
         top: Annotated[int | None, Query(ge=1, le=1_000_000, description="Classes to list; all if left out.")] = None,
     ) -> Answer:
         """Classify pictures. One that cannot be read says why in its own place, and keeps no other from its answer."""
         pictures = await read_pictures(files, most=service.limits.images)
-        predictions = await service.predict(pictures)
+        predictions = await unless_gone(request, service.predict(pictures))
         request.state.pictures = len(predictions)
         request.state.faults = sum(own.label is None for own in predictions)
         return Answer(version=service.model.version, predictions=[picture_answer(own, top=top) for own in predictions])
@@ -180,6 +184,23 @@ async def read_pictures(files: list[UploadFile], *, most: int) -> list[tuple[str
     if len(files) > most:
         raise Refusal(413, f"{len(files):,} pictures in one request; at most {most:,} are taken.")
     return [(plain_name(file.filename), await file.read()) for file in files]
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of work that is given up where nobody waits for it any more.
+
+    Raises:
+        Gone: the client has left.
+    """
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Gone
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
 
 
 def plain_name(name: str | None) -> str:

@@ -4,12 +4,68 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+import logging
+import socket
+from functools import partial
+from typing import Any, cast
 
+import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from headstart.errors import ServerError
+from headstart.serve.guard import LOOPBACK, Traffic
 from headstart.serve.limits import Limits
 from headstart.serve.problem import problem_document
+
+LAST_WORDS = 5
+"""Seconds that connections get to take their last answer."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Args:
+        host: a name or an address of this machine.
+        port: 0 for any that is free.
+
+    Raises:
+        ServerError: it cannot be had.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ServerError(f"{host}:{port}: cannot listen there: {why}. Name another with --host or --port.") from error
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach it there."""
+    return host in LOOPBACK or host.startswith("127.")
+
+
+def address(listener: socket.socket) -> str:
+    """For a browser."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def bounded_server(app: ASGIApp, limits: Limits, traffic: Traffic) -> uvicorn.Server:
+    """A uvicorn within bounds, and silent: requests are logged by ``Guard``."""
+    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
+    config = uvicorn.Config(
+        app,
+        http=cast(Any, partial(BoundedConnection, limits, traffic)),
+        ws="none",
+        loop="asyncio",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=cast(Any, limits.idle_seconds),
+        timeout_graceful_shutdown=LAST_WORDS,
+    )
+    return uvicorn.Server(config)
 
 
 class BoundedConnection(H11Protocol):
@@ -17,34 +73,39 @@ class BoundedConnection(H11Protocol):
 
     Args:
         limits: of connections.
+        traffic: is told how many there are.
         **options: as uvicorn gives them.
     """
 
-    def __init__(self, limits: Limits, **options: Any) -> None:
+    def __init__(self, limits: Limits, traffic: Traffic, **options: Any) -> None:
         super().__init__(**options)
-        self._limits = limits
+        self._limits, self._traffic = limits, traffic
+        self._taken = False
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Takes a connection, or says that there are too many."""
-        if len(self.connections) >= self._limits.connections:
+        if self._traffic.connections >= self._limits.connections:
             self.transport = transport
             transport.write(_raw(503, "Too many connections. Try again later.", ["Retry-After: 1"]))
             transport.close()
             self.loop.call_later(1.0, transport.abort)
             return
+        self._taken = True
+        self._traffic.connections += 1
         super().connection_made(transport)
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forgets it."""
         self._stop()
-        if self in self.connections:
+        if self._taken:
+            self._traffic.connections -= 1
             super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Takes bytes."""
-        if self in self.connections:
+        if self._taken:
             super().data_received(data)
             self._watch()
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import Any, final
 from urllib.parse import urlsplit
 
@@ -41,7 +42,8 @@ GONE = 499
 
 def write_line(entry: dict[str, Any]) -> None:
     """One line of JSON to stderr, in ASCII: nothing that was sent can end it or colour it."""
-    print(json.dumps(entry), file=sys.stderr, flush=True)
+    with suppress(OSError):  # nobody reads it any more: the answers matter more
+        print(json.dumps(entry), file=sys.stderr, flush=True)
 
 
 @dataclass
@@ -52,11 +54,13 @@ class Traffic:
         draining: whether it takes nothing new; what answers without end looks at it and ends.
         under_way: requests that have no whole answer yet.
         held: bytes of their bodies.
+        connections: that are open.
     """
 
     draining: bool = False
     under_way: int = 0
     held: int = 0
+    connections: int = 0
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,7 @@ class Guard:
             await self.app(scope, body.receive, told.send)
         except Refusal as refusal:
             await _refuse(refusal, scope, body, told)
-        except _Gone:
+        except Gone:
             told.status = GONE
         except Exception:  # a fault of ours: said once, here
             self._tell({"time": _now(), "error": traceback.format_exc()})
@@ -145,8 +149,8 @@ class Guard:
                 await _refuse(Refusal(500, "A fault of the server; its log says more."), scope, body, told)
         finally:
             body.close()
-            self.traffic.under_way -= 1
             self._note(scope, told.status, time.perf_counter() - started)
+            self.traffic.under_way -= 1
 
     def _check(self, scope: Scope) -> None:
         path = scope["path"]
@@ -168,8 +172,8 @@ class Guard:
             self.log(entry)
 
 
-class _Gone(Exception):
-    """The client has left."""
+class Gone(Exception):
+    """The client has left; nobody waits for an answer."""
 
 
 class _Told:
@@ -201,7 +205,7 @@ class _Body:
 
         Raises:
             Refusal: too large (413), too slow (408), or others hold too much already (503).
-            _Gone: the client has left.
+            Gone: the client has left.
         """
         declared = headers.get("content-length", "")
         if declared.isdecimal() and int(declared[:20]) > self._limits.body:
@@ -217,7 +221,7 @@ class _Body:
         while not self.whole:
             message = await self._receive()
             if message["type"] == "http.disconnect":
-                raise _Gone
+                raise Gone
             piece = message.get("body", b"")
             self._size += len(piece)
             self._traffic.held += len(piece)
@@ -263,7 +267,8 @@ async def _refuse(refusal: Refusal, scope: Scope, body: _Body, told: _Told) -> N
     await told.send({"type": "http.response.start", "status": refusal.status, "headers": response.raw_headers})
     content = b"" if scope["method"] == "HEAD" else bytes(response.body)
     await told.send({"type": "http.response.body", "body": content, "more_body": True})
-    await body.discard()
+    if refusal.status != HTTPStatus.REQUEST_TIMEOUT:
+        await body.discard()
     await told.send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

@@ -8,12 +8,15 @@ from typing import Any
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
+CODES = {413: "too_large", 422: "not_as_described", 503: "unavailable", 504: "too_slow"}
+"""Where Python's own names have changed, or say little."""
+
 
 class ProblemDetail(BaseModel):
     """What was wrong."""
 
     status: int = Field(description="The status of the response.", examples=[413])
-    code: str = Field(description="The status in words, for programs.", examples=["request_entity_too_large"])
+    code: str = Field(description="The status in words, for programs.", examples=["too_large"])
     reason: str = Field(description="What was found, what was expected, what to do.")
 
 
@@ -51,5 +54,5 @@ class Refusal(Exception):
 
 def problem_document(status: int, reason: str) -> dict[str, Any]:
     """A JSON document as ``Problem`` has it."""
-    code = HTTPStatus(status).phrase.lower().replace(" ", "_").replace("-", "_")
-    return Problem(error=ProblemDetail(status=status, code=code, reason=reason)).model_dump()
+    code = CODES.get(status) or HTTPStatus(status).name.lower()
+    return {"error": {"status": status, "code": code, "reason": reason}}

@@ -3,64 +3,81 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import os
 import signal
 import socket
 import time
 from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from headstart.errors import ServerError
-from headstart.serve.connections import BoundedConnection
-from headstart.serve.guard import LOOPBACK
+from headstart.backbone.engine import resolve_device
+from headstart.errors import OptionError, ServerError
+from headstart.model import load
+from headstart.progress import Progress, SilentProgress
+from headstart.serve.app import build_app
+from headstart.serve.connections import address, bounded_server, is_loopback, listen
+from headstart.serve.corrections import Corrections, corrections_folder
+from headstart.serve.guard import Admission
 from headstart.serve.limits import Limits
-
-if TYPE_CHECKING:  # it brings torch with it, and a run is watched without
-    from headstart.serve.service import Service
+from headstart.serve.service import Service
 
 TICK = 0.05
 """Seconds between two looks at whether all is answered."""
 
-LAST_WORDS = 5
-"""Seconds that connections get to take their last answer."""
-
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens.
+def serve(
+    run_or_model: str | os.PathLike[str],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    key: str = "",
+    limits: Limits | None = None,
+    corrections: Path | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> None:
+    """Answers over HTTP what a model says of pictures, until SIGTERM or SIGINT.
 
     Args:
-        host: a name or an address of this machine.
+        run_or_model: see ``load``.
+        host: where it listens.
         port: 0 for any that is free.
+        key: that requests must bring; "" for none.
+        limits: what it takes on.
+        corrections: folder for pictures whose answer was corrected on the page; see ``corrections_folder`` where it is
+            not given.
+        device: see ``resolve_device``.
+        progress: told of the engine, of the address once it is ready, and of whom it lets in.
 
     Raises:
-        ServerError: it cannot be had.
+        ModelFileError: the model cannot be read.
+        OptionError: a key that no header can hold, or no such device.
+        ServerError: it cannot listen there, or the model cannot be run.
     """
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=1024)
-    except (OSError, OverflowError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise ServerError(f"{host}:{port}: cannot listen there: {why}. Name another with --host or --port.") from error
+    progress = progress or SilentProgress()
+    if not all("!" <= c <= "~" for c in key):
+        raise OptionError("The key may hold ASCII letters, digits and signs only, and no blanks.")
+    resolve_device(device)
+    model, local, folder = load(run_or_model), is_loopback(host), Path(run_or_model).expanduser()
+    run = folder if folder.is_dir() else None
+    with listen(host, port) as listener:
+        if not local and not key:
+            progress.say("Warning: whoever reaches this machine can use the server. Give it a key (HEADSTART_KEY).")
+        service = Service(model, run=run, limits=limits, device=device, progress=progress)
+        kept = Corrections(corrections or corrections_folder(folder), split=folder / "split.csv")
+        app = build_app(service, admission=Admission(key, local), corrections=kept)
+        words = f"{model!r} is ready at {address(listener)}. Stop it with Ctrl-C."
+        run_until_stopped(app, service, listener, ready=lambda: progress.say(words))
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach it there."""
-    return host in LOOPBACK or host.startswith("127.")
-
-
-def address(listener: socket.socket) -> str:
-    """For a browser."""
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def run(app: ASGIApp, service: Service, listener: socket.socket, *, ready: Callable[[], None] | None = None) -> None:
+def run_until_stopped(
+    app: ASGIApp, service: Service, listener: socket.socket, *, ready: Callable[[], None] | None = None
+) -> None:
     """Serves until SIGTERM or SIGINT, finishes what is under way, and returns.
 
     Meanwhile ``/readyz`` says 503, and so do new requests. A second signal ends it at once.
@@ -76,7 +93,7 @@ def run(app: ASGIApp, service: Service, listener: socket.socket, *, ready: Calla
     """
     before = {own: signal.signal(own, lambda *_: None) for own in SIGNALS}  # uvicorn raises them once more at its end
     try:
-        asyncio.run(_run(server_for(app, service.limits), service, listener, ready))
+        asyncio.run(_run(server_for(app, service), service, listener, ready))
     finally:
         for own, handler in before.items():
             signal.signal(own, handler)
@@ -84,21 +101,9 @@ def run(app: ASGIApp, service: Service, listener: socket.socket, *, ready: Calla
         raise ServerError(f"The model cannot be run here ({service.fault}).") from service.fault
 
 
-def server_for(app: ASGIApp, limits: Limits) -> uvicorn.Server:
-    """A uvicorn within bounds, and silent: requests are logged by ``Guard``."""
-    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
-    config = uvicorn.Config(
-        app,
-        http=cast(Any, partial(BoundedConnection, limits)),
-        ws="none",
-        loop="asyncio",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=cast(Any, limits.idle_seconds),
-        timeout_graceful_shutdown=LAST_WORDS,
-    )
-    return uvicorn.Server(config)
+def server_for(app: ASGIApp, service: Service) -> uvicorn.Server:
+    """See ``bounded_server``."""
+    return bounded_server(app, service.limits, service.traffic)
 
 
 async def _run(

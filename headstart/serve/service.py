@@ -162,6 +162,8 @@ class Service:
             self._release(1)
 
     def _admit(self, count: int) -> None:
+        if self.fault is not None:
+            raise Refusal(503, "The model cannot be run here; the server is about to stop.", retry_after=5)
         if self._held + count > self.limits.queue:
             raise Refusal(
                 503,

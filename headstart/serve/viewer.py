@@ -22,10 +22,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from headstart.errors import RunError, ServerError
 from headstart.serve.assets import PageHeaders, asset_router
+from headstart.serve.connections import address, bounded_server, listen
 from headstart.serve.guard import Admission, Guard, Traffic
 from headstart.serve.limits import Limits
 from headstart.serve.metrics import Metrics
-from headstart.serve.server import address, listen, server_for
 from headstart.serve.watch import watch_router
 from headstart.serve.watching import Watched
 
@@ -165,7 +165,7 @@ def _serve(
         raise ServerError(
             str(error).replace("--host or --port", "--watch-port, or --port of headstart watch")
         ) from None
-    server = server_for(app, Limits())
+    server = bounded_server(app, Limits(), traffic)
     if opened is not None:
         opened(f"{address(listener)}/watch")
 

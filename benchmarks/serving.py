@@ -1,0 +1,499 @@
+"""A server under load, under malformed requests, and for a long time.
+
+    python benchmarks/serving.py load RUN_OR_MODEL FOLDER... [--clients 64] [--requests 2000]
+    python benchmarks/serving.py fuzz RUN_OR_MODEL FOLDER... [--requests 5000] [--seed 0]
+    python benchmarks/serving.py soak RUN_OR_MODEL FOLDER... [--clients 64] [--seconds 600]
+
+`load` compares every answer with that of `Model.predict`, and images a second with those of `Model.predict` on the
+same files in a process of its own: both decode. `fuzz` sends what is truncated, random, huge, mislabelled, half open or
+otherwise wrong. `soak` watches memory and open files. Each exits 1 where its obligation is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import io
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median, quantiles
+
+from PIL import Image
+
+AS_FAST = 0.8
+EQUAL = 1e-5
+"""Largest difference of a probability: kernels sum in another order in a batch of another size."""
+
+FLAT = 1.05
+BOUNDARY = "7fbd2c4e"
+
+
+@dataclass
+class Server:
+    """A server in a process of its own."""
+
+    process: subprocess.Popen[str]
+    port: int
+
+    def resident(self) -> float:
+        """Memory, in MB."""
+        text = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.search(r"VmRSS:\s+(\d+)", text)[1]) / 1024  # type: ignore[index]
+
+    def files(self) -> int:
+        """Open file handles."""
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    def stop(self) -> int:
+        """SIGTERM; gives the exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+
+@contextmanager
+def served(model: str, *options: str) -> Iterator[Server]:
+    """A server that is ready; its log goes to a pipe that is read and thrown away."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "headstart", "serve", model, "--port", "0", *options],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if found := re.search(r"ready at http://[^:]+:(\d+)", line):
+            break
+        print(line, end="", file=sys.stderr)
+    else:
+        raise SystemExit(f"the server ended with {process.wait()}")
+    tail: list[str] = []
+    threading.Thread(target=lambda: [tail.append(x) for x in process.stderr if '"error"' in x], daemon=True).start()
+    try:
+        yield Server(process, int(found[1]))
+    finally:
+        if process.poll() is None:
+            process.kill()
+        for line in tail[:5]:
+            print(line, file=sys.stderr)
+
+
+def form(pictures: list[tuple[str, bytes]], field: str = "files") -> tuple[bytes, dict[str, str]]:
+    """Body and headers of a request."""
+    parts = [
+        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{field}"; filename="{name}"\r\n\r\n'.encode()
+        + data
+        + b"\r\n"
+        for name, data in pictures
+    ]
+    return b"".join([*parts, f"--{BOUNDARY}--\r\n".encode()]), {
+        "Content-Type": f"multipart/form-data; boundary={BOUNDARY}"
+    }
+
+
+def photographs(folders: list[str], count: int, seed: int) -> list[Path]:
+    """So many photographs of all folders, mixed; again from the first where there are fewer."""
+    found = sorted(path for folder in folders for path in Path(folder).rglob("*.jpg"))
+    if not found:
+        raise SystemExit("no .jpg files there")
+    random.Random(seed).shuffle(found)
+    return [found[i % len(found)] for i in range(count)]
+
+
+@dataclass
+class Reply:
+    """What came of a request."""
+
+    status: int
+    body: bytes
+    seconds: float
+
+
+def send_all(port: int, bodies: list[Callable[[], tuple[bytes, dict[str, str]]]], clients: int) -> list[Reply | None]:
+    """Sends requests by so many clients at once, each over a connection that it keeps."""
+    replies: list[Reply | None] = [None] * len(bodies)
+    places = iter(range(len(bodies)))
+    lock = threading.Lock()
+
+    def client() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+        while True:
+            with lock:
+                place = next(places, None)
+            if place is None:
+                return
+            body, headers = bodies[place]()
+            began = time.perf_counter()
+            try:
+                connection.request("POST", "/v1/predict", body, headers)
+                response = connection.getresponse()
+                replies[place] = Reply(response.status, response.read(), time.perf_counter() - began)
+            except (OSError, http.client.HTTPException):
+                connection.close()
+
+    threads = [threading.Thread(target=client) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return replies
+
+
+ALONE = """
+import json, sys, time
+import headstart as hs
+from headstart.progress import SilentProgress
+model = hs.load(sys.argv[1])
+paths = json.load(sys.stdin)
+model.predict(paths[:64])
+began = time.perf_counter()
+said = model.predict(paths, top=10**6)
+seconds = time.perf_counter() - began
+print(json.dumps({"seconds": seconds, "said": [[p.label, dict(p.top)] for p in said]}))
+"""
+
+
+def alone(model: str, paths: list[Path]) -> tuple[float, list[tuple[str, dict[str, float]]]]:
+    """Seconds that ``Model.predict`` takes for the files in a process of its own, and what it says."""
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, model], input=json.dumps([*map(str, paths)]), capture_output=True, text=True
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    document = json.loads(done.stdout)
+    return document["seconds"], document["said"]
+
+
+def load(given: argparse.Namespace) -> dict[str, object]:
+    """Every answer right, and as fast as the engine alone but for a fifth."""
+    paths = photographs(given.folders, given.requests, given.seed)
+    bodies = [lambda path=path: form([(path.name, path.read_bytes())]) for path in paths]
+    with served(given.model, *given.option) as server:
+        send_all(server.port, bodies[:64], 8)
+        singly = [own.seconds for own in send_all(server.port, bodies[:100], 1) if own]
+    before, expected = alone(given.model, paths)
+    with served(given.model, *given.option) as server:
+        send_all(server.port, bodies[:128], given.clients)
+        began = time.perf_counter()
+        replies = send_all(server.port, bodies, given.clients)
+        seconds = time.perf_counter() - began
+        status = server.stop()
+    after, _ = alone(given.model, paths)
+    lost = sum(own is None for own in replies)
+    took = [own.seconds for own in replies if own]
+    apart, wrong = 0.0, 0
+    for own, (label, chances) in zip(replies, expected, strict=True):
+        if own is None:
+            continue
+        if own.status != 200:
+            wrong += 1
+            continue
+        (said,) = json.loads(own.body)["predictions"]
+        gap = max(abs(chances[c["label"]] - c["probability"]) for c in said["probabilities"])
+        apart = max(apart, gap)
+        wrong += said["label"] != label or gap > EQUAL
+    ratio = (before + after) / 2 / seconds
+    return {
+        "requests": len(paths),
+        "clients": given.clients,
+        "lost": lost,
+        "wrong": wrong,
+        "largest difference": apart,
+        "statuses": dict(Counter(own.status for own in replies if own)),
+        "images/s, server": round(len(paths) / seconds, 1),
+        "images/s, predict before": round(len(paths) / before, 1),
+        "images/s, predict after": round(len(paths) / after, 1),
+        "ratio": round(ratio, 3),
+        "p50 ms": round(1000 * median(took)),
+        "p99 ms": round(1000 * quantiles(took, n=100)[98]),
+        "p50 ms, one client": round(1000 * median(singly), 1),
+        "exit status": status,
+        "met": lost == wrong == status == 0 and ratio >= AS_FAST,
+    }
+
+
+def png_bomb(width: int, height: int) -> bytes:
+    """A PNG whose header says so many pixels, and whose data unpack to a few million zeros."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    head = width.to_bytes(4, "big") + height.to_bytes(4, "big") + b"\x08\x02\x00\x00\x00"
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(bytes(3_000_000), 9))
+        + chunk(b"IEND", b"")
+    )
+
+
+def encoded(image: Image.Image, kind: str) -> bytes:
+    data = io.BytesIO()
+    image.save(data, kind)
+    return data.getvalue()
+
+
+NAMES = [
+    "../../etc/passwd",
+    "a\nb\r\nSet-Cookie: x=1",
+    "\x00\x1b[31mred",
+    "x" * 5000,
+    "\u202e gpj.exe",
+    "'; DROP TABLE pictures; --",
+    "<script>alert(1)</script>.jpg",
+    "%s%n%x",
+    "",
+    "\ud800".encode("utf-8", "surrogatepass").decode("latin-1"),
+]
+
+
+def fuzz_cases(photos: list[bytes], chance: random.Random) -> Callable[[], bytes]:
+    """A function that gives the raw bytes of one malformed request after the other."""
+    huge = [
+        png_bomb(60_000, 60_000),
+        png_bomb(7_000, 7_000),
+        png_bomb(1, 2_000_000_000),
+        png_bomb(2**31 - 1, 2**31 - 1),
+        encoded(Image.new("1", (1, 60_000)), "PNG"),
+        encoded(Image.new("L", (60_000, 1)), "PNG"),
+        encoded(Image.new("L", (16_000, 16_000)), "PNG"),
+        encoded(Image.new("RGB", (7_000, 7_000)), "WEBP"),
+        b"GIF89a" + (65535).to_bytes(2, "little") * 2 + b"\x00\x00\x00" + chance.randbytes(200),
+    ]
+    other = [encoded(Image.new("RGB", (40, 30), "red"), kind) for kind in ("PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")]
+    other += [encoded(Image.new("F", (40, 30)), "TIFF"), encoded(Image.new("CMYK", (40, 30)), "JPEG")]
+    frames = [Image.new("P", (2, 2), i % 250) for i in range(400)]
+    many = io.BytesIO()
+    frames[0].save(many, "GIF", save_all=True, append_images=frames[1:])
+    other.append(many.getvalue())
+
+    def damaged() -> bytes:
+        data = bytearray(chance.choice([*photos, *other]))
+        kind = chance.randrange(6)
+        if kind == 0:
+            return bytes(data[: chance.randrange(len(data))])
+        if kind == 1:
+            for _ in range(chance.randrange(1, 60)):
+                data[chance.randrange(len(data))] = chance.randrange(256)
+            return bytes(data)
+        if kind == 2:
+            return chance.randbytes(chance.randrange(4000))
+        if kind == 3:
+            return chance.choice(huge)
+        if kind == 4:
+            start = chance.randrange(len(data))
+            return bytes(data[:start] + chance.randbytes(200) + data[start:])
+        return chance.choice([b"", b"\0" * 5000, b"%!PS-Adobe\n", b"%PDF-1.7", b"<svg/>", b"\xff\xd8\xff", b"RIFF"])
+
+    def request(
+        body: bytes, kind: str, *, path: str = "/v1/predict", method: str = "POST", length: int | None = None
+    ) -> bytes:
+        said = len(body) if length is None else length
+        head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {kind}\r\nContent-Length: {said}\r\n"
+        return head.encode("latin-1", "replace") + b"Connection: close\r\n\r\n" + body
+
+    multipart = f"multipart/form-data; boundary={BOUNDARY}"
+
+    def case() -> bytes:
+        kind = chance.randrange(14)
+        pictures = [(f"{i}.jpg", damaged()) for i in range(chance.choice([1, 1, 2, 10]))]
+        body, _ = form(pictures)
+        if kind < 5:
+            return request(body, multipart)
+        if kind == 5:
+            name = chance.choice(NAMES).encode("utf-8", "replace")
+            line = b'--%s\r\nContent-Disposition: form-data; name="files"; filename="%s"\r\n\r\nx\r\n--%s--\r\n'
+            return request(line % (BOUNDARY.encode(), name, BOUNDARY.encode()), multipart)
+        if kind == 6:
+            return request(body[: chance.randrange(len(body))], multipart)
+        if kind == 7:
+            return request(chance.randbytes(chance.randrange(3000)), multipart)
+        if kind == 8:
+            wrong = [
+                "text/plain",
+                "application/json",
+                "multipart/form-data",
+                "image/jpeg",
+                "",
+                "multipart/form-data; boundary=",
+                "application/x-www-form-urlencoded",
+                "multipart/form-data; boundary=" + "b" * 4000,
+            ]
+            return request(body, chance.choice(wrong))
+        if kind == 9:
+            charset = chance.choice(
+                ["idna", "utf-7", "unicode_escape", "undefined", "hex", "punycode", "utf-16", "x" * 300]
+            )
+            line = b'--%s\r\nContent-Disposition: form-data; name="files"; '
+            line += b'filename="\\ud800+2AA-\xff\xfe"\r\n\r\nx\r\n--%s--\r\n'
+            return request(line % (BOUNDARY.encode(), BOUNDARY.encode()), f"{multipart}; charset={charset}")
+        if kind == 10:
+            field = chance.choice(["file", "", "x" * 3000, "files[]"])
+            return request(form(pictures, field)[0], multipart)
+        if kind == 11:
+            top = chance.choice(["0", "-1", "x", "1e9", "9" * 40, "%00", "1&top=2"])
+            return request(body, multipart, path=f"/v1/predict?top={top}")
+        if kind == 12:
+            length = chance.choice([10**12, -1, 0, 10**30, max(1, len(body) // 2)])
+            return request(body, multipart, length=length)
+        raw = [
+            chance.randbytes(chance.randrange(1, 500)),
+            b"GET / HTTP/9.9\r\n\r\n",
+            b"POST /v1/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n",
+            b"GET /%00%0d%0aX HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n",
+            b"BREW /v1/model HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n",
+            b"GET /v1/model HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"y" * 200_000 + b"\r\n\r\n",
+            b"GET /v1/model HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n",
+            b"GET /v1/model HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+        ]
+        return chance.choice(raw)
+
+    return case
+
+
+def say(port: int, data: bytes, *, half_open: bool = False) -> int:
+    """Sends raw bytes; gives the status of what comes back, 0 for nothing."""
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as plug:
+        try:
+            plug.sendall(data[: len(data) // 2] if half_open else data)
+            if half_open:
+                return -1
+            plug.shutdown(socket.SHUT_WR)
+        except OSError:  # it was refused before its end: the answer may be there all the same
+            pass
+        got = b""
+        try:
+            while piece := plug.recv(65536):
+                got += piece
+        except OSError:
+            pass
+    found = re.match(rb"HTTP/1\.1 (\d{3})", got)
+    return int(found[1]) if found else 0
+
+
+def fuzz(given: argparse.Namespace) -> dict[str, object]:
+    """No 5xx but 503, no crash, memory flat."""
+    chance = random.Random(given.seed)
+    photos = [path.read_bytes() for path in photographs(given.folders, 40, given.seed)]
+    case = fuzz_cases(photos, chance)
+    statuses: Counter[int] = Counter()
+    seen: list[float] = []
+    kept: list[socket.socket] = []
+    with served(given.model, *given.option) as server:
+        good, headers = form([("a.jpg", photos[0])])
+        for number in range(given.requests):
+            jobs = [(case(), chance.random() < 0.05)]
+            statuses.update(say(server.port, data, half_open=half) for data, half in jobs)
+            if number % 50 == 0:  # half open and left so
+                plug = socket.create_connection(("127.0.0.1", server.port))
+                plug.sendall(
+                    b"POST /v1/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n"[
+                        : chance.randrange(1, 70)
+                    ]
+                )
+                kept.append(plug)
+            if number % 100 == 99:
+                seen.append(server.resident())
+                (reply,) = send_all(server.port, [lambda: (good, headers)], 1)
+                assert reply is not None
+                assert reply.status == 200, "a good request fails"
+            if server.process.poll() is not None:
+                raise SystemExit(f"the server died after {number} requests")
+        time.sleep(12)
+        files = server.files()
+        status = server.stop()
+    for plug in kept:
+        plug.close()
+    quarter = max(1, len(seen) // 4)
+    early, late = median(seen[quarter : 2 * quarter] or seen), median(seen[-quarter:])
+    bad = {own: n for own, n in statuses.items() if own >= 500 and own != 503}
+    return {
+        "requests": given.requests,
+        "statuses": dict(sorted(statuses.items())),
+        "MB, second quarter": round(early),
+        "MB, last quarter": round(late),
+        "MB": [round(own) for own in seen],
+        "open files at the end": files,
+        "exit status": status,
+        "met": not bad and status == 0 and late <= FLAT * early,
+    }
+
+
+def soak(given: argparse.Namespace) -> dict[str, object]:
+    """Memory within 5 % and file handles constant, after a minute's start."""
+    paths = photographs(given.folders, 2000, given.seed)
+    bodies = [lambda path=path: form([(path.name, path.read_bytes())]) for path in paths]
+    memory: list[float] = []
+    files: list[int] = []
+    statuses: Counter[int] = Counter()
+    ended = threading.Event()
+    with served(given.model, *given.option) as server:
+
+        def load_it() -> None:
+            while not ended.is_set():
+                own = send_all(server.port, random.sample(bodies, 500), given.clients)
+                statuses.update(0 if reply is None else reply.status for reply in own)
+
+        work = threading.Thread(target=load_it)
+        work.start()
+        began = time.monotonic()
+        while (now := time.monotonic() - began) < given.seconds:
+            time.sleep(5)
+            if now > min(60, given.seconds / 5):
+                memory.append(server.resident())
+                files.append(server.files())
+        ended.set()
+        work.join()
+        time.sleep(2)
+        idle = server.files()
+        status = server.stop()
+    third = max(1, len(memory) // 3)
+    first, last = median(memory[:third]), median(memory[-third:])
+    return {
+        "seconds": given.seconds,
+        "clients": given.clients,
+        "statuses": dict(statuses),
+        "images/s": round(sum(statuses.values()) / given.seconds, 1),
+        "MB, least and most": [round(min(memory)), round(max(memory))],
+        "MB, first and last third": [round(first), round(last)],
+        "open files, least and most": [min(files), max(files)],
+        "open files afterwards": idle,
+        "exit status": status,
+        "met": last <= FLAT * first and max(files) - min(files) <= 4 and set(statuses) == {200} and status == 0,
+    }
+
+
+def main() -> None:
+    """Prints one JSON document."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["load", "fuzz", "soak"])
+    parser.add_argument("model")
+    parser.add_argument("folders", nargs="+", help="of photographs")
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--requests", type=int)
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--option", action="append", default=[], help="of headstart serve, as --option=--gather=2")
+    given = parser.parse_args()
+    given.requests = given.requests or (5000 if given.what == "fuzz" else 2000)
+    given.option = [part for own in given.option for part in own.split("=", 1)]
+    result = {"benchmark": f"serving {given.what}"} | {"load": load, "fuzz": fuzz, "soak": soak}[given.what](given)
+    print(json.dumps(result))
+    sys.exit(not result["met"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+from served import Served, jpeg, served, tiny_model, until
+
+from headstart.serve.limits import Limits
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Served]:
+    limits = Limits(head_seconds=0.5, body_seconds=0.5, idle_seconds=1.5, request_seconds=1.5, connections=6)
+    with served(tiny_model(), limits=limits) as own:
+        yield own
+
+
+def answer(plug: socket.socket) -> bytes:
+    """All that comes until the server closes."""
+    plug.settimeout(20)
+    got = b""
+    try:
+        while piece := plug.recv(65536):
+            got += piece
+    except ConnectionResetError:
+        pass
+    return got
+
+
+def drip(plug: socket.socket, drop: bytes, *, seconds: float) -> None:
+    """Sends again and again, until the server has had enough."""
+    plug.settimeout(0.05)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        plug.sendall(drop)
+        with suppress(TimeoutError):
+            if not plug.recv(10):
+                raise ConnectionResetError
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"", b"G", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n", b"POST /v1/predict HTTP/1.1\r\nX: " + b"y" * 99],
+)
+def test_a_connection_that_asks_for_nothing_is_closed(server: Served, sent: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", server.port)) as plug:
+        plug.sendall(sent)
+        began = time.monotonic()
+        assert answer(plug) == b""
+        assert time.monotonic() - began < 10
+
+
+def test_a_head_that_comes_by_drops_is_not_waited_for(server: Served) -> None:
+    with socket.create_connection(("127.0.0.1", server.port)) as plug:
+        plug.sendall(b"GET /healthz HTTP/1.1\r\n")
+        with pytest.raises(ConnectionError):
+            drip(plug, b"X", seconds=10)
+
+
+def test_an_answered_connection_may_rest_but_not_begin_and_stop(server: Served) -> None:
+    ask = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port)) as plug:
+        plug.settimeout(20)
+        for rest in (0, 0.8):  # longer than a head may take
+            time.sleep(rest)
+            plug.sendall(ask)
+            got = b""
+            while not got.endswith(b'{"alive":true}'):
+                got += plug.recv(65536)
+            assert got.startswith(b"HTTP/1.1 200")
+        plug.sendall(ask[:9])
+        began = time.monotonic()
+        assert answer(plug) == b""
+        assert time.monotonic() - began < 1.4
+
+
+def test_there_are_no_more_connections_than_agreed_and_room_again_later(server: Served) -> None:
+    server.client.close()
+    until(lambda: not server.service.traffic.connections)
+    plugs = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(6)]
+    until(lambda: server.service.traffic.connections == 6)
+    with socket.create_connection(("127.0.0.1", server.port)) as plug:
+        head, _, body = answer(plug).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503")
+    assert b"Retry-After: 1" in head
+    assert json.loads(body)["error"]["code"] == "unavailable"
+    for plug in plugs:
+        plug.close()
+    until(lambda: not server.service.traffic.connections)
+    with socket.create_connection(("127.0.0.1", server.port)) as plug:
+        plug.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert answer(plug).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("sent", [b"\x16\x03\x01\x02\x00\x01", b"GET / HTTP/9\r\n\r\n", b"GET /" + b"x" * 99_999])
+def test_what_is_no_http_is_told_so_in_the_one_shape(server: Served, sent: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", server.port)) as plug:
+        plug.sendall(sent + b"\r\n\r\n")
+        head, _, body = answer(plug).partition(b"\r\n\r\n")
+    if head:  # a head without end may be cut off with a reset
+        assert head.startswith(b"HTTP/1.1 400")
+        assert json.loads(body)["error"]["status"] == 400
+
+
+def test_who_does_not_read_its_answers_is_let_go(server: Served) -> None:
+    until(lambda: not server.service.traffic.connections)
+    ask = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    plug = socket.socket()
+    plug.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    plug.connect(("127.0.0.1", server.port))
+    with plug:
+        plug.settimeout(3)
+        with pytest.raises((ConnectionError, TimeoutError)):  # its own buffers are full, or it is let go before
+            plug.sendall(ask * 100_000)
+    until(lambda: not server.service.traffic.connections)
+
+
+def test_a_picture_may_still_be_sent_after_all_that(server: Served) -> None:
+    import httpx
+
+    reply = httpx.post(f"{server.url}/v1/predict", files={"files": ("a.jpg", jpeg())}, trust_env=False)
+    assert reply.status_code == 200

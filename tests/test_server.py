@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from commands import main
+from served import form, jpeg, tiny_model, until
+
+from headstart.errors import OptionError, ServerError
+from headstart.serve import server as servers
+from headstart.serve.server import address, is_loopback, listen, serve
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model().save(tmp_path_factory.mktemp("model") / "tiny.safetensors")
+
+
+SLOW = """
+import sys, time
+import headstart.serve.service as services
+from headstart import cli
+
+services.MANY = 1  # nothing is measured or exported
+judge = services.Model.judge
+
+def slowly(model, features):
+    time.sleep(services.SLOW)
+    return judge(model, features)
+
+services.SLOW = 0.0
+services.Model.judge = slowly
+decode = services.Service._decode
+
+def mark(service, data):
+    services.SLOW = 1.5
+    return decode(service, data)
+
+services.Service._decode = mark
+cli.run()
+"""
+
+
+@contextmanager
+def started(*arguments: object, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
+    """The command in a process of its own, once it is ready; each batch takes it 1.5 s."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, "serve", *map(str, arguments), "--port", "0"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | environment,
+    )
+    assert process.stderr is not None
+    lines: list[str] = []
+    reader = threading.Thread(target=lambda: lines.extend(process.stderr or []))
+    try:
+        reader.start()
+        until(lambda: process.poll() is not None or any("is ready at" in line for line in lines), 60)
+        found = re.search(r"is ready at (http://\S+)\.", "".join(lines))
+        assert found, lines
+        yield process, found[1], lines
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        reader.join()
+        process.stderr.close()
+
+
+@pytest.mark.parametrize("asked", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.exhaustive)])
+def test_asked_to_stop_it_finishes_what_is_under_way_and_ends_well(model_file: Path, asked: signal.Signals) -> None:
+    with (
+        started(model_file) as (process, url, lines),
+        httpx.Client(base_url=url, timeout=30, trust_env=False) as client,
+    ):
+        replies: list[httpx.Response] = []
+        sent = form(*((f"{i}.jpg", jpeg(i)) for i in range(3)))
+        under_way = threading.Thread(
+            target=lambda: replies.append(httpx.post(f"{url}/v1/predict", files=sent, timeout=30, trust_env=False))
+        )
+        assert client.get("/readyz").status_code == 200
+        under_way.start()
+        until(lambda: "headstart_queue 3.0" in client.get("/metrics").text)
+        process.send_signal(asked)
+        until(lambda: client.get("/readyz").status_code == 503)
+        assert client.post("/v1/predict", files=form(("a.jpg", jpeg()))).status_code == 503
+        under_way.join()
+        assert process.wait(20) == 0
+    (reply,) = replies
+    assert reply.status_code == 200
+    assert [own["error"] for own in reply.json()["predictions"]] == [None] * 3
+    entries = [json.loads(line) for line in lines if line.startswith("{")]
+    assert [(own["status"], own["pictures"]) for own in entries if own.get("pictures")] == [(200, 3)]
+    assert not [line for line in lines if "Traceback" in line]
+
+
+@pytest.mark.exhaustive
+def test_a_second_signal_ends_it_at_once(model_file: Path) -> None:
+    with started(model_file) as (process, url, _):
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as plug:
+            plug.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n")
+            time.sleep(0.3)
+            began = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.3)
+            assert process.poll() is None
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+        assert time.monotonic() - began < 15
+
+
+def test_a_port_that_is_taken_is_said_with_the_remedy(model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with listen("127.0.0.1", 0) as other:
+        port = other.getsockname()[1]
+        status, _, err = main("serve", model_file, "--port", port, capsys=capsys)
+    assert status == 1
+    assert f"127.0.0.1:{port}: cannot listen there" in err
+    assert "--port" in err
+    with pytest.raises(ServerError, match="cannot listen"):
+        listen("no.such.host.invalid", 0)
+
+
+def test_what_is_no_model_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = main("serve", tmp_path / "gone.safetensors", capsys=capsys)
+    assert (status, "no such model file" in err) == (1, True)
+
+
+def test_a_key_that_no_header_can_hold_is_refused(model_file: Path) -> None:
+    for key in ("two words", "é", "new\nline"):
+        with pytest.raises(OptionError, match="key"):
+            serve(model_file, key=key)
+
+
+def test_a_server_for_all_without_a_key_warns(
+    model_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr(servers, "run_until_stopped", lambda app, *given, **more: seen.append(app))
+    for arguments, warned in ((["--host", "0.0.0.0"], True), (["--host", "0.0.0.0", "--key", "k"], False), ([], False)):
+        status, _, err = main("serve", model_file, "--port", 0, *arguments, capsys=capsys)
+        assert (status, "Warning: whoever reaches" in err) == (0, warned)
+    monkeypatch.setenv("HEADSTART_KEY", "from the environment is refused: blanks")
+    status, _, err = main("serve", model_file, "--port", 0, capsys=capsys)
+    assert (status, "The key may hold" in err) == (1, True)
+    assert len(seen) == 3
+
+
+def test_limits_of_the_command_reach_the_server(
+    model_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[servers.Service] = []
+    monkeypatch.setattr(servers, "run_until_stopped", lambda app, service, *given, **more: seen.append(service))
+    options = "--max-body 1 --max-images 5 --max-pixels 2 --queue 7 --connections 9 --timeout 3 --gather 4"
+    assert main("serve", model_file, "--port", 0, *options.split(), capsys=capsys)[0] == 0
+    own = seen[0].limits
+    assert (own.body, own.images, own.pixels, own.queue) == (1_000_000, 5, 2_000_000, 7)
+    assert (own.connections, own.request_seconds, own.gather_ms) == (9, 3, 4)
+
+
+def test_this_machine_is_told_from_others() -> None:
+    assert all(map(is_loopback, ("localhost", "127.0.0.1", "127.0.1.1", "::1")))
+    assert not any(map(is_loopback, ("0.0.0.0", "::", "192.168.0.1", "example.com")))
+    with listen("127.0.0.1", 0) as own:
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+", address(own))
