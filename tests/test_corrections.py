@@ -94,6 +94,10 @@ def test_the_table_beside_it_holds_the_run_s_images_and_the_corrected_ones(tmp_p
     assert rows[str(wrong)] == ("b", "train")
     assert rows[str(images / "a" / "1.png")] == ("a", "val")
     assert rows[str(fresh.file.resolve())] == ("a", "train")
+    own.keep((images / "a" / "1.png").read_bytes(), "new")
+    anew = hs.open_data(own.table)
+    moved = anew.files().index(str(images / "a" / "1.png"))
+    assert (anew.label_names()[moved], (anew.splits or ())[moved]) == ("new", "train")
     assert len(rows) == 5  # what the run left out stays out; what is its own stands there once
     for correction in own.all():
         own.remove(correction.key)

@@ -14,6 +14,7 @@ import pytest
 from browser import browsing, chromium, until
 from pictures import COLOURS, picture, write_classes
 from PIL import Image
+from served import tiny_model
 from servers import serving
 
 import headstart as hs
@@ -144,6 +145,14 @@ def test_without_a_place_for_them_or_a_run_nothing_is_offered(model: hs.Model, t
     other = tmp_path / "split.csv"
     other.write_text("path,label,split,content,left_out\n")
     assert Page(Service(model, run=tmp_path, device="cpu"), None).about()["nearest"] is False
+
+
+def test_a_model_of_several_labels_is_shown_and_not_corrected(tmp_path: Path) -> None:
+    page = Page(Service(tiny_model(thresholds=(0.5, 0.5, 0.5)), device="cpu"), Corrections(tmp_path / "kept"))
+    about = page.about()
+    assert (about["several_labels"], about["corrections"], about["classes"]) == (True, False, ["9", "10", "é"])
+    with pytest.raises(Refusal, match="keeps no corrections"):
+        page.keep(png(1, "red"), "9")
 
 
 def test_a_correction_is_kept_listed_shown_and_taken_back(site: str, kept: Corrections) -> None:

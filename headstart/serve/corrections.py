@@ -170,24 +170,27 @@ class Corrections:
                     yield from (own for own in sorted(folder.iterdir()) if not is_hidden(own.name) and own.is_file())
 
     def _write_table(self) -> None:
-        """The run's images as they were split, and the corrected ones for training; what is both has its new label."""
+        """The run's images as they were split, and the corrected ones for training; what is both has its new label.
+
+        It stays in its split, but where the class is new: that is to be learnt.
+        """
         if self.split is None or self.table is None:
             return
         own = {content_key(file.read_bytes()).hex(): file for file in self._files()}
         if not own:
             self.table.unlink(missing_ok=True)
             return
-        lines, seen = [], set[str]()
-        for row in read_rows(self.split):
-            if row["split"]:
-                moved = own.get(row["content"])
-                seen.add(row["content"])
-                label = row["label"] if moved is None else moved.parent.name
-                lines.append([row["path"], label, row["split"], row.get("group", "")])
+        rows = [row for row in read_rows(self.split) if row["split"]]
+        seen, classes = {row["content"] for row in rows}, {row["label"] for row in rows}
+        lines = []
+        for row in rows:
+            moved = own.get(row["content"])
+            label = row["label"] if moved is None else moved.parent.name
+            lines.append([row["path"], label, row["split"] if label in classes else "train", row.get("group", "")])
         lines += [[str(file.resolve()), file.parent.name, "train", ""] for key, file in own.items() if key not in seen]
         columns = 4 if any(line[3] for line in lines) else 3
-        rows = [line[:columns] for line in [["path", "label", "split", "group"], *lines]]
-        write_atomically(self.table, text_bytes(csv_text(rows)))
+        table = [line[:columns] for line in [["path", "label", "split", "group"], *lines]]
+        write_atomically(self.table, text_bytes(csv_text(table)))
 
     @contextlib.contextmanager
     def _named_errors(self) -> Iterator[None]:
