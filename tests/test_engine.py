@@ -545,3 +545,18 @@ def test_engines_change_no_weight_and_no_statistic(backbone: Backbone, rates: Ra
     for exact in (True, False):
         choose(net, tmp_path, exact=exact)(pixels(4))
     assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.module.state_dict().items())
+
+
+@folding
+def test_where_no_picture_is_at_hand_exact_engines_alone_are_measured_and_kept_apart(
+    net: FeatureNet, rates: Rates, tmp_path: Path
+) -> None:
+    """What rounding does to made-up pixels says nothing of photographs, so no training may find it."""
+    options: dict[str, Any] = {"count": 1000, "device": "cpu", "cache": tmp_path}
+    plan = measure_engines(net, pixels(8), exact=True, **options)
+    assert (rates.measured, plan.exact, plan.fast) == (["torch", "folded"], "folded", "folded")
+    measure_engines(net, pixels(8), exact=True, **options)
+    assert rates.measured == ["torch", "folded"]
+    measure(net, tmp_path)
+    assert rates.measured[2:4] == ["torch", "folded"]
+    assert len(list((tmp_path / "engines").glob("*.safetensors"))) == 2

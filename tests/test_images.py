@@ -235,3 +235,55 @@ def test_map_images_keeps_order_and_never_runs_far_ahead() -> None:
     assert [next(results) for _ in range(3)] == [0, 1, 4]
     assert len(started) <= 3 + 16
     assert list(results) == [i * i for i in range(3, 1000)]
+
+
+def test_a_picture_of_too_many_pixels_is_refused_by_its_header() -> None:
+    picture_data = encoded(quadrants(64), "PNG")
+    assert decode(picture_data, most=64 * 32).image.size == (64, 32)
+    with pytest.raises(UnreadableImage, match=r"too large: 64 x 32 pixels; at most 0\.002 million"):
+        decode(picture_data, most=2000)
+    header_alone = encoded(quadrants(64), "PNG")[:50]
+    with pytest.raises(UnreadableImage, match="too large"):
+        decode(header_alone, most=2000)
+
+
+def test_a_line_that_would_grow_out_of_proportion_is_refused() -> None:
+    wide = Image.new("L", (60_000, 1))
+    own = Preprocessing(height=224, width=224)
+    with pytest.raises(UnreadableImage, match="too long for its width: 60,000 x 1 pixels"):
+        fit_to(as_rgb(wide), own)
+    assert fit_to(as_rgb(Image.new("L", (600, 1))), own).shape == (224, 224, 3)
+
+
+def progressive(scans: int) -> bytes:
+    """A JPEG whose last scan stands there so many times more."""
+    data = encoded(quadrants(64), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:last] + data[last:-2] * (scans - data.count(b"\xff\xda") + 1) + data[-2:]
+
+
+def test_jpegs_that_take_their_reader_over_and_over_are_refused() -> None:
+    assert decode(progressive(100)).image.size == (64, 32)
+    with pytest.raises(UnreadableImage, match="more than 200 scans"):
+        decode(progressive(201))
+    plain = encoded(quadrants(64), "JPEG")
+    padded = plain[:2] + b"\xff\xe5\x00\x02" * 6000 + plain[2:]
+    with pytest.raises(UnreadableImage, match="5,000 segments"):
+        decode(padded)
+
+
+def test_what_lies_behind_a_jpegs_end_counts_not() -> None:
+    """Phones put films there."""
+    plain = encoded(quadrants(64), "JPEG")
+    assert decode(plain + b"\xff\xda\x00\x02" * 9000).image.size == (64, 32)
+    exif = b"\xff\xe1\x9c\x42" + b"\xff\xda" * 20_000
+    assert decode(plain[:2] + exif + plain[2:]).image.size == (64, 32)
+
+
+def test_only_formats_of_pictures_are_opened() -> None:
+    for kind in ("EPS", "PDF", "ICNS", "PCX"):
+        data = encoded(quadrants(64), kind)
+        with pytest.raises(UnreadableImage, match="not an image"):
+            decode(data)
+    for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA"):
+        assert decode(encoded(quadrants(64), kind)).image.size == (64, 32), kind

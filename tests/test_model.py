@@ -173,3 +173,20 @@ def test_nothing_in_the_package_unpickles() -> None:
         assert not re.search(r"\b(import pickle|joblib|allow_pickle=True|dill)\b", text), file
         for call in re.findall(r"torch\.load\([^)]*\)", text):
             assert "weights_only=True" in call, (file, call)
+
+
+def test_a_files_bytes_are_predicted_as_the_file_is(model: Model, tmp_path: Path) -> None:
+    picture(3).save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    one = model.predict(data)
+    assert (one.path, one.top) == ("<bytes>", model.predict(tmp_path / "a.png").top)
+    assert [p.error is None for p in model.predict([data, b"none", data])] == [True, False, True]
+
+
+def test_the_version_is_what_stands_in_the_file_and_changes_with_the_model(model: Model, tmp_path: Path) -> None:
+    file = model.save(tmp_path / "m.safetensors")
+    with safe_open(file, framework="pt") as opened:
+        assert json.loads(opened.metadata()["headstart"])["sha256"] == model.version
+    assert load(file).version == model.version
+    other = Model(model.net, model.head, ["9", "10", "e"], recipe=model.recipe, data={"a": 1}, scores={})
+    assert other.version != model.version

@@ -7,7 +7,7 @@ import json
 import logging
 import socket
 from functools import partial
-from typing import Any, cast
+from typing import Any, cast, final
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -81,7 +81,7 @@ class BoundedConnection(H11Protocol):
         super().__init__(**options)
         self._limits, self._traffic = limits, traffic
         self._taken = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._asking, self._reading = _Patience(self), _Patience(self)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Takes a connection, or says that there are too many."""
@@ -98,7 +98,8 @@ class BoundedConnection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forgets it."""
-        self._stop()
+        self._asking.end()
+        self._reading.end()
         if self._taken:
             self._traffic.connections -= 1
             super().connection_lost(exc)
@@ -113,19 +114,18 @@ class BoundedConnection(H11Protocol):
         """Waits for the next request, or for the client to read the last answer."""
         super().on_response_complete()
         if self.transport.is_closing():
-            self._start(self._limits.idle_seconds)
-        else:
-            self._watch()
+            self._reading.begin(self._limits.idle_seconds)
+        self._watch()
 
     def pause_writing(self) -> None:
         """The client does not read."""
         super().pause_writing()
-        self._start(self._limits.request_seconds)
+        self._reading.begin(self._limits.request_seconds)
 
     def resume_writing(self) -> None:
         """The client reads again."""
         super().resume_writing()
-        self._stop()
+        self._reading.end()
 
     def timeout_keep_alive_handler(self) -> None:
         """Nothing came for a while."""
@@ -135,24 +135,35 @@ class BoundedConnection(H11Protocol):
         """What came is no HTTP."""
         self.transport.write(_raw(400, msg, []))
         self.transport.close()
-        self._start(1.0)
+        self._reading.begin(1.0)
 
     def _watch(self) -> None:
         """Whoever has begun a request must bring its head in time."""
-        asked = self.cycle is not None and not self.cycle.response_complete
-        if asked:
-            self._stop()
-        elif self._timer is None and self.timeout_keep_alive_task is None and not self.transport.is_closing():
-            self._start(self._limits.head_seconds)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._asking.end()
+        elif not self._asking and self.timeout_keep_alive_task is None and not self.transport.is_closing():
+            self._asking.begin(self._limits.head_seconds)
 
-    def _start(self, seconds: float) -> None:
-        self._stop()
-        self._timer = self.loop.call_later(seconds, self.transport.abort)
 
-    def _stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+@final
+class _Patience:
+    """A time after which a connection is cut off."""
+
+    def __init__(self, connection: H11Protocol) -> None:
+        self._connection = connection
+        self._handle: asyncio.TimerHandle | None = None
+
+    def __bool__(self) -> bool:
+        return self._handle is not None
+
+    def begin(self, seconds: float) -> None:
+        self.end()
+        self._handle = self._connection.loop.call_later(seconds, self._connection.transport.abort)
+
+    def end(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
 
 
 def _raw(status: int, reason: str, headers: list[str]) -> bytes:

@@ -8,6 +8,7 @@ import json
 import sys
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -192,11 +193,11 @@ class _Told:
 
 
 class _Body:
-    """A request's body, read within its bounds and handed on in one piece."""
+    """A request's body, read within its bounds and then handed on."""
 
     def __init__(self, receive: Receive, limits: Limits, traffic: Traffic) -> None:
         self._receive, self._limits, self._traffic = receive, limits, traffic
-        self._data: bytes | None = None
+        self._pieces: deque[bytes] = deque()
         self._size = 0
         self.whole = False
 
@@ -212,12 +213,11 @@ class _Body:
             raise self._too_large()
         try:
             async with asyncio.timeout(self._limits.body_seconds):
-                self._data = await self._pieces()
+                await self._read()
         except TimeoutError:
             raise Refusal(408, f"The body was not there within {self._limits.body_seconds:g} s.") from None
 
-    async def _pieces(self) -> bytes:
-        pieces = []
+    async def _read(self) -> None:
         while not self.whole:
             message = await self._receive()
             if message["type"] == "http.disconnect":
@@ -229,19 +229,19 @@ class _Body:
                 raise self._too_large()
             if self._traffic.held > self._limits.held:
                 raise Refusal(503, "Too much is being sent at once. Send it again later.", retry_after=1)
-            pieces.append(piece)
+            self._pieces.append(piece)
             self.whole = not message.get("more_body", False)
-        return b"".join(pieces)
 
     def _too_large(self) -> Refusal:
         return Refusal(413, f"The body is larger than {self._limits.body:,} bytes. Send fewer or smaller pictures.")
 
     async def receive(self) -> Message:
         """The body, then whatever comes: that the client has left."""
-        if self._data is None:
+        if not self._pieces:
             return await self._receive()
-        data, self._data = self._data, None
-        return {"type": "http.request", "body": data, "more_body": False}
+        await asyncio.sleep(0)  # a parser that is kept busy by one body leaves the others their turn
+        piece = self._pieces.popleft()
+        return {"type": "http.request", "body": piece, "more_body": bool(self._pieces)}
 
     async def discard(self) -> None:
         """Throws away what still comes, for a while."""
@@ -256,7 +256,8 @@ class _Body:
     def close(self) -> None:
         """Gives its bytes back."""
         self._traffic.held -= self._size
-        self._data, self._size = None, 0
+        self._pieces.clear()
+        self._size = 0
 
 
 async def _refuse(refusal: Refusal, scope: Scope, body: _Body, told: _Told) -> None:

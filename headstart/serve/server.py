@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import uvicorn
@@ -114,7 +115,8 @@ async def _run(
         await asyncio.sleep(TICK)
     asked = asyncio.Event()
     for own in SIGNALS:
-        asyncio.get_running_loop().add_signal_handler(own, _stop, server, asked)
+        with suppress(NotImplementedError):  # on Windows uvicorn's own handlers stay: it stops without draining first
+            asyncio.get_running_loop().add_signal_handler(own, _stop, server, asked)
     while not asked.is_set() and service.fault is None and not serving.done():
         await asyncio.sleep(TICK)
         if ready is not None and service.ready:
