@@ -176,21 +176,26 @@ def train(
     test: Test = 0.15,
     seed: Seed = 0,
     device: DeviceChoice = Device.auto,
+    watch: Annotated[bool, typer.Option("--watch", help="Show the run on a page while it goes on.")] = False,
+    watch_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Of that page, on this machine; 0: any that is free.")
+    ] = 0,
     as_json: Json = False,
 ) -> None:
     """Train a classifier and write model, scores, predictions and report into a run folder."""
     with _importing():
         from headstart.progress import TerminalProgress
+        from headstart.runs.folder import choose_run_folder
         from headstart.runs.train import resume as resume_run
         from headstart.runs.train import train as train_run
         from headstart.training.recipe import PRETRAINED, Recipe
 
     if (data is None) == (resume is None):
         raise typer.BadParameter("Missing argument DATA, or an unfinished run to --resume; one of the two.")
-    if resume is not None:
-        run = resume_run(resume, progress=TerminalProgress())
-    else:
-        assert data is not None
+    watch = watch or watch_port > 0
+    recipe = None
+    if data is not None:
+        out = choose_run_folder(out, data) if watch else out
         recipe = Recipe(
             effort=effort.value,
             backbone=backbone,
@@ -221,13 +226,43 @@ def train(
             test=test,
             seed=seed,
         )
-        run = train_run(data, out=out, recipe=recipe, device=device.value, progress=TerminalProgress())
-    if as_json:
-        files = {"run": str(run.folder), "model": str(run.model_path), "report": str(run.report_path)}
-        _print_json(files | {"scores": {name: s.as_json() for name, s in run.results.items()}, "seconds": run.seconds})
+    with _watched((resume or out) if watch else None, watch_port):
+        if resume is not None:
+            run = resume_run(resume, progress=TerminalProgress())
+        else:
+            assert data is not None
+            run = train_run(data, out=out, recipe=recipe, device=device.value, progress=TerminalProgress())
+        if as_json:
+            files = {"run": str(run.folder), "model": str(run.model_path), "report": str(run.report_path)}
+            scores = {name: s.as_json() for name, s in run.results.items()}
+            _print_json(files | {"scores": scores, "seconds": run.seconds})
+        else:
+            _print_results(list(run.results.values()))
+            print(f"Report: {run.report_path}\nModel:  {run.model_path}", flush=True)
+
+
+@app.command()
+def watch(
+    run: Annotated[Path, typer.Argument(help="The folder of a run, under way, stopped or finished.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="On this machine; 0: any that is free.")] = 0,
+    beside: Annotated[bool, typer.Option("--beside", hidden=True)] = False,
+) -> None:
+    """Show a run on a page: plan, progress, curves, ladder, findings, mistakes. Stop it with Ctrl-C.
+
+    It reads the run's folder alone: the training is neither slowed nor stopped by who looks at it.
+    """
+    from headstart.serve.viewer import open_in_browser, watch_for_parent
+    from headstart.serve.viewer import watch as watch_run
+
+    if beside:
+        watch_for_parent(run, port=port)
         return
-    _print_results(list(run.results.values()))
-    print(f"Report: {run.report_path}\nModel:  {run.model_path}")
+
+    def opened(where: str) -> None:
+        _complain(f"{run} is shown at {where}. Stop it with Ctrl-C.")
+        open_in_browser(where)
+
+    watch_run(run.expanduser(), port=port, opened=opened)
 
 
 @app.command()
@@ -632,6 +667,10 @@ def serve(
     gather: Annotated[
         float, typer.Option(min=0, help="Milliseconds that a picture waits for others that are on their way.")
     ] = 5.0,
+    corrections: Annotated[
+        Path | None,
+        typer.Option(help="Where corrected pictures are kept; NAME-corrections beside the run or model if left out."),
+    ] = None,
     device: DeviceChoice = Device.auto,
 ) -> None:
     """Answer over HTTP what the model says of pictures, and show it on a page. Stop it with Ctrl-C.
@@ -655,7 +694,14 @@ def serve(
         gather_ms=gather,
     )
     serve_model(
-        run_or_model, host=host, port=port, key=key, limits=limits, device=device.value, progress=TerminalProgress()
+        run_or_model,
+        host=host,
+        port=port,
+        key=key,
+        limits=limits,
+        corrections=corrections,
+        device=device.value,
+        progress=TerminalProgress(),
     )
 
 
@@ -760,6 +806,25 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(BROKEN_PIPE)
+
+
+@contextmanager
+def _watched(folder: Path | None, port: int) -> Iterator[None]:
+    """The time in which a page shows a run; None for no page."""
+    if folder is None:
+        yield
+        return
+    from headstart.serve.viewer import open_in_browser, watched_beside
+
+    try:
+        with watched_beside(folder, port=port) as address:
+            where = address()
+            _complain(f"Watch the run at {where}")
+            open_in_browser(where)
+            yield
+    finally:
+        if (folder / "recipe.json").is_file():
+            _complain(f"To open that page again: headstart watch {_shown(str(folder))}")
 
 
 @contextmanager

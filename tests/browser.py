@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,18 +12,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+ARGUMENTS += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 
 
 @contextmanager
-def opened(file: Path, *, width: int = 1200) -> Iterator[tuple[Page, list[str]]]:
-    """The page, and what should not have been: console errors, exceptions, requests beyond the file.
-
-    The test that asks is skipped where there is no Chromium.
-    """
+def chromium() -> Iterator[Browser]:
+    """A browser, for several pages; whoever asks is skipped where there is none."""
     path = next((found for name in NAMES if (found := shutil.which(name))), None)
     if path is None:
         pytest.skip("no chromium on this machine")
@@ -30,11 +29,40 @@ def opened(file: Path, *, width: int = 1200) -> Iterator[tuple[Page, list[str]]]
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
-        page = browser.new_page(viewport={"width": width, "height": 900})
-        wrong: list[str] = []
-        page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("request", lambda asked: None if asked.url.startswith(("data:", "file:")) else wrong.append(asked.url))
-        page.goto(file.as_uri())
-        yield page, wrong
+        yield browser
         browser.close()
+
+
+@contextmanager
+def opened(file: Path, *, width: int = 1200) -> Iterator[tuple[Page, list[str]]]:
+    """The page, and what should not have been: console errors, exceptions, requests beyond the file."""
+    with chromium() as browser, _page(browser, file.as_uri(), ("data:", "file:"), width) as both:
+        yield both
+
+
+@contextmanager
+def browsing(browser: Browser, site: str, path: str = "/", *, width: int = 1200) -> Iterator[tuple[Page, list[str]]]:
+    """Likewise of a server, beyond which there should be no request."""
+    with _page(browser, site + path, ("data:", "blob:", site + "/"), width) as both:
+        yield both
+
+
+@contextmanager
+def _page(browser: Browser, address: str, own: tuple[str, ...], width: int) -> Iterator[tuple[Page, list[str]]]:
+    context = browser.new_context(viewport={"width": width, "height": 900}, reduced_motion="reduce")
+    page = context.new_page()
+    wrong: list[str] = []
+    page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("request", lambda asked: None if asked.url.startswith(own) else wrong.append(asked.url))
+    page.goto(address)
+    yield page, wrong
+    context.close()
+
+
+def until(page: Page, script: str, *, seconds: float = 30) -> None:
+    """Waits for an expression to be true; asked from outside, since a page with a strict policy evaluates no text."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(script):
+        assert time.monotonic() < end, f"never: {script}"
+        time.sleep(0.03)

@@ -35,7 +35,7 @@ def told(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[hs.Event]
 def test_every_kind_of_event_is_told_in_its_order(told: list[hs.Event]) -> None:
     kinds = [event.kind for event in told]
     main = [kind for kind in kinds if kind not in ("message", "progress", "step", "plan")]
-    assert main[:4] == ["images", "engine", "stage", "rung"]
+    assert main[:7] == ["images", "findings", "engine", "stage", "mistakes", "findings", "rung"]
     assert main[-2:] == ["rung", "finished"]
     begins = max(place for place, kind in enumerate(kinds) if kind == "stage")
     for kind in ("step", "epoch", "checkpoint"):

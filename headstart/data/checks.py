@@ -48,6 +48,10 @@ class Finding:
     items: tuple[str, ...] = ()
     images: tuple[tuple[str, ...], ...] = ()
 
+    def brief(self) -> dict[str, Any]:
+        """Without its cases, but for their number; a JSON document."""
+        return {"kind": self.kind, "severity": self.severity, "message": self.message, "cases": len(self.items)}
+
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Finding:
         """Back from the document that ``dataclasses.asdict`` gives.

@@ -263,9 +263,9 @@ def _subfolders(folder: Path, notes: list[str]) -> list[str]:
         names = natsorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     except OSError as error:
         raise DataError(f"{folder}: {error.strerror}.") from error
-    hidden = [name for name in names if _hidden(name)]
+    hidden = [name for name in names if is_hidden(name)]
     notes += [f"{name}: hidden folder; not a class" for name in hidden]
-    return [name for name in names if not _hidden(name)]
+    return [name for name in names if not is_hidden(name)]
 
 
 def _images_below(folder: Path) -> tuple[list[str], list[str]]:
@@ -298,17 +298,17 @@ def walk_files(folder: Path) -> Iterator[str]:
     seen: set[str] = set()
     for place, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
-        folders[:] = [name for name in folders if not _hidden(name)] if real not in seen else []
+        folders[:] = [name for name in folders if not is_hidden(name)] if real not in seen else []
         if real in seen:
             continue
         seen.add(real)
         for name in files:
-            if not _hidden(name):
+            if not is_hidden(name):
                 yield os.path.relpath(os.path.join(place, name), folder)
 
 
 def _note_strays(root: Path, inside: str, folders: Iterable[str], notes: list[str]) -> None:
-    strays = [entry.name for entry in os.scandir(root / inside) if entry.is_file() and not _hidden(entry.name)]
+    strays = [entry.name for entry in os.scandir(root / inside) if entry.is_file() and not is_hidden(entry.name)]
     if not strays:
         return
     images = [name for name in strays if Path(name).suffix.lower() in SUFFIXES]
@@ -319,7 +319,8 @@ def _note_strays(root: Path, inside: str, folders: Iterable[str], notes: list[st
         notes.append(f"{where}: {len(strays)} stray file(s) not used: {_some(natsorted(strays))}")
 
 
-def _hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of that name is passed over."""
     return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir")
 
 

@@ -16,7 +16,6 @@ from headstart.backbone.forward import ActivationNet, split_backbone
 from headstart.backbone.layers import Layout
 from headstart.backbone.split import HEAD, INPUT, Boundary, SplittableBackbone
 from headstart.data.images import Rgb, jpeg_bytes
-from headstart.html import data_address
 from headstart.model import Model
 
 BATCH = 8
@@ -70,8 +69,8 @@ def heat_maps(
     return found
 
 
-def heat_picture(pixels: Rgb, heat: Heat) -> str:
-    """The picture as the network sees it with the heat over it, as a data: address; warm where much speaks for it."""
+def heat_picture(pixels: Rgb, heat: Heat) -> bytes:
+    """The picture as the network sees it with the heat over it, as a JPEG; warm where much speaks for it."""
     import matplotlib
 
     height, width = pixels.shape[:2]
@@ -82,7 +81,7 @@ def heat_picture(pixels: Rgb, heat: Heat) -> str:
     share = STRENGTH * warmth[..., None]
     shown = grey * (1 - share) + colours * share
     drawn = Image.fromarray(shown.clip(0, 255).astype(np.uint8))
-    return data_address(jpeg_bytes(drawn, quality=QUALITY), "jpeg")
+    return jpeg_bytes(drawn, quality=QUALITY)
 
 
 @final

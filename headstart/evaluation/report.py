@@ -331,7 +331,8 @@ def _heats(told: Told, part: Evaluated, places: Sequence[int]) -> dict[int, str]
     maps = heat_maps(model, list(seen.values()), asked, split=told.split)
     if maps is None:
         return {}
-    return {place: heat_picture(pixels, heat) for (place, pixels), heat in zip(seen.items(), maps, strict=True)}
+    pictures = (heat_picture(pixels, heat) for pixels, heat in zip(seen.values(), maps, strict=True))
+    return {place: data_address(data, "jpeg") for place, data in zip(seen, pictures, strict=True)}
 
 
 def _ladder(told: Told) -> bytes:

@@ -90,6 +90,7 @@ class Climb:
         self.split = prepared.frozen.copied()
         self.train, self.val, self.fitted = prepared.train, prepared.val, prepared.fitted
         self.samples = RungSamples(prepared)
+        self.mistakes = prepared.mistakes
         self.few, self.dtype, self.device = self.samples.few, self.samples.dtype, self.samples.device
         self.log, self.progress, self.stages = log, prepared.progress, stages
         self.folder = folder / CHECKPOINTS
@@ -225,6 +226,7 @@ class Climb:
         parts = []
         if val is not None:
             parts.append(logits_of(self.split, boundary, val, tuned.head, device=self.device))
+            self.log.event("mistakes", stage=rung.name, **self.mistakes(parts[0]))
         if outside is not None:
             parts.append(outside)
         right, losses = self._judged(np.concatenate(parts))

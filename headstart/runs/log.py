@@ -29,6 +29,8 @@ class Event:
     ``event["loss"]`` is ``event.fields["loss"]``. Kinds, and their fields:
 
     - "images": the data were read; ``run`` (the folder), ``counts`` (split -> class -> images), ``findings`` (number).
+    - "findings": what the data check found so far, all of it; ``found`` (of each kind, severity, message and number of
+      cases). Told again once the labels were checked.
     - "engine": ``exact`` and ``fast``, what runs the frozen part and why.
     - "plan": ``text``, a line of what is going to be done.
     - "stage": what is trained from here on, or, of a classifier on frozen features, what was; ``stage`` (its name,
@@ -39,6 +41,8 @@ class Event:
       augmented, while the model learnt.
     - "validation": ``stage``, ``epoch``, ``accuracy``, ``correct`` and ``log_loss`` of the averaged weights.
     - "checkpoint": ``stage``, ``step``, ``file``: a stop from here on loses nothing before it.
+    - "mistakes": of a stage, on val; ``stage``, ``count``, ``of`` (images), ``items`` (of the surest: path, right
+      label, given label).
     - "rung": a stage was judged; the attributes of ``training.ladder.RungResult``.
     - "finished": ``run``, ``best`` (the stage that was kept), ``scores``, ``seconds``.
     - "message" (``text``) and "progress" (``task``, ``done``, ``total``, ``unit``): from ``train_events`` alone. Not

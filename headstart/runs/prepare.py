@@ -45,12 +45,15 @@ from headstart.training.heads import LINEAR, vectors_of
 from headstart.training.ladder import CROSS_VALIDATE_BELOW, FOLDS, Rung, plan_rungs, plan_text
 from headstart.training.outliers import REFERENCES, TUNED_REFERENCES, Familiar, familiar_with, pick_references
 from headstart.training.recipe import Recipe
-from headstart.training.targets import Labels, count_learnable
+from headstart.training.targets import Labels, count_learnable, probabilities_of
 from headstart.training.thresholds import MIDDLE, best_thresholds
 
 MANY = 10**6
 """Images that an engine is chosen for where its choice is measured already: the fastest, however few they are."""
 
+
+LOGGED_MISTAKES = 12
+"""Of each stage, in the log."""
 
 CHECKED = 100_000
 """Images up to which a run looks for wrong labels: classifiers are fitted on all of them for it, five at a time."""
@@ -286,6 +289,25 @@ class Preparation:
             progress=self.progress,
         )
         return self.fitted
+
+    def mistakes(self, logits: npt.NDArray[np.floating[Any]]) -> dict[str, Any]:
+        """The surest wrong answers on val, for the log.
+
+        Args:
+            logits: (N, classes) of the validation images.
+        """
+        assert self.val is not None
+        several, classes = self.look.dataset.multi_label, self.look.dataset.classes
+        thresholds = [MIDDLE] * len(classes) if several else None
+        chances = probabilities_of(np.asarray(logits, np.float64), several=several)
+        part = evaluate_predictions(
+            "val", self.val.pictures.files, self.val.labels, chances, classes, thresholds=thresholds
+        )
+        wrong = part.mistakes()
+        shown = wrong[:LOGGED_MISTAKES]
+        names = zip(part.names_of(part.labels[shown]), part.names_of(part.given[shown]), strict=True)
+        items = [[part.paths[i], right, given] for i, (right, given) in zip(shown, names, strict=True)]
+        return {"count": len(wrong), "of": len(part.paths), "items": items}
 
     def finish(self, backbone: Backbone, head: nn.Module) -> tuple[Model, list[Evaluated]]:
         """The model that came of it, scored on every image that it did not learn from.

@@ -34,11 +34,13 @@ from headstart.runs.folder import (
     write_start,
 )
 from headstart.runs.log import LOG_FILE, Listener, RunLog
+from headstart.runs.now import Noted, forget_now, under_way
 from headstart.runs.prepare import Preparation
 from headstart.runs.report import write_card, write_report
 from headstart.runs.stages import Stages
 from headstart.runs.uses import USES_FILE, note_use
 from headstart.training.checkpoint import load_checkpoint
+from headstart.training.heads import logits_on
 from headstart.training.ladder import RungResult
 from headstart.training.recipe import Recipe
 
@@ -145,6 +147,36 @@ def carry_out(
         progress: told of each step.
         listener: told of each event.
     """
+    with under_way(folder):
+        run = _carry_out(
+            dataset,
+            folder,
+            recipe,
+            start,
+            look=look,
+            insist=insist,
+            brief=brief,
+            cache=cache,
+            progress=Noted(folder, progress),
+            listener=listener,
+        )
+    forget_now(folder)
+    return run
+
+
+def _carry_out(
+    dataset: Dataset,
+    folder: Path,
+    recipe: Recipe,
+    start: Start,
+    *,
+    look: Inspection | None,
+    insist: bool,
+    brief: bool,
+    cache: Path | None,
+    progress: Progress,
+    listener: Listener | None,
+) -> Run:
     clock = _Clock()
     keep_freed_memory()
     prepared = Preparation(dataset, recipe, device=start.device, cache=cache, progress=progress)
@@ -156,6 +188,7 @@ def carry_out(
     _same_images(folder, recipe, start, look, used)
     log = RunLog(folder, size=_log_size(folder), listener=listener)
     log.event("images", run=str(folder), counts=look.counts(), findings=len(look.findings))
+    log.event("findings", found=[finding.brief() for finding in look.findings])
     prepared.say_findings()
     clock.lap("read the images")
 
@@ -176,7 +209,10 @@ def carry_out(
         log.epoch(fitted.name, entry, 0 if prepared.val is None else len(prepared.val.labels))
     progress.say(f"Fitted the {fitted.name} on {len(keys['train']):,} images: {fitted.reason}.")
     clock.lap("fit the head")
+    if prepared.val is not None:
+        log.event("mistakes", stage=fitted.name, **prepared.mistakes(logits_on(fitted.head, prepared.val.features)))
     look = prepared.check_labels()
+    log.event("findings", found=[finding.brief() for finding in look.findings])
     clock.lap("check the labels")
     climbed = None
     results: tuple[RungResult, ...] = ()

@@ -16,10 +16,15 @@ from fastapi.security import HTTPBearer
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from headstart.serve.assets import PageHeaders
+from headstart.serve.corrections import Corrections
 from headstart.serve.documents import Answer, ModelDocument, model_document, picture_answer
 from headstart.serve.guard import Admission, Gone, Guard, write_line
+from headstart.serve.page import page_router
 from headstart.serve.problem import Problem, Refusal, problem_document
 from headstart.serve.service import Service
+from headstart.serve.watch import watch_router
+from headstart.serve.watching import Watched
 
 NAME_LENGTH = 255
 """Characters of a picture's name that are given back."""
@@ -57,12 +62,19 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": Problem, "description": WHY[status]} for status in statuses}
 
 
-def build_app(service: Service, *, admission: Admission | None = None, log: Log | None = write_line) -> FastAPI:
+def build_app(
+    service: Service,
+    *,
+    admission: Admission | None = None,
+    corrections: Corrections | None = None,
+    log: Log | None = write_line,
+) -> FastAPI:
     """The application.
 
     Args:
         service: what answers; it is started and closed with the application.
         admission: who is let in.
+        corrections: where the page keeps them; None where nothing can be corrected.
         log: gets an entry for each request; None for no log.
     """
     admission = admission or Admission()
@@ -85,7 +97,10 @@ def build_app(service: Service, *, admission: Admission | None = None, log: Log 
         api_router(service), dependencies=[Security(HTTPBearer(auto_error=False))] if admission.key else []
     )
     app.include_router(health_router(service))
-    # The page for people and the view of a run join here: app.include_router(page_router(service)), ...
+    app.include_router(page_router(service, corrections))
+    if service.run is not None:
+        watched = Watched(service.run, served=True)
+        app.include_router(watch_router(watched, ending=lambda: service.traffic.draining))
     app.add_exception_handler(HTTPException, _problem)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_middleware(
@@ -96,6 +111,7 @@ def build_app(service: Service, *, admission: Admission | None = None, log: Log 
         metrics=service.metrics,
         log=log,
     )
+    app.add_middleware(PageHeaders)
     return app
 
 

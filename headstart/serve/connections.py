@@ -4,13 +4,68 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any, final
+import logging
+import socket
+from functools import partial
+from typing import Any, cast, final
 
+import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from headstart.serve.guard import Traffic
+from headstart.errors import ServerError
+from headstart.serve.guard import LOOPBACK, Traffic
 from headstart.serve.limits import Limits
 from headstart.serve.problem import problem_document
+
+LAST_WORDS = 5
+"""Seconds that connections get to take their last answer."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Args:
+        host: a name or an address of this machine.
+        port: 0 for any that is free.
+
+    Raises:
+        ServerError: it cannot be had.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ServerError(f"{host}:{port}: cannot listen there: {why}. Name another with --host or --port.") from error
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach it there."""
+    return host in LOOPBACK or host.startswith("127.")
+
+
+def address(listener: socket.socket) -> str:
+    """For a browser."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def bounded_server(app: ASGIApp, limits: Limits, traffic: Traffic) -> uvicorn.Server:
+    """A uvicorn within bounds, and silent: requests are logged by ``Guard``."""
+    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
+    config = uvicorn.Config(
+        app,
+        http=cast(Any, partial(BoundedConnection, limits, traffic)),
+        ws="none",
+        loop="asyncio",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=cast(Any, limits.idle_seconds),
+        timeout_graceful_shutdown=LAST_WORDS,
+    )
+    return uvicorn.Server(config)
 
 
 class BoundedConnection(H11Protocol):

@@ -24,7 +24,7 @@ from headstart.serve.limits import Limits
 from headstart.serve.metrics import Metrics
 from headstart.serve.problem import Refusal
 
-OPEN = frozenset({"/", "/healthz", "/readyz"})
+OPEN = frozenset({"/", "/watch", "/healthz", "/readyz"})
 OPEN_UNDER = "/page/"
 """What needs no key: whether it lives, and the page's own files, which ask for it and tell nothing of the model."""
 

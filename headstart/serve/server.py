@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import signal
 import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
-from typing import Any, cast
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from headstart.backbone.engine import resolve_device
+from headstart.backbone.device import resolve_device
 from headstart.errors import OptionError, ServerError
 from headstart.model import load
 from headstart.progress import Progress, SilentProgress
 from headstart.serve.app import build_app
-from headstart.serve.connections import BoundedConnection
-from headstart.serve.guard import LOOPBACK, Admission
+from headstart.serve.connections import address, bounded_server, is_loopback, listen
+from headstart.serve.corrections import Corrections, corrections_folder
+from headstart.serve.guard import Admission
 from headstart.serve.limits import Limits
 from headstart.serve.service import Service
 
 TICK = 0.05
 """Seconds between two looks at whether all is answered."""
-
-LAST_WORDS = 5
-"""Seconds that connections get to take their last answer."""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -43,6 +38,7 @@ def serve(
     port: int = 8000,
     key: str = "",
     limits: Limits | None = None,
+    corrections: Path | None = None,
     device: str = "auto",
     progress: Progress | None = None,
 ) -> None:
@@ -54,7 +50,9 @@ def serve(
         port: 0 for any that is free.
         key: that requests must bring; "" for none.
         limits: what it takes on.
-        device: see ``resolve_device``.
+        corrections: folder for pictures whose answer was corrected on the page; see ``corrections_folder`` where it is
+            not given.
+        device: see ``device.resolve_device``.
         progress: told of the engine, of the address once it is ready, and of whom it lets in.
 
     Raises:
@@ -72,38 +70,10 @@ def serve(
         if not local and not key:
             progress.say("Warning: whoever reaches this machine can use the server. Give it a key (HEADSTART_KEY).")
         service = Service(model, run=run, limits=limits, device=device, progress=progress)
-        app = build_app(service, admission=Admission(key, local))
+        kept = Corrections(corrections or corrections_folder(folder), split=folder / "split.csv")
+        app = build_app(service, admission=Admission(key, local), corrections=kept)
         words = f"{model!r} is ready at {address(listener)}. Stop it with Ctrl-C."
         run_until_stopped(app, service, listener, ready=lambda: progress.say(words))
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens.
-
-    Args:
-        host: a name or an address of this machine.
-        port: 0 for any that is free.
-
-    Raises:
-        ServerError: it cannot be had.
-    """
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=1024)
-    except (OSError, OverflowError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise ServerError(f"{host}:{port}: cannot listen there: {why}. Name another with --host or --port.") from error
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach it there."""
-    return host in LOOPBACK or host.startswith("127.")
-
-
-def address(listener: socket.socket) -> str:
-    """For a browser."""
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def run_until_stopped(
@@ -133,20 +103,8 @@ def run_until_stopped(
 
 
 def server_for(app: ASGIApp, service: Service) -> uvicorn.Server:
-    """A uvicorn within bounds, and silent: requests are logged by ``Guard``."""
-    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
-    config = uvicorn.Config(
-        app,
-        http=cast(Any, partial(BoundedConnection, service.limits, service.traffic)),
-        ws="none",
-        loop="asyncio",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=cast(Any, service.limits.idle_seconds),
-        timeout_graceful_shutdown=LAST_WORDS,
-    )
-    return uvicorn.Server(config)
+    """See ``bounded_server``."""
+    return bounded_server(app, service.limits, service.traffic)
 
 
 async def _run(

@@ -50,7 +50,7 @@ class Service:
         model: what answers.
         run: the run folder that it comes from, where there is one.
         limits: what it takes on.
-        device: see ``resolve_device``.
+        device: see ``device.resolve_device``.
         cache: where engines are kept; the default cache where it is not given.
         progress: told which engine runs.
     """

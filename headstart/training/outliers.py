@@ -80,6 +80,10 @@ class Familiar:
         distances = _distances(self._known, _cut_off(features, self.limits))
         return np.asarray(np.searchsorted(self.usual, distances) / len(self.usual))
 
+    def similarities(self, features: Features) -> Features:
+        """(N, D) float32 -> (N, R) cosines to each of the references."""
+        return unit(_cut_off(features, self.limits)) @ self._known.T
+
     @cached_property
     def _known(self) -> Features:
         """(R, D) the references to compute with: predictions come in many small batches."""

@@ -1,0 +1,257 @@
+"""The page at ``/``, and what it asks of the server beyond the API: reasons, likenesses, corrections."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+from collections import Counter
+from functools import cached_property, partial
+from http import HTTPStatus
+from typing import Annotated, Any, final
+
+from fastapi import APIRouter, File, Form, UploadFile
+from fastapi.responses import JSONResponse, Response
+from PIL import Image
+from starlette.concurrency import run_in_threadpool
+
+from headstart.data.images import decode, jpeg_bytes, thumbnail
+from headstart.errors import OptionError, OutputError, UnreadableImage
+from headstart.evaluation.heat import heat_maps, heat_picture
+from headstart.serve.assets import asset, asset_router
+from headstart.serve.corrections import Correction, Corrections
+from headstart.serve.neighbours import Neighbours
+from headstart.serve.problem import Refusal
+from headstart.serve.service import Service
+
+NEAREST = 3
+SIDE = 240
+"""Of small pictures, in pixels."""
+
+LISTED = 60
+"""Corrections that the page shows."""
+
+Document = dict[str, Any]
+
+
+def page_router(service: Service, corrections: Corrections | None = None) -> APIRouter:
+    """The routes of the page.
+
+    Args:
+        service: what answers.
+        corrections: where they are kept; None where nothing can be corrected.
+    """
+    router = APIRouter(include_in_schema=False)
+    page = Page(service, corrections)
+
+    @router.get("/")
+    async def index() -> Response:
+        return asset("index.html")
+
+    @router.get("/v1/page")
+    async def about() -> Document:
+        return page.about()
+
+    @router.post("/v1/explain")
+    async def explain(file: Annotated[UploadFile, File()], label: Annotated[str, Form()] = "") -> Response:
+        data = await file.read()
+        return Response(await service.alone(partial(page.explain, data, label)), media_type="image/jpeg")
+
+    @router.post("/v1/nearest")
+    async def nearest(file: Annotated[UploadFile, File()]) -> Document:
+        data = await file.read()
+        return await service.alone(partial(page.nearest, data))
+
+    @router.get("/v1/corrections")
+    async def listed() -> Document:
+        return await run_in_threadpool(page.corrected)
+
+    @router.post("/v1/corrections")
+    async def keep(file: Annotated[UploadFile, File()], label: Annotated[str, Form()]) -> Document:
+        data = await file.read()
+        return await service.alone(partial(page.keep, data, label))
+
+    @router.get("/v1/corrections/{key}")
+    async def small(key: str) -> Response:
+        data = await run_in_threadpool(page.small, key)
+        return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+
+    @router.delete("/v1/corrections/{key}")
+    async def remove(key: str) -> Response:
+        if not await run_in_threadpool(page.remove, key):
+            raise Refusal(HTTPStatus.NOT_FOUND, "That correction is not there any more.")
+        return JSONResponse({"removed": key})
+
+    router.include_router(asset_router())
+    return router
+
+
+@final
+class Page:
+    """What the page is told, as JSON documents; see ``page_router``."""
+
+    def __init__(self, service: Service, corrections: Corrections | None) -> None:
+        self.service, self.model, self._corrections = service, service.model, corrections
+
+    def about(self) -> Document:
+        """The model in a few words."""
+        model = self.model
+        several = model.thresholds is not None
+        return {
+            "name": str(model.data.get("name") or "A classifier"),
+            "words": self._words(),
+            "classes": list(model.classes),
+            "several_labels": several,
+            "run": self.service.run is not None,
+            "nearest": self._neighbours is not None,
+            "corrections": self._corrections is not None and not several,
+            "version": self._version,
+            "architecture": model.net.backbone.architecture,
+        }
+
+    def explain(self, data: bytes, label: str) -> bytes:
+        """A JPEG of the picture with what speaks for a class, warm.
+
+        Raises:
+            Refusal: the picture cannot be read, the class is not known, or the network keeps no places.
+        """
+        number = {name: i for i, name in enumerate(self.model.classes)}
+        if label not in number:
+            raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, f"The model knows no class {label!r}.")
+        pixels = self._pixels(data)
+        maps = heat_maps(self.model, [pixels], [number[label]])
+        if maps is None:
+            raise Refusal(
+                HTTPStatus.UNPROCESSABLE_ENTITY, "This network keeps no places: it cannot say where it looked."
+            )
+        return heat_picture(pixels, maps[0])
+
+    def nearest(self, data: bytes) -> Document:
+        """Training pictures that are most like this one.
+
+        Raises:
+            Refusal: the picture cannot be read, or no training pictures are known.
+        """
+        known = self._neighbours
+        if known is None:
+            raise Refusal(HTTPStatus.NOT_FOUND, "The training pictures of this model are not known here.")
+        found = known.nearest(self._pixels(data), NEAREST)
+        shown = [
+            {"label": o.label, "path": _plain(o.path), "similarity": o.similarity, "picture": thumbnail(o.path, SIDE)}
+            for o in found
+        ]
+        return {"among": len(known.rows), "of": known.of, "nearest": shown}
+
+    def corrected(self) -> Document:
+        """What was corrected so far."""
+        own = self._corrections
+        if own is None:
+            return {"folder": None, "count": 0, "labels": {}, "items": [], "train": None}
+        found = own.all()
+        labels = Counter(one.label for one in found)
+        command = words = None
+        if found and own.table is not None:
+            command = f"headstart train {shlex.quote(_plain(str(own.table)))}"
+            words = "The run's own images, split as they were, and these for training beside them."
+        elif len(labels) > 1:
+            command = f"headstart train {shlex.quote(_plain(str(own.folder)))}"
+            words = "On these alone. Copy the folder's classes to your own images to learn from both."
+        return {
+            "folder": _plain(str(own.folder)),
+            "count": len(found),
+            "labels": dict(labels),
+            "items": [_document(one) for one in found[:LISTED]],
+            "train": command,
+            "train_words": words,
+        }
+
+    def keep(self, data: bytes, label: str) -> Document:
+        """Keeps a picture under its right label.
+
+        Raises:
+            Refusal: it cannot be kept.
+        """
+        with _refusals():
+            return _document(self._kept().keep(data, label, most=self.service.limits.pixels))
+
+    def remove(self, key: str) -> bool:
+        """Takes a correction back; False where there is none.
+
+        Raises:
+            Refusal: it cannot be.
+        """
+        with _refusals():
+            return self._kept().remove(key)
+
+    def small(self, key: str) -> bytes:
+        """A small JPEG of a corrected picture.
+
+        Raises:
+            Refusal: there is none.
+        """
+        found = self._kept().find(key)
+        if found is None:
+            raise Refusal(HTTPStatus.NOT_FOUND, "That correction is not there any more.")
+        with _refusals():
+            image = decode(found.file, at_least=SIDE, most=self.service.limits.pixels).image
+        image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+        return jpeg_bytes(image, quality=82)
+
+    def _pixels(self, data: bytes) -> Any:
+        seen = self.model.pixels(data, most=self.service.limits.pixels)
+        if isinstance(seen, str):
+            raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, f"The picture cannot be read: {seen}.")
+        return seen
+
+    def _kept(self) -> Corrections:
+        if self._corrections is None or self.model.thresholds is not None:
+            raise Refusal(HTTPStatus.NOT_FOUND, "This server keeps no corrections of this model.")
+        return self._corrections
+
+    def _words(self) -> str:
+        """What it tells apart and how well."""
+        model = self.model
+        several = model.thresholds is not None
+        words = f"Tells {len(model.classes):,} {'labels' if several else 'classes'} apart."
+        scored = model.scores.get("test") or model.scores.get("val")
+        if scored:
+            share = 100 * scored["correct"] / max(1, scored["count"])
+            low, high = 100 * scored["low"], 100 * scored["high"]
+            name = "test" if model.scores.get("test") else "val"
+            words += (
+                f" Right on {scored['correct']:,} of {scored['count']:,} {name} pictures: {share:.1f} % "
+                f"({low:.1f}-{high:.1f})."
+            )
+        return words
+
+    @cached_property
+    def _version(self) -> str:
+        return self.model.version
+
+    @cached_property
+    def _neighbours(self) -> Neighbours | None:
+        if self.service.run is None:
+            return None
+        with contextlib.suppress(OptionError):
+            return Neighbours(self.model, self.service.run)
+        return None
+
+
+@contextlib.contextmanager
+def _refusals() -> Any:
+    try:
+        yield
+    except UnreadableImage as error:
+        raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, f"The picture cannot be read: {error.reason}.") from error
+    except OptionError as error:
+        raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from error
+    except OutputError as error:
+        raise Refusal(HTTPStatus.INSUFFICIENT_STORAGE, str(error)) from error
+
+
+def _document(own: Correction) -> Document:
+    return {"key": own.key, "label": own.label, "file": _plain(str(own.file)), "time": own.time}
+
+
+def _plain(text: str) -> str:
+    """A path as it can stand in JSON."""
+    return text.encode(errors="surrogateescape").decode(errors="replace")

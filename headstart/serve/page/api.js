@@ -1,0 +1,157 @@
+// What both views share: elements, figures in words, and calls to the server with its key.
+
+const KEY = "headstart-key";
+
+export class Trouble extends Error {
+  // kind: "away" (no answer), "busy" (503), "key" (401), "refused" (anything else).
+  constructor(kind, reason, wait = 0) { super(reason); this.kind = kind; this.wait = wait; }
+}
+
+export const byId = (id) => document.getElementById(id);
+
+export function make(tag, given = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(given)) {
+    if (value === undefined || value === null || value === false) continue;
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (name === "class") element.className = value;
+    else if (name === "text") element.textContent = value;
+    else element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children.filter((child) => child !== null && child !== undefined));
+  return element;
+}
+
+export function percent(share) {
+  if (share > 0 && share < 0.001) return "< 0.1\u00a0%";
+  if (share < 1 && share > 0.999) return "> 99.9\u00a0%";
+  return `${(100 * share).toFixed(1)}\u00a0%`;
+}
+
+const whole = new Intl.NumberFormat("en");
+export const count = (number, one = "", many = `${one}s`) =>
+  one ? `${whole.format(number)} ${number === 1 ? one : many}` : whole.format(number);
+
+export function duration(seconds) {
+  if (seconds < 90) return `${Math.max(1, Math.round(seconds))} s`;
+  const minutes = Math.round(seconds / 60);
+  return minutes < 90 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+}
+
+export function say(words) { byId("said").textContent = words; }
+
+export function notice(words, action = "", act = null) {
+  const box = byId("notice");
+  box.hidden = !words;
+  box.replaceChildren();
+  if (!words) return;
+  box.append(make("p", { text: words }));
+  if (action) box.append(make("button", { type: "button", text: action, onclick: act }));
+}
+
+// A server's key is asked for once; calls that came before wait for it.
+let keyAsked = null;
+export function askForKey() {
+  keyAsked ??= new Promise((resolve) => {
+    const form = byId("key-form"), field = byId("key");
+    if (sessionStorage.getItem(KEY)) byId("key-words").textContent = "The server does not take the key that was given. Look at it once more.";
+    form.hidden = false;
+    field.focus();
+    form.onsubmit = (event) => {
+      event.preventDefault();
+      sessionStorage.setItem(KEY, field.value.trim());
+      field.value = "";
+      form.hidden = true;
+      keyAsked = null;
+      resolve();
+    };
+  });
+  return keyAsked;
+}
+export const hasKey = () => Boolean(sessionStorage.getItem(KEY));
+
+export async function call(path, { method = "GET", body, headers = {}, signal, asked = false } = {}) {
+  const key = sessionStorage.getItem(KEY);
+  if (key) headers = { ...headers, Authorization: `Bearer ${key}` };
+  let answer;
+  try {
+    answer = await fetch(path, { method, body, headers, signal, cache: "no-store", credentials: "omit" });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Trouble("away", "The server cannot be reached.");
+  }
+  if (answer.ok) return answer;
+  if (answer.status === 401) {
+    await askForKey();
+    return call(path, { method, body, headers, signal, asked: true });
+  }
+  const reason = await reasonOf(answer);
+  if (answer.status === 503 || answer.status === 429) throw new Trouble("busy", reason, Number(answer.headers.get("Retry-After")) || 2);
+  throw Object.assign(new Trouble("refused", reason), { status: answer.status });
+}
+
+async function reasonOf(answer) {
+  try {
+    const told = await answer.json();
+    return told.error?.reason ?? told.reason ?? told.detail?.[0]?.msg ?? told.detail ?? `The server answered ${answer.status}.`;
+  } catch { return `The server answered ${answer.status}.`; }
+}
+
+export const json = async (path, options) => (await call(path, options)).json();
+
+// Pictures of the server are fetched, not linked: a link cannot carry the key.
+export async function picture(path) { return URL.createObjectURL(await (await call(path)).blob()); }
+
+export async function copy(text, button) {
+  try { await navigator.clipboard.writeText(text); button.textContent = "Copied"; }
+  catch { button.textContent = "Select and copy it"; }
+  setTimeout(() => { button.textContent = "Copy"; }, 2500);
+}
+
+export const pause = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
+
+// Server-sent events over fetch, so that they carry the key; goes on after the last id when the line breaks.
+export async function follow(path, told, broken) {
+  let last = "", wait = 0.5;
+  for (;;) {
+    try {
+      const answer = await call(path, { headers: last ? { "Last-Event-ID": last } : {} });
+      broken(null);
+      wait = 0.5;
+      const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+      let held = "";
+      for (;;) {
+        const { done, value } = await reader.read();
+        if (done) break;
+        held += value;
+        let end;
+        while ((end = held.indexOf("\n\n")) >= 0) {
+          const event = parse(held.slice(0, end));
+          held = held.slice(end + 2);
+          if (!event) continue;
+          if (event.id) last = event.id;
+          if (event.kind === "reset") last = "";
+          if (event.kind === "end") return;
+          told(event.kind, event.data);
+        }
+      }
+    } catch (error) {
+      if (!(error instanceof Trouble) && error.name !== "TypeError") throw error;
+      broken(error);
+    }
+    await pause(wait);
+    wait = Math.min(10, wait * 1.6);
+  }
+}
+
+function parse(block) {
+  const event = { kind: "message", data: "", id: "" };
+  for (const line of block.split("\n")) {
+    if (line.startsWith("event: ")) event.kind = line.slice(7);
+    else if (line.startsWith("data: ")) event.data += line.slice(6);
+    else if (line.startsWith("id: ")) event.id = line.slice(4);
+  }
+  if (!event.data) return event.kind === "message" ? null : event;
+  event.data = JSON.parse(event.data);
+  return event;
+}

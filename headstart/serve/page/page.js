@@ -1,0 +1,493 @@
+// Pictures in, answers out: batches of modest size, so that a hundred pictures neither freeze the page nor flood the server.
+
+import { Trouble, byId, call, copy, count, json, make, notice, pause, percent, picture, say } from "./api.js";
+
+const BATCH_PICTURES = 8, BATCH_BYTES = 16e6, AT_ONCE = 2, TRIES = 6;
+const SHOWN_WIDTH = 720, SHOWN_CLASSES = 5, CHOICES = 8, NAMES = 14;
+
+const model = { classes: [], corrections: false, nearest: false };
+const items = [];        // every picture, in the order in which it came
+const queue = [];        // those that are not asked about yet
+const kept = new Map();  // key -> correction
+let underWay = 0, asked = 0, answered = 0, away = false, numbers = 0, datalist = null;
+
+// ---- The model -----------------------------------------------------------------------------------------------------
+
+async function meet() {
+  try {
+    const told = await json("/v1/page");
+    model.classes = told.classes;
+    model.corrections = told.corrections;
+    model.nearest = told.nearest;
+    byId("model-name").textContent = told.name;
+    document.title = `${told.name} - Headstart`;
+    byId("model-facts").textContent = told.words;
+    const shown = told.classes.slice(0, NAMES).map((name) => make("li", { text: name }));
+    if (told.classes.length > NAMES) shown.push(make("li", { text: `and ${count(told.classes.length - NAMES)} more` }));
+    byId("model-classes").replaceChildren(...shown);
+    byId("to-run").hidden = !told.run;
+    byId("version").textContent = `Model ${told.version.slice(0, 12)} · ${told.architecture}`;
+    datalist?.remove();
+    datalist = make("datalist", { id: "every-class" }, ...told.classes.map((name) => make("option", { value: name })));
+    document.body.append(datalist);
+    notice("");
+    await showCorrections();
+  } catch (error) {
+    if (!(error instanceof Trouble)) throw error;
+    notice(error.kind === "busy" ? `The server is not ready yet: ${error.message}` : error.message, "Try again", meet);
+    if (error.kind === "busy") { await pause(error.wait); await meet(); }
+  }
+}
+
+// ---- Pictures come in ----------------------------------------------------------------------------------------------
+
+function add(files) {
+  const fresh = [...files].map((file) => new Item(file));
+  if (!fresh.length) return;
+  byId("pictures").hidden = false;
+  document.body.classList.add("has-pictures");
+  // The newest stand first; of those that came together, the first.
+  byId("cards").prepend(...fresh.map((item) => item.card));
+  items.unshift(...fresh);
+  queue.push(...fresh);
+  asked += fresh.length;
+  draw();
+  progress();
+  work();
+}
+
+// Small pictures are drawn one after another, in their own time: a photograph takes 50 MB while it is decoded.
+const toDraw = [];
+let drawing = false;
+async function draw() {
+  toDraw.push(...items.filter((item) => !item.drawn && !toDraw.includes(item)));
+  if (drawing) return;
+  drawing = true;
+  while (toDraw.length) await toDraw.shift().draw();
+  drawing = false;
+}
+
+async function work() {
+  while (queue.length && underWay < AT_ONCE && !away) {
+    const batch = [];
+    let bytes = 0;
+    while (queue.length && batch.length < BATCH_PICTURES && (!batch.length || bytes + queue[0].file.size <= BATCH_BYTES)) {
+      bytes += queue[0].file.size;
+      batch.push(queue.shift());
+    }
+    underWay += 1;
+    ask(batch).finally(() => { underWay -= 1; progress(); work(); });
+  }
+}
+
+async function ask(batch) {
+  for (let tried = 0; ; tried += 1) {
+    const body = new FormData();
+    for (const item of batch) body.append("files", item.file, item.file.name || "picture");
+    try {
+      const told = await json("/v1/predict", { method: "POST", body });
+      batch.forEach((item, place) => item.answer(told.predictions[place]));
+      answered += batch.length;
+      return;
+    } catch (error) {
+      if (error instanceof Trouble && error.kind === "busy" && tried < TRIES) {
+        byId("status").textContent = `The server is busy; trying again in ${error.wait} s`;
+        await pause(error.wait * (1 + Math.random() / 2));
+      } else if (error instanceof Trouble && error.kind === "away") {
+        queue.unshift(...batch);
+        wait();
+        return;
+      } else if (batch.length > 1) {
+        // One that is too large must not take the others with it.
+        for (const item of batch) await ask([item]);
+        return;
+      } else {
+        batch[0].fail(error instanceof Trouble ? error.message : `This browser cannot read the file any more (${error.message}).`);
+        answered += 1;
+        return;
+      }
+    }
+  }
+}
+
+async function wait() {
+  if (away) return;
+  away = true;
+  const again = () => notice("The server cannot be reached. Is it still running? What waits is asked again once it is back.", "Try now", look);
+  const look = async () => {
+    try { await call("/healthz"); } catch (error) { if (error.kind === "away") return false; }
+    away = false;
+    notice("");
+    work();
+    return true;
+  };
+  again();
+  while (away) { await pause(3); if (away) await look(); }
+}
+
+function progress() {
+  const bar = byId("progress"), left = asked - answered;
+  bar.hidden = !left;
+  bar.max = Math.max(1, asked);
+  bar.value = answered;
+  const words = left ? `${count(answered)} of ${count(asked)}` : count(items.length, "picture");
+  byId("status").textContent = words;
+}
+
+byId("clear").addEventListener("click", () => {
+  for (const item of items.splice(0)) item.forget();
+  queue.length = toDraw.length = 0;
+  asked = answered = 0;
+  byId("cards").replaceChildren();
+  byId("pictures").hidden = true;
+  document.body.classList.remove("has-pictures");
+  byId("choose").focus();
+  say("Cleared.");
+});
+
+// ---- One picture ---------------------------------------------------------------------------------------------------
+
+class Item {
+  constructor(file) {
+    this.file = file;
+    this.number = numbers += 1;
+    this.name = file.name || "a picture";
+    this.drawn = false;
+    this.addresses = [];
+    const title = `answer-${this.number}`;
+    this.shown = make("div", { class: "shown" }, make("span", { class: "no-picture", text: "" }));
+    this.head = make("p", { class: "answer", id: title }, make("span", { class: "label", text: "Waiting …" }));
+    this.body = make("div", { class: "card-body" }, this.head, make("p", { class: "file", text: this.name, title: this.name }));
+    this.card = make("li", { class: "card waiting", "aria-labelledby": title }, this.shown, this.body);
+  }
+
+  address(blob) {
+    const made = URL.createObjectURL(blob);
+    this.addresses.push(made);
+    return made;
+  }
+
+  forget() { this.addresses.forEach((made) => URL.revokeObjectURL(made)); this.addresses = []; }
+
+  async draw() {
+    this.drawn = true;
+    try {
+      const bitmap = await createImageBitmap(this.file);
+      const share = Math.min(1, SHOWN_WIDTH / bitmap.width, SHOWN_WIDTH / bitmap.height);
+      const canvas = make("canvas");
+      canvas.width = Math.max(1, Math.round(bitmap.width * share));
+      canvas.height = Math.max(1, Math.round(bitmap.height * share));
+      const paint = canvas.getContext("2d");
+      paint.fillStyle = "#fff";  // what is transparent lies over white, as the model sees it
+      paint.fillRect(0, 0, canvas.width, canvas.height);
+      paint.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+      bitmap.close();
+      const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.86));
+      this.image = make("img", { src: this.address(blob), alt: this.name });
+      this.shown.replaceChildren(this.image);
+    } catch {
+      this.shown.querySelector(".no-picture").textContent = "This browser cannot show it";
+    }
+  }
+
+  fail(reason) {
+    this.card.classList.remove("waiting");
+    this.head.className = "answer fault";
+    this.head.replaceChildren(make("span", { class: "label", text: "No answer" }));
+    this.head.after(make("p", { class: "aside", text: reason }), make("div", { class: "tools" }, make("button", {
+      type: "button", text: "Try again", onclick: () => {
+        this.body.querySelector(".aside").remove();
+        this.body.querySelector(".tools").remove();
+        this.card.classList.add("waiting");
+        this.head.className = "answer";
+        this.head.replaceChildren(make("span", { class: "label", text: "Waiting …" }));
+        asked += 1;
+        queue.push(this);
+        progress();
+        work();
+      },
+    })));
+  }
+
+  answer(told) {
+    this.card.classList.remove("waiting");
+    if (told.error) {
+      this.head.className = "answer fault";
+      this.head.replaceChildren(make("span", { class: "label", text: "Cannot be read" }));
+      this.head.after(make("p", { class: "aside", text: told.error }));
+      this.shown.querySelector(".no-picture")?.replaceChildren("Not a usable picture");
+      return;
+    }
+    this.told = told;
+    const best = told.probabilities[0], words = headline(told);
+    this.head.classList.toggle("doubt", words.doubt);
+    this.head.replaceChildren(make("span", { class: "label", text: words.label }), ...(words.chance ? [make("span", { class: "chance", text: words.chance })] : []));
+    const parts = words.aside ? [make("p", { class: "aside", text: words.aside })] : [];
+    const given = new Set((told.labels ?? []).map((own) => own.label));
+    const bars = told.probabilities.slice(0, Math.max(SHOWN_CLASSES, given.size)).map((own) => {
+      const fill = make("span", { class: "fill" });
+      fill.style.width = `${Math.max(0.5, 100 * own.probability)}%`;
+      return make("li", { class: given.has(own.label) ? "given" : null }, make("span", { class: "name", text: own.label, title: own.label }), make("span", { class: "track", "aria-hidden": "true" }, fill), make("span", { class: "value", text: percent(own.probability) }));
+    });
+    parts.push(make("ul", { class: "bars", "aria-label": "Probabilities" }, ...bars));
+    this.tools = make("div", { class: "tools" });
+    this.looked = this.tool("Where it looked", () => this.heat(best.label), "pressed");
+    if (model.nearest) this.alike = this.tool("Similar", () => this.near());
+    if (model.corrections) this.fix = this.tool("Correct", () => this.correct());
+    this.head.after(...parts, this.tools);
+    this.describe();
+  }
+
+  tool(text, act, state = "expanded") {
+    const button = make("button", { type: "button", text, [`aria-${state}`]: "false", "aria-describedby": `answer-${this.number}`, onclick: act });
+    this.tools.append(button);
+    return button;
+  }
+
+  describe() { if (this.image) this.image.alt = `${this.name}: ${this.head.textContent}`; }
+
+  open(button, part) {
+    this.panels ??= new Map();
+    const there = this.panels.get(button);
+    if (there) {
+      there.remove();
+      this.panels.delete(button);
+      button.setAttribute("aria-expanded", "false");
+      return null;
+    }
+    for (const other of [...this.panels.keys()]) this.open(other);
+    this.panels.set(button, part);
+    button.setAttribute("aria-expanded", "true");
+    this.tools.after(part);
+    return part;
+  }
+
+  // Where the model looked, in place of the picture: the pixels that it sees, warm where much speaks for the class.
+  async heat(label) {
+    const on = this.looked.getAttribute("aria-pressed") === "true";
+    if (on) {
+      this.shown.replaceChildren(...(this.image ? [this.image] : [make("span", { class: "no-picture", text: "This browser cannot show it" })]));
+      this.looked.setAttribute("aria-pressed", "false");
+      return;
+    }
+    this.looked.disabled = true;
+    try {
+      if (!this.warm) {
+        const body = new FormData();
+        body.append("file", this.file, this.name);
+        body.append("label", label);
+        const blob = await (await call("/v1/explain", { method: "POST", body })).blob();
+        this.warm = make("img", { src: this.address(blob), alt: `Where the model looked in ${this.name} for ${label}: warm places speak for it` });
+      }
+      this.shown.replaceChildren(this.warm, make("span", { class: "caption", text: `Warm: speaks for “${label}”` }));
+      this.looked.setAttribute("aria-pressed", "true");
+      say(`Shown: where it looked for ${label}.`);
+    } catch (error) { this.trouble(this.looked, error); }
+    finally { this.looked.disabled = false; this.looked.focus({ preventScroll: true }); }
+  }
+
+  async near() {
+    const list = make("ul", { class: "near" });
+    const words = make("h3", { text: "Looking among the training pictures …" });
+    const panel = this.open(this.alike, make("div", { class: "more" }, words, list));
+    if (!panel) return;
+    try {
+      if (!this.neighbours) {
+        const body = new FormData();
+        body.append("file", this.file, this.name);
+        this.neighbours = await json("/v1/nearest", { method: "POST", body });
+      }
+      const told = this.neighbours;
+      words.textContent = `Most like it, of ${count(told.among)} training pictures`;
+      if (told.among < told.of) words.textContent += ` (drawn from ${count(told.of)})`;
+      list.replaceChildren(...told.nearest.map((own) => make("li", { title: own.path },
+        own.picture ? make("img", { src: own.picture, alt: `A training picture of ${own.label}` }) : make("span", { class: "gone", text: "The file is gone" }),
+        make("strong", { text: own.label }), make("span", { text: `${percent(own.similarity)} alike` }))));
+    } catch (error) { this.open(this.alike); this.trouble(this.alike, error); }
+  }
+
+  correct() {
+    const chosen = this.correction?.label;
+    const first = this.told.probabilities.slice(0, CHOICES).map((own) => own.label);
+    const names = model.classes.length <= CHOICES ? model.classes : first;
+    const wrong = make("p", { class: "wrong", role: "alert", hidden: true });
+    const id = `name-${this.number}`;
+    const field = make("input", { id, type: "text", list: model.classes.length > names.length ? "every-class" : null, autocomplete: "off", maxlength: "100" });
+    const keep = async (label) => {
+      wrong.hidden = true;
+      try { await this.keep(label); this.open(this.fix); this.fix.focus({ preventScroll: true }); }
+      catch (error) { wrong.textContent = error.message; wrong.hidden = false; }
+    };
+    const choices = names.map((label) => make("button", { type: "button", text: label, "aria-pressed": String(label === chosen), onclick: () => keep(label) }));
+    const form = make("form", { class: "row" }, field, make("button", { text: "Keep" }));
+    form.addEventListener("submit", (event) => { event.preventDefault(); keep(field.value); });
+    const panel = this.open(this.fix, make("div", { class: "more", role: "group", "aria-label": `What is ${this.name}?` },
+      make("h3", { text: "What is it really?" }), make("div", { class: "choices" }, ...choices),
+      make("label", { for: id, text: model.classes.length > names.length ? "Another class, or a new name" : "Or a new name" }), form, wrong));
+    panel?.addEventListener("keydown", (event) => { if (event.key === "Escape") { this.open(this.fix); this.fix.focus(); } });
+    if (panel) (choices[0] ?? field).focus({ preventScroll: true });
+  }
+
+  async keep(label) {
+    const body = new FormData();
+    body.append("file", this.file, this.name);
+    body.append("label", label);
+    const told = await json("/v1/corrections", { method: "POST", body });
+    this.mark(told);
+    kept.delete(told.key);
+    kept.set(told.key, { ...told, address: this.image?.src });
+    await showCorrections();
+    say(`Kept as ${told.label}.`);
+  }
+
+  mark(correction) {
+    this.correction = correction;
+    this.line?.remove();
+    this.line = null;
+    this.fix.textContent = correction ? "Change" : "Correct";
+    if (!correction) return;
+    this.line = make("p", { class: "corrected" }, make("span", {}, "✓ Kept as ", make("strong", { text: correction.label })),
+      make("button", { type: "button", class: "quiet", text: "Undo", "aria-label": `Undo: ${this.name} kept as ${correction.label}`, onclick: () => undo(correction.key, this.fix) }));
+    this.tools.before(this.line);
+  }
+
+  trouble(button, error) {
+    const line = make("p", { class: "aside wrong", role: "alert", text: error.message });
+    this.tools.after(line);
+    setTimeout(() => line.remove(), 8000);
+    button.disabled = false;
+  }
+}
+
+function headline(told) {
+  const [best] = told.probabilities, nearest = best ? `Nearest: ${best.label}, ${percent(best.probability)}` : "";
+  if (told.none_of_these) return { label: "None of these", doubt: true, aside: `Unlike all that it learnt from. ${nearest}` };
+  if (told.labels) {
+    const names = told.labels.map((own) => own.label).join(", ");
+    return names ? { label: names, doubt: false } : { label: "None of the labels", doubt: true, aside: nearest };
+  }
+  if (told.unsure) return { label: "Unsure", doubt: true, aside: `Ask a person. ${nearest}` };
+  return { label: told.label, chance: percent(told.probability), doubt: false };
+}
+
+// ---- Corrections ---------------------------------------------------------------------------------------------------
+
+async function showCorrections() {
+  const told = await json("/v1/corrections");
+  const own = byId("corrections");
+  own.hidden = !told.count;
+  const classes = Object.keys(told.labels).length;
+  byId("corrections-words").replaceChildren(`${count(told.count, "picture")} in ${count(classes, "folder")}, on this server at `, make("code", { text: told.folder }));
+  byId("train-on").hidden = !told.train;
+  byId("train-command").textContent = told.train ?? "";
+  byId("train-words").textContent = told.train_words ?? "";
+  const list = byId("kept"), there = new Map([...list.children].map((line) => [`${line.dataset.key} ${line.dataset.label}`, line]));
+  list.replaceChildren(...told.items.map((item) => there.get(`${item.key} ${item.label}`) ?? tile(item)));
+  if (told.count > told.items.length) list.append(make("li", { class: "soft", text: `and ${count(told.count - told.items.length)} more` }));
+}
+
+function tile(item) {
+  const place = make("span", { class: "thumb", text: "…" });
+  const remove = make("button", { type: "button", class: "quiet", text: "Undo", "aria-label": `Undo: kept as ${item.label}`, onclick: () => undo(item.key, byId("choose")) });
+  const line = make("li", { "data-key": item.key, "data-label": item.label }, place, make("div", { class: "line" }, make("strong", { text: item.label }), remove));
+  const show = (address) => place.replaceWith(make("img", { class: "thumb", src: address, alt: `Kept as ${item.label}` }));
+  const held = kept.get(item.key)?.address;
+  if (held) show(held);
+  else picture(`/v1/corrections/${item.key}`).then(show, () => { place.textContent = "Cannot be shown"; });
+  return line;
+}
+
+async function undo(key, focus) {
+  try {
+    await call(`/v1/corrections/${key}`, { method: "DELETE" });
+    for (const item of items) if (item.correction?.key === key) item.mark(null);
+    kept.delete(key);
+    await showCorrections();
+    say("Taken back.");
+    focus?.focus({ preventScroll: true });
+  } catch (error) { notice(error.message, "Dismiss", () => notice("")); }
+}
+
+byId("copy-command").addEventListener("click", (event) => copy(byId("train-command").textContent, event.target));
+
+// ---- Ways in: choose, drop, paste, photograph ----------------------------------------------------------------------
+
+byId("choose").addEventListener("click", () => byId("files").click());
+for (const id of ["files", "shot"]) byId(id).addEventListener("change", (event) => { add(event.target.files); event.target.value = ""; });
+
+let inside = 0;
+const carries = (event) => event.dataTransfer?.types.includes("Files");
+addEventListener("dragenter", (event) => { if (carries(event)) { inside += 1; document.body.classList.add("over"); } });
+addEventListener("dragleave", (event) => { if (carries(event) && (inside -= 1) <= 0) { inside = 0; document.body.classList.remove("over"); } });
+addEventListener("dragover", (event) => { if (carries(event)) { event.preventDefault(); event.dataTransfer.dropEffect = "copy"; } });
+addEventListener("drop", async (event) => {
+  if (!carries(event)) return;
+  event.preventDefault();
+  inside = 0;
+  document.body.classList.remove("over");
+  const entries = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
+  const files = [...event.dataTransfer.files];
+  if (entries.some((entry) => entry.isDirectory)) add((await Promise.all(entries.map(within))).flat());
+  else add(files);
+});
+addEventListener("paste", (event) => { if (event.clipboardData?.files.length) { event.preventDefault(); add(event.clipboardData.files); } });
+
+// The files of a dropped folder, in depth; hidden ones stay out.
+async function within(entry) {
+  if (entry.name.startsWith(".")) return [];
+  if (entry.isFile) return [await new Promise((resolve, reject) => entry.file(resolve, reject))];
+  const reader = entry.createReader(), inner = [];
+  for (;;) {
+    const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
+    if (!some.length) break;
+    inner.push(...some);
+  }
+  return (await Promise.all(inner.map(within))).flat();
+}
+
+const camera = byId("camera"), view = byId("view");
+let stream = null, cameras = [], current = 0;
+
+byId("photograph").addEventListener("click", async () => {
+  // Browsers give a camera to safe addresses alone (https, or this machine); elsewhere a phone's own camera is asked.
+  if (!navigator.mediaDevices?.getUserMedia) { byId("shot").click(); return; }
+  camera.showModal();
+  await look({ facingMode: { ideal: "environment" } });
+});
+
+async function look(wanted) {
+  stop();
+  byId("snap").disabled = true;
+  byId("camera-words").textContent = "Waiting for the camera …";
+  try {
+    stream = await navigator.mediaDevices.getUserMedia({ video: { ...wanted, width: { ideal: 1920 } }, audio: false });
+    if (!camera.open) { stop(); return; }
+    view.srcObject = stream;
+    await view.play();
+    cameras = (await navigator.mediaDevices.enumerateDevices()).filter((device) => device.kind === "videoinput");
+    byId("turn").hidden = cameras.length < 2;
+    byId("camera-words").textContent = "What you see is what the model will be shown.";
+    byId("snap").disabled = false;
+    byId("snap").focus();
+  } catch (error) {
+    byId("camera-words").textContent = error.name === "NotAllowedError"
+      ? "The browser was not allowed to use the camera. Allow it beside the address, or choose a picture instead."
+      : "No camera can be used here. Choose a picture instead.";
+  }
+}
+
+function stop() { stream?.getTracks().forEach((track) => track.stop()); stream = null; view.srcObject = null; }
+
+byId("snap").addEventListener("click", async () => {
+  const canvas = make("canvas");
+  [canvas.width, canvas.height] = [view.videoWidth, view.videoHeight];
+  canvas.getContext("2d").drawImage(view, 0, 0);
+  const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.95));
+  camera.close();
+  add([new File([blob], `photograph ${new Date().toLocaleTimeString("en-GB").replaceAll(":", ".")}.jpg`, { type: "image/jpeg" })]);
+});
+byId("turn").addEventListener("click", () => { current = (current + 1) % cameras.length; look({ deviceId: { exact: cameras[current].deviceId } }); });
+byId("close-camera").addEventListener("click", () => camera.close());
+camera.addEventListener("close", () => { stop(); byId("photograph").focus(); });
+
+meet();
