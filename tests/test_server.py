@@ -67,7 +67,7 @@ def started(*arguments: object, **environment: str) -> Iterator[tuple[subprocess
     reader = threading.Thread(target=lambda: lines.extend(process.stderr or []))
     try:
         reader.start()
-        until(lambda: process.poll() is not None or any("is ready at" in line for line in lines), 60)
+        until(lambda: process.poll() is not None or any("is ready at" in line for line in lines), 180)
         found = re.search(r"is ready at (http://\S+)\.", "".join(lines))
         assert found, lines
         yield process, found[1], lines

@@ -118,13 +118,13 @@ def build_app(
 def api_router(service: Service) -> APIRouter:
     """What programs ask."""
     router = APIRouter()
+    most = {"maxItems": service.limits.images}  # said here, and refused as too large, not as a form that is wrong
+    described = File(min_length=1, description="The pictures: JPEG, PNG, WebP, GIF, ...", json_schema_extra=most)
 
     @router.post("/v1/predict", responses=refusals(400, 401, 403, 408, 413, 422, 503, 504), tags=["model"])
     async def predict(
         request: Request,
-        files: Annotated[
-            list[UploadFile], File(min_length=1, description="The pictures: JPEG, PNG, WebP, GIF, TIFF, AVIF, ...")
-        ],
+        files: list[UploadFile] = described,
         top: Annotated[int | None, Query(ge=1, le=1_000_000, description="Classes to list; all if left out.")] = None,
     ) -> Answer:
         """Classify pictures. One that cannot be read says why in its own place, and keeps no other from its answer."""
