@@ -34,11 +34,11 @@ test: $(STAMP)
 test-exhaustive: $(STAMP)
 	$(SIDE_BY_SIDE) -m exhaustive
 
-# Those with a clock alone and from a cold cache; the others side by side, from the cache that these leave.
+# Those with a clock alone and from a cold cache; the others side by side, from the cache and the run that these leave.
 test-real: $(STAMP)
 	cache=$$(mktemp -d) && trap 'rm -rf "$$cache"' EXIT && export HEADSTART_TEST_CACHE=$$cache && \
 	  $(BIN)/python -m pytest tests/real -m 'not untimed' && \
-	  OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/real -n 2 -m untimed
+	  OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/real -n 2 --dist worksteal -m untimed
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

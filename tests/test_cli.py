@@ -31,8 +31,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(data: Path, headstart) -> Path:
+    """Trained in a process of its own, in which every address is refused: the offline default never asks for one."""
+    guard = data.parent / "guard"
+    guard.mkdir()
+    (guard / "sitecustomize.py").write_text(
+        "import os, socket\n"
+        "def refuse(*a, **k): raise SystemExit('the network was asked for')\n"
+        "socket.socket.connect = refuse; socket.getaddrinfo = refuse; socket.create_connection = refuse\n"
+        "open(os.path.join(os.path.dirname(__file__), 'stood'), 'w').close()\n"
+    )
+    path = os.pathsep.join(filter(None, [str(guard), os.environ.get("PYTHONPATH")]))
     out = data.parent / "run"
-    done = headstart("train", data, "--out", out, "--image-size", 64, "--device", "cpu")
+    done = headstart("train", data, "--out", out, "--image-size", 64, "--device", "cpu", PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert re.match(r"val: \d+ of \d+ right, [\d.]+ % \(95 % interval [\d.]+-[\d.]+\); macro-F1 [\d.]+$", lines[0])
@@ -95,18 +105,18 @@ def test_a_users_mistake_is_one_clear_line_and_a_status(
 
 
 def test_predict_lists_every_picture_and_says_what_it_cannot_read(
-    run: Path, data: Path, tmp_path: Path, headstart
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(b"")
-    done = headstart("predict", run, data / "red" / "1.png", bad, data / "blue", "--top", 2)
-    assert done.returncode == 0
-    lines = [line.split("\t") for line in done.stdout.splitlines()]
+    code, out, err = main("predict", run, data / "red" / "1.png", bad, data / "blue", "--top", 2, capsys=capsys)
+    assert code == 0
+    lines = [line.split("\t") for line in out.splitlines()]
     assert len(lines) == 32
     assert lines[0][0] == str(data / "red" / "1.png")
     assert re.fullmatch(r"(red|blue) [\d.]+ %  (red|blue) [\d.]+ %", lines[0][1])
     assert lines[1] == [str(bad), "empty file (0 bytes)"]
-    assert "1 of 32 pictures cannot be read" in done.stderr
+    assert "1 of 32 pictures cannot be read" in err
 
 
 def test_predictions_go_to_csv_json_and_parquet_alike(
@@ -224,25 +234,19 @@ def test_check_names_what_is_wrong_and_strict_fails(
     shutil.copytree(data, tmp_path / "d")
     (tmp_path / "d" / "red" / "bad.jpg").write_bytes(b"")
     shutil.copy(data / "red" / "2.png", tmp_path / "d" / "red" / "again.jpg")
-    code, out, _ = main("check", tmp_path / "d", capsys=capsys)
+    code, out, _ = main("check", tmp_path / "d", "--image-size", 64, capsys=capsys)
     assert code == 0
     assert "61 of 62 images usable" in out
     assert "red/bad.jpg: empty file (0 bytes)" in out
     assert "red/2.png = red/again.jpg" in out or "red/again.jpg = red/2.png" in out
     assert "red/again.jpg: is PNG" in out
-    assert main("check", tmp_path / "d", "--strict", capsys=capsys)[0] == 1
+    assert main("check", tmp_path / "d", "--strict", "--image-size", 64, capsys=capsys)[0] == 1
 
 
-def test_no_network_is_needed_or_asked_for(data: Path, tmp_path: Path, headstart) -> None:
-    """Every address but this process's own files is refused; the offline default never tries."""
-    guard = tmp_path / "sitecustomize.py"
-    guard.write_text(
-        "import socket\n"
-        "def refuse(*a, **k): raise SystemExit('the network was asked for')\n"
-        "socket.socket.connect = refuse; socket.getaddrinfo = refuse; socket.create_connection = refuse\n"
-    )
-    done = headstart("train", data, "--out", tmp_path / "run", "--image-size", 64, PYTHONPATH=str(tmp_path))
-    assert done.returncode == 0, done.stderr
+def test_no_network_is_needed_or_asked_for(run: Path, data: Path) -> None:
+    """The run was made where every address is refused."""
+    assert (data.parent / "guard" / "stood").exists()
+    assert (run / "model.safetensors").exists()
 
 
 @pytest.mark.exhaustive

@@ -263,7 +263,7 @@ def test_the_commands_speak_of_labels(run: hs.Run, data: Path, tmp_path: Path) -
     table = rows_of(tmp_path / "p.csv")
     assert list(table[0])[:2] == ["path", "labels"]
     assert set(table[0]["labels"].strip("|").split("|")) == {name for name, _ in predictions[0].labels or ()}
-    assert "blue" in said("check", data)
+    assert "blue" in said("check", data, "--image-size", 64)
 
 
 def test_compare_takes_the_ways_that_go_with_several_labels(data: Path, weights: Path, tmp_path: Path) -> None:

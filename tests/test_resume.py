@@ -113,15 +113,14 @@ def test_the_saved_model_gives_the_probabilities_that_the_run_wrote_down(run: hs
         assert part.scores.log_loss == pytest.approx(run.results[part.scores.name].log_loss, abs=1e-4)
 
 
-def test_a_fine_tuned_model_holds_its_own_weights(hard: Path, tmp_path: Path) -> None:
+def test_a_fine_tuned_model_holds_its_own_weights(run: hs.Run) -> None:
     from headstart.backbone.forward import split_backbone
 
-    kept = hs.train(hard, out=tmp_path / "run", **CHOICES)
     backbone = load_backbone(image_size=64)
-    model = hs.load(kept.model_path)
+    model = hs.load(run.model_path)
     tuned = model.net.backbone.module.state_dict()
     same = {name for name, tensor in backbone.module.state_dict().items() if tensor.equal(tuned[name])}
-    if kept.best == "probe":
+    if run.best == "probe":
         assert same == set(tuned)
     else:
         behind = set(trained_names(split_backbone(backbone), "blocks.5"))

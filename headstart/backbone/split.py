@@ -87,6 +87,7 @@ class SplittableBackbone:
         self.pool = pool
         self.cut = cut
         self._cuts: dict[str, fx.Node] = {}
+        self._parts: dict[str, list[tuple[str, list[str]]]] = {}
         with evaluating(module):
             try:
                 self._trace = _trace(module, height, width, _WHOLE if pool == "auto" or cut else _BEFORE_POOLING)
@@ -151,7 +152,7 @@ class SplittableBackbone:
         if name == INPUT:
             return fx.GraphModule(self.module, self._trace.graph)
         suffix = fx.GraphModule(self.module, _suffix_graph(self._trace, self._cuts[name]))
-        return _sparing_its_input(suffix, self._trace.values[0][self._cuts[name]])
+        return self._sparing_its_input(suffix, name)
 
     def tapped(self, name: str) -> fx.GraphModule:
         """The whole network: (N, 3, H, W) -> its (N, D) features, and the activation at a boundary on the way there.
@@ -193,7 +194,17 @@ class SplittableBackbone:
         with graph.inserting_after(end):
             graph.output(end)
         _drop_unused(graph)
-        return _sparing_its_input(fx.GraphModule(self.module, graph), self._trace.values[0][self._cuts[first]])
+        return self._sparing_its_input(fx.GraphModule(self.module, graph), first)
+
+    def _sparing_its_input(self, part: fx.GraphModule, name: str) -> fx.GraphModule:
+        """Copies the activation at a boundary first where the network's next layers would overwrite it in place."""
+        if self._cuts[name] in self._trace.overwritten:
+            placeholder = next(iter(part.graph.nodes))
+            with part.graph.inserting_after(placeholder):
+                copy = part.graph.call_method("clone", (placeholder,))
+            placeholder.replace_all_uses_with(copy, delete_user_cb=lambda user: user is not copy)
+            part.recompile()
+        return part
 
     def parts(self, name: str) -> list[tuple[str, list[str]]]:
         """The weights behind a boundary, by the part that they belong to, in execution order.
@@ -208,8 +219,11 @@ class SplittableBackbone:
             OptionError: no such boundary.
         """
         self._require(name)
-        if name == HEAD:
-            return []
+        if name not in self._parts:
+            self._parts[name] = [] if name == HEAD else self._find_parts(name)
+        return self._parts[name]
+
+    def _find_parts(self, name: str) -> list[tuple[str, list[str]]]:
         groups = group_names(self.module)
         names = {id(p): n for n, p in self.module.named_parameters()}
         found: dict[str, dict[str, None]] = {}
@@ -285,6 +299,8 @@ class _Traced:
     tensors: frozenset[fx.Node]
     """Nodes whose value is a tensor, or several."""
     flops: dict[fx.Node, int]
+    overwritten: frozenset[fx.Node]
+    """Nodes whose value a later node changes in place."""
 
 
 def trace(module: nn.Module) -> fx.GraphModule:
@@ -323,22 +339,34 @@ class _Tracer(fx.Tracer):
 
 
 class _Recorder(fx.Interpreter):
-    """Runs the graph node by node on tensors without content, and writes down shapes and operations."""
+    """Runs the graph node by node on tensors without content, and writes down shapes, and operations where wanted."""
 
-    def __init__(self, module: fx.GraphModule) -> None:
+    def __init__(self, module: fx.GraphModule, *, counting: bool) -> None:
         super().__init__(module)
+        self.counting = counting
         self.values: dict[str, Any] = {}
         self.tensors: set[str] = set()
         self.flops: dict[str, int] = {}
+        self.made: dict[str, tuple[Tensor, int]] = {}
+        """Each tensor with the count of its changes when it was made; views share their tensor's count."""
 
     def run_node(self, n: fx.Node) -> Any:
-        with FlopCounterMode(display=False) as counter:
+        if self.counting:
+            with FlopCounterMode(display=False) as counter:
+                value = super().run_node(n)
+            self.flops[n.name] = counter.get_total_flops()
+        else:
             value = super().run_node(n)
-        self.flops[n.name] = counter.get_total_flops()
         if any(isinstance(part, Tensor) for part in (value if isinstance(value, (tuple, list)) else [value])):
             self.tensors.add(n.name)
+        if isinstance(value, Tensor):
+            self.made[n.name] = value, value._version
         self.values[n.name] = value.shape if isinstance(value, Tensor) else value
         return value
+
+    def overwritten(self) -> set[str]:
+        """Names of the nodes whose value was changed after it was made."""
+        return {name for name, (value, version) in self.made.items() if value._version > version}
 
 
 def _trace(module: nn.Module, height: int, width: int, method: str) -> _Traced:
@@ -371,8 +399,8 @@ def _drop_unused(graph: fx.Graph) -> None:
 def _seen(graph: fx.Graph, layer_of: dict[fx.Node, str], module: nn.Module, height: int, width: int) -> _Traced:
     runs = []
     for count in _BATCHES:
-        recorder = _Recorder(fx.GraphModule(module, graph))
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        recorder = _Recorder(fx.GraphModule(module, graph), counting=count == _BATCHES[0])
+        with torch.inference_mode(False), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             recorder.run(_blank(module, (count, 3, height, width)))
         runs.append(recorder)
     nodes = list(graph.nodes)
@@ -380,6 +408,7 @@ def _seen(graph: fx.Graph, layer_of: dict[fx.Node, str], module: nn.Module, heig
     for node in nodes[1:]:
         if not _asks_shape(node) and any(arg in shown for arg in node.all_input_nodes):
             shown.add(node)
+    overwritten = runs[1].overwritten()
     one, two = ({node: run.values[node.name] for node in nodes if node.op != "output"} for run in runs)
     return _Traced(
         graph=graph,
@@ -388,6 +417,7 @@ def _seen(graph: fx.Graph, layer_of: dict[fx.Node, str], module: nn.Module, heig
         values=(one, two),
         tensors=frozenset(node for node in nodes if node.name in runs[0].tensors),
         flops={node: runs[0].flops[node.name] for node in nodes},
+        overwritten=frozenset(node for node in nodes if node.name in overwritten),
     )
 
 
@@ -431,22 +461,6 @@ def _find_cuts(trace: _Traced, module: nn.Module) -> dict[str, fx.Node]:
 def _blank(module: nn.Module, shape: tuple[int, ...]) -> Tensor:
     weight = next(module.parameters())
     return torch.zeros(shape, device=weight.device, dtype=weight.dtype)
-
-
-def _sparing_its_input(suffix: fx.GraphModule, shape: torch.Size) -> fx.GraphModule:
-    """Copies the activation first where the network's next layers would overwrite it in place."""
-    with torch.inference_mode(False), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        activation = _blank(suffix, tuple(shape))
-        suffix(activation)
-        changed = activation._version > 0
-    if changed:
-        graph = suffix.graph
-        placeholder = next(iter(graph.nodes))
-        with graph.inserting_after(placeholder):
-            copy = graph.call_method("clone", (placeholder,))
-        placeholder.replace_all_uses_with(copy, delete_user_cb=lambda user: user is not copy)
-        suffix.recompile()
-    return suffix
 
 
 def _suffix_works(trace: _Traced, cut: fx.Node) -> bool:

@@ -128,7 +128,11 @@ def reliability_picture(
     from matplotlib.figure import Figure  # not pyplot, whose state is the caller's
 
     curves = [p for p in evaluated if p.scores.name in ("val", "test") and not are_several(p.labels)]
-    figure = Figure(figsize=(9 if curves else 4.8, 4), layout="constrained")
+    width = 9 if curves else 4.8
+    figure = Figure(
+        figsize=(width, 4)
+    )  # margins are given, in inches: to have them worked out takes as long as to draw
+    figure.subplots_adjust(left=0.65 / width, right=1 - 0.15 / width, bottom=0.13, top=0.97, wspace=0.2)
     left, *rest = figure.subplots(1, 2 if curves else 1, squeeze=False)[0]
     left.plot([0, 100], [0, 100], color="#999999", linewidth=0.8)
     colours = {"val, before": TRAIN, "val, after": VAL, "test": "#009e73"}

@@ -54,6 +54,7 @@ def test_a_second_run_takes_under_25_seconds_and_says_why(
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (flowers[0] / "model.safetensors").read_bytes()
 
 
+@pytest.mark.untimed
 def test_the_two_flowers_in_both_splits_are_named(flowers: tuple[Path, dict, Timed]) -> None:
     findings = json.loads((flowers[0] / "findings.json").read_text())
     leak = next(f for f in findings if f["kind"] == "leak")
@@ -75,6 +76,7 @@ def test_predicting_one_picture_takes_under_8_seconds(
     assert prediction["probability"] == pytest.approx(float(rows[7]["probability"]), abs=1e-4)
 
 
+@pytest.mark.untimed
 def test_evaluating_in_a_new_process_gives_the_validation_probabilities(
     flowers: tuple[Path, dict, Timed], command: Callable[..., Timed], tmp_path: Path
 ) -> None:
@@ -93,9 +95,9 @@ def test_evaluating_in_a_new_process_gives_the_validation_probabilities(
 
 @pytest.mark.untimed
 @pytest.mark.parametrize(("name", "least"), [("hymenoptera", 0.935), ("urban_rural", 18 / 20), ("cats_dogs", 0.97)])
-def test_probe_accuracy_on_val(name: str, least: float, command: Callable[..., Timed], tmp_path: Path) -> None:
-    scores, _ = trained(command, photographs(name), tmp_path / "run")
-    assert scores["val"]["accuracy"] >= least
+def test_probe_accuracy_on_val(name: str, least: float, tmp_path: Path) -> None:
+    run = hs.train(photographs(name), effort="probe", out=tmp_path / "run")
+    assert run.results["val"].accuracy >= least
 
 
 @pytest.mark.untimed
@@ -107,6 +109,7 @@ def test_hotdog_cross_validated_reaches_90_percent() -> None:
     assert cross_val_score(hs.ImageClassifier(), paths, labels, cv=folds).mean() >= 0.90
 
 
+@pytest.mark.untimed
 def test_turned_photographs_are_upright() -> None:
     """48 hot dogs carry an EXIF rotation; a drawn split of the folder reads every one."""
     look = hs.inspect(photographs("hotdog"))
@@ -114,6 +117,7 @@ def test_turned_photographs_are_upright() -> None:
     assert look.split.names == ("train", "val", "test")
 
 
+@pytest.mark.untimed
 def test_quick_fine_tuning_of_flowers_reaches_95_percent(command: Callable[..., Timed], tmp_path: Path) -> None:
     done = command("train", photographs("flowers"), "--effort", "quick", "--out", tmp_path / "run", "--json")
     assert done.status == 0, done.err

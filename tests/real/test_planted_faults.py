@@ -47,6 +47,7 @@ def test_of_flipped_labels_80_percent_are_found_at_60_percent_precision(
     assert len(named & wrong) >= 0.6 * len(named)
 
 
+@pytest.mark.untimed
 def test_the_two_flowers_in_both_train_and_val_are_named() -> None:
     leak = next(f for f in hs.inspect(photographs("flowers")).findings if f.kind == "leak")
     exact = [pair for pair, item in zip(leak.images, leak.items, strict=True) if " = " in item]
@@ -58,6 +59,7 @@ def test_the_two_flowers_in_both_train_and_val_are_named() -> None:
     }
 
 
+@pytest.mark.untimed
 def test_95_of_100_changed_copies_across_splits_are_found_and_no_stranger(tmp_path: Path) -> None:
     flowers, root = photographs("flowers"), tmp_path / "planted"
     for file in flowers.rglob("*.jpg"):

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from photographs import Timed
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -19,6 +20,7 @@ def test_it_takes_under_20_seconds_and_15_megabytes(command: Callable[..., Timed
     assert (flowers_run / "report.html").stat().st_size < 15e6
 
 
+@pytest.mark.untimed
 def test_every_section_is_there_and_nothing_leaves_the_page(flowers_run: Path) -> None:
     with opened(flowers_run / "report.html") as (page, wrong):
         for section in ("result", "set-1", "trust", "map", "data-section", "model"):

@@ -15,6 +15,8 @@ from headstart.evaluation.reliability import reliability
 from headstart.model import NONE_OF_THESE
 from headstart.training.calibration import by_others
 
+pytestmark = pytest.mark.untimed
+
 
 def test_the_calibration_error_is_under_4_points(flowers_run: Path) -> None:
     with open(flowers_run / "predictions.csv", newline="") as file:
