@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -286,6 +287,20 @@ class Model:
             ModelFileError: the folder cannot be written.
         """
         path = Path(file)
+        tensors, header = self._tensors(), self._header()
+        header["sha256"] = _digest(header, tensors)
+        try:
+            write_atomically(path, save(tensors, {"headstart": json.dumps(header)}))
+        except OSError as error:
+            raise ModelFileError(f"{path}: cannot be written: {error.strerror}.") from error
+        return path
+
+    @cached_property
+    def version(self) -> str:
+        """SHA-256, in hex, of all that its file holds; the file's header has it too."""
+        return _digest(self._header(), self._tensors())
+
+    def _tensors(self) -> dict[str, Tensor]:
         tensors = {f"backbone.{name}": t.cpu() for name, t in self.net.state().items()}
         tensors |= {f"head.{name}": tensor.cpu() for name, tensor in self.head.state_dict().items()}
         if self.familiar is not None:
@@ -293,14 +308,22 @@ class Model:
             tensors["familiar.usual"] = torch.from_numpy(self.familiar.usual)
             if self.familiar.limits is not None:
                 tensors["familiar.limits"] = torch.from_numpy(self.familiar.limits)
-        tensors = {name: t.detach().clone().contiguous() for name, t in tensors.items()}
-        header = self._header()
-        header["sha256"] = _digest(header, tensors)
-        try:
-            write_atomically(path, save(tensors, {"headstart": json.dumps(header)}))
-        except OSError as error:
-            raise ModelFileError(f"{path}: cannot be written: {error.strerror}.") from error
-        return path
+        return {name: t.detach().clone().contiguous() for name, t in tensors.items()}
+
+    def export(self, file: str | os.PathLike[str], **options: Any) -> Any:
+        """Writes the model as an ONNX or .pt2 file that needs no Headstart; see ``headstart.export``.
+
+        Args:
+            file: the format follows from its ending.
+            **options: of ``headstart.export``; ``data`` names the images that the file is compared on.
+
+        Returns:
+            An ``Exported``.
+        """
+        import headstart  # by its public name: what exports stands behind the model in the flow
+
+        to = "torch" if os.fspath(file).lower().endswith(".pt2") else "onnx"
+        return headstart.export(self, to, out=file, **options)
 
     def _header(self) -> dict[str, Any]:
         backbone = self.net.backbone
