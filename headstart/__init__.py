@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from headstart.runs.compare import compare
     from headstart.runs.evaluate import evaluate
     from headstart.runs.events import train_events
+    from headstart.runs.export import Exported, export, verify
     from headstart.runs.folder import Run, load_run
     from headstart.runs.log import Event
     from headstart.runs.paired import compare_models
@@ -42,6 +43,7 @@ _HOMES = {
     "Backbone": "backbone.weights",
     "Dataset": "data.dataset",
     "Event": "runs.log",
+    "Exported": "runs.export",
     "FeatureExtractor": "estimators",
     "FeatureNet": "backbone.forward",
     "HeadstartError": "errors",
@@ -59,6 +61,7 @@ _HOMES = {
     "compare": "runs.compare",
     "compare_models": "runs.paired",
     "evaluate": "runs.evaluate",
+    "export": "runs.export",
     "inspect": "data.checks",
     "load": "model",
     "load_backbone": "backbone.weights",
@@ -72,12 +75,14 @@ _HOMES = {
     "resume": "runs.train",
     "train": "runs.train",
     "train_events": "runs.events",
+    "verify": "runs.export",
 }
 
 __all__ = [
     "Backbone",
     "Dataset",
     "Event",
+    "Exported",
     "FeatureExtractor",
     "FeatureNet",
     "HeadstartError",
@@ -95,6 +100,7 @@ __all__ = [
     "compare",
     "compare_models",
     "evaluate",
+    "export",
     "inspect",
     "load",
     "load_backbone",
@@ -108,6 +114,7 @@ __all__ = [
     "resume",
     "train",
     "train_events",
+    "verify",
 ]
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from headstart.evaluation.metrics import AnyScores
     from headstart.evaluation.predictions import Evaluated
     from headstart.model import Prediction
+    from headstart.runs.export import Exported
     from headstart.store import CacheEntry
 
 STOPPED = 130
@@ -79,6 +80,19 @@ class ProbeOption(StrEnum):
     centroid = "centroid"
 
 
+class ToOption(StrEnum):
+    """What a model is exported to."""
+
+    onnx = "onnx"
+    torch = "torch"
+
+
+class QuantizeOption(StrEnum):
+    """What an exported file computes in, if not in float32."""
+
+    int8 = "int8"
+
+
 class EffortOption(StrEnum):
     """How much is trained."""
 
@@ -92,6 +106,9 @@ Data = Annotated[Path, typer.Argument(help="A folder with one folder per class, 
 RunOrModel = Annotated[Path, typer.Argument(help="A run folder, a model file, or hf://OWNER/NAME.")]
 IgnoreUnknown = Annotated[
     bool, typer.Option("--ignore-unknown", help="Do not score images of classes that the model does not know.")
+]
+AllowLoss = Annotated[
+    bool, typer.Option("--allow-loss", help="Take an int8 file that loses more than 1 point of accuracy.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
 DeviceChoice = Annotated[Device, typer.Option(help="Where the backbone runs.")]
@@ -706,6 +723,76 @@ def serve(
 
 
 @app.command()
+def export(
+    run_or_model: RunOrModel,
+    to: Annotated[ToOption, typer.Option(help="ONNX, or PyTorch's ExportedProgram (.pt2).")] = ToOption.onnx,
+    out: Annotated[Path | None, typer.Option(help="The file; beside the model if left out.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Images to compare on, a folder or a table; the run's own val if left out.")
+    ] = None,
+    quantize: Annotated[
+        QuantizeOption | None, typer.Option(help="Weights and activations of 8 bits, calibrated on the images.")
+    ] = None,
+    allow_loss: AllowLoss = False,
+    device: DeviceChoice = Device.auto,
+    as_json: Json = False,
+) -> None:
+    """Write a model as one file that needs no Headstart: pixels of any size in, probabilities out.
+
+    The file is opened in a fresh process and compared with the model on up to 500 images; if it differs it is not kept.
+    """
+    with _importing():
+        from headstart.progress import TerminalProgress
+        from headstart.runs.export import export as export_model
+
+    found = export_model(
+        run_or_model,
+        to.value,
+        out=out,
+        data=data,
+        quantize=quantize.value if quantize else "",
+        allow_loss=allow_loss,
+        device=device.value,
+        progress=TerminalProgress(),
+    )
+    if as_json:
+        _print_json(found.as_json())
+        return
+    _print_formats(found)
+    for language, text in found.snippets.items():
+        print(f"\n{language}:\n")
+        print(_indented(text))
+
+
+@app.command()
+def verify(
+    file: Annotated[Path, typer.Argument(help="That headstart export wrote, .onnx or .pt2.")],
+    data: Annotated[Path, typer.Argument(help="A folder, a table, or a run, whose val and model are taken.")],
+    model: Annotated[
+        Path | None, typer.Option(help="Compare with this run or model; with the labels alone if left out.")
+    ] = None,
+    allow_loss: AllowLoss = False,
+    device: DeviceChoice = Device.auto,
+    as_json: Json = False,
+) -> None:
+    """Compare an exported file with its model once more. Exit status 1 where it is not as good as it must be."""
+    with _importing():
+        from headstart.progress import TerminalProgress
+        from headstart.runs.export import verify as verify_file
+
+    found = verify_file(
+        file, data, model=model, allow_loss=allow_loss, device=device.value, progress=TerminalProgress()
+    )
+    if as_json:
+        _print_json(found.as_json())
+    else:
+        _print_formats(found)
+    if found.faults:
+        _complain(f"Error: {file}: {'; '.join(found.faults)}.")
+        raise typer.Exit(1)
+
+
+@app.command()
 def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove what is listed, in use or not.")] = False,
     kind: Annotated[
@@ -899,6 +986,40 @@ def _group_table(part: Evaluated) -> tuple[list[str], list[list[str]]]:
         for own in part.by_group
     ]
     return [f"{part.scores.name}: group", "right", "accuracy", "95 % interval"], rows
+
+
+def _print_formats(found: Exported) -> None:
+    """One row for each format, and what decoding by other programs changes."""
+    from headstart.store import size_text
+
+    rows = [
+        [
+            one.name,
+            f"{one.correct:,} of {one.images:,}",
+            f"{100 * one.accuracy:.1f} %",
+            f"{100 * one.low:.1f}-{100 * one.high:.1f}",
+            "-" if one.clear is None else f"{one.same:,} of {one.clear:,}",
+            "-" if one.largest is None else f"{one.largest:.1e}",
+            size_text(one.bytes) if one.bytes else "-",
+            f"{one.rate:.0f}",
+        ]
+        for one in found.formats
+    ]
+    _print_table(
+        ["format", "right", "accuracy", "95 % interval", "same answer", "largest difference", "size", "images/s"], rows
+    )
+    print(f"Compared on {found.formats[-1].images:,} images, {found.images}.")
+    if (whole := found.formats[-1].whole) is not None:
+        print(
+            f"{whole.images:,} of them are JPEGs that are reduced while they are decoded. Decoded whole, as other "
+            f"programs do, {whole.same:,} get the same answer, {whole.correct:,} are right instead of "
+            f"{whole.correct_reduced:,}, and a probability differs by up to {whole.largest:.2f}."
+        )
+    print(f"File: {found.file}")
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}".rstrip() for line in text.splitlines())
 
 
 def _print_table(header: list[str], rows: list[list[str]]) -> None:

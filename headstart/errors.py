@@ -5,6 +5,7 @@ HeadstartError
 │   └── UnreadableImage  one file that is no usable image (``path``, ``reason``)
 ├── WeightsError         pretrained weights that cannot be had or do not fit
 ├── ModelFileError       a model file that is damaged, foreign, or from a newer version
+├── ExportError          a model that cannot be exported, or an exported file that differs from it or cannot be used
 ├── RunError             a run folder that cannot be read or written
 ├── CacheError           the cache on disk cannot be read or written
 ├── HubError             a model that cannot be fetched from a hub, or shared there
@@ -45,6 +46,10 @@ class WeightsError(HeadstartError):
 
 class ModelFileError(HeadstartError):
     """A model file is damaged, foreign, or from a newer version of the format."""
+
+
+class ExportError(HeadstartError):
+    """A model cannot be exported, or an exported file differs from its model or cannot be used."""
 
 
 class RunError(HeadstartError):

@@ -209,7 +209,16 @@ def test_pixels_equal_timms_own_evaluation_transform(crop_mode: str, name: str, 
     image = picture(7, size=size)
     expected = np.asarray(theirs(image))
     expected = expected.transpose(1, 2, 0) if expected.shape[0] == 3 else expected
-    assert np.array_equal(fit_to(image, own), expected)
+    apart = np.abs(fit_to(image, own).astype(int) - expected)
+    tall = size[1] > 2 * size[0]  # from 13 on, Pillow resizes such pictures down before across
+    assert apart.max() <= (2 if tall else 0)
+
+
+def test_tall_pictures_are_resized_across_first_whatever_the_version_of_pillow() -> None:
+    image = picture(7, size=(90, 400))
+    across = image.resize((60, 400), Image.Resampling.BICUBIC)
+    expected = np.asarray(across.resize((60, 80), Image.Resampling.BICUBIC))
+    assert np.array_equal(fit_to(image, Preprocessing(80, 60, 1.0, crop_mode="squash")), expected)
 
 
 def test_arrays_and_pillow_images_in_memory() -> None:

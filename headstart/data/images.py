@@ -26,7 +26,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from headstart.errors import UnreadableImage
 from headstart.html import data_address
 
-DECODER_VERSION = 1
+DECODER_VERSION = 2
 """Counted up whenever ``decode`` or ``fit_to`` would give other pixels; part of every cache key."""
 
 DECODE_AT_LEAST = 256
@@ -287,6 +287,9 @@ def as_rgb(image: Image.Image | npt.NDArray[Any]) -> Image.Image:
 def fit_to(image: Image.Image, preprocessing: Preprocessing) -> Rgb:
     """The pixels that the network sees.
 
+    Resized across first and then down, whatever the version of Pillow: from 13 on it would do otherwise with tall
+    pictures, which gives other pixels by a grey level or two. ``exports.resize`` does the same inside exported files.
+
     Returns:
         (height, width, 3) uint8, 0-255.
 
@@ -309,7 +312,9 @@ def fit_to(image: Image.Image, preprocessing: Preprocessing) -> Rgb:
         new_w, new_h = max(width, round(image.width / ratio)), max(height, round(image.height / ratio))
     if new_w * new_h > RESIZED_AT_MOST:
         raise UnreadableImage("", f"too long for its width: {image.width:,} x {image.height:,} pixels")
-    if image.size != (new_w, new_h):
+    if image.width != new_w:
+        image = image.resize((new_w, image.height), resample)
+    if image.height != new_h:
         image = image.resize((new_w, new_h), resample)
     left, top = round((new_w - width) / 2), round((new_h - height) / 2)
     if left < 0 or top < 0:

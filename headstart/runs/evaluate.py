@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,14 +17,26 @@ from headstart.data.scan import scan
 from headstart.data.table import SEPARATOR
 from headstart.errors import DataError, RunError
 from headstart.evaluation.predictions import Evaluated, evaluate_predictions
-from headstart.model import Model, load
+from headstart.model import load
 from headstart.progress import Progress, SilentProgress, with_example
 from headstart.runs.known import split_rows
 from headstart.runs.uses import note_use, read_uses, uses_text
 
 
+class Answering(Protocol):
+    """What gives classes their numbers: a model, or what an exported file says of itself."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names, in the order of the probabilities."""
+
+    @property
+    def thresholds(self) -> tuple[float, ...] | None:
+        """See ``Model``."""
+
+
 @dataclass(frozen=True)
-class _Images:
+class LabelledImages:
     """N images to score.
 
     Attributes:
@@ -39,6 +52,13 @@ class _Images:
     sets: list[str]
     groups: list[str] | None
     test: list[bool]
+
+    def some(self, places: Sequence[int]) -> LabelledImages:
+        """Those at some places."""
+        groups = None if self.groups is None else [self.groups[i] for i in places]
+        columns: tuple[list[Any], ...] = (self.paths, self.sets, self.test)
+        own = [[column[i] for i in places] for column in columns]
+        return LabelledImages(own[0], self.labels[list(places)], own[1], groups, own[2])
 
 
 def evaluate(
@@ -77,10 +97,10 @@ def evaluate(
     folder = Path(run_or_model).expanduser()
     run = folder if folder.is_dir() else None
     if source is None:
-        images = _own_images(folder, model)
+        images = own_images(folder, model)
     else:
         rows = split_rows(run) if run else []
-        images = _other_images(open_data(source), model, rows, ignore_unknown, cache=cache, progress=progress)
+        images = other_images(open_data(source), model, rows, ignore_unknown, cache=cache, progress=progress)
     if run and any(images.test) and (words := uses_text(read_uses(run))):
         progress.say(f"{words} before. A choice that is made by it spends it.")
     probabilities, outliers, faults = model.examine(images.paths, device=device, progress=progress)
@@ -109,7 +129,7 @@ def evaluate(
     return evaluated
 
 
-def _numbers(names: list[list[str]], model: Model) -> npt.NDArray[np.int64]:
+def _numbers(names: list[list[str]], model: Answering) -> npt.NDArray[np.int64]:
     """Labels of images by their names, as ``training.targets`` has them; unknown ones of several are left aside."""
     number = {name: i for i, name in enumerate(model.classes)}
     if model.thresholds is None:
@@ -120,29 +140,54 @@ def _numbers(names: list[list[str]], model: Model) -> npt.NDArray[np.int64]:
     return labels
 
 
-def _own_images(folder: Path, model: Model) -> _Images:
+def own_images(folder: Path, model: Answering, sets: Sequence[str] = ("val", "test")) -> LabelledImages:
+    """A run's own images.
+
+    Args:
+        folder: of the run.
+        model: what is to be scored.
+        sets: which of its sets, in this order.
+
+    Raises:
+        RunError: a model file alone, or no table of images in the folder.
+    """
     if not folder.is_dir():
         raise RunError(f"{folder}: a model file alone; name the data to score it on.")
-    rows = [row for row in split_rows(folder) if row["split"] in ("val", "test")]
-    rows.sort(key=lambda row: ("val", "test").index(row["split"]))
+    rows = [row for row in split_rows(folder) if row["split"] in sets]
+    rows.sort(key=lambda row: sets.index(row["split"]))
     if model.thresholds is None:
         names = [[row["label"]] for row in rows]
     else:
         names = [row["labels"].split(SEPARATOR) for row in rows]
     sets = [r["split"] for r in rows]
     groups = [r["group"] for r in rows] if rows and "group" in rows[0] else None
-    return _Images([r["path"] for r in rows], _numbers(names, model), sets, groups, [name == "test" for name in sets])
+    return LabelledImages(
+        [r["path"] for r in rows], _numbers(names, model), sets, groups, [name == "test" for name in sets]
+    )
 
 
-def _other_images(
+def other_images(
     dataset: Dataset,
-    model: Model,
+    model: Answering,
     rows: Sequence[dict[str, str]],
     ignore_unknown: bool,
     *,
     cache: Path | None,
     progress: Progress,
-) -> _Images:
+) -> LabelledImages:
+    """The readable images of a data set whose classes are known.
+
+    Args:
+        dataset: which one.
+        model: what is to be scored.
+        rows: of the table of images of the run that the model comes from; none where there is no run.
+        ignore_unknown: see ``evaluate``.
+        cache: see there.
+        progress: told of what is left out.
+
+    Raises:
+        DataError: see ``evaluate``.
+    """
     several = model.thresholds is not None
     if dataset.multi_label != several:
         kinds = "one class to an image", "any number of labels to an image (a column labels)"
@@ -183,7 +228,7 @@ def _other_images(
         text = f"Serious: the model was trained on {len(taught):,} of these {len(keep):,} images: the score is too high"
         progress.say(with_example(text, taught))
     files, splits, groups = dataset.files(), dataset.splits, dataset.groups
-    return _Images(
+    return LabelledImages(
         [files[i] for i in keep],
         _numbers([names[i] for i in keep], model),
         [splits[i] if splits else "all" for i in keep],

@@ -287,9 +287,12 @@ def logits_on(
 
 def vectors_of(features: npt.NDArray[np.float32], layout: Layout) -> npt.NDArray[np.float32]:
     """(N, D) features as they are; of maps the means of their places, (N, C)."""
-    if features.ndim == 2:
-        return features
-    return np.asarray(_as_map(torch.from_numpy(features), layout).mean((2, 3)).numpy())
+    return np.asarray(mean_vectors(torch.from_numpy(features), layout).numpy())
+
+
+def mean_vectors(features: Tensor, layout: Layout) -> Tensor:
+    """``vectors_of`` in tensors."""
+    return features if features.ndim == 2 else _as_map(features, layout).mean((2, 3))
 
 
 class OneLogit(nn.Module):

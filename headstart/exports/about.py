@@ -1,0 +1,100 @@
+"""What an exported file says of itself, so that it can be used with nothing else at hand."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from headstart.errors import ExportError
+from headstart.model import NONE_OF_THESE, UNSURE, Model
+from headstart.training.outliers import KEPT
+
+EXPORT_VERSION = 1
+
+KEY = "headstart"
+"""Under which ONNX's metadata hold the document."""
+
+
+@dataclass(frozen=True)
+class About:
+    """The document in an exported file.
+
+    Attributes:
+        headstart_export: version of the document.
+        classes: names, in the order of the probabilities.
+        thresholds: where a picture may bear any number of labels, the probability from which on it is given each; None
+            where each picture has one class.
+        unsure_below: probability of the best class below which the answer is ``unsure``; 0: never.
+        none_above: outlier score above which the answer is ``none``; None where the file has no such output.
+        unsure: the words for an answer that is too unsure.
+        none: the words for a picture of something else.
+        decode_at_least: shorter side, in pixels, that a JPEG may be reduced to while it is decoded (see ``decode``).
+        preprocessing: what the graph does with the pixels, see ``Preprocessing``.
+        temperature: that the graph divides logits by.
+        precision: "float32" or "int8".
+        model: ``Model.version`` of the model that it was made from.
+        backbone: its architecture.
+        headstart: the version that wrote it.
+        written_with: what else took part, by its name: version.
+    """
+
+    headstart_export: int
+    classes: tuple[str, ...]
+    thresholds: tuple[float, ...] | None
+    unsure_below: float
+    none_above: float | None
+    unsure: str
+    none: str
+    decode_at_least: int
+    preprocessing: dict[str, Any]
+    temperature: float
+    precision: str
+    model: str
+    backbone: str
+    headstart: str
+    written_with: dict[str, str]
+
+    @classmethod
+    def of(cls, model: Model, *, written_with: dict[str, str], precision: str = "float32") -> About:
+        """Of a model that is to be written."""
+        return cls(
+            headstart_export=EXPORT_VERSION,
+            classes=model.classes,
+            thresholds=model.thresholds,
+            unsure_below=model.calibration.threshold,
+            none_above=None if model.familiar is None else KEPT,
+            unsure=UNSURE,
+            none=NONE_OF_THESE,
+            decode_at_least=model.preprocessing.decode_at_least,
+            preprocessing=asdict(model.preprocessing),
+            temperature=model.calibration.temperature,
+            precision=precision,
+            model=model.version,
+            backbone=model.net.backbone.architecture,
+            headstart=version("headstart"),
+            written_with=written_with,
+        )
+
+    def text(self) -> str:
+        """One line of ASCII that begins with its version."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def read(cls, text: str, file: Path) -> About:
+        """What ``text`` wrote.
+
+        Raises:
+            ExportError: it is damaged, or from a newer version.
+        """
+        try:
+            document = json.loads(text)
+            if document["headstart_export"] > EXPORT_VERSION:
+                raise ExportError(f"{file}: exported by Headstart {document['headstart']}. Install a newer Headstart.")
+            several = document["thresholds"]
+            own = {"classes": tuple(document["classes"]), "thresholds": None if several is None else tuple(several)}
+            return cls(**document | own)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ExportError(f"{file}: what it says of itself is damaged ({error}). Export it again.") from error

@@ -1,0 +1,125 @@
+"""ONNX: writing the graph, and running a file with ONNX Runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import torch
+
+from headstart.backbone.engine import EXPORT_LOGGERS
+from headstart.backbone.weights import quiet
+from headstart.errors import ExportError
+from headstart.exports.about import KEY, About
+from headstart.exports.graph import INPUT, OUTPUTS, Graph
+from headstart.files import write_atomically
+from headstart.model import Model
+
+OPSET = 20
+"""Of the operators; ONNX Runtime reads it from 1.17 on."""
+
+EXAMPLE = (2, 48, 80, 3)
+"""Shape of the picture that the graph is captured with; no part of it is kept."""
+
+
+def dynamic_shape(kind: Any = torch.export.Dim.DYNAMIC) -> dict[str, dict[int, Any]]:
+    """Any number of pictures of any size."""
+    return {INPUT: {0: kind, 1: kind, 2: kind}}
+
+
+def onnx_graph(model: Model) -> onnx.ModelProto:
+    """A model as an ONNX graph, raw pixels in, probabilities out.
+
+    Raises:
+        ExportError: the exporter cannot express it, or it is larger than the format holds (2 GB).
+    """
+    graph = Graph(model)
+    try:
+        with quiet(*EXPORT_LOGGERS), torch.no_grad():
+            program = torch.onnx.export(
+                graph,
+                (torch.zeros(EXAMPLE, dtype=torch.uint8),),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[INPUT],
+                output_names=list(OUTPUTS[: 1 if graph.unlike is None else 2]),
+                dynamic_shapes=dynamic_shape(),
+                verbose=False,
+            )
+        assert program is not None
+        proto: onnx.ModelProto = program.model_proto
+    except Exception as error:  # the exporter raises its own, and what the network's code raises when it is captured
+        raise ExportError(
+            f"{model.net.backbone.architecture} cannot be exported to ONNX: {first_line(error)}."
+        ) from error
+    names = ("images", "height", "width")
+    for place, name in enumerate(names):
+        proto.graph.input[0].type.tensor_type.shape.dim[place].dim_param = name
+    for output in proto.graph.output:
+        output.type.tensor_type.shape.dim[0].dim_param = names[0]
+    return proto
+
+
+def write_onnx(proto: onnx.ModelProto, about: About, file: Path) -> None:
+    """Writes a graph with what it says of itself, which stands at the very end of the file.
+
+    There a reader that has no access to ONNX's metadata (ONNX Runtime's for JavaScript) finds it as well.
+
+    Raises:
+        ExportError: it is larger than the format holds.
+        OSError: it cannot be written.
+    """
+    del proto.metadata_props[:]
+    for part in (proto.graph, *proto.graph.node, *proto.graph.value_info):
+        del part.metadata_props[:]  # among them the exporter's traces, which name folders of this machine
+    onnx.helper.set_model_props(proto, {KEY: about.text()})
+    try:
+        data = proto.SerializeToString()
+    except ValueError as error:
+        raise ExportError(f"{file}: one ONNX file holds 2 GB at the most. Export it with --to torch.") from error
+    assert data.endswith(about.text().encode())
+    write_atomically(file, data)
+
+
+@final
+class OnnxFile:
+    """An exported ONNX file, opened.
+
+    Args:
+        file: which one.
+        threads: of the computation; 0 for as many as there are processors.
+
+    Attributes:
+        about: what it says of itself.
+
+    Raises:
+        ExportError: no such file, damaged, or no export of Headstart.
+    """
+
+    def __init__(self, file: Path, *, threads: int = 0) -> None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = threads
+        try:
+            self.session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the runtime raises a dozen kinds
+            raise ExportError(f"{file}: damaged, or no ONNX file ({first_line(error)}).") from error
+        metadata = self.session.get_modelmeta().custom_metadata_map
+        if KEY not in metadata:
+            raise ExportError(f"{file}: no export of Headstart. Expected a file that headstart export wrote.")
+        self.about = About.read(metadata[KEY], file)
+
+    def __call__(self, pixels: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float32]]:
+        """(N, H, W, 3) uint8 -> (N, classes) probabilities, and (N,) outlier scores where the file has them."""
+        found: list[npt.NDArray[np.float32]] = self.session.run(None, {INPUT: pixels})
+        return found
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, short enough for a sentence of ours."""
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:160].rstrip(".")

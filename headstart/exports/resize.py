@@ -1,0 +1,204 @@
+"""``data.images.fit_to`` in tensors: what happens to a picture before the network sees it, inside the exported graph.
+
+Pillow resizes in two passes, across and then down, each with weights of 22 bits after the point and rounded to whole
+grey levels. The same is done here by matrix products that float32 holds exactly, so that the pixels are Pillow's own.
+Where output columns lie close together their weights share a window of the picture: a product with all of its columns
+takes ten times as long for a picture of 12 megapixels.
+
+Source: Pillow's ``src/libImaging/Resample.c``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headstart.data.images import Preprocessing
+from headstart.errors import ExportError
+
+WEIGHT_BITS = 22
+"""Of a weight, after the point, as in Pillow."""
+
+LOW_BITS = 11
+"""Of these, those that are multiplied apart: products and sums of either half are whole numbers below 2 ** 24."""
+
+COLUMNS = 32
+"""Output columns that share a window."""
+
+Size = Any
+"""A number of pixels; symbolic while a graph is captured."""
+
+
+def _box(x: Tensor) -> Tensor:
+    return ((x > -0.5) & (x <= 0.5)).double()
+
+
+def _triangle(x: Tensor) -> Tensor:
+    return (1 - x.abs()).clamp(min=0)
+
+
+def _hamming(x: Tensor) -> Tensor:
+    return torch.where(x.abs() < 1, _sinc(x) * (0.54 + 0.46 * torch.cos(math.pi * x)), 0.0)
+
+
+def _cubic(x: Tensor) -> Tensor:
+    a, x = -0.5, x.abs()
+    near, far = ((a + 2) * x - (a + 3)) * x * x + 1, (((x - 5) * x + 8) * x - 4) * a
+    return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
+
+
+def _lanczos(x: Tensor) -> Tensor:
+    return torch.where((x >= -3) & (x < 3), _sinc(x) * _sinc(x / 3), 0.0)
+
+
+def _sinc(x: Tensor) -> Tensor:
+    turned = math.pi * torch.where(x == 0, 1.0, x)
+    return torch.where(x == 0, 1.0, torch.sin(turned) / turned)
+
+
+FILTERS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
+    "box": (_box, 0.5),
+    "bilinear": (_triangle, 1.0),
+    "hamming": (_hamming, 1.0),
+    "bicubic": (_cubic, 2.0),
+    "lanczos": (_lanczos, 3.0),
+}
+"""Interpolation -> its filter and how far that reaches, in pixels of the smaller picture."""
+
+
+class Fit(nn.Module):
+    """Raw pixels of any size -> the pixels that the network sees.
+
+    Args:
+        preprocessing: what ``fit_to`` would do.
+
+    Raises:
+        ExportError: the interpolation has no filter.
+    """
+
+    fill: Tensor
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        if preprocessing.interpolation not in FILTERS:
+            raise ExportError(
+                f"pictures are resized by {preprocessing.interpolation!r}, which cannot be exported; expected one of "
+                f"{', '.join(FILTERS)}."
+            )
+        self.preprocessing = preprocessing
+        self.register_buffer("fill", torch.tensor(preprocessing.fill).float().view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Resizes, crops and fills.
+
+        Args:
+            pixels: (N, H, W, 3) uint8, 0-255, any H and W.
+
+        Returns:
+            (N, 3, height, width) float32, whole numbers in 0-255: ``fit_to`` of each picture.
+        """
+        own = self.preprocessing
+        rows, columns = pixels.shape[1], pixels.shape[2]
+        (new_h, new_w), pace = self._sizes(_as_tensor(rows), _as_tensor(columns)), self._paces(rows, columns)
+        down = _Axis(rows, new_h, own.height, own.height, pace[0], own.interpolation)
+        across = _Axis(columns, new_w, own.width, COLUMNS, pace[1], own.interpolation)
+        chosen = pixels.index_select(1, down.window.flatten())  # rows that play a part
+        chosen = chosen.index_select(2, across.window.flatten())
+        chosen = torch.unflatten(chosen, 2, across.window.shape)
+        narrow = across(chosen.permute(0, 4, 2, 1, 3).float())  # (N, 3, groups, rows, columns of a group)
+        narrow = narrow.transpose(2, 3).flatten(3)[..., : own.width]
+        fitted = down(narrow.transpose(2, 3)[:, :, None]).squeeze(2).transpose(2, 3)
+        if own.crop_mode == "border":
+            inside = down.inside[:, None] & across.inside[: own.width]
+            fitted = torch.where(inside, fitted, self.fill)
+        return fitted
+
+    def _sizes(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """(height, width) of the resized picture, as ``fit_to`` has them; float64 numbers without a fraction."""
+        own = self.preprocessing
+        scale_h, scale_w = own.resize_to
+        if own.crop_mode == "squash":
+            return torch.full_like(rows, scale_h), torch.full_like(columns, scale_w)
+        if own.crop_mode == "border":
+            ratio = torch.maximum(rows / scale_h, columns / scale_w)
+            return (rows / ratio).round().clamp(min=1), (columns / ratio).round().clamp(min=1)
+        if scale_h == scale_w:
+            short = torch.minimum(rows, columns)
+            return (scale_h * rows / short).floor(), (scale_w * columns / short).floor()
+        ratio = torch.minimum(rows / scale_h, columns / scale_w)
+        return (rows / ratio).round().clamp(min=own.height), (columns / ratio).round().clamp(min=own.width)
+
+    def _paces(self, rows: Size, columns: Size) -> tuple[tuple[Size, int], tuple[Size, int]]:
+        """(numerator, denominator), down and across: how many pixels go into one of the resized picture, at the most.
+
+        Rounding its size to whole pixels aside, for which windows have a margin.
+        """
+        own = self.preprocessing
+        scale_h, scale_w = own.resize_to
+        if own.crop_mode == "squash":
+            return (rows, scale_h), (columns, scale_w)
+        if own.crop_mode == "border":  # of a narrow picture one or two columns are left, and rounding is half of them
+            pace = 3 * torch.sym_max(rows * scale_w, columns * scale_h), 2 * scale_h * scale_w
+        else:
+            pace = torch.sym_min(rows * scale_w, columns * scale_h), scale_h * scale_w
+        return pace, pace
+
+
+class _Axis:
+    """Resizing along one axis: windows of the picture, and the weights of what lies in them.
+
+    Args:
+        length: of the picture along it, in pixels.
+        new: of the resized picture, (), float64.
+        count: output pixels in the middle of it that are wanted.
+        group: of them, that share a window.
+        pace: see ``Fit._paces``.
+        interpolation: one of ``FILTERS``.
+
+    Attributes:
+        window: (groups, pixels of a window) int64, which pixels are looked at; 0 to ``length`` - 1.
+        weights: (groups, pixels of a window, 2 * group) float32, the upper and the lower half of each weight.
+        inside: (groups * group,) whether an output pixel lies in the resized picture.
+    """
+
+    def __init__(
+        self, length: Size, new: Tensor, count: int, group: int, pace: tuple[Size, int], interpolation: str
+    ) -> None:
+        weigh, reach = FILTERS[interpolation]
+        groups = math.ceil(count / group)
+        scale = _as_tensor(length) / new
+        widened = scale.clamp(min=1)
+        places = torch.arange(groups * group, dtype=torch.float64) + ((new - count) / 2).round()
+        self.inside = (places >= 0) & (places < new)
+        centres = ((places + 0.5) * scale).view(groups, group, 1)
+        low = (centres - reach * widened + 0.5).trunc().clamp(min=0)
+        high = torch.minimum((centres + reach * widened + 0.5).trunc(), _as_tensor(length))
+        first = (centres[:, :1] - reach * widened - 1).floor().view(groups, 1)
+        size = (math.ceil(group + 2 * reach + 3) * pace[0]) // pace[1] + math.ceil(2 * reach) + 5
+        looked_at = first + torch.arange(size, dtype=torch.float64)
+        here = looked_at[:, None]
+        weights = weigh((here - centres + 0.5) * (1 / widened))
+        weights = torch.where((here >= low) & (here < high), weights, 0.0)
+        total = weights.sum(2, keepdim=True)
+        whole = (weights / torch.where(total == 0, 1.0, total) * 2**WEIGHT_BITS).abs() + 0.5
+        whole = whole.floor() * torch.where(weights < 0, -1.0, 1.0)
+        upper = (whole / 2**LOW_BITS).floor()
+        self.weights = torch.cat([upper, whole - upper * 2**LOW_BITS], 1).transpose(1, 2).float()
+        self.window = torch.minimum(looked_at.clamp(min=0), _as_tensor(length) - 1).long()
+        self.group = group
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(..., groups, any, pixels of a window) -> (..., groups, any, group), rounded to whole grey levels."""
+        upper, lower = torch.split((x @ self.weights).double(), self.group, -1)
+        exact = upper / 2 ** (WEIGHT_BITS - LOW_BITS) + lower / 2**WEIGHT_BITS
+        rounded: Tensor = (exact + 0.5).floor().clamp(0, 255).float()
+        return rounded
+
+
+def _as_tensor(size: Size) -> Tensor:
+    """() float64."""
+    return torch.full((), size, dtype=torch.float64)

@@ -1,0 +1,104 @@
+"""Ten lines that use an exported file, in Python and in JavaScript, with the file's own name in them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from headstart.exports.about import KEY, About
+
+PICTURE = "picture.jpg"
+
+PACKAGES = {
+    "python": "numpy, onnxruntime, pillow",
+    "torch": "numpy, torch, pillow",
+    "javascript": "onnxruntime-web, sharp",
+}
+
+_PICTURE = """\
+picture = Image.open({picture})
+picture.draft(None, (about["decode_at_least"],) * 2)  # a large JPEG is reduced while it is decoded
+picture = ImageOps.exif_transpose(picture)
+if picture.has_transparency_data:
+    picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
+pixels = numpy.array(picture.convert("RGB"))[None]
+"""
+
+_ONNX = """\
+import json, numpy, onnxruntime
+from PIL import Image, ImageOps
+
+session = onnxruntime.InferenceSession({file})
+about = json.loads(session.get_modelmeta().custom_metadata_map["{key}"])
+"""
+
+_TORCH = """\
+import json, numpy, torch
+from PIL import Image, ImageOps
+
+extra = {{"{key}.json": ""}}
+program = torch.export.load({file}, extra_files=extra).module()
+about = json.loads(extra["{key}.json"])
+"""
+
+_JAVASCRIPT = """\
+import fs from "node:fs";
+import * as ort from "onnxruntime-web"; // or onnxruntime-node
+import sharp from "sharp";
+
+const file = fs.readFileSync({file});
+const about = JSON.parse(file.subarray(file.lastIndexOf('{{"headstart_export"')));
+const session = await ort.InferenceSession.create(file);
+const picture = sharp({picture}).rotate().flatten({{ background: "white" }}).toColourspace("srgb").raw();
+const {{ data, info }} = await picture.toBuffer({{ resolveWithObject: true }});
+const pixels = new ort.Tensor("uint8", data, [1, info.height, info.width, 3]);
+const {{ {outputs} }} = await session.run({{ pixels }});
+"""
+
+
+def python_snippet(file: Path, about: About, picture: str = PICTURE) -> str:
+    """Prints the answer and its probability; decodes as Headstart does, so that both are the model's own.
+
+    Args:
+        file: ONNX or .pt2.
+        about: what it says of itself.
+        picture: path of the picture.
+    """
+    torch = file.suffix.lower() == ".pt2"
+    parts = {"file": json.dumps(str(file)), "picture": json.dumps(picture), "key": KEY}
+    names = "probabilities" if about.none_above is None else "probabilities, outlier"
+    run = "program(torch.from_numpy(pixels))" if torch else 'session.run(None, {"pixels": pixels})'
+    lines = [f"[{names}] = {run}", "chances = probabilities[0].tolist()"]
+    if about.thresholds is None:
+        lines += ['answer = about["classes"][chances.index(max(chances))]']
+        shown = "answer, max(chances)"
+    else:
+        lines += ['answer = [own for own in zip(about["classes"], chances, about["thresholds"]) if own[1] >= own[2]]']
+        shown = "answer"
+    if about.none_above is not None:
+        lines += ['if outlier[0] > about["none_above"]:', '    answer = about["none"]']
+    return (
+        (_TORCH if torch else _ONNX).format(**parts) + _PICTURE.format(**parts) + "\n".join([*lines, f"print({shown})"])
+    )
+
+
+def javascript_snippet(file: Path, about: About, picture: str = PICTURE) -> str:
+    """Likewise for Node, as a module (.mjs); another decoder gives other pixels by a grey level or two.
+
+    Args:
+        file: ONNX.
+        about: what it says of itself.
+        picture: path of the picture.
+    """
+    names = "probabilities" if about.none_above is None else "probabilities, outlier"
+    lines = ["const chances = [...probabilities.data];"]
+    if about.thresholds is None:
+        lines += ["let answer = about.classes[chances.indexOf(Math.max(...chances))];"]
+        shown = "answer, Math.max(...chances)"
+    else:
+        lines += ["let answer = about.classes.filter((_, i) => chances[i] >= about.thresholds[i]);"]
+        shown = "answer"
+    if about.none_above is not None:
+        lines += ["if (outlier.data[0] > about.none_above) answer = about.none;"]
+    text = _JAVASCRIPT.format(file=json.dumps(str(file)), picture=json.dumps(picture), outputs=names)
+    return text + "\n".join([*lines, f"console.log({shown});"])
