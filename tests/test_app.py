@@ -372,7 +372,7 @@ def conform(server: Served, examples: int) -> None:
 
 
 def test_schemathesis_finds_the_description_true(server: Served) -> None:
-    conform(server, 5)
+    conform(server, 3)
 
 
 @pytest.mark.exhaustive
