@@ -69,7 +69,7 @@ class About:
             unsure=UNSURE,
             none=NONE_OF_THESE,
             decode_at_least=model.preprocessing.decode_at_least,
-            preprocessing=asdict(model.preprocessing),
+            preprocessing=json.loads(json.dumps(asdict(model.preprocessing))),
             temperature=model.calibration.temperature,
             precision=precision,
             model=model.version,
