@@ -22,11 +22,11 @@ from small_models import CLASSES, shown, small_model
 import headstart as hs
 from headstart.backbone.weights import load_backbone, random_backbone
 from headstart.errors import DataError, ExportError, OptionError, OutputError, RunError
-from headstart.exports.about import About
 from headstart.exports.agreement import Expected, file_format, model_format, objections
-from headstart.exports.onnx import OnnxFile, write_onnx
-from headstart.exports.program import ProgramFile
-from headstart.exports.reader import Answers, open_export
+from headstart.exports.graph import about as about_of
+from headstart.exports.onnx import write_onnx
+from headstart.exports.opened import OnnxFile, ProgramFile, open_export
+from headstart.exports.reader import Answers
 from headstart.exports.snippets import javascript_snippet, python_snippet
 from headstart.model import Model
 from headstart.runs import export as export_module
@@ -164,7 +164,7 @@ def expected_of(count: int = 200) -> tuple[Expected, Answers]:
     rng = np.random.default_rng(0)
     chances = rng.dirichlet(np.ones(3), count)
     outliers = rng.random(count)
-    about = About.of(small_model(), written_with={})
+    about = about_of(small_model(), written_with={})
     labels = chances.argmax(axis=1)
     known = Expected(tuple(map(str, range(count))), labels, chances, outliers, 1.0)
     return known, Answers(about, chances.copy(), outliers.copy(), np.full_like(chances, np.nan), 1.0)
