@@ -1,21 +1,25 @@
-"""What an exported file says of itself, so that it can be used with nothing else at hand."""
+"""What an exported file says of itself, so that it can be used with nothing else at hand.
+
+Neither this nor ``opened`` imports the model: what opens a file is to know the file alone.
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from headstart.errors import ExportError
-from headstart.model import NONE_OF_THESE, UNSURE, Model
-from headstart.training.outliers import KEPT
 
 EXPORT_VERSION = 1
 
 KEY = "headstart"
 """Under which ONNX's metadata hold the document."""
+
+INPUT = "pixels"
+OUTPUTS = ("probabilities", "outlier")
+"""The second is there where the model knows what is usual."""
 
 
 @dataclass(frozen=True)
@@ -56,27 +60,6 @@ class About:
     backbone: str
     headstart: str
     written_with: dict[str, str]
-
-    @classmethod
-    def of(cls, model: Model, *, written_with: dict[str, str], precision: str = "float32") -> About:
-        """Of a model that is to be written."""
-        return cls(
-            headstart_export=EXPORT_VERSION,
-            classes=model.classes,
-            thresholds=model.thresholds,
-            unsure_below=model.calibration.threshold,
-            none_above=None if model.familiar is None else KEPT,
-            unsure=UNSURE,
-            none=NONE_OF_THESE,
-            decode_at_least=model.preprocessing.decode_at_least,
-            preprocessing=asdict(model.preprocessing),
-            temperature=model.calibration.temperature,
-            precision=precision,
-            model=model.version,
-            backbone=model.net.backbone.architecture,
-            headstart=version("headstart"),
-            written_with=written_with,
-        )
 
     def text(self) -> str:
         """One line of ASCII that begins with its version."""

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+from importlib.metadata import version
+
 import torch
 from torch import Tensor, nn
 
 from headstart.backbone.layers import Layout
+from headstart.exports.about import EXPORT_VERSION, About
 from headstart.exports.resize import Fit
-from headstart.model import Model
+from headstart.model import NONE_OF_THESE, UNSURE, Model
 from headstart.training.heads import mean_vectors
-from headstart.training.outliers import NEIGHBOUR, TINY, Familiar
-
-INPUT = "pixels"
-OUTPUTS = ("probabilities", "outlier")
-"""The second is there where the model knows what is usual."""
+from headstart.training.outliers import KEPT, NEIGHBOUR, TINY, Familiar
 
 
 class Graph(nn.Module):
@@ -81,3 +82,24 @@ class Unlike(nn.Module):
         nearest = cosines.topk(min(NEIGHBOUR, len(self.references)), dim=1).values[:, -1:]
         nearer: Tensor = self.usual < 1 - nearest
         return nearer.float().mean(1)
+
+
+def about(model: Model, *, written_with: dict[str, str], precision: str = "float32") -> About:
+    """What the file says of itself; arguments as in ``About``."""
+    return About(
+        headstart_export=EXPORT_VERSION,
+        classes=model.classes,
+        thresholds=model.thresholds,
+        unsure_below=model.calibration.threshold,
+        none_above=None if model.familiar is None else KEPT,
+        unsure=UNSURE,
+        none=NONE_OF_THESE,
+        decode_at_least=model.preprocessing.decode_at_least,
+        preprocessing=json.loads(json.dumps(asdict(model.preprocessing))),
+        temperature=model.calibration.temperature,
+        precision=precision,
+        model=model.version,
+        backbone=model.net.backbone.architecture,
+        headstart=version("headstart"),
+        written_with=written_with,
+    )

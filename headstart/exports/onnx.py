@@ -1,21 +1,19 @@
-"""ONNX: writing the graph, and running a file with ONNX Runtime."""
+"""ONNX: writing the graph."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import onnx
-import onnxruntime
 import torch
 
 from headstart.backbone.engine import EXPORT_LOGGERS
 from headstart.backbone.weights import quiet
 from headstart.errors import ExportError
-from headstart.exports.about import KEY, About
-from headstart.exports.graph import INPUT, OUTPUTS, Graph
+from headstart.exports.about import INPUT, KEY, OUTPUTS, About
+from headstart.exports.graph import Graph
+from headstart.exports.opened import first_line
 from headstart.files import write_atomically
 from headstart.model import Model
 
@@ -83,43 +81,3 @@ def write_onnx(proto: onnx.ModelProto, about: About, file: Path) -> None:
         raise ExportError(f"{file}: one ONNX file holds 2 GB at the most. Export it with --to torch.") from error
     assert data.endswith(about.text().encode())
     write_atomically(file, data)
-
-
-@final
-class OnnxFile:
-    """An exported ONNX file, opened.
-
-    Args:
-        file: which one.
-        threads: of the computation; 0 for as many as there are processors.
-
-    Attributes:
-        about: what it says of itself.
-
-    Raises:
-        ExportError: no such file, damaged, or no export of Headstart.
-    """
-
-    def __init__(self, file: Path, *, threads: int = 0) -> None:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        options.intra_op_num_threads = threads
-        try:
-            self.session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # the runtime raises a dozen kinds
-            raise ExportError(f"{file}: damaged, or no ONNX file ({first_line(error)}).") from error
-        metadata = self.session.get_modelmeta().custom_metadata_map
-        if KEY not in metadata:
-            raise ExportError(f"{file}: no export of Headstart. Expected a file that headstart export wrote.")
-        self.about = About.read(metadata[KEY], file)
-
-    def __call__(self, pixels: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float32]]:
-        """(N, H, W, 3) uint8 -> (N, classes) probabilities, and (N,) outlier scores where the file has them."""
-        found: list[npt.NDArray[np.float32]] = self.session.run(None, {INPUT: pixels})
-        return found
-
-
-def first_line(error: BaseException) -> str:
-    """What an error of another library says, short enough for a sentence of ours."""
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:160].rstrip(".")

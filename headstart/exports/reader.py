@@ -18,8 +18,7 @@ import numpy.typing as npt
 from headstart.data.images import Rgb, decode, map_images
 from headstart.errors import ExportError, HeadstartError, UnreadableImage
 from headstart.exports.about import About
-from headstart.exports.onnx import OnnxFile
-from headstart.exports.program import ProgramFile
+from headstart.exports.opened import ExportFile, open_export
 
 Chances = npt.NDArray[np.float64]
 
@@ -28,8 +27,6 @@ JOB_FILE, ANSWERS_FILE, FAULT_FILE = "job.json", "answers.npz", "fault.txt"
 
 WHOLE = 10**9
 """Shorter side, in pixels, that decoding is to keep: no picture is larger."""
-
-ExportFile = OnnxFile | ProgramFile
 
 
 @dataclass(frozen=True)
@@ -49,20 +46,6 @@ class Answers:
     outliers: Chances
     whole: Chances
     seconds: float
-
-
-def open_export(file: Path) -> ExportFile:
-    """An exported file, ready to run.
-
-    Raises:
-        ExportError: it cannot be used.
-    """
-    if not file.is_file():
-        raise ExportError(f"{file}: no such file.")
-    kinds: dict[str, type[ExportFile]] = {".onnx": OnnxFile, ".pt2": ProgramFile}
-    if file.suffix.lower() not in kinds:
-        raise ExportError(f"{file}: expected a file that headstart export wrote, .onnx or .pt2.")
-    return kinds[file.suffix.lower()](file)
 
 
 def answers_of(file: Path, paths: Sequence[str], *, whole: bool = False) -> Answers:

@@ -19,10 +19,12 @@ from headstart.data.dataset import Dataset, open_data
 from headstart.errors import DataError, ExportError, OptionError, OutputError, RunError
 from headstart.exports.about import About
 from headstart.exports.agreement import Expected, Format, file_format, model_format, objections
+from headstart.exports.graph import about as about_of
 from headstart.exports.int8 import PICTURES, quantized
 from headstart.exports.onnx import OPSET, onnx_graph, write_onnx
+from headstart.exports.opened import open_export
 from headstart.exports.program import capture, write_program
-from headstart.exports.reader import answers_of, open_export
+from headstart.exports.reader import answers_of
 from headstart.exports.snippets import javascript_snippet, python_snippet
 from headstart.files import check_suffix
 from headstart.hub import read_address
@@ -286,12 +288,12 @@ def _write(
     about_torch = {"torch": str(torch.__version__)}
     progress.say(f"Writing {model.net.backbone.architecture} as {file.suffix[1:]}.")
     if to == "torch":
-        about = About.of(model, written_with=about_torch)
+        about = about_of(model, written_with=about_torch)
         write_program(capture(model), about, file)
         return about, {to: file}
     proto = onnx_graph(model)
     made_by = about_torch | {"onnxruntime": onnxruntime.__version__, "opset": str(OPSET)}
-    about = About.of(model, written_with=made_by)
+    about = about_of(model, written_with=made_by)
     if not quantize:
         write_onnx(proto, about, file)
         return about, {to: file}
@@ -299,7 +301,7 @@ def _write(
     small = quantized(proto, learnt, decode_at_least=about.decode_at_least)
     twin = scratch / "float32.onnx"
     write_onnx(proto, about, twin)
-    about = About.of(model, written_with=made_by, precision=quantize)
+    about = about_of(model, written_with=made_by, precision=quantize)
     write_onnx(small, about, file)
     return about, {to: twin, f"{to} {quantize}": file}
 

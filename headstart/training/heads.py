@@ -212,7 +212,7 @@ class NeighbourHead(nn.Module):
         """(N, training images) -> (N, classes) logits."""
         near, which = cosines.topk(self.neighbours, dim=1)
         weight = ((near - near[:, :1]) / self.temperature).exp()
-        votes = weight.new_zeros(len(cosines), self.classes).scatter_add_(1, self.labels[which], weight)
+        votes = weight.new_zeros(cosines.shape[0], self.classes).scatter_add_(1, self.labels[which], weight)
         return (votes / votes.sum(1, keepdim=True)).clamp(min=NO_VOTE).log()
 
 

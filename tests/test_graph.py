@@ -1,0 +1,36 @@
+"""The graph that is exported, before it is: what follows decoding is all in it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from small_models import shown, small_model
+
+from headstart.exports.graph import Graph
+
+KINDS = {
+    "linear": {"familiar": True},
+    "two classes, one logit": {"head": "single"},
+    "hidden layers, cut": {"head": "8-0.5", "cut": "layer3", "pool": "avgmax", "familiar": True},
+    "a convolution on the map": {"head": "conv6-flatten", "cut": "layer2", "pool": "none", "familiar": True},
+    "a kernel": {"head": "rbf"},
+    "nearest neighbours": {"head": "neighbours"},
+    "several labels": {"several": True, "familiar": True},
+    "tokens": {"architecture": "test_vit", "familiar": True},
+}
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_raw_pixels_get_what_examine_gives(kind: str) -> None:
+    model = small_model(**KINDS[kind])
+    images = [np.array(shown(1000 + i).resize(size)) for i, size in enumerate([(48, 40), (200, 190), (31, 37)])]
+    chances, outliers, _ = model.examine(images)
+    assert np.ptp(chances, axis=0).max() > 0.02  # else nothing could be told apart
+    graph = Graph(model)
+    for image, chance, outlier in zip(images, chances, outliers, strict=True):
+        first, *others = graph(torch.from_numpy(image)[None])
+        assert np.abs(first[0].numpy() - chance).max() < 1e-4
+        assert bool(others) == (model.familiar is not None)
+        if others:
+            assert others[0][0].item() == pytest.approx(outlier, abs=0.04)  # one of 64 usual pictures more or less
