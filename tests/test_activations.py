@@ -12,8 +12,8 @@ from pictures import write_classes
 
 from headstart.backbone.engine import IN_TORCH, Engine, EnginePlan, TorchEngine, choose_engine
 from headstart.backbone.fold import fold_for_training
-from headstart.backbone.forward import ActivationNet, FeatureNet
-from headstart.backbone.split import INPUT, SplittableBackbone
+from headstart.backbone.forward import ActivationNet, FeatureNet, split_backbone
+from headstart.backbone.split import INPUT
 from headstart.backbone.weights import Backbone, random_backbone
 from headstart.data.augment import Augmentation
 from headstart.data.scan import pixel_store, scan
@@ -51,7 +51,7 @@ def activations(
     keep: bool = True,
     engine: Engine | None = None,
 ) -> Activations:
-    split = SplittableBackbone(backbone.module, height=32, width=32)
+    split = split_backbone(backbone)
     net = ActivationNet(backbone, boundary, split.prefix(boundary))
     return Activations(
         net,
@@ -106,7 +106,7 @@ def test_what_was_kept_while_features_were_computed_is_what_would_be_made(
     assert engine_name in engine.name
     made = activations(backbone, pictures, tmp_path / "whole", views=0, engine=engine)
     made.prepare()
-    frozen = SplittableBackbone(backbone.module, height=32, width=32)
+    frozen = split_backbone(backbone)
     boundary = next(b for b in frozen.boundaries if b.name == "layer2")
     tap = tap_at(boundary, frozen, backbone, precision="float32", cache=cache)
     features = partial(compute_features, net, pictures.keys, engines=plan, exact=False)
@@ -165,7 +165,7 @@ def test_more_views_keep_those_that_there_are(
 
 
 def test_a_later_boundary_is_made_from_an_earlier_one(backbone: Backbone, pictures: Pictures, tmp_path: Path) -> None:
-    split = SplittableBackbone(backbone.module, height=32, width=32)
+    split = split_backbone(backbone)
     early = activations(backbone, pictures, tmp_path / "cache", boundary="layer2")
     early.prepare()
     late = activations(backbone, pictures, tmp_path / "cache", boundary="layer3")

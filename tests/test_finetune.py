@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -33,9 +34,13 @@ class Held:
         return self.read(rows).numpy()
 
 
-def prepared(seed: int = 0) -> tuple[SplittableBackbone, Samples, Samples, nn.Module]:
-    backbone = random_backbone("test_resnet", image_size=32, seed=3)
-    split = SplittableBackbone(backbone.module, height=32, width=32)
+@cache
+def never_trained() -> SplittableBackbone:
+    return SplittableBackbone(random_backbone("test_resnet", image_size=32, seed=3).module, height=32, width=32)
+
+
+def prepared() -> tuple[SplittableBackbone, Samples, Samples, nn.Module]:
+    split = never_trained().copied()
     shape = next(b.shape for b in split.boundaries if b.name == "layer3")
     parts = []
     for count, views, own in ((40, 3, 1), (16, 0, 2)):
@@ -108,21 +113,26 @@ def test_the_same_seed_gives_the_same_weights_and_another_gives_others() -> None
     assert not torch.equal(state(first)["layer4.0.conv1.weight"], state(other)["layer4.0.conv1.weight"])
 
 
+def begun(live_norms: bool) -> tuple[SplittableBackbone, Samples, Samples, nn.Module]:
+    split, train, val, head = prepared()
+    if live_norms:
+        torch.manual_seed(4)
+        head = build_head(HeadSpec.parse("8-0.5"), split.boundaries[-1].shape, 2)
+    return split, train, val, head
+
+
+@cache
+def never_stopped(live_norms: bool) -> tuple[SplittableBackbone, Tuned]:
+    split, train, val, head = begun(live_norms)
+    return split, fine_tune(split, "layer3", head, train, val, replace(SETTINGS, live_norms=live_norms))
+
+
 @pytest.mark.parametrize("live_norms", [False, True])
 @pytest.mark.parametrize("stop_after", [1, 7, 13])
 def test_a_stop_at_any_step_changes_no_bit_of_the_end(stop_after: int, live_norms: bool) -> None:
     """Law 4, with BatchNorm and dropout at work too."""
     settings = replace(SETTINGS, live_norms=live_norms)
-
-    def begun() -> tuple[SplittableBackbone, Samples, Samples, nn.Module]:
-        split, train, val, head = prepared()
-        if live_norms:
-            torch.manual_seed(4)
-            head = build_head(HeadSpec.parse("8-0.5"), split.boundaries[-1].shape, 2)
-        return split, train, val, head
-
-    whole, train, val, head = begun()
-    expected = fine_tune(whole, "layer3", head, train, val, settings)
+    whole, expected = never_stopped(live_norms)
     saved: list[Progressed] = []
 
     class Stopped(Exception):
@@ -138,10 +148,10 @@ def test_a_stop_at_any_step_changes_no_bit_of_the_end(stop_after: int, live_norm
             )
             raise Stopped
 
-    split, train, val, head = begun()
+    split, train, val, head = begun(live_norms)
     with pytest.raises(Stopped):
         fine_tune(split, "layer3", head, train, val, settings, checkpoint=stop)
-    split, train, val, head = begun()
+    split, train, val, head = begun(live_norms)
     found = fine_tune(split, "layer3", head, train, val, settings, start=saved[0])
     assert all(torch.equal(a, b) for a, b in zip(state(split).values(), state(whole).values(), strict=True))
     own, other = found.head.state_dict(), expected.head.state_dict()

@@ -196,7 +196,8 @@ def test_backbones_that_end_early_can_be_cut_before_their_end(name: str, pool: P
 def assert_law_1_ended(name: str, pool: Pooling) -> None:
     side = BACKBONES[name]
     module = lively(name, side)
-    inner = [b for b in SplittableBackbone(module, height=side, width=side).boundaries if b.name not in (INPUT, HEAD)]
+    plain = SplittableBackbone(module, height=side, width=side)
+    inner = [b for b in plain.boundaries if b.name not in (INPUT, HEAD)]
     end, before = inner[len(inner) * 2 // 3], inner[len(inner) // 3]
     split = SplittableBackbone(module, height=side, width=side, pool=pool, cut=end.name)
     names = [b.name for b in split.boundaries][1:-1]
@@ -206,7 +207,7 @@ def assert_law_1_ended(name: str, pool: Pooling) -> None:
     pictures = torch.randn(2, 3, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     layout = Layout.of(module)
     with torch.no_grad():
-        at_end = SplittableBackbone(module, height=side, width=side).prefix(end.name)(pictures)
+        at_end = plain.prefix(end.name)(pictures)
         expected = pooled(at_end, pool, layout.channels_last, layout.prefix_tokens)
         assert tuple(expected.shape[1:]) == split.boundaries[-1].shape
         close = {"rtol": 0, "atol": 1e-9 * float(expected.abs().max())}
