@@ -6,13 +6,17 @@ STAMP := $(VENV)/.installed
 # Two processes of one thread each: small pictures gain little from two threads in one.
 SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: help install demo test test-exhaustive test-real lint clean
+# What the snippet for JavaScript needs; its test skips by name without.
+NODE := .node
+
+.PHONY: help install demo test test-exhaustive test-real lint clean node
 
 help:
 	@echo "make demo       train on a small data set that comes with an installed package"
 	@echo "make test       the default tests (no network, no outside data)"
 	@echo "make test-exhaustive  law 1 at every boundary of 17 backbones"
 	@echo "make test-real  the tests on real photographs (HEADSTART_DATA, default ../shared/data)"
+	@echo "make node       what the test of the JavaScript snippet needs, where there is npm"
 	@echo "make lint       format, lint and types"
 	@echo "make clean      remove the environment and what the demo wrote"
 
@@ -34,7 +38,11 @@ test: $(STAMP)
 	$(SIDE_BY_SIDE)
 
 test-exhaustive: $(STAMP)
-	$(SIDE_BY_SIDE) -m exhaustive
+	HEADSTART_NODE_PACKAGES=$(CURDIR)/$(NODE) $(SIDE_BY_SIDE) -m exhaustive
+
+node:
+	@command -v npm > /dev/null && npm install --silent --no-audit --no-fund --ignore-scripts --no-package-lock --prefix $(NODE) \
+	  onnxruntime-web@1 sharp@0.34 > /dev/null 2>&1 || echo "no npm, or no packages: the test of the JavaScript snippet skips"
 
 # Those with a clock alone and from a cold cache; the others side by side, from the cache and the run that these leave.
 test-real: $(STAMP)
@@ -48,4 +56,4 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) headstart-demo
+	rm -rf $(VENV) $(NODE) headstart-demo
