@@ -31,6 +31,8 @@ from headstart.exports.snippets import javascript_snippet, python_snippet
 from headstart.model import Model
 from headstart.runs import export as export_module
 
+pytestmark = pytest.mark.exhaustive  # an export takes ten seconds; what is in the graph is tested in test_graph.py
+
 NODE_PACKAGES = os.environ.get("HEADSTART_NODE_PACKAGES", "")
 """A folder whose node_modules holds onnxruntime-web and sharp."""
 
@@ -210,7 +212,6 @@ def test_of_a_file_that_differs_nothing_is_left(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.exhaustive
 def test_the_command_prints_a_table_the_file_and_how_to_use_it(
     model: Model,
     folder: Path,
@@ -230,7 +231,6 @@ def test_the_command_prints_a_table_the_file_and_how_to_use_it(
     assert '    import fs from "node:fs";' in lines
 
 
-@pytest.mark.exhaustive
 def test_a_file_is_compared_again_later(
     exported: hs.Exported, model: Model, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -292,7 +292,6 @@ def test_files_of_others_and_damaged_ones_are_refused(exported: hs.Exported, fol
         open_export(tmp_path / "foreign.onnx")
 
 
-@pytest.mark.exhaustive
 def test_a_program_agrees_and_nothing_in_it_is_unpickled(model: Model, folder: Path, tmp_path: Path) -> None:
     found = model.export(tmp_path / "small.pt2", data=folder)
     assert found.formats[1].name == "torch"
@@ -317,7 +316,6 @@ def test_a_program_agrees_and_nothing_in_it_is_unpickled(model: Model, folder: P
             open_export(tmp_path / "hostile.pt2")
 
 
-@pytest.mark.exhaustive
 def test_int8_is_calibrated_on_other_pictures_than_it_is_compared_on(
     model: Model, folder: Path, tmp_path: Path
 ) -> None:
@@ -329,7 +327,6 @@ def test_int8_is_calibrated_on_other_pictures_than_it_is_compared_on(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small.onnx"]
 
 
-@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", [{"head": "rbf"}, {"head": "neighbours"}, {"several": True, "head": "8"}], ids=str)
 def test_any_head_is_exported(kind: dict, folder: Path, tmp_path: Path) -> None:
     model = small_model(**kind)
@@ -350,7 +347,7 @@ BACKBONES = [
 ]
 
 
-@pytest.mark.exhaustive
+@pytest.mark.share
 @pytest.mark.parametrize("name", BACKBONES)
 def test_exports_of_a_backbone_agree_on_pictures_of_odd_sizes(name: str, tmp_path: Path) -> None:
     backbone = load_backbone() if name == "tf_efficientnet_lite0" else random_backbone(name)

@@ -79,7 +79,8 @@ def started(*arguments: object, **environment: str) -> Iterator[tuple[subprocess
         process.stderr.close()
 
 
-@pytest.mark.parametrize("asked", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
 def test_asked_to_stop_it_finishes_what_is_under_way_and_ends_well(model_file: Path, asked: signal.Signals) -> None:
     with (
         started(model_file) as (process, url, lines),

@@ -132,6 +132,7 @@ def browser() -> Iterator[Browser]:
         yield own
 
 
+@pytest.mark.exhaustive
 def test_a_run_is_seen_as_it_goes_after_a_reload_and_when_it_was_killed(browser: Browser, tmp_path: Path) -> None:
     run = tmp_path / "run"
     picture(1).save(tmp_path / "wrong <1>.png")
@@ -165,6 +166,7 @@ def test_a_run_is_seen_as_it_goes_after_a_reload_and_when_it_was_killed(browser:
         assert not wrong
 
 
+@pytest.mark.exhaustive
 def test_a_training_says_where_it_is_watched_and_the_end_is_seen(
     browser: Browser, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
