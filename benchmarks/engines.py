@@ -30,6 +30,7 @@ import numpy as np
 import torch
 
 from headstart.backbone import engine as engines
+from headstart.backbone.device import keep_freed_memory
 from headstart.backbone.forward import FeatureNet, PixelNet
 from headstart.backbone.weights import DEFAULT_BACKBONE, load_backbone, random_backbone
 from headstart.data.images import Preprocessing, decode, fit_to, map_images
@@ -74,7 +75,7 @@ def prepare(name: str, net: PixelNet, sample: np.ndarray, cache: Path) -> tuple[
         graph = engines._exported(net, cache, quiet)
         exported = time.perf_counter() - started
         return (alone := engines.OnnxEngine(graph)), alone.batch_size, {"export_s": round(exported, 1)}
-    engines.keep_freed_memory()
+    keep_freed_memory()
     plan = engines.EnginePlan()
     if name == CHOSEN:
         plan = engines.measure_engines(net, sample, count=FULL, device="cpu", cache=cache)

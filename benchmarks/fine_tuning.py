@@ -24,13 +24,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from headstart.backbone.engine import LOW_PRECISION, SAMPLE, choose_engine, keep_freed_memory, measure_engines
+from headstart.backbone.device import keep_freed_memory
+from headstart.backbone.engine import LOW_PRECISION, SAMPLE, choose_engine, measure_engines
 from headstart.backbone.forward import ActivationNet, FeatureNet, feature_shape, split_backbone
 from headstart.backbone.weights import DEFAULT_BACKBONE, Backbone, load_backbone, random_backbone
 from headstart.data.dataset import open_data
 from headstart.data.scan import pixel_store, scan
 from headstart.features.activations import Activations, Pictures
 from headstart.training.finetune import Samples, TuneSettings, fine_tune
+from headstart.training.heads import linear_head
 from headstart.training.ladder import boundary_before
 
 BATCH = 32
@@ -87,7 +89,7 @@ def cached_epoch(backbone: Backbone, part: str, pictures: Pictures, labels: np.n
     engine = choose_engine(net, count=10_000, sample=pixels, plan=plan, exact=False)
     made = Activations(net, pictures, shape=boundary.shape, engine=engine, views=None)
     made.prepare()
-    head = (np.zeros((5, frozen.boundaries[-1].shape[0]), np.float32), np.zeros(5, np.float32))
+    head = linear_head(np.zeros((5, frozen.boundaries[-1].shape[0]), np.float32), np.zeros(5, np.float32))
     samples = Samples(made, labels, pictures.keys, 0)
     dtype = torch.bfloat16 if plan.in_torch().fast in LOW_PRECISION else torch.float32
     fine_tune(split, boundary.name, head, _first(samples, BATCH), None, TuneSettings(epochs=1), dtype=dtype)
