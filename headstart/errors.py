@@ -74,3 +74,9 @@ class HubError(HeadstartError):
 
 class ServerError(HeadstartError):
     """A server cannot be started where, or with what, was asked for."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, short enough for a sentence of ours, without its full stop."""
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:160].rstrip(".")

@@ -93,15 +93,23 @@ def test_pictures_that_arrive_while_the_engine_runs_run_together() -> None:
     assert gate.sizes == [1, 10]
 
 
-def test_a_batch_waits_for_what_is_being_decoded_and_a_lone_picture_for_nothing() -> None:
-    model = tiny_model()
-    gate = Gate(model)
+def slow_to_decode(model: Model) -> threading.Event:
+    """Pictures whose bytes end in "slow" are not decoded before it is set."""
     decode, slow = model.pixels, threading.Event()
 
     def pixels(data: Any, **options: Any) -> Any:
         if data.endswith(b"slow"):
             slow.wait(20)
         return decode(data, **options)
+
+    model.pixels = pixels  # type: ignore[method-assign]
+    return slow
+
+
+def test_a_batch_waits_for_what_is_being_decoded_and_a_lone_picture_for_nothing() -> None:
+    model = tiny_model()
+    gate = Gate(model)
+    slow = slow_to_decode(model)
 
     async def use(service: Service) -> None:
         gate.sizes.clear()
@@ -115,7 +123,6 @@ def test_a_batch_waits_for_what_is_being_decoded_and_a_lone_picture_for_nothing(
         slow.set()
         await asyncio.gather(late, soon)
 
-    model.pixels = pixels  # type: ignore[method-assign]
     at_work(model, use, gather_ms=60_000)
     assert gate.sizes == [1, 2]
 
@@ -123,12 +130,7 @@ def test_a_batch_waits_for_what_is_being_decoded_and_a_lone_picture_for_nothing(
 def test_no_picture_waits_for_others_longer_than_agreed() -> None:
     model = tiny_model()
     gate = Gate(model)
-    decode, slow = model.pixels, threading.Event()
-
-    def pixels(data: Any, **options: Any) -> Any:
-        if data.endswith(b"slow"):
-            slow.wait(20)
-        return decode(data, **options)
+    slow = slow_to_decode(model)
 
     async def use(service: Service) -> None:
         gate.sizes.clear()
@@ -139,7 +141,6 @@ def test_no_picture_waits_for_others_longer_than_agreed() -> None:
         slow.set()
         await late
 
-    model.pixels = pixels  # type: ignore[method-assign]
     at_work(model, use, gather_ms=20)
     assert gate.sizes == [1, 1]
 

@@ -40,6 +40,7 @@ from headstart.backbone.fold import (
 from headstart.backbone.forward import PixelNet
 from headstart.backbone.split import trace
 from headstart.backbone.weights import quiet
+from headstart.errors import first_line
 from headstart.files import write_atomically
 from headstart.progress import Progress, SilentProgress
 from headstart.store import cache_root, describe_key
@@ -339,7 +340,7 @@ def choose_engine(
             engine = _build(name, plan, net, where, cache, progress)
             _compare(engine, sample[:SAMPLE], plain(sample[:SAMPLE]))
         except Exception as error:  # exporters, runtimes and kernels raise their own; another engine can do the work
-            progress.say(f"The engine {name!r} is not used: {_first_line(error)}.")
+            progress.say(f"The engine {name!r} is not used: {first_line(error)}.")
             if name == "onnxruntime":
                 _forget(graph)
         else:
@@ -432,7 +433,7 @@ def _measure(net: PixelNet, sample: Pixels, where: torch.device, progress: Progr
             engine = _build(name, found, net, where, None, progress)
             plan = replace(found, errors=found.errors | {name: _compare(engine, sample, expected)})
         except Exception as error:  # kernels that this processor or this PyTorch lacks: not an engine for here
-            progress.say(f"The engine {name!r} is not used: {_first_line(error)}.")
+            progress.say(f"The engine {name!r} is not used: {first_line(error)}.")
         else:
             ready[name] = engine
     return _decide(replace(plan, rates=_rates(ready, sample)))
@@ -468,7 +469,7 @@ def _measure_onnx(
         now = _rates({"known": known, "onnxruntime": engine}, sample)
         rate = plan.rates[plan.exact] * now["onnxruntime"] / now["known"]  # the machine may be busier than it was then
     except Exception as error:  # the exporter and the runtime raise their own
-        progress.say(f"The engine 'onnxruntime' is not used: {_first_line(error)}.")
+        progress.say(f"The engine 'onnxruntime' is not used: {first_line(error)}.")
         gap, rate = 0.0, 0.0
     rates, errors = plan.rates | {"onnxruntime": rate}, plan.errors | {"onnxruntime": gap}
     plan = _decide(replace(plan, rates=rates, errors=errors))
@@ -672,8 +673,3 @@ def _export(net: PixelNet) -> bytes:
     assert program is not None
     data: bytes = program.model_proto.SerializeToString()
     return data
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:120]

@@ -1,7 +1,7 @@
 """One decoder, and one deterministic way from a picture to the pixels that a network sees.
 
-Training, prediction, evaluation and (later) serving and export all come through ``decode`` and ``fit_to``; there is no
-other place where an image file is opened.
+Training, prediction, evaluation, serving and the comparison of exports all come through ``decode`` and ``fit_to``;
+there is no other place where an image file is opened.
 """
 
 from __future__ import annotations

@@ -13,9 +13,8 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 from headstart.backbone.weights import quiet
 from headstart.data.images import decode, map_images
-from headstart.errors import ExportError, UnreadableImage
+from headstart.errors import ExportError, UnreadableImage, first_line
 from headstart.exports.about import INPUT
-from headstart.exports.opened import first_line
 
 PICTURES = 100
 """That ranges of activations are taken from."""

@@ -10,10 +10,9 @@ import torch
 
 from headstart.backbone.engine import EXPORT_LOGGERS
 from headstart.backbone.weights import quiet
-from headstart.errors import ExportError
+from headstart.errors import ExportError, first_line
 from headstart.exports.about import INPUT, KEY, OUTPUTS, About
 from headstart.exports.graph import Graph
-from headstart.exports.opened import first_line
 from headstart.files import write_atomically
 from headstart.model import Model
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from headstart.errors import ExportError
+from headstart.errors import ExportError, first_line
 from headstart.exports.about import INPUT, KEY, About
 
 ABOUT_FILE = f"{KEY}.json"
@@ -134,9 +134,3 @@ def open_export(file: Path) -> ExportFile:
     if file.suffix.lower() not in kinds:
         raise ExportError(f"{file}: expected a file that headstart export wrote, .onnx or .pt2.")
     return kinds[file.suffix.lower()](file)
-
-
-def first_line(error: BaseException) -> str:
-    """What an error of another library says, short enough for a sentence of ours."""
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:160].rstrip(".")

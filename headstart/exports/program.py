@@ -8,11 +8,11 @@ import torch
 
 from headstart.backbone.engine import EXPORT_LOGGERS
 from headstart.backbone.weights import quiet
-from headstart.errors import ExportError
+from headstart.errors import ExportError, first_line
 from headstart.exports.about import About
 from headstart.exports.graph import Graph
 from headstart.exports.onnx import EXAMPLE, dynamic_shape
-from headstart.exports.opened import ABOUT_FILE, first_line
+from headstart.exports.opened import ABOUT_FILE
 from headstart.files import replacing
 from headstart.model import Model
 
