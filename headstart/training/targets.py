@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.special import expit, log_expit, log_softmax, softmax
-from sklearn.model_selection import KFold, StratifiedKFold
 from torch import Tensor, nn
 
 Labels = npt.NDArray[np.int64]
@@ -109,6 +108,8 @@ def folds_of(labels: Labels, count: int, seed: int) -> Folds:
         count: folds; fewer, but 2 at least, where a class has fewer images.
         seed: of the shuffle.
     """
+    from sklearn.model_selection import KFold, StratifiedKFold  # a second that a prediction need not wait for
+
     kind = KFold if are_several(labels) else StratifiedKFold
     number = max(2, min(count, smallest_class(labels)))
     return list(kind(number, shuffle=True, random_state=seed).split(labels, labels))

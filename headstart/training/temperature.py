@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize_scalar
 
 from headstart.training.targets import Labels, Logits, are_several, log_losses, mean_losses
 
@@ -26,6 +25,8 @@ def best_scale(logits: Logits, labels: Labels, *, doubt: float = 0.0) -> float:
 
     Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
     """
+    from scipy.optimize import minimize_scalar  # which a prediction need not wait for
+
     spread = float((logits if are_several(labels) else logits - logits.mean(axis=1, keepdims=True)).std())
     if not spread:
         return 1.0
