@@ -187,6 +187,8 @@ def test_imagenets_classes_are_extended_from_imagination(folders: Path) -> None:
     assert json.loads((imagined.folder / "run.json").read_text())["head"]["imagined"] is True
 
 
+@pytest.mark.exhaustive
+@pytest.mark.share
 def test_imagenets_classes_are_extended_from_pictures_to_remember(folders: Path) -> None:
     named = {"extend": "pretrained", "remember": str(folders / "others")}
     real = hs.train(folders / "two", out=folders / "real", **named, **SMALL)

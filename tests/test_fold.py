@@ -35,6 +35,9 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 """One of each kind, with what makes it small."""
 
+QUICK = ("tf_efficientnet_lite0", "resnet18", "convnext_atto", "vit_tiny_patch16_224")
+LONG = [pytest.mark.exhaustive, pytest.mark.share]
+
 SIDE = 32
 
 
@@ -77,7 +80,7 @@ def gap(given: Tensor, expected: Tensor) -> float:
     return float((given - expected).abs().max() / (expected[0] - expected[1]).abs().max())
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=LONG) for name in NETWORKS])
 def test_folded_inference_gives_what_the_networks_own_layers_give(name: str) -> None:
     module = network(name)
     before = {key: tensor.clone() for key, tensor in module.state_dict().items()}
@@ -395,8 +398,8 @@ def test_a_folded_suffix_trains_as_its_own_layers_do(name: str, boundary: str) -
     ("name", "boundary"),
     [
         ("tf_efficientnet_lite0", "blocks.5"),
-        ("mobilenetv3_large_100", "blocks.4"),
-        pytest.param("resnet18", "layer3", marks=pytest.mark.exhaustive),
+        pytest.param("mobilenetv3_large_100", "blocks.4", marks=LONG),
+        pytest.param("resnet18", "layer3", marks=LONG),
     ],
 )
 def test_its_gradients_are_as_good_in_float32_and_no_further_off_than_autocasts_in_bfloat16(

@@ -132,6 +132,8 @@ def test_uses_in_words() -> None:
     assert "4 times (the last: evaluate 2026-11-21" in uses_text(uses)
 
 
+@pytest.mark.exhaustive
+@pytest.mark.share
 def test_two_models_are_compared_on_the_same_images(
     grouped: tuple[Path, hs.Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

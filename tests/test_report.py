@@ -26,9 +26,9 @@ FIGURE = re.compile(r'<(\w+)[^>]* data-figure="([^"]*)"[^>]*>(.*?)</\1>', re.DOT
 def run(tmp_path_factory: pytest.TempPathFactory) -> hs.Run:
     """Three colours, some under a wrong name, so that there are mistakes; val and test; two rungs."""
     folder = tmp_path_factory.mktemp("report")
-    data = mislabel(write_classes(folder / "d", dict.fromkeys(COLOURS, 70)), "blue", "red", 50)
+    data = mislabel(write_classes(folder / "d", dict.fromkeys(COLOURS, 44)), "blue", "red", 30)
     return hs.train(
-        data, out=folder / "run", image_size=64, effort="quick", unfreeze="blocks.6", epochs=1, views=1, val=0.3
+        data, out=folder / "run", image_size=64, effort="quick", unfreeze="blocks.6", epochs=1, views=1, val=0.45
     )
 
 

@@ -185,7 +185,9 @@ def test_so_does_one_with_another_head_and_batchnorm_that_learns(
     assert resume(tmp_path / "run").model_path.read_bytes() == whole.model_path.read_bytes()
 
 
-@pytest.mark.parametrize("stop_at", [1.0, *(pytest.param(epoch, marks=pytest.mark.exhaustive) for epoch in (0.0, 3.0))])
+@pytest.mark.exhaustive
+@pytest.mark.share
+@pytest.mark.parametrize("stop_at", [1.0, 0.0, 3.0])
 def test_a_run_that_was_stopped_ends_as_if_it_never_had_been(
     stop_at: float, run: hs.Run, hard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -170,6 +170,8 @@ def test_a_second_run_does_not_run_the_backbone_and_says_so(run: hs.Run, tmp_pat
     assert (again.folder / "predictions.csv").read_bytes() == (run.folder / "predictions.csv").read_bytes()
 
 
+@pytest.mark.exhaustive
+@pytest.mark.share
 def test_the_same_seed_gives_the_same_model_from_cold_caches_and_another_seed_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,12 +298,11 @@ HEADS = [
 ]
 
 
-QUICKEST = HEADS[:1]
+LONG = [pytest.mark.exhaustive, pytest.mark.share]
+QUICKEST = [{"probe": "centroid"}]
 
 
-@pytest.mark.parametrize(
-    "choices", [c if c in QUICKEST else pytest.param(c, marks=pytest.mark.exhaustive) for c in HEADS]
-)
+@pytest.mark.parametrize("choices", [c if c in QUICKEST else pytest.param(c, marks=LONG) for c in HEADS])
 def test_whatever_stands_on_the_features_is_saved_and_predicts_as_in_the_run(
     choices: dict[str, object], tmp_path: Path
 ) -> None:

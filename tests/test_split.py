@@ -37,7 +37,6 @@ QUICK = [
     "tf_efficientnet_lite0",
     "mobilenetv4_conv_small",
     "resnet18",
-    "resnetv2_50",
     "vit_small_patch16_224",
 ]
 """One of each kind, for the default tests; all of them, at every boundary, are exhaustive."""
