@@ -14,7 +14,7 @@ NODE := .node
 help:
 	@echo "make demo       train on a small data set that comes with an installed package"
 	@echo "make test       the default tests (no network, no outside data)"
-	@echo "make test-exhaustive  law 1 at every boundary of 17 backbones"
+	@echo "make test-exhaustive  the long tests: law 1 at every boundary of 17 backbones, killed runs, exports"
 	@echo "make test-real  the tests on real photographs (HEADSTART_DATA, default ../shared/data)"
 	@echo "make node       what the test of the JavaScript snippet needs, where there is npm"
 	@echo "make lint       format, lint and types"

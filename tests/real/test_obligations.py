@@ -106,6 +106,7 @@ def test_probe_accuracy_on_val(name: str, least: float, tmp_path: Path) -> None:
 
 
 @pytest.mark.untimed
+@pytest.mark.share
 def test_hotdog_cross_validated_reaches_90_percent() -> None:
     folder = photographs("hotdog")
     paths = sorted(str(p) for p in folder.glob("*/*.jpg"))
@@ -123,6 +124,7 @@ def test_turned_photographs_are_upright() -> None:
 
 
 @pytest.mark.untimed
+@pytest.mark.share
 def test_quick_fine_tuning_of_flowers_reaches_95_percent(command: Callable[..., Timed], tmp_path: Path) -> None:
     done = command("train", photographs("flowers"), "--effort", "quick", "--out", tmp_path / "run", "--json")
     assert done.status == 0, done.err
@@ -144,6 +146,7 @@ def test_standard_is_never_below_the_probe(name: str, command: Callable[..., Tim
 
 
 @pytest.mark.untimed
+@pytest.mark.share
 def test_the_fast_engine_agrees_with_plain_float32_on_flowers() -> None:
     """Top-1 of one head on 99.8 % of val, and its accuracy within 0.2 points, whichever engine gave the features."""
     from headstart.backbone.engine import TorchEngine, choose_engine, measure_engines, run_stream

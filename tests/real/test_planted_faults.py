@@ -60,6 +60,7 @@ def test_the_two_flowers_in_both_train_and_val_are_named() -> None:
 
 
 @pytest.mark.untimed
+@pytest.mark.share
 def test_95_of_100_changed_copies_across_splits_are_found_and_no_stranger(tmp_path: Path) -> None:
     flowers, root = photographs("flowers"), tmp_path / "planted"
     for file in flowers.rglob("*.jpg"):

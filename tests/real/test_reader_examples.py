@@ -10,7 +10,7 @@ from photographs import photographs
 
 import headstart as hs
 
-pytestmark = pytest.mark.untimed
+pytestmark = [pytest.mark.untimed, pytest.mark.share]
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

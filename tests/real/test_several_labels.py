@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from photographs import Timed, photographs
 
-pytestmark = pytest.mark.untimed
+pytestmark = [pytest.mark.untimed, pytest.mark.share]
 
 GENERAL = {
     "flowers": ["flower"],
