@@ -13,13 +13,13 @@ from pictures import write_classes
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """HEADSTART_SHARE=k/n keeps every n-th of the tests that are marked "share", from the k-th on."""
+    """HEADSTART_SHARE=k/n keeps every n-th of the long tests, from the k-th on."""
     share = os.environ.get("HEADSTART_SHARE")
     if not share:
         return
     first, step = map(int, share.split("/"))
-    marked = [item for item in items if item.get_closest_marker("share")]
-    left = {item for number, item in enumerate(marked) if number % step != first % step}
+    long = [item for item in items if item.get_closest_marker("exhaustive") or item.get_closest_marker("share")]
+    left = {item for number, item in enumerate(long) if number % step != first % step}
     config.hook.pytest_deselected(items=list(left))
     items[:] = [item for item in items if item not in left]
 

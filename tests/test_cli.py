@@ -271,7 +271,6 @@ def test_file_names_that_are_no_unicode_are_carried_through(
 
 
 @pytest.mark.exhaustive
-@pytest.mark.share
 def test_ctrl_c_stops_with_one_line_and_leaves_no_empty_run(data: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "headstart", "train", str(data), "--out", str(tmp_path / "run")]
     process = subprocess.Popen(

@@ -72,7 +72,6 @@ def test_each_stage_says_which_groups_it_trains(told: list[hs.Event]) -> None:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.share
 def test_a_run_that_is_left_stops_and_can_be_gone_on_with(data: Path, tmp_path: Path) -> None:
     for event in hs.train_events(data, out=tmp_path / "run", **CHOICES):
         if event.kind == "stage":

@@ -327,7 +327,6 @@ def test_int8_is_calibrated_on_other_pictures_than_it_is_compared_on(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small.onnx"]
 
 
-@pytest.mark.share
 @pytest.mark.parametrize("kind", [{"head": "rbf"}, {"head": "neighbours"}, {"several": True, "head": "8"}], ids=str)
 def test_any_head_is_exported(kind: dict, folder: Path, tmp_path: Path) -> None:
     model = small_model(**kind)
@@ -348,7 +347,6 @@ BACKBONES = [
 ]
 
 
-@pytest.mark.share
 @pytest.mark.parametrize("name", BACKBONES)
 def test_exports_of_a_backbone_agree_on_pictures_of_odd_sizes(name: str, tmp_path: Path) -> None:
     backbone = load_backbone() if name == "tf_efficientnet_lite0" else random_backbone(name)

@@ -188,7 +188,6 @@ def test_imagenets_classes_are_extended_from_imagination(folders: Path) -> None:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.share
 def test_imagenets_classes_are_extended_from_pictures_to_remember(folders: Path) -> None:
     named = {"extend": "pretrained", "remember": str(folders / "others")}
     real = hs.train(folders / "two", out=folders / "real", **named, **SMALL)

@@ -36,7 +36,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 """One of each kind, with what makes it small."""
 
 QUICK = ("tf_efficientnet_lite0", "resnet18", "convnext_atto", "vit_tiny_patch16_224")
-LONG = [pytest.mark.exhaustive, pytest.mark.share]
+LONG = pytest.mark.exhaustive
 
 SIDE = 32
 

@@ -148,7 +148,6 @@ def test_a_runs_table_of_images_is_data_like_any_other(run: hs.Run) -> None:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.share
 def test_fine_tuning_learns_several_labels(data: Path, weights: Path, tmp_path: Path) -> None:
     events = list(
         hs.train_events(

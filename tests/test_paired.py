@@ -133,7 +133,6 @@ def test_uses_in_words() -> None:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.share
 def test_two_models_are_compared_on_the_same_images(
     grouped: tuple[Path, hs.Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

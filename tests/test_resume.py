@@ -186,7 +186,6 @@ def test_so_does_one_with_another_head_and_batchnorm_that_learns(
 
 
 @pytest.mark.exhaustive
-@pytest.mark.share
 @pytest.mark.parametrize("stop_at", [1.0, 0.0, 3.0])
 def test_a_run_that_was_stopped_ends_as_if_it_never_had_been(
     stop_at: float, run: hs.Run, hard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

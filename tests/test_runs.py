@@ -171,7 +171,6 @@ def test_a_second_run_does_not_run_the_backbone_and_says_so(run: hs.Run, tmp_pat
 
 
 @pytest.mark.exhaustive
-@pytest.mark.share
 def test_the_same_seed_gives_the_same_model_from_cold_caches_and_another_seed_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -298,7 +297,7 @@ HEADS = [
 ]
 
 
-LONG = [pytest.mark.exhaustive, pytest.mark.share]
+LONG = pytest.mark.exhaustive
 QUICKEST = [{"probe": "centroid"}]
 
 

@@ -82,7 +82,6 @@ def test_prefix_then_suffix_equals_the_whole(name: str) -> None:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.share
 @pytest.mark.parametrize("name", BACKBONES)
 def test_prefix_then_suffix_equals_the_whole_at_every_boundary(name: str) -> None:
     assert_law_1(name, at_most=1000)
@@ -188,7 +187,6 @@ def test_a_backbone_that_ends_early_can_be_cut_before_its_end(name: str, pool: P
 
 
 @pytest.mark.exhaustive
-@pytest.mark.share
 @pytest.mark.parametrize(("name", "pool"), list(zip(ENDED, ["none", "flatten", "avgmax", "token", "avg"], strict=True)))
 def test_backbones_that_end_early_can_be_cut_before_their_end(name: str, pool: Pooling) -> None:
     assert_law_1_ended(name, pool)
