@@ -1,13 +1,15 @@
-"""A frozen pass as an ONNX graph, written down while two pictures run through it: a tenth of a second, not a minute.
+"""A frozen pass as an ONNX graph, written down as the network is called: a tenth of a second, where exporters take 15.
 
-PyTorch takes every layer apart into a few dozen basic operations (ATen). They are seen one by one as they are done;
-whatever depends on the picture becomes a node, everything else is a constant with the value that it had. So the kinds of
-layers that a network is made of need not be known, only the operations; one that is not known ends it by name.
+PyTorch takes every layer apart into a few dozen basic operations (ATen). The network is called with a tensor that has
+a shape and no numbers. Each operation that depends on it becomes a node, everything else is done and becomes a
+constant. So the layers that a network is made of need not be known, only the operations; one that is unknown ends it.
 
-The batch is the one size that is not fixed. Two pictures run; a first axis that they share holds any number of them
-in the graph. That a network does something else with its batch shows where its output is compared, which every engine's
-is before it is trusted.
+The batch is the one size that is not fixed: the tensor stands for two pictures, and an axis that counts them holds any
+number in the graph. What a network does with its batch otherwise shows where its output is compared, which every
+engine's is before it is trusted.
 """
+
+# ruff: noqa: ARG001  (all operations are lowered by functions of one signature)
 
 from __future__ import annotations
 
@@ -82,18 +84,18 @@ class _Traced(Tensor):
     changes: int
     _value: _Value | None
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, shadow: Tensor, value: _Value | None, writer: _Writer, memory: _Memory) -> _Traced:
         """A tensor that says it lies on the CPU; ``shadow`` has the same shape on the device "meta"."""
-        made: _Traced = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: _Traced = torch.Tensor._make_wrapper_subclass(
             cls,
             shadow.size(),
             strides=shadow.stride(),
             storage_offset=shadow.storage_offset(),
             dtype=shadow.dtype,
-            device="cpu",
+            device=torch.device("cpu"),
         )
         made.shadow, made.writer, made.memory = shadow, writer, memory
         made._value, made.changes = value, memory.changes
@@ -115,7 +117,7 @@ class _Traced(Tensor):
         self._value, self.changes = value, self.memory.changes
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         """Has an operation written down; gives what it gives."""
         kwargs = kwargs or {}
         writer = next(tensor.writer for tensor in _tensors((args, kwargs)) if isinstance(tensor, _Traced))
@@ -140,18 +142,25 @@ class _Writer:
         name = func._schema.name.removeprefix("aten::")
         in_place = name.endswith("_")
         lower = _OPERATIONS.get(name.rstrip("_") if in_place else name)
-        if lower is None or "out" in kwargs or (in_place and not isinstance(args[0], _Traced)):
+        first = args[0]
+        if (
+            lower is None
+            or "out" in kwargs
+            or not (isinstance(first, _Traced) or (lower in _OF_SEVERAL and not in_place))
+        ):
             raise NotLowered(f"{name} is not known")
         if in_place:
-            changed: _Traced = args[0]
-            value = lower(self, changed, *args, **kwargs)
-            changed.memory.changes += 1
-            changed.value = cast(_Value, value)
-            return changed
-        out = func(*_shadowed(args), **_shadowed(kwargs))
+            value = lower(self, first, *args, **kwargs)
+            first.memory.changes += 1
+            first.value = cast(_Value, value)
+            return first
+        if lower is _batch_norm:  # PyTorch's own way to the shapes takes a millisecond for each
+            out = torch.empty_like(first.shadow), *[first.shadow.new_empty(0)] * 2
+        else:
+            out = func(*_shadowed(args), **_shadowed(kwargs))
         values = iter([value] if isinstance(value := lower(self, out, *args, **kwargs), _Value) else value)
         views = any(made.alias_info is not None for made in func._schema.returns)
-        return _map(out, lambda t: _Traced(t, next(values, None), self, args[0].memory if views else _Memory()))
+        return _map(out, lambda t: _Traced(t, next(values, None), self, first.memory if views else _Memory()))
 
     def node(self, kind: str, inputs: Sequence[str], outputs: int = 1, **attributes: Any) -> list[str]:
         """Adds a node; the names of its outputs."""
@@ -211,7 +220,8 @@ class _Writer:
                 used.update(node.input)
                 needed.append(node)
         graph.node.extend(reversed(needed))
-        return self.model.SerializeToString()
+        data: bytes = self.model.SerializeToString()
+        return data
 
 
 def _map(tree: Any, change: Callable[[Any], Any]) -> Any:
@@ -243,7 +253,7 @@ Lowering = Callable[..., "_Value | list[_Value]"]
 """(writer, what came out, the operation's own arguments) -> what its outputs are called."""
 
 
-def _batch_of(w: _Writer, *inputs: Any, rank: int) -> int:
+def _batch_of(*inputs: Any, rank: int) -> int:
     """The axis that counts pictures in the output of an elementwise operation."""
     axes = {x.value.batch + rank - x.ndim for x in inputs if isinstance(x, _Traced)}
     if len(axes) != 1:
@@ -252,7 +262,7 @@ def _batch_of(w: _Writer, *inputs: Any, rank: int) -> int:
 
 
 def _elementwise(kind: str, **attributes: Any) -> Lowering:
-    def lower(w: _Writer, out: Tensor, x: Tensor, *_: Any, **__: Any) -> _Value:
+    def lower(w: _Writer, out: Tensor, x: _Traced, *_: Any, **__: Any) -> _Value:
         return _Value(w.one(kind, w.name(x), **attributes), x.value.batch)
 
     return lower
@@ -273,7 +283,7 @@ def _binary(kind: str, *, turned: bool = False) -> Lowering:
     def lower(w: _Writer, out: Tensor, x: Any, y: Any, alpha: float = 1, **unknown: Any) -> _Value:
         if unknown or out.dtype != torch.float32:
             raise NotLowered(f"{kind} of {out.dtype} {', '.join(unknown)}")
-        batch = _batch_of(w, x, y, rank=out.ndim)
+        batch = _batch_of(x, y, rank=out.ndim)
         first, second = (_operand(w, part, out, batch) for part in (x, y))
         if alpha != 1:
             second = w.one("Mul", second, w.name(alpha))
@@ -284,7 +294,7 @@ def _binary(kind: str, *, turned: bool = False) -> Lowering:
     return lower
 
 
-def _same(w: _Writer, out: Tensor, x: Tensor, *_: Any, **__: Any) -> _Value:
+def _same(w: _Writer, out: Tensor, x: _Traced, *_: Any, **__: Any) -> _Value:
     """The same numbers, in another layout or place."""
     if out.dtype == x.dtype:
         return x.value
@@ -293,14 +303,14 @@ def _same(w: _Writer, out: Tensor, x: Tensor, *_: Any, **__: Any) -> _Value:
     return _Value(w.one("Cast", w.name(x), to=_TYPES[out.dtype]), x.value.batch)
 
 
-def _restrided(w: _Writer, out: Tensor, x: Tensor, size: Any, stride: Any, offset: Any = None) -> _Value:
+def _restrided(w: _Writer, out: Tensor, x: _Traced, size: Any, stride: Any, offset: Any = None) -> _Value:
     """What a mean over all places does to say that its output is channels last; no number moves."""
     if x.shape[2:] != (1, 1) or tuple(size) != x.shape or tuple(stride[:2]) != (x.shape[1], 1) or offset:
         raise NotLowered("numbers change places")
     return x.value
 
 
-def _reshape(w: _Writer, out: Tensor, x: Tensor, *_: Any, **__: Any) -> _Value:
+def _reshape(w: _Writer, out: Tensor, x: _Traced, *_: Any, **__: Any) -> _Value:
     """The same numbers in the same order."""
     if out.shape == x.shape:
         return x.value
@@ -309,7 +319,7 @@ def _reshape(w: _Writer, out: Tensor, x: Tensor, *_: Any, **__: Any) -> _Value:
     return _Value(w.one("Reshape", w.name(x), w.ints(-1, *out.shape[1:])), 0)
 
 
-def _permute(w: _Writer, out: Tensor, x: Tensor, *arguments: Any) -> _Value:
+def _permute(w: _Writer, out: Tensor, x: _Traced, *arguments: Any) -> _Value:
     order = list(range(x.ndim))
     if not arguments:
         order.reverse()
@@ -321,21 +331,21 @@ def _permute(w: _Writer, out: Tensor, x: Tensor, *arguments: Any) -> _Value:
     return _Value(w.one("Transpose", w.name(x), perm=order), order.index(x.value.batch))
 
 
-def _squeezed(w: _Writer, out: Tensor, x: Tensor, *arguments: Any) -> _Value:
+def _squeezed(w: _Writer, out: Tensor, x: _Traced, *arguments: Any) -> _Value:
     """With an axis of length one more or less, before which pictures may be counted."""
     if x.value.batch == 0 and out.ndim and out.shape[0] == x.shape[0]:
         return _reshape(w, out, x)
     raise NotLowered("an axis before the pictures")
 
 
-def _expand(w: _Writer, out: Tensor, x: Tensor, *_: Any, **__: Any) -> _Value:
+def _expand(w: _Writer, out: Tensor, x: _Traced, *_: Any, **__: Any) -> _Value:
     batch = x.value.batch + out.ndim - x.ndim
     shape = [1 if axis == batch else size for axis, size in enumerate(out.shape)]
     return _Value(w.one("Expand", w.name(x), w.ints(*shape)), batch)
 
 
 def _slice(
-    w: _Writer, out: Tensor, x: Tensor, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
+    w: _Writer, out: Tensor, x: _Traced, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
 ) -> _Value:
     value = x.value
     dim %= x.ndim
@@ -347,7 +357,7 @@ def _slice(
     return _Value(w.one("Slice", value.name, w.ints(first), w.ints(last), w.ints(dim), w.ints(step)), value.batch)
 
 
-def _without(w: _Writer, x: Tensor, dim: int) -> int:
+def _without(x: _Traced, dim: int) -> int:
     """Where pictures are counted once an axis is gone."""
     batch = x.value.batch
     if dim == batch:
@@ -355,19 +365,19 @@ def _without(w: _Writer, x: Tensor, dim: int) -> int:
     return batch - (dim < batch)
 
 
-def _select(w: _Writer, out: Tensor, x: Tensor, dim: int, index: int) -> _Value:
+def _select(w: _Writer, out: Tensor, x: _Traced, dim: int, index: int) -> _Value:
     dim %= x.ndim
     place = w.array(np.array(index % x.shape[dim], np.int64))
-    return _Value(w.one("Gather", w.name(x), place, axis=dim), _without(w, x, dim))
+    return _Value(w.one("Gather", w.name(x), place, axis=dim), _without(x, dim))
 
 
-def _unbind(w: _Writer, out: Sequence[Tensor], x: Tensor, dim: int = 0) -> list[_Value]:
+def _unbind(w: _Writer, out: Sequence[Tensor], x: _Traced, dim: int = 0) -> list[_Value]:
     return [_select(w, part, x, dim, i) for i, part in enumerate(out)]
 
 
-def _split(w: _Writer, out: Sequence[Tensor], x: Tensor, _: Any, dim: int = 0) -> list[_Value]:
+def _split(w: _Writer, out: Sequence[Tensor], x: _Traced, _: Any, dim: int = 0) -> list[_Value]:
     dim %= x.ndim
-    _without(w, x, dim)
+    _without(x, dim)
     sizes = [part.shape[dim] for part in out]
     names = w.node("Split", [w.name(x), w.ints(*sizes)], len(sizes), axis=dim)
     return [_Value(name, x.value.batch) for name in names]
@@ -375,7 +385,7 @@ def _split(w: _Writer, out: Sequence[Tensor], x: Tensor, _: Any, dim: int = 0) -
 
 def _cat(w: _Writer, out: Tensor, parts: Sequence[Tensor], dim: int = 0) -> _Value:
     parts = [part for part in parts if part.numel()]
-    batch = _batch_of(w, *parts, rank=out.ndim)
+    batch = _batch_of(*parts, rank=out.ndim)
     dim %= out.ndim
     if dim == batch:
         raise NotLowered("pictures are put together")
@@ -393,7 +403,7 @@ def _cat(w: _Writer, out: Tensor, parts: Sequence[Tensor], dim: int = 0) -> _Val
 def _convolution(
     w: _Writer,
     out: Tensor,
-    x: Tensor,
+    x: _Traced,
     weight: Tensor,
     bias: Tensor | None,
     stride: Sequence[int],
@@ -409,16 +419,16 @@ def _convolution(
     pads = [a + b for a, b in zip(padding, before, strict=True)] + [a + b for a, b in zip(padding, behind, strict=True)]
     names = [source, w.name(weight), *([] if bias is None else [w.name(bias)])]
     made = w.one("Conv", *names, strides=stride, pads=pads, dilations=dilation, group=groups)
-    return _Value(made, _first(w, x))
+    return _Value(made, _first(x))
 
 
-def _first(w: _Writer, x: Tensor) -> int:
+def _first(x: _Traced) -> int:
     if x.value.batch != 0:
         raise NotLowered("pictures are not counted by the first axis")
     return 0
 
 
-def _padding_before(w: _Writer, x: Tensor, filling: float) -> tuple[str, list[int], list[int]]:
+def _padding_before(w: _Writer, x: _Traced, filling: float) -> tuple[str, list[int], list[int]]:
     """(name, (top, left), (bottom, right)): what was padded just before, which the next layer does by itself."""
     name, places = w.name(x), x.ndim - 2
     node = w.made_by.get(name)
@@ -429,7 +439,7 @@ def _padding_before(w: _Writer, x: Tensor, filling: float) -> tuple[str, list[in
     return node.input[0], pads[2 : x.ndim], pads[x.ndim + 2 :]
 
 
-def _pad(w: _Writer, out: Tensor, x: Tensor, pad: Sequence[int], value: float = 0) -> _Value:
+def _pad(w: _Writer, out: Tensor, x: _Traced, pad: Sequence[int], value: float = 0) -> _Value:
     before, behind = [0] * x.ndim, [0] * x.ndim
     for i in range(len(pad) // 2):
         before[-1 - i], behind[-1 - i] = pad[2 * i], pad[2 * i + 1]
@@ -440,7 +450,7 @@ def _pad(w: _Writer, out: Tensor, x: Tensor, pad: Sequence[int], value: float = 
 
 
 def _batch_norm(
-    w: _Writer, out: Any, x: Tensor, weight: Any, bias: Any, mean: Any, variance: Any, *rest: Any
+    w: _Writer, out: Any, x: _Traced, weight: Any, bias: Any, mean: Any, variance: Any, *rest: Any
 ) -> list[_Value]:
     *training, _, eps = rest
     if any(training) or mean is None:
@@ -448,11 +458,11 @@ def _batch_norm(
     scale = torch.ones_like(mean) if weight is None else weight
     shift = torch.zeros_like(mean) if bias is None else bias
     names = [w.name(t) for t in (x, scale, shift, mean, variance)]
-    return [_Value(w.one("BatchNormalization", *names, epsilon=eps), _first(w, x))]
+    return [_Value(w.one("BatchNormalization", *names, epsilon=eps), _first(x))]
 
 
 def _layer_norm(
-    w: _Writer, out: Any, x: Tensor, shape: Sequence[int], weight: Any, bias: Any, eps: float
+    w: _Writer, out: Any, x: _Traced, shape: Sequence[int], weight: Any, bias: Any, eps: float
 ) -> list[_Value]:
     scale = torch.ones(*shape) if weight is None else weight
     names = [w.name(t) for t in (x, scale, bias) if t is not None]
@@ -465,7 +475,7 @@ def _layer_norm(
 def _group_norm(
     w: _Writer,
     out: Any,
-    x: Tensor,
+    x: _Traced,
     weight: Any,
     bias: Any,
     images: int,
@@ -474,7 +484,7 @@ def _group_norm(
     groups: int,
     eps: float,
 ) -> list[_Value]:
-    batch = _first(w, x)
+    batch = _first(x)
     flat = w.one("Reshape", w.name(x), w.ints(-1, groups, channels // groups * places))
     ones, zeros = w.name(torch.ones(groups)), w.name(torch.zeros(groups))
     normal = w.one("InstanceNormalization", flat, ones, zeros, epsilon=eps)
@@ -492,9 +502,9 @@ def _axes(x: Tensor, dims: Any) -> list[int]:
 
 
 def _reduce(kind: str, whole: str = "") -> Lowering:
-    def lower(w: _Writer, out: Tensor, x: Tensor, dims: Any = None, keepdim: bool = False, **_: Any) -> _Value:
+    def lower(w: _Writer, out: Tensor, x: _Traced, dims: Any = None, keepdim: bool = False, **_: Any) -> _Value:
         value, axes = x.value, _axes(x, dims)
-        if value.batch in axes or x.dtype != torch.float32:
+        if value.batch in axes or out.dtype != torch.float32:
             raise NotLowered(f"{kind} over pictures")
         if whole and x.ndim == 4 and axes == [2, 3]:
             made = w.one(whole, value.name)
@@ -523,14 +533,14 @@ def _ends(
 def _max_pool(
     w: _Writer,
     out: Any,
-    x: Tensor,
+    x: _Traced,
     kernel: Any,
     stride: Any = (),
     padding: Any = 0,
     dilation: Any = 1,
     ceil: bool = False,
 ) -> list[_Value]:
-    batch, kernel = _first(w, x), _pair(kernel)
+    batch, kernel = _first(x), _pair(kernel)
     stride, pads, spread = _pair(stride) if stride else kernel, _pair(padding), _pair(dilation)
     ends = _ends(x, out[0] if isinstance(out, tuple) else out, kernel, stride, pads, spread)
     made = w.one("MaxPool", w.name(x), kernel_shape=kernel, strides=stride, pads=pads + ends, dilations=spread)
@@ -540,7 +550,7 @@ def _max_pool(
 def _average_pool(
     w: _Writer,
     out: Tensor,
-    x: Tensor,
+    x: _Traced,
     kernel: Any,
     stride: Any = (),
     padding: Any = 0,
@@ -548,12 +558,12 @@ def _average_pool(
     count_padding: bool = True,
     divisor: int | None = None,
 ) -> _Value:
-    batch, kernel = _first(w, x), _pair(kernel)
+    batch, kernel = _first(x), _pair(kernel)
     stride, pads = _pair(stride) if stride else kernel, _pair(padding)
     ends = _ends(x, out, kernel, stride, pads, [1, 1])
-    if divisor is not None or (count_padding and any(end > pad for end, pad in zip(ends, pads, strict=True))):
-        raise NotLowered("an average over a window that ends outside")
     counted = int(count_padding and any(pads))
+    if divisor is not None or (counted and any(end > pad for end, pad in zip(ends, pads, strict=True))):
+        raise NotLowered("an average over a window that ends outside")
     if counted:
         ends = pads
     made = w.one(
@@ -562,19 +572,19 @@ def _average_pool(
     return _Value(made, batch)
 
 
-def _adaptive_average(w: _Writer, out: Tensor, x: Tensor, size: Any) -> _Value:
+def _adaptive_average(w: _Writer, out: Tensor, x: _Traced, size: Any) -> _Value:
     if any(a % b for a, b in zip(x.shape[2:], out.shape[2:], strict=True)):
         raise NotLowered("an average over windows of several sizes")
     kernel = [a // b for a, b in zip(x.shape[2:], out.shape[2:], strict=True)]
     if kernel == [1, 1]:
         return x.value
-    return _Value(w.one("AveragePool", w.name(x), kernel_shape=kernel, strides=kernel), _first(w, x))
+    return _Value(w.one("AveragePool", w.name(x), kernel_shape=kernel, strides=kernel), _first(x))
 
 
 def _addmm(w: _Writer, out: Tensor, bias: Tensor, x: Tensor, y: Tensor, beta: float = 1, alpha: float = 1) -> _Value:
-    if isinstance(y, _Traced) or isinstance(bias, _Traced):
+    if not isinstance(x, _Traced) or isinstance(y, _Traced) or isinstance(bias, _Traced):
         raise NotLowered("a product of pictures")
-    return _Value(w.one("Gemm", w.name(x), w.name(y), w.name(bias), alpha=float(alpha), beta=float(beta)), _first(w, x))
+    return _Value(w.one("Gemm", w.name(x), w.name(y), w.name(bias), alpha=float(alpha), beta=float(beta)), _first(x))
 
 
 def _matmul(w: _Writer, out: Tensor, x: Tensor, y: Tensor) -> _Value:
@@ -587,7 +597,7 @@ def _matmul(w: _Writer, out: Tensor, x: Tensor, y: Tensor) -> _Value:
     return _Value(w.one("MatMul", *names), 0)
 
 
-def _softmax(w: _Writer, out: Tensor, x: Tensor, dim: int, *_: Any) -> _Value:
+def _softmax(w: _Writer, out: Tensor, x: _Traced, dim: int, *_: Any) -> _Value:
     if dim % x.ndim == x.value.batch:
         raise NotLowered("a softmax over pictures")
     return _Value(w.one("Softmax", w.name(x), axis=dim), x.value.batch)
@@ -596,7 +606,7 @@ def _softmax(w: _Writer, out: Tensor, x: Tensor, dim: int, *_: Any) -> _Value:
 def _attention(
     w: _Writer,
     out: Any,
-    query: Tensor,
+    query: _Traced,
     key: Tensor,
     value: Tensor,
     dropout: float = 0.0,
@@ -607,52 +617,52 @@ def _attention(
 ) -> list[_Value]:
     if dropout or causal or not all(isinstance(t, _Traced) for t in (query, key, value)):
         raise NotLowered("attention of another kind")
+    if attn_mask is not None and attn_mask.dtype != torch.float32:
+        raise NotLowered("an attention mask that is not added")
     factor = w.name(1 / math.sqrt(query.shape[-1]) if scale is None else scale)
     turned = w.one("Transpose", w.name(key), perm=[0, 1, 3, 2])
     scores = w.one("MatMul", w.one("Mul", w.name(query), factor), turned)
     if attn_mask is not None:
-        scores = w.one("Add", scores, _operand(w, attn_mask, scores_like(query, key), 0))
-    return [_Value(w.one("MatMul", w.one("Softmax", scores, axis=-1), w.name(value)), _first(w, query))]
+        scores = w.one(
+            "Add", scores, _operand(w, attn_mask, torch.empty((*query.shape[:3], key.shape[2]), device="meta"), 0)
+        )
+    return [_Value(w.one("MatMul", w.one("Softmax", scores, axis=-1), w.name(value)), _first(query))]
 
 
-def scores_like(query: Tensor, key: Tensor) -> Tensor:
-    return torch.empty((*query.shape[:3], key.shape[2]), device="meta")
-
-
-def _clip(w: _Writer, out: Tensor, x: Tensor, least: Any = None, most: Any = None) -> _Value:
+def _clip(w: _Writer, out: Tensor, x: _Traced, least: Any = None, most: Any = None) -> _Value:
     if any(isinstance(bound, Tensor) for bound in (least, most)):
         raise NotLowered("bounds that are tensors")
     bounds = ["" if bound is None else w.name(float(bound)) for bound in (least, most)]
     return _Value(w.one("Clip", w.name(x), *bounds), x.value.batch)
 
 
-def _hardtanh(w: _Writer, out: Tensor, x: Tensor, least: float = -1.0, most: float = 1.0) -> _Value:
+def _hardtanh(w: _Writer, out: Tensor, x: _Traced, least: float = -1.0, most: float = 1.0) -> _Value:
     return _clip(w, out, x, least, most)
 
 
-def _leaky_relu(w: _Writer, out: Tensor, x: Tensor, slope: float = 0.01) -> _Value:
+def _leaky_relu(w: _Writer, out: Tensor, x: _Traced, slope: float = 0.01) -> _Value:
     return _Value(w.one("LeakyRelu", w.name(x), alpha=float(slope)), x.value.batch)
 
 
-def _silu(w: _Writer, out: Tensor, x: Tensor) -> _Value:
+def _silu(w: _Writer, out: Tensor, x: _Traced) -> _Value:
     return _Value(w.one("Mul", w.name(x), w.one("Sigmoid", w.name(x))), x.value.batch)
 
 
-def _gelu(w: _Writer, out: Tensor, x: Tensor, *, approximate: str = "none") -> _Value:
+def _gelu(w: _Writer, out: Tensor, x: _Traced, *, approximate: str = "none") -> _Value:
     return _Value(w.one("Gelu", w.name(x), approximate=approximate), x.value.batch)
 
 
-def _power(w: _Writer, out: Tensor, x: Tensor, exponent: Any) -> _Value:
+def _power(w: _Writer, out: Tensor, x: _Traced, exponent: Any) -> _Value:
     if isinstance(exponent, Tensor):
         raise NotLowered("an exponent that is a tensor")
     return _Value(w.one("Pow", w.name(x), w.name(exponent)), x.value.batch)
 
 
-def _rsqrt(w: _Writer, out: Tensor, x: Tensor) -> _Value:
+def _rsqrt(w: _Writer, out: Tensor, x: _Traced) -> _Value:
     return _Value(w.one("Reciprocal", w.one("Sqrt", w.name(x))), x.value.batch)
 
 
-def _roll(w: _Writer, out: Tensor, x: Tensor, shifts: Any, dims: Any = ()) -> _Value:
+def _roll(w: _Writer, out: Tensor, x: _Traced, shifts: Any, dims: Any = ()) -> _Value:
     value = x.value
     name = value.name
     for shift, dim in zip(shifts, dims, strict=True):
@@ -665,6 +675,11 @@ def _roll(w: _Writer, out: Tensor, x: Tensor, shifts: Any, dims: Any = ()) -> _V
     return _Value(name, value.batch)
 
 
+_ADD, _DIVIDE, _MULTIPLY, _SUBTRACT = (_binary(kind) for kind in ("Add", "Div", "Mul", "Sub"))
+
+_OF_SEVERAL = (_ADD, _DIVIDE, _MULTIPLY, _SUBTRACT, _addmm, _cat, _matmul)
+"""Whose first operand may be a constant."""
+
 _OPERATIONS: dict[str, Lowering] = {
     "_adaptive_avg_pool2d": _adaptive_average,
     "_native_batch_norm_legit_no_training": _batch_norm,
@@ -674,7 +689,7 @@ _OPERATIONS: dict[str, Lowering] = {
     "_to_copy": _same,
     "_unsafe_view": _reshape,
     "abs": _elementwise("Abs"),
-    "add": _binary("Add"),
+    "add": _ADD,
     "addmm": _addmm,
     "alias": _same,
     "amax": _reduce("ReduceMax", "GlobalMaxPool"),
@@ -687,7 +702,7 @@ _OPERATIONS: dict[str, Lowering] = {
     "constant_pad_nd": _pad,
     "convolution": _convolution,
     "detach": _same,
-    "div": _binary("Div"),
+    "div": _DIVIDE,
     "exp": _elementwise("Exp"),
     "expand": _expand,
     "gelu": _gelu,
@@ -698,7 +713,7 @@ _OPERATIONS: dict[str, Lowering] = {
     "max_pool2d_with_indices": _max_pool,
     "mean": _reduce("ReduceMean", "GlobalAveragePool"),
     "mm": _matmul,
-    "mul": _binary("Mul"),
+    "mul": _MULTIPLY,
     "native_batch_norm": _batch_norm,
     "native_group_norm": _group_norm,
     "native_layer_norm": _layer_norm,
@@ -717,7 +732,7 @@ _OPERATIONS: dict[str, Lowering] = {
     "split_with_sizes": _split,
     "sqrt": _elementwise("Sqrt"),
     "squeeze": _squeezed,
-    "sub": _binary("Sub"),
+    "sub": _SUBTRACT,
     "sum": _reduce("ReduceSum"),
     "t": _permute,
     "tanh": _elementwise("Tanh"),

@@ -84,7 +84,7 @@ LEAST_STEPS = 150
 MOST_EPOCHS = 30
 
 TRAINING_COST = 3.5
-"""Forward and backward pass of a suffix, in forward passes of the fastest of PyTorch's own engines (measured, LOG.md)."""
+"""Forward and backward pass of a suffix, in forward passes of PyTorch's own fastest engine (measured, LOG.md)."""
 
 
 @dataclass(frozen=True)
