@@ -350,7 +350,7 @@ def _slice(
     value = x.value
     dim %= x.ndim
     if out.shape == x.shape:
-        return cast(_Value, value)
+        return value
     if dim == value.batch:
         raise NotLowered("pictures are told apart")
     first, last = (0 if start is None else start), (x.shape[dim] if end is None else min(end, x.shape[dim]))
@@ -515,6 +515,12 @@ def _reduce(kind: str, whole: str = "") -> Lowering:
     return lower
 
 
+def _length(w: _Writer, out: Tensor, x: _Traced, order: float = 2, *arguments: Any, **options: Any) -> _Value:
+    if order != 2:
+        raise NotLowered(f"a norm of order {order}")
+    return cast(_Value, _reduce("ReduceL2")(w, out, x, *arguments, **options))
+
+
 def _pair(numbers: Any) -> list[int]:
     return [numbers] * 2 if isinstance(numbers, int) else list(numbers) * (2 if len(numbers) == 1 else 1)
 
@@ -597,7 +603,7 @@ def _matmul(w: _Writer, out: Tensor, x: Tensor, y: Tensor) -> _Value:
     return _Value(w.one("MatMul", *names), 0)
 
 
-def _softmax(w: _Writer, out: Tensor, x: _Traced, dim: int, *_: Any) -> _Value:
+def _softmax(w: _Writer, out: Tensor, x: _Traced, dim: int, *_: Any, **__: Any) -> _Value:
     if dim % x.ndim == x.value.batch:
         raise NotLowered("a softmax over pictures")
     return _Value(w.one("Softmax", w.name(x), axis=dim), x.value.batch)
@@ -685,6 +691,7 @@ _OPERATIONS: dict[str, Lowering] = {
     "_native_batch_norm_legit_no_training": _batch_norm,
     "_reshape_alias": _reshape,
     "_scaled_dot_product_flash_attention_for_cpu": _attention,
+    "_safe_softmax": _softmax,
     "_softmax": _softmax,
     "_to_copy": _same,
     "_unsafe_view": _reshape,
@@ -698,6 +705,7 @@ _OPERATIONS: dict[str, Lowering] = {
     "bmm": _matmul,
     "cat": _cat,
     "clamp": _clip,
+    "clamp_min": _clip,
     "clone": _same,
     "constant_pad_nd": _pad,
     "convolution": _convolution,
@@ -710,6 +718,7 @@ _OPERATIONS: dict[str, Lowering] = {
     "hardswish": _elementwise("HardSwish"),
     "hardtanh": _hardtanh,
     "leaky_relu": _leaky_relu,
+    "linalg_vector_norm": _length,
     "max_pool2d_with_indices": _max_pool,
     "mean": _reduce("ReduceMean", "GlobalAveragePool"),
     "mm": _matmul,
