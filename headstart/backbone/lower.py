@@ -284,11 +284,9 @@ def _binary(kind: str, *, turned: bool = False) -> Lowering:
         if unknown or out.dtype != torch.float32:
             raise NotLowered(f"{kind} of {out.dtype} {', '.join(unknown)}")
         batch = _batch_of(x, y, rank=out.ndim)
-        first, second = (_operand(w, part, out, batch) for part in (x, y))
+        first, second = (_operand(w, part, out, batch) for part in ((y, x) if turned else (x, y)))
         if alpha != 1:
             second = w.one("Mul", second, w.name(alpha))
-        if turned:
-            first, second = second, first
         return _Value(w.one(kind, first, second), batch)
 
     return lower
