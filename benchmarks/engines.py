@@ -7,7 +7,7 @@ and in mixed precision; and what Headstart chooses to learn from, from a cold ca
 Only Headstart's own engines keep freed memory (``keep_freed_memory``). tf_efficientnet_lite0 has its real weights, any
 other backbone random ones. Pictures are photographs from a folder, over again where there are too few, or noise.
 
-Preparation is all that an engine does before the first batch once network and libraries are loaded: exporting, tracing,
+Preparation is all that an engine does before the first batch once network and libraries are loaded: lowering, tracing,
 folding, measuring, comparing. The last two columns set preparation and 3,000 images (extrapolated where fewer were run)
 against the same of PyTorch channels last and of ONNX Runtime. Prints a row for each engine and one JSON line.
 """
@@ -35,7 +35,6 @@ from headstart.backbone.forward import FeatureNet, PixelNet
 from headstart.backbone.weights import DEFAULT_BACKBONE, load_backbone, random_backbone
 from headstart.data.images import Preprocessing, decode, fit_to, map_images
 from headstart.errors import UnreadableImage
-from headstart.progress import SilentProgress
 
 FULL = 3000
 COMPARED = 128
@@ -67,14 +66,11 @@ def eager(net: PixelNet, *, channels_last: bool) -> Run:
 
 def prepare(name: str, net: PixelNet, sample: np.ndarray, cache: Path) -> tuple[Run, int, dict[str, Any]]:
     """(the engine, its batch size, what there is to say of it)."""
-    quiet = SilentProgress()
     if name.startswith("torch"):
         return eager(net, channels_last=name == EAGER), 16, {}
     if name == ONNX:
-        started = time.perf_counter()
-        graph = engines._exported(net, cache, quiet)
-        exported = time.perf_counter() - started
-        return (alone := engines.OnnxEngine(graph)), alone.batch_size, {"export_s": round(exported, 1)}
+        alone = engines.OnnxEngine(net)
+        return alone, alone.batch_size, {}
     keep_freed_memory()
     plan = engines.EnginePlan()
     if name == CHOSEN:
@@ -87,7 +83,7 @@ def prepare(name: str, net: PixelNet, sample: np.ndarray, cache: Path) -> tuple[
     if name == "mixed":
         expected = engines.TorchEngine(net, CPU)(sample)
         plan = engines._mixed_plan(plan, net, sample, expected, CPU)
-    engine = engines._build(name, plan, net, CPU, cache, quiet)
+    engine = engines._build(name, plan, net, CPU)
     return engine, engine.batch_size, {"low_precision_from": plan.low_precision_from} if name == "mixed" else {}
 
 

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from headstart.backbone.device import keep_freed_memory
-from headstart.backbone.engine import LOW_PRECISION, SAMPLE, choose_engine, measure_engines
+from headstart.backbone.engine import SAMPLE, choose_engine, measure_engines
 from headstart.backbone.forward import ActivationNet, FeatureNet, feature_shape, split_backbone
 from headstart.backbone.weights import DEFAULT_BACKBONE, Backbone, load_backbone, random_backbone
 from headstart.data.dataset import open_data
@@ -91,7 +91,7 @@ def cached_epoch(backbone: Backbone, part: str, pictures: Pictures, labels: np.n
     made.prepare()
     head = linear_head(np.zeros((5, frozen.boundaries[-1].shape[0]), np.float32), np.zeros(5, np.float32))
     samples = Samples(made, labels, pictures.keys, 0)
-    dtype = torch.bfloat16 if plan.in_torch().fast in LOW_PRECISION else torch.float32
+    dtype = plan.training_dtype
     fine_tune(split, boundary.name, head, _first(samples, BATCH), None, TuneSettings(epochs=1), dtype=dtype)
     started = time.monotonic()
     fine_tune(split, boundary.name, head, samples, None, TuneSettings(epochs=1), dtype=dtype)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pictures import write_classes
 
-from headstart.backbone.engine import IN_TORCH, Engine, EnginePlan, TorchEngine, choose_engine
+from headstart.backbone.engine import EXACT, Engine, EnginePlan, TorchEngine, choose_engine
 from headstart.backbone.fold import fold_for_training
 from headstart.backbone.forward import ActivationNet, FeatureNet, split_backbone
 from headstart.backbone.split import INPUT
@@ -93,7 +93,7 @@ def test_the_first_view_is_the_image_as_it_is(backbone: Backbone, pictures: Pict
     assert torch.equal(viewed.read(rows), plain.read(rows))
 
 
-@pytest.mark.parametrize("engine_name", IN_TORCH)
+@pytest.mark.parametrize("engine_name", EXACT)
 def test_what_was_kept_while_features_were_computed_is_what_would_be_made(
     engine_name: str, backbone: Backbone, pictures: Pictures, tmp_path: Path
 ) -> None:

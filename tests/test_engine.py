@@ -22,6 +22,7 @@ from headstart.backbone import engine as engines
 from headstart.backbone.device import keep_freed_memory
 from headstart.backbone.engine import (
     EnginePlan,
+    OnnxEngine,
     TorchEngine,
     choose_engine,
     measure_engines,
@@ -29,7 +30,8 @@ from headstart.backbone.engine import (
     run_stream,
 )
 from headstart.backbone.fold import can_fold_for_inference
-from headstart.backbone.forward import ActivationNet, FeatureNet, PixelNet
+from headstart.backbone.forward import ActivationNet, FeatureNet, PixelNet, TappedNet
+from headstart.backbone.lower import NotLowered
 from headstart.backbone.split import SplittableBackbone
 from headstart.backbone.weights import Backbone, random_backbone
 from headstart.progress import SilentProgress
@@ -111,7 +113,16 @@ def rates(monkeypatch: pytest.MonkeyPatch) -> Rates:
     clock = Rates(torch=50.0, folded=150.0, mixed=300.0, autocast=10.0, onnxruntime=155.0)
     monkeypatch.setattr(engines, "_rates", clock)
     monkeypatch.setattr(engines, "has_bfloat16", lambda device: True)  # however slow it is here
+    monkeypatch.setattr(engines, "HEAVY", 0)  # without ONNX Runtime, for the test's sake
     return clock
+
+
+@pytest.fixture
+def onnx(rates: Rates, monkeypatch: pytest.MonkeyPatch) -> Rates:
+    """ONNX Runtime is measured as well, and is the fastest."""
+    monkeypatch.setattr(engines, "HEAVY", 10**9)
+    rates.rates["onnxruntime"] = 400.0
+    return rates
 
 
 def measure(
@@ -271,81 +282,71 @@ def test_differences_are_measured_against_the_output_however_small_it_is() -> No
     assert gap == pytest.approx(0.01, rel=0.01)
 
 
-class FakeOnnx:
-    name = "onnxruntime (cpu)"
-    batch_size = 32
-    precision = "float32"
-
-    def __init__(self, file: Path) -> None:
-        assert file.exists()
-        self.net: PixelNet
-
-    def __call__(self, batch: np.ndarray) -> np.ndarray:
-        return TorchEngine(self.net, torch.device("cpu"))(batch)
-
-
-@pytest.fixture
-def exports(net: FeatureNet, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What was exported, to no effect; ONNX Runtime gives what PyTorch gives."""
-    done: list[str] = []
-
-    def export(which: PixelNet) -> bytes:
-        FakeOnnx.net = which
-        done.append(type(which).__name__)
-        return b"graph"
-
-    monkeypatch.setattr(engines, "_export", export)
-    monkeypatch.setattr(engines, "OnnxEngine", FakeOnnx)
-    return done
-
-
 @folding
-def test_onnx_runtime_is_prepared_only_where_that_repays(
-    net: FeatureNet, rates: Rates, exports: list[str], tmp_path: Path
+def test_onnx_runtime_is_measured_with_the_others_and_runs_every_part_of_the_network(
+    backbone: Backbone, net: FeatureNet, onnx: Rates, tmp_path: Path
 ) -> None:
-    rates.rates["onnxruntime"] = 400.0
-    enough = int(300 * engines.EXPORT_REPAYS_FROM)
-    assert "onnxruntime" not in measure(net, tmp_path, count=enough - 1).rates
-    assert exports == []
     heard = Listener()
-    plan = measure(net, tmp_path, count=enough + 1, progress=heard)
-    assert rates.measured[-2:] == ["folded", "onnxruntime"]
+    plan = measure(net, tmp_path, progress=heard)
+    assert onnx.measured == ["torch", "folded", "mixed", "onnxruntime"]
     assert (plan.exact, plan.fast) == ("onnxruntime", "onnxruntime")
-    assert "Preparing resnet10t for ONNX Runtime" in heard.said[0]
-    assert measure(net, tmp_path, count=10 * enough) == plan
-    assert measure(net, tmp_path, count=40) == plan
-    assert isinstance(choose(net, tmp_path, count=40), FakeOnnx)
-    assert exports == ["FeatureNet"]
+    assert plan.errors["onnxruntime"] < 1e-5
+    assert heard.said[-1].startswith(
+        "Engine for what is reported: onnxruntime; for what is learnt from: onnxruntime: 400"
+    )
+    assert measure(net, tmp_path) == plan
+    assert len(onnx.measured) == 4
+    split = SplittableBackbone(backbone.module, height=SIDE, width=SIDE)
+    inner = split.boundaries[len(split.boundaries) // 2].name
+    nets = [
+        net,
+        FeatureNet(backbone, pool="avgmax", cut="layer2"),
+        ActivationNet(backbone, inner, split.prefix(inner)),
+        TappedNet(backbone, inner, split.tapped(inner)),
+    ]
+    for which in nets:
+        for exact in (True, False):
+            engine = choose(which, tmp_path, plan=plan, exact=exact)
+            assert (NAMES[engine.name], engine.precision) == ("onnxruntime", "float32")
+        expected = TorchEngine(which, torch.device("cpu"))(pixels(7, seed=3))
+        assert np.abs(engine(pixels(7, seed=3)) - expected).max() < 1e-5 * np.abs(expected).max()
 
 
 @folding
-def test_a_graph_is_not_exported_for_a_few_images_of_another_network(
-    backbone: Backbone, net: FeatureNet, rates: Rates, exports: list[str], tmp_path: Path
+def test_a_network_that_cannot_be_lowered_runs_by_another_engine_and_that_is_said(
+    net: FeatureNet, onnx: Rates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rates.rates["onnxruntime"] = 400.0
-    plan = measure(net, tmp_path, count=100_000)
-    other = FeatureNet(backbone, pool="max")
-    assert NAMES[choose(other, tmp_path, count=500, plan=plan).name] == "folded"
-    assert isinstance(choose(other, tmp_path, count=100_000, plan=plan), FakeOnnx)
-    assert isinstance(choose(other, tmp_path, count=500, plan=plan), FakeOnnx)
+    plan = measure(net, tmp_path / "sound")
 
+    def lacking(_: PixelNet) -> bytes:
+        raise NotLowered("fft_rfft is not known")
 
-@folding
-def test_a_graph_that_is_not_used_is_not_kept(
-    net: FeatureNet, rates: Rates, exports: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    monkeypatch.setattr(engines, "onnx_bytes", lacking)
     heard = Listener()
-    plan = measure(net, tmp_path / "slow", count=100_000, progress=heard)
+    without = measure(net, tmp_path / "lacking", progress=heard)
+    assert "onnxruntime" not in without.rates
+    assert (without.exact, without.fast) == ("folded", "mixed")
+    assert heard.said[0] == "The engine 'onnxruntime' is not used: fft_rfft is not known."
+    assert NAMES[choose(net, tmp_path, plan=plan, progress=heard).name] == "folded"
+    assert "'onnxruntime' is not used" in heard.said[-1]
+
+
+@folding
+def test_onnx_runtime_is_not_trusted_where_it_disagrees(
+    net: FeatureNet, onnx: Rates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OnnxEngine, "__call__", lambda _self, batch: np.full((len(batch), 512), 9, np.float32))
+    heard = Listener()
+    plan = measure(net, tmp_path, progress=heard)
     assert (plan.exact, plan.fast) == ("folded", "mixed")
-    assert "onnxruntime 155" in heard.said[-1]
-    monkeypatch.setattr(FakeOnnx, "__call__", lambda _self, batch: np.full((len(batch), 512), 9, np.float32))
-    rates.rates["onnxruntime"] = 400.0
-    plan = measure(net, tmp_path / "wrong", count=100_000, progress=heard)
-    assert (plan.exact, plan.fast, plan.rates["onnxruntime"]) == ("folded", "mixed", 0.0)
-    assert "'onnxruntime' is not used: its output differs" in heard.said[-2]
-    assert measure(net, tmp_path / "wrong", count=100_000) == plan
-    assert len(exports) == 2
-    assert not list(tmp_path.rglob("*.onnx"))
+    assert "'onnxruntime' is not used: its output differs" in heard.said[0]
+
+
+def test_onnx_runtime_is_not_tried_on_a_heavy_network(
+    net: FeatureNet, onnx: Rates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "HEAVY", sum(p.nbytes for p in net.parameters()))
+    assert "onnxruntime" not in measure(net, tmp_path).rates
 
 
 @folding
@@ -457,29 +458,18 @@ def test_engines_are_measured_in_turns_on_whole_batches_even_from_one_image() ->
 
 
 @folding
-def test_onnx_runtime_is_measured_against_what_is_known_and_not_against_the_clock(
-    net: FeatureNet, rates: Rates, exports: list[str], tmp_path: Path
+def test_float32_must_be_faster_than_mixed_precision_by_more_than_noise_and_training_does_not_follow_it(
+    net: FeatureNet, onnx: Rates, tmp_path: Path
 ) -> None:
-    """The machine may be twice as busy as it was when the others were measured."""
-    measure(net, tmp_path)
-    rates.rates |= {"folded": 75.0, "onnxruntime": 200.0}
-    plan = measure(net, tmp_path, count=100_000)
-    assert plan.rates == {"torch": 50.0, "folded": 150.0, "mixed": 300.0, "onnxruntime": 400.0}
-    assert plan.fast == "onnxruntime"
-
-
-@folding
-def test_an_export_must_be_faster_by_more_than_noise(
-    net: FeatureNet, rates: Rates, exports: list[str], tmp_path: Path
-) -> None:
-    """Parts of the network cannot use it: where it hardly gains, it would cost the rest its low precision."""
-    rates.rates["onnxruntime"] = 1.05 * rates.rates["mixed"]
-    plan = measure(net, tmp_path, count=100_000)
+    onnx.rates["onnxruntime"] = 1.05 * onnx.rates["mixed"]
+    plan = measure(net, tmp_path)
     assert (plan.exact, plan.fast) == ("onnxruntime", "mixed")
-    rates.rates["onnxruntime"] = 2 * rates.rates["mixed"]
-    plan = measure(net, tmp_path / "faster", count=100_000)
+    onnx.rates["onnxruntime"] = 2 * onnx.rates["mixed"]
+    plan = measure(net, tmp_path / "faster")
     assert (plan.exact, plan.fast) == ("onnxruntime", "onnxruntime")
-    assert (plan.in_torch().exact, plan.in_torch().fast) == ("folded", "mixed")
+    assert plan.training_dtype == torch.bfloat16
+    assert (plan.rate, plan.training_rate) == (600.0, 300.0)
+    assert replace(plan, rates={n: r for n, r in plan.rates.items() if n != "mixed"}).training_dtype == torch.float32
 
 
 @folding
@@ -489,7 +479,7 @@ def test_a_plan_from_a_single_image_is_as_good(net: FeatureNet, rates: Rates, tm
 
 
 @folding
-@pytest.mark.parametrize("kind", ["torch", "folded", "mixed"])
+@pytest.mark.parametrize("kind", ["torch", "folded", "mixed", "onnxruntime"])
 def test_in_a_stream_an_images_output_does_not_depend_on_its_company(
     net: FeatureNet, rates: Rates, tmp_path: Path, kind: str
 ) -> None:

@@ -34,6 +34,7 @@ ORDER = [
     "backbone.depthwise",
     "backbone.fold",
     "backbone.forward",
+    "backbone.lower",
     "backbone.average",
     "backbone.engine",
     "features.extract",

@@ -87,7 +87,6 @@ def test_running_the_frozen_pass_changes_no_weight_and_no_statistic() -> None:
     assert fingerprint(backbone.module.state_dict()) == backbone.fingerprint
 
 
-@pytest.mark.exhaustive
 def test_onnx_runtime_gives_plain_pytorchs_features_at_any_batch_size(tmp_path: Any) -> None:
     net = FeatureNet(random_backbone("test_resnet", image_size=64), pool="avgmax", cut="layer2")
     plan = EnginePlan(exact="onnxruntime", rates={"torch": 1.0, "onnxruntime": 2.0})

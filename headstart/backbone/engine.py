@@ -1,9 +1,9 @@
 """Running the frozen pass: several engines, one signature, chosen by measurement, compared before they are trusted.
 
 What is learnt from may run in mixed precision where that agrees with plain PyTorch to ``MIXED_TOLERANCE``; what is
-reported, predicted or handed out is always float32 (``exact``). On the two-core machine that this was measured on
-(2026-11, EfficientNet-Lite0, 224 pixels), images a second: plain 48, folded 165, ONNX Runtime 170, folded in mixed
-precision 290 (LOG.md).
+reported, predicted or handed out is always float32 (``exact``). Measured on two cores (2026-11, EfficientNet-Lite0, 224
+pixels), images a second: with AVX-512 plain 48, folded 165, ONNX Runtime 170, folded in mixed precision 290; with AVX2
+plain 54, folded 79, ONNX Runtime 128 (LOG.md). ONNX Runtime gets its graph from ``lower``, in a fraction of a second.
 """
 
 from __future__ import annotations
@@ -38,26 +38,25 @@ from headstart.backbone.fold import (
     watch_inputs,
 )
 from headstart.backbone.forward import PixelNet
+from headstart.backbone.lower import onnx_bytes
 from headstart.backbone.split import trace
-from headstart.backbone.weights import quiet
 from headstart.errors import first_line
 from headstart.files import write_atomically
 from headstart.progress import Progress, SilentProgress
 from headstart.store import cache_root, describe_key
 
-ENGINE_VERSION = 2
-IN_TORCH = ("torch", "folded")
-EXACT = (*IN_TORCH, "onnxruntime")
+ENGINE_VERSION = 3
+EXACT = ("torch", "folded", "onnxruntime")
 """Engines in float32, the simplest first."""
 
 LOW_PRECISION = ("autocast", "mixed")
-EXPORT_LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
 
 MEASURE_FROM = 32
 """Images from which on the choice of an engine is worth a second or two; below, plain PyTorch."""
 
-EXPORT_REPAYS_FROM = 60.0
-"""Seconds that the best other engine would take, from which on ONNX Runtime is prepared (8 to 30 s) and measured."""
+HEAVY = 300_000_000
+"""Bytes of weights from which on ONNX Runtime is not tried: it holds them several times while it loads them, and where
+there are so many they are in matrix products, which PyTorch does about as fast (VGG-16: 5 GB and 8 s for 1.2 times)."""
 
 TOLERANCE = 1e-3
 """Largest difference of an output from plain PyTorch's, over the largest output, that an exact engine may show."""
@@ -76,6 +75,9 @@ ROUNDS = 4
 
 FASTER_BY = 1.1
 """A simpler engine is kept unless another is so many times as fast."""
+
+GUESSED_RATE = 20.0
+"""Images a second that times are estimated by where nothing was measured."""
 
 Pixels = npt.NDArray[np.uint8]
 Features = npt.NDArray[np.float32]
@@ -179,16 +181,24 @@ class TorchEngine:
 
 @final
 class OnnxEngine:
-    """ONNX Runtime on the CPU, float32."""
+    """ONNX Runtime on the CPU, float32, on as many threads as PyTorch has.
+
+    Args:
+        net: the frozen pass.
+
+    Raises:
+        NotLowered: it does something that ``lower`` does not know.
+    """
 
     name = "onnxruntime (cpu)"
     batch_size = 32
     precision = "float32"
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, net: PixelNet) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
-        self.session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        options.intra_op_num_threads = torch.get_num_threads()
+        self.session = onnxruntime.InferenceSession(onnx_bytes(net), options, providers=["CPUExecutionProvider"])
 
     def __call__(self, pixels: Pixels) -> Features:
         """Runs one batch."""
@@ -204,7 +214,7 @@ class EnginePlan:
         exact: the engine for what is reported: "torch", "folded" or "onnxruntime".
         fast: the engine for what is learnt from: one of these, "mixed" or "autocast".
         low_precision_from: number of the first convolution that "mixed" runs in bfloat16.
-        rates: engine -> images a second; 0 for ONNX Runtime where it cannot be used.
+        rates: engine -> images a second, of those that can be used.
         errors: engine -> difference from plain PyTorch's output (see the tolerances).
         means: for each convolution, by its name: (C,) float64, the mean of each input channel over the sample.
     """
@@ -216,14 +226,23 @@ class EnginePlan:
     errors: dict[str, float] = field(default_factory=dict)
     means: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
-    def in_torch(self) -> EnginePlan:
-        """The choice among PyTorch's own engines: for parts of the network, which are not exported."""
-        return _decide(replace(self, rates={n: rate for n, rate in self.rates.items() if n != "onnxruntime"}))
+    @property
+    def rate(self) -> float:
+        """Images a second of the fast engine; a guess where nothing was measured."""
+        return self.rates.get(self.fast, GUESSED_RATE)
+
+    @property
+    def training_rate(self) -> float:
+        """As ``rate``, of PyTorch's own engines, which alone train."""
+        return self._in_torch().rate
 
     @property
     def training_dtype(self) -> torch.dtype:
-        """bfloat16 where that is faster here and harmless, else float32."""
-        return torch.bfloat16 if self.fast in LOW_PRECISION else torch.float32
+        """bfloat16 where that is faster here and harmless, else float32; told among PyTorch's own engines."""
+        return torch.bfloat16 if self._in_torch().fast in LOW_PRECISION else torch.float32
+
+    def _in_torch(self) -> EnginePlan:
+        return _decide(replace(self, rates={n: rate for n, rate in self.rates.items() if n != "onnxruntime"}))
 
     def reason(self, *, exact: bool) -> str:
         """A sentence for the user: what was chosen, and what the others did."""
@@ -287,8 +306,6 @@ def measure_engines(
         return EnginePlan()
     if plan is None:
         plan = _measure(net, sample[:SAMPLE], where, progress, exact)
-    if where.type == "cpu" and "onnxruntime" not in plan.rates and _export_repays(plan, count):
-        plan = _measure_onnx(plan, net, sample[:SAMPLE], cache, progress)
     if plan is not kept:
         learnt = "" if exact else f"; for what is learnt from: {plan.reason(exact=False)}"
         progress.say(f"Engine for what is reported: {plan.reason(exact=True) if exact else plan.exact}{learnt}.")
@@ -316,7 +333,7 @@ def choose_engine(
         plan: what was measured; measured here where it is not given.
         exact: whether the output is reported (float32) or only learnt from (mixed precision is welcome).
         device: see ``device.resolve_device``.
-        cache: where exported graphs and plans are kept; the default cache where it is not given.
+        cache: where plans are kept; the default cache where it is not given.
         progress: told of the choice and its reason.
 
     Raises:
@@ -333,16 +350,11 @@ def choose_engine(
     for name in dict.fromkeys([plan.exact if exact else plan.fast, plan.exact, _best(plan.rates, ["folded"])]):
         if name == "torch":
             break
-        graph = _graph_file(net, cache)
-        if name == "onnxruntime" and not graph.exists() and not _export_repays(plan, count):
-            continue
         try:
-            engine = _build(name, plan, net, where, cache, progress)
+            engine = _build(name, plan, net, where)
             _compare(engine, sample[:SAMPLE], plain(sample[:SAMPLE]))
-        except Exception as error:  # exporters, runtimes and kernels raise their own; another engine can do the work
+        except Exception as error:  # runtimes and kernels raise their own; another engine can do the work
             progress.say(f"The engine {name!r} is not used: {first_line(error)}.")
-            if name == "onnxruntime":
-                _forget(graph)
         else:
             return engine
     return plain
@@ -424,13 +436,15 @@ def _measure(net: PixelNet, sample: Pixels, where: torch.device, progress: Progr
         candidates += ["mixed"] if candidates else []
         if where.type == "cuda" or any(isinstance(m, nn.Linear) for m in net.body.modules()):
             candidates.append("autocast")
+    if where.type == "cpu" and _weight(net) < HEAVY:
+        candidates.append("onnxruntime")
     if exact:
         candidates = [name for name in candidates if name in EXACT]
     plan, ready = EnginePlan(), dict[str, Engine](torch=plain)
     for name in candidates:
         try:
             found = _mixed_plan(plan, net, sample, expected, where) if name == "mixed" else plan
-            engine = _build(name, found, net, where, None, progress)
+            engine = _build(name, found, net, where)
             plan = replace(found, errors=found.errors | {name: _compare(engine, sample, expected)})
         except Exception as error:  # kernels that this processor or this PyTorch lacks: not an engine for here
             progress.say(f"The engine {name!r} is not used: {first_line(error)}.")
@@ -440,7 +454,7 @@ def _measure(net: PixelNet, sample: Pixels, where: torch.device, progress: Progr
 
 
 def _decide(plan: EnginePlan) -> EnginePlan:
-    fast = _best(plan.rates, [*IN_TORCH, *LOW_PRECISION, "onnxruntime"])  # last: it must repay being apart
+    fast = _best(plan.rates, ["torch", "folded", *LOW_PRECISION, "onnxruntime"])  # last: float32 must repay itself
     return replace(plan, exact=_best(plan.rates, EXACT), fast=fast)
 
 
@@ -450,32 +464,6 @@ def _best(rates: dict[str, float], names: Sequence[str]) -> str:
         if rates.get(name, 0.0) > FASTER_BY * rates.get(chosen, 0.0):
             chosen = name
     return chosen
-
-
-def _export_repays(plan: EnginePlan, count: int) -> bool:
-    others = [rate for name, rate in plan.rates.items() if name != "onnxruntime"]
-    return bool(others) and count > EXPORT_REPAYS_FROM * max(others)
-
-
-def _measure_onnx(
-    plan: EnginePlan, net: PixelNet, sample: Pixels, cache: Path | None, progress: Progress
-) -> EnginePlan:
-    where = torch.device("cpu")
-    expected = TorchEngine(net, where)(sample)
-    try:
-        engine = OnnxEngine(_exported(net, cache, progress))
-        gap = _compare(engine, sample, expected)
-        known = _build(plan.exact, plan, net, where, cache, progress)
-        now = _rates({"known": known, "onnxruntime": engine}, sample)
-        rate = plan.rates[plan.exact] * now["onnxruntime"] / now["known"]  # the machine may be busier than it was then
-    except Exception as error:  # the exporter and the runtime raise their own
-        progress.say(f"The engine 'onnxruntime' is not used: {first_line(error)}.")
-        gap, rate = 0.0, 0.0
-    rates, errors = plan.rates | {"onnxruntime": rate}, plan.errors | {"onnxruntime": gap}
-    plan = _decide(replace(plan, rates=rates, errors=errors))
-    if "onnxruntime" not in (plan.exact, plan.fast):
-        _forget(_graph_file(net, cache))
-    return plan
 
 
 def _mixed_plan(plan: EnginePlan, net: PixelNet, sample: Pixels, expected: Features, where: torch.device) -> EnginePlan:
@@ -499,13 +487,11 @@ def _narrow(shapes: list[torch.Size]) -> list[int]:
     return [maps[i] for i in range(1, len(maps) - 1) if sizes[i - 1] >= sizes[i] < sizes[i + 1]]
 
 
-def _build(
-    name: str, plan: EnginePlan, net: PixelNet, where: torch.device, cache: Path | None, progress: Progress
-) -> Engine:
+def _build(name: str, plan: EnginePlan, net: PixelNet, where: torch.device) -> Engine:
     if name == "torch":
         return TorchEngine(net, where)
     if name == "onnxruntime":
-        return OnnxEngine(_exported(net, cache, progress))
+        return OnnxEngine(net)
     if name == "autocast":
         precision = plan.precision_of(name)
         return TorchEngine(net, where, name="torch, bfloat16 autocast", precision=precision, autocast=True)
@@ -523,6 +509,11 @@ def _build(
 
 def _traced(net: PixelNet) -> fx.GraphModule:
     return net.body if isinstance(net.body, fx.GraphModule) else trace(net.body)
+
+
+def _weight(net: PixelNet) -> int:
+    """Bytes of the weights that it uses, about."""
+    return sum(tensor.nbytes for tensor in net.body.parameters())
 
 
 def _has_units(net: PixelNet) -> bool:
@@ -575,7 +566,10 @@ def _rates(engines: dict[str, Engine], sample: Pixels) -> dict[str, float]:
 
 def _plan_about(net: PixelNet, where: torch.device) -> dict[str, Any]:
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else _processor()
-    return _graph_about(net) | {
+    return net.describe() | {
+        "engine": ENGINE_VERSION,
+        "input": [net.backbone.preprocessing.height, net.backbone.preprocessing.width],
+        "torch": torch.__version__,
         "onnxruntime": onnxruntime.__version__,
         "device": f"{where.type} {name}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
     }
@@ -625,51 +619,5 @@ def read_plan(file: Path) -> EnginePlan | None:
     return plan if sound and plan.rates.get("torch") else None
 
 
-def _graph_about(net: PixelNet) -> dict[str, Any]:
-    return net.describe() | {
-        "engine": ENGINE_VERSION,
-        "input": [net.backbone.preprocessing.height, net.backbone.preprocessing.width],
-        "torch": torch.__version__,
-    }
-
-
 def _plan_file(about: dict[str, Any], cache: Path | None) -> Path:
     return (cache or cache_root()) / "engines" / f"{describe_key(about)}.safetensors"
-
-
-def _graph_file(net: PixelNet, cache: Path | None) -> Path:
-    return (cache or cache_root()) / "engines" / f"{describe_key(_graph_about(net))}.onnx"
-
-
-def _exported(net: PixelNet, cache: Path | None, progress: Progress) -> Path:
-    file = _graph_file(net, cache)
-    if file.exists():
-        with suppress(OSError):
-            os.utime(file)
-    else:
-        progress.say(f"Preparing {net.backbone.architecture} for ONNX Runtime; this is done once.")
-        write_atomically(file, _export(net))
-    return file
-
-
-def _forget(graph: Path) -> None:
-    with suppress(OSError):
-        graph.unlink()
-
-
-def _export(net: PixelNet) -> bytes:
-    shape = (2, net.backbone.preprocessing.height, net.backbone.preprocessing.width, 3)
-    example = torch.zeros(shape, dtype=torch.uint8)
-    with quiet(*EXPORT_LOGGERS), torch.no_grad():
-        program = torch.onnx.export(
-            net,
-            (example,),
-            dynamo=True,
-            input_names=["pixels"],
-            output_names=["features"],
-            dynamic_shapes={"pixels": {0: torch.export.Dim("images")}},
-            verbose=False,
-        )
-    assert program is not None
-    data: bytes = program.model_proto.SerializeToString()
-    return data

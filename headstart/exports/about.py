@@ -18,6 +18,9 @@ KEY = "headstart"
 """Under which ONNX's metadata hold the document."""
 
 INPUT = "pixels"
+LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
+"""Of the exporters, which tell of each of their steps."""
+
 OUTPUTS = ("probabilities", "outlier")
 """The second is there where the model knows what is usual."""
 

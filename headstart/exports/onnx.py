@@ -8,10 +8,9 @@ from typing import Any
 import onnx
 import torch
 
-from headstart.backbone.engine import EXPORT_LOGGERS
 from headstart.backbone.weights import quiet
 from headstart.errors import ExportError, first_line
-from headstart.exports.about import INPUT, KEY, OUTPUTS, About
+from headstart.exports.about import INPUT, KEY, LOGGERS, OUTPUTS, About
 from headstart.exports.graph import Graph
 from headstart.files import write_atomically
 from headstart.model import Model
@@ -36,7 +35,7 @@ def onnx_graph(model: Model) -> onnx.ModelProto:
     """
     graph = Graph(model)
     try:
-        with quiet(*EXPORT_LOGGERS), torch.no_grad():
+        with quiet(*LOGGERS), torch.no_grad():
             program = torch.onnx.export(
                 graph,
                 (torch.zeros(EXAMPLE, dtype=torch.uint8),),

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from headstart.errors import ExportError, first_line
-from headstart.exports.about import INPUT, KEY, About
+from headstart.exports.about import INPUT, KEY, LOGGERS, About
 
 ABOUT_FILE = f"{KEY}.json"
 """In the archive's folder of extra files."""
@@ -79,12 +79,11 @@ class ProgramFile:
     def __init__(self, file: Path) -> None:
         import torch  # seconds, which an ONNX file need not wait for
 
-        from headstart.backbone.engine import EXPORT_LOGGERS
         from headstart.backbone.weights import quiet
 
         self.about = _read_about(file)
         try:
-            with quiet(*EXPORT_LOGGERS), open(file, "rb") as opened:
+            with quiet(*LOGGERS), open(file, "rb") as opened:
                 self.module = torch.export.load(opened).module()
         except Exception as error:  # torch raises a dozen kinds
             raise ExportError(

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import torch
 
-from headstart.backbone.engine import EXPORT_LOGGERS
 from headstart.backbone.weights import quiet
 from headstart.errors import ExportError, first_line
-from headstart.exports.about import About
+from headstart.exports.about import LOGGERS, About
 from headstart.exports.graph import Graph
 from headstart.exports.onnx import EXAMPLE, dynamic_shape
 from headstart.exports.opened import ABOUT_FILE
@@ -25,7 +24,7 @@ def capture(model: Model) -> torch.export.ExportedProgram:
     """
     graph = Graph(model)
     try:
-        with quiet(*EXPORT_LOGGERS), torch.no_grad():
+        with quiet(*LOGGERS), torch.no_grad():
             return torch.export.export(
                 graph, (torch.zeros(EXAMPLE, dtype=torch.uint8),), dynamic_shapes=dynamic_shape(), strict=False
             )
@@ -42,5 +41,5 @@ def write_program(program: torch.export.ExportedProgram, about: About, file: Pat
     program.example_inputs = None
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # names folders of this machine
-    with replacing(file) as partial, quiet(*EXPORT_LOGGERS), open(partial, "wb") as opened:
+    with replacing(file) as partial, quiet(*LOGGERS), open(partial, "wb") as opened:
         torch.export.save(program, opened, extra_files={ABOUT_FILE: about.text()})

@@ -138,9 +138,8 @@ def compare(
         raise OptionError(f"compare {', '.join(only)}: {loaded.architecture} cannot be cut ({split.obstacle}).")
     folder = make_run_folder(choose_run_folder(out, dataset.root))
     look = prepared.read_images()
-    plan = prepared.measure().in_torch()
+    rate = prepared.measure().training_rate
     train = len(prepared.keys["train"])
-    rate = plan.rates.get(plan.fast, 20.0)
     several = look.dataset.multi_label
     ways = _ways(plain, split, only, several=several, train=train, rate=rate, seconds=seconds)
     start = Start(str(dataset.root.resolve()), device)

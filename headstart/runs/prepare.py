@@ -209,7 +209,7 @@ class Preparation:
         train = len(self.keys["train"])
         others = sum(len(own) for own in self.keys.values()) - train
         self.frozen = split_backbone(self.backbone, self.recipe.pooling, self.recipe.cut)
-        rate = self.engines.rates.get(self.engines.fast, 20.0)
+        rate, training_rate = self.engines.rate, self.engines.training_rate
         if self.frozen.obstacle:
             self.progress.say(
                 f"{self.backbone.architecture} can be cut at the head alone ({self.frozen.obstacle}): a probe is all "
@@ -217,7 +217,9 @@ class Preparation:
             )
         else:
             several = self.look.dataset.multi_label
-            self.rungs = plan_rungs(self.recipe, self.frozen, train=train, rate=rate, several=several)
+            self.rungs = plan_rungs(
+                self.recipe, self.frozen, train=train, rate=rate, training_rate=training_rate, several=several
+            )
         return plan_text(self.rungs, train=train, val=others, rate=rate)
 
     def run_backbone(self) -> None:
@@ -283,7 +285,7 @@ class Preparation:
             self.train.labels,
             classes=len(self.look.dataset.classes),
             layout=Layout.of(self.backbone.module),
-            dtype=self.engines.in_torch().training_dtype,
+            dtype=self.engines.training_dtype,
             shown=self._shown(),
             val=None if val is None else (val.features, val.labels),
             progress=self.progress,
@@ -372,12 +374,11 @@ class Preparation:
     def _features_once(self, net: FeatureNet, keys: list[bytes]) -> npt.NDArray[np.float32]:
         """Of weights that no other run has: from the pixels by the path that predictions take, and not kept."""
         pixels = pixel_store(net.backbone.preprocessing, self.cache)
-        plan = replace(self.engines, exact="folded" if "folded" in self.engines.rates else "torch")
         engine = choose_engine(
             net,
             count=len(keys),
             sample=pixels.read(keys[:SAMPLE]),
-            plan=plan,
+            plan=self.engines,
             device=self.device,
             cache=self.cache,
             progress=self.progress,
@@ -387,7 +388,7 @@ class Preparation:
 
     def _features(self, keys: list[bytes], *, exact: bool) -> RowStore:
         tap = None
-        if self.rungs and (self.engines.exact if exact else self.engines.fast) != "onnxruntime":
+        if self.rungs:
             assert self.frozen is not None
             precision = self.engines.precision(exact)
             boundary = self.rungs[-1].boundary
@@ -424,7 +425,7 @@ class Preparation:
             self.net,
             count=MANY,
             sample=pixels,
-            plan=self.engines.in_torch(),
+            plan=self.engines,
             exact=False,
             device=self.device,
             cache=self.cache,
@@ -448,7 +449,7 @@ class RungSamples:
         assert prepared.frozen is not None
         self.backbone, self.frozen, self.rungs = prepared.backbone, prepared.frozen, prepared.rungs
         self.train, self.val, self.recipe = prepared.train, prepared.val, prepared.recipe
-        self.engines, self.cache, self.progress = prepared.engines.in_torch(), prepared.cache, prepared.progress
+        self.engines, self.cache, self.progress = prepared.engines, prepared.cache, prepared.progress
         self.few = self.val is None or len(self.val.labels) < CROSS_VALIDATE_BELOW
         self.dtype, self.device = self.engines.training_dtype, training_device(prepared.device)
         self._asked_device = prepared.device

@@ -84,7 +84,7 @@ LEAST_STEPS = 150
 MOST_EPOCHS = 30
 
 TRAINING_COST = 3.5
-"""Forward and backward pass of a suffix, in forward passes of the fast engine (measured, LOG.md)."""
+"""Forward and backward pass of a suffix, in forward passes of PyTorch's own fastest engine (measured, LOG.md)."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,13 @@ class RungResult:
 
 
 def plan_rungs(
-    recipe: Recipe, split: SplittableBackbone, *, train: int, rate: float, several: bool = False
+    recipe: Recipe,
+    split: SplittableBackbone,
+    *,
+    train: int,
+    rate: float,
+    training_rate: float | None = None,
+    several: bool = False,
 ) -> list[Rung]:
     """The rungs that a recipe asks for, shallowest first.
 
@@ -152,6 +158,7 @@ def plan_rungs(
         split: the backbone.
         train: training images.
         rate: images a second of the whole backbone in the fast engine.
+        training_rate: the same of the fastest of PyTorch's own engines; ``rate`` where it is not given.
         several: whether an image may bear any number of labels. Then CutMix and label smoothing, which are for one
             class, are off where nothing else is asked for (measured, docs/multi-label.md).
 
@@ -183,7 +190,7 @@ def plan_rungs(
         else recipe.views or min(effort.views or 4, shown)
     )
     rungs = [Rung(b, own, views, 0.0, why) for b, own, why in zip(chosen, settings, whys, strict=True)]
-    return _with_seconds(rungs, train, rate)
+    return _with_seconds(rungs, train, rate, training_rate or rate)
 
 
 def plan_text(rungs: Sequence[Rung], *, train: int, val: int, rate: float, kept: float = 0.0) -> list[str]:
@@ -260,7 +267,7 @@ def _settings(recipe: Recipe, effort: Effort, epochs: int, train: int, *, normed
     return settings
 
 
-def _with_seconds(rungs: list[Rung], train: int, rate: float) -> list[Rung]:
+def _with_seconds(rungs: list[Rung], train: int, rate: float, training_rate: float) -> list[Rung]:
     """The deepest boundary's activations are made from pixels, with the first rung; the others from those.
 
     The first view comes with the features.
@@ -269,6 +276,6 @@ def _with_seconds(rungs: list[Rung], train: int, rate: float) -> list[Rung]:
     for place, rung in enumerate(rungs):
         cost = rung.boundary.cost_before
         making = train * (rung.views - 1) * (max(cost, 0.05) + 0.2) / rate if place == 0 else 0.0
-        training = train * rung.settings.epochs * TRAINING_COST * (1 - cost) / rate
+        training = train * rung.settings.epochs * TRAINING_COST * (1 - cost) / training_rate
         timed.append(replace(rung, seconds=making + training))
     return timed
