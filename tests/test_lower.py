@@ -100,7 +100,6 @@ def test_a_lowered_network_gives_what_pytorch_gives_whole_in_part_and_tapped(nam
 
 
 @pytest.mark.exhaustive
-@pytest.mark.share
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_lowered_networks_of_every_kind_give_what_pytorch_gives(name: str) -> None:
     assert_parts_are_equal(name, ARCHITECTURES[name], at_most=4)
