@@ -2,7 +2,8 @@
 
 HeadstartError
 ├── DataError            a folder or table that cannot be used as it is
-│   └── UnreadableImage  one file that is no usable image (``path``, ``reason``)
+│   ├── UnreadableImage  one file that is no usable image (``path``, ``reason``)
+│   └── LargeImage       one that would take more memory than it may at that moment (``pixels``)
 ├── WeightsError         pretrained weights that cannot be had or do not fit
 ├── ModelFileError       a model file that is damaged, foreign, or from a newer version
 ├── ExportError          a model that cannot be exported, or an exported file that differs from it or cannot be used
@@ -38,6 +39,18 @@ class UnreadableImage(DataError):
         super().__init__(f"{path}: {reason}")
         self.path = path
         self.reason = reason
+
+
+class LargeImage(DataError):
+    """One picture would take more memory, while it is decoded, than it may at that moment.
+
+    Attributes:
+        pixels: that it takes the memory of.
+    """
+
+    def __init__(self, pixels: int) -> None:
+        super().__init__(f"{pixels:,} pixels are more than may be decoded at once.")
+        self.pixels = pixels
 
 
 class WeightsError(HeadstartError):

@@ -372,20 +372,25 @@ class Model:
             "calibration": self.calibration.as_json(),
         }
 
-    def pixels(self, picture: Picture, *, most: int | None = None) -> Rgb | str:
+    def pixels(self, picture: Picture, *, most: int | None = None, at_once: int | None = None) -> Rgb | str:
         """(H, W, 3) uint8 as the network sees the picture, or why it cannot be read.
 
         Args:
             picture: which one.
             most: pixels that its file may hold, see ``decode``; None for any number.
+            at_once: pixels that may be decoded now, see ``decode``; None for any number.
+
+        Raises:
+            LargeImage: it takes more than ``at_once``.
         """
         try:
             if isinstance(picture, (Image.Image, np.ndarray)):
                 image = as_rgb(picture)
             else:
                 source = picture if isinstance(picture, bytes) else os.fspath(picture)
-                image = decode(source, at_least=self.preprocessing.decode_at_least, most=most).image
-            return fit_to(image, self.preprocessing)
+                least = self.preprocessing.decode_at_least
+                image = decode(source, at_least=least, most=most, at_once=at_once).image
+            return fit_to(image, self.preprocessing, at_once=at_once)
         except UnreadableImage as error:
             return error.reason
 

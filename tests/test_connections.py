@@ -4,7 +4,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import pytest
 from served import Served, jpeg, served, tiny_model, until
@@ -14,7 +14,9 @@ from headstart.serve.limits import Limits
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
-    limits = Limits(head_seconds=0.5, body_seconds=0.5, idle_seconds=1.5, request_seconds=1.5, connections=6)
+    limits = Limits(
+        body=1_000_000, head_seconds=0.5, body_seconds=0.5, idle_seconds=1.5, request_seconds=1.5, connections=6
+    )
     with served(tiny_model(), limits=limits) as own:
         yield own
 
@@ -104,6 +106,59 @@ def test_what_is_no_http_is_told_so_in_the_one_shape(server: Served, sent: bytes
     if head:  # a head without end may be cut off with a reset
         assert head.startswith(b"HTTP/1.1 400")
         assert json.loads(body)["error"]["status"] == 400
+
+
+def keep_sending(plug: socket.socket, *, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        plug.sendall(b"x")
+        time.sleep(0.02)
+
+
+POST = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\n"
+REFUSED = {
+    413: POST + b"Content-Length: 3000000\r\n\r\n" + bytes(3_000_000),
+    403: b"POST / HTTP/1.1\r\nHost: evil.example\r\nContent-Length: 3000000\r\n\r\n" + bytes(3_000_000),
+    400: b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 900_000 + b"\r\n\r\n",
+    503: POST + b"Content-Length: 900000\r\n\r\n" + bytes(900_000),
+}
+
+
+@pytest.mark.parametrize("status", REFUSED)
+def test_whoever_writes_all_before_it_reads_learns_why_it_was_refused(server: Served, status: int) -> None:
+    others = 6 * (status == 503)
+    with ExitStack() as stack:
+        for _ in range(others):
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+        until(lambda: server.service.traffic.connections == others)
+        with socket.create_connection(("127.0.0.1", server.port)) as plug:
+            for start in range(0, len(REFUSED[status]), 100_000):
+                plug.sendall(REFUSED[status][start : start + 100_000])  # fails where the server has closed by then
+                time.sleep(0.002)
+            assert plug.recv(12) == f"HTTP/1.1 {status}".encode()
+    until(lambda: not server.service.traffic.connections and not server.service.traffic.leaving)
+
+
+@pytest.mark.parametrize(
+    "start", [b"GET / HTTP/9\r\n\r\n", POST + b"Transfer-Encoding: chunked\r\n\r\nZZ\r\n", REFUSED[413][:200]]
+)
+def test_who_is_refused_and_never_stops_is_cut_off(server: Served, start: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", server.port)) as plug:
+        plug.sendall(start)
+        with pytest.raises(ConnectionError):
+            keep_sending(plug, seconds=5)
+    until(lambda: not server.service.traffic.connections and not server.service.traffic.leaving)
+
+
+def test_no_more_linger_than_may_be_connected() -> None:
+    with served(tiny_model(), limits=Limits(connections=2, head_seconds=0.5)) as server, ExitStack() as stack:
+        plugs = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port))) for _ in range(8)]
+        until(lambda: server.service.traffic.leaving == 2)
+        assert all(answer(plug).startswith(b"HTTP/1.1 503") for plug in plugs[2:])
+        assert server.service.traffic.leaving == 2
+        for plug in plugs:
+            plug.close()
+        until(lambda: not server.service.traffic.leaving)
 
 
 def test_who_does_not_read_its_answers_is_let_go(server: Served) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from timm.data import create_transform
 
 from headstart.data.images import Preprocessing, as_rgb, decode, fit_to, format_fits_name, map_images
-from headstart.errors import UnreadableImage
+from headstart.errors import LargeImage, UnreadableImage
 
 QUADRANTS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]], dtype=np.uint8)
 
@@ -254,6 +254,23 @@ def test_a_picture_of_too_many_pixels_is_refused_by_its_header() -> None:
     header_alone = encoded(quadrants(64), "PNG")[:50]
     with pytest.raises(UnreadableImage, match="too large"):
         decode(header_alone, most=2000)
+
+
+def test_what_takes_more_memory_than_there_is_now_is_not_decoded() -> None:
+    white = Image.new("RGB", (1024, 512))
+    for data, pixels in {
+        encoded(white, "PNG"): 1024 * 512,
+        encoded(white, "JPEG"): 512 * 256,  # is reduced
+        encoded(white, "JPEG", progressive=True): 512 * 256 + 1024 * 512 * 6 // 16,  # but its coefficients are not
+    }.items():
+        with pytest.raises(LargeImage) as large:
+            decode(data, at_once=pixels - 1)
+        assert large.value.pixels == pixels
+        assert np.array_equal(decode(data, at_once=pixels).image, decode(data).image)
+    line, own = Image.new("RGB", (10, 100)), Preprocessing(height=32, width=32, crop_pct=1)
+    assert fit_to(line, own, at_once=32 * 320).shape == (32, 32, 3)
+    with pytest.raises(LargeImage):
+        fit_to(line, own, at_once=32 * 320 - 1)
 
 
 def test_a_line_that_would_grow_out_of_proportion_is_refused() -> None:

@@ -128,7 +128,7 @@ def test_a_training_picture_that_is_gone_is_said_to_be(run: hs.Run, model: hs.Mo
     moved = (run.folder / "split.csv").read_text().replace(str(run.folder.parent), str(tmp_path / "gone"))
     (tmp_path / "split.csv").write_text(moved)
     page = Page(Service(model, run=tmp_path, device="cpu"), None)
-    told = page.nearest(png(1, "red"))
+    told = page.nearest(page.pixels(png(1, "red")))
     assert {own["picture"] for own in told["nearest"]} == {""}
     assert all(own["path"].startswith(str(tmp_path / "gone")) for own in told["nearest"])
 
@@ -138,7 +138,7 @@ def test_without_a_place_for_them_or_a_run_nothing_is_offered(model: hs.Model, t
     about = page.about()
     assert (about["run"], about["nearest"], about["corrections"]) == (False, False, False)
     assert page.corrected()["count"] == 0
-    for ask in (lambda: page.keep(png(1, "red"), "a"), lambda: page.nearest(png(1, "red"))):
+    for ask in (lambda: page.keep(png(1, "red"), "a"), lambda: page.nearest(page.pixels(png(1, "red")))):
         with pytest.raises(Refusal) as refused:
             ask()
         assert refused.value.status == 404

@@ -1,16 +1,23 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import platform
+import resource
+import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from served import jpeg, tiny_model, until
 
 import headstart.serve.service as services
+from headstart.backbone.device import give_back_freed_memory, keep_freed_memory
 from headstart.model import Model, Prediction
 from headstart.serve.limits import Limits
 from headstart.serve.problem import Refusal
@@ -230,3 +237,68 @@ def test_what_is_made_up_to_measure_on_is_the_same_each_time() -> None:
     assert sample.shape == (16, 20, 30, 3)
     assert np.array_equal(sample, made_up(20, 30))
     assert sample.std() > 30
+
+
+def raw(width: int, height: int) -> bytes:
+    """A picture with transparency that is quickly written and takes 16 bytes a pixel while it is decoded."""
+    data = io.BytesIO()
+    Image.new("RGBA", (width, height), "red").save(data, "TIFF")
+    return data.getvalue()
+
+
+def test_large_pictures_are_decoded_within_their_bound_and_hold_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services, "AT_ONCE", 10_000)
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    model = tiny_model()
+    decode, shut, under_way, most = model.pixels, threading.Event(), 0, 0
+    lock = threading.Lock()
+
+    def pixels(data: Any, *, at_once: int | None, **options: Any) -> Any:
+        nonlocal under_way, most
+        if at_once is not None:
+            return decode(data, at_once=at_once, **options)
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+        assert shut.wait(20)
+        with lock:
+            under_way -= 1
+        return decode(data, **options)
+
+    model.pixels = pixels  # type: ignore[method-assign]
+
+    async def use(service: Service) -> None:
+        large = asyncio.ensure_future(service.predict([(str(i), raw(200, 100)) for i in range(6)]))
+        while under_way < 2:
+            await asyncio.sleep(0.005)
+        given_up = asyncio.ensure_future(service.predict([("gone", raw(200, 100))]))
+        await asyncio.sleep(0.05)
+        given_up.cancel()
+        (small,) = await service.predict([("small", jpeg(1))])
+        assert small.label is not None
+        assert not large.done()
+        shut.set()
+        assert all(own.label is not None for own in await large)
+        (refused,) = await service.predict([("too large", raw(500, 101))])
+        assert str(refused.error).startswith("too large: 500 x 101")
+
+    at_work(model, use, pixels=50_000)
+    assert most == 2
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc" or sys.platform != "linux", reason="glibc only")
+def test_a_large_picture_leaves_no_memory_behind() -> None:
+    def resident() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
+
+    keep_freed_memory()
+    large = raw(4_000, 3_000)
+
+    async def use(service: Service) -> None:
+        give_back_freed_memory()
+        before = resident()
+        (seen,) = await service.predict([("large", large)])
+        assert seen.label is not None
+        assert resident() < before + 70, "glibc keeps up to 64 MB at the top of a thread's own memory"
+
+    at_work(tiny_model(), use)

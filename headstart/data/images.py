@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from headstart.errors import UnreadableImage
+from headstart.errors import LargeImage, UnreadableImage
 from headstart.html import data_address
 
 DECODER_VERSION = 2
@@ -203,7 +203,13 @@ class Decoded:
     format: str
 
 
-def decode(source: bytes | str | Path, *, at_least: int = DECODE_AT_LEAST, most: int | None = None) -> Decoded:
+def decode(
+    source: bytes | str | Path,
+    *,
+    at_least: int = DECODE_AT_LEAST,
+    most: int | None = None,
+    at_once: int | None = None,
+) -> Decoded:
     """Opens a picture of any supported kind as upright RGB.
 
     EXIF orientation is applied; grey, palette, 1-bit, CMYK and 16-bit pictures become 8-bit RGB; transparency is laid
@@ -214,9 +220,11 @@ def decode(source: bytes | str | Path, *, at_least: int = DECODE_AT_LEAST, most:
         source: the file's bytes, or its path.
         at_least: shorter side that must be kept, in pixels.
         most: pixels that the picture may have; of more it is refused by its header, before any is decoded.
+        at_once: pixels that may be decoded now, for whoever bounds what many threads decode together.
 
     Raises:
         UnreadableImage: the bytes are no usable picture; ``reason`` says why.
+        LargeImage: it takes the memory of more than ``at_once``; nothing was decoded.
     """
     name = "<bytes>" if isinstance(source, bytes) else str(source)
     try:
@@ -233,9 +241,11 @@ def decode(source: bytes | str | Path, *, at_least: int = DECODE_AT_LEAST, most:
             raise UnreadableImage(
                 name, f"too large: {image.width:,} x {image.height:,} pixels; at most {most / 1e6:g} million are taken"
             )
-        return _upright_rgb(image, at_least)
+        return _upright_rgb(image, at_least, at_once)
     except UnreadableImage as error:
         raise UnreadableImage(name, error.reason) from None
+    except LargeImage:
+        raise
     except Exception as error:  # Pillow's plugins raise a dozen kinds for damaged files
         raise UnreadableImage(name, _reason(data, error)) from error
 
@@ -284,34 +294,32 @@ def as_rgb(image: Image.Image | npt.NDArray[Any]) -> Image.Image:
     return _to_rgb(Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array))
 
 
-def fit_to(image: Image.Image, preprocessing: Preprocessing) -> Rgb:
+def fit_to(image: Image.Image, preprocessing: Preprocessing, *, at_once: int | None = None) -> Rgb:
     """The pixels that the network sees.
 
     Resized across first and then down, whatever the version of Pillow: from 13 on it would do otherwise with tall
     pictures, which gives other pixels by a grey level or two. ``exports.resize`` does the same inside exported files.
+
+    Args:
+        image: upright RGB.
+        preprocessing: what is wanted.
+        at_once: see ``decode``.
 
     Returns:
         (height, width, 3) uint8, 0-255.
 
     Raises:
         UnreadableImage: it is hundreds of times as long as it is wide, and would grow out of all proportion.
+        LargeImage: it would grow beyond ``at_once``.
     """
     height, width = preprocessing.height, preprocessing.width
-    scale_h, scale_w = preprocessing.resize_to
     resample = _RESAMPLING[preprocessing.interpolation]
-    if preprocessing.crop_mode == "squash":
-        new_w, new_h = scale_w, scale_h
-    elif preprocessing.crop_mode == "border":
-        ratio = max(image.height / scale_h, image.width / scale_w)
-        new_w, new_h = max(1, round(image.width / ratio)), max(1, round(image.height / ratio))
-    elif scale_h == scale_w:
-        short = min(image.size)
-        new_w, new_h = int(scale_w * image.width / short), int(scale_h * image.height / short)
-    else:
-        ratio = min(image.height / scale_h, image.width / scale_w)
-        new_w, new_h = max(width, round(image.width / ratio)), max(height, round(image.height / ratio))
-    if new_w * new_h > RESIZED_AT_MOST:
+    new_w, new_h = _resized(image, preprocessing)
+    largest = new_w * max(new_h, image.height)
+    if largest > RESIZED_AT_MOST:
         raise UnreadableImage("", f"too long for its width: {image.width:,} x {image.height:,} pixels")
+    if at_once is not None and largest > at_once:
+        raise LargeImage(largest)
     if image.width != new_w:
         image = image.resize((new_w, image.height), resample)
     if image.height != new_h:
@@ -322,6 +330,21 @@ def fit_to(image: Image.Image, preprocessing: Preprocessing) -> Rgb:
         canvas.paste(image, (-left, -top))
         return np.asarray(canvas)
     return np.asarray(image.crop((left, top, left + width, top + height)))
+
+
+def _resized(image: Image.Image, preprocessing: Preprocessing) -> tuple[int, int]:
+    """(width, height) before the crop."""
+    scale_h, scale_w = preprocessing.resize_to
+    if preprocessing.crop_mode == "squash":
+        return scale_w, scale_h
+    if preprocessing.crop_mode == "border":
+        ratio = max(image.height / scale_h, image.width / scale_w)
+        return max(1, round(image.width / ratio)), max(1, round(image.height / ratio))
+    if scale_h == scale_w:
+        short = min(image.size)
+        return int(scale_w * image.width / short), int(scale_h * image.height / short)
+    ratio = min(image.height / scale_h, image.width / scale_w)
+    return max(preprocessing.width, round(image.width / ratio)), max(preprocessing.height, round(image.height / ratio))
 
 
 def map_images(
@@ -349,7 +372,7 @@ def format_fits_name(path: str, image_format: str) -> bool:
     return expected is None or Path(path).suffix.lower() in expected
 
 
-def _upright_rgb(image: Image.Image, at_least: int | None) -> Decoded:
+def _upright_rgb(image: Image.Image, at_least: int | None, at_once: int | None = None) -> Decoded:
     width, height = image.size
     if not width or not height:
         raise UnreadableImage("", f"no pixels ({width} x {height})")
@@ -358,10 +381,21 @@ def _upright_rgb(image: Image.Image, at_least: int | None) -> Decoded:
         image.seek(0)
     if at_least is not None:
         image.draft(None, (at_least, at_least))
+    if at_once is not None and (pixels := _taken(image, width * height)) > at_once:
+        raise LargeImage(pixels)
     image.load()
     turn = _TURNS.get(_orientation(image))
     upright = _to_rgb(image if turn is None else image.transpose(turn))
     return Decoded(upright, *((height, width) if turn in _SIDEWAYS else (width, height)), kind)
+
+
+def _taken(image: Image.Image, stored: int) -> int:
+    """Pixels that an opened picture will take the memory of: up to 16 bytes each.
+
+    A progressive JPEG has coefficients of 6 bytes for each of its stored pixels, however small it is decoded.
+    """
+    own = image.width * image.height
+    return own + stored * 6 // 16 if "progressive" in image.info else own
 
 
 def _orientation(image: Image.Image) -> int:
@@ -378,7 +412,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     elif image.mode in ("I", "F"):
         raise UnreadableImage("", "32-bit pixels have no agreed white: save it with 8 or 16 bits a channel")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")

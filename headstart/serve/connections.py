@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from headstart.errors import ServerError
-from headstart.serve.guard import LOOPBACK, Traffic
+from headstart.serve.guard import LINGER, LINGER_BODIES, LOOPBACK, Traffic
 from headstart.serve.limits import Limits
 from headstart.serve.problem import problem_document
 
@@ -80,16 +80,15 @@ class BoundedConnection(H11Protocol):
     def __init__(self, limits: Limits, traffic: Traffic, **options: Any) -> None:
         super().__init__(**options)
         self._limits, self._traffic = limits, traffic
-        self._taken = False
+        self._taken = self._leaving = False
+        self._thrown = 0
         self._asking, self._reading = _Patience(self), _Patience(self)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Takes a connection, or says that there are too many."""
         if self._traffic.connections >= self._limits.connections:
             self.transport = transport
-            transport.write(_raw(503, "Too many connections. Try again later.", ["Retry-After: 1"]))
-            transport.close()
-            self.loop.call_later(1.0, transport.abort)
+            self._leave(_raw(503, "Too many connections. Try again later.", ["Retry-After: 1"]))
             return
         self._taken = True
         self._traffic.connections += 1
@@ -100,13 +99,19 @@ class BoundedConnection(H11Protocol):
         """Forgets it."""
         self._asking.end()
         self._reading.end()
+        self._traffic.leaving -= self._leaving
         if self._taken:
             self._traffic.connections -= 1
             super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Takes bytes."""
-        if self._taken:
+        """Takes bytes, or throws them away."""
+        if self._leaving:
+            self._thrown += len(data)
+            if self._thrown > LINGER_BODIES * self._limits.body:
+                self.transport.abort()
+            self._reading.begin(LINGER)
+        elif self._taken:
             super().data_received(data)
             self._watch()
 
@@ -133,12 +138,41 @@ class BoundedConnection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """What came is no HTTP."""
-        self.transport.write(_raw(400, msg, []))
-        self.transport.close()
-        self._reading.begin(1.0)
+        begun = self.cycle is not None and not self.cycle.response_complete
+        answered = begun and self.cycle.response_started
+        if begun:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self._leave(b"" if answered else _raw(400, msg, []))
+
+    def shutdown(self) -> None:
+        """The server stops."""
+        if self._leaving:
+            self.transport.abort()
+        else:
+            super().shutdown()
+
+    def _leave(self, words: bytes) -> None:
+        """Says a last thing, and throws away what comes until the client has said all; see ``LINGER``.
+
+        So many may linger as may be connected; others are closed at once.
+        """
+        self.transport.write(words)
+        if self._traffic.leaving >= self._limits.connections:
+            self.transport.close()
+            self._reading.begin(1.0)
+            return
+        self._leaving = True
+        self._traffic.leaving += 1
+        self.transport.write_eof()
+        self.transport.resume_reading()
+        self._reading.begin(LINGER)
+        self._asking.begin(self._limits.body_seconds)
 
     def _watch(self) -> None:
         """Whoever has begun a request must bring its head in time."""
+        if self._leaving:
+            return
         if self.cycle is not None and not self.cycle.response_complete:
             self._asking.end()
         elif not self._asking and self.timeout_keep_alive_task is None and not self.transport.is_closing():

@@ -116,21 +116,23 @@ class Corrections:
         """One of them."""
         return next((own for own in self.all() if own.key == key), None)
 
-    def keep(self, data: bytes, label: str, *, most: int | None = None) -> Correction:
+    def keep(self, data: bytes, label: str, *, most: int | None = None, at_once: int | None = None) -> Correction:
         """Keeps a picture under a label; one that is there already moves.
 
         Args:
             data: the picture's file.
             label: the right one.
             most: pixels that it may hold, see ``decode``.
+            at_once: pixels that may be decoded now, likewise.
 
         Raises:
             OptionError: the label cannot be a folder's name, or there are ``MOST``.
             UnreadableImage: nothing could be learnt from it.
+            LargeImage: it takes more than ``at_once``.
             OutputError: the folder cannot be written.
         """
         name = folder_name(label)
-        kind = decode(data, most=most).format
+        kind = decode(data, most=most, at_once=at_once).format
         suffix = SUFFIX_OF.get(kind, f".{kind.lower()}")
         key = hashlib.sha256(data).hexdigest()[:KEY_LENGTH]
         file = self.folder / name / f"{key}{suffix if suffix in SUFFIXES else '.png'}"

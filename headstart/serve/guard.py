@@ -35,7 +35,11 @@ SHOWN_PATH = 200
 """Characters of a path that are logged."""
 
 LINGER = 2.0
-"""Seconds for which what a refused client still sends is thrown away, so that it reads why."""
+"""Seconds without a byte until a refused client is taken to have said all. What it sends till then is thrown away: a
+connection that is closed with bytes unread is reset, and whoever writes all before it reads would never learn why."""
+
+LINGER_BODIES = 4
+"""What is thrown away at most, as a multiple of the body that is taken (``Limits.body``); it is not held."""
 
 GONE = 499
 """Logged where the client left before it had an answer."""
@@ -56,12 +60,14 @@ class Traffic:
         under_way: requests that have no whole answer yet.
         held: bytes of their bodies.
         connections: that are open.
+        leaving: of clients that were refused a connection, and may still read why.
     """
 
     draining: bool = False
     under_way: int = 0
     held: int = 0
     connections: int = 0
+    leaving: int = 0
 
 
 @dataclass(frozen=True)
@@ -141,13 +147,14 @@ class Guard:
             await body.read(Headers(scope=scope))
             await self.app(scope, body.receive, told.send)
         except Refusal as refusal:
-            await _refuse(refusal, scope, body, told)
+            await self._refuse(refusal, scope, body, told)
         except Gone:
             told.status = GONE
         except Exception:  # a fault of ours: said once, here
             self._tell({"time": _now(), "error": traceback.format_exc()})
             if not told.started:
-                await _refuse(Refusal(500, "A fault of the server; its log says more."), scope, body, told)
+                fault = Refusal(500, "A fault of the server; its log says more.")
+                await self._refuse(fault, scope, body, told)
         finally:
             body.close()
             self._note(scope, told.status, time.perf_counter() - started)
@@ -158,6 +165,18 @@ class Guard:
         self.admission.check(scope["method"], path, Headers(scope=scope))
         if self.traffic.draining and path not in OPEN:
             raise Refusal(503, "The server is about to stop. Send it again, to another or later.", retry_after=5)
+
+    async def _refuse(self, refusal: Refusal, scope: Scope, body: _Body, told: _Told) -> None:
+        """Sends why; where the body is not read to its end, the connection cannot be used again."""
+        response = refusal.response()
+        if not body.whole:
+            response.headers["connection"] = "close"
+        await told.send({"type": "http.response.start", "status": refusal.status, "headers": response.raw_headers})
+        content = b"" if scope["method"] == "HEAD" else bytes(response.body)
+        await told.send({"type": "http.response.body", "body": content, "more_body": True})
+        late = refusal.status == HTTPStatus.REQUEST_TIMEOUT
+        await body.discard(LINGER if late else self.limits.body_seconds)
+        await told.send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         path = getattr(scope.get("route"), "path", "other")
@@ -243,13 +262,15 @@ class _Body:
         piece = self._pieces.popleft()
         return {"type": "http.request", "body": piece, "more_body": bool(self._pieces)}
 
-    async def discard(self) -> None:
-        """Throws away what still comes, for a while."""
+    async def discard(self, seconds: float) -> None:
+        """Throws away what is there and what still comes, for a while."""
+        self.close()
         with suppress(TimeoutError):
-            async with asyncio.timeout(LINGER):
+            async with asyncio.timeout(seconds):
                 seen = 0
-                while not self.whole and seen <= self._limits.body:
-                    message = await self._receive()
+                while not self.whole and seen <= LINGER_BODIES * self._limits.body:
+                    async with asyncio.timeout(LINGER):
+                        message = await self._receive()
                     seen += len(message.get("body", b""))
                     self.whole = message["type"] == "http.disconnect" or not message.get("more_body", False)
 
@@ -258,19 +279,6 @@ class _Body:
         self._traffic.held -= self._size
         self._pieces.clear()
         self._size = 0
-
-
-async def _refuse(refusal: Refusal, scope: Scope, body: _Body, told: _Told) -> None:
-    """Sends why; where the body is not read to its end, the connection cannot be used again."""
-    response = refusal.response()
-    if not body.whole:
-        response.headers["connection"] = "close"
-    await told.send({"type": "http.response.start", "status": refusal.status, "headers": response.raw_headers})
-    content = b"" if scope["method"] == "HEAD" else bytes(response.body)
-    await told.send({"type": "http.response.body", "body": content, "more_body": True})
-    if refusal.status != HTTPStatus.REQUEST_TIMEOUT:
-        await body.discard()
-    await told.send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def _name(host: str) -> str:

@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse, Response
 from PIL import Image
 from starlette.concurrency import run_in_threadpool
 
+from headstart.backbone.engine import Pixels
 from headstart.data.images import decode, jpeg_bytes, thumbnail
 from headstart.errors import OptionError, OutputError, UnreadableImage
 from headstart.evaluation.heat import heat_maps, heat_picture
@@ -53,13 +54,13 @@ def page_router(service: Service, corrections: Corrections | None = None) -> API
 
     @router.post("/v1/explain")
     async def explain(file: Annotated[UploadFile, File()], label: Annotated[str, Form()] = "") -> Response:
-        data = await file.read()
-        return Response(await service.alone(partial(page.explain, data, label)), media_type="image/jpeg")
+        pixels = await service.decode(partial(page.pixels, await file.read()))
+        return Response(await service.alone(partial(page.explain, pixels, label)), media_type="image/jpeg")
 
     @router.post("/v1/nearest")
     async def nearest(file: Annotated[UploadFile, File()]) -> Document:
-        data = await file.read()
-        return await service.alone(partial(page.nearest, data))
+        pixels = await service.decode(partial(page.pixels, await file.read()))
+        return await service.alone(partial(page.nearest, pixels))
 
     @router.get("/v1/corrections")
     async def listed() -> Document:
@@ -68,11 +69,11 @@ def page_router(service: Service, corrections: Corrections | None = None) -> API
     @router.post("/v1/corrections")
     async def keep(file: Annotated[UploadFile, File()], label: Annotated[str, Form()]) -> Document:
         data = await file.read()
-        return await service.alone(partial(page.keep, data, label))
+        return await service.decode(partial(page.keep, data, label))
 
     @router.get("/v1/corrections/{key}")
     async def small(key: str) -> Response:
-        data = await run_in_threadpool(page.small, key)
+        data = await service.decode(partial(page.small, key))
         return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
     @router.delete("/v1/corrections/{key}")
@@ -108,16 +109,26 @@ class Page:
             "architecture": model.net.backbone.architecture,
         }
 
-    def explain(self, data: bytes, label: str) -> bytes:
+    def pixels(self, data: bytes, at_once: int | None = None) -> Pixels:
+        """A picture as the network sees it; ``at_once`` as for ``images.decode``, here and below.
+
+        Raises:
+            Refusal: it cannot be read.
+        """
+        seen = self.service.pixels(data, at_once)
+        if isinstance(seen, str):
+            raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, f"The picture cannot be read: {seen}.")
+        return seen
+
+    def explain(self, pixels: Pixels, label: str) -> bytes:
         """A JPEG of the picture with what speaks for a class, warm.
 
         Raises:
-            Refusal: the picture cannot be read, the class is not known, or the network keeps no places.
+            Refusal: the class is not known, or the network keeps no places.
         """
         number = {name: i for i, name in enumerate(self.model.classes)}
         if label not in number:
             raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, f"The model knows no class {label!r}.")
-        pixels = self._pixels(data)
         maps = heat_maps(self.model, [pixels], [number[label]])
         if maps is None:
             raise Refusal(
@@ -125,16 +136,16 @@ class Page:
             )
         return heat_picture(pixels, maps[0])
 
-    def nearest(self, data: bytes) -> Document:
+    def nearest(self, pixels: Pixels) -> Document:
         """Training pictures that are most like this one.
 
         Raises:
-            Refusal: the picture cannot be read, or no training pictures are known.
+            Refusal: no training pictures are known.
         """
         known = self._neighbours
         if known is None:
             raise Refusal(HTTPStatus.NOT_FOUND, "The training pictures of this model are not known here.")
-        found = known.nearest(self._pixels(data), NEAREST)
+        found = known.nearest(pixels, NEAREST)
         shown = [
             {"label": o.label, "path": _plain(o.path), "similarity": o.similarity, "picture": thumbnail(o.path, SIDE)}
             for o in found
@@ -164,14 +175,15 @@ class Page:
             "train_words": words,
         }
 
-    def keep(self, data: bytes, label: str) -> Document:
+    def keep(self, data: bytes, label: str, at_once: int | None = None) -> Document:
         """Keeps a picture under its right label.
 
         Raises:
             Refusal: it cannot be kept.
         """
         with _refusals():
-            return _document(self._kept().keep(data, label, most=self.service.limits.pixels))
+            kept = self._kept().keep(data, label, most=self.service.limits.pixels, at_once=at_once)
+        return _document(kept)
 
     def remove(self, key: str) -> bool:
         """Takes a correction back; False where there is none.
@@ -182,7 +194,7 @@ class Page:
         with _refusals():
             return self._kept().remove(key)
 
-    def small(self, key: str) -> bytes:
+    def small(self, key: str, at_once: int | None = None) -> bytes:
         """A small JPEG of a corrected picture.
 
         Raises:
@@ -192,15 +204,9 @@ class Page:
         if found is None:
             raise Refusal(HTTPStatus.NOT_FOUND, "That correction is not there any more.")
         with _refusals():
-            image = decode(found.file, at_least=SIDE, most=self.service.limits.pixels).image
+            image = decode(found.file, at_least=SIDE, most=self.service.limits.pixels, at_once=at_once).image
         image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
         return jpeg_bytes(image, quality=82)
-
-    def _pixels(self, data: bytes) -> Any:
-        seen = self.model.pixels(data, most=self.service.limits.pixels)
-        if isinstance(seen, str):
-            raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, f"The picture cannot be read: {seen}.")
-        return seen
 
     def _kept(self) -> Corrections:
         if self._corrections is None or self.model.thresholds is not None:

@@ -7,9 +7,11 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, final
 
@@ -17,19 +19,26 @@ import numpy as np
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
+from headstart.backbone.device import give_back_freed_memory
 from headstart.backbone.engine import SAMPLE, Engine, Pixels, choose_engine, measure_engines
+from headstart.errors import LargeImage
 from headstart.model import Model, Prediction, unreadable
 from headstart.progress import Progress, SilentProgress
 from headstart.serve.guard import Traffic
 from headstart.serve.limits import Limits
 from headstart.serve.metrics import Metrics
 from headstart.serve.problem import Refusal
+from headstart.serve.room import Room
 
 MANY = 1_000_000
 """Pictures that a server is taken to see: every engine is worth its preparation."""
 
 DECODERS = 8
 """Threads that decode, at most."""
+
+AT_ONCE = 4_000_000
+"""Pixels up to which each thread decodes what comes; larger pictures stand in line, until all that are being decoded
+have no more than one may have by itself (``Limits.pixels``). A JPEG counts by what it is reduced to."""
 
 Result = TypeVar("Result")
 
@@ -81,6 +90,8 @@ class Service:
         self._more = threading.Condition()
         self._closed = False
         self._decoders: ThreadPoolExecutor | None = None
+        self._ordinary: Room | None = None
+        self._large: Room | None = None
         self._worker: threading.Thread | None = None
 
     @property
@@ -95,7 +106,10 @@ class Service:
 
     def start(self) -> None:
         """Starts the threads; the engine is chosen and warmed up in its own."""
-        self._decoders = ThreadPoolExecutor(min(DECODERS, os.cpu_count() or 1), "headstart-decode")
+        threads = min(DECODERS, os.cpu_count() or 1)
+        self._decoders = ThreadPoolExecutor(threads, "headstart-decode")
+        self._ordinary = Room(self._decoders, threads)
+        self._large = Room(self._decoders, self.limits.pixels)
         self._worker = threading.Thread(target=self._work, name="headstart-engine", daemon=True)
         self._worker.start()
 
@@ -121,15 +135,26 @@ class Service:
         Raises:
             Refusal: too much waits already (503), or it took too long (504).
         """
-        self._admit(len(pictures))
-        try:
-            async with asyncio.timeout(self.limits.request_seconds):
-                return list(await asyncio.gather(*(self._one(name, data) for name, data in pictures)))
-        except TimeoutError:
-            seconds = self.limits.request_seconds
-            raise Refusal(504, f"No answer within {seconds:g} s. Send fewer or smaller pictures at a time.") from None
-        finally:
-            self._release(len(pictures))
+        async with self._admitted(len(pictures)):
+            return list(await asyncio.gather(*(self._one(name, data) for name, data in pictures)))
+
+    async def decode(self, work: Callable[[int | None], Result]) -> Result:
+        """Runs something that decodes one picture, where and when ``predict`` would decode it.
+
+        It counts as one picture in the queue.
+
+        Args:
+            work: is given the pixels that it may decode at once, see ``images.decode``.
+
+        Raises:
+            Refusal: as ``predict``; and whatever ``work`` raises.
+        """
+        async with self._admitted(1):
+            return await self._decoded(work)
+
+    def pixels(self, data: bytes, at_once: int | None) -> Pixels | str:
+        """See ``Model.pixels``; within the limits."""
+        return self.model.pixels(data, most=self.limits.pixels, at_once=at_once)
 
     async def alone(self, work: Callable[[], Result]) -> Result:
         """Runs something heavy in the engine's thread, between two batches, so that both have all cores in turn.
@@ -139,7 +164,6 @@ class Service:
         Raises:
             Refusal: as ``predict``; and whatever ``work`` raises.
         """
-        self._admit(1)
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Result] = loop.create_future()
 
@@ -151,16 +175,24 @@ class Service:
             else:
                 loop.call_soon_threadsafe(_settle, answer, result, None)
 
-        with self._more:
-            self._errands.append(errand)
-            self._more.notify()
+        async with self._admitted(1):
+            with self._more:
+                self._errands.append(errand)
+                self._more.notify()
+            return await answer
+
+    @asynccontextmanager
+    async def _admitted(self, count: int) -> AsyncIterator[None]:
+        """Counts pictures while they are worked on, and gives them up in time."""
+        self._admit(count)
+        seconds = self.limits.request_seconds
         try:
-            async with asyncio.timeout(self.limits.request_seconds):
-                return await answer
+            async with asyncio.timeout(seconds):
+                yield
         except TimeoutError:
-            raise Refusal(504, f"No answer within {self.limits.request_seconds:g} s. Try again later.") from None
+            raise Refusal(504, f"No answer within {seconds:g} s. Send fewer or smaller pictures at a time.") from None
         finally:
-            self._release(1)
+            self._release(count)
 
     def _admit(self, count: int) -> None:
         if self.fault is not None:
@@ -180,12 +212,7 @@ class Service:
 
     async def _one(self, name: str, data: bytes) -> Prediction:
         loop = asyncio.get_running_loop()
-        assert self._decoders is not None, "start() comes first"
-        self._coming += 1
-        try:
-            seen = await loop.run_in_executor(self._decoders, self._decode, data)
-        finally:
-            self._coming -= 1
+        seen = await self._decoded(partial(self._timed, data))
         self.metrics.pictures.inc()
         if isinstance(seen, str):
             self.metrics.faults.inc()
@@ -196,9 +223,21 @@ class Service:
             self._more.notify()
         return await waiting.answer
 
-    def _decode(self, data: bytes) -> Pixels | str:
+    async def _decoded(self, work: Callable[[int | None], Result]) -> Result:
+        assert self._ordinary is not None, "start() comes first"
+        assert self._large is not None
+        self._coming += 1
+        try:
+            return await asyncio.wrap_future(self._ordinary.submit(1, partial(work, AT_ONCE)))
+        except LargeImage as large:
+            pixels = large.pixels
+        finally:
+            self._coming -= 1
+        return await asyncio.wrap_future(self._large.submit(pixels, partial(_alone_in_memory, work)))
+
+    def _timed(self, data: bytes, at_once: int | None) -> Pixels | str:
         started = time.perf_counter()
-        seen = self.model.pixels(data, most=self.limits.pixels)
+        seen = self.pixels(data, at_once)
         self.metrics.decoding.observe(time.perf_counter() - started)
         return seen
 
@@ -267,6 +306,14 @@ def made_up(height: int, width: int) -> Pixels:
     return np.stack(
         [np.asarray(Image.fromarray(own).resize((width, height), Image.Resampling.BICUBIC)) for own in small]
     )
+
+
+def _alone_in_memory(work: Callable[[int | None], Result]) -> Result:
+    """Something large, which leaves nothing behind: it would be kept for each thread."""
+    try:
+        return work(None)
+    finally:
+        give_back_freed_memory()
 
 
 def _settle(answer: asyncio.Future[Result], result: Result | None, error: Exception | None) -> None:
