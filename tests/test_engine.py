@@ -479,7 +479,10 @@ def test_a_plan_from_a_single_image_is_as_good(net: FeatureNet, rates: Rates, tm
 
 
 @folding
-@pytest.mark.parametrize("kind", ["torch", "folded", "mixed", "onnxruntime"])
+@pytest.mark.parametrize(
+    "kind",
+    [*(pytest.param(kind, marks=pytest.mark.exhaustive) for kind in ("torch", "mixed")), "folded", "onnxruntime"],
+)
 def test_in_a_stream_an_images_output_does_not_depend_on_its_company(
     net: FeatureNet, rates: Rates, tmp_path: Path, kind: str
 ) -> None:
@@ -489,7 +492,7 @@ def test_in_a_stream_an_images_output_does_not_depend_on_its_company(
     assert NAMES[engine.name] == kind
     images = pixels(40)
     together = np.concatenate(list(run_stream(engine, [images[:16], images[16:32], images[32:]])))
-    for pieces in ([1, 2, 13, 20, 4], [40], [39, 1], [17, 23]):
+    for pieces in ([1, 2, 13, 20, 4], [39, 1]):
         ends = np.cumsum(pieces)
         parts = list(run_stream(engine, [images[end - size : end] for size, end in zip(pieces, ends, strict=True)]))
         assert [len(part) for part in parts] == pieces
