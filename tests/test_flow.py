@@ -106,6 +106,7 @@ ORDER = [
     "serve.metrics",
     "serve.problem",
     "serve.guard",
+    "serve.room",
     "serve.service",
     "serve.documents",
     "serve.assets",
