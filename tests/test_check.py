@@ -47,6 +47,7 @@ def test_every_fault_is_found_the_gravest_first(faulty: Path) -> None:
     assert all(len(f.images) in (0, len(f.items)) for f in look.findings)
 
 
+@pytest.mark.exhaustive
 def test_the_features_are_those_of_a_run_and_are_computed_once(faulty: Path, tmp_path: Path) -> None:
     check(faulty, image_size=128)
     said: list[str] = []

@@ -478,11 +478,9 @@ def test_a_plan_from_a_single_image_is_as_good(net: FeatureNet, rates: Rates, tm
     assert (plan.exact, plan.fast) == ("folded", "mixed")
 
 
+@pytest.mark.exhaustive
 @folding
-@pytest.mark.parametrize(
-    "kind",
-    [*(pytest.param(kind, marks=pytest.mark.exhaustive) for kind in ("torch", "mixed")), "folded", "onnxruntime"],
-)
+@pytest.mark.parametrize("kind", ["torch", "folded", "mixed", "onnxruntime"])
 def test_in_a_stream_an_images_output_does_not_depend_on_its_company(
     net: FeatureNet, rates: Rates, tmp_path: Path, kind: str
 ) -> None:

@@ -168,6 +168,7 @@ def test_a_models_classes_stay_and_the_new_ones_stand_behind(grown: hs.Run, fold
     assert again["val"].correct == grown.results["val"].correct
 
 
+@pytest.mark.exhaustive
 def test_later_classes_are_added_in_the_same_way(grown: hs.Run, folders: Path) -> None:
     """All that the first models learnt from is remembered still."""
     third = hs.train(folders / "one", out=folders / "third", extend=str(grown.folder), device="cpu")

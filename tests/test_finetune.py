@@ -88,6 +88,7 @@ def test_live_norms_learn_their_statistics_and_those_before_the_boundary_stay() 
     assert right.sum() == found.best["correct"] > 0.8 * len(right)
 
 
+@pytest.mark.exhaustive
 def test_fine_tuning_goes_on_from_any_head_and_leaves_the_one_it_was_given() -> None:
     split, train, val, _ = prepared()
     torch.manual_seed(0)

@@ -237,6 +237,7 @@ def test_activations_are_the_networks_own(activation: nn.Module) -> None:
     assert_trains_alike(module, x, dtype=torch.float64, tolerance=1e-9)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 def test_padding_is_tensorflows_where_it_is_uneven() -> None:
     torch.manual_seed(0)

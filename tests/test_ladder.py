@@ -111,6 +111,7 @@ def test_with_four_mistakes_left_no_gain_could_be_shown() -> None:
     assert room_for_gain(np.array([True] * 95 + [False] * 5))
 
 
+@pytest.mark.exhaustive
 def test_networks_without_batchnorm_learn_more_slowly_unless_asked() -> None:
     recipe = Recipe(effort="quick", unfreeze="all")
     for name, rate in (("test_convnext", 1e-4), ("test_resnet", 1e-3)):

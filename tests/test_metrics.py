@@ -100,6 +100,7 @@ def test_every_figure_of_several_labels_equals_scikit_learns() -> None:
     assert scores_from_json(json.loads(json.dumps(scores.as_json()))) == scores
 
 
+@pytest.mark.exhaustive
 def test_the_interval_of_map_is_that_of_scikit_learns_on_resampled_images() -> None:
     chances, labels, given = some_labels(120)
     scores = score_labels(chances, labels, given, "abcd", thresholds=[0.5] * 4, name="val")

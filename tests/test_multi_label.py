@@ -181,6 +181,7 @@ def test_heads_by_steps_learn_several_labels(data: Path, weights: Path, tmp_path
     assert run.scores.mean_average_precision > 0.65
 
 
+@pytest.mark.exhaustive
 def test_a_loop_by_hand_gets_targets_for_binary_cross_entropy(data: Path, weights: Path) -> None:
     bench = hs.prepare(data, backbone=BACKBONE, weights=str(weights), image_size=64, unfreeze="blocks.4")
     x, labels = next(bench.batches("train"))

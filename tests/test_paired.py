@@ -100,6 +100,7 @@ def test_a_run_on_a_table_with_groups_scores_them_and_keeps_them(
     assert "site 3" in out
 
 
+@pytest.mark.exhaustive
 def test_a_run_notes_each_look_at_its_test_images(grouped: tuple[Path, hs.Run], tmp_path: Path) -> None:
     folder, run = grouped
     copy = shutil.copytree(run.folder, tmp_path / "run")
@@ -159,6 +160,7 @@ def test_two_models_are_compared_on_the_same_images(
     assert main("compare", run.folder, folder / "t.csv", capsys=capsys)[0] == 2
 
 
+@pytest.mark.exhaustive
 def test_models_of_different_classes_are_compared_on_what_both_know(
     grouped: tuple[Path, hs.Run], tmp_path: Path
 ) -> None:

@@ -81,6 +81,7 @@ def test_a_rung_begins_from_pretrained_weights_and_probe_unless_it_goes_on(
     assert (first[1] != second[1]) == gradual
 
 
+@pytest.mark.exhaustive
 def test_where_the_probe_leaves_little_nothing_deeper_is_tried(
     hard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -99,6 +99,7 @@ def test_every_score_can_be_recomputed_from_the_predictions(run: hs.Run) -> None
         assert max(chances, key=lambda label: chances[label]) == row["predicted"]
 
 
+@pytest.mark.exhaustive
 def test_the_model_file_gives_the_runs_probabilities_in_a_new_process(run: hs.Run) -> None:
     """Law 5."""
     script = (
@@ -190,6 +191,7 @@ def test_the_same_seed_gives_the_same_model_from_cold_caches_and_another_seed_an
     assert models[0] != models[2]
 
 
+@pytest.mark.exhaustive
 def test_the_split_that_was_used_is_a_table_that_can_be_trained_on(run: hs.Run, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     again = hs.train(run.folder / "split.csv", out="run", **QUICK)

@@ -77,6 +77,7 @@ def test_the_model_gives_what_the_classifier_gives(bench: Workbench, tmp_path: P
     assert np.abs(loaded.predict_proba(files)[0] - ours).max() < 0.02  # bfloat16 against float32
 
 
+@pytest.mark.exhaustive
 def test_a_loop_by_hand_ends_where_the_built_in_one_does(data: Path) -> None:
     plain = TuneSettings(epochs=3, smoothing=0.0, cutmix=0.0, jitter=0.0)
     ours, theirs = bench_on(data), bench_on(data)
