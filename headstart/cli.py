@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 
+from headstart.deferred import defer_compiler
 from headstart.errors import HeadstartError
 
 if TYPE_CHECKING:
@@ -861,6 +862,7 @@ def run() -> NoReturn:
     Taking the interpreter down object by object takes over a second where torch is loaded.
     """
     status: str | int | None = 0
+    defer_compiler()
     try:
         main()
     except SystemExit as stop:
