@@ -12,6 +12,10 @@ from pathlib import Path
 import pytest
 from pictures import write_classes
 
+from headstart.deferred import defer_compiler
+
+defer_compiler()  # as the command does
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """HEADSTART_SHARE=k/n keeps every n-th of the long tests, from the k-th on."""

@@ -121,6 +121,7 @@ ORDER = [
     "serve.viewer",
     "estimators",
     "demo",
+    "deferred",
     "cli",
 ]
 
