@@ -486,7 +486,8 @@ def _digest(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
 
 def _rebuild(header: dict[str, Any], state: dict[str, Tensor]) -> Backbone:
     about = header["backbone"]
-    module: nn.Module = build_architecture(about["build"]["name"], image_size=about["build"]["image_size"])
+    built = about["build"]
+    module = build_architecture(built["name"], image_size=built["image_size"], drawn=bool(about["cut"]))
     unused = module.load_state_dict(state, strict=not about["cut"]).unexpected_keys
     if unused:
         raise RuntimeError(f"weights that it does not know: {', '.join(unused[:5])}")

@@ -265,9 +265,12 @@ def test_file_names_that_are_no_unicode_are_carried_through(
     for ending in ("csv", "parquet"):
         assert main("predict", run, tmp_path, "--out", tmp_path / f"p.{ending}", capsys=capsys)[0] == 0
     assert b"odd\xff.png" in (tmp_path / "p.csv").read_bytes()
-    shown = headstart("predict", run, tmp_path)
+    shown = headstart("predict", run, tmp_path, PYTHONPROFILEIMPORTTIME="1")
     assert shown.returncode == 0
     assert "odd" in shown.stdout
+    imported = {line.rsplit("|", 1)[-1].strip() for line in shown.stderr.splitlines()}
+    assert "timm.models" in imported
+    assert not imported & {"torch._dynamo.symbolic_convert", "sklearn"}, "a start of two seconds more"
 
 
 @pytest.mark.exhaustive

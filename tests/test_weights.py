@@ -174,3 +174,18 @@ def test_weights_come_from_the_hub_once_and_from_its_cache_without_a_network(tmp
     assert never.stderr.startswith("Error: the weights of test_resnet are not in timm's cache and cannot be fetched")
     assert "--weights" in never.stderr
     assert len(never.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["test_vit", "test_convnext", "test_resnet", "test_byobnet", "swin_tiny_patch4_window7_224"]
+)
+def test_weights_that_are_not_drawn_leave_nothing_behind_once_they_are_loaded_over(name: str) -> None:
+    drawn = build_architecture(name)
+    before = torch.get_rng_state()
+    bare = build_architecture(name, drawn=False)
+    assert torch.equal(torch.get_rng_state(), before)
+    bare.load_state_dict(drawn.state_dict())
+    theirs = dict(drawn.named_buffers()) | dict(drawn.named_parameters())
+    ours = dict(bare.named_buffers()) | dict(bare.named_parameters())
+    assert list(ours) == list(theirs)
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
