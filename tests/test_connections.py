@@ -161,6 +161,7 @@ def test_no_more_linger_than_may_be_connected() -> None:
         until(lambda: not server.service.traffic.leaving)
 
 
+@pytest.mark.exhaustive
 def test_who_does_not_read_its_answers_is_let_go(server: Served) -> None:
     until(lambda: not server.service.traffic.connections)
     ask = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"

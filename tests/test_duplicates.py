@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
 from pictures import picture
 from PIL import Image
 
@@ -50,6 +51,7 @@ def test_two_pictures_alone_can_be_near_identical(tmp_path: Path) -> None:
     assert len(find_duplicates(scan([str(tmp_path / "a.png"), str(tmp_path / "b.png")], cache=tmp_path / "cache"))) == 1
 
 
+@pytest.mark.exhaustive
 def test_pictures_that_lost_a_margin_are_found_and_strangers_are_not(tmp_path: Path) -> None:
     paths = []
     for i in range(60):

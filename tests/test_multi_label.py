@@ -220,6 +220,7 @@ def test_what_tells_classes_apart_is_refused_by_name(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.exhaustive
 def test_models_and_data_of_two_kinds_are_not_mixed(
     run: hs.Run, data: Path, weights: Path, three_colours: Path, tmp_path: Path
 ) -> None:
@@ -268,6 +269,7 @@ def test_the_commands_speak_of_labels(run: hs.Run, data: Path, tmp_path: Path) -
     assert "blue" in said("check", data, "--image-size", 64)
 
 
+@pytest.mark.exhaustive
 def test_compare_takes_the_ways_that_go_with_several_labels(data: Path, weights: Path, tmp_path: Path) -> None:
     found = hs.compare(
         data,

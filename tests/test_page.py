@@ -328,6 +328,7 @@ def test_a_phone_needs_no_scrolling_to_the_side(browser: Browser, site: str, fil
         assert not wrong
 
 
+@pytest.mark.exhaustive
 def test_pictures_are_pasted_and_photographed_and_a_busy_or_absent_server_is_waited_for(
     browser: Browser, site: str, files: list[Path]
 ) -> None:
@@ -364,6 +365,7 @@ def test_pictures_are_pasted_and_photographed_and_a_busy_or_absent_server_is_wai
         assert page.locator(".card .file").first.inner_text().startswith("photograph ")
 
 
+@pytest.mark.exhaustive
 def test_a_key_is_asked_for_kept_for_the_tab_and_asked_again_where_it_is_wrong(
     browser: Browser, run: hs.Run, model: hs.Model, files: list[Path], kept: Corrections
 ) -> None:

@@ -133,6 +133,7 @@ def test_the_page_works_by_itself(run: hs.Run) -> None:
         assert not wrong
 
 
+@pytest.mark.exhaustive
 def test_on_a_phone_nothing_is_wider_than_the_screen(run: hs.Run) -> None:
     with opened(run.report_path, width=390) as (page, wrong):
         assert page.evaluate("document.documentElement.scrollWidth") <= 390

@@ -134,6 +134,7 @@ def test_reading_does_not_keep_the_file_in_memory(tmp_path: Path) -> None:
     assert resident_mb("VmRSS") - before < 30
 
 
+@pytest.mark.exhaustive
 def test_a_large_request_takes_no_memory_but_its_rows(tmp_path: Path) -> None:
     big_store(tmp_path)
     script = (

@@ -108,6 +108,7 @@ def test_what_is_no_run_cannot_be_watched(tmp_path: Path) -> None:
         viewer.watch(tmp_path)
 
 
+@pytest.mark.exhaustive
 def test_a_view_ends_with_the_training_that_began_it_and_shares_its_port_with_none(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
