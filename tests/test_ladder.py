@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ import pytest
 from headstart.backbone.split import SplittableBackbone
 from headstart.backbone.weights import build_architecture
 from headstart.errors import OptionError
-from headstart.training.ladder import boundary_before, paired_p, plan_rungs, plan_text, room_for_gain
+from headstart.training.finetune import TuneSettings
+from headstart.training.ladder import LAST_LR, boundary_before, paired_p, plan_rungs, plan_text, room_for_gain
 from headstart.training.recipe import Recipe
 from headstart.training.temperature import losses_of
 
@@ -58,7 +60,7 @@ def test_choices_override_the_effort(split: SplittableBackbone) -> None:
         assert (rung.settings.smoothing, rung.settings.cutmix) == (0.2, 0.0)
         assert rung.settings.balance
     (quick,), (last, _) = (plan_rungs(Recipe(effort=e), split, train=3000, rate=200.0) for e in ("quick", "standard"))
-    assert (quick.settings.cutmix, last.settings.cutmix) == (0.3, 0.5)
+    assert (quick.settings.cutmix, last.settings.cutmix) == (0.0, 0.5)
     fresh = plan_rungs(Recipe(effort="standard", epochs=7, fresh_views=True), split, train=3000, rate=200.0)
     assert {rung.views for rung in fresh} == {7}
     assert [rung.settings.first_view for rung in fresh] == [0, 0]
@@ -109,6 +111,16 @@ def test_losses_do_not_depend_on_how_sure_the_logits_are_in_all() -> None:
 def test_with_four_mistakes_left_no_gain_could_be_shown() -> None:
     assert not room_for_gain(np.array([True] * 96 + [False] * 4))
     assert room_for_gain(np.array([True] * 95 + [False] * 5))
+
+
+def test_few_layers_learn_by_larger_steps_unless_asked(split: SplittableBackbone) -> None:
+    def rates(**choices: Any) -> list[float]:
+        return [rung.settings.lr for rung in plan_rungs(Recipe(**choices), split, train=3000, rate=200.0)]
+
+    assert rates(effort="standard") == [LAST_LR, TuneSettings.lr]
+    assert rates(effort="quick") == rates(effort="quick", unfreeze="conv_head") == [LAST_LR]
+    assert rates(effort="quick", unfreeze="blocks.5") == [TuneSettings.lr]
+    assert rates(effort="standard", lr=0.01) == [0.01, 0.01]
 
 
 @pytest.mark.exhaustive
