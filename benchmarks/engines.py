@@ -27,11 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import torch
 
 from headstart.backbone import engine as engines
 from headstart.backbone.device import keep_freed_memory
 from headstart.backbone.forward import FeatureNet, PixelNet
+from headstart.backbone.lower import onnx_bytes
 from headstart.backbone.weights import DEFAULT_BACKBONE, load_backbone, random_backbone
 from headstart.data.images import Preprocessing, decode, fit_to, map_images
 from headstart.errors import UnreadableImage
@@ -69,8 +71,10 @@ def prepare(name: str, net: PixelNet, sample: np.ndarray, cache: Path) -> tuple[
     if name.startswith("torch"):
         return eager(net, channels_last=name == EAGER), 16, {}
     if name == ONNX:
-        alone = engines.OnnxEngine(net)
-        return alone, alone.batch_size, {}
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        alone = onnxruntime.InferenceSession(onnx_bytes(net), options, providers=["CPUExecutionProvider"])
+        return lambda images: alone.run(None, {"pixels": images})[0], 32, {}
     keep_freed_memory()
     plan = engines.EnginePlan()
     if name == CHOSEN:

@@ -24,6 +24,7 @@ from headstart.features.activations import Activations, Pictures, Views
 from headstart.features.extract import compute_features
 from headstart.runs.prepare import tap_at
 from headstart.store import cache_root
+from headstart.training.finetune import TuneSettings
 
 CPU = torch.device("cpu")
 
@@ -186,6 +187,33 @@ def test_a_later_boundary_is_made_from_an_earlier_one(backbone: Backbone, pictur
     rows = [(image, 1) for image in range(19)]
     direct, derived = late.read(rows), through.read(rows)
     assert float((direct - derived).norm() / direct.norm()) < 2e-3
+
+
+@pytest.mark.parametrize("batch_size", [16, 48])
+def test_a_step_of_fine_tuning_makes_its_rows_and_no_more(
+    backbone: Backbone, pictures: Pictures, tmp_path: Path, batch_size: int
+) -> None:
+    """Whatever batches the engine likes that made the earlier ones."""
+    early = activations(backbone, pictures, tmp_path / "cache", boundary="layer2")
+    early.prepare()
+    early.engine.batch_size = batch_size
+    part = split_backbone(backbone).segment("layer2", "layer3")
+    made: list[int] = []
+    part.register_forward_pre_hook(lambda _, given: made.append(len(given[0])))
+    late = activations(backbone, pictures, tmp_path / "cache", boundary="layer3")
+    through = Activations(
+        late.net,
+        pictures,
+        shape=late.shape,
+        engine=early.engine,
+        views=late.views,
+        keep=False,
+        cache=tmp_path / "cache",
+        source=(early, part),
+    )
+    rows = [(image, view) for image in range(16) for view in (0, 1)]
+    assert through.read(rows).shape == (TuneSettings(1).batch_size, *late.shape)
+    assert made == [TuneSettings(1).batch_size]
 
 
 def test_where_reading_is_dearer_nothing_is_kept(

@@ -312,6 +312,39 @@ def test_onnx_runtime_is_measured_with_the_others_and_runs_every_part_of_the_net
         assert np.abs(engine(pixels(7, seed=3)) - expected).max() < 1e-5 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_onnx_runtime_gives_an_image_the_same_bits_in_any_batch(net: FeatureNet, threads: int) -> None:
+    torch.set_num_threads(threads)
+    engine = OnnxEngine(net)
+    assert engine.batch_size >= 32
+    assert engine.batch_size % threads == 0
+    images = pixels(7)
+    together = engine(images)
+    assert np.abs(together - TorchEngine(net, torch.device("cpu"))(images)).max() < 1e-4
+    for size in (1, 2, 3):
+        assert np.array_equal(engine(images[:size]), together[:size])
+
+
+def test_onnx_runtime_runs_as_many_images_at_once_as_there_are_threads_and_shares_them_among_a_few(
+    net: FeatureNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.set_num_threads(3)
+    asked: list[tuple[int, int]] = []
+    run = engines._run
+
+    def listening(session: Any, images: np.ndarray) -> np.ndarray:
+        asked.append((session.get_session_options().intra_op_num_threads, len(images)))
+        return run(session, images)
+
+    monkeypatch.setattr(engines, "_run", listening)
+    engine = OnnxEngine(net)
+    engine(pixels(7))
+    assert asked == [(1, 1)] * 7
+    asked.clear()
+    engine(pixels(2))
+    assert asked == [(3, 2)]
+
+
 @folding
 def test_a_network_that_cannot_be_lowered_runs_by_another_engine_and_that_is_said(
     net: FeatureNet, onnx: Rates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

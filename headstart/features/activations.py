@@ -38,6 +38,9 @@ TRIAL = 64
 BLOCK = 32
 """Images whose views are made at once."""
 
+CONTINUED = 32
+"""Rows that are made at once from those at an earlier boundary: as many as a step of fine-tuning asks for."""
+
 AHEAD = 256
 """Images whose views may be made ahead of an engine that computes elsewhere."""
 
@@ -247,10 +250,10 @@ class Activations:
 
     def _make(self, rows: Sequence[Row]) -> Iterator[list[tuple[Row, Half]]]:
         """Rows, a batch at a time; images as they are come first, otherwise in order."""
-        size = self.engine.batch_size
         if self._source is not None:
-            yield from self._continue(rows, size)
+            yield from self._continue(rows)
             return
+        size = self.engine.batch_size
         plain, seen = ([row for row in rows if bool(row[1]) == views] for views in (False, True))
         shown = chain(self._as_they_are(plain, size), _regrouped(self._see(seen), size))
         places = chain(plain, seen)
@@ -306,16 +309,15 @@ class Activations:
         for start in range(0, len(jobs), BLOCK):  # never while the engine runs: they would fight for the cores
             yield from list(map_images(see, jobs[start : start + BLOCK]))
 
-    def _continue(self, rows: Sequence[Row], size: int) -> Iterator[list[tuple[Row, Half]]]:
+    def _continue(self, rows: Sequence[Row]) -> Iterator[list[tuple[Row, Half]]]:
         assert self._source is not None
         earlier, part = self._source
         device = next((tensor.device for tensor in part.parameters()), torch.device("cpu"))
-        step = 2 * size
-        for start in range(0, len(rows), step):
-            batch = rows[start : start + step]
+        for start in range(0, len(rows), CONTINUED):
+            batch = rows[start : start + CONTINUED]
             x = earlier.read(batch)
-            if len(batch) < step:  # kernels may differ with the size of a batch
-                x = torch.cat([x, x.new_zeros((step - len(batch), *x.shape[1:]))])
+            if len(batch) < CONTINUED:  # kernels may differ with the size of a batch
+                x = torch.cat([x, x.new_zeros((CONTINUED - len(batch), *x.shape[1:]))])
                 x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
             with torch.inference_mode(), as_told(device):
                 out = part(x.to(device))[: len(batch)].float().cpu().numpy()
