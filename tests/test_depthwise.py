@@ -67,6 +67,26 @@ def test_its_gradients_are_the_slopes_of_its_output(
     assert torch.autograd.gradgradcheck(convolve, inputs)
 
 
+@pytest.mark.parametrize("needed", [(True, True, True), (True, True, False), (False, True, True), (False, True, False)])
+def test_single_precision_goes_another_way_to_the_same_gradients(needed: tuple[bool, ...]) -> None:
+    for kernel, stride, padding in itertools.product([(5, 5), (7, 4)], STRIDES, PADDINGS):
+        exact = tensors(kernel, batch=2, size=(8, 11))
+        inputs = [t.detach().float().requires_grad_(n) for t, n in zip(exact, needed, strict=True)]
+        y = depthwise_conv(*inputs, stride=stride, padding=padding)
+        expected = usual(*exact, stride=stride, padding=padding)
+        assert torch.allclose(y.double(), expected, atol=1e-4)
+        ramp = torch.linspace(-1, 1, y.numel()).view_as(y)
+        y.backward(ramp)
+        expected.backward(ramp.double())
+        for one, other, own in zip(inputs, exact, needed, strict=True):
+            if not own:
+                assert one.grad is None
+                continue
+            assert one.grad is not None
+            assert other.grad is not None
+            assert torch.allclose(one.grad.double(), other.grad, rtol=1e-4, atol=1e-4), (kernel, stride, padding)
+
+
 @pytest.mark.parametrize(
     "needed", [(True, True, False), (False, True, True), (True, False, True), (False, True, False)]
 )

@@ -1,8 +1,9 @@
 """Depthwise convolution with a fast gradient of its filters on a CPU.
 
-oneDNN has a fast gradient for depthwise filters of 3x3 and a slow one for larger filters: 1,152 channels of 5x5 on a
-7x7 map, batch 32, take 56 ms in bfloat16, against 0.7 ms forward (two cores). But a 5x5 filter's gradient is made of
-four 3x3 ones, each of the same input shifted: 5 ms, and exact (LOG.md).
+In bfloat16 oneDNN has a fast gradient for depthwise filters of 3x3 and a slow one for larger filters: 1,152 channels of
+5x5 on a 7x7 map, batch 32, take 56 ms, against 0.7 ms forward (two cores). But a 5x5 filter's gradient is made of four
+3x3 ones, each of the same input shifted: 5 ms, and exact (LOG.md). In float32 its own is faster: 14 ms against 24, but
+with the bias's gradient, which is a sum, it takes 5 ms more.
 """
 
 from __future__ import annotations
@@ -67,13 +68,31 @@ class _LargeDepthwise(torch.autograd.Function):
         gradient = gradients[0].contiguous(memory_format=torch.channels_last)
         x, weight = ctx.saved_tensors
         to_x = to_weight = to_bias = None
-        if ctx.needs_input_grad[0]:
-            to_x = _input_gradient(gradient, weight, x.shape, ctx.stride, ctx.padding)
-        if ctx.needs_input_grad[1]:
-            to_weight = _filter_gradient(x, gradient, weight, ctx.stride, ctx.padding)
+        if x.dtype == torch.float32:
+            to_x, to_weight = _own_gradients(x, gradient, weight, ctx.stride, ctx.padding, ctx.needs_input_grad[:2])
+        else:
+            if ctx.needs_input_grad[0]:
+                to_x = _input_gradient(gradient, weight, x.shape, ctx.stride, ctx.padding)
+            if ctx.needs_input_grad[1]:
+                to_weight = _filter_gradient(x, gradient, weight, ctx.stride, ctx.padding)
         if ctx.needs_input_grad[2]:
             to_bias = gradient.permute(0, 2, 3, 1).reshape(-1, len(weight)).sum(0)
         return to_x, to_weight, to_bias, None, None
+
+
+def _own_gradients(
+    x: Tensor, gradient: Tensor, weight: Tensor, stride: tuple[int, ...], padding: Edges, needed: tuple[bool, ...]
+) -> tuple[Tensor | None, Tensor | None]:
+    """PyTorch's own, of the input and of the filters, where they are needed."""
+    padded, edge = evenly_padded(x, padding)
+    to_padded, to_weight, _ = torch.ops.aten.convolution_backward(
+        gradient, padded, weight, None, stride, edge, [1, 1], False, [0, 0], len(weight), [*needed, False]
+    )
+    if padded is x or to_padded is None:
+        return to_padded, to_weight
+    (top, _), (left, _) = padding
+    inner = to_padded[:, :, top : top + x.shape[2], left : left + x.shape[3]]
+    return inner.contiguous(memory_format=torch.channels_last), to_weight
 
 
 def _input_gradient(
