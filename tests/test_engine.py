@@ -325,7 +325,7 @@ def test_onnx_runtime_gives_an_image_the_same_bits_in_any_batch(net: FeatureNet,
         assert np.array_equal(engine(images[:size]), together[:size])
 
 
-def test_onnx_runtime_runs_as_many_images_at_once_as_there_are_threads_and_shares_them_among_a_few(
+def test_onnx_runtime_runs_an_image_on_each_thread_and_fewer_than_threads_on_all_of_them(
     net: FeatureNet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.set_num_threads(3)
@@ -338,11 +338,10 @@ def test_onnx_runtime_runs_as_many_images_at_once_as_there_are_threads_and_share
 
     monkeypatch.setattr(engines, "_run", listening)
     engine = OnnxEngine(net)
-    engine(pixels(7))
-    assert asked == [(1, 1)] * 7
-    asked.clear()
-    engine(pixels(2))
-    assert asked == [(3, 2)]
+    for count, expected in (7, [(1, 1)] * 7), (3, [(1, 1)] * 3), (2, [(3, 2)]):
+        asked.clear()
+        engine(pixels(count))
+        assert asked == expected
 
 
 @folding

@@ -3,7 +3,7 @@
 What is learnt from may run in mixed precision where that agrees with plain PyTorch to ``MIXED_TOLERANCE``; what is
 reported, predicted or handed out is always float32 (``exact``). Measured on two cores (2026-11, EfficientNet-Lite0, 224
 pixels), images a second: with AVX-512 plain 48, folded 165, ONNX Runtime 170, folded in mixed precision 290; with AVX2
-plain 54, folded 79, ONNX Runtime 128 (LOG.md). ONNX Runtime gets its graph from ``lower``, in a fraction of a second.
+plain 50, folded 75, ONNX Runtime 120 to 142 (LOG.md). ONNX Runtime gets its graph from ``lower``, in a fraction of a second.
 """
 
 from __future__ import annotations
@@ -207,10 +207,11 @@ class OnnxEngine:
 
     def __call__(self, pixels: Pixels) -> Features:
         """Runs one batch."""
-        if len(pixels) < self._threads:
+        count = len(pixels)
+        if count < self._threads:
             self._shared = self._shared or self._session(self._threads)
             return _run(self._shared, pixels)
-        one_by_one = (pixels[place : place + 1] for place in range(len(pixels)))
+        one_by_one = (pixels[place : place + 1] for place in range(count))
         return np.concatenate(list(self._pool.map(partial(_run, self._alone), one_by_one)))
 
     def _session(self, threads: int) -> onnxruntime.InferenceSession:
