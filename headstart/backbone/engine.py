@@ -3,7 +3,7 @@
 What is learnt from may run in mixed precision where that agrees with plain PyTorch to ``MIXED_TOLERANCE``; what is
 reported, predicted or handed out is always float32 (``exact``). Measured on two cores (2026-11, EfficientNet-Lite0, 224
 pixels), images a second: with AVX-512 plain 48, folded 165, ONNX Runtime 170, folded in mixed precision 290; with AVX2
-plain 50, folded 75, ONNX Runtime 120 to 142 (LOG.md). ONNX Runtime gets its graph from ``lower``, in a fraction of a second.
+plain 50, folded 75, ONNX Runtime 120 to 142 (LOG.md). The latter gets its graph from ``lower`` in a tenth of a second.
 """
 
 from __future__ import annotations
