@@ -51,6 +51,7 @@ def activations(
     views: int = 3,
     keep: bool = True,
     engine: Engine | None = None,
+    source: tuple[Activations, torch.nn.Module] | None = None,
 ) -> Activations:
     split = split_backbone(backbone)
     net = ActivationNet(backbone, boundary, split.prefix(boundary))
@@ -62,6 +63,7 @@ def activations(
         views=Views(views, 0, Augmentation()) if views else None,
         keep=keep,
         cache=cache,
+        source=source,
     )
 
 
@@ -172,15 +174,8 @@ def test_a_later_boundary_is_made_from_an_earlier_one(backbone: Backbone, pictur
     late = activations(backbone, pictures, tmp_path / "cache", boundary="layer3")
     part = split.segment("layer2", "layer3")
     assert isinstance(part, torch.fx.GraphModule)
-    through = Activations(
-        late.net,
-        pictures,
-        shape=late.shape,
-        engine=TorchEngine(late.net, CPU),
-        views=late.views,
-        cache=tmp_path / "cache",
-        source=(early, fold_for_training(part, torch.float32)),
-    )
+    source = early, fold_for_training(part, torch.float32)
+    through = activations(backbone, pictures, tmp_path / "cache", boundary="layer3", source=source)
     assert through.store.folder != late.store.folder
     late.prepare()
     through.prepare()
@@ -200,19 +195,9 @@ def test_a_step_of_fine_tuning_makes_its_rows_and_no_more(
     part = split_backbone(backbone).segment("layer2", "layer3")
     made: list[int] = []
     part.register_forward_pre_hook(lambda _, given: made.append(len(given[0])))
-    late = activations(backbone, pictures, tmp_path / "cache", boundary="layer3")
-    through = Activations(
-        late.net,
-        pictures,
-        shape=late.shape,
-        engine=early.engine,
-        views=late.views,
-        keep=False,
-        cache=tmp_path / "cache",
-        source=(early, part),
-    )
+    through = activations(backbone, pictures, tmp_path / "cache", boundary="layer3", keep=False, source=(early, part))
     rows = [(image, view) for image in range(16) for view in (0, 1)]
-    assert through.read(rows).shape == (TuneSettings(1).batch_size, *late.shape)
+    assert through.read(rows).shape == (TuneSettings(1).batch_size, *through.shape)
     assert made == [TuneSettings(1).batch_size]
 
 
@@ -267,14 +252,6 @@ def test_rows_made_from_others_are_refused_alike(backbone: Backbone, pictures: P
             return torch.full((len(x), *late.shape), 1e6)
 
     early.prepare()
-    through = Activations(
-        late.net,
-        pictures,
-        shape=late.shape,
-        engine=early.engine,
-        views=early.views,
-        cache=tmp_path / "cache",
-        source=(early, TooLarge()),
-    )
+    through = activations(backbone, pictures, tmp_path / "cache", boundary="layer3", source=(early, TooLarge()))
     with pytest.raises(CacheError, match="exceed half precision"):
         through.prepare()
