@@ -483,10 +483,12 @@ def test_engines_are_measured_in_turns_on_whole_batches_even_from_one_image() ->
             time.sleep(self.seconds.pop())
             return np.zeros((len(batch), 1), np.float32)
 
-    steady, disturbed = Slow("a", 32, [0.04] * 4), Slow("b", 128, [0.2, 0.04, 0.2, 0.04])
-    rates = engines._rates({"a": steady, "b": disturbed}, pixels(1))
-    assert turns == 4 * [("a", 32), ("b", 128)]
-    assert 3 < rates["b"] / rates["a"] < 5
+    steady, hopeless = Slow("a", 96, [0.04] * 4), Slow("c", 32, [0.04] * 2)
+    disturbed = Slow("b", 128, [0.2, 0.04, 0.04, 0.2])  # the first turn, and the last
+    rates = engines._rates({"a": steady, "c": hopeless, "b": disturbed}, pixels(1))
+    assert turns == 2 * [("a", 96), ("c", 32), ("b", 128)] + 2 * [("a", 96), ("b", 128)]
+    assert 3 < rates["b"] / rates["c"] < 5
+    assert 1.1 < rates["b"] / rates["a"] < 1.6
 
 
 @folding
