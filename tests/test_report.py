@@ -105,6 +105,9 @@ def error(chances: np.ndarray, right: list[int]) -> float:
     return sum(abs(sure[bins == b].sum() - hit[bins == b].sum()) for b in range(1, 16)) / len(sure)
 
 
+PLACE = "one => [Number(one.getAttribute('cx')), Number(one.getAttribute('cy'))]"
+
+
 def test_the_page_works_by_itself(run: hs.Run) -> None:
     with opened(run.report_path) as (page, wrong):
         assert page.title() == "d: Headstart report"
@@ -125,12 +128,21 @@ def test_the_page_works_by_itself(run: hs.Run) -> None:
         assert page.locator("#cell-val li").count() == 0
         page.locator("#map-picture").focus()
         page.keyboard.press("ArrowRight")  # the first key chooses an image, the next one that lies its way, if any does
-        words = {page.locator("#map-words").inner_text()}
-        for way in ("ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"):
-            page.keyboard.press(way)
-            words.add(page.locator("#map-words").inner_text())
-        assert len(words) > 1
-        assert "No image is chosen." not in words
+        marks = page.locator("circle.mark").evaluate_all(f"all => all.map({PLACE})")
+        moved = 0
+        for key, (right, down) in {"Left": (-1, 0), "Right": (1, 0), "Up": (0, -1), "Down": (0, 1)}.items():
+            here = np.array(page.locator("#chosen").evaluate(PLACE))
+            apart = np.array(marks) - here
+            along, across = apart @ (right, down), np.abs(apart @ (down, right))
+            ahead = apart[(along > 0) & (along >= across)]
+            page.keyboard.press(f"Arrow{key}")
+            there = np.array(page.locator("#chosen").evaluate(PLACE))
+            least = np.hypot(*ahead.T).min(initial=np.inf)
+            assert np.hypot(*(there - here)) == pytest.approx(least if len(ahead) else 0)
+            assert not len(ahead) or (there - here) @ (right, down) > 0
+            moved += len(ahead) > 0
+        assert moved
+        assert "No image is chosen." not in page.locator("#map-words").inner_text()
         page.locator(".legend button").first.click()
         assert 0 < page.locator("circle.faint").count() < page.locator("circle.mark").count()
         assert not wrong
