@@ -137,8 +137,8 @@ def test_the_page_works_by_itself(run: hs.Run) -> None:
             ahead = apart[(along > 0) & (along >= across)]
             page.keyboard.press(f"Arrow{key}")
             there = np.array(page.locator("#chosen").evaluate(PLACE))
-            least = np.hypot(*ahead.T).min(initial=np.inf)
-            assert np.hypot(*(there - here)) == pytest.approx(least if len(ahead) else 0)
+            nearest = np.hypot(*ahead.T).min() if len(ahead) else 0
+            assert np.hypot(*(there - here)) == pytest.approx(nearest)
             assert not len(ahead) or (there - here) @ (right, down) > 0
             moved += len(ahead) > 0
         assert moved

@@ -98,7 +98,7 @@ class SplittableBackbone:
                 why = self.obstacle or f"it can be at {', '.join(self._cuts)}"
                 raise OptionError(f"the backbone cannot be cut at {cut!r}: {why}.")
             if not self.obstacle and not self._is_plain:
-                end = self._cuts[cut] if cut else next(iter(reversed(self._trace.graph.nodes))).all_input_nodes[0]
+                end = self._cuts[cut] if cut else self._trace.graph.output_node().all_input_nodes[0]
                 self._trace = _ended(self._trace, end, module, pool, height, width)
                 self._cuts = _find_cuts(self._trace, module)
             self.boundaries = self._list_boundaries(height, width)
@@ -257,7 +257,7 @@ class SplittableBackbone:
             with torch.inference_mode():
                 shape = self.whole()(_blank(self.module, (1, 3, height, width))).shape[1:]
             return [Boundary(HEAD, tuple(shape), 2 * shape.numel(), 1.0, 0)]
-        shape = self._trace.values[0][next(iter(reversed(self._trace.graph.nodes))).all_input_nodes[0]][1:]
+        shape = self._trace.values[0][self._trace.graph.output_node().all_input_nodes[0]][1:]
         head = Boundary(HEAD, tuple(shape), 2 * shape.numel(), 1.0, 0)
         weights = _count_parameters(self.module, self._trace.graph)
         return [Boundary(INPUT, (3, height, width), 6 * height * width, 0.0, weights), *found, head]
@@ -271,7 +271,7 @@ def with_pooling(module: nn.Module, pool: Pooling) -> nn.Module:
         graph = _Tracer(_BEFORE_POOLING).trace(module)
     except Exception:  # torch.fx raises whatever the network's own code raises when traced
         return _Pooled(module, pool)
-    _end(graph, next(iter(reversed(graph.nodes))).all_input_nodes[0], pool, Layout.of(module))
+    _end(graph, graph.output_node().all_input_nodes[0], pool, Layout.of(module))
     return fx.GraphModule(module, graph)
 
 
@@ -389,7 +389,7 @@ def _ended(trace: _Traced, end: fx.Node, module: nn.Module, pool: Pooling, heigh
 
 
 def _end(graph: fx.Graph, end: fx.Node, pool: Pooling, layout: Layout) -> None:
-    graph.erase_node(next(iter(reversed(graph.nodes))))
+    graph.erase_node(graph.output_node())
     with graph.inserting_after(end):
         features = graph.call_function(pooled, (end, pool, layout.channels_last, layout.prefix_tokens))
     graph.output(features)
