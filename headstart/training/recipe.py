@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from functools import cache
+from numbers import Integral, Real
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from headstart.backbone.pooling import Pooling
 from headstart.errors import OptionError
@@ -98,6 +101,8 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name, kind in _field_types().items():
+            object.__setattr__(self, name, _as_type(name, getattr(self, name), kind))
         if self.effort not in get_args(EffortName):
             raise OptionError(f"effort {self.effort!r}: this version knows {', '.join(get_args(EffortName))}.")
         if not 0 <= self.seed < 2**32:
@@ -173,8 +178,10 @@ class Recipe:
         """A whole recipe, or one of single choices.
 
         Raises:
-            OptionError: both are given, or a choice that there is not.
+            OptionError: both are given, a choice does not exist, or a value has the wrong type.
         """
+        if recipe is not None and not isinstance(recipe, Recipe):
+            raise OptionError(f"recipe: expected a headstart.Recipe, got {type(recipe).__name__}.")
         if recipe is not None and choices:
             raise OptionError(f"give a recipe or single choices ({', '.join(choices)}), not both.")
         try:
@@ -202,3 +209,30 @@ class Recipe:
         """Reads what ``as_json`` wrote; entries of newer versions are left aside."""
         known = {field.name for field in fields(cls)}
         return cls(**{name: value for name, value in document.items() if name in known})
+
+
+@cache
+def _field_types() -> dict[str, Any]:
+    return get_type_hints(Recipe)
+
+
+def _as_type(name: str, value: Any, annotation: Any) -> Any:
+    """A choice as the type that its field declares; NumPy's numbers and paths become plain ones, for JSON.
+
+    Raises:
+        OptionError: the value has another type; ``True`` is not a number, and "3" is not 3.
+    """
+    kinds = (str,) if get_origin(annotation) is Literal else get_args(annotation) or (annotation,)
+    if value is None and type(None) in kinds:
+        return None
+    is_bool = isinstance(value, bool) or type(value).__name__ == "bool"  # numpy.bool is no subclass of bool
+    if bool in kinds and is_bool:
+        return bool(value)
+    if int in kinds and isinstance(value, Integral) and not is_bool:
+        return int(value)
+    if float in kinds and isinstance(value, Real) and not is_bool:
+        return float(value)
+    if str in kinds and isinstance(value, (str, os.PathLike)):
+        return os.fspath(value)
+    words = {str: "text", bool: "True or False", int: "a whole number", float: "a number", type(None): "None"}
+    raise OptionError(f"{name}: expected {' or '.join(words[kind] for kind in kinds)}, got {value!r:.60}.")
