@@ -202,6 +202,7 @@ def train(
 ) -> None:
     """Train a classifier and write model, scores, predictions and report into a run folder."""
     with _importing():
+        from headstart.files import user_path
         from headstart.progress import TerminalProgress
         from headstart.runs.folder import choose_run_folder
         from headstart.runs.train import resume as resume_run
@@ -244,6 +245,7 @@ def train(
             test=test,
             seed=seed,
         )
+    resume = None if resume is None else user_path(resume)
     with _watched((resume or out) if watch else None, watch_port):
         if resume is not None:
             run = resume_run(resume, progress=TerminalProgress())
@@ -269,9 +271,11 @@ def watch(
 
     It reads the run's folder alone: the training is neither slowed nor stopped by who looks at it.
     """
+    from headstart.files import user_path
     from headstart.serve.viewer import open_in_browser, watch_for_parent
     from headstart.serve.viewer import watch as watch_run
 
+    run = user_path(run)
     if beside:
         watch_for_parent(run, port=port)
         return
@@ -280,7 +284,7 @@ def watch(
         _complain(f"{run} is shown at {where}. Stop it with Ctrl-C.")
         open_in_browser(where)
 
-    watch_run(run.expanduser(), port=port, opened=opened)
+    watch_run(run, port=port, opened=opened)
 
 
 @app.command()
@@ -841,10 +845,12 @@ def demo(
     """Write 1,797 handwritten digits as a folder of pictures, and train on it. Needs no network."""
     with _importing():
         from headstart.demo import write_digits
+        from headstart.files import user_path
         from headstart.progress import TerminalProgress
         from headstart.runs.folder import next_free
         from headstart.runs.train import train as train_run
 
+    out = user_path(out)
     count = write_digits(out / "digits")
     _complain(f"Wrote {count:,} pictures of handwritten digits to {out / 'digits'}.")
     run = train_run(out / "digits", out=next_free(out / "run"), device=device.value, progress=TerminalProgress())
@@ -924,7 +930,9 @@ def _importing() -> Iterator[None]:
 
 def _absolute(path: Path | None) -> str:
     """As a recipe keeps it: good from any folder; "" for none."""
-    return str(path.expanduser().resolve()) if path else ""
+    from headstart.files import user_path
+
+    return str(user_path(path).resolve()) if path else ""
 
 
 def _quiet_libraries() -> None:

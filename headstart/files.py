@@ -1,4 +1,4 @@
-"""Writing files so that nobody ever sees half of one."""
+"""Paths as users write them, and files that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,32 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from headstart.errors import OutputError
+from headstart.errors import OptionError, OutputError
+
+UserPath = str | os.PathLike[str]
+"""A path as a caller or an environment variable names it; ``user_path`` reads it."""
+
+
+def user_path(path: UserPath) -> Path:
+    """A path that a user named, with ``~`` and ``~name`` expanded.
+
+    A name that only begins with a tilde, such as the temporary file "~1.jpg", stays as it is where such a file exists.
+
+    Raises:
+        OptionError: not a path, an empty one, or one in the home folder of a user who has none on this machine.
+    """
+    if not isinstance(path, (str, os.PathLike)) or not isinstance(text := os.fspath(path), str):
+        raise OptionError(f"expected a path (str or pathlib.Path), got {type(path).__name__}.")
+    if not text or "\0" in text:
+        raise OptionError(f"{text!r}: not a path; {'it holds a zero byte' if text else 'it is empty'}.")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        if os.path.lexists(text):
+            return Path(text)
+        user = Path(text).parts[0][1:]
+        why = f"no user {user!r} on this machine" if user else "no home folder is known here (HOME is not set)"
+        raise OptionError(f"{text}: {why}. Write the folder out.") from error
 
 
 @contextmanager
@@ -33,13 +58,13 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def output_file(path: Path, suffixes: Sequence[str]) -> Iterator[Path]:
+def output_file(path: UserPath, suffixes: Sequence[str]) -> Iterator[Path]:
     """``replacing`` for a file that the user named.
 
     Raises:
         OutputError: its ending is not one of ``suffixes``, or it cannot be written.
     """
-    check_suffix(path, suffixes)
+    path = check_suffix(path, suffixes)
     try:
         with replacing(path) as partial:
             yield partial
@@ -47,16 +72,18 @@ def output_file(path: Path, suffixes: Sequence[str]) -> Iterator[Path]:
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}.") from error
 
 
-def check_suffix(path: Path, suffixes: Sequence[str]) -> None:
-    """Checks a file name's ending before any work is done for it.
+def check_suffix(path: UserPath, suffixes: Sequence[str]) -> Path:
+    """The file that the user named, see ``user_path``; its ending is checked before any work is done for it.
 
     Raises:
         OutputError: it is none of ``suffixes``.
     """
+    path = user_path(path)
     if path.suffix.lower() not in suffixes:
         raise OutputError(f"{path}: expected a name that ends in {' or '.join(suffixes)}.")
     if path.is_dir():
         raise OutputError(f"{path}: is a folder; name a file in it.")
+    return path
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -65,7 +92,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def write_csv_file(path: Path, text: str) -> None:
+def write_csv_file(path: UserPath, text: str) -> None:
     """Writes a table that the user named, whole or not at all.
 
     Raises:

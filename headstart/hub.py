@@ -38,8 +38,8 @@ def read_address(text: str | os.PathLike[str]) -> Address | None:
     Raises:
         HubError: it begins like one and is none.
     """
-    address = os.fspath(text)
-    if not address.startswith("hf:/"):
+    address = os.fspath(text) if isinstance(text, (str, os.PathLike)) else text
+    if not isinstance(address, str) or not address.startswith("hf:/"):
         return None
     found = _ADDRESS.fullmatch(address)
     if found is None:

@@ -28,7 +28,7 @@ from headstart.backbone.layers import Layout
 from headstart.backbone.weights import Backbone, build_architecture, fingerprint
 from headstart.data.images import Preprocessing, Rgb, as_rgb, decode, fit_to, map_images
 from headstart.errors import HeadstartError, ModelFileError, UnreadableImage
-from headstart.files import write_atomically
+from headstart.files import user_path, write_atomically
 from headstart.html import paragraph, table
 from headstart.hub import fetch, read_address
 from headstart.progress import Progress, SilentProgress
@@ -310,7 +310,7 @@ class Model:
         Raises:
             ModelFileError: the folder cannot be written.
         """
-        path = Path(file)
+        path = user_path(file)
         tensors, header = self._tensors(), self._header()
         header["sha256"] = _digest(header, tensors)
         try:
@@ -428,7 +428,7 @@ def load(run_or_model: str | os.PathLike[str]) -> Model:
         ModelFileError: no such file, damaged, not a Headstart model, or of a newer format.
     """
     address = read_address(run_or_model)
-    path = fetch(address, MODEL_FILE) if address else Path(run_or_model).expanduser()
+    path = fetch(address, MODEL_FILE) if address else user_path(run_or_model)
     if path.is_dir():
         path = path / MODEL_FILE
     header, tensors = _read(path)

@@ -43,8 +43,8 @@ import numpy.typing as npt
 import platformdirs
 from filelock import FileLock
 
-from headstart.errors import CacheError
-from headstart.files import write_atomically
+from headstart.errors import CacheError, OptionError
+from headstart.files import UserPath, user_path, write_atomically
 
 KEY_BYTES = 16
 GB = 1_000_000_000
@@ -84,10 +84,20 @@ _WORDS = {
 }
 
 
-def cache_root() -> Path:
-    """The folder that holds every cache: ``$HEADSTART_CACHE``, or the platform's own place for caches."""
-    named = os.environ.get("HEADSTART_CACHE")
-    return Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("headstart"))
+def cache_root(folder: UserPath | None = None) -> Path:
+    """The folder that holds every cache: ``folder``, ``$HEADSTART_CACHE``, or the platform's place for caches.
+
+    Raises:
+        OptionError: ``folder`` is not a path.
+        CacheError: nobody named a folder, and this user has no home folder.
+    """
+    if folder is not None:
+        return user_path(folder)
+    try:
+        return user_path(os.environ.get("HEADSTART_CACHE") or platformdirs.user_cache_dir("headstart"))
+    except (OptionError, RuntimeError) as error:  # platformdirs raises the latter
+        why = error if isinstance(error, OptionError) else "no home folder is known here (HOME is not set)."
+        raise CacheError(f"no cache folder: {why} Set HEADSTART_CACHE to a folder that can be written.") from error
 
 
 def content_key(data: bytes) -> bytes:
@@ -167,7 +177,7 @@ def cache_entries(root: Path | None = None) -> list[CacheEntry]:
     Raises:
         CacheError: the folder cannot be read.
     """
-    root = root or cache_root()
+    root = cache_root(root)
     try:
         kinds = [path for path in root.iterdir() if path.is_dir()] if root.exists() else []
     except OSError as error:
@@ -236,7 +246,7 @@ class RowStore:
         self.dtype = np.dtype(dtype)
         self.shape = shape
         self.row_bytes = self.dtype.itemsize * int(np.prod(shape, dtype=np.int64))
-        self.root = root or cache_root()
+        self.root = cache_root(root)
         self.folder = self.root / kind / describe_key(about)
         self._index: dict[bytes, int] = {}
         self._token: str | None = None

@@ -23,7 +23,7 @@ def resolve_device(name: str = "auto") -> torch.device:
     here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if here[kind]))
-    if name.split(":")[0] not in here:
+    if not isinstance(name, str) or name.split(":")[0] not in here:
         raise OptionError(f"device {name!r}: expected auto, cpu, cuda or mps.")
     if not here[name.split(":")[0]]:
         raise OptionError(f"device {name!r} is not available on this machine. Use --device auto.")

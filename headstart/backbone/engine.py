@@ -644,4 +644,4 @@ def read_plan(file: Path) -> EnginePlan | None:
 
 
 def _plan_file(about: dict[str, Any], cache: Path | None) -> Path:
-    return (cache or cache_root()) / "engines" / f"{describe_key(about)}.safetensors"
+    return cache_root(cache) / "engines" / f"{describe_key(about)}.safetensors"

@@ -24,6 +24,7 @@ from headstart.backbone.names import resolution_note, resolve_architecture
 from headstart.backbone.weight_files import MatchedWeights, match_weights, read_tensors
 from headstart.data.images import CropMode, Preprocessing
 from headstart.errors import OptionError, WeightsError
+from headstart.files import user_path
 
 DEFAULT_BACKBONE = "tf_efficientnet_lite0"
 _OFFLINE = (DEFAULT_BACKBONE, f"{DEFAULT_BACKBONE}.in1k")
@@ -108,7 +109,7 @@ def load_backbone(
     """
     resolved = resolve_architecture(name)
     if weights is not None:
-        backbone = _from_file(resolved, Path(weights).expanduser(), image_size)
+        backbone = _from_file(resolved, user_path(weights), image_size)
     elif resolved in _OFFLINE:
         backbone = _offline_default(image_size)
     else:
@@ -132,7 +133,7 @@ def load_with_classifier(
     backbone = load_backbone(name, weights=weights, image_size=image_size)
     name = resolve_architecture(name)
     if weights is not None:
-        module = _whole_from_file(name, Path(weights).expanduser(), image_size)
+        module = _whole_from_file(name, user_path(weights), image_size)
     elif name in _OFFLINE:
         module = _offline_network(image_size)
     else:

@@ -19,6 +19,7 @@ from natsort import natsorted
 from headstart.data.images import SUFFIXES, thumbnail
 from headstart.data.table import SPLIT_NAMES, TABLE_SUFFIXES, joined, read_table
 from headstart.errors import DataError
+from headstart.files import UserPath, user_path
 from headstart.html import paragraph, picture, table
 
 SPLITS: Final = ("train", "val", "test")
@@ -111,7 +112,7 @@ def open_data(source: str | os.PathLike[str] | Dataset, *, least_classes: int = 
     """
     if isinstance(source, Dataset):
         return source
-    path = Path(source).expanduser()
+    path = user_path(source)
     if path.is_dir():
         return open_folder(path, least_classes=least_classes)
     if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
@@ -130,7 +131,7 @@ def open_folder(folder: str | os.PathLike[str], *, least_classes: int = 2) -> Da
     Raises:
         DataError: no such folder, no images in it, fewer than two classes, or splits and classes side by side.
     """
-    root = Path(folder).expanduser()
+    root = user_path(folder)
     if not root.is_dir():
         raise DataError(f"{root}: no such folder.")
     notes: list[str] = []
@@ -181,7 +182,7 @@ def open_table(table: str | os.PathLike[str], *, least_classes: int = 2) -> Data
         DataError: no such file, columns missing, a split that is not known, one path with two labels, or too few
             classes.
     """
-    file = Path(table).expanduser()
+    file = user_path(table)
     read = read_table(file)
     return _dataset(
         file,
@@ -277,7 +278,7 @@ def _images_below(folder: Path) -> tuple[list[str], list[str]]:
     return natsorted(images), natsorted(others)
 
 
-def find_images(path: Path) -> list[str]:
+def find_images(path: UserPath) -> list[str]:
     """The picture itself, or every picture below a folder, in natural order.
 
     A file is taken as it is, whatever its ending.
@@ -285,6 +286,7 @@ def find_images(path: Path) -> list[str]:
     Raises:
         DataError: a folder without pictures.
     """
+    path = user_path(path)
     if not path.is_dir():
         return [os.fspath(path)]
     found = [os.path.join(path, name) for name in _images_below(path)[0]]

@@ -66,8 +66,7 @@ def export_features(
         OutputError: another ending, or a file that cannot be written.
     """
     progress = progress or SilentProgress()
-    file = Path(out)
-    check_suffix(file, FORMATS)
+    file = check_suffix(out, FORMATS)
     if pool == "none":
         raise OptionError("pool 'none' gives maps, and a table has a row of numbers for each image: choose 'flatten'.")
     dataset = open_data(source)

@@ -13,7 +13,7 @@ from headstart.data.dataset import Dataset, open_data
 from headstart.data.splits import SplitShares
 from headstart.errors import DataError, RunError
 from headstart.evaluation.report import render_check
-from headstart.files import csv_text, write_atomically, write_csv_file
+from headstart.files import csv_text, user_path, write_atomically, write_csv_file
 from headstart.progress import Progress, SilentProgress
 from headstart.runs.folder import FINDINGS_FILE, make_run_folder, write_findings
 from headstart.runs.prepare import Preparation
@@ -106,7 +106,7 @@ def write_clean(look: Inspection, file: str | os.PathLike[str]) -> dict[int, str
     Raises:
         OutputError: the file cannot be written.
     """
-    path = Path(file).expanduser()
+    path = user_path(file)
     dataset, out, folder = look.dataset, clean(look), Path(os.path.abspath(path)).parent
     columns: dict[str, Sequence[str]] = {
         "path": [_from(folder, own) for own in dataset.files()],

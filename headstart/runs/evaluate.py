@@ -17,6 +17,7 @@ from headstart.data.scan import scan
 from headstart.data.table import SEPARATOR
 from headstart.errors import DataError, RunError
 from headstart.evaluation.predictions import Evaluated, evaluate_predictions
+from headstart.files import user_path
 from headstart.model import load
 from headstart.progress import Progress, SilentProgress, with_example
 from headstart.runs.known import split_rows
@@ -94,7 +95,7 @@ def evaluate(
     """
     progress = progress or SilentProgress()
     model = load(run_or_model)
-    folder = Path(run_or_model).expanduser()
+    folder = user_path(run_or_model)
     run = folder if folder.is_dir() else None
     if source is None:
         images = own_images(folder, model)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeGuard, final
 
 import numpy as np
 import onnxruntime
@@ -26,7 +26,7 @@ from headstart.exports.opened import open_export
 from headstart.exports.program import capture, write_program
 from headstart.exports.reader import answers_of
 from headstart.exports.snippets import javascript_snippet, python_snippet
-from headstart.files import check_suffix
+from headstart.files import check_suffix, user_path
 from headstart.hub import read_address
 from headstart.model import MODEL_FILE, Model, load
 from headstart.progress import Progress, SilentProgress
@@ -180,10 +180,10 @@ def verify(
         DataError, RunError: there are no images to compare on.
     """
     progress = progress or SilentProgress()
-    path = Path(file).expanduser()
+    path = user_path(file)
     about = open_export(path).about
     if model is None and _is_run(data):
-        model = Path(str(data))
+        model = user_path(data)
     loaded = load(model) if model is not None and not isinstance(model, Model) else model
     assert loaded is None or isinstance(loaded, Model)
     if loaded is not None and loaded.version != about.model:
@@ -223,12 +223,10 @@ def _output(model: Source | Model, to: str, quantize: str, out: Source | None) -
     if out is None:
         if isinstance(model, Model) or read_address(model):
             raise OptionError(f"the model is not in a folder of its own; name the file to write, --out NAME{ending}.")
-        path = Path(model).expanduser()
+        path = user_path(model)
         path = path / MODEL_FILE if path.is_dir() else path
         out = path.with_name(f"{path.stem}{f'-{quantize}' if quantize else ''}{ending}")
-    file = Path(out).expanduser()
-    check_suffix(file, [ending])
-    return file
+    return check_suffix(out, [ending])
 
 
 def _images_for(
@@ -240,14 +238,14 @@ def _images_for(
     cache: Path | None,
     progress: Progress,
 ) -> _Images:
-    if isinstance(source, Model) or (not isinstance(source, Dataset) and Path(source).suffix == ".safetensors"):
+    if isinstance(source, Model) or (not isinstance(source, Dataset) and user_path(source).suffix == ".safetensors"):
         raise RunError(f"{_name(source)}: a model alone; name the images to compare on, --data DATA.")
     if _is_run(source):
-        folder = Path(str(source))
+        folder = user_path(source)
         images, words = own_images(folder, model, ("val",)), f"val of {folder}"
         learnt = [row["path"] for row in split_rows(folder) if row["split"] == "train"]
     else:
-        rows = split_rows(Path(str(origin))) if origin is not None and _is_run(origin) else []
+        rows = split_rows(user_path(origin)) if origin is not None and _is_run(origin) else []
         dataset = open_data(source, least_classes=1)
         images = other_images(dataset, model, rows, False, cache=cache, progress=progress)
         learnt = [path for path, name in zip(images.paths, images.sets, strict=True) if name == "train"]
@@ -268,8 +266,8 @@ def _images_for(
     return _Images(compared, [learnt[i] for i in _spread(len(learnt), PICTURES)], words)
 
 
-def _is_run(source: Source | Model | Dataset | None) -> bool:
-    return isinstance(source, (str, os.PathLike)) and (Path(source).expanduser() / MODEL_FILE).is_file()
+def _is_run(source: Source | Model | Dataset | None) -> TypeGuard[Source]:
+    return isinstance(source, (str, os.PathLike)) and (user_path(source) / MODEL_FILE).is_file()
 
 
 def _name(source: Source | Model | Dataset) -> str:
@@ -376,10 +374,10 @@ def _size_of(model: Source | Model) -> int:
     """Of its file in bytes; 0 where there is none."""
     if isinstance(model, Model) or read_address(model):
         return 0
-    path = Path(model).expanduser()
+    path = user_path(model)
     return (path / MODEL_FILE if path.is_dir() else path).stat().st_size
 
 
 def _note_test(model: Source | Model | None, images: LabelledImages, one: Format, by: str) -> None:
     if any(images.test) and model is not None and _is_run(model):
-        note_use(Path(str(model)), by, images=sum(images.test), correct=one.correct)
+        note_use(user_path(model), by, images=sum(images.test), correct=one.correct)

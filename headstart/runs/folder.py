@@ -37,7 +37,7 @@ from headstart.evaluation.image_map import MAP_FILE, ImageMap
 from headstart.evaluation.metrics import AnyScores, scores_from_json
 from headstart.evaluation.predictions import Evaluated, predictions_csv
 from headstart.evaluation.reliability import reliabilities, reliability_picture
-from headstart.files import csv_text, text_bytes, write_atomically
+from headstart.files import csv_text, text_bytes, user_path, write_atomically
 from headstart.html import data_address, paragraph, picture, table
 from headstart.model import MODEL_FILE, Model
 from headstart.runs.known import REMEMBERED_FILE
@@ -124,7 +124,7 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
     Raises:
         RunError: no run there, or one that did not finish.
     """
-    path = Path(folder)
+    path = user_path(folder)
     if not (path / "run.json").is_file():
         if (path / "recipe.json").is_file():
             raise RunError(f"{path}: an unfinished run. Go on with it: headstart train --resume {path}")
@@ -157,7 +157,7 @@ def choose_run_folder(out: str | os.PathLike[str] | None, source: Path) -> Path:
     """
     if out is None:
         return next_free(Path("runs") / (source.resolve().stem or "data"))
-    folder = Path(out).expanduser()
+    folder = user_path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(
             f"{folder}: exists and is not an empty folder; nothing is overwritten. Name another with --out, or go on "

@@ -19,7 +19,7 @@ from headstart.data.dataset import find_images
 from headstart.data.scan import scan
 from headstart.errors import DataError, OptionError, RunError
 from headstart.evaluation.predictions import Evaluated, evaluate_predictions
-from headstart.files import csv_text, read_rows
+from headstart.files import csv_text, read_rows, user_path
 from headstart.model import Model, load
 from headstart.progress import Progress, with_example
 from headstart.training.classifiers import Fitted
@@ -120,7 +120,7 @@ class Known:
                     "it with --probe logistic, or with a --head, to extend it."
                 )
             self.net, self.classes, self.head = model.net, model.classes, model.head
-            path = Path(recipe.extend)
+            path = user_path(recipe.extend)
             self.folder = path if path.is_dir() else None
         self.rows = _rows(self.head)
 
@@ -134,7 +134,7 @@ class Known:
         if self.folder is not None:
             parts.append(self._of_the_run(cache, progress))
         if self.recipe.remember:
-            named = self._read(find_images(Path(self.recipe.remember)), None, cache, progress)
+            named = self._read(find_images(self.recipe.remember), None, cache, progress)
             if not named.files:
                 raise DataError(f"{self.recipe.remember}: none of these pictures can be read.")
             parts.append(named.parted([key[0] < 128 for key in named.keys]))

@@ -18,7 +18,7 @@ from headstart.evaluation.metrics import scores_from_json
 from headstart.evaluation.predictions import read_predictions
 from headstart.evaluation.reliability import reliabilities
 from headstart.evaluation.report import Told, render_report
-from headstart.files import text_bytes, write_atomically
+from headstart.files import text_bytes, user_path, write_atomically
 from headstart.hub import push as push_files
 from headstart.model import MODEL_FILE, Model, load
 from headstart.runs.folder import CALIBRATION_FILE, CURVES_FILE, PREDICTIONS_FILE, REPORT_FILE, load_run
@@ -43,10 +43,10 @@ def report(run: str | os.PathLike[str], out: str | os.PathLike[str] | None = Non
         ModelFileError: its model cannot be read.
     """
     keep_freed_memory()
-    folder = Path(run).expanduser()
+    folder = user_path(run)
     load_run(folder)
     document = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    file = folder / REPORT_FILE if out is None else Path(out).expanduser()
+    file = folder / REPORT_FILE if out is None else user_path(out)
     return write_report(folder, document, load(folder), file)
 
 
@@ -138,7 +138,7 @@ def push(run: str | os.PathLike[str], repository: str, *, private: bool = False,
         RunError: no finished run there.
         HubError: nobody is logged in, or the hub refuses.
     """
-    folder = Path(run).expanduser()
+    folder = user_path(run)
     results = load_run(folder).results
     document = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     card = model_card(load(folder), results, document, repository)

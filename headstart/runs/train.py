@@ -20,6 +20,7 @@ from headstart.data.checks import Inspection
 from headstart.data.dataset import Dataset, open_data
 from headstart.data.splits import SplitShares
 from headstart.errors import RunError
+from headstart.files import user_path
 from headstart.model import data_fingerprint
 from headstart.progress import Progress, SilentProgress
 from headstart.runs.climb import CHECKPOINTS, Climb, Climbed
@@ -113,7 +114,7 @@ def resume(
     Raises:
         RunError: no unfinished run there, or its images have changed.
     """
-    path = Path(folder).expanduser()
+    path = user_path(folder)
     recipe, start = read_start(path)
     progress = progress or SilentProgress()
     dataset = open_data(start.data, least_classes=recipe.least_classes)

@@ -20,7 +20,7 @@ from typing import final
 from headstart.data.dataset import is_hidden
 from headstart.data.images import SUFFIXES, decode
 from headstart.errors import OptionError, OutputError
-from headstart.files import csv_text, read_rows, text_bytes, write_atomically
+from headstart.files import csv_text, read_rows, text_bytes, user_path, write_atomically
 from headstart.store import content_key
 
 LONGEST = 200
@@ -57,7 +57,7 @@ class Correction:
 
 def corrections_folder(run_or_model: Path) -> Path:
     """Where corrections of a model are kept if nobody says where: beside the run, or the file."""
-    place = run_or_model.expanduser()
+    place = user_path(run_or_model)
     if place.is_dir():
         place = place.resolve()
         return place.with_name(f"{place.name}-corrections")

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 
 from headstart.backbone.device import resolve_device
 from headstart.errors import OptionError, ServerError
+from headstart.files import user_path
 from headstart.model import load
 from headstart.progress import Progress, SilentProgress
 from headstart.serve.app import build_app
@@ -64,13 +65,13 @@ def serve(
     if not all("!" <= c <= "~" for c in key):
         raise OptionError("The key may hold ASCII letters, digits and signs only, and no blanks.")
     resolve_device(device)
-    model, local, folder = load(run_or_model), is_loopback(host), Path(run_or_model).expanduser()
+    model, local, folder = load(run_or_model), is_loopback(host), user_path(run_or_model)
     run = folder if folder.is_dir() else None
     with listen(host, port) as listener:
         if not local and not key:
             progress.say("Warning: whoever reaches this machine can use the server. Give it a key (HEADSTART_KEY).")
         service = Service(model, run=run, limits=limits, device=device, progress=progress)
-        kept = Corrections(corrections or corrections_folder(folder), split=folder / "split.csv")
+        kept = Corrections(user_path(corrections or corrections_folder(folder)), split=folder / "split.csv")
         app = build_app(service, admission=Admission(key, local), corrections=kept)
         words = f"{model!r} is ready at {address(listener)}. Stop it with Ctrl-C."
         run_until_stopped(app, service, listener, ready=lambda: progress.say(words))

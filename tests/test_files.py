@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pictures import picture, write_classes
+from small_models import small_model
+
+import headstart as hs
+from headstart.data.dataset import find_images
+from headstart.data.scan import scan
+from headstart.errors import CacheError, HeadstartError, OptionError
+from headstart.files import check_suffix, user_path
+from headstart.runs.folder import choose_run_folder
+from headstart.serve.corrections import corrections_folder
+from headstart.store import cache_root
+
+NOBODY = "~nosuchuser/x"
+
+
+def _calls(path: Any) -> dict[str, Any]:
+    """Every public way to hand over a path."""
+    return {
+        "open_data": lambda: hs.open_data(path),
+        "open_folder": lambda: hs.open_folder(path),
+        "open_table": lambda: hs.open_table(path),
+        "load": lambda: hs.load(path),
+        "load_run": lambda: hs.load_run(path),
+        "evaluate": lambda: hs.evaluate(path),
+        "report": lambda: hs.report(path),
+        "push": lambda: hs.push(path, "a/b"),
+        "export": lambda: hs.export(path),
+        "verify": lambda: hs.verify(path, path),
+        "resume": lambda: hs.resume(path),
+        "train": lambda: hs.train(path),
+        "check": lambda: hs.check(path),
+        "inspect": lambda: hs.inspect(path),
+        "compare": lambda: hs.compare(path),
+        "prepare": lambda: hs.prepare(path),
+        "compare_models": lambda: hs.compare_models(path, path, path),
+        "load_backbone": lambda: hs.load_backbone(weights=path),
+        "find_images": lambda: find_images(path),
+        "choose_run_folder": lambda: choose_run_folder(path, Path("data")),
+        "check_suffix": lambda: check_suffix(path, [".csv"]),
+        "corrections_folder": lambda: corrections_folder(path),
+        "cache_root": lambda: cache_root(path),
+    }
+
+
+@pytest.mark.parametrize("name", _calls(""))
+def test_a_home_folder_that_does_not_exist_is_one_error_everywhere(name: str) -> None:
+    for path in (NOBODY, Path(NOBODY)):
+        with pytest.raises(OptionError, match="no user 'nosuchuser' on this machine"):
+            _calls(path)[name]()
+
+
+@pytest.mark.parametrize("name", _calls(""))
+def test_what_is_no_path_is_one_error_everywhere(name: str) -> None:
+    for path in (3, b"bytes", "a\0b", ["a", "b"], {}, 1.5):
+        with pytest.raises(HeadstartError, match="path"):
+            _calls(path)[name]()
+
+
+def test_home_folders_are_expanded_in_every_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("HEADSTART_CACHE", "~/cache")
+    write_classes(home / "data", {"blue": 2, "red": 2})
+    assert cache_root() == home / "cache"
+    assert len(hs.open_data("~/data")) == 4
+    assert find_images("~/data")[0] == str(home / "data" / "blue" / "0.png")
+    scan(find_images("~/data"), cache="~/other")  # type: ignore[arg-type]
+    small_model().save("~/m.safetensors")
+    assert hs.load("~/m.safetensors").classes == ("blue", "green", "red")
+    hs.load("~/m.safetensors").predict(["~/data/blue/0.png"])
+    assert choose_run_folder("~/run", Path("data")) == home / "run"
+    assert {path.name for path in home.iterdir()} == {"data", "other", "m.safetensors"}
+    assert not list(elsewhere.iterdir())
+
+
+def test_a_file_whose_name_begins_with_a_tilde_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    picture(0).save("~1.png")
+    assert user_path("~1.png") == Path("~1.png")
+    assert find_images("~1.png") == ["~1.png"]
+
+
+def test_a_user_without_a_home_folder_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs under a user id without an entry in /etc/passwd."""
+    for name in ("HEADSTART_CACHE", "HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def nobody(_uid: int) -> None:
+        raise KeyError("uid not found")
+
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    with pytest.raises(CacheError, match=r"no home folder is known here.*Set HEADSTART_CACHE"):
+        cache_root()
+    with pytest.raises(OptionError, match="no home folder is known here"):
+        user_path("~/data")
+
+
+def test_the_command_says_in_one_line_that_the_cache_folder_has_no_such_user(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "headstart", "cache"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"HEADSTART_CACHE": NOBODY},
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("Error: no cache folder: ~nosuchuser/x: no user 'nosuchuser'")
+    assert done.stderr.count("\n") == 1
