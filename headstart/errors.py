@@ -8,6 +8,7 @@ HeadstartError
 ├── ModelFileError       a model file that is damaged, foreign, or from a newer version
 ├── ExportError          a model that cannot be exported, or an exported file that differs from it or cannot be used
 ├── RunError             a run folder that cannot be read or written
+├── TrainingError        training that went wrong: a frozen weight changed, or the loss is not finite
 ├── CacheError           the cache on disk cannot be read or written
 ├── HubError             a model that cannot be fetched from a hub, or shared there
 ├── ServerError          a server that cannot be started
@@ -67,6 +68,10 @@ class ExportError(HeadstartError):
 
 class RunError(HeadstartError):
     """A run folder cannot be read, or must not be written to."""
+
+
+class TrainingError(HeadstartError):
+    """Training went wrong: a frozen weight changed, or the loss is not a finite number."""
 
 
 class CacheError(HeadstartError):

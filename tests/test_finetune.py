@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from headstart.backbone.split import INPUT, SplittableBackbone
 from headstart.backbone.weights import random_backbone
+from headstart.errors import TrainingError
 from headstart.training.finetune import Progressed, Samples, Tuned, TuneSettings, fine_tune, logits_of, trained_names
 from headstart.training.heads import HeadSpec, build_head, linear_head
 
@@ -112,6 +113,51 @@ def test_the_same_seed_gives_the_same_weights_and_another_gives_others() -> None
     first, again, other = tuned()[0], tuned()[0], tuned(replace(SETTINGS, seed=1))[0]
     assert all(torch.equal(a, b) for a, b in zip(state(first).values(), state(again).values(), strict=True))
     assert not torch.equal(state(first)["layer4.0.conv1.weight"], state(other)["layer4.0.conv1.weight"])
+
+
+def altering(split: SplittableBackbone, name: str) -> object:
+    """A checkpoint function that changes one number of a tensor at the third step."""
+
+    def alter(done: Progressed, _snapshot: object) -> None:
+        if done.step == 3:
+            tensor = split.module.state_dict()[name]
+            tensor.add_(1)
+
+    return alter
+
+
+FROZEN = ["conv1.0.weight", "layer1.0.bn1.running_mean", "layer4.0.bn1.running_var", "layer4.0.bn1.num_batches_tracked"]
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_a_frozen_tensor_that_is_altered_while_it_trains_is_an_error_that_names_it(name: str) -> None:
+    """Law 3; statistics behind the boundary are constants in a folded copy, and belong to what is frozen."""
+    split, train, val, head = prepared()
+    settings = replace(SETTINGS, epochs=1)
+    with pytest.raises(TrainingError, match=f"layer3: {name} changed"):
+        fine_tune(split, "layer3", head, train, val, settings, checkpoint=altering(split, name))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("name", "frozen"), [(FROZEN[1], True), (FROZEN[2], False), (FROZEN[3], False)])
+def test_where_batchnorm_learns_only_what_lies_before_the_boundary_is_frozen(name: str, frozen: bool) -> None:
+    split, train, val, head = prepared()
+    settings, given = replace(SETTINGS, epochs=1, live_norms=True), {"checkpoint": altering(split, name)}
+    if frozen:
+        with pytest.raises(TrainingError, match=name):
+            fine_tune(split, "layer3", head, train, val, settings, **given)  # type: ignore[arg-type]
+    else:
+        fine_tune(split, "layer3", head, train, val, settings, **given)  # type: ignore[arg-type]
+
+
+def test_a_frozen_tensor_that_is_replaced_by_another_is_seen_too() -> None:
+    split, train, val, head = prepared()
+
+    def replace_it(done: Progressed, _snapshot: object) -> None:
+        norm = split.module.get_submodule("layer4.0.bn1")
+        norm.running_mean = norm.running_mean + 1
+
+    with pytest.raises(TrainingError, match=r"layer4\.0\.bn1\.running_mean"):
+        fine_tune(split, "layer3", head, train, val, replace(SETTINGS, epochs=1), checkpoint=replace_it)  # type: ignore[arg-type]
 
 
 def begun(live_norms: bool) -> tuple[SplittableBackbone, Samples, Samples, nn.Module]:

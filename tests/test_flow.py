@@ -55,6 +55,7 @@ ORDER = [
     "training.mixing",
     "training.feed",
     "training.graphed",
+    "training.frozen",
     "training.finetune",
     "training.extension",
     "training.sweep",

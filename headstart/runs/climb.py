@@ -23,6 +23,7 @@ from headstart.runs.prepare import Preparation, RungSamples
 from headstart.runs.stages import Stages
 from headstart.training.checkpoint import load_checkpoint, save_checkpoint
 from headstart.training.finetune import Progressed, Samples, State, Tuned, fine_tune, logits_of, trained_names
+from headstart.training.frozen import Digests, digests_of, require_unchanged, tensors_of
 from headstart.training.heads import logits_on
 from headstart.training.ladder import (
     ALPHA,
@@ -58,7 +59,8 @@ class Climbed:
         head: of it.
         results: of every rung, the reference kNN first.
         best: the name of the one that was kept.
-        frozen: fingerprints of all that the best rung did not train, "before" and "after".
+        frozen: of every tensor that the best rung did not train, as it was in the trained module after the last step.
+        pretrained: of every tensor before anything was trained.
         trained: number of the backbone's weights that it trained.
     """
 
@@ -66,7 +68,8 @@ class Climbed:
     head: nn.Module
     results: tuple[RungResult, ...]
     best: str
-    frozen: dict[str, str]
+    frozen: Digests
+    pretrained: Digests
     trained: int
 
 
@@ -96,6 +99,7 @@ class Climb:
         self.folder = folder / CHECKPOINTS
         self.insist = insist
         self.pretrained = {name: tensor.clone() for name, tensor in self.split.module.state_dict().items()}
+        self.digests = digests_of(tensors_of(self.split.module))
         self.classes = logits_on(self.fitted.head, self.train.features[:1]).shape[1]
 
     def run(self, probe_seconds: float) -> Climbed:
@@ -111,6 +115,7 @@ class Climb:
             self.log.event("rung", **asdict(result))
         best, best_right, best_losses = results[-1], right, losses
         best_head, best_state, best_boundary = self.fitted.head, dict[str, Tensor](), ""
+        best_frozen = self.digests
         head = self.fitted.head
         for number, rung in enumerate(self.rungs, start=1):
             asked = self.insist or bool(self.recipe.unfreeze)
@@ -148,9 +153,10 @@ class Climb:
                 best_head, best_boundary = head, rung.boundary.name
                 own = self._changed(rung)
                 best_state = {name: self.split.module.state_dict()[name].clone() for name in own}
+                best_frozen = tuned.frozen
             if (not gained and not self.insist) or little:
                 break
-        return self._finished(results, best, best_head, best_state, best_boundary)
+        return self._finished(results, best, best_head, best_state, best_boundary, best_frozen)
 
     def compared_on(self) -> Labels:
         """Labels of what rungs are compared on: val; with few of them, the training images too."""
@@ -202,7 +208,7 @@ class Climb:
         file = self.folder / f"rung-{number}.safetensors"
         done = load_checkpoint(file)
         if done is not None:
-            return self._finished_before(*done)
+            return self._finished_before(rung, *done)
         started = time.monotonic()
         train, val = self.samples.of(rung)
         self._begin(rung)
@@ -236,7 +242,9 @@ class Climb:
         tensors = {f"backbone.{name}": state[name] for name in own}
         tensors |= {f"head.{name}": tensor for name, tensor in tuned.head.state_dict().items()}
         tensors |= {"right": torch.from_numpy(right), "losses": torch.from_numpy(losses)}
+        self._require_frozen(rung, tuned)
         document = {"history": tuned.history, "best": tuned.best, "seconds": seconds, "log": self.log.size}
+        document["frozen"] = tuned.frozen
         save_checkpoint(file, document, tensors)
         (self.folder / "current.safetensors").unlink(missing_ok=True)
         return tuned, right, losses, seconds
@@ -250,14 +258,25 @@ class Climb:
     def _changed(self, rung: Rung) -> list[str]:
         return trained_names(self.split, rung.boundary.name, live_norms=rung.settings.live_norms)
 
+    def _require_frozen(self, rung: Rung, tuned: Tuned) -> None:
+        """Checks the trained module's frozen tensors against the pretrained ones.
+
+        Raises:
+            TrainingError: one changed.
+        """
+        expected = {name: own for name, own in self.digests.items() if name not in set(self._changed(rung))}
+        found = {name: own for name, own in tuned.frozen.items() if name in self.digests}
+        require_unchanged(expected, found, where=rung.name)
+
     def _finished_before(
-        self, document: dict[str, Any], tensors: State
+        self, rung: Rung, document: dict[str, Any], tensors: State
     ) -> tuple[Tuned, Right, npt.NDArray[np.float64], float]:
         own = {name.removeprefix("backbone."): t for name, t in tensors.items() if name.startswith("backbone.")}
         self.split.module.load_state_dict(own, strict=False)
         head = copy.deepcopy(self.fitted.head)
         head.load_state_dict({n.removeprefix("head."): t for n, t in tensors.items() if n.startswith("head.")})
-        tuned = Tuned(head, document["history"], document["best"])
+        tuned = Tuned(head, document["history"], document["best"], document["frozen"])
+        self._require_frozen(rung, tuned)
         return tuned, tensors["right"].numpy(), tensors["losses"].numpy(), document["seconds"]
 
     def _started(self, number: int) -> Progressed | None:
@@ -327,13 +346,14 @@ class Climb:
         head: nn.Module,
         state: dict[str, Tensor],
         boundary: str,
+        frozen: Digests,
     ) -> Climbed:
         module = self.split.module
         module.load_state_dict(self.pretrained)
-        frozen = {name: t for name, t in module.state_dict().items() if name not in state}
-        before = fingerprint({name: t for name, t in self.pretrained.items() if name not in state})
         module.load_state_dict(state, strict=False)
         module.eval().requires_grad_(False)
+        kept = digests_of(tensors_of(module), without=state)
+        require_unchanged({name: own for name, own in self.digests.items() if name not in state}, kept, where=best.name)
         backbone = self.backbone
         if state:
             backbone = replace(
@@ -347,7 +367,8 @@ class Climb:
             head=head,
             results=tuple(results),
             best=best.name,
-            frozen={"before": before, "after": fingerprint(frozen)},
+            frozen={name: own for name, own in frozen.items() if name in kept},
+            pretrained={name: own for name, own in self.digests.items() if name in kept},
             trained=sum(t.numel() for t in state.values()),
         )
 

@@ -10,7 +10,8 @@ from typing import Any, final
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from headstart.backbone.average import average_features
 from headstart.backbone.forward import FeatureNet
@@ -212,6 +213,19 @@ class Known:
 
         kept_rows = 0 if self.recipe.train_old else sum(t.numel() for t in self.head.state_dict().values())
         return Fitted(head, "extension", reason, settings, refit, frozen=kept_rows)
+
+    def kept_tensors(self, head: nn.Module | None = None) -> dict[str, Tensor]:
+        """What stays of the classifier: the rows of its classes, and the layers before them.
+
+        Args:
+            head: the extended one; the one that is extended where it is not given.
+        """
+        own = self.head if head is None else head
+        assert isinstance(own, LayeredHead)
+        rows, known, last = _rows(own), len(self.classes), f"{_last_linear(own)}."
+        kept = {f"head.{name}": tensor for name, tensor in own.state_dict().items() if not name.startswith(last)}
+        rows_kept = {"head, rows of old classes": rows.weight[:known], "head, biases of old classes": rows.bias[:known]}
+        return kept | {name: torch.from_numpy(array) for name, array in rows_kept.items()}
 
     def judge(self, model: Model, features: Features, *, progress: Progress) -> list[Evaluated]:
         """What was known, scored after it was extended and before.

@@ -41,6 +41,7 @@ from headstart.training.calibration import calibrate
 from headstart.training.classifiers import Fitted, check_classes, fit_classifier
 from headstart.training.doubts import doubts
 from headstart.training.finetune import Samples
+from headstart.training.frozen import Digests, digests_of, tensors_of
 from headstart.training.heads import LINEAR, vectors_of
 from headstart.training.ladder import CROSS_VALIDATE_BELOW, FOLDS, Rung, plan_rungs, plan_text
 from headstart.training.outliers import REFERENCES, TUNED_REFERENCES, Familiar, familiar_with, pick_references
@@ -131,6 +132,17 @@ class Preparation:
         self.net = own or FeatureNet(self.backbone, pool=recipe.pooling, cut=recipe.cut)
         self.frozen: SplittableBackbone | None = None
         self.rungs: list[Rung] = []
+
+    def frozen_digests(self, head: nn.Module | None = None) -> Digests:
+        """Of the backbone that runs the frozen pass, and of the classes that stay where a model is extended.
+
+        Args:
+            head: of the finished model; the one that is extended where it is not given.
+        """
+        own = digests_of(tensors_of(self.backbone.module))
+        if self.known is not None and not self.recipe.train_old:
+            own |= digests_of(self.known.kept_tensors(head))
+        return own
 
     def inspect_images(self) -> Inspection:
         """Looks at every image, keeps its pixels, and settles the split."""

@@ -15,13 +15,12 @@ from headstart.backbone.engine import (
     read_plan,
     write_plan,
 )
-from headstart.backbone.weights import Backbone, fingerprint
 from headstart.data.checks import Inspection
 from headstart.data.dataset import Dataset, open_data
 from headstart.data.splits import SplitShares
 from headstart.errors import RunError
 from headstart.files import user_path
-from headstart.model import data_fingerprint
+from headstart.model import Model, data_fingerprint
 from headstart.progress import Progress, SilentProgress
 from headstart.runs.climb import CHECKPOINTS, Climb, Climbed
 from headstart.runs.folder import (
@@ -41,6 +40,7 @@ from headstart.runs.report import write_card, write_report
 from headstart.runs.stages import Stages
 from headstart.runs.uses import USES_FILE, note_use
 from headstart.training.checkpoint import load_checkpoint
+from headstart.training.frozen import Digests, combined, require_unchanged
 from headstart.training.heads import logits_on
 from headstart.training.ladder import RungResult
 from headstart.training.recipe import Recipe
@@ -182,6 +182,7 @@ def _carry_out(
     keep_freed_memory()
     prepared = Preparation(dataset, recipe, device=start.device, cache=cache, progress=progress)
     backbone, net = prepared.backbone, prepared.net
+    frozen = prepared.frozen_digests()
     clock.lap("load the backbone")
 
     look = prepared.read_images(look)
@@ -239,7 +240,7 @@ def _carry_out(
         look.findings,
         clock.laps,
     )
-    proof = _proof(backbone, climbed, engines)
+    proof = _proof(prepared, frozen, model, climbed, engines)
     log.event("finished", run=str(folder), scores=model.scores, best=run.best, seconds=clock.laps, **proof)
     log.close()
     remembered = prepared.known.remembered_csv() if prepared.known else ""
@@ -284,15 +285,29 @@ def _log_size(folder: Path) -> int:
     return max(sizes, default=0)
 
 
-def _proof(backbone: Backbone, climbed: Climbed | None, engines: EnginePlan) -> dict[str, Any]:
-    """Fingerprints of what was frozen, before and after; and what ran it."""
-    now = fingerprint(backbone.module.state_dict())
-    frozen = {"before": backbone.fingerprint, "after": now} if climbed is None else climbed.frozen
-    trained = climbed.trained if climbed else 0
+def _proof(
+    prepared: Preparation, before: Digests, model: Model, climbed: Climbed | None, engines: EnginePlan
+) -> dict[str, Any]:
+    """What was frozen, before and after training; and the engines that ran it.
+
+    Args:
+        prepared: its backbone ran the frozen pass.
+        before: of that backbone's tensors, and of the classes that stay where a model is extended, when the run began.
+        model: the outcome.
+        climbed: the outcome of fine-tuning.
+        engines: that were chosen.
+
+    Raises:
+        TrainingError: a frozen tensor changed.
+    """
+    after = prepared.frozen_digests(model.head)
+    require_unchanged(before, after, where="the frozen pass")
+    if climbed is not None and climbed.trained:
+        before, after = climbed.pretrained, climbed.frozen
     return {
-        "frozen_before": frozen["before"],
-        "frozen_after": frozen["after"],
-        "trained_weights": trained,
+        "frozen_before": combined(before),
+        "frozen_after": combined(after),
+        "trained_weights": climbed.trained if climbed else 0,
         "engine_exact": engines.reason(exact=True),
         "engine_fast": engines.reason(exact=False),
     }

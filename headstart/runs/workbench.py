@@ -26,7 +26,8 @@ from headstart.evaluation.predictions import evaluate_predictions
 from headstart.model import Model
 from headstart.progress import Progress, SilentProgress
 from headstart.runs.prepare import Preparation, RungSamples
-from headstart.training.finetune import Classifier, epoch_order, logits_of
+from headstart.training.finetune import Classifier, epoch_order, logits_of, trained_names
+from headstart.training.frozen import digests_of, require_unchanged, tensors_of
 from headstart.training.recipe import Recipe
 from headstart.training.targets import are_several, probabilities_of
 from headstart.training.thresholds import best_thresholds
@@ -115,6 +116,10 @@ class Workbench:
             dtype=self._samples.dtype,
             live_norms=rung.settings.live_norms,
         )
+        self._trained = trained_names(self._split, self.boundary, live_norms=rung.settings.live_norms)
+        counts = {id(norm.num_batches_tracked) for norm in self.classifier.norms}  # of batches, where norms learn
+        self._trained += [name for name, own in self._split.module.named_buffers() if id(own) in counts]
+        self._frozen = digests_of(tensors_of(self._split.module), without=self._trained)
 
     def __repr__(self) -> str:
         weights = sum(p.numel() for p in self.classifier.trainable_parameters())
@@ -165,7 +170,13 @@ class Workbench:
         ).scores
 
     def model(self) -> Model:
-        """The classifier as it is, behind the frozen part: a model to save and predict with, scored on val and test."""
+        """The classifier as it is, behind the frozen part: a model to save and predict with, scored on val and test.
+
+        Raises:
+            TrainingError: the loop changed a weight, or a BatchNorm statistic, that is frozen.
+        """
+        after = digests_of(tensors_of(self._split.module), without=self._trained)
+        require_unchanged(self._frozen, after, where="the training loop")
         module = copy.deepcopy(self._split.module).requires_grad_(False)
         was = self._prepared.backbone
         backbone = replace(

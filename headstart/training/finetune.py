@@ -15,7 +15,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self, cast
 
 import numpy as np
@@ -29,6 +29,7 @@ from headstart.backbone.layers import Layout
 from headstart.backbone.split import SplittableBackbone
 from headstart.progress import Progress, SilentProgress
 from headstart.training.feed import ActivationSource, Feed, Row, feed_for
+from headstart.training.frozen import Digests, digests_of, require_unchanged, tensors_of
 from headstart.training.graphed import Graphed
 from headstart.training.mixing import blended, jittered, pasted
 from headstart.training.targets import Labels, are_several, image_weights, losses_in, right_in, soft_targets
@@ -193,11 +194,13 @@ class Tuned:
         head: (N, ...) features -> (N, classes) logits.
         history: see ``Progressed``.
         best: its entry whose weights these are.
+        frozen: of every tensor that was not trained, as it was after the last step; the same as before the first one.
     """
 
     head: nn.Module
     history: list[dict[str, float]]
     best: dict[str, float]
+    frozen: Digests = field(default_factory=dict, repr=False)
 
 
 def trained_names(split: SplittableBackbone, boundary: str, *, live_norms: bool = False) -> list[str]:
@@ -347,12 +350,19 @@ def fine_tune(
         start: where to go on; from the beginning where it is not given.
         checkpoint: called after every step with how far it has come, and a function that gives the tensors for it.
         progress: told of each batch.
+
+    Raises:
+        TrainingError: a frozen tensor changed meanwhile.
     """
     with _on(device, split.module), as_told(device):
         trainer = _Trainer(split, boundary, head, train, val, settings, dtype, device)
+        before = trainer.frozen_digests()
         if start is not None:
             trainer.restore(start)
-        return trainer.run(checkpoint, progress or SilentProgress())
+        tuned = trainer.run(checkpoint, progress or SilentProgress())
+        after = trainer.frozen_digests()
+    require_unchanged(before, after, where=f"fine-tuning behind {boundary}")
+    return replace(tuned, frozen=after)
 
 
 @contextmanager
@@ -437,6 +447,8 @@ class _Trainer:
         self.unread: list[Tensor] = []
         self.order: tuple[int, npt.NDArray[np.int64]] | None = None
         self.norms, self.statistics = self.classifier.norms, self.classifier.statistics
+        self.batch_counts = [cast(Tensor, norm.num_batches_tracked) for norm in self.norms]
+        self.first_batch_counts = [count.clone() for count in self.batch_counts]
         self.dropouts = [part for part in self.head.modules() if isinstance(part, nn.Dropout)]
         self.parameters = self.classifier.trainable()
         groups = self.classifier.parameter_groups(settings.lr, decay=settings.decay, weight_decay=settings.weight_decay)
@@ -451,7 +463,7 @@ class _Trainer:
                 group["lr"] = own
         self.optimizer = torch.optim.AdamW(groups, fused=True, capturable=device != CPU)
         self.live = list(self.parameters.values())
-        self.layout = Layout.of(split.module)
+        self.network, self.layout = split.module, Layout.of(split.module)
         self.average = [p.detach().clone() for p in self.live]
         self.best: list[Tensor] = []
         self.done = Progressed()
@@ -464,6 +476,15 @@ class _Trainer:
         self.classes, self.several = classes, are_several(train.labels)
         self.targets = soft_targets(train.labels, classes, settings.smoothing)
         self.weights = image_weights(train.labels, classes, balance=settings.balance)
+
+    def frozen_digests(self) -> Digests:
+        """Of all that is not trained: in the network, in what the suffix holds beside it, and in the head."""
+        network = tensors_of(self.network)
+        shared = {id(tensor) for tensor in network.values()}
+        beside = {name: t for name, t in tensors_of(self.classifier.suffix).items() if id(t) not in shared}
+        head = {f"head.{name}": tensor for name, tensor in self.head.named_buffers()}
+        trained = [name.removeprefix("backbone.") for name in self.parameters] + list(self.statistics)
+        return digests_of(network | beside | head, without=trained)
 
     def run(self, checkpoint: Checkpoint | None, progress: Progress) -> Tuned:
         done, count = self.done, len(self.train.labels)
@@ -486,6 +507,7 @@ class _Trainer:
                 if checkpoint is not None:
                     checkpoint(done, self.snapshot)
         _copy([*self.live, *self.statistics.values()], self.best)
+        _copy(self.batch_counts, self.first_batch_counts)  # they count batches since the last estimate only
         for parameter in self.live:
             parameter.requires_grad_(False)
         assert done.best is not None
