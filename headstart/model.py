@@ -385,11 +385,14 @@ class Model:
         """
         try:
             if isinstance(picture, (Image.Image, np.ndarray)):
-                image = as_rgb(picture)
+                image = as_rgb(picture, value_range=self.preprocessing.value_range)
             else:
                 source = picture if isinstance(picture, bytes) else os.fspath(picture)
-                least = self.preprocessing.decode_at_least
-                image = decode(source, at_least=least, most=most, at_once=at_once).image
+                own = self.preprocessing
+                decoded = decode(
+                    source, at_least=own.decode_at_least, value_range=own.value_range, most=most, at_once=at_once
+                )
+                image = decoded.image
             return fit_to(image, self.preprocessing, at_once=at_once)
         except UnreadableImage as error:
             return error.reason

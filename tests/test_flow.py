@@ -18,6 +18,7 @@ ORDER = [
     "progress",
     "store",
     "data.table",
+    "data.bit_depth",
     "data.images",
     "data.augment",
     "data.scan",

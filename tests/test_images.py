@@ -127,13 +127,146 @@ def png(width: int, height: int, *, depth: int = 8, colour: int = 2, rows: bytes
 
 def test_transparency_is_laid_over_white() -> None:
     clear = Image.new("RGBA", (20, 20), (0, 0, 0, 0))
+    clear.putpixel((0, 0), (0, 0, 0, 255))
     half = Image.new("RGBA", (20, 20), (0, 0, 0, 128))
     assert decode(encoded(clear, "PNG")).image.getpixel((5, 5)) == (255, 255, 255)
     assert decode(encoded(half, "PNG")).image.getpixel((5, 5)) == (127, 127, 127)
     assert decode(encoded(clear.convert("LA"), "PNG")).image.getpixel((5, 5)) == (255, 255, 255)
     palette = Image.new("P", (20, 20), 1)
     palette.putpalette([0, 0, 0, 10, 20, 30])
+    palette.putpixel((0, 0), 0)
     assert decode(encoded(palette, "PNG", transparency=1)).image.getpixel((5, 5)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("kind", ["TGA", "PNG", "BMP V5", "LA", "PA", "16 bits"])
+def test_an_alpha_channel_that_is_zero_everywhere_is_no_alpha(kind: str) -> None:
+    image = picture(3)
+    expected = image.convert("L").convert("RGB") if kind == "LA" else image
+    bare = image.convert("RGBA")
+    bare.putalpha(0)
+    if kind == "16 bits":
+        deep = np.asarray(bare).astype(">u2") * 257
+        data = png(48, 40, depth=16, colour=6, rows=b"".join(b"\0" + row.tobytes() for row in deep))
+    elif kind == "BMP V5":
+        data = bmp_v5(bare)
+    elif kind == "PA":
+        few = image.quantize(200)
+        expected, data = few.convert("RGB"), encoded(few, "PNG", transparency=bytes(256))
+    else:
+        data = encoded(bare.convert("LA") if kind == "LA" else bare, "PNG" if kind == "LA" else kind)
+    assert np.array_equal(decode(data).image, expected)
+
+
+def bmp_v5(image: Image.Image) -> bytes:
+    """With masks of bits for four channels, the last of them alpha."""
+    body = np.asarray(image)[::-1, :, [2, 1, 0, 3]].tobytes()
+    masks = 0xFF0000, 0xFF00, 0xFF, 0xFF000000
+    head = struct.pack("<IiiHHIIiiII4I", 124, *image.size, 1, 32, 3, len(body), 0, 0, 0, 0, *masks) + bytes(68)
+    return struct.pack("<2sIHHI", b"BM", 14 + 124 + len(body), 0, 0, 14 + 124) + head + body
+
+
+@pytest.mark.parametrize("most", [200, 1023, 4095, 65535])
+@pytest.mark.parametrize("kind", [b"P5", b"P6", b"P2"])
+def test_pgm_and_ppm_are_scaled_by_their_maximum(most: int, kind: bytes) -> None:
+    image = picture(3) if kind == b"P6" else picture(3).convert("L")
+    values = np.rint(np.asarray(image) / 255 * most).astype("u1" if most < 256 else ">u2")
+    body = " ".join(map(str, values.ravel())).encode() if kind == b"P2" else values.tobytes()
+    decoded = decode(kind + f" 48 40 {most}\n".encode() + body)
+    gap = np.abs(np.asarray(decoded.image).astype(int) - np.asarray(image.convert("RGB")))
+    assert gap.max() <= (1 if most == 200 or kind == b"P2" else 0)
+    if kind == b"P5":
+        assert decoded.bits == max(8, most.bit_length())
+
+
+def test_a_pgm_that_ends_too_early_is_refused() -> None:
+    with pytest.raises(UnreadableImage, match="truncated"):
+        decode(b"P5 48 40 1023\n" + bytes(3000))
+
+
+def tiff(values: np.ndarray, *, order: str = "<", photometric: int | None = None, bits: int = 16) -> bytes:
+    """(H, W) or (H, W, 3) values of 16 bits, not compressed; of 12 bits, two in three bytes."""
+    height, width = values.shape[:2]
+    channels = 1 if values.ndim == 2 else values.shape[2]
+    body = values.astype(order + "u2").tobytes()
+    if bits == 12:
+        first, second = values.reshape(-1, 2).astype(int).T
+        body = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], 1).astype(np.uint8).tobytes()
+    meaning = photometric if photometric is not None else 1 if channels == 1 else 2
+    short = {256: width, 257: height, 258: bits, 259: 1, 262: meaning, 273: 0, 277: channels, 278: height}
+    place = 8 + 2 + 12 * 9 + 4
+    each = struct.pack(f"{order}{channels}H", *[bits] * channels)
+    entries = b""
+    for number, value in short.items():
+        if number == 258 and channels > 1:
+            entries += struct.pack(f"{order}HHII", number, 3, channels, place)
+        elif number == 273:
+            entries += struct.pack(f"{order}HHII", number, 4, 1, place + len(each))
+        else:
+            entries += struct.pack(f"{order}HHIHH", number, 3, 1, value, 0)
+    entries += struct.pack(f"{order}HHII", 279, 4, 1, len(body))
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, 9)
+    return head + entries + bytes(4) + each + body
+
+
+def test_12_bits_of_a_12_bit_tiff_reach_white_and_a_negative_is_turned() -> None:
+    ramp = np.linspace(0, 4095, 64).astype(np.uint16).reshape(1, -1).repeat(8, 0)
+    decoded = decode(tiff(ramp, bits=12))
+    assert (decoded.bits, decoded.used_bits) == (12, 12)
+    assert np.array_equal(np.asarray(decoded.image)[..., 0], np.rint(ramp / 4095 * 255))
+    for order in "<", ">":
+        straight = np.asarray(decode(tiff(ramp * 16, order=order)).image)[..., 0]
+        assert np.array_equal(straight, ramp >> 4)
+    negative = np.asarray(decode(tiff(ramp * 16, photometric=0)).image)[..., 0]
+    assert np.array_equal(negative, (65535 - ramp * 16) >> 8)
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff <", "tiff >", "grey png", "lzw"])
+def test_a_value_range_uses_every_bit_of_grey_and_of_colours(kind: str) -> None:
+    """In 12 of 16 bits, 4 are left where each colour is cut to 8 first."""
+    values = np.random.default_rng(0).integers(0, 4096, (20, 32, 3)).astype(np.uint16)
+    if kind == "png":
+        data = png(32, 20, depth=16, colour=2, rows=b"".join(b"\0" + row.tobytes() for row in values.astype(">u2")))
+    elif kind == "grey png":
+        values = values[..., :1].repeat(3, 2)
+        data = encoded(Image.fromarray(values[..., 0]), "PNG")
+    elif kind == "lzw":
+        values = values[..., :1].repeat(3, 2)
+        data = encoded(Image.fromarray(values[..., 0]), "TIFF", compression="tiff_lzw")
+    else:
+        data = tiff(values, order=kind[-1])
+    plain = decode(data)
+    assert (plain.bits, plain.used_bits) == (16, 12)
+    assert np.array_equal(plain.image, values >> 8)
+    seen = np.asarray(decode(data, value_range=(1000 / 65535, 4000 / 65535)).image)
+    gap = np.abs(seen - ((values - 1000.0) / 3000).clip(0, 1) * 255)
+    assert gap.max() < 0.5 + 1e-6
+
+
+def test_a_value_range_leaves_files_of_8_bits_alone() -> None:
+    data = encoded(picture(1), "PNG")
+    assert np.array_equal(decode(data, value_range=(0, 0.1)).image, picture(1))
+    assert (decode(data).bits, decode(data).used_bits) == (8, 8)
+
+
+@pytest.mark.parametrize("flags", [(1, 0), (1, 1), (4, 0), (0, 0), (0, 1)])
+def test_of_a_tiff_the_thumbnail_before_the_page_is_passed_over(flags: tuple[int, int]) -> None:
+    small, large = picture(1, size=(60, 40)), picture(1, size=(300, 200))
+    data = bytearray(encoded(small, "TIFF", save_all=True, append_images=[large], tiffinfo={254: 77}))
+    for flag in flags:
+        place = data.index(struct.pack("<HHII", 254, 4, 1, 77)) + 8
+        data[place : place + 2] = struct.pack("<H", flag)
+    assert decode(bytes(data)).image.size == (large if flags[0] else small).size
+
+
+@pytest.mark.parametrize("ending", ["cr2", "nef", "arw", "dng"])
+def test_camera_raw_files_are_refused_with_what_to_do(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"a.{ending}"
+    path.write_bytes(encoded(quadrants(64), "TIFF"))  # the preview that such a file begins with
+    with pytest.raises(UnreadableImage, match="camera raw: export it as JPEG or TIFF first"):
+        decode(path)
+    for start in (b"FUJIFILMCCD-RAW 0201", b"\0\0\0\x18ftypcrx ", b"II*\0\x10\0\0\0CR\2\0", b"IIU\0\x18\0"):
+        with pytest.raises(UnreadableImage, match="camera raw"):
+            decode(start + bytes(99))
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
@@ -226,7 +359,11 @@ def test_arrays_and_pillow_images_in_memory() -> None:
     assert np.asarray(as_rgb(grey)).shape == (3, 4, 3)
     assert np.asarray(as_rgb(grey[..., None])).shape == (3, 4, 3)
     clear = np.zeros((3, 4, 4), dtype=np.uint8)
-    assert np.asarray(as_rgb(clear)).min() == 255
+    clear[0, 0, 3] = 255
+    assert np.asarray(as_rgb(clear))[1:].min() == 255
+    ignored = np.full((3, 4, 4), 7, dtype=np.uint8)
+    ignored[..., 3] = 0
+    assert np.asarray(as_rgb(ignored)).max() == 7
     assert as_rgb(picture(0).convert("CMYK")).mode == "RGB"
     for wrong in (grey.astype(np.float32), np.zeros((2, 2, 5), np.uint8), np.zeros((0, 4, 3), np.uint8)):
         with pytest.raises(UnreadableImage, match="array"):

@@ -131,7 +131,7 @@ def views(
         UnreadableImage: the file is no usable picture.
     """
     at_least = _decode_at_least(augmentation, preprocessing)
-    image = decode(source, at_least=at_least).image
+    image = decode(source, at_least=at_least, value_range=preprocessing.value_range).image
     excess = min(image.size) // at_least
     if excess > 1:  # no JPEG, which ``decode`` has reduced, or one too large even for its 1/8
         image = image.reduce(excess)

@@ -23,10 +23,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from headstart.data.bit_depth import ValueRange, deep_values, tag
 from headstart.errors import LargeImage, UnreadableImage
 from headstart.html import data_address
 
-DECODER_VERSION = 2
+DECODER_VERSION = 3
 """Counted up whenever ``decode`` or ``fit_to`` would give other pixels; part of every cache key."""
 
 DECODE_AT_LEAST = 256
@@ -62,6 +63,11 @@ SUFFIXES = frozenset(
 )
 """Endings of files that are taken for images; the content decides what they are."""
 
+CAMERA_RAW = frozenset([".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf", ".pef", ".srw", ".nrw"])
+"""Endings of camera raw files, which hold what the sensor measured and no picture but a small preview."""
+
+RAW_REMEDY = "camera raw: export it as JPEG or TIFF first"
+
 FORMATS = (
     "JPEG",
     "MPO",
@@ -88,6 +94,13 @@ MOST_SEGMENTS = 5000
 
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.DOTALL)
 """Of a JPEG's segments that have a length, and its end."""
+
+MOST_THUMBNAILS = 100
+"""Pages at the beginning of a TIFF that are looked at for one that is no thumbnail."""
+
+NEW_SUBFILE_TYPE, THUMBNAIL_OR_MASK = 254, 1 | 4
+SUBFILE_TYPE, REDUCED = 255, 2
+"""Tags of a TIFF's page, the second of them an old one, and the values that tell of a thumbnail."""
 
 START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
 
@@ -147,6 +160,8 @@ class Preprocessing:
         interpolation: of the resize, by Pillow's name.
         mean: per channel, of pixels scaled to 0-1.
         std: per channel, of pixels scaled to 0-1.
+        value_range: what becomes black and white of images of more than 8 bits per channel, as shares of their file's
+            full scale; None for the full scale. Images of 8 bits are taken as they are.
 
     Source: timm's ``pretrained_cfg`` and ``timm.data.transforms_factory.transforms_imagenet_eval``, which this
     reproduces to the pixel.
@@ -159,6 +174,7 @@ class Preprocessing:
     interpolation: str = "bicubic"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    value_range: ValueRange | None = None
 
     @property
     def resize_to(self) -> tuple[int, int]:
@@ -195,30 +211,37 @@ class Decoded:
         width: of the picture as stored, upright, in pixels.
         height: of the picture as stored, upright, in pixels.
         format: Pillow's name of the file's real format, "JPEG".
+        bits: bits per channel of the file; 8 where it has fewer.
+        used_bits: of these, what the largest value needs; at most ``bits``, and 8 where that is 8.
     """
 
     image: Image.Image
     width: int
     height: int
     format: str
+    bits: int = 8
+    used_bits: int = 8
 
 
 def decode(
     source: bytes | str | Path,
     *,
     at_least: int = DECODE_AT_LEAST,
+    value_range: ValueRange | None = None,
     most: int | None = None,
     at_once: int | None = None,
 ) -> Decoded:
     """Opens a picture of any supported kind as upright RGB.
 
     EXIF orientation is applied; grey, palette, 1-bit, CMYK and 16-bit pictures become 8-bit RGB; transparency is laid
-    over white; of an animation the first frame is taken. JPEGs whose shorter side is at least twice ``at_least`` are
-    decoded at 1/2, 1/4 or 1/8 of their size, never below it.
+    over white, but an alpha channel that is zero everywhere is ignored; of an animation the first frame is taken, of a
+    TIFF the first page that is no thumbnail. JPEGs whose shorter side is at least twice ``at_least`` are decoded at
+    1/2, 1/4 or 1/8 of their size, never below it.
 
     Args:
         source: the file's bytes, or its path.
         at_least: shorter side that must be kept, in pixels.
+        value_range: see ``Preprocessing``.
         most: pixels that the picture may have; of more it is refused by its header, before any is decoded.
         at_once: pixels that may be decoded now, for whoever bounds what many threads decode together.
 
@@ -235,13 +258,15 @@ def decode(
         raise UnreadableImage(name, "empty file (0 bytes)")
     if data.startswith(b"\xff\xd8") and _is_laborious(data):
         raise UnreadableImage(name, f"not a usual JPEG: more than {MOST_SCANS:,} scans or {MOST_SEGMENTS:,} segments")
+    if _is_camera_raw(name, data):
+        raise UnreadableImage(name, RAW_REMEDY)
     try:
-        image = Image.open(io.BytesIO(data), formats=_known_formats())
+        image = _opened(data)
         if most is not None and image.width * image.height > most:
             raise UnreadableImage(
                 name, f"too large: {image.width:,} x {image.height:,} pixels; at most {most / 1e6:g} million are taken"
             )
-        return _upright_rgb(image, at_least, at_once)
+        return _upright_rgb(image, data, at_least=at_least, value_range=value_range, at_once=at_once)
     except UnreadableImage as error:
         raise UnreadableImage(name, error.reason) from None
     except LargeImage:
@@ -272,17 +297,19 @@ def jpeg_bytes(image: Image.Image, *, quality: int) -> bytes:
     return data.getvalue()
 
 
-def as_rgb(image: Image.Image | npt.NDArray[Any]) -> Image.Image:
+def as_rgb(image: Image.Image | npt.NDArray[Any], *, value_range: ValueRange | None = None) -> Image.Image:
     """An upright RGB picture from one that is already in memory.
 
     Args:
         image: a Pillow image of any mode, or a uint8 array of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
+        value_range: see ``Preprocessing``; for Pillow images of 16 bits.
 
     Raises:
         UnreadableImage: another type, dtype, shape or mode.
     """
     if isinstance(image, Image.Image):
-        return _upright_rgb(image, at_least=None).image
+        _go_to_picture(image)
+        return _upright_rgb(image, value_range=value_range).image
     array = np.asarray(image)
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise UnreadableImage(
@@ -372,21 +399,57 @@ def format_fits_name(path: str, image_format: str) -> bool:
     return expected is None or Path(path).suffix.lower() in expected
 
 
-def _upright_rgb(image: Image.Image, at_least: int | None, at_once: int | None = None) -> Decoded:
+def _opened(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data), formats=_known_formats())
+    _go_to_picture(image)
+    return image
+
+
+def _go_to_picture(image: Image.Image) -> None:
+    """Moves to the first frame; in a TIFF to the first page that is no thumbnail and no mask, else to the largest."""
+    if image.format != "TIFF":
+        if image.tell():
+            image.seek(0)
+        return
+    areas: list[int] = []
+    for page in range(MOST_THUMBNAILS):
+        try:
+            image.seek(page)
+        except EOFError:
+            break
+        if not (tag(image, NEW_SUBFILE_TYPE) or 0) & THUMBNAIL_OR_MASK and tag(image, SUBFILE_TYPE) != REDUCED:
+            return
+        areas.append(image.width * image.height)
+    image.seek(areas.index(max(areas)))
+
+
+def _upright_rgb(
+    image: Image.Image,
+    data: bytes = b"",
+    *,
+    at_least: int | None = None,
+    value_range: ValueRange | None = None,
+    at_once: int | None = None,
+) -> Decoded:
     width, height = image.size
     if not width or not height:
         raise UnreadableImage("", f"no pixels ({width} x {height})")
     kind = image.format or ""
-    if image.tell():
-        image.seek(0)
     if at_least is not None:
         image.draft(None, (at_least, at_least))
     if at_once is not None and (pixels := _taken(image, width * height)) > at_once:
         raise LargeImage(pixels)
+    bits, used_bits = 8, 8
+    deep = deep_values(image, data, exact=value_range is not None)
     image.load()
-    turn = _TURNS.get(_orientation(image))
+    turn = _TURNS.get(_orientation(image))  # after loading, by which Pillow turns a TIFF itself
+    if deep is not None:
+        if deep.bits > 8:
+            bits, used_bits = deep.bits, deep.used_bits
+        image = deep.to_8_bits(value_range if deep.bits > 8 else None)
     upright = _to_rgb(image if turn is None else image.transpose(turn))
-    return Decoded(upright, *((height, width) if turn in _SIDEWAYS else (width, height)), kind)
+    size = (height, width) if turn in _SIDEWAYS else (width, height)
+    return Decoded(upright, *size, kind, bits, used_bits)
 
 
 def _taken(image: Image.Image, stored: int) -> int:
@@ -407,15 +470,26 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise UnreadableImage("", "32-bit pixels have no agreed white: save it with 8 or 16 bits a channel")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+    if image.mode in ("I", "F"):
+        raise UnreadableImage("", "signed, 32-bit or float pixels have no agreed white: save it with 8 or 16 bits")
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         image = image if image.mode == "RGBA" else image.convert("RGBA")
+        if image.getchannel("A").getextrema() == (0, 0):  # written by programs that do not know of alpha
+            return image.convert("RGB")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _is_camera_raw(name: str, data: bytes) -> bool:
+    """By its content, or by its name where its content is a TIFF: such a file holds a small preview."""
+    if data.startswith((b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"MMOR", b"IIU\0")) or data[4:11] == b"ftypcrx":
+        return True
+    if not data.startswith((b"II*\0", b"MM\0*")):
+        return False
+    return data[8:10] == b"CR" or Path(name).suffix.lower() in CAMERA_RAW
 
 
 def _reason(data: bytes, error: Exception) -> str:

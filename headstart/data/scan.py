@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageChops
 
+from headstart.data.bit_depth import ValueRange
 from headstart.data.images import (
     DECODE_AT_LEAST,
     DECODER_VERSION,
@@ -56,12 +57,15 @@ FACTS = np.dtype(
         ("tones", "u1", (3,)),
         ("brightest", "u1"),
         ("sharpness", "<f4"),
+        ("bits", "u1"),
+        ("used_bits", "u1"),
     ]
 )
 """What is kept of every picture: its size upright in pixels, Pillow's format name, a 64-bit perceptual hash (the
 signs of the 8x8 lowest frequencies of its cosine transform: ``imagehash.phash``), a thumbnail, RGB 0-255, a finer one
 in grey, the 1st, 5th and 99th percentile of its grey tones, 0-255, the 99th of each pixel's largest channel, and the
-99.7th of its second differences (Laplacian) as a share of the range of its tones."""
+99.7th of its second differences (Laplacian) as a share of the range of its tones; bits per channel, and how many of
+them are used (see ``images.Decoded``)."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +98,11 @@ class _Look:
     pixels: Rgb | None = None
 
 
-def facts_store(root: Path | None = None) -> RowStore:
-    """Where the facts of every picture ever seen are kept."""
-    about = {"decoder": DECODER_VERSION, "facts": 2, "fields": ", ".join(FACTS.names or ())}
+def facts_store(root: Path | None = None, *, value_range: ValueRange | None = None) -> RowStore:
+    """Where the facts of every picture ever seen are kept; of deep ones they depend on the range of values."""
+    about = {"decoder": DECODER_VERSION, "facts": 3, "fields": ", ".join(FACTS.names or ())}
+    if value_range is not None:
+        about["value_range"] = list(value_range)
     return RowStore("facts", about, dtype=FACTS, root=root)
 
 
@@ -126,7 +132,7 @@ def scan(
         CacheError: the cache cannot be written, or the disk is too small for the pixels.
     """
     progress = progress or SilentProgress()
-    known = facts_store(cache)
+    known = facts_store(cache, value_range=preprocessing.value_range if preprocessing else None)
     pixels = pixel_store(preprocessing, cache) if preprocessing else None
 
     def look(path: str) -> _Look:
@@ -173,12 +179,13 @@ def scan(
 
 def _decode_once(data: bytes, key: bytes, preprocessing: Preprocessing | None) -> _Look:
     """Facts come from the same decode on every path, so that they never depend on the backbone that is in use."""
-    decoded = decode(data)
+    value_range = preprocessing.value_range if preprocessing else None
+    decoded = decode(data, value_range=value_range)
     facts = _facts(decoded)
     if preprocessing is None:
         return _Look(key, facts=facts)
     if preprocessing.decode_at_least > DECODE_AT_LEAST:
-        decoded = decode(data, at_least=preprocessing.decode_at_least)
+        decoded = decode(data, at_least=preprocessing.decode_at_least, value_range=value_range)
     return _Look(key, facts=facts, pixels=fit_to(decoded.image, preprocessing))
 
 
@@ -188,7 +195,7 @@ def _facts(decoded: Decoded) -> npt.NDArray[Any]:
     word = int.from_bytes(np.packbits(bits).tobytes(), "big")
     fine = np.asarray(decoded.image.convert("L").resize((GREY, GREY), Image.Resampling.BOX))
     own = (decoded.width, decoded.height, decoded.format.encode()[:8], word, thumb, fine)
-    return np.array((*own, *_tones_and_sharpness(decoded.image)), dtype=FACTS)
+    return np.array((*own, *_tones_and_sharpness(decoded.image), decoded.bits, decoded.used_bits), dtype=FACTS)
 
 
 def _tones_and_sharpness(image: Image.Image) -> tuple[list[int], int, float]:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from headstart.data.bit_depth import ValueRange
 from headstart.errors import ExportError
 
 EXPORT_VERSION = 1
@@ -39,7 +40,8 @@ class About:
         unsure: the words for an answer that is too unsure.
         none: the words for a picture of something else.
         decode_at_least: shorter side, in pixels, that a JPEG may be reduced to while it is decoded (see ``decode``).
-        preprocessing: what the graph does with the pixels, see ``Preprocessing``.
+        preprocessing: what the graph does with the pixels, see ``Preprocessing``; its ``value_range`` alone comes
+            before the graph, where a picture is decoded to 8 bits.
         temperature: that the graph divides logits by.
         precision: "float32" or "int8".
         model: ``Model.version`` of the model that it was made from.
@@ -63,6 +65,12 @@ class About:
     backbone: str
     headstart: str
     written_with: dict[str, str]
+
+    @property
+    def value_range(self) -> ValueRange | None:
+        """What becomes black and white of pictures of more than 8 bits before the graph sees them; see there."""
+        found = self.preprocessing.get("value_range")
+        return (float(found[0]), float(found[1])) if found else None
 
     def text(self) -> str:
         """One line of ASCII that begins with its version."""

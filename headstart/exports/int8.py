@@ -12,6 +12,7 @@ import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from headstart.backbone.weights import quiet
+from headstart.data.bit_depth import ValueRange
 from headstart.data.images import decode, map_images
 from headstart.errors import ExportError, UnreadableImage, first_line
 from headstart.exports.about import INPUT
@@ -28,13 +29,16 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 _BACKBONE = "'net'"
 
 
-def quantized(proto: onnx.ModelProto, pictures: Sequence[str], *, decode_at_least: int) -> onnx.ModelProto:
+def quantized(
+    proto: onnx.ModelProto, pictures: Sequence[str], *, decode_at_least: int, value_range: ValueRange | None = None
+) -> onnx.ModelProto:
     """The same graph with a backbone of 8 bits; what comes before and behind it stays float32 and costs little.
 
     Args:
         proto: as ``onnx_graph`` gives it; left as it is.
         pictures: paths of images that were learnt from, on which ranges are measured.
         decode_at_least: see ``About``.
+        value_range: see ``Preprocessing``.
 
     Raises:
         ExportError: no picture can be read, or the quantiser fails.
@@ -43,7 +47,7 @@ def quantized(proto: onnx.ModelProto, pictures: Sequence[str], *, decode_at_leas
     apart = [node.name for node in proto.graph.node if not _in_backbone(node)] + convolutions[:FIRST]
     own = onnx.ModelProto()
     own.CopyFrom(proto)
-    reader = _Pictures(pictures, decode_at_least)
+    reader = _Pictures(pictures, decode_at_least, value_range)
     try:
         with tempfile.TemporaryDirectory(prefix="headstart-") as folder, quiet("root"):
             file = Path(folder) / "int8.onnx"
@@ -73,8 +77,8 @@ def _in_backbone(node: onnx.NodeProto) -> bool:
 class _Pictures(CalibrationDataReader):  # type: ignore[misc]  # the package has no types
     """Pictures, one by one, as they come from their files."""
 
-    def __init__(self, paths: Sequence[str], decode_at_least: int) -> None:
-        self.paths, self.decode_at_least = paths, decode_at_least
+    def __init__(self, paths: Sequence[str], decode_at_least: int, value_range: ValueRange | None) -> None:
+        self.paths, self.decode_at_least, self.value_range = paths, decode_at_least, value_range
         self.images = self._decoded()
         self.read = 0
 
@@ -86,7 +90,7 @@ class _Pictures(CalibrationDataReader):  # type: ignore[misc]  # the package has
     def _decoded(self) -> Iterator[Any]:
         def one(path: str) -> Any:
             try:
-                return np.array(decode(path, at_least=self.decode_at_least).image)
+                return np.array(decode(path, at_least=self.decode_at_least, value_range=self.value_range).image)
             except UnreadableImage:
                 return None
 

@@ -84,16 +84,16 @@ def _run(folder: Path) -> None:
     except HeadstartError as error:
         (folder / FAULT_FILE).write_text(str(error), encoding="utf-8", errors="backslashreplace")
         return
-    at_least, paths = opened.about.decode_at_least, job["paths"]
-    for image in _decoded(paths[:1], at_least):  # the first run of all is slower
+    about, paths = opened.about, job["paths"]
+    for image in _decoded(paths[:1], about):  # the first run of all is slower
         if image is not None:
             opened(image[None])
     started = time.perf_counter()
-    probabilities, outliers = _answers(opened, _decoded(paths, at_least), len(paths))
+    probabilities, outliers = _answers(opened, _decoded(paths, about), len(paths))
     seconds = time.perf_counter() - started
     whole = np.full_like(probabilities, np.nan)
     if job["whole"]:
-        whole, _ = _answers(opened, _decoded(paths, at_least, only_whole=True), len(paths))
+        whole, _ = _answers(opened, _decoded(paths, about, only_whole=True), len(paths))
     np.savez(
         folder / ANSWERS_FILE,
         probabilities=probabilities,
@@ -115,12 +115,12 @@ def _answers(opened: ExportFile, images: Iterator[Rgb | None], count: int) -> tu
     return probabilities, outliers
 
 
-def _decoded(paths: Sequence[str], at_least: int, *, only_whole: bool = False) -> Iterator[Rgb | None]:
+def _decoded(paths: Sequence[str], about: About, *, only_whole: bool = False) -> Iterator[Rgb | None]:
     """Pictures as Headstart decodes them; or, whole, those that it reduces; None for the others."""
 
     def one(path: str) -> Rgb | None:
         try:
-            found = decode(path, at_least=at_least)
+            found = decode(path, at_least=about.decode_at_least, value_range=about.value_range)
             if only_whole:
                 reduced = found.image.size != (found.width, found.height)
                 return np.array(decode(path, at_least=WHOLE).image) if reduced else None

@@ -296,7 +296,7 @@ def _write(
         write_onnx(proto, about, file)
         return about, {to: file}
     progress.say(f"Measuring ranges of activations on {len(learnt):,} images that are not compared on.")
-    small = quantized(proto, learnt, decode_at_least=about.decode_at_least)
+    small = quantized(proto, learnt, decode_at_least=about.decode_at_least, value_range=about.value_range)
     twin = scratch / "float32.onnx"
     write_onnx(proto, about, twin)
     about = about_of(model, written_with=made_by, precision=quantize)
