@@ -2,6 +2,7 @@
 
 HeadstartError
 ├── DataError            a folder or table that cannot be used as it is
+│   ├── InputError       paths, labels or weights that a scikit-learn estimator was given; a ValueError as well
 │   ├── UnreadableImage  one file that is no usable image (``path``, ``reason``)
 │   └── LargeImage       one that would take more memory than it may at that moment (``pixels``)
 ├── WeightsError         pretrained weights that cannot be had or do not fit
@@ -26,6 +27,13 @@ class HeadstartError(Exception):
 
 class DataError(HeadstartError):
     """A folder, a table or the images in it cannot be used as they are."""
+
+
+class InputError(DataError, ValueError):
+    """Paths, labels or sample weights given to a scikit-learn estimator cannot be used.
+
+    A ``ValueError`` as well, which is what scikit-learn's conventions ask of estimators.
+    """
 
 
 class UnreadableImage(DataError):

@@ -1,20 +1,26 @@
 """scikit-learn's way in: a transformer from paths to features, and a classifier on paths.
 
 Both keep scikit-learn's conventions: constructors only store, what ``fit`` learns ends in ``_``, ``clone`` and
-``get_params`` work, and so do pipelines, ``cross_val_score`` and grid searches. Features are kept on disk, so the folds
-of a cross-validation run the backbone once.
+``get_params`` work, and so do pipelines, ``cross_val_score``, grid searches, ``pickle`` and ``joblib``. Features are
+kept on disk, so the folds of a cross-validation run the backbone once.
+
+A pickle holds what was fitted and not the backbone, which is loaded again where it is unpickled; it refuses weights
+that have changed. To move a classifier to another machine, save ``ImageClassifier.as_model()``.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, Self, cast
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
+from sklearn.exceptions import DataConversionWarning
 from sklearn.utils import Tags
+from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
 from headstart.backbone.forward import FeatureNet, feature_shape
@@ -22,7 +28,7 @@ from headstart.backbone.layers import Layout
 from headstart.backbone.pooling import Pooling
 from headstart.backbone.weights import DEFAULT_BACKBONE, load_backbone
 from headstart.data.scan import scan
-from headstart.errors import DataError, OptionError
+from headstart.errors import DataError, InputError, OptionError, WeightsError, first_line
 from headstart.features.extract import compute_features
 from headstart.model import Model, data_fingerprint
 from headstart.training.classifiers import fit_classifier
@@ -30,6 +36,7 @@ from headstart.training.heads import LINEAR
 from headstart.training.recipe import Recipe
 
 Paths = Sequence[str | os.PathLike[str]] | npt.NDArray[Any]
+"""N paths of images: a list, an array, or a column of a data frame (a frame of one column as well)."""
 
 
 class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -68,9 +75,11 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         """Loads the backbone; learns nothing from the images.
 
         Raises:
+            InputError: ``X`` is no list of paths.
             WeightsError: the weights cannot be had.
             OptionError: an argument has a value that it cannot take.
         """
+        _as_paths(X)
         self.net_ = _net(self)
         self.n_features_out_ = feature_shape(self.net_)[0]
         return self
@@ -85,18 +94,21 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             (N, D) float32, row i from path i.
 
         Raises:
+            InputError: ``X`` is no list of paths.
             DataError: an image cannot be read; names all of them, since no row may be missing or shifted.
         """
         check_is_fitted(self, "net_")
-        return _features(self.net_, X, self.device)[0]
+        return _features(self.net_, _as_paths(X), self.device)[0]
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = _tags_for_paths(super().__sklearn_tags__())
+        tags.transformer_tags.preserves_dtype = []  # float32 always
+        return tags
 
     def get_feature_names_out(self, input_features: object = None) -> npt.NDArray[np.object_]:  # noqa: ARG002
         """D names, "feature0" and so on."""
         check_is_fitted(self, "net_")
         return np.array([f"feature{i}" for i in range(self.n_features_out_)], dtype=object)
-
-    def __sklearn_tags__(self) -> Tags:
-        return _tags_for_paths(super().__sklearn_tags__())
 
     def __getstate__(self) -> dict[str, Any]:
         return _without_net(super().__getstate__())
@@ -124,7 +136,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     Attributes:
         classes_: the labels, sorted, as they were given.
-        fitted_: the classifier on the features and how it was come by.
+        head_: (N, D) features -> (N, classes) logits, a PyTorch module.
+        settings_: what was chosen for it, such as "C", and under "reason" why.
     """
 
     def __init__(
@@ -154,35 +167,51 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.seed = seed
         self.device = device
 
-    def fit(self, X: Paths, y: Sequence[Any] | npt.NDArray[Any]) -> Self:
+    def fit(
+        self,
+        X: Paths,
+        y: Sequence[Any] | npt.NDArray[Any],
+        sample_weight: Sequence[float] | npt.NDArray[Any] | None = None,
+    ) -> Self:
         """Trains on N paths and N labels.
 
+        Args:
+            X: N paths.
+            y: N labels, all of them strings, or all of them integers or booleans.
+            sample_weight: N weights, 0 or more, for ``probe="logistic"`` with a linear head. As in scikit-learn, a
+                weight of 2 counts like the same image twice, and one of 0 leaves the image out.
+
         Raises:
-            DataError: an image cannot be read (all of them are named), or there are fewer than two classes.
+            InputError: ``X``, ``y`` or ``sample_weight`` cannot be used, or there are fewer than two classes.
+            DataError: an image cannot be read; names all of them.
             WeightsError: the weights cannot be had.
             OptionError: an argument has a value that it cannot take.
         """
         recipe = self._recipe()
         if recipe.effort != "probe":
             raise OptionError(f"effort {recipe.effort!r}: ImageClassifier knows 'probe'; headstart.train fine-tunes.")
-        labels = np.asarray(y)
-        if labels.ndim != 1:
-            raise DataError(
-                f"labels of shape {labels.shape}: expected one for each path. headstart.train takes a table with any "
-                "number of labels to an image."
-            )
-        if len(labels) != len(X):
-            raise DataError(f"{len(X)} paths and {len(labels)} labels: expected one label for each path.")
+        names, labels = _as_paths(X), _as_labels(y)
+        if len(labels) != len(names):
+            raise InputError(f"{len(names)} paths and {len(labels)} labels: expected one label for each path.")
+        if not names:
+            raise InputError("found 0 paths: expected at least two images, of two classes.")
+        weights = _as_weights(sample_weight, len(names))
         self.classes_, numbers = np.unique(labels, return_inverse=True)
+        counted = slice(None) if weights is None else weights > 0
+        if len(np.unique(numbers[counted])) < 2:
+            which = "labels" if weights is None else "images with a sample_weight above 0"
+            raise InputError(f"{which} of 1 class ({labels[counted][0]}): a classifier needs at least two classes.")
         self.net_ = _net(self)
-        features, keys = _features(self.net_, X, self.device)
-        self.fitted_ = fit_classifier(
+        features, keys = _features(self.net_, names, self.device)
+        fitted = fit_classifier(
             recipe,
-            features,
-            numbers.astype(np.int64),
+            features[counted],
+            numbers.astype(np.int64)[counted],
             classes=len(self.classes_),
             layout=Layout.of(self.net_.backbone.module),
+            sample_weight=None if weights is None else weights[counted],
         )
+        self.head_, self.settings_ = fitted.head, fitted.settings
         self.data_sha256_ = data_fingerprint(keys, [str(label) for label in labels])
         return self
 
@@ -190,25 +219,28 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """(N, classes) float64 for N paths, in the order of ``classes_``; rows sum to 1.
 
         Raises:
+            InputError: ``X`` is no list of paths.
             DataError: an image cannot be read; names all of them.
         """
-        check_is_fitted(self, "fitted_")
-        return self.as_model().probabilities(_features(self.net_, X, self.device)[0])
+        check_is_fitted(self, "head_")
+        return self.as_model().probabilities(_features(self.net_, _as_paths(X), self.device)[0])
 
     def predict(self, X: Paths) -> npt.NDArray[Any]:
-        """N labels for N paths.
+        """N labels for N paths, of the type of ``classes_``; none for none.
 
         Raises:
+            InputError: ``X`` is no list of paths.
             DataError: an image cannot be read; names all of them.
         """
-        return cast(npt.NDArray[Any], self.classes_[self.predict_proba(X).argmax(axis=1)])
+        chances = self.predict_proba(X)
+        return cast(npt.NDArray[Any], self.classes_[chances.argmax(axis=1)])
 
     def as_model(self) -> Model:
         """The same classifier as a ``Model``, to save and to ship; its classes are names."""
-        check_is_fitted(self, "fitted_")
+        check_is_fitted(self, "head_")
         return Model(
             self.net_,
-            self.fitted_.head,
+            self.head_,
             [str(label) for label in self.classes_],
             recipe=self._recipe(),
             data={"train_sha256": self.data_sha256_},
@@ -252,17 +284,32 @@ def _pooling(estimator: FeatureExtractor | ImageClassifier) -> Pooling:
 
 
 def _without_net(state: dict[str, Any]) -> dict[str, Any]:
-    """What is copied to worker processes: they load the backbone themselves."""
-    return {name: value for name, value in state.items() if name != "net_"} | {"_had_net": "net_" in state}
+    """What is pickled: in place of the backbone its fingerprint."""
+    own = {name: value for name, value in state.items() if name != "net_"}
+    return own | {"_backbone": state["net_"].backbone.fingerprint} if "net_" in state else own
 
 
 def _restore_net(estimator: Any) -> None:
-    if estimator.__dict__.pop("_had_net", False):
-        estimator.net_ = _net(estimator)
+    """Loads the backbone again.
+
+    Raises:
+        WeightsError: the weights cannot be had, or are not those that the estimator was fitted with.
+    """
+    expected = estimator.__dict__.pop("_backbone", None)
+    if expected is None:
+        return
+    net = _net(estimator)
+    if net.backbone.fingerprint != expected:
+        raise WeightsError(
+            f"{estimator.weights or net.backbone.source}: not the weights that this {type(estimator).__name__} was "
+            "fitted with. Put them back, or fit it again."
+        )
+    estimator.net_ = net
 
 
-def _features(net: FeatureNet, paths: Paths, device: str) -> tuple[npt.NDArray[np.float32], list[bytes]]:
-    names = _as_paths(paths)
+def _features(net: FeatureNet, names: list[str], device: str) -> tuple[npt.NDArray[np.float32], list[bytes]]:
+    if not names:
+        return np.empty((0, *feature_shape(net)), np.float32), []
     scanned = scan(names, preprocessing=net.backbone.preprocessing)
     if scanned.faults:
         listed = "; ".join(f"{names[i]}: {reason}" for i, reason in list(scanned.faults.items())[:10])
@@ -271,12 +318,104 @@ def _features(net: FeatureNet, paths: Paths, device: str) -> tuple[npt.NDArray[n
     return compute_features(net, scanned.keys, device=device).read(scanned.keys), scanned.keys
 
 
-def _as_paths(paths: Paths) -> list[str]:
-    items = list(paths.ravel()) if isinstance(paths, np.ndarray) else list(paths)
-    strange = next((item for item in items if not isinstance(item, (str, os.PathLike))), None)
-    if strange is not None:
-        raise OptionError(f"expected paths of images, found {type(strange).__name__}.")
+def _as_paths(X: Any) -> list[str]:
+    """N paths of a list, an array or a column.
+
+    Raises:
+        InputError: it is none of these, or an item is no path.
+    """
+    if isinstance(X, (str, bytes, os.PathLike)):
+        raise InputError(f"expected a list of paths, got one {type(X).__name__}. Pass [path].")
+    if isinstance(X, (Mapping, Set)):
+        raise InputError(f"expected a list of paths, got a {type(X).__name__}, which has no order.")
+    X = _as_array(X)
+    if isinstance(X, np.ndarray):
+        if X.ndim == 2 and X.shape[1] == 1:
+            X = X[:, 0]
+        if X.ndim != 1:
+            raise InputError(f"expected a list of paths, got a table of shape {X.shape}. Pass its column of paths.")
+    if not isinstance(X, Iterable):
+        raise InputError(f"expected a list of paths, got {type(X).__name__}.")
+    items = list(X)
+    for place, item in enumerate(items):
+        if not isinstance(item, (str, os.PathLike)):
+            found = "no value" if _is_missing(item) else type(item).__name__
+            raise InputError(f"expected paths of images, found {found} at position {place}.")
     return [os.fspath(item) for item in items]
+
+
+def _as_array(column: Any) -> Any:
+    """An array, where it is a data frame's column or gives itself as an array; else as it is."""
+    if hasattr(column, "to_numpy"):
+        return column.to_numpy()
+    return np.asarray(column) if hasattr(column, "__array__") else column
+
+
+def _as_labels(y: Any) -> npt.NDArray[Any]:
+    """(N,) labels of a list, an array or a column.
+
+    Raises:
+        InputError: it is none of these, a label is missing, or labels are numbers with fractions or of several types.
+    """
+    if y is None:
+        raise InputError("ImageClassifier requires y to be passed, but the target y is None.")
+    values = _as_array(y)
+    if isinstance(values, (str, bytes, Mapping, Set)) or not isinstance(values, Iterable):
+        raise InputError(f"expected a list of labels, got {type(y).__name__}.")
+    items = values if isinstance(values, np.ndarray) else np.array(list(values), dtype=object)
+    if items.ndim == 2 and items.shape[1] == 1:
+        text = f"A column-vector y was passed when a 1d array was expected, one label for each of {len(items)} paths."
+        warnings.warn(text, DataConversionWarning, stacklevel=3)
+        items = items[:, 0]
+    if items.ndim != 1:
+        raise InputError(
+            f"labels of shape {items.shape}: expected one for each path. headstart.train takes a table with any number "
+            "of labels to an image."
+        )
+    missing = [place for place, item in enumerate(items.tolist()) if _is_missing(item)]
+    if missing:
+        where = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
+        raise InputError(
+            f"{len(missing)} of {len(items)} labels are missing (None or NaN), at {where}. Leave them out."
+        )
+    kinds = {"text" if isinstance(item, str) else "numbers" for item in items.tolist()}
+    if len(kinds) > 1:
+        raise InputError("labels are partly text and partly numbers. Make all of them text, as with map(str, labels).")
+    labels = items if isinstance(values, np.ndarray) else np.asarray(items.tolist())
+    try:
+        check_classification_targets(labels)
+    except ValueError as error:
+        raise InputError(f"labels: {first_line(error)}.") from error
+    return labels
+
+
+def _as_weights(sample_weight: Any, count: int) -> npt.NDArray[np.float64] | None:
+    """(N,) float64.
+
+    Raises:
+        InputError: not N numbers of 0 or more, or all of them 0.
+    """
+    if sample_weight is None:
+        return None
+    try:
+        weights = np.asarray(sample_weight, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"sample_weight: expected a number for each path ({first_line(error)}).") from error
+    if weights.shape != (count,):
+        raise InputError(f"sample_weight of shape {weights.shape}: expected ({count},), a number for each path.")
+    if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
+        raise InputError("sample_weight: expected finite numbers of 0 or more, not all of them 0.")
+    return weights
+
+
+def _is_missing(item: Any) -> bool:
+    """Whether it is None, NaN, NaT or pandas' NA."""
+    if item is None:
+        return True
+    try:
+        return bool(item != item)
+    except (TypeError, ValueError):  # pandas' NA has no truth
+        return type(item).__name__ == "NAType"
 
 
 def _tags_for_paths(tags: Tags) -> Tags:

@@ -65,6 +65,35 @@ def test_the_folds_are_fitted_as_scikit_learn_would(
     assert alone == pytest.approx(found, rel=5e-3)
 
 
+@pytest.mark.parametrize("balance", [False, True])
+def test_weights_of_images_count_as_in_scikit_learn(balance: bool) -> None:
+    x, y = some_data(400, 3)
+    weights = np.random.default_rng(1).uniform(0.2, 3, len(y))
+    found = fit_probe(x, y, classes=3, balance=balance, sample_weight=weights, seed=3)
+    mean = np.average(x, axis=0, weights=weights)
+    scaled = ((x - mean) / np.sqrt(np.average((x - mean) ** 2, axis=0, weights=weights))).astype(np.float32)
+
+    def fit(learn: np.ndarray, c: float) -> LogisticRegression:
+        own = weights[learn].copy()
+        if balance:
+            own *= (own.sum() / (3 * np.bincount(y[learn], weights=own)))[y[learn]]
+        return LogisticRegression(C=c, max_iter=1000).fit(scaled[learn], y[learn], sample_weight=own)
+
+    folds = list(StratifiedKFold(FOLDS, shuffle=True, random_state=3).split(x, y))
+    for c, loss in found.losses.items():
+        if c > found.c:  # hardly penalised: both stop short of the minimum
+            continue
+        own = [
+            log_loss(y[judge], fit(learn, c).predict_proba(scaled[judge]), sample_weight=weights[judge])
+            for learn, judge in folds
+        ]
+        assert loss == pytest.approx(np.mean(own), rel=5e-3)
+    chances = fit(np.arange(len(y)), found.c).predict_proba(scaled)
+    logits = x @ found.weight.T + found.bias
+    ours = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    assert np.abs(ours - chances).max() < 1e-3
+
+
 def test_a_small_set_gets_the_stated_rule() -> None:
     x, y = some_data(40, 2)
     fitted = fit_probe(x, y, classes=2)

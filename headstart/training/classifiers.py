@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,16 @@ from headstart.training.finetune import FeatureRows, Samples
 from headstart.training.heads import LINEAR, PLAIN, HeadSpec, linear_head, parse_heads
 from headstart.training.probe import Features, fit_probe, refit_probe, require_learnable
 from headstart.training.recipe import Recipe
-from headstart.training.sweep import SweepSettings, Swept, train_heads
+from headstart.training.sweep import SweepSettings, train_heads
 from headstart.training.targets import Labels, are_several
 
 LOGISTIC = "logistic"
 
 EPOCHS_OF_VIEWS = 30
 """Epochs of heads that see a new view of each image for a while; of one view alone they have enough sooner."""
+
+
+Refit = Callable[[npt.NDArray[np.int64]], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Fitted:
         name: for tables: "probe", "probe svm", "head 512-0.5".
         reason: how its settings were come by, a sentence.
         settings: them and what they were chosen by, a JSON document.
-        refit: numbers of training images -> a head with the same settings that saw no other.
+        refit: numbers of training images -> a head with the same settings that saw no other. It holds the features.
         frozen: how many of the head's numbers were there before and stayed as they were.
         history: of each epoch of a head that was trained by steps, see ``sweep.Swept``.
     """
@@ -46,7 +50,7 @@ class Fitted:
     name: str
     reason: str
     settings: dict[str, Any]
-    refit: Callable[[npt.NDArray[np.int64]], nn.Module]
+    refit: Refit
     history: list[dict[str, float]] = field(default_factory=list, repr=False)
     frozen: int = 0
 
@@ -61,6 +65,7 @@ def fit_classifier(
     dtype: torch.dtype = torch.float32,
     shown: Samples | None = None,
     val: tuple[Features, Labels] | None = None,
+    sample_weight: npt.NDArray[np.float64] | None = None,
     progress: Progress | None = None,
 ) -> Fitted:
     """Fits what a recipe asks for.
@@ -76,31 +81,47 @@ def fit_classifier(
         shown: the same images in augmented views, for heads that are trained by steps; ``features`` alone where they
             are not given.
         val: features and labels that choose among heads; some training images do where they are not given.
+        sample_weight: (N,) weights of the images, above 0, for the logistic regression alone; as in scikit-learn, a
+            weight of 2 counts like the same image twice.
         progress: told of each fit.
 
     Raises:
         DataError: there is nothing to tell apart.
-        OptionError: a head that does not go with the features or the classes.
+        OptionError: a head that does not go with the features, the classes or with ``sample_weight``.
     """
     require_learnable(labels)
     check_classes(recipe, classes, several=are_several(labels))
     specs = [replace(spec, single=recipe.single_logit) for spec in parse_heads(recipe.head)]
+    if sample_weight is not None and (recipe.head != LINEAR or recipe.probe != LOGISTIC):
+        other = f"head {recipe.head!r}" if recipe.head != LINEAR else f"probe {recipe.probe!r}"
+        raise OptionError(f"sample_weight: only probe {LOGISTIC!r} with a linear head takes it, not {other}.")
     if recipe.head != LINEAR:
         return _trained(recipe, specs, features, labels, classes, layout, dtype, shown, val, progress)
     if features.ndim > 2:
         raise OptionError("a linear head needs pooled features, not a map; choose another pooling.")
     if recipe.probe != LOGISTIC:
         return _classical(recipe, features, labels, classes, progress)
-    probe = fit_probe(features, labels, classes=classes, balance=recipe.balance, seed=recipe.seed, progress=progress)
-
-    def refit(learn: npt.NDArray[np.int64]) -> nn.Module:
-        own = refit_probe(features[learn], labels[learn], classes=classes, c=probe.c, balance=recipe.balance)
-        return _linear(*own, single=recipe.single_logit)
-
+    own: dict[str, Any] = {"classes": classes, "balance": recipe.balance}
+    probe = fit_probe(features, labels, **own, sample_weight=sample_weight, seed=recipe.seed, progress=progress)
+    own |= {"c": probe.c, "single": recipe.single_logit}
+    refit = partial(_refit_logistic, features=features, labels=labels, sample_weight=sample_weight, **own)
     losses = {str(c): loss for c, loss in probe.losses.items()}
     settings = {"C": probe.c, "reason": probe.reason, "losses": losses}
     head = _linear(probe.weight, probe.bias, single=recipe.single_logit)
     return Fitted(head, "probe", probe.reason, settings, refit)
+
+
+def _refit_logistic(
+    learn: npt.NDArray[np.int64],
+    *,
+    features: Features,
+    labels: Labels,
+    sample_weight: npt.NDArray[np.float64] | None,
+    single: bool,
+    **settings: Any,
+) -> nn.Module:
+    weights = None if sample_weight is None else sample_weight[learn]
+    return _linear(*refit_probe(features[learn], labels[learn], sample_weight=weights, **settings), single=single)
 
 
 def check_classes(recipe: Recipe, classes: int, *, several: bool) -> None:
@@ -134,14 +155,20 @@ def _linear(weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32], *, s
 
 def _classical(recipe: Recipe, features: Features, labels: Labels, classes: int, progress: Progress | None) -> Fitted:
     fit = CLASSICAL[recipe.probe]
-    own = {"classes": classes, "balance": recipe.balance, "seed": recipe.seed}
+    own: dict[str, Any] = {"classes": classes, "balance": recipe.balance, "seed": recipe.seed}
     found = fit(features, labels, **own, progress=progress)
 
-    def refit(learn: npt.NDArray[np.int64]) -> nn.Module:
-        return fit(features[learn], labels[learn], **own, settings=found.settings).head
-
+    refit = partial(
+        _refit_classical, name=recipe.probe, features=features, labels=labels, **own, settings=found.settings
+    )
     settings = found.settings | {"reason": found.reason}
     return Fitted(found.head, f"probe {recipe.probe}", f"{recipe.probe}, {found.reason}", settings, refit)
+
+
+def _refit_classical(
+    learn: npt.NDArray[np.int64], *, name: str, features: Features, labels: Labels, **settings: Any
+) -> nn.Module:
+    return CLASSICAL[name](features[learn], labels[learn], **settings).head
 
 
 def _trained(
@@ -165,16 +192,11 @@ def _trained(
         seed=recipe.seed,
     )
 
-    def sweep(train: Samples, val: Samples | None, specs: list[HeadSpec], settings: SweepSettings) -> Swept:
-        return train_heads(specs, train, val, settings, classes=classes, layout=layout, dtype=dtype, progress=progress)
-
-    swept = sweep(train, None if val is None else in_memory(*val), specs, settings)
+    own: dict[str, Any] = {"classes": classes, "layout": layout, "dtype": dtype, "progress": progress}
+    swept = train_heads(specs, train, None if val is None else in_memory(*val), settings, **own)
     best = swept.best
     alone = replace(settings, rates=(best.lr,), penalties=(best.penalty,))
-
-    def refit(learn: npt.NDArray[np.int64]) -> nn.Module:
-        return sweep(train.some(learn), None, [best.spec], alone).head
-
+    refit = partial(_refit_trained, spec=best.spec, train=train, settings=alone, **own)
     tried = [
         {
             "head": str(one.spec),
@@ -188,6 +210,12 @@ def _trained(
     ]
     document = {"head": str(best.spec), "reason": swept.reason, "tried": tried}
     return Fitted(swept.head, f"head {best.spec}", swept.reason, document, refit, swept.history)
+
+
+def _refit_trained(
+    learn: npt.NDArray[np.int64], *, spec: HeadSpec, train: Samples, settings: SweepSettings, **own: Any
+) -> nn.Module:
+    return train_heads([spec], train.some(learn), None, settings, **own).head
 
 
 def in_memory(features: Features, labels: Labels) -> Samples:

@@ -11,7 +11,6 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.utils.class_weight import compute_sample_weight
 from torch import Tensor, nn
 
 WEIGHTS_AT_ONCE = 1_000_000
@@ -29,12 +28,13 @@ def linear_fits(
     *,
     loss: Loss = "logistic",
     balance: bool = False,
+    sample_weight: npt.NDArray[np.float64] | None = None,
 ) -> list[LinearFits]:
     """As few groups as memory allows; arguments as ``LinearFits``."""
     classes = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
     at_once = max(1, WEIGHTS_AT_ONCE // (x.shape[1] * classes))
     parts = [learn[i : i + at_once] for i in range(0, len(learn), at_once)]
-    return [LinearFits(x, labels, part, loss=loss, balance=balance) for part in parts]
+    return [LinearFits(x, labels, own, loss=loss, balance=balance, sample_weight=sample_weight) for own in parts]
 
 
 class LinearFits:
@@ -46,6 +46,7 @@ class LinearFits:
         learn: of each set, the numbers of its images.
         loss: see ``Loss``.
         balance: weigh each class by the inverse of its share in the set; not for "binary".
+        sample_weight: (N,) weights of the images, above 0; not for "binary".
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class LinearFits:
         *,
         loss: Loss = "logistic",
         balance: bool = False,
+        sample_weight: npt.NDArray[np.float64] | None = None,
     ) -> None:
         self.x, self.learn, self.loss = torch.from_numpy(x), learn, loss
         told = torch.from_numpy(labels)
@@ -64,7 +66,9 @@ class LinearFits:
         self.share = torch.zeros(len(x), len(learn), 1)
         self.penalty = torch.zeros(len(learn), 1, dtype=torch.float64)
         for i, own in enumerate(learn):
-            weight = compute_sample_weight("balanced", labels[own]) if balance else np.ones(len(own))
+            weight = np.ones(len(own)) if sample_weight is None else sample_weight[own]
+            if balance:
+                weight = weight * balanced_weights(labels[own], weight)
             self.share[own, i, 0] = torch.from_numpy(weight / weight.sum()).float()
             self.penalty[i] = 1 / weight.sum()
         if loss == "logistic" and target.shape[1] == 2:
@@ -120,3 +124,11 @@ class LinearFits:
     def _scores(self) -> Tensor:
         flat = self.x @ self.weight.flatten(1).float() + self.bias.flatten().float()
         return flat.view(-1, *self.bias.shape)
+
+
+def balanced_weights(labels: npt.NDArray[np.int64], sample_weight: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """(N,) factors of the images' weights by which all classes weigh the same, as scikit-learn's "balanced"."""
+    _, own = np.unique(labels, return_inverse=True)
+    totals = np.bincount(own, weights=sample_weight)
+    factors: npt.NDArray[np.float64] = (totals.sum() / (len(totals) * totals))[own]
+    return factors

@@ -17,7 +17,7 @@ from sklearn.model_selection import train_test_split
 
 from headstart.errors import DataError
 from headstart.progress import Progress, SilentProgress
-from headstart.training.linear_fits import LinearFits, linear_fits
+from headstart.training.linear_fits import LinearFits, balanced_weights, linear_fits
 from headstart.training.targets import Labels, are_several, count_learnable, folds_of, log_losses, smallest_class
 
 C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -47,6 +47,7 @@ NEVER = -1e4
 """Logit of a class without training images: exp of it is 0."""
 
 Features = npt.NDArray[np.float32]
+SampleWeight = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def fit_probe(
     *,
     classes: int,
     balance: bool = False,
+    sample_weight: SampleWeight | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Probe:
@@ -84,6 +86,7 @@ def fit_probe(
         labels: see ``training.targets``.
         classes: number of classes; one without an image in ``labels`` is never predicted.
         balance: weigh each class by the inverse of its share; not for several labels.
+        sample_weight: (N,) weights of the images, above 0; not for several labels.
         seed: of the folds.
         progress: told of each fold.
 
@@ -91,21 +94,33 @@ def fit_probe(
         DataError: there is nothing to tell apart.
     """
     require_learnable(labels)
-    x = standardised(features)[2]
-    c, reason, losses = choose_c(x, labels, balance=balance, seed=seed, progress=progress or SilentProgress())
-    weight, bias = refit_probe(features, labels, classes=classes, c=c, balance=balance)
+    x = standardised(features, sample_weight)[2]
+    c, reason, losses = choose_c(
+        x, labels, balance=balance, sample_weight=sample_weight, seed=seed, progress=progress or SilentProgress()
+    )
+    weight, bias = refit_probe(features, labels, classes=classes, c=c, balance=balance, sample_weight=sample_weight)
     return Probe(weight=weight, bias=bias, c=c, reason=reason, losses=losses)
 
 
 def refit_probe(
-    features: Features, labels: Labels, *, classes: int, c: float, balance: bool = False
+    features: Features,
+    labels: Labels,
+    *,
+    classes: int,
+    c: float,
+    balance: bool = False,
+    sample_weight: SampleWeight | None = None,
 ) -> tuple[Features, Features]:
     """The probe for a C that is known: (classes, D) weight and (classes,) bias, float32."""
-    mean, scale, x = standardised(features)
+    mean, scale, x = standardised(features, sample_weight)
     if are_several(labels):
         weight, bias = _fit_each(x, labels, c)
     else:
-        weight, bias = as_rows(_fit(_regression(balance, C=c), x, labels), classes)
+        weights = sample_weight
+        if balance:
+            given = np.ones(len(labels)) if weights is None else weights
+            weights = given * balanced_weights(labels, given)
+        weight, bias = as_rows(_fit(x, labels, c, weights), classes)
     return (weight / scale).astype(np.float32), (bias - (weight / scale) @ mean).astype(np.float32)
 
 
@@ -122,10 +137,16 @@ def require_learnable(labels: Labels) -> None:
         raise DataError(f"training images of {found} class(es): a classifier needs at least two.")
 
 
-def standardised(features: Features) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], Features]:
+def standardised(
+    features: Features, sample_weight: SampleWeight | None = None
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], Features]:
     """(D,) means, (D,) standard deviations and (N, D) float32 features less the ones, by the others."""
-    mean = features.mean(axis=0, dtype=np.float64)
-    scale = features.std(axis=0, dtype=np.float64)
+    if sample_weight is None:
+        mean = features.mean(axis=0, dtype=np.float64)
+        scale = features.std(axis=0, dtype=np.float64)
+    else:
+        mean = np.average(features, axis=0, weights=sample_weight)
+        scale = np.sqrt(np.average(np.square(features - mean), axis=0, weights=sample_weight))
     scale = floored(scale)
     return mean, scale, ((features - mean) / scale).astype(np.float32)
 
@@ -142,7 +163,13 @@ def floored(deviations: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def choose_c(
-    x: Features, labels: Labels, *, balance: bool, seed: int, progress: Progress
+    x: Features,
+    labels: Labels,
+    *,
+    balance: bool,
+    sample_weight: SampleWeight | None = None,
+    seed: int,
+    progress: Progress,
 ) -> tuple[float, str, dict[float, float]]:
     """C by cross-validation, where there are enough images: (C, how it was come by, C that was tried -> loss).
 
@@ -150,6 +177,7 @@ def choose_c(
         x: (N, D) float32, standardised.
         labels: see ``training.targets``.
         balance: see ``fit_probe``.
+        sample_weight: see ``fit_probe``.
         seed: of the folds.
         progress: told of each fold.
     """
@@ -161,14 +189,18 @@ def choose_c(
             f"C = {C_WITHOUT_CHOICE}, not chosen: {why} leave too little to choose on",
             {},
         )
-    where = "the training images"
+    where, weights = "the training images", sample_weight
     if len(labels) > CHOOSE_ON:
         alike = None if several else labels
-        x, _, labels, _ = train_test_split(x, labels, train_size=CHOOSE_ON, stratify=alike, random_state=seed)
+        positions = np.arange(len(labels))
+        kept, _ = train_test_split(positions, train_size=CHOOSE_ON, stratify=alike, random_state=seed)
+        x, labels, weights = x[kept], labels[kept], None if weights is None else weights[kept]
         where = f"{CHOOSE_ON:,} of the training images"
     folds = [learn for learn, _ in folds_of(labels, FOLDS, seed)]
     own = labels if several else np.unique(labels, return_inverse=True)[1]
-    groups = linear_fits(x, own, folds, loss="binary" if several else "logistic", balance=balance)
+    groups = linear_fits(
+        x, own, folds, loss="binary" if several else "logistic", balance=balance, sample_weight=weights
+    )
     losses: dict[float, float] = {}
     with progress.task("Choosing the penalty", FOLDS * len(C_GRID), unit="fits") as advance:
         for c in C_GRID:
@@ -178,7 +210,8 @@ def choose_c(
                 scores = group.scores()
                 for i, learn in enumerate(group.learn):
                     judge = np.setdiff1d(np.arange(len(own)), learn)
-                    outside.append(float(log_losses(scores[judge, i], own[judge]).mean()))
+                    counted = None if weights is None else weights[judge]
+                    outside.append(float(np.average(log_losses(scores[judge, i], own[judge]), weights=counted)))
                 advance(len(group.learn))
             losses[c] = float(np.mean(outside))
             if losses[c] > WORSE * min(losses.values()):  # and with less penalty yet it would only overfit more
@@ -201,14 +234,10 @@ def _fit_each(x: Features, labels: Labels, c: float) -> tuple[npt.NDArray[np.flo
     return weight, bias
 
 
-def _regression(balance: bool, **settings: Any) -> LogisticRegression:
-    return LogisticRegression(max_iter=1000, class_weight="balanced" if balance else None, **settings)
-
-
-def _fit(regression: LogisticRegression, x: Features, labels: Labels) -> LogisticRegression:
+def _fit(x: Features, labels: Labels, c: float, sample_weight: SampleWeight | None) -> LogisticRegression:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return regression.fit(x, labels)
+        return LogisticRegression(C=c, max_iter=1000).fit(x, labels, sample_weight=sample_weight)
 
 
 def as_rows(fitted: Any, classes: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
