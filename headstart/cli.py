@@ -97,6 +97,7 @@ class QuantizeOption(StrEnum):
 class EffortOption(StrEnum):
     """How much is trained."""
 
+    auto = "auto"
     probe = "probe"
     quick = "quick"
     standard = "standard"
@@ -136,12 +137,16 @@ def _start(version: Annotated[bool, typer.Option("--version", help="Print the ve
 
 @app.command()
 def train(
+    context: typer.Context,
     data: Annotated[
         Path | None, typer.Argument(help="A folder with one folder per class, or a CSV, TSV or Parquet table.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder, new or empty; runs/NAME if left out.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with this unfinished run; takes no other choice.")] = None,
-    effort: Annotated[EffortOption, typer.Option(help="How much is trained at most.")] = EffortOption.probe,
+    resume: Annotated[Path | None, typer.Option(help="Go on with this unfinished run, with its own options.")] = None,
+    effort: Annotated[
+        EffortOption,
+        typer.Option(help="How much is trained at most; auto: probe, or quick where a fine-tuning option is given."),
+    ] = EffortOption.auto,
     backbone: BackboneName = "",
     weights: WeightsFile = None,
     image_size: ImageSize = 0,
@@ -211,6 +216,8 @@ def train(
 
     if (data is None) == (resume is None):
         raise typer.BadParameter("Missing argument DATA, or an unfinished run to --resume; one of the two.")
+    if resume is not None:
+        _require_only_resume(context)
     watch = watch or watch_port > 0
     recipe = None
     if data is not None:
@@ -259,6 +266,24 @@ def train(
         else:
             _print_results(list(run.results.values()))
             print(f"Report: {run.report_path}\nModel:  {run.model_path}", flush=True)
+
+
+def _require_only_resume(context: typer.Context) -> None:
+    """A run is resumed with its own options: others are errors."""
+    allowed = {"resume", "as_json", "watch", "watch_port"}
+    given = [
+        parameter.opts[-1]
+        for parameter in context.command.params
+        if parameter.name is not None
+        and parameter.name not in allowed
+        and (source := context.get_parameter_source(parameter.name)) is not None
+        and not source.name.startswith("DEFAULT")
+    ]
+    if given:
+        raise typer.BadParameter(
+            f"{given[0]}: a run is resumed with the options that it began with; leave it out. Only --json, --watch and "
+            "--watch-port go with --resume."
+        )
 
 
 @app.command()
@@ -890,9 +915,7 @@ def main() -> None:
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and stop.code != STOPPED:  # Typer turns Ctrl-C into this status
             raise
-        _complain(
-            "Stopped. What was computed so far is kept; the same command, or --resume of a run, goes on from there."
-        )
+        _complain("Stopped.")
         sys.exit(STOPPED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

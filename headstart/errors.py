@@ -9,6 +9,7 @@ HeadstartError
 ├── ModelFileError       a model file that is damaged, foreign, or from a newer version
 ├── ExportError          a model that cannot be exported, or an exported file that differs from it or cannot be used
 ├── RunError             a run folder that cannot be read or written
+│   └── WriteError       a file of a run that cannot be written: the disk is full, say
 ├── TrainingError        training that went wrong: a frozen weight changed, or the loss is not finite
 ├── CacheError           the cache on disk cannot be read or written
 ├── HubError             a model that cannot be fetched from a hub, or shared there
@@ -19,6 +20,11 @@ HeadstartError
 Each message says what was found, what was expected and what to do. The command line prints it as one line and
 exits with status 1.
 """
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class HeadstartError(Exception):
@@ -78,6 +84,10 @@ class RunError(HeadstartError):
     """A run folder cannot be read, or must not be written to."""
 
 
+class WriteError(RunError):
+    """A file of a run cannot be written, because the disk is full or read-only; the run can be resumed."""
+
+
 class TrainingError(HeadstartError):
     """Training went wrong: a frozen weight changed, or the loss is not a finite number."""
 
@@ -106,3 +116,9 @@ def first_line(error: BaseException) -> str:
     """What an error of another library says, short enough for a sentence of ours, without its full stop."""
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:160].rstrip(".")
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """A question for the end of a message, " Did you mean blocks.5?"; "" where no name is similar."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {near[0]}?" if near else ""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from headstart.errors import OptionError, OutputError
+from headstart.errors import HeadstartError, OptionError, OutputError, WriteError
 
 UserPath = str | os.PathLike[str]
 """A path as a caller or an environment variable names it; ``user_path`` reads it."""
@@ -58,6 +59,40 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 @contextmanager
+def writing_run(folder: Path, file: Path | None = None) -> Iterator[None]:
+    """The time in which a file of a run is written.
+
+    Args:
+        folder: of the run.
+        file: that is written; the folder itself where it is not given.
+
+    Raises:
+        WriteError: it cannot be written; says why, what to do, and how the run goes on then.
+    """
+    try:
+        yield
+    except (OSError, HeadstartError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if isinstance(error, WriteError) or not isinstance(cause, OSError):
+            raise
+        again = "run the same command again"
+        if (folder / "start.json").exists() and not (folder / "run.json").exists():
+            again = f"go on with it: headstart train --resume {folder}"
+        raise WriteError(f"{not_written(file or folder, cause)}, then {again}") from cause
+
+
+def not_written(path: Path, error: OSError) -> str:
+    """Why a file cannot be written, and what to do, as the beginning of a message."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = "Free some space, or remove some files where the file system is out of inodes"
+    elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        remedy = "Make the folder writable"
+    else:
+        remedy = "Check the path and the disk"
+    return f"{path}: cannot be written ({error.strerror or error}). {remedy}"
+
+
+@contextmanager
 def output_file(path: UserPath, suffixes: Sequence[str]) -> Iterator[Path]:
     """``replacing`` for a file that the user named.
 
@@ -69,7 +104,7 @@ def output_file(path: UserPath, suffixes: Sequence[str]) -> Iterator[Path]:
         with replacing(path) as partial:
             yield partial
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}.") from error
+        raise OutputError(f"{not_written(path, error)}, or name another file.") from error
 
 
 def check_suffix(path: UserPath, suffixes: Sequence[str]) -> Path:

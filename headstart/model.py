@@ -28,7 +28,7 @@ from headstart.backbone.layers import Layout
 from headstart.backbone.weights import Backbone, build_architecture, fingerprint
 from headstart.data.images import Preprocessing, Rgb, as_rgb, decode, fit_to, map_images
 from headstart.errors import HeadstartError, ModelFileError, UnreadableImage
-from headstart.files import user_path, write_atomically
+from headstart.files import not_written, user_path, write_atomically
 from headstart.html import paragraph, table
 from headstart.hub import fetch, read_address
 from headstart.progress import Progress, SilentProgress
@@ -316,7 +316,7 @@ class Model:
         try:
             write_atomically(path, save(tensors, {"headstart": json.dumps(header)}))
         except OSError as error:
-            raise ModelFileError(f"{path}: cannot be written: {error.strerror}.") from error
+            raise ModelFileError(f"{not_written(path, error)}, or name another file.") from error
         return path
 
     @cached_property

@@ -293,3 +293,28 @@ def test_ctrl_c_stops_with_one_line_and_leaves_no_empty_run(data: Path, tmp_path
     if (tmp_path / "run").exists():  # on a busy machine there may be something to go on with by then
         assert (tmp_path / "run" / "log.jsonl").exists()
         assert "To go on with this run" in err
+
+
+@pytest.mark.parametrize(
+    ("given", "named"), [(["--epochs", "20"], "--epochs"), (["--flip"], "--flip"), (["--effort", "auto"], "--effort")]
+)
+def test_resume_takes_no_other_option(
+    given: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["headstart", "train", "--resume", str(tmp_path), *given])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    err = capsys.readouterr().err
+    assert named in err
+    assert "a run is resumed" in err
+
+
+def test_resume_goes_with_options_of_the_output(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["headstart", "train", "--resume", str(tmp_path), "--json"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 1
+    assert "no run that could go on" in capsys.readouterr().err

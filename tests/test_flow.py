@@ -93,6 +93,7 @@ ORDER = [
     "runs.known",
     "runs.prepare",
     "runs.workbench",
+    "runs.conditions",
     "runs.climb",
     "runs.folder",
     "runs.check",

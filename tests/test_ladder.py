@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from headstart.backbone.layers import group_names
 from headstart.backbone.split import SplittableBackbone
 from headstart.backbone.weights import build_architecture
 from headstart.errors import OptionError
@@ -51,6 +53,21 @@ def test_unfreeze_names_the_first_part_that_is_trained(split: SplittableBackbone
     assert boundaries(split, effort="standard", unfreeze="all") == ["input"]
     with pytest.raises(OptionError, match=r"no part.*all, .*blocks\.6"):
         boundaries(split, effort="standard", unfreeze="layer4")
+
+
+def test_an_unknown_part_is_answered_with_every_name_that_works(split: SplittableBackbone) -> None:
+    with pytest.raises(OptionError, match=r"Did you mean blocks\.5\?") as error:
+        boundaries(split, effort="quick", unfreeze="block.5")
+    offered = str(error.value).split("There are: ")[1].rstrip(".").split(", ")
+    for name in offered:
+        assert boundary_before(name, split)
+    assert {"all", "blocks", "blocks.5", "blocks.5.2", "blocks.6", "conv_head"} <= set(offered)
+    groups = [name for name in group_names(split.module) if list(split.module.get_submodule(name).parameters())]
+    works = []
+    for name in groups:
+        with contextlib.suppress(OptionError):
+            works += [name] if boundary_before(name, split) else []
+    assert set(works) <= set(offered)
 
 
 def test_choices_override_the_effort(split: SplittableBackbone) -> None:

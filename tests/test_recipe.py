@@ -49,6 +49,28 @@ def test_numpy_numbers_and_paths_become_plain_values_that_json_can_hold() -> Non
     assert Recipe.from_json(json.loads(json.dumps(recipe.as_json()))) == recipe
 
 
+@pytest.mark.parametrize(
+    "choice",
+    [{"lr": 0.01}, {"epochs": 3}, {"unfreeze": "blocks.6"}, {"views": 2}, {"gradual": True}, {"scratch": True}],
+)
+def test_an_option_of_fine_tuning_implies_it_and_contradicts_a_probe(choice: dict[str, Any]) -> None:
+    name = next(iter(choice))
+    recipe = Recipe(**choice)
+    assert (recipe.effort, recipe.implied_by) == ("quick", name)
+    assert Recipe.from_json(recipe.as_json()) == recipe
+    named = Recipe(**choice, effort="standard")
+    assert (named.effort, named.implied_by) == ("standard", "")
+    with pytest.raises(OptionError, match=f"{name}: effort 'probe' trains no weight"):
+        Recipe(**choice, effort="probe")
+    with pytest.raises(OptionError, match=f"{name}: extending a model trains no weight"):
+        Recipe(**choice, extend="pretrained")
+
+
+def test_without_such_an_option_a_probe_is_fitted() -> None:
+    assert (Recipe().effort, Recipe().implied_by) == ("probe", "")
+    assert Recipe(head="32", views=3).effort == "probe"  # views for the head
+
+
 def test_a_recipe_that_is_none_is_refused() -> None:
     with pytest.raises(OptionError, match=r"expected a headstart\.Recipe, got dict"):
         Recipe.of({"seed": 1}, {})  # type: ignore[arg-type]

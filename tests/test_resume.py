@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from pictures import mislabel, write_classes
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import headstart as hs
 from headstart.backbone.split import INPUT, SplittableBackbone
 from headstart.backbone.weights import fingerprint, load_backbone, random_backbone
-from headstart.errors import RunError
+from headstart.errors import HeadstartError, OptionError, RunError
 from headstart.runs.log import read_log
 from headstart.runs.train import resume
 from headstart.training.finetune import Tuned, fine_tune, trained_names
@@ -46,17 +49,27 @@ def hard(data: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Choices for a run that takes a moment."""
+    file = tmp_path_factory.mktemp("weights") / "resnet.safetensors"
+    save_file(random_backbone("test_resnet", image_size=32, seed=3).module.state_dict(), file)
+    return {"backbone": "test_resnet", "weights": str(file), "image_size": 32, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
 def run(hard: Path, tmp_path_factory: pytest.TempPathFactory) -> hs.Run:
     return hs.train(hard, out=tmp_path_factory.mktemp("runs") / "whole", **CHOICES)
 
 
-def test_the_ladder_names_every_rung_and_keeps_the_best(run: hs.Run) -> None:
+def test_the_ladder_names_every_rung_and_keeps_what_was_asked_for_by_name(run: hs.Run) -> None:
     assert [rung.name for rung in run.rungs][:2] == ["kNN", "probe"]
     assert run.rungs[2].name == "behind blocks.5"
     assert run.rungs[2].epochs > 0
     assert run.rungs[2].decision
-    judged = {rung.name: rung.correct for rung in run.rungs[1:]}
-    assert judged[run.best] == max(judged.values())
+    assert run.best == "behind blocks.5"
+    probe = run.rungs[1]
+    assert run.rungs[2].decision.startswith(f"kept as asked; the probe gave {probe.correct} of {probe.count}; ")
+    assert "kept as asked; the probe gave" in run.report_path.read_text()
     assert hs.load_run(run.folder).rungs == run.rungs
 
 
@@ -121,12 +134,9 @@ def test_a_fine_tuned_model_holds_its_own_weights(run: hs.Run) -> None:
     model = hs.load(run.model_path)
     tuned = model.net.backbone.module.state_dict()
     same = {name for name, tensor in backbone.module.state_dict().items() if tensor.equal(tuned[name])}
-    if run.best == "probe":
-        assert same == set(tuned)
-    else:
-        behind = set(trained_names(split_backbone(backbone), "blocks.5"))
-        assert {name for name in tuned if name not in same} <= behind
-        assert len(same) < len(tuned)
+    behind = set(trained_names(split_backbone(backbone), "blocks.5"))
+    assert {name for name in tuned if name not in same} <= behind
+    assert len(same) < len(tuned)
     assert fingerprint(tuned) == model.net.backbone.fingerprint
 
 
@@ -269,6 +279,77 @@ def test_resuming_on_other_images_is_refused(hard: Path, tmp_path: Path, monkeyp
     (data / "first" / "0.png").unlink()
     with pytest.raises(RunError, match="not those that this run began with"):
         resume(tmp_path / "run")
+
+
+CHANGED = {
+    "weights file": "0" * 64,
+    "backbone": "1" * 64,
+    "version of headstart": "0.0.1",
+    "version of torch": "1.13.1",
+    "version of timm": "0.9.0",
+    "processor": "AVX2, no bfloat16, no AMX",
+    "device": "cuda, Another GPU",
+}
+
+
+@pytest.fixture(scope="module")
+def stopped(hard: Path, tiny: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was stopped once its images were read."""
+
+    def stop(event: hs.Event) -> None:
+        if event.kind == "engine":
+            raise Stopped
+
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    with pytest.raises(Stopped):
+        hs.train(hard, out=folder, listener=stop, **tiny)
+    return folder
+
+
+@pytest.mark.parametrize("name", list(CHANGED))
+def test_resuming_under_other_conditions_is_refused_with_what_changed(name: str, stopped: Path) -> None:
+    """Law 4: what the bits depend on beside the images."""
+    file = stopped / "start.json"
+    begun = file.read_text()
+    document = json.loads(begun)
+    assert document["conditions"][name] != CHANGED[name]
+    document["conditions"][name] = CHANGED[name]
+    file.write_text(json.dumps(document))
+    try:
+        with pytest.raises(RunError, match=rf"the {name} has changed: .* when the run began, .* now\. Put it back"):
+            resume(stopped)
+    finally:
+        file.write_text(begun)
+
+
+def test_other_weights_under_the_same_name_are_noticed(stopped: Path, tiny: dict[str, Any]) -> None:
+    file = Path(tiny["weights"])
+    held = file.read_bytes()
+    save_file(random_backbone("test_resnet", image_size=32, seed=9).module.state_dict(), file)
+    try:
+        with pytest.raises(RunError, match="the weights file has changed"):
+            resume(stopped)
+        file.unlink()
+        with pytest.raises(HeadstartError, match=re.escape(str(file))):
+            resume(stopped)
+    finally:
+        file.write_bytes(held)
+
+
+def test_a_run_of_an_earlier_version_that_wrote_no_conditions_is_refused(stopped: Path) -> None:
+    file = stopped / "start.json"
+    begun = file.read_text()
+    file.write_text(json.dumps({name: own for name, own in json.loads(begun).items() if name != "conditions"}))
+    try:
+        with pytest.raises(RunError, match="unknown when the run began"):
+            resume(stopped)
+    finally:
+        file.write_text(begun)
+
+
+def test_a_run_is_resumed_with_its_own_choices_alone(stopped: Path) -> None:
+    with pytest.raises(OptionError, match="epochs: a run is resumed with the choices that it began with"):
+        resume(stopped, epochs=20)
 
 
 def test_there_is_nothing_to_resume_where_no_run_is(tmp_path: Path) -> None:

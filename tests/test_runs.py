@@ -8,14 +8,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from pictures import picture, write_classes
 
 import headstart as hs
-from headstart.errors import DataError, OptionError, RunError
+from headstart.errors import DataError, HeadstartError, OptionError, RunError
 from headstart.progress import SilentProgress
+from headstart.runs.prepare import Preparation
 from headstart.store import cache_root
 
 QUICK = {"image_size": 64, "device": "cpu"}
@@ -255,6 +257,72 @@ def test_nothing_is_overwritten_and_nothing_empty_is_left(tmp_path: Path) -> Non
         hs.train(data, recipe=hs.Recipe(), seed=1)
     with pytest.raises(RunError, match="no run"):
         hs.load_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "words"),
+    [
+        ({"unfreeze": "blocks.9"}, r"Did you mean blocks\.\d\?"),
+        ({"cut": "block.3"}, r"Did you mean blocks\.3\?"),
+        ({"head": "conv8-flatten", "single_logit": True, "cut": "blocks.1"}, "there are 3"),
+        ({"device": "tpu"}, "expected auto, cpu"),
+        ({"weights": "nowhere.pth"}, r"nowhere\.pth"),
+        ({"extend": "nowhere", "image_size": 0}, "nowhere"),
+    ],
+)
+def test_a_mistake_is_found_before_the_run_folder_is_made(
+    mistake: dict[str, Any], words: str, three_colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from headstart.runs import train
+
+    def fail(folder: Path) -> Path:
+        raise AssertionError("a folder was made")
+
+    monkeypatch.setattr(train, "make_run_folder", fail)
+    with pytest.raises(HeadstartError, match=words):
+        hs.train(three_colours, out=tmp_path / "run", **{"device": "cpu", "image_size": 32} | mistake)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_failure_before_anything_is_learnt_leaves_the_folder_free_for_the_next_try(
+    three_colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    class Saying(SilentProgress):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    def stop(self: Preparation, *_given: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Preparation, "fit", stop)
+    for error in (DataError("data.csv: no"), KeyboardInterrupt()):
+        with pytest.raises(type(error)):
+            hs.train(three_colours, out=tmp_path / "run", progress=Saying(), **QUICK)
+        assert not (tmp_path / "run").exists()
+    assert "Nothing was learnt yet" in said[-1]
+    assert str(tmp_path / "run") in said[-1]
+
+
+def test_after_something_was_learnt_ctrl_c_says_how_to_resume(
+    three_colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    class Saying(SilentProgress):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    def stop(*_given: object, **_named: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Preparation, "finish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            hs.train(three_colours, out=tmp_path / "run", progress=Saying(), **QUICK)
+    assert said[-1] == f"To go on with this run: headstart train --resume {tmp_path / 'run'}"
+    assert hs.resume(tmp_path / "run").scores.count
 
 
 def test_data_too_small_to_learn_or_to_score_is_an_error(tmp_path: Path) -> None:

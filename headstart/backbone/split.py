@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from headstart.backbone.layers import Layout, evaluating, group_names
 from headstart.backbone.pooling import Pooling, pooled
-from headstart.errors import OptionError
+from headstart.errors import OptionError, suggestion
 
 HEAD = "head"
 """The boundary behind the whole backbone: everything frozen, the suffix empty."""
@@ -96,7 +96,7 @@ class SplittableBackbone:
                 self.obstacle = f"torch.fx cannot trace it: {' '.join(str(error).split())[:200]}"
             if cut and (self.obstacle or cut not in self._cuts):
                 why = self.obstacle or f"it can be at {', '.join(self._cuts)}"
-                raise OptionError(f"the backbone cannot be cut at {cut!r}: {why}.")
+                raise OptionError(f"the backbone cannot be cut at {cut!r}: {why}.{suggestion(cut, self._cuts)}")
             if not self.obstacle and not self._is_plain:
                 end = self._cuts[cut] if cut else self._trace.graph.output_node().all_input_nodes[0]
                 self._trace = _ended(self._trace, end, module, pool, height, width)

@@ -11,9 +11,9 @@ from typing import Any
 from headstart.data.checks import Finding, Inspection, clean, inspect, ranked
 from headstart.data.dataset import Dataset, open_data
 from headstart.data.splits import SplitShares
-from headstart.errors import DataError, RunError
+from headstart.errors import DataError
 from headstart.evaluation.report import render_check
-from headstart.files import csv_text, user_path, write_atomically, write_csv_file
+from headstart.files import csv_text, user_path, write_atomically, write_csv_file, writing_run
 from headstart.progress import Progress, SilentProgress
 from headstart.runs.folder import FINDINGS_FILE, make_run_folder, write_findings
 from headstart.runs.prepare import Preparation
@@ -79,14 +79,12 @@ def write_check(look: Inspection, folder: Path) -> list[Path]:
         The files.
 
     Raises:
-        RunError: the folder cannot be written.
+        WriteError: the folder cannot be written.
     """
     findings, page = make_run_folder(folder) / FINDINGS_FILE, folder / "check.html"
-    try:
+    with writing_run(folder):
         write_findings(findings, look.findings)
         write_atomically(page, render_check(look).encode("utf-8", errors="replace"))
-    except OSError as error:
-        raise RunError(f"{folder}: cannot be written: {error.strerror or error}.") from error
     return [findings, page]
 
 

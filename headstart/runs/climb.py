@@ -81,7 +81,7 @@ class Climb:
         prepared: all that comes before; its backbone is not touched, a copy of it is trained.
         folder: of the run.
         stages: tells what each rung trains.
-        insist: try every rung and keep the last, whatever those below gave.
+        insist: try every rung and keep the last, whatever those below gave, as where its depth was named.
         log: of the run.
     """
 
@@ -97,7 +97,7 @@ class Climb:
         self.few, self.dtype, self.device = self.samples.few, self.samples.dtype, self.samples.device
         self.log, self.progress, self.stages = log, prepared.progress, stages
         self.folder = folder / CHECKPOINTS
-        self.insist = insist
+        self.insist = insist or prepared.recipe.is_named_depth
         self.pretrained = {name: tensor.clone() for name, tensor in self.split.module.state_dict().items()}
         self.digests = digests_of(tensors_of(self.split.module))
         self.classes = logits_on(self.fitted.head, self.train.features[:1]).shape[1]
@@ -113,13 +113,13 @@ class Climb:
         for result in results:
             self.progress.say(f"{result.name}: {result.correct} of {result.count} right.")
             self.log.event("rung", **asdict(result))
-        best, best_right, best_losses = results[-1], right, losses
+        probe = best = results[-1]
+        best_right, best_losses = right, losses
         best_head, best_state, best_boundary = self.fitted.head, dict[str, Tensor](), ""
         best_frozen = self.digests
         head = self.fitted.head
         for number, rung in enumerate(self.rungs, start=1):
-            asked = self.insist or bool(self.recipe.unfreeze)
-            if not asked and not room_for_gain(best_right):
+            if not self.insist and not room_for_gain(best_right):
                 wrong = int((~best_right).sum())
                 text = f"not climbed further: mending all {wrong} mistakes that are left would not be more than noise"
                 results[-1] = replace(results[-1], decision=text)
@@ -134,11 +134,13 @@ class Climb:
             gained, last = p < ALPHA, number == len(self.rungs)
             kept = self.insist or (result.correct, -result.log_loss) > (best.correct, -best.log_loss)
             decision = "kept; " if kept else "not kept; "
+            if self.insist:
+                decision = f"kept as asked; the {probe.name} gave {probe.correct:,} of {probe.count:,}; "
             decision += "the gain is more than noise" if gained else "no gain beyond noise"
-            little = not asked and results[1].log_loss < DEEPER_FROM
+            little = not self.insist and probe.log_loss < DEEPER_FROM
             if not last and gained and little:
                 decision += (
-                    f"; stopping: the probe left {results[1].log_loss:.3f} nats, and below {DEEPER_FROM} it ends here"
+                    f"; stopping: the probe left {probe.log_loss:.3f} nats, and below {DEEPER_FROM} it ends here"
                 )
             else:
                 decision += "" if last else "; climbing on" if gained else "; stopping"

@@ -20,9 +20,11 @@ from headstart.data.dataset import Dataset, open_data
 from headstart.data.splits import SplitShares
 from headstart.errors import HeadstartError, OptionError
 from headstart.evaluation.comparison import Compared, comparison_markdown, comparison_picture
-from headstart.files import text_bytes, write_atomically
+from headstart.files import text_bytes, write_atomically, writing_run
 from headstart.progress import Progress, SilentProgress
+from headstart.runs.conditions import conditions_of
 from headstart.runs.folder import Run, Start, choose_run_folder, make_run_folder, write_start
+from headstart.runs.now import Noted
 from headstart.runs.prepare import Preparation
 from headstart.runs.train import carry_out
 from headstart.training.classical import CLASSICAL
@@ -159,12 +161,13 @@ def compare(
 
 def _run(way: _Way, look: Inspection, folder: Path, start: Start, cache: Path | None, progress: Progress) -> Run:
     try:
-        folder.mkdir(parents=True)
-        write_start(folder, way.recipe, start)
-        quiet = SilentProgress()
-        return carry_out(
-            look.dataset, folder, way.recipe, start, look=look, insist=True, brief=True, cache=cache, progress=quiet
+        prepared = Preparation(
+            look.dataset, way.recipe, device=start.device, cache=cache, progress=Noted(folder, SilentProgress())
         )
+        start = replace(start, conditions=conditions_of(prepared))
+        make_run_folder(folder)
+        write_start(folder, way.recipe, start)
+        return carry_out(prepared, folder, start, look=look, insist=True, brief=True)
     except HeadstartError:
         progress.say(f"{way.name} ended with an error; what was finished is in {folder.parent.parent}.")
         raise
@@ -243,9 +246,10 @@ def _row(way: _Way, run: Run, seconds: float) -> Compared:
 def _write(folder: Path, look: Inspection, rows: Sequence[Compared], name: str) -> None:
     title = f"{look.dataset.root.resolve().name}: {rows[0].count:,} images of {name}"
     document = {"data": str(look.dataset.root), "scored_on": name, "rows": [asdict(row) for row in rows]}
-    write_atomically(folder / "comparison.md", text_bytes(comparison_markdown(title, rows)))
-    write_atomically(folder / "comparison.json", json.dumps(document, indent=1).encode())
-    write_atomically(folder / "comparison.png", comparison_picture(title, rows))
+    with writing_run(folder):
+        write_atomically(folder / "comparison.md", text_bytes(comparison_markdown(title, rows)))
+        write_atomically(folder / "comparison.json", json.dumps(document, indent=1).encode())
+        write_atomically(folder / "comparison.png", comparison_picture(title, rows))
 
 
 def _file_name(name: str) -> str:

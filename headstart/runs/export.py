@@ -26,7 +26,7 @@ from headstart.exports.opened import open_export
 from headstart.exports.program import capture, write_program
 from headstart.exports.reader import answers_of
 from headstart.exports.snippets import javascript_snippet, python_snippet
-from headstart.files import check_suffix, user_path
+from headstart.files import check_suffix, not_written, user_path
 from headstart.hub import read_address
 from headstart.model import MODEL_FILE, Model, load
 from headstart.progress import Progress, SilentProgress
@@ -321,7 +321,7 @@ def _whole_or_nothing(file: Path) -> Iterator[Path]:
         os.replace(partial, file)
         done = True
     except OSError as error:
-        raise OutputError(f"{file}: cannot be written: {error.strerror or error}.") from error
+        raise OutputError(f"{not_written(file, error)}, or name another file.") from error
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)

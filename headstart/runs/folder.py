@@ -37,7 +37,7 @@ from headstart.evaluation.image_map import MAP_FILE, ImageMap
 from headstart.evaluation.metrics import AnyScores, scores_from_json
 from headstart.evaluation.predictions import Evaluated, predictions_csv
 from headstart.evaluation.reliability import reliabilities, reliability_picture
-from headstart.files import csv_text, text_bytes, user_path, write_atomically
+from headstart.files import csv_text, text_bytes, user_path, write_atomically, writing_run
 from headstart.html import data_address, paragraph, picture, table
 from headstart.model import MODEL_FILE, Model
 from headstart.runs.known import REMEMBERED_FILE
@@ -193,24 +193,24 @@ class Start:
         data: absolute path of the folder or table.
         device: as it was asked for.
         images: a fingerprint of the images and their labels; "" until they were read.
+        conditions: weights, versions, processor and device, see ``runs.conditions``.
     """
 
     data: str
     device: str
     images: str = ""
+    conditions: dict[str, str] = field(default_factory=dict)
 
 
 def write_start(folder: Path, recipe: Recipe, start: Start) -> None:
     """Writes down what a run begins with.
 
     Raises:
-        RunError: the folder cannot be written.
+        WriteError: the folder cannot be written.
     """
-    try:
+    with writing_run(folder):
         _write_json(folder / "recipe.json", recipe.as_json())
         _write_json(folder / "start.json", asdict(start))
-    except OSError as error:
-        raise RunError(f"{folder}: cannot be written: {error.strerror or error}.") from error
 
 
 def read_start(folder: Path) -> tuple[Recipe, Start]:
@@ -257,7 +257,7 @@ def write_results(
         What ``run.json`` is to hold, see ``seal``.
 
     Raises:
-        RunError: the folder cannot be written.
+        WriteError: the folder cannot be written.
     """
     folder = run.folder
     reliable = reliabilities(model.calibration, evaluated)
@@ -276,7 +276,7 @@ def write_results(
         "libraries": model.libraries,
         "calibration": model.calibration.as_json() | {"reliability": [own.as_json() for own in reliable]},
     }
-    try:
+    with writing_run(folder):
         write_atomically(folder / "split.csv", text_bytes(_split_csv(look)))
         if remembered:
             write_atomically(folder / REMEMBERED_FILE, text_bytes(remembered))
@@ -292,8 +292,6 @@ def write_results(
             write_atomically(run.curves_path, curves)
         trust = reliability_picture(model.calibration, reliable, evaluated)
         write_atomically(folder / CALIBRATION_FILE, trust)
-    except OSError as error:
-        raise RunError(f"{folder}: cannot be written: {error.strerror or error}.") from error
     return document
 
 
@@ -306,12 +304,10 @@ def seal(folder: Path, document: dict[str, Any]) -> None:
     """Writes ``run.json``: the run is finished.
 
     Raises:
-        RunError: the folder cannot be written.
+        WriteError: the folder cannot be written.
     """
-    try:
+    with writing_run(folder):
         _write_json(folder / "run.json", document)
-    except OSError as error:
-        raise RunError(f"{folder}: cannot be written: {error.strerror or error}.") from error
 
 
 def _name(look: Inspection) -> str:

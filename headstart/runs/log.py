@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from headstart.errors import RunError
+from headstart.errors import WriteError
+from headstart.files import writing_run
 
 LOG_FILE = "log.jsonl"
 BOARD = "tensorboard"
@@ -44,7 +45,7 @@ class Event:
     - "mistakes": of a stage, on val; ``stage``, ``count``, ``of`` (images), ``items`` (of the surest: path, right
       label, given label).
     - "rung": a stage was judged; the attributes of ``training.ladder.RungResult``.
-    - "finished": ``run``, ``best`` (the stage that was kept), ``scores``, ``seconds``.
+    - "finished": everything is on disk; ``run``, ``best`` (the stage that was kept), ``scores``, ``seconds``.
     - "message" (``text``) and "progress" (``task``, ``done``, ``total``, ``unit``): from ``train_events`` alone. Not
       kept.
 
@@ -76,11 +77,11 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, *, size: int = 0, listener: Listener | None = None) -> None:
-        self.path = folder / LOG_FILE
+        self._folder, self.path = folder, folder / LOG_FILE
         self._listener = listener
         self._board_folder = folder / BOARD
         self._board: Any = None
-        with self._named_errors(), open(self.path, "ab") as file:
+        with writing_run(self._folder, self.path), open(self.path, "ab") as file:
             file.truncate(min(size, file.tell()))
         shutil.rmtree(self._board_folder, ignore_errors=True)
         for entry in read_log(folder):
@@ -95,13 +96,16 @@ class RunLog:
         """Appends one event, and tells the listener.
 
         Raises:
-            RunError: the disk is full, or the folder cannot be written.
+            WriteError: the disk is full, or the folder cannot be written.
         """
-        entry = {"event": kind, "time": round(time.time(), 3), **fields}
-        with self._named_errors(), open(self.path, "ab") as file:
-            file.write(json.dumps(entry).encode() + b"\n")
-        self._draw(entry)
+        self._draw(self._append(kind, fields))
         self.tell(kind, **fields)
+
+    def _append(self, kind: str, fields: dict[str, Any]) -> dict[str, Any]:
+        entry = {"event": kind, "time": round(time.time(), 3), **fields}
+        with writing_run(self._folder, self.path), open(self.path, "ab") as file:
+            file.write(json.dumps(entry).encode() + b"\n")
+        return entry
 
     def epoch(self, stage: str, entry: dict[str, float], count: int) -> None:
         """The events of a finished epoch.
@@ -112,7 +116,7 @@ class RunLog:
             count: validation images.
 
         Raises:
-            RunError: see ``event``.
+            WriteError: see ``event``.
         """
         number = int(entry["epoch"])
         self.event("epoch", stage=stage, epoch=number, loss=entry["loss"], accuracy=entry["accuracy"])
@@ -126,14 +130,22 @@ class RunLog:
         if self._listener is not None:
             self._listener(Event(kind, time.time(), fields))
 
-    def close(self) -> None:
-        """Writes out what TensorBoard's writer holds back."""
+    def finish(self, **fields: Any) -> None:
+        """The last event, "finished", once everything else is on disk; the run is complete even if this is not kept."""
+        with contextlib.suppress(WriteError):
+            self._append("finished", fields)
         if self._board is not None:
-            self._board.close()
+            with contextlib.suppress(OSError):
+                self._board.close()
+        self.tell("finished", **fields)
 
     def _draw(self, entry: dict[str, Any]) -> None:
-        if entry.get("event") not in CURVES:
-            return
+        """Curves for TensorBoard: a convenience, which a full disk does not end the run for."""
+        if entry.get("event") in CURVES:
+            with contextlib.suppress(OSError):
+                self._add_curves(entry)
+
+    def _add_curves(self, entry: dict[str, Any]) -> None:
         if self._board is None:
             from tensorboardX import SummaryWriter
 
@@ -141,16 +153,6 @@ class RunLog:
         part = "train" if entry["event"] == "epoch" else "val"
         for name in CURVES[entry["event"]]:
             self._board.add_scalar(f"{entry['stage']}/{part} {name}", entry[name], entry["epoch"], entry["time"])
-
-    @contextlib.contextmanager
-    def _named_errors(self) -> Any:
-        try:
-            yield
-        except OSError as error:
-            raise RunError(
-                f"{self.path}: cannot be written ({error.strerror}). Free some space and go on with "
-                f"headstart train --resume {self.path.parent}"
-            ) from error
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ A run goes through it step by step and writes down what it finds; a loop of one'
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -15,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import fx, nn
 
-from headstart.backbone.device import training_device
+from headstart.backbone.device import resolve_device, training_device
 from headstart.backbone.engine import SAMPLE, Engine, EnginePlan, choose_engine, measure_engines, run_stream
 from headstart.backbone.fold import fold_for_training
 from headstart.backbone.forward import ActivationNet, FeatureNet, TappedNet, feature_shape, split_backbone
@@ -38,12 +39,12 @@ from headstart.progress import Progress, with_example
 from headstart.runs.known import Known
 from headstart.store import RowStore
 from headstart.training.calibration import calibrate
-from headstart.training.classifiers import Fitted, check_classes, fit_classifier
+from headstart.training.classifiers import Fitted, check_classes, check_heads, fit_classifier
 from headstart.training.doubts import doubts
 from headstart.training.finetune import Samples
 from headstart.training.frozen import Digests, digests_of, tensors_of
 from headstart.training.heads import LINEAR, vectors_of
-from headstart.training.ladder import CROSS_VALIDATE_BELOW, FOLDS, Rung, plan_rungs, plan_text
+from headstart.training.ladder import CROSS_VALIDATE_BELOW, FOLDS, Rung, boundary_before, plan_rungs, plan_text
 from headstart.training.outliers import REFERENCES, TUNED_REFERENCES, Familiar, familiar_with, pick_references
 from headstart.training.recipe import Recipe
 from headstart.training.targets import Labels, count_learnable, probabilities_of
@@ -87,10 +88,12 @@ class Preparation:
         progress: told of each step.
 
     Raises:
-        OptionError: no such backbone, or it does not go with the recipe.
+        OptionError: a choice that cannot be carried out: no such backbone, device, layer or boundary, or a head that
+            does not go with the features or the classes.
         WeightsError: its weights cannot be had.
 
     Attributes:
+        seconds: that it took to load the backbone.
         backbone: pretrained, or random where the recipe says so.
         net: the frozen pass to features.
         look: the data, what was found in them, and the split.
@@ -117,7 +120,9 @@ class Preparation:
     def __init__(
         self, dataset: Dataset, recipe: Recipe, *, device: str, cache: Path | None, progress: Progress
     ) -> None:
+        started = time.monotonic()
         self.dataset, self.recipe, self.device, self.cache, self.progress = dataset, recipe, device, cache, progress
+        resolve_device(device)
         self.known = Known(recipe) if recipe.extend else None
         name, image_size = recipe.backbone or DEFAULT_BACKBONE, recipe.image_size or None
         if self.known is not None:
@@ -132,6 +137,23 @@ class Preparation:
         self.net = own or FeatureNet(self.backbone, pool=recipe.pooling, cut=recipe.cut)
         self.frozen: SplittableBackbone | None = None
         self.rungs: list[Rung] = []
+        self._require_possible()
+        self.seconds = round(time.monotonic() - started, 2)
+
+    def _require_possible(self) -> None:
+        """Checks every choice that can be checked before an image is read, and cuts the backbone where it is trained.
+
+        Raises:
+            OptionError: one that cannot be carried out.
+        """
+        recipe, dataset = self.recipe, self.dataset
+        check_classes(recipe, len(dataset.classes), several=dataset.multi_label)
+        if recipe.head != LINEAR:
+            check_heads(recipe, feature_shape(self.net), len(dataset.classes), Layout.of(self.backbone.module))
+        if recipe.effort != "probe":
+            self.frozen = split_backbone(self.backbone, recipe.pooling, recipe.cut)
+        if self.frozen is not None and recipe.is_named_depth:
+            boundary_before(recipe.unfreeze or "all", self.frozen)
 
     def frozen_digests(self, head: nn.Module | None = None) -> Digests:
         """Of the backbone that runs the frozen pass, and of the classes that stay where a model is extended.
@@ -213,16 +235,11 @@ class Preparation:
         return kept
 
     def plan(self) -> list[str]:
-        """Cuts the backbone and settles the rungs, where the effort has any; the plan in words, a line each.
-
-        Raises:
-            OptionError: the recipe asks for a boundary that there is not.
-        """
-        if self.recipe.effort == "probe":
+        """Settles the rungs, where the effort has any; the plan in words, a line each."""
+        if self.frozen is None:
             return []
         train = len(self.keys["train"])
         others = sum(len(own) for own in self.keys.values()) - train
-        self.frozen = split_backbone(self.backbone, self.recipe.pooling, self.recipe.cut)
         rate, training_rate = self.engines.rate, self.engines.training_rate
         if self.frozen.obstacle:
             self.progress.say(

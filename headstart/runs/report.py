@@ -11,14 +11,13 @@ from typing import Any
 from headstart.backbone.device import keep_freed_memory
 from headstart.backbone.split import SplittableBackbone
 from headstart.data.checks import Finding
-from headstart.errors import RunError
 from headstart.evaluation.card import CARD_FILE, model_card
 from headstart.evaluation.image_map import read_map
 from headstart.evaluation.metrics import scores_from_json
 from headstart.evaluation.predictions import read_predictions
 from headstart.evaluation.reliability import reliabilities
 from headstart.evaluation.report import Told, render_report
-from headstart.files import text_bytes, user_path, write_atomically
+from headstart.files import text_bytes, user_path, write_atomically, writing_run
 from headstart.hub import push as push_files
 from headstart.model import MODEL_FILE, Model, load
 from headstart.runs.folder import CALIBRATION_FILE, CURVES_FILE, PREDICTIONS_FILE, REPORT_FILE, load_run
@@ -70,7 +69,8 @@ def write_report(
         brief: see ``evaluation.report.Told``.
 
     Raises:
-        RunError: the folder is damaged, or the file cannot be written.
+        RunError: the folder is damaged.
+        WriteError: the file cannot be written.
     """
     evaluated = read_predictions(folder / PREDICTIONS_FILE, model.classes, thresholds=model.thresholds)
     head, data = document["head"], document["data"]
@@ -98,10 +98,8 @@ def write_report(
         seconds=document["seconds"],
     )
     text = render_report(told)
-    try:
+    with writing_run(folder, file):
         write_atomically(file, text.encode("utf-8", errors="replace"))
-    except OSError as error:
-        raise RunError(f"{file}: cannot be written: {error.strerror or error}.") from error
     return file
 
 
@@ -109,14 +107,12 @@ def write_card(folder: Path, document: Mapping[str, Any], model: Model) -> Path:
     """Writes the model card beside the model; arguments as ``write_report``.
 
     Raises:
-        RunError: the file cannot be written.
+        WriteError: the file cannot be written.
     """
     file = folder / CARD_FILE
     results = {name: scores_from_json(figures) for name, figures in document["scores"].items()}
-    try:
+    with writing_run(folder, file):
         write_atomically(file, text_bytes(model_card(model, results, document)))
-    except OSError as error:
-        raise RunError(f"{file}: cannot be written: {error.strerror or error}.") from error
     return file
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -18,11 +19,12 @@ from headstart.backbone.engine import (
 from headstart.data.checks import Inspection
 from headstart.data.dataset import Dataset, open_data
 from headstart.data.splits import SplitShares
-from headstart.errors import RunError
-from headstart.files import user_path
+from headstart.errors import HeadstartError, OptionError, RunError, WriteError
+from headstart.files import user_path, writing_run
 from headstart.model import Model, data_fingerprint
 from headstart.progress import Progress, SilentProgress
 from headstart.runs.climb import CHECKPOINTS, Climb, Climbed
+from headstart.runs.conditions import conditions_of, require_same
 from headstart.runs.folder import (
     Run,
     Start,
@@ -33,7 +35,7 @@ from headstart.runs.folder import (
     write_results,
     write_start,
 )
-from headstart.runs.log import LOG_FILE, Listener, RunLog
+from headstart.runs.log import Listener, RunLog, read_log
 from headstart.runs.now import Noted, forget_now, under_way
 from headstart.runs.prepare import Preparation
 from headstart.runs.report import write_card, write_report
@@ -81,19 +83,47 @@ def train(
     progress = progress or SilentProgress()
     recipe = Recipe.of(recipe, choices)
     SplitShares(recipe.val, recipe.test)
+    if recipe.implied_by:
+        progress.say(f"Effort: quick, because {recipe.implied_by} was given; name another with effort.")
     dataset = open_data(source, least_classes=recipe.least_classes)
     folder = choose_run_folder(out, dataset.root)
-    start = Start(str(dataset.root.resolve()), device)
+    prepared = Preparation(dataset, recipe, device=device, cache=cache, progress=Noted(folder, progress))
+    start = Start(str(dataset.root.resolve()), device, conditions=conditions_of(prepared))
     try:
         make_run_folder(folder)
         write_start(folder, recipe, start)
-        return carry_out(dataset, folder, recipe, start, cache=cache, progress=progress, listener=listener)
+        return carry_out(prepared, folder, start, listener=listener)
     except BaseException as stop:
-        if not (folder / LOG_FILE).exists():  # nothing was learnt yet: leave nothing behind
-            shutil.rmtree(folder, ignore_errors=True)
-        elif isinstance(stop, KeyboardInterrupt):
-            progress.say(f"To go on with this run: headstart train --resume {folder}")
+        _clean_up(folder, stop, progress)
         raise
+
+
+def _clean_up(folder: Path, stop: BaseException, progress: Progress) -> None:
+    """Removes the folder of a new run that ended before anything was learnt, so that it is free for the next one.
+
+    Args:
+        folder: of the run.
+        stop: what ended it.
+        progress: told after Ctrl-C whether the run can be resumed.
+    """
+    entries = read_log(folder)
+    if isinstance(stop, WriteError):
+        kept = (folder / "start.json").exists()
+    elif isinstance(stop, (HeadstartError, KeyboardInterrupt)):
+        kept = any(entry["event"] == "stage" for entry in entries)
+    else:  # a listener's own error
+        kept = bool(entries)
+    if not kept:
+        shutil.rmtree(folder, ignore_errors=True)
+    if isinstance(stop, KeyboardInterrupt):
+        _say_stopped(folder, progress)
+
+
+def _say_stopped(folder: Path, progress: Progress) -> None:
+    if (folder / "start.json").exists():
+        progress.say(f"To go on with this run: headstart train --resume {folder}")
+    else:
+        progress.say(f"Nothing was learnt yet, and {folder} was removed. Images that were read are cached.")
 
 
 def resume(
@@ -102,6 +132,7 @@ def resume(
     cache: Path | None = None,
     progress: Progress | None = None,
     listener: Listener | None = None,
+    **choices: Any,
 ) -> Run:
     """Goes on with a run that was stopped, and ends as if it never had been; on a CPU bit for bit.
 
@@ -110,80 +141,69 @@ def resume(
         cache: the cache folder of the run.
         progress: told of each step.
         listener: told of each event from here on.
+        **choices: none; a run is resumed with the choices that it began with.
 
     Raises:
-        RunError: no unfinished run there, or its images have changed.
+        OptionError: a choice is given.
+        RunError: no unfinished run there; or its images, weights, library versions, processor or device have changed.
     """
+    if choices:
+        raise OptionError(f"{next(iter(choices))}: a run is resumed with the choices that it began with; leave it out.")
     path = user_path(folder)
     recipe, start = read_start(path)
     progress = progress or SilentProgress()
     dataset = open_data(start.data, least_classes=recipe.least_classes)
-    return carry_out(dataset, path, recipe, start, cache=cache, progress=progress, listener=listener)
+    prepared = Preparation(dataset, recipe, device=start.device, cache=cache, progress=Noted(path, progress))
+    require_same(path, start.conditions, conditions_of(prepared))
+    try:
+        return carry_out(prepared, path, start, listener=listener)
+    except KeyboardInterrupt:
+        _say_stopped(path, progress)
+        raise
 
 
 def carry_out(
-    dataset: Dataset,
+    prepared: Preparation,
     folder: Path,
-    recipe: Recipe,
     start: Start,
     *,
     look: Inspection | None = None,
     insist: bool = False,
     brief: bool = False,
-    cache: Path | None,
-    progress: Progress,
     listener: Listener | None = None,
 ) -> Run:
-    """Every step of a run whose folder is there.
+    """Every step of a run whose folder exists.
 
     Args:
-        dataset: the images.
+        prepared: the data, the recipe and the backbone.
         folder: of the run.
-        recipe: every choice.
         start: what the run began with.
         look: what was found in the data, by this seed and these shares; looked at here where it is not given.
         insist: keep the last rung, whatever the one below gave.
         brief: a report without map and Grad-CAM, of a run that is one of many.
-        cache: the cache folder; the default one where it is not given.
-        progress: told of each step.
         listener: told of each event.
     """
     with under_way(folder):
-        run = _carry_out(
-            dataset,
-            folder,
-            recipe,
-            start,
-            look=look,
-            insist=insist,
-            brief=brief,
-            cache=cache,
-            progress=Noted(folder, progress),
-            listener=listener,
-        )
+        run = _carry_out(prepared, folder, start, look=look, insist=insist, brief=brief, listener=listener)
     forget_now(folder)
     return run
 
 
 def _carry_out(
-    dataset: Dataset,
+    prepared: Preparation,
     folder: Path,
-    recipe: Recipe,
     start: Start,
     *,
     look: Inspection | None,
     insist: bool,
     brief: bool,
-    cache: Path | None,
-    progress: Progress,
     listener: Listener | None,
 ) -> Run:
     clock = _Clock()
     keep_freed_memory()
-    prepared = Preparation(dataset, recipe, device=start.device, cache=cache, progress=progress)
-    backbone, net = prepared.backbone, prepared.net
+    recipe, backbone, progress = prepared.recipe, prepared.backbone, prepared.progress
     frozen = prepared.frozen_digests()
-    clock.lap("load the backbone")
+    clock.laps["load the backbone"] = prepared.seconds
 
     look = prepared.read_images(look)
     used, keys = prepared.used, prepared.keys
@@ -196,7 +216,8 @@ def _carry_out(
 
     kept = folder / CHECKPOINTS / ENGINES
     engines = prepared.measure(read_plan(kept))
-    write_plan(kept, engines)
+    with writing_run(folder, kept):
+        write_plan(kept, engines)
     log.event("engine", exact=engines.reason(exact=True), fast=engines.reason(exact=False))
     for line in prepared.plan():
         progress.say(line)
@@ -205,7 +226,7 @@ def _carry_out(
     clock.lap("run the backbone")
 
     fitted = prepared.fit()
-    stages = Stages(net)
+    stages = Stages(prepared.net)
     stages.tell(fitted.name, (), fitted.head, log, progress, head_frozen=fitted.frozen)
     for entry in fitted.history:
         log.epoch(fitted.name, entry, 0 if prepared.val is None else len(prepared.val.labels))
@@ -241,14 +262,13 @@ def _carry_out(
         clock.laps,
     )
     proof = _proof(prepared, frozen, model, climbed, engines)
-    log.event("finished", run=str(folder), scores=model.scores, best=run.best, seconds=clock.laps, **proof)
-    log.close()
     remembered = prepared.known.remembered_csv() if prepared.known else ""
     image_map = None if brief else prepared.map_images()
     document = write_results(
         run, model, fitted, look, evaluated, image_map=image_map, remembered=remembered, proof=proof
     )
-    (folder / USES_FILE).unlink(missing_ok=True)  # a run that is gone on with looks at them once, too
+    with writing_run(folder):
+        (folder / USES_FILE).unlink(missing_ok=True)  # a run that is gone on with looks at them once, too
     for part in evaluated:
         if part.scores.name == "test":
             note_use(folder, "train", images=part.scores.count, correct=part.scores.correct)
@@ -257,7 +277,9 @@ def _carry_out(
     write_card(folder, document, model)
     clock.lap("write the report")
     seal(folder, document)
-    (folder / CHECKPOINTS / "current.safetensors").unlink(missing_ok=True)
+    log.finish(run=str(folder), scores=model.scores, best=run.best, seconds=clock.laps, **proof)
+    with contextlib.suppress(OSError):
+        (folder / CHECKPOINTS / "current.safetensors").unlink(missing_ok=True)
     return run
 
 

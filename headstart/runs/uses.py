@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from headstart.errors import RunError
+from headstart.files import writing_run
 
 USES_FILE = "test_uses.jsonl"
 
@@ -34,14 +35,12 @@ def note_use(folder: Path, by: str, *, images: int, correct: int) -> None:
     """Adds a line to the run's list.
 
     Raises:
-        RunError: the folder cannot be written.
+        WriteError: the folder cannot be written.
     """
     use = Use(datetime.now(UTC).isoformat(timespec="seconds"), by, images, correct)
-    try:
-        with open(folder / USES_FILE, "a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(use)) + "\n")
-    except OSError as error:
-        raise RunError(f"{folder / USES_FILE}: cannot be written: {error.strerror or error}.") from error
+    file = folder / USES_FILE
+    with writing_run(folder, file), open(file, "a", encoding="utf-8") as opened:
+        opened.write(json.dumps(asdict(use)) + "\n")
 
 
 def read_uses(folder: Path) -> list[Use]:

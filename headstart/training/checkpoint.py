@@ -11,23 +11,18 @@ from safetensors.torch import save
 from torch import Tensor
 
 from headstart.errors import RunError
-from headstart.files import write_atomically
+from headstart.files import write_atomically, writing_run
 
 
 def save_checkpoint(path: Path, document: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Writes a checkpoint.
 
     Raises:
-        RunError: the disk is full, or the folder cannot be written. An older checkpoint of that name is still whole.
+        WriteError: the disk is full, or the folder cannot be written. An older checkpoint of that name is still whole.
     """
     data = save({name: t.detach().contiguous() for name, t in tensors.items()}, {"headstart": json.dumps(document)})
-    try:
+    with writing_run(path.parent.parent, path):
         write_atomically(path, data)
-    except OSError as error:
-        raise RunError(
-            f"{path}: the checkpoint cannot be written ({error.strerror}). Free some space and go on with "
-            f"headstart train --resume {path.parent.parent}"
-        ) from error
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:

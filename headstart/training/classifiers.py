@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from headstart.errors import OptionError
 from headstart.progress import Progress
 from headstart.training.classical import CLASSICAL
 from headstart.training.finetune import FeatureRows, Samples
-from headstart.training.heads import LINEAR, PLAIN, HeadSpec, linear_head, parse_heads
+from headstart.training.heads import LINEAR, PLAIN, HeadSpec, build_head, linear_head, parse_heads
 from headstart.training.probe import Features, fit_probe, refit_probe, require_learnable
 from headstart.training.recipe import Recipe
 from headstart.training.sweep import SweepSettings, train_heads
@@ -91,14 +91,12 @@ def fit_classifier(
     """
     require_learnable(labels)
     check_classes(recipe, classes, several=are_several(labels))
-    specs = [replace(spec, single=recipe.single_logit) for spec in parse_heads(recipe.head)]
+    specs = check_heads(recipe, features.shape[1:], classes, layout)
     if sample_weight is not None and (recipe.head != LINEAR or recipe.probe != LOGISTIC):
         other = f"head {recipe.head!r}" if recipe.head != LINEAR else f"probe {recipe.probe!r}"
         raise OptionError(f"sample_weight: only probe {LOGISTIC!r} with a linear head takes it, not {other}.")
     if recipe.head != LINEAR:
         return _trained(recipe, specs, features, labels, classes, layout, dtype, shown, val, progress)
-    if features.ndim > 2:
-        raise OptionError("a linear head needs pooled features, not a map; choose another pooling.")
     if recipe.probe != LOGISTIC:
         return _classical(recipe, features, labels, classes, progress)
     own: dict[str, Any] = {"classes": classes, "balance": recipe.balance}
@@ -122,6 +120,25 @@ def _refit_logistic(
 ) -> nn.Module:
     weights = None if sample_weight is None else sample_weight[learn]
     return _linear(*refit_probe(features[learn], labels[learn], sample_weight=weights, **settings), single=single)
+
+
+def check_heads(recipe: Recipe, shape: Sequence[int], classes: int, layout: Layout = PLAIN) -> list[HeadSpec]:
+    """The heads that a recipe names, checked against the features that they will see.
+
+    Args:
+        recipe: its ``head`` and ``single_logit``.
+        shape: of the features of one image.
+        classes: number of classes.
+        layout: what the axes of a map mean.
+
+    Raises:
+        OptionError: one does not go with the features or the classes.
+    """
+    specs = [replace(spec, single=recipe.single_logit) for spec in parse_heads(recipe.head)]
+    with torch.device("meta"):
+        for spec in specs:
+            build_head(spec, shape, classes, layout)
+    return specs
 
 
 def check_classes(recipe: Recipe, classes: int, *, several: bool) -> None:

@@ -16,7 +16,7 @@ from scipy.stats import ttest_1samp
 from torch import nn
 
 from headstart.backbone.split import HEAD, Boundary, SplittableBackbone
-from headstart.errors import OptionError
+from headstart.errors import OptionError, suggestion
 from headstart.training.finetune import TuneSettings
 from headstart.training.recipe import Recipe
 from headstart.training.temperature import Losses
@@ -235,16 +235,32 @@ def room_for_gain(right: npt.NDArray[np.bool_]) -> bool:
 
 
 def boundary_before(name: str, split: SplittableBackbone) -> Boundary:
-    """The boundary right before a part of the network."""
+    """The boundary right before a part of the network.
+
+    Args:
+        name: of a layer group, of a part of one, or of anything that they lie in; "all".
+        split: the network.
+
+    Raises:
+        OptionError: no part of that name can be trained from; lists those that can, and suggests a similar one.
+    """
     inner = [b for b in split.boundaries if b.name != HEAD]
+    if not inner:
+        raise OptionError(f"--unfreeze {name}: this backbone cannot be cut, and takes a probe only ({split.obstacle}).")
     if name == "all":
         return inner[0]
     firsts = [(boundary, split.parts(boundary.name)[0][0]) for boundary in inner]
     wanted = next((first for _, first in firsts if first == name or first.startswith(f"{name}.")), None)
     if wanted is not None:  # the last of those that lie before it: an activation or a pooling may stand between
         return [boundary for boundary, first in firsts if first == wanted][-1]
-    known = ", ".join(dict.fromkeys(first for _, first in firsts))
-    raise OptionError(f"--unfreeze {name}: no part that can be trained from. There are: all, {known}.")
+    known = ["all"]
+    for _, first in firsts:
+        path = first.split(".")
+        known += [".".join(path[:depth]) for depth in range(1, len(path) + 1)]
+    known = list(dict.fromkeys(known))
+    raise OptionError(
+        f"--unfreeze {name}: no part that can be trained from.{suggestion(name, known)} There are: {', '.join(known)}."
+    )
 
 
 def deepest_at(share: float, split: SplittableBackbone) -> Boundary | None:

@@ -14,6 +14,10 @@ from headstart.training.calibration import WANTED
 from headstart.training.heads import LINEAR, parse_heads
 
 EffortName = Literal["probe", "quick", "standard", "thorough"]
+EffortChoice = Literal["auto", "probe", "quick", "standard", "thorough"]
+FINE_TUNING = ("unfreeze", "epochs", "lr", "views", "fresh_views", "live_norms", "gradual", "scratch")
+"""Options that concern fine-tuning: each makes effort "auto" mean "quick", and none goes with "probe"."""
+
 PRETRAINED = "pretrained"
 """In place of a model to extend: the classifier that came with the backbone's weights."""
 
@@ -26,7 +30,8 @@ class Recipe:
 
     Attributes:
         effort: "probe": everything frozen, a linear classifier on the features; "quick", "standard", "thorough": then
-            fine-tuning, ever deeper, while it gains more than noise (see ``training.ladder``).
+            fine-tuning, ever deeper, while it gains more than noise (see ``training.ladder``). "auto" becomes "quick"
+            where an option of fine-tuning is given (``FINE_TUNING``), else "probe".
         backbone: a timm architecture, with or without the tag of its weights; "" for the offline default.
         weights: a file of weights, "" for the architecture's own.
         image_size: side of the input in pixels; 0 for what the weights were trained with.
@@ -67,7 +72,7 @@ class Recipe:
         seed: of splits, folds, views and training; 0 to 2**32 - 1.
     """
 
-    effort: EffortName = "probe"
+    effort: EffortChoice = "auto"
     backbone: str = ""
     weights: str = ""
     image_size: int = 0
@@ -103,8 +108,8 @@ class Recipe:
     def __post_init__(self) -> None:
         for name, kind in _field_types().items():
             object.__setattr__(self, name, _as_type(name, getattr(self, name), kind))
-        if self.effort not in get_args(EffortName):
-            raise OptionError(f"effort {self.effort!r}: this version knows {', '.join(get_args(EffortName))}.")
+        if self.effort not in get_args(EffortChoice):
+            raise OptionError(f"effort {self.effort!r}: this version knows {', '.join(get_args(EffortChoice))}.")
         if not 0 <= self.seed < 2**32:
             raise OptionError(f"seed {self.seed}: expected 0 to {2**32 - 1:,}.")
         if self.image_size < 0 or 0 < self.image_size < 16:
@@ -125,7 +130,6 @@ class Recipe:
             raise OptionError(f"wanted accuracy {self.wanted}: expected more than 0 and less than 1, such as 0.99.")
         if not 0 <= (self.smoothing or 0) < 1:
             raise OptionError(f"smoothing {self.smoothing}: expected 0 or more and less than 1.")
-        trains = {"unfreeze": self.unfreeze, "epochs": self.epochs, "views": self.views, "lr": self.lr}
         if self.probe not in get_args(ProbeName):
             raise OptionError(f"probe {self.probe!r}: expected one of {', '.join(get_args(ProbeName))}.")
         convolves = bool(parse_heads(self.head)[0].channels)
@@ -136,17 +140,18 @@ class Recipe:
                 raise OptionError(
                     f"probe {self.probe!r} and head {self.head!r}: one or the other stands on the features."
                 )
-            trains.pop("views")  # they are for the head as well
         elif self.head_epochs or self.head_lr:
             raise OptionError("head epochs and head lr: a linear head is fitted without steps; choose another --head.")
-        given = [name for name, value in trains.items() if value]
+        given = self._fine_tuning_options()
+        if self.effort == "auto":
+            implied = given[0] if given and not self.extend else ""
+            object.__setattr__(self, "_implied_by", implied)
+            object.__setattr__(self, "effort", "quick" if implied else "probe")
         if self.effort == "probe" and given:
-            raise OptionError(f"{given[0]}: effort 'probe' trains no weight of the backbone; choose another effort.")
-        if self.scratch and (self.effort == "probe" or self.weights or self.unfreeze not in ("", "all")):
-            raise OptionError(
-                "scratch: random weights are all trained; choose an effort above 'probe', and neither weights nor a "
-                "part to unfreeze."
-            )
+            why = "extending a model" if self.extend else "effort 'probe'"
+            raise OptionError(f"{given[0]}: {why} trains no weight of the backbone; leave one of the two out.")
+        if self.scratch and (self.weights or self.unfreeze not in ("", "all")):
+            raise OptionError("scratch: random weights are all trained; name neither weights nor a part to unfreeze.")
         if not self.extend and (self.remember or self.train_old):
             raise OptionError(
                 f"{'remember' if self.remember else 'train_old'}: belongs to extend; name a model to extend."
@@ -172,6 +177,21 @@ class Recipe:
                 f"probe {self.probe!r}: fine-tuning goes on from a linear classifier; choose effort 'probe', or probe "
                 "logistic, svm or centroid."
             )
+
+    def _fine_tuning_options(self) -> list[str]:
+        """Names of the options given that concern fine-tuning alone; views are for a head trained by steps as well."""
+        names = [name for name in FINE_TUNING if getattr(self, name)]
+        return [name for name in names if name not in ("views", "fresh_views") or self.head == LINEAR]
+
+    @property
+    def implied_by(self) -> str:
+        """The option that turned effort "auto" into "quick"; "" where the effort was named, or is "probe"."""
+        return str(getattr(self, "_implied_by", ""))
+
+    @property
+    def is_named_depth(self) -> bool:
+        """Whether what is to be trained was named: it is kept then, whatever the probe gave."""
+        return bool(self.unfreeze) or self.scratch
 
     @classmethod
     def of(cls, recipe: Recipe | None, choices: dict[str, Any]) -> Recipe:
