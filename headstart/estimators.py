@@ -1,7 +1,7 @@
 """scikit-learn's way in: a transformer from paths to features, and a classifier on paths.
 
 Both keep scikit-learn's conventions: constructors only store, what ``fit`` learns ends in ``_``, ``clone`` and
-``get_params`` work, and so do pipelines, ``cross_val_score``, grid searches, ``pickle`` and ``joblib``. Features are
+``get_params`` work, and so do pipelines, ``cross_val_score``, grid searches and ``pickle``. Features are
 kept on disk, so the folds of a cross-validation run the backbone once.
 
 A pickle holds what was fitted and not the backbone, which is loaded again where it is unpickled; it refuses weights

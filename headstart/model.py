@@ -33,6 +33,7 @@ from headstart.html import paragraph, table
 from headstart.hub import fetch, read_address
 from headstart.progress import Progress, SilentProgress
 from headstart.training.calibration import Calibration
+from headstart.training.custom_heads import describe
 from headstart.training.heads import head_from, logits_on, vectors_of
 from headstart.training.outliers import KEPT, Familiar
 from headstart.training.recipe import Recipe
@@ -106,7 +107,8 @@ class Model:
 
     Args:
         net: the frozen pass to features.
-        head: (N, ...) features -> (N, classes) logits; with an attribute ``about`` (see ``training.heads``).
+        head: (N, ...) features -> (N, classes) logits; one of ``training.heads``, or composed of PyTorch's layers (see
+            ``training.custom_heads``).
         classes: names, in the order of the logits.
         recipe: how it was trained.
         data: what it was trained on: counts and a fingerprint; a JSON document.
@@ -115,6 +117,9 @@ class Model:
             where each picture has one class.
         calibration: what was fitted on validation images; none where it is not given.
         familiar: what usual pictures look like; None where it is not known.
+
+    Raises:
+        OptionError: the head holds a layer that a model file cannot restore.
     """
 
     def __init__(
@@ -134,7 +139,7 @@ class Model:
         self.calibration, self.familiar = calibration or Calibration(), familiar
         self.net = net
         self.thresholds = None if thresholds is None else tuple(map(float, thresholds))
-        self.head = head.requires_grad_(False).eval()
+        self.head = describe(head).requires_grad_(False).eval()
         self._exact: nn.Module | None = None
         self.classes = tuple(classes)
         self.recipe = recipe

@@ -116,3 +116,50 @@ def test_what_cannot_be_trained_is_refused(data: Path, bench: Workbench, tmp_pat
     without = bench_on(tmp_path / "given")
     with pytest.raises(OptionError, match="no validation images"):
         without.scores()
+
+
+class OwnHead(nn.Module):
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.last = nn.Linear(length, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(x)
+
+
+def test_a_head_of_ones_own_layers_is_trained_saved_and_loaded(bench: Workbench, tmp_path: Path) -> None:
+    net = bench.classifier
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net.head = nn.Sequential(nn.LayerNorm(1280), nn.Sequential(nn.Linear(1280, 16), nn.GELU()), nn.Linear(16, 2))
+    optimizer = torch.optim.AdamW(net.trainable_parameters(), lr=1e-3)
+    for x, labels in bench.batches("train"):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), labels).backward()
+        optimizer.step()
+    model = bench.model()
+    loaded = hs.load(model.save(tmp_path / "model.safetensors"))
+    files = list(bench._prepared.val.pictures.files)  # type: ignore[union-attr]
+    assert np.array_equal(loaded.predict_proba(files)[0], model.predict_proba(files)[0])
+    assert loaded.version == model.version
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        (OwnHead(1280), r"OwnHead \(OwnHead\) cannot be restored from a model file, which holds no code"),
+        (nn.Sequential(nn.Linear(1280, 8), nn.Softmax(1)), r"Sequential\.1 \(Softmax\)"),
+        (nn.Linear(1280, 3), r"gives \(3,\) for an image, and there are 2 classes"),
+        (nn.Linear(64, 2), r"does not take features of shape \(1280,\)"),
+        (nn.utils.parametrizations.weight_norm(nn.Linear(1280, 2)), "ParametrizedLinear"),
+    ],
+    ids=["module", "softmax", "classes", "features", "parametrised"],
+)
+def test_a_head_that_could_not_be_saved_is_refused_before_it_is_trained(
+    bench: Workbench, head: nn.Module, words: str
+) -> None:
+    bench.classifier.head = head
+    with pytest.raises(OptionError, match=words):
+        next(bench.batches("train"))
+    with pytest.raises(OptionError):
+        hs.train("nowhere", head=head)

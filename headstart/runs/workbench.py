@@ -20,12 +20,13 @@ from headstart.backbone.device import keep_freed_memory
 from headstart.backbone.weights import fingerprint
 from headstart.data.dataset import Dataset, open_data
 from headstart.data.images import Preprocessing
-from headstart.errors import OptionError
+from headstart.errors import OptionError, first_line
 from headstart.evaluation.metrics import AnyScores
 from headstart.evaluation.predictions import evaluate_predictions
 from headstart.model import Model
 from headstart.progress import Progress, SilentProgress
 from headstart.runs.prepare import Preparation, RungSamples
+from headstart.training.custom_heads import describe
 from headstart.training.finetune import Classifier, epoch_order, logits_of, trained_names
 from headstart.training.frozen import digests_of, require_unchanged, tensors_of
 from headstart.training.recipe import Recipe
@@ -51,6 +52,9 @@ def prepare(
                 loss = torch.nn.functional.cross_entropy(bench.classifier(x), labels)
                 ...
         bench.model().save("flowers.safetensors")
+
+    A custom head is set before the loop, ``bench.classifier.head = torch.nn.Sequential(...)``. It has to be composed of
+    PyTorch's own layers, which a model file can restore (see ``training.custom_heads``).
 
     Args:
         source: a folder, a table, or a data set that is open already.
@@ -139,8 +143,10 @@ class Workbench:
             bear any number of them, (N, classes) float32, as ``binary_cross_entropy_with_logits`` does.
 
         Raises:
-            OptionError: no such split.
+            OptionError: no such split; or the classifier was given a head that does not fit, or that a model file could
+                not restore.
         """
+        self._check_head()
         if split not in ("train", "val") or (split == "val" and self._val is None):
             raise OptionError(f"no batches of {split!r}: there are train{' and val' if self._val else ''}.")
         samples = self._train if split == "train" or self._val is None else self._val
@@ -151,6 +157,23 @@ class Workbench:
             labels = torch.from_numpy(samples.labels[images])
             several = are_several(samples.labels)
             yield samples.activations.read(samples.rows(images, epoch)), labels.float() if several else labels
+
+    def _check_head(self) -> None:
+        """Refuses a head of the user's own before it is trained, and not when it is to be saved."""
+        head = self.classifier.head
+        if hasattr(head, "about"):
+            return
+        describe(head)
+        features = torch.from_numpy(self._prepared.train.features[:1])
+        try:
+            with torch.no_grad():
+                shape = tuple(copy.deepcopy(head).eval()(features).shape)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise OptionError(
+                f"head: does not take features of shape {tuple(features.shape[1:])} ({first_line(error)})."
+            ) from error
+        if shape != (1, len(self.classes)):
+            raise OptionError(f"head: gives {shape[1:]} for an image, and there are {len(self.classes)} classes.")
 
     def scores(self) -> AnyScores:
         """Of the classifier as it is, on the validation images, in float32.

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from headstart.backbone.layers import Layout
 from headstart.backbone.pooling import Pooling, pooled
 from headstart.errors import OptionError
+from headstart.training.custom_heads import KIND, build_custom_head
 
 LINEAR = "linear"
 
@@ -262,6 +263,8 @@ def head_from(about: dict[str, Any], tensors: dict[str, Tensor], classes: int) -
         head = NeighbourHead(tensors["features"], tensors["labels"], **own)
     elif about["kind"] == "rbf":
         head = RbfHead(**tensors, gamma=about["gamma"])
+    elif about["kind"] == KIND:
+        head = build_custom_head(about, tensors)
     else:
         spec = replace(HeadSpec.parse(about["spec"]), single=about["single"])
         head = build_head(spec, about["shape"], classes, Layout(**about["layout"]))
