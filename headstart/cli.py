@@ -23,6 +23,7 @@ from headstart.errors import HeadstartError
 
 if TYPE_CHECKING:
     from headstart.data.checks import Inspection
+    from headstart.data.dataset import Dataset
     from headstart.evaluation.metrics import AnyScores
     from headstart.evaluation.predictions import Evaluated
     from headstart.model import Prediction
@@ -105,6 +106,16 @@ class EffortOption(StrEnum):
 
 
 Data = Annotated[Path, typer.Argument(help="A folder with one folder per class, or a CSV, TSV or Parquet table.")]
+PathColumn = Annotated[str, typer.Option("--path-column", help="Of a table: the column of paths, if not named path.")]
+LabelColumn = Annotated[
+    str, typer.Option("--label-column", help="Of a table: the column of labels, if not named label or labels.")
+]
+SplitColumn = Annotated[
+    str, typer.Option("--split-column", help="Of a table: the column of train, val and test, if not named split.")
+]
+GroupColumn = Annotated[
+    str, typer.Option("--group-column", help="Of a table: the column of groups, if not named group.")
+]
 RunOrModel = Annotated[Path, typer.Argument(help="A run folder, a model file, or hf://OWNER/NAME.")]
 IgnoreUnknown = Annotated[
     bool, typer.Option("--ignore-unknown", help="Do not score images of classes that the model does not know.")
@@ -195,6 +206,10 @@ def train(
     wanted_accuracy: Annotated[
         float, typer.Option(help="Of the answers; where the model is less sure on val, it says so.")
     ] = 0.95,
+    path_column: PathColumn = "",
+    label_column: LabelColumn = "",
+    split_column: SplitColumn = "",
+    group_column: GroupColumn = "",
     val: Val = 0.15,
     test: Test = 0.15,
     seed: Seed = 0,
@@ -258,7 +273,8 @@ def train(
             run = resume_run(resume, progress=TerminalProgress())
         else:
             assert data is not None
-            run = train_run(data, out=out, recipe=recipe, device=device.value, progress=TerminalProgress())
+            source = _source(data, 1 if extend else 2, path_column, label_column, split_column, group_column)
+            run = train_run(source, out=out, recipe=recipe, device=device.value, progress=TerminalProgress())
         if as_json:
             files = {"run": str(run.folder), "model": str(run.model_path), "report": str(run.report_path)}
             scores = {name: s.as_json() for name, s in run.results.items()}
@@ -318,6 +334,10 @@ def evaluate(
     data: Annotated[Path | None, typer.Argument(help="Other data; the run's own val and test if left out.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write every prediction to this .csv file.")] = None,
     ignore_unknown: IgnoreUnknown = False,
+    path_column: PathColumn = "",
+    label_column: LabelColumn = "",
+    split_column: SplitColumn = "",
+    group_column: GroupColumn = "",
     device: DeviceChoice = Device.auto,
     as_json: Json = False,
 ) -> None:
@@ -330,8 +350,9 @@ def evaluate(
 
     if out is not None:
         check_suffix(out, [".csv"])
+    source = None if data is None else _source(data, 2, path_column, label_column, split_column, group_column)
     evaluated = evaluate_model(
-        run_or_model, data, ignore_unknown=ignore_unknown, device=device.value, progress=TerminalProgress()
+        run_or_model, source, ignore_unknown=ignore_unknown, device=device.value, progress=TerminalProgress()
     )
     if out is not None:
         write_csv_file(out, predictions_csv(evaluated))
@@ -396,6 +417,10 @@ def extract(
     image_size: ImageSize = 0,
     pool: PoolChoice = Pool.auto,
     cut: Cut = "",
+    path_column: PathColumn = "",
+    label_column: LabelColumn = "",
+    split_column: SplitColumn = "",
+    group_column: GroupColumn = "",
     device: DeviceChoice = Device.auto,
     as_json: Json = False,
 ) -> None:
@@ -405,7 +430,7 @@ def extract(
         from headstart.progress import TerminalProgress
 
     count, length = export_features(
-        data,
+        _source(data, 2, path_column, label_column, split_column, group_column),
         out,
         backbone=backbone,
         weights=weights,
@@ -437,6 +462,10 @@ def compare(
     image_size: ImageSize = 0,
     balance: Annotated[bool, typer.Option("--balance", help="Weigh the classes alike.")] = False,
     flip: Annotated[bool, typer.Option(help="Whether a mirrored picture shows the same thing.")] = True,
+    path_column: PathColumn = "",
+    label_column: LabelColumn = "",
+    split_column: SplitColumn = "",
+    group_column: GroupColumn = "",
     val: Val = 0.15,
     test: Test = 0.15,
     seed: Seed = 0,
@@ -451,7 +480,10 @@ def compare(
     model is a run folder or a model file; of the options these take --ignore-unknown, --device and --json.
     """
     if len(paths) == 3:
-        _compare_models(*paths, out=out, ignore_unknown=ignore_unknown, device=device, as_json=as_json)
+        source = _source(paths[2], 2, path_column, label_column, split_column, group_column)
+        _compare_models(
+            paths[0], paths[1], source, out=out, ignore_unknown=ignore_unknown, device=device, as_json=as_json
+        )
         return
     if len(paths) != 1:
         raise typer.BadParameter("expected DATA, or MODEL_A MODEL_B DATA.")
@@ -463,7 +495,7 @@ def compare(
         from headstart.runs.compare import compare as compare_ways
 
     found = compare_ways(
-        data,
+        _source(data, 2, path_column, label_column, split_column, group_column),
         out=out,
         only=[name.strip() for name in only.split(",") if name.strip()],
         seconds=seconds,
@@ -500,7 +532,14 @@ def compare(
 
 
 def _compare_models(
-    first: Path, second: Path, data: Path, *, out: Path | None, ignore_unknown: bool, device: Device, as_json: bool
+    first: Path,
+    second: Path,
+    data: Path | Dataset,
+    *,
+    out: Path | None,
+    ignore_unknown: bool,
+    device: Device,
+    as_json: bool,
 ) -> None:
     with _importing():
         from headstart.files import check_suffix, write_csv_file
@@ -606,6 +645,10 @@ def check(
     backbone: BackboneName = "",
     weights: WeightsFile = None,
     image_size: ImageSize = 0,
+    path_column: PathColumn = "",
+    label_column: LabelColumn = "",
+    split_column: SplitColumn = "",
+    group_column: GroupColumn = "",
     val: Val = 0.15,
     test: Test = 0.15,
     seed: Seed = 0,
@@ -624,7 +667,7 @@ def check(
         check_suffix(write, [".csv"])
     folder = None if out is None else choose_run_folder(out, data)
     look = check_data(
-        data,
+        _source(data, 1, path_column, label_column, split_column, group_column),
         files_only=files_only,
         device=device.value,
         progress=TerminalProgress(),
@@ -760,6 +803,10 @@ def export(
         QuantizeOption | None, typer.Option(help="Weights and activations of 8 bits, calibrated on the images.")
     ] = None,
     allow_loss: AllowLoss = False,
+    path_column: PathColumn = "",
+    label_column: LabelColumn = "",
+    split_column: SplitColumn = "",
+    group_column: GroupColumn = "",
     device: DeviceChoice = Device.auto,
     as_json: Json = False,
 ) -> None:
@@ -775,7 +822,7 @@ def export(
         run_or_model,
         to.value,
         out=out,
-        data=data,
+        data=None if data is None else _source(data, 1, path_column, label_column, split_column, group_column),
         quantize=quantize.value if quantize else "",
         allow_loss=allow_loss,
         device=device.value,
@@ -798,6 +845,10 @@ def verify(
         Path | None, typer.Option(help="Compare with this run or model; with the labels alone if left out.")
     ] = None,
     allow_loss: AllowLoss = False,
+    path_column: PathColumn = "",
+    label_column: LabelColumn = "",
+    split_column: SplitColumn = "",
+    group_column: GroupColumn = "",
     device: DeviceChoice = Device.auto,
     as_json: Json = False,
 ) -> None:
@@ -807,7 +858,12 @@ def verify(
         from headstart.runs.export import verify as verify_file
 
     found = verify_file(
-        file, data, model=model, allow_loss=allow_loss, device=device.value, progress=TerminalProgress()
+        file,
+        _source(data, 1, path_column, label_column, split_column, group_column),
+        model=model,
+        allow_loss=allow_loss,
+        device=device.value,
+        progress=TerminalProgress(),
     )
     if as_json:
         _print_json(found.as_json())
@@ -949,6 +1005,24 @@ def _importing() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+def _source(
+    data: Path, least_classes: int, path_column: str, label_column: str, split_column: str, group_column: str
+) -> Path | Dataset:
+    """What a verb gets as its data: the folder or table, opened already where columns of a table are named."""
+    if not (path_column or label_column or split_column or group_column):
+        return data
+    from headstart.data.dataset import open_data
+
+    return open_data(
+        data,
+        least_classes=least_classes,
+        path_column=path_column,
+        label_column=label_column,
+        split_column=split_column,
+        group_column=group_column,
+    )
 
 
 def _absolute(path: Path | None) -> str:

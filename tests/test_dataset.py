@@ -71,7 +71,40 @@ def test_a_class_named_train_is_a_class(tmp_path: Path) -> None:
 def test_class_names_in_two_unicode_forms_are_one_class(tmp_path: Path) -> None:
     write_classes(tmp_path / "train", {unicodedata.normalize("NFC", "café"): 1, "b": 1})
     write_classes(tmp_path / "val", {unicodedata.normalize("NFD", "café"): 1, "b": 1}, first_seed=5)
-    assert open_folder(tmp_path).classes == ("b", "café")
+    data = open_folder(tmp_path)
+    assert data.classes == ("b", "café")
+    assert [(f.kind, f.items) for f in data.findings] == [("unicode-form", ("café",))]
+
+
+def test_class_folders_that_differ_by_case_between_splits_are_a_finding(tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", {"Rose": 1, "b": 1})
+    write_classes(tmp_path / "val", {"rose": 1, "b": 1}, first_seed=5)
+    data = open_folder(tmp_path)
+    assert ("warning", ("Rose, rose",)) in [(f.severity, f.items) for f in data.findings if f.kind == "class-names"]
+
+
+def test_a_class_folder_whose_name_is_not_utf8_gets_a_name_that_can_be_written(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"a": 1, "b": 1})
+    (tmp_path / "b").rename(tmp_path / os.fsdecode("Gänse".encode("cp1252")))
+    data = open_folder(tmp_path)
+    assert data.classes == ("Gänse", "a")
+    assert all(os.path.isfile(file) for file in data.files())
+
+
+def test_camera_raw_files_are_named_once_with_what_to_do(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"a": 2, "b": 2})
+    for name in ("a/5.CR2", "a/6.nef", "b/7.dng", "a/1.cr2"):  # the last has a picture of its name beside it
+        (tmp_path / name).write_bytes(b"x")
+    data = open_folder(tmp_path)
+    (finding,) = [f for f in data.findings if f.kind == "camera-raw"]
+    assert finding.severity == "warning"
+    assert finding.message == "3 file(s) are not used: camera raw: export it as JPEG or TIFF first"
+    assert finding.items == ("a/5.CR2", "a/6.nef", "b/7.dng")
+    assert [Path(path).name for path in find_images(tmp_path / "a")] == ["0.png", "1.png", "5.CR2", "6.nef"]
+    for path in tmp_path.rglob("*.png"):
+        path.unlink()
+    with pytest.raises(DataError, match=r"no images found.*4 file.s. are not used: camera raw: export"):
+        open_folder(tmp_path)
 
 
 def test_unusable_folders_say_what_was_found_and_expected(tmp_path: Path) -> None:
@@ -138,13 +171,16 @@ def test_faulty_tables_name_the_row_and_the_remedy(tmp_path: Path) -> None:
             open_table(table(text))
     data = open_table(table("path,label\na,x\n,y\nb,\nc,z\na,x\n"))
     assert data.paths == ("a", "c")
-    assert data.notes == ("t.csv, row 3: no path; left out", "t.csv, row 4: no label; left out")
+    (finding,) = data.findings
+    assert finding.severity == "serious"
+    assert finding.message == "t.csv: 2 of 5 rows are left out: 1 have no path and 1 have no label"
+    assert finding.items == ("row 3: no path", "row 4: no label")
     (tmp_path / "t.parquet").write_bytes(b"not parquet")
     with pytest.raises(DataError, match="Parquet"):
         open_table(tmp_path / "t.parquet")
-    (tmp_path / "a.txt").write_text("x")
+    (tmp_path / "a.doc").write_text("x")
     with pytest.raises(DataError, match="expected a folder"):
-        open_data(tmp_path / "a.txt")
+        open_data(tmp_path / "a.doc")
 
 
 def test_pictures_of_a_folder_are_found_in_natural_order(tmp_path: Path) -> None:

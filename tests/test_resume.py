@@ -21,7 +21,8 @@ from torch import Tensor, nn
 import headstart as hs
 from headstart.backbone.split import INPUT, SplittableBackbone
 from headstart.backbone.weights import fingerprint, load_backbone, random_backbone
-from headstart.errors import HeadstartError, OptionError, RunError
+from headstart.errors import DataError, HeadstartError, OptionError, RunError
+from headstart.runs.folder import open_like, read_start
 from headstart.runs.log import read_log
 from headstart.runs.train import resume
 from headstart.training.finetune import Tuned, fine_tune, trained_names
@@ -350,6 +351,29 @@ def test_a_run_of_an_earlier_version_that_wrote_no_conditions_is_refused(stopped
 def test_a_run_is_resumed_with_its_own_choices_alone(stopped: Path) -> None:
     with pytest.raises(OptionError, match="epochs: a run is resumed with the choices that it began with"):
         resume(stopped, epochs=20)
+
+
+def test_a_run_finds_its_tables_columns_again(hard: Path, tiny: dict[str, Any], tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    rows = [f"{path},{path.parent.name}" for path in sorted(hard.rglob("*.png"))]
+    table.write_text("\n".join(["Datei,Art", *rows]))
+
+    def stop(event: hs.Event) -> None:
+        if event.kind == "engine":
+            raise Stopped
+
+    names = {"path_column": "Datei", "label_column": "Art"}
+    with pytest.raises(Stopped):
+        hs.train(hs.open_table(table, **names), out=tmp_path / "run", listener=stop, **tiny)
+    assert read_start(tmp_path / "run")[1].columns == names
+    with pytest.raises(Stopped):
+        resume(tmp_path / "run", listener=stop)
+    assert open_like(tmp_path / "run", table).classes == ("first", "second")
+    table.write_text("\n".join(["path,label", *rows]))
+    assert open_like(tmp_path / "run", table).classes == ("first", "second")
+    table.write_text("\n".join(["Datei,Sorte", *rows]))
+    with pytest.raises(DataError, match="no column 'Art'"):
+        open_like(tmp_path / "run", table)
 
 
 def test_there_is_nothing_to_resume_where_no_run_is(tmp_path: Path) -> None:

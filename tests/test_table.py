@@ -1,17 +1,23 @@
-"""Tables with any number of labels to an image; those with one each are in test_dataset.py."""
+"""Tables: encodings, separators, columns, paths, and labels, one or any number to an image."""
 
 from __future__ import annotations
 
+import json
+import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from commands import main
+from pictures import write_classes
 from pyarrow import parquet
 
-from headstart.data.dataset import open_data, open_table
+from headstart.data.dataset import Dataset, open_data, open_table
+from headstart.data.finding import Finding
 from headstart.data.table import joined
-from headstart.errors import DataError
+from headstart.errors import DataError, OptionError
 
 LISTED = {
     "bars": "path,labels\na,sea|sand\nb,\nc,sky|sea\n",
@@ -94,3 +100,195 @@ def test_faulty_tables_name_the_row_and_the_remedy(tmp_path: Path, text: str, me
     with pytest.raises(DataError) as raised:
         open_table(table(tmp_path, text))
     assert message in str(raised.value)
+
+
+GERMAN = "path;label\na.png;Gänseblümchen\nb.png;Löwenzahn\n"
+
+
+def kinds(data: Dataset) -> dict[str, Finding]:
+    return {finding.kind: finding for finding in data.findings}
+
+
+@pytest.mark.parametrize(
+    ("encoding", "severity"),
+    [
+        ("utf-8", None),
+        ("utf-8-sig", None),
+        ("utf-16", "note"),
+        ("utf-16-be-bom", "note"),
+        ("utf-32", "note"),
+        ("cp1252", "warning"),
+    ],
+)
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|", "sep=;"])
+def test_tables_of_every_usual_encoding_and_separator(
+    tmp_path: Path, encoding: str, severity: str | None, separator: str
+) -> None:
+    text = GERMAN.replace(";", separator[-1])
+    if separator.startswith("sep"):
+        text = f"{separator}\r\n{text}"
+    data = ("\ufeff" + text).encode("utf-16-be") if encoding == "utf-16-be-bom" else text.encode(encoding)
+    (tmp_path / "t.txt").write_bytes(data)
+    read = open_data(tmp_path / "t.txt")
+    assert read.classes == ("Gänseblümchen", "Löwenzahn")
+    assert [finding.severity for finding in read.findings] == ([severity] if severity else [])
+    if severity:
+        said = kinds(read)["encoding"].message
+        assert ("cp1252" if severity == "warning" else encoding[:6].upper()) in said
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (GERMAN.encode("utf-16-le"), "holds zero bytes (offset 1, line 1): UTF-16 without a byte order mark"),
+        (b"path,label\na,x\nb,\xe4\x81\n", "line 3) nor cp1252, which Excel writes on Windows (byte 0x81 at offset 18"),
+        ("path,label\na,äöüß\nb,é".encode() + b"\xe4\n", "is UTF-8 but for 1 place(s), first byte 0xe4 at offset 26"),
+        (b"\xff\xfep\0a\0t\0h", "begins as UTF-16 and is damaged at byte 8"),
+    ],
+)
+def test_other_encodings_are_named_with_the_place_and_the_remedy(tmp_path: Path, data: bytes, message: str) -> None:
+    (tmp_path / "t.csv").write_bytes(data)
+    with pytest.raises(DataError) as raised:
+        open_table(tmp_path / "t.csv")
+    assert message in str(raised.value)
+    assert str(raised.value).endswith('Save it as "CSV UTF-8".')
+
+
+def test_rows_are_counted_as_editors_do_behind_a_line_that_names_the_separator(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="row 4: 3 cells where the header has 2"):
+        open_table(table(tmp_path, "sep=;\npath;label\na;x\nb;y;z\n"))
+    with pytest.raises(DataError, match="row 4: split is 'eval'"):
+        open_table(table(tmp_path, "sep=;\npath;label;split\na;x;train\nb;y;eval\n"))
+
+
+def test_empty_columns_that_spreadsheets_write_are_none(tmp_path: Path) -> None:
+    data = open_table(table(tmp_path, "path;label;;\na;x;;\nb;y;;\n"))
+    assert data.classes == ("x", "y")
+
+
+@pytest.mark.parametrize("form", ["backslashes", "no ending", "no ending, backslashes", "another Unicode form"])
+def test_paths_may_be_written_as_other_systems_and_programs_do(tmp_path: Path, form: str) -> None:
+    write_classes(tmp_path, {"blüte": 3, "red": 3})
+    paths = [f"{name}/{i}.png" for name in ("blüte", "red") for i in range(3)]
+    if form == "another Unicode form":
+        for i in range(3):
+            (tmp_path / "red" / f"{i}.png").rename(tmp_path / "red" / unicodedata.normalize("NFD", f"ü{i}.png"))
+        paths[3:] = [f"red/ü{i}.png" for i in range(3)]
+    written = [path.removesuffix(".png") if "ending" in form else path for path in paths]
+    if "backslashes" in form:
+        written = [path.replace("/", "\\") for path in written]
+    rows = "".join(f"{path},{i // 3}\n" for i, path in enumerate(written))
+    data = open_table(table(tmp_path, f"path,label\n{rows}"))
+    assert all(os.path.isfile(file) for file in data.files())
+    assert len(kinds(data)["path"].items) == (3 if "Unicode" in form else 6)
+
+
+def test_a_path_that_fits_several_files_or_has_a_backslash_in_its_name_stays(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"a": 1, "b": 1})
+    (tmp_path / "a" / "0.jpg").write_bytes(b"x")
+    (tmp_path / "b\\0.png").write_bytes((tmp_path / "b" / "0.png").read_bytes())
+    data = open_table(table(tmp_path, "path,label\na/0,x\nb\\0.png,y\n"))
+    assert data.paths == ("a/0", "b\\0.png")
+    assert not data.findings
+
+
+def test_two_rows_of_one_file_are_found_however_it_is_written(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"a": 1})
+    with pytest.raises(DataError, match=r"row 3: a/0\.png stands twice"):
+        open_table(table(tmp_path, "path,label\na/0.png,x\na\\0,y\n"))
+
+
+def test_columns_of_any_name(tmp_path: Path) -> None:
+    file = table(tmp_path, "Datei,Art,Teil,Pflanze,label\na,x,train,1,z\nb,y,val,2,z\n")
+    names = {"path_column": "datei", "label_column": "Art", "split_column": "Teil", "group_column": "Pflanze"}
+    data = open_data(file, **names)
+    assert (data.paths, data.classes) == (("a", "b"), ("x", "y"))
+    assert (data.splits, data.groups) == (("train", "val"), ("1", "2"))
+    assert data.columns.as_options() == names
+    assert open_data(file, path_column="Datei", least_classes=1).classes == ("z",)
+    with pytest.raises(DataError, match=r"no path column. Found: Datei, Art, Teil, Pflanze, label\. .*--path-column"):
+        open_data(file)
+    with pytest.raises(DataError, match=r"no column 'Sorte', named by --label-column\. Found: Datei, Art"):
+        open_data(file, path_column="Datei", label_column="Sorte")
+    with pytest.raises(DataError, match="two columns are named 'label'"):
+        open_table(table(tmp_path, "path,label,label\na,x,y\n"))
+    with pytest.raises(OptionError, match="label_column: belongs to a table"):
+        open_data(write_classes(tmp_path / "folder", {"a": 1, "b": 1}), label_column="Art")
+
+
+def test_a_column_of_several_labels_may_have_any_name(tmp_path: Path) -> None:
+    data = open_data(table(tmp_path, "path,Inhalt\na,sea|sand\nb,sky\n"), label_column="Inhalt")
+    assert data.multi_label
+    assert data.classes == ("sand", "sea", "sky")
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        ([0.0, None, 1.0, 10.0], ("0", "1", "10")),
+        ([0.0, 1.0, 1.0, 0.0], ("0", "1")),
+        ([0.5, None, 1.0, 2.0], ("0.5", "1.0", "2.0")),
+    ],
+)
+def test_whole_numbers_that_pandas_wrote_as_floats(
+    tmp_path: Path, kind: str, labels: list[float | None], classes: tuple[str, ...]
+) -> None:
+    file = tmp_path / f"t.{kind}"
+    if kind == "parquet":
+        with_nan = [float("nan") if label is None else label for label in labels]
+        parquet.write_table(pa.table({"path": list("abcd"), "label": with_nan}), file)
+    else:
+        rows = [f"{path},{'' if label is None else label}" for path, label in zip("abcd", labels, strict=True)]
+        file.write_text("\n".join(["path,label", *rows]))
+    data = open_data(file)
+    assert data.classes == classes
+    assert ("incomplete-row" in kinds(data)) == (None in labels)
+    assert ("whole numbers" in str(data.notes)) == ("0.5" not in classes)
+
+
+def test_rows_that_lack_something_are_one_serious_finding(tmp_path: Path) -> None:
+    rows = "".join(f"{i}.png,{'' if i % 4 == 0 else 'xy'[i % 2]}\n" for i in range(40))
+    (finding,) = open_table(table(tmp_path, f"path,label\n{rows}")).findings
+    assert finding.severity == "serious"
+    assert finding.message == "t.csv: 10 of 40 rows have no label and are left out"
+    assert finding.items[:2] == ("row 2: no label", "row 6: no label")
+    notes = open_table(table(tmp_path, "path,label,split\na,x,train\nb,y,\nc,y,val\n")).findings
+    assert [(f.kind, f.severity) for f in notes if f.kind == "no-split"] == [("no-split", "note")]
+
+
+def test_check_strict_fails_where_rows_have_no_label(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_classes(tmp_path, {"red": 12, "blue": 12})
+    rows = [f"{name}/{i}.png,{name}\n" for name in ("red", "blue") for i in range(12)]
+    command = ["check", str(tmp_path / "t.csv"), "--files-only", "--strict"]
+    table(tmp_path, "path,label\n" + "".join(rows))
+    assert main(*command, capsys=capsys)[0] == 0
+    table(tmp_path, "path,label\n" + "".join(rows[:-1]) + "blue/11.png,\n")
+    status, out, _ = main(*command, capsys=capsys)
+    assert status == 1
+    assert "1 of 24 rows have no label" in out
+
+
+def test_the_command_takes_the_names_of_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_classes(tmp_path, {"red": 3, "blue": 3})
+    rows = [f"{name}/{i}.png,{name}\n" for name in ("red", "blue") for i in range(3)]
+    file = table(tmp_path, "Datei,Art\n" + "".join(rows))
+    status, out, _ = main(
+        "check", file, "--files-only", "--json", "--path-column", "Datei", "--label-column", "Art", capsys=capsys
+    )
+    assert status == 0
+    assert json.loads(out)["classes"] == ["blue", "red"]
+    status, _, err = main("check", file, "--files-only", capsys=capsys)
+    assert status == 1
+    assert "Found: Datei, Art" in err
+
+
+def test_classes_that_differ_by_case_spacing_or_unicode_form_are_a_finding(tmp_path: Path) -> None:
+    data = open_table(table(tmp_path, "path,label\na,Rose\nb,rose\nc,Tulip\nd,sweet pea\ne,Sweet_Pea\n"))
+    finding = kinds(data)["class-names"]
+    assert (finding.severity, finding.items) == ("warning", ("Rose, rose", "Sweet_Pea, sweet pea"))
+    assert len(data.classes) == 5
+    composed, decomposed = (unicodedata.normalize(form, "Löwenzahn") for form in ("NFC", "NFD"))
+    data = open_table(table(tmp_path, f"path,label\na,{composed}\nb,{decomposed}\nc,x\n"))
+    assert data.classes == (composed, "x")
+    assert kinds(data)["unicode-form"].items == (composed,)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 
 from headstart.data.dataset import SPLITS, Dataset, open_data
 from headstart.data.duplicates import DuplicatePair, find_duplicates
+from headstart.data.finding import Finding, Severity
 from headstart.data.images import Preprocessing, format_fits_name
 from headstart.data.quality import oddities
 from headstart.data.scan import Scan, scan
@@ -25,42 +25,7 @@ FEW_IMAGES = 10
 IMBALANCE_THAT_MATTERS = 3.0
 """Images of the largest class over those of the smallest, in train, from which weighting the classes may pay."""
 
-Severity = Literal["serious", "warning", "note"]
 _RANK: dict[Severity, int] = {"serious": 0, "warning": 1, "note": 2}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One kind of trouble and where it is.
-
-    Attributes:
-        kind: a short stable name, "unreadable".
-        severity: "serious" (distorts the result), "warning" (worth a look) or "note".
-        message: one sentence.
-        items: the paths, or pairs of paths, each with its reason; the gravest first.
-        images: of each item, the paths of the images that it is about, as the data set has them; empty where the items
-            are not about images.
-    """
-
-    kind: str
-    severity: Severity
-    message: str
-    items: tuple[str, ...] = ()
-    images: tuple[tuple[str, ...], ...] = ()
-
-    def brief(self) -> dict[str, Any]:
-        """Without its cases, but for their number; a JSON document."""
-        return {"kind": self.kind, "severity": self.severity, "message": self.message, "cases": len(self.items)}
-
-    @classmethod
-    def from_json(cls, document: dict[str, Any]) -> Finding:
-        """Back from the document that ``dataclasses.asdict`` gives.
-
-        Raises:
-            KeyError, TypeError: it is none.
-        """
-        images = tuple(map(tuple, document.get("images", ())))
-        return cls(**{**document, "items": tuple(document["items"]), "images": images})
 
 
 @dataclass(frozen=True)
@@ -134,7 +99,7 @@ def _findings(
         *_oddities(dataset, scanned),
         *_class_sizes(dataset, split),
         *_wrong_endings(dataset, scanned),
-        *(Finding("name", "note", note) for note in dataset.notes),
+        *dataset.findings,
     ]
     return ranked(found)
 
@@ -184,6 +149,11 @@ def unreadable(dataset: Dataset, scanned: Scan) -> list[Finding]:
         return []
     message = f"{len(scanned.faults):,} of {len(dataset):,} files cannot be used and are left out"
     return [about_images("unreadable", "serious", message, dataset, dict(sorted(scanned.faults.items())))]
+
+
+def reading_faults(dataset: Dataset, scanned: Scan) -> list[Finding]:
+    """What was lost, or may be wrong, when the data were read: for whoever uses them without ``inspect``."""
+    return [*(finding for finding in dataset.findings if finding.severity != "note"), *unreadable(dataset, scanned)]
 
 
 def about_images(kind: str, severity: Severity, message: str, dataset: Dataset, reasons: Mapping[int, str]) -> Finding:

@@ -1,12 +1,11 @@
 """The index of a data set: paths, class names, given splits and groups, read from names alone.
 
-No image is opened here (``scan`` does that). What was seen and not used is named in ``Dataset.notes``.
+No image is opened here (``scan`` does that). What was seen and not used is told in ``Dataset.findings``.
 """
 
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +15,11 @@ import numpy as np
 import numpy.typing as npt
 from natsort import natsorted
 
-from headstart.data.images import SUFFIXES, thumbnail
-from headstart.data.table import SPLIT_NAMES, TABLE_SUFFIXES, joined, read_table
-from headstart.errors import DataError
+from headstart.data.finding import Finding
+from headstart.data.images import CAMERA_RAW, RAW_REMEDY, SUFFIXES, thumbnail
+from headstart.data.table import SPLIT_NAMES, Columns, Spellings, joined, read_table
+from headstart.data.table_file import TABLE_SUFFIXES
+from headstart.errors import DataError, OptionError
 from headstart.files import UserPath, user_path
 from headstart.html import paragraph, picture, table
 
@@ -41,7 +42,8 @@ class Dataset:
         classes: class names in natural order ("2" before "10").
         splits: N of "train", "val", "test" as the data gives them; None where it gives none.
         groups: N names of groups that must stay on one side of a split, "" for none; None where there are no groups.
-        notes: what was found and not used, a sentence each.
+        findings: what was found and not used, or was not read as it stands there.
+        columns: of the table, as they were chosen.
     """
 
     root: Path
@@ -51,7 +53,13 @@ class Dataset:
     classes: tuple[str, ...]
     splits: tuple[str, ...] | None = None
     groups: tuple[str, ...] | None = None
-    notes: tuple[str, ...] = field(default=(), repr=False)
+    findings: tuple[Finding, ...] = field(default=(), repr=False)
+    columns: Columns = field(default_factory=Columns, repr=False)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The findings, a sentence each."""
+        return tuple(finding.message for finding in self.findings)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -100,23 +108,39 @@ class Dataset:
         return joined(names) if self.multi_label else [own[0] for own in names]
 
 
-def open_data(source: str | os.PathLike[str] | Dataset, *, least_classes: int = 2) -> Dataset:
+def open_data(
+    source: str | os.PathLike[str] | Dataset,
+    *,
+    least_classes: int = 2,
+    path_column: str = "",
+    label_column: str = "",
+    split_column: str = "",
+    group_column: str = "",
+) -> Dataset:
     """Opens a folder or a table, whichever ``source`` is.
 
     Args:
         source: a folder, a table, or a data set that is open already.
         least_classes: that are asked for; one is enough to extend a model.
+        path_column: the table's column of paths; by the usual names where it is "" (see ``open_table``).
+        label_column: its column of labels, likewise.
+        split_column: its column of splits, likewise.
+        group_column: its column of groups, likewise.
 
     Raises:
         DataError: there is no such folder or table, or it cannot be used; says what was found and expected.
+        OptionError: columns are named for something that is no table.
     """
     if isinstance(source, Dataset):
         return source
     path = user_path(source)
+    columns = Columns(path_column, label_column, split_column, group_column).as_options()
     if path.is_dir():
+        if columns:
+            raise OptionError(f"{next(iter(columns))}: belongs to a table, and {path} is a folder.")
         return open_folder(path, least_classes=least_classes)
     if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
-        return open_table(path, least_classes=least_classes)
+        return open_table(path, least_classes=least_classes, **columns)
     if path.is_file():
         raise DataError(f"{path}: expected a folder of images, or a table ending in {', '.join(TABLE_SUFFIXES)}.")
     raise DataError(f"{path}: no such folder or table.")
@@ -126,7 +150,7 @@ def open_folder(folder: str | os.PathLike[str], *, least_classes: int = 2) -> Da
     """Indexes a folder with one folder per class, or with train / val / test folders above the class folders.
 
     Class folders are searched in depth. Hidden files and folders, files that are no images, and empty class folders
-    are named in ``notes`` and are not classes.
+    are told in ``findings`` and are not classes; so are camera raw files.
 
     Raises:
         DataError: no such folder, no images in it, fewer than two classes, or splits and classes side by side.
@@ -135,13 +159,14 @@ def open_folder(folder: str | os.PathLike[str], *, least_classes: int = 2) -> Da
     if not root.is_dir():
         raise DataError(f"{root}: no such folder.")
     notes: list[str] = []
+    found = _Found(Spellings(), [])
     top = _subfolders(root, notes)
     named_split = {name: SPLIT_NAMES[name.lower()] for name in top if name.lower() in SPLIT_NAMES}
     has_splits = bool(named_split) and any(_subfolders(root / name, []) for name in named_split)
     if not has_splits:
-        rows = [(path, label, "") for path, label in _class_rows(root, "", notes)]
+        rows = [(path, label, "") for path, label in _class_rows(root, "", notes, found)]
     elif len(named_split) == len(top):
-        rows = [(*row, named_split[name]) for name in top for row in _class_rows(root, name, notes)]
+        rows = [(*row, named_split[name]) for name in top for row in _class_rows(root, name, notes, found)]
     else:
         others = natsorted(set(top) - set(named_split))
         raise DataError(
@@ -149,10 +174,12 @@ def open_folder(folder: str | os.PathLike[str], *, least_classes: int = 2) -> Da
             "others elsewhere, or put every class folder under a split folder."
         )
     _note_strays(root, "", top, notes)
+    findings = [*_raw_finding(found.camera_raw), *(Finding("name", "note", note) for note in notes)]
     if not rows:
+        seen = [finding.message for finding in findings]
         raise DataError(
             f"{root}: no images found. Expected one folder per class with images in it, for example "
-            f"{root.name}/cat/1.jpg." + (f" Found: {_some(notes)}" if notes else "")
+            f"{root.name}/cat/1.jpg." + (f" Found: {_some(seen)}" if seen else "")
         )
     return _dataset(
         root,
@@ -162,20 +189,33 @@ def open_folder(folder: str | os.PathLike[str], *, least_classes: int = 2) -> Da
         classes=tuple(natsorted({row[1] for row in rows})),
         splits=[row[2] for row in rows] if has_splits else None,
         groups=None,
-        notes=notes,
+        findings=findings,
+        spellings=found.spellings,
         least_classes=least_classes,
     )
 
 
-def open_table(table: str | os.PathLike[str], *, least_classes: int = 2) -> Dataset:
+def open_table(
+    table: str | os.PathLike[str],
+    *,
+    least_classes: int = 2,
+    path_column: str = "",
+    label_column: str = "",
+    split_column: str = "",
+    group_column: str = "",
+) -> Dataset:
     """Indexes a CSV, TSV or Parquet table: in each row a path, one label or any number, perhaps a split and a group.
 
-    ``table.read_table`` says by which names its columns go. Relative paths start at the table's folder. Rows without a
-    path, a label or (where the table has the column) a split are named in ``notes``. The ``split.csv`` of a run is such
-    a table.
+    ``table.read_table`` says by which names its columns go where they are not named here. Relative paths start at the
+    table's folder. Rows without a path, a label or (where the table has the column) a split are told in ``findings``.
+    The ``split.csv`` of a run is such a table.
 
     Args:
         table: the file.
+        path_column: name of the column of paths.
+        label_column: of labels: one to an image, or any number with "|" between them.
+        split_column: of train, val or test.
+        group_column: of names of groups that must stay on one side of a split.
         least_classes: that are asked for, where each image has one; of several to an image, one label will do.
 
     Raises:
@@ -183,7 +223,8 @@ def open_table(table: str | os.PathLike[str], *, least_classes: int = 2) -> Data
             classes.
     """
     file = user_path(table)
-    read = read_table(file)
+    columns = Columns(path_column, label_column, split_column, group_column)
+    read = read_table(file, columns)
     return _dataset(
         file,
         file.parent,
@@ -193,7 +234,9 @@ def open_table(table: str | os.PathLike[str], *, least_classes: int = 2) -> Data
         several=read.several,
         splits=[row.split for row in read.rows] if read.has_splits else None,
         groups=[row.group for row in read.rows] if read.has_groups else None,
-        notes=list(read.notes),
+        findings=read.findings,
+        spellings=read.spellings,
+        columns=columns,
         least_classes=1 if read.several else least_classes,
     )
 
@@ -208,7 +251,9 @@ def _dataset(
     several: bool = False,
     splits: list[str] | None,
     groups: list[str] | None,
-    notes: list[str],
+    findings: Iterable[Finding],
+    spellings: Spellings,
+    columns: Columns | None = None,
     least_classes: int,
 ) -> Dataset:
     if len(classes) < least_classes:
@@ -237,23 +282,41 @@ def _dataset(
         classes=classes,
         splits=tuple(splits[i] for i in order) if splits else None,
         groups=tuple(groups[i] for i in order) if groups else None,
-        notes=(*notes, *_missing_classes(classes, labels, splits)),
+        findings=(*findings, *spellings.findings(), *_missing_classes(classes, labels, splits)),
+        columns=columns or Columns(),
     )
 
 
-def _class_rows(root: Path, split: str, notes: list[str]) -> list[tuple[str, str]]:
+@dataclass(frozen=True)
+class _Found:
+    """What is noticed while class folders are read.
+
+    Attributes:
+        spellings: of the folders' names.
+        camera_raw: paths of camera raw files without a picture of the same name beside them.
+    """
+
+    spellings: Spellings
+    camera_raw: list[str]
+
+
+def _class_rows(root: Path, split: str, notes: list[str], found: _Found) -> list[tuple[str, str]]:
     """(path, class) of every image in the class folders below ``root/split``."""
     rows: list[tuple[str, str]] = []
     classes = _subfolders(root / split, notes if split else [])
     for name in classes:
         images, others = _images_below(root / split / name)
         inside = os.path.join(split, name)
+        raw = _camera_raw(images, others)
+        found.camera_raw.extend(os.path.join(inside, file) for file in raw)
+        others = [file for file in others if file not in raw]
         if not images:
             notes.append(f"{inside}: no images in it; not a class")
         if others:
             notes.append(f"{inside}: {len(others)} other file(s) not used: {_some(others)}")
-        label = unicodedata.normalize("NFC", name)
-        rows += [(os.path.join(inside, image), label) for image in images]
+        if images:
+            label = found.spellings.name(name)
+            rows += [(os.path.join(inside, image), label) for image in images]
     if split:
         _note_strays(root, split, classes, notes)
     return rows
@@ -281,7 +344,8 @@ def _images_below(folder: Path) -> tuple[list[str], list[str]]:
 def find_images(path: UserPath) -> list[str]:
     """The picture itself, or every picture below a folder, in natural order.
 
-    A file is taken as it is, whatever its ending.
+    A file is taken as it is, whatever its ending. Camera raw files without a picture of the same name beside them are
+    listed too, so that they are named.
 
     Raises:
         DataError: a folder without pictures.
@@ -289,10 +353,28 @@ def find_images(path: UserPath) -> list[str]:
     path = user_path(path)
     if not path.is_dir():
         return [os.fspath(path)]
-    found = [os.path.join(path, name) for name in _images_below(path)[0]]
+    images, others = _images_below(path)
+    found = natsorted([*images, *_camera_raw(images, others)])
     if not found:
         raise DataError(f"{path}: no pictures in this folder.")
-    return found
+    return [os.path.join(path, name) for name in found]
+
+
+def _camera_raw(images: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Camera raw files without a picture of the same name beside them, which cameras may write as well."""
+    pictured = {os.path.splitext(name)[0] for name in images}
+    return [
+        name
+        for name in others
+        if os.path.splitext(name)[1].lower() in CAMERA_RAW and os.path.splitext(name)[0] not in pictured
+    ]
+
+
+def _raw_finding(paths: Sequence[str]) -> list[Finding]:
+    if not paths:
+        return []
+    message = f"{len(paths):,} file(s) are not used: {RAW_REMEDY}"
+    return [Finding("camera-raw", "warning", message, tuple(paths))]
 
 
 def walk_files(folder: Path) -> Iterator[str]:
@@ -328,12 +410,12 @@ def is_hidden(name: str) -> bool:
 
 def _missing_classes(
     classes: Sequence[str], labels: Sequence[Sequence[str]], splits: Sequence[str] | None
-) -> list[str]:
+) -> list[Finding]:
     if splits is None:
         return []
     present = {(split, name) for split, own in zip(splits, labels, strict=True) for name in own}
     return [
-        f"{split}: no image of class {_some(missing)}"
+        Finding("name", "note", f"{split}: no image of class {_some(missing)}")
         for split in SPLITS
         if split in splits and (missing := [name for name in classes if (split, name) not in present])
     ]

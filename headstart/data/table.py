@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import csv
+import os
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, final
 
 from natsort import natsorted
 
+from headstart.data.finding import Finding
+from headstart.data.images import SUFFIXES
+from headstart.data.table_file import LIST_SEPARATOR, read_table_file
 from headstart.errors import DataError
 
 SPLIT_NAMES: Final = {
@@ -43,19 +46,40 @@ LABELS_COLUMNS: Final = ("labels", "tags", "classes", "categories", "targets")
 SPLIT_COLUMNS: Final = ("split", "set", "subset")
 GROUP_COLUMNS: Final = ("group", "group_id")
 
-SEPARATOR: Final = "|"
+SEPARATOR: Final = LIST_SEPARATOR
 """Between the labels of one image, where a table is written."""
 
 SEPARATORS: Final = (SEPARATOR, ";", ",")
 """Between the labels of one cell: the first of these that the column has anywhere, or else blanks."""
-
-TABLE_SUFFIXES: Final = (".csv", ".tsv", ".parquet")
 
 MARKS: Final = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 """Cells of a column that says of each image whether it bears the label after which the column is named."""
 
 SHARE_OF_MARKS: Final = 0.5
 """Of a column's cells that must be marks, for the rest to be mistakes and the column one of labels."""
+
+_WHOLE_NUMBER: Final = re.compile(r"(-?\d+)(\.0+)?")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a table are used.
+
+    Attributes:
+        path: name of the column; "" for the first of ``PATH_COLUMNS`` that the table has.
+        label: likewise, of ``LABEL_COLUMNS`` or ``LABELS_COLUMNS``.
+        split: likewise, of ``SPLIT_COLUMNS``.
+        group: likewise, of ``GROUP_COLUMNS``.
+    """
+
+    path: str = ""
+    label: str = ""
+    split: str = ""
+    group: str = ""
+
+    def as_options(self) -> dict[str, str]:
+        """The arguments of ``open_data`` for it; without those that are ""."""
+        return {f"{name}_column": column for name, column in asdict(self).items() if column}
 
 
 @dataclass(frozen=True)
@@ -85,7 +109,8 @@ class ImageTable:
         several: whether an image may bear any number of labels.
         has_splits: whether there is such a column.
         has_groups: likewise.
-        notes: what was found and not used, a sentence each.
+        findings: what was found and not used, or was not read as it stands there.
+        spellings: see ``Spellings``.
     """
 
     rows: tuple[TableRow, ...]
@@ -93,54 +118,107 @@ class ImageTable:
     several: bool
     has_splits: bool
     has_groups: bool
-    notes: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    spellings: Spellings
 
 
-def read_table(file: Path) -> ImageTable:
+@final
+@dataclass(frozen=True)
+class Spellings:
+    """How class names are written where they come from.
+
+    Attributes:
+        seen: name in Unicode's composed form (NFC) -> its forms, as they were met.
+    """
+
+    seen: dict[str, set[str]] = field(default_factory=dict)
+
+    def name(self, written: str) -> str:
+        """The class that is meant; bytes of a folder's name that are not UTF-8 are read as cp1252."""
+        try:
+            written.encode()
+        except UnicodeEncodeError:
+            raw = os.fsencode(written)
+            written = raw.decode("cp1252", errors="backslashreplace")
+        name = unicodedata.normalize("NFC", written)
+        self.seen.setdefault(name, set()).add(written)
+        return name
+
+    def findings(self) -> list[Finding]:
+        """Names that are probably one class, or were taken as one."""
+        found = []
+        if forms := [name for name, written in natsorted(self.seen.items()) if len(written) > 1]:
+            message = f"{len(forms):,} class name(s) have two Unicode forms, which look alike: taken as one class"
+            found.append(Finding("unicode-form", "note", message, tuple(forms)))
+        alike: dict[str, list[str]] = {}
+        for name in natsorted(self.seen):
+            key = unicodedata.normalize("NFKC", name).casefold()
+            alike.setdefault(re.sub(r"[\s_-]+", " ", key).strip(), []).append(name)
+        if groups := [", ".join(names) for names in alike.values() if len(names) > 1]:
+            message = (
+                f"{len(groups):,} group(s) of class names differ only by case, spacing or Unicode form: {groups[0]}"
+                f"{'; ...' if len(groups) > 1 else ''}. They stay separate classes; give them one name if "
+                "they are one class"
+            )
+            found.append(Finding("class-names", "warning", message, tuple(groups)))
+        return found
+
+
+def read_table(file: Path, columns: Columns | None = None) -> ImageTable:
     """Reads a CSV, TSV or Parquet table with a path and labels in each row, and perhaps a split and a group.
 
-    Columns go by the names in ``PATH_COLUMNS``, ``SPLIT_COLUMNS`` and ``GROUP_COLUMNS`` (case does not matter). A
-    column named in ``LABEL_COLUMNS`` holds the one label of each image. One named in ``LABELS_COLUMNS`` holds any
-    number of them, and the rows of one path are taken together. Where there is neither, columns of ``MARKS`` are
-    labels, of which an image may bear any number.
+    Columns that are not named go by the names in ``PATH_COLUMNS``, ``SPLIT_COLUMNS`` and ``GROUP_COLUMNS`` (case does
+    not matter). A column named in ``LABEL_COLUMNS`` holds the one label of each image. One named in ``LABELS_COLUMNS``,
+    or with ``SEPARATOR`` in its cells, holds any number of them, and the rows of one path are taken together. Where
+    there is neither, columns of ``MARKS`` are labels, of which an image may bear any number.
+
+    Paths may have backslashes between folders, and may lack the ending of their file. Whole numbers that were written
+    as 0.0 and 1.0 are the labels 0 and 1.
 
     Raises:
         DataError: no such file, columns missing, a split or a mark that is not known, or one path with two labels.
     """
     if not file.is_file():
         raise DataError(f"{file}: no such table.")
-    columns = _read_columns(file)
-    path_column = _column(columns, PATH_COLUMNS)
+    read, chosen = read_table_file(file), columns or Columns()
+    cells, findings = read.columns, list(read.findings)
+    path_column = _column(file, cells, chosen.path, PATH_COLUMNS, "path")
     if path_column is None:
-        raise DataError(f"{file}: no path column. {_expected(columns, PATH_COLUMNS)}.")
-    split_column, group_column = _column(columns, SPLIT_COLUMNS), _column(columns, GROUP_COLUMNS)
-    notes: list[str] = []
-    labels = _Labels(file, columns, [path_column, split_column, group_column], notes)
+        raise DataError(f"{file}: no path column. {_expected(cells, PATH_COLUMNS, 'path')}.")
+    split_column = _column(file, cells, chosen.split, SPLIT_COLUMNS, "split")
+    group_column = _column(file, cells, chosen.group, GROUP_COLUMNS, "group")
+    labels = _Labels(file, cells, chosen.label, [path_column, split_column, group_column], read.first_row, findings)
+    files = _Files(file.parent)
     rows: dict[str, TableRow] = {}
-    for place, path in enumerate(columns[path_column]):
-        if not any(cells[place] for cells in columns.values()):
+    missing: dict[str, list[int]] = {"path": [], "label": [], "split": []}
+    used = 0
+    for place, written in enumerate(cells[path_column]):
+        if not any(column[place] for column in cells.values()):
             continue
-        number = place + 2
-        if missing := "path" if not path else "label" if not labels.known(place) else "":
-            notes.append(f"{file.name}, row {number}: no {missing}; left out")
+        used += 1
+        number = place + read.first_row
+        if lacks := _lacks(written, labels.known(place), not split_column or bool(cells[split_column][place])):
+            missing[lacks].append(number)
             continue
-        if split_column and not columns[split_column][place]:
-            notes.append(f"{file.name}, row {number}: no split; left out")
-            continue
-        split = _split_value(file, number, columns[split_column][place]) if split_column else ""
-        row = TableRow(path, labels.of(place), split, columns[group_column][place] if group_column else "")
+        split = _split_value(file, number, cells[split_column][place]) if split_column else ""
+        path = files.find(written)
+        row = TableRow(path, labels.of(place), split, cells[group_column][place] if group_column else "")
         rows[path] = labels.together(number, rows[path], row) if path in rows else row
+    findings += _incomplete(file, missing, used)
     if not rows:
         raise DataError(f"{file}: no row with a path and a label.")
+    findings += files.findings(file)
     if bare := sum(not row.labels for row in rows.values()):
-        notes.append(f"{bare:,} of {len(rows):,} images bear no label: taken as pictures that show none of them")
+        message = f"{bare:,} of {len(rows):,} images bear no label: taken as pictures that show none of them"
+        findings.append(Finding("name", "note", message))
     return ImageTable(
         tuple(rows.values()),
         tuple(natsorted(labels.names or {label for row in rows.values() for label in row.labels})),
         labels.several,
         split_column is not None,
         group_column is not None,
-        tuple(notes),
+        tuple(findings),
+        labels.spellings,
     )
 
 
@@ -158,41 +236,63 @@ class _Labels:
     Args:
         file: for errors.
         columns: by name.
+        chosen: name of the column; "" for the usual names.
         taken: names of columns that hold something else.
-        notes: are added to.
+        first_row: see ``TableFile``.
+        findings: are added to.
 
     Attributes:
         several: whether an image may bear any number.
         names: of all labels, where the columns name them.
+        spellings: of the labels.
     """
 
     def __init__(
-        self, file: Path, columns: dict[str, list[str]], taken: Sequence[str | None], notes: list[str]
+        self,
+        file: Path,
+        columns: dict[str, list[str]],
+        chosen: str,
+        taken: Sequence[str | None],
+        first_row: int,
+        findings: list[Finding],
     ) -> None:
-        self.file, self.columns = file, columns
-        self.one, self.list = _column(columns, LABEL_COLUMNS), _column(columns, LABELS_COLUMNS)
+        self.file, self.columns, self.first_row, self.spellings = file, columns, first_row, Spellings()
+        self.one: str | None
+        self.list: str | None
+        if chosen:
+            own = _column(file, columns, chosen, LABEL_COLUMNS, "label")
+            assert own is not None
+            is_list = own.lower() in LABELS_COLUMNS or any(SEPARATOR in cell for cell in columns[own])
+            self.one, self.list = (None, own) if is_list else (own, None)
+        else:
+            self.one = _column(file, columns, "", LABEL_COLUMNS, "label")
+            self.list = _column(file, columns, "", LABELS_COLUMNS, "label")
         self.names: tuple[str, ...] = ()
         self.several = self.one is None
         self.separator: str | None = None
         if self.one is not None:
+            self._read_whole_numbers(self.one, findings)
             return
         if self.list is not None:
             cells = columns[self.list]
             self.separator = next((sign for sign in SEPARATORS if any(sign in cell for cell in cells)), None)
             if self.separator is None and any(re.search(r"\s", cell) for cell in cells):
-                notes.append(f"{file.name}: labels in {self.list!r} are taken to have blanks between them")
+                message = f"{file.name}: labels in {self.list!r} are taken to have blanks between them"
+                findings.append(Finding("name", "note", message))
             return
         others = [name for name in columns if name not in taken]
         self.names = tuple(name for name in others if _are_marks(columns[name]))
         if not self.names:
             raise DataError(
-                f"{file}: no label column. {_expected(columns, LABEL_COLUMNS)}; for any number of labels to an image "
-                f"{', '.join(LABELS_COLUMNS[:2])}, with {SEPARATOR} between them, or a column of 0 and 1 for each."
+                f"{file}: no label column. {_expected(columns, LABEL_COLUMNS, 'label')}; for any number of labels to "
+                f"an image {', '.join(LABELS_COLUMNS[:2])}, with {SEPARATOR} between them, or a column of 0 and 1 for "
+                "each."
             )
         if strange := next((name for name in self.names if SEPARATOR in name), ""):
             raise DataError(f"{file}: a label is named {strange!r}; {SEPARATOR} stands between labels. Rename it.")
         if unused := [name for name in others if name not in self.names]:
-            notes.append(f"{file.name}: column(s) {', '.join(unused)} not used: not of 0 and 1")
+            message = f"{file.name}: column(s) {', '.join(unused)} not used: not of 0 and 1"
+            findings.append(Finding("name", "note", message))
 
     def known(self, place: int) -> bool:
         """Whether a row says what the image bears; of several labels, none is an answer too."""
@@ -200,18 +300,27 @@ class _Labels:
 
     def of(self, place: int) -> tuple[str, ...]:
         if self.one is not None:
-            return (unicodedata.normalize("NFC", self.columns[self.one][place]),)
+            return (self.spellings.name(self.columns[self.one][place]),)
         if self.list is not None:
-            cell = unicodedata.normalize("NFC", self.columns[self.list][place])
-            return tuple(dict.fromkeys(part.strip() for part in cell.split(self.separator) if part.strip()))
+            parts = (part.strip() for part in self.columns[self.list][place].split(self.separator))
+            return tuple(dict.fromkeys(self.spellings.name(part) for part in parts if part))
         found = []
         for name in self.names:
             cell = self.columns[name][place].lower()
             if cell not in MARKS:
-                raise DataError(f"{self.file}, row {place + 2}: {name!r} is {cell!r}. Expected 0 or 1.")
+                raise DataError(f"{self.file}, row {place + self.first_row}: {name!r} is {cell!r}. Expected 0 or 1.")
             if MARKS[cell]:
-                found.append(name)
+                found.append(self.spellings.name(name))
         return tuple(found)
+
+    def _read_whole_numbers(self, column: str, findings: list[Finding]) -> None:
+        """Pandas turns a column of whole numbers in which some are missing into one of floats."""
+        found = [_WHOLE_NUMBER.fullmatch(cell) for cell in self.columns[column] if cell]
+        if not all(found) or not any(match and match[2] for match in found):
+            return
+        self.columns[column] = [cell.partition(".")[0] for cell in self.columns[column]]
+        message = f"{self.file.name}: labels in {column!r} are whole numbers written as 0.0: taken as 0 and so on"
+        findings.append(Finding("name", "note", message))
 
     def together(self, number: int, first: TableRow, second: TableRow) -> TableRow:
         """Two rows of one path: what both say."""
@@ -232,52 +341,111 @@ def _are_marks(cells: Sequence[str]) -> bool:
     return sum(cell in MARKS for cell in given) > SHARE_OF_MARKS * max(1, len(given))
 
 
-def _read_columns(file: Path) -> dict[str, list[str]]:
-    """Column name -> its cells, without blanks around them."""
-    if file.suffix.lower() == ".parquet":
-        return _read_parquet(file)
-    delimiter = "\t" if file.suffix.lower() == ".tsv" else None
-    try:
-        with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as handle:
-            first = handle.readline()
-            handle.seek(0)
-            delimiter = delimiter or max(",;\t", key=first.count)
-            rows = list(csv.reader(handle, delimiter=delimiter))
-    except (OSError, csv.Error) as error:
-        raise DataError(f"{file}: cannot be read as a table: {error}.") from error
-    if not rows or not rows[0]:
-        raise DataError(f"{file}: empty. Expected a header with the columns path and label.")
-    header = [cell.strip() for cell in rows[0]]
-    for number, row in enumerate(rows[1:], start=2):
-        if row and len(row) != len(header):
-            raise DataError(f"{file}, row {number}: {len(row)} cells where the header has {len(header)}.")
-    return {name: [row[i].strip() if row else "" for row in rows[1:]] for i, name in enumerate(header)}
+@final
+class _Files:
+    """Finds the files that a table's paths mean.
+
+    Args:
+        base: the folder that relative paths start at.
+    """
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        self.turned: list[str] = []
+        self.completed: list[str] = []
+        self._listed: dict[str, dict[str, list[str]]] = {}
+
+    def find(self, written: str) -> str:
+        """The path as it is written where there is such a file, else one that differs only in how it is written.
+
+        That is: with backslashes between the folders, without the file's ending, or in another Unicode form. A path
+        that fits no file, or several, stays as it is.
+        """
+        if os.path.exists(os.path.join(self.base, written)):
+            return written
+        path = written.replace("\\", "/")
+        if path != written and os.path.exists(os.path.join(self.base, path)):
+            self.turned.append(written)
+            return path
+        folder, name = os.path.split(path)
+        fitting = self._names(folder).get(unicodedata.normalize("NFC", name), [])
+        if len(fitting) != 1:
+            return written
+        (self.turned if path != written else self.completed).append(written)
+        return os.path.join(folder, fitting[0])
+
+    def findings(self, file: Path) -> list[Finding]:
+        """Which paths were read in another way than they are written."""
+        found = []
+        for written, what in (
+            (self.turned, "have backslashes: taken as separators of folders"),
+            (self.completed, "lack the file's ending, or have another Unicode form: the file that fits is taken"),
+        ):
+            if written:
+                message = f"{file.name}: {len(written):,} path(s) {what}"
+                found.append(Finding("path", "note", message, tuple(written)))
+        return found
+
+    def _names(self, folder: str) -> dict[str, list[str]]:
+        """Names of image files, with and without their ending, in Unicode's composed form -> the files."""
+        if folder not in self._listed:
+            names: dict[str, list[str]] = {}
+            try:
+                files = os.listdir(os.path.join(self.base, folder))
+            except OSError:
+                files = []
+            for file in files:
+                stem, ending = os.path.splitext(unicodedata.normalize("NFC", file))
+                if ending.lower() in SUFFIXES:
+                    names.setdefault(stem, []).append(file)
+                    names.setdefault(stem + ending, []).append(file)
+            self._listed[folder] = names
+        return self._listed[folder]
 
 
-def _read_parquet(file: Path) -> dict[str, list[str]]:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    try:
-        table = parquet.read_table(file)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{file}: cannot be read as Parquet: {error}.") from error
-    return {name: [_cell(value) for value in table.column(name).to_pylist()] for name in table.column_names}
+def _lacks(path: str, has_label: bool, has_split: bool) -> str:
+    """What a row needs and has not; "" for nothing."""
+    return "path" if not path else "label" if not has_label else "" if has_split else "split"
 
 
-def _cell(value: object) -> str:
-    """A Parquet table may hold a list of labels."""
-    if isinstance(value, list):
-        return SEPARATOR.join(map(str, value)) + SEPARATOR
-    return "" if value is None else str(value)
+def _incomplete(file: Path, missing: dict[str, list[int]], rows: int) -> list[Finding]:
+    """Rows that are left out; one without a split may be left out on purpose, as those of a run's own table are."""
+    found = []
+    lost = {what: numbers for what, numbers in missing.items() if numbers and what != "split"}
+    if lost:
+        count = sum(map(len, lost.values()))
+        words = " and ".join(f"{len(numbers):,} have no {what}" for what, numbers in lost.items())
+        message = f"{file.name}: {count:,} of {rows:,} rows are left out: {words}"
+        if len(lost) == 1:
+            message = f"{file.name}: {count:,} of {rows:,} rows have no {next(iter(lost))} and are left out"
+        items = [(number, what) for what, numbers in lost.items() for number in numbers]
+        rows_lost = tuple(f"row {number}: no {what}" for number, what in sorted(items))
+        found.append(Finding("incomplete-row", "serious", message, rows_lost))
+    if missing["split"]:
+        message = f"{file.name}: {len(missing['split']):,} of {rows:,} rows have no split; left out"
+        found.append(Finding("no-split", "note", message, tuple(f"row {number}" for number in missing["split"])))
+    return found
 
 
-def _column(columns: Iterable[str], names: Sequence[str]) -> str | None:
-    return next((column for name in names for column in columns if column.lower() == name), None)
+def _column(file: Path, columns: Iterable[str], chosen: str, names: Sequence[str], what: str) -> str | None:
+    """The column that was chosen, or one of a usual name; None where there is none."""
+    if not chosen:
+        return next((column for name in names for column in columns if column.lower() == name), None)
+    wanted = unicodedata.normalize("NFC", chosen)
+    found = next((column for column in columns if column == wanted), None)
+    found = found or next((column for column in columns if column.lower() == wanted.lower()), None)
+    if found is None:
+        raise DataError(f"{file}: no column {chosen!r}, named by --{what}-column. Found: {', '.join(columns)}.")
+    return found
 
 
-def _expected(columns: Iterable[str], names: Sequence[str]) -> str:
-    return f"Found: {', '.join(columns)}. Expected one named {', '.join(names)}"
+def _expected(columns: Iterable[str], names: Sequence[str], what: str) -> str:
+    return f"Found: {', '.join(columns)}. Expected one named {', '.join(names)}, or name it with {_option(what)}"
+
+
+def _option(what: str) -> str:
+    others = ", ".join(f"--{name}-column" for name in asdict(Columns()) if name != what)
+    return f"--{what}-column (likewise {others}; in Python {what}_column)"
 
 
 def _split_value(file: Path, number: int, value: str) -> str:

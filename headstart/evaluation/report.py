@@ -16,7 +16,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from headstart.backbone.split import SplittableBackbone
-from headstart.data.checks import Finding, Inspection
+from headstart.data.checks import Inspection
+from headstart.data.finding import Finding
 from headstart.data.images import thumbnail
 from headstart.evaluation.comparison import Compared, comparison_picture
 from headstart.evaluation.heat import heat_maps, heat_picture

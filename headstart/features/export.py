@@ -14,7 +14,7 @@ import numpy.typing as npt
 from headstart.backbone.forward import FeatureNet
 from headstart.backbone.pooling import Pooling
 from headstart.backbone.weights import DEFAULT_BACKBONE, load_backbone
-from headstart.data.checks import unreadable
+from headstart.data.checks import reading_faults
 from headstart.data.dataset import Dataset, open_data
 from headstart.data.scan import scan
 from headstart.errors import DataError, OptionError
@@ -75,8 +75,8 @@ def export_features(
         progress.say(note)
     net = FeatureNet(loaded, pool=pool, cut=cut)
     scanned = scan(dataset.files(), preprocessing=loaded.preprocessing, cache=cache, progress=progress)
-    for finding in unreadable(dataset, scanned):
-        progress.say(with_example(f"Serious: {finding.message}", finding.items))
+    for finding in reading_faults(dataset, scanned):
+        progress.say(with_example(f"{finding.severity.capitalize()}: {finding.message}", finding.items))
     used = np.flatnonzero(scanned.usable).tolist()
     if not used:
         raise DataError(f"{dataset.root}: none of its {len(dataset):,} images can be read.")

@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from headstart.data.checks import Finding, Inspection, clean, inspect, ranked
+from headstart.data.checks import Inspection, clean, inspect, ranked
 from headstart.data.dataset import Dataset, open_data
+from headstart.data.finding import Finding
 from headstart.data.splits import SplitShares
 from headstart.errors import DataError
 from headstart.evaluation.report import render_check

@@ -144,7 +144,7 @@ def compare(
     train = len(prepared.keys["train"])
     several = look.dataset.multi_label
     ways = _ways(plain, split, only, several=several, train=train, rate=rate, seconds=seconds)
-    start = Start(str(dataset.root.resolve()), device)
+    start = Start(str(dataset.root.resolve()), device, columns=dataset.columns.as_options())
     rows: list[Compared] = []
     shared = 0.0
     for number, way in enumerate(ways, start=1):

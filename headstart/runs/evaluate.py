@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from headstart.data.checks import unreadable
-from headstart.data.dataset import Dataset, open_data
+from headstart.data.checks import reading_faults
+from headstart.data.dataset import Dataset
 from headstart.data.scan import scan
 from headstart.data.table import SEPARATOR
 from headstart.errors import DataError, RunError
@@ -20,6 +20,7 @@ from headstart.evaluation.predictions import Evaluated, evaluate_predictions
 from headstart.files import user_path
 from headstart.model import load
 from headstart.progress import Progress, SilentProgress, with_example
+from headstart.runs.folder import open_like
 from headstart.runs.known import split_rows
 from headstart.runs.uses import note_use, read_uses, uses_text
 
@@ -101,7 +102,7 @@ def evaluate(
         images = own_images(folder, model)
     else:
         rows = split_rows(run) if run else []
-        images = other_images(open_data(source), model, rows, ignore_unknown, cache=cache, progress=progress)
+        images = other_images(open_like(run, source), model, rows, ignore_unknown, cache=cache, progress=progress)
     if run and any(images.test) and (words := uses_text(read_uses(run))):
         progress.say(f"{words} before. A choice that is made by it spends it.")
     probabilities, outliers, faults = model.examine(images.paths, device=device, progress=progress)
@@ -214,8 +215,8 @@ def other_images(
         count = sum(own[0] in strange for own in names)
         text = f"Warning: {count:,} images of classes that the model does not know are not scored"
         progress.say(with_example(text, strange))
-    for finding in unreadable(dataset, scanned):
-        progress.say(with_example(f"Serious: {finding.message}", finding.items))
+    for finding in reading_faults(dataset, scanned):
+        progress.say(with_example(f"{finding.severity.capitalize()}: {finding.message}", finding.items))
     known = set(model.classes)
     keep = [i for i, own in enumerate(names) if (several or own[0] in known) and i not in scanned.faults]
     if not keep or not known & set(dataset.classes):

@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime
 import torch
 
-from headstart.data.dataset import Dataset, open_data
+from headstart.data.dataset import Dataset
 from headstart.errors import DataError, ExportError, OptionError, OutputError, RunError
 from headstart.exports.about import About
 from headstart.exports.agreement import Expected, Format, file_format, model_format, objections
@@ -31,6 +31,7 @@ from headstart.hub import read_address
 from headstart.model import MODEL_FILE, Model, load
 from headstart.progress import Progress, SilentProgress
 from headstart.runs.evaluate import Answering, LabelledImages, other_images, own_images
+from headstart.runs.folder import open_like
 from headstart.runs.known import split_rows
 from headstart.runs.uses import note_use
 
@@ -245,8 +246,9 @@ def _images_for(
         images, words = own_images(folder, model, ("val",)), f"val of {folder}"
         learnt = [row["path"] for row in split_rows(folder) if row["split"] == "train"]
     else:
-        rows = split_rows(user_path(origin)) if origin is not None and _is_run(origin) else []
-        dataset = open_data(source, least_classes=1)
+        run = user_path(origin) if origin is not None and _is_run(origin) else None
+        rows = split_rows(run) if run else []
+        dataset = open_like(run, source, least_classes=1)
         images = other_images(dataset, model, rows, False, cache=cache, progress=progress)
         learnt = [path for path, name in zip(images.paths, images.sets, strict=True) if name == "train"]
         kept = next(name for name in ("val", "test", *images.sets) if name in images.sets)

@@ -26,12 +26,15 @@ import itertools
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from headstart.data.checks import Finding, Inspection
-from headstart.errors import RunError
+from headstart.data.checks import Inspection
+from headstart.data.dataset import Dataset, open_data
+from headstart.data.finding import Finding
+from headstart.errors import DataError, RunError
 from headstart.evaluation.curves import CurvePoint, curves_picture
 from headstart.evaluation.image_map import MAP_FILE, ImageMap
 from headstart.evaluation.metrics import AnyScores, scores_from_json
@@ -46,6 +49,7 @@ from headstart.training.classifiers import Fitted
 from headstart.training.ladder import RungResult
 from headstart.training.recipe import Recipe
 
+START_FILE = "start.json"
 CURVES_FILE = "curves.png"
 CALIBRATION_FILE = "calibration.png"
 FINDINGS_FILE = "findings.json"
@@ -194,12 +198,14 @@ class Start:
         device: as it was asked for.
         images: a fingerprint of the images and their labels; "" until they were read.
         conditions: weights, versions, processor and device, see ``runs.conditions``.
+        columns: of the table, as they were chosen: arguments of ``open_data``.
     """
 
     data: str
     device: str
     images: str = ""
     conditions: dict[str, str] = field(default_factory=dict)
+    columns: dict[str, str] = field(default_factory=dict)
 
 
 def write_start(folder: Path, recipe: Recipe, start: Start) -> None:
@@ -210,7 +216,7 @@ def write_start(folder: Path, recipe: Recipe, start: Start) -> None:
     """
     with writing_run(folder):
         _write_json(folder / "recipe.json", recipe.as_json())
-        _write_json(folder / "start.json", asdict(start))
+        _write_json(folder / START_FILE, asdict(start))
 
 
 def read_start(folder: Path) -> tuple[Recipe, Start]:
@@ -223,11 +229,35 @@ def read_start(folder: Path) -> tuple[Recipe, Start]:
         raise RunError(f"{folder}: this run is finished; there is nothing to go on with.")
     try:
         recipe = Recipe.from_json(json.loads((folder / "recipe.json").read_text(encoding="utf-8")))
-        return recipe, Start(**json.loads((folder / "start.json").read_text(encoding="utf-8")))
+        return recipe, Start(**json.loads((folder / START_FILE).read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise RunError(f"{folder}: no run that could go on. Expected a folder that headstart train wrote.") from error
     except (OSError, ValueError, TypeError) as error:
         raise RunError(f"{folder}: damaged run folder ({error}). Start a new run.") from error
+
+
+def open_like(run: Path | None, source: str | os.PathLike[str] | Dataset, *, least_classes: int = 2) -> Dataset:
+    """Opens data that a run's model is to be used on: a table by the columns that were chosen for the run, if it can.
+
+    Args:
+        run: the run's folder; None where there is none.
+        source: see ``open_data``.
+        least_classes: see there.
+
+    Raises:
+        DataError: see there.
+    """
+    columns: dict[str, str] = {}
+    with suppress(OSError, ValueError):
+        columns = json.loads((run / START_FILE).read_bytes()).get("columns", {}) if run else {}
+    if not columns or isinstance(source, Dataset) or user_path(source).is_dir():
+        return open_data(source, least_classes=least_classes)
+    try:
+        return open_data(source, least_classes=least_classes, **columns)
+    except DataError as error:
+        with suppress(DataError):
+            return open_data(source, least_classes=least_classes)
+        raise error
 
 
 def write_results(

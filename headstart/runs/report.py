@@ -10,7 +10,7 @@ from typing import Any
 
 from headstart.backbone.device import keep_freed_memory
 from headstart.backbone.split import SplittableBackbone
-from headstart.data.checks import Finding
+from headstart.data.finding import Finding
 from headstart.evaluation.card import CARD_FILE, model_card
 from headstart.evaluation.image_map import read_map
 from headstart.evaluation.metrics import scores_from_json

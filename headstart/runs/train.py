@@ -88,7 +88,8 @@ def train(
     dataset = open_data(source, least_classes=recipe.least_classes)
     folder = choose_run_folder(out, dataset.root)
     prepared = Preparation(dataset, recipe, device=device, cache=cache, progress=Noted(folder, progress))
-    start = Start(str(dataset.root.resolve()), device, conditions=conditions_of(prepared))
+    columns = dataset.columns.as_options()
+    start = Start(str(dataset.root.resolve()), device, conditions=conditions_of(prepared), columns=columns)
     try:
         make_run_folder(folder)
         write_start(folder, recipe, start)
@@ -152,7 +153,7 @@ def resume(
     path = user_path(folder)
     recipe, start = read_start(path)
     progress = progress or SilentProgress()
-    dataset = open_data(start.data, least_classes=recipe.least_classes)
+    dataset = open_data(start.data, least_classes=recipe.least_classes, **start.columns)
     prepared = Preparation(dataset, recipe, device=start.device, cache=cache, progress=Noted(path, progress))
     require_same(path, start.conditions, conditions_of(prepared))
     try:

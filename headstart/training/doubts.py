@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from headstart.data.checks import Finding, about_images
+from headstart.data.checks import about_images
 from headstart.data.dataset import Dataset
+from headstart.data.finding import Finding
 from headstart.progress import Progress
 from headstart.training.label_issues import LabelIssues, find_label_issues
 from headstart.training.outliers import find_strays
