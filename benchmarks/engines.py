@@ -79,9 +79,7 @@ def prepare(name: str, net: PixelNet, sample: np.ndarray, cache: Path) -> tuple[
     plan = engines.EnginePlan()
     if name == CHOSEN:
         plan = engines.measure_engines(net, sample, count=FULL, device="cpu", cache=cache)
-        chosen = engines.choose_engine(
-            net, count=FULL, sample=sample, plan=plan, exact=False, device="cpu", cache=cache
-        )
+        chosen = engines.choose_engine(net, count=FULL, sample=sample, plan=plan, exact=False, device="cpu")
         rates = {kind: round(rate) for kind, rate in plan.rates.items()}
         return chosen, chosen.batch_size, {"engine": chosen.name, "measured": rates, "float32": plan.exact}
     if name == "mixed":

@@ -20,7 +20,7 @@ from headstart.data.scan import pixel_store, scan
 from headstart.errors import CacheError, DataError
 from headstart.features import activations as module
 from headstart.features import extract
-from headstart.features.activations import Activations, Pictures, Views
+from headstart.features.activations import Activations, Pictures, Through, Views
 from headstart.features.extract import compute_features
 from headstart.runs.prepare import tap_at
 from headstart.store import cache_root
@@ -51,7 +51,7 @@ def activations(
     views: int = 3,
     keep: bool = True,
     engine: Engine | None = None,
-    source: tuple[Activations, torch.nn.Module] | None = None,
+    source: tuple[Activations, Through] | None = None,
 ) -> Activations:
     split = split_backbone(backbone)
     net = ActivationNet(backbone, boundary, split.prefix(boundary))
@@ -111,12 +111,12 @@ def test_what_was_kept_while_features_were_computed_is_what_would_be_made(
     made.prepare()
     frozen = split_backbone(backbone)
     boundary = next(b for b in frozen.boundaries if b.name == "layer2")
-    tap = tap_at(boundary, frozen, backbone, precision="float32", cache=cache)
+    tap = tap_at(boundary, frozen, backbone, cache=cache)
     features = partial(compute_features, net, pictures.keys, engines=plan, exact=False)
     without = features(cache=tmp_path / "whole").read(pictures.keys)
     tapped = features(tap=tap, cache=cache).read(pictures.keys)
     assert np.array_equal(without, tapped)
-    found = activations(backbone, pictures, cache, views=0)
+    found = activations(backbone, pictures, cache, views=0, engine=engine)
     assert not found._missing()
     rows = [(image, 0) for image in range(19)]
     assert torch.equal(found.read(rows), made.read(rows))
@@ -174,9 +174,13 @@ def test_a_later_boundary_is_made_from_an_earlier_one(backbone: Backbone, pictur
     late = activations(backbone, pictures, tmp_path / "cache", boundary="layer3")
     part = split.segment("layer2", "layer3")
     assert isinstance(part, torch.fx.GraphModule)
-    source = early, fold_for_training(part, torch.float32)
+    source = early, Through("layer2", fold_for_training(part, torch.float32), torch.float32)
     through = activations(backbone, pictures, tmp_path / "cache", boundary="layer3", source=source)
     assert through.store.folder != late.store.folder
+    coarse = early, Through("layer2", fold_for_training(part, torch.bfloat16), torch.bfloat16)
+    other = activations(backbone, pictures, tmp_path / "cache", boundary="layer3", source=coarse)
+    assert other.store.folder != through.store.folder, "rows of another precision would be found here"
+    assert other.plain.folder != through.plain.folder
     late.prepare()
     through.prepare()
     rows = [(image, 1) for image in range(19)]
@@ -195,7 +199,8 @@ def test_a_step_of_fine_tuning_makes_its_rows_and_no_more(
     part = split_backbone(backbone).segment("layer2", "layer3")
     made: list[int] = []
     part.register_forward_pre_hook(lambda _, given: made.append(len(given[0])))
-    through = activations(backbone, pictures, tmp_path / "cache", boundary="layer3", keep=False, source=(early, part))
+    source = early, Through("layer2", part, torch.float32)
+    through = activations(backbone, pictures, tmp_path / "cache", boundary="layer3", keep=False, source=source)
     rows = [(image, view) for image in range(16) for view in (0, 1)]
     assert through.read(rows).shape == (TuneSettings(1).batch_size, *through.shape)
     assert made == [TuneSettings(1).batch_size]
@@ -252,6 +257,12 @@ def test_rows_made_from_others_are_refused_alike(backbone: Backbone, pictures: P
             return torch.full((len(x), *late.shape), 1e6)
 
     early.prepare()
-    through = activations(backbone, pictures, tmp_path / "cache", boundary="layer3", source=(early, TooLarge()))
+    through = activations(
+        backbone,
+        pictures,
+        tmp_path / "cache",
+        boundary="layer3",
+        source=(early, Through("layer2", TooLarge(), torch.float32)),
+    )
     with pytest.raises(CacheError, match="exceed half precision"):
         through.prepare()

@@ -17,7 +17,6 @@ from served import until
 from servers import serving
 
 import headstart as hs
-from headstart.backbone.engine import EnginePlan
 from headstart.serve.app import build_app
 from headstart.serve.corrections import Corrections
 from headstart.serve.service import Service
@@ -39,7 +38,7 @@ def photograph(path: Path) -> bytes:
 def test_a_picture_has_the_same_probabilities_by_predict_the_export_the_server_and_the_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headstart.serve.service.measure_engines", lambda *_args, **_options: EnginePlan())
+    monkeypatch.setattr("headstart.serve.service.MANY", 1)
     data = write_classes(tmp_path / "colours", {"blue": 30, "green": 30, "red": 30})
     run = hs.train(data, out=tmp_path / "run", image_size=64, device="cpu")
     taken = photograph(tmp_path / "picture.jpg")

@@ -11,7 +11,6 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
 from served import jpeg, tiny_model, until
@@ -21,7 +20,7 @@ from headstart.backbone.device import give_back_freed_memory, keep_freed_memory
 from headstart.model import Model, Prediction
 from headstart.serve.limits import Limits
 from headstart.serve.problem import Refusal
-from headstart.serve.service import Service, made_up
+from headstart.serve.service import Service
 
 
 @pytest.fixture(autouse=True)
@@ -230,13 +229,6 @@ def test_an_engine_that_cannot_start_is_said() -> None:
     until(lambda: service.fault is not None)
     assert not service.ready
     service.close()
-
-
-def test_what_is_made_up_to_measure_on_is_the_same_each_time() -> None:
-    sample = made_up(20, 30)
-    assert sample.shape == (16, 20, 30, 3)
-    assert np.array_equal(sample, made_up(20, 30))
-    assert sample.std() > 30
 
 
 def raw(width: int, height: int) -> bytes:

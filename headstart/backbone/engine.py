@@ -1,23 +1,32 @@
-"""Running the frozen pass: several engines, one signature, chosen by measurement, compared before they are trusted.
+"""Running the frozen pass: several engines behind one signature.
 
 What is learnt from may run in mixed precision where that agrees with plain PyTorch to ``MIXED_TOLERANCE``; what is
-reported, predicted or handed out is always float32 (``exact``). Measured on two cores (2026-11, EfficientNet-Lite0, 224
-pixels), images a second: with AVX-512 plain 48, folded 165, ONNX Runtime 170, folded in mixed precision 290; with AVX2
-plain 50, folded 75, ONNX Runtime 120 to 142 (LOG.md). The latter gets its graph from ``lower`` in a tenth of a second.
+reported, predicted or handed out is always float32 (``exact``).
+
+Which engine runs follows from the processor, the libraries, the network and a sample of the run's own images, never
+from a clock: engines differ in the last bits, and measured speeds differ from one minute to the next, so a choice by
+speed would give the same command other weights (docs/decisions/engines-by-capability.md). Speeds are measured to say
+how long a run will take. Measured on two cores (2026-11, EfficientNet-Lite0, 224 pixels), images a second: with AMX
+plain 122, folded 224, ONNX Runtime 258, folded in mixed precision 403; with AVX2 plain 50, folded 75, ONNX Runtime 120
+to 142 (LOG.md). ONNX Runtime gets its graph from ``lower`` in a tenth of a second.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 import platform
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cache as once
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, final
 
@@ -25,6 +34,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import torch
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, fx, nn
@@ -35,7 +45,7 @@ from headstart.backbone.fold import (
     can_fold_for_inference,
     find_units,
     fold_for_inference,
-    has_bfloat16,
+    has_fast_bfloat16,
     watch_inputs,
 )
 from headstart.backbone.forward import PixelNet
@@ -44,16 +54,21 @@ from headstart.backbone.split import trace
 from headstart.errors import first_line
 from headstart.files import write_atomically
 from headstart.progress import Progress, SilentProgress
-from headstart.store import cache_root, describe_key
+from headstart.store import cache_root, content_key, describe_key
 
-ENGINE_VERSION = 4
+ENGINE_VERSION = 5
+"""Counted up whenever an engine would give other bits; part of every cache key."""
+
 EXACT = ("torch", "folded", "onnxruntime")
 """Engines in float32, the simplest first."""
 
 LOW_PRECISION = ("autocast", "mixed")
 
+ENGINES = "engines"
+"""Folder of the cache that plans are kept in."""
+
 MEASURE_FROM = 32
-"""Images from which on the choice of an engine is worth a second or two; below, plain PyTorch."""
+"""Images from which on another engine than plain PyTorch is worth the second that it takes to prepare."""
 
 HEAVY = 300_000_000
 """Bytes of weights from which on ONNX Runtime is not tried: it holds them several times while it loads them, and where
@@ -68,23 +83,25 @@ MIXED_TOLERANCE = 0.02
 UNDER_WAY = 3
 """Batches that a GPU is given ahead of what is read back."""
 
-SAMPLE = 16
-"""Images that engines are measured and compared on."""
+SAMPLE = 32
+"""Images that engines are calibrated, compared and timed on."""
 
-ROUNDS = 4
-"""Runs of each engine when they are measured."""
-
-HOPELESS = 1.5
-"""An engine that took so many times as long as the fastest in the first half of these is not run again."""
-
-FASTER_BY = 1.1
-"""A simpler engine is kept unless another is so many times as fast."""
+ROUNDS = 3
+"""Runs of each engine when their speeds are measured."""
 
 GUESSED_RATE = 20.0
 """Images a second that times are estimated by where nothing was measured."""
 
 Pixels = npt.NDArray[np.uint8]
 Features = npt.NDArray[np.float32]
+Identity = dict[str, str]
+
+_TITLES = {
+    "torch": "torch",
+    "folded": "torch, folded",
+    "mixed": "torch, folded, bfloat16",
+    "autocast": "torch, bfloat16 autocast",
+}
 
 
 class Engine(Protocol):
@@ -93,13 +110,14 @@ class Engine(Protocol):
     Attributes:
         name: what runs, and where.
         batch_size: images that are best given at once.
-        precision: "float32"; or "mixed" and a fingerprint of what was measured, when outputs are not comparable bit
-            for bit.
+        precision: "float32", "autocast bfloat16", or "mixed" and the fingerprint of its calibration.
+        identity: all that decides the bits of its output, besides the network and the pixels; part of cache keys.
     """
 
     name: str
     batch_size: int
     precision: str
+    identity: Identity
 
     def __call__(self, pixels: Pixels) -> Features:
         """Runs one batch."""
@@ -113,9 +131,8 @@ class TorchEngine:
         net: the frozen pass.
         device: where it runs.
         body: takes the place of ``net.body``.
-        name: of the engine, without the device.
+        kind: "torch", "folded", "mixed" or "autocast".
         precision: see ``Engine``.
-        autocast: run in bfloat16 what PyTorch's autocast knows to be safe.
 
     Attributes:
         gives: dtype of the output; to halve it on a GPU spares the processor that.
@@ -127,17 +144,17 @@ class TorchEngine:
         device: torch.device,
         *,
         body: nn.Module | None = None,
-        name: str = "torch",
+        kind: str = "torch",
         precision: str = "float32",
-        autocast: bool = False,
     ) -> None:
         self.net = net.to(device)
         self.body = (net.body if body is None else body).to(device).to(memory_format=torch.channels_last)
         self.device = device
-        self.name = f"{name} ({device})"
+        self.name = f"{_TITLES[kind]} ({device})"
         self.precision = precision
+        self.identity = engine_identity(kind, precision, device)
         self.batch_size = 16 if device.type == "cpu" else 128
-        self.autocast = autocast
+        self.autocast = kind == "autocast"
         self.gives = torch.float32
         self._copying = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
@@ -201,6 +218,7 @@ class OnnxEngine:
     precision = "float32"
 
     def __init__(self, net: PixelNet) -> None:
+        self.identity = engine_identity("onnxruntime", self.precision, torch.device("cpu"))
         self._graph = onnx_bytes(net)
         self._threads = torch.get_num_threads()
         self._alone = self._session(1)
@@ -231,21 +249,21 @@ def _run(session: onnxruntime.InferenceSession, pixels: Pixels) -> Features:
 
 @dataclass(frozen=True)
 class EnginePlan:
-    """What was measured of a backbone on this machine, and what follows.
+    """Which engines run a backbone, on one machine, for one set of training images.
 
     Attributes:
         exact: the engine for what is reported: "torch", "folded" or "onnxruntime".
         fast: the engine for what is learnt from: one of these, "mixed" or "autocast".
         low_precision_from: number of the first convolution that "mixed" runs in bfloat16.
-        rates: engine -> images a second, of those that can be used.
-        errors: engine -> difference from plain PyTorch's output (see the tolerances).
+        rates: engine -> images a second, for estimates of time; nothing else follows from them.
+        errors: engine -> difference from plain PyTorch's output on the sample (see the tolerances).
         means: for each convolution, by its name: (C,) float64, the mean of each input channel over the sample.
     """
 
     exact: str = "torch"
     fast: str = "torch"
     low_precision_from: int = 0
-    rates: dict[str, float] = field(default_factory=dict)
+    rates: dict[str, float] = field(default_factory=dict, compare=False)
     errors: dict[str, float] = field(default_factory=dict)
     means: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
@@ -256,25 +274,21 @@ class EnginePlan:
 
     @property
     def training_rate(self) -> float:
-        """As ``rate``, of PyTorch's own engines, which alone train."""
-        return self._in_torch().rate
+        """Images a second of the fastest of PyTorch's own engines that was measured; they alone train."""
+        return max((rate for name, rate in self.rates.items() if name != "onnxruntime"), default=self.rate)
 
     @property
     def training_dtype(self) -> torch.dtype:
-        """bfloat16 where that is faster here and harmless, else float32; told among PyTorch's own engines."""
-        return torch.bfloat16 if self._in_torch().fast in LOW_PRECISION else torch.float32
-
-    def _in_torch(self) -> EnginePlan:
-        return _decide(replace(self, rates={n: rate for n, rate in self.rates.items() if n != "onnxruntime"}))
+        """bfloat16 where what is learnt from is computed in low precision, else float32."""
+        return torch.bfloat16 if self.fast in LOW_PRECISION else torch.float32
 
     def reason(self, *, exact: bool) -> str:
-        """A sentence for the user: what was chosen, and what the others did."""
+        """A sentence for the user: the engine, its speed, and how far it is from plain PyTorch."""
         chosen = self.exact if exact else self.fast
-        if not self.rates:
+        if chosen not in self.rates:
             return f"{chosen}: not measured"
-        others = ", ".join(f"{name} {rate:.0f}" for name, rate in self.rates.items() if name != chosen and rate)
         gap = f", {self.errors[chosen]:.1e} from plain float32" if self.errors.get(chosen) else ""
-        return f"{chosen}: {self.rates[chosen]:.0f} images/s{gap}" + (f" (measured: {others})" if others else "")
+        return f"{chosen}: {self.rates[chosen]:.0f} images/s{gap}"
 
     def precision(self, exact: bool) -> str:
         """``Engine.precision`` of the engine that follows from the plan."""
@@ -286,10 +300,43 @@ class EnginePlan:
             return f"mixed {self.fingerprint()}"
         return "autocast bfloat16" if engine == "autocast" else "float32"
 
+    def identity(self, *, exact: bool, device: str = "auto") -> Identity:
+        """``Engine.identity`` of the engine that follows from the plan.
+
+        Raises:
+            OptionError: no such device.
+        """
+        return engine_identity(self.exact if exact else self.fast, self.precision(exact), resolve_device(device))
+
     def fingerprint(self) -> str:
         """Of all that decides the bits of "mixed"."""
         means = {name: mean.tolist() for name, mean in self.means.items()}
         return describe_key({"from": self.low_precision_from, "means": means, "version": ENGINE_VERSION})
+
+
+def engine_identity(engine: str, precision: str, where: torch.device) -> Identity:
+    """``Engine.identity`` of an engine by its name.
+
+    Threads and the processor's model belong to it: PyTorch's kernels add up in an order that depends on both. ONNX
+    Runtime computes each image on one thread.
+    """
+    by_onnx = engine == "onnxruntime"
+    return {
+        "engine": engine,
+        "precision": precision,
+        "library": f"onnxruntime {onnxruntime.__version__}" if by_onnx else f"torch {torch.__version__}",
+        "machine": _device_name(where) + ("" if by_onnx else f", {torch.get_num_threads()} threads"),
+        "engine version": str(ENGINE_VERSION),
+    }
+
+
+def made_up(height: int, width: int) -> Pixels:
+    """(SAMPLE, height, width, 3) smooth coloured noise, always the same: to compare exact engines on and to warm up."""
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 256, (SAMPLE, 8, 8, 3), dtype=np.uint8)
+    return np.stack(
+        [np.asarray(Image.fromarray(own).resize((width, height), Image.Resampling.BICUBIC)) for own in small]
+    )
 
 
 def measure_engines(
@@ -297,19 +344,19 @@ def measure_engines(
     sample: Pixels,
     *,
     count: int,
-    exact: bool = False,
     device: str = "auto",
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> EnginePlan:
-    """Runs a few images through every engine that may pay, once for a backbone and a machine; the result is kept.
+    """Calibrates mixed precision on a sample of a run's training images and settles which engines run.
+
+    The outcome, all but its rates, is a function of the machine, the network and the sample. It is kept in the cache
+    under these three, so that the same run finds it again and no other run does.
 
     Args:
         net: the whole backbone's frozen pass; what is found holds for its prefixes as well.
-        sample: (n, H, W, 3) of the images to come, n >= 1.
-        count: images to come; few are not worth the measuring.
-        exact: measure the exact engines alone, where nothing is known yet: for a sample that is only made up, which
-            tells how fast they are and nothing of what rounding does.
+        sample: (n, H, W, 3) of the training images, n >= 1, see ``features.extract.pick_sample``.
+        count: training images; for few, plain PyTorch runs.
         device: see ``device.resolve_device``.
         cache: where the plan is kept; the default cache where it is not given.
         progress: told of the choice and its reason.
@@ -318,22 +365,31 @@ def measure_engines(
         OptionError: no such device.
     """
     progress = progress or SilentProgress()
-    where = resolve_device(device)
-    about = _plan_about(net, where)
-    file = _plan_file(about, cache)
-    plan = kept = read_plan(file)
-    if plan is None and exact:
-        file = _plan_file(about | {"engines": EXACT}, cache)
-        plan = kept = read_plan(file)
-    if plan is None and count < MEASURE_FROM:
+    if count < MEASURE_FROM:
         return EnginePlan()
+    where = resolve_device(device)
+    folder = (cache or cache_root()) / ENGINES
+    machine = _plan_about(net, where)
+    about = machine | {"sample": content_key(np.ascontiguousarray(sample).tobytes()).hex()}
+    file = folder / f"{describe_key(about)}.safetensors"
+    plan = kept = read_plan(file, about)
     if plan is None:
-        plan = _measure(net, sample[:SAMPLE], where, progress, exact)
-    if plan is not kept:
-        learnt = "" if exact else f"; for what is learnt from: {plan.reason(exact=False)}"
-        progress.say(f"Engine for what is reported: {plan.reason(exact=True) if exact else plan.exact}{learnt}.")
-    _keep_plan(file, plan, progress, known=plan is kept)
+        plan = _calibrated(net, sample, where, progress)
+    plan = replace(plan, rates=_speeds(net, plan, sample, where, folder, machine, progress))
+    if kept is None:
+        said = f"for what is learnt from: {plan.reason(exact=False)}"
+        progress.say(f"Engine for what is reported: {plan.exact}; {said}.")
+    _keep(file, plan, about, progress, known=kept is not None)
     return plan
+
+
+def preferred_plan(net: PixelNet, *, device: str = "auto") -> EnginePlan:
+    """What exact engine is asked for where there is no run whose images could be calibrated on.
+
+    Raises:
+        OptionError: no such device.
+    """
+    return EnginePlan(exact=next(_candidates(net, resolve_device(device), exact=True)))
 
 
 def choose_engine(
@@ -344,20 +400,20 @@ def choose_engine(
     plan: EnginePlan | None = None,
     exact: bool = True,
     device: str = "auto",
-    cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Engine:
-    """The fastest engine for so many images whose output agrees with plain PyTorch's.
+    """The engine of a plan, or the preferred exact one; the next simpler where its output differs from plain PyTorch's.
+
+    Nothing is measured and nothing kept.
 
     Args:
         net: the frozen pass.
-        count: images that it will run on.
-        sample: (n, H, W, 3) of them, n >= 1, to measure and compare the engines on.
-        plan: what was measured; measured here where it is not given.
+        count: images that it will run on; without a plan, plain PyTorch runs few.
+        sample: (n, H, W, 3), n >= 1, to compare the engines on.
+        plan: what was found for the run's data; needed unless ``exact``.
         exact: whether the output is reported (float32) or only learnt from (mixed precision is welcome).
         device: see ``device.resolve_device``.
-        cache: where plans are kept; the default cache where it is not given.
-        progress: told of the choice and its reason.
+        progress: told where an engine is not used, and why.
 
     Raises:
         OptionError: no such device.
@@ -365,17 +421,24 @@ def choose_engine(
     progress = progress or SilentProgress()
     keep_freed_memory()
     where = resolve_device(device)
-    if plan is None:
-        plan = measure_engines(net, sample, count=count, device=device, cache=cache, progress=progress)
     plain = TorchEngine(net, where)
-    if exact and count < MEASURE_FROM:
-        return plain
-    for name in dict.fromkeys([plan.exact if exact else plan.fast, plan.exact, _best(plan.rates, ["folded"])]):
+    if plan is None and not exact:
+        raise ValueError("an engine for what is learnt from needs a plan, see measure_engines")
+    if plan is None:
+        plan = EnginePlan() if count < MEASURE_FROM else preferred_plan(net, device=device)
+    asked = [plan.exact if exact else plan.fast, plan.exact]
+    expected: Features | None = None
+    tried = set[str]()
+    for name in chain(asked, _candidates(net, where, exact=True)):
         if name == "torch":
             break
+        if name in tried:
+            continue
+        tried.add(name)
+        expected = run_in_batches(plain, sample) if expected is None else expected
         try:
             engine = _build(name, plan, net, where)
-            _compare(engine, sample[:SAMPLE], plain(sample[:SAMPLE]))
+            _compare(engine, sample, expected)
         except Exception as error:  # runtimes and kernels raise their own; another engine can do the work
             progress.say(f"The engine {name!r} is not used: {first_line(error)}.")
         else:
@@ -450,43 +513,71 @@ def _next(under_way: deque[tuple[int, Callable[[], Features]]]) -> Features:
     return wait()[:count]
 
 
-def _measure(net: PixelNet, sample: Pixels, where: torch.device, progress: Progress, exact: bool) -> EnginePlan:
-    keep_freed_memory()
-    plain = TorchEngine(net, where)
-    expected = plain(sample)
-    candidates = ["folded"] if can_fold_for_inference(where) and _has_units(net) else []
-    if has_bfloat16(where):
-        candidates += ["mixed"] if candidates else []
-        if where.type == "cuda" or any(isinstance(m, nn.Linear) for m in net.body.modules()):
-            candidates.append("autocast")
+def _candidates(net: PixelNet, where: torch.device, *, exact: bool) -> Iterator[str]:
+    """Engines that may run the network there, the preferred first; plain PyTorch is the last.
+
+    By what the machine and the network are, from the measurements in LOG.md: what has instructions for bfloat16 runs it
+    1.3 to 1.8 times as fast as ONNX Runtime, and that is 1.0 to 1.9 times as fast as folding.
+    """
+    folds = can_fold_for_inference(where)
+    if not exact and has_fast_bfloat16(where):
+        low = ["mixed"] if folds and _has_units(net) else []
+        if where.type == "cuda" or _weight_of(net, nn.Linear):
+            low.insert(0 if _weight_of(net, nn.Linear) > _weight_of(net, nn.Conv2d) else len(low), "autocast")
+        yield from low
     if where.type == "cpu" and _weight(net) < HEAVY:
-        candidates.append("onnxruntime")
-    if exact:
-        candidates = [name for name in candidates if name in EXACT]
-    plan, ready = EnginePlan(), dict[str, Engine](torch=plain)
-    for name in candidates:
-        try:
-            found = _mixed_plan(plan, net, sample, expected, where) if name == "mixed" else plan
-            engine = _build(name, found, net, where)
-            plan = replace(found, errors=found.errors | {name: _compare(engine, sample, expected)})
-        except Exception as error:  # kernels that this processor or this PyTorch lacks: not an engine for here
-            progress.say(f"The engine {name!r} is not used: {first_line(error)}.")
-        else:
-            ready[name] = engine
-    return _decide(replace(plan, rates=_rates(ready, sample)))
+        yield "onnxruntime"
+    if folds and _has_units(net):
+        yield "folded"
+    yield "torch"
 
 
-def _decide(plan: EnginePlan) -> EnginePlan:
-    fast = _best(plan.rates, ["torch", "folded", *LOW_PRECISION, "onnxruntime"])  # last: float32 must repay itself
-    return replace(plan, exact=_best(plan.rates, EXACT), fast=fast)
+def _calibrated(net: PixelNet, sample: Pixels, where: torch.device, progress: Progress) -> EnginePlan:
+    """For each use the first candidate whose output agrees with plain PyTorch's on the sample."""
+    keep_freed_memory()
+    expected = run_in_batches(TorchEngine(net, where), sample)
+    plan, refused = EnginePlan(), set[str]()
+    for exact in (True, False):
+        for name in _candidates(net, where, exact=exact):
+            if name in refused:
+                continue
+            if name != "torch" and name not in plan.errors:
+                try:
+                    found = _mixed_plan(plan, net, sample, expected, where) if name == "mixed" else plan
+                    error = _compare(_build(name, found, net, where), sample, expected)
+                    plan = replace(found, errors=found.errors | {name: error})
+                except Exception as error:  # kernels that this processor or this PyTorch lacks: no engine for here
+                    refused.add(name)
+                    progress.say(f"The engine {name!r} is not used: {first_line(error)}.")
+                    continue
+            plan = replace(plan, exact=name) if exact else replace(plan, fast=name)
+            break
+    return plan
 
 
-def _best(rates: dict[str, float], names: Sequence[str]) -> str:
-    chosen = "torch"
-    for name in names:
-        if rates.get(name, 0.0) > FASTER_BY * rates.get(chosen, 0.0):
-            chosen = name
-    return chosen
+def _speeds(
+    net: PixelNet,
+    plan: EnginePlan,
+    sample: Pixels,
+    where: torch.device,
+    folder: Path,
+    machine: dict[str, Any],
+    progress: Progress,
+) -> dict[str, float]:
+    """Images a second of the plan's engines and of one that trains; measured once for a backbone and a machine."""
+    trains = next(name for name in chain([plan.fast], _candidates(net, where, exact=True)) if name != "onnxruntime")
+    names = list(dict.fromkeys([plan.exact, plan.fast, trains]))
+    about = machine | {"speeds": "images a second"}
+    file = folder / f"{describe_key(about)}.safetensors"
+    found = read_plan(file, about)
+    rates = {} if found is None else found.rates
+    if any(name not in rates for name in names):
+        engines = {name: _build(name, plan, net, where) for name in names}
+        rates = rates | _rates(engines, sample)
+        _keep(file, EnginePlan(rates=rates), about, progress, known=False)
+    else:
+        _keep(file, EnginePlan(rates=rates), about, progress, known=True)
+    return {name: rates[name] for name in names}
 
 
 def _mixed_plan(plan: EnginePlan, net: PixelNet, sample: Pixels, expected: Features, where: torch.device) -> EnginePlan:
@@ -497,7 +588,8 @@ def _mixed_plan(plan: EnginePlan, net: PixelNet, sample: Pixels, expected: Featu
     plan = replace(plan, means={name: see.mean.cpu() for name, see in zip(_unit_names(traced), seen, strict=True)})
     for first in [0, *_narrow([see.shape for see in seen])[:4]]:
         body = fold_for_inference(traced, units, seen, low_precision_from=first)
-        gap, allowed = _difference(TorchEngine(net, where, body=body)(sample), expected, exact=False)
+        given = run_in_batches(TorchEngine(net, where, body=body), sample)
+        gap, allowed = _difference(given, expected, exact=False)
         if gap <= allowed / 2:  # other images may differ by more than the sample
             return replace(plan, low_precision_from=first)
     raise ArithmeticError(f"bfloat16 is too coarse for this backbone (an error of {gap:.1e})")
@@ -516,18 +608,17 @@ def _build(name: str, plan: EnginePlan, net: PixelNet, where: torch.device) -> E
     if name == "onnxruntime":
         return OnnxEngine(net)
     if name == "autocast":
-        precision = plan.precision_of(name)
-        return TorchEngine(net, where, name="torch, bfloat16 autocast", precision=precision, autocast=True)
+        return TorchEngine(net, where, kind=name, precision=plan.precision_of(name))
     traced = _traced(net)
     units = find_units(traced)
     preprocessing = net.backbone.preprocessing
     blank = torch.zeros((1, preprocessing.height, preprocessing.width, 3), dtype=torch.uint8)
     seen = watch_inputs(traced, units, net.normalised(blank.to(where)))
     if name == "folded":
-        return TorchEngine(net, where, body=fold_for_inference(traced, units, seen), name="torch, folded")
+        return TorchEngine(net, where, body=fold_for_inference(traced, units, seen), kind=name)
     known = [Seen(see.shape, plan.means[unit]) for see, unit in zip(seen, _unit_names(traced), strict=True)]
     body = fold_for_inference(traced, units, known, low_precision_from=plan.low_precision_from)
-    return TorchEngine(net, where, body=body, name="torch, folded, bfloat16", precision=plan.precision_of(name))
+    return TorchEngine(net, where, body=body, kind=name, precision=plan.precision_of(name))
 
 
 def _traced(net: PixelNet) -> fx.GraphModule:
@@ -537,6 +628,12 @@ def _traced(net: PixelNet) -> fx.GraphModule:
 def _weight(net: PixelNet) -> int:
     """Bytes of the weights that it uses, about."""
     return sum(tensor.nbytes for tensor in net.body.parameters())
+
+
+def _weight_of(net: PixelNet, kind: type[nn.Module]) -> int:
+    """Bytes of the weights in layers of one kind."""
+    layers = (module for module in net.body.modules() if isinstance(module, kind))
+    return sum(tensor.nbytes for layer in layers for tensor in layer.parameters(recurse=False))
 
 
 def _has_units(net: PixelNet) -> bool:
@@ -558,7 +655,7 @@ def _compare(engine: Engine, sample: Pixels, expected: Features) -> float:
     Raises:
         ArithmeticError: too far.
     """
-    gap, allowed = _difference(engine(sample), expected, exact=engine.precision == "float32")
+    gap, allowed = _difference(run_in_batches(engine, sample), expected, exact=engine.precision == "float32")
     if gap > allowed:
         raise ArithmeticError(f"its output differs from plain PyTorch's by {gap:.1e}, more than {allowed:.0e}")
     return gap
@@ -577,10 +674,8 @@ def _difference(given: Features, expected: Features, *, exact: bool) -> tuple[fl
 def _rates(engines: dict[str, Engine], sample: Pixels) -> dict[str, float]:
     """Images a second: the best run of each, in turns, so that whatever else the machine does slows all alike."""
     rates = dict.fromkeys(engines, 0.0)
-    for turn in range(ROUNDS):
-        least = max(rates.values()) / HOPELESS if turn >= ROUNDS // 2 else 0.0
-        for name in [name for name, rate in rates.items() if rate >= least]:
-            engine = engines[name]
+    for _ in range(ROUNDS):
+        for name, engine in engines.items():
             pixels = np.resize(sample, (engine.batch_size, *sample.shape[1:]))
             started = time.perf_counter()
             engine(pixels)
@@ -589,16 +684,21 @@ def _rates(engines: dict[str, Engine], sample: Pixels) -> dict[str, float]:
 
 
 def _plan_about(net: PixelNet, where: torch.device) -> dict[str, Any]:
-    name = torch.cuda.get_device_name(where) if where.type == "cuda" else _processor()
     return net.describe() | {
-        "engine": ENGINE_VERSION,
+        "engine version": ENGINE_VERSION,
         "input": [net.backbone.preprocessing.height, net.backbone.preprocessing.width],
         "torch": torch.__version__,
         "onnxruntime": onnxruntime.__version__,
-        "device": f"{where.type} {name}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
+        "device": f"{_device_name(where)}, {torch.get_num_threads()} threads",
     }
 
 
+def _device_name(where: torch.device) -> str:
+    name = torch.cuda.get_device_name(where) if where.type == "cuda" else _processor()
+    return f"{where.type} {name}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+@once
 def _processor() -> str:
     """The processor's model, where the system tells it: one cache may serve several machines."""
     with suppress(OSError):
@@ -608,40 +708,71 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _keep_plan(file: Path, plan: EnginePlan, progress: Progress, *, known: bool) -> None:
+def _keep(file: Path, plan: EnginePlan, about: dict[str, Any], progress: Progress, *, known: bool) -> None:
     try:
         if known:
             os.utime(file)
         else:
-            write_atomically(file, _plan_bytes(plan))
+            write_plan(file, plan, about)
     except OSError as error:
         if not known:
-            progress.say(f"The choice of an engine cannot be kept in {file.parent} ({error.strerror or error}).")
+            progress.say(f"The choice of engines cannot be kept in {file.parent} ({error.strerror or error}).")
 
 
-def write_plan(file: Path, plan: EnginePlan) -> None:
-    """Keeps what was measured; ``read_plan`` gives it back."""
-    write_atomically(file, _plan_bytes(plan))
+def write_plan(file: Path, plan: EnginePlan, about: dict[str, Any] | None = None) -> None:
+    """Keeps a plan; ``read_plan`` gives it back.
 
-
-def _plan_bytes(plan: EnginePlan) -> bytes:
+    Args:
+        file: a safetensors file with the means as tensors and the rest as JSON in its metadata.
+        plan: the plan.
+        about: what it was found for.
+    """
     document = {name: value for name, value in vars(plan).items() if name != "means"}
-    return save({name: mean.contiguous() for name, mean in plan.means.items()}, {"plan": json.dumps(document)})
+    told = {"about": json.dumps(about or {}, sort_keys=True), "plan": json.dumps(document, sort_keys=True)}
+    means = {name: mean.contiguous() for name, mean in plan.means.items()}
+    write_atomically(file, save(means, told | {"digest": _digest(told, means)}))
 
 
-def read_plan(file: Path) -> EnginePlan | None:
-    """None where there is none, or none that can be understood."""
+def read_plan(file: Path, about: dict[str, Any] | None = None) -> EnginePlan | None:
+    """A plan from its file.
+
+    Args:
+        file: as ``write_plan`` writes it.
+        about: what it must have been found for.
+
+    Returns:
+        None where there is none, where it was found for something else, or where it is damaged.
+    """
     try:
         with safe_open(file, framework="pt") as opened:
-            document = json.loads(opened.metadata()["plan"])
-            plan = EnginePlan(**document, means={name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118
-        sound = (
-            plan == _decide(plan) and isinstance(plan.low_precision_from, int) and set(plan.errors) <= set(plan.rates)
-        )
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError):
+            told = dict(opened.metadata())
+            means = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        if told.pop("digest") != _digest(told, means) or told["about"] != json.dumps(about or {}, sort_keys=True):
+            return None
+        plan = EnginePlan(**json.loads(told["plan"]), means=means)
+        return plan if _is_sound(plan) else None
+    except (OSError, SafetensorError, LookupError, ValueError, TypeError, AttributeError, RuntimeError):
         return None
-    return plan if sound and plan.rates.get("torch") else None
 
 
-def _plan_file(about: dict[str, Any], cache: Path | None) -> Path:
-    return cache_root(cache) / "engines" / f"{describe_key(about)}.safetensors"
+def _digest(told: dict[str, str], means: dict[str, Tensor]) -> str:
+    found = hashlib.blake2b(digest_size=16)
+    for name, text in sorted(told.items()):
+        found.update(f"{name}\0{text}\0".encode(errors="replace"))
+    for name, mean in sorted(means.items()):
+        found.update(f"{name}\0{mean.dtype}\0{tuple(mean.shape)}\0".encode(errors="replace"))
+        found.update(mean.contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def _is_sound(plan: EnginePlan) -> bool:
+    """Whether the values are of the right types: a run's folder may come from anywhere."""
+    figures = [*plan.rates.items(), *plan.errors.items()]
+    return (
+        plan.exact in EXACT
+        and plan.fast in (*EXACT, *LOW_PRECISION)
+        and type(plan.low_precision_from) is int
+        and all(name in (*EXACT, *LOW_PRECISION) and math.isfinite(value) for name, value in figures)
+        and all(rate > 0 for rate in plan.rates.values())
+        and all(mean.ndim == 1 and mean.dtype == torch.float64 for mean in plan.means.values())
+    )

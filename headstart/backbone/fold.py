@@ -12,6 +12,7 @@ network's own layers:
 from __future__ import annotations
 
 import copy
+import platform
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -119,6 +120,13 @@ def has_bfloat16(device: torch.device) -> bool:
     if device.type == "cpu":
         return bool(torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for bfloat16; on AVX-512 alone oneDNN emulates them, slower than float32."""
+    if device.type != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
+        return has_bfloat16(device)
+    return has_bfloat16(device) and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def fold_for_inference(

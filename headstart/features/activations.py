@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from headstart.backbone.device import as_told
-from headstart.backbone.engine import Engine, Pixels, TorchEngine, run_stream, runs_beside
+from headstart.backbone.engine import Engine, Identity, Pixels, TorchEngine, engine_identity, run_stream, runs_beside
 from headstart.backbone.forward import ActivationNet, FeatureNet
 from headstart.data.augment import Augmentation, view_key, views
 from headstart.data.images import map_images
@@ -29,7 +29,7 @@ from headstart.features.extract import half_precision, is_time_to_write
 from headstart.progress import Progress, SilentProgress
 from headstart.store import RowStore, content_key
 
-ACTIVATIONS_VERSION = 1
+ACTIVATIONS_VERSION = 2
 """Counted up whenever the same images and weights would give other rows; part of the cache key."""
 
 TRIAL = 64
@@ -80,13 +80,37 @@ class Views:
     augmentation: Augmentation
 
 
+@dataclass(frozen=True)
+class Through:
+    """The way from an earlier boundary's activations to later ones.
+
+    Attributes:
+        boundary: the earlier one.
+        part: the network between; PyTorch runs it.
+        dtype: that it computes in.
+    """
+
+    boundary: str
+    part: nn.Module
+    dtype: torch.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return next((tensor.device for tensor in self.part.parameters()), torch.device("cpu"))
+
+    def describe(self) -> dict[str, Any]:
+        """What decides its output, given the earlier activations and the network."""
+        return {"boundary": self.boundary} | engine_identity("torch", str(self.dtype), self.device)
+
+
 def activation_store(
     net: ActivationNet | FeatureNet,
     shape: tuple[int, ...],
     *,
-    precision: str,
+    identity: Identity,
     views: Views | None = None,
-    through: str | None = None,
+    through: Through | None = None,
     cache: Path | None = None,
 ) -> RowStore:
     """Where activations are kept: rows of ``shape``, float16.
@@ -94,19 +118,22 @@ def activation_store(
     Args:
         net: pixels -> activation.
         shape: of one activation.
-        precision: of the engine that makes them, see ``engine.Engine``.
+        identity: of the engine that makes them, or that made those which they are made from.
         views: seed and augmentation of the views; None: images as they are, found by their content.
-        through: the earlier boundary from whose kept activations these are made, if any.
+        through: what they are made from instead of pixels, if so.
         cache: the cache folder; the default one where it is not given.
     """
-    about = net.describe() | {
-        "pixels": net.backbone.preprocessing.pixel_key(),
-        "views": None if views is None else {"seed": views.seed, "augmentation": views.augmentation.describe()},
-        "through": through,
-        "precision": precision,
-        "dtype": "float16",
-        "version": ACTIVATIONS_VERSION,
-    }
+    about = (
+        net.describe()
+        | identity
+        | {
+            "pixels": net.backbone.preprocessing.pixel_key(),
+            "views": None if views is None else {"seed": views.seed, "augmentation": views.augmentation.describe()},
+            "through": None if through is None else through.describe(),
+            "dtype": "float16",
+            "version": ACTIVATIONS_VERSION,
+        }
+    )
     return RowStore("activations", about, dtype=np.float16, shape=shape, root=cache)
 
 
@@ -122,8 +149,8 @@ class Activations:
         views: which views; None: the images as they are alone.
         keep: whether rows are kept on disk where that pays.
         cache: the cache folder; the default one where it is not given.
-        source: activations at an earlier boundary of the same images and views, and the part between; these rows are
-            then made from those instead of from pixels.
+        source: activations at an earlier boundary of the same images and views, and the way from there; these rows
+            are then made from those instead of from pixels.
 
     Attributes:
         reason: why rows are kept or not, once ``prepare`` has measured it.
@@ -139,7 +166,7 @@ class Activations:
         views: Views | None,
         keep: bool = True,
         cache: Path | None = None,
-        source: tuple[Activations, nn.Module] | None = None,
+        source: tuple[Activations, Through] | None = None,
     ) -> None:
         self.net = net
         self.pictures = pictures
@@ -152,12 +179,13 @@ class Activations:
             cast(TorchEngine, engine).gives = torch.float16
         self._source = source
         self._pixels = pixel_store(net.backbone.preprocessing, cache)
-        through = None if source is None else source[0].net.boundary
-        precision = engine.precision
-        self.plain = activation_store(net, shape, precision=precision, through=through, cache=cache)
+        through = None if source is None else source[1]
+        self.plain = activation_store(net, shape, identity=engine.identity, through=through, cache=cache)
         self.store = self.plain
         if views is not None and views.count > 1:
-            self.store = activation_store(net, shape, precision=precision, views=views, through=through, cache=cache)
+            self.store = activation_store(
+                net, shape, identity=engine.identity, views=views, through=through, cache=cache
+            )
 
     @property
     def row_bytes(self) -> int:
@@ -311,8 +339,8 @@ class Activations:
 
     def _continue(self, rows: Sequence[Row]) -> Iterator[list[tuple[Row, Half]]]:
         assert self._source is not None
-        earlier, part = self._source
-        device = next((tensor.device for tensor in part.parameters()), torch.device("cpu"))
+        earlier, through = self._source
+        device = through.device
         for start in range(0, len(rows), CONTINUED):
             batch = rows[start : start + CONTINUED]
             x = earlier.read(batch)
@@ -320,7 +348,7 @@ class Activations:
                 x = torch.cat([x, x.new_zeros((CONTINUED - len(batch), *x.shape[1:]))])
                 x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
             with torch.inference_mode(), as_told(device):
-                out = part(x.to(device))[: len(batch)].float().cpu().numpy()
+                out = through.part(x.to(device))[: len(batch)].float().cpu().numpy()
             yield list(zip(batch, self._half(out), strict=True))
 
     def _reading_pays(self, made: Sequence[tuple[Row, Half]], seconds: float, progress: Progress) -> bool:

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from headstart.backbone.engine import SAMPLE, EnginePlan, choose_engine, run_stream
+from headstart.backbone.engine import (
+    MEASURE_FROM,
+    SAMPLE,
+    EnginePlan,
+    Identity,
+    Pixels,
+    choose_engine,
+    made_up,
+    preferred_plan,
+    run_stream,
+)
 from headstart.backbone.forward import FeatureNet, PixelNet, TappedNet, feature_shape
 from headstart.data.scan import pixel_store
-from headstart.errors import CacheError
+from headstart.errors import CacheError, WeightsError
 from headstart.progress import Progress, SilentProgress
-from headstart.store import RowStore
+from headstart.store import RowStore, content_key
 
-FEATURES_VERSION = 1
+FEATURES_VERSION = 2
 """Counted up whenever the same pixels and weights would give other features; part of the cache key."""
 
 APPEND = 128
@@ -33,24 +45,45 @@ class Tap:
 
     Attributes:
         net: gives both.
-        store: of the activations.
+        store: where activations are kept, by the identity of the engine that makes them.
     """
 
     net: TappedNet
-    store: RowStore
+    store: Callable[[Identity], RowStore]
 
 
-def feature_store(net: FeatureNet, cache: Path | None = None, *, precision: str = "float32") -> RowStore:
+def pick_sample(keys: Sequence[bytes], labels: npt.NDArray[np.int64], count: int = SAMPLE) -> list[int]:
+    """A stratified sample of a run's training images, to calibrate and compare engines on.
+
+    One image of each class in turn. Which, follows from the images' content hashes alone: not from their order and
+    names, and not from the run's seed, so that another seed finds the features that were computed before.
+
+    Args:
+        keys: N content hashes.
+        labels: (N,), or (N, classes) of 0 and 1, whose combinations are then the classes.
+        count: images to pick; all where there are fewer.
+
+    Returns:
+        Positions, without two images of the same content.
+    """
+    classes = np.unique(labels, axis=0, return_inverse=True)[1].reshape(-1)
+    first = {key: place for place, key in reversed(list(enumerate(keys)))}
+    drawn = sorted(first.values(), key=lambda place: content_key(b"engines" + keys[place]))
+    seen: Counter[int] = Counter()
+    turns = {}
+    for place in drawn:
+        turns[place] = seen[classes[place]]
+        seen[classes[place]] += 1
+    return sorted(drawn, key=turns.__getitem__)[:count]
+
+
+def feature_store(net: FeatureNet, identity: Identity, cache: Path | None = None) -> RowStore:
     """Where the features of one frozen pass are kept: rows of (D,) float32, or of the map where nothing is pooled.
 
-    The key holds the weights' fingerprint, pooling, cut, preprocessing, decoder and format version; the rows are
-    found by the content of the images.
+    The key holds the weights' fingerprint, pooling, cut, preprocessing, decoder, format version, and the identity of
+    the engine that made the rows; the rows are found by the content of the images.
     """
-    about = net.describe() | {
-        "pixels": net.backbone.preprocessing.pixel_key(),
-        "precision": precision,
-        "version": FEATURES_VERSION,
-    }
+    about = net.describe() | identity | {"pixels": net.backbone.preprocessing.pixel_key(), "version": FEATURES_VERSION}
     return RowStore("features", about, dtype=np.float32, shape=feature_shape(net), root=cache)
 
 
@@ -59,6 +92,7 @@ def compute_features(
     keys: Sequence[bytes],
     *,
     engines: EnginePlan | None = None,
+    sample: Pixels | None = None,
     exact: bool = True,
     tap: Tap | None = None,
     device: str = "auto",
@@ -67,10 +101,13 @@ def compute_features(
 ) -> RowStore:
     """Makes sure that every image's features are on disk; runs the backbone on those that have none yet.
 
+    Which engine runs never follows from what the cache holds already: by ``engines``, or by the number of ``keys``.
+
     Args:
         net: the frozen pass.
         keys: content hashes of images whose pixels are in ``pixel_store(net.backbone.preprocessing)``.
-        engines: what was measured of the engines; measured here where it is not given.
+        engines: what was found for a run's data; the preferred exact engine where it is not given.
+        sample: (n, H, W, 3) of the run's images to compare engines on; made-up pixels where it is not given.
         exact: whether the features are reported or handed out (float32), or only learnt from; the latter needs
             ``engines``.
         tap: what to keep on the way; left out where there is no room for it, or a value exceeds half precision.
@@ -83,28 +120,37 @@ def compute_features(
 
     Raises:
         CacheError: the cache cannot be read or written.
+        WeightsError: the backbone gives values that are not finite.
     """
     progress = progress or SilentProgress()
-    store = feature_store(net, cache, precision=engines.precision(exact) if engines else "float32")
-    missing = [keys[i] for i in store.missing(keys)]
-    if not missing:
+    if engines is None:
+        engines = EnginePlan() if len(set(keys)) < MEASURE_FROM else preferred_plan(net, device=device)
+    planned = engines.identity(exact=exact, device=device)
+    store = feature_store(net, planned, cache)
+    count = len(store.missing(keys))
+    if not count:
         progress.say(f"Features of all {len(keys):,} images were kept from before; the backbone is not run.")
         return store
-    pixels = pixel_store(net.backbone.preprocessing, cache)
-    store.require_space(len(missing))
-    if tap is not None and not _has_room(tap.store, len(missing)):
+    if tap is not None and not _has_room(tap.store(planned), count):
         tap = None
-    run: PixelNet = net if tap is None else tap.net
+    size = net.backbone.preprocessing
     engine = choose_engine(
-        run,
-        count=len(missing),
-        sample=pixels.read(missing[:SAMPLE]),
+        net if tap is None else tap.net,
+        count=len(keys),
+        sample=made_up(size.height, size.width) if sample is None else sample,
         plan=engines,
         exact=exact,
         device=device,
-        cache=cache,
         progress=progress,
     )
+    if engine.identity != planned:
+        store = feature_store(net, engine.identity, cache)
+    missing = [keys[i] for i in store.missing(keys)]
+    if not missing:
+        return store
+    pixels = pixel_store(net.backbone.preprocessing, cache)
+    store.require_space(len(missing))
+    activations = None if tap is None else tap.store(engine.identity)
     width = math.prod(store.shape)
     waiting: list[npt.NDArray[np.float32]] = []
     done = 0
@@ -116,9 +162,10 @@ def compute_features(
             held = sum(map(len, waiting))
             if is_time_to_write(held, rows[0].nbytes) or done + held == len(missing):
                 out, own = np.concatenate(waiting), missing[done : done + held]
-                if tap is not None:  # first: features without their activations would never get them
-                    _keep_activations(tap.store, own, out[:, width:])
+                if activations is not None:  # first: features without their activations would never get them
+                    _keep_activations(activations, own, out[:, width:])
                     out = out[:, :width].reshape(-1, *store.shape)
+                require_finite(net, out)
                 store.append(own, out)
                 done, waiting = done + held, []
     kept = len(set(keys)) - len(missing)
@@ -127,6 +174,20 @@ def compute_features(
         + (f"; features of {kept:,} were kept from before." if kept else ".")
     )
     return store
+
+
+def require_finite(net: PixelNet, rows: npt.NDArray[np.floating[Any]]) -> None:
+    """Checks what a backbone gave.
+
+    Raises:
+        WeightsError: NaN or infinity.
+    """
+    if not np.isfinite(rows).all():
+        backbone = net.backbone
+        raise WeightsError(
+            f"{backbone.architecture} ({backbone.source}): its output is not finite (NaN or infinity) on these images, "
+            "so its weights are damaged or do not fit. Use other weights: --weights FILE, or another --backbone."
+        )
 
 
 def is_time_to_write(count: int, row_bytes: int) -> bool:

@@ -17,7 +17,7 @@ import torch
 from torch import fx, nn
 
 from headstart.backbone.device import resolve_device, training_device
-from headstart.backbone.engine import SAMPLE, Engine, EnginePlan, choose_engine, measure_engines, run_stream
+from headstart.backbone.engine import Engine, EnginePlan, Identity, Pixels, choose_engine, measure_engines, run_stream
 from headstart.backbone.fold import fold_for_training
 from headstart.backbone.forward import ActivationNet, FeatureNet, TappedNet, feature_shape, split_backbone
 from headstart.backbone.layers import Layout
@@ -32,8 +32,8 @@ from headstart.errors import DataError
 from headstart.evaluation.image_map import ImageMap, make_map
 from headstart.evaluation.metrics import AnyScores
 from headstart.evaluation.predictions import Evaluated, evaluate_predictions
-from headstart.features.activations import Activations, Pictures, Views, activation_store
-from headstart.features.extract import Tap, compute_features
+from headstart.features.activations import Activations, Pictures, Through, Views, activation_store
+from headstart.features.extract import Tap, compute_features, pick_sample
 from headstart.model import Model, data_fingerprint
 from headstart.progress import Progress, with_example
 from headstart.runs.known import Known
@@ -99,7 +99,8 @@ class Preparation:
         look: the data, what was found in them, and the split.
         used: split -> numbers of its images in ``look.dataset``.
         keys: split -> content hashes of these images.
-        engines: what was measured of them.
+        engines: which of them run.
+        sample: (n, H, W, 3) of the training images, see ``features.extract.pick_sample``.
         frozen: the backbone, cut; None where the effort trains nothing of it.
         rungs: of the ladder.
         train: what to learn from.
@@ -112,6 +113,7 @@ class Preparation:
     used: dict[str, list[int]]
     keys: dict[str, list[bytes]]
     engines: EnginePlan
+    sample: Pixels
     train: Labelled
     val: Labelled | None
     reported: RowStore
@@ -215,24 +217,23 @@ class Preparation:
             self.progress.say(line)
 
     def measure(self, kept: EnginePlan | None = None) -> EnginePlan:
-        """Measures the engines.
+        """Settles which engines run, by a sample of the training images.
 
         Args:
-            kept: what was measured when the run began.
+            kept: what was settled when the run began.
         """
-        if kept is None:
-            train = self.keys["train"]
-            sample = pixel_store(self.backbone.preprocessing, self.cache).read(train[:SAMPLE])
-            kept = measure_engines(
-                self.net,
-                sample,
-                count=len(train),
-                device=self.device,
-                cache=self.cache,
-                progress=self.progress,
-            )
-        self.engines = kept
-        return kept
+        train = self.keys["train"]
+        picked = pick_sample(train, self.look.dataset.labels[self.used["train"]])
+        self.sample = pixel_store(self.backbone.preprocessing, self.cache).read([train[place] for place in picked])
+        self.engines = kept or measure_engines(
+            self.net,
+            self.sample,
+            count=len(train),
+            device=self.device,
+            cache=self.cache,
+            progress=self.progress,
+        )
+        return self.engines
 
     def plan(self) -> list[str]:
         """Settles the rungs, where the effort has any; the plan in words, a line each."""
@@ -408,10 +409,9 @@ class Preparation:
         engine = choose_engine(
             net,
             count=len(keys),
-            sample=pixels.read(keys[:SAMPLE]),
+            sample=self.sample,
             plan=self.engines,
             device=self.device,
-            cache=self.cache,
             progress=self.progress,
         )
         batches = [keys[place : place + engine.batch_size] for place in range(0, len(keys), engine.batch_size)]
@@ -421,13 +421,12 @@ class Preparation:
         tap = None
         if self.rungs:
             assert self.frozen is not None
-            precision = self.engines.precision(exact)
-            boundary = self.rungs[-1].boundary
-            tap = tap_at(boundary, self.frozen, self.backbone, precision=precision, cache=self.cache)
+            tap = tap_at(self.rungs[-1].boundary, self.frozen, self.backbone, cache=self.cache)
         return compute_features(
             self.net,
             keys,
             engines=self.engines,
+            sample=self.sample,
             exact=exact,
             tap=tap,
             device=self.device,
@@ -451,15 +450,8 @@ class Preparation:
         recipe, own = self.recipe, self.train
         if recipe.head == LINEAR or not recipe.views:
             return None
-        pixels = pixel_store(self.backbone.preprocessing, self.cache).read(list(own.pictures.keys[:SAMPLE]))
         engine = choose_engine(
-            self.net,
-            count=MANY,
-            sample=pixels,
-            plan=self.engines,
-            exact=False,
-            device=self.device,
-            cache=self.cache,
+            self.net, count=MANY, sample=self.sample, plan=self.engines, exact=False, device=self.device
         )
         views = Views(recipe.views, recipe.seed, Augmentation(flip=recipe.flip))
         shape = own.features.shape[1:]
@@ -481,6 +473,7 @@ class RungSamples:
         self.backbone, self.frozen, self.rungs = prepared.backbone, prepared.frozen, prepared.rungs
         self.train, self.val, self.recipe = prepared.train, prepared.val, prepared.recipe
         self.engines, self.cache, self.progress = prepared.engines, prepared.cache, prepared.progress
+        self.sample = prepared.sample
         self.few = self.val is None or len(self.val.labels) < CROSS_VALIDATE_BELOW
         self.dtype, self.device = self.engines.training_dtype, training_device(prepared.device)
         self._asked_device = prepared.device
@@ -517,13 +510,15 @@ class RungSamples:
         shown = Views(views, self.recipe.seed, Augmentation(flip=self.recipe.flip)) if views else None
         net = ActivationNet(self.backbone, boundary, self.frozen.prefix(boundary))
         if rung is deepest:
-            engine = self._engine(net, pictures, exact=what != "train")
+            engine = self._engine(net, exact=what != "train")
             made = Activations(net, pictures, shape=rung.boundary.shape, engine=engine, views=shown, cache=self.cache)
         else:
             earlier = self._activations(deepest, what, views)
             earlier.prepare(self.progress)
             part = self.frozen.segment(deepest.boundary.name, boundary)
             assert isinstance(part, fx.GraphModule)
+            dtype = self.dtype if what == "train" else torch.float32
+            through = Through(deepest.boundary.name, fold_for_training(part, dtype), dtype)
             passes = rung.settings.epochs * (1 + FOLDS if self.few else 1) if what == "train" else 2
             made = Activations(
                 net,
@@ -533,38 +528,37 @@ class RungSamples:
                 views=shown,
                 keep=passes > max(1, views),
                 cache=self.cache,
-                source=(earlier, fold_for_training(part, self.dtype if what == "train" else torch.float32)),
+                source=(earlier, through),
             )
             if not made.keep:
                 made.reason = "made anew each time: each row is needed once"
         self._made[boundary, what] = made
         return made
 
-    def _engine(self, net: ActivationNet, pictures: Pictures, *, exact: bool) -> Engine:
-        pixels = pixel_store(self.backbone.preprocessing, self.cache).read(list(pictures.keys[:SAMPLE]))
+    def _engine(self, net: ActivationNet, *, exact: bool) -> Engine:
         engines = self.engines
         if net.boundary == INPUT:
             engines = replace(engines, exact="torch", fast="torch")
         return choose_engine(
             net,
             count=MANY,
-            sample=pixels,
+            sample=self.sample,
             plan=engines,
             exact=exact,
             device=self._asked_device,
-            cache=self.cache,
             progress=self.progress,
         )
 
 
-def tap_at(
-    boundary: Boundary, frozen: SplittableBackbone, backbone: Backbone, *, precision: str, cache: Path | None
-) -> Tap | None:
+def tap_at(boundary: Boundary, frozen: SplittableBackbone, backbone: Backbone, *, cache: Path | None) -> Tap | None:
     """What keeps the images' activations at a boundary while their features are computed; None at the input."""
     if boundary.name == INPUT:
         return None
     net = ActivationNet(backbone, boundary.name, frozen.prefix(boundary.name))
-    store = activation_store(net, boundary.shape, precision=precision, cache=cache)
+
+    def store(identity: Identity) -> RowStore:
+        return activation_store(net, boundary.shape, identity=identity, cache=cache)
+
     return Tap(TappedNet(backbone, boundary.name, frozen.tapped(boundary.name)), store)
 
 

@@ -13,14 +13,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, final
+from typing import TypeVar, final
 
 import numpy as np
-from PIL import Image
 from threadpoolctl import threadpool_limits
 
 from headstart.backbone.device import give_back_freed_memory
-from headstart.backbone.engine import SAMPLE, Engine, Pixels, choose_engine, measure_engines
+from headstart.backbone.engine import Engine, Pixels, choose_engine, made_up
 from headstart.errors import LargeImage
 from headstart.model import Model, Prediction, unreadable
 from headstart.progress import Progress, SilentProgress
@@ -61,7 +60,6 @@ class Service:
         run: the run folder that it comes from, where there is one.
         limits: what it takes on.
         device: see ``device.resolve_device``.
-        cache: where engines are kept; the default cache where it is not given.
         progress: told which engine runs.
     """
 
@@ -72,7 +70,6 @@ class Service:
         run: Path | None = None,
         limits: Limits | None = None,
         device: str = "auto",
-        cache: Path | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.model = model
@@ -82,7 +79,7 @@ class Service:
         self.traffic = Traffic()
         self.engine: Engine | None = None
         self.fault: Exception | None = None
-        self._device, self._cache, self._progress = device, cache, progress or SilentProgress()
+        self._device, self._progress = device, progress or SilentProgress()
         self._held = 0
         self._coming = 0
         self._waiting: deque[_Waiting] = deque()
@@ -262,12 +259,10 @@ class Service:
     def _warmed_up(self) -> Engine:
         net = self.model.net
         sample = made_up(self.model.preprocessing.height, self.model.preprocessing.width)
-        own: dict[str, Any] = {"count": MANY, "device": self._device, "cache": self._cache, "progress": self._progress}
-        plan = measure_engines(net, sample, exact=True, **own)
-        engine = choose_engine(net, sample=sample, plan=plan, **own)
+        engine = choose_engine(net, count=MANY, sample=sample, device=self._device, progress=self._progress)
         for size in (1, engine.batch_size):
             self.model.judge(engine(np.resize(sample, (size, *sample.shape[1:]))))
-        self._progress.say(f"Engine: {engine.name}, {plan.reason(exact=True)}.")
+        self._progress.say(f"Engine: {engine.name}.")
         return engine
 
     def _next_batch(self, size: int) -> list[_Waiting] | Callable[[], None] | None:
@@ -297,15 +292,6 @@ class Service:
         self.metrics.batch.observe(len(batch))
         self.metrics.running.observe(time.perf_counter() - started)
         loop.call_soon_threadsafe(_settle_all, batch, answers, None)
-
-
-def made_up(height: int, width: int) -> Pixels:
-    """(SAMPLE, height, width, 3) smooth coloured noise, to measure and warm up with where there is no picture yet."""
-    rng = np.random.default_rng(0)
-    small = rng.integers(0, 256, (SAMPLE, 8, 8, 3), dtype=np.uint8)
-    return np.stack(
-        [np.asarray(Image.fromarray(own).resize((width, height), Image.Resampling.BICUBIC)) for own in small]
-    )
 
 
 def _alone_in_memory(work: Callable[[int | None], Result]) -> Result:
