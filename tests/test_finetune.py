@@ -12,12 +12,22 @@ import torch
 from torch import Tensor, nn
 
 from headstart.backbone.split import INPUT, SplittableBackbone
-from headstart.backbone.weights import random_backbone
+from headstart.backbone.weights import build_architecture, random_backbone
 from headstart.errors import TrainingError
-from headstart.training.finetune import Progressed, Samples, Tuned, TuneSettings, fine_tune, logits_of, trained_names
+from headstart.training.finetune import (
+    Classifier,
+    Progressed,
+    Samples,
+    Tuned,
+    TuneSettings,
+    fine_tune,
+    logits_of,
+    trained_names,
+    undecayed_names,
+)
 from headstart.training.heads import HeadSpec, build_head, linear_head
 
-SETTINGS = TuneSettings(epochs=6, lr=1e-3, batch_size=8, patience=4)
+SETTINGS = TuneSettings(epochs=6, lr=1e-3, batch_size=8, smoothing=0.1, cutmix=0.5)
 
 
 class Held:
@@ -95,7 +105,7 @@ def test_fine_tuning_goes_on_from_any_head_and_leaves_the_one_it_was_given() -> 
     torch.manual_seed(0)
     head = build_head(HeadSpec.parse("32-16-0.2"), split.boundaries[-1].shape, 2)
     given = {name: tensor.clone() for name, tensor in head.state_dict().items()}
-    settings = replace(SETTINGS, epochs=25, lr=5e-3, patience=25)
+    settings = replace(SETTINGS, epochs=25, lr=5e-3)
     found = fine_tune(split, "layer3", head, train, val, settings)
     assert all(torch.equal(tensor, given[name]) for name, tensor in head.state_dict().items())
     assert all(not torch.equal(tensor, given[name]) for name, tensor in found.head.state_dict().items())
@@ -219,10 +229,42 @@ def test_later_parts_learn_faster_than_earlier_ones() -> None:
     assert all(0 < 10 * moved[a] < moved[b] for a, b in pairwise(order))
 
 
-def test_it_stops_early_when_validation_no_longer_improves() -> None:
-    _, found = tuned(replace(SETTINGS, epochs=30, lr=1e-6, patience=2))
-    assert len(found.history) < 30
-    assert found.history[-1]["epoch"] == found.best["epoch"] + 2
+def test_a_loss_that_is_no_number_ends_training_with_the_remedy() -> None:
+    with pytest.raises(TrainingError, match=r"in epoch 1 .* Choose a smaller --lr than 1e\+30"):
+        tuned(replace(SETTINGS, lr=1e30, clip=1e30))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "spared"),
+    [
+        ("test_vit", {"cls_token", "pos_embed", "blocks.0.norm1.weight", "blocks.0.attn.qkv.bias"}),
+        ("test_vit2", {"reg_token", "pos_embed"}),
+        ("swin_tiny_patch4_window7_224", {"layers.3.blocks.1.attn.relative_position_bias_table"}),
+        ("test_resnet", {"layer4.0.bn1.weight"}),
+    ],
+)
+def test_weight_decay_leaves_positions_tokens_biases_and_norms_alone(architecture: str, spared: set[str]) -> None:
+    module = build_architecture(architecture, drawn=False)
+    undecayed = undecayed_names(module)
+    named = getattr(module, "no_weight_decay", set)()
+    assert spared | (set(named) & {name for name, _ in module.named_parameters()}) <= undecayed
+    matrices = {name for name, p in module.named_parameters() if p.ndim > 1 and name.endswith(".weight")}
+    assert matrices
+    assert not matrices & undecayed
+
+
+def test_the_optimizer_is_told_what_weight_decay_leaves_alone() -> None:
+    module = random_backbone("test_vit", seed=1).module
+    split = SplittableBackbone(module, height=160, width=160)
+    head = linear_head(np.zeros((2, split.boundaries[-1].shape[0])), np.zeros(2))
+    classifier = Classifier(split, INPUT, head)
+    decayed = {
+        id(p)
+        for group in classifier.parameter_groups(1e-3, weight_decay=0.05)
+        for p in group["params"]
+        if group["weight_decay"]
+    }
+    assert decayed == {id(p) for name, p in module.named_parameters() if p.ndim > 1 and name.endswith(".weight")}
 
 
 def test_balance_weighs_a_rare_class_like_a_common_one() -> None:

@@ -10,7 +10,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from headstart.errors import DataError
-from headstart.training import linear_fits
+from headstart.progress import SilentProgress
+from headstart.training import linear_fits, probe
 from headstart.training.probe import C_GRID, C_WITHOUT_CHOICE, FOLDS, fit_probe, floored
 
 
@@ -196,3 +197,27 @@ def test_a_feature_that_hardly_moved_in_training_is_not_blown_up() -> None:
     before, after = plain.weight @ x[0] + plain.bias, fitted.weight @ strange + fitted.bias
     assert np.abs(after - before).max() < 2
     assert np.allclose(floored(x.std(0).astype(np.float64)), x.std(0))
+
+
+class Saying(SilentProgress):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_fit_that_does_not_converge_says_so_once_with_the_remedy(
+    several: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, labels = several_labels() if several else some_data(120, 3)
+    said = Saying()
+    fit_probe(x, labels, classes=3, progress=said)
+    assert said.said == []
+    monkeypatch.setattr(probe, "ROUNDS", 1)
+    monkeypatch.setattr(linear_fits, "ROUNDS", 1)
+    fit_probe(x, labels, classes=3, progress=said)
+    assert len(said.said) == 1
+    assert "has not converged" in said.said[0]
+    assert "--probe svm" in said.said[0]

@@ -9,9 +9,11 @@ import pytest
 import torch
 from sklearn.datasets import make_classification
 
+from headstart.errors import TrainingError
+from headstart.progress import SilentProgress
 from headstart.training import sweep
 from headstart.training.classifiers import in_memory
-from headstart.training.finetune import Samples
+from headstart.training.finetune import FeatureRows, Samples
 from headstart.training.heads import HeadSpec
 from headstart.training.sweep import SweepSettings, train_heads
 
@@ -106,3 +108,25 @@ def test_heads_with_many_weights_are_tried_with_one_penalty(monkeypatch: pytest.
     monkeypatch.setattr(sweep, "WEIGHTS_AT_ONCE", 1500)
     swept = train_heads([DEEP], some(100), some(60, seed=1), replace(SETTINGS, penalties=(0.0, 0.1, 1.0)), classes=3)
     assert [(one.lr, one.penalty) for one in swept.candidates] == [(1e-3, 0.1), (1e-2, 0.1)]
+
+
+class Saying(SilentProgress):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_a_head_that_does_not_converge_says_so_and_one_that_diverges_is_an_error() -> None:
+    data, said = some(60), Saying()
+    spec = HeadSpec.parse("8")
+    calm = SweepSettings(rates=(1e-3,), penalties=(0.0,), epochs=2)
+    train_heads([spec], data, None, calm, classes=3, progress=said)
+    assert said.said == []
+    train_heads([spec], data, None, replace(calm, rates=(30.0,), epochs=3), classes=3, progress=said)
+    assert len(said.said) == 1
+    assert "Choose a smaller --head-lr than 30" in said.said[0]
+    broken = replace(data, activations=FeatureRows(torch.full((60, 20), float("nan"))))
+    with pytest.raises(TrainingError, match="its loss is not a finite number"):
+        train_heads([spec], broken, None, calm, classes=3)

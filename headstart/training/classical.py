@@ -41,6 +41,9 @@ AT_ONCE = 1024
 MOST_FOR_RBF = 20_000
 """Training images above which a kernel of all pairs is no longer sensible (3 GB and hours)."""
 
+SVM_ROUNDS = 5000
+"""Rounds of liblinear after which a fit that has not converged stops."""
+
 Scores = npt.NDArray[np.float64]
 Outside = Callable[[Folds, float], Scores]
 """(folds, C) -> (N, classes that have images) scores of each image from a fit that left it out."""
@@ -97,10 +100,15 @@ def fit_svm(
 
     chosen, reason = _chosen(outside, labels, LINEAR_C, settings, seed=seed, progress=progress)
     machine = LinearSVC(
-        C=chosen["C"], class_weight="balanced" if balance else None, dual="auto", max_iter=5000, random_state=0
+        C=chosen["C"], class_weight="balanced" if balance else None, dual="auto", max_iter=SVM_ROUNDS, random_state=0
     )
     with quiet():
         machine.fit(x, labels)
+    if progress is not None and machine.n_iter_ >= SVM_ROUNDS:
+        progress.say(
+            f"Warning: the support vector machine stopped after {SVM_ROUNDS:,} rounds and has not converged; its "
+            "figures may be off. Choose --probe logistic."
+        )
     weight, bias = _scaled(chosen["scale"], *as_rows(machine, classes))
     return Classical(linear_head(weight / scale, bias - (weight / scale) @ mean), reason, chosen)
 

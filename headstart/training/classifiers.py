@@ -204,7 +204,7 @@ def _trained(
     settings = SweepSettings(
         epochs=recipe.head_epochs or (SweepSettings.epochs if shown is None else EPOCHS_OF_VIEWS),
         rates=(recipe.head_lr,) if recipe.head_lr else SweepSettings.rates,
-        smoothing=recipe.smoothing or 0.0,
+        smoothing=SweepSettings.smoothing if recipe.smoothing is None else recipe.smoothing,
         balance=recipe.balance,
         seed=recipe.seed,
     )

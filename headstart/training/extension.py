@@ -159,6 +159,11 @@ def extend_rows(
         rows = task.fit(penalty, *everything)
         moved = task.fit_all(penalty, rows) if train_old else (old, rows)
         advance(1)
+    if not task.converged:
+        progress.say(
+            f"Warning: the fit of the new classes stopped after {ROUNDS} rounds and has not converged; its figures "
+            "may be off. Look for images that hardly differ (headstart check), or remember more pictures (--remember)."
+        )
     if remembered.imagined:
         step_back = max(0.0, float(np.quantile(new, 1 - FOUND)))
         why = f"until {100 * FOUND:.0f} % of the new images are still found, as nothing real is remembered"
@@ -204,7 +209,13 @@ def imagine(old: Rows, average: Doubles, features: Features, labels: Labels, *, 
 
 
 class _Task:
-    """Standardised features, and of the old classifier the one number of each image that new rows compete with."""
+    """Standardised features, and of the old classifier the one number of each image that new rows compete with.
+
+    Attributes:
+        converged: whether the last fit did.
+    """
+
+    converged: bool = True
 
     def __init__(self, old: Rows, features: Features, labels: Labels, remembered: Remembered, classes: int) -> None:
         self.old, self.classes, self.labels = old, classes, torch.from_numpy(labels)
@@ -223,7 +234,9 @@ class _Task:
         """The new rows alone, on some of the images."""
         weight = torch.zeros(self.classes, self.new.shape[1], dtype=torch.float64)
         bias = torch.zeros(self.classes, dtype=torch.float64)
-        _minimise([weight, bias], lambda: self._loss(weight, bias, new, kept) + penalty / 2 * weight.square().sum())
+        self.converged = _minimise(
+            [weight, bias], lambda: self._loss(weight, bias, new, kept) + penalty / 2 * weight.square().sum()
+        )
         return self._rows(weight, bias)
 
     def fit_all(self, penalty: float, rows: Rows) -> tuple[Rows, Rows]:
@@ -242,7 +255,7 @@ class _Task:
             moved = ((weight - fixed).square().sum(1) * dearer).sum()
             return taught - (self.targets * log_kept).sum(1).mean() + penalty / 2 * moved
 
-        _minimise([weight, bias], loss)
+        self.converged = _minimise([weight, bias], loss)
         known = len(self.old.weight)
         return self._rows(weight[:known], bias[:known]), self._rows(weight[known:], bias[known:])
 
@@ -274,7 +287,8 @@ class _Task:
         return weight, torch.from_numpy(rows.bias + rows.weight @ self.mean)
 
 
-def _minimise(variables: Sequence[Tensor], loss: Any) -> None:
+def _minimise(variables: Sequence[Tensor], loss: Any) -> bool:
+    """Whether it converged within ``ROUNDS``."""
     for variable in variables:
         variable.requires_grad_(True)
     optimizer: Any = torch.optim.LBFGS(variables, max_iter=ROUNDS, line_search_fn="strong_wolfe", tolerance_grad=1e-6)
@@ -288,6 +302,7 @@ def _minimise(variables: Sequence[Tensor], loss: Any) -> None:
     optimizer.step(closure)
     for variable in variables:
         variable.requires_grad_(False)
+    return int(optimizer.state_dict()["state"][0]["n_iter"]) < ROUNDS
 
 
 def _folds(count: int, seed: int) -> Labels:

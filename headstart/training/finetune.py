@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import Any, Self, cast
 
 import numpy as np
@@ -27,6 +28,7 @@ from headstart.backbone.device import as_told
 from headstart.backbone.fold import fold_for_training
 from headstart.backbone.layers import Layout
 from headstart.backbone.split import SplittableBackbone
+from headstart.errors import TrainingError
 from headstart.progress import Progress, SilentProgress
 from headstart.training.feed import ActivationSource, Feed, Row, feed_for
 from headstart.training.frozen import Digests, digests_of, require_unchanged, tensors_of
@@ -120,7 +122,7 @@ class TuneSettings:
         epochs: passes over the training images.
         lr: of the head and the last part; each part before it has ``decay`` times that of the part behind it.
         decay: see ``lr``; 0 < decay <= 1.
-        weight_decay: AdamW's, on matrices and filters only.
+        weight_decay: AdamW's, on matrices and filters only, see ``Classifier.parameter_groups``.
         batch_size: images of a step.
         smoothing: share of the target that is spread over all classes.
         cutmix: share of the steps in which a rectangle of each activation is another's, see ``mixing.pasted``.
@@ -129,7 +131,6 @@ class TuneSettings:
         ema: of the averaged weights, per step.
         warmup: share of the steps in which the learning rate rises to its full value.
         clip: largest norm of the gradient.
-        patience: epochs without a better validation after which training stops.
         balance: weigh the classes alike, however many images each has.
         live_norms: BatchNorm behind the boundary normalises by each batch, and its statistics are estimated anew after
             each epoch, as a network that is trained from scratch must; otherwise they are constants.
@@ -142,14 +143,13 @@ class TuneSettings:
     decay: float = 0.8
     weight_decay: float = 0.05
     batch_size: int = 32
-    smoothing: float = 0.1
-    cutmix: float = 0.5
+    smoothing: float = 0.0
+    cutmix: float = 0.0
     mixup: float = 0.0
     jitter: float = 0.1
     ema: float = 0.99
     warmup: float = 0.1
     clip: float = 1.0
-    patience: int = 10
     balance: bool = False
     live_norms: bool = False
     first_view: int = 0
@@ -219,6 +219,22 @@ def _statistics(split: SplittableBackbone, suffix: nn.Module) -> dict[str, Tenso
     return {name: buffer for name, buffer in split.module.named_buffers() if id(buffer) in own}
 
 
+UNDECAYED = ("*.bias", "*bias_table", "*pos_emb*", "*rel_pos*", "*_token", "*_tokens")
+"""Patterns for parameters that hold no matrix to multiply by, whatever their shape; timm names them for most networks,
+not for all."""
+
+
+def undecayed_names(module: nn.Module) -> frozenset[str]:
+    """Parameters that weight decay leaves alone: vectors, position embeddings, tokens, and those that timm names."""
+    named: Any = getattr(module, "no_weight_decay", None)
+    patterns = [*UNDECAYED, *(named() if callable(named) else ())]
+    return frozenset(
+        name
+        for name, parameter in module.named_parameters()
+        if parameter.ndim <= 1 or any(fnmatchcase(name, pattern) for pattern in patterns)
+    )
+
+
 class _Suffix(nn.Module):
     """(N, *shape) activations -> (N, ...) float32 features, computed in ``dtype`` where that does no harm."""
 
@@ -251,6 +267,7 @@ class Classifier(nn.Module):
         parts: (part, {name in the network: parameter}) from the boundary to the end, without the head.
         norms: layers of BatchNorm that learn.
         statistics: their running means and variances, by their names in the network.
+        undecayed: names of the network's parameters that weight decay leaves alone.
     """
 
     def __init__(
@@ -271,6 +288,7 @@ class Classifier(nn.Module):
         self.suffix, self.head = _Suffix(suffix, dtype), head
         named = dict(split.module.named_parameters())
         self.parts = [(part, {name: named[name] for name in own}) for part, own in split.parts(boundary)]
+        self.undecayed = undecayed_names(split.module)
         self.eval()
         for parameter in self.trainable().values():
             parameter.requires_grad_(True)
@@ -304,16 +322,17 @@ class Classifier(nn.Module):
         Args:
             lr: of the head and the last part.
             decay: each part has so much of the learning rate of the part behind it; 0 < decay <= 1.
-            weight_decay: on the network's matrices and filters.
+            weight_decay: on the network's matrices and filters; not on biases, norms, position embeddings, class
+                tokens, and whatever else timm's ``no_weight_decay`` names for the architecture.
         """
         groups = [{"params": list(self.head.parameters()), "lr": lr, "weight_decay": 0.0}]
         for place, (_, weights) in enumerate(self.parts):
             own = lr * decay ** (len(self.parts) - 1 - place)
-            matrices = [p for p in weights.values() if p.ndim > 1]
-            vectors = [p for p in weights.values() if p.ndim <= 1]
+            decayed = [p for name, p in weights.items() if name not in self.undecayed]
+            others = [p for name, p in weights.items() if name in self.undecayed]
             groups += [
                 {"params": params, "lr": own, "weight_decay": share}
-                for params, share in ((matrices, weight_decay), (vectors, 0.0))
+                for params, share in ((decayed, weight_decay), (others, 0.0))
                 if params
             ]
         return groups
@@ -352,7 +371,7 @@ def fine_tune(
         progress: told of each batch.
 
     Raises:
-        TrainingError: a frozen tensor changed meanwhile.
+        TrainingError: a frozen tensor changed meanwhile, or the loss is not a finite number.
     """
     with _on(device, split.module), as_told(device):
         trainer = _Trainer(split, boundary, head, train, val, settings, dtype, device)
@@ -492,7 +511,7 @@ class _Trainer:
             advance(min(done.step * self.batch, self.settings.epochs * count))
             self._record()
             self._expect()
-            while done.step < self.steps and not self._stopped():
+            while done.step < self.steps:
                 epoch, place = divmod(done.step, self.per_epoch)
                 self.unread.append(self._step(epoch, place))
                 done.step += 1
@@ -534,10 +553,6 @@ class _Trainer:
             self.done.sums = (sums[0] + loss, sums[1] + right, sums[2] + 1)
             self.done.last["loss"] = loss
         self.unread = []
-
-    def _stopped(self) -> bool:
-        best = self.done.best
-        return best is not None and len(self.done.history) - 1 - best["epoch"] >= self.settings.patience
 
     def _step(self, epoch: int, place: int) -> Tensor:
         """(2,): loss, share right; of mixed pictures each half counts by its share."""
@@ -645,6 +660,11 @@ class _Trainer:
         loss, accuracy, steps = self.done.sums
         entry = {"epoch": float(epoch), "loss": loss / max(1, steps), "accuracy": accuracy / max(1, steps)}
         self.done.sums = (0.0, 0.0, 0)
+        if not math.isfinite(entry["loss"]):
+            raise TrainingError(
+                f"Fine-tuning diverged: in epoch {epoch + 1} the loss is not a finite number. Choose a smaller --lr "
+                f"than {self.settings.lr:g}."
+            )
         with self._averaged():
             if self.norms:
                 self._estimate_statistics(epoch)

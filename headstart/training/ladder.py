@@ -49,14 +49,14 @@ class Effort:
         epochs: of each rung.
         views: of each training image.
         cutmix: see ``finetune.TuneSettings``; few layers in few epochs learn best without.
-        smoothing: see there.
+        smoothing: see there; this is the home of its default, as of CutMix's.
     """
 
     depths: tuple[str, ...]
     epochs: tuple[int, ...]
     views: int
-    cutmix: float = TuneSettings.cutmix
-    smoothing: float = TuneSettings.smoothing
+    cutmix: float = 0.5
+    smoothing: float = 0.1
 
 
 EFFORTS = {

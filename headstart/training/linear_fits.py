@@ -5,7 +5,7 @@ Fitted one by one, folds wait for memory most of the time; one pass over the fea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 WEIGHTS_AT_ONCE = 1_000_000
 """Weights that the optimizer holds at once; it keeps some twenty copies of each."""
+
+ROUNDS = 1000
+"""Rounds of L-BFGS after which a fit that has not converged stops."""
 
 Loss = Literal["logistic", "binary", "squared_hinge"]
 """scikit-learn's ``LogisticRegression``; that for each of several labels; or ``LinearSVC`` for each class against the
@@ -76,16 +79,20 @@ class LinearFits:
         self.weight = torch.zeros(x.shape[1], len(learn), target.shape[1], dtype=torch.float64)
         self.bias = torch.zeros(self.weight.shape[1:], dtype=torch.float64)
 
-    def fit(self, c: float) -> None:
+    def fit(self, c: float, tick: Callable[[], object] = lambda: None) -> bool:
         """Goes on from the weights that are there.
 
         Args:
             c: inverse strength of the L2 penalty.
+            tick: called in every round.
+
+        Returns:
+            Whether it converged within ``ROUNDS``.
         """
         penalty = self.penalty / c
         optimizer = torch.optim.LBFGS(
             [self.weight, self.bias],
-            max_iter=1000,
+            max_iter=ROUNDS,
             history_size=10,
             tolerance_grad=1e-4,
             tolerance_change=1e-12,
@@ -94,6 +101,7 @@ class LinearFits:
 
         @torch.no_grad()
         def loss_and_gradient() -> Tensor:
+            tick()
             losses, error = self._losses(self._scores())
             error *= self.share
             self.weight.grad = (self.x.T @ error.flatten(1)).view(self.weight.shape) + penalty * self.weight
@@ -102,6 +110,8 @@ class LinearFits:
             return loss + 0.5 * (penalty * self.weight.square()).sum()
 
         optimizer.step(loss_and_gradient)  # type: ignore[no-untyped-call]
+        rounds = int(optimizer.state_dict()["state"][0]["n_iter"])
+        return rounds < ROUNDS and bool(torch.isfinite(self.weight).all())
 
     def scores(self) -> npt.NDArray[np.float64]:
         """(N, sets, classes): the logits, or the distances from the margins, of all images in all sets' classifiers."""

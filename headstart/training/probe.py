@@ -17,7 +17,7 @@ from sklearn.model_selection import train_test_split
 
 from headstart.errors import DataError
 from headstart.progress import Progress, SilentProgress
-from headstart.training.linear_fits import LinearFits, balanced_weights, linear_fits
+from headstart.training.linear_fits import ROUNDS, LinearFits, balanced_weights, linear_fits
 from headstart.training.targets import Labels, are_several, count_learnable, folds_of, log_losses, smallest_class
 
 C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -45,6 +45,11 @@ feature has less (LOG.md)."""
 
 NEVER = -1e4
 """Logit of a class without training images: exp of it is 0."""
+
+NOT_CONVERGED = (
+    f"Warning: the fit of the classifier stopped after {ROUNDS:,} rounds and has not converged; its figures may be "
+    "off. Look for images that are all alike or hardly differ (headstart check), or choose --probe svm."
+)
 
 Features = npt.NDArray[np.float32]
 SampleWeight = npt.NDArray[np.float64]
@@ -93,12 +98,15 @@ def fit_probe(
     Raises:
         DataError: there is nothing to tell apart.
     """
+    progress = progress or SilentProgress()
     require_learnable(labels)
     x = standardised(features, sample_weight)[2]
-    c, reason, losses = choose_c(
-        x, labels, balance=balance, sample_weight=sample_weight, seed=seed, progress=progress or SilentProgress()
+    c, reason, losses = choose_c(x, labels, balance=balance, sample_weight=sample_weight, seed=seed, progress=progress)
+    weight, bias, converged = _refitted(
+        features, labels, classes=classes, c=c, balance=balance, sample_weight=sample_weight
     )
-    weight, bias = refit_probe(features, labels, classes=classes, c=c, balance=balance, sample_weight=sample_weight)
+    if not converged:
+        progress.say(NOT_CONVERGED)
     return Probe(weight=weight, bias=bias, c=c, reason=reason, losses=losses)
 
 
@@ -112,16 +120,32 @@ def refit_probe(
     sample_weight: SampleWeight | None = None,
 ) -> tuple[Features, Features]:
     """The probe for a C that is known: (classes, D) weight and (classes,) bias, float32."""
+    return _refitted(features, labels, classes=classes, c=c, balance=balance, sample_weight=sample_weight)[:2]
+
+
+def _refitted(
+    features: Features,
+    labels: Labels,
+    *,
+    classes: int,
+    c: float,
+    balance: bool,
+    sample_weight: SampleWeight | None,
+) -> tuple[Features, Features, bool]:
+    """Weight and bias as ``refit_probe``, and whether the fit converged."""
     mean, scale, x = standardised(features, sample_weight)
     if are_several(labels):
-        weight, bias = _fit_each(x, labels, c)
+        weight, bias, converged = _fit_each(x, labels, c)
     else:
         weights = sample_weight
         if balance:
             given = np.ones(len(labels)) if weights is None else weights
             weights = given * balanced_weights(labels, given)
-        weight, bias = as_rows(_fit(x, labels, c, weights), classes)
-    return (weight / scale).astype(np.float32), (bias - (weight / scale) @ mean).astype(np.float32)
+        fitted = _fit(x, labels, c, weights)
+        converged = bool((fitted.n_iter_ < ROUNDS).all())
+        weight, bias = as_rows(fitted, classes)
+    plain = weight / scale
+    return plain.astype(np.float32), (bias - plain @ mean).astype(np.float32), converged
 
 
 def require_learnable(labels: Labels) -> None:
@@ -206,7 +230,7 @@ def choose_c(
         for c in C_GRID:
             outside: list[float] = []
             for group in groups:
-                group.fit(c)
+                group.fit(c, lambda: advance(0))
                 scores = group.scores()
                 for i, learn in enumerate(group.learn):
                     judge = np.setdiff1d(np.arange(len(own)), learn)
@@ -222,22 +246,25 @@ def choose_c(
     return best, reason, losses
 
 
-def _fit_each(x: Features, labels: Labels, c: float) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """(labels, D) weight and (labels,) bias; where all images answer alike, the odds that one more would say."""
+def _fit_each(x: Features, labels: Labels, c: float) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], bool]:
+    """(labels, D) weight, (labels,) bias, and whether the fit converged.
+
+    Where all images answer alike, a bias alone: the odds that one more would say.
+    """
     fits = LinearFits(x, labels, [np.arange(len(x))], loss="binary")
-    fits.fit(c)
+    converged = fits.fit(c)
     weight, bias = fits.weight[:, 0].T.numpy().copy(), fits.bias[0].numpy().copy()
     bearing = labels.sum(axis=0)
     alike = (bearing == 0) | (bearing == len(labels))
     weight[alike] = 0
     bias[alike] = np.log((bearing[alike] + 0.5) / (len(labels) - bearing[alike] + 0.5))
-    return weight, bias
+    return weight, bias, converged
 
 
 def _fit(x: Features, labels: Labels, c: float, sample_weight: SampleWeight | None) -> LogisticRegression:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return LogisticRegression(C=c, max_iter=1000).fit(x, labels, sample_weight=sample_weight)
+        return LogisticRegression(C=c, max_iter=ROUNDS).fit(x, labels, sample_weight=sample_weight)
 
 
 def as_rows(fitted: Any, classes: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

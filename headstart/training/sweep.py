@@ -7,6 +7,7 @@ same layers run as one, so that nine linear ones cost little more than one.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -19,6 +20,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from headstart.backbone.layers import Layout
+from headstart.errors import TrainingError
 from headstart.progress import Progress, SilentProgress
 from headstart.training.finetune import (
     AT_ONCE,
@@ -151,6 +153,7 @@ def train_heads(
 
     Raises:
         OptionError: a head does not go with the features.
+        TrainingError: the loss is not a finite number.
     """
     progress = progress or SilentProgress()
     candidates = [Candidate(*own) for own in product(specs, settings.rates, settings.penalties)]
@@ -160,7 +163,8 @@ def train_heads(
     if val is not None:
         sweep = _Sweep(candidates, train, settings, classes, layout, dtype)
         found, heads = sweep.run(val, progress)
-        best = max(range(len(found)), key=lambda i: (found[i].correct, -found[i].log_loss))
+        best = max(range(len(found)), key=lambda i: _rank(found[i]))
+        _require_learnt(sweep.history[best], found[best], progress)
         reason = f"{found[best]}: the best of {len(found)} on {len(val.labels):,} validation images"
         return Swept(heads[best], found[best], tuple(found), reason, sweep.history[best])
     held = _held_out(train, settings.seed) if len(candidates) > 1 else None
@@ -169,11 +173,34 @@ def train_heads(
         reason = f"{chosen}: not chosen, as {len(train.labels):,} training images leave too little to choose on"
     else:
         found, _ = _Sweep(candidates, held[0], settings, classes, layout, dtype).run(held[1], progress)
-        chosen = max(found, key=lambda one: (one.correct, -one.log_loss))
+        chosen = max(found, key=_rank)
         reason = f"{chosen}: the best of {len(found)} on {len(held[1].labels):,} training images that were held out"
     sweep = _Sweep([chosen], train, settings, classes, layout, dtype)
     _, heads = sweep.run(None, progress)
+    _require_learnt(sweep.history[0], chosen, progress)
     return Swept(heads[0], chosen, tuple(found) or (chosen,), reason, sweep.history[0])
+
+
+def _rank(one: Candidate) -> tuple[int, float]:
+    """A head whose loss is no number comes last."""
+    return (one.correct, -one.log_loss) if math.isfinite(one.log_loss) else (-1, 0.0)
+
+
+def _require_learnt(history: Sequence[dict[str, float]], chosen: Candidate, progress: Progress) -> None:
+    """Warns of training that did not converge.
+
+    Raises:
+        TrainingError: the loss is not a finite number.
+    """
+    first, last = history[0]["loss"], history[-1]["loss"]
+    remedy = f"Choose a smaller --head-lr than {chosen.lr:g}"
+    if not math.isfinite(last):
+        raise TrainingError(f"Training the head {chosen.spec} diverged: its loss is not a finite number. {remedy}.")
+    if len(history) > 1 and last > first:
+        progress.say(
+            f"Warning: training the head {chosen.spec} has not converged: its loss rose from {first:.3f} to "
+            f"{last:.3f}. {remedy}, or more --head-epochs."
+        )
 
 
 @final
