@@ -3,10 +3,12 @@
     python benchmarks/serving.py load RUN_OR_MODEL FOLDER... [--clients 64] [--requests 2000]
     python benchmarks/serving.py fuzz RUN_OR_MODEL FOLDER... [--requests 5000] [--seed 0]
     python benchmarks/serving.py soak RUN_OR_MODEL FOLDER... [--clients 64] [--seconds 600]
+    python benchmarks/serving.py flood RUN_OR_MODEL FOLDER... [--requests 250] [--seconds 20]
 
 `load` compares every answer with that of `Model.predict`, and images a second with those of the same engine on the same
 files in a process of its own; both decode. `fuzz` sends what is truncated, random, huge, mislabelled, half open or
-otherwise wrong. `soak` watches memory and open files. Each exits 1 where its obligation is missed.
+otherwise wrong. `soak` watches memory and open files. `flood` asks for heat maps and leaves, first all at once, then
+steadily, and times predictions meanwhile and a second after. Each exits 1 where its obligation is missed.
 """
 
 from __future__ import annotations
@@ -562,21 +564,107 @@ def soak(given: argparse.Namespace) -> dict[str, object]:
     }
 
 
+DURING, AFTER = 5.0, 1.0
+"""Seconds that a prediction may take during a flood, and one second after it."""
+
+
+PATIENCE = 0.3
+"""Seconds that whoever asks for a heat map stays before leaving."""
+
+
+def asks(port: int, body: bytes, headers: dict[str, str]) -> socket.socket:
+    """A connection over which a heat map was asked for."""
+    lines = [f"{name}: {value}" for name, value in headers.items()]
+    head = "\r\n".join(["POST /v1/explain HTTP/1.1", "Host: 127.0.0.1", *lines, f"Content-Length: {len(body)}"])
+    plug = socket.create_connection(("127.0.0.1", port), timeout=30)
+    with suppress(OSError):  # it was refused already
+        plug.sendall(head.encode() + b"\r\n\r\n" + body)
+    return plug
+
+
+def flood(given: argparse.Namespace) -> dict[str, object]:
+    """A prediction in under 5 s during a flood of heat maps whose clients leave, and in under 1 s a second after it."""
+    photos = [path.read_bytes() for path in photographs(given.folders, 50, given.seed)]
+    with served(given.model, *given.option) as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+        connection.request("GET", "/v1/model", headers={"Host": "127.0.0.1"})
+        label = json.loads(connection.getresponse().read())["classes"][0]
+        connection.close()
+        asked, headers = [], {}
+        for data in photos:
+            body, headers = form([("a.jpg", data)], "file")
+            end = f"--{BOUNDARY}--\r\n".encode()
+            text = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="label"\r\n\r\n{label}\r\n'.encode()
+            asked.append(body.removesuffix(end) + text + end)
+
+        def predict() -> float:
+            began = time.perf_counter()
+            body = form([("a.jpg", random.choice(photos))])
+            reply = send_all(server.port, [lambda: body], 1)[0]
+            assert reply is not None, "no answer"
+            assert reply.status == 200, reply
+            return time.perf_counter() - began
+
+        def burst(count: int) -> None:
+            plugs = [asks(server.port, asked[i % len(asked)], headers) for i in range(count)]
+            time.sleep(PATIENCE)
+            for plug in plugs:
+                plug.close()
+
+        before = [predict() for _ in range(5)]
+        burst(given.requests)
+        first = predict()
+        time.sleep(1)
+        second = predict()
+        over = threading.Event()
+
+        def steadily() -> None:
+            while not over.is_set():
+                with asks(server.port, random.choice(asked), headers):
+                    time.sleep(PATIENCE)
+
+        clients = [threading.Thread(target=steadily) for _ in range(8)]
+        for client in clients:
+            client.start()
+        ends, during = time.monotonic() + given.seconds, []
+        while time.monotonic() < ends:
+            during.append(predict())
+        over.set()
+        for client in clients:
+            client.join()
+        time.sleep(1)
+        after = predict()
+        status = server.stop()
+    return {
+        "seconds of a prediction before": round(median(before), 3),
+        f"right after {given.requests} that left": round(first, 3),
+        "a second later": round(second, 3),
+        "during a steady flood, most": round(max(during), 3),
+        "during a steady flood, median": round(median(during), 3),
+        "predictions meanwhile": len(during),
+        "a second after it": round(after, 3),
+        "exit status": status,
+        "met": max(first, *during) < DURING and max(second, after) < AFTER and status == 0,
+    }
+
+
 def main() -> None:
     """Prints one JSON document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["load", "fuzz", "soak"])
+    parser.add_argument("what", choices=["load", "fuzz", "soak", "flood"])
     parser.add_argument("model")
     parser.add_argument("folders", nargs="+", help="of photographs")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--requests", type=int)
-    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--seconds", type=float)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--option", action="append", default=[], help="of headstart serve, as --option=--gather=2")
     given = parser.parse_args()
-    given.requests = given.requests or (5000 if given.what == "fuzz" else 2000)
+    given.requests = given.requests or {"fuzz": 5000, "flood": 250}.get(given.what, 2000)
+    given.seconds = given.seconds or {"flood": 20.0}.get(given.what, 600.0)
     given.option = [part for own in given.option for part in own.split("=", 1)]
-    result = {"benchmark": f"serving {given.what}"} | {"load": load, "fuzz": fuzz, "soak": soak}[given.what](given)
+    benchmark = {"load": load, "fuzz": fuzz, "soak": soak, "flood": flood}[given.what]
+    result = {"benchmark": f"serving {given.what}"} | benchmark(given)
     print(json.dumps(result))
     sys.exit(not result["met"])
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from headstart.runs.report import push, report
     from headstart.runs.train import resume, train
     from headstart.runs.workbench import Workbench, prepare
+    from headstart.serve.server import create_app
     from headstart.training.recipe import Recipe
 
 _HOMES = {
@@ -60,6 +61,7 @@ _HOMES = {
     "check": "runs.check",
     "compare": "runs.compare",
     "compare_models": "runs.paired",
+    "create_app": "serve.server",
     "evaluate": "runs.evaluate",
     "export": "runs.export",
     "inspect": "data.checks",
@@ -99,6 +101,7 @@ __all__ = [
     "check",
     "compare",
     "compare_models",
+    "create_app",
     "evaluate",
     "export",
     "inspect",

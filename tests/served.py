@@ -21,6 +21,7 @@ from headstart.backbone.forward import FeatureNet, feature_shape
 from headstart.backbone.weights import random_backbone
 from headstart.model import Model
 from headstart.serve.app import build_app
+from headstart.serve.connections import quiet_uvicorn
 from headstart.serve.guard import Admission
 from headstart.serve.limits import Limits
 from headstart.serve.server import address, listen, server_for
@@ -80,7 +81,12 @@ def served(model: Model, *, limits: Limits | None = None, key: str = "", local: 
         app = build_app(service, admission=Admission(key, local), log=log.append)
         listener = listen("127.0.0.1", 0)
         server = server_for(app, service)
-        thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
+
+        def run() -> None:
+            with quiet_uvicorn():
+                asyncio.run(server.serve(sockets=[listener]))
+
+        thread = threading.Thread(target=run)
         thread.start()
         until(lambda: service.ready or service.fault is not None)
         url = address(listener)

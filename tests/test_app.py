@@ -12,10 +12,14 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from damaged import Damaged, ask
+from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 from served import CLASSES, LENGTH, Served, form, jpeg, served, tiny_model, until
 
-from headstart.serve.app import WHY
+import headstart.serve.service as services
+from headstart.serve.app import WHY, build_app
+from headstart.serve.guard import Admission
 from headstart.serve.limits import Limits
 from headstart.serve.service import Service
 from headstart.training.calibration import Calibration
@@ -369,6 +373,91 @@ def conform(server: Served, examples: int) -> None:
                 case.call_and_validate(base_url=server.url, excluded_checks=bytes_are_bytes)
 
             check()
+
+
+def test_head_answers_like_get_and_without_a_body(server: Served) -> None:
+    for path in ("/", "/v1/model", "/v1/page", "/v1/corrections", "/metrics", "/healthz", "/readyz", "/page/page.css"):
+        whole, head = server.client.get(path), server.client.head(path)
+        assert (head.status_code, head.content) == (200, b""), path
+        assert head.headers["content-type"] == whole.headers["content-type"]
+        if path != "/metrics":
+            assert head.headers["content-length"] == str(len(whole.content)), path
+    assert server.client.head("/v1/predict").status_code == 405
+    assert server.last["method"] == "HEAD"
+
+
+def test_refused_predictions_are_counted_under_their_path() -> None:
+    with served(tiny_model(), key="k", limits=LIMITS) as server:
+        headers = {"Authorization": "Bearer k"}
+        server.predict(("a.jpg", jpeg()))
+        server.predict(("a.jpg", bytes(300_000)), headers=headers)
+        server.predict(("a.jpg", jpeg()), headers=headers | {"Origin": "http://evil.example"})
+        server.client.get("/v1/corrections/0123", headers=headers)
+        server.client.get("/v1/corrections/4567")
+        server.service.traffic.draining = True
+        server.predict(("a.jpg", jpeg()), headers=headers)
+        server.service.traffic.draining = False
+        server.client.headers.update(headers)
+        counted = figures(server)
+    for status in (401, 413, 403, 503):
+        assert counted[f"headstart_requests_total,POST,/v1/predict,{status}"] == 1
+    assert counted["headstart_requests_total,GET,/v1/corrections/{key},404"] == 1
+    assert counted["headstart_requests_total,GET,/v1/corrections/{key},401"] == 1
+    assert not any("0123" in name for name in counted)
+
+
+def test_a_form_whose_field_is_named_otherwise_is_told_the_name(server: Served) -> None:
+    reply = server.client.post("/v1/predict", files=[("file", ("a.jpg", jpeg()))])
+    assert is_problem(reply, 422)
+    assert "no field 'files'; found: 'file'" in reply.json()["error"]["reason"]
+    assert "-F files=@image.jpg" in reply.json()["error"]["reason"]
+
+
+def test_forms_as_various_clients_write_them_are_understood(server: Served) -> None:
+    head = b'--b\r\nContent-Disposition: form-data; name="files"'
+    sent = [head + b"; filename*=UTF-8''%e2%82%ac.jpg", head + b'; filename="a \\"b\\".jpg"', head]
+    sent = [own + b"\r\n\r\n" + jpeg(i) + b"\r\n" for i, own in enumerate(sent)]
+    body = b"A preamble.\r\n" + b"".join(sent) + b"--b--\r\nAn epilogue."
+    kind = {"Content-Type": "multipart/form-data; boundary=b"}
+    reply = server.client.post("/v1/predict", content=body, headers=kind)
+    assert reply.status_code == 200
+    assert [own["name"] for own in reply.json()["predictions"]] == ["\u20ac.jpg", 'a "b".jpg', ""]
+    assert [own["error"] for own in reply.json()["predictions"]] == [None] * 3
+
+
+def test_a_server_that_stops_closes_connections_with_its_answers() -> None:
+    with served(tiny_model()) as server:
+        assert "connection" not in server.client.get("/healthz").headers
+        server.service.traffic.draining = True
+        assert server.client.get("/healthz").headers["connection"] == "close"
+
+
+def test_mounted_in_another_application_it_starts_with_its_first_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its lifespan does not run there."""
+    monkeypatch.setattr(services, "MANY", 1)
+    service = Service(tiny_model())
+    parent = FastAPI()
+    parent.mount("/flowers", build_app(service, admission=Admission("k", True), log=None))
+    kind, key = b"multipart/form-data; boundary=b", (b"authorization", b"Bearer k")
+    body = b'--b\r\nContent-Disposition: form-data; name="files"\r\n\r\n' + jpeg() + b"\r\n--b--\r\n"
+
+    def said(method: str, path: str, *headers: tuple[bytes, bytes], body: bytes = b"") -> tuple[int, bytes]:
+        request = Damaged(method, path, b"", [(b"host", b"localhost"), *headers], body)
+        status, _, data = asyncio.run(ask(parent, request, under="/flowers"))
+        return status, data
+
+    status, data = said("POST", "/v1/predict", key, (b"content-type", kind), body=body)
+    assert (status, json.loads(data)["predictions"][0]["error"]) == (200, None)
+    assert said("GET", "/readyz")[0] == 200
+    assert said("GET", "/v1/model")[0] == 401
+    assert said("GET", "/page/page.css")[0] == 200
+    _, page = said("GET", "/")
+    assert not re.search(rb'(href|src)="/', page)
+    counted = said("GET", "/metrics", key)[1]
+    assert b'path="/v1/predict",status="200"' in counted
+    assert b'path="/v1/model",status="401"' in counted
+    service.close()
+    assert said("POST", "/v1/predict", key, (b"content-type", kind), body=body)[0] == 503
 
 
 def test_schemathesis_finds_the_description_true(server: Served) -> None:

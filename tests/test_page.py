@@ -85,7 +85,7 @@ def sent(data: bytes, **form: str) -> dict[str, object]:
 
 
 def test_the_page_asks_nothing_of_anyone_else_and_says_so(site: str) -> None:
-    names = re.findall(r"/page/[\w.]+", httpx.get(site).text)
+    names = [f"/{own}" for own in re.findall(r"page/[\w.]+", httpx.get(site).text)]
     assert len(names) >= 3
     for path in ["/", "/watch", *names, "/page/api.js", "/page/chart.js", "/page/watch.js"]:
         answer = httpx.get(site + path)
@@ -324,7 +324,7 @@ def test_a_phone_needs_no_scrolling_to_the_side(browser: Browser, site: str, fil
             .filter((e) => !(e.textContent.trim() || e.labels?.length || e.getAttribute("aria-label") || e.alt))
             .map((e) => e.outerHTML)"""
         )
-        assert named == ['<img src="/page/icon.svg" alt="" width="28" height="28">']  # beside its name
+        assert named == ['<img src="page/icon.svg" alt="" width="28" height="28">']  # beside its name
         assert not wrong
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 import os
 import re
 import signal
@@ -10,17 +12,21 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
 import pytest
 from commands import main
+from damaged import Damaged, ask
 from served import form, jpeg, tiny_model, until
 
+import headstart as hs
+import headstart.serve.service as services
 from headstart.errors import OptionError, ServerError
+from headstart.progress import SilentProgress
 from headstart.serve import server as servers
-from headstart.serve.server import address, is_loopback, listen, serve
+from headstart.serve.server import address, is_loopback, listen, serve, serve_async
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +111,131 @@ def test_asked_to_stop_it_finishes_what_is_under_way_and_ends_well(model_file: P
     entries = [json.loads(line) for line in lines if line.startswith("{")]
     assert [(own["status"], own["pictures"]) for own in entries if own.get("pictures")] == [(200, 3)]
     assert not [line for line in lines if "Traceback" in line]
+
+
+def test_in_a_thread_it_handles_no_signals_and_answers_all_that_was_sent_before_it_stops(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None is reset: neither what the engine works on, nor what no line of the server has looked at yet."""
+    monkeypatch.setattr(services, "MANY", 1)
+    judge = services.Model.judge
+    seen: list[str] = []
+    monkeypatch.setattr(SilentProgress, "say", lambda _self, text: seen.append(text))
+    before = [signal.getsignal(own) for own in (signal.SIGINT, signal.SIGTERM)]
+    level = logging.getLogger("uvicorn").level
+    stop, failed = threading.Event(), []
+
+    def run() -> None:
+        try:
+            serve(model_file, port=0, stop=stop)
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    until(lambda: any("is ready" in own for own in seen) or failed)
+    assert not failed
+    port = int(re.findall(r"127\.0\.0\.1:(\d+)", "".join(seen))[0])
+    monkeypatch.setattr(services.Model, "judge", lambda model, features: (time.sleep(0.3), judge(model, features))[1])
+    body = b'--b\r\nContent-Disposition: form-data; name="files"\r\n\r\n' + jpeg() + b"\r\n--b--\r\n"
+    head = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+    request = head + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    plugs = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(12)]
+    half, resting = plugs[10:]
+    half.sendall(request[:-20])
+    resting.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    alive = b""
+    while not alive.endswith(b"}"):
+        alive += resting.recv(65536)
+    assert alive.startswith(b"HTTP/1.1 200")
+    for plug in plugs[:10]:
+        plug.sendall(request)
+    stop.set()
+    time.sleep(0.1)
+    half.sendall(request[-20:])
+    for plug in plugs[:11]:
+        got = b""
+        while piece := plug.recv(65536):  # a reset raises
+            got += piece
+        assert got.startswith(b"HTTP/1.1 200"), got[:200]
+        assert b"connection: close" in got.lower()
+    assert resting.recv(65536) == b""
+    thread.join(20)
+    assert not thread.is_alive()
+    for plug in plugs:
+        plug.close()
+    assert [signal.getsignal(own) for own in (signal.SIGINT, signal.SIGTERM)] == before
+    assert logging.getLogger("uvicorn").level == level
+
+
+def test_in_a_running_loop_serve_names_its_twin_which_ends_when_it_is_cancelled(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(services, "MANY", 1)
+    seen: list[str] = []
+    monkeypatch.setattr(SilentProgress, "say", lambda _self, text: seen.append(text))
+
+    async def whole() -> None:
+        with pytest.raises(OptionError, match=r"await serve_async\(.*create_app"):
+            serve(model_file, port=0)
+        before = signal.getsignal(signal.SIGTERM)
+        serving = asyncio.create_task(serve_async(model_file, port=0))
+        while not any("is ready" in own for own in seen):
+            await asyncio.sleep(0.01)
+            assert not serving.done()
+        assert signal.getsignal(signal.SIGTERM) == before
+        url = re.findall(r"http://127\.0\.0\.1:\d+", "".join(seen))[0]
+        async with httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) as client:
+            assert (await client.post("/v1/predict", files=form(("a.jpg", jpeg())))).status_code == 200
+        serving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await serving
+        with pytest.raises(OSError):  # noqa: PT011
+            socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=5)
+
+    asyncio.run(whole())
+
+
+def test_the_application_takes_its_model_and_key_from_the_environment(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HEADSTART_MODEL", raising=False)
+    with pytest.raises(OptionError, match="HEADSTART_MODEL"):
+        hs.create_app()
+    monkeypatch.setenv("HEADSTART_MODEL", str(model_file))
+    monkeypatch.setenv("HEADSTART_KEY", "two words")
+    with pytest.raises(OptionError, match="key"):
+        hs.create_app()
+    monkeypatch.setenv("HEADSTART_KEY", "k")
+    app = hs.create_app(log=None)
+    headers = [(b"host", b"any.example")]
+    assert asyncio.run(ask(app, Damaged("GET", "/v1/model", b"", headers, b"")))[0] == 401
+    headers.append((b"authorization", b"Bearer k"))
+    assert asyncio.run(ask(app, Damaged("GET", "/v1/model", b"", headers, b"")))[0] == 200
+
+
+@pytest.mark.exhaustive
+def test_under_another_server_with_workers_it_answers(model_file: Path) -> None:
+    with listen("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "uvicorn", "--factory", "headstart:create_app", "--workers", "2"]
+    process = subprocess.Popen(
+        [*command, "--port", str(port)],
+        env=os.environ | {"HEADSTART_MODEL": str(model_file)},
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
+
+            def answers() -> bool:
+                with suppress(httpx.ConnectError):
+                    return client.post("/v1/predict", files=form(("a.jpg", jpeg()))).status_code == 200
+                return False
+
+            until(answers, 120)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
 
 
 @pytest.mark.exhaustive

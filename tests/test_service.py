@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from headstart.backbone.device import give_back_freed_memory, keep_freed_memory
 from headstart.model import Model, Prediction
 from headstart.serve.limits import Limits
 from headstart.serve.problem import Refusal
-from headstart.serve.service import Service
+from headstart.serve.service import Service, Work
 
 
 @pytest.fixture(autouse=True)
@@ -53,10 +54,16 @@ class Gate:
         self.sizes: list[int] = []
         self.model, self.judge = model, model.judge
         self.shut = False
+        self.before: Callable[[], object] = lambda: None
         model.judge = self  # type: ignore[method-assign, assignment]
+
+    def hold(self) -> None:
+        self.shut = True
+        self.sizes.clear()
 
     def __call__(self, features: Any) -> Any:
         self.sizes.append(len(features))
+        self.before()
         if self.shut:
             assert self.open.wait(20)
         return self.judge(features)
@@ -207,14 +214,258 @@ def test_an_engine_that_fails_once_fails_those_requests_alone() -> None:
     at_work(model, use)
 
 
+def nothing(at_once: int | None) -> None:
+    """An image that needs no decoding."""
+
+
+def aside(service: Service, work: Callable[[], Any], kind: Work = Work.explain) -> asyncio.Future[Any]:
+    return asyncio.ensure_future(service.aside(kind, nothing, lambda _seen, _check: work()))
+
+
+async def until_true(true: Callable[[], object]) -> None:
+    end = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.005)
+
+
 def test_other_heavy_work_has_its_turn_in_the_engines_thread() -> None:
     async def use(service: Service) -> None:
-        assert await service.alone(lambda: threading.current_thread().name) == "headstart-engine"
+        assert await aside(service, lambda: threading.current_thread().name) == "headstart-engine"
         with pytest.raises(ZeroDivisionError):
-            await service.alone(lambda: 1 // 0)
+            await aside(service, lambda: 1 // 0)
         assert service.held == 0
 
     at_work(tiny_model(), use)
+
+
+def test_predictions_run_before_every_other_kind_and_the_others_in_turn() -> None:
+    model = tiny_model()
+    gate, ran = Gate(model), []
+
+    async def use(service: Service) -> None:
+        gate.hold()
+        first = asyncio.ensure_future(service.predict([("first", jpeg(0))]))
+        await until_true(lambda: gate.sizes)
+        others = [aside(service, partial(ran.append, f"explain {i}")) for i in range(3)]
+        await until_true(lambda: len(service._errands[Work.explain]) == 3)
+        others.append(aside(service, partial(ran.append, "nearest"), Work.nearest))
+        await until_true(lambda: service._errands[Work.nearest])
+        late = asyncio.ensure_future(service.predict([("late", jpeg(1))]))
+        late.add_done_callback(lambda _: None)
+        await until_true(lambda: service._waiting)
+        gate.before = lambda: ran.append("predict")
+        gate.open.set()
+        await asyncio.gather(first, late, *others)
+
+    at_work(model, use)
+    assert ran == ["predict", "explain 0", "nearest", "explain 1", "explain 2"]
+
+
+def test_under_constant_predictions_other_work_still_has_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services, "SIDE_TURN", 0.1)
+    model = tiny_model()
+    gate = Gate(model)
+    gate.before = lambda: time.sleep(0.02)
+
+    async def use(service: Service) -> None:
+        over = False
+
+        async def client() -> None:
+            while not over:
+                await service.predict([("a", jpeg(0))])
+
+        clients = [asyncio.ensure_future(client()) for _ in range(3 * service.engine.batch_size)]  # type: ignore[union-attr]
+        assert await asyncio.wait_for(aside(service, lambda: "ran"), 15) == "ran"
+        over = True
+        await asyncio.gather(*clients)
+
+    at_work(model, use)
+
+
+def test_what_nobody_waits_for_is_not_run_and_holds_up_no_prediction() -> None:
+    """A flood of heat maps whose clients have left: none of them runs, and the next prediction is answered at once."""
+    model = tiny_model()
+    gate, ran = Gate(model), []
+
+    async def use(service: Service) -> None:
+        gate.hold()
+        held = asyncio.ensure_future(service.predict([("held", jpeg(0))]))
+        await until_true(lambda: gate.sizes)
+        flood = [aside(service, lambda: (ran.append(1), time.sleep(0.5))) for _ in range(service.limits.side_queue)]
+        await until_true(lambda: len(service._errands[Work.explain]) == service.limits.side_queue)
+        for own in flood:
+            own.cancel()
+        gone = asyncio.ensure_future(service.predict([("gone", jpeg(1))]))
+        await until_true(lambda: service._waiting)
+        gone.cancel()
+        await asyncio.sleep(0.02)
+        gate.open.set()
+        began = time.monotonic()
+        await held
+        await service.predict([("next", jpeg(2))])
+        assert time.monotonic() - began < 5
+        assert service.held == 0
+
+    at_work(model, use)
+    assert not ran
+    assert gate.sizes == [1, 1]
+
+
+def test_work_is_given_up_between_its_steps_once_nobody_waits() -> None:
+    steps: list[str] = []
+    begun, left = threading.Event(), threading.Event()
+
+    def work(_seen: None, check: Callable[[], None]) -> None:
+        begun.set()
+        assert left.wait(20)
+        for name in ("first", "second"):
+            check()
+            steps.append(name)
+
+    async def use(service: Service) -> None:
+        asked = asyncio.ensure_future(service.aside(Work.explain, nothing, work))
+        await until_true(begun.is_set)
+        asked.cancel()
+        await asyncio.sleep(0.02)
+        left.set()
+        assert await aside(service, lambda: "next") == "next"
+
+    at_work(tiny_model(), use)
+    assert not steps
+
+
+def test_images_run_between_the_steps_of_other_work() -> None:
+    model = tiny_model()
+    gate, order = Gate(model), []
+    begun, go = threading.Event(), threading.Event()
+
+    def work(_seen: None, check: Callable[[], None]) -> None:
+        begun.set()
+        assert go.wait(20)
+        order.append("first step")
+        check()
+        order.append("second step")
+
+    async def use(service: Service) -> None:
+        asked = asyncio.ensure_future(service.aside(Work.explain, nothing, work))
+        await until_true(begun.is_set)
+        gate.before = lambda: order.append("image")
+        soon = asyncio.ensure_future(service.predict([("soon", jpeg(0))]))
+        await until_true(lambda: service._waiting)
+        go.set()
+        await asyncio.gather(asked, soon)
+
+    at_work(model, use)
+    assert order == ["first step", "image", "second step"]
+
+
+def test_each_kind_has_a_bound_of_its_own_and_says_when_to_come_back() -> None:
+    model = tiny_model()
+    gate = Gate(model)
+
+    async def use(service: Service) -> None:
+        gate.hold()
+        held = asyncio.ensure_future(service.predict([("held", jpeg(0))]))
+        await until_true(lambda: gate.sizes)
+        waiting = [aside(service, int) for _ in range(2)]
+        await until_true(lambda: service.held == 3)
+        with pytest.raises(Refusal, match="2 requests of this kind") as refused:
+            await aside(service, int)
+        assert (refused.value.status, refused.value.headers) == (503, {"Retry-After": "2"})
+        waiting.append(aside(service, int, Work.nearest))
+        waiting.append(asyncio.ensure_future(service.predict([("more", jpeg(1))])))
+        gate.open.set()
+        await asyncio.gather(held, *waiting)
+
+    at_work(model, use, side_queue=2)
+
+
+def test_what_waits_longer_than_agreed_is_not_run() -> None:
+    model = tiny_model()
+    gate, ran = Gate(model), []
+
+    async def use(service: Service) -> None:
+        gate.hold()
+        held = asyncio.ensure_future(service.predict([("held", jpeg(0))]))
+        await until_true(lambda: gate.sizes)
+        late = aside(service, partial(ran.append, "late"))
+        for own in (held, late):
+            with pytest.raises(Refusal) as refused:
+                await own
+            assert refused.value.status == 504
+        gate.open.set()
+        await aside(service, partial(ran.append, "in time"))
+
+    at_work(model, use, request_seconds=0.5)
+    assert ran == ["in time"]
+
+
+def test_images_to_classify_are_decoded_before_those_of_other_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    order: list[str] = []
+    model = tiny_model()
+    decode, begun, go = model.pixels, threading.Event(), threading.Event()
+
+    def pixels(data: Any, **options: Any) -> Any:
+        order.append("predict")
+        return decode(data, **options)
+
+    model.pixels = pixels  # type: ignore[method-assign]
+
+    def hold(at_once: int | None) -> None:
+        begun.set()
+        assert go.wait(20)
+
+    async def use(service: Service) -> None:
+        held = asyncio.ensure_future(service.decode(Work.correct, hold))
+        await until_true(begun.is_set)
+        other = asyncio.ensure_future(service.decode(Work.correct, lambda _at_once: order.append("other")))
+        await asyncio.sleep(0.02)
+        soon = asyncio.ensure_future(service.predict([("soon", jpeg(0))]))
+        await asyncio.sleep(0.02)
+        go.set()
+        await asyncio.gather(held, other, soon)
+
+    at_work(model, use)
+    assert order == ["predict", "other"]
+
+
+def test_the_first_request_starts_a_service_that_nobody_started_and_a_closed_one_refuses() -> None:
+    async def use() -> None:
+        service = Service(tiny_model())
+        (answer,) = await service.predict([("a", jpeg(0))])
+        assert answer.label is not None
+        service.close()
+        with pytest.raises(Refusal, match="about to stop"):
+            await service.predict([("a", jpeg(0))])
+        service.start()
+        (again,) = await service.predict([("a", jpeg(0))])
+        assert alike(again, answer)
+        service.close()
+
+    asyncio.run(use())
+
+
+def test_an_event_loop_that_is_gone_does_not_end_the_service() -> None:
+    """Each call has a loop of its own, as some test clients have; one closes while its request is worked on."""
+    model = tiny_model()
+    gate = Gate(model)
+    service = Service(model)
+    service.start()
+    until(lambda: service.ready)
+    gate.hold()
+
+    async def leave() -> None:
+        asked = asyncio.ensure_future(service.predict([("a", jpeg(0))]))
+        await until_true(lambda: gate.sizes)
+        assert not asked.done()
+
+    asyncio.run(leave())
+    gate.open.set()
+    (answer,) = asyncio.run(service.predict([("b", jpeg(1))]))
+    assert answer.label is not None
+    service.close()
 
 
 def test_an_engine_that_cannot_start_is_said() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import final
 
 import numpy as np
@@ -31,42 +31,73 @@ QUALITY = 82
 Heat = npt.NDArray[np.float32]
 
 
-def heat_maps(
-    model: Model, pixels: Sequence[Rgb], classes: Sequence[int], *, split: SplittableBackbone | None = None
-) -> list[Heat] | None:
-    """What speaks for a class, place by place.
+@final
+class GradCam:
+    """Grad-CAM of one classifier, cut once for many images: cutting a backbone takes two seconds.
 
     Args:
         model: the classifier.
-        pixels: of N pictures, as the network sees them.
-        classes: of each picture, the number of the class that is asked about.
-        split: of the model's backbone, where it is at hand: to cut it takes two seconds.
+        split: of the model's backbone, where it is at hand; it is cut here otherwise.
+        check: called between steps, here and in ``maps``; what it raises ends the work.
 
-    Returns:
-        N of (h, w) float32 in [0, 1], coarser than the picture; None where the network keeps no places.
+    Attributes:
+        possible: whether the network has an activation with places; ``maps`` needs one.
 
     Source: Selvaraju et al., "Grad-CAM", ICCV 2017; by Captum.
     """
-    net = model.net
+
+    def __init__(
+        self, model: Model, *, split: SplittableBackbone | None = None, check: Callable[[], None] = lambda: None
+    ) -> None:
+        import captum.attr  # noqa: F401  (it takes half a second, which is a step of its own)
+
+        check()
+        net = model.net
+        split = split or split_backbone(net.backbone, net.pool, net.cut)
+        check()
+        layout = Layout.of(net.backbone.module)
+        boundary = _last_with_places(split, layout)
+        self._device = net.scale.device
+        self._explained = None if boundary is None else _Explained(model, split, boundary.name, layout).to(self._device)
+        self.possible = self._explained is not None
+
+    def maps(
+        self, pixels: Sequence[Rgb], classes: Sequence[int], *, check: Callable[[], None] = lambda: None
+    ) -> list[Heat]:
+        """What speaks for a class, place by place.
+
+        Args:
+            pixels: of N images, as the network sees them.
+            classes: of each image, the number of the class that is asked about.
+            check: called before each batch.
+
+        Returns:
+            N of (h, w) float32 in [0, 1], coarser than the image.
+        """
+        from captum.attr import LayerGradCam
+
+        explained = self._explained
+        assert explained is not None, "check ``possible`` first"
+        cam = LayerGradCam(explained, explained.places)
+        found: list[Heat] = []
+        for start in range(0, len(pixels), BATCH):
+            check()
+            own = torch.from_numpy(np.stack(pixels[start : start + BATCH])).to(self._device)
+            target = torch.tensor(classes[start : start + BATCH], device=own.device)
+            heat = cam.attribute(own, target, relu_attributions=True).detach()[:, 0].float().cpu()
+            top = heat.flatten(1).amax(1).clamp(min=1e-12)
+            found += list((heat / top[:, None, None]).numpy())
+        return found
+
+
+def heat_maps(
+    model: Model, pixels: Sequence[Rgb], classes: Sequence[int], *, split: SplittableBackbone | None = None
+) -> list[Heat] | None:
+    """``GradCam.maps`` of a few images; None where there are none, or the network keeps no places."""
     if not pixels:
         return None
-    split = split or split_backbone(net.backbone, net.pool, net.cut)
-    layout = Layout.of(net.backbone.module)
-    boundary = _last_with_places(split, layout)
-    if boundary is None:
-        return None
-    from captum.attr import LayerGradCam
-
-    explained = _Explained(model, split, boundary.name, layout).to(net.scale.device)
-    cam = LayerGradCam(explained, explained.places)
-    found: list[Heat] = []
-    for start in range(0, len(pixels), BATCH):
-        own = torch.from_numpy(np.stack(pixels[start : start + BATCH])).to(net.scale.device)
-        target = torch.tensor(classes[start : start + BATCH], device=own.device)
-        heat = cam.attribute(own, target, relu_attributions=True).detach()[:, 0].float().cpu()
-        top = heat.flatten(1).amax(1).clamp(min=1e-12)
-        found += list((heat / top[:, None, None]).numpy())
-    return found
+    cam = GradCam(model, split=split)
+    return cam.maps(pixels, classes) if cam.possible else None
 
 
 def heat_picture(pixels: Rgb, heat: Heat) -> bytes:

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from importlib.metadata import version
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-from fastapi import APIRouter, FastAPI, File, Query, Request, Response, Security, UploadFile
+from fastapi import APIRouter, FastAPI, Query, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Route
 
-from headstart.serve.assets import PageHeaders
+from headstart.serve.assets import PageHeaders, asset_router
 from headstart.serve.corrections import Corrections
 from headstart.serve.documents import Answer, ModelDocument, model_document, picture_answer
-from headstart.serve.guard import Admission, Gone, Guard, write_line
+from headstart.serve.forms import Part, read_form
+from headstart.serve.guard import Admission, Guard, unless_gone, write_line
 from headstart.serve.page import page_router
 from headstart.serve.problem import Problem, Refusal, problem_document
 from headstart.serve.service import Service
@@ -29,7 +30,6 @@ from headstart.serve.watching import Watched
 NAME_LENGTH = 255
 """Characters of a picture's name that are given back."""
 
-Result = TypeVar("Result")
 Log = Callable[[dict[str, Any]], None]
 
 WHY = {
@@ -92,15 +92,16 @@ def build_app(
         lifespan=lifespan,
         docs_url=None,  # these pages load scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # a redirect would be built from the Host header
     )
-    app.include_router(
-        api_router(service), dependencies=[Security(HTTPBearer(auto_error=False))] if admission.key else []
-    )
-    app.include_router(health_router(service))
-    app.include_router(page_router(service, corrections))
+    app.state.service = service
+    routers = [api_router(service), health_router(service), page_router(service, corrections), asset_router()]
     if service.run is not None:
         watched = Watched(service.run, served=True)
-        app.include_router(watch_router(watched, ending=lambda: service.traffic.draining))
+        routers.append(watch_router(watched, ending=lambda: service.traffic.draining))
+    for router in routers:
+        keyed = bool(admission.key) and router is routers[0]  # in the description; ``Guard`` asks for it
+        app.include_router(router, dependencies=[Security(HTTPBearer(auto_error=False))] if keyed else [])
     app.add_exception_handler(HTTPException, _problem)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_middleware(
@@ -109,6 +110,7 @@ def build_app(
         admission=admission,
         traffic=service.traffic,
         metrics=service.metrics,
+        name_path=path_namer([*app.routes, *(route for router in routers for route in router.routes)]),
         log=log,
     )
     app.add_middleware(PageHeaders)
@@ -118,18 +120,30 @@ def build_app(
 def api_router(service: Service) -> APIRouter:
     """What programs ask."""
     router = APIRouter()
-    most = {"maxItems": service.limits.images}  # said here, and refused as too large, not as a form that is wrong
-    described = File(min_length=1, description="The pictures: JPEG, PNG, WebP, GIF, ...", json_schema_extra=most)
+    file = {"type": "string", "format": "binary"}
+    files = {
+        "type": "array",
+        "items": file,
+        "minItems": 1,
+        "maxItems": service.limits.images,
+        "description": "The images: JPEG, PNG, WebP, GIF, ...",
+    }
+    form = {"schema": {"type": "object", "required": ["files"], "properties": {"files": files}}}
+    described = {"requestBody": {"required": True, "content": {"multipart/form-data": form}}}
 
-    @router.post("/v1/predict", responses=refusals(400, 401, 403, 408, 413, 422, 503, 504), tags=["model"])
+    @router.post(
+        "/v1/predict",
+        responses=refusals(400, 401, 403, 408, 413, 422, 503, 504),
+        openapi_extra=described,
+        tags=["model"],
+    )
     async def predict(
         request: Request,
-        files: list[UploadFile] = described,
         top: Annotated[int | None, Query(ge=1, le=1_000_000, description="Classes to list; all if left out.")] = None,
     ) -> Answer:
         """Classify pictures. One that cannot be read says why in its own place, and keeps no other from its answer."""
-        pictures = await read_pictures(files, most=service.limits.images)
-        predictions = await unless_gone(request, service.predict(pictures))
+        parts = (await read_form(request)).files("files", most=service.limits.images)
+        predictions = await unless_gone(request, service.predict(named(parts)))
         request.state.pictures = len(predictions)
         request.state.faults = sum(own.label is None for own in predictions)
         return Answer(version=service.model.version, predictions=[picture_answer(own, top=top) for own in predictions])
@@ -164,6 +178,7 @@ def health_router(service: Service) -> APIRouter:
     @router.get("/readyz", responses=refusals(403, 503))
     async def readyz() -> Ready:
         """Whether the model is warmed up and new requests are taken."""
+        service.start()  # where no lifespan has run
         if not service.ready:
             raise Refusal(503, "Not warmed up yet, or about to stop.", retry_after=1)
         return Ready()
@@ -171,46 +186,24 @@ def health_router(service: Service) -> APIRouter:
     return router
 
 
-async def read_pictures(files: list[UploadFile], *, most: int) -> list[tuple[str, bytes]]:
-    """Names and bytes of uploaded files.
+def path_namer(routes: Sequence[BaseRoute]) -> Callable[[str], str]:
+    """A function that gives the path of the route that a request's path belongs to; "other" for none."""
+    known = {own.path: own.path_regex for own in routes if isinstance(own, Route)}
 
-    Args:
-        files: of a form.
-        most: of them that are taken.
+    def name(path: str) -> str:
+        return next((own for own, pattern in known.items() if pattern.match(path)), "other")
 
-    Raises:
-        Refusal: more.
-    """
-    if len(files) > most:
-        raise Refusal(413, f"{len(files):,} pictures in one request; at most {most:,} are taken.")
-    return [(plain_name(file.filename), await file.read()) for file in files]
+    return name
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """The result of work that is given up where nobody waits for it any more.
-
-    Raises:
-        Gone: the client has left.
-    """
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise Gone
-        return task.result()
-    finally:
-        task.cancel()
-        gone.cancel()
+def named(parts: Sequence[Part]) -> list[tuple[str, bytes]]:
+    """Names and bytes of uploaded files."""
+    return [(plain_name(part.filename), part.data) for part in parts]
 
 
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def plain_name(name: str | None) -> str:
-    """A file's name as it can stand in JSON: no halves of characters, and no novel."""
-    return (name or "").encode(errors="backslashreplace").decode()[:NAME_LENGTH]
+def plain_name(name: str) -> str:
+    """A file's name as it can stand in JSON, cut to ``NAME_LENGTH``."""
+    return name.encode(errors="backslashreplace").decode()[:NAME_LENGTH]
 
 
 async def _problem(_request: Request, error: Exception) -> JSONResponse:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import signal
 import socket
+import threading
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast, final
 
@@ -17,6 +21,8 @@ from headstart.errors import ServerError
 from headstart.serve.guard import LINGER, LINGER_BODIES, LOOPBACK, Traffic
 from headstart.serve.limits import Limits
 from headstart.serve.problem import problem_document
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 LAST_WORDS = 5
 """Seconds that connections get to take their last answer."""
@@ -51,9 +57,17 @@ def address(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def bounded_server(app: ASGIApp, limits: Limits, traffic: Traffic) -> uvicorn.Server:
-    """A uvicorn within bounds, and silent: requests are logged by ``Guard``."""
-    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
+class BoundedServer(uvicorn.Server):
+    """uvicorn's server that leaves signals to its caller, so that it can run in any thread and in a running loop."""
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Takes no signal handler."""
+        yield
+
+
+def bounded_server(app: ASGIApp, limits: Limits, traffic: Traffic) -> BoundedServer:
+    """A uvicorn within bounds. Requests are logged by ``Guard``; see ``quiet_uvicorn`` for uvicorn's own log."""
     config = uvicorn.Config(
         app,
         http=cast(Any, partial(BoundedConnection, limits, traffic)),
@@ -65,7 +79,34 @@ def bounded_server(app: ASGIApp, limits: Limits, traffic: Traffic) -> uvicorn.Se
         timeout_keep_alive=cast(Any, limits.idle_seconds),
         timeout_graceful_shutdown=LAST_WORDS,
     )
-    return uvicorn.Server(config)
+    return BoundedServer(config)
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """A block in which SIGTERM and SIGINT are collected in a list; in another thread than the main one none can be."""
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    before = {own: signal.signal(own, lambda number, _frame: came.append(number)) for own in SIGNALS}
+    try:
+        yield came
+    finally:
+        for own, handler in before.items():
+            signal.signal(own, handler)
+
+
+@contextmanager
+def quiet_uvicorn() -> Iterator[None]:
+    """A block in which uvicorn logs nothing."""
+    logger = logging.getLogger("uvicorn")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 class BoundedConnection(H11Protocol):

@@ -1,4 +1,7 @@
-"""What every request passes on its way in and out, whichever route it is for: key, bounds, one line of log."""
+"""The middleware that every request passes, whichever route it is for: key, bounds, metrics, one line of log.
+
+Every header is under the control of the client. Whatever cannot be parsed here is refused, never a fault.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,16 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Any, final
+from typing import Any, TypeVar, final
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from headstart.serve.limits import Limits
@@ -43,6 +47,8 @@ LINGER_BODIES = 4
 
 GONE = 499
 """Logged where the client left before it had an answer."""
+
+Result = TypeVar("Result")
 
 
 def write_line(entry: dict[str, Any]) -> None:
@@ -93,7 +99,7 @@ class Admission:
         if self.local and not self.key and _name(host) not in LOOPBACK:
             raise Refusal(403, "This server is for its own machine: ask for it by localhost, or start it with a key.")
         origin = headers.get("origin")
-        if method not in READING and origin is not None and urlsplit(origin).netloc != host:
+        if method not in READING and origin is not None and not _is_of(origin, host):
             raise Refusal(403, "Sent by a page of another site.")
         if self.key and path not in OPEN and not path.startswith(OPEN_UNDER) and not self._fits(headers):
             raise Refusal(401, "Send the key of this server as Authorization: Bearer KEY.")
@@ -117,6 +123,8 @@ class Guard:
         admission: who is let in.
         traffic: is kept up to date.
         metrics: are counted up.
+        name_path: the path of the route that a request's path belongs to, such as "/v1/corrections/{key}": its name in
+            metrics, whether or not the request gets as far as the route.
         log: gets an entry for each request; None for no log.
     """
 
@@ -128,10 +136,12 @@ class Guard:
         admission: Admission,
         traffic: Traffic,
         metrics: Metrics,
+        name_path: Callable[[str], str] = lambda _path: "other",
         log: Callable[[dict[str, Any]], None] | None = write_line,
     ) -> None:
         self.app = app
         self.limits, self.admission, self.traffic, self.metrics, self.log = limits, admission, traffic, metrics, log
+        self.name_path = name_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
@@ -139,47 +149,51 @@ class Guard:
             await self.app(scope, receive, send)
             return
         scope.setdefault("state", {})
-        started, told = time.perf_counter(), _Told(send)
+        is_head = scope["method"] == "HEAD"
+        started, told = time.perf_counter(), _Told(send, self.traffic, without_body=is_head)
         self.traffic.under_way += 1
         body = _Body(receive, self.limits, self.traffic)
         try:
             self._check(scope)
             await body.read(Headers(scope=scope))
-            await self.app(scope, body.receive, told.send)
+            inner = {**scope, "method": "GET"} if is_head else scope
+            await self.app(inner, body.receive, told.send)
         except Refusal as refusal:
-            await self._refuse(refusal, scope, body, told)
+            await self._refuse(refusal, body, told)
         except Gone:
             told.status = GONE
+        except _Answered:
+            pass
         except Exception:  # a fault of ours: said once, here
             self._tell({"time": _now(), "error": traceback.format_exc()})
             if not told.started:
                 fault = Refusal(500, "A fault of the server; its log says more.")
-                await self._refuse(fault, scope, body, told)
+                await self._refuse(fault, body, told)
         finally:
             body.close()
             self._note(scope, told.status, time.perf_counter() - started)
             self.traffic.under_way -= 1
 
     def _check(self, scope: Scope) -> None:
-        path = scope["path"]
+        path = route_path(scope)
         self.admission.check(scope["method"], path, Headers(scope=scope))
         if self.traffic.draining and path not in OPEN:
             raise Refusal(503, "The server is about to stop. Send it again, to another or later.", retry_after=5)
 
-    async def _refuse(self, refusal: Refusal, scope: Scope, body: _Body, told: _Told) -> None:
+    async def _refuse(self, refusal: Refusal, body: _Body, told: _Told) -> None:
         """Sends why; where the body is not read to its end, the connection cannot be used again."""
         response = refusal.response()
         if not body.whole:
             response.headers["connection"] = "close"
         await told.send({"type": "http.response.start", "status": refusal.status, "headers": response.raw_headers})
-        content = b"" if scope["method"] == "HEAD" else bytes(response.body)
-        await told.send({"type": "http.response.body", "body": content, "more_body": True})
+        with suppress(_Answered):
+            await told.send({"type": "http.response.body", "body": bytes(response.body), "more_body": True})
         late = refusal.status == HTTPStatus.REQUEST_TIMEOUT
         await body.discard(LINGER if late else self.limits.body_seconds)
         await told.send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
-        path = getattr(scope.get("route"), "path", "other")
+        path = self.name_path(route_path(scope))
         method = scope["method"] if scope["method"] in METHODS else "other"
         self.metrics.requests.labels(method, path, str(status)).inc()
         self.metrics.seconds.labels(path).observe(seconds)
@@ -196,18 +210,61 @@ class Gone(Exception):
     """The client has left; nobody waits for an answer."""
 
 
+class _Answered(Exception):
+    """A HEAD request has all of its answer, though the route goes on."""
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of work that is given up where nobody waits for it any more.
+
+    Raises:
+        Gone: the client has left.
+    """
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Gone
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def route_path(scope: Scope) -> str:
+    """The path that routes are matched with: without what this application is mounted under."""
+    path, mount = scope["path"], scope.get("root_path", "")
+    if mount and (path == mount or path.startswith(f"{mount}/")):
+        return str(path[len(mount) :])
+    return str(path)
+
+
 class _Told:
     """What was sent so far."""
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self.started = False
+    def __init__(self, send: Send, traffic: Traffic, *, without_body: bool) -> None:
+        self._send, self._traffic, self._without_body = send, traffic, without_body
+        self.started = self._ended = False
         self.status = GONE
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.started, self.status = True, message["status"]
             message["headers"] = [*message.get("headers", []), (b"x-content-type-options", b"nosniff")]
+            if self._traffic.draining:
+                message["headers"].append((b"connection", b"close"))
+        elif self._without_body:
+            if not self._ended:
+                self._ended = True
+                await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+            if message.get("more_body", False):
+                raise _Answered
+            return
         await self._send(message)
 
 
@@ -279,6 +336,13 @@ class _Body:
         self._traffic.held -= self._size
         self._pieces.clear()
         self._size = 0
+
+
+def _is_of(origin: str, host: str) -> bool:
+    """Whether an Origin header names the site of a Host header; what is no address does not."""
+    with suppress(ValueError):
+        return urlsplit(origin).netloc.lower() == host.lower()
+    return False
 
 
 def _name(host: str) -> str:

@@ -14,7 +14,8 @@ class Limits:
         held: bytes of the bodies of all requests under way; beyond, 503.
         images: pictures in one request; beyond, 413.
         pixels: of one picture, by its header; beyond, the picture alone is refused.
-        queue: pictures that wait or are worked on, of all requests; beyond, 503.
+        queue: images to classify that wait or are worked on, of all requests; beyond, 503.
+        side_queue: requests of each other kind (see ``service.Work``) that wait or are worked on; beyond, 503.
         connections: at a time; beyond, 503.
         head_seconds: until a connection has sent a request's head; then it is closed.
         body_seconds: until a request's body is there; then 408.
@@ -29,6 +30,7 @@ class Limits:
     images: int = 64
     pixels: int = 50_000_000
     queue: int = 512
+    side_queue: int = 16
     connections: int = 256
     head_seconds: float = 10.0
     body_seconds: float = 30.0

@@ -24,6 +24,9 @@ class Metrics:
         self.pictures = Counter("headstart_pictures", "Pictures that were looked at.", registry=own)
         self.faults = Counter("headstart_faults", "Pictures that could not be read.", registry=own)
         self.queue = Gauge("headstart_queue", "Pictures that wait or are worked on.", registry=own)
+        self.side_queue = Gauge(
+            "headstart_side_queue", "Requests of other kinds that wait or are worked on.", ["kind"], registry=own
+        )
         self.batch = Histogram("headstart_batch_pictures", "Pictures run together.", buckets=BATCHES, registry=own)
         self.decoding = Histogram("headstart_decode_seconds", "To decode a picture.", buckets=SECONDS, registry=own)
         self.running = Histogram("headstart_engine_seconds", "To run a batch.", buckets=SECONDS, registry=own)

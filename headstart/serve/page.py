@@ -1,15 +1,16 @@
-"""The page at ``/``, and what it asks of the server beyond the API: reasons, likenesses, corrections."""
+"""The page at ``/``, and what it asks of the server beyond the API: heat maps, similar images, corrections."""
 
 from __future__ import annotations
 
 import contextlib
 import shlex
 from collections import Counter
+from collections.abc import Callable
 from functools import cached_property, partial
 from http import HTTPStatus
-from typing import Annotated, Any, final
+from typing import Any, final
 
-from fastapi import APIRouter, File, Form, UploadFile
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from PIL import Image
 from starlette.concurrency import run_in_threadpool
@@ -17,12 +18,14 @@ from starlette.concurrency import run_in_threadpool
 from headstart.backbone.engine import Pixels
 from headstart.data.images import decode, jpeg_bytes, thumbnail
 from headstart.errors import OptionError, OutputError, UnreadableImage
-from headstart.evaluation.heat import heat_maps, heat_picture
-from headstart.serve.assets import asset, asset_router
+from headstart.evaluation.heat import GradCam, heat_picture
+from headstart.serve.assets import asset
 from headstart.serve.corrections import Correction, Corrections
+from headstart.serve.forms import read_form
+from headstart.serve.guard import unless_gone
 from headstart.serve.neighbours import Neighbours
 from headstart.serve.problem import Refusal
-from headstart.serve.service import Service
+from headstart.serve.service import Service, Work
 
 NEAREST = 3
 SIDE = 240
@@ -53,27 +56,33 @@ def page_router(service: Service, corrections: Corrections | None = None) -> API
         return page.about()
 
     @router.post("/v1/explain")
-    async def explain(file: Annotated[UploadFile, File()], label: Annotated[str, Form()] = "") -> Response:
-        pixels = await service.decode(partial(page.pixels, await file.read()))
-        return Response(await service.alone(partial(page.explain, pixels, label)), media_type="image/jpeg")
+    async def explain(request: Request) -> Response:
+        form = await read_form(request)
+        (file,), label = form.files("file", most=1), form.text("label")
+        decode, work = partial(page.pixels, file.data), partial(page.explain, label)
+        heat = await unless_gone(request, service.aside(Work.explain, decode, work))
+        return Response(heat, media_type="image/jpeg")
 
     @router.post("/v1/nearest")
-    async def nearest(file: Annotated[UploadFile, File()]) -> Document:
-        pixels = await service.decode(partial(page.pixels, await file.read()))
-        return await service.alone(partial(page.nearest, pixels))
+    async def nearest(request: Request) -> JSONResponse:
+        (file,) = (await read_form(request)).files("file", most=1)
+        work = service.aside(Work.nearest, partial(page.pixels, file.data), page.nearest)
+        return JSONResponse(await unless_gone(request, work))
 
     @router.get("/v1/corrections")
     async def listed() -> Document:
         return await run_in_threadpool(page.corrected)
 
     @router.post("/v1/corrections")
-    async def keep(file: Annotated[UploadFile, File()], label: Annotated[str, Form()]) -> Document:
-        data = await file.read()
-        return await service.decode(partial(page.keep, data, label))
+    async def keep(request: Request) -> JSONResponse:
+        form = await read_form(request)
+        (file,), label = form.files("file", most=1), form.text("label")
+        work = service.decode(Work.correct, partial(page.keep, file.data, label))
+        return JSONResponse(await work)  # what has begun is kept, whoever still waits for it
 
     @router.get("/v1/corrections/{key}")
-    async def small(key: str) -> Response:
-        data = await service.decode(partial(page.small, key))
+    async def small(request: Request, key: str) -> Response:
+        data = await unless_gone(request, service.decode(Work.correct, partial(page.small, key)))
         return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
     @router.delete("/v1/corrections/{key}")
@@ -82,7 +91,6 @@ def page_router(service: Service, corrections: Corrections | None = None) -> API
             raise Refusal(HTTPStatus.NOT_FOUND, "That correction is not there any more.")
         return JSONResponse({"removed": key})
 
-    router.include_router(asset_router())
     return router
 
 
@@ -92,6 +100,8 @@ class Page:
 
     def __init__(self, service: Service, corrections: Corrections | None) -> None:
         self.service, self.model, self._corrections = service, service.model, corrections
+        self._cam: GradCam | None = None
+        """Made with the first heat map, and used in the engine's thread alone."""
 
     def about(self) -> Document:
         """The model in a few words."""
@@ -120,24 +130,28 @@ class Page:
             raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, f"The picture cannot be read: {seen}.")
         return seen
 
-    def explain(self, pixels: Pixels, label: str) -> bytes:
-        """A JPEG of the picture with what speaks for a class, warm.
+    def explain(self, label: str, pixels: Pixels, check: Callable[[], None] = lambda: None) -> bytes:
+        """A JPEG of the image with what speaks for a class, warm (Grad-CAM); ``check`` as for ``Service.aside``.
 
         Raises:
-            Refusal: the class is not known, or the network keeps no places.
+            Refusal: the class is unknown, or the network keeps no places.
         """
         number = {name: i for i, name in enumerate(self.model.classes)}
         if label not in number:
-            raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, f"The model knows no class {label!r}.")
-        maps = heat_maps(self.model, [pixels], [number[label]])
-        if maps is None:
+            raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, f"The model knows no class {label[:100]!r}.")
+        check()
+        if self._cam is None:
+            self._cam = GradCam(self.model, check=check)
+        if not self._cam.possible:
             raise Refusal(
                 HTTPStatus.UNPROCESSABLE_ENTITY, "This network keeps no places: it cannot say where it looked."
             )
-        return heat_picture(pixels, maps[0])
+        (heat,) = self._cam.maps([pixels], [number[label]], check=check)
+        check()
+        return heat_picture(pixels, heat)
 
-    def nearest(self, pixels: Pixels) -> Document:
-        """Training pictures that are most like this one.
+    def nearest(self, pixels: Pixels, check: Callable[[], None] = lambda: None) -> Document:
+        """Training pictures that are most like this one; ``check`` as for ``Service.aside``.
 
         Raises:
             Refusal: no training pictures are known.
@@ -145,7 +159,9 @@ class Page:
         known = self._neighbours
         if known is None:
             raise Refusal(HTTPStatus.NOT_FOUND, "The training pictures of this model are not known here.")
+        check()
         found = known.nearest(pixels, NEAREST)
+        check()
         shown = [
             {"label": o.label, "path": _plain(o.path), "similarity": o.similarity, "picture": thumbnail(o.path, SIDE)}
             for o in found

@@ -1,4 +1,4 @@
-"""A line before threads: pieces of work that run side by side as long as all of them fit."""
+"""A weighted semaphore in front of an executor, with two FIFO queues: urgent work runs first."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Result = TypeVar("Result")
 
 @final
 class Room:
-    """A line before an executor, first come, first served.
+    """A weighted semaphore in front of an executor: urgent work first, and first come, first served.
 
-    Work that is given up while it waits leaves the line, and the bytes that it holds with it; of what has begun, the
+    Work that is cancelled while it waits leaves its queue, and the bytes that it holds with it; of what has begun, the
     room is taken until its end, whoever still waits for it.
 
     Args:
@@ -27,11 +27,12 @@ class Room:
     def __init__(self, executor: Executor, size: int) -> None:
         self._executor, self._size = executor, size
         self._taken = 0
-        self._line: deque[tuple[int, Callable[[], None]]] = deque()
+        self._urgent: deque[tuple[int, Callable[[], None]]] = deque()
+        self._other: deque[tuple[int, Callable[[], None]]] = deque()
         self._lock = threading.Lock()
 
-    def submit(self, size: int, work: Callable[[], Result]) -> Future[Result]:
-        """Runs work once there is room for it."""
+    def submit(self, size: int, work: Callable[[], Result], *, urgent: bool = True) -> Future[Result]:
+        """Runs work once there is room for it; what is not urgent, once nothing urgent waits."""
         size, future = min(size, self._size), Future[Any]()
 
         def run() -> None:
@@ -40,24 +41,24 @@ class Room:
             finally:
                 self._open(-size)
 
-        place = (size, run)
+        place, queue = (size, run), self._urgent if urgent else self._other
         with self._lock:
-            self._line.append(place)
+            queue.append(place)
         self._open()
-        future.add_done_callback(lambda own: self._leave(place) if own.cancelled() else None)
+        future.add_done_callback(lambda own: self._leave(queue, place) if own.cancelled() else None)
         return future
 
-    def _leave(self, place: tuple[int, Callable[[], None]]) -> None:
+    def _leave(self, queue: deque[tuple[int, Callable[[], None]]], place: tuple[int, Callable[[], None]]) -> None:
         with self._lock, suppress(ValueError):  # it has begun
-            self._line.remove(place)
+            queue.remove(place)
         self._open()
 
     def _open(self, change: int = 0) -> None:
         """Lets in who fits."""
         with self._lock, suppress(RuntimeError):  # the executor is shut down: nobody waits any more
             self._taken += change
-            while self._line and self._taken + self._line[0][0] <= self._size:
-                size, run = self._line.popleft()
+            while (queue := self._urgent or self._other) and self._taken + queue[0][0] <= self._size:
+                size, run = queue.popleft()
                 self._executor.submit(run)
                 self._taken += size
 

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from headstart.errors import RunError, ServerError
 from headstart.serve.assets import PageHeaders, asset_router
-from headstart.serve.connections import address, bounded_server, listen
+from headstart.serve.connections import address, bounded_server, listen, quiet_uvicorn, stop_signals
 from headstart.serve.guard import Admission, Guard, Traffic
 from headstart.serve.limits import Limits
 from headstart.serve.metrics import Metrics
@@ -174,8 +174,8 @@ def _serve(
         begun: float | None = None
         while not serving.done():
             await asyncio.sleep(TICK)
-            if server.should_exit:
-                traffic.draining = True
+            if signals:
+                traffic.draining = server.should_exit = True
             if over is not None and over():
                 begun = time.monotonic() if begun is None else begun
                 since = time.monotonic() - begun
@@ -184,7 +184,7 @@ def _serve(
                     traffic.draining = server.should_exit = True
         await serving
 
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it once more at its end
+    with stop_signals() as signals, quiet_uvicorn():
         asyncio.run(run())
 
 

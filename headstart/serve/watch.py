@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header
-from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from PIL import Image
 from starlette.concurrency import run_in_threadpool
 
@@ -68,11 +68,12 @@ def watch_router(watched: Watched, *, ending: Callable[[], bool] = lambda: False
 
     @router.get("/watch/report")
     async def report() -> Response:
-        file = watched.folder / "report.html"
-        if not file.is_file():
-            raise Refusal(404, "This run has no report yet.")
+        try:
+            data = await run_in_threadpool((watched.folder / "report.html").read_bytes)
+        except OSError:
+            raise Refusal(404, "This run has no report yet.") from None
         headers = {"Content-Security-Policy": REPORT_POLICY, "Cache-Control": "no-store"}
-        return FileResponse(file, media_type="text/html; charset=utf-8", headers=headers)
+        return Response(data, media_type="text/html; charset=utf-8", headers=headers)
 
     return router
 

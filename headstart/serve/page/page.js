@@ -15,7 +15,7 @@ let underWay = 0, asked = 0, answered = 0, away = false, numbers = 0, datalist =
 
 async function meet() {
   try {
-    const told = await json("/v1/page");
+    const told = await json("v1/page");
     model.classes = told.classes;
     model.corrections = told.corrections;
     model.nearest = told.nearest;
@@ -85,7 +85,7 @@ async function ask(batch) {
     const body = new FormData();
     for (const item of batch) body.append("files", item.file, item.file.name || "picture");
     try {
-      const told = await json("/v1/predict", { method: "POST", body });
+      const told = await json("v1/predict", { method: "POST", body });
       batch.forEach((item, place) => item.answer(told.predictions[place]));
       answered += batch.length;
       return;
@@ -115,7 +115,7 @@ async function wait() {
   away = true;
   const again = () => notice("The server cannot be reached. Is it still running? What waits is asked again once it is back.", "Try now", look);
   const look = async () => {
-    try { await call("/healthz"); } catch (error) { if (error.kind === "away") return false; }
+    try { await call("healthz"); } catch (error) { if (error.kind === "away") return false; }
     away = false;
     notice("");
     work();
@@ -276,7 +276,7 @@ class Item {
         const body = new FormData();
         body.append("file", this.file, this.name);
         body.append("label", label);
-        const blob = await (await call("/v1/explain", { method: "POST", body })).blob();
+        const blob = await (await call("v1/explain", { method: "POST", body })).blob();
         this.warm = make("img", { src: this.address(blob), alt: `Where the model looked in ${this.name} for ${label}: warm places speak for it` });
       }
       this.shown.replaceChildren(this.warm, make("span", { class: "caption", text: `Warm: speaks for “${label}”` }));
@@ -295,7 +295,7 @@ class Item {
       if (!this.neighbours) {
         const body = new FormData();
         body.append("file", this.file, this.name);
-        this.neighbours = await json("/v1/nearest", { method: "POST", body });
+        this.neighbours = await json("v1/nearest", { method: "POST", body });
       }
       const told = this.neighbours;
       words.textContent = `Most like it, of ${count(told.among)} training pictures`;
@@ -332,7 +332,7 @@ class Item {
     const body = new FormData();
     body.append("file", this.file, this.name);
     body.append("label", label);
-    const told = await json("/v1/corrections", { method: "POST", body });
+    const told = await json("v1/corrections", { method: "POST", body });
     this.mark(told);
     kept.delete(told.key);
     kept.set(told.key, { ...told, address: this.image?.src });
@@ -373,7 +373,7 @@ function headline(told) {
 // ---- Corrections ---------------------------------------------------------------------------------------------------
 
 async function showCorrections() {
-  const told = await json("/v1/corrections");
+  const told = await json("v1/corrections");
   const own = byId("corrections");
   own.hidden = !told.count;
   const classes = Object.keys(told.labels).length;
@@ -393,13 +393,13 @@ function tile(item) {
   const show = (address) => place.replaceWith(make("img", { class: "thumb", src: address, alt: `Kept as ${item.label}` }));
   const held = kept.get(item.key)?.address;
   if (held) show(held);
-  else picture(`/v1/corrections/${item.key}`).then(show, () => { place.textContent = "Cannot be shown"; });
+  else picture(`v1/corrections/${item.key}`).then(show, () => { place.textContent = "Cannot be shown"; });
   return line;
 }
 
 async function undo(key, focus) {
   try {
-    await call(`/v1/corrections/${key}`, { method: "DELETE" });
+    await call(`v1/corrections/${key}`, { method: "DELETE" });
     for (const item of items) if (item.correction?.key === key) item.mark(null);
     kept.delete(key);
     await showCorrections();

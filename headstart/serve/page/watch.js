@@ -10,7 +10,7 @@ let log = fresh(), run = null, wanted = false, summed = false;
 
 function fresh() { return { images: null, engine: null, plan: [], stages: [], epochs: [], rungs: [], findings: null, mistakes: null, finished: null }; }
 
-follow("/watch/events", told, broken);
+follow("watch/events", told, broken);
 
 function told(kind, data) {
   if (kind === "reset") log = fresh();
@@ -182,18 +182,18 @@ function mistakes(items, about) {
   byId("mistakes-words").textContent = about;
   byId("mistakes").replaceChildren(...items.slice(0, SHOWN_MISTAKES).map(([path, right, given, chance, key]) => {
     const place = make("span", { class: "thumb", text: "…" });
-    picture(`/watch/pictures/${key}`).then((address) => place.replaceWith(make("img", { class: "thumb", src: address, alt: path.split("/").at(-1) })), () => { place.textContent = "The file is gone"; });
+    picture(`watch/pictures/${key}`).then((address) => place.replaceWith(make("img", { class: "thumb", src: address, alt: path.split("/").at(-1) })), () => { place.textContent = "The file is gone"; });
     return make("li", { title: path }, place, make("span", { class: "right", text: `is ${right || "none"}` }), make("span", { class: "given", text: `taken for ${given || "none"}${chance === null ? "" : `, ${percent(chance)}`}` }));
   }));
 }
 
 // What stands in a finished run's folder.
 async function summary() {
-  const told = await json("/watch/summary");
+  const told = await json("watch/summary");
   byId("result").hidden = false;
   byId("result-scores").replaceChildren(...Object.values(told.scores).map((own) => make("p", { class: "score" }, make("strong", { text: percent(own.correct / own.count) }), make("span", { text: `of ${own.name}: ${count(own.correct)} of ${count(own.count)} right, 95 % interval ${(100 * own.low).toFixed(1)}-${(100 * own.high).toFixed(1)}` }))));
   const links = [];
-  if (told.report && !hasKey()) links.push(make("a", { href: "/watch/report", target: "_blank", rel: "noopener", text: "Open the report" }));
+  if (told.report && !hasKey()) links.push(make("a", { href: "watch/report", target: "_blank", rel: "noopener", text: "Open the report" }));
   links.push(make("span", { class: "soft" }, "Kept: ", make("strong", { text: told.best }), ` · ${duration(told.seconds)} in all · model `, make("code", { text: told.model })));
   byId("result-links").replaceChildren(...links);
   if (told.mistakes) mistakes(told.mistakes.items, `${count(told.mistakes.count)} of ${count(told.mistakes.of)} ${told.mistakes.split} images, the surest first`);
