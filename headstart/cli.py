@@ -797,7 +797,8 @@ def export(
     to: Annotated[ToOption, typer.Option(help="ONNX, or PyTorch's ExportedProgram (.pt2).")] = ToOption.onnx,
     out: Annotated[Path | None, typer.Option(help="The file; beside the model if left out.")] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Images to compare on, a folder or a table; the run's own val if left out.")
+        Path | None,
+        typer.Option(help="Images to compare on, a folder or a table; the run's own if left out: val, test or train."),
     ] = None,
     quantize: Annotated[
         QuantizeOption | None, typer.Option(help="Weights and activations of 8 bits, calibrated on the images.")
@@ -833,8 +834,7 @@ def export(
         return
     _print_formats(found)
     for language, text in found.snippets.items():
-        print(f"\n{language}:\n")
-        print(_indented(text))
+        print(f"\n{language}:\n\n{text}")
 
 
 @app.command()
@@ -1112,6 +1112,8 @@ def _print_formats(found: Exported) -> None:
         ["format", "right", "accuracy", "95 % interval", "same answer", "largest difference", "size", "images/s"], rows
     )
     print(f"Compared on {found.formats[-1].images:,} images, {found.images}.")
+    if found.quantised is not None:
+        print(f"Quantised: {found.quantised}.")
     if (whole := found.formats[-1].whole) is not None:
         print(
             f"{whole.images:,} of them are JPEGs that are reduced while they are decoded. Decoded whole, as other "
@@ -1119,10 +1121,6 @@ def _print_formats(found: Exported) -> None:
             f"{whole.correct_reduced:,}, and a probability differs by up to {whole.largest:.2f}."
         )
     print(f"File: {found.file}")
-
-
-def _indented(text: str) -> str:
-    return "\n".join(f"    {line}".rstrip() for line in text.splitlines())
 
 
 def _print_table(header: list[str], rows: list[list[str]]) -> None:

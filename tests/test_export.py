@@ -227,8 +227,13 @@ def test_the_command_prints_a_table_the_file_and_how_to_use_it(
     assert [line.split()[0] for line in lines[1:3]] == ["model", "onnx"]
     assert "1 of them are JPEGs that are reduced" in out
     assert f"File: {tmp_path / 'm.onnx'}" in lines
-    assert "    import json, numpy, onnxruntime" in lines
-    assert '    import fs from "node:fs";' in lines
+    assert "import json, numpy, onnxruntime" in lines
+    assert 'import fs from "node:fs";' in lines
+    shown(7).save(tmp_path / "picture.jpg")
+    text = out.partition("\npython:\n\n")[2].partition("\njavascript:\n\n")[0]
+    done = subprocess.run([sys.executable, "-I", "-c", text], capture_output=True, text=True, check=True, cwd=tmp_path)
+    expected = model.predict(tmp_path / "picture.jpg")
+    assert done.stdout.strip().rpartition(" ")[0] == expected.answer or expected.unsure
 
 
 def test_a_file_is_compared_again_later(
@@ -324,6 +329,10 @@ def test_int8_is_calibrated_on_other_pictures_than_it_is_compared_on(
     assert found.formats[2].images == 16
     assert found.formats[2].bytes < 0.5 * found.formats[1].bytes
     assert OnnxFile(found.file).about.precision == "int8"
+    assert found.quantised is not None
+    assert found.quantised.convolutions == (10, 15)  # all but the first five
+    assert found.as_json()["quantised"]["convolutions"] == (10, 15)
+    assert hs.verify(found.file, folder).quantised == found.quantised
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small.onnx"]
 
 

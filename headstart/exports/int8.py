@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -29,6 +30,73 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 _BACKBONE = "'net'"
 
 
+@dataclass(frozen=True)
+class Quantised:
+    """How much of a graph computes in 8 bits, counted in the graph itself.
+
+    Attributes:
+        convolutions: (in 8 bits, all) convolutions.
+        products: (in 8 bits, all) matrix products with weights.
+    """
+
+    convolutions: tuple[int, int]
+    products: tuple[int, int]
+
+    def __str__(self) -> str:
+        parts = [
+            f"{done:,} of {count:,} {what}"
+            for what, (done, count) in (("convolutions", self.convolutions), ("matrix products", self.products))
+            if count
+        ]
+        return f"{' and '.join(parts)} in 8 bits"
+
+
+def quantised_layers(proto: onnx.ModelProto) -> Quantised:
+    """Counts the layers that compute in 8 bits.
+
+    These are ``QLinearConv``, ``ConvInteger`` and their like, and float layers whose input and weights both come from a
+    ``DequantizeLinear``, which ONNX Runtime fuses with them.
+
+    Raises:
+        ExportError: nothing computes in 8 bits, or no convolution where there are more than stay float32 by design.
+    """
+    made_by = {name: node for node in proto.graph.node for name in node.output}
+    weights = {tensor.name for tensor in proto.graph.initializer}
+
+    def is_pair(name: str) -> bool:
+        return name in made_by and made_by[name].op_type == "DequantizeLinear"
+
+    def is_weight(name: str) -> bool:
+        return name in weights or (is_pair(name) and made_by[name].input[0] in weights)
+
+    counts: dict[str, list[bool]] = {"convolutions": [], "products": []}
+    for node in proto.graph.node:
+        kind, whole = _LAYERS.get(node.op_type, ("", False))
+        if kind and (whole or any(map(is_weight, node.input[:2]))):
+            counts[kind].append(whole or all(map(is_pair, node.input[:2])))
+    found = Quantised(**{kind: (sum(own), len(own)) for kind, own in counts.items()})
+    lost = found.convolutions[1] > FIRST and not found.convolutions[0]
+    if lost or not (found.convolutions[0] or found.products[0]):
+        raise ExportError(
+            f"its graph is not quantised: {found}. Export it without --quantize, or report this backbone with the "
+            "versions of torch and onnxruntime."
+        )
+    return found
+
+
+_LAYERS = {
+    "Conv": ("convolutions", False),
+    "QLinearConv": ("convolutions", True),
+    "ConvInteger": ("convolutions", True),
+    "MatMul": ("products", False),
+    "Gemm": ("products", False),
+    "QLinearMatMul": ("products", True),
+    "MatMulInteger": ("products", True),
+    "QGemm": ("products", True),
+}
+"""Operator -> (what it is, whether it computes in 8 bits whatever its inputs are)."""
+
+
 def quantized(
     proto: onnx.ModelProto, pictures: Sequence[str], *, decode_at_least: int, value_range: ValueRange | None = None
 ) -> onnx.ModelProto:
@@ -41,7 +109,7 @@ def quantized(
         value_range: see ``Preprocessing``.
 
     Raises:
-        ExportError: no picture can be read, or the quantiser fails.
+        ExportError: no picture can be read, the quantiser fails, or what it gives is not quantised.
     """
     convolutions = [node.name for node in proto.graph.node if node.op_type == "Conv"]
     apart = [node.name for node in proto.graph.node if not _in_backbone(node)] + convolutions[:FIRST]
@@ -62,11 +130,13 @@ def quantized(
                 reduce_range=True,  # of 7 bits: products of 8 overflow where the processor lacks VNNI
                 nodes_to_exclude=apart,
             )
-            return onnx.load(file)
+            small = onnx.load(file)
     except ExportError:
         raise
     except Exception as error:  # the quantiser raises its own and the runtime's
         raise ExportError(f"it cannot be quantised: {first_line(error)}.") from error
+    quantised_layers(small)
+    return small
 
 
 def _in_backbone(node: onnx.NodeProto) -> bool:

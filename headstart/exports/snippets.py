@@ -1,4 +1,7 @@
-"""Ten lines that use an exported file, in Python and in JavaScript, with the file's own name in them."""
+"""Ten lines that use an exported file, in Python and in JavaScript, with the file's own name in them.
+
+They stand at the left margin, with an empty line behind each block, so that an interactive interpreter takes them too.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,11 @@ picture = Image.open({picture})
 picture.draft(None, (about["decode_at_least"],) * 2)  # a large JPEG is reduced while it is decoded
 picture = ImageOps.exif_transpose(picture)
 if picture.has_transparency_data:
-    picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
+    picture = picture.convert("RGBA")
+
+if picture.mode == "RGBA" and picture.getchannel("A").getextrema() != (0, 0):  # 0 everywhere means no alpha
+    picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+
 pixels = numpy.array(picture.convert("RGB"))[None]
 """
 
@@ -76,7 +83,7 @@ def python_snippet(file: Path, about: About, picture: str = PICTURE) -> str:
         lines += ['answer = [own for own in zip(about["classes"], chances, about["thresholds"]) if own[1] >= own[2]]']
         shown = "answer"
     if about.none_above is not None:
-        lines += ['if outlier[0] > about["none_above"]:', '    answer = about["none"]']
+        lines += ['if outlier[0] > about["none_above"]:', '    answer = about["none"]', ""]
     return (
         (_TORCH if torch else _ONNX).format(**parts) + _PICTURE.format(**parts) + "\n".join([*lines, f"print({shown})"])
     )

@@ -127,7 +127,7 @@ def evaluate(
             test = np.array([images.test[i] for i in places])
             tested, right = tested + int(test.sum()), right + int(found.right[test].sum())
     if run and tested:
-        note_use(run, by, images=tested, correct=right)
+        note_use(run, by, images=tested, correct=right, progress=progress)
     return evaluated
 
 

@@ -7,11 +7,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeGuard, final
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 
@@ -20,7 +21,7 @@ from headstart.errors import DataError, ExportError, OptionError, OutputError, R
 from headstart.exports.about import About
 from headstart.exports.agreement import Expected, Format, file_format, model_format, objections
 from headstart.exports.graph import about as about_of
-from headstart.exports.int8 import PICTURES, quantized
+from headstart.exports.int8 import PICTURES, Quantised, quantised_layers, quantized
 from headstart.exports.onnx import OPSET, onnx_graph, write_onnx
 from headstart.exports.opened import open_export
 from headstart.exports.program import capture, write_program
@@ -43,6 +44,9 @@ INT8 = "int8"
 SAMPLE = 500
 """Images that are compared, at the most."""
 
+COMPARED_SETS = {"val": "val", "test": "test", "train": "training images"}
+"""Sets to compare on, the first that there is -> what it is called."""
+
 Source = str | os.PathLike[str]
 
 
@@ -56,6 +60,7 @@ class Exported:
         formats: the model, where it is known, then files made from it, this one last.
         images: what was compared on, in words.
         faults: why the file is not good enough, each in words; none where it is.
+        quantised: how much of an int8 file's graph computes in 8 bits; None for a float32 file.
     """
 
     file: Path
@@ -63,6 +68,7 @@ class Exported:
     formats: tuple[Format, ...]
     images: str
     faults: tuple[str, ...] = ()
+    quantised: Quantised | None = None
 
     @property
     def snippets(self) -> dict[str, str]:
@@ -82,6 +88,7 @@ class Exported:
             "images": self.images,
             "formats": [one.as_json() for one in self.formats],
             "faults": list(self.faults),
+            "quantised": None if self.quantised is None else asdict(self.quantised),
             "snippets": self.snippets,
         }
 
@@ -122,8 +129,8 @@ def export(
         model: a run folder, a model file, ``hf://OWNER/NAME``, or a model that is loaded.
         to: "onnx", or "torch" for an ExportedProgram (.pt2).
         out: the file; beside the model's own, under its name, where it is not given.
-        data: labelled images, a folder, a table or a data set, of which val is taken where it has one; the run's own
-            val where it is not given.
+        data: labelled images, a folder, a table or a data set; the run's own where it is not given. Of these val is
+            taken; test where there is no val, and else the training images.
         quantize: "int8" for weights and activations of 8 bits (ONNX alone); "" for float32.
         allow_loss: write an int8 file whatever accuracy it loses.
         device: where the model runs, see ``train``.
@@ -143,7 +150,8 @@ def export(
     images = _images_for(loaded, source, model, calibrate=bool(quantize), cache=cache, progress=progress)
     with _whole_or_nothing(file) as partial, tempfile.TemporaryDirectory(prefix="headstart-") as scratch:
         about, written = _write(loaded, to, quantize, images.learnt, partial, Path(scratch), progress)
-        progress.say(f"Comparing with the model on {len(images.compared.paths):,} images, in a process of its own.")
+        count = f"{len(images.compared.paths):,} images ({images.words})"
+        progress.say(f"Comparing with the model on {count}, in a process of its own.")
         expected = _expected(loaded, images.compared, device=device, progress=progress)
         formats = [model_format(expected, loaded.thresholds, size=_size_of(model))]
         for name, own in written.items():
@@ -151,8 +159,8 @@ def export(
             formats.append(file_format(name, expected, answers, size=own.stat().st_size))
         if faults := objections(formats[-1], formats[0], precision=about.precision, allow_loss=allow_loss):
             raise ExportError(f"{file}: not written: {'; '.join(faults)}.")
-    _note_test(model, images.compared, formats[-1], "export")
-    return Exported(file, about, tuple(formats), images.words)
+    _note_test(model, images.compared, formats[-1], "export", progress)
+    return Exported(file, about, tuple(formats), images.words, quantised=_quantised(file, about))
 
 
 def verify(
@@ -183,6 +191,7 @@ def verify(
     progress = progress or SilentProgress()
     path = user_path(file)
     about = open_export(path).about
+    quantised = _quantised(path, about)
     if model is None and _is_run(data):
         model = user_path(data)
     loaded = load(model) if model is not None and not isinstance(model, Model) else model
@@ -204,13 +213,22 @@ def verify(
     if about.precision == INT8:
         name += f" {INT8}"
     formats.append(file_format(name, expected, answers, size=path.stat().st_size))
-    _note_test(model, images.compared, formats[-1], "verify")
+    _note_test(model, images.compared, formats[-1], "verify", progress)
     faults = (
         objections(formats[-1], formats[0], precision=about.precision, allow_loss=allow_loss)
         if len(formats) > 1
         else []
     )
-    return Exported(path, about, tuple(formats), images.words, tuple(faults))
+    return Exported(path, about, tuple(formats), images.words, tuple(faults), quantised)
+
+
+def _quantised(file: Path, about: About) -> Quantised | None:
+    if about.precision != INT8:
+        return None
+    try:
+        return quantised_layers(onnx.load(file))
+    except ExportError as error:
+        raise ExportError(f"{file}: {error}") from error
 
 
 def _output(model: Source | Model, to: str, quantize: str, out: Source | None) -> Path:
@@ -243,20 +261,23 @@ def _images_for(
         raise RunError(f"{_name(source)}: a model alone; name the images to compare on, --data DATA.")
     if _is_run(source):
         folder = user_path(source)
-        images, words = own_images(folder, model, ("val",)), f"val of {folder}"
-        learnt = [row["path"] for row in split_rows(folder) if row["split"] == "train"]
+        rows = split_rows(folder)
+        kept = next((name for name in COMPARED_SETS if any(row["split"] == name for row in rows)), "val")
+        images = own_images(folder, model, (kept,))
+        words = f"val of {folder}" if kept == "val" else f"{COMPARED_SETS[kept]} of {folder}, which has no val"
+        learnt = [row["path"] for row in rows if row["split"] == "train"]
     else:
         run = user_path(origin) if origin is not None and _is_run(origin) else None
         rows = split_rows(run) if run else []
         dataset = open_like(run, source, least_classes=1)
         images = other_images(dataset, model, rows, False, cache=cache, progress=progress)
         learnt = [path for path, name in zip(images.paths, images.sets, strict=True) if name == "train"]
-        kept = next(name for name in ("val", "test", *images.sets) if name in images.sets)
+        kept = next(name for name in (*COMPARED_SETS, *images.sets) if name in images.sets)
         images = images.some([i for i, name in enumerate(images.sets) if name == kept])
-        words = f"{'' if kept == 'all' else f'{kept} of '}{dataset.root}"
-        if calibrate and not learnt:  # ranges are not measured on what is compared
-            learnt = images.some(range(1, len(images.paths), 2)).paths
-            images = images.some(range(0, len(images.paths), 2))
+        words = f"{'' if kept == 'all' else f'{COMPARED_SETS.get(kept, kept)} of '}{dataset.root}"
+    if calibrate and (not learnt or kept == "train"):  # ranges are not measured on what is compared
+        learnt = images.some(range(1, len(images.paths), 2)).paths
+        images = images.some(range(0, len(images.paths), 2))
     if not images.paths:
         raise DataError(f"{_name(source)}: no image to compare on. Name others with --data.")
     if calibrate and not learnt:
@@ -380,6 +401,6 @@ def _size_of(model: Source | Model) -> int:
     return (path / MODEL_FILE if path.is_dir() else path).stat().st_size
 
 
-def _note_test(model: Source | Model | None, images: LabelledImages, one: Format, by: str) -> None:
+def _note_test(model: Source | Model | None, images: LabelledImages, one: Format, by: str, progress: Progress) -> None:
     if any(images.test) and model is not None and _is_run(model):
-        note_use(user_path(model), by, images=sum(images.test), correct=one.correct)
+        note_use(user_path(model), by, images=sum(images.test), correct=one.correct, progress=progress)

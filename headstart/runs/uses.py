@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from headstart.errors import RunError
+from headstart.errors import RunError, WriteError
 from headstart.files import writing_run
+from headstart.progress import Progress
 
 USES_FILE = "test_uses.jsonl"
 
@@ -20,7 +21,7 @@ class Use:
 
     Attributes:
         time: ISO 8601, UTC.
-        by: "train", "evaluate" or "compare".
+        by: "train", "evaluate", "compare", "export" or "verify".
         images: of the run's test that were scored.
         correct: of them.
     """
@@ -31,16 +32,31 @@ class Use:
     correct: int
 
 
-def note_use(folder: Path, by: str, *, images: int, correct: int) -> None:
+def note_use(folder: Path, by: str, *, images: int, correct: int, progress: Progress | None = None) -> None:
     """Adds a line to the run's list.
 
+    Args:
+        folder: of the run.
+        by: see ``Use``.
+        images: see ``Use``.
+        correct: see ``Use``.
+        progress: told where the list cannot be written, as in the finished run of another user; that is an error where
+            it is not given.
+
     Raises:
-        WriteError: the folder cannot be written.
+        WriteError: the list cannot be written, and there is no ``progress``.
     """
     use = Use(datetime.now(UTC).isoformat(timespec="seconds"), by, images, correct)
     file = folder / USES_FILE
-    with writing_run(folder, file), open(file, "a", encoding="utf-8") as opened:
-        opened.write(json.dumps(asdict(use)) + "\n")
+    try:
+        with writing_run(folder, file), open(file, "a", encoding="utf-8") as opened:
+            opened.write(json.dumps(asdict(use)) + "\n")
+    except WriteError as error:
+        if progress is None:
+            raise
+        progress.say(
+            f"Warning: {file}: cannot be written ({error.__cause__}): this use of the test images is not noted."
+        )
 
 
 def read_uses(folder: Path) -> list[Use]:
