@@ -110,6 +110,7 @@ ORDER = [
     "serve.limits",
     "serve.metrics",
     "serve.problem",
+    "serve.forms",
     "serve.guard",
     "serve.room",
     "serve.service",
