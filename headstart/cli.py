@@ -95,6 +95,13 @@ class QuantizeOption(StrEnum):
     int8 = "int8"
 
 
+class RangeOption(StrEnum):
+    """What becomes black and white of images of more than 8 bits per channel."""
+
+    full = "full"
+    data = "data"
+
+
 class EffortOption(StrEnum):
     """How much is trained."""
 
@@ -106,6 +113,14 @@ class EffortOption(StrEnum):
 
 
 Data = Annotated[Path, typer.Argument(help="A folder with one folder per class, or a CSV, TSV or Parquet table.")]
+RangeChoice = Annotated[
+    RangeOption,
+    typer.Option(
+        "--range",
+        help="How images of more than 8 bits per channel are scaled: by the full scale of the file, or by the training "
+        "data (0.5th to 99.5th percentile of its values).",
+    ),
+]
 PathColumn = Annotated[str, typer.Option("--path-column", help="Of a table: the column of paths, if not named path.")]
 LabelColumn = Annotated[
     str, typer.Option("--label-column", help="Of a table: the column of labels, if not named label or labels.")
@@ -182,6 +197,7 @@ def train(
     lr: Annotated[float, typer.Option(min=0, help="Learning rate of fine-tuning; 0: the default.")] = 0.0,
     views: Annotated[int, typer.Option(min=0, help="Augmented views of each image; 0: what the effort takes.")] = 0,
     fresh_views: Annotated[bool, typer.Option("--fresh-views", help="New views in every epoch.")] = False,
+    value_range: RangeChoice = RangeOption.full,
     flip: Annotated[bool, typer.Option(help="Whether a mirrored picture shows the same thing.")] = True,
     balance: Annotated[bool, typer.Option("--balance", help="Weigh the classes alike.")] = False,
     live_batchnorm: Annotated[
@@ -254,6 +270,7 @@ def train(
             lr=lr,
             views=views,
             fresh_views=fresh_views,
+            range=value_range.value,
             flip=flip,
             balance=balance,
             live_norms=live_batchnorm,
@@ -645,6 +662,7 @@ def check(
     backbone: BackboneName = "",
     weights: WeightsFile = None,
     image_size: ImageSize = 0,
+    value_range: RangeChoice = RangeOption.full,
     path_column: PathColumn = "",
     label_column: LabelColumn = "",
     split_column: SplitColumn = "",
@@ -674,6 +692,7 @@ def check(
         backbone=backbone,
         weights=_absolute(weights),
         image_size=image_size,
+        range=value_range.value,
         val=val,
         test=test,
         seed=seed,

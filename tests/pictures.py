@@ -52,3 +52,15 @@ def write_mixtures(folder: Path, count: int, *, first_seed: int = 0) -> list[tup
         image.save(folder / f"{i}.png")
         rows.append((f"{i}.png", tuple(shown)))
     return rows
+
+
+def write_12_bits(folder: Path, counts: dict[str, int]) -> Path:
+    """``folder/<class>/<n>.png``: grey pictures whose 12 bits lie in files of 16, as microscopes write them."""
+    seed = 0
+    for number, (name, count) in enumerate(counts.items()):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            grey = np.asarray(picture(seed, (60 + 80 * number,) * 3).convert("L")).astype(np.uint16)
+            Image.fromarray(grey * 16).save(folder / name / f"{i}.png")
+            seed += 1
+    return folder

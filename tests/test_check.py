@@ -5,13 +5,15 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from commands import main
-from pictures import COLOURS, picture, write_classes
+from pictures import COLOURS, picture, write_12_bits, write_classes
 from PIL import Image, ImageDraw
 
 import headstart as hs
-from headstart.data.checks import clean, in_few_lines
+from headstart.data.checks import clean, in_few_lines, inspect
+from headstart.data.images import Preprocessing
 from headstart.data.table import SEPARATOR
 from headstart.runs.check import check, write_clean
 
@@ -163,3 +165,20 @@ def test_a_folder_of_findings_shows_their_pictures(
     assert "http" not in page.replace("http-equiv", "")
     code, _, err = main("check", faulty, "--files-only", "--out", tmp_path / "found", capsys=capsys)
     assert (code, "nothing is overwritten" in err) == (1, True)
+
+
+def test_images_that_use_few_of_their_bits_are_named_with_the_remedy_and_are_not_called_normal(tmp_path: Path) -> None:
+    look = inspect(write_12_bits(tmp_path / "data", {"a": 15, "b": 15}), cache=tmp_path / "cache")
+    found = {finding.kind: finding for finding in look.findings}
+    assert found["bit-depth"].severity == "warning"
+    assert "30 images have 16 bits per channel and use 12 of them" in found["bit-depth"].message
+    assert "--range data" in found["bit-depth"].message
+    assert not {"dark", "blank", "blurred"} & set(found)
+    assert clean(look) == {}
+    scaled = Preprocessing(height=32, width=32, value_range=(0.0, 0.0625))
+    look = inspect(tmp_path / "data", cache=tmp_path / "cache", preprocessing=scaled)
+    assert "bit-depth" not in {finding.kind for finding in look.findings}
+    assert look.scanned.facts["tones"][:, 2].min() > 60
+    full = np.full((40, 48), 65535, np.uint16)
+    Image.fromarray(full).save(tmp_path / "data" / "a" / "white.png")
+    assert "bit-depth" not in {f.kind for f in inspect(tmp_path / "data", cache=tmp_path / "cache").findings}

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pictures import picture
+from PIL import Image
 
 from headstart.data import scan as scanning
 from headstart.data.images import Preprocessing, decode, fit_to
-from headstart.data.scan import pixel_store, scan
+from headstart.data.scan import measure_value_range, pixel_store, scan
+from headstart.errors import UnreadableImage
 
 SMALL = Preprocessing(height=32, width=32)
 
@@ -55,3 +57,22 @@ def test_facts_do_not_depend_on_the_preprocessing(tmp_path: Path) -> None:
     assert plain.facts[0] == with_pixels.facts[0]
     expected = fit_to(decode(tmp_path / "a.jpg", at_least=large.decode_at_least).image, large)
     assert np.array_equal(pixel_store(large, tmp_path / "2").read(with_pixels.keys)[0], expected)
+
+
+def test_the_range_of_values_is_that_of_percentiles_over_all_images_alike(tmp_path: Path) -> None:
+    dark, light = np.full((40, 50), 1000, np.uint16), np.full((4, 5), 3000, np.uint16)
+    light[0, 0] = 60_000  # one value of twenty
+    for name, values in {"dark": dark, "light": light}.items():
+        Image.fromarray(values).save(tmp_path / f"{name}.png")
+    paths = [str(tmp_path / "dark.png"), str(tmp_path / "light.png")]
+    low, high = measure_value_range(paths)
+    assert (round(low * 65535), round(high * 65535)) == (1000, 60_000)
+    light[0, 0] = 3000
+    Image.fromarray(light).save(tmp_path / "light.png")
+    low, high = measure_value_range(paths)
+    assert (round(low * 65535), round(high * 65535)) == (1000, 3000)
+    low, high = measure_value_range(paths[:1])
+    assert 0 <= low < high <= 1
+    picture(0).save(tmp_path / "dark.png")
+    with pytest.raises(UnreadableImage, match="8 bits per channel"):
+        measure_value_range(paths)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,17 +72,17 @@ class DeepValues:
         return np.bincount(places, weights=counts / counts.sum(), minlength=LEVELS).astype(np.float64)
 
 
-def range_of(histograms: Sequence[npt.NDArray[np.float64]], shares: tuple[float, float]) -> ValueRange:
-    """Percentiles of the values of several images, each of which counts the same.
+def range_of(histogram: npt.NDArray[np.float64], shares: tuple[float, float]) -> ValueRange:
+    """Percentiles of values.
 
     Args:
-        histograms: see ``DeepValues.histogram``; at least one.
+        histogram: (LEVELS,) share of the values at each level; sums to 1.
         shares: of the values that lie at or below black and white, each in [0, 1].
 
     Returns:
         (black, white); at least one level apart.
     """
-    reached = np.cumsum(np.sum(histograms, axis=0)) / len(histograms)
+    reached = np.cumsum(histogram)
     last = LEVELS - 1
     low, high = (min(int(np.searchsorted(reached, share - 1e-9)), last) for share in shares)
     high = max(high, min(low + 1, last))

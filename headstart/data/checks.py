@@ -12,7 +12,7 @@ from headstart.data.dataset import SPLITS, Dataset, open_data
 from headstart.data.duplicates import DuplicatePair, find_duplicates
 from headstart.data.finding import Finding, Severity
 from headstart.data.images import Preprocessing, format_fits_name
-from headstart.data.quality import oddities
+from headstart.data.quality import oddities, unused_bits
 from headstart.data.scan import Scan, scan
 from headstart.data.splits import Split, SplitShares, make_split, split_counts
 from headstart.errors import DataError
@@ -85,18 +85,20 @@ def inspect(
         )
     duplicates = tuple(find_duplicates(scanned))
     split = make_split(dataset, scanned, duplicates, seed=seed, shares=shares)
-    findings = _findings(dataset, scanned, split, duplicates)
+    scaled = preprocessing is not None and preprocessing.value_range is not None
+    findings = _findings(dataset, scanned, split, duplicates, scaled=scaled)
     return Inspection(dataset, scanned, split, duplicates, findings)
 
 
 def _findings(
-    dataset: Dataset, scanned: Scan, split: Split, duplicates: Sequence[DuplicatePair]
+    dataset: Dataset, scanned: Scan, split: Split, duplicates: Sequence[DuplicatePair], *, scaled: bool
 ) -> tuple[Finding, ...]:
     found = [
         *unreadable(dataset, scanned),
         *_duplicates(dataset, split, duplicates),
         *_left_out(dataset, split),
-        *_oddities(dataset, scanned),
+        *([] if scaled else _bit_depths(scanned)),
+        *_oddities(dataset, scanned, scaled=scaled),
         *_class_sizes(dataset, split),
         *_wrong_endings(dataset, scanned),
         *dataset.findings,
@@ -199,9 +201,23 @@ def _left_out(dataset: Dataset, split: Split) -> list[Finding]:
     return [about_images("left-out", "warning", message, dataset, reasons)]
 
 
-def _oddities(dataset: Dataset, scanned: Scan) -> list[Finding]:
+def _bit_depths(scanned: Scan) -> list[Finding]:
+    """Images that are dark since they use few of their bits, as those of many microscopes do."""
     found = []
-    for own in oddities(scanned):
+    for bits, used in unused_bits(scanned).items():
+        count = int((scanned.facts["bits"][scanned.usable] == bits).sum())
+        message = (
+            f"{count:,} images have {bits} bits per channel and use {used} of them: at full scale the network sees at "
+            f"most {100 / 2 ** (bits - used):.2g} % of white. Train with --range data, which scales them by the "
+            "training images' own values"
+        )
+        found.append(Finding("bit-depth", "warning", message))
+    return found
+
+
+def _oddities(dataset: Dataset, scanned: Scan, *, scaled: bool) -> list[Finding]:
+    found = []
+    for own in oddities(scanned, scaled=scaled):
         count = len(own.positions)
         if own.nature:
             message = f"{count:,} of {len(dataset):,} images are {own.words}; so many that these data are like that"

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from headstart.data.bit_depth import ValueRange, deep_values, tag
+from headstart.data.bit_depth import DeepValues, ValueRange, deep_values, tag
 from headstart.errors import LargeImage, UnreadableImage
 from headstart.html import data_address
 
@@ -273,6 +273,21 @@ def decode(
         raise
     except Exception as error:  # Pillow's plugins raise a dozen kinds for damaged files
         raise UnreadableImage(name, _reason(data, error)) from error
+
+
+def read_values(path: str) -> DeepValues | None:
+    """The values of an image file of more than 8 bits per channel; None for any other image.
+
+    Raises:
+        UnreadableImage: the file is no usable picture.
+    """
+    data = b""
+    try:
+        data = Path(path).read_bytes()
+        values = deep_values(_opened(data), data)
+    except Exception as error:  # as in ``decode``
+        raise UnreadableImage(path, _reason(data, error)) from error
+    return values if values is not None and values.bits > 8 else None
 
 
 def thumbnail(path: str, side: int) -> str:

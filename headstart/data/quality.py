@@ -54,15 +54,33 @@ class Oddity:
     nature: bool
 
 
-def oddities(scanned: Scan) -> list[Oddity]:
-    """Every way in which any usable picture is odd; a blank one is called neither dark nor bright nor blurred."""
+UNUSED_BITS = 2
+"""Bits per channel that no image uses, from which on the images are dark for that reason: a quarter of white."""
+
+
+def unused_bits(scanned: Scan) -> dict[int, int]:
+    """Bits per channel of the files -> how many of them the largest value of all such images uses, where few are."""
+    facts = scanned.facts[scanned.usable]
+    used = {int(bits): int(facts["used_bits"][facts["bits"] == bits].max()) for bits in np.unique(facts["bits"])}
+    return {bits: most for bits, most in used.items() if bits > 8 and bits - most >= UNUSED_BITS}
+
+
+def oddities(scanned: Scan, *, scaled: bool = False) -> list[Oddity]:
+    """Every way in which any usable picture is odd; a blank one is called neither dark nor bright nor blurred.
+
+    Args:
+        scanned: a look at N files.
+        scaled: whether images of more than 8 bits per channel were scaled by a range of values. Where they were not
+            and use few of their bits, nothing is said of their tones.
+    """
     facts, usable = scanned.facts, scanned.usable
+    judged = usable if scaled else usable & ~np.isin(facts["bits"], list(unused_bits(scanned)))
     low, darker, high = facts["tones"].astype(np.float64).T
     brightest = facts["brightest"].astype(np.float64)
     short = np.minimum(facts["width"], facts["height"]).astype(np.float64)
     shape = short / np.maximum(1, np.maximum(facts["width"], facts["height"]))
-    blank = usable & (high - low < BLANK_RANGE)
-    seen = usable & ~blank
+    blank = judged & (high - low < BLANK_RANGE)
+    seen = judged & ~blank
     sharp = facts["sharpness"].astype(np.float64)
 
     def odd(kind: str, words: str, found: npt.NDArray[np.bool_], by: npt.NDArray[np.float64], reason: str) -> Oddity:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageChops
 
-from headstart.data.bit_depth import ValueRange
+from headstart.data.bit_depth import LEVELS, ValueRange, range_of
 from headstart.data.images import (
     DECODE_AT_LEAST,
     DECODER_VERSION,
@@ -27,6 +27,7 @@ from headstart.data.images import (
     decode,
     fit_to,
     map_images,
+    read_values,
 )
 from headstart.errors import UnreadableImage
 from headstart.progress import Progress, SilentProgress
@@ -66,6 +67,10 @@ signs of the 8x8 lowest frequencies of its cosine transform: ``imagehash.phash``
 in grey, the 1st, 5th and 99th percentile of its grey tones, 0-255, the 99th of each pixel's largest channel, and the
 99.7th of its second differences (Laplacian) as a share of the range of its tones; bits per channel, and how many of
 them are used (see ``images.Decoded``)."""
+
+
+SHARES = (0.005, 0.995)
+"""Of all values, those that lie at or below black and white where a range of values is measured."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +180,35 @@ def scan(
     usable = [i for i in range(len(keys)) if i not in faults]
     facts[usable] = known.read([keys[i] for i in usable])
     return Scan(keys, faults, facts)
+
+
+def measure_value_range(paths: Sequence[str], *, progress: Progress | None = None) -> ValueRange:
+    """The range that most values of some images lie in: the percentiles of ``SHARES``, each image counting the same.
+
+    Args:
+        paths: image files of more than 8 bits per channel; at least one.
+        progress: told of each file.
+
+    Returns:
+        (black, white) as shares of the full scale.
+
+    Raises:
+        UnreadableImage: a file cannot be read, or has 8 bits.
+    """
+    progress = progress or SilentProgress()
+    total, count = np.zeros(LEVELS), 0
+
+    def histogram(path: str) -> npt.NDArray[np.float64]:
+        values = read_values(path)
+        if values is None:
+            raise UnreadableImage(path, "has 8 bits per channel; the file has changed since it was looked at")
+        return values.histogram()
+
+    with progress.task("Measuring the range of values", len(paths)) as advance:
+        for own in map_images(histogram, paths):
+            total, count = total + own, count + 1
+            advance(1)
+    return range_of(total / count, SHARES)
 
 
 def _decode_once(data: bytes, key: bytes, preprocessing: Preprocessing | None) -> _Look:

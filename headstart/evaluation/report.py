@@ -137,7 +137,8 @@ def render_report(told: Told) -> str:
     galleries = [_gallery(finding, told.base) for finding in told.findings]
     near = {} if told.image_map is None else dict(zip(told.image_map.paths, told.image_map.nearest, strict=True))
     wrong = {id(part): part.mistakes()[:MISTAKES] for part in told.evaluated}
-    sheets = make_sheets(_worth_showing(told, galleries, near, wrong))
+    shown = _worth_showing(told, galleries, near, wrong)
+    sheets = make_sheets(shown, value_range=model.preprocessing.value_range)
     points = _points(told, sheets)
     names = [label for label in model.classes if len(model.classes) <= MANY_CLASSES or _occurs(told, label)]
     own_labels = {} if told.image_map is None else dict(zip(told.image_map.paths, told.image_map.labels, strict=True))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from PIL import Image
 
+from headstart.data.bit_depth import ValueRange
 from headstart.data.images import decode, jpeg_bytes, map_images
 from headstart.errors import UnreadableImage
 from headstart.html import data_address
@@ -40,8 +42,14 @@ class Sheets:
     unread: tuple[str, ...]
 
 
-def make_sheets(paths: Iterable[str], *, most_bytes: int = MOST_BYTES) -> Sheets:
-    """Draws images, each once, in the order given, until there is room for no more."""
+def make_sheets(paths: Iterable[str], *, value_range: ValueRange | None = None, most_bytes: int = MOST_BYTES) -> Sheets:
+    """Draws images, each once, in the order given, until there is room for no more.
+
+    Args:
+        paths: of the image files.
+        value_range: of the model, see ``Preprocessing``: images are shown as it sees them.
+        most_bytes: of all sheets.
+    """
     addresses: list[str] = []
     tiles: dict[str, int] = {}
     unread: list[str] = []
@@ -60,7 +68,7 @@ def make_sheets(paths: Iterable[str], *, most_bytes: int = MOST_BYTES) -> Sheets
         held.clear()
 
     unique = dict.fromkeys(paths)
-    for path, tile in zip(unique, map_images(_tile, unique), strict=True):
+    for path, tile in zip(unique, map_images(partial(_tile, value_range=value_range), unique), strict=True):
         if tile is None:
             unread.append(path)
             continue
@@ -75,9 +83,9 @@ def make_sheets(paths: Iterable[str], *, most_bytes: int = MOST_BYTES) -> Sheets
     return Sheets(tuple(addresses), tiles, tuple(unread))
 
 
-def _tile(path: str) -> Image.Image | None:
+def _tile(path: str, *, value_range: ValueRange | None) -> Image.Image | None:
     try:
-        image = decode(path, at_least=SIDE).image
+        image = decode(path, at_least=SIDE, value_range=value_range).image
     except UnreadableImage:
         return None
     image.thumbnail((SIDE, SIDE), Image.Resampling.BILINEAR)

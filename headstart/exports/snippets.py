@@ -31,6 +31,14 @@ if picture.mode == "RGBA" and picture.getchannel("A").getextrema() != (0, 0):  #
 pixels = numpy.array(picture.convert("RGB"))[None]
 """
 
+_DEEP_PICTURE = """\
+picture = Image.open({picture})
+if picture.mode.startswith("I"):  # grey of 16 bits: black and white as in training; colours: scale them likewise first
+    low, high = about["preprocessing"]["value_range"]
+    scaled = (numpy.array(picture) / 65535 - low) / (high - low)
+    picture = Image.fromarray(numpy.rint(255 * scaled.clip(0, 1)).astype("uint8"))
+"""
+
 _ONNX = """\
 import json, numpy, onnxruntime
 from PIL import Image, ImageOps
@@ -84,8 +92,9 @@ def python_snippet(file: Path, about: About, picture: str = PICTURE) -> str:
         shown = "answer"
     if about.none_above is not None:
         lines += ['if outlier[0] > about["none_above"]:', '    answer = about["none"]', ""]
+    decoding = _PICTURE if about.value_range is None else _DEEP_PICTURE + _PICTURE.partition("\n")[2]
     return (
-        (_TORCH if torch else _ONNX).format(**parts) + _PICTURE.format(**parts) + "\n".join([*lines, f"print({shown})"])
+        (_TORCH if torch else _ONNX).format(**parts) + decoding.format(**parts) + "\n".join([*lines, f"print({shown})"])
     )
 
 
@@ -108,4 +117,6 @@ def javascript_snippet(file: Path, about: About, picture: str = PICTURE) -> str:
     if about.none_above is not None:
         lines += ["if (outlier.data[0] > about.none_above) answer = about.none;"]
     text = _JAVASCRIPT.format(file=json.dumps(str(file)), picture=json.dumps(picture), outputs=names)
+    if about.value_range is not None:
+        lines.insert(0, "// pictures of more than 8 bits must be scaled by about.preprocessing.value_range first")
     return text + "\n".join([*lines, f"console.log({shown});"])

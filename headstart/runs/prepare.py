@@ -26,7 +26,8 @@ from headstart.backbone.weights import DEFAULT_BACKBONE, Backbone, load_backbone
 from headstart.data.augment import Augmentation
 from headstart.data.checks import Inspection, in_few_lines, inspect, ranked
 from headstart.data.dataset import Dataset
-from headstart.data.scan import pixel_store
+from headstart.data.images import Preprocessing
+from headstart.data.scan import measure_value_range, pixel_store
 from headstart.data.splits import SplitShares
 from headstart.errors import DataError
 from headstart.evaluation.image_map import ImageMap, make_map
@@ -169,14 +170,47 @@ class Preparation:
         return own
 
     def inspect_images(self) -> Inspection:
-        """Looks at every image, keeps its pixels, and settles the split."""
+        """Looks at every image, keeps its pixels, and settles the split.
+
+        Raises:
+            DataError: the data cannot be used, or have no range of values where one is asked for.
+        """
+        if self.recipe.range == "data":
+            self._measure_range()
+        return self._inspected(self.backbone.preprocessing)
+
+    def _inspected(self, preprocessing: Preprocessing | None) -> Inspection:
         return inspect(
             self.dataset,
             seed=self.recipe.seed,
             shares=SplitShares(self.recipe.val, self.recipe.test),
-            preprocessing=self.backbone.preprocessing,
+            preprocessing=preprocessing,
             cache=self.cache,
             progress=self.progress,
+        )
+
+    def _measure_range(self) -> None:
+        """Puts the range of the training images' values into the preprocessing; a network from pixels follows it.
+
+        Raises:
+            DataError: no training image has more than 8 bits per channel.
+        """
+        look = self._inspected(None)
+        bits, files = look.scanned.facts["bits"], look.dataset.files()
+        deep = [i for i in look.split.positions("train") if bits[i] > 8]
+        if not deep:
+            raise DataError(
+                f"{look.dataset.root}: no training image has more than 8 bits per channel, which --range data scales. "
+                "Leave it out."
+            )
+        value_range = measure_value_range([files[i] for i in deep], progress=self.progress)
+        preprocessing = replace(self.backbone.preprocessing, value_range=value_range)
+        self.backbone = replace(self.backbone, preprocessing=preprocessing)
+        self.net = FeatureNet(self.backbone, pool=self.recipe.pooling, cut=self.recipe.cut)
+        low, high = (100 * share for share in value_range)
+        self.progress.say(
+            f"Range of values: {low:.3g} % to {high:.3g} % of the full scale become black to white, by {len(deep):,} "
+            "training images of more than 8 bits per channel."
         )
 
     def read_images(self, look: Inspection | None = None) -> Inspection:

@@ -202,12 +202,12 @@ def _carry_out(
 ) -> Run:
     clock = _Clock()
     keep_freed_memory()
-    recipe, backbone, progress = prepared.recipe, prepared.backbone, prepared.progress
+    recipe, progress = prepared.recipe, prepared.progress
     frozen = prepared.frozen_digests()
     clock.laps["load the backbone"] = prepared.seconds
 
     look = prepared.read_images(look)
-    used, keys = prepared.used, prepared.keys
+    backbone, used, keys = prepared.backbone, prepared.used, prepared.keys
     _same_images(folder, recipe, start, look, used)
     log = RunLog(folder, size=_log_size(folder), listener=listener)
     log.event("images", run=str(folder), counts=look.counts(), findings=len(look.findings))

@@ -220,7 +220,13 @@ class Page:
         if found is None:
             raise Refusal(HTTPStatus.NOT_FOUND, "That correction is not there any more.")
         with _refusals():
-            image = decode(found.file, at_least=SIDE, most=self.service.limits.pixels, at_once=at_once).image
+            image = decode(
+                found.file,
+                at_least=SIDE,
+                value_range=self.model.preprocessing.value_range,
+                most=self.service.limits.pixels,
+                at_once=at_once,
+            ).image
         image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
         return jpeg_bytes(image, quality=82)
 

@@ -21,6 +21,8 @@ FINE_TUNING = ("unfreeze", "epochs", "lr", "views", "fresh_views", "live_norms",
 PRETRAINED = "pretrained"
 """In place of a model to extend: the classifier that came with the backbone's weights."""
 
+RangeName = Literal["full", "data"]
+
 ProbeName = Literal["logistic", "svm", "rbf", "knn", "centroid"]
 
 
@@ -50,6 +52,8 @@ class Recipe:
         lr: learning rate of the head and the last part in fine-tuning; 0 for the default.
         views: augmented views of each training image that are kept; 0 for what the effort takes.
         fresh_views: a new view in every epoch, instead of ``views`` that return.
+        range: what becomes black and white of images of more than 8 bits per channel: "full", the file's full scale, or
+            "data", the 0.5th and 99.5th percentile of the training images' values.
         flip: whether a mirrored picture shows the same thing.
         smoothing: share of the target that is spread over all classes; None for what the effort takes, or, where an
             image may bear several labels, for none.
@@ -88,6 +92,7 @@ class Recipe:
     lr: float = 0.0
     views: int = 0
     fresh_views: bool = False
+    range: RangeName = "full"
     flip: bool = True
     smoothing: float | None = None
     cutmix: float | None = None
@@ -132,6 +137,8 @@ class Recipe:
             raise OptionError(f"smoothing {self.smoothing}: expected 0 or more and less than 1.")
         if self.probe not in get_args(ProbeName):
             raise OptionError(f"probe {self.probe!r}: expected one of {', '.join(get_args(ProbeName))}.")
+        if self.range not in get_args(RangeName):
+            raise OptionError(f"range {self.range!r}: expected one of {', '.join(get_args(RangeName))}.")
         convolves = bool(parse_heads(self.head)[0].channels)
         if convolves and self.pool != "auto":
             raise OptionError(f"pool {self.pool!r}: a convolution head pools by itself, as in conv1280-avg.")
@@ -168,6 +175,7 @@ class Recipe:
             }
             if self.extend != PRETRAINED:
                 fixed |= {"backbone": self.backbone, "weights": self.weights, "image_size": self.image_size}
+                fixed["range"] = self.range != "full"
             if names := [name for name, value in fixed.items() if value]:
                 raise OptionError(
                     f"{names[0]}: extending keeps the backbone and the head that the classes have; leave it out."
