@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from headstart.runs.log import Event
     from headstart.runs.paired import compare_models
     from headstart.runs.report import push, report
+    from headstart.runs.retrain import retrain
     from headstart.runs.train import resume, train
     from headstart.runs.workbench import Workbench, prepare
     from headstart.serve.server import create_app
@@ -75,6 +76,7 @@ _HOMES = {
     "push": "runs.report",
     "report": "runs.report",
     "resume": "runs.train",
+    "retrain": "runs.retrain",
     "train": "runs.train",
     "train_events": "runs.events",
     "verify": "runs.export",
@@ -115,6 +117,7 @@ __all__ = [
     "push",
     "report",
     "resume",
+    "retrain",
     "train",
     "train_events",
     "verify",

@@ -320,6 +320,40 @@ def _require_only_resume(context: typer.Context) -> None:
 
 
 @app.command()
+def retrain(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    corrections: Annotated[
+        Path | None,
+        typer.Option(help="Folder of corrected images, one folder per class. Default: RUN-corrections."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The new run's folder, new or empty. Default: RUN-2, RUN-3, ...")
+    ] = None,
+    device: DeviceChoice = Device.auto,
+    as_json: Json = False,
+) -> None:
+    """Train a run again with the answers that were corrected on its page, and compare before and after.
+
+    The new run has the options and the split of the old one. Corrected images of the run stay in train, val or test,
+    with their new labels; other images are for training.
+    """
+    with _importing():
+        from headstart.progress import TerminalProgress
+        from headstart.runs.retrain import retrain as retrain_run
+
+    done = retrain_run(run, corrections, out=out, device=device.value, progress=TerminalProgress())
+    if as_json:
+        files = {"run": str(done.run.folder), "model": str(done.run.model_path), "report": str(done.run.report_path)}
+        scores = {name: own.as_json() for name, own in done.run.results.items()}
+        _print_json(files | {"scores": scores, "changes": [own.as_json() for own in done.changes]})
+        return
+    _print_results(list(done.run.results.values()))
+    for sentence in done.sentences or ["No held-out image has an answer of both runs: nothing to compare."]:
+        print(sentence)
+    print(f"Report: {done.run.report_path}\nModel:  {done.run.model_path}", flush=True)
+
+
+@app.command()
 def watch(
     run: Annotated[Path, typer.Argument(help="The folder of a run, under way, stopped or finished.")],
     port: Annotated[int, typer.Option(min=0, max=65535, help="On this machine; 0: any that is free.")] = 0,

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from pathlib import Path
 
 import pytest
-from pictures import picture, write_classes
+from pictures import picture
 
 import headstart as hs
 from headstart.errors import OptionError, UnreadableImage
 from headstart.serve.corrections import Corrections, corrections_folder, folder_name
-from headstart.store import content_key
 
 
 def data(seed: int, kind: str = "PNG") -> bytes:
@@ -40,11 +38,11 @@ def test_a_picture_stands_there_once_and_moves_when_it_is_corrected_again(tmp_pa
     moved = own.keep(data(1, "JPEG"), "tulip")
     assert (moved.key, moved.label, moved.file.suffix) == (first.key, "tulip", ".jpg")
     assert moved.file.read_bytes() == data(1, "JPEG")
-    assert [p.name for p in own.folder.iterdir()] == ["tulip"]
+    assert [p.name for p in own.folder.glob("[!.]*")] == ["tulip"]
     assert [c.label for c in own.all()] == ["tulip"]
     assert own.remove(moved.key)
     assert not own.remove(moved.key)
-    assert not list(own.folder.iterdir())
+    assert not list(own.folder.glob("[!.]*"))
 
 
 @pytest.mark.parametrize(
@@ -74,31 +72,48 @@ def test_the_folder_stands_beside_the_run_or_the_model(tmp_path: Path) -> None:
     assert corrections_folder(tmp_path / "model.v2.safetensors") == tmp_path / "model.v2-corrections"
 
 
-def test_the_table_beside_it_holds_the_run_s_images_and_the_corrected_ones(tmp_path: Path) -> None:
-    images = write_classes(tmp_path / "data", {"a": 3, "b": 3})
-    run = tmp_path / "run"
-    run.mkdir()
-    lines = [["path", "label", "split", "content", "left_out"]]
-    for place, file in enumerate(sorted(images.rglob("*.png"))):
-        split = ["train", "val", ""][place % 3]
-        lines.append([str(file), file.parent.name, split, content_key(file.read_bytes()).hex(), ""])
-    with open(run / "split.csv", "w", newline="", encoding="utf-8") as handle:
-        csv.writer(handle).writerows(lines)
-    own = Corrections(tmp_path / "run-corrections", split=run / "split.csv")
-    wrong = images / "a" / "0.png"
-    own.keep(wrong.read_bytes(), "b")
-    fresh = own.keep(data(77), "a")
-    assert own.table == tmp_path / "run-corrections.csv"
-    opened = hs.open_data(own.table)
-    rows = dict(zip(opened.files(), zip(opened.label_names(), opened.splits or (), strict=True), strict=True))
-    assert rows[str(wrong)] == ("b", "train")
-    assert rows[str(images / "a" / "1.png")] == ("a", "val")
-    assert rows[str(fresh.file.resolve())] == ("a", "train")
-    own.keep((images / "a" / "1.png").read_bytes(), "new")
-    anew = hs.open_data(own.table)
-    moved = anew.files().index(str(images / "a" / "1.png"))
-    assert (anew.label_names()[moved], (anew.splits or ())[moved]) == ("new", "train")
-    assert len(rows) == 5  # what the run left out stays out; what is its own stands there once
-    for correction in own.all():
-        own.remove(correction.key)
-    assert not own.table.exists()
+def test_keeping_one_reads_no_other_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Corrections(tmp_path / "kept")
+    for seed in range(5):
+        own.keep(data(seed), "rose")
+    read: list[str] = []
+    open_file = io.open
+
+    def opened(file: object, *given: object, **more: object) -> object:
+        read.append(str(file))
+        return open_file(file, *given, **more)  # type: ignore[call-overload]
+
+    monkeypatch.setattr("builtins.open", opened)
+    monkeypatch.setattr("io.open", opened)
+    monkeypatch.setattr(Path, "iterdir", lambda self: pytest.fail("the folder is listed again"))
+    new = own.keep(data(9), "tulip")
+    assert own.find(new.key) == new
+    assert own.remove(own.all()[-1].key)
+    assert not [name for name in read if Path(name).parent.name == "rose"]
+
+
+def test_what_another_process_keeps_or_a_person_puts_there_is_seen(tmp_path: Path) -> None:
+    one, two = Corrections(tmp_path / "kept"), Corrections(tmp_path / "kept")
+    assert not two.all()
+    first = one.keep(data(1), "rose")
+    assert two.find(first.key) == first
+    assert two.keep(data(1), "tulip").label == "tulip"
+    assert one.all() == two.all()
+    assert [c.label for c in one.all()] == ["tulip"]
+    assert one.remove(first.key)
+    assert not two.remove(first.key)
+    (tmp_path / "kept" / "daisy").mkdir()
+    (tmp_path / "kept" / "daisy" / "mine.png").write_bytes(data(3))
+    (tmp_path / "kept" / ".index.jsonl").write_text('{"key": "gone", "label": "x", "file": "y.png", "time": 1}\n{"da')
+    assert [(c.key, c.label) for c in Corrections(tmp_path / "kept").all()] == [("mine", "daisy")]
+    assert hs.open_folder(tmp_path / "kept", least_classes=1).classes == ("daisy",)
+
+
+def test_a_damaged_index_is_no_fault(tmp_path: Path) -> None:
+    own = Corrections(tmp_path / "kept")
+    own.keep(data(1), "rose")
+    own.keep(data(2), "rose")
+    index = tmp_path / "kept" / ".index.jsonl"
+    for damage in (b"", b"\xff\xfe\n[]\n3\nnull\n", b"{}\n" * 9, b'{"key": 1, "label": 2, "file": 3, "time": "x"}\n'):
+        index.write_bytes(damage)
+        assert [c.label for c in Corrections(tmp_path / "kept").all()] == ["rose", "rose"]

@@ -117,6 +117,7 @@ ORDER = [
     "serve.documents",
     "serve.assets",
     "serve.corrections",
+    "runs.retrain",
     "serve.neighbours",
     "serve.page",
     "serve.watching",

@@ -61,7 +61,7 @@ def model(run: hs.Run) -> hs.Model:
 
 @pytest.fixture(scope="module")
 def served(run: hs.Run, model: hs.Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Corrections]]:
-    own = Corrections(tmp_path_factory.mktemp("kept") / "kept", split=run.folder / "split.csv")
+    own = Corrections(tmp_path_factory.mktemp("kept") / "kept")
     service = Service(model, run=run.folder, device="cpu")
     with serving(build_app(service, corrections=own, log=None), service.traffic) as where:
         yield where, own
@@ -155,15 +155,14 @@ def test_a_model_of_several_labels_is_shown_and_not_corrected(tmp_path: Path) ->
         page.keep(png(1, "red"), "9")
 
 
-def test_a_correction_is_kept_listed_shown_and_taken_back(site: str, kept: Corrections) -> None:
+def test_a_correction_is_kept_listed_shown_and_taken_back(site: str, run: hs.Run, kept: Corrections) -> None:
     data = png(901, "red")
     told = httpx.post(f"{site}/v1/corrections", **sent(data, label="purple"), timeout=60).json()
     assert Path(told["file"]).read_bytes() == data
     listed = httpx.get(f"{site}/v1/corrections").json()
     assert (listed["count"], listed["labels"]) == (1, {"purple": 1})
     assert listed["folder"] == str(kept.folder)
-    assert listed["train"] == f"headstart train {kept.table}"
-    assert hs.open_data(listed["train"].split()[-1]).classes == ("blue", "green", "purple", "red")
+    assert listed["train"] == f"headstart retrain {run.folder} --corrections {kept.folder}"
     shown = httpx.get(f"{site}/v1/corrections/{told['key']}")
     assert np.asarray(Image.open(io.BytesIO(shown.content))).shape == (40, 48, 3)
     assert httpx.delete(f"{site}/v1/corrections/{told['key']}").status_code == 200
@@ -264,7 +263,7 @@ def test_pictures_are_dropped_answered_corrected_and_still_there_after_a_reload(
         page.wait_for_selector("#kept img")
         assert "sky" in page.locator("#kept").inner_text()
         assert str(kept.folder) in page.locator("#corrections-words").inner_text()
-        assert "headstart train" in page.locator("#train-command").inner_text()
+        assert "headstart retrain" in page.locator("#train-command").inner_text()
         assert not wrong
 
 

@@ -1,27 +1,29 @@
-"""Pictures that were given a wrong answer, kept under the right one: a folder that ``headstart train`` takes.
+"""Images that were given a wrong answer, kept under the right one: a folder that ``headstart train`` takes.
 
 CORRECTIONS/
+  .index.jsonl     a line for each correction, change and removal, in order; made anew from the folder where it is gone
   LABEL/
-    0f3a...c1.jpg  the picture as it was sent, named by its content: it stands there once, under its last label
+    0f3a...c1.jpg  the image as it was sent, named by its content: it stands there once, under its last label
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import threading
+import time
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from headstart.data.dataset import is_hidden
 from headstart.data.images import SUFFIXES, decode
 from headstart.errors import OptionError, OutputError
-from headstart.files import csv_text, read_rows, text_bytes, user_path, write_atomically
-from headstart.store import content_key
+from headstart.files import user_path, write_atomically
 
 LONGEST = 200
 """Bytes of a label: file systems take 255."""
@@ -30,6 +32,8 @@ MOST = 20_000
 """Pictures that are kept."""
 
 KEY_LENGTH = 24
+
+INDEX_FILE = ".index.jsonl"
 
 SUFFIX_OF = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif", "HEIF": ".heic", "JPEG2000": ".jp2", "PPM": ".ppm"}
 """Pillow's names of formats, where the ending is not the name itself."""
@@ -86,41 +90,37 @@ def folder_name(label: str) -> str:
 
 @final
 class Corrections:
-    """The folder.
+    """The folder, and an index of it in memory.
+
+    The index is read once; from then on each operation appends a line to ``INDEX_FILE`` and reads the lines that other
+    processes have appended. No image is read again, however many there are.
 
     Args:
-        folder: it is made with the first correction.
-        split: the table of a run's images, where there is one: then a table of these and of the corrections is kept
-            beside the folder, so that a new run can learn from both.
+        folder: it is created with the first correction.
     """
 
-    def __init__(self, folder: Path, *, split: Path | None = None) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.split = split if split is not None and split.is_file() else None
+        self._index = folder / INDEX_FILE
+        self._known: dict[str, Correction] | None = None
+        self._read = 0
         self._one = threading.Lock()
-
-    @property
-    def table(self) -> Path | None:
-        """The table to train on; None without a run."""
-        return None if self.split is None else self.folder.with_name(f"{self.folder.name}.csv")
 
     def all(self) -> list[Correction]:
         """Every correction, the last one first."""
-        found = [
-            Correction(file.stem, unicodedata.normalize("NFC", file.parent.name), file, file.stat().st_mtime)
-            for file in self._files()
-        ]
-        return sorted(found, key=lambda own: (-own.time, own.key))
+        with self._one:
+            return sorted(self._current().values(), key=lambda own: (-own.time, own.key))
 
     def find(self, key: str) -> Correction | None:
         """One of them."""
-        return next((own for own in self.all() if own.key == key), None)
+        with self._one:
+            return self._current().get(key)
 
     def keep(self, data: bytes, label: str, *, most: int | None = None, at_once: int | None = None) -> Correction:
-        """Keeps a picture under a label; one that is there already moves.
+        """Keeps an image under a label; one that is there already moves.
 
         Args:
-            data: the picture's file.
+            data: the image's file.
             label: the right one.
             most: pixels that it may hold, see ``decode``.
             at_once: pixels that may be decoded now, likewise.
@@ -137,18 +137,19 @@ class Corrections:
         key = hashlib.sha256(data).hexdigest()[:KEY_LENGTH]
         file = self.folder / name / f"{key}{suffix if suffix in SUFFIXES else '.png'}"
         with self._one, self._named_errors():
-            before = [own for own in self._files() if own.stem == key]
-            if not before and sum(1 for _ in self._files()) >= MOST:
-                raise OptionError(f"{self.folder} holds {MOST:,} pictures already. Train with them, and move it away.")
-            if before and before[0] != file:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(before[0], file)
-                os.utime(file)
-                _remove_empty(before[0].parent)
-            elif not before:
+            known = self._current()
+            before = known.get(key)
+            if before is None and len(known) >= MOST:
+                raise OptionError(f"{self.folder} holds {MOST:,} images already. Train with them, and move it away.")
+            if before is None or not before.file.is_file():
                 write_atomically(file, data)
-            self._write_table()
-        return Correction(key, name, file, file.stat().st_mtime)
+            elif before.file != file:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(before.file, file)
+                _remove_empty(before.file.parent)
+            own = known[key] = Correction(key, name, file, time.time())
+            self._append({"key": key, "label": name, "file": file.name, "time": own.time})
+        return own
 
     def remove(self, key: str) -> bool:
         """Takes one back; False where there is none.
@@ -157,42 +158,64 @@ class Corrections:
             OutputError: it cannot be removed.
         """
         with self._one, self._named_errors():
-            found = [own for own in self._files() if own.stem == key]
-            for file in found:
-                file.unlink()
-                _remove_empty(file.parent)
-            if found:
-                self._write_table()
-        return bool(found)
+            own = self._current().pop(key, None)
+            if own is None:
+                return False
+            own.file.unlink(missing_ok=True)
+            _remove_empty(own.file.parent)
+            self._append({"key": key, "removed": True})
+        return True
+
+    def _current(self) -> dict[str, Correction]:
+        """The index, with what other processes have appended."""
+        size = self._index.stat().st_size if self._index.is_file() else 0
+        if self._known is None or size < self._read:
+            self._known, self._read = {}, 0
+            self._follow(self._known)
+            self._reconcile(self._known)
+        elif size > self._read:
+            self._follow(self._known)
+        return self._known
+
+    def _follow(self, known: dict[str, Correction]) -> None:
+        """Reads the index from where it was read last, line by line; half a line waits for its end."""
+        with contextlib.suppress(OSError), open(self._index, "rb") as file:
+            file.seek(self._read)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                self._read += len(line)
+                with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+                    self._take(known, json.loads(line))
+
+    def _take(self, known: dict[str, Correction], entry: dict[str, Any]) -> None:
+        key = str(entry["key"])
+        if entry.get("removed"):
+            known.pop(key, None)
+        else:
+            label, name = str(entry["label"]), Path(str(entry["file"])).name
+            known[key] = Correction(key, label, self.folder / label / name, float(entry["time"]))
+
+    def _reconcile(self, known: dict[str, Correction]) -> None:
+        """What lies in the folder counts: images that were put there or taken away by hand; names only are read."""
+        there = {file.stem: file for file in self._files()}
+        for key in known.keys() - there.keys():
+            del known[key]
+        for key, file in there.items():
+            label = unicodedata.normalize("NFC", file.parent.name)
+            if key not in known or known[key].file != file:
+                known[key] = Correction(key, label, file, file.stat().st_mtime)
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self._index, "ab") as file:
+            file.write(json.dumps(entry).encode() + b"\n")
 
     def _files(self) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             for folder in sorted(self.folder.iterdir()):
                 if folder.is_dir() and not is_hidden(folder.name):
                     yield from (own for own in sorted(folder.iterdir()) if not is_hidden(own.name) and own.is_file())
-
-    def _write_table(self) -> None:
-        """The run's images as they were split, and the corrected ones for training; what is both has its new label.
-
-        It stays in its split, but where the class is new: that is to be learnt.
-        """
-        if self.split is None or self.table is None:
-            return
-        own = {content_key(file.read_bytes()).hex(): file for file in self._files()}
-        if not own:
-            self.table.unlink(missing_ok=True)
-            return
-        rows = [row for row in read_rows(self.split) if row["split"]]
-        seen, classes = {row["content"] for row in rows}, {row["label"] for row in rows}
-        lines = []
-        for row in rows:
-            moved = own.get(row["content"])
-            label = row["label"] if moved is None else moved.parent.name
-            lines.append([row["path"], label, row["split"] if label in classes else "train", row.get("group", "")])
-        lines += [[str(file.resolve()), file.parent.name, "train", ""] for key, file in own.items() if key not in seen]
-        columns = 4 if any(line[3] for line in lines) else 3
-        table = [line[:columns] for line in [["path", "label", "split", "group"], *lines]]
-        write_atomically(self.table, text_bytes(csv_text(table)))
 
     @contextlib.contextmanager
     def _named_errors(self) -> Iterator[None]:

@@ -20,7 +20,7 @@ from headstart.data.images import decode, jpeg_bytes, thumbnail
 from headstart.errors import OptionError, OutputError, UnreadableImage
 from headstart.evaluation.heat import GradCam, heat_picture
 from headstart.serve.assets import asset
-from headstart.serve.corrections import Correction, Corrections
+from headstart.serve.corrections import Correction, Corrections, corrections_folder
 from headstart.serve.forms import read_form
 from headstart.serve.guard import unless_gone
 from headstart.serve.neighbours import Neighbours
@@ -176,9 +176,15 @@ class Page:
         found = own.all()
         labels = Counter(one.label for one in found)
         command = words = None
-        if found and own.table is not None:
-            command = f"headstart train {shlex.quote(_plain(str(own.table)))}"
-            words = "The run's own images, split as they were, and these for training beside them."
+        run = self.service.run
+        if found and run is not None:
+            command = f"headstart retrain {shlex.quote(_plain(str(run)))}"
+            if own.folder.resolve() != corrections_folder(run):
+                command += f" --corrections {shlex.quote(_plain(str(own.folder)))}"
+            words = (
+                "With the run's own options. Its images keep their split, with their corrected labels; other images "
+                "are for training. At the end it compares before and after on the same images."
+            )
         elif len(labels) > 1:
             command = f"headstart train {shlex.quote(_plain(str(own.folder)))}"
             words = "On these alone. Copy the folder's classes to your own images to learn from both."

@@ -86,7 +86,7 @@ def create_app(
     resolve_device(device)
     model, folder = load(where), user_path(where)
     service = Service(model, run=folder if folder.is_dir() else None, limits=limits, device=device, progress=progress)
-    kept = Corrections(user_path(corrections or corrections_folder(folder)), split=folder / "split.csv")
+    kept = Corrections(user_path(corrections or corrections_folder(folder)))
     return build_app(service, admission=Admission(key, local), corrections=kept, log=log)
 
 
