@@ -17,6 +17,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from headstart.backbone.device import keep_freed_memory
     from headstart.backbone.forward import FeatureNet
     from headstart.backbone.weights import Backbone, load_backbone
     from headstart.data.checks import inspect
@@ -66,6 +67,7 @@ _HOMES = {
     "evaluate": "runs.evaluate",
     "export": "runs.export",
     "inspect": "data.checks",
+    "keep_freed_memory": "backbone.device",
     "load": "model",
     "load_backbone": "backbone.weights",
     "load_run": "runs.folder",
@@ -107,6 +109,7 @@ __all__ = [
     "evaluate",
     "export",
     "inspect",
+    "keep_freed_memory",
     "load",
     "load_backbone",
     "load_run",

@@ -1052,10 +1052,16 @@ def _watched(folder: Path | None, port: int) -> Iterator[None]:
 
 @contextmanager
 def _importing() -> Iterator[None]:
-    """Imports without the garbage collector, which would look through all that is loaded again and again: 1 s of 4."""
+    """Imports without the garbage collector, which would look through all that is loaded again and again: 1 s of 4.
+
+    The process belongs to the command, so what it frees is kept for its next activations from then on.
+    """
     gc.disable()
     try:
         yield
+        from headstart.backbone.device import keep_freed_memory
+
+        keep_freed_memory()
     finally:
         gc.enable()
 
@@ -1087,9 +1093,11 @@ def _absolute(path: Path | None) -> str:
 
 def _quiet_libraries() -> None:
     """Other libraries' remarks are not for the user of a command; what matters is raised."""
+    import logging
     import warnings
 
     warnings.simplefilter("ignore")
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where it has no home folder to write to
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if sys.stderr.isatty() else "1")

@@ -22,10 +22,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from headstart.backbone.engine import Engine, choose_engine, run_in_batches
+from headstart.backbone.device import resolve_device, settle_after_fork
+from headstart.backbone.engine import MEASURE_FROM, Engine, choose_engine, run_in_batches
 from headstart.backbone.forward import FeatureNet
 from headstart.backbone.layers import Layout
 from headstart.backbone.weights import Backbone, build_architecture, fingerprint
+from headstart.concurrency import ProcessLock
 from headstart.data.images import Preprocessing, Rgb, as_rgb, decode, fit_to, map_images
 from headstart.errors import HeadstartError, ModelFileError, UnreadableImage
 from headstart.files import not_written, user_path, write_atomically
@@ -58,6 +60,9 @@ Picture = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]
 """A path, a file's bytes, a Pillow image, or a uint8 array of shape (H, W), (H, W, 3) or (H, W, 4)."""
 
 Item = TypeVar("Item")
+
+_BUILDING = ProcessLock()
+"""Held while an engine is measured and built: several threads at a time would measure how they disturb each other."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,9 @@ class Prediction:
 class Model:
     """A classifier: backbone, head, class names, preprocessing, and where it all came from.
 
+    Threads may share one; so may forked processes, each of which builds its own engine at its first prediction and
+    computes on one thread (see ``backbone.device.settle_after_fork``).
+
     Args:
         net: the frozen pass to features.
         head: (N, ...) features -> (N, classes) logits; one of ``training.heads``, or composed of PyTorch's layers (see
@@ -141,11 +149,16 @@ class Model:
         self.thresholds = None if thresholds is None else tuple(map(float, thresholds))
         self.head = describe(head).requires_grad_(False).eval()
         self._exact: nn.Module | None = None
+        self._engines: dict[tuple[object, ...], Engine] = {}
         self.classes = tuple(classes)
         self.recipe = recipe
         self.data = data
         self.scores = scores
         self.libraries = libraries or {name: version(name) for name in LIBRARIES}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without its engines, which belong to one process."""
+        return self.__dict__ | {"_engines": {}}
 
     def __repr__(self) -> str:
         return f"Model({len(self.classes)} classes, {self.net.backbone.architecture})"
@@ -197,6 +210,7 @@ class Model:
 
     def logits(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
         """(N, ...) float32 features -> (N, classes) float64, before the temperature."""
+        settle_after_fork()
         if self._exact is None:
             self._exact = copy.deepcopy(self.head).double()
         return logits_on(self._exact, features, torch.float64)
@@ -211,12 +225,22 @@ class Model:
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a path is a str, and a str is iterable
-        self, pictures: Picture, *, top: int = 5, device: str = "auto", progress: Progress | None = None
+        self,
+        pictures: Picture,
+        *,
+        top: int = 5,
+        device: str = "auto",
+        progress: Progress | None = None,
     ) -> Prediction: ...
 
     @overload
     def predict(
-        self, pictures: Iterable[Picture], *, top: int = 5, device: str = "auto", progress: Progress | None = None
+        self,
+        pictures: Iterable[Picture],
+        *,
+        top: int = 5,
+        device: str = "auto",
+        progress: Progress | None = None,
     ) -> list[Prediction]: ...
 
     def predict(
@@ -241,10 +265,15 @@ class Model:
         """
         if _is_one(pictures):
             return self._predict([cast(Picture, pictures)], top=top, device=device, progress=progress)[0]
-        return self._predict(list(cast(Iterable[Picture], pictures)), top=top, device=device, progress=progress)
+        several = list(cast(Iterable[Picture], pictures))
+        return self._predict(several, top=top, device=device, progress=progress)
 
     def predict_proba(
-        self, pictures: Sequence[Picture], *, device: str = "auto", progress: Progress | None = None
+        self,
+        pictures: Sequence[Picture],
+        *,
+        device: str = "auto",
+        progress: Progress | None = None,
     ) -> tuple[npt.NDArray[np.float64], dict[int, str]]:
         """Probabilities of many pictures.
 
@@ -255,7 +284,11 @@ class Model:
         return probabilities, faults
 
     def examine(
-        self, pictures: Sequence[Picture], *, device: str = "auto", progress: Progress | None = None
+        self,
+        pictures: Sequence[Picture],
+        *,
+        device: str = "auto",
+        progress: Progress | None = None,
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], dict[int, str]]:
         """Probabilities and outlier scores of many pictures.
 
@@ -274,13 +307,22 @@ class Model:
                 if good:
                     pixels = np.stack([seen for _, seen in good])
                     if engine is None:
-                        engine = choose_engine(
-                            self.net, count=len(pictures), sample=pixels[:8], device=device, progress=progress
-                        )
+                        engine = self._engine(len(pictures), pixels, device, progress)
                     places = [place for place, _ in good]
                     out[places], odd[places] = self.judge(run_in_batches(engine, pixels))
                 advance(len(batch))
         return out, odd, faults
+
+    def _engine(self, count: int, sample: npt.NDArray[np.uint8], device: str, progress: Progress) -> Engine:
+        """For so many images; built once for each process and device."""
+        place = resolve_device(device)
+        key = os.getpid(), str(place), count >= MEASURE_FROM
+        with _BUILDING:
+            if key not in self._engines:
+                self._engines[key] = choose_engine(
+                    self.net, count=count, sample=sample, device=str(place), progress=progress
+                )
+            return self._engines[key]
 
     def judge(self, features: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """(N, ...) features -> (N, classes) probabilities and (N,) outlier scores, NaN where there are none."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import re
 import struct
@@ -14,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import headstart
+from headstart.backbone.engine import choose_engine
 from headstart.backbone.forward import FeatureNet, feature_shape
 from headstart.backbone.weights import fingerprint, random_backbone
 from headstart.errors import ModelFileError
@@ -190,3 +192,32 @@ def test_the_version_is_what_stands_in_the_file_and_changes_with_the_model(model
     assert load(file).version == model.version
     other = Model(model.net, model.head, ["9", "10", "e"], recipe=model.recipe, data={"a": 1}, scores={})
     assert other.version != model.version
+
+
+def test_the_engine_is_built_once_and_nothing_is_written(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calls of 32 images: one engine, and nothing in the cache."""
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "default"))
+    fresh = Model(model.net, model.head, model.classes, recipe=model.recipe, data={}, scores={})
+    built: list[int] = []
+
+    def choose(net: FeatureNet, *, count: int, **options: object) -> object:
+        built.append(count)
+        return choose_engine(net, count=count, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("headstart.model.choose_engine", choose)
+    images = [picture(i) for i in range(32)]
+    for _ in range(3):
+        fresh.examine(images)
+        fresh.predict(images)
+        fresh.predict_proba(images)
+        fresh.predict(images[:2])
+    assert sorted(built) == [2, 32]
+    assert not (tmp_path / "default").exists()
+
+
+def test_a_model_can_be_copied_after_it_has_predicted(model: Model) -> None:
+    images = [picture(i) for i in range(2)]
+    expected = model.predict(images)
+    assert copy.deepcopy(model).predict(images) == expected

@@ -491,7 +491,7 @@ def raw(width: int, height: int) -> bytes:
 
 def test_large_pictures_are_decoded_within_their_bound_and_hold_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(services, "AT_ONCE", 10_000)
-    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr("headstart.serve.service.usable_cpus", lambda: 4)
     model = tiny_model()
     decode, shut, under_way, most = model.pixels, threading.Event(), 0, 0
     lock = threading.Lock()

@@ -32,14 +32,13 @@ from typing import Any, Protocol, final
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, fx, nn
 
-from headstart.backbone.device import as_told, keep_freed_memory, resolve_device
+from headstart.backbone.device import as_told, resolve_device
 from headstart.backbone.fold import (
     Seen,
     can_fold_for_inference,
@@ -50,6 +49,7 @@ from headstart.backbone.fold import (
 )
 from headstart.backbone.forward import PixelNet
 from headstart.backbone.lower import onnx_bytes
+from headstart.backbone.onnx_runtime import onnxruntime
 from headstart.backbone.split import trace
 from headstart.errors import first_line
 from headstart.files import write_atomically
@@ -419,7 +419,6 @@ def choose_engine(
         OptionError: no such device.
     """
     progress = progress or SilentProgress()
-    keep_freed_memory()
     where = resolve_device(device)
     plain = TorchEngine(net, where)
     if plan is None and not exact:
@@ -534,7 +533,6 @@ def _candidates(net: PixelNet, where: torch.device, *, exact: bool) -> Iterator[
 
 def _calibrated(net: PixelNet, sample: Pixels, where: torch.device, progress: Progress) -> EnginePlan:
     """For each use the first candidate whose output agrees with plain PyTorch's on the sample."""
-    keep_freed_memory()
     expected = run_in_batches(TorchEngine(net, where), sample)
     plan, refused = EnginePlan(), set[str]()
     for exact in (True, False):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from headstart.backbone.layers import Layout, evaluating
 from headstart.backbone.pooling import Pooling, check_pooling
-from headstart.backbone.split import HEAD, SplittableBackbone, with_pooling
+from headstart.backbone.split import HEAD, TRACING, SplittableBackbone, with_pooling
 from headstart.backbone.weights import Backbone
 
 SPLITS_KEPT = 16
@@ -150,13 +150,14 @@ def split_backbone(backbone: Backbone, pool: Pooling = "auto", cut: str = "") ->
     """
     size = backbone.preprocessing
     key = (*backbone.build.items(), size.height, size.width, pool, cut)
-    if key not in _SPLIT:
-        if len(_SPLIT) >= SPLITS_KEPT:
-            _SPLIT.clear()
-        made = SplittableBackbone(backbone.module, height=size.height, width=size.width, pool=pool, cut=cut)
-        _SPLIT[key] = made.of(nn.Module())
-        return made
-    return _SPLIT[key].of(backbone.module)
+    with TRACING:
+        if key not in _SPLIT:
+            if len(_SPLIT) >= SPLITS_KEPT:
+                _SPLIT.clear()
+            made = SplittableBackbone(backbone.module, height=size.height, width=size.width, pool=pool, cut=cut)
+            _SPLIT[key] = made.of(nn.Module())
+            return made
+        return _SPLIT[key].of(backbone.module)
 
 
 def feature_shape(net: FeatureNet) -> tuple[int, ...]:

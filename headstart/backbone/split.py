@@ -10,6 +10,7 @@ Both sides share the backbone's own parameters and buffers: training the suffix 
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast, final
@@ -22,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from headstart.backbone.layers import Layout, evaluating, group_names
 from headstart.backbone.pooling import Pooling, pooled
+from headstart.concurrency import ProcessLock
 from headstart.errors import OptionError, suggestion
 
 HEAD = "head"
@@ -36,6 +38,10 @@ _SHAPE_ATTRIBUTES = frozenset({"shape", "dtype", "device", "ndim"})
 _PASSING_ON = (nn.Identity, nn.Dropout)
 _SHAPE_METHODS = frozenset({"size", "dim", "numel"})
 
+
+TRACING = ProcessLock()
+"""Held while a network is traced: torch.fx replaces ``nn.Module.__call__`` for the whole process meanwhile, and two
+traces that overlap leave it replaced for good."""
 
 _CONSTANT = "_tensor_constant"
 """What torch.fx calls tensors that a network makes in its forward pass; it leaves them on the network."""
@@ -88,7 +94,7 @@ class SplittableBackbone:
         self.cut = cut
         self._cuts: dict[str, fx.Node] = {}
         self._parts: dict[str, list[tuple[str, list[str]]]] = {}
-        with evaluating(module):
+        with TRACING, evaluating(module):
             try:
                 self._trace = _trace(module, height, width, _WHOLE if pool == "auto" or cut else _BEFORE_POOLING)
                 self._cuts = _find_cuts(self._trace, module)
@@ -268,7 +274,8 @@ def with_pooling(module: nn.Module, pool: Pooling) -> nn.Module:
     if pool == "auto":
         return module
     try:
-        graph = _Tracer(_BEFORE_POOLING).trace(module)
+        with TRACING:
+            graph = _Tracer(_BEFORE_POOLING).trace(module)
     except Exception:  # torch.fx raises whatever the network's own code raises when traced
         return _Pooled(module, pool)
     _end(graph, graph.output_node().all_input_nodes[0], pool, Layout.of(module))
@@ -310,11 +317,16 @@ def trace(module: nn.Module) -> fx.GraphModule:
     Raises:
         Exception: whatever the network's own code raises where torch.fx cannot trace it.
     """
-    return fx.GraphModule(module, _Tracer().trace(module))
+    with TRACING:
+        return fx.GraphModule(module, _Tracer().trace(module))
 
 
 class _Tracer(fx.Tracer):
-    """fx's tracer with timm's list of what to leave whole, noting the layer that each node belongs to."""
+    """fx's tracer with timm's list of what to leave whole, noting the layer that each node belongs to.
+
+    It traces what its own thread calls. Networks that other threads run meanwhile come here as well, since torch.fx
+    replaces the methods of ``nn.Module`` itself; they run as if nobody traced.
+    """
 
     def __init__(self, method: str = _WHOLE) -> None:
         super().__init__(autowrap_functions=tuple(cast(Any, timm_layers).get_notrace_functions()))
@@ -322,21 +334,49 @@ class _Tracer(fx.Tracer):
         self.whole = tuple(cast(Any, timm_layers).get_notrace_modules())
         self.inside = ""
         self.layer_of: dict[fx.Node, str] = {}
+        self.thread = threading.get_ident()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, self.whole) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
         outside, self.inside = self.inside, self.path_of_module(m)
         try:
             return super().call_module(m, forward, args, kwargs)
         finally:
             self.inside = outside
 
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
         self.layer_of[node] = self.inside
         return node
+
+
+class _Operations(FlopCounterMode):
+    """Counts operations of this thread alone: torch's hooks that tell modules apart would run in every thread."""
+
+    def __init__(self) -> None:
+        super().__init__(display=False)
+        self.mod_tracker = cast(Any, _OneModule())
+
+
+class _OneModule:
+    """In the place of ``ModuleTracker``: all operations belong to the whole."""
+
+    parents = ("Global",)
+
+    def __enter__(self) -> None:
+        """Sets no hooks."""
+
+    def __exit__(self, *_: object) -> None:
+        """There are none to remove."""
 
 
 class _Recorder(fx.Interpreter):
@@ -353,7 +393,7 @@ class _Recorder(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         if self.counting:
-            with FlopCounterMode(display=False) as counter:
+            with _Operations() as counter:
                 value = super().run_node(n)
             self.flops[n.name] = counter.get_total_flops()
         else:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
-import io
 import logging
 import math
-import warnings
+import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from headstart.backbone.names import resolution_note, resolve_architecture
 from headstart.backbone.weight_files import MatchedWeights, match_weights, read_tensors
+from headstart.concurrency import SharedScope, ignored_warnings
 from headstart.data.images import CropMode, Preprocessing
 from headstart.errors import OptionError, WeightsError
 from headstart.files import user_path
@@ -411,17 +413,52 @@ def _short(error: BaseException) -> str:
 def quiet(*names: str) -> Iterator[None]:
     """Keeps other libraries' warnings, prints and log lines from the user; errors still rise.
 
+    In any number of threads at a time. What other threads print is printed.
+
     Args:
         *names: of their loggers.
     """
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(ignored_warnings())
+        stack.enter_context(_STDOUT)
+        for name in names:
+            stack.enter_context(_errors_only(name))
+        depth = getattr(_MUTED, "depth", 0)
+        _MUTED.depth = depth + 1
         try:
             yield
         finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+            _MUTED.depth = depth
+
+
+class _StdoutOfOthers:
+    """Standard output without what muted threads write to it."""
+
+    def __init__(self) -> None:
+        self._stream = sys.stdout
+
+    def write(self, text: str) -> int:
+        """Drops the text of a muted thread."""
+        return len(text) if getattr(_MUTED, "depth", 0) else self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+_MUTED = threading.local()
+_STDOUT = SharedScope(lambda: contextlib.redirect_stdout(cast(Any, _StdoutOfOthers())))
+
+
+@functools.cache
+def _errors_only(logger: str) -> SharedScope:
+    return SharedScope(lambda: _at_level(logging.getLogger(logger), logging.ERROR))
+
+
+@contextlib.contextmanager
+def _at_level(logger: logging.Logger, level: int) -> Iterator[None]:
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

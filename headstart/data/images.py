@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import os
 import re
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from headstart.concurrency import ignored_warnings, usable_cpus
 from headstart.data.bit_depth import DeepValues, ValueRange, deep_values, tag
 from headstart.errors import LargeImage, UnreadableImage
 from headstart.html import data_address
@@ -223,6 +222,7 @@ class Decoded:
     used_bits: int = 8
 
 
+@ignored_warnings("PIL|pillow_heif")  # remarks on odd metadata; what matters is raised
 def decode(
     source: bytes | str | Path,
     *,
@@ -394,11 +394,15 @@ def map_images(
 ) -> Iterator[Result]:
     """Runs ``work`` (decoding releases the interpreter's lock) in threads and yields the results in order.
 
-    Never more than ``ahead`` results wait to be taken, so memory does not grow with the number of items. Pillow's
-    remarks on odd metadata are kept from the user meanwhile; what matters is raised.
+    Never more than ``ahead`` results wait to be taken, so memory does not grow with the number of items.
+
+    Args:
+        work: is given an item.
+        items: for it.
+        ahead: see above.
+        threads: how many; as many as there are processors for this process where it is not given.
     """
-    with warnings.catch_warnings(), ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
-        warnings.simplefilter("ignore")
+    with ThreadPoolExecutor(threads or usable_cpus()) as pool:
         waiting: deque[Future[Result]] = deque()
         for item in items:
             waiting.append(pool.submit(work, item))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from headstart.concurrency import ignored_warnings
 from headstart.evaluation.metrics import AnyScores, LabelScores
 from headstart.model import MODEL_FILE, NONE_OF_THESE, UNSURE, Model
 from headstart.training.outliers import KEPT
@@ -58,8 +58,7 @@ def model_card(
         eval_results=figures or None,
     )
     plain = Recipe().as_json()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with ignored_warnings():
         made = ModelCard.from_template(
             card,
             template_path=str(Path(__file__).parent / "templates" / "card.md"),

@@ -10,13 +10,16 @@ from typing import Any, final
 
 import numpy as np
 import onnx
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
+from headstart.backbone import onnx_runtime  # noqa: F401  # before onnxruntime.quantization: switches telemetry off
 from headstart.backbone.weights import quiet
 from headstart.data.bit_depth import ValueRange
 from headstart.data.images import decode, map_images
 from headstart.errors import ExportError, UnreadableImage, first_line
 from headstart.exports.about import INPUT
+
+# isort: split
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 PICTURES = 100
 """That ranges of activations are taken from."""

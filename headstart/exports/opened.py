@@ -10,8 +10,8 @@ from typing import final
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
+from headstart.backbone.onnx_runtime import onnxruntime
 from headstart.errors import ExportError, first_line
 from headstart.exports.about import INPUT, KEY, LOGGERS, About
 

@@ -13,9 +13,9 @@ from typing import Any, TypeGuard, final
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 
+from headstart.backbone.onnx_runtime import onnxruntime
 from headstart.data.dataset import Dataset
 from headstart.errors import DataError, ExportError, OptionError, OutputError, RunError
 from headstart.exports.about import About

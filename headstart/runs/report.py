@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from headstart.backbone.device import keep_freed_memory
 from headstart.backbone.split import SplittableBackbone
 from headstart.data.finding import Finding
 from headstart.evaluation.card import CARD_FILE, model_card
@@ -41,7 +40,6 @@ def report(run: str | os.PathLike[str], out: str | os.PathLike[str] | None = Non
         RunError: no finished run there, it is damaged, or the file cannot be written.
         ModelFileError: its model cannot be read.
     """
-    keep_freed_memory()
     folder = user_path(run)
     load_run(folder)
     document = json.loads((folder / "run.json").read_text(encoding="utf-8"))

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from headstart.backbone.device import keep_freed_memory
 from headstart.backbone.engine import (
     EnginePlan,
     read_plan,
@@ -201,7 +200,6 @@ def _carry_out(
     listener: Listener | None,
 ) -> Run:
     clock = _Clock()
-    keep_freed_memory()
     recipe, progress = prepared.recipe, prepared.progress
     frozen = prepared.frozen_digests()
     clock.laps["load the backbone"] = prepared.seconds

@@ -16,7 +16,6 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from headstart.backbone.device import keep_freed_memory
 from headstart.backbone.weights import fingerprint
 from headstart.data.dataset import Dataset, open_data
 from headstart.data.images import Preprocessing
@@ -71,7 +70,6 @@ def prepare(
         OptionError: a choice has a value that it cannot take, or leaves nothing to train.
     """
     recipe = Recipe.of(recipe, choices if recipe else {"effort": "quick"} | choices)
-    keep_freed_memory()
     prepared = Preparation(open_data(source), recipe, device=device, cache=cache, progress=progress or SilentProgress())
     prepared.read_images()
     prepared.say_findings()

@@ -22,6 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from headstart.backbone.device import give_back_freed_memory
 from headstart.backbone.engine import Engine, Pixels, choose_engine, made_up
+from headstart.concurrency import usable_cpus
 from headstart.errors import LargeImage
 from headstart.model import Model, Prediction, unreadable
 from headstart.progress import Progress, SilentProgress
@@ -167,7 +168,7 @@ class Service:
                 return
             self._reset()
             self._process = os.getpid()
-            threads = min(DECODERS, os.cpu_count() or 1)
+            threads = min(DECODERS, usable_cpus())
             self._decoders = ThreadPoolExecutor(threads, "headstart-decode")
             self._ordinary = Room(self._decoders, threads)
             self._large = Room(self._decoders, self.limits.pixels)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from headstart.concurrency import ignored_warnings
 from headstart.progress import Progress, SilentProgress
 from headstart.training.linear_fits import linear_fits
 from headstart.training.probe import CHOOSE_FROM, FOLDS, choose_c, standardised
@@ -93,8 +93,7 @@ def _without(folds: Folds, doubted: npt.NDArray[np.bool_], labels: Labels) -> Fo
 def _doubted(labels: Labels, chances: Chances, *, surely: bool) -> npt.NDArray[np.bool_]:
     """(N,) by cleanlab; ``surely`` where both of its rules say so."""
     rule = "both" if surely else "prune_by_noise_rate"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with ignored_warnings():
         if are_several(labels):
             from cleanlab.multilabel_classification.filter import find_label_issues as find_in_several
 
