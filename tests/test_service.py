@@ -402,7 +402,7 @@ def test_what_waits_longer_than_agreed_is_not_run() -> None:
 
 
 def test_images_to_classify_are_decoded_before_those_of_other_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    monkeypatch.setattr("headstart.serve.service.usable_cpus", lambda: 1)
     order: list[str] = []
     model = tiny_model()
     decode, begun, go = model.pixels, threading.Event(), threading.Event()
