@@ -14,11 +14,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from headstart.data.dataset import open_data
-from headstart.progress import SilentProgress
-from headstart.runs.folder import Start, choose_run_folder, make_run_folder, write_start
-from headstart.runs.train import carry_out
-from headstart.training.recipe import Recipe
+import headstart as hs
 
 
 def main() -> None:
@@ -33,12 +29,8 @@ def main() -> None:
     for data in given.data:
         for seed in given.seeds:
             for depth in given.depths:
-                recipe = Recipe(effort="quick", unfreeze=depth, seed=seed, val=given.val, test=0.0)
-                dataset = open_data(data)
-                folder = make_run_folder(choose_run_folder(given.out / f"{data.name}-{depth}-{seed}", data))
-                start = Start(str(data.resolve()), "auto")
-                write_start(folder, recipe, start)
-                run = carry_out(dataset, folder, recipe, start, insist=True, cache=None, progress=SilentProgress())
+                choices = {"effort": "quick", "unfreeze": depth, "seed": seed, "val": given.val, "test": 0.0}
+                run = hs.train(data, out=given.out / f"{data.name}-{depth}-{seed}", **choices)
                 probe, rung = run.rungs[1], run.rungs[2]
                 row = {"data": data.name, "seed": seed, "depth": depth, "probe": asdict(probe), "rung": asdict(rung)}
                 print(json.dumps(row), flush=True)

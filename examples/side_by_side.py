@@ -90,7 +90,8 @@ def side_by_side(tutorial: Tutorial, ways: dict[str, dict[str, Any]], given: arg
         started = time.monotonic()
         out = given.out / f"{len(rows) + 1}" if given.out else None
         data = some_of(whole) if given.short and way.startswith("tutorial") else whole
-        run = hs.train(data, out=out, progress=hs.TerminalProgress(), **own | choices)
+        weights = {"weights": ""} if choices.get("scratch") else {}
+        run = hs.train(data, out=out, progress=hs.TerminalProgress(), **own | choices | weights)
         rows.append(Row(way, run.scores, time.monotonic() - started, run))
     width = max(len(row.way) for row in rows)
     print(

@@ -10,6 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
 
 TOKEN = "hf_for_tests"
 
@@ -148,3 +152,14 @@ def hub_on_this_machine() -> Iterator[Hub]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def hub_for_tests(cache: Path) -> Iterator[Hub]:
+    """The same, and this process takes it for the hub; what is fetched goes to ``cache``."""
+    with hub_on_this_machine() as held, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_ENDPOINT", held.address)
+        patch.setenv("HF_TOKEN", TOKEN)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        yield held

@@ -1,19 +1,226 @@
-"""What the documentation names exists: options, public names, files."""
+"""What the documents show works: every command and every Python block is run, and what they name exists."""
 
 from __future__ import annotations
 
+import csv
+import json
 import re
+import shlex
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import onnx
 import pytest
+import timm
+import torch
+from documents import PAGES, ROOT, Block, Reader, blocks_of
+from hub import hub_for_tests
+from pictures import picture, write_classes, write_mixtures
+from small_architectures import SMALL, small_architectures
 from typer.main import get_command
 
 import headstart as hs
 from headstart import cli
+from headstart.backbone.weights import fingerprint
+from headstart.model import Model
+from headstart.runs import export as exports
+from headstart.training import ladder
 
-ROOT = Path(cli.__file__).parent.parent
-PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+NOT_RUN = {
+    ("README.md", "headstart/"): "the package's tree: test_readme.py compares it with the package",
+    ("ARCHITECTURE.md", "folder | table"): "a drawing",
+    ("page.md", "runs/flowers-corrections/"): "names of files: test_corrections.py and test_app.py see them written",
+    ("serve.md", "{"): "what the server answers: its keys are compared with a real answer, here",
+    ("serve.md", '{"time": "2026'): "a line of the log: test_app.py compares its keys with a real one",
+}
+"""Blocks that nothing here runs, by page and beginning, and why not."""
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The data and the runs that the documents name, small: 64 pixels, networks of the same layers' names."""
+    folder = tmp_path_factory.mktemp("library")
+    with small_architectures(), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setattr(ladder, "LEAST_STEPS", 1)  # small data are shown for fewer epochs
+        patch.setattr(exports, "onnx_graph", _once_a_model(exports.onnx_graph))
+        patch.setenv("HEADSTART_CACHE", str(folder / "cache"))
+        _write_data(folder)
+        run = hs.train(folder / "flowers", out=folder / "runs" / "flowers")
+        for name in ("probe", "tuned"):
+            shutil.copytree(run.folder, folder / "runs" / name)
+        shutil.copy(run.model_path, folder / "model.safetensors")
+        with (folder / "runs" / "flowers-corrections.csv").open("w", newline="") as file:
+            rows = csv.DictReader((run.folder / "split.csv").read_text().splitlines())
+            table = csv.writer(file)
+            table.writerows([["path", "label", "split"], [folder / "wasp.jpg", "roses", "train"]])
+            table.writerows([folder / "flowers" / row["path"], row["label"], row["split"]] for row in rows)
+        yield folder
+
+
+def _once_a_model(capture: Callable[[Model], onnx.ModelProto]) -> Callable[[Model], onnx.ModelProto]:
+    """The exporter takes seconds: for equal weights, once."""
+    held: dict[str, onnx.ModelProto] = {}
+
+    def captured(model: Model) -> onnx.ModelProto:
+        key = fingerprint(model.net.state_dict() | model.head.state_dict()) + repr(model.calibration)
+        if key not in held:
+            held[key] = capture(model)
+        copy = onnx.ModelProto()
+        copy.CopyFrom(held[key])
+        return copy
+
+    return captured
+
+
+def _write_data(folder: Path) -> None:
+    write_classes(folder / "flowers", {"roses": 25, "tulips": 25})
+    for number, path in enumerate(sorted((folder / "flowers").glob("*/*.png"))):
+        picture(number, (90 + 60 * (path.parent.name == "roses"), 90, 90)).save(path.with_suffix(".jpg"))
+        path.unlink()
+    shutil.copytree(folder / "flowers", folder / "pictures")
+    write_classes(folder / "FOLDER", {"roses": 12, "tulips": 12}, first_seed=900)
+    for part, count in (("train", 8), ("val", 4)):
+        write_classes(folder / "your-folder" / part, {"roses": count, "tulips": count}, first_seed=600 + 20 * count)
+    write_classes(folder / "orchids", {"orchids": 20}, first_seed=700)
+    for number, name in enumerate(("rose", "tulip", "blurred", "lunch", "photo", "wasp")):
+        picture(500 + number).save(folder / f"{name}.jpg")
+    _write_table(
+        folder / "beaches.csv",
+        ["path", "labels"],
+        [
+            [f"beaches/{name}", "|".join(shown)]
+            for name, shown in write_mixtures(folder / "beaches", 60, first_seed=800)
+        ],
+    )
+    rows = [
+        [f"flowers/{path.parent.name}/{path.stem}", path.parent.name] for path in (folder / "flowers").glob("*/*.jpg")
+    ]
+    _write_table(folder / "plants.csv", ["Datei", "Art"], sorted(rows))
+    names = sorted(str(path.relative_to(folder / "flowers")) for path in (folder / "flowers").glob("*/*.jpg"))
+    _write_table(
+        folder / "flowers" / "val-table.csv", ["path", "label"], [[own, own.partition("/")[0]] for own in names]
+    )
+    for name in SMALL:
+        torch.save(timm.create_model(name).state_dict(), folder / f"{name}.pth")
+
+
+def _write_table(file: Path, header: list[str], rows: list[list[str]]) -> None:
+    with file.open("w", newline="") as opened:
+        csv.writer(opened).writerows([header, *rows])
+
+
+@pytest.fixture
+def reader(
+    library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Reader]:
+    """In a folder of their own that holds what the documents name."""
+    place = tmp_path / "place"
+    shutil.copytree(library, place, ignore=shutil.ignore_patterns("cache"))
+    monkeypatch.chdir(place)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    with hub_for_tests(tmp_path / "hub"):
+        yield Reader(place, capsys)
+
+
+def _clear_what_the_page_makes(page: Path, place: Path) -> None:
+    for made in re.findall(r"--out (runs/[\w-]+)", page.read_text()):
+        shutil.rmtree(place / made, ignore_errors=True)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_a_page_shows_as_code_works(page: Path, reader: Reader) -> None:
+    if "hf://" in page.read_text():
+        hs.push("runs/flowers", "OWNER/NAME")
+    _clear_what_the_page_makes(page, reader.folder)
+    reader.read(page)
+    if page == ROOT / "README.md":
+        assert re.search(r"^accuracy [01]\.\d+ \(", reader.said, re.MULTILINE)
+    if page.name == "serve.md":
+        (reply,), (shown,) = reader.replies, [own for own in blocks_of(page) if own.text.startswith("{\n")]
+        assert _keys(reply) == _keys(json.loads(shown.text))
+
+
+def _keys(document: object) -> object:
+    """Names only, of a list those of its first entry."""
+    if isinstance(document, dict):
+        return {name: _keys(value) for name, value in document.items()}
+    return _keys(document[0]) if isinstance(document, list) and document else None
+
+
+def test_every_block_is_run_or_listed_with_the_reason() -> None:
+    still = [own for page in PAGES for own in blocks_of(page) if own.language not in ("sh", "python")]
+    listed = {key: [own for own in still if _listed(own, key)] for key in NOT_RUN}
+    assert not [own.where for own in still if not any(own in found for found in listed.values())]
+    assert not [key for key, found in listed.items() if len(found) != 1]
+
+
+def _listed(block: Block, key: tuple[str, str]) -> bool:
+    return block.page.name == key[0] and block.text.startswith(key[1]) and (key[1] != "{" or block.text[1] == "\n")
+
+
+PAGE = """# A page
+
+```python
+answer = 6 * 7
+```
+
+Words, and a list:
+
+- `headstart check`
+    that goes on here.
+
+    $ headstart cache --json
+    {}
+
+In Python:
+
+    assert answer == 42
+
+```sh
+headstart cache   # again
+```
+"""
+
+
+def test_blocks_of_every_kind_are_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(PAGE)
+    found = [(own.language, own.line, own.commands) for own in blocks_of(page)]
+    assert found == [
+        ("python", 3, ["answer = 6 * 7"]),
+        ("sh", 12, ["headstart cache --json"]),
+        ("python", 17, ["assert answer == 42"]),
+        ("sh", 19, ["headstart cache   # again"]),
+    ]
+
+
+def test_a_page_that_is_right_passes(tmp_path: Path, reader: Reader) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(PAGE)
+    reader.read(page)
+    assert "{" in reader.said
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("cache --json", "layers no_such_network"),
+        ("cache  ", "cache --no-such-option"),
+        ("headstart cache  ", "other-program cache"),
+        ("== 42", "== 43"),
+        ("answer = 6", "answer = nothing"),
+    ],
+)
+def test_a_page_with_a_command_that_fails_fails(right: str, wrong: str, tmp_path: Path, reader: Reader) -> None:
+    page = tmp_path / "page.md"
+    assert right in PAGE
+    page.write_text(PAGE.replace(right, wrong))
+    with pytest.raises((AssertionError, NameError)):
+        reader.read(page)
 
 
 def options() -> set[str]:
@@ -22,7 +229,7 @@ def options() -> set[str]:
     return own | {"--help", "--version"}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_options_names_and_links_of_a_page_exist(page: Path) -> None:
     text = page.read_text()
     code = " ".join(re.findall(r"`[^`]+`|^    .*$", text, re.MULTILINE))
@@ -31,6 +238,51 @@ def test_options_names_and_links_of_a_page_exist(page: Path) -> None:
     assert named <= set(hs.__all__)
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (page.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_command_within_a_sentence_is_one_that_the_command_line_takes(page: Path) -> None:
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for span in re.findall(r"`(headstart [^`]+)`", prose):
+        verb, *words = shlex.split(span)[1:]
+        assert _takes(verb, words), span
+
+
+def _takes(verb: str, words: list[str]) -> bool:
+    """Whether the command line would begin with it; a verb alone names the command."""
+    group = get_command(cli.app)
+    if verb.startswith("-"):
+        return verb in options()
+    command = group.commands.get(verb)  # type: ignore[attr-defined]
+    if command is None or not words:
+        return command is not None
+    plain = [own for own in (word.strip("[]") for word in words) if own not in ("|", "...")]
+    numbers = [
+        "1" if own.isupper() and before.startswith("--") else own
+        for before, own in zip(["", *plain], plain, strict=False)
+    ]
+    try:
+        command.make_context(verb, numbers, resilient_parsing=False)
+    except Exception as error:  # Typer's own click, or the package: no common class
+        return type(error).__name__ == "MissingParameter"
+    return True
+
+
+@pytest.mark.parametrize(
+    ("span", "taken"),
+    [
+        ("train --resume RUN", True),
+        ("watch RUN --port 8001", True),
+        ("check", True),
+        ("compare DATA --only depths", True),
+        ("no-such-verb", False),
+        ("check DATA --no-such-option", False),
+        ("train DATA --epochs few", False),
+    ],
+)
+def test_what_the_command_line_would_not_take_is_seen(span: str, taken: bool) -> None:
+    verb, *words = span.split()
+    assert _takes(verb, words) is taken
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)

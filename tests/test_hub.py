@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from commands import main
-from hub import TOKEN, Hub, hub_on_this_machine
-from huggingface_hub import ModelCard, constants
+from hub import Hub, hub_for_tests
+from huggingface_hub import ModelCard
 from huggingface_hub.errors import LocalEntryNotFoundError
 from pictures import COLOURS, write_classes
 
@@ -25,12 +25,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> hs.Run:
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with hub_on_this_machine() as held:
-        monkeypatch.setenv("HF_ENDPOINT", held.address)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    with hub_for_tests(tmp_path / "cache") as held:
         yield held
 
 

@@ -1,0 +1,88 @@
+"""Small networks under well-known names, with the layer groups of those names: documents' commands in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from timm.models import _registry as registry
+from timm.models import build_model_with_cfg
+from timm.models._efficientnet_builder import decode_arch_def, round_channels
+from timm.models.efficientnet import EfficientNet
+from timm.models.vgg import VGG
+from torch import nn
+
+from headstart.backbone import weights
+from headstart.backbone.weights import DEFAULT_BACKBONE, build_architecture
+
+SIDE = 64
+"""Side of the input in pixels."""
+
+LITE = ["ds_r1_k3_s1_e1_c16", "ir_r1_k3_s2_e6_c24", "ir_r1_k5_s2_e6_c40", "ir_r1_k3_s2_e6_c80", "ir_r1_k5_s1_e6_c112"]
+LITE += ["ir_r1_k5_s2_e6_c192", "ir_r1_k3_s1_e6_c320"]
+VGG16 = [4, 4, "M", 8, 8, "M", 16, 16, 16, "M", 32, 32, 32, "M", 32, 32, 32, "M"]
+
+
+def _build(kind: type[nn.Module], name: str, pretrained: bool, more: dict[str, Any], **fixed: Any) -> nn.Module:
+    module: nn.Module = build_model_with_cfg(kind, name, pretrained, **fixed, **more | _of_side(more))
+    return module
+
+
+def _of_side(more: dict[str, Any]) -> dict[str, Any]:
+    return {"pretrained_cfg_overlay": dict(more.get("pretrained_cfg_overlay") or {}, input_size=(3, SIDE, SIDE))}
+
+
+def _inverted_residuals(name: str, pretrained: bool = False, **more: Any) -> nn.Module:
+    """``conv_stem``, ``blocks.0`` to ``blocks.6``, ``conv_head``, as EfficientNet-Lite0 and MobileNetV2 have them."""
+    fixed = {
+        "block_args": decode_arch_def([[stage] for stage in LITE]),
+        "num_features": 128,
+        "stem_size": 16,
+        "round_chs_fn": partial(round_channels, multiplier=0.25),
+        "act_layer": nn.ReLU6,
+    }
+    return _build(EfficientNet, name, pretrained, more, **fixed)
+
+
+def _vgg(name: str, pretrained: bool = False, **more: Any) -> nn.Module:
+    """``features.0`` to ``features.30``, as VGG16 has them, and a small ``pre_logits``."""
+    return _build(VGG, name, pretrained, more, model_cfg=VGG16, mlp_ratio=1 / 64)
+
+
+def _same_as(other: str) -> Callable[..., nn.Module]:
+    def build(name: str, pretrained: bool = False, **more: Any) -> nn.Module:
+        entry = registry.model_entrypoint(other)
+        module: nn.Module = entry(pretrained=pretrained, **more | _of_side(more) | {"pretrained_cfg": None})
+        return module
+
+    return build
+
+
+SMALL: dict[str, Callable[..., nn.Module]] = {
+    DEFAULT_BACKBONE: _inverted_residuals,
+    "mobilenetv2_100": _inverted_residuals,
+    "vgg16": _vgg,
+    "legacy_xception": _same_as("test_resnet"),
+    "resnet50": _same_as("test_resnet"),
+    "resnetv2_50": _same_as("test_resnet"),
+}
+
+
+@contextmanager
+def small_architectures() -> Iterator[None]:
+    """While it is open, these names build small networks, and the default backbone has random weights."""
+
+    def default(image_size: int | None) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return build_architecture(DEFAULT_BACKBONE, image_size=image_size, classes=1000)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, build in SMALL.items():
+            patch.setitem(registry._model_entrypoints, name, partial(build, name))
+        patch.setattr(weights, "_offline_network", default)
+        yield
