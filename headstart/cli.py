@@ -148,8 +148,20 @@ ImageSize = Annotated[int, typer.Option(min=0, help="Side of the input in pixels
 PoolChoice = Annotated[Pool, typer.Option(help="How features are pooled; auto: as the weights were trained.")]
 Cut = Annotated[str, typer.Option(help="End the backbone at this boundary (see headstart layers).")]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the drawn split and of cross-validation's folds.")]
-Val = Annotated[float, typer.Option(help="Share of the images for val, where the data come without splits.")]
-Test = Annotated[float, typer.Option(help="Share of the images for test, where the data come without splits.")]
+Val = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of the images for val, where the data have none. [default: 0.15; of train and test folders only "
+        "where that is at least 100 images]",
+        show_default=False,
+    ),
+]
+Test = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of the images for test, where the data come without splits. [default: 0.15]", show_default=False
+    ),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -226,8 +238,8 @@ def train(
     label_column: LabelColumn = "",
     split_column: SplitColumn = "",
     group_column: GroupColumn = "",
-    val: Val = 0.15,
-    test: Test = 0.15,
+    val: Val = None,
+    test: Test = None,
     seed: Seed = 0,
     device: DeviceChoice = Device.auto,
     watch: Annotated[bool, typer.Option("--watch", help="Show the run on a page while it goes on.")] = False,
@@ -444,8 +456,11 @@ def predict(
     predictions = model.predict(pictures, top=top, device=device.value, progress=TerminalProgress())
     if out is not None:
         write_predictions(out, predictions)
+    uncalibrated = {} if model.calibration.images else {"uncalibrated": model.calibration_words}
+    if uncalibrated:
+        _complain(model.calibration_words)
     if as_json:
-        _print_json([prediction_document(p) for p in predictions])
+        _print_json([prediction_document(p) | uncalibrated for p in predictions])
     elif out is None:
         for p in predictions:
             print(f"{_shown(p.path)}\t{_answer(p)}")
@@ -517,8 +532,8 @@ def compare(
     label_column: LabelColumn = "",
     split_column: SplitColumn = "",
     group_column: GroupColumn = "",
-    val: Val = 0.15,
-    test: Test = 0.15,
+    val: Val = None,
+    test: Test = None,
     seed: Seed = 0,
     ignore_unknown: IgnoreUnknown = False,
     device: DeviceChoice = Device.auto,
@@ -701,8 +716,8 @@ def check(
     label_column: LabelColumn = "",
     split_column: SplitColumn = "",
     group_column: GroupColumn = "",
-    val: Val = 0.15,
-    test: Test = 0.15,
+    val: Val = None,
+    test: Test = None,
     seed: Seed = 0,
     device: DeviceChoice = Device.auto,
     as_json: Json = False,
@@ -1251,6 +1266,7 @@ def _check_document(look: Inspection) -> dict[str, object]:
         "usable": int(look.scanned.usable.sum()),
         "classes": list(look.dataset.classes),
         "split": "given" if look.split.given else "drawn",
+        "split_origin": look.split.origin,
         "counts": look.counts(),
         "findings": [asdict(finding) for finding in look.findings],
     }
@@ -1259,8 +1275,7 @@ def _check_document(look: Inspection) -> dict[str, object]:
 def _print_check(look: Inspection) -> None:
     counts = look.counts()
     usable = int(look.scanned.usable.sum())
-    how = "given" if look.split.given else "drawn by content"
-    print(f"{look.dataset.root}: {usable:,} of {len(look.dataset):,} images usable, split {how}")
+    print(f"{look.dataset.root}: {usable:,} of {len(look.dataset):,} images usable, split {look.split.origin}")
     _print_table(
         ["class", *counts],
         [[label, *(f"{part[label]:,}" for part in counts.values())] for label in look.dataset.classes],

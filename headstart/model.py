@@ -188,17 +188,11 @@ class Model:
 
     @property
     def calibration_words(self) -> str:
-        """What was fitted on validation images, in words; "" for nothing."""
-        own = self.calibration
-        if not own.images:
-            return ""
-        words = f"Calibrated on {own.images:,} validation images: temperature {own.temperature:.2f}"
-        if own.wanted:
-            words += (
-                f"; to be right in {100 * own.wanted:g} % of its answers, it answers {100 * own.coverage:.1f} % of "
-                f"them and is right in {100 * own.accuracy:.1f} %"
-            )
-        return words + "."
+        """What was fitted on images that it did not learn from; or why nothing was, and what to do."""
+        words = self.calibration.sentence
+        if self.familiar is None:
+            words = f'{words.rstrip(".")}; it never answers "{NONE_OF_THESE}".'
+        return words
 
     def probabilities(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
         """(N, ...) float32 features -> (N, classes) float64 probabilities.

@@ -1,13 +1,30 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.special import expit, softmax
 
 from headstart.evaluation.metrics import Scores
 from headstart.evaluation.predictions import Evaluated, evaluate_predictions
-from headstart.evaluation.reliability import coverage_curve, reliabilities, reliability, reliability_picture
-from headstart.training.calibration import LEAST, Calibration, by_others, calibrate, calibrated_scale, threshold_for
+from headstart.evaluation.reliability import (
+    coverage_curve,
+    reliabilities,
+    reliability,
+    reliability_picture,
+    usual_kept,
+)
+from headstart.training.calibration import (
+    HIGHEST,
+    LEAST,
+    Calibration,
+    agreement,
+    by_others,
+    calibrate,
+    calibrated_scale,
+    threshold_for,
+)
 from headstart.training.targets import folds_of
 
 
@@ -52,8 +69,54 @@ def test_no_number_of_right_answers_makes_it_certain() -> None:
 
 def test_few_images_calibrate_nothing() -> None:
     logits, labels = some(LEAST - 1)
-    assert calibrate(logits, labels, wanted=0.9) == Calibration()
+    found = calibrate(logits, labels, wanted=0.9)
+    assert (found.images, found.temperature, found.threshold) == (0, 1, 0)
+    assert "there are 49. Remedy: add labelled images" in found.sentence
     assert np.allclose(by_others(logits, labels), softmax(logits, axis=1))
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_a_classifier_no_better_than_chance_gets_no_temperature_and_is_said_to_have_learnt_nothing(
+    classes: int,
+) -> None:
+    rng = np.random.default_rng(0)
+    found = calibrate(rng.normal(size=(200, classes)), rng.integers(0, classes, 200), wanted=0.9)
+    assert (found.images, found.temperature) == (0, 1)
+    assert "learnt nothing" in found.sentence
+    several = calibrate(rng.normal(size=(200, classes)), rng.integers(0, 2, (200, classes)), wanted=0.9)
+    assert several.images == 0
+
+
+def test_always_naming_the_common_class_is_nothing_and_finding_the_rare_one_is_something() -> None:
+    labels = (np.arange(300) % 20 == 0).astype(np.int64)
+    always = agreement(np.tile([1.0, 0.0], (300, 1)), labels)
+    assert (always.correct, always.expected, always.learnt) == (285, 285, False)
+    found = labels.copy()
+    found[labels == 1] = np.arange(15) % 3 > 0  # 10 of 15
+    found[1:61:3] = 1  # 20 others: less often right than who always names the common one
+    finds = agreement(np.eye(2)[found], labels)
+    assert finds.correct < 285
+    assert finds.learnt
+    assert 0 < finds.kappa < 1
+
+
+def test_the_temperature_has_bounds() -> None:
+    logits, labels = some(400)
+    labels[:240] = np.random.default_rng(1).integers(0, 4, 240)  # a weak signal in logits that are far too large
+    assert calibrate(1e4 * logits, labels, wanted=0.9).temperature == HIGHEST
+    assert calibrate(1e-4 * logits, labels, wanted=0.9).temperature == pytest.approx(1 / HIGHEST)
+
+
+def test_kept_usual_images_are_reported_with_their_interval_and_a_warning_outside_the_promise() -> None:
+    part = evaluate_predictions("test", ["x"] * 200, np.zeros(200, np.int64), np.tile([0.9, 0.1], (200, 1)), ("a", "b"))
+    for kept, warned in ((190, False), (160, True), (200, True)):
+        scores = np.where(np.arange(200) < kept, 0.5, 0.99)
+        (found,) = usual_kept(Calibration(), [replace(part, outliers=scores)])
+        assert f"of test it keeps {kept} of 200" in found.sentence
+        assert bool(found.warning) == warned
+    assert usual_kept(Calibration(), [part]) == []
+    first = usual_kept(Calibration(usual_images=245, usual_kept=233), [part])[0]
+    assert (first.kept, first.count) == (233, 245)
 
 
 def test_each_fifth_is_judged_by_the_temperature_of_the_others() -> None:

@@ -81,6 +81,15 @@ def test_settings_are_taken_over_and_tiny_sets_have_a_rule(kind: str) -> None:
     assert np.isfinite(logits(few.head, new)).all()
 
 
+@pytest.mark.parametrize("kind", ["svm", "rbf"])
+def test_a_class_of_one_image_does_not_keep_c_from_being_chosen(kind: str) -> None:
+    x, y, _, _ = some_data(3)
+    keep = np.r_[np.flatnonzero(y != 2)[:120], np.flatnonzero(y == 2)[:1]]
+    reason = CLASSICAL[kind](x[keep], y[keep], classes=3).reason
+    assert "5-fold" in reason
+    assert "tried" in reason
+
+
 def test_balance_finds_more_of_the_rare_class() -> None:
     x, y, _, _ = some_data(2)
     keep = np.r_[np.flatnonzero(y == 0), np.flatnonzero(y == 1)[:15]]

@@ -267,6 +267,18 @@ def test_the_optimizer_is_told_what_weight_decay_leaves_alone() -> None:
     assert decayed == {id(p) for name, p in module.named_parameters() if p.ndim > 1 and name.endswith(".weight")}
 
 
+def test_validation_that_does_not_choose_is_scored_for_the_curve_alone() -> None:
+    split, train, val, head = prepared()
+    settings = replace(SETTINGS, epochs=4, lr=0.05)  # so large that the last epoch is hardly the best
+    found = fine_tune(split, "layer3", head, train, val, settings, val_chooses=False)
+    assert [entry["epoch"] for entry in found.history] == [0, 1, 2, 3]
+    assert all("correct" in entry and "log_loss" in entry for entry in found.history)
+    assert found.best == found.history[-1]
+    without = prepared()
+    fine_tune(without[0], "layer3", head, train, None, settings)
+    assert all(torch.equal(a, b) for a, b in zip(state(split).values(), state(without[0]).values(), strict=True))
+
+
 def test_balance_weighs_a_rare_class_like_a_common_one() -> None:
     split, train, _, head = prepared()
     labels = np.array([0] * 36 + [1] * 4)

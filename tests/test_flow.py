@@ -63,6 +63,7 @@ ORDER = [
     "training.extension",
     "training.sweep",
     "training.classifiers",
+    "training.out_of_fold",
     "training.ladder",
     "training.checkpoint",
     "hub",

@@ -52,6 +52,17 @@ def test_too_few_images_say_nothing() -> None:
     assert find_label_issues(features[rare], labels[rare]) is None
 
 
+@pytest.mark.parametrize("signal", [0.0, 0.12])
+def test_a_classifier_that_is_not_well_above_chance_accuses_no_label(signal: float) -> None:
+    """As of a network with random weights: nothing in the features tells the classes apart, or hardly anything."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 460)
+    features = (rng.normal(size=(460, 64)) + signal * labels[:, None]).astype(np.float32)
+    assert find_label_issues(features, labels) is None
+    several = np.stack([labels, rng.integers(0, 2, 460)], axis=1)
+    assert find_label_issues(features, several) is None
+
+
 @pytest.mark.parametrize("several", [False, True])
 def test_images_that_belong_to_no_class_are_strays_the_strangest_first(several: bool) -> None:
     features, labels = images(400, 3)

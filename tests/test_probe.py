@@ -100,9 +100,16 @@ def test_a_small_set_gets_the_stated_rule() -> None:
     fitted = fit_probe(x, y, classes=2)
     assert fitted.c == C_WITHOUT_CHOICE
     assert "40 training images" in fitted.reason
+
+
+@pytest.mark.parametrize("rare", [1, 3])
+def test_a_class_of_few_images_does_not_keep_c_from_being_chosen(rare: int) -> None:
     x, y = some_data(200, 3)
-    keep = np.r_[np.flatnonzero(y != 2), np.flatnonzero(y == 2)[:3]]
-    assert "a class of 3 image(s)" in fit_probe(x[keep], y[keep], classes=3).reason
+    keep = np.r_[np.flatnonzero(y != 2), np.flatnonzero(y == 2)[:rare]]
+    fitted = fit_probe(x[keep], y[keep], classes=3)
+    assert len(fitted.losses) > 1
+    assert fitted.c == min(fitted.losses, key=lambda c: fitted.losses[c])
+    assert max(fitted.losses.values()) < 100  # no fold judged an image whose class it had not learnt
 
 
 def test_the_same_seed_gives_the_same_weights() -> None:

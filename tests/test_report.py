@@ -91,6 +91,8 @@ def test_every_figure_is_recomputed_from_the_predictions(run: hs.Run, rows: list
             expected["calibration|val, before"] = f"{100 * error(plain, places):.1f}"
             expected["calibration|val, after"] = f"{100 * error(by_others(logits, np.array(places)), places):.1f}"
     own = hs.load(run.folder).calibration
+    judged = "the images it did not learn from, each fifth judged by the others,"
+    expected[f"kept|{judged}"] = str(own.usual_kept)
     expected |= {"coverage": f"{100 * own.coverage:.1f} %", "covered-accuracy": f"{100 * own.accuracy:.1f} %"}
     with open(run.folder / "split.csv", newline="") as file:
         images = [(row["split"], row["label"]) for row in csv.DictReader(file)]
@@ -192,7 +194,7 @@ def test_a_run_without_a_map_has_a_report_without(run: hs.Run, tmp_path: Path) -
     folder = shutil.copytree(run.folder, tmp_path / "run")
     (folder / "map.csv").unlink()
     document = json.loads((folder / "run.json").read_text())
-    for name in ("base", "given", "sizes"):  # as older runs have it
+    for name in ("base", "split", "sizes"):  # as older runs have it
         del document["data"][name]
     (folder / "run.json").write_text(json.dumps(document))
     text = hs.report(folder).read_text()

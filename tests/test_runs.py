@@ -54,6 +54,7 @@ def test_a_run_learns_and_leaves_every_file(run: hs.Run) -> None:
     assert run.scores.accuracy > 0.85
     assert {p.name for p in run.folder.iterdir()} == {
         "recipe.json",
+        "cross-validation.csv",
         "start.json",
         "log.jsonl",
         "checkpoints",
@@ -88,9 +89,10 @@ def test_unreadable_files_are_named_counted_and_left_out(run: hs.Run) -> None:
 
 
 def test_every_score_can_be_recomputed_from_the_predictions(run: hs.Run) -> None:
-    table = rows(run.folder / "predictions.csv")
+    table, crossed = rows(run.folder / "predictions.csv"), rows(run.folder / "cross-validation.csv")
+    assert {row["split"] for row in crossed} == {"cross-validation"}
     for name, scores in run.results.items():
-        part = [row for row in table if row["split"] == name]
+        part = [row for row in [*crossed, *table] if row["split"] == name]
         assert len(part) == scores.count
         assert sum(row["label"] == row["predicted"] for row in part) == scores.correct
     stored = {row["path"]: row["label"] for row in rows(run.folder / "split.csv") if row["split"] in ("val", "test")}
@@ -118,15 +120,15 @@ def test_the_model_file_gives_the_runs_probabilities_in_a_new_process(run: hs.Ru
     gap, faults, count = json.loads(done.stdout)
     assert gap < 1e-4
     assert faults == 0
-    assert count == sum(s.count for s in run.results.values())
+    assert count == run.results["val"].count + run.results["test"].count
 
 
 def test_evaluating_the_run_again_gives_its_scores(run: hs.Run) -> None:
     again = {part.scores.name: part.scores for part in hs.evaluate(run.folder, device="cpu")}
-    assert list(again) == list(run.results)
-    for name, scores in run.results.items():
-        assert again[name].confusion == scores.confusion
-        assert again[name].log_loss == pytest.approx(scores.log_loss, abs=1e-5)
+    assert list(again) == ["val", "test"]
+    for name, found in again.items():
+        assert found.confusion == run.results[name].confusion
+        assert found.log_loss == pytest.approx(run.results[name].log_loss, abs=1e-5)
 
 
 def test_evaluating_on_other_data_scores_what_the_model_knows(run: hs.Run, tmp_path: Path) -> None:
@@ -221,7 +223,7 @@ def test_a_class_missing_from_train_or_val_is_reported_and_shifts_nothing(tmp_pa
     write_classes(tmp_path / "d" / "val", {"blue": 6, "green": 4, "red": 6}, first_seed=200)
     run = hs.train(tmp_path / "d", out=tmp_path / "run", **QUICK)
     assert any(f.kind == "class-missing" and f.items == ("green",) for f in run.findings)
-    figures = {c.label: c for c in run.scores.classes}
+    figures = {c.label: c for c in run.results["val"].classes}
     assert (figures["green"].support, figures["green"].recall) == (4, 0)
     assert figures["blue"].recall > 0.6
     assert figures["red"].recall > 0.6

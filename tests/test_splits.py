@@ -16,8 +16,9 @@ from headstart.data.splits import SplitShares
 from headstart.errors import DataError, OptionError
 
 
-def look(source: Path, *, seed: int = 0) -> Inspection:
-    return inspect(source, seed=seed, shares=SplitShares(0.25, 0.2), cache=source.parent / "cache")
+def look(source: Path, *, seed: int = 0, shares: SplitShares | None = None) -> Inspection:
+    shares = SplitShares(0.25, 0.2) if shares is None else shares
+    return inspect(source, seed=seed, shares=shares, cache=source.parent / "cache")
 
 
 def by_path(inspection: Inspection) -> dict[str, str]:
@@ -101,7 +102,7 @@ def test_given_splits_are_kept_and_their_leaks_named(tmp_path: Path) -> None:
     write_classes(tmp_path / "d" / "train", {"a": 9, "b": 9})
     write_classes(tmp_path / "d" / "val", {"a": 4, "b": 4}, first_seed=100)
     shutil.copy(tmp_path / "d/train/a/1.png", tmp_path / "d/val/a/leak.png")
-    inspection = look(tmp_path / "d")
+    inspection = look(tmp_path / "d", shares=SplitShares())
     assert by_path(inspection)["val/a/leak.png"] == "val"
     assert [f.items for f in inspection.findings if f.kind == "leak"] == [("train/a/1.png = val/a/leak.png",)]
 
@@ -112,6 +113,73 @@ def test_a_train_split_alone_is_drawn_from_and_no_train_split_is_an_error(tmp_pa
     (tmp_path / "d" / "train").rename(tmp_path / "d" / "val")
     with pytest.raises(DataError, match="no train"):
         look(tmp_path / "d")
+
+
+def test_without_val_enough_training_images_give_one_and_test_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headstart.data.splits.LEAST_DRAWN_VAL", 9)
+    write_classes(tmp_path / "d" / "train", {"a": 30, "b": 30})
+    write_classes(tmp_path / "d" / "test", {"a": 5, "b": 5}, first_seed=500)
+    inspection = look(tmp_path / "d", shares=SplitShares())
+    split, first = inspection.split, by_path(inspection)
+    assert set(split.names) == {"train", "val", "test"}
+    assert 2 <= split.sizes["val"] <= 18
+    assert [p for p, name in first.items() if p.startswith("test/")] == [p for p, n in first.items() if n == "test"]
+    assert "val drawn from train" in split.origin
+    assert first != by_path(look(tmp_path / "d", shares=SplitShares(), seed=1))
+    write_classes(tmp_path / "d" / "train", {"c": 20}, first_seed=900)  # law 9: what is added moves no old image
+    later = by_path(look(tmp_path / "d", shares=SplitShares()))
+    assert all(later[path] in (name, "") for path, name in first.items() if name)
+
+
+def test_from_few_training_images_a_val_is_drawn_only_where_a_share_is_given(tmp_path: Path) -> None:
+    write_classes(tmp_path / "d" / "train", {"a": 30, "b": 30})
+    write_classes(tmp_path / "d" / "test", {"a": 5, "b": 5}, first_seed=500)
+    plain = look(tmp_path / "d", shares=SplitShares()).split
+    assert plain.names == ("train", "test")
+    assert plain.origin == "as given with the data"
+    asked = look(tmp_path / "d", shares=SplitShares(0.25)).split
+    assert asked.names == ("train", "val", "test")
+    assert asked.val_drawn
+
+
+def test_a_val_drawn_from_train_holds_no_near_copy_of_it_and_no_group_of_it(tmp_path: Path) -> None:
+    folder = write_classes(tmp_path / "d", {"a": 40, "b": 40})
+    rows = ["path,label,split,group"]
+    for number, path in enumerate(sorted(folder.glob("*/*.png"))):
+        Image.open(path).resize((44, 36)).save(path.with_name(f"near{path.stem}.png"))
+        split = "test" if number % 8 == 0 else "train"
+        rows += [f"{p.relative_to(tmp_path)},{p.parent.name},{split},g{number // 2}" for p in (path,)]
+        rows += [f"{path.with_name(f'near{path.stem}.png').relative_to(tmp_path)},{path.parent.name},{split},n{number}"]
+    (tmp_path / "t.csv").write_text("\n".join(rows))
+    inspection = look(tmp_path / "t.csv", shares=SplitShares(0.3))
+    split = inspection.split
+    for pair in inspection.duplicates:
+        assert {split.assigned[pair.first], split.assigned[pair.second]} != {"train", "val"}
+    assert split.left_out
+    assert all("drawn for val, but near-identical to" in why for why in split.left_out.values())
+    sides: dict[str, set[str]] = {}
+    for group, name in zip(inspection.dataset.groups or (), split.assigned, strict=True):
+        sides.setdefault(group, set()).add(name)
+    assert all({"train", "val"} - side for side in sides.values())
+
+
+@pytest.mark.parametrize(
+    ("given", "shares", "named"),
+    [
+        ("val", SplitShares(val=0.2), r"val 0\.2: .*its own split \(train, val\)"),
+        ("val", SplitShares(test=0.2), r"test 0\.2: .*its own split \(train, val\)"),
+        ("test", SplitShares(test=0.2), r"test 0\.2: .*its own split \(train, test\)"),
+    ],
+)
+def test_a_share_of_what_the_data_come_with_is_refused(
+    tmp_path: Path, given: str, shares: SplitShares, named: str
+) -> None:
+    for name in ("train", given):
+        write_classes(tmp_path / "d" / name, {"a": 4, "b": 4}, first_seed=100 * len(name))
+    with pytest.raises(OptionError, match=named):
+        look(tmp_path / "d", shares=shares)
 
 
 def test_unreadable_images_are_in_no_split(tmp_path: Path) -> None:
@@ -132,5 +200,5 @@ def test_imbalance_small_classes_and_two_labels_are_found(tmp_path: Path) -> Non
     write_classes(tmp_path / "d" / "train", {"a": 40, "b": 5})
     write_classes(tmp_path / "d" / "val", {"a": 4, "b": 4}, first_seed=100)
     picture(0, (40, 60, 200)).save(tmp_path / "d/train/b/as-in-a.png")
-    kinds = {f.kind for f in look(tmp_path / "d").findings}
+    kinds = {f.kind for f in look(tmp_path / "d", shares=SplitShares()).findings}
     assert {"imbalance", "few-images", "two-labels"} <= kinds

@@ -79,6 +79,13 @@ def test_without_validation_some_training_images_choose() -> None:
     assert "not chosen" in small.reason
 
 
+def test_a_class_of_one_image_does_not_keep_the_others_from_choosing() -> None:
+    train = some(200)
+    rare = np.r_[np.flatnonzero(train.labels != 2), np.flatnonzero(train.labels == 2)[:1]]
+    found = train_heads([LINEAR], train.some(rare), None, SETTINGS, classes=3)
+    assert "training images that were held out" in found.reason
+
+
 def test_the_same_seed_gives_the_same_head_and_another_gives_another() -> None:
     """Law 11, dropout included."""
     train, val = some(120), some(60, seed=1)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from headstart.errors import DataError
 from headstart.training import targets
 from headstart.training.temperature import best_scale, losses_of
 
@@ -57,6 +58,23 @@ def test_folds_hold_each_image_once(labels: np.ndarray) -> None:
     assert len(folds) == 4
     assert sorted(np.concatenate([judge for _, judge in folds])) == list(range(20))
     assert all(not set(learn) & set(judge) for learn, judge in folds)
+
+
+def test_a_rare_class_takes_no_fold_from_the_others() -> None:
+    labels = np.r_[np.zeros(20), np.ones(20), [2, 2]].astype(np.int64)
+    folds = targets.folds_of(labels, 5, 0)
+    assert len(folds) == 5
+    assert all(set(labels[learn]) == {0, 1, 2} for learn, _ in folds)
+
+
+def test_an_image_that_is_alone_of_its_class_is_always_learnt_from_and_never_judged() -> None:
+    labels = np.r_[np.zeros(20), np.ones(20), [3]].astype(np.int64)
+    folds = targets.learnable_folds(labels, 5, 0)
+    assert len(folds) == 5
+    assert all(40 in learn for learn, _ in folds)
+    assert sorted(np.concatenate([judge for _, judge in folds])) == list(range(40))
+    with pytest.raises(DataError, match="every class has one image only"):
+        targets.learnable_folds(np.arange(4), 5, 0)
 
 
 def test_the_best_scale_of_several_labels_mends_their_logits() -> None:

@@ -9,15 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import mislabel, write_classes
+from pictures import mislabel, picture, write_classes
 from PIL import Image
 from typer.testing import CliRunner
 
 import headstart as hs
 from headstart.cli import app
-from headstart.errors import OptionError
+from headstart.errors import DataError, OptionError
+from headstart.evaluation.card import model_card
 from headstart.evaluation.reliability import reliability
 from headstart.model import NONE_OF_THESE, UNSURE, Prediction
+from headstart.progress import SilentProgress
+from headstart.runs.report import write_report
+from headstart.serve.documents import model_document
+from headstart.training.calibration import Calibration
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +40,8 @@ def rows(run: hs.Run) -> list[dict[str, str]]:
 def test_a_run_calibrates_its_model_and_writes_down_what_it_found(run: hs.Run) -> None:
     model = hs.load(run.folder)
     own = model.calibration
-    assert own.images == run.results["val"].count >= 50
+    assert own.images == run.results["val"].count >= 100
+    assert own.source == f"{own.images} validation images"
     assert own.wanted == 0.93
     written = json.loads((run.folder / "run.json").read_text())["calibration"]
     assert {name: written[name] for name in own.as_json()} == own.as_json()
@@ -51,7 +57,7 @@ def test_a_run_calibrates_its_model_and_writes_down_what_it_found(run: hs.Run) -
         f"temperature of {own.temperature:.2f}",
         f"test {100 * test['error']:.1f} points",
         "To be right in 93 % of its answers",
-        f"of test, {kept} of {len(part)} are kept",
+        f"of test {kept} of {len(part)} are kept",
     ):
         assert text in " ".join(report.split())
 
@@ -61,12 +67,14 @@ def test_a_model_says_when_it_had_better_not_answer(run: hs.Run, tmp_path: Path)
     board = np.kron(np.indices((8, 8)).sum(0) % 2, np.ones((8, 8))) * 255
     Image.fromarray(board.astype(np.uint8)).save(tmp_path / "board.png")
     strange = model.predict(tmp_path / "board.png")
-    assert strange.outlier == 1
+    assert strange.outlier is not None
+    assert strange.outlier > 0.99
     assert strange.answer == NONE_OF_THESE
     assert strange.label in model.classes  # what it would be, if it were one
     predictions = model.predict([row["path"] for row in rows(run)])
     for row, prediction in zip(rows(run), predictions, strict=True):
-        assert prediction.outlier == pytest.approx(float(row["outlier"]), abs=0.02)
+        near = 0.06 if row["split"] == "val" else 0.02  # of val, each fifth by the distances of the others
+        assert prediction.outlier == pytest.approx(float(row["outlier"]), abs=near)
         unsure = prediction.probability < model.calibration.threshold
         assert prediction.unsure == unsure
         odd = prediction.outlier is not None and prediction.outlier > 0.95
@@ -87,7 +95,7 @@ def test_the_command_gives_the_answer_and_what_it_would_have_been(run: hs.Run, t
     assert "nearest" not in said[1]
     documents = json.loads(CliRunner().invoke(app, ["predict", str(run.folder), *pictures, "--json"]).stdout)
     assert [d["answer"] for d in documents] == ["none of these", documents[1]["label"], None]
-    assert documents[0]["outlier"] == 1
+    assert documents[0]["outlier"] > 0.99
     CliRunner().invoke(app, ["predict", str(run.folder), *pictures, "--out", str(tmp_path / "p.csv")])
     table = list(csv.DictReader((tmp_path / "p.csv").open(newline="")))
     assert [row["answer"] for row in table] == ["none of these", documents[1]["label"], ""]
@@ -98,7 +106,7 @@ def test_a_run_scored_again_knows_what_is_usual(run: hs.Run) -> None:
     for part in hs.evaluate(run.folder):
         assert part.outliers is not None
         own = [float(row["outlier"]) for row in rows(run) if row["split"] == part.scores.name]
-        assert np.allclose(part.outliers, own, atol=0.02)
+        assert np.allclose(part.outliers, own, atol=0.06 if part.scores.name == "val" else 0.02)
 
 
 def test_a_model_without_calibration_answers_with_its_label() -> None:
@@ -111,3 +119,81 @@ def test_a_model_without_calibration_answers_with_its_label() -> None:
 def test_an_accuracy_that_nobody_reaches_is_refused(run: hs.Run, tmp_path: Path, wanted: float) -> None:
     with pytest.raises(OptionError, match="wanted accuracy"):
         hs.train(run.folder / "split.csv", out=tmp_path / "run", wanted=wanted)
+
+
+@pytest.fixture(scope="module")
+def without_val(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train and test folders, as most data come."""
+    folder = tmp_path_factory.mktemp("without") / "colours"
+    mislabel(write_classes(folder / "train", {"blue": 40, "green": 40}), "blue", "green", 9)
+    return write_classes(folder / "test", {"blue": 16, "green": 16}, first_seed=900).parent
+
+
+@pytest.fixture(scope="module")
+def folded(without_val: Path) -> tuple[hs.Run, str]:
+    told: list[str] = []
+
+    class Told(SilentProgress):
+        def say(self, text: str) -> None:
+            told.append(text)
+
+    out = without_val.parent / "run"
+    return hs.train(without_val, out=out, image_size=64, progress=Told()), "\n".join(told)
+
+
+def test_without_val_training_images_calibrate_by_cross_validation(folded: tuple[hs.Run, str]) -> None:
+    run, told = folded
+    model = hs.load(run.folder)
+    assert model.calibration.images == 80
+    assert model.calibration.source == "80 training images by 5-fold cross-validation"
+    assert model.familiar is not None
+    assert set(run.results) == {"test"}
+    for text in (told, run.report_path.read_text(), (run.folder / "README.md").read_text()):
+        assert "80 training images by 5-fold cross-validation" in text
+    assert "Val chose" not in run.report_path.read_text()
+    kept = [row for row in rows(run) if float(row["outlier"]) <= 0.95]
+    assert f"of test it keeps {len(kept)} of 32" in told
+
+
+def test_what_is_missing_is_said_in_one_sentence_everywhere(folded: tuple[hs.Run, str], tmp_path: Path) -> None:
+    model = hs.load(folded[0].folder)
+    model.calibration = Calibration(missing="it is too warm. Remedy: open a window")
+    sentence = "Not calibrated: it is too warm. Remedy: open a window."
+    assert model.calibration_words == sentence
+    file = model.save(tmp_path / "m.safetensors")
+    assert hs.load(file).calibration_words == sentence
+    assert model_document(model, engine=None).calibration == sentence
+    picture = next(row["path"] for row in rows(folded[0]))
+    said = CliRunner().invoke(app, ["predict", str(file), picture])
+    assert sentence in said.stderr
+    (document,) = json.loads(CliRunner().invoke(app, ["predict", str(file), picture, "--json"]).stdout)
+    assert document["uncalibrated"] == sentence
+    document = json.loads((folded[0].folder / "run.json").read_text())
+    assert sentence in model_card(model, folded[0].results, document)
+    assert sentence in write_report(folded[0].folder, document, model, tmp_path / "report.html").read_text()
+
+
+def test_where_few_images_are_held_out_a_cross_validated_score_comes_first(tmp_path: Path) -> None:
+    write_classes(tmp_path / "d" / "train", {"blue": 12, "green": 12, "red": 1})
+    write_classes(tmp_path / "d" / "val", {"blue": 1}, first_seed=900)
+    run = hs.train(tmp_path / "d", out=tmp_path / "run", image_size=64)
+    assert list(run.results) == ["cross-validation", "val"]
+    assert run.results["val"].count == 1
+    assert run.scores.name == "cross-validation"
+    assert run.scores.count == 24  # the one image of its class is always learnt from
+    assert hs.load_run(run.folder).results == run.results
+    assert list(hs.load(run.folder).scores) == ["cross-validation", "val"]
+    report, card = run.report_path.read_text(), (run.folder / "README.md").read_text()
+    assert report.index("cross-validation: ") < report.index("val: 1 of 1")
+    assert card.index("cross-validation: ") < card.index("val: 1 of 1")
+    assert "Not calibrated" in report
+    assert "Remedy: add labelled images" in card
+
+
+def test_files_that_are_all_one_image_are_an_error_that_says_so(tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        (tmp_path / "d" / label).mkdir(parents=True)
+        for i in range(5):
+            picture(1).save(tmp_path / "d" / label / f"{i}.png")
+    with pytest.raises(DataError, match="its 10 files are one image"):
+        hs.train(tmp_path / "d", out=tmp_path / "run", image_size=64)

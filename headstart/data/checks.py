@@ -46,6 +46,19 @@ class Inspection:
     duplicates: tuple[DuplicatePair, ...]
     findings: tuple[Finding, ...]
 
+    def different_images(self) -> int:
+        """Number of images that are left where near-identical ones count as one; unreadable files are not counted."""
+        group = {key: key for key, ok in zip(self.scanned.keys, self.scanned.usable, strict=True) if ok}
+
+        def first(key: bytes) -> bytes:
+            while group[key] != key:
+                key = group[key] = group[group[key]]
+            return key
+
+        for pair in self.duplicates:
+            group[first(self.scanned.keys[pair.first])] = first(self.scanned.keys[pair.second])
+        return sum(key == own for key, own in group.items())
+
     def counts(self) -> dict[str, dict[str, int]]:
         """Split name -> class name -> images; one with several labels counts for each."""
         return split_counts(self.dataset, self.split)

@@ -1,4 +1,4 @@
-"""Train, val and test for data that come without them.
+"""Train, val and test for data that come without them, and val for data that come with train and test alone.
 
 Each image is drawn by a hash of the seed and its own content (or of its group's name), and of nothing else: whatever is
 added later, no old image changes sides. The price is that the shares hold within each class only on average, as for any
@@ -25,22 +25,45 @@ from headstart.errors import DataError, OptionError
 UNUSED = ""
 """The split of an image that is left out."""
 
+DEFAULT_SHARE = 0.15
+"""Share of the images for val, and for test, where no share is given."""
+
+LEAST_DRAWN_VAL = 100
+"""Expected images below which no val is drawn from a given train unless a share is given: so few would choose badly,
+and train would miss them. Cross-validation takes their place."""
+
 
 @dataclass(frozen=True)
 class SplitShares:
     """Shares of the images, each in [0, 1); train gets the rest.
 
     Attributes:
-        val: to choose settings by, and for the score of a run without a test split.
-        test: to examine the finished classifier once.
+        val: validation images: they choose settings, calibrate, and give the score of a run without test images. None:
+            ``DEFAULT_SHARE``, and of a given train only where that is at least ``LEAST_DRAWN_VAL`` images.
+        test: images that score the finished classifier once; None: ``DEFAULT_SHARE``.
+
+    Raises:
+        OptionError: val is not above 0, test is negative, or their sum is not below 1.
     """
 
-    val: float = 0.15
-    test: float = 0.15
+    val: float | None = None
+    test: float | None = None
 
     def __post_init__(self) -> None:
-        if not (0 < self.val < 1 and 0 <= self.test < 1 and self.val + self.test < 1):
-            raise OptionError(f"shares of val {self.val} and test {self.test}: expected val > 0 and a sum below 1.")
+        if not (0 < self.val_share < 1 and 0 <= self.test_share < 1 and self.val_share + self.test_share < 1):
+            raise OptionError(
+                f"shares of val {self.val_share} and test {self.test_share}: expected val > 0 and a sum below 1."
+            )
+
+    @property
+    def val_share(self) -> float:
+        """``val``, or its default."""
+        return DEFAULT_SHARE if self.val is None else self.val
+
+    @property
+    def test_share(self) -> float:
+        """``test``, or its default."""
+        return DEFAULT_SHARE if self.test is None else self.test
 
 
 @dataclass(frozen=True)
@@ -49,15 +72,24 @@ class Split:
 
     Attributes:
         assigned: N of "train", "val", "test", or "" for an image that is left out.
-        given: whether the data came with it.
+        given: whether the data came with train and with val or test.
         left_out: position -> why an image that could be read is in no split.
         leaks: pairs of positions that show the same picture on two sides; only given splits can have any.
+        val_drawn: whether val was drawn from the given train.
     """
 
     assigned: tuple[str, ...]
     given: bool
     left_out: dict[int, str]
     leaks: tuple[DuplicatePair, ...]
+    val_drawn: bool = False
+
+    @property
+    def origin(self) -> str:
+        """Where the split comes from, in words: "as given with the data"."""
+        if not self.given:
+            return "drawn by content"
+        return "as given with the data" + (", val drawn from train by content" if self.val_drawn else "")
 
     def positions(self, name: str) -> list[int]:
         """Positions of one split's images, ascending."""
@@ -84,7 +116,8 @@ def make_split(
 ) -> Split:
     """The data's own split where it has one, and a drawn one otherwise; unreadable images are in neither.
 
-    Data that come with a train split alone are drawn from as well: something must be held out.
+    Data that come with a train split alone are drawn from as well: something must be held out. Of data that come with
+    train and test alone, val is drawn from train where that gives enough images or a share is given.
 
     Args:
         dataset: N images.
@@ -95,32 +128,62 @@ def make_split(
 
     Raises:
         DataError: the data come with splits of which none is train.
+        OptionError: see ``check_shares``.
     """
+    shares = shares or SplitShares()
+    check_shares(dataset, shares)
     if dataset.splits is not None and "train" not in dataset.splits:
         given = ", ".join(sorted(set(dataset.splits)))
         raise DataError(f"{dataset.root}: found the splits {given} and no train; there is nothing to learn from.")
-    if dataset.splits is not None and set(dataset.splits) != {"train"}:
-        assigned = [split if ok else UNUSED for split, ok in zip(dataset.splits, scanned.usable, strict=True)]
-        leaks = tuple(p for p in duplicates if assigned[p.first] != assigned[p.second])
-        return Split(tuple(assigned), given=True, left_out={}, leaks=leaks)
-    assigned = _draw(dataset, scanned, seed=seed, shares=shares or SplitShares())
-    left_out = _separate(assigned, scanned, duplicates, dataset)
-    return Split(tuple(assigned), given=False, left_out=left_out, leaks=())
+    places = _places(dataset, scanned, seed=seed)
+    if dataset.splits is None or set(dataset.splits) == {"train"}:
+        test, val = shares.test_share, shares.test_share + shares.val_share
+        drawn = [("test" if place < test else "val" if place < val else "train") for place in places]
+        assigned = [split if ok else UNUSED for split, ok in zip(drawn, scanned.usable, strict=True)]
+        left_out = _separate(assigned, scanned, duplicates, dataset)
+        return Split(tuple(assigned), given=False, left_out=left_out, leaks=())
+    assigned = [split if ok else UNUSED for split, ok in zip(dataset.splits, scanned.usable, strict=True)]
+    expected = shares.val_share * assigned.count("train")
+    val_drawn = "val" not in dataset.splits and (shares.val is not None or expected >= LEAST_DRAWN_VAL)
+    left_out = {}
+    if val_drawn:
+        assigned = [
+            "val" if split == "train" and place < shares.val_share else split
+            for split, place in zip(assigned, places, strict=True)
+        ]
+        left_out = _separate(assigned, scanned, duplicates, dataset, splits=("val",))
+    leaks = tuple(p for p in duplicates if _parted(assigned[p.first], assigned[p.second]))
+    return Split(tuple(assigned), given=True, left_out=left_out, leaks=leaks, val_drawn=val_drawn)
 
 
-def _draw(dataset: Dataset, scanned: Scan, *, seed: int, shares: SplitShares) -> list[str]:
-    assigned = []
-    for position, usable in enumerate(scanned.usable):
+def check_shares(dataset: Dataset, shares: SplitShares) -> None:
+    """Checks that no share is asked for of what the data come with.
+
+    Raises:
+        OptionError: a share of val where the data come with val, or of test where they come with splits.
+    """
+    given = [name for name in SPLITS if name in set(dataset.splits or ())]
+    if "train" not in given:
+        return  # a drawn split; or data without train, which is the graver error
+    own = f"{dataset.root} comes with its own split ({', '.join(given)}); leave the option out."
+    if shares.val is not None and "val" in given:
+        raise OptionError(f"val {shares.val}: {own}")
+    if shares.test is not None and len(given) > 1:
+        raise OptionError(f"test {shares.test}: {own}")
+
+
+def _parted(one: str, two: str) -> bool:
+    return one != two and UNUSED not in (one, two)
+
+
+def _places(dataset: Dataset, scanned: Scan, *, seed: int) -> list[float]:
+    """Of each image a number in [0, 1) that decides its side: by its group's name, or by its content."""
+    places = []
+    for position, key in enumerate(scanned.keys):
         group = dataset.groups[position] if dataset.groups else ""
-        name = b"group:" + group.encode(errors="surrogateescape") if group else b"image:" + scanned.keys[position]
-        place = _uniform(seed, name)
-        if not usable:
-            assigned.append(UNUSED)
-        elif place < shares.test:
-            assigned.append("test")
-        else:
-            assigned.append("val" if place < shares.test + shares.val else "train")
-    return assigned
+        name = b"group:" + group.encode(errors="surrogateescape") if group else b"image:" + key
+        places.append(_uniform(seed, name))
+    return places
 
 
 def _uniform(seed: int, name: bytes) -> float:
@@ -130,9 +193,14 @@ def _uniform(seed: int, name: bytes) -> float:
 
 
 def _separate(
-    assigned: list[str], scanned: Scan, duplicates: Sequence[DuplicatePair], dataset: Dataset
+    assigned: list[str],
+    scanned: Scan,
+    duplicates: Sequence[DuplicatePair],
+    dataset: Dataset,
+    *,
+    splits: Sequence[str] = ("val", "test"),
 ) -> dict[int, str]:
-    """Takes out of val and test what near-identically stands in a split before them; changes ``assigned``.
+    """Takes out of drawn splits what near-identically stands in a split before them; changes ``assigned``.
 
     A twin in the same split, or one that is itself left out, keeps nobody out. Byte-identical files are drawn alike
     unless their groups differ.
@@ -146,7 +214,7 @@ def _separate(
         alike.setdefault(one, {one}).add(two)
         alike.setdefault(two, {two}).add(one)
     left_out: dict[int, str] = {}
-    for split in ("val", "test"):
+    for split in splits:
         earlier = SPLITS[: SPLITS.index(split)]
         for position, key in enumerate(scanned.keys):
             if assigned[position] != split or key not in alike:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from headstart.concurrency import ignored_warnings
-from headstart.evaluation.metrics import AnyScores, LabelScores
+from headstart.evaluation.metrics import CROSS_VALIDATION, AnyScores, LabelScores, shown_first
 from headstart.model import MODEL_FILE, NONE_OF_THESE, UNSURE, Model
 from headstart.training.outliers import KEPT
 from headstart.training.recipe import Recipe
@@ -46,7 +46,7 @@ def model_card(
             metric_name=scores.sentence,
         )
         for name, scores in results.items()
-        if name in ("val", "test")
+        if name in (("val", "test") if CROSS_VALIDATION not in results else (CROSS_VALIDATION,))
     ]
     card = ModelCardData(
         library_name="headstart",
@@ -66,7 +66,7 @@ def model_card(
             name=data["name"],
             data=data,
             results=list(results.values()),
-            scores=results.get("test") or results.get("val"),
+            scores=shown_first(results),
             several=model.thresholds is not None,
             backbone=backbone,
             chosen={k: v for k, v in model.recipe.as_json().items() if v != plain[k] and not str(v).startswith("/")},
@@ -78,6 +78,7 @@ def model_card(
             unsure=UNSURE,
             stranger=NONE_OF_THESE,
             kept=KEPT,
+            usual=document.get("calibration", {}).get("usual", ""),
         )
     return str(made.content) + "\n"
 

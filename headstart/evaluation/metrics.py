@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +13,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import binomtest
 from sklearn.metrics import average_precision_score, confusion_matrix, precision_recall_fscore_support
+
+CROSS_VALIDATION = "cross-validation"
+"""Name of the training images as a set that is scored: each by a classifier that did not learn from it."""
+
+SHOWN_FIRST = (CROSS_VALIDATION, "test", "val")
+"""Sets by which a run is known, the first of them that it has."""
 
 RESAMPLES = 1000
 """Of the images, for an interval of the mean average precision."""
@@ -45,7 +51,7 @@ class Scores:
     """How a classifier did on one named set of images.
 
     Attributes:
-        name: of the set: "val", "test", "all".
+        name: of the set: "val", "test", "cross-validation", "all".
         correct: images given their own label.
         count: images.
         accuracy: correct / count.
@@ -110,7 +116,7 @@ class LabelScores:
     """How a classifier did on one named set of images that may bear any number of labels.
 
     Attributes:
-        name: of the set: "val", "test", "all".
+        name: of the set: "val", "test", "cross-validation", "all".
         correct: images of which every label is right.
         count: images.
         accuracy: correct / count.
@@ -201,6 +207,11 @@ def score_groups(groups: Sequence[str], right: npt.NDArray[np.bool_]) -> tuple[G
 def scores_from_json(document: dict[str, Any]) -> AnyScores:
     """Whichever of the two it is."""
     return (LabelScores if "mean_average_precision" in document else Scores).from_json(document)
+
+
+def shown_first(results: Mapping[str, AnyScores]) -> AnyScores:
+    """The score that a run is known by, of results by the name of the set; see ``SHOWN_FIRST``."""
+    return next(results[name] for name in SHOWN_FIRST if name in results)
 
 
 def wilson(correct: int, count: int, confidence: float = 0.95) -> tuple[float, float]:

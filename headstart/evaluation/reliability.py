@@ -1,4 +1,4 @@
-"""How far probabilities can be taken at their word: reliability, calibration error, accuracy against coverage."""
+"""Calibration as it is shown: reliability, calibration error, accuracy against coverage, usual images that are kept."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from scipy.special import logit
 
 from headstart.evaluation.comparison import png_of
 from headstart.evaluation.curves import TRAIN, VAL
+from headstart.evaluation.metrics import wilson
 from headstart.evaluation.predictions import Evaluated
 from headstart.training.calibration import Calibration, by_others
+from headstart.training.outliers import KEPT
 from headstart.training.targets import are_several, probabilities_of
 
 BINS = 15
@@ -61,6 +63,60 @@ class Reliability:
     def as_json(self) -> dict[str, Any]:
         """A JSON document of all that is here."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class UsualKept:
+    """How many usual images are taken for usual, beside what "none of these" promises.
+
+    Attributes:
+        name: of the images.
+        kept: images that are not answered with "none of these".
+        count: images.
+        low: lower end of the 95 % Wilson interval of their share.
+        high: its upper end.
+    """
+
+    name: str
+    kept: int
+    count: int
+    low: float
+    high: float
+
+    @property
+    def sentence(self) -> str:
+        """The share beside the promise, in words."""
+        return (
+            f'"none of these" is to keep {100 * KEPT:g} % of usual images: of {self.name} it keeps {self.kept:,} of '
+            f"{self.count:,}, {100 * self.kept / self.count:.1f} % (95 % interval {100 * self.low:.1f}-"
+            f"{100 * self.high:.1f})"
+        )
+
+    @property
+    def warning(self) -> str:
+        """What to do where the promise lies outside the interval; "" where it lies inside."""
+        if self.low <= KEPT <= self.high:
+            return ""
+        how = "differ from the training images" if self.high < KEPT else "are nearer to the training images than usual"
+        return f"Warning: {self.sentence}. These images {how}: check the split."
+
+
+def usual_kept(calibration: Calibration, evaluated: Sequence[Evaluated]) -> list[UsualKept]:
+    """Of test, of val (each fifth by the distances of the others), and of all images that say what is usual.
+
+    Args:
+        calibration: of the model.
+        evaluated: its predictions; sets other than val and test, and of unknown outlier scores, are left aside.
+    """
+    found = []
+    for part in evaluated:
+        if part.outliers is not None and part.scores.name in ("val", "test"):
+            found.append((part.scores.name, int((part.outliers <= KEPT).sum()), len(part.outliers)))
+    judged = sum(count for name, _, count in found if name == "val")
+    if calibration.usual_images > judged:
+        own = "the images it did not learn from, each fifth judged by the others,"
+        found.insert(0, (own, calibration.usual_kept, calibration.usual_images))
+    return [UsualKept(name, kept, count, *wilson(kept, count)) for name, kept, count in found]
 
 
 def reliability(name: str, chances: Chances, right: npt.NDArray[np.bool_]) -> Reliability:

@@ -22,9 +22,9 @@ from headstart.data.images import thumbnail
 from headstart.evaluation.comparison import Compared, comparison_picture
 from headstart.evaluation.heat import heat_maps, heat_picture
 from headstart.evaluation.image_map import ImageMap
-from headstart.evaluation.metrics import Scores
+from headstart.evaluation.metrics import CROSS_VALIDATION, Scores
 from headstart.evaluation.predictions import MANY_CLASSES, Evaluated
-from headstart.evaluation.reliability import BINS, Reliability
+from headstart.evaluation.reliability import BINS, Reliability, usual_kept
 from headstart.evaluation.sheets import ACROSS, DOWN, SIDE, Sheets, make_sheets
 from headstart.html import data_address
 from headstart.model import Model
@@ -73,7 +73,7 @@ class Told:
         head: its name, how its settings were come by ("reason"), and how many of its numbers stayed ("frozen").
         counts: split -> class -> images.
         sizes: split -> images.
-        given: whether the data came with their split.
+        split_origin: where the split comes from, see ``data.splits.Split.origin``.
         fingerprint: of the training images and their labels, SHA-256.
         findings: of the data check.
         evaluated: predictions by split.
@@ -96,7 +96,7 @@ class Told:
     head: Mapping[str, Any]
     counts: Mapping[str, Mapping[str, int]]
     sizes: Mapping[str, int]
-    given: bool
+    split_origin: str
     fingerprint: str
     findings: Sequence[Finding]
     evaluated: Sequence[Evaluated]
@@ -159,7 +159,7 @@ def render_report(told: Told) -> str:
             curves=_address(told.curves),
             trust=_address(told.trust),
             reliable={own.name: own for own in told.reliable},
-            usual=[_usual(part) for part in told.evaluated],
+            usual=usual_kept(model.calibration, told.evaluated),
             galleries=galleries,
             points=points,
             sheets=sheets,
@@ -191,7 +191,7 @@ def render_check(look: Inspection) -> str:
             count=len(look.dataset),
             serious=sum(finding.severity == "serious" for finding in look.findings),
             sizes=look.split.sizes,
-            given=look.split.given,
+            split_origin=look.split.origin,
             galleries=galleries,
             sheets=sheets,
             style=_asset("report.css"),
@@ -272,13 +272,6 @@ def _occurs(told: Told, label: str) -> bool:
     return any(own.get(label) for own in told.counts.values())
 
 
-def _usual(part: Evaluated) -> tuple[str, int, int] | None:
-    """(name, images that are taken for usual, images); None where it is not known."""
-    if part.outliers is None:
-        return None
-    return part.scores.name, int((part.outliers <= KEPT).sum()), len(part.outliers)
-
-
 def _matrix(part: Evaluated) -> list[list[dict[str, Any]]]:
     """Rows of cells: images, and the share of the row's class, which sets the shade; none of too many classes."""
     if not isinstance(part.scores, Scores) or len(part.classes) > MANY_COLUMNS:
@@ -299,7 +292,8 @@ def _mistakes(
     near: Mapping[str, tuple[str, ...]],
     labels: Mapping[str, str],
 ) -> list[_Mistake]:
-    heats = {} if told.brief else _heats(told, part, places)
+    without = told.brief or part.scores.name == CROSS_VALIDATION  # whose answers are not the finished model's
+    heats = {} if without else _heats(told, part, places)
     found = []
     for place in places:
         path = part.paths[place]

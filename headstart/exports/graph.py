@@ -73,7 +73,7 @@ class Unlike(nn.Module):
         self.register_buffer("usual", torch.from_numpy(familiar.usual), persistent=False)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(N, ...) features -> (N,) share of the usual pictures that are nearer to what was learnt."""
+        """(N, ...) features -> (N,) outlier scores, see ``outliers.conformal_scores``."""
         vectors = mean_vectors(features, self.layout)
         if self.limits is not None:
             vectors = vectors.clamp(*self.limits)
@@ -81,7 +81,7 @@ class Unlike(nn.Module):
         cosines = (vectors / length) @ self.references.float().T
         nearest = cosines.topk(min(NEIGHBOUR, len(self.references)), dim=1).values[:, -1:]
         nearer: Tensor = self.usual < 1 - nearest
-        return nearer.float().mean(1)
+        return nearer.float().sum(1) / (len(self.usual) + 1)
 
 
 def about(model: Model, *, written_with: dict[str, str], precision: str = "float32") -> About:

@@ -15,6 +15,7 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 
+from headstart.backbone.layers import Layout
 from headstart.backbone.split import HEAD
 from headstart.backbone.weights import Backbone, fingerprint
 from headstart.evaluation.metrics import wilson
@@ -22,9 +23,18 @@ from headstart.runs.log import RunLog
 from headstart.runs.prepare import Preparation, RungSamples
 from headstart.runs.stages import Stages
 from headstart.training.checkpoint import load_checkpoint, save_checkpoint
-from headstart.training.finetune import Progressed, Samples, State, Tuned, fine_tune, logits_of, trained_names
+from headstart.training.finetune import (
+    Progressed,
+    Samples,
+    State,
+    Tuned,
+    features_of,
+    fine_tune,
+    logits_of,
+    trained_names,
+)
 from headstart.training.frozen import Digests, digests_of, require_unchanged, tensors_of
-from headstart.training.heads import logits_on
+from headstart.training.heads import logits_on, vectors_of
 from headstart.training.ladder import (
     ALPHA,
     DEEPER_FROM,
@@ -34,7 +44,9 @@ from headstart.training.ladder import (
     paired_p,
     room_for_gain,
 )
-from headstart.training.targets import Folds, Labels, folds_of, right_of
+from headstart.training.out_of_fold import OutOfFold, in_order, judged_places, of_frozen_features
+from headstart.training.outliers import TUNED_REFERENCES, held_out_distances, pick_references
+from headstart.training.targets import Labels, learnable_folds, right_of
 from headstart.training.temperature import losses_of
 
 CHECKPOINTS = "checkpoints"
@@ -62,6 +74,7 @@ class Climbed:
         frozen: of every tensor that the best rung did not train, as it was in the trained module after the last step.
         pretrained: of every tensor before anything was trained.
         trained: number of the backbone's weights that it trained.
+        outside: out-of-fold predictions of the best rung; None where val decided, or where nothing was trained.
     """
 
     backbone: Backbone
@@ -71,6 +84,7 @@ class Climbed:
     frozen: Digests
     pretrained: Digests
     trained: int
+    outside: OutOfFold | None
 
 
 @final
@@ -100,7 +114,7 @@ class Climb:
         self.insist = insist or prepared.recipe.is_named_depth
         self.pretrained = {name: tensor.clone() for name, tensor in self.split.module.state_dict().items()}
         self.digests = digests_of(tensors_of(self.split.module))
-        self.classes = logits_on(self.fitted.head, self.train.features[:1]).shape[1]
+        self.folds = learnable_folds(self.train.labels, FOLDS, self.recipe.seed) if self.few else []
 
     def run(self, probe_seconds: float) -> Climbed:
         """Tries the rungs.
@@ -108,13 +122,16 @@ class Climb:
         Args:
             probe_seconds: that the probe took.
         """
-        right, losses = self._judged(self.probe_logits())
+        outside = of_frozen_features(self.fitted, self.train.features, self.folds) if self.few else None
+        val_logits = None if self.val is None else logits_on(self.fitted.head, self.val.features)
+        right, losses = self._judged(val_logits, outside)
         results = [self._neighbours(), judged(self.fitted.name, HEAD, right, losses, probe_seconds)]
         for result in results:
             self.progress.say(f"{result.name}: {result.correct} of {result.count} right.")
             self.log.event("rung", **asdict(result))
         probe = best = results[-1]
         best_right, best_losses = right, losses
+        best_outside: OutOfFold | None = None  # of the probe, more folds are affordable: see Preparation.finish
         best_head, best_state, best_boundary = self.fitted.head, dict[str, Tensor](), ""
         best_frozen = self.digests
         head = self.fitted.head
@@ -128,7 +145,7 @@ class Climb:
             if not self.recipe.gradual:
                 self.split.module.load_state_dict(self.pretrained)
                 head = self.fitted.head
-            tuned, now, losses, seconds = self._rung(number, rung, head)
+            tuned, now, losses, outside, seconds = self._rung(number, rung, head)
             p = paired_p(best_losses, losses)
             result = judged(rung.name, rung.boundary.name, now, losses, seconds)
             gained, last = p < ALPHA, number == len(self.rungs)
@@ -151,34 +168,28 @@ class Climb:
             self.log.event("rung", **asdict(result))
             head = tuned.head
             if kept:
-                best, best_right, best_losses = result, now, losses
+                best, best_right, best_losses, best_outside = result, now, losses, outside
                 best_head, best_boundary = head, rung.boundary.name
                 own = self._changed(rung)
                 best_state = {name: self.split.module.state_dict()[name].clone() for name in own}
                 best_frozen = tuned.frozen
             if (not gained and not self.insist) or little:
                 break
-        return self._finished(results, best, best_head, best_state, best_boundary, best_frozen)
+        return self._finished(results, best, best_head, best_state, best_boundary, best_frozen, best_outside)
 
     def compared_on(self) -> Labels:
-        """Labels of what rungs are compared on: val; with few of them, the training images too."""
+        """Labels of what rungs are compared on: val; where it is small, the training images that folds judge too."""
         parts = [self.val.labels] if self.val is not None else []
-        return np.concatenate([*parts, self.train.labels]) if self.few else parts[0]
+        return np.concatenate([*parts, self.train.labels[judged_places(self.folds)]]) if self.few else parts[0]
 
-    def _judged(self, logits: npt.NDArray[np.floating[Any]]) -> tuple[Right, npt.NDArray[np.float64]]:
-        """(whether each image of ``compared_on`` is right, its loss)."""
+    def _judged(
+        self, val_logits: npt.NDArray[np.float64] | None, outside: OutOfFold | None
+    ) -> tuple[Right, npt.NDArray[np.float64]]:
+        """(whether each image of ``compared_on`` is right, its loss), by logits of these images."""
+        parts = [] if val_logits is None else [val_logits]
+        logits = np.concatenate([*parts, outside.logits] if outside is not None else parts)
         labels = self.compared_on()
         return right_of(logits, labels), losses_of(logits, labels)
-
-    def probe_logits(self) -> npt.NDArray[np.float64]:
-        """The probe's, for ``compared_on``; of training images from folds that left them out."""
-        parts = [logits_on(self.fitted.head, self.val.features)] if self.val is not None else []
-        if self.few:
-            out = np.empty((len(self.train.labels), self.classes))
-            for learn, judge in self._folds():
-                out[judge] = logits_on(self.fitted.refit(learn), self.train.features[judge])
-            parts.append(out)
-        return np.concatenate(parts)
 
     def _neighbours(self) -> RungResult:
         """A reference that learns nothing: the nearest training images, by the cosine of their features."""
@@ -190,22 +201,21 @@ class Climb:
             found.fit(_flat(self.train.features), self.train.labels)
             parts.append(found.predict(_flat(self.val.features)))
         if self.few:
-            out = np.empty_like(self.train.labels)
-            for learn, judge in self._folds():
+            answers = []
+            for learn, judge in self.folds:
                 fewer = found.set_params(n_neighbors=min(neighbours, len(learn)))
                 known = fewer.fit(_flat(self.train.features[learn]), self.train.labels[learn])
-                out[judge] = known.predict(_flat(self.train.features[judge]))
-            parts.append(out)
+                answers.append(known.predict(_flat(self.train.features[judge])))
+            parts.append(in_order(self.folds, answers))
         labels = self.compared_on()
         right = (np.concatenate(parts).reshape(labels.shape) == labels).reshape(len(labels), -1).all(axis=1)
         result = judged("kNN", HEAD, right, np.zeros(len(right)), time.monotonic() - started)
         return replace(result, decision="a reference, never kept")
 
-    def _folds(self) -> Folds:
-        return folds_of(self.train.labels, FOLDS, self.recipe.seed)
-
-    def _rung(self, number: int, rung: Rung, head: nn.Module) -> tuple[Tuned, Right, npt.NDArray[np.float64], float]:
-        """(outcome, whether each compared image is right, its loss, seconds)."""
+    def _rung(
+        self, number: int, rung: Rung, head: nn.Module
+    ) -> tuple[Tuned, Right, npt.NDArray[np.float64], OutOfFold | None, float]:
+        """(outcome, whether each compared image is right, its loss, out-of-fold predictions, seconds)."""
         boundary = rung.boundary.name
         file = self.folder / f"rung-{number}.safetensors"
         done = load_checkpoint(file)
@@ -223,33 +233,36 @@ class Climb:
             boundary,
             head,
             train,
-            None if self.few else val,
+            val,
             rung.settings,
+            val_chooses=not self.few,
             dtype=self.dtype,
             device=self.device,
             start=begun,
             checkpoint=self._saver(number, rung, len(begun.history) if begun else 0),
             progress=self.progress,
         )
-        parts = []
+        val_logits = None
         if val is not None:
-            parts.append(logits_of(self.split, boundary, val, tuned.head, device=self.device))
-            self.log.event("mistakes", stage=rung.name, **self.mistakes(parts[0]))
-        if outside is not None:
-            parts.append(outside)
-        right, losses = self._judged(np.concatenate(parts))
+            val_logits = logits_of(self.split, boundary, val, tuned.head, device=self.device)
+            self.log.event("mistakes", stage=rung.name, **self.mistakes(val_logits))
+        right, losses = self._judged(val_logits, outside)
         seconds = time.monotonic() - started
         own = self._changed(rung)
         state = self.split.module.state_dict()
         tensors = {f"backbone.{name}": state[name] for name in own}
         tensors |= {f"head.{name}": tensor for name, tensor in tuned.head.state_dict().items()}
         tensors |= {"right": torch.from_numpy(right), "losses": torch.from_numpy(losses)}
+        if outside is not None:
+            assert outside.distances is not None
+            tensors["outside.logits"] = torch.from_numpy(outside.logits)
+            tensors["outside.distances"] = torch.from_numpy(outside.distances)
         self._require_frozen(rung, tuned)
         document = {"history": tuned.history, "best": tuned.best, "seconds": seconds, "log": self.log.size}
         document["frozen"] = tuned.frozen
         save_checkpoint(file, document, tensors)
         (self.folder / "current.safetensors").unlink(missing_ok=True)
-        return tuned, right, losses, seconds
+        return tuned, right, losses, outside, seconds
 
     def _begin(self, rung: Rung) -> None:
         """Says what is trained from here on."""
@@ -272,14 +285,18 @@ class Climb:
 
     def _finished_before(
         self, rung: Rung, document: dict[str, Any], tensors: State
-    ) -> tuple[Tuned, Right, npt.NDArray[np.float64], float]:
+    ) -> tuple[Tuned, Right, npt.NDArray[np.float64], OutOfFold | None, float]:
         own = {name.removeprefix("backbone."): t for name, t in tensors.items() if name.startswith("backbone.")}
         self.split.module.load_state_dict(own, strict=False)
         head = copy.deepcopy(self.fitted.head)
         head.load_state_dict({n.removeprefix("head."): t for n, t in tensors.items() if n.startswith("head.")})
         tuned = Tuned(head, document["history"], document["best"], document["frozen"])
         self._require_frozen(rung, tuned)
-        return tuned, tensors["right"].numpy(), tensors["losses"].numpy(), document["seconds"]
+        outside = None
+        if self.few:
+            logits, distances = tensors["outside.logits"].numpy(), tensors["outside.distances"].numpy()
+            outside = OutOfFold(judged_places(self.folds), logits, len(self.folds), distances)
+        return tuned, tensors["right"].numpy(), tensors["losses"].numpy(), outside, document["seconds"]
 
     def _started(self, number: int) -> Progressed | None:
         found = load_checkpoint(self.folder / "current.safetensors")
@@ -314,11 +331,11 @@ class Climb:
 
         return save
 
-    def _cross_validated(self, rung: Rung, train: Samples) -> npt.NDArray[np.float64]:
-        """Logits of each training image from a network that was fine-tuned without it."""
-        plain = self.samples.plain(rung)
-        out = np.empty((len(train.labels), self.classes))
-        for learn, judge in self._folds():
+    def _cross_validated(self, rung: Rung, train: Samples) -> OutOfFold:
+        """Of each training image that folds judge, what a network says that was fine-tuned without it."""
+        plain, layout = self.samples.plain(rung), Layout.of(self.split.module)
+        logits, distances = [], []
+        for learn, judge in self.folds:
             self.split.module.load_state_dict(self.pretrained)
             tuned = fine_tune(
                 self.split,
@@ -331,9 +348,19 @@ class Climb:
                 device=self.device,
                 progress=self.progress,
             )
-            judged_on = plain.some(judge)
-            out[judge] = logits_of(self.split, rung.boundary.name, judged_on, tuned.head, device=self.device)
-        return out
+            features = features_of(self.split, rung.boundary.name, plain, device=self.device)
+            logits.append(logits_on(tuned.head, features[judge]))
+            vectors = vectors_of(features, layout)
+            length = vectors.shape[1]
+            kept = pick_references([train.keys[i] for i in learn], length, TUNED_REFERENCES)
+            references = len(pick_references(train.keys, length, TUNED_REFERENCES))
+            distances.append(held_out_distances(vectors[learn[kept]], vectors[judge], references=references))
+        return OutOfFold(
+            judged_places(self.folds),
+            in_order(self.folds, logits),
+            len(self.folds),
+            in_order(self.folds, distances),
+        )
 
     def _say(self, result: RungResult, best: RungResult) -> None:
         self.progress.say(
@@ -349,6 +376,7 @@ class Climb:
         state: dict[str, Tensor],
         boundary: str,
         frozen: Digests,
+        outside: OutOfFold | None,
     ) -> Climbed:
         module = self.split.module
         module.load_state_dict(self.pretrained)
@@ -372,6 +400,7 @@ class Climb:
             frozen={name: own for name, own in frozen.items() if name in kept},
             pretrained={name: own for name, own in self.digests.items() if name in kept},
             trained=sum(t.numel() for t in state.values()),
+            outside=outside,
         )
 
 

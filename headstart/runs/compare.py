@@ -17,7 +17,7 @@ from headstart.backbone.forward import split_backbone
 from headstart.backbone.split import SplittableBackbone
 from headstart.data.checks import Inspection
 from headstart.data.dataset import Dataset, open_data
-from headstart.data.splits import SplitShares
+from headstart.data.splits import SplitShares, check_shares
 from headstart.errors import HeadstartError, OptionError
 from headstart.evaluation.comparison import Compared, comparison_markdown, comparison_picture
 from headstart.files import text_bytes, write_atomically, writing_run
@@ -86,8 +86,8 @@ def compare(
     image_size: int = 0,
     balance: bool = False,
     flip: bool = True,
-    val: float = Recipe.val,
-    test: float = Recipe.test,
+    val: float | None = Recipe.val,
+    test: float | None = Recipe.test,
     seed: int = 0,
     device: str = "auto",
     cache: Path | None = None,
@@ -131,8 +131,9 @@ def compare(
         test=test,
         seed=seed,
     )
-    SplitShares(val, test)
+    shares = SplitShares(val, test)
     dataset = open_data(source)
+    check_shares(dataset, shares)
     prepared = Preparation(dataset, plain, device=device, cache=cache, progress=progress)
     loaded = prepared.backbone
     split = split_backbone(loaded)

@@ -10,6 +10,7 @@ RUN/
   findings.json     what the data check found
   model.safetensors the classifier
   predictions.csv   every evaluated image: its split, right label, given label, and all probabilities
+  cross-validation.csv  where few images are held out: the same of training images, by classifiers without them
   scores.json       the figures, by split
   test_uses.jsonl   each time that the test images were scored
   map.csv           where each image lies among the others, and which training images are nearest
@@ -37,9 +38,9 @@ from headstart.data.finding import Finding
 from headstart.errors import DataError, RunError
 from headstart.evaluation.curves import CurvePoint, curves_picture
 from headstart.evaluation.image_map import MAP_FILE, ImageMap
-from headstart.evaluation.metrics import AnyScores, scores_from_json
+from headstart.evaluation.metrics import CROSS_VALIDATION, AnyScores, scores_from_json, shown_first
 from headstart.evaluation.predictions import Evaluated, predictions_csv
-from headstart.evaluation.reliability import reliabilities, reliability_picture
+from headstart.evaluation.reliability import reliabilities, reliability_picture, usual_kept
 from headstart.files import csv_text, text_bytes, user_path, write_atomically, writing_run
 from headstart.html import data_address, paragraph, picture, table
 from headstart.model import MODEL_FILE, Model
@@ -54,6 +55,7 @@ CURVES_FILE = "curves.png"
 CALIBRATION_FILE = "calibration.png"
 FINDINGS_FILE = "findings.json"
 PREDICTIONS_FILE = "predictions.csv"
+CROSS_VALIDATION_FILE = "cross-validation.csv"
 REPORT_FILE = "report.html"
 
 
@@ -64,7 +66,7 @@ class Run:
     Attributes:
         folder: with the files that the module's docstring lists.
         recipe: what was asked for.
-        results: the figures by the name of the set, in the order val, test.
+        results: the figures by the name of the set, in the order cross-validation, val, test.
         rungs: of the ladder, in order; the first is the reference by nearest neighbours.
         best: the name of the rung that was kept.
         findings: what the data check found.
@@ -81,8 +83,8 @@ class Run:
 
     @property
     def scores(self) -> AnyScores:
-        """Of the images that played no part in any choice: test where there is one, else val."""
-        return self.results.get("test") or self.results["val"]
+        """The score that the run is known by, see ``metrics.shown_first``."""
+        return shown_first(self.results)
 
     @property
     def model_path(self) -> Path:
@@ -291,6 +293,7 @@ def write_results(
     """
     folder = run.folder
     reliable = reliabilities(model.calibration, evaluated)
+    usual = usual_kept(model.calibration, evaluated)
     document = {
         "scores": {name: scores.as_json() for name, scores in run.results.items()},
         "findings": [asdict(finding) for finding in run.findings],
@@ -302,9 +305,13 @@ def write_results(
         "best": run.best,
         "frozen": proof,
         "data": model.data
-        | {"base": str(look.dataset.base), "given": look.split.given, "sizes": look.split.sizes, "name": _name(look)},
+        | {"base": str(look.dataset.base), "split": look.split.origin, "sizes": look.split.sizes, "name": _name(look)},
         "libraries": model.libraries,
-        "calibration": model.calibration.as_json() | {"reliability": [own.as_json() for own in reliable]},
+        "calibration": model.calibration.as_json()
+        | {
+            "reliability": [own.as_json() for own in reliable],
+            "usual": "; ".join(own.sentence for own in usual[-1:]),
+        },
     }
     with writing_run(folder):
         write_atomically(folder / "split.csv", text_bytes(_split_csv(look)))
@@ -314,7 +321,11 @@ def write_results(
         model.save(folder / MODEL_FILE)
         if image_map is not None:
             write_atomically(folder / MAP_FILE, text_bytes(image_map.csv()))
-        write_atomically(folder / PREDICTIONS_FILE, text_bytes(predictions_csv(evaluated)))
+        crossed = [part for part in evaluated if part.scores.name == CROSS_VALIDATION]
+        if crossed:
+            write_atomically(folder / CROSS_VALIDATION_FILE, text_bytes(predictions_csv(crossed)))
+        own = [part for part in evaluated if part not in crossed]
+        write_atomically(folder / PREDICTIONS_FILE, text_bytes(predictions_csv(own)))
         _write_json(folder / "scores.json", document["scores"])
         points = _curve_points(folder)
         curves = curves_picture(folder.name, points) if points else b""

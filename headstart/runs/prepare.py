@@ -31,7 +31,7 @@ from headstart.data.scan import measure_value_range, pixel_store
 from headstart.data.splits import SplitShares
 from headstart.errors import DataError
 from headstart.evaluation.image_map import ImageMap, make_map
-from headstart.evaluation.metrics import AnyScores
+from headstart.evaluation.metrics import CROSS_VALIDATION, AnyScores
 from headstart.evaluation.predictions import Evaluated, evaluate_predictions
 from headstart.features.activations import Activations, Pictures, Through, Views, activation_store
 from headstart.features.extract import Tap, compute_features, pick_sample
@@ -39,16 +39,26 @@ from headstart.model import Model, data_fingerprint
 from headstart.progress import Progress, with_example
 from headstart.runs.known import Known
 from headstart.store import RowStore
-from headstart.training.calibration import calibrate
+from headstart.training.calibration import EXTENDED, Calibration, calibrate
 from headstart.training.classifiers import Fitted, check_classes, check_heads, fit_classifier
 from headstart.training.doubts import doubts
 from headstart.training.finetune import Samples
 from headstart.training.frozen import Digests, digests_of, tensors_of
 from headstart.training.heads import LINEAR, vectors_of
 from headstart.training.ladder import CROSS_VALIDATE_BELOW, FOLDS, Rung, boundary_before, plan_rungs, plan_text
-from headstart.training.outliers import REFERENCES, TUNED_REFERENCES, Familiar, familiar_with, pick_references
+from headstart.training.out_of_fold import OutOfFold, of_frozen_features
+from headstart.training.outliers import (
+    KEPT,
+    REFERENCES,
+    TUNED_REFERENCES,
+    Scores,
+    cross_fitted_scores,
+    familiar_with,
+    pick_references,
+    typical_distance,
+)
 from headstart.training.recipe import Recipe
-from headstart.training.targets import Labels, count_learnable, probabilities_of
+from headstart.training.targets import Labels, class_sizes, count_learnable, learnable_folds, probabilities_of
 from headstart.training.thresholds import MIDDLE, best_thresholds
 
 MANY = 10**6
@@ -57,6 +67,16 @@ MANY = 10**6
 
 LOGGED_MISTAKES = 12
 """Of each stage, in the log."""
+
+PROBE_FOLDS = 5
+"""Of cross-validation where nothing but a classifier on frozen features is fitted anew in each."""
+
+USUAL = 5_000
+"""Training images that say what is usual, at most."""
+
+SCORED_BELOW = 30
+"""Images of the largest set that is held out below which the score shown first is cross-validated: of 1 image, 1 right
+is 100 %."""
 
 CHECKED = 100_000
 """Images up to which a run looks for wrong labels: classifiers are fitted on all of them for it, five at a time."""
@@ -239,14 +259,13 @@ class Preparation:
         """Tells what was found in the data."""
         look = self.look
         parts = [f"{name} {count:,}" for name, count in look.split.sizes.items()]
-        how = "as given" if look.split.given else "drawn"
         known = 0 if self.known is None else len(self.known.classes)
         own = len(look.dataset.classes) - known
         classes = f"{own:,} class{'es' if own > 1 else ''}" + (f" behind {known:,}" if known else "")
         if look.dataset.multi_label:
             each = look.dataset.labels[look.scanned.usable].sum(axis=1).mean()
             classes = f"{own:,} label{'s' if own > 1 else ''}, {each:.1f} to an image"
-        self.progress.say(f"{look.dataset.root}: {classes}, {', '.join(parts)} images (split {how}).")
+        self.progress.say(f"{look.dataset.root}: {classes}, {', '.join(parts)} images (split {look.split.origin}).")
         for line in in_few_lines(look.findings):
             self.progress.say(line)
 
@@ -377,12 +396,25 @@ class Preparation:
         items = [[part.paths[i], right, given] for i, (right, given) in zip(shown, names, strict=True)]
         return {"count": len(wrong), "of": len(part.paths), "items": items}
 
-    def finish(self, backbone: Backbone, head: nn.Module) -> tuple[Model, list[Evaluated]]:
-        """The model that came of it, scored on every image that it did not learn from.
+    @property
+    def few(self) -> bool:
+        """Whether there are too few validation images to choose or to calibrate by; cross-validation helps out."""
+        return self.val is None or len(self.val.labels) < CROSS_VALIDATE_BELOW
+
+    def finish(
+        self, backbone: Backbone, head: nn.Module, outside: OutOfFold | None = None
+    ) -> tuple[Model, list[Evaluated]]:
+        """The model that came of it, calibrated, and scored on images that it did not learn from.
 
         Args:
             backbone: the one that all began with, or that with other weights.
             head: behind it.
+            outside: out-of-fold predictions of networks trained like this one. Where val is small and the backbone is
+                the first one, the head alone is cross-validated here if they are not given.
+
+        Returns:
+            The model, and its predictions by set. Where none has ``SCORED_BELOW`` images, those by cross-validation
+            come first.
         """
         look, changed = self.look, backbone is not self.backbone
         net = FeatureNet(backbone, pool=self.recipe.pooling, cut=self.recipe.cut) if changed else self.net
@@ -396,46 +428,134 @@ class Preparation:
             scores={},
             thresholds=thresholds,
         )
-        if self.known is None:
-            model.familiar = self._familiar(model)
+        features = {
+            name: self._features_once(net, keys) if changed else self.reported.read(keys)
+            for name, keys in self.keys.items()
+            if name != "train"
+        }
+        unusual: Scores | None = None
+        if self.known is not None:
+            model.calibration = Calibration(missing=EXTENDED)
+        else:
+            if outside is None and self.few and not changed:
+                outside = self._out_of_fold()
+            self._calibrate(model, features.get("val"), outside)
+            unusual = self._judge_usual(model, features.get("val"), outside)
         evaluated: list[Evaluated] = []
-        files = look.dataset.files()
-        for name, own in self.used.items():
-            if name != "train":
-                keys = self.keys[name]
-                features = self._features_once(net, keys) if changed else self.reported.read(keys)
-                paths, labels = [files[i] for i in own], look.dataset.labels[own]
-                if name == "val" and self.known is None:
-                    self._calibrate(model, features, labels)
-                chances = model.probabilities(features)
-                found = evaluate_predictions(
-                    name, paths, labels, chances, model.classes, thresholds=model.thresholds, chose=name == "val"
-                )
-                groups = None if look.dataset.groups is None else tuple(look.dataset.groups[i] for i in own)
-                evaluated.append(replace(found, outliers=model.outlier_scores(features), groups=groups))
-                if self.known is not None:
-                    evaluated += _among_new(name, paths, labels, chances, model.classes, len(self.known.classes))
+        for name, own in features.items():
+            labels = look.dataset.labels[self.used[name]]
+            chances, odd = model.probabilities(own), model.outlier_scores(own)
+            chose = name == "val"
+            if chose and unusual is not None:
+                odd = unusual[: len(own)]
+            evaluated.append(self._evaluated(name, self.used[name], model, chances, odd, chose=chose))
+            if self.known is not None:
+                paths = [look.dataset.files()[i] for i in self.used[name]]
+                evaluated += _among_new(name, paths, labels, chances, model.classes, len(self.known.classes))
         if self.known is not None:
             seen = self._features_of(self.known.judged.keys, exact=True)
             evaluated += self.known.judge(model, seen, progress=self.progress)
+        elif outside is not None and (most := max(part.scores.count for part in evaluated)) < SCORED_BELOW:
+            own_places = [self.used["train"][i] for i in outside.places]
+            chances = probabilities_of(outside.logits / model.calibration.temperature, several=thresholds is not None)
+            evaluated.insert(0, self._evaluated(CROSS_VALIDATION, own_places, model, chances, None, chose=True))
+            self.progress.say(
+                f"Only {most} image(s) held out: the first score is of training images, each judged by a classifier "
+                f"that did not learn from it ({outside.folds}-fold cross-validation)."
+            )
         model.scores = {e.scores.name: _short_scores(e.scores) for e in evaluated}
         return model, evaluated
 
-    def _calibrate(self, model: Model, features: npt.NDArray[np.float32], labels: Labels) -> None:
-        """By what the model says of validation images."""
-        model.calibration = calibrate(model.logits(features), labels, wanted=self.recipe.wanted)
-        if model.thresholds is not None:
-            model.thresholds = tuple(best_thresholds(model.probabilities(features), labels).tolist())
-        if model.familiar is not None:
-            model.familiar = model.familiar.with_usual(model.vectors(features))
+    def _evaluated(
+        self,
+        name: str,
+        own: list[int],
+        model: Model,
+        chances: npt.NDArray[np.float64],
+        unusual: Scores | None,
+        *,
+        chose: bool,
+    ) -> Evaluated:
+        """Predictions for some images; ``chose`` as for ``evaluate_predictions``."""
+        dataset = self.look.dataset
+        files = dataset.files()
+        paths = [files[i] for i in own]
+        found = evaluate_predictions(
+            name, paths, dataset.labels[own], chances, model.classes, thresholds=model.thresholds, chose=chose
+        )
+        groups = None if dataset.groups is None else tuple(dataset.groups[i] for i in own)
+        return replace(found, outliers=unusual, groups=groups)
 
-    def _familiar(self, model: Model) -> Familiar | None:
-        """Some training images as the finished network sees them."""
+    def _out_of_fold(self) -> OutOfFold | None:
+        """Of the classifier on frozen features; None where every class has one image alone."""
+        labels = self.train.labels
+        if class_sizes(labels).max() < 2:
+            return None
+        return of_frozen_features(
+            self.fitted, self.train.features, learnable_folds(labels, PROBE_FOLDS, self.recipe.seed)
+        )
+
+    def _calibrate(self, model: Model, val: npt.NDArray[np.float32] | None, outside: OutOfFold | None) -> None:
+        """By what is said of images that were not learnt from: those of val, and out of fold."""
+        logits, labels, sources = [], [], []
+        if val is not None and self.val is not None:
+            logits.append(model.logits(val))
+            labels.append(self.val.labels)
+            sources.append(f"{len(val):,} validation images")
+        if outside is not None:
+            logits.append(outside.logits)
+            labels.append(self.train.labels[outside.places])
+            sources.append(f"{len(outside.places):,} training images by {outside.folds}-fold cross-validation")
+        if not logits:
+            logits, labels = [np.empty((0, len(model.classes)))], [self.train.labels[:0]]
+        all_logits, all_labels = np.concatenate(logits), np.concatenate(labels)
+        model.calibration = calibrate(all_logits, all_labels, wanted=self.recipe.wanted, source=" and ".join(sources))
+        if model.thresholds is not None:
+            chances = probabilities_of(all_logits / model.calibration.temperature, several=True)
+            model.thresholds = tuple(best_thresholds(chances, all_labels).tolist())
+
+    def _judge_usual(
+        self, model: Model, val: npt.NDArray[np.float32] | None, outside: OutOfFold | None
+    ) -> Scores | None:
+        """Settles what is usual.
+
+        Returns:
+            Outlier scores of the images that say it, val first, each fifth by the others; None where they are too few.
+        """
+        places, references = self._references(model)
+        known = familiar_with(references)
+        if known is None:
+            return None
+        distances = [] if val is None else [known.distances(model.vectors(val))]
+        if model.net is self.net:  # frozen: other training images are as far from the references as any usual image
+            own = self._without_twins()
+            among = {place: number for number, place in enumerate(places)}
+            itself = np.array([among.get(i, -1) for i in own], np.int64)
+            distances.append(known.distances(model.vectors(self.train.features[own]), itself=itself))
+        elif outside is not None and outside.distances is not None:
+            distances.append(outside.distances * typical_distance(known, references))
+        every = np.concatenate(distances) if distances else np.empty(0)
+        model.familiar = known.with_usual(every)
+        if model.familiar is None:
+            return None
+        scores = cross_fitted_scores(every)
+        model.calibration = replace(model.calibration, usual_images=len(scores), usual_kept=int((scores <= KEPT).sum()))
+        return scores
+
+    def _references(self, model: Model) -> tuple[list[int], npt.NDArray[np.float32]]:
+        """Some training images, and their (R, D) features as the finished network sees them."""
         changed, keys = model.net is not self.net, self.keys["train"]
         length = model.vectors(self.train.features[:1]).shape[1]
         places = pick_references(keys, length, TUNED_REFERENCES if changed else REFERENCES)
         own = self._features_once(model.net, [keys[i] for i in places]) if changed else self.train.features[places]
-        return familiar_with(model.vectors(own))
+        return places, model.vectors(own)
+
+    def _without_twins(self) -> list[int]:
+        """Training images of which no other one is a near copy, drawn by their content, at most ``USUAL``."""
+        twins = {place for pair in self.look.duplicates for place in (pair.first, pair.second)}
+        alone = [i for i, place in enumerate(self.used["train"]) if place not in twins]
+        keys = self.keys["train"]
+        return sorted(sorted(alone, key=lambda i: keys[i])[:USUAL])
 
     def _features_once(self, net: FeatureNet, keys: list[bytes]) -> npt.NDArray[np.float32]:
         """Of weights that no other run has: from the pixels by the path that predictions take, and not kept."""
@@ -508,7 +628,7 @@ class RungSamples:
         self.train, self.val, self.recipe = prepared.train, prepared.val, prepared.recipe
         self.engines, self.cache, self.progress = prepared.engines, prepared.cache, prepared.progress
         self.sample = prepared.sample
-        self.few = self.val is None or len(self.val.labels) < CROSS_VALIDATE_BELOW
+        self.few = prepared.few
         self.dtype, self.device = self.engines.training_dtype, training_device(prepared.device)
         self._asked_device = prepared.device
         self._made: dict[tuple[str, str], Activations] = {}
@@ -553,7 +673,7 @@ class RungSamples:
             assert isinstance(part, fx.GraphModule)
             dtype = self.dtype if what == "train" else torch.float32
             through = Through(deepest.boundary.name, fold_for_training(part, dtype), dtype)
-            passes = rung.settings.epochs * (1 + FOLDS if self.few else 1) if what == "train" else 2
+            passes = rung.settings.epochs * (FOLDS if self.few else 1) if what == "train" else 2
             made = Activations(
                 net,
                 pictures,
@@ -634,6 +754,12 @@ def _among_new(
 
 def _require_learnable(look: Inspection, *, least: int) -> None:
     sizes = look.split.sizes
+    usable = int(look.scanned.usable.sum())
+    if usable > 1 and look.different_images() == 1:
+        raise DataError(
+            f"{look.dataset.root}: its {usable:,} files are one image, identical or nearly so: there is nothing to "
+            "learn. Add images that differ."
+        )
     learnable = [label for label, count in look.counts().get("train", {}).items() if count]
     if look.dataset.multi_label:
         labels = look.dataset.labels[look.split.positions("train")]

@@ -19,7 +19,14 @@ from headstart.evaluation.report import Told, render_report
 from headstart.files import text_bytes, user_path, write_atomically, writing_run
 from headstart.hub import push as push_files
 from headstart.model import MODEL_FILE, Model, load
-from headstart.runs.folder import CALIBRATION_FILE, CURVES_FILE, PREDICTIONS_FILE, REPORT_FILE, load_run
+from headstart.runs.folder import (
+    CALIBRATION_FILE,
+    CROSS_VALIDATION_FILE,
+    CURVES_FILE,
+    PREDICTIONS_FILE,
+    REPORT_FILE,
+    load_run,
+)
 from headstart.runs.uses import read_uses, uses_text
 from headstart.training.ladder import RungResult
 
@@ -70,7 +77,13 @@ def write_report(
         RunError: the folder is damaged.
         WriteError: the file cannot be written.
     """
-    evaluated = read_predictions(folder / PREDICTIONS_FILE, model.classes, thresholds=model.thresholds)
+    files = [folder / CROSS_VALIDATION_FILE, folder / PREDICTIONS_FILE]
+    evaluated = [
+        part
+        for own in files
+        if own == files[-1] or own.is_file()
+        for part in read_predictions(own, model.classes, thresholds=model.thresholds)
+    ]
     head, data = document["head"], document["data"]
     told = Told(
         name=data["name"],
@@ -79,7 +92,7 @@ def write_report(
         head={"reason": "as its settings say", "frozen": 0} | head,
         counts=data["counts"],
         sizes=data.get("sizes") or {split: sum(own.values()) for split, own in data["counts"].items()},
-        given=data.get("given", True),
+        split_origin=data.get("split", "as given with the data" if data.get("given", True) else "drawn by content"),
         fingerprint=data["train_sha256"],
         findings=[Finding.from_json(entry) for entry in document["findings"]],
         evaluated=evaluated,

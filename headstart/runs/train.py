@@ -17,8 +17,9 @@ from headstart.backbone.engine import (
 )
 from headstart.data.checks import Inspection
 from headstart.data.dataset import Dataset, open_data
-from headstart.data.splits import SplitShares
+from headstart.data.splits import SplitShares, check_shares
 from headstart.errors import HeadstartError, OptionError, RunError, WriteError
+from headstart.evaluation.reliability import usual_kept
 from headstart.files import user_path, writing_run
 from headstart.model import Model, data_fingerprint
 from headstart.progress import Progress, SilentProgress
@@ -81,10 +82,11 @@ def train(
     """
     progress = progress or SilentProgress()
     recipe = Recipe.of(recipe, choices)
-    SplitShares(recipe.val, recipe.test)
+    shares = SplitShares(recipe.val, recipe.test)
     if recipe.implied_by:
         progress.say(f"Effort: quick, because {recipe.implied_by} was given; name another with effort.")
     dataset = open_data(source, least_classes=recipe.least_classes)
+    check_shares(dataset, shares)
     folder = choose_run_folder(out, dataset.root)
     prepared = Preparation(dataset, recipe, device=device, cache=cache, progress=Noted(folder, progress))
     columns = dataset.columns.as_options()
@@ -247,9 +249,11 @@ def _carry_out(
     if climbed is None:
         model, evaluated = prepared.finish(backbone, fitted.head)
     else:
-        model, evaluated = prepared.finish(climbed.backbone, climbed.head)
-    if words := model.calibration_words:
-        progress.say(words)
+        model, evaluated = prepared.finish(climbed.backbone, climbed.head, climbed.outside)
+    progress.say(model.calibration_words)
+    usual = usual_kept(model.calibration, evaluated)
+    for text in [own.warning for own in usual if own.warning] or [f"{own.sentence}." for own in usual[-1:]]:
+        progress.say(text)
     clock.lap("evaluate")
     run = Run(
         folder,

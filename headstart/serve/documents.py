@@ -82,7 +82,10 @@ class ModelDocument(BaseModel):
     thresholds: list[float] | None = Field(description="Of the labels, in the order of the classes.")
     backbone: str
     preprocessing: dict[str, Any]
-    calibration: str = Field(description='What was fitted on validation images, in words; "" for nothing.')
+    calibrated: bool = Field(description="Whether its probabilities are calibrated.")
+    calibration: str = Field(
+        description="What was fitted on images that it did not learn from, or why nothing was, in words."
+    )
     knows_strangers: bool = Field(description='Whether it can say "none of these".')
     scores: dict[str, Any] = Field(description="What it scored, by the name of the set, with 95 % intervals.")
     engine: str | None = Field(description="What runs it; null until it is warmed up.")
@@ -98,6 +101,7 @@ def model_document(model: Model, *, engine: str | None) -> ModelDocument:
         thresholds=None if model.thresholds is None else list(model.thresholds),
         backbone=model.net.backbone.architecture,
         preprocessing=own.pixel_key() | {"mean": own.mean, "std": own.std},
+        calibrated=model.calibration.images > 0,
         calibration=model.calibration_words,
         knows_strangers=model.familiar is not None,
         scores=model.scores,

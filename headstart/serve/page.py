@@ -19,6 +19,7 @@ from headstart.backbone.engine import Pixels
 from headstart.data.images import decode, jpeg_bytes, thumbnail
 from headstart.errors import OptionError, OutputError, UnreadableImage
 from headstart.evaluation.heat import GradCam, heat_picture
+from headstart.evaluation.metrics import SHOWN_FIRST
 from headstart.serve.assets import asset
 from headstart.serve.corrections import Correction, Corrections, corrections_folder
 from headstart.serve.forms import read_form
@@ -246,16 +247,16 @@ class Page:
         model = self.model
         several = model.thresholds is not None
         words = f"Tells {len(model.classes):,} {'labels' if several else 'classes'} apart."
-        scored = model.scores.get("test") or model.scores.get("val")
-        if scored:
+        name = next((name for name in SHOWN_FIRST if name in model.scores), None)
+        if name is not None:
+            scored = model.scores[name]
             share = 100 * scored["correct"] / max(1, scored["count"])
             low, high = 100 * scored["low"], 100 * scored["high"]
-            name = "test" if model.scores.get("test") else "val"
             words += (
                 f" Right on {scored['correct']:,} of {scored['count']:,} {name} pictures: {share:.1f} % "
                 f"({low:.1f}-{high:.1f})."
             )
-        return words
+        return words if model.calibration.images else f"{words} {model.calibration_words}"
 
     @cached_property
     def _version(self) -> str:

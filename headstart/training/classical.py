@@ -22,7 +22,7 @@ from headstart.progress import Progress, SilentProgress
 from headstart.training.heads import NeighbourHead, RbfHead, float_tensor, linear_head
 from headstart.training.linear_fits import linear_fits
 from headstart.training.probe import CHOOSE_FROM, FOLDS, NEVER, Features, as_rows, standardised
-from headstart.training.targets import Folds, Labels, folds_of, smallest_class
+from headstart.training.targets import Folds, Labels, class_sizes, learnable_folds
 from headstart.training.temperature import best_scale, losses_of
 
 LINEAR_C = (1e-4, 1e-3, 1e-2)
@@ -268,16 +268,17 @@ def _chosen(
     if settings is not None:
         return settings, "as before"
     middle = grid[len(grid) // 2]
-    smallest = smallest_class(labels)
-    if smallest < 2:
-        return {"C": middle, "scale": 1.0}, "not chosen: a class of 1 image leaves nothing to choose on"
-    tried = grid if len(labels) >= CHOOSE_FROM and smallest >= FOLDS else (middle,)
-    folds = folds_of(labels, FOLDS, seed)
-    own = np.unique(labels, return_inverse=True)[1]
+    sizes = class_sizes(labels)
+    if sizes.max() < 2:
+        return {"C": middle, "scale": 1.0}, "not chosen: classes of 1 image each leave nothing to choose on"
+    judged = np.flatnonzero(sizes > 1)
+    tried = grid if len(judged) >= CHOOSE_FROM else (middle,)
+    folds = learnable_folds(labels, FOLDS, seed)
+    own = np.unique(labels, return_inverse=True)[1][judged]
     found = {}
     with (progress or SilentProgress()).task("Choosing the settings", len(tried) * len(folds), unit="fits") as advance:
         for c in tried:
-            scores = outside(folds, c)
+            scores = outside(folds, c)[judged]
             found[c] = float(losses_of(scores, own).mean()), best_scale(scores, own)
             advance(len(folds))
     best = min(found, key=lambda c: found[c][0])

@@ -346,6 +346,7 @@ def fine_tune(
     val: Samples | None,
     settings: TuneSettings,
     *,
+    val_chooses: bool = True,
     dtype: torch.dtype = torch.float32,
     device: torch.device = CPU,
     start: Progressed | None = None,
@@ -362,8 +363,9 @@ def fine_tune(
         boundary: its name.
         head: to start from; not changed. Its BatchNorm stays in inference mode as well.
         train: what to learn from.
-        val: what chooses the epoch that is kept; the last one where it is not given.
+        val: what is scored after each epoch, and chooses the epoch that is kept; the last one where it is not given.
         settings: how.
+        val_chooses: False: val is scored for the curve alone, and the last epoch is kept.
         dtype: in which the suffix computes: float32 or bfloat16.
         device: where: the CPU or a CUDA device.
         start: where to go on; from the beginning where it is not given.
@@ -374,7 +376,7 @@ def fine_tune(
         TrainingError: a frozen tensor changed meanwhile, or the loss is not a finite number.
     """
     with _on(device, split.module), as_told(device):
-        trainer = _Trainer(split, boundary, head, train, val, settings, dtype, device)
+        trainer = _Trainer(split, boundary, head, train, val, settings, val_chooses, dtype, device)
         before = trainer.frozen_digests()
         if start is not None:
             trainer.restore(start)
@@ -406,22 +408,36 @@ def logits_of(
         head: behind the network, on the CPU.
         device: where to compute them.
     """
-    with _on(device, split.module), as_told(device):
-        suffix = split.suffix(boundary)
-        suffix = fold_for_training(suffix, torch.float32) if isinstance(suffix, fx.GraphModule) else suffix
-        both = nn.Sequential(suffix, copy.deepcopy(head)).to(device)
-        found = _in_turn(samples, feed_for(samples.activations, device, rows=0), both, device)
-    logits: npt.NDArray[np.float64] = found.double().numpy()
+    logits: npt.NDArray[np.float64] = _behind(split, boundary, samples, [copy.deepcopy(head)], device).double().numpy()
     return logits
 
 
-def _in_turn(samples: Samples, feed: Feed, logits: Callable[[Tensor], Tensor], device: torch.device) -> Tensor:
-    """(N, classes), on the CPU, of the first views, a batch at a time."""
+def features_of(
+    split: SplittableBackbone, boundary: str, samples: Samples, *, device: torch.device = CPU
+) -> npt.NDArray[np.float32]:
+    """(N, ...) features of samples, in float32; arguments as ``logits_of``."""
+    features: npt.NDArray[np.float32] = _behind(split, boundary, samples, [], device).numpy()
+    return features
+
+
+def _behind(
+    split: SplittableBackbone, boundary: str, samples: Samples, more: list[nn.Module], device: torch.device
+) -> Tensor:
+    """What comes out of the network behind a boundary, and of more layers behind it; on the CPU."""
+    with _on(device, split.module), as_told(device):
+        suffix = split.suffix(boundary)
+        suffix = fold_for_training(suffix, torch.float32) if isinstance(suffix, fx.GraphModule) else suffix
+        whole = nn.Sequential(suffix, *more).to(device)
+        return _in_turn(samples, feed_for(samples.activations, device, rows=0), whole, device)
+
+
+def _in_turn(samples: Samples, feed: Feed, compute: Callable[[Tensor], Tensor], device: torch.device) -> Tensor:
+    """(N, ...), on the CPU, of the first views, a batch at a time."""
     count, step = len(samples.labels), AT_ONCE if device == CPU else 4 * AT_ONCE
     batches = [samples.rows(range(start, min(start + step, count)), 0) for start in range(0, count, step)]
     feed.expect(batches)
     with torch.no_grad():
-        return torch.cat([logits(feed.read(batch)) for batch in batches]).cpu()
+        return torch.cat([compute(feed.read(batch)) for batch in batches]).cpu()
 
 
 def rate(step: int, steps: int, warmup: float) -> float:
@@ -454,10 +470,12 @@ class _Trainer:
         train: Samples,
         val: Samples | None,
         settings: TuneSettings,
+        val_chooses: bool,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
         self.settings, self.train, self.val, self.device = settings, train, val, device
+        self.chooses = val_chooses and val is not None
         self.head = copy.deepcopy(head).to(device)
         self.classifier = Classifier(split, boundary, self.head, dtype=dtype, live_norms=settings.live_norms)
         self.classifier.to(device)  # tables that the graph of a suffix holds beside the network's own tensors
@@ -672,7 +690,7 @@ class _Trainer:
                 entry |= self._validate(self.val, self.val_feed)
         self.done.history.append(entry)
         best = self.done.best
-        if best is None or self.val is None or _rank(entry) > _rank(best):
+        if best is None or not self.chooses or _rank(entry) > _rank(best):
             self.done.best = entry
             self.best = [tensor.clone() for tensor in (*self.average, *self.statistics.values())]
 

@@ -9,17 +9,22 @@ import numpy.typing as npt
 
 from headstart.concurrency import ignored_warnings
 from headstart.progress import Progress, SilentProgress
+from headstart.training.calibration import agreement
 from headstart.training.linear_fits import linear_fits
 from headstart.training.probe import CHOOSE_FROM, FOLDS, choose_c, standardised
 from headstart.training.targets import (
     Folds,
     Labels,
     are_several,
+    class_sizes,
     count_learnable,
     folds_of,
     probabilities_of,
-    smallest_class,
 )
+
+LEAST_KAPPA = 0.4
+"""Agreement of answers and labels beyond chance below which no label is called wrong: a classifier that is often wrong
+itself accuses right labels. Moderate agreement begins here (Landis and Koch, 1977)."""
 
 Features = npt.NDArray[np.float32]
 Chances = npt.NDArray[np.float64]
@@ -53,17 +58,26 @@ def find_label_issues(
         progress: told of each fit.
 
     Returns:
-        None where there are too few images to tell: under ``probe.CHOOSE_FROM`` in all or five of a class.
+        None where there are too few images to tell: under ``probe.CHOOSE_FROM`` in all or five of a class; or where
+        the classifier is not well above chance (``LEAST_KAPPA``).
 
     Source: Northcutt et al., "Confident Learning: Estimating Uncertainty in Dataset Labels", JAIR 2021.
     """
-    if len(labels) < CHOOSE_FROM or smallest_class(labels) < FOLDS or count_learnable(labels) < 2 - are_several(labels):
+    if (
+        len(labels) < CHOOSE_FROM
+        or class_sizes(labels).min() < FOLDS
+        or count_learnable(labels) < 2 - are_several(labels)
+    ):
         return None
     x = standardised(features)[2]
     if c is None:
         c = choose_c(x, labels, balance=False, seed=seed, progress=progress or SilentProgress())[0]
     folds = folds_of(labels, FOLDS, seed)
-    surely = _doubted(labels, _held_out(x, labels, folds, c), surely=True)
+    first = _held_out(x, labels, folds, c)
+    found_first = agreement(first - 0.5 * are_several(labels), labels)
+    if not found_first.learnt or found_first.kappa < LEAST_KAPPA:
+        return None
+    surely = _doubted(labels, first, surely=True)
     chances = _held_out(x, labels, _without(folds, surely, labels), c)
     found = np.flatnonzero(_doubted(labels, chances, surely=False))
     return LabelIssues(found[np.argsort(_agreement(labels, chances)[found], kind="stable")], chances)

@@ -27,7 +27,11 @@ ALPHA = 0.05
 CROSS_VALIDATE_BELOW = 100
 """Validation images below which rungs are compared by cross-validation on the training images as well."""
 
-FOLDS = 3
+FOLDS = 2
+"""Of that cross-validation: each half is judged by a network that learnt from the other, in as many epochs.
+
+Together they cost as much as the training itself; three folds cost twice as much
+(docs/results/2026-11-29-calibration.md)."""
 
 DEEPER_FROM = 0.15
 """Log loss of the probe, in nats, below which nothing deeper than the first rung is tried, unless it is asked for.

@@ -1,10 +1,19 @@
-"""How unlike a picture is to all that was learnt from: the distance of its features to those of training images."""
+"""Out-of-distribution detection: the distance of an image's features to those of training images.
+
+The threshold is a split conformal one: of n usual images that were not learnt from, it is the distance of the first
+rank above (n + 1) * ``KEPT``. Of more images like these, at least ``KEPT`` lie no farther, on average over all draws.
+
+Source: Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World", 2005; Papadopoulos et al., "Inductive
+Confidence Machines for Regression", ECML 2002.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +32,11 @@ NUMBERS = 1_500_000
 LEAST_REFERENCES = 50
 """Training images below which there is nothing to go by."""
 
-LEAST_JUDGED = 100
-"""Images that were not learnt from below which training images are asked as well."""
+LEAST_USUAL = 20
+"""Usual images that were not learnt from below which no distance keeps ``KEPT`` of the next ones."""
+
+FOLDS = 5
+"""Parts of the usual images, each of which is judged by the others."""
 
 NEIGHBOUR = 5
 """The distance is that to the fifth nearest."""
@@ -69,16 +81,27 @@ class Familiar:
     limits: npt.NDArray[np.float32] | None = None
 
     def outlier_scores(self, features: Features) -> Scores:
-        """Share of the usual pictures that are nearer to what was learnt.
+        """Share of the usual pictures, and of this one, that are nearer to what was learnt.
 
         Args:
             features: (N, D) float32.
 
         Returns:
-            (N,) float64 in [0, 1]; beyond ``KEPT`` a picture is taken for something else altogether.
+            (N,) float64 in [0, 1); beyond ``KEPT`` a picture is taken for something else altogether.
         """
-        distances = _distances(self._known, _cut_off(features, self.limits))
-        return np.asarray(np.searchsorted(self.usual, distances) / len(self.usual))
+        return conformal_scores(self.usual, self.distances(features))
+
+    def distances(
+        self, features: Features, *, itself: npt.NDArray[np.int64] | None = None, rank: float = NEIGHBOUR
+    ) -> Scores:
+        """(N,) float64, 1 - cosine to the reference that is the fifth nearest.
+
+        Args:
+            features: (N, D) float32.
+            itself: (N,) of each image, which of the references it is, -1 for none: it is left aside.
+            rank: in place of 5; between two whole numbers, between the distances of both.
+        """
+        return _distances(self._known, _cut_off(features, self.limits), itself=itself, rank=rank)
 
     def similarities(self, features: Features) -> Features:
         """(N, D) float32 -> (N, R) cosines to each of the references."""
@@ -89,15 +112,37 @@ class Familiar:
         """(R, D) the references to compute with: predictions come in many small batches."""
         return self.references.astype(np.float32)
 
-    def with_usual(self, held_out: Features) -> Familiar:
-        """What images that were not learnt from say is usual; where they are few, training images say it with them.
+    def with_usual(self, distances: Scores) -> Familiar | None:
+        """The same references, and what images that were not learnt from say is usual.
 
         Args:
-            held_out: (N, D) float32.
+            distances: (N,) of these images.
+
+        Returns:
+            None where they are too few for any promise.
         """
-        own = _distances(self._known, _cut_off(held_out, self.limits))
-        both = own if len(own) >= LEAST_JUDGED else np.concatenate([own, self.usual])
-        return replace(self, usual=_quantiles(both))
+        return replace(self, usual=_quantiles(distances)) if len(distances) >= LEAST_USUAL else None
+
+
+def conformal_scores(usual: npt.NDArray[np.floating[Any]], distances: Scores) -> Scores:
+    """(N,) share of the usual images, and of the one that is judged, that lie nearer.
+
+    At least ``KEPT`` of images like the usual ones have a score of ``KEPT`` or less.
+
+    Args:
+        usual: (Q,) ascending distances of usual images that were not learnt from.
+        distances: (N,) to judge.
+    """
+    return np.asarray(np.searchsorted(usual, distances) / (len(usual) + 1))
+
+
+def cross_fitted_scores(distances: Scores) -> Scores:
+    """(N,) ``conformal_scores`` of usual images, each fifth by the distances of the others."""
+    scores = np.zeros(len(distances))
+    part = np.random.default_rng(0).permutation(len(distances)) % FOLDS
+    for fold in range(FOLDS):
+        scores[part == fold] = conformal_scores(np.sort(distances[part != fold]), distances[part == fold])
+    return scores
 
 
 def pick_references(keys: Sequence[bytes], length: int, most: int = REFERENCES) -> list[int]:
@@ -113,7 +158,7 @@ def pick_references(keys: Sequence[bytes], length: int, most: int = REFERENCES) 
 
 
 def familiar_with(references: Features) -> Familiar | None:
-    """What is usual as far as training images tell, each judged by the others.
+    """References without usual distances yet, see ``Familiar.with_usual``.
 
     Args:
         references: (R, D) float32 features of training images.
@@ -124,9 +169,37 @@ def familiar_with(references: Features) -> Familiar | None:
     if len(references) < LEAST_REFERENCES:
         return None
     limits = _limits(references)
-    weak = _cut_off(references, limits)
-    own = unit(weak).astype(np.float16)
-    return Familiar(own, _quantiles(_distances(own.astype(np.float32), weak, without_itself=True)), limits)
+    return Familiar(unit(_cut_off(references, limits)).astype(np.float16), np.empty(0, np.float32), limits)
+
+
+def held_out_distances(learnt: Features, held_out: Features, *, references: int) -> Scores:
+    """(N,) distances of images that a fold left out to those that it learnt from, in ``typical_distance`` of the fold.
+
+    Each fine-tuned network spreads its features in its own way, so that distances of two networks cannot be compared
+    as they are. A fold also has fewer images near each other than the finished model: the rank of the neighbour is
+    lower by as much.
+
+    Args:
+        learnt: (L, D) float32 features of images that the fold learnt from, at most ``references``.
+        held_out: (N, D) float32 features of the others, by the same network.
+        references: images that the finished model keeps.
+    """
+    limits = _limits(learnt)
+    known = Familiar(unit(_cut_off(learnt, limits)).astype(np.float16), np.empty(0, np.float32), limits)
+    rank = max(1.0, NEIGHBOUR * len(learnt) / references)
+    return known.distances(held_out, rank=rank) / typical_distance(known, learnt, rank=rank)
+
+
+def typical_distance(known: Familiar, references: Features, *, rank: float = NEIGHBOUR) -> float:
+    """The median distance of the references to each other, of each without itself.
+
+    Args:
+        known: made of the references.
+        references: (R, D) float32, their features.
+        rank: of the neighbour.
+    """
+    distances = known.distances(references, itself=np.arange(len(references)), rank=rank)
+    return max(float(np.median(distances)), float(TINY))
 
 
 def _limits(features: Features) -> npt.NDArray[np.float32]:
@@ -166,7 +239,7 @@ def find_strays(features: Features, labels: Labels) -> dict[int, float]:
             )
             inside = np.isin(own, known)
             references = unit(features[known])
-            far[own[inside]] = _distances(references, features[own[inside]], without_itself=True)
+            far[own[inside]] = _distances(references, features[own[inside]], itself=np.arange(len(references)))
             far[own[~inside]] = _distances(references, features[own[~inside]])
     judged = far[~np.isnan(far)]
     if len(judged) < LEAST_REFERENCES:
@@ -176,14 +249,22 @@ def find_strays(features: Features, labels: Labels) -> dict[int, float]:
     return {int(i): float(far[i] / max(usual, TINY)) for i in found[np.argsort(-far[found], kind="stable")]}
 
 
-def _distances(known: Features, features: Features, *, without_itself: bool = False) -> Scores:
-    """(N,) 1 - cosine to the reference that is the fifth nearest."""
+def _distances(
+    known: Features, features: Features, *, itself: npt.NDArray[np.int64] | None = None, rank: float = NEIGHBOUR
+) -> Scores:
+    """See ``Familiar.distances``; fewer than ``rank`` references: to the farthest."""
     found = []
-    place = min(NEIGHBOUR, len(known) - without_itself) + without_itself
     for start in range(0, len(features), REFERENCES):
         cosines = unit(features[start : start + REFERENCES]) @ known.T
-        found.append(np.partition(cosines, -place, axis=1)[:, -place])
-    return 1 - np.concatenate(found).astype(np.float64) if found else np.empty(0)
+        if itself is not None:
+            own = itself[start : start + REFERENCES]
+            cosines[np.flatnonzero(own >= 0), own[own >= 0]] = -np.inf
+        usable = len(known) - (itself is not None)
+        low, high = (max(1, min(place, usable)) for place in (math.floor(rank), math.ceil(rank)))
+        ranked = np.partition(cosines, sorted({-low, -high}), axis=1)
+        near, far = (1 - ranked[:, -place].astype(np.float64) for place in (low, high))
+        found.append(near + (rank - math.floor(rank)) * (far - near))
+    return np.concatenate(found) if found else np.empty(0)
 
 
 def _quantiles(distances: Scores) -> npt.NDArray[np.float32]:

@@ -18,7 +18,14 @@ from sklearn.model_selection import train_test_split
 from headstart.errors import DataError
 from headstart.progress import Progress, SilentProgress
 from headstart.training.linear_fits import ROUNDS, LinearFits, balanced_weights, linear_fits
-from headstart.training.targets import Labels, are_several, count_learnable, folds_of, log_losses, smallest_class
+from headstart.training.targets import (
+    Labels,
+    are_several,
+    class_sizes,
+    count_learnable,
+    learnable_folds,
+    log_losses,
+)
 
 C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Inverse strengths of the L2 penalty that cross-validation chooses from."""
@@ -205,44 +212,47 @@ def choose_c(
         seed: of the folds.
         progress: told of each fold.
     """
-    smallest, several = smallest_class(labels), are_several(labels)
-    if len(labels) < CHOOSE_FROM or smallest < FOLDS:
-        why = f"{len(labels)} training images" if len(labels) < CHOOSE_FROM else f"a class of {smallest} image(s)"
-        return (
-            C_WITHOUT_CHOICE,
-            f"C = {C_WITHOUT_CHOICE}, not chosen: {why} leave too little to choose on",
-            {},
-        )
+    several = are_several(labels)
+    judged = int((class_sizes(labels) > 1).sum())
+    if judged < CHOOSE_FROM:
+        why = f"{judged} training images of classes that have at least two"
+        return C_WITHOUT_CHOICE, f"C = {C_WITHOUT_CHOICE}, not chosen: {why} leave too little to choose on", {}
     where, weights = "the training images", sample_weight
     if len(labels) > CHOOSE_ON:
-        alike = None if several else labels
+        alike = None if several or class_sizes(labels).min() < 2 else labels
         positions = np.arange(len(labels))
         kept, _ = train_test_split(positions, train_size=CHOOSE_ON, stratify=alike, random_state=seed)
         x, labels, weights = x[kept], labels[kept], None if weights is None else weights[kept]
         where = f"{CHOOSE_ON:,} of the training images"
-    folds = [learn for learn, _ in folds_of(labels, FOLDS, seed)]
+    folds = learnable_folds(labels, FOLDS, seed)
     own = labels if several else np.unique(labels, return_inverse=True)[1]
     groups = linear_fits(
-        x, own, folds, loss="binary" if several else "logistic", balance=balance, sample_weight=weights
+        x,
+        own,
+        [learn for learn, _ in folds],
+        loss="binary" if several else "logistic",
+        balance=balance,
+        sample_weight=weights,
     )
     losses: dict[float, float] = {}
-    with progress.task("Choosing the penalty", FOLDS * len(C_GRID), unit="fits") as advance:
+    with progress.task("Choosing the penalty", len(folds) * len(C_GRID), unit="fits") as advance:
         for c in C_GRID:
             outside: list[float] = []
+            judges = iter([judge for _, judge in folds])
             for group in groups:
                 group.fit(c, lambda: advance(0))
                 scores = group.scores()
-                for i, learn in enumerate(group.learn):
-                    judge = np.setdiff1d(np.arange(len(own)), learn)
+                for i in range(len(group.learn)):
+                    judge = next(judges)
                     counted = None if weights is None else weights[judge]
                     outside.append(float(np.average(log_losses(scores[judge, i], own[judge]), weights=counted)))
                 advance(len(group.learn))
             losses[c] = float(np.mean(outside))
             if losses[c] > WORSE * min(losses.values()):  # and with less penalty yet it would only overfit more
-                advance(FOLDS * (len(C_GRID) - len(losses)))
+                advance(len(folds) * (len(C_GRID) - len(losses)))
                 break
     best = min(losses, key=lambda c: losses[c])
-    reason = f"C = {best:g}, of {len(losses)} tried, by the log loss of {FOLDS}-fold cross-validation on {where}"
+    reason = f"C = {best:g}, of {len(losses)} tried, by the log loss of {len(folds)}-fold cross-validation on {where}"
     return best, reason, losses
 
 

@@ -71,8 +71,9 @@ class Recipe:
         train_old: the rows of the classes that stay may move as well.
         wanted: share of its answers that is to be right, in (0, 1): below the probability from which on that holds on
             val, the model is unsure and says so.
-        val: share of the images for val, where the data come without splits.
-        test: share of the images for test, where the data come without splits.
+        val: share of the images for val, where the data come without; None for the default, see
+            ``data.splits.SplitShares``.
+        test: share of the images for test, where the data come without splits; None likewise.
         seed: of splits, folds, views and training; 0 to 2**32 - 1.
     """
 
@@ -106,8 +107,8 @@ class Recipe:
     remember: str = ""
     train_old: bool = False
     wanted: float = WANTED
-    val: float = 0.15
-    test: float = 0.15
+    val: float | None = None
+    test: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:

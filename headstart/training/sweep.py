@@ -33,11 +33,11 @@ from headstart.training.heads import PLAIN, HeadSpec, LayeredHead, Pool, build_h
 from headstart.training.probe import floored
 from headstart.training.targets import (
     are_several,
+    class_sizes,
     count_learnable,
     image_weights,
     losses_in,
     right_in,
-    smallest_class,
     soft_targets,
 )
 
@@ -451,12 +451,14 @@ def _weights(candidates: Sequence[Candidate], train: Samples, classes: int, layo
 
 
 def _held_out(train: Samples, seed: int) -> tuple[Samples, Samples] | None:
-    count, alike = len(train.labels), None if are_several(train.labels) else train.labels
-    too_few = alike is not None and HELD_OUT * count < count_learnable(alike)
-    if count < LEAST_HELD_OUT or smallest_class(train.labels) < 2 or too_few:
+    sizes = class_sizes(train.labels)
+    alone, others = np.flatnonzero(sizes < 2), np.flatnonzero(sizes > 1)  # what is alone of its class is learnt from
+    alike = None if are_several(train.labels) else train.labels[others]
+    too_few = alike is not None and HELD_OUT * len(others) < count_learnable(alike)
+    if len(others) < LEAST_HELD_OUT or too_few:
         return None
-    learn, judge = train_test_split(np.arange(count), test_size=HELD_OUT, stratify=alike, random_state=seed)
-    return train.some(learn), replace(train.some(judge), views=0)
+    learn, judge = train_test_split(others, test_size=HELD_OUT, stratify=alike, random_state=seed)
+    return train.some(np.concatenate([learn, alone])), replace(train.some(judge), views=0)
 
 
 def _moments(train: Samples) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,9 @@ import torch
 from scipy.special import expit, log_expit, log_softmax, softmax
 from torch import Tensor, nn
 
+from headstart.concurrency import ignored_warnings
+from headstart.errors import DataError
+
 Labels = npt.NDArray[np.int64]
 Logits = npt.NDArray[np.floating[Any]]
 Folds = list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]
@@ -95,21 +98,44 @@ def image_weights(labels: Labels, classes: int, *, balance: bool) -> Tensor:
     return torch.from_numpy(shares[labels].astype(np.float32))
 
 
-def smallest_class(labels: Labels) -> int:
-    """Images of the class that has fewest; of several labels, all images: each tells something of each label."""
-    return len(labels) if are_several(labels) else int(np.bincount(labels)[np.unique(labels)].min())
+def class_sizes(labels: Labels) -> npt.NDArray[np.int64]:
+    """(N,) images in the class of each image; of several labels, all images: each tells something of each label."""
+    if are_several(labels):
+        return np.full(len(labels), len(labels))
+    return np.asarray(np.bincount(labels)[labels])
 
 
 def folds_of(labels: Labels, count: int, seed: int) -> Folds:
     """(images to learn from, images to judge) of each fold, stratified where each image has one class.
 
+    Each image is judged once.
+
     Args:
-        labels: of N images.
-        count: folds; fewer, but 2 at least, where a class has fewer images.
+        labels: of N images, at least 2.
+        count: folds; fewer, but 2 at least, where the largest class has fewer images.
         seed: of the shuffle.
     """
     from sklearn.model_selection import KFold, StratifiedKFold  # a second that a prediction need not wait for
 
-    kind = KFold if are_several(labels) else StratifiedKFold
-    number = max(2, min(count, smallest_class(labels)))
-    return list(kind(number, shuffle=True, random_state=seed).split(labels, labels))
+    number = max(2, min(count, int(class_sizes(labels).max())))
+    if are_several(labels) or class_sizes(labels).max() < number:
+        return list(KFold(number, shuffle=True, random_state=seed).split(labels))
+    with ignored_warnings("sklearn", UserWarning):  # classes of fewer images than folds are spread as far as they go
+        return list(StratifiedKFold(number, shuffle=True, random_state=seed).split(labels, labels))
+
+
+def learnable_folds(labels: Labels, count: int, seed: int) -> Folds:
+    """``folds_of`` for classifiers that are fitted in each fold: every class is there to learn from.
+
+    The image of a class that has no other is learnt from in every fold, and never judged. So one such class does not
+    keep the others from being judged.
+
+    Raises:
+        DataError: no class has two images.
+    """
+    single = class_sizes(labels) == 1
+    if single.all():
+        raise DataError("every class has one image only: nothing is left to judge a classifier by. Add images.")
+    alone, others = np.flatnonzero(single), np.flatnonzero(~single)
+    folds = folds_of(labels[others], count, seed)
+    return [(np.sort(np.concatenate([others[learn], alone])), others[judge]) for learn, judge in folds]

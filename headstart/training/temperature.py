@@ -1,4 +1,4 @@
-"""The one number that makes logits as sure as they are right."""
+"""Temperature scaling (Guo et al., 2017)."""
 
 from __future__ import annotations
 
