@@ -30,6 +30,11 @@ class Address:
         return f"hf://{self.repository}" + (f"@{self.revision}" if self.revision else "")
 
 
+def is_address(text: str) -> bool:
+    """Whether it begins like the address of a model on the hub."""
+    return text.startswith("hf:/")
+
+
 def read_address(text: str | os.PathLike[str]) -> Address | None:
     """``hf://owner/name`` or ``hf://owner/name@revision``; None for what is no such address.
 
@@ -39,7 +44,7 @@ def read_address(text: str | os.PathLike[str]) -> Address | None:
         HubError: it begins like one and is none.
     """
     address = os.fspath(text) if isinstance(text, (str, os.PathLike)) else text
-    if not isinstance(address, str) or not address.startswith("hf:/"):
+    if not isinstance(address, str) or not is_address(address):
         return None
     found = _ADDRESS.fullmatch(address)
     if found is None:

@@ -352,13 +352,17 @@ class Model:
             ModelFileError: the folder cannot be written.
         """
         path = user_path(file)
-        tensors, header = self._tensors(), self._header()
-        header["sha256"] = _digest(header, tensors)
         try:
-            write_atomically(path, save(tensors, {"headstart": json.dumps(header)}))
+            write_atomically(path, self.as_bytes())
         except OSError as error:
             raise ModelFileError(f"{not_written(path, error)}, or name another file.") from error
         return path
+
+    def as_bytes(self) -> bytes:
+        """What ``save`` writes. It names no file of this machine but by its last part."""
+        tensors, header = self._tensors(), self._header()
+        header["sha256"] = _digest(header, tensors)
+        return save(tensors, {"headstart": json.dumps(header)})
 
     @cached_property
     def version(self) -> str:
@@ -405,7 +409,7 @@ class Model:
                 "cut": self.net.cut,
             },
             "head": self.head.about,
-            "recipe": self.recipe.as_json(),
+            "recipe": self.recipe.without_paths().as_json(),
             "data": self.data,
             "scores": self.scores,
             "libraries": self.libraries,

@@ -77,7 +77,8 @@ def test_every_figure_is_recomputed_from_the_predictions(run: hs.Run, rows: list
         assert wrong, "there must be something to show"
         for row in wrong[:24]:
             sure, left = float(row["probability"]), float(row[f"p:{row['label']}"])
-            expected[f"{split}|mistake|{row['path']}"] = f"{100 * sure:.1f} % against {100 * left:.1f} %"
+            name = "/".join(Path(row["path"]).parts[-2:])
+            expected[f"{split}|mistake|{name}"] = f"{100 * sure:.1f} % against {100 * left:.1f} %"
         correct = len(own) - len(wrong)
         assert (
             f"{split}: {correct} of {len(own)} right, {100 * correct / len(own):.1f} %" in run.report_path.read_text()

@@ -69,7 +69,7 @@ def model_card(
             scores=shown_first(results),
             several=model.thresholds is not None,
             backbone=backbone,
-            chosen={k: v for k, v in model.recipe.as_json().items() if v != plain[k] and not str(v).startswith("/")},
+            chosen={k: v for k, v in model.recipe.without_paths().as_json().items() if v != plain[k]},
             frozen=document["frozen"],
             best=document["best"],
             serious=[f["message"] for f in document["findings"] if f["severity"] == "serious"],

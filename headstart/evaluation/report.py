@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -163,7 +163,7 @@ def render_report(told: Told) -> str:
             galleries=galleries,
             points=points,
             sheets=sheets,
-            recipe=model.recipe.as_json(),
+            recipe=model.recipe.without_paths().as_json(),
             data=_data(told, sheets, points),
             style=_asset("report.css"),
             script=_asset("report.js"),
@@ -235,8 +235,21 @@ class _Placer:
         return {"sheet": sheet, "x": -SIDE * (own % ACROSS), "y": -SIDE * (own // ACROSS)}
 
 
-def _shown_from(base: Path) -> Any:
-    return lambda path: os.path.relpath(path, base)
+def _shown_from(base: Path) -> Callable[[str], str]:
+    return lambda path: shown_path(path, base)
+
+
+def shown_path(path: str, base: Path) -> str:
+    """A path as a report shows it: from the data's folder; the name alone where that would name a user's home.
+
+    Args:
+        path: absolute.
+        base: the data's folder.
+    """
+    common = Path(os.path.commonpath([os.path.abspath(path), os.path.abspath(base)]))
+    if common in Path.home().parents:
+        return os.path.join("...", os.path.basename(path))
+    return os.path.relpath(path, base)
 
 
 def _worth_showing(
@@ -261,11 +274,14 @@ def _worth_showing(
 
 
 def _gallery(finding: Finding, base: Path) -> _Gallery:
-    images: Sequence[tuple[str, ...]] = finding.images
-    if finding.kind == "unreadable" or not images:
-        images = ((),) * len(finding.items)
-    rows = zip(finding.items[:LISTED_ITEMS], images, strict=False)
-    return _Gallery(finding, tuple((item, tuple(os.path.join(base, path) for path in own)) for item, own in rows))
+    paths: Sequence[tuple[str, ...]] = finding.images or ((),) * len(finding.items)
+    rows = []
+    for item, own in zip(finding.items[:LISTED_ITEMS], paths, strict=False):
+        files = tuple(os.path.join(base, path) for path in own)
+        for path, file in zip(own, files, strict=True):
+            item = item.replace(path, shown_path(file, base))
+        rows.append((item, () if finding.kind == "unreadable" else files))
+    return _Gallery(finding, tuple(rows))
 
 
 def _occurs(told: Told, label: str) -> bool:
@@ -305,7 +321,7 @@ def _mistakes(
         else:
             names = [part.classes[right], part.classes[given]]
             words = f"{100 * chances[given]:.1f} % against {100 * chances[right]:.1f} %"
-        shown, nearest = os.path.relpath(path, told.base), tuple((p, labels.get(p, "")) for p in near.get(path, ()))
+        shown, nearest = shown_path(path, told.base), tuple((p, labels.get(p, "")) for p in near.get(path, ()))
         found.append(
             _Mistake(path, shown, names[0], names[1], words, thumbnail(path, THUMBNAIL), heats.get(place, ""), nearest)
         )
@@ -390,7 +406,7 @@ def _points(told: Told, sheets: Sheets) -> dict[str, Any] | None:
             "split": own.splits[i],
             "mark": odd.get(own.paths[i], ""),
             "tile": sheets.tiles.get(own.paths[i], -1),
-            "path": os.path.relpath(own.paths[i], told.base),
+            "path": shown_path(own.paths[i], told.base),
         }
         for i in drawn
     ]
@@ -410,7 +426,7 @@ def _data(told: Told, sheets: Sheets, points: dict[str, Any] | None) -> Markup:
                 if len(own) < LISTED_RIGHT:
                     chance = float(part.probabilities[i, part.given[i]])
                     path = part.paths[i]
-                    own.append([sheets.tiles.get(path, -1), os.path.relpath(path, told.base), round(chance, 4)])
+                    own.append([sheets.tiles.get(path, -1), shown_path(path, told.base), round(chance, 4)])
             parts[part.scores.name] = {"cells": cells, "classes": part.classes}
     document = {
         "side": SIDE,

@@ -69,9 +69,11 @@ def write_onnx(proto: onnx.ModelProto, about: About, file: Path) -> None:
         ExportError: it is larger than the format holds.
         OSError: it cannot be written.
     """
-    del proto.metadata_props[:]
-    for part in (proto.graph, *proto.graph.node, *proto.graph.value_info):
+    graph = proto.graph
+    values = [*graph.input, *graph.output, *graph.value_info, *graph.initializer]
+    for part in (proto, graph, *graph.node, *values):
         del part.metadata_props[:]  # among them the exporter's traces, which name folders of this machine
+        part.ClearField("doc_string")
     onnx.helper.set_model_props(proto, {KEY: about.text()})
     try:
         data = proto.SerializeToString()

@@ -1,8 +1,11 @@
 """A run: its folder, what is in it, and reading it back.
 
+Private, because they name files by their absolute paths, are start.json, run.json, log.jsonl and the tables (.csv). The
+other files name no folder of this machine and can be published.
+
 RUN/
   recipe.json       every choice; written first
-  start.json        which data, on which device, and a fingerprint of the images
+  start.json        which data, on which device, which other files, and a fingerprint of the images
   log.jsonl         what happened, an event a line; tensorboard/ holds the same curves
   checkpoints/      finished rungs, and the one under way, to go on from
   split.csv         which image was where, and why any was left out
@@ -28,7 +31,7 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +140,10 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
         raise RunError(f"{path}: no run. Expected a folder that headstart train wrote, with run.json in it.")
     try:
         document = json.loads((path / "run.json").read_text(encoding="utf-8"))
-        recipe = Recipe.from_json(json.loads((path / "recipe.json").read_text(encoding="utf-8")))
+        paths: dict[str, str] = {}
+        with suppress(OSError, ValueError):  # a run that was moved here without it still opens
+            paths = json.loads((path / START_FILE).read_bytes()).get("paths", {})
+        recipe = _read_recipe(path, paths)
         return Run(
             path,
             recipe,
@@ -201,6 +207,7 @@ class Start:
         images: a fingerprint of the images and their labels; "" until they were read.
         conditions: weights, versions, processor and device, see ``runs.conditions``.
         columns: of the table, as they were chosen: arguments of ``open_data``.
+        paths: of this machine that the recipe names: its fields, such as "weights", and the absolute path of each.
     """
 
     data: str
@@ -208,17 +215,19 @@ class Start:
     images: str = ""
     conditions: dict[str, str] = field(default_factory=dict)
     columns: dict[str, str] = field(default_factory=dict)
+    paths: dict[str, str] = field(default_factory=dict)
 
 
 def write_start(folder: Path, recipe: Recipe, start: Start) -> None:
-    """Writes down what a run begins with.
+    """Writes down what a run begins with: paths of this machine in the start, and not in the recipe.
 
     Raises:
         WriteError: the folder cannot be written.
     """
+    paths = {name: os.path.abspath(user_path(path)) for name, path in recipe.paths.items()}
     with writing_run(folder):
-        _write_json(folder / "recipe.json", recipe.as_json())
-        _write_json(folder / START_FILE, asdict(start))
+        _write_json(folder / "recipe.json", recipe.without_paths().as_json())
+        _write_json(folder / START_FILE, asdict(replace(start, paths=paths)))
 
 
 def read_start(folder: Path) -> tuple[Recipe, Start]:
@@ -230,12 +239,16 @@ def read_start(folder: Path) -> tuple[Recipe, Start]:
     if (folder / "run.json").is_file():
         raise RunError(f"{folder}: this run is finished; there is nothing to go on with.")
     try:
-        recipe = Recipe.from_json(json.loads((folder / "recipe.json").read_text(encoding="utf-8")))
-        return recipe, Start(**json.loads((folder / START_FILE).read_text(encoding="utf-8")))
+        start = Start(**json.loads((folder / START_FILE).read_text(encoding="utf-8")))
+        return _read_recipe(folder, start.paths), start
     except FileNotFoundError as error:
         raise RunError(f"{folder}: no run that could go on. Expected a folder that headstart train wrote.") from error
     except (OSError, ValueError, TypeError) as error:
         raise RunError(f"{folder}: damaged run folder ({error}). Start a new run.") from error
+
+
+def _read_recipe(folder: Path, paths: dict[str, str]) -> Recipe:
+    return Recipe.from_json(json.loads((folder / "recipe.json").read_text(encoding="utf-8")) | paths)
 
 
 def open_like(run: Path | None, source: str | os.PathLike[str] | Dataset, *, least_classes: int = 2) -> Dataset:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from headstart.backbone.split import SplittableBackbone
 from headstart.data.finding import Finding
+from headstart.errors import HubError
 from headstart.evaluation.card import CARD_FILE, model_card
 from headstart.evaluation.image_map import read_map
 from headstart.evaluation.metrics import scores_from_json
@@ -143,16 +145,47 @@ def push(run: str | os.PathLike[str], repository: str, *, private: bool = False,
 
     Raises:
         RunError: no finished run there.
-        HubError: nobody is logged in, or the hub refuses.
+        HubError: nobody is logged in, the hub refuses, or a file names a folder of this machine.
     """
     folder = user_path(run)
-    results = load_run(folder).results
+    finished = load_run(folder)
     document = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    card = model_card(load(folder), results, document, repository)
-    files: dict[str, Path | bytes] = {CARD_FILE: text_bytes(card)}
-    names = [MODEL_FILE, "recipe.json", "scores.json", *([REPORT_FILE] if with_report else [])]
-    files |= {name: folder / name for name in names if (folder / name).is_file()}
+    model, recipe = load(folder), finished.recipe.without_paths()
+    is_clean = model.recipe == model.recipe.without_paths()  # files of earlier versions hold paths
+    files: dict[str, Path | bytes] = {
+        CARD_FILE: text_bytes(model_card(model, finished.results, document, repository)),
+        MODEL_FILE: folder / MODEL_FILE if is_clean else model.as_bytes(),
+        "recipe.json": json.dumps(recipe.as_json(), indent=1).encode(),
+        "scores.json": folder / "scores.json",
+    }
+    if with_report:
+        files[REPORT_FILE] = folder / REPORT_FILE
+    files = {name: own for name, own in files.items() if isinstance(own, bytes) or own.is_file()}
+    private_paths = {str(Path.home()), str(folder.resolve()), document["data"].get("base", "")}
+    _check_publishable(files, private_paths | set(finished.recipe.paths.values()))
     return push_files(repository, files, private=private, message=f"Headstart model of {document['data']['name']}")
+
+
+def _check_publishable(files: Mapping[str, Path | bytes], paths: set[str]) -> None:
+    """Law 16: what is published names no folder of this machine.
+
+    Raises:
+        HubError: a file does.
+    """
+    for name, own in files.items():
+        for path in (path for path in paths if os.path.isabs(path) and len(Path(path).parts) > 1):
+            if any(_holds(own, words.encode()) for words in {f"{path}{os.sep}", json.dumps(f"{path}{os.sep}")[1:-1]}):
+                raise HubError(
+                    f"{name}: names a folder of this machine, {path}, and is not published. Write it anew "
+                    "(headstart report RUN), or train again with this version."
+                )
+
+
+def _holds(content: Path | bytes, words: bytes) -> bool:
+    if isinstance(content, bytes):
+        return words in content
+    with open(content, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return data.find(words) >= 0
 
 
 def _bytes(file: Path) -> bytes:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, fields
+import re
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from numbers import Integral, Real
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from headstart.backbone.pooling import Pooling
 from headstart.errors import OptionError
+from headstart.hub import is_address
 from headstart.training.calibration import WANTED
 from headstart.training.heads import LINEAR, parse_heads
 
@@ -229,6 +231,17 @@ class Recipe:
         """That the data must have: a model is extended by one, a new one tells two apart."""
         return 1 if self.extend else 2
 
+    @property
+    def paths(self) -> dict[str, str]:
+        """The choices that name a file or folder of this machine."""
+        given = {name: getattr(self, name) for name in ("weights", "extend", "remember")}
+        return {name: path for name, path in given.items() if path and path != PRETRAINED and not is_address(path)}
+
+    def without_paths(self) -> Recipe:
+        """The recipe to publish: of files and folders their names alone."""
+        names: dict[str, Any] = {name: _last_part(path) for name, path in self.paths.items()}
+        return replace(self, **names)
+
     def as_json(self) -> dict[str, Any]:
         """A JSON document that ``from_json`` reads."""
         return asdict(self)
@@ -238,6 +251,11 @@ class Recipe:
         """Reads what ``as_json`` wrote; entries of newer versions are left aside."""
         known = {field.name for field in fields(cls)}
         return cls(**{name: value for name, value in document.items() if name in known})
+
+
+def _last_part(path: str) -> str:
+    """The name of a file or folder, by the rules of any system."""
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1] or "."
 
 
 @cache
