@@ -20,7 +20,14 @@ from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from commands import main
+from gunicorn.config import Config
+from gunicorn.util import import_app
+from served import until
+from starlette.testclient import TestClient
+from starlette.types import ASGIApp
+from uvicorn.importer import import_from_string
 
 import headstart as hs
 from headstart import cli
@@ -32,7 +39,7 @@ PAGES = [
     ROOT / "ARCHITECTURE.md",
     *sorted((ROOT / "docs").glob("*.md"), key=lambda page: (page.name != "export.md", page.name)),
 ]
-PROGRAMS = ("headstart", "python", "curl", "make", ".ci/run")
+PROGRAMS = ("headstart", "python", "curl", "make", ".ci/run", "uvicorn", "gunicorn")
 UNTIL_STOPPED = ("serve", "watch")
 """Verbs that end with Ctrl-C."""
 
@@ -104,7 +111,7 @@ def _goes_on(lines: list[str]) -> bool:
 def _language(fence: str, text: str) -> str:
     if fence:
         return {"bash": "sh", "console": "sh", "shell": "sh", "py": "python"}.get(fence, fence)
-    if text.removeprefix("$ ").split()[0] in PROGRAMS:
+    if re.sub(r"^(\$ |[A-Z_]+=\S+ )*", "", text).split()[0] in PROGRAMS:
         return "sh"
     try:
         json.loads(text)
@@ -160,6 +167,13 @@ class Reader:
     def _shell(self, block: Block, line: str, asked: list[str]) -> None:
         where = f"{block.where}: {line}"
         program, *words = shlex.split(line, comments=True)
+        with pytest.MonkeyPatch.context() as patch:
+            while re.match(r"[A-Z_]+=", program):
+                patch.setenv(*program.split("=", 1))
+                program, *words = words
+            self._run(where, program, words, asked)
+
+    def _run(self, where: str, program: str, words: list[str], asked: list[str]) -> None:
         if program == "headstart":
             self._headstart(where, words, asked)
         elif program == "python":
@@ -167,6 +181,10 @@ class Reader:
         elif program == "make":
             makefile = (ROOT / "Makefile").read_text()
             assert all(re.search(rf"^{re.escape(own)}:", makefile, re.MULTILINE) for own in words), where
+        elif program in ("uvicorn", "gunicorn"):
+            application = (_for_uvicorn if program == "uvicorn" else _for_gunicorn)(words)
+            with TestClient(application, base_url="http://127.0.0.1") as client:
+                until(lambda: client.get("/readyz").status_code == 200, 60)
         elif program == ".ci/run":
             assert os.access(ROOT / program, os.X_OK), where
         else:
@@ -194,6 +212,21 @@ class Reader:
         out = self.capsys.readouterr().out
         assert out, where
         self.said += out
+
+
+def _for_uvicorn(words: list[str]) -> ASGIApp:
+    """The application that ``uvicorn WORDS`` would serve; its workers are processes, tested in test_concurrency.py."""
+    options = uvicorn.main.make_context("uvicorn", list(words)).params
+    found = import_from_string(options["app"])
+    return found() if options["factory"] else found
+
+
+def _for_gunicorn(words: list[str]) -> ASGIApp:
+    """The same for ``gunicorn WORDS``."""
+    options = Config().parser().parse_args(words)
+    import_from_string(options.worker_class.replace(".Uvicorn", ":Uvicorn"))
+    (application,) = options.args
+    return import_app(application)
 
 
 def _is(line: str, program: str) -> bool:

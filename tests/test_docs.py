@@ -25,6 +25,7 @@ from headstart import cli
 from headstart.backbone.weights import fingerprint
 from headstart.model import Model
 from headstart.runs import export as exports
+from headstart.serve.corrections import Corrections
 from headstart.training import ladder
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -33,6 +34,7 @@ NOT_RUN = {
     ("README.md", "headstart/"): "the package's tree: test_readme.py compares it with the package",
     ("ARCHITECTURE.md", "folder | table"): "a drawing",
     ("page.md", "runs/flowers-corrections/"): "names of files: test_corrections.py and test_app.py see them written",
+    ("page.md", "val: before"): "what retrain prints: test_retrain.py compares its words",
     ("serve.md", "{"): "what the server answers: its keys are compared with a real answer, here",
     ("serve.md", '{"time": "2026'): "a line of the log: test_app.py compares its keys with a real one",
 }
@@ -53,11 +55,9 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for name in ("probe", "tuned"):
             shutil.copytree(run.folder, folder / "runs" / name)
         shutil.copy(run.model_path, folder / "model.safetensors")
-        with (folder / "runs" / "flowers-corrections.csv").open("w", newline="") as file:
-            rows = csv.DictReader((run.folder / "split.csv").read_text().splitlines())
-            table = csv.writer(file)
-            table.writerows([["path", "label", "split"], [folder / "wasp.jpg", "roses", "train"]])
-            table.writerows([folder / "flowers" / row["path"], row["label"], row["split"]] for row in rows)
+        kept = Corrections(folder / "runs" / "flowers-corrections")
+        kept.keep((folder / "wasp.jpg").read_bytes(), "roses")
+        kept.keep(next((folder / "flowers" / "tulips").glob("*.jpg")).read_bytes(), "roses")
         yield folder
 
 
@@ -232,7 +232,7 @@ def options() -> set[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_options_names_and_links_of_a_page_exist(page: Path) -> None:
     text = page.read_text()
-    code = " ".join(re.findall(r"`[^`]+`|^    .*$", text, re.MULTILINE))
+    code = " ".join(_spans(text))
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", code)) <= options()
     named = {name for name in re.findall(r"\bhs\.(\w+)", text) if name != "md"}
     assert named <= set(hs.__all__)
@@ -242,10 +242,16 @@ def test_options_names_and_links_of_a_page_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_command_within_a_sentence_is_one_that_the_command_line_takes(page: Path) -> None:
-    prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-    for span in re.findall(r"`(headstart [^`]+)`", prose):
-        verb, *words = shlex.split(span)[1:]
-        assert _takes(verb, words), span
+    for span in _spans(page.read_text()):
+        program, *words = span.split(maxsplit=1)
+        if program == "headstart" and words:
+            verb, *words = shlex.split(words[0])
+            assert _takes(verb, words), span
+
+
+def _spans(text: str) -> list[str]:
+    """Code within sentences."""
+    return re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))
 
 
 def _takes(verb: str, words: list[str]) -> bool:
