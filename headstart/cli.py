@@ -7,7 +7,6 @@ Progress goes to stderr, results to stdout; ``--json`` prints one JSON document.
 from __future__ import annotations
 
 import gc
-import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -437,6 +436,9 @@ def predict(
     out: Annotated[
         Path | None, typer.Option(help="Write the predictions to this .csv, .json or .parquet file.")
     ] = None,
+    excel: Annotated[
+        bool, typer.Option("--excel", help="With --out NAME.csv: a file that opens right in Excel, in any language.")
+    ] = False,
     top: Annotated[int, typer.Option(min=1, help="Classes listed for each picture.")] = 1,
     device: DeviceChoice = Device.auto,
     as_json: Json = False,
@@ -450,12 +452,14 @@ def predict(
         from headstart.progress import TerminalProgress
 
     if out is not None:
-        check_suffix(out, TABLE_FORMATS)
+        check_suffix(out, [".csv"] if excel else TABLE_FORMATS)
+    elif excel:
+        raise typer.BadParameter("--excel writes a file: name it with --out NAME.csv.")
     model = load(run_or_model)
     pictures = [name for path in paths for name in find_images(path)]
     predictions = model.predict(pictures, top=top, device=device.value, progress=TerminalProgress())
     if out is not None:
-        write_predictions(out, predictions)
+        write_predictions(out, predictions, excel=excel)
     uncalibrated = {} if model.calibration.images else {"uncalibrated": model.calibration_words}
     if uncalibrated:
         _complain(model.calibration_words)
@@ -1123,7 +1127,9 @@ def _complain(text: str) -> None:
 
 
 def _print_json(document: object) -> None:
-    print(json.dumps(document, indent=1))
+    from headstart.files import json_text
+
+    print(json_text(document, indent=1))
 
 
 def _print_results(scores: list[AnyScores]) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import errno
 import io
+import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Final
 
 from headstart.errors import HeadstartError, OptionError, OutputError, WriteError
 
@@ -16,8 +19,15 @@ UserPath = str | os.PathLike[str]
 """A path as a caller or an environment variable names it; ``user_path`` reads it."""
 
 
+_SUSPECT: Final = frozenset("'=+-@\t\r\n＝＋－＠")
+_FORMULA: Final = re.compile("'*[=+\\-@\t\r\n＝＋－＠]")
+"""How a cell begins that a spreadsheet may take for a formula, perhaps behind apostrophes."""
+
+_NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|-?inf|nan")
+
+
 def user_path(path: UserPath) -> Path:
-    """A path that a user named, with ``~`` and ``~name`` expanded.
+    """A path that a user named, with ``~`` and ``~name`` expanded; or as ``unicode_text`` wrote it.
 
     A name that only begins with a tilde, such as the temporary file "~1.jpg", stays as it is where such a file exists.
 
@@ -29,7 +39,7 @@ def user_path(path: UserPath) -> Path:
     if not text or "\0" in text:
         raise OptionError(f"{text!r}: not a path; {'it holds a zero byte' if text else 'it is empty'}.")
     try:
-        return Path(text).expanduser()
+        return Path(path_of(text)).expanduser()
     except RuntimeError as error:
         if os.path.lexists(text):
             return Path(text)
@@ -122,9 +132,15 @@ def check_suffix(path: UserPath, suffixes: Sequence[str]) -> Path:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file with a header, as ``csv_text`` and ``text_bytes`` write it; an OSError is the caller's."""
-    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return list(csv.DictReader(file))
+    """The rows of a CSV file with a header, as ``csv_text`` and ``text_bytes`` write it; an OSError is the caller's.
+
+    Paths are those of the files again, see ``path_of``.
+    """
+    with open(path, newline="", encoding="utf-8", errors="backslashreplace") as file:
+        rows = [
+            {original(name): original(cell or "") for name, cell in row.items() if name} for row in csv.DictReader(file)
+        ]
+    return [row | {"path": path_of(row["path"])} if "path" in row else row for row in rows]
 
 
 def write_csv_file(path: UserPath, text: str) -> None:
@@ -137,18 +153,64 @@ def write_csv_file(path: UserPath, text: str) -> None:
         partial.write_bytes(text_bytes(text))
 
 
-def csv_text(rows: Iterable[Sequence[str]]) -> str:
-    """Rows as CSV, with newlines between them."""
+def csv_text(rows: Iterable[Sequence[str]], *, separator: str = ",", line_end: str = "\n") -> str:
+    """Rows as CSV; no cell is a formula for a spreadsheet (see ``inert``)."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    writer = csv.writer(text, delimiter=separator, lineterminator=line_end)
+    writer.writerows([inert(cell) for cell in row] for row in rows)
     return text.getvalue()
 
 
+def inert(cell: str) -> str:
+    """A cell that no spreadsheet takes for a formula: with an apostrophe before it where it begins like one.
+
+    File names and class names come from anywhere, and a formula may run a program or send data. Numbers stay as they
+    are. ``original`` undoes it.
+
+    Source: OWASP, CSV injection.
+    """
+    if cell[:1] not in _SUSPECT or not _FORMULA.match(cell) or _NUMBER.fullmatch(cell):
+        return cell
+    return f"'{cell}"
+
+
+def original(cell: str) -> str:
+    """What ``inert`` made inert."""
+    return cell[1:] if cell[:1] == "'" and _FORMULA.match(cell, 1) else cell
+
+
 def unicode_text(text: str) -> str:
-    """For formats that hold Unicode only (Parquet): bytes of a file name that are none become escapes."""
-    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    """Text for CSV, JSON and Parquet: bytes of a file name that are not UTF-8 become escapes, undone by ``path_of``."""
+    if text.isascii():
+        return text
+    try:
+        return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    except UnicodeEncodeError:  # halves of a character, which no file name gives
+        return text.encode(errors="backslashreplace").decode()
 
 
 def text_bytes(text: str) -> bytes:
-    """UTF-8; file names that are no Unicode keep their bytes."""
-    return text.encode("utf-8", errors="surrogateescape")
+    """UTF-8, see ``unicode_text``."""
+    return unicode_text(text).encode()
+
+
+def json_text(document: Any, *, indent: int | None = None) -> str:
+    """JSON in ASCII; texts as ``unicode_text`` has them."""
+    return json.dumps(_unicode(document), indent=indent)
+
+
+def path_of(text: str) -> str:
+    """The path of a file that ``unicode_text`` wrote; the text itself where there is no such file."""
+    if "\\x" not in text or os.path.lexists(text):
+        return text
+    raw = re.sub(rb"\\x([89a-f][0-9a-f])", lambda found: bytes.fromhex(found[1].decode()), os.fsencode(text))
+    path = os.fsdecode(raw)
+    return path if os.path.lexists(path) else text
+
+
+def _unicode(value: Any) -> Any:
+    if isinstance(value, str):
+        return unicode_text(value)
+    if isinstance(value, dict):
+        return {_unicode(name): _unicode(own) for name, own in value.items()}
+    return [_unicode(own) for own in value] if isinstance(value, (list, tuple)) else value

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Protocol, final
 
+from headstart.files import unicode_text
+
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
@@ -51,7 +53,7 @@ class TerminalProgress:
 
     def say(self, text: str) -> None:
         """Prints one sentence to stderr."""
-        print(text.encode(errors="replace").decode(), file=sys.stderr, flush=True)
+        print(unicode_text(text), file=sys.stderr, flush=True)
 
     @contextmanager
     def task(self, name: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,7 +15,18 @@ import headstart as hs
 from headstart.data.dataset import find_images
 from headstart.data.scan import scan
 from headstart.errors import CacheError, HeadstartError, OptionError
-from headstart.files import check_suffix, user_path
+from headstart.files import (
+    check_suffix,
+    csv_text,
+    inert,
+    json_text,
+    original,
+    path_of,
+    read_rows,
+    unicode_text,
+    user_path,
+    write_csv_file,
+)
 from headstart.runs.folder import choose_run_folder
 from headstart.serve.corrections import corrections_folder
 from headstart.store import cache_root
@@ -118,3 +130,41 @@ def test_the_command_says_in_one_line_that_the_cache_folder_has_no_such_user(tmp
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("Error: no cache folder: ~nosuchuser/x: no user 'nosuchuser'")
     assert done.stderr.count("\n") == 1
+
+
+STRANGE = ["=1+1", "+x", "-x", "@home", "\tx", "'=1", "''=x", "＝1", "-"]
+PLAIN = ["", "x", "a=b", "-1", "+2.5e-3", "-.5", "'quoted'", "-inf", "nan", "0.97"]
+
+
+def test_no_cell_of_a_table_is_a_formula_and_all_are_read_back() -> None:
+    for cell in STRANGE:
+        assert inert(cell) == f"'{cell}"
+    for cell in PLAIN:
+        assert inert(cell) == cell
+    for cell in STRANGE + PLAIN:
+        assert original(inert(cell)) == cell
+
+
+def test_what_is_written_as_csv_is_read_as_the_same(tmp_path: Path) -> None:
+    rows = [["path", "label", "@column"], *([f"{i}.png", cell, cell] for i, cell in enumerate(STRANGE + PLAIN))]
+    write_csv_file(tmp_path / "t.csv", csv_text(rows))
+    assert b"\n=1" not in (tmp_path / "t.csv").read_bytes()
+    read = read_rows(tmp_path / "t.csv")
+    assert [list(row.values()) for row in read] == rows[1:]
+    assert list(read[0]) == rows[0]
+
+
+def test_file_names_that_are_not_utf8_are_written_as_text_and_found_again(tmp_path: Path) -> None:
+    name = os.fsdecode("Gänse 图.png".encode() + b"\xe4\x80")
+    (tmp_path / name).write_bytes(b"x")
+    shown = "Gänse 图.png\\xe4\\x80"
+    assert unicode_text(name) == shown
+    assert path_of(str(tmp_path / shown)) == str(tmp_path / name)
+    assert user_path(tmp_path / shown) == tmp_path / name
+    assert path_of(str(tmp_path / "gone\\xe4")) == str(tmp_path / "gone\\xe4")
+    (tmp_path / shown).write_bytes(b"another")
+    assert path_of(str(tmp_path / shown)) == str(tmp_path / shown)
+    document = {name: [name, (name, 1, None, {"a": name})]}
+    assert json.loads(json_text(document)) == {shown: [shown, [shown, 1, None, {"a": shown}]]}
+    assert json_text(document).isascii()
+    assert unicode_text("\ud800") == "\\ud800"

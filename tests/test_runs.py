@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,11 +15,18 @@ from typing import Any
 import numpy as np
 import pytest
 from pictures import picture, write_classes
+from safetensors.torch import save_file
+from served import served
 
 import headstart as hs
+from headstart.backbone.weights import random_backbone
 from headstart.errors import DataError, HeadstartError, OptionError, RunError
+from headstart.evaluation.tables import write_predictions
+from headstart.files import read_rows, unicode_text
+from headstart.model import Prediction
 from headstart.progress import SilentProgress
 from headstart.runs.prepare import Preparation
+from headstart.runs.report import report
 from headstart.store import cache_root
 
 QUICK = {"image_size": 64, "device": "cpu"}
@@ -407,3 +416,50 @@ def test_heads_that_cannot_be_are_refused_before_anything_is_written(
     with pytest.raises(OptionError, match=match):
         hs.train(data, out=tmp_path / "run", **QUICK, **choices)
     assert not (tmp_path / "run").exists()
+
+
+def test_names_that_are_no_utf8_or_begin_like_formulas_go_through_everything(tmp_path: Path) -> None:
+    """Every text file of the run is UTF-8, every JSON has whole characters, and the images are found again."""
+    weights = tmp_path / "resnet.safetensors"
+    save_file(random_backbone("test_resnet", image_size=32, seed=3).module.state_dict(), weights)
+    data = write_classes(tmp_path / "data", {"=1+1": 20, "blue": 20})
+    (data / "blue").rename(data / os.fsdecode("Gänse".encode("cp1252")))
+    for i, file in enumerate(sorted(data.rglob("*.png"))):
+        file.rename(file.with_name(os.fsdecode(f"-{i}".encode() + b"\xe4.png")))
+    tiny = {"backbone": "test_resnet", "weights": str(weights), "image_size": 32, "device": "cpu"}
+    run = hs.train(data, out=tmp_path / "run", cache=tmp_path / "cache", **tiny)
+    model = hs.load(run.folder)
+    assert model.classes == ("=1+1", "Gänse")
+    for file in run.folder.iterdir():
+        if file.suffix in (".csv", ".json", ".jsonl", ".html", ".md"):
+            text = file.read_text(encoding="utf-8")
+            assert not re.search(r"\\ud[89a-f]", text), file.name
+            assert not re.search(r"(^|,)=", text, re.MULTILINE) or file.suffix != ".csv", file.name
+    (scores, *_) = hs.evaluate(run.folder, device="cpu")
+    assert scores.scores.correct == run.results[scores.scores.name].correct
+    assert len(hs.open_table(run.folder / "split.csv").files()) == 40
+    assert all(os.path.isfile(file) for file in hs.open_table(run.folder / "split.csv").files())
+    assert "cannot be read any more" not in report(run.folder).read_text(encoding="utf-8")
+    pictures = sorted(map(str, data.rglob("*.png")))[:3]
+    predictions = model.predict(pictures, device="cpu")
+    for ending in ("csv", "json", "parquet"):
+        write_predictions(tmp_path / f"p.{ending}", predictions)
+    assert [p["path"] for p in json.loads((tmp_path / "p.json").read_bytes())] == [unicode_text(p) for p in pictures]
+    assert [row["path"] for row in read_rows(tmp_path / "p.csv")] == pictures
+    with served(model) as server:
+        assert server.client.get("/v1/model").json()["classes"] == ["=1+1", "Gänse"]
+        assert server.predict(("-1.png", Path(pictures[0]).read_bytes())).status_code == 200
+
+
+def test_a_table_for_excel_opens_alike_in_every_language(tmp_path: Path) -> None:
+    named = Prediction("ü.png", "=1+1", 0.987, (("=1+1", 0.987), ("Gänse", 0.013)), outlier=0.5)
+    unread = Prediction("b.png", None, 0.0, (), "empty file (0 bytes)")
+    write_predictions(tmp_path / "p.csv", [named, unread], excel=True)
+    data = (tmp_path / "p.csv").read_bytes()
+    assert data.startswith(b"\xff\xfe")
+    lines = data.decode("utf-16").split("\r\n")
+    assert lines[0].split("\t")[:5] == ["path", "label", "probability", "label2", "probability2"]
+    assert lines[1].split("\t") == ["ü.png", "'=1+1", "99%", "Gänse", "1%", "'=1+1", "50%", ""]
+    assert lines[2].split("\t")[-1] == "empty file (0 bytes)"
+    table = hs.open_table(tmp_path / "p.csv", least_classes=1)  # and Headstart reads it as well
+    assert table.classes == ("=1+1",)

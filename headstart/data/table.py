@@ -16,6 +16,7 @@ from headstart.data.finding import Finding
 from headstart.data.images import SUFFIXES
 from headstart.data.table_file import LIST_SEPARATOR, read_table_file
 from headstart.errors import DataError
+from headstart.files import path_of
 
 SPLIT_NAMES: Final = {
     "train": "train",
@@ -363,6 +364,8 @@ class _Files:
         """
         if os.path.exists(os.path.join(self.base, written)):
             return written
+        if (path := path_of(os.path.join(self.base, written))) != os.path.join(self.base, written):
+            return os.path.relpath(path, self.base) if not os.path.isabs(written) else path
         path = written.replace("\\", "/")
         if path != written and os.path.exists(os.path.join(self.base, path)):
             self.turned.append(written)

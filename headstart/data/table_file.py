@@ -14,6 +14,7 @@ from typing import Final
 
 from headstart.data.finding import Finding
 from headstart.errors import DataError
+from headstart.files import original
 
 TABLE_SUFFIXES: Final = (".csv", ".tsv", ".txt", ".parquet")
 
@@ -125,17 +126,18 @@ def _read_text(file: Path, text: str, separator: str, first_row: int) -> dict[st
         raise DataError(f"{file}: cannot be read as a table: {error}.") from error
     if not rows or not rows[0]:
         raise DataError(f"{file}: empty. Expected a header with the columns path and label.")
-    header = [unicodedata.normalize("NFC", cell.strip()) for cell in rows[0]]
+    rows = [[original(cell.strip()) for cell in row] for row in rows]
+    header = [unicodedata.normalize("NFC", cell) for cell in rows[0]]
     while header and not header[-1]:  # spreadsheets write empty columns behind the last
         header.pop()
     for number, row in enumerate(rows[1:], start=first_row):
-        while len(row) > len(header) and not row[-1].strip():
+        while len(row) > len(header) and not row[-1]:
             row.pop()
         if row and len(row) != len(header):
             raise DataError(f"{file}, row {number}: {len(row)} cells where the header has {len(header)}.")
     if twice := next((name for name in header if name and header.count(name) > 1), ""):
         raise DataError(f"{file}: two columns are named {twice!r}. Rename one of them.")
-    return {name: [row[i].strip() if row else "" for row in rows[1:]] for i, name in enumerate(header)}
+    return {name: [row[i] if row else "" for row in rows[1:]] for i, name in enumerate(header)}
 
 
 def _read_parquet(file: Path) -> dict[str, list[str]]:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headstart.errors import RunError
-from headstart.files import csv_text, read_rows
+from headstart.files import csv_text, path_of, read_rows
 from headstart.training.outliers import unit
 
 MAP_FILE = "map.csv"
@@ -77,7 +77,7 @@ def read_map(folder: Path) -> ImageMap | None:
         return None
     try:
         rows = read_rows(file)
-        near = [tuple(p for i in range(NEAREST) if (p := row[f"nearest_{i + 1}"])) for row in rows]
+        near = [tuple(path_of(p) for i in range(NEAREST) if (p := row[f"nearest_{i + 1}"])) for row in rows]
         points = np.array([[float(row["x"]), float(row["y"])] for row in rows]).reshape(-1, 2)
         paths, splits, labels = (tuple(row[name] for row in rows) for name in ("path", "split", "label"))
     except (OSError, KeyError, TypeError, ValueError) as error:

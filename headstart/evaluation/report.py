@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from headstart.evaluation.metrics import CROSS_VALIDATION, Scores
 from headstart.evaluation.predictions import MANY_CLASSES, Evaluated
 from headstart.evaluation.reliability import BINS, Reliability, usual_kept
 from headstart.evaluation.sheets import ACROSS, DOWN, SIDE, Sheets, make_sheets
+from headstart.files import json_text, path_of
 from headstart.html import data_address
 from headstart.model import Model
 from headstart.training.ladder import RungResult
@@ -277,7 +277,7 @@ def _gallery(finding: Finding, base: Path) -> _Gallery:
     paths: Sequence[tuple[str, ...]] = finding.images or ((),) * len(finding.items)
     rows = []
     for item, own in zip(finding.items[:LISTED_ITEMS], paths, strict=False):
-        files = tuple(os.path.join(base, path) for path in own)
+        files = tuple(path_of(os.path.join(base, path)) for path in own)
         for path, file in zip(own, files, strict=True):
             item = item.replace(path, shown_path(file, base))
         rows.append((item, () if finding.kind == "unreadable" else files))
@@ -381,7 +381,7 @@ def _odd(told: Told) -> dict[str, str]:
         if finding.kind in ("wrong-label", "outlier"):
             for item, paths in zip(finding.items, finding.images, strict=True):
                 words = item.rpartition(": ")[2]
-                marked |= {os.path.join(told.base, path): f"{finding.kind}: {words}" for path in paths}
+                marked |= {path_of(os.path.join(told.base, path)): f"{finding.kind}: {words}" for path in paths}
     return marked
 
 
@@ -435,7 +435,7 @@ def _data(told: Told, sheets: Sheets, points: dict[str, Any] | None) -> Markup:
         "parts": parts,
         "map": points and {"names": points["names"], "points": [_short(p) for p in points["points"]]},
     }
-    return Markup(json.dumps(document).replace("<", "\\u003c").replace("&", "\\u0026"))  # nothing ends the script
+    return Markup(json_text(document).replace("<", "\\u003c").replace("&", "\\u0026"))  # nothing ends the script
 
 
 def _short(point: Mapping[str, Any]) -> list[Any]:

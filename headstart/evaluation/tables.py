@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import codecs
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from headstart.data.table import joined
-from headstart.files import csv_text, output_file, text_bytes, unicode_text
+from headstart.files import csv_text, json_text, output_file, text_bytes, unicode_text
 from headstart.model import Prediction
 
 TABLE_FORMATS = (".csv", ".json", ".parquet")
@@ -38,24 +38,31 @@ def _pairs(ranked: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
     return [{"label": label, "probability": chance} for label, chance in ranked]
 
 
-def write_predictions(file: Path, predictions: Sequence[Prediction]) -> None:
+def write_predictions(file: Path, predictions: Sequence[Prediction], *, excel: bool = False) -> None:
     """Writes one row for each prediction, in order, also for pictures that cannot be read.
 
     CSV and Parquet have the columns path, label, probability, then label2, probability2 and so on as far as classes are
     listed, answer (the label, or that the model would rather give none), outlier and error. Where a picture may bear
     any number of labels, those that it is given stand in labels, after path.
 
+    Args:
+        file: to write.
+        predictions: of N pictures.
+        excel: write a .csv file that Excel opens right whatever its language: UTF-16 with a byte order mark and tabs
+            between the cells, since the separator and the decimal sign of other files depend on the language; for the
+            same reason probabilities and outlier scores are whole per cent. ``read_table`` reads it as well.
+
     Raises:
         OutputError: another ending than .csv, .json or .parquet, or a file that cannot be written.
     """
     with output_file(file, TABLE_FORMATS) as partial:
         if file.suffix.lower() == ".json":
-            partial.write_text(json.dumps([prediction_document(p) for p in predictions], indent=1), encoding="utf-8")
+            partial.write_text(json_text([prediction_document(p) for p in predictions], indent=1), encoding="utf-8")
         elif file.suffix.lower() == ".csv":
             columns = _columns(predictions)
             rows = zip(*columns.values(), strict=True)
-            cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
-            partial.write_bytes(text_bytes(csv_text([list(columns), *cells])))
+            cells = [list(columns), *([_text(cell, excel=excel) for cell in row] for row in rows)]
+            partial.write_bytes(_excel_bytes(cells) if excel else text_bytes(csv_text(cells)))
         else:
             import pyarrow as pa
             from pyarrow import parquet
@@ -63,6 +70,17 @@ def write_predictions(file: Path, predictions: Sequence[Prediction]) -> None:
             columns = _columns(predictions)
             columns["path"] = [unicode_text(path) for path in columns["path"]]
             parquet.write_table(pa.table(columns, schema=_schema(columns)), partial)
+
+
+def _text(cell: str | float | None, *, excel: bool) -> str:
+    if excel and isinstance(cell, float):
+        return f"{100 * cell:.0f}%"
+    return "" if cell is None else str(cell)
+
+
+def _excel_bytes(cells: Sequence[Sequence[str]]) -> bytes:
+    text = csv_text(cells, separator="\t", line_end="\r\n")
+    return codecs.BOM_UTF16_LE + unicode_text(text).encode("utf-16-le")
 
 
 def _columns(predictions: Sequence[Prediction]) -> dict[str, list[Any]]:

@@ -14,7 +14,7 @@ from headstart.data.finding import Finding
 from headstart.data.splits import SplitShares
 from headstart.errors import DataError
 from headstart.evaluation.report import render_check
-from headstart.files import csv_text, user_path, write_atomically, write_csv_file, writing_run
+from headstart.files import csv_text, text_bytes, user_path, write_atomically, write_csv_file, writing_run
 from headstart.progress import Progress, SilentProgress
 from headstart.runs.folder import FINDINGS_FILE, make_run_folder, write_findings
 from headstart.runs.prepare import Preparation
@@ -85,7 +85,7 @@ def write_check(look: Inspection, folder: Path) -> list[Path]:
     findings, page = make_run_folder(folder) / FINDINGS_FILE, folder / "check.html"
     with writing_run(folder):
         write_findings(findings, look.findings)
-        write_atomically(page, render_check(look).encode("utf-8", errors="replace"))
+        write_atomically(page, text_bytes(render_check(look)))
     return [findings, page]
 
 

@@ -6,7 +6,6 @@ the same time each, as well as that can be told before.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +19,7 @@ from headstart.data.dataset import Dataset, open_data
 from headstart.data.splits import SplitShares, check_shares
 from headstart.errors import HeadstartError, OptionError
 from headstart.evaluation.comparison import Compared, comparison_markdown, comparison_picture
-from headstart.files import text_bytes, write_atomically, writing_run
+from headstart.files import json_text, text_bytes, write_atomically, writing_run
 from headstart.progress import Progress, SilentProgress
 from headstart.runs.conditions import conditions_of
 from headstart.runs.folder import Run, Start, choose_run_folder, make_run_folder, write_start
@@ -249,7 +248,7 @@ def _write(folder: Path, look: Inspection, rows: Sequence[Compared], name: str) 
     document = {"data": str(look.dataset.root), "scored_on": name, "rows": [asdict(row) for row in rows]}
     with writing_run(folder):
         write_atomically(folder / "comparison.md", text_bytes(comparison_markdown(title, rows)))
-        write_atomically(folder / "comparison.json", json.dumps(document, indent=1).encode())
+        write_atomically(folder / "comparison.json", json_text(document, indent=1).encode())
         write_atomically(folder / "comparison.png", comparison_picture(title, rows))
 
 

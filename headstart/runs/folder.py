@@ -44,7 +44,7 @@ from headstart.evaluation.image_map import MAP_FILE, ImageMap
 from headstart.evaluation.metrics import CROSS_VALIDATION, AnyScores, scores_from_json, shown_first
 from headstart.evaluation.predictions import Evaluated, predictions_csv
 from headstart.evaluation.reliability import reliabilities, reliability_picture, usual_kept
-from headstart.files import csv_text, text_bytes, user_path, write_atomically, writing_run
+from headstart.files import csv_text, json_text, text_bytes, user_path, write_atomically, writing_run
 from headstart.html import data_address, paragraph, picture, table
 from headstart.model import MODEL_FILE, Model
 from headstart.runs.known import REMEMBERED_FILE
@@ -391,4 +391,4 @@ def _split_csv(look: Inspection) -> str:
 
 
 def _write_json(path: Path, document: object) -> None:
-    write_atomically(path, json.dumps(document, indent=1).encode())
+    write_atomically(path, json_text(document, indent=1).encode())

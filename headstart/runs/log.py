@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, final
 
 from headstart.errors import WriteError
-from headstart.files import writing_run
+from headstart.files import json_text, writing_run
 
 LOG_FILE = "log.jsonl"
 BOARD = "tensorboard"
@@ -104,7 +104,7 @@ class RunLog:
     def _append(self, kind: str, fields: dict[str, Any]) -> dict[str, Any]:
         entry = {"event": kind, "time": round(time.time(), 3), **fields}
         with writing_run(self._folder, self.path), open(self.path, "ab") as file:
-            file.write(json.dumps(entry).encode() + b"\n")
+            file.write(json_text(entry).encode() + b"\n")
         return entry
 
     def epoch(self, stage: str, entry: dict[str, float], count: int) -> None:

@@ -19,6 +19,7 @@ from typing import Any, final
 from filelock import FileLock, Timeout
 
 from headstart.errors import RunError
+from headstart.files import json_text
 from headstart.progress import Progress
 
 NOW_FILE = "now.json"
@@ -138,5 +139,5 @@ class Noted:
         document = {"time": round(time.time(), 3), "task": self._task, "said": list(self._said)}
         partial = self._folder / f".{NOW_FILE}.{os.getpid()}.partial"
         with contextlib.suppress(OSError):
-            partial.write_bytes(json.dumps(document).encode(errors="replace"))
+            partial.write_bytes(json_text(document).encode())
             os.replace(partial, self._folder / NOW_FILE)

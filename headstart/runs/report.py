@@ -18,7 +18,7 @@ from headstart.evaluation.metrics import scores_from_json
 from headstart.evaluation.predictions import read_predictions
 from headstart.evaluation.reliability import reliabilities
 from headstart.evaluation.report import Told, render_report
-from headstart.files import text_bytes, user_path, write_atomically, writing_run
+from headstart.files import path_of, text_bytes, user_path, write_atomically, writing_run
 from headstart.hub import push as push_files
 from headstart.model import MODEL_FILE, Model, load
 from headstart.runs.folder import (
@@ -89,7 +89,7 @@ def write_report(
     head, data = document["head"], document["data"]
     told = Told(
         name=data["name"],
-        base=Path(data.get("base") or os.path.commonpath([p for part in evaluated for p in part.paths])),
+        base=Path(path_of(data.get("base", "")) or os.path.commonpath([p for part in evaluated for p in part.paths])),
         model=model,
         head={"reason": "as its settings say", "frozen": 0} | head,
         counts=data["counts"],
@@ -112,7 +112,7 @@ def write_report(
     )
     text = render_report(told)
     with writing_run(folder, file):
-        write_atomically(file, text.encode("utf-8", errors="replace"))
+        write_atomically(file, text_bytes(text))
     return file
 
 

@@ -20,6 +20,7 @@ from headstart.data.images import decode, jpeg_bytes, thumbnail
 from headstart.errors import OptionError, OutputError, UnreadableImage
 from headstart.evaluation.heat import GradCam, heat_picture
 from headstart.evaluation.metrics import SHOWN_FIRST
+from headstart.files import unicode_text
 from headstart.serve.assets import asset
 from headstart.serve.corrections import Correction, Corrections, corrections_folder
 from headstart.serve.forms import read_form
@@ -289,4 +290,4 @@ def _document(own: Correction) -> Document:
 
 def _plain(text: str) -> str:
     """A path as it can stand in JSON."""
-    return text.encode(errors="surrogateescape").decode(errors="replace")
+    return unicode_text(text)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, final
 
 from headstart.errors import RunError
-from headstart.files import read_rows
+from headstart.files import path_of, read_rows, unicode_text
 from headstart.runs.log import LOG_FILE, read_log
 from headstart.runs.now import is_under_way, read_now
 
@@ -103,10 +103,10 @@ class Watched:
 
     def state(self) -> Figures:
         """What it is, as a page shows it; a JSON document."""
-        quoted = shlex.quote(_words(str(self.folder)))
+        quoted = shlex.quote(unicode_text(str(self.folder)))
         return {
-            "name": _words(self.folder.resolve().name),
-            "folder": _words(str(self.folder)),
+            "name": unicode_text(self.folder.resolve().name),
+            "folder": unicode_text(str(self.folder)),
             "state": self._word(),
             "pictures": self.served,
             "resume": f"headstart train --resume {quoted} --watch",
@@ -192,7 +192,7 @@ class Watched:
         shown = wrong[:SHOWN_MISTAKES]
         keys = self._name(row["path"] for row in shown)
         items = [
-            [_words(row["path"]), row[label], row["predicted"], _number(row.get("probability")), key]
+            [unicode_text(row["path"]), row[label], row["predicted"], _number(row.get("probability")), key]
             for row, key in zip(shown, keys, strict=True)
         ]
         return {"split": split, "count": len(wrong), "of": len(own), "items": items}
@@ -202,14 +202,10 @@ class Watched:
         keys = []
         for path in paths:
             key = hashlib.sha256(path.encode(errors="surrogateescape")).hexdigest()[:20]
-            self._pictures[key] = path
+            self._pictures[key] = path_of(path)
             keys.append(key)
         return keys
 
 
 def _number(text: str | None) -> float | None:
     return float(text) if text else None
-
-
-def _words(path: str) -> str:
-    return path.encode(errors="surrogateescape").decode(errors="replace")
