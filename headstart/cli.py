@@ -1139,11 +1139,10 @@ def _print_results(scores: list[AnyScores]) -> None:
 
 def _class_table(scores: AnyScores) -> tuple[list[str], list[list[str]]]:
     """Header and rows."""
-    from headstart.evaluation.metrics import LabelScores
+    from headstart.evaluation.metrics import LabelScores, class_figures, share_words
 
     rows = [
-        [c.label, *(f"{100 * v:.1f} %" for v in (c.precision, c.recall, c.f1)), f"{c.support:,}"]
-        for c in scores.classes
+        [c.label, *map(share_words, (c.precision, c.recall, c.f1)), f"{c.support:,}"] for c in class_figures(scores)
     ]
     header = [f"{scores.name}: class", "precision", "recall", "F1", "images"]
     if not isinstance(scores, LabelScores):

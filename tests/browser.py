@@ -34,9 +34,9 @@ def chromium() -> Iterator[Browser]:
 
 
 @contextmanager
-def opened(file: Path, *, width: int = 1200) -> Iterator[tuple[Page, list[str]]]:
+def opened(file: Path, *, width: int = 1200, dark: bool = False) -> Iterator[tuple[Page, list[str]]]:
     """The page, and what should not have been: console errors, exceptions, requests beyond the file."""
-    with chromium() as browser, _page(browser, file.as_uri(), ("data:", "file:"), width) as both:
+    with chromium() as browser, _page(browser, file.as_uri(), ("data:", "file:"), width, dark) as both:
         yield both
 
 
@@ -48,8 +48,12 @@ def browsing(browser: Browser, site: str, path: str = "/", *, width: int = 1200)
 
 
 @contextmanager
-def _page(browser: Browser, address: str, own: tuple[str, ...], width: int) -> Iterator[tuple[Page, list[str]]]:
-    context = browser.new_context(viewport={"width": width, "height": 900}, reduced_motion="reduce")
+def _page(
+    browser: Browser, address: str, own: tuple[str, ...], width: int, dark: bool = False
+) -> Iterator[tuple[Page, list[str]]]:
+    context = browser.new_context(
+        viewport={"width": width, "height": 900}, reduced_motion="reduce", color_scheme="dark" if dark else "light"
+    )
     page = context.new_page()
     wrong: list[str] = []
     page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)

@@ -198,5 +198,7 @@ def test_probabilities_that_are_as_good_as_certain_are_calibrated_too() -> None:
     part = evaluate_predictions(
         "val", ["p"] * 200, labels, expit(logits), ("x", "y"), thresholds=[0.5, 0.5], chose=True
     )
+    (alone,) = reliabilities(Calibration(), [part])
+    assert alone.name == "val"  # there is no before without an after
     before, after = reliabilities(Calibration(1.0, 200), [part])
     assert after.error < before.error

@@ -7,11 +7,14 @@ import pytest
 from sklearn.metrics import accuracy_score, average_precision_score, classification_report, f1_score, log_loss
 
 from headstart.evaluation.metrics import (
+    LabelScores,
     Scores,
     _average_precisions,
+    class_figures,
     score,
     score_labels,
     scores_from_json,
+    share_words,
     wilson,
 )
 from headstart.evaluation.predictions import evaluate_predictions, predictions_csv
@@ -49,6 +52,22 @@ def test_every_figure_equals_scikit_learns() -> None:
     assert np.sum(scores.confusion) == 200
     assert scores.sentence.startswith(f"val: {scores.correct} of 200 right, ")
     assert "95 % interval" in scores.sentence
+
+
+def test_a_figure_of_nothing_is_no_zero() -> None:
+    probabilities, labels = np.eye(3)[[0, 0, 0]] * 0.9 + 0.01, np.array([0, 0, 1])
+    right, wrong, absent = class_figures(score(probabilities, labels, ["a", "b", "c"], name="test"))
+    assert (right.precision, right.recall) == (pytest.approx(2 / 3), 1.0)
+    assert (wrong.precision, wrong.recall, wrong.f1, wrong.support) == (None, 0.0, 0.0, 1)  # nothing was given "b"
+    assert (absent.precision, absent.recall, absent.f1, absent.support) == (None, None, None, 0)
+    given = np.array([[1, 0, 0], [1, 0, 1]])
+    bears = np.array([[1, 1, 0], [1, 1, 0]])
+    scores = score_labels(probabilities[:2], bears, given, ["a", "b", "c"], thresholds=[0.5] * 3, name="test")
+    assert [own.precision for own in class_figures(scores)] == [1.0, None, None]
+    assert LabelScores.from_json(json.loads(json.dumps(scores.as_json()))) == scores
+    older = {name: value for name, value in scores.as_json().items() if name != "unpredicted"}
+    assert LabelScores.from_json(older).unpredicted == ()
+    assert (share_words(None), share_words(0.973)) == ("-", "97.3 %")
 
 
 def test_scores_survive_json() -> None:

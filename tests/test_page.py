@@ -25,6 +25,7 @@ from headstart.serve.guard import Admission
 from headstart.serve.page import Page
 from headstart.serve.problem import Refusal
 from headstart.serve.service import Service
+from headstart.serve.watching import Watched
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Route
@@ -147,6 +148,11 @@ def test_without_a_place_for_them_or_a_run_nothing_is_offered(model: hs.Model, t
     assert Page(Service(model, run=tmp_path, device="cpu"), None).about()["nearest"] is False
 
 
+def test_both_pages_have_one_name_for_a_run(site: str, run: hs.Run, model: hs.Model) -> None:
+    assert httpx.get(f"{site}/v1/page").json()["name"] == run.folder.name == Watched(run.folder).state()["name"]
+    assert Page(Service(model, device="cpu"), None).about()["name"] == model.data["name"] == "colours"
+
+
 def test_a_model_of_several_labels_is_shown_and_not_corrected(tmp_path: Path) -> None:
     page = Page(Service(tiny_model(thresholds=(0.5, 0.5, 0.5)), device="cpu"), Corrections(tmp_path / "kept"))
     about = page.about()
@@ -242,8 +248,18 @@ def test_pictures_are_dropped_answered_corrected_and_still_there_after_a_reload(
         until(page, "document.querySelectorAll('.card .shown img').length === 3")
 
         first = cards.first
+        held: list[Route] = []
+        page.route("**/v1/explain", lambda route: held.append(route))
         first.get_by_role("button", name="Where it looked").click()
+        until(page, "document.querySelector('.working')?.textContent.startsWith('Computing the heat map')")
+        assert first.locator(".working progress").is_visible()
+        page.wait_for_timeout(50)
+        held[0].fulfill(status=503, headers={"Retry-After": "1"}, json={"error": {"reason": "busy"}})
+        until(page, "document.querySelector('.working span').textContent.includes('asking again in 1 s')")
+        page.unroute("**/v1/explain")
         until(page, "document.querySelector('.shown .caption')?.textContent.includes('blue')")
+        assert page.locator(".working").count() == 0
+        wrong[:] = [text for text in wrong if "503" not in text]  # the browser's own words
         assert first.locator(".shown img").evaluate("(own) => own.decode().then(() => own.naturalWidth)") == 64
         first.get_by_role("button", name="Similar").click()
         until(page, "document.querySelectorAll('.near img').length === 3")

@@ -151,13 +151,46 @@ def test_the_page_works_by_itself(run: hs.Run) -> None:
         assert not wrong
 
 
+def test_in_the_dark_it_is_dark_and_can_be_read(run: hs.Run) -> None:
+    light = """(selector) => {
+        const rgb = getComputedStyle(document.querySelector(selector));
+        return [rgb.backgroundColor, rgb.color].map((own) => own.match(/[0-9.]+/g).slice(0, 3).map(Number))
+            .map(([r, g, b]) => (0.2126 * r + 0.7152 * g + 0.0722 * b) / 255);
+    }"""
+    with opened(run.report_path, dark=True) as (page, wrong):
+        ground, ink = page.evaluate(light, "body")
+        assert ground < 0.15
+        assert ink > 0.8
+        for selector in (".scroll th:first-child", ".legend button"):
+            assert page.evaluate(light, selector)[0] < 0.2
+        assert page.evaluate(light, "img.figure")[0] > 0.99  # drawn with dark ink on no ground
+        assert not wrong
+    with opened(run.report_path) as (page, wrong):
+        assert page.evaluate(light, "body")[0] > 0.99
+        assert not wrong
+
+
 @pytest.mark.exhaustive
 def test_on_a_phone_nothing_is_wider_than_the_screen(run: hs.Run) -> None:
     with opened(run.report_path, width=390) as (page, wrong):
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        beyond = """[...document.querySelectorAll("table.stacked td, .facts td")]
+            .filter((one) => one.getBoundingClientRect().right > 390).map((one) => one.outerHTML)"""
+        assert not page.evaluate(beyond)
+        ladder = page.locator("#ladder table").inner_text()
+        assert "log loss" in ladder
+        assert "decision" in ladder
         page.locator("section#set-1 .matrix button").last.click()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         assert not wrong
+
+
+def test_what_has_no_value_is_a_dash(run: hs.Run) -> None:
+    text = run.report_path.read_text()
+    (row,) = re.findall(r'<tr><th scope="row">kNN</th>.*?</tr>', text)
+    assert '<td data-label="log loss">-</td>' in row
+    (probe,) = re.findall(r'<tr><th scope="row">probe</th><td data-label="right">.*?</tr>', text)
+    assert re.search(r'<td data-label="log loss">\d\.\d{3}</td>', probe)
 
 
 def test_written_anew_it_is_the_same(run: hs.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -133,6 +133,32 @@ def browser() -> Iterator[Browser]:
         yield own
 
 
+def test_findings_open_their_images_and_the_ladder_fits_a_phone(browser: Browser, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    picture(1).save(tmp_path / "odd.png")
+    log = begin(run)
+    images = [[str(tmp_path / "odd.png"), "odd.png: 2.1 times as far"], [str(tmp_path / "gone.png"), "gone.png: far"]]
+    log.event("findings", found=[FOUND[0] | {"cases": 40, "images": images}])
+    log.event("rung", name="kNN", epochs=0, p=1.0, decision="a reference, never kept", **RUNG | {"log_loss": 0.0})
+    log.event("rung", name="probe", epochs=0, p=1.0, decision="", **RUNG)
+    with shown(run) as site, browsing(browser, site, "/watch", width=390) as (page, wrong):
+        until(page, "document.querySelectorAll('#ladder tr').length === 2")
+        page.get_by_text("Show 2 images").click()
+        until(page, "document.querySelector('.cases a img')?.complete")
+        until(page, "document.querySelector('.cases').textContent.includes('The file is gone')")
+        assert page.locator(".cases a").get_attribute("href").startswith("blob:")
+        assert "lists all 40" in page.locator(".cases").inner_text()
+        log.event("plan", text="Plan: more.")  # what is open stays open
+        until(page, "document.querySelectorAll('#plan li').length === 2")
+        assert page.locator(".cases[open] a img").is_visible()
+        first = page.locator("#ladder tr").first
+        assert [line for line in first.inner_text().split("\n") if line.strip() == "-"]
+        ends = "[...document.querySelectorAll('#ladder td')].map((one) => one.getBoundingClientRect().right)"
+        assert max(page.evaluate(ends)) <= 390
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert not [text for text in wrong if "404" not in text]  # the picture that is gone
+
+
 @pytest.mark.exhaustive
 def test_a_run_is_seen_as_it_goes_after_a_reload_and_when_it_was_killed(browser: Browser, tmp_path: Path) -> None:
     run = tmp_path / "run"

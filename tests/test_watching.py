@@ -6,10 +6,12 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from headstart.data.finding import Finding
 from headstart.errors import RunError
 from headstart.progress import SilentProgress
 from headstart.runs.log import RunLog
@@ -139,6 +141,29 @@ def test_only_pictures_that_a_page_was_told_of_are_shown(tmp_path: Path) -> None
     assert watched.picture(key) == path
     assert Watched(tmp_path).picture(key) == path  # also of a server that was started anew
     assert watched.picture("/etc/passwd") is None
+
+
+def test_findings_have_their_images(tmp_path: Path) -> None:
+    found = Finding(
+        "wrong-label", "warning", "2 labels", ("a/1.jpg: rather b", "a/2.jpg: rather b"), (("a/1.jpg",), ("a/2.jpg",))
+    )
+    many = Finding("duplicate", "note", "40 pairs", ("x",) * 40, (("a/3.jpg", "a/4.jpg"),) * 40)
+    briefs = [own.brief(tmp_path / "data") for own in (found, many, Finding("name", "note", "a name", ("b",)))]
+    RunLog(tmp_path).event("findings", found=briefs)
+    watched = Watched(tmp_path)
+    ((_, line),) = watched.tail(Place()).lines
+    first, second, third = json.loads(line)["found"]
+    path, words, key = first["images"][0]
+    assert (path, words) == (str(tmp_path / "data" / "a" / "1.jpg"), "a/1.jpg: rather b")
+    assert watched.picture(key) == path
+    assert Watched(tmp_path).picture(key) == path
+    assert (second["cases"], len(second["images"]), third["images"]) == (40, 24, [])
+    document = {"scores": {}, "findings": [asdict(found)], "best": "probe", "seconds": {}}
+    (tmp_path / "run.json").write_text(json.dumps(document | {"data": {"base": str(tmp_path / "data")}}))
+    (told,) = Watched(tmp_path).summary()["findings"]
+    assert told["images"] == first["images"]
+    (tmp_path / "log.jsonl").unlink()
+    assert Watched(tmp_path).picture(key) == path
 
 
 def test_a_summary_of_no_finished_run_is_refused(tmp_path: Path) -> None:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 Severity = Literal["serious", "warning", "note"]
+
+
+SHOWN_CASES = 12
+"""Cases of a finding whose images a page shows."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +33,20 @@ class Finding:
     items: tuple[str, ...] = ()
     images: tuple[tuple[str, ...], ...] = ()
 
-    def brief(self) -> dict[str, Any]:
-        """Without its cases, but for their number; a JSON document."""
-        return {"kind": self.kind, "severity": self.severity, "message": self.message, "cases": len(self.items)}
+    def brief(self, base: Path) -> dict[str, Any]:
+        """What a page shows of it: the number of its cases, and the images of the first ones; a JSON document.
+
+        Args:
+            base: folder that the data set's paths are relative to.
+        """
+        cases = list(zip(self.items, self.images, strict=False))[:SHOWN_CASES]
+        return {
+            "kind": self.kind,
+            "severity": self.severity,
+            "message": self.message,
+            "cases": len(self.items),
+            "images": [[os.path.join(base, path), item] for item, paths in cases for path in paths],
+        }
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Finding:

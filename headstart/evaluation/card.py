@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from headstart.concurrency import ignored_warnings
-from headstart.evaluation.metrics import CROSS_VALIDATION, AnyScores, LabelScores, shown_first
+from headstart.evaluation.metrics import (
+    CROSS_VALIDATION,
+    AnyScores,
+    LabelScores,
+    class_figures,
+    share_words,
+    shown_first,
+)
 from headstart.model import MODEL_FILE, NONE_OF_THESE, UNSURE, Model
 from headstart.training.outliers import KEPT
 from headstart.training.recipe import Recipe
@@ -67,6 +74,8 @@ def model_card(
             data=data,
             results=list(results.values()),
             scores=shown_first(results),
+            figures=class_figures(shown_first(results)),
+            share=share_words,
             several=model.thresholds is not None,
             backbone=backbone,
             chosen={k: v for k, v in model.recipe.without_paths().as_json().items() if v != plain[k]},

@@ -74,6 +74,12 @@ class Scores:
     classes: tuple[ClassScore, ...]
     confusion: tuple[tuple[int, ...], ...]
 
+    @property
+    def unpredicted(self) -> tuple[str, ...]:
+        """Classes that no image was given."""
+        named = (sum(column) for column in zip(*self.confusion, strict=True))
+        return tuple(own.label for own, count in zip(self.classes, named, strict=True) if not count)
+
     def __str__(self) -> str:
         return f"accuracy {self.accuracy:.3f} ({self.low:.3f}-{self.high:.3f}), n={self.count}"
 
@@ -129,6 +135,7 @@ class LabelScores:
         macro_f1: mean of the F1 of the labels that stand in the set.
         log_loss: mean over the images of the sum of their labels' binary cross-entropy, in nats.
         classes: each label's figures.
+        unpredicted: labels that no image was given.
     """
 
     name: str
@@ -144,6 +151,7 @@ class LabelScores:
     macro_f1: float
     log_loss: float
     classes: tuple[LabelScore, ...]
+    unpredicted: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"mAP {self.mean_average_precision:.3f} ({self.map_low:.3f}-{self.map_high:.3f}), n={self.count}"
@@ -164,7 +172,8 @@ class LabelScores:
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> LabelScores:
         """Reads what ``as_json`` gave, also after a journey through JSON."""
-        return cls(**{**document, "classes": tuple(LabelScore(**entry) for entry in document["classes"])})
+        classes = tuple(LabelScore(**entry) for entry in document["classes"])
+        return cls(**{**document, "classes": classes, "unpredicted": tuple(document.get("unpredicted", ()))})
 
 
 AnyScores = Scores | LabelScores
@@ -202,6 +211,40 @@ def score_groups(groups: Sequence[str], right: npt.NDArray[np.bool_]) -> tuple[G
         count, correct = int((own == name).sum()), int(right[own == name].sum())
         found.append(GroupScore(name, correct, count, *wilson(correct, count)))
     return tuple(sorted(found, key=lambda score: (score.correct / score.count, score.group)))
+
+
+@dataclass(frozen=True)
+class ClassFigures:
+    """One class's figures for a table: None where there is nothing that they could be of.
+
+    Attributes:
+        label: its name.
+        precision: None where no image was given the label, or none bears it.
+        recall: None where no image bears the label.
+        f1: likewise.
+        support: images that bear the label.
+    """
+
+    label: str
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    support: int
+
+
+def class_figures(scores: AnyScores) -> list[ClassFigures]:
+    """A row for each class, in the order of the scores."""
+    found = []
+    for own in scores.classes:
+        precision = None if own.label in scores.unpredicted or not own.support else own.precision
+        recall, f1 = (own.recall, own.f1) if own.support else (None, None)
+        found.append(ClassFigures(own.label, precision, recall, f1, own.support))
+    return found
+
+
+def share_words(share: float | None) -> str:
+    """A share as "97.3 %", or "-" where there is no value."""
+    return "-" if share is None else f"{100 * share:.1f} %"
 
 
 def scores_from_json(document: dict[str, Any]) -> AnyScores:
@@ -339,6 +382,7 @@ def score_labels(
             )
             for i, label in enumerate(classes)
         ),
+        unpredicted=tuple(label for label, count in zip(classes, named, strict=True) if not count),
     )
 
 

@@ -19,6 +19,9 @@ from headstart.training.outliers import KEPT
 from headstart.training.targets import are_several, probabilities_of
 
 BINS = 15
+
+BEFORE = "val, before"
+"""Val by plain probabilities, where a temperature was fitted."""
 """Of equal width, as in the source of ``calibrated_scale``."""
 
 TINY, NEARLY_SURE = 1e-300, 1 - 2**-53
@@ -140,6 +143,8 @@ def reliability(name: str, chances: Chances, right: npt.NDArray[np.bool_]) -> Re
 def reliabilities(calibration: Calibration, evaluated: Sequence[Evaluated]) -> list[Reliability]:
     """Of val before the temperature and after it (each fifth of the images by that of the others), and of test.
 
+    Where no temperature was fitted there is neither a before nor an after.
+
     Of several labels to an image, each probability of each label is an answer.
 
     Args:
@@ -157,7 +162,7 @@ def reliabilities(calibration: Calibration, evaluated: Sequence[Evaluated]) -> l
             )
             logits = calibration.temperature * (logit(chances) if several else np.log(chances))
             plain = probabilities_of(logits, several=several)
-            found.append(reliability("val, before", *_answers(part, plain)))
+            found.append(reliability(BEFORE if calibration.images else "val", *_answers(part, plain)))
             if calibration.images:
                 found.append(reliability("val, after", *_answers(part, by_others(logits, part.labels))))
     return found
@@ -191,15 +196,13 @@ def reliability_picture(
     figure.subplots_adjust(left=0.65 / width, right=1 - 0.15 / width, bottom=0.13, top=0.97, wspace=0.2)
     left, *rest = figure.subplots(1, 2 if curves else 1, squeeze=False)[0]
     left.plot([0, 100], [0, 100], color="#999999", linewidth=0.8)
-    colours = {"val, before": TRAIN, "val, after": VAL, "test": "#009e73"}
+    colours = {BEFORE: TRAIN, "val": VAL, "val, after": VAL, "test": "#009e73"}
     for own in found:
         x, y = (
             [100 * v for v in values] for values in zip(*((b.confidence, b.accuracy) for b in own.bins), strict=True)
         )
         label = f"{own.name}: error {100 * own.error:.1f} points"
-        left.plot(
-            x, y, "o--" if own.name == "val, before" else "o-", color=colours[own.name], markersize=3, label=label
-        )
+        left.plot(x, y, "o--" if own.name == BEFORE else "o-", color=colours[own.name], markersize=3, label=label)
     left.set_xlabel("probability that the model gives, %")
     left.set_ylabel("share that is right, %")
     left.legend(frameon=False, fontsize=8)

@@ -21,14 +21,14 @@ from headstart.data.images import thumbnail
 from headstart.evaluation.comparison import Compared, comparison_picture
 from headstart.evaluation.heat import heat_maps, heat_picture
 from headstart.evaluation.image_map import ImageMap
-from headstart.evaluation.metrics import CROSS_VALIDATION, Scores
+from headstart.evaluation.metrics import CROSS_VALIDATION, Scores, class_figures
 from headstart.evaluation.predictions import MANY_CLASSES, Evaluated
 from headstart.evaluation.reliability import BINS, Reliability, usual_kept
 from headstart.evaluation.sheets import ACROSS, DOWN, SIDE, Sheets, make_sheets
 from headstart.files import json_text, path_of
 from headstart.html import data_address
 from headstart.model import Model
-from headstart.training.ladder import RungResult
+from headstart.training.ladder import KNN, RungResult
 from headstart.training.outliers import KEPT
 from headstart.training.targets import are_several
 
@@ -171,6 +171,8 @@ def render_report(told: Told) -> str:
             kept=KEPT,
             bins=BINS,
             listed=LISTED_ITEMS,
+            knn=KNN,
+            rows_of=lambda scores: zip(class_figures(scores), scores.classes, strict=True),
             many=MANY_CLASSES,
             side=SIDE,
             shown_from=_shown_from(told.base),

@@ -39,6 +39,7 @@ from headstart.training.ladder import (
     ALPHA,
     DEEPER_FROM,
     FOLDS,
+    KNN,
     Rung,
     RungResult,
     paired_p,
@@ -209,7 +210,7 @@ class Climb:
             parts.append(in_order(self.folds, answers))
         labels = self.compared_on()
         right = (np.concatenate(parts).reshape(labels.shape) == labels).reshape(len(labels), -1).all(axis=1)
-        result = judged("kNN", HEAD, right, np.zeros(len(right)), time.monotonic() - started)
+        result = judged(KNN, HEAD, right, np.zeros(len(right)), time.monotonic() - started)
         return replace(result, decision="a reference, never kept")
 
     def _rung(

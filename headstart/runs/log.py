@@ -30,8 +30,8 @@ class Event:
     ``event["loss"]`` is ``event.fields["loss"]``. Kinds, and their fields:
 
     - "images": the data were read; ``run`` (the folder), ``counts`` (split -> class -> images), ``findings`` (number).
-    - "findings": what the data check found so far, all of it; ``found`` (of each kind, severity, message and number of
-      cases). Told again once the labels were checked.
+    - "findings": what the data check found so far, all of it; ``found`` (of each kind, severity, message, number of
+      cases, and path and words of the first cases' images). Told again once the labels were checked.
     - "engine": ``exact`` and ``fast``, what runs the frozen part and why.
     - "plan": ``text``, a line of what is going to be done.
     - "stage": what is trained from here on, or, of a classifier on frozen features, what was; ``stage`` (its name,

@@ -211,7 +211,7 @@ def _carry_out(
     _same_images(folder, recipe, start, look, used)
     log = RunLog(folder, size=_log_size(folder), listener=listener)
     log.event("images", run=str(folder), counts=look.counts(), findings=len(look.findings))
-    log.event("findings", found=[finding.brief() for finding in look.findings])
+    log.event("findings", found=[finding.brief(look.dataset.base) for finding in look.findings])
     prepared.say_findings()
     clock.lap("read the images")
 
@@ -236,7 +236,7 @@ def _carry_out(
     if prepared.val is not None:
         log.event("mistakes", stage=fitted.name, **prepared.mistakes(logits_on(fitted.head, prepared.val.features)))
     look = prepared.check_labels()
-    log.event("findings", found=[finding.brief() for finding in look.findings])
+    log.event("findings", found=[finding.brief(look.dataset.base) for finding in look.findings])
     clock.lap("check the labels")
     climbed = None
     results: tuple[RungResult, ...] = ()

@@ -110,7 +110,7 @@ class Page:
         model = self.model
         several = model.thresholds is not None
         return {
-            "name": str(model.data.get("name") or "A classifier"),
+            "name": self._name(),
             "words": self._words(),
             "classes": list(model.classes),
             "several_labels": several,
@@ -242,6 +242,13 @@ class Page:
         if self._corrections is None or self.model.thresholds is not None:
             raise Refusal(HTTPStatus.NOT_FOUND, "This server keeps no corrections of this model.")
         return self._corrections
+
+    def _name(self) -> str:
+        """As the page of the run has it; of a model file without its run, the data's name."""
+        run = self.service.run
+        if run is not None:
+            return _plain(run.resolve().name)
+        return str(self.model.data.get("name") or "A classifier")
 
     def _words(self) -> str:
         """What it tells apart and how well."""

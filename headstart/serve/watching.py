@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+from headstart.data.finding import Finding
 from headstart.errors import RunError
 from headstart.files import path_of, read_rows, unicode_text
 from headstart.runs.log import LOG_FILE, read_log
@@ -132,7 +134,8 @@ class Watched:
             document = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
             left_out = ("classes", "confusion")
             scores = {n: {k: v for k, v in s.items() if k not in left_out} for n, s in document["scores"].items()}
-            found = [{k: own[k] for k in ("kind", "severity", "message")} for own in document["findings"]]
+            base = Path(document["data"]["base"])
+            found = [self._shown(Finding.from_json(own).brief(base)) for own in document["findings"]]
             return {
                 "scores": scores,
                 "best": document["best"],
@@ -150,10 +153,12 @@ class Watched:
     def picture(self, key: str) -> str | None:
         """The path of a picture that a page was told of; None of any other."""
         if key not in self._pictures:
-            self._name(
-                [item[0] for own in read_log(self.folder) if own["event"] == "mistakes" for item in own["items"]]
-            )
-            self._mistakes()
+            entries = read_log(self.folder)
+            self._name([item[0] for own in entries if own["event"] == "mistakes" for item in own["items"]])
+            for own in (one for entry in entries if entry["event"] == "findings" for one in entry["found"]):
+                self._shown(own)
+            with contextlib.suppress(RunError):
+                self.summary()
         return self._pictures.get(key)
 
     def _word(self) -> str:
@@ -167,14 +172,24 @@ class Watched:
         return "stopped" if self.log.is_file() else "gone"
 
     def _dressed(self, line: bytes) -> bytes:
-        if b'"mistakes"' not in line:
+        if b'"mistakes"' not in line and b'"findings"' not in line:
             return line
         try:
             entry = json.loads(line)
-            entry["items"] = [[*item[:3], None, self._name([item[0]])[0]] for item in entry["items"]]
+            if entry["event"] == "mistakes":
+                entry["items"] = [[*item[:3], None, self._name([item[0]])[0]] for item in entry["items"]]
+            elif entry["event"] == "findings":
+                entry["found"] = [self._shown(own) for own in entry["found"]]
         except (ValueError, KeyError, TypeError):
             return line
         return json.dumps(entry).encode()
+
+    def _shown(self, finding: Figures) -> Figures:
+        """A finding with the keys of its images' addresses beside their paths and words."""
+        images = finding.get("images", [])
+        keys = self._name(path for path, _ in images)
+        shown = [[_words(path), _words(item), key] for (path, item), key in zip(images, keys, strict=True)]
+        return finding | {"images": shown}
 
     def _mistakes(self) -> Figures | None:
         """Of val, or of test where there is no val, the surest first; None where there are no predictions."""

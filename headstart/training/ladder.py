@@ -33,6 +33,9 @@ FOLDS = 2
 Together they cost as much as the training itself; three folds cost twice as much
 (docs/results/2026-11-29-calibration.md)."""
 
+KNN = "kNN"
+"""Name of the reference by nearest neighbours: it gives no probabilities, so it has no log loss."""
+
 DEEPER_FROM = 0.15
 """Log loss of the probe, in nats, below which nothing deeper than the first rung is tried, unless it is asked for.
 

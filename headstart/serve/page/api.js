@@ -100,7 +100,18 @@ async function reasonOf(answer) {
 export const json = async (path, options) => (await call(path, options)).json();
 
 // Pictures of the server are fetched, not linked: a link cannot carry the key.
-export async function picture(path) { return URL.createObjectURL(await (await call(path)).blob()); }
+export async function picture(path) { return URL.createObjectURL(await (await patiently(() => call(path))).blob()); }
+
+// Asks again while the server is busy, as often as it is likely to help.
+export async function patiently(ask, busy = () => {}, tries = 6) {
+  for (let tried = 1; ; tried += 1) {
+    try { return await ask(); } catch (error) {
+      if (!(error instanceof Trouble) || error.kind !== "busy" || tried >= tries) throw error;
+      busy(error.wait);
+      await pause(error.wait * (1 + Math.random() / 2));
+    }
+  }
+}
 
 export async function copy(text, button) {
   try { await navigator.clipboard.writeText(text); button.textContent = "Copied"; }

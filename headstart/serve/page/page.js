@@ -1,6 +1,6 @@
 // Pictures in, answers out: batches of modest size, so that a hundred pictures neither freeze the page nor flood the server.
 
-import { Trouble, byId, call, copy, count, json, make, notice, pause, percent, picture, say } from "./api.js";
+import { Trouble, byId, call, copy, count, json, make, notice, patiently, pause, percent, picture, say } from "./api.js";
 
 const BATCH_PICTURES = 8, BATCH_BYTES = 16e6, AT_ONCE = 2, TRIES = 6;
 const SHOWN_WIDTH = 720, SHOWN_CLASSES = 5, CHOICES = 8, NAMES = 14;
@@ -271,19 +271,31 @@ class Item {
       return;
     }
     this.looked.disabled = true;
+    const progress = this.warm ? null : this.working("Computing the heat map");
     try {
       if (!this.warm) {
         const body = new FormData();
         body.append("file", this.file, this.name);
         body.append("label", label);
-        const blob = await (await call("v1/explain", { method: "POST", body })).blob();
+        const asked = () => call("v1/explain", { method: "POST", body });
+        const blob = await (await patiently(asked, (wait) => progress.say(`The server is busy; asking again in ${count(wait)} s`))).blob();
         this.warm = make("img", { src: this.address(blob), alt: `Where the model looked in ${this.name} for ${label}: warm places speak for it` });
       }
       this.shown.replaceChildren(this.warm, make("span", { class: "caption", text: `Warm: speaks for “${label}”` }));
       this.looked.setAttribute("aria-pressed", "true");
       say(`Shown: where it looked for ${label}.`);
     } catch (error) { this.trouble(this.looked, error); }
-    finally { this.looked.disabled = false; this.looked.focus({ preventScroll: true }); }
+    finally { progress?.end(); this.looked.disabled = false; this.looked.focus({ preventScroll: true }); }
+  }
+
+  // A bar over the picture with what is being done and for how long: how far it is, the server cannot say.
+  working(words) {
+    const line = make("span", { text: `${words} …` });
+    const box = make("div", { class: "working", role: "status" }, line, make("progress", { "aria-label": words }));
+    const began = Date.now();
+    const timer = setInterval(() => { line.textContent = `${words} … ${count(Math.round((Date.now() - began) / 1000))} s`; }, 1000);
+    this.shown.append(box);
+    return { say: (text) => { line.textContent = text; }, end: () => { clearInterval(timer); box.remove(); } };
   }
 
   async near() {
@@ -295,7 +307,7 @@ class Item {
       if (!this.neighbours) {
         const body = new FormData();
         body.append("file", this.file, this.name);
-        this.neighbours = await json("v1/nearest", { method: "POST", body });
+        this.neighbours = await patiently(() => json("v1/nearest", { method: "POST", body }));
       }
       const told = this.neighbours;
       words.textContent = `Most like it, of ${count(told.among)} training pictures`;

@@ -137,9 +137,9 @@ function ladder(rungs) {
   byId("ladder").replaceChildren(...rungs.map((rung) => {
     const value = rung.correct / rung.count;
     return make("tr", { class: rung.name === kept ? "best" : null },
-      make("th", { scope: "row", text: rung.name }), make("td", { text: `${count(rung.correct)} of ${count(rung.count)}` }), make("td", { text: percent(value) }),
-      make("td", {}, make("div", { class: "interval" }, interval({ low: rung.low, high: rung.high, value, from }), make("span", { text: `${(100 * rung.low).toFixed(1)}-${(100 * rung.high).toFixed(1)}` }))),
-      make("td", { text: rung.name === "kNN" ? "-" : rung.log_loss.toFixed(3) }), make("td", { text: rung.seconds.toFixed(1) }), make("td", { class: "words", text: rung.decision || (rung.name === kept ? "kept" : "") }));
+      make("th", { scope: "row", text: rung.name }), make("td", { "data-label": "right", text: `${count(rung.correct)} of ${count(rung.count)}` }), make("td", { "data-label": "accuracy", text: percent(value) }),
+      make("td", { "data-label": "95 % interval" }, make("div", { class: "interval" }, interval({ low: rung.low, high: rung.high, value, from }), make("span", { text: `${(100 * rung.low).toFixed(1)}-${(100 * rung.high).toFixed(1)}` }))),
+      make("td", { "data-label": "log loss", text: rung.name === "kNN" ? "-" : rung.log_loss.toFixed(3) }), make("td", { "data-label": "seconds", text: rung.seconds.toFixed(1) }), make("td", { class: "words", "data-label": "decision", text: rung.decision || (rung.name === kept ? "kept" : "") }));
   }));
 }
 
@@ -164,11 +164,39 @@ const figure = (value) => (value === undefined ? "-" : value.toFixed(3));
 const share = (value) => (value === undefined ? "-" : percent(value));
 const over = () => run?.state === "finished";
 
+let shownFindings = "";
 function findings(found) {
   const empty = byId("findings-empty");
   empty.hidden = Boolean(found?.length);
   if (found && !found.length) empty.textContent = "Nothing was found wrong with the data.";
-  byId("findings").replaceChildren(...(found ?? []).map((own) => make("li", {}, make("span", { class: `severity ${own.severity}`, text: own.severity }), make("span", { text: own.message }))));
+  const same = JSON.stringify(found);
+  if (same === shownFindings) return;  // what is open stays open
+  shownFindings = same;
+  byId("findings").replaceChildren(...(found ?? []).map((own) => make("li", {}, make("span", { class: `severity ${own.severity}`, text: own.severity }), make("div", {}, make("span", { text: own.message }), ...casesOf(own)))));
+}
+
+// The images of a finding, fetched when they are asked for; each opens by itself.
+function casesOf({ message, cases, images = [] }) {
+  if (!images.length) return [];
+  const list = make("ul", { class: "tiles" });
+  const box = make("details", { class: "cases" }, make("summary", { text: `Show ${count(images.length, "image")}`, "aria-label": `Show the images of: ${message}` }), list);
+  box.addEventListener("toggle", () => {
+    if (!box.open || list.children.length) return;
+    list.replaceChildren(...images.map(([path, words, key]) => make("li", { title: path }, thumb(path, key, true), make("span", { text: words }))));
+    if (cases > images.length) list.append(make("li", { class: "soft", text: `findings.json in the run's folder lists all ${count(cases)}` }));
+  });
+  return [box];
+}
+
+// A small picture of the run's data, once it is there; as a link it opens the same picture by itself.
+function thumb(path, key, link = false) {
+  const place = make("span", { class: "thumb", text: "…" }), name = path.split("/").at(-1);
+  const shown = (address) => {
+    const image = make("img", { class: "thumb", src: address, alt: name });
+    place.replaceWith(link ? make("a", { href: address, target: "_blank", rel: "noopener" }, image) : image);
+  };
+  picture(`watch/pictures/${key}`).then(shown, () => { place.textContent = "The file is gone"; });
+  return place;
 }
 
 let shownMistakes = "";
@@ -181,9 +209,7 @@ function mistakes(items, about) {
   byId("mistakes-empty").textContent = "None: every one is right.";
   byId("mistakes-words").textContent = about;
   byId("mistakes").replaceChildren(...items.slice(0, SHOWN_MISTAKES).map(([path, right, given, chance, key]) => {
-    const place = make("span", { class: "thumb", text: "…" });
-    picture(`watch/pictures/${key}`).then((address) => place.replaceWith(make("img", { class: "thumb", src: address, alt: path.split("/").at(-1) })), () => { place.textContent = "The file is gone"; });
-    return make("li", { title: path }, place, make("span", { class: "right", text: `is ${right || "none"}` }), make("span", { class: "given", text: `taken for ${given || "none"}${chance === null ? "" : `, ${percent(chance)}`}` }));
+    return make("li", { title: path }, thumb(path, key), make("span", { class: "right", text: `is ${right || "none"}` }), make("span", { class: "given", text: `taken for ${given || "none"}${chance === null ? "" : `, ${percent(chance)}`}` }));
   }));
 }
 
