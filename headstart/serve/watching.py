@@ -188,7 +188,7 @@ class Watched:
         """A finding with the keys of its images' addresses beside their paths and words."""
         images = finding.get("images", [])
         keys = self._name(path for path, _ in images)
-        shown = [[_words(path), _words(item), key] for (path, item), key in zip(images, keys, strict=True)]
+        shown = [[unicode_text(path), unicode_text(item), key] for (path, item), key in zip(images, keys, strict=True)]
         return finding | {"images": shown}
 
     def _mistakes(self) -> Figures | None:

@@ -88,6 +88,17 @@ class Calibration:
             )
         return words + "."
 
+    @property
+    def threshold_sentence(self) -> str:
+        """From which probability on an answer is sure enough."""
+        wanted = f"right in {100 * self.wanted:g} % of its answers"
+        if self.threshold <= 0:
+            return f"The model is {wanted} whatever their probability, so it is never unsure."
+        if self.threshold > 1:
+            return f"No probability is high enough to be {wanted}, so it is always unsure: ask a person."
+        least = "0.1" if self.threshold < 0.001 else f"{100 * self.threshold:.1f}"
+        return f"To be {wanted}, the model is unsure below a probability of {least} %: ask a person."
+
 
 @dataclass(frozen=True)
 class Agreement:
