@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from headstart.backbone.engine import EnginePlan
 from headstart.data.dataset import Dataset, find_images, open_data
 from headstart.demo import write_digits
 from headstart.evaluation.metrics import wilson
@@ -47,8 +48,9 @@ def main() -> None:
             write_digits(folder)
         dataset = replace(open_data(folder), splits=None)
         shares, inside = [], 0
+        engines: list[EnginePlan] = []
         for seed in range(given.splits):
-            model, scores = judged(dataset, given.effort, seed)
+            model, scores = judged(dataset, given.effort, seed, engines)
             if seed == 0:
                 first = model
             kept = int((scores <= KEPT).sum())
@@ -57,7 +59,10 @@ def main() -> None:
             shares.append(kept / len(scores))
         rows.append({"data": folder.name, "inside": inside, "splits": given.splits, "kept": shares})
         low, high = 100 * min(shares), 100 * max(shares)
-        print(f"{folder.name:<14}{given.splits:>8}{inside:>8}{100 * np.mean(shares):>8.1f} %  {low:.1f}-{high:.1f} %")
+        print(
+            f"{folder.name:<14}{given.splits:>8}{inside:>8}{100 * np.mean(shares):>8.1f} %  {low:.1f}-{high:.1f} %",
+            flush=True,
+        )
         for strangers in given.strangers:
             _, odd, faults = first.examine([str(path) for path in find_images(strangers)])
             seen = np.delete(odd, list(faults))
@@ -69,13 +74,13 @@ def main() -> None:
     print(json.dumps(rows))
 
 
-def judged(dataset: Dataset, effort: str, seed: int) -> tuple[Model, np.ndarray]:
-    """(model, outlier scores of the test images) of one drawn split."""
+def judged(dataset: Dataset, effort: str, seed: int, engines: list[EnginePlan]) -> tuple[Model, np.ndarray]:
+    """(model, outlier scores of the test images) of one drawn split; the engines of the first serve the others too."""
     if effort == "probe":
         recipe = Recipe(probe="centroid", seed=seed)
         prepared = Preparation(dataset, recipe, device="auto", cache=None, progress=SilentProgress())
         prepared.read_images()
-        prepared.measure()
+        engines.append(prepared.measure(engines[0] if engines else None))
         prepared.run_backbone()
         model, evaluated = prepared.finish(prepared.backbone, prepared.fit().head)
         return model, next(part.outliers for part in evaluated if part.scores.name == "test")

@@ -17,6 +17,7 @@ from pictures import COLOURS, mislabel, write_classes
 
 import headstart as hs
 from headstart.evaluation.image_map import LEAST, make_map, read_map
+from headstart.runs.log import read_log
 from headstart.training.calibration import by_others
 
 FIGURE = re.compile(r'<(\w+)[^>]* data-figure="([^"]*)"[^>]*>(.*?)</\1>', re.DOTALL)
@@ -99,6 +100,18 @@ def test_every_figure_is_recomputed_from_the_predictions(run: hs.Run, rows: list
         images = [(row["split"], row["label"]) for row in csv.DictReader(file)]
     expected |= {f"count|{s}|{c}": str(images.count((s, c))) for s in ("train", "val", "test") for c in COLOURS}
     assert shown == expected
+
+
+def test_where_folds_decide_the_report_says_so_and_val_is_scored_for_the_curves(run: hs.Run) -> None:
+    """Val has fewer than 100 images: it does not choose, and training images calibrate as well."""
+    report = " ".join(run.report_path.read_text().split())
+    assert run.results["val"].count < 100
+    assert "Val chose" not in report
+    assert "Cross-validation on the training images, with val, chose the depth" in report
+    assert hs.load(run.folder).calibration.source.endswith(" training images by 2-fold cross-validation")
+    scored = [entry for entry in read_log(run.folder) if entry["event"] == "validation"]
+    assert [(entry["stage"], entry["epoch"]) for entry in scored] == [("behind blocks.5", 0)]
+    assert scored[0]["accuracy"] == scored[0]["correct"] / run.results["val"].count
 
 
 def error(chances: np.ndarray, right: list[int]) -> float:

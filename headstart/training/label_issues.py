@@ -22,9 +22,10 @@ from headstart.training.targets import (
     probabilities_of,
 )
 
-LEAST_KAPPA = 0.4
+LEAST_KAPPA = 0.3
 """Agreement of answers and labels beyond chance below which no label is called wrong: a classifier that is often wrong
-itself accuses right labels. Moderate agreement begins here (Landis and Koch, 1977)."""
+itself accuses right labels. Features of random weights reach 0.18 on hot dogs, and a third of the labels was accused;
+of two classes of which 30 % of the labels are wrong, a perfect classifier reaches 0.4."""
 
 Features = npt.NDArray[np.float32]
 Chances = npt.NDArray[np.float64]
