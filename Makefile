@@ -11,13 +11,14 @@ SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 # What the snippet for JavaScript needs; its test skips by name without.
 NODE := .node
 
-.PHONY: help install demo test test-exhaustive test-real lint clean node
+.PHONY: help install demo test test-exhaustive test-real mutation lint clean node
 
 help:
 	@echo "make demo       train on a small data set that comes with an installed package"
 	@echo "make test       the default tests (no network, no outside data)"
 	@echo "make test-exhaustive  the long tests: law 1 at every boundary of 17 backbones, killed runs, exports"
 	@echo "make test-real  the tests on real photographs (HEADSTART_DATA, default ../shared/data)"
+	@echo "make mutation   mutation testing of eight modules (MODULES=serve/guard: of these; an hour for all of them)"
 	@echo "make node       what the test of the JavaScript snippet needs, where there is npm"
 	@echo "make lint       format, lint and types"
 	@echo "make clean      remove the environment and what the demo wrote"
@@ -51,6 +52,10 @@ test-real: $(STAMP)
 	cache=$$(mktemp -d) && trap 'rm -rf "$$cache"' EXIT && export HEADSTART_TEST_CACHE=$$cache && \
 	  $(BIN)/python -m pytest tests/real -m 'not untimed' && \
 	  OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/real -n 2 --dist worksteal -m untimed
+
+# In one process and beside other work: each mutant is a fork that runs the tests that reach it.
+mutation: $(STAMP)
+	OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python tests/mutation.py $(MODULES)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -6,15 +6,19 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, average_precision_score, classification_report, f1_score, log_loss
 
+from headstart.evaluation import metrics
 from headstart.evaluation.metrics import (
+    GroupScore,
     LabelScores,
     Scores,
     _average_precisions,
     class_figures,
     score,
+    score_groups,
     score_labels,
     scores_from_json,
     share_words,
+    shown_first,
     wilson,
 )
 from headstart.evaluation.predictions import evaluate_predictions, predictions_csv
@@ -70,6 +74,56 @@ def test_a_figure_of_nothing_is_no_zero() -> None:
     assert (share_words(None), share_words(0.973)) == ("-", "97.3 %")
 
 
+def test_scores_in_words() -> None:
+    labels = np.repeat([0, 1], [1500, 500])
+    probabilities = np.eye(2)[np.r_[labels[:1900], 1 - labels[1900:]]]
+    scores = score(probabilities, labels, ["a", "b"], name="val")
+    assert str(scores) == "accuracy 0.950 (0.940-0.959), n=2000"
+    assert scores.sentence == "val: 1,900 of 2,000 right, 95.0 % (95 % interval 94.0-95.9)"
+    several = np.stack([labels, 1 - labels], axis=1)
+    given = np.where(np.arange(2000)[:, None] < 1900, several, 1 - several)
+    found = score_labels(given * 0.8 + 0.1, several, given, ["a", "b"], thresholds=[0.5, 0.5], name="val")
+    first, low, high = (found.mean_average_precision, found.map_low, found.map_high)
+    assert 0.7 < low < first < high < 1
+    assert str(found) == f"mAP {first:.3f} ({low:.3f}-{high:.3f}), n=2000"
+    first, low, high = (100 * own for own in (first, low, high))
+    assert found.sentence == (
+        f"val: mAP {first:.1f} % (95 % interval {low:.1f}-{high:.1f}); every label right on 1,900 of 2,000 images, "
+        "95.0 % (94.0-95.9)"
+    )
+
+
+def test_a_score_of_certain_answers_is_finite_and_of_the_classes_that_are_there() -> None:
+    """A right answer that was given no probability costs what one in 10^12 would."""
+    scores = score(np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([0, 1]), ["a", "b"], name="val")
+    assert scores.log_loss == pytest.approx(-np.log(1e-12) / 2)
+    assert scores.macro_f1 == pytest.approx((2 / 3 + 0) / 2)
+    assert score(np.eye(3)[[0]], np.array([0]), "abc", name="val").macro_f1 == 1
+    assert score(np.eye(2), np.array([0, 1]), "ab", name="val").log_loss == 0
+    sure = np.array([[1.0, 1.0]])
+    one = np.array([[1, 0]])
+    found = score_labels(sure, one, one, "ab", thresholds=[0.5, 0.5], name="val")
+    assert found.log_loss == pytest.approx(-np.log(1e-12))
+
+
+def test_groups_come_worst_first_each_with_its_interval() -> None:
+    groups = ["b", "a", "b", "", "a", "b"]
+    right = np.array([True, True, False, False, True, False])
+    assert score_groups(groups, right) == (
+        GroupScore("", 0, 1, *wilson(0, 1)),
+        GroupScore("b", 1, 3, *wilson(1, 3)),
+        GroupScore("a", 2, 2, *wilson(2, 2)),
+    )
+    assert [own.group for own in score_groups(["z", "y", "x"], np.array([True, True, True]))] == ["x", "y", "z"]
+
+
+def test_the_score_shown_first_is_cross_validated_then_test_then_val() -> None:
+    made = {name: score(np.eye(2), np.array([0, 1]), "ab", name=name) for name in ("val", "test", "cross-validation")}
+    assert shown_first(made).name == "cross-validation"
+    assert shown_first({"val": made["val"], "test": made["test"]}).name == "test"
+    assert shown_first({"other": made["test"], "val": made["val"]}).name == "val"
+
+
 def test_scores_survive_json() -> None:
     scores = score(*some_predictions(), ["a", "b", "c", "d"], name="val")
     assert Scores.from_json(json.loads(json.dumps(scores.as_json()))) == scores
@@ -117,6 +171,55 @@ def test_every_figure_of_several_labels_equals_scikit_learns() -> None:
     binary = [log_loss(labels[:, i], chances[:, i].clip(1e-12, 1 - 1e-12), labels=[0, 1]) for i in range(4)]
     assert scores.log_loss == pytest.approx(sum(binary))
     assert scores_from_json(json.loads(json.dumps(scores.as_json()))) == scores
+
+
+def test_resampled_precisions_are_scikit_learns_with_whole_weights() -> None:
+    chances, labels, _ = some_labels(60)
+    weights = np.random.default_rng(7).integers(0, 3, (6, 60))
+    weights[0, labels[:, 2] > 0] = 0  # no image of that label is drawn
+    for i in range(3):
+        found = _average_precisions(chances[:, i], labels[:, i], weights)
+        for own, precision in zip(weights, found, strict=True):
+            if not own[labels[:, i] > 0].any():
+                assert np.isnan(precision)
+            else:
+                assert precision == pytest.approx(
+                    average_precision_score(labels[:, i], chances[:, i], sample_weight=own)
+                )
+
+
+def test_the_interval_of_map_is_that_of_a_thousand_draws_however_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    chances, labels, given = some_labels(40)
+    labels[:, 2] = np.arange(40) == 7  # not in every draw
+    own = [score_labels(chances, labels, given, "abcd", thresholds=[0.5] * 4, name="val")]
+    draws = np.random.default_rng(0).multinomial(40, np.full(40, 1 / 40), size=1000)
+    each = []
+    for weights in draws:
+        there = [i for i in range(3) if weights[labels[:, i] > 0].any()]
+        each.append(np.mean([_average_precisions(chances[:, i], labels[:, i], weights[None])[0] for i in there]))
+    assert (own[0].map_low, own[0].map_high) == pytest.approx((np.quantile(each, 0.025), np.quantile(each, 0.975)))
+    for at_once in (1, 40 * 300, 40 * 1000):
+        monkeypatch.setattr(metrics, "AT_ONCE", at_once)
+        own.append(score_labels(chances, labels, given, "abcd", thresholds=[0.5] * 4, name="val"))
+    assert all((found.map_low, found.map_high) == pytest.approx((own[0].map_low, own[0].map_high)) for found in own)
+
+
+def test_no_labels_on_no_images_are_no_score() -> None:
+    with pytest.raises(ValueError, match="val: no images"):
+        score_labels(np.zeros((0, 2)), *[np.zeros((0, 2), np.int64)] * 2, "ab", thresholds=[0.5, 0.5], name="val")
+
+
+def test_a_label_that_was_given_or_borne_once_counts_once() -> None:
+    """So do those that were never given, or never borne."""
+    labels, given = np.array([[1, 0, 1, 0], [0, 0, 0, 0]]), np.array([[1, 1, 0, 0], [0, 0, 0, 0]])
+    found = score_labels(given * 0.5, labels, given, "abcd", thresholds=[0.5] * 4, name="val")
+    figures = [(c.precision, c.recall, c.f1, c.support, c.average_precision) for c in found.classes]
+    assert figures == [(1, 1, 1, 1, 1), (0, 0, 0, 0, 0), (0, 0, 0, 1, 0.5), (0, 0, 0, 0, 0)]
+    assert found.micro_f1 == pytest.approx(2 * 1 / (2 + 2))
+    once = np.array([[1, 0]])
+    assert score_labels(once * 0.5, once, 0 * once, "ab", thresholds=[0.5] * 2, name="val").micro_f1 == 0
+    none = score_labels(once * 0.5, 0 * once, 0 * once, "ab", thresholds=[0.5] * 2, name="val")
+    assert (none.micro_f1, none.map_low, none.map_high) == (0, 0, 0)
 
 
 @pytest.mark.exhaustive

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
+from scipy.special import logit
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 
 from headstart.training.targets import folds_of
@@ -55,6 +59,74 @@ def test_equal_probabilities_are_given_together() -> None:
     (found,) = best_thresholds(chances, labels)
     assert 0.1 < found <= 0.3
     assert given_by([found], chances).sum() == 20
+
+
+def f1_to_expect(chances: np.ndarray, bears: np.ndarray) -> Callable[[float], float]:
+    """Threshold -> F1 to be expected there, from calibrated probabilities."""
+    odds = logit(np.clip(chances, 1e-6, 1 - 1e-6))[:, None]
+    calibrated = LogisticRegression(C=1e3).fit(odds, bears).predict_proba(odds)[:, 1]
+
+    def expected(threshold: float) -> float:
+        given = chances >= threshold
+        return float(2 * calibrated[given].sum() / (given.sum() + calibrated.sum()))
+
+    return expected
+
+
+@pytest.mark.parametrize(("count", "seeds"), [(14, 8), (60, 4), (300, 2)])
+def test_the_threshold_is_where_f1_is_to_be_expected_greatest(count: int, seeds: int) -> None:
+    """Halfway to the next probability; ``MIDDLE`` where that gives the same images."""
+    chosen = 0
+    for seed in range(seeds):
+        chances, labels = some(count, seed)
+        chances[:2] = [[0, 1, 0], [1, 0, 0]]
+        for i, found in enumerate(best_thresholds(chances, labels)):
+            own, bears = chances[:, i], labels[:, i]
+            if min(bears.sum(), count - bears.sum()) < LEAST:
+                assert found == MIDDLE
+                continue
+            expected = f1_to_expect(own, bears)
+            values = np.unique(np.r_[0.0, own])
+            assert expected(found) == pytest.approx(max(map(expected, values)), abs=1e-12)
+            if found != MIDDLE:
+                chosen += 1
+                assert np.abs((values[1:] + values[:-1]) / 2 - found).min() < 1e-12 or found == 0
+                assert (own >= found).tolist() != (own >= MIDDLE).tolist()
+    assert chosen
+
+
+def test_a_threshold_is_chosen_from_five_images_that_bear_the_label_and_five_that_do_not() -> None:
+    assert LEAST == 5
+    few = np.zeros((50, 1), np.int64)
+    few[:LEAST] = 1
+    assert best_thresholds(np.linspace(0.3, 0, 50)[:, None], few)[0] < 0.3
+    assert best_thresholds(np.linspace(0.9, 0.6, 50)[:, None], 1 - few)[0] == MIDDLE  # below all of them
+    assert best_thresholds(np.linspace(0.4, 0.2, 50)[:, None], 1 - few[::-1])[0] < MIDDLE
+
+
+def test_where_all_are_given_the_threshold_is_half_of_the_least_probability() -> None:
+    chances = np.linspace(0.2, 0.4, 100)[:, None]
+    bears = np.ones((100, 1), np.int64)
+    bears[::20] = 0
+    assert best_thresholds(chances, bears) == pytest.approx([0.1])
+
+
+@pytest.mark.parametrize(("high", "low", "expected"), [(0.5, 0.3, 0.5), (0.7, 0.5, 0.6), (0.49, 0.3, 0.395)])
+def test_the_middle_belongs_to_the_images_that_are_given_the_label(high: float, low: float, expected: float) -> None:
+    chances = np.repeat([low, high], 20)[:, None]
+    bears = np.r_[np.zeros(19, int), 1, 0, np.ones(19, int)][:, None]
+    assert best_thresholds(chances, bears) == pytest.approx([expected])
+    assert given_by([0.5], np.array([[0.5], [0.4999]])).tolist() == [[1], [0]]
+
+
+def test_each_fifth_of_the_images_is_judged_by_the_others() -> None:
+    chances, labels = some(60)
+    crossed = given_by_others(chances**3, labels)
+    for learn, judge in folds_of(labels, 5, 0):
+        found = best_thresholds(chances[learn] ** 3, labels[learn])
+        assert np.array_equal(crossed[judge], given_by(found, chances[judge] ** 3))
+    assert not np.array_equal(crossed, given_by(MIDDLE, chances**3))
+    assert given_by_others(np.full((4, 1), 0.7), np.ones((4, 1), np.int64)).tolist() == [[1]] * 4  # too few to cross
 
 
 @pytest.mark.exhaustive
