@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from headstart.evaluation.predictions import Evaluated
     from headstart.model import Prediction
     from headstart.runs.export import Exported
-    from headstart.store import CacheEntry
+    from headstart.store import CacheEntry, Verified
 
 STOPPED = 130
 """Exit status after Ctrl-C, as shells have it."""
@@ -955,20 +955,33 @@ def cache(
     older: Annotated[
         float | None, typer.Option(min=0, metavar="DAYS", help="Only what was not used for so many days.")
     ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Read what is listed and compare it with its checksums; remove what is damaged. Status 1 if any was.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """List what is kept on disk from earlier runs, the last used first, or remove it.
+    """List what is kept on disk from earlier runs, the last used first; verify it, or remove it.
 
     Everything in it can be computed again. It lies at $HEADSTART_CACHE, or in the system's place for caches, and may
-    grow to $HEADSTART_CACHE_LIMIT GB, or 50; beyond that, what was used longest ago goes.
+    grow to $HEADSTART_CACHE_LIMIT GB, or 50; beyond that, what was used longest ago goes. Runs verify what they read
+    themselves: --verify is for a look at all of it, for example after a power cut or on a disk that fails.
     """
     import time
 
-    from headstart.store import cache_entries, cache_limit, cache_root, clear_cache, size_text
+    from headstart.store import cache_entries, cache_limit, cache_root, clear_cache, size_text, verify_cache
 
     root, limit, held = cache_root(), cache_limit(), cache_entries()
     before = time.time() - (older or 0) * 86_400
     chosen = [e for e in held if (not kind or e.kind in kind) and (older is None or e.used <= before)]
+    if verify and clear:
+        raise typer.BadParameter("choose one of --verify and --clear")
+    if verify:
+        _print_verified(list(verify_cache(chosen)), as_json=as_json)
+        return
     freed = clear_cache(chosen) if clear else 0
     total = sum(e.bytes for e in held) - freed
     if as_json:
@@ -1233,12 +1246,37 @@ def _answer(prediction: Prediction) -> str:
     return words(prediction.labels) or f"none of the labels (nearest: {words(prediction.top)})"
 
 
+def _print_verified(verified: list[Verified], *, as_json: bool) -> None:
+    """Says what was found; status 1 where something was damaged."""
+    bad = [one for one in verified if not one.sound]
+    if as_json:
+        told = [
+            _entry_document(one.entry)
+            | {"rows": one.rows, "damaged": one.damaged, "fault": one.fault, "older version": one.old}
+            for one in verified
+        ]
+        _print_json({"verified": told, "sound": not bad})
+    else:
+        for one in bad:
+            what = one.fault or f"{one.damaged:,} of {one.rows:,} rows were damaged; removed"
+            print(f"{_shown(str(one.entry.path))} ({one.entry.kind}, {_shown(one.entry.words)}): {what}.")
+        count = sum(one.rows for one in verified)
+        print(f"Verified {_entries(len(verified))}, {count:,} rows: {_entries(len(bad)) if bad else 'none'} damaged.")
+        if old := sum(one.old for one in verified):
+            print(f"{_entries(old)} of an older version, which nothing reads any more: headstart cache --clear.")
+        if bad:
+            print("What was removed is computed again when a run needs it.")
+    if bad:
+        raise typer.Exit(1)
+
+
 def _entry_document(entry: CacheEntry) -> dict[str, object]:
     from dataclasses import asdict
     from datetime import UTC, datetime
 
     used = datetime.fromtimestamp(entry.used, UTC).isoformat(timespec="seconds")
-    return asdict(entry) | {"what": entry.words, "used": used, "path": str(entry.path)}
+    document = asdict(entry) | {"what": entry.words, "used": used, "path": str(entry.path)}
+    return {name: value for name, value in document.items() if name != "row_bytes"}
 
 
 def _entries(count: int) -> str:

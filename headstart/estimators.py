@@ -315,7 +315,8 @@ def _features(net: FeatureNet, names: list[str], device: str) -> tuple[npt.NDArr
         listed = "; ".join(f"{names[i]}: {reason}" for i, reason in list(scanned.faults.items())[:10])
         more = f"; and {len(scanned.faults) - 10} more" if len(scanned.faults) > 10 else ""
         raise DataError(f"{len(scanned.faults)} of {len(names)} images cannot be read: {listed}{more}. Leave them out.")
-    return compute_features(net, scanned.keys, device=device).read(scanned.keys), scanned.keys
+    sources = dict(zip(scanned.keys, names, strict=True))
+    return compute_features(net, scanned.keys, sources=sources, device=device).read(scanned.keys), scanned.keys
 
 
 def _as_paths(X: Any) -> list[str]:

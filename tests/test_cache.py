@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from filelock import FileLock
+from safetensors.numpy import save
 
 from headstart import cli, store
 from headstart.errors import CacheError
-from headstart.store import RowStore, cache_entries, cache_limit, clear_cache, content_key, size_text
+from headstart.store import RowStore, cache_entries, cache_limit, clear_cache, content_key, seal_document, size_text
 
 HOUR = 3600.0
 ROW = 10_000
@@ -108,7 +109,11 @@ def test_a_folder_that_is_no_store_is_neither_listed_nor_removed(tmp_path: Path)
     """HEADSTART_CACHE may be a folder that holds other things too."""
     own = fill(tmp_path, "a", hours=1)
     others = [tmp_path / "photos" / "x.jpg", tmp_path / "test" / "notes", tmp_path / "test" / ("0" * 24) / "x"]
-    others += [tmp_path / "test" / f"{'0' * 24}.onnx", tmp_path / "engines" / "mine.onnx", tmp_path / ".trash-x" / "x"]
+    others += [
+        tmp_path / "test" / f"{'0' * 24}.safetensors",
+        tmp_path / "engines" / "mine.safetensors",
+        tmp_path / ".trash-x" / "x",
+    ]
     others += [tmp_path / "test" / ".trash-x" / "x", tmp_path / "loose"]
     for path in others:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -179,21 +184,38 @@ def test_what_was_used_longest_ago_goes_first_and_no_more_than_must(
     assert np.array_equal(open_store(tmp_path, "fourth").read(keys(0, 1, 2)), rows(0, 1, 2))
 
 
-def test_exported_graphs_are_entries_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    graph = tmp_path / "engines" / f"{'a' * 24}.onnx"
-    graph.parent.mkdir()
-    graph.write_bytes(bytes(50_000))
-    then = time.time() - 9 * HOUR
-    os.utime(graph, (then, then))
+def test_engine_plans_are_entries_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = write_plan_file(tmp_path / "engines" / f"{'a' * 24}.safetensors")
+    age_file(plan, 9)
     (entry,) = cache_entries(tmp_path)
-    assert (entry.kind, entry.name, entry.rows, entry.bytes, entry.words) == ("engines", "a" * 24, 0, 50_000, "engines")
-    assert entry.used == pytest.approx(then)
+    assert (entry.kind, entry.name, entry.rows, entry.bytes) == ("engines", "a" * 24, 0, plan.stat().st_size)
+    assert entry.words == "resnet18"
+    assert time.time() - entry.used == pytest.approx(9 * HOUR, abs=60)
     kept = fill(tmp_path, "a", hours=8)
     limit(monkeypatch, 70)
     open_store(tmp_path, "new").require_space(3)
-    assert not graph.exists()
+    assert not plan.exists()
     assert kept.exists()
-    assert list(graph.parent.iterdir()) == []
+    assert list(plan.parent.iterdir()) == []
+
+
+def test_clearing_takes_engine_plans_too(tmp_path: Path) -> None:
+    plan = write_plan_file(tmp_path / "engines" / f"{'a' * 24}.safetensors")
+    clear_cache(cache_entries(tmp_path))
+    assert not plan.exists()
+
+
+def write_plan_file(file: Path) -> Path:
+    means = {"conv": np.arange(6000, dtype=np.float64)}
+    told = {"about": json.dumps({"architecture": "resnet18"}), "plan": "{}"}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(save(means, told | {"digest": seal_document(save(means, told))}))
+    return file
+
+
+def age_file(file: Path, hours: float) -> None:
+    then = time.time() - hours * HOUR
+    os.utime(file, (then, then))
 
 
 def test_what_this_process_has_open_stays_and_goes_once_it_is_closed(
@@ -422,7 +444,7 @@ def test_the_command_lists_the_last_used_first_with_total_limit_and_place(
     assert status == 0
     assert lines[0].split() == ["kind", "what", "rows", "size", "last", "used"]
     day = time.strftime("%Y-%m-%d %H:%M", time.localtime(cache_entries(full)[0].used))
-    assert lines[1].split() == ["features", "resnet18", "3", "30.1", "kB", *day.split()]
+    assert lines[1].split() == ["features", "resnet18", "3", "30.2", "kB", *day.split()]
     assert [line.split()[0] for line in lines[1:-1]] == ["features", "pixels", "activations", "features"]
     assert "2.0 MB" in lines[3]
     assert lines[-1] == f"The cache at {full} holds 2.1 MB and may hold 500.0 MB."
@@ -540,3 +562,89 @@ def test_the_command_is_quick_and_imports_no_torch(full: Path) -> None:
         assert done.returncode == 0, "something heavy was imported"
         assert "activations" in done.stdout
     assert min(times) < 1
+
+
+# --verify
+
+
+def rewrite(file: Path, place: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[place] ^= 1
+    file.write_bytes(data)
+
+
+def test_verifying_names_damaged_entries_removes_their_rows_and_leaves_the_others(
+    full: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_plan_file(full / "engines" / f"{'a' * 24}.safetensors")
+    status, out = command("--verify", capsys=capsys, monkeypatch=monkeypatch)
+    assert (status, out) == (0, "Verified 5 entries, 205 rows: none damaged.\n")
+    (stored,) = (e for e in cache_entries(full) if e.kind == "activations")
+    rewrite(stored.path / "rows.bin", 7 * ROW + 3)
+    rewrite(stored.path / "rows.bin", 9 * ROW)
+    held = open_store(full, "resnet50", "activations")
+    arguments = ["headstart", "cache", "--verify", "--kind", "activations"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    out = capsys.readouterr().out
+    assert stop.value.code == 1
+    assert f"{stored.path} (activations, resnet50): 2 of 200 rows were damaged; removed." in out
+    assert "Verified 1 entry, 200 rows: 1 entry damaged." in out
+    assert command("--verify", capsys=capsys, monkeypatch=monkeypatch)[0] == 0
+    for opened in (held, open_store(full, "resnet50", "activations")):
+        opened.drop_damaged(keys(*range(200)))
+        assert opened.missing(keys(*range(200))) == [7, 9]
+        assert np.array_equal(opened.read(keys(8, 10)), rows(8, 10))
+
+
+def test_verifying_removes_what_cannot_be_verified_and_passes_over_older_versions(
+    full: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = write_plan_file(full / "engines" / f"{'a' * 24}.safetensors")
+    rewrite(plan, -1)
+    old = full / "features" / ("b" * 24)
+    old.mkdir()
+    (old / "about.json").write_text('{"architecture": "resnet18"}')
+    (old / "keys.bin").write_bytes(bytes(32))
+    (old / "rows.bin").write_bytes(bytes(64))
+    (pixels,) = (e.path for e in cache_entries(full) if e.kind == "pixels")
+    (pixels / "about.json").write_bytes(b"\xff\xfe")
+    monkeypatch.setattr(sys, "argv", ["headstart", "cache", "--verify", "--json"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    told = json.loads(capsys.readouterr().out)
+    assert (stop.value.code, told["sound"]) == (1, False)
+    faults = {one["path"]: one["fault"] for one in told["verified"] if one["fault"]}
+    assert faults == {str(plan): "its checksum is wrong; removed", str(pixels): "about.json is damaged; removed"}
+    assert [one["path"] for one in told["verified"] if one["older version"]] == [str(old)]
+    assert not plan.exists()
+    assert not pixels.exists()
+    status, out = command("--verify", capsys=capsys, monkeypatch=monkeypatch)
+    assert status == 0
+    assert "1 entry of an older version, which nothing reads any more: headstart cache --clear." in out
+
+
+def test_verifying_and_clearing_at_once_is_a_named_mistake(
+    full: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status, out = command("--verify", "--clear", capsys=capsys, monkeypatch=monkeypatch)
+    assert status == 2
+    assert "choose one of --verify and --clear" in out
+    assert len(cache_entries(full)) == 4
+
+
+def test_an_entry_with_strange_words_is_listed_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path))
+    for number, about in enumerate(
+        ('{"architecture": "\\ud800\\n\\u001b[2J"}', "[" * 100_000, '{"pixels": {"height": []}}')
+    ):
+        folder = fill(tmp_path, str(number), hours=1)
+        (folder / "about.json").write_text(about)
+        os.utime(folder / "used", (1e18, 1e18) if number else (1, 1))
+    status, out = command(capsys=capsys, monkeypatch=monkeypatch)
+    assert status == 0
+    assert len(out.splitlines()) == 5
+    assert "\x1b" not in out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pictures import write_classes
+from damage import DAMAGES
+from damaged_reading import Reading, tally
+from pictures import mislabel, write_classes
 from safetensors.torch import save_file
 
 import headstart as hs
@@ -19,10 +22,11 @@ from headstart.backbone.engine import EnginePlan, TorchEngine, measure_engines
 from headstart.backbone.fold import can_fold_for_inference
 from headstart.backbone.forward import FeatureNet
 from headstart.backbone.weights import Backbone, random_backbone
-from headstart.data.scan import pixel_store, scan
-from headstart.errors import WeightsError
+from headstart.data.scan import PixelReader, pixel_store, scan
+from headstart.errors import CacheError, DataError, WeightsError
 from headstart.features.export import export_features
 from headstart.features.extract import compute_features, feature_store, pick_sample
+from headstart.progress import SilentProgress
 from headstart.store import content_key
 
 CPU = torch.device("cpu")
@@ -154,3 +158,68 @@ def test_a_training_gives_the_same_weights_whatever_the_cache_holds(
     expected = alone.model_path.read_bytes()
     for name in ("after", "warm"):
         assert hs.train(one, out=tmp_path / name, **options).model_path.read_bytes() == expected, name
+
+
+def test_fine_tuning_gives_the_same_weights_whether_or_not_the_backbone_was_run(
+    low_precision: None, tmp_path: Path
+) -> None:
+    """An engine changes the memory format of the weights that it runs, and kernels round otherwise in another."""
+    data = mislabel(write_classes(tmp_path / "data", {"blue": 24, "red": 24}), "blue", "red", 24)
+    options: dict[str, Any] = {"backbone": "test_resnet", "scratch": True, "effort": "quick", "epochs": 1}
+    options |= {"image_size": 32, "device": "cpu", "cache": tmp_path / "cache"}
+    cold, warm = (hs.train(data, out=tmp_path / name, **options) for name in ("cold", "warm"))
+    assert cold.best != "probe"
+    assert cold.model_path.read_bytes() == warm.model_path.read_bytes()
+
+
+@folding
+def test_damaged_files_of_a_cache_change_no_number_and_end_no_run(
+    low_precision: None, images: list[str], tmp_path: Path
+) -> None:
+    """benchmarks/damaged_cache.py does the same 3,000 times."""
+    reading = Reading(images[::4])
+    outcomes = tally(reading, tmp_path / "cache", tmp_path / "work", 2 * len(DAMAGES))
+    assert outcomes == {"the same numbers": 2 * len(DAMAGES)}
+
+
+def test_what_is_damaged_is_said_once_and_read_from_the_images_again(images: list[str], tmp_path: Path) -> None:
+    class Heard(SilentProgress):
+        def __init__(self) -> None:
+            self.said: list[str] = []
+
+        def say(self, text: str) -> None:
+            self.said.append(text)
+
+    reading = Reading(images[:10])
+    expected = reading.read(tmp_path)
+    for file in tmp_path.rglob("rows.bin"):
+        file.write_bytes(bytes(file.stat().st_size))
+    heard = Heard()
+    given = reading.read(tmp_path, heard)
+    assert all(np.array_equal(one, other) for one, other in zip(expected, given, strict=True))
+    warnings = [text for text in heard.said if "were damaged" in text]
+    kinds = list(dict.fromkeys(text.split(" in the cache")[0] for text in warnings))
+    assert len(set(warnings)) == len(warnings)
+    assert kinds == [f"Warning: some {what}" for what in ("facts of images", "pixels", "features", "activations")]
+    assert all("headstart cache --verify" in text for text in warnings)
+    heard.said.clear()
+    reading.read(tmp_path, heard)
+    assert not [text for text in heard.said if "damaged" in text]
+
+
+def test_damaged_pixels_whose_image_has_gone_are_a_named_error(images: list[str], tmp_path: Path) -> None:
+    size = random_backbone("test_resnet", image_size=32).preprocessing
+    copy = tmp_path / "picture.png"
+    shutil.copy(images[0], copy)
+    keys = scan([str(copy)], preprocessing=size, cache=tmp_path / "cache").keys
+    for change, error, message in (
+        (lambda: copy.write_bytes(b"x"), DataError, "picture.png: has changed since"),
+        (copy.unlink, DataError, "picture.png: No such file.*run the command again"),
+    ):
+        change()
+        store = pixel_store(size, tmp_path / "cache")
+        (store.folder / "rows.bin").write_bytes(bytes(store.row_bytes))
+        with pytest.raises(error, match=message):
+            PixelReader(size, {keys[0]: str(copy)}, cache=tmp_path / "cache").read(keys)
+    with pytest.raises(CacheError, match="Run the same command again"):
+        PixelReader(size, {}, cache=tmp_path / "cache").read(keys)

@@ -307,3 +307,13 @@ def test_a_map_of_very_many_classes_names_the_largest_and_the_rest_together(
     run = hs.train(data, out=tmp_path / "run", image_size=64)
     legend = re.findall(r'class="dot" style="background:#\w+"></span>(\w+)<', run.report_path.read_text())
     assert legend == ["blue", "red", "others"]
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_images_whose_features_are_all_the_same_lie_in_the_middle_of_the_map(value: float) -> None:
+    """t-SNE on them ended the process with a segmentation fault."""
+    features = np.full((40, 16), value, np.float32)
+    made = make_map([str(i) for i in range(40)], ["train"] * 30 + ["val"] * 10, ["a"] * 40, features)
+    assert made is not None
+    assert np.array_equal(made.points, np.full((40, 2), 0.5))
+    assert len(made.nearest[-1]) == 3

@@ -13,7 +13,6 @@ to 142 (LOG.md). ONNX Runtime gets its graph from ``lower`` in a tenth of a seco
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -34,8 +33,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, fx, nn
 
 from headstart.backbone.device import as_told, resolve_device
@@ -54,7 +53,7 @@ from headstart.backbone.split import trace
 from headstart.errors import first_line
 from headstart.files import write_atomically
 from headstart.progress import Progress, SilentProgress
-from headstart.store import cache_root, content_key, describe_key
+from headstart.store import cache_root, content_key, describe_key, read_document, seal_document
 
 ENGINE_VERSION = 5
 """Counted up whenever an engine would give other bits; part of every cache key."""
@@ -728,7 +727,7 @@ def write_plan(file: Path, plan: EnginePlan, about: dict[str, Any] | None = None
     document = {name: value for name, value in vars(plan).items() if name != "means"}
     told = {"about": json.dumps(about or {}, sort_keys=True), "plan": json.dumps(document, sort_keys=True)}
     means = {name: mean.contiguous() for name, mean in plan.means.items()}
-    write_atomically(file, save(means, told | {"digest": _digest(told, means)}))
+    write_atomically(file, save(means, told | {"digest": seal_document(save(means, told))}))
 
 
 def read_plan(file: Path, about: dict[str, Any] | None = None) -> EnginePlan | None:
@@ -741,26 +740,14 @@ def read_plan(file: Path, about: dict[str, Any] | None = None) -> EnginePlan | N
     Returns:
         None where there is none, where it was found for something else, or where it is damaged.
     """
+    told = read_document(file)
+    if told.get("about") != json.dumps(about or {}, sort_keys=True):
+        return None
     try:
-        with safe_open(file, framework="pt") as opened:
-            told = dict(opened.metadata())
-            means = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        if told.pop("digest") != _digest(told, means) or told["about"] != json.dumps(about or {}, sort_keys=True):
-            return None
-        plan = EnginePlan(**json.loads(told["plan"]), means=means)
+        plan = EnginePlan(**json.loads(told["plan"]), means=load(file.read_bytes()))
         return plan if _is_sound(plan) else None
     except (OSError, SafetensorError, LookupError, ValueError, TypeError, AttributeError, RuntimeError):
         return None
-
-
-def _digest(told: dict[str, str], means: dict[str, Tensor]) -> str:
-    found = hashlib.blake2b(digest_size=16)
-    for name, text in sorted(told.items()):
-        found.update(f"{name}\0{text}\0".encode(errors="replace"))
-    for name, mean in sorted(means.items()):
-        found.update(f"{name}\0{mean.dtype}\0{tuple(mean.shape)}\0".encode(errors="replace"))
-        found.update(mean.contiguous().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
 
 
 def _is_sound(plan: EnginePlan) -> bool:

@@ -7,10 +7,10 @@ under another name or in a later run costs no more than reading its bytes.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import imagehash
 import numpy as np
@@ -29,9 +29,9 @@ from headstart.data.images import (
     map_images,
     read_values,
 )
-from headstart.errors import UnreadableImage
+from headstart.errors import CacheError, DataError, UnreadableImage
 from headstart.progress import Progress, SilentProgress
-from headstart.store import RowStore, content_key
+from headstart.store import DamagedRows, RowStore, content_key
 
 THUMB = 16
 """Side of the thumbnail that confirms a near duplicate, in pixels."""
@@ -117,6 +117,57 @@ def pixel_store(preprocessing: Preprocessing, root: Path | None = None) -> RowSt
     return RowStore("pixels", preprocessing.pixel_key(), dtype=np.uint8, shape=shape, root=root)
 
 
+@final
+class PixelReader:
+    """The pixels of images, from the cache; rows that are found damaged are decoded again, which is said once.
+
+    Args:
+        preprocessing: see ``pixel_store``.
+        sources: content hash of each image -> its file.
+        cache: the cache folder; ``store.cache_root()`` where it is not given.
+        progress: told of damaged rows.
+    """
+
+    def __init__(
+        self,
+        preprocessing: Preprocessing,
+        sources: Mapping[bytes, str],
+        *,
+        cache: Path | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.store = pixel_store(preprocessing, cache)
+        self._preprocessing, self._sources = preprocessing, sources
+        self._progress = progress or SilentProgress()
+        self._told = False
+
+    def read(self, keys: Sequence[bytes]) -> npt.NDArray[np.uint8]:
+        """(n, height, width, 3) uint8 in the order of ``keys``.
+
+        Raises:
+            KeyError: a key has no row.
+            DataError: the file of a damaged row has gone or changed.
+            CacheError: the cache cannot be read or written.
+        """
+        try:
+            return self.store.read(keys)
+        except DamagedRows as damaged:
+            if not self._told:
+                self._told = True
+                self._progress.say(say_damaged("pixels", self.store.folder))
+            looks = [_look_again(self._sources.get(key), key, self._preprocessing) for key in damaged.keys]
+            self.store.append(damaged.keys, np.stack([seen.pixels for seen in looks if seen.pixels is not None]))
+        return self.store.read(keys)
+
+
+def say_damaged(what: str, folder: Path) -> str:
+    """The sentence for rows of a cache that were found damaged and are made again."""
+    return (
+        f"Warning: some {what} in the cache ({folder}) were damaged, by a power cut or a failing disk; they are "
+        "computed again. To check all of the cache: headstart cache --verify."
+    )
+
+
 def scan(
     paths: Sequence[str],
     *,
@@ -178,7 +229,15 @@ def scan(
             keep()
     facts = np.zeros(len(keys), dtype=FACTS)
     usable = [i for i in range(len(keys)) if i not in faults]
-    facts[usable] = known.read([keys[i] for i in usable])
+    own = [keys[i] for i in usable]
+    try:
+        facts[usable] = known.read(own)
+    except DamagedRows as damaged:
+        progress.say(say_damaged("facts of images", known.folder))
+        sources = {keys[i]: paths[i] for i in usable}
+        looks = [_look_again(sources[key], key, None) for key in damaged.keys]
+        known.append(damaged.keys, np.array([seen.facts for seen in looks], dtype=FACTS))
+        facts[usable] = known.read(own)
     return Scan(keys, faults, facts)
 
 
@@ -209,6 +268,25 @@ def measure_value_range(paths: Sequence[str], *, progress: Progress | None = Non
             total, count = total + own, count + 1
             advance(1)
     return range_of(total / count, SHARES)
+
+
+def _look_again(path: str | None, key: bytes, preprocessing: Preprocessing | None) -> _Look:
+    """At a picture that was read before.
+
+    Raises:
+        DataError: its file has gone or changed.
+    """
+    if path is None:
+        raise CacheError("a damaged row of pixels was dropped. Run the same command again; it reads the image anew.")
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"{path}: {error.strerror or error}. It could be read before; run the command again."
+        ) from error
+    if content_key(data) != key:
+        raise DataError(f"{path}: has changed since this command first read it. Run the command again.")
+    return _decode_once(data, key, preprocessing)
 
 
 def _decode_once(data: bytes, key: bytes, preprocessing: Preprocessing | None) -> _Look:

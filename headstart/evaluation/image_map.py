@@ -35,6 +35,9 @@ LEAST = 5
 
 AT_ONCE = 1024
 
+SPREAD = 1e-6
+"""Largest standard deviation of a number, over features of length 1, up to which they are all the same."""
+
 Features = npt.NDArray[np.float32]
 
 
@@ -133,11 +136,13 @@ def _nearest(
 
 
 def _placed(directions: Features, seed: int) -> npt.NDArray[np.float64]:
-    """(N, 2), each axis from 0 to 1."""
+    """(N, 2), each axis from 0 to 1; all in the middle where the images' features are all the same."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
     few = _some(len(directions), PLACED, seed)
+    if not directions[few].std(axis=0).max() > SPREAD:  # t-SNE divides by it, and where it is 0 the process crashes
+        return np.full((len(directions), 2), 0.5)
     components = min(COMPONENTS, len(few), directions.shape[1])
     reduced = PCA(components, svd_solver="randomized", random_state=seed).fit_transform(directions[few])
     perplexity = min(30.0, (len(few) - 1) / 3)

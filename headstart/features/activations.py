@@ -23,11 +23,11 @@ from headstart.backbone.engine import Engine, Identity, Pixels, TorchEngine, eng
 from headstart.backbone.forward import ActivationNet, FeatureNet
 from headstart.data.augment import Augmentation, view_key, views
 from headstart.data.images import map_images
-from headstart.data.scan import pixel_store
+from headstart.data.scan import PixelReader, say_damaged
 from headstart.errors import CacheError, DataError, UnreadableImage
 from headstart.features.extract import half_precision, is_time_to_write
 from headstart.progress import Progress, SilentProgress
-from headstart.store import RowStore, content_key
+from headstart.store import DamagedRows, RowStore, content_key
 
 ACTIVATIONS_VERSION = 2
 """Counted up whenever the same images and weights would give other rows; part of the cache key."""
@@ -151,6 +151,7 @@ class Activations:
         cache: the cache folder; the default one where it is not given.
         source: activations at an earlier boundary of the same images and views, and the way from there; these rows
             are then made from those instead of from pixels.
+        progress: told of damaged rows.
 
     Attributes:
         reason: why rows are kept or not, once ``prepare`` has measured it.
@@ -167,6 +168,7 @@ class Activations:
         keep: bool = True,
         cache: Path | None = None,
         source: tuple[Activations, Through] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self.net = net
         self.pictures = pictures
@@ -178,7 +180,10 @@ class Activations:
         if runs_beside(engine):
             cast(TorchEngine, engine).gives = torch.float16
         self._source = source
-        self._pixels = pixel_store(net.backbone.preprocessing, cache)
+        sources = dict(zip(pictures.keys, pictures.files, strict=True))
+        self._pixels = PixelReader(net.backbone.preprocessing, sources, cache=cache, progress=progress)
+        self._progress = progress or SilentProgress()
+        self._told = False
         through = None if source is None else source[1]
         self.plain = activation_store(net, shape, identity=engine.identity, through=through, cache=cache)
         self.store = self.plain
@@ -267,8 +272,21 @@ class Activations:
         out = np.empty((len(rows), *self.shape), dtype=np.float16)
         for places in _by_kind(rows):
             own = [rows[place] for place in places]
-            out[places] = self._store_of(own).read(self._names(own))
+            store, names = self._store_of(own), self._names(own)
+            try:
+                out[places] = store.read(names)
+            except DamagedRows as damaged:
+                self._make_again(own, names, set(damaged.keys), store)
+                out[places] = store.read(names)
         return out
+
+    def _make_again(self, rows: Sequence[Row], names: Sequence[bytes], damaged: set[bytes], store: RowStore) -> None:
+        if not self._told:
+            self._told = True
+            self._progress.say(say_damaged("activations", store.folder))
+        again = sorted({row for row, name in zip(rows, names, strict=True) if name in damaged})
+        for made in self._make(again):
+            self._append(made)
 
     def _append(self, made: Sequence[tuple[Row, Half]]) -> None:
         rows = [row for row, _ in made]

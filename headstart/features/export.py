@@ -81,8 +81,9 @@ def export_features(
     if not used:
         raise DataError(f"{dataset.root}: none of its {len(dataset):,} images can be read.")
     keys = [scanned.keys[i] for i in used]
-    store = compute_features(net, keys, device=device, cache=cache, progress=progress)
     files, names = dataset.files(), dataset.label_names()
+    sources = {scanned.keys[i]: files[i] for i in used}
+    store = compute_features(net, keys, sources=sources, device=device, cache=cache, progress=progress)
     columns = {
         "paths": [files[i] for i in used],
         "labels": [names[i] for i in used],

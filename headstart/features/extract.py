@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from headstart.backbone.engine import (
     run_stream,
 )
 from headstart.backbone.forward import FeatureNet, PixelNet, TappedNet, feature_shape
-from headstart.data.scan import pixel_store
+from headstart.data.scan import PixelReader, say_damaged
 from headstart.errors import CacheError, WeightsError
 from headstart.progress import Progress, SilentProgress
 from headstart.store import RowStore, content_key
@@ -91,6 +91,7 @@ def compute_features(
     net: FeatureNet,
     keys: Sequence[bytes],
     *,
+    sources: Mapping[bytes, str] | None = None,
     engines: EnginePlan | None = None,
     sample: Pixels | None = None,
     exact: bool = True,
@@ -106,6 +107,7 @@ def compute_features(
     Args:
         net: the frozen pass.
         keys: content hashes of images whose pixels are in ``pixel_store(net.backbone.preprocessing)``.
+        sources: content hash of each image -> its file, for pixels that are found damaged in the cache.
         engines: what was found for a run's data; the preferred exact engine where it is not given.
         sample: (n, H, W, 3) of the run's images to compare engines on; made-up pixels where it is not given.
         exact: whether the features are reported or handed out (float32), or only learnt from; the latter needs
@@ -127,6 +129,8 @@ def compute_features(
         engines = EnginePlan() if len(set(keys)) < MEASURE_FROM else preferred_plan(net, device=device)
     planned = engines.identity(exact=exact, device=device)
     store = feature_store(net, planned, cache)
+    if store.drop_damaged(keys):
+        progress.say(say_damaged("features", store.folder))
     count = len(store.missing(keys))
     if not count:
         progress.say(f"Features of all {len(keys):,} images were kept from before; the backbone is not run.")
@@ -145,10 +149,12 @@ def compute_features(
     )
     if engine.identity != planned:
         store = feature_store(net, engine.identity, cache)
+        if store.drop_damaged(keys):
+            progress.say(say_damaged("features", store.folder))
     missing = [keys[i] for i in store.missing(keys)]
     if not missing:
         return store
-    pixels = pixel_store(net.backbone.preprocessing, cache)
+    pixels = PixelReader(net.backbone.preprocessing, sources or {}, cache=cache, progress=progress)
     store.require_space(len(missing))
     activations = None if tap is None else tap.store(engine.identity)
     width = math.prod(store.shape)

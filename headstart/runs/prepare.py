@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
@@ -27,7 +28,7 @@ from headstart.data.augment import Augmentation
 from headstart.data.checks import Inspection, in_few_lines, inspect, ranked
 from headstart.data.dataset import Dataset
 from headstart.data.images import Preprocessing
-from headstart.data.scan import measure_value_range, pixel_store
+from headstart.data.scan import PixelReader, measure_value_range
 from headstart.data.splits import SplitShares
 from headstart.errors import DataError
 from headstart.evaluation.image_map import ImageMap, make_map
@@ -156,6 +157,9 @@ class Preparation:
             self.backbone = load_backbone(name, weights=recipe.weights or None, image_size=image_size)
         for note in self.backbone.notes:
             progress.say(note)
+        # An engine does this to the weights that it runs. Which engines are built depends on what the cache holds, and
+        # kernels round otherwise in another memory format: so it is done here, for the training too.
+        self.backbone.module.to(memory_format=torch.channels_last)
         own = None if self.known is None else self.known.net
         self.net = own or FeatureNet(self.backbone, pool=recipe.pooling, cut=recipe.cut)
         self.frozen: SplittableBackbone | None = None
@@ -277,7 +281,7 @@ class Preparation:
         """
         train = self.keys["train"]
         picked = pick_sample(train, self.look.dataset.labels[self.used["train"]])
-        self.sample = pixel_store(self.backbone.preprocessing, self.cache).read([train[place] for place in picked])
+        self.sample = self._pixels().read([train[place] for place in picked])
         self.engines = kept or measure_engines(
             self.net,
             self.sample,
@@ -557,9 +561,22 @@ class Preparation:
         keys = self.keys["train"]
         return sorted(sorted(alone, key=lambda i: keys[i])[:USUAL])
 
+    def _pixels(self) -> PixelReader:
+        return PixelReader(self.backbone.preprocessing, self._sources, cache=self.cache, progress=self.progress)
+
+    @cached_property
+    def _sources(self) -> dict[bytes, str]:
+        """Content hash of each image -> its file."""
+        files = self.look.dataset.files()
+        sources = {self.look.scanned.keys[i]: files[i] for own in self.used.values() for i in own}
+        if self.known is not None:
+            for part in (self.known.rehearsed, self.known.judged):
+                sources |= dict(zip(part.keys, part.files, strict=True))
+        return sources
+
     def _features_once(self, net: FeatureNet, keys: list[bytes]) -> npt.NDArray[np.float32]:
         """Of weights that no other run has: from the pixels by the path that predictions take, and not kept."""
-        pixels = pixel_store(net.backbone.preprocessing, self.cache)
+        pixels = self._pixels()
         engine = choose_engine(
             net,
             count=len(keys),
@@ -579,6 +596,7 @@ class Preparation:
         return compute_features(
             self.net,
             keys,
+            sources=self._sources,
             engines=self.engines,
             sample=self.sample,
             exact=exact,
@@ -609,7 +627,9 @@ class Preparation:
         )
         views = Views(recipe.views, recipe.seed, Augmentation(flip=recipe.flip))
         shape = own.features.shape[1:]
-        made = Activations(self.net, own.pictures, shape=shape, engine=engine, views=views, cache=self.cache)
+        made = Activations(
+            self.net, own.pictures, shape=shape, engine=engine, views=views, cache=self.cache, progress=self.progress
+        )
         made.prepare(self.progress)
         return Samples(made, own.labels, own.pictures.keys, recipe.views)
 
@@ -665,7 +685,15 @@ class RungSamples:
         net = ActivationNet(self.backbone, boundary, self.frozen.prefix(boundary))
         if rung is deepest:
             engine = self._engine(net, exact=what != "train")
-            made = Activations(net, pictures, shape=rung.boundary.shape, engine=engine, views=shown, cache=self.cache)
+            made = Activations(
+                net,
+                pictures,
+                shape=rung.boundary.shape,
+                engine=engine,
+                views=shown,
+                cache=self.cache,
+                progress=self.progress,
+            )
         else:
             earlier = self._activations(deepest, what, views)
             earlier.prepare(self.progress)
@@ -683,6 +711,7 @@ class RungSamples:
                 keep=passes > max(1, views),
                 cache=self.cache,
                 source=(earlier, through),
+                progress=self.progress,
             )
             if not made.keep:
                 made.reason = "made anew each time: each row is needed once"
