@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -26,13 +25,14 @@ from headstart.backbone.device import resolve_device, settle_after_fork
 from headstart.backbone.engine import MEASURE_FROM, Engine, choose_engine, run_in_batches
 from headstart.backbone.forward import FeatureNet
 from headstart.backbone.layers import Layout
-from headstart.backbone.weights import Backbone, build_architecture, fingerprint
+from headstart.backbone.weights import Backbone, build_architecture
 from headstart.concurrency import ProcessLock
 from headstart.data.images import Preprocessing, Rgb, as_rgb, decode, fit_to, map_images
-from headstart.errors import HeadstartError, ModelFileError, UnreadableImage
+from headstart.errors import ModelFileError, UnreadableImage, first_line
 from headstart.files import not_written, user_path, write_atomically
 from headstart.html import paragraph, table
 from headstart.hub import fetch, read_address
+from headstart.model_file import FORMAT_VERSION, KEY, check_model, digest, read_model_file
 from headstart.progress import Progress, SilentProgress
 from headstart.training.calibration import Calibration
 from headstart.training.custom_heads import describe
@@ -40,9 +40,6 @@ from headstart.training.heads import head_from, logits_on, vectors_of
 from headstart.training.outliers import KEPT, Familiar
 from headstart.training.recipe import Recipe
 from headstart.training.targets import probabilities_of
-
-FORMAT_VERSION = 2
-"""1 had neither thresholds (each picture had one class) nor calibration."""
 
 MODEL_FILE = "model.safetensors"
 """The model's name in a run folder."""
@@ -349,7 +346,7 @@ class Model:
         """Writes the model file, whole or not at all.
 
         Raises:
-            ModelFileError: the folder cannot be written.
+            ModelFileError: the folder cannot be written, or a value is one that ``load`` would refuse.
         """
         path = user_path(file)
         try:
@@ -359,15 +356,20 @@ class Model:
         return path
 
     def as_bytes(self) -> bytes:
-        """What ``save`` writes. It names no file of this machine but by its last part."""
-        tensors, header = self._tensors(), self._header()
-        header["sha256"] = _digest(header, tensors)
-        return save(tensors, {"headstart": json.dumps(header)})
+        """What ``save`` writes. It names no file of this machine but by its last part.
+
+        Raises:
+            ModelFileError: a value is one that ``load`` would refuse.
+        """
+        tensors, header = self._tensors(), json.loads(json.dumps(self._header()))
+        check_model(header, tensors)
+        header["sha256"] = digest(header, tensors)
+        return save(tensors, {KEY: json.dumps(header)})
 
     @cached_property
     def version(self) -> str:
         """SHA-256, in hex, of all that its file holds; the file's header has it too."""
-        return _digest(self._header(), self._tensors())
+        return digest(self._header(), self._tensors())
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {f"backbone.{name}": t.cpu() for name, t in self.net.state().items()}
@@ -479,76 +481,76 @@ def load(run_or_model: str | os.PathLike[str]) -> Model:
     path = fetch(address, MODEL_FILE) if address else user_path(run_or_model)
     if path.is_dir():
         path = path / MODEL_FILE
-    header, tensors = _read(path)
+    header, tensors = read_model_file(path)
     try:
-        backbone = _rebuild(header, _under("backbone.", tensors))
-        net = FeatureNet(backbone, pool=header["backbone"]["pool"], cut=header["backbone"]["cut"])
-        return Model(
-            net,
-            head_from(header["head"], _under("head.", tensors), len(header["classes"])),
-            header["classes"],
-            recipe=Recipe.from_json(header["recipe"]),
-            data=header["data"],
-            scores=header["scores"],
-            libraries=header["libraries"],
-            thresholds=header.get("thresholds"),
-            calibration=Calibration(**header.get("calibration", {})),
-            familiar=_familiar(_under("familiar.", tensors)),
-        )
-    except (KeyError, TypeError, RuntimeError, HeadstartError) as error:
-        written = ", ".join(f"{k} {v}" for k, v in header.get("libraries", {}).items())
+        model = _build(header, tensors)
+        _rehearse(model)
+    except Exception as error:  # timm's and torch's constructors raise whatever they like
+        written = ", ".join(f"{k} {v}" for k, v in header["libraries"].items())
         raise ModelFileError(
-            f"{path}: cannot be put together with the libraries here ({error}). It was written with {written}."
+            f"{path}: cannot be loaded with the installed library versions ({first_line(error)}). It was written with "
+            f"{written}."
         ) from error
+    return model
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if not path.is_file():
-        raise ModelFileError(f"{path}: no such model file.")
-    try:
-        with safe_open(path, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ModelFileError(f"{path}: damaged, or not a model file ({error}).") from error
-    if "headstart" not in metadata:
-        raise ModelFileError(f"{path}: holds tensors, but no Headstart model. Was it given to --weights before?")
-    try:
-        header: dict[str, Any] = json.loads(metadata["headstart"])
-        newer = int(header["format_version"]) > FORMAT_VERSION
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelFileError(f"{path}: damaged: its header cannot be read.") from error
-    if newer:
-        raise ModelFileError(
-            f"{path}: written in format {header['format_version']}; this Headstart {version('headstart')} reads up to "
-            f"{FORMAT_VERSION}. Install a newer Headstart."
-        )
-    if header.pop("sha256", None) != _digest(header, tensors):
-        raise ModelFileError(f"{path}: damaged: its content is not what was saved. Copy it again.")
-    return header, tensors
+def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> Model:
+    backbone = _backbone(header, _under("backbone.", tensors))
+    net = FeatureNet(backbone, pool=header["backbone"]["pool"], cut=header["backbone"]["cut"])
+    if missing := [name for name in net.state() if f"backbone.{name}" not in tensors]:
+        raise ModelFileError(f"tensor backbone.{missing[0]}: missing")
+    return Model(
+        net,
+        head_from(header["head"], _under("head.", tensors), len(header["classes"])),
+        header["classes"],
+        recipe=Recipe.from_json(header["recipe"]),
+        data=header["data"],
+        scores=header["scores"],
+        libraries=header["libraries"],
+        thresholds=header.get("thresholds"),
+        calibration=Calibration(**header.get("calibration", {})),
+        familiar=_familiar(_under("familiar.", tensors)),
+    )
 
 
-def _digest(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
-    return hashlib.sha256(f"{json.dumps(header, sort_keys=True)}\n{fingerprint(tensors)}".encode()).hexdigest()
+def _rehearse(model: Model) -> None:
+    """Runs one made-up image, so that parts that do not fit together are found here and not at a prediction.
+
+    Raises:
+        ModelFileError: the numbers are not finite, or not one for each class.
+    """
+    size = model.preprocessing
+    pixels = np.random.default_rng(0).integers(0, 256, (1, size.height, size.width, 3), dtype=np.uint8)
+    settle_after_fork()
+    with torch.inference_mode():
+        features = model.net(torch.from_numpy(pixels)).float().numpy()
+    if not np.isfinite(features).all():
+        raise ModelFileError("the backbone's weights give features that are not finite")
+    chances, _ = model.judge(features)
+    if chances.shape != (1, len(model.classes)) or not np.isfinite(chances).all():
+        raise ModelFileError(f"the head does not give one probability for each of {len(model.classes):,} classes")
 
 
-def _rebuild(header: dict[str, Any], state: dict[str, Tensor]) -> Backbone:
+def _backbone(header: dict[str, Any], state: dict[str, Tensor]) -> Backbone:
     about = header["backbone"]
     built = about["build"]
-    module = build_architecture(built["name"], image_size=built["image_size"], drawn=bool(about["cut"]))
-    unused = module.load_state_dict(state, strict=not about["cut"]).unexpected_keys
-    if unused:
-        raise RuntimeError(f"weights that it does not know: {', '.join(unused[:5])}")
-    own: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in header["preprocessing"].items()
+    module = build_architecture(built["name"], image_size=built["image_size"], drawn=bool(about["cut"]), tried=False)
+    own = module.state_dict()
+    for name, tensor in state.items():
+        if name not in own or own[name].shape != tensor.shape:
+            found = f"{tuple(tensor.shape)}, expected {tuple(own[name].shape)}" if name in own else "unknown"
+            raise ModelFileError(f"tensor backbone.{name:.100} does not fit {built['name']}: {found}")
+    module.load_state_dict(state, strict=not about["cut"])
+    preprocessing: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in header["preprocessing"].items()
     }
     return Backbone(
         architecture=about["architecture"],
         source=about["source"],
         module=module.requires_grad_(False),
-        preprocessing=Preprocessing(**own),
+        preprocessing=Preprocessing(**preprocessing),
         fingerprint=about["fingerprint"],
-        build=about["build"],
+        build=built,
     )
 
 

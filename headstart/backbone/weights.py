@@ -185,7 +185,9 @@ class _Undrawn(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def build_architecture(name: str, *, image_size: int | None = None, classes: int = 0, drawn: bool = True) -> nn.Module:
+def build_architecture(
+    name: str, *, image_size: int | None = None, classes: int = 0, drawn: bool = True, tried: bool = True
+) -> nn.Module:
     """Timm's network with random weights.
 
     Args:
@@ -193,6 +195,7 @@ def build_architecture(name: str, *, image_size: int | None = None, classes: int
         image_size: side of the input in pixels; its own where it is None.
         classes: that its classifier knows; it has none where this is 0.
         drawn: draw the weights. Whoever loads over all of them at once need not wait for it: 0.1 to 2.4 s.
+        tried: run it once, where an image size is named.
 
     Raises:
         OptionError: the architecture does not take that image size.
@@ -202,7 +205,7 @@ def build_architecture(name: str, *, image_size: int | None = None, classes: int
     try:
         with quiet(*HUB_LOGGERS), nullcontext() if drawn else _Undrawn():
             module: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, **extra).eval()
-        if image_size:
+        if image_size and tried:
             _try_size(module, image_size)
     except (TypeError, AssertionError, RuntimeError, ValueError) as error:
         if not image_size:

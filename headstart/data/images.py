@@ -131,6 +131,9 @@ _RESAMPLING = {
 }
 
 
+INTERPOLATIONS = tuple(_RESAMPLING)
+"""Names that ``Preprocessing.interpolation`` may have."""
+
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,

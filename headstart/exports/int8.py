@@ -11,7 +11,7 @@ from typing import Any, final
 import numpy as np
 import onnx
 
-from headstart.backbone import onnx_runtime  # noqa: F401  # before onnxruntime.quantization: switches telemetry off
+from headstart.backbone.onnx_runtime import onnxruntime  # noqa: F401  # before onnxruntime.quantization: switches telemetry off
 from headstart.backbone.weights import quiet
 from headstart.data.bit_depth import ValueRange
 from headstart.data.images import decode, map_images

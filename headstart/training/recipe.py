@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from numbers import Integral, Real
@@ -278,7 +279,8 @@ def _as_type(name: str, value: Any, annotation: Any) -> Any:
     if int in kinds and isinstance(value, Integral) and not is_bool:
         return int(value)
     if float in kinds and isinstance(value, Real) and not is_bool:
-        return float(value)
+        with suppress(OverflowError):  # a whole number beyond 1e308
+            return float(value)
     if str in kinds and isinstance(value, (str, os.PathLike)):
         return os.fspath(value)
     words = {str: "text", bool: "True or False", int: "a whole number", float: "a number", type(None): "None"}
