@@ -284,4 +284,6 @@ def _as_type(name: str, value: Any, annotation: Any) -> Any:
     if str in kinds and isinstance(value, (str, os.PathLike)):
         return os.fspath(value)
     words = {str: "text", bool: "True or False", int: "a whole number", float: "a number", type(None): "None"}
-    raise OptionError(f"{name}: expected {' or '.join(words[kind] for kind in kinds)}, got {value!r:.60}.")
+    shown = " ".join(repr(value).split())[:60]
+    remedy = " Train a module of your own in a loop of your own, see hs.prepare." if name == "head" else ""
+    raise OptionError(f"{name}: expected {' or '.join(words[kind] for kind in kinds)}, got {shown}.{remedy}")
