@@ -43,7 +43,7 @@ MODULES = {
     "training/thresholds": ["test_thresholds.py"],
     "training/outliers": ["test_outliers.py"],
     "evaluation/metrics": ["test_metrics.py"],
-    "runs/folder": ["test_runs.py"],
+    "runs/folder": ["test_folder.py"],
     "store": ["test_store.py"],
     "serve/guard": ["test_guard.py"],
 }

@@ -36,6 +36,7 @@ class Conversation:
     bodies: list[bytes] = field(default_factory=list)
     methods: list[str] = field(default_factory=list)
     during: list[tuple[int, int]] = field(default_factory=list)
+    held: list[int] = field(default_factory=list)
     received: int = 0
     app: Callable[..., Any] | None = None
 
@@ -46,7 +47,7 @@ class Conversation:
         pieces: Sequence[bytes | Exception | None] = (b"",),
         **headers: str,
     ) -> int:
-        """The status that is logged; a piece of None is a client that leaves, after the last piece nothing comes."""
+        """The status that is logged; a piece of None is a client that leaves, a dict a message as it stands."""
         scope = {
             "type": "http",
             "method": method,
@@ -54,7 +55,9 @@ class Conversation:
             "headers": [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in headers.items()],
         }
         messages = [
-            {"type": "http.disconnect"}
+            piece
+            if isinstance(piece, dict)
+            else {"type": "http.disconnect"}
             if piece is None
             else {"type": "http.request", "body": piece, "more_body": place < len(pieces) - 1}
             for place, piece in enumerate(pieces)
@@ -65,6 +68,7 @@ class Conversation:
         async def receive() -> dict[str, Any]:
             if self.received < len(messages):
                 self.received += 1
+                self.held.append(self.traffic.held)
                 return messages[self.received - 1]
             await asyncio.sleep(60)
             raise AssertionError
@@ -89,10 +93,11 @@ class Conversation:
     async def _echo(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         self.methods.append(scope["method"])
         self.during.append((self.traffic.under_way, self.traffic.held))
-        scope["state"] |= {"pictures": 3, "other": 4}
+        scope["state"] |= {"pictures": 3, "faults": 1, "other": 4}
         body, more = b"", True
         while more:
             message = await receive()
+            assert message["type"] == "http.request"
             body += message["body"]
             more = message["more_body"]
         self.bodies.append(body)
@@ -143,7 +148,8 @@ def test_a_body_may_be_as_large_as_its_bound_and_no_larger() -> None:
     assert own.ask(pieces=[b"12345", b"678901", b""]) == 413
     assert (own.status, own.reason) == (413, "The body is larger than 10 bytes. Send fewer or smaller pictures.")
     assert own.headers[b"connection"] == b"close"
-    assert own.sent[-1]["more_body"] is False
+    assert [message["type"] for message in own.sent] == ["http.response.start", *["http.response.body"] * 2]
+    assert own.sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
     assert own.ask(pieces=[b"1", b"2"], content_length="10") == 200
     assert "connection" not in {name.decode() for name in own.headers}
     assert own.ask(pieces=[b"1"], content_length="11") == 413
@@ -180,14 +186,38 @@ def test_whoever_leaves_has_no_answer_and_is_logged_as_gone() -> None:
     assert (own.sent, own.bodies, own.traffic.under_way, own.traffic.held) == ([], [], 0, 0)
 
 
+def test_a_message_that_says_nothing_of_more_is_the_last() -> None:
+    own = Conversation()
+    assert own.ask(pieces=[{"type": "http.request", "body": b"1"}]) == 200
+    assert own.ask(pieces=[{"type": "http.request"}]) == 200
+    assert own.bodies == [b"1", b""]
+    assert own.ask(pieces=[b"x" * 11, {"type": "http.request", "body": b"1"}, b""]) == 413
+    assert own.received == 2
+    assert own.log[-1]["ms"] < 1000
+
+
+def test_behind_the_body_the_application_hears_that_the_client_left() -> None:
+    heard: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        heard.extend([(await receive())["type"] for _ in range(3)])
+
+    own = Conversation(app=app)
+    own.ask(pieces=[b"1", {"type": "http.request", "body": b"2"}, None])
+    assert heard == ["http.request", "http.request", "http.disconnect"]
+
+
 def test_what_a_refused_client_still_sends_is_read_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     own = Conversation(limits=Limits(body=10, held=1000, body_seconds=5))
     assert guards.LINGER_BODIES == 4
     many = [b"x" * 10] * 9
     own.ask(pieces=[b"x" * 11, *many])
     assert own.received == 1 + 5  # until more than four bodies were thrown away
+    own.held.clear()
     own.ask(pieces=[b"x" * 11, b"1", b"2"])
     assert own.received == 3
+    assert own.log[-1]["ms"] < 1000
+    assert own.held == [0, 0, 0]  # what is thrown away is not held
     own.ask(pieces=[b"x" * 11, b"1", None, b"2"])
     assert own.received == 3
     monkeypatch.setattr(guards, "LINGER", 0.05)
@@ -196,6 +226,18 @@ def test_what_a_refused_client_still_sends_is_read_up_to_a_bound(monkeypatch: py
     assert own.log[-1]["ms"] < 1000  # nothing comes, and it is not waited for
     assert own.sent[1]["more_body"] is True  # the reason was sent before that
     assert own.status == 413
+
+
+def test_a_refused_client_that_goes_on_sending_is_read_for_as_long_as_a_body_may_take() -> None:
+    """After a 408 the body has had its time: what still comes is read for LINGER."""
+    for status, least, most in ((413, 0.35, 1.2), (408, 0.2 + 0.05, 0.3)):
+        own = Conversation(limits=Limits(body=10, held=1000, body_seconds=0.4 if status == 413 else 0.2))
+        own.open = True  # type: ignore[attr-defined]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(guards, "LINGER", 5.0 if status == 413 else 0.06)
+            assert own.ask(pieces=[b"x" * (11 if status == 413 else 1)]) == status
+        assert 1000 * least < own.log[-1]["ms"], status
+        assert own.log[-1]["ms"] < 1000 * most + 300, status
 
 
 def test_linger_is_two_seconds() -> None:
@@ -229,7 +271,7 @@ def test_a_head_request_is_a_get_without_its_body() -> None:
         await send({"type": "http.response.start", "status": 200})
         try:
             await send({"type": "http.response.body", "body": b"1", "more_body": True})
-            await send({"type": "http.response.body", "body": b"2", "more_body": True})
+            ended.append("it went on")
         finally:
             ended.append("after the first piece")
 
@@ -241,10 +283,11 @@ def test_a_head_request_is_a_get_without_its_body() -> None:
         await send({"type": "http.response.start", "status": 200})
         await send({"type": "http.response.body", "body": b"1"})
         await send({"type": "http.response.body", "body": b"2", "more_body": False})
+        ended.append("both")
 
     own.app = two
     assert own.ask("HEAD") == 200
-    assert len(own.sent) == 2
+    assert (len(own.sent), ended[-1]) == (2, "both")
     own.app = None
     assert own.ask("GET") == 200
     assert own.body == b"yes"
@@ -262,7 +305,7 @@ def test_a_fault_is_logged_with_its_trace_and_told_without() -> None:
 
     own = Conversation(app=app)
     assert own.ask() == 500
-    assert "secret" not in own.reason
+    assert own.reason == "A fault of the server; its log says more."
     fault, entry = own.log
     assert "ZeroDivisionError: secret" in fault["error"]
     assert datetime.fromisoformat(fault["time"]).tzinfo is not None
@@ -282,7 +325,7 @@ def test_each_request_is_counted_and_logged_once() -> None:
     own = Conversation()
     own.ask("POST", "/v1/predict" + "x" * 300)
     entry = own.log[-1]
-    assert list(entry) == ["time", "method", "path", "status", "ms", "pictures"]
+    assert list(entry) == ["time", "method", "path", "status", "ms", "pictures", "faults"]
     assert entry["path"] == ("/v1/predict" + "x" * 300)[:200]
     assert (entry["method"], entry["pictures"]) == ("POST", 3)
     assert 0 <= entry["ms"] < 1000
@@ -347,6 +390,12 @@ def test_a_key_is_asked_for_but_by_health_and_the_page_itself() -> None:
     for path in ("/page", "/watch/events", "/metrics", "/openapi.json", "/pages/"):
         assert admitted(own, path=path) == 401, path
     assert admitted(own, host="example.com", authorization="Bearer geheim") == 200
+    assert admitted(Admission("XX"), authorization="") == 401
+    assert admitted(Admission("XX")) == 401
+
+
+def test_traffic_begins_with_nothing() -> None:
+    assert Traffic() == Traffic(False, 0, 0, 0, 0)
 
 
 def test_without_a_key_a_server_for_this_machine_answers_to_its_names_alone() -> None:
