@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from scipy.special import logit
+from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 
+from headstart.training import thresholds
 from headstart.training.targets import folds_of
 from headstart.training.thresholds import LEAST, MIDDLE, best_thresholds, given_by, given_by_others
 
@@ -93,6 +94,44 @@ def test_the_threshold_is_where_f1_is_to_be_expected_greatest(count: int, seeds:
                 assert np.abs((values[1:] + values[:-1]) / 2 - found).min() < 1e-12 or found == 0
                 assert (own >= found).tolist() != (own >= MIDDLE).tolist()
     assert chosen
+
+
+def test_the_threshold_is_where_f1_is_to_be_expected_greatest_whatever_the_calibration_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Many small cases, calibrated by a table."""
+    rng = np.random.default_rng(0)
+    seen = []
+
+    class Table:
+        def __init__(self, *, C: float) -> None:
+            seen.append(C)
+
+        def fit(self, odds: np.ndarray, bears: np.ndarray) -> Table:
+            return self
+
+        def predict_proba(self, odds: np.ndarray) -> np.ndarray:
+            right = expit(odds[:, 0]) ** power
+            return np.stack([1 - right, right], axis=1)
+
+    monkeypatch.setattr(thresholds, "LogisticRegression", Table)
+    for _ in range(300):
+        power = rng.choice([0.3, 1.0, 3.0])
+        chances = rng.choice(np.linspace(0.05, 0.95, 13), (rng.integers(10, 16), 1))
+        bears = (np.arange(len(chances)) % 2)[:, None]
+        (found,) = best_thresholds(chances, bears)
+        calibrated, values = chances**power, np.unique(np.r_[0.0, chances[:, 0]])
+        between = [float(t) for t in (values[1:] + values[:-1]) / 2]
+        expected = {
+            t: float(2 * calibrated[chances >= t].sum() / ((chances >= t).sum() + calibrated.sum())) for t in between
+        }
+        best = max(expected.values())
+        same = [t for t in between if expected[t] == pytest.approx(best, abs=1e-12)]
+        if found == MIDDLE and MIDDLE not in between:
+            assert any(((chances >= t) == (chances >= MIDDLE)).all() for t in same)
+        else:
+            assert min(abs(t - found) for t in same) < 1e-12
+    assert set(seen) == {1000}
 
 
 def test_a_threshold_is_chosen_from_five_images_that_bear_the_label_and_five_that_do_not() -> None:
