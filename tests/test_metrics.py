@@ -114,6 +114,8 @@ def test_groups_come_worst_first_each_with_its_interval() -> None:
         GroupScore("b", 1, 3, *wilson(1, 3)),
         GroupScore("a", 2, 2, *wilson(2, 2)),
     )
+    many = score_groups([*"aaa", *"b" * 10], np.array([True, False, False, *[True] * 3, *[False] * 7]))
+    assert [(own.group, own.correct, own.count) for own in many] == [("b", 3, 10), ("a", 1, 3)]
     assert [own.group for own in score_groups(["z", "y", "x"], np.array([True, True, True]))] == ["x", "y", "z"]
 
 
