@@ -11,6 +11,7 @@ HeadstartError
 ├── RunError             a run folder that cannot be read or written
 │   └── WriteError       a file of a run that cannot be written: the disk is full, say
 ├── TrainingError        training that went wrong: a frozen weight changed, or the loss is not finite
+│   └── Diverged         fine-tuning whose loss is not a finite number any more
 ├── CacheError           the cache on disk cannot be read or written
 ├── HubError             a model that cannot be fetched from a hub, or shared there
 ├── ServerError          a server that cannot be started
@@ -90,6 +91,10 @@ class WriteError(RunError):
 
 class TrainingError(HeadstartError):
     """Training went wrong: a frozen weight changed, or the loss is not a finite number."""
+
+
+class Diverged(TrainingError):
+    """The loss of fine-tuning is not a finite number any more."""
 
 
 class CacheError(HeadstartError):

@@ -100,6 +100,7 @@ ORDER = [
     "runs.now",
     "runs.stages",
     "runs.known",
+    "runs.timetable",
     "runs.prepare",
     "runs.workbench",
     "runs.conditions",

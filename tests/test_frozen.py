@@ -20,6 +20,7 @@ from headstart.runs.log import Event
 from headstart.runs.prepare import Preparation
 from headstart.training.finetune import Progressed, fine_tune
 from headstart.training.frozen import combined, digests_of, require_unchanged, tensors_of
+from headstart.training.ladder import FOLDS
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,8 @@ def altered(monkeypatch: pytest.MonkeyPatch, name: str, *, at: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "at"), [("layer2.0.conv1.weight", 4), ("layer1.0.bn1.running_mean", 4), ("layer4.0.bn1.running_var", 2)]
+    ("name", "at"),
+    [("layer2.0.conv1.weight", FOLDS + 1), ("layer1.0.bn1.running_mean", FOLDS + 1), ("layer4.0.bn1.running_var", 2)],
 )
 def test_a_run_in_which_a_frozen_tensor_is_altered_fails_and_has_no_result(
     name: str, at: int, data: Path, choices: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

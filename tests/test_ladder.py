@@ -14,7 +14,15 @@ from headstart.backbone.split import SplittableBackbone
 from headstart.backbone.weights import build_architecture
 from headstart.errors import OptionError
 from headstart.training.finetune import TuneSettings
-from headstart.training.ladder import LAST_LR, boundary_before, paired_p, plan_rungs, plan_text, room_for_gain
+from headstart.training.ladder import (
+    LAST_LR,
+    boundary_before,
+    paired_p,
+    plan_rungs,
+    plan_text,
+    room_for_gain,
+    trained_images,
+)
 from headstart.training.recipe import Recipe
 from headstart.training.temperature import losses_of
 
@@ -94,12 +102,22 @@ def test_small_sets_get_more_epochs_but_no_more_than_a_bound(split: SplittableBa
 
 def test_the_plan_says_what_how_long_and_why(split: SplittableBackbone) -> None:
     rungs = plan_rungs(Recipe(effort="standard"), split, train=3000, rate=200.0)
-    text = plan_text(rungs, train=3000, val=500, rate=200.0)
-    assert len(text) == 3
+    text = plan_text(rungs, images=3500, train=3000, folds=0, first=25.0, last=12.0)
+    assert len(text) == 4
     assert "features of 3,500 images" in text[0]
     assert "behind blocks.5 (" in text[1]
     assert f"about {rungs[0].seconds:.0f} s" in text[1]
     assert "and the rung below gained" in text[2]
+    assert f"about 12 s; about {37 + rungs[0].seconds:.0f} s in all without later rungs" in text[3]
+
+
+def test_the_plan_counts_the_folds_of_a_cross_validation(split: SplittableBackbone) -> None:
+    """Three folds, each trained on two thirds, and once on all: three times the steps."""
+    alone, judged = (plan_rungs(Recipe(effort="quick"), split, train=300, rate=50.0, folds=f)[0] for f in (0, 3))
+    assert trained_images(judged, 300, 3) == 3 * trained_images(alone, 300, 0)
+    assert 2.5 < judged.seconds / alone.seconds < 3.5
+    text = plan_text([judged], images=350, train=300, folds=3, first=9.0, last=9.0)
+    assert "once for each of 3 folds and once on all" in text[1]
 
 
 def test_a_gain_is_more_than_noise_by_a_paired_test_of_the_losses() -> None:

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,17 @@ import headstart as hs
 from headstart.backbone.split import INPUT, SplittableBackbone
 from headstart.backbone.weights import fingerprint, load_backbone, random_backbone
 from headstart.errors import DataError, HeadstartError, OptionError, RunError
+from headstart.progress import SilentProgress
 from headstart.runs.folder import open_like, read_start
 from headstart.runs.log import read_log
 from headstart.runs.train import resume
 from headstart.training.finetune import Tuned, fine_tune, trained_names
+from headstart.training.ladder import FOLDS
+
+
+class Stopped(Exception):
+    pass
+
 
 CHOICES = {
     "image_size": 64,
@@ -93,6 +102,116 @@ def test_a_rung_begins_from_pretrained_weights_and_probe_unless_it_goes_on(
     assert (first[0], second[0]) == ("blocks.5", "blocks.4")
     assert (first[1:] != second[1:]) == gradual
     assert (first[1] != second[1]) == gradual
+
+
+GRADUAL = {"effort": "standard", "epochs": 1, "views": 1, "gradual": True}
+
+
+@pytest.fixture
+def climbing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every rung is climbed, and reports are brief."""
+    from headstart.runs import train
+
+    write = train.write_report
+    monkeypatch.setattr(train, "write_report", lambda *given, **named: write(*given, **named | {"brief": True}))
+    monkeypatch.setattr("headstart.runs.prepare.Preparation.map_images", lambda _self: None)
+    monkeypatch.setattr("headstart.runs.climb.paired_p", lambda before, after: 0.0)
+    monkeypatch.setattr("headstart.runs.climb.DEEPER_FROM", 0.0)
+
+
+def test_gradual_folds_go_on_from_the_rung_below_too_and_after_a_stop_as_well(
+    climbing: None, hard: Path, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cross-validation that began each rung anew would judge another way of training than the one that is kept."""
+    begun: list[tuple[str, str]] = []
+    ended: list[tuple[str, str]] = []
+
+    def noting(split: SplittableBackbone, boundary: str, head: nn.Module, *rest: object, **given: object) -> Tuned:
+        begun.append((fingerprint(split.module.state_dict()), fingerprint(head.state_dict())))
+        tuned = fine_tune(split, boundary, head, *rest, **given)  # type: ignore[arg-type]
+        ended.append((fingerprint(split.module.state_dict()), fingerprint(tuned.head.state_dict())))
+        return tuned
+
+    monkeypatch.setattr("headstart.runs.climb.fine_tune", noting)
+    whole = hs.train(hard, out=tmp_path / "whole", **tiny, **GRADUAL)
+    first = FOLDS + 1  # trainings of the first rung: each fold, and all images
+    assert len(begun) == 2 * first
+    assert begun[first:] == ended[:first]
+
+    def stop(event: hs.Event) -> None:
+        if event.kind == "rung" and event["name"].startswith("behind"):
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        hs.train(hard, out=tmp_path / "run", listener=stop, **tiny, **GRADUAL)
+    del begun[:]
+    again = resume(tmp_path / "run")
+    assert begun == ended[:first]
+    assert again.model_path.read_bytes() == whole.model_path.read_bytes()
+
+
+def test_finished_is_told_once_everything_is_on_disk(
+    climbing: None, hard: Path, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    there: list[set[str]] = []
+
+    def listener(event: hs.Event) -> None:
+        if event.kind == "finished":
+            there.append({file.name for file in (tmp_path / "run").iterdir()})
+
+    hs.train(hard, out=tmp_path / "run", listener=listener, **tiny)
+    assert len(there) == 1
+    assert {"run.json", "report.html", "README.md", "model.safetensors", "predictions.csv", "scores.json"} <= there[0]
+
+
+def test_a_warm_cache_changes_no_bit_of_what_is_trained(
+    climbing: None, hard: Path, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    """Law 11: no engine is built where features are cached, and none may leave anything behind that training sees."""
+    cold, warm = (
+        hs.train(hard, out=tmp_path / name, cache=tmp_path / "cache", **tiny, unfreeze="layer4", epochs=1, views=1)
+        for name in ("cold", "warm")
+    )
+    assert cold.model_path.read_bytes() == warm.model_path.read_bytes()
+
+
+TWICE = {"unfreeze": "layer4", "epochs": 2, "views": 2}
+
+
+class Counting(SilentProgress):
+    """Notes how many units each task is told of at once."""
+
+    def __init__(self) -> None:
+        self.ticks: dict[str, list[int]] = {}
+        self.totals: dict[str, int] = {}
+
+    @contextmanager
+    def task(self, name: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
+        own = self.ticks.setdefault(name, [])
+        self.totals[name] = self.totals.get(name, 0) + total
+        yield own.append
+
+
+def test_every_step_of_a_cross_validated_run_tells_of_its_work_in_small_pieces(
+    climbing: None, hard: Path, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    """Nothing is silent for long: each step is a task, and is told of a batch, a fold or a fit at a time."""
+    counted = Counting()
+    hs.train(hard, out=tmp_path / "run", progress=counted, cache=tmp_path / "cache", **tiny, **TWICE)
+    least = {
+        "Reading images": 1,
+        "Running the backbone": 32,
+        "Cross-validating the classifier": 1,
+        "Running the backbone up to layer3": 32,
+        "Fine-tuning": 32,
+        "Judging": 64,
+        "Evaluating": 32,
+    }
+    for name, most in least.items():
+        assert counted.ticks[name], name
+        assert max(counted.ticks[name]) <= most, name
+        assert sum(counted.ticks[name]) == counted.totals[name], name
+    assert {"Comparing engines", "Writing results and report"} <= set(counted.ticks)
 
 
 @pytest.mark.exhaustive
@@ -166,10 +285,6 @@ def test_from_scratch_means_random_weights_and_all_of_them_are_trained(hard: Pat
             assert not torch.equal(tensor, other[name])
     assert run.rungs[2].name == "behind input"
     assert json.loads((run.folder / "run.json").read_text())["backbone"].startswith("random, seed 0")
-
-
-class Stopped(Exception):
-    pass
 
 
 @pytest.mark.exhaustive

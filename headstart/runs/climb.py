@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from headstart.backbone.layers import Layout
 from headstart.backbone.split import HEAD
 from headstart.backbone.weights import Backbone, fingerprint
+from headstart.errors import Diverged
 from headstart.evaluation.metrics import wilson
 from headstart.runs.log import RunLog
 from headstart.runs.prepare import Preparation, RungSamples
@@ -111,11 +112,13 @@ class Climb:
         self.mistakes = prepared.mistakes
         self.few, self.dtype, self.device = self.samples.few, self.samples.dtype, self.samples.device
         self.log, self.progress, self.stages = log, prepared.progress, stages
+        self.timetable = prepared.timetable
         self.folder = folder / CHECKPOINTS
         self.insist = insist or prepared.recipe.is_named_depth
         self.pretrained = {name: tensor.clone() for name, tensor in self.split.module.state_dict().items()}
         self.digests = digests_of(tensors_of(self.split.module))
         self.folds = learnable_folds(self.train.labels, FOLDS, self.recipe.seed) if self.few else []
+        self.fold_ends: dict[int, State] = {}  # what the last rung gave in each fold, where the next goes on from it
 
     def run(self, probe_seconds: float) -> Climbed:
         """Tries the rungs.
@@ -123,7 +126,9 @@ class Climb:
         Args:
             probe_seconds: that the probe took.
         """
-        outside = of_frozen_features(self.fitted, self.train.features, self.folds) if self.few else None
+        outside = None
+        if self.few:
+            outside = of_frozen_features(self.fitted, self.train.features, self.folds, progress=self.progress)
         val_logits = None if self.val is None else logits_on(self.fitted.head, self.val.features)
         right, losses = self._judged(val_logits, outside)
         results = [self._neighbours(), judged(self.fitted.name, HEAD, right, losses, probe_seconds)]
@@ -146,7 +151,13 @@ class Climb:
             if not self.recipe.gradual:
                 self.split.module.load_state_dict(self.pretrained)
                 head = self.fitted.head
-            tuned, now, losses, outside, seconds = self._rung(number, rung, head)
+            try:
+                tuned, now, losses, outside, seconds = self._rung(number, rung, head)
+            except Diverged as error:
+                if self.insist:
+                    raise
+                self.progress.say(f"Warning: {rung.name} is not kept. {error}")
+                break
             p = paired_p(best_losses, losses)
             result = judged(rung.name, rung.boundary.name, now, losses, seconds)
             gained, last = p < ALPHA, number == len(self.rungs)
@@ -223,6 +234,7 @@ class Climb:
         if done is not None:
             return self._finished_before(rung, *done)
         started = time.monotonic()
+        self.timetable.begin(rung.name)
         train, val = self.samples.of(rung)
         self._begin(rung)
         below = {name: tensor.clone() for name, tensor in self.split.module.state_dict().items()}
@@ -245,14 +257,14 @@ class Climb:
         )
         val_logits = None
         if val is not None:
-            val_logits = logits_of(self.split, boundary, val, tuned.head, device=self.device)
+            val_logits = logits_of(self.split, boundary, val, tuned.head, device=self.device, progress=self.progress)
             self.log.event("mistakes", stage=rung.name, **self.mistakes(val_logits))
         right, losses = self._judged(val_logits, outside)
         seconds = time.monotonic() - started
-        own = self._changed(rung)
-        state = self.split.module.state_dict()
-        tensors = {f"backbone.{name}": state[name] for name in own}
-        tensors |= {f"head.{name}": tensor for name, tensor in tuned.head.state_dict().items()}
+        tensors = self._state_of(rung, tuned.head)
+        if self.recipe.gradual and number < len(self.rungs):
+            folds = self.fold_ends.items()
+            tensors |= {f"fold{place}.{name}": tensor for place, ends in folds for name, tensor in ends.items()}
         tensors |= {"right": torch.from_numpy(right), "losses": torch.from_numpy(losses)}
         if outside is not None:
             assert outside.distances is not None
@@ -287,10 +299,11 @@ class Climb:
     def _finished_before(
         self, rung: Rung, document: dict[str, Any], tensors: State
     ) -> tuple[Tuned, Right, npt.NDArray[np.float64], OutOfFold | None, float]:
-        own = {name.removeprefix("backbone."): t for name, t in tensors.items() if name.startswith("backbone.")}
-        self.split.module.load_state_dict(own, strict=False)
-        head = copy.deepcopy(self.fitted.head)
-        head.load_state_dict({n.removeprefix("head."): t for n, t in tensors.items() if n.startswith("head.")})
+        head = self._restored(tensors)
+        for place in range(len(self.folds)):
+            start = f"fold{place}."
+            if kept := {n.removeprefix(start): tensor for n, tensor in tensors.items() if n.startswith(start)}:
+                self.fold_ends[place] = kept
         tuned = Tuned(head, document["history"], document["best"], document["frozen"])
         self._require_frozen(rung, tuned)
         outside = None
@@ -336,12 +349,11 @@ class Climb:
         """Of each training image that folds judge, what a network says that was fine-tuned without it."""
         plain, layout = self.samples.plain(rung), Layout.of(self.split.module)
         logits, distances = [], []
-        for learn, judge in self.folds:
-            self.split.module.load_state_dict(self.pretrained)
+        for place, (learn, judge) in enumerate(self.folds):
             tuned = fine_tune(
                 self.split,
                 rung.boundary.name,
-                self.fitted.refit(learn),
+                self._begin_fold(place, learn),
                 train.some(learn),
                 None,
                 rung.settings,
@@ -349,7 +361,9 @@ class Climb:
                 device=self.device,
                 progress=self.progress,
             )
-            features = features_of(self.split, rung.boundary.name, plain, device=self.device)
+            if self.recipe.gradual:
+                self.fold_ends[place] = self._state_of(rung, tuned.head)
+            features = features_of(self.split, rung.boundary.name, plain, device=self.device, progress=self.progress)
             logits.append(logits_on(tuned.head, features[judge]))
             vectors = vectors_of(features, layout)
             length = vectors.shape[1]
@@ -362,6 +376,27 @@ class Climb:
             len(self.folds),
             in_order(self.folds, distances),
         )
+
+    def _begin_fold(self, place: int, learn: npt.NDArray[np.int64]) -> nn.Module:
+        """The head that a fold begins with; the network's weights are set: pretrained, or those of the rung below."""
+        self.split.module.load_state_dict(self.pretrained)
+        if not self.recipe.gradual or place not in self.fold_ends:
+            return self.fitted.refit(learn)
+        return self._restored(self.fold_ends[place])
+
+    def _state_of(self, rung: Rung, head: nn.Module) -> State:
+        """What a rung trained, by names that ``_restored`` understands."""
+        state = self.split.module.state_dict()
+        tensors = {f"backbone.{name}": state[name].clone() for name in self._changed(rung)}
+        return tensors | {f"head.{name}": tensor.clone() for name, tensor in head.state_dict().items()}
+
+    def _restored(self, tensors: State) -> nn.Module:
+        """Sets the network's weights to those of ``_state_of``, and gives the head."""
+        own = {name.removeprefix("backbone."): t for name, t in tensors.items() if name.startswith("backbone.")}
+        self.split.module.load_state_dict(own, strict=False)
+        head = copy.deepcopy(self.fitted.head)
+        head.load_state_dict({n.removeprefix("head."): t for n, t in tensors.items() if n.startswith("head.")})
+        return head
 
     def _say(self, result: RungResult, best: RungResult) -> None:
         self.progress.say(

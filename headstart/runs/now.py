@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -20,10 +21,13 @@ from filelock import FileLock, Timeout
 
 from headstart.errors import RunError
 from headstart.files import json_text
-from headstart.progress import Progress
+from headstart.progress import Progress, beating
 
 NOW_FILE = "now.json"
 LOCK_FILE = "lock"
+
+BEAT = 1.0
+"""Seconds between two writings where a task does not tell how far it is."""
 
 NOTE_EVERY = 0.5
 """Seconds between two writings, at least."""
@@ -78,10 +82,10 @@ def forget_now(folder: Path) -> None:
 
 
 def read_now(folder: Path) -> dict[str, Any] | None:
-    """What was last written: ``time`` (seconds since 1970), ``task`` and ``said``; None where there is nothing.
+    """What was last written: ``time`` (seconds since 1970), ``task``, ``left``, ``said``; None where there is nothing.
 
-    ``task`` is null, or holds ``name``, ``done``, ``total``, ``unit``, and ``seconds`` since it began. ``said`` are the
-    last sentences, each with its time.
+    ``task`` is null, or holds ``name``, ``done``, ``total``, ``unit``, and ``seconds`` since it began. ``left`` are the
+    seconds that are left of the run, null before there is a plan. ``said`` are the last sentences, each with its time.
     """
     try:
         found: dict[str, Any] = json.loads((folder / NOW_FILE).read_text(encoding="utf-8"))
@@ -97,13 +101,19 @@ class Noted:
     Args:
         folder: of the run.
         also: told as well.
+
+    Attributes:
+        left: gives the seconds that are left of the run, once there is a plan.
     """
+
+    left: Callable[[], float] | None = None
 
     def __init__(self, folder: Path, also: Progress) -> None:
         self._folder, self._also = folder, also
         self._said: deque[tuple[float, str]] = deque(maxlen=SAID)
         self._task: dict[str, Any] | None = None
         self._written = 0.0
+        self._lock = threading.Lock()
 
     def say(self, text: str) -> None:
         """Keeps the sentence among the last ones."""
@@ -113,13 +123,19 @@ class Noted:
 
     @contextmanager
     def task(self, name: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
-        """Writes how far it is, twice a second at most."""
+        """Writes how far it is, twice a second at most, and every second where it does not tell."""
         outer, started = self._task, time.monotonic()
         own: dict[str, Any] = {"name": name, "done": 0, "total": total, "unit": unit, "seconds": 0.0}
         self._task = own
         self._write()
+
+        def beat() -> None:
+            own["seconds"] = round(time.monotonic() - started, 2)
+            if self._task is own:
+                self._write()
+
         try:
-            with self._also.task(name, total, unit) as also:
+            with self._also.task(name, total, unit) as also, beating(beat, BEAT):
 
                 def advance(count: int) -> None:
                     also(count)
@@ -136,8 +152,9 @@ class Noted:
     def _write(self) -> None:
         """Without waiting for the disk: it is for the moment, and worth no failure."""
         self._written = time.monotonic()
-        document = {"time": round(time.time(), 3), "task": self._task, "said": list(self._said)}
+        left = None if self.left is None else round(self.left(), 1)
+        document = {"time": round(time.time(), 3), "task": self._task, "left": left, "said": list(self._said)}
         partial = self._folder / f".{NOW_FILE}.{os.getpid()}.partial"
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), self._lock:
             partial.write_bytes(json_text(document).encode())
             os.replace(partial, self._folder / NOW_FILE)

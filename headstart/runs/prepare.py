@@ -6,6 +6,7 @@ A run goes through it step by step and writes down what it finds; a loop of one'
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -35,18 +36,28 @@ from headstart.evaluation.image_map import ImageMap, make_map
 from headstart.evaluation.metrics import CROSS_VALIDATION, AnyScores
 from headstart.evaluation.predictions import Evaluated, evaluate_predictions
 from headstart.features.activations import Activations, Pictures, Through, Views, activation_store
-from headstart.features.extract import Tap, compute_features, pick_sample
+from headstart.features.extract import Tap, compute_features, feature_store, pick_sample
 from headstart.model import Model, data_fingerprint
 from headstart.progress import Progress, with_example
 from headstart.runs.known import Known
+from headstart.runs.now import Noted
+from headstart.runs.timetable import Step, Timetable
 from headstart.store import RowStore
 from headstart.training.calibration import EXTENDED, Calibration, calibrate
 from headstart.training.classifiers import Fitted, check_classes, check_heads, fit_classifier
 from headstart.training.doubts import doubts
-from headstart.training.finetune import Samples
+from headstart.training.finetune import TRAINING_TASK, Samples
 from headstart.training.frozen import Digests, digests_of, tensors_of
 from headstart.training.heads import LINEAR, vectors_of
-from headstart.training.ladder import CROSS_VALIDATE_BELOW, FOLDS, Rung, boundary_before, plan_rungs, plan_text
+from headstart.training.ladder import (
+    CROSS_VALIDATE_BELOW,
+    FOLDS,
+    Rung,
+    boundary_before,
+    plan_rungs,
+    plan_text,
+    trained_images,
+)
 from headstart.training.out_of_fold import OutOfFold, of_frozen_features
 from headstart.training.outliers import (
     KEPT,
@@ -65,6 +76,21 @@ from headstart.training.thresholds import MIDDLE, best_thresholds
 MANY = 10**6
 """Images that an engine is chosen for where its choice is measured already: the fastest, however few they are."""
 
+
+FEATURES_STEP, PROBE_STEP, LABELS_STEP, LAST_STEP = "features", "probe", "label check", "evaluation and report"
+"""Steps of a run in its timetable, beside the rungs."""
+
+ENGINE_SECONDS = 1.5
+"""To build an engine and to compare it with plain PyTorch."""
+
+PROBE_SECONDS, PROBE_SECONDS_PER_NUMBER = 0.5, 3e-7
+"""To fit a classifier with its C chosen: at least, and for each number of the features times classes."""
+
+REPORT_SECONDS, MAP_SECONDS_PER_IMAGE = 5.0, 1.3e-3
+"""To draw a report with heat maps, and a map of the images."""
+
+MAPPED = 1500
+"""Images above which the time for a map hardly grows."""
 
 LOGGED_MISTAKES = 12
 """Of each stage, in the log."""
@@ -127,6 +153,7 @@ class Preparation:
         rungs: of the ladder.
         train: what to learn from.
         val: what to judge by; None where there are no such images.
+        timetable: of the run, from ``plan`` on.
         reported: features of all but the training images.
         fitted: the classifier on frozen features.
     """
@@ -138,6 +165,7 @@ class Preparation:
     sample: Pixels
     train: Labelled
     val: Labelled | None
+    timetable: Timetable
     reported: RowStore
     fitted: Fitted
 
@@ -282,34 +310,76 @@ class Preparation:
         train = self.keys["train"]
         picked = pick_sample(train, self.look.dataset.labels[self.used["train"]])
         self.sample = self._pixels().read([train[place] for place in picked])
-        self.engines = kept or measure_engines(
-            self.net,
-            self.sample,
-            count=len(train),
-            device=self.device,
-            cache=self.cache,
-            progress=self.progress,
-        )
+        with self.progress.task("Comparing engines", 1, "steps"):
+            self.engines = kept or measure_engines(
+                self.net,
+                self.sample,
+                count=len(train),
+                device=self.device,
+                cache=self.cache,
+                progress=self.progress,
+            )
         return self.engines
 
     def plan(self) -> list[str]:
-        """Settles the rungs, where the effort has any; the plan in words, a line each."""
-        if self.frozen is None:
-            return []
-        train = len(self.keys["train"])
-        others = sum(len(own) for own in self.keys.values()) - train
-        rate, training_rate = self.engines.rate, self.engines.training_rate
-        if self.frozen.obstacle:
+        """Settles the rungs, where the effort has any, and the timetable; the plan in words, a line each."""
+        train, images = len(self.keys["train"]), sum(map(len, self.keys.values()))
+        rate = self.engines.rate
+        folds = FOLDS if len(self.keys.get("val", [])) < CROSS_VALIDATE_BELOW else 0
+        if self.frozen is not None and self.frozen.obstacle:
             self.progress.say(
                 f"{self.backbone.architecture} can be cut at the head alone ({self.frozen.obstacle}): a probe is all "
                 "there is."
             )
-        else:
-            several = self.look.dataset.multi_label
+        elif self.frozen is not None:
             self.rungs = plan_rungs(
-                self.recipe, self.frozen, train=train, rate=rate, training_rate=training_rate, several=several
+                self.recipe,
+                self.frozen,
+                train=train,
+                rate=rate,
+                folds=folds,
+                training_rate=self.engines.training_rate,
+                several=self.look.dataset.multi_label,
             )
-        return plan_text(self.rungs, train=train, val=others, rate=rate)
+        first, last = self._first_steps(), self._last_step()
+        rungs = [
+            Step(r.name, r.seconds, TRAINING_TASK, trained_images(r, train, folds), optional=number > 0)
+            for number, r in enumerate(self.rungs)
+        ]
+        self.timetable = Timetable([*first, *rungs, last], self.progress)
+        if isinstance(self.progress, Noted):
+            self.progress.left = self.timetable.left
+        self.progress = self.timetable
+        begins = sum(step.seconds for step in first)
+        return plan_text(self.rungs, images=images, train=train, folds=folds, first=begins, last=last.seconds)
+
+    def _first_steps(self) -> list[Step]:
+        """Features, probe and label check, with the seconds that they take."""
+        seconds = 0.0
+        for exact in (False, True):
+            keys = [key for name, own in self.keys.items() if (name != "train") is exact for key in own]
+            store = feature_store(self.net, self.engines.identity(exact=exact, device=self.device), self.cache)
+            if missing := len(store.missing(keys)):
+                seconds += ENGINE_SECONDS + missing / self._rate(exact=exact)
+        numbers = len(self.keys["train"]) * math.prod(store.shape) * len(self.look.dataset.classes)
+        fit = PROBE_SECONDS + numbers * PROBE_SECONDS_PER_NUMBER
+        checked = self.known is None and sum(map(len, self.keys.values())) <= CHECKED
+        return [
+            Step(FEATURES_STEP, seconds),
+            Step(PROBE_STEP, fit),
+            Step(LABELS_STEP, fit * checked),
+        ]
+
+    def _last_step(self) -> Step:
+        """Evaluation, map and report; a network that was trained runs on what it is judged by, and on references."""
+        train, images = len(self.keys["train"]), sum(map(len, self.keys.values()))
+        again = images - train + min(TUNED_REFERENCES, train) if self.rungs else 0
+        drawn = REPORT_SECONDS + min(images, MAPPED) * MAP_SECONDS_PER_IMAGE
+        return Step(LAST_STEP, again / self._rate(exact=True) + ENGINE_SECONDS * bool(again) + drawn)
+
+    def _rate(self, *, exact: bool) -> float:
+        """Images a second of an engine."""
+        return self.engines.rates.get(self.engines.exact, self.engines.rate) if exact else self.engines.rate
 
     def run_backbone(self) -> None:
         """Features of every image; on the way, activations for the deepest rung."""
@@ -345,7 +415,8 @@ class Preparation:
         positions, splits, vectors = self._all_vectors()
         files, names = self.look.dataset.files(), self.look.dataset.label_names()
         paths, labels = [files[i] for i in positions], [names[i] for i in positions]
-        return make_map(paths, splits, labels, vectors, seed=self.recipe.seed)
+        with self.progress.task("Drawing the map of images", 1, "steps"):
+            return make_map(paths, splits, labels, vectors, seed=self.recipe.seed)
 
     def _all_vectors(self) -> tuple[list[int], list[str], npt.NDArray[np.float32]]:
         """(positions, splits, (N, D) features) of all images that are in a split, those of train first."""
@@ -495,9 +566,8 @@ class Preparation:
         labels = self.train.labels
         if class_sizes(labels).max() < 2:
             return None
-        return of_frozen_features(
-            self.fitted, self.train.features, learnable_folds(labels, PROBE_FOLDS, self.recipe.seed)
-        )
+        folds = learnable_folds(labels, PROBE_FOLDS, self.recipe.seed)
+        return of_frozen_features(self.fitted, self.train.features, folds, progress=self.progress)
 
     def _calibrate(self, model: Model, val: npt.NDArray[np.float32] | None, outside: OutOfFold | None) -> None:
         """By what is said of images that were not learnt from: those of val, and out of fold."""
@@ -586,7 +656,12 @@ class Preparation:
             progress=self.progress,
         )
         batches = [keys[place : place + engine.batch_size] for place in range(0, len(keys), engine.batch_size)]
-        return np.concatenate(list(run_stream(engine, map(pixels.read, batches))))
+        made = []
+        with self.progress.task("Evaluating", len(keys)) as advance:
+            for rows in run_stream(engine, map(pixels.read, batches)):
+                made.append(rows)
+                advance(len(rows))
+        return np.concatenate(made)
 
     def _features(self, keys: list[bytes], *, exact: bool) -> RowStore:
         tap = None

@@ -37,7 +37,7 @@ from headstart.runs.folder import (
 )
 from headstart.runs.log import Listener, RunLog, read_log
 from headstart.runs.now import Noted, forget_now, under_way
-from headstart.runs.prepare import Preparation
+from headstart.runs.prepare import FEATURES_STEP, LABELS_STEP, LAST_STEP, PROBE_STEP, Preparation
 from headstart.runs.report import write_card, write_report
 from headstart.runs.stages import Stages
 from headstart.runs.uses import USES_FILE, note_use
@@ -223,9 +223,12 @@ def _carry_out(
     for line in prepared.plan():
         progress.say(line)
         log.event("plan", text=line)
+    progress = prepared.timetable
+    progress.begin(FEATURES_STEP)
     prepared.run_backbone()
     clock.lap("run the backbone")
 
+    progress.begin(PROBE_STEP)
     fitted = prepared.fit()
     stages = Stages(prepared.net)
     stages.tell(fitted.name, (), fitted.head, log, progress, head_frozen=fitted.frozen)
@@ -235,6 +238,7 @@ def _carry_out(
     clock.lap("fit the head")
     if prepared.val is not None:
         log.event("mistakes", stage=fitted.name, **prepared.mistakes(logits_on(fitted.head, prepared.val.features)))
+    progress.begin(LABELS_STEP)
     look = prepared.check_labels()
     log.event("findings", found=[finding.brief(look.dataset.base) for finding in look.findings])
     clock.lap("check the labels")
@@ -246,6 +250,7 @@ def _carry_out(
         results = climbed.results
         clock.lap("fine-tune")
 
+    progress.begin(LAST_STEP)
     if climbed is None:
         model, evaluated = prepared.finish(backbone, fitted.head)
     else:
@@ -267,17 +272,18 @@ def _carry_out(
     proof = _proof(prepared, frozen, model, climbed, engines)
     remembered = prepared.known.remembered_csv() if prepared.known else ""
     image_map = None if brief else prepared.map_images()
-    document = write_results(
-        run, model, fitted, look, evaluated, image_map=image_map, remembered=remembered, proof=proof
-    )
-    with writing_run(folder):
-        (folder / USES_FILE).unlink(missing_ok=True)  # a run that is gone on with looks at them once, too
-    for part in evaluated:
-        if part.scores.name == "test":
-            note_use(folder, "train", images=part.scores.count, correct=part.scores.correct)
-    split = prepared.frozen and prepared.frozen.of(model.net.backbone.module)
-    write_report(folder, document, model, run.report_path, split=split, brief=brief)
-    write_card(folder, document, model)
+    with progress.task("Writing results and report", 1, "steps"):
+        document = write_results(
+            run, model, fitted, look, evaluated, image_map=image_map, remembered=remembered, proof=proof
+        )
+        with writing_run(folder):
+            (folder / USES_FILE).unlink(missing_ok=True)  # a run that is gone on with looks at them once, too
+        for part in evaluated:
+            if part.scores.name == "test":
+                note_use(folder, "train", images=part.scores.count, correct=part.scores.correct)
+        split = prepared.frozen and prepared.frozen.of(model.net.backbone.module)
+        write_report(folder, document, model, run.report_path, split=split, brief=brief)
+        write_card(folder, document, model)
     clock.lap("write the report")
     seal(folder, document)
     log.finish(run=str(folder), scores=model.scores, best=run.best, seconds=clock.laps, **proof)

@@ -28,7 +28,7 @@ from headstart.backbone.device import as_told
 from headstart.backbone.fold import fold_for_training
 from headstart.backbone.layers import Layout
 from headstart.backbone.split import SplittableBackbone
-from headstart.errors import TrainingError
+from headstart.errors import Diverged
 from headstart.progress import Progress, SilentProgress
 from headstart.training.feed import ActivationSource, Feed, Row, feed_for
 from headstart.training.frozen import Digests, digests_of, require_unchanged, tensors_of
@@ -38,6 +38,9 @@ from headstart.training.targets import Labels, are_several, image_weights, losse
 
 State = dict[str, Tensor]
 CPU = torch.device("cpu")
+
+TRAINING_TASK = "Fine-tuning"
+"""Name of the ``Progress`` task that counts the images shown in training."""
 
 ESTIMATED_ON = 16
 """Batches that BatchNorm's statistics are estimated on, at the end of an epoch, where they are learnt."""
@@ -373,7 +376,8 @@ def fine_tune(
         progress: told of each batch.
 
     Raises:
-        TrainingError: a frozen tensor changed meanwhile, or the loss is not a finite number.
+        Diverged: the loss is not a finite number.
+        TrainingError: a frozen tensor changed meanwhile.
     """
     with _on(device, split.module), as_told(device):
         trainer = _Trainer(split, boundary, head, train, val, settings, val_chooses, dtype, device)
@@ -397,7 +401,13 @@ def _on(device: torch.device, module: nn.Module) -> Iterator[None]:
 
 
 def logits_of(
-    split: SplittableBackbone, boundary: str, samples: Samples, head: nn.Module, *, device: torch.device = CPU
+    split: SplittableBackbone,
+    boundary: str,
+    samples: Samples,
+    head: nn.Module,
+    *,
+    device: torch.device = CPU,
+    progress: Progress | None = None,
 ) -> npt.NDArray[np.float64]:
     """(N, classes) logits of samples, in float32.
 
@@ -407,37 +417,61 @@ def logits_of(
         samples: seen in their first view.
         head: behind the network, on the CPU.
         device: where to compute them.
+        progress: told of each batch.
     """
-    logits: npt.NDArray[np.float64] = _behind(split, boundary, samples, [copy.deepcopy(head)], device).double().numpy()
+    found = _behind(split, boundary, samples, [copy.deepcopy(head)], device, progress)
+    logits: npt.NDArray[np.float64] = found.double().numpy()
     return logits
 
 
 def features_of(
-    split: SplittableBackbone, boundary: str, samples: Samples, *, device: torch.device = CPU
+    split: SplittableBackbone,
+    boundary: str,
+    samples: Samples,
+    *,
+    device: torch.device = CPU,
+    progress: Progress | None = None,
 ) -> npt.NDArray[np.float32]:
     """(N, ...) features of samples, in float32; arguments as ``logits_of``."""
-    features: npt.NDArray[np.float32] = _behind(split, boundary, samples, [], device).numpy()
+    features: npt.NDArray[np.float32] = _behind(split, boundary, samples, [], device, progress).numpy()
     return features
 
 
 def _behind(
-    split: SplittableBackbone, boundary: str, samples: Samples, more: list[nn.Module], device: torch.device
+    split: SplittableBackbone,
+    boundary: str,
+    samples: Samples,
+    more: list[nn.Module],
+    device: torch.device,
+    progress: Progress | None,
 ) -> Tensor:
     """What comes out of the network behind a boundary, and of more layers behind it; on the CPU."""
     with _on(device, split.module), as_told(device):
         suffix = split.suffix(boundary)
         suffix = fold_for_training(suffix, torch.float32) if isinstance(suffix, fx.GraphModule) else suffix
         whole = nn.Sequential(suffix, *more).to(device)
-        return _in_turn(samples, feed_for(samples.activations, device, rows=0), whole, device)
+        feed = feed_for(samples.activations, device, rows=0)
+        with (progress or SilentProgress()).task("Judging", len(samples.labels)) as advance:
+            return _in_turn(samples, feed, whole, device, advance)
 
 
-def _in_turn(samples: Samples, feed: Feed, compute: Callable[[Tensor], Tensor], device: torch.device) -> Tensor:
+def _in_turn(
+    samples: Samples,
+    feed: Feed,
+    compute: Callable[[Tensor], Tensor],
+    device: torch.device,
+    advance: Callable[[int], None] = lambda _count: None,
+) -> Tensor:
     """(N, ...), on the CPU, of the first views, a batch at a time."""
     count, step = len(samples.labels), AT_ONCE if device == CPU else 4 * AT_ONCE
     batches = [samples.rows(range(start, min(start + step, count)), 0) for start in range(0, count, step)]
     feed.expect(batches)
+    made = []
     with torch.no_grad():
-        return torch.cat([compute(feed.read(batch)) for batch in batches]).cpu()
+        for batch in batches:
+            made.append(compute(feed.read(batch)))
+            advance(len(batch))
+        return torch.cat(made).cpu()
 
 
 def rate(step: int, steps: int, warmup: float) -> float:
@@ -525,7 +559,7 @@ class _Trainer:
 
     def run(self, checkpoint: Checkpoint | None, progress: Progress) -> Tuned:
         done, count = self.done, len(self.train.labels)
-        with progress.task("Fine-tuning", self.settings.epochs * count) as advance:
+        with progress.task(TRAINING_TASK, self.settings.epochs * count) as advance:
             advance(min(done.step * self.batch, self.settings.epochs * count))
             self._record()
             self._expect()
@@ -679,7 +713,7 @@ class _Trainer:
         entry = {"epoch": float(epoch), "loss": loss / max(1, steps), "accuracy": accuracy / max(1, steps)}
         self.done.sums = (0.0, 0.0, 0)
         if not math.isfinite(entry["loss"]):
-            raise TrainingError(
+            raise Diverged(
                 f"Fine-tuning diverged: in epoch {epoch + 1} the loss is not a finite number. Choose a smaller --lr "
                 f"than {self.settings.lr:g}."
             )

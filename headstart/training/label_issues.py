@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,23 +75,25 @@ def find_label_issues(
     if c is None:
         c = choose_c(x, labels, balance=False, seed=seed, progress=progress or SilentProgress())[0]
     folds = folds_of(labels, FOLDS, seed)
-    first = _held_out(x, labels, folds, c)
-    found_first = agreement(first - 0.5 * are_several(labels), labels)
-    if not found_first.learnt or found_first.kappa < LEAST_KAPPA:
-        return None
-    surely = _doubted(labels, first, surely=True)
-    chances = _held_out(x, labels, _without(folds, surely, labels), c)
+    with (progress or SilentProgress()).task("Looking for wrong labels", 2 * FOLDS, unit="fits") as advance:
+        first = _held_out(x, labels, folds, c, advance)
+        found_first = agreement(first - 0.5 * are_several(labels), labels)
+        if not found_first.learnt or found_first.kappa < LEAST_KAPPA:
+            return None
+        surely = _doubted(labels, first, surely=True)
+        chances = _held_out(x, labels, _without(folds, surely, labels), c, advance)
     found = np.flatnonzero(_doubted(labels, chances, surely=False))
     return LabelIssues(found[np.argsort(_agreement(labels, chances)[found], kind="stable")], chances)
 
 
-def _held_out(x: Features, labels: Labels, folds: Folds, c: float) -> Chances:
+def _held_out(x: Features, labels: Labels, folds: Folds, c: float, advance: Callable[[int], None]) -> Chances:
     several = are_several(labels)
     classes = labels.shape[1] if several else int(labels.max()) + 1
     chances = np.zeros((len(x), classes))
     judge = iter([judged for _, judged in folds])
     for group in linear_fits(x, labels, [learn for learn, _ in folds], loss="binary" if several else "logistic"):
-        group.fit(c)
+        group.fit(c, lambda: advance(0))
+        advance(len(group.learn))
         scores = group.scores()
         for place in range(len(group.learn)):
             own = next(judge)

@@ -162,6 +162,7 @@ def plan_rungs(
     *,
     train: int,
     rate: float,
+    folds: int = 0,
     training_rate: float | None = None,
     several: bool = False,
 ) -> list[Rung]:
@@ -172,6 +173,7 @@ def plan_rungs(
         split: the backbone.
         train: training images.
         rate: images a second of the whole backbone in the fast engine.
+        folds: of the cross-validation by which rungs are judged as well; 0 for none.
         training_rate: the same of the fastest of PyTorch's own engines; ``rate`` where it is not given.
         several: whether an image may bear any number of labels. Then CutMix and label smoothing, which are for one
             class, are off where nothing else is asked for (measured, docs/multi-label.md).
@@ -203,19 +205,32 @@ def plan_rungs(
         else recipe.views or min(effort.views or 4, shown)
     )
     rungs = [Rung(b, own, views, 0.0, why) for b, own, why in zip(chosen, settings, whys, strict=True)]
-    return _with_seconds(rungs, train, rate, training_rate or rate)
+    return _with_seconds(rungs, train, rate, training_rate or rate, folds)
 
 
-def plan_text(rungs: Sequence[Rung], *, train: int, val: int, rate: float, kept: float = 0.0) -> list[str]:
-    """What is going to be done, the time that it is expected to take, and why; a line each."""
-    images = train + val
-    lines = [f"Plan: features of {images:,} images and a probe, about {images / rate + 8 - kept:.0f} s."]
+def plan_text(rungs: Sequence[Rung], *, images: int, train: int, folds: int, first: float, last: float) -> list[str]:
+    """What is going to be done, the time that it is expected to take, and why; a line each.
+
+    Args:
+        rungs: of the ladder; none for a probe alone.
+        images: in all.
+        train: training images.
+        folds: of the cross-validation by which rungs are judged as well; 0 for none.
+        first: seconds for features, probe and label check.
+        last: seconds for evaluation, map and report.
+    """
+    lines = [f"Plan: features of {images:,} images and a probe, about {first:.0f} s."]
+    judged = f", once for each of {folds} folds and once on all" if folds else ""
     for number, rung in enumerate(rungs, start=1):
         lines.append(
             f"Plan, rung {number}: train what lies behind {rung.boundary.name} ({rung.why}; "
-            f"{rung.boundary.parameters_after:,} weights) from {rung.views} views of {train:,} images, up to "
-            f"{rung.settings.epochs} epochs, about {rung.seconds:.0f} s" + ("." if number == 1 else f"; {_ONLY_IF}.")
+            f"{rung.boundary.parameters_after:,} weights) from {rung.views} views of {train:,} images, "
+            f"{rung.settings.epochs} epochs{judged}, about {rung.seconds:.0f} s"
+            + ("." if number == 1 else f"; {_ONLY_IF}.")
         )
+    whole = first + last + sum(rung.seconds for rung in rungs[:1])
+    without = " without later rungs" if len(rungs) > 1 else ""
+    lines.append(f"Plan: evaluation, map and report, about {last:.0f} s; about {whole:.0f} s in all{without}.")
     return lines
 
 
@@ -304,15 +319,27 @@ def _settings(recipe: Recipe, effort: Effort, epochs: int, train: int, *, lr: fl
     return settings
 
 
-def _with_seconds(rungs: list[Rung], train: int, rate: float, training_rate: float) -> list[Rung]:
+def trained_images(rung: Rung, train: int, folds: int) -> int:
+    """Images that the steps of a rung show in all, in every epoch, on all training images and in each fold."""
+    return round(train * rung.settings.epochs * _times_trained(folds))
+
+
+def _times_trained(folds: int) -> float:
+    """Each fold leaves one part of ``folds`` out."""
+    return 1 + max(0, folds - 1)
+
+
+def _with_seconds(rungs: list[Rung], train: int, rate: float, training_rate: float, folds: int) -> list[Rung]:
     """The deepest boundary's activations are made from pixels, with the first rung; the others from those.
 
-    The first view comes with the features.
+    The first view comes with the features. Folds are judged on the images as they are, which need activations too.
     """
     timed = []
     for place, rung in enumerate(rungs):
         cost = rung.boundary.cost_before
-        making = train * (rung.views - 1) * (max(cost, 0.05) + 0.2) / rate if place == 0 else 0.0
-        training = train * rung.settings.epochs * TRAINING_COST * (1 - cost) / training_rate
-        timed.append(replace(rung, seconds=making + training))
+        made = train * (rung.views - 1 + bool(folds))
+        making = made * (max(cost, 0.05) + 0.2) / rate if place == 0 else 0.0
+        training = trained_images(rung, train, folds) * TRAINING_COST * (1 - cost) / training_rate
+        judging = train * bool(folds) * (1 - cost) / training_rate
+        timed.append(replace(rung, seconds=making + training + judging))
     return timed

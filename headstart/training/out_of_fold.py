@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from headstart.progress import Progress, SilentProgress
 from headstart.training.classifiers import Fitted
 from headstart.training.heads import logits_on
 from headstart.training.outliers import Scores
@@ -44,13 +45,20 @@ def in_order(folds: Folds, parts: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any
     return np.asarray(np.concatenate(parts)[np.argsort(np.concatenate([judge for _, judge in folds]))])
 
 
-def of_frozen_features(fitted: Fitted, features: Features, folds: Folds) -> OutOfFold:
+def of_frozen_features(
+    fitted: Fitted, features: Features, folds: Folds, *, progress: Progress | None = None
+) -> OutOfFold:
     """Of a classifier on frozen features.
 
     Args:
         fitted: its settings; it is fitted anew without each fold.
         features: (N, D) float32 of the training images, or their maps.
         folds: of these, see ``targets.learnable_folds``.
+        progress: told of each fold.
     """
-    logits = [logits_on(fitted.refit(learn), features[judge]) for learn, judge in folds]
+    logits = []
+    with (progress or SilentProgress()).task("Cross-validating the classifier", len(folds), unit="folds") as advance:
+        for learn, judge in folds:
+            logits.append(logits_on(fitted.refit(learn), features[judge]))
+            advance(1)
     return OutOfFold(judged_places(folds), in_order(folds, logits), len(folds))

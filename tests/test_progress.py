@@ -1,0 +1,99 @@
+"""What a long task shows while it works."""
+
+from __future__ import annotations
+
+import io
+import sys
+import threading
+import time
+
+import pytest
+
+from headstart import progress
+from headstart.progress import TerminalProgress, beating
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "SHOWN_AFTER", 0.02)
+    monkeypatch.setattr(progress, "BEAT", 0.01)
+    monkeypatch.setattr(progress, "LINE_EVERY", 0.1)
+
+
+def waited_for(stream: io.StringIO, text: str) -> str:
+    """What was written, once ``text`` is in it."""
+    ends = time.monotonic() + 10.0
+    while text not in stream.getvalue() and time.monotonic() < ends:
+        time.sleep(0.005)
+    return stream.getvalue()
+
+
+def test_a_step_that_tells_nothing_writes_lines_where_no_terminal_is(
+    quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", written)
+    with TerminalProgress().task("Drawing the map", 1, "steps"):
+        assert "Drawing the map: 0 s" in waited_for(written, "Drawing the map")
+        assert "steps" not in written.getvalue()
+
+
+def test_lines_say_how_far_it_is_and_come_rarely(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", written)
+    with TerminalProgress().task("Fine-tuning", 1200) as advance:
+        advance(300)
+        text = waited_for(written, "left")
+        assert "Fine-tuning: 300 of 1,200 images" in text
+        for _ in range(20):
+            advance(1)
+        assert written.getvalue().count("\n") <= 3
+
+
+def test_a_short_task_writes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", written)
+    with TerminalProgress().task("Reading", 10) as advance:
+        advance(10)
+    assert written.getvalue() == ""
+
+
+def test_of_tasks_within_each_other_the_inner_one_writes(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", written)
+    shown = TerminalProgress()
+    with shown.task("outer", 2), shown.task("inner", 2):
+        assert "outer" not in waited_for(written, "inner")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_a_bar_appears_without_being_told_and_goes_again(
+    quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    shown = TerminalProgress()
+    with shown.task("outer", 1, "steps"):
+        ends = time.monotonic() + 10.0
+        while shown._bar is None and time.monotonic() < ends:
+            time.sleep(0.005)
+        assert shown._bar is not None
+        with shown.task("inner", 10) as advance:
+            advance(5)
+    assert shown._bar is None
+
+
+def test_nothing_beats_after_the_block_has_ended() -> None:
+    beats: list[float] = []
+    with beating(lambda: beats.append(time.monotonic()), 0.005):
+        ends = time.monotonic() + 10.0
+        while len(beats) < 3 and time.monotonic() < ends:
+            time.sleep(0.005)
+    count = len(beats)
+    assert count >= 3
+    time.sleep(0.03)
+    assert len(beats) == count
+    assert not [thread for thread in threading.enumerate() if thread.name == "headstart-progress"]
