@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast, overload
 
 import typer
 
@@ -412,7 +412,7 @@ def evaluate(
 
     if out is not None:
         check_suffix(out, [".csv"])
-    source = None if data is None else _source(data, 2, path_column, label_column, split_column, group_column)
+    source = _source(data, 2, path_column, label_column, split_column, group_column)
     evaluated = evaluate_model(
         run_or_model, source, ignore_unknown=ignore_unknown, device=device.value, progress=TerminalProgress()
     )
@@ -895,7 +895,7 @@ def export(
         run_or_model,
         to.value,
         out=out,
-        data=None if data is None else _source(data, 1, path_column, label_column, split_column, group_column),
+        data=_source(data, 1, path_column, label_column, split_column, group_column),
         quantize=quantize.value if quantize else "",
         allow_loss=allow_loss,
         device=device.value,
@@ -1098,22 +1098,21 @@ def _importing() -> Iterator[None]:
         gc.enable()
 
 
-def _source(
-    data: Path, least_classes: int, path_column: str, label_column: str, split_column: str, group_column: str
-) -> Path | Dataset:
+@overload
+def _source(data: Path, least: int, path: str, label: str, split: str, group: str) -> Path | Dataset: ...
+@overload
+def _source(data: Path | None, least: int, path: str, label: str, split: str, group: str) -> Path | Dataset | None: ...
+def _source(data: Path | None, least: int, path: str, label: str, split: str, group: str) -> Path | Dataset | None:
     """What a verb gets as its data: the folder or table, opened already where columns of a table are named."""
-    if not (path_column or label_column or split_column or group_column):
+    columns = {"path_column": path, "label_column": label, "split_column": split, "group_column": group}
+    if not any(columns.values()):
         return data
+    if data is None:
+        first = next(name for name, column in columns.items() if column)
+        raise typer.BadParameter(f"--{first.replace('_', '-')} belongs to a table: name the data as well.")
     from headstart.data.dataset import open_data
 
-    return open_data(
-        data,
-        least_classes=least_classes,
-        path_column=path_column,
-        label_column=label_column,
-        split_column=split_column,
-        group_column=group_column,
-    )
+    return open_data(data, least_classes=least, **columns)
 
 
 def _absolute(path: Path | None) -> str:

@@ -242,6 +242,18 @@ def test_a_value_range_uses_every_bit_of_grey_and_of_colours(kind: str) -> None:
     assert gap.max() < 0.5 + 1e-6
 
 
+def test_a_deep_image_that_exif_turns_comes_out_upright() -> None:
+    values = np.zeros((20, 30), np.uint16)
+    values[:5, :5] = 4000
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for kind in "PNG", "TIFF":
+        seen = np.asarray(decode(encoded(Image.fromarray(values), kind, exif=exif), value_range=(0, 0.0625)).image)
+        assert seen.shape == (30, 20, 3)
+        assert seen[:5, -5:].min() > 200
+        assert seen[5:].max() == 0
+
+
 def test_a_value_range_leaves_files_of_8_bits_alone() -> None:
     data = encoded(picture(1), "PNG")
     assert np.array_equal(decode(data, value_range=(0, 0.1)).image, picture(1))
