@@ -437,12 +437,13 @@ def _go_to_picture(image: Image.Image) -> None:
     for page in range(MOST_THUMBNAILS):
         try:
             image.seek(page)
-        except EOFError:
+        except Exception:  # no more pages, or damaged ones, for which Pillow raises a dozen kinds
             break
         if not (tag(image, NEW_SUBFILE_TYPE) or 0) & THUMBNAIL_OR_MASK and tag(image, SUBFILE_TYPE) != REDUCED:
             return
         areas.append(image.width * image.height)
-    image.seek(areas.index(max(areas)))
+    if areas:
+        image.seek(areas.index(max(areas)))
 
 
 def _upright_rgb(
