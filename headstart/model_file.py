@@ -503,11 +503,12 @@ def _argument(name: str) -> Check:
 def _familiar(tensors: Mapping[str, Tensor]) -> None:
     if not tensors:
         return
-    _shapes(
-        tensors,
-        "familiar",
-        {"references": (None, None), "usual": (None,)} | ({"limits": (2,)} if "limits" in tensors else {}),
-    )
+    expected: dict[str, tuple[int | None, ...]] = {"references": (None, None)}
+    expected |= {"limits": (2,)} if "limits" in tensors else {}
+    _names(tensors, "familiar", ("usual", *expected))
+    _shapes({name: tensor for name, tensor in tensors.items() if name != "usual"}, "familiar", expected)
+    if tensors["usual"].ndim != 1:
+        raise _Wrong("tensor familiar.usual", f"expected one axis, found the shape {tuple(tensors['usual'].shape)}")
     _floating(tensors, "familiar")
     for name, wanted in (("usual", "ascending"), ("limits", "low, high")):
         if name in tensors and not bool((tensors[name].diff() >= 0).all()):
