@@ -44,7 +44,7 @@ MODULES = {
     "training/outliers": ["test_outliers.py"],
     "evaluation/metrics": ["test_metrics.py"],
     "runs/folder": ["test_folder.py"],
-    "store": ["test_store.py"],
+    "store": ["test_store.py", "test_cache.py"],
     "serve/guard": ["test_guard.py"],
 }
 """Module -> files of its tests."""

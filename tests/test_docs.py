@@ -236,8 +236,36 @@ def test_options_names_and_links_of_a_page_exist(page: Path) -> None:
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", code)) <= options()
     named = {name for name in re.findall(r"\bhs\.(\w+)", text) if name != "md"}
     assert named <= set(hs.__all__)
-    for link in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert (page.parent / link).exists(), link
+    assert broken_links(page) == []
+
+
+def broken_links(page: Path) -> list[str]:
+    """Links to files that are not there, or to headings that they do not have."""
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if "://" in link or link.startswith("mailto:"):
+            continue
+        name, _, heading = link.partition("#")
+        target = page.parent / name if name else page
+        if not target.exists() or (heading and heading not in _anchors(target.read_text())):
+            broken.append(link)
+    return broken
+
+
+def _anchors(text: str) -> set[str]:
+    """Of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", own.lower()).replace(" ", "-") for own in headings}
+
+
+def test_links_that_lead_nowhere_are_seen(tmp_path: Path) -> None:
+    page = tmp_path / "a.md"
+    (tmp_path / "b.md").write_text("# What is `right`, and why?\n")
+    page.write_text(
+        "# Own\n[1](b.md) [2](b.md#what-is-right-and-why) [3](#own) [4](https://example.com/x) "
+        "[5](c.md) [6](b.md#gone) [7](#gone) ![8](c.png)"
+    )
+    assert broken_links(page) == ["c.md", "b.md#gone", "#gone", "c.png"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -190,7 +190,8 @@ def test_curves_are_drawn_where_anything_was_trained_by_steps(tmp_path: Path, da
     assert run.curves_path.read_bytes()[:4] == b"\x89PNG"
     shown = run._repr_html_()
     assert "data:image/png;base64," in shown
-    assert "curves of loss and accuracy" in shown
+    assert 'alt="curves of loss and accuracy"' in shown
+    assert 'width="720"' in shown
 
 
 def test_a_notebook_shows_results_ladder_and_where_the_rest_is(tmp_path: Path) -> None:
@@ -205,6 +206,8 @@ def test_a_notebook_shows_results_ladder_and_where_the_rest_is(tmp_path: Path) -
     assert f"Kept: probe. Report: {tmp_path / 'report.html'}. Model: {tmp_path / 'model.safetensors'}." in shown
     assert "<img" not in shown
     assert "<b>val:" in shown
+    assert "</p><table" in shown
+    assert Run(tmp_path, Recipe(), {"val": scores}).best == "probe"
     assert "<table" not in Run(tmp_path, Recipe(), {"val": scores})._repr_html_()
     for hidden in ("findings", "seconds="):
         assert hidden not in repr(replace(run, rungs=()))

@@ -3,15 +3,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from headstart.training import outliers
 from headstart.training.outliers import (
     KEPT,
     LEAST_REFERENCES,
+    LEAST_USUAL,
     NUMBERS,
     REFERENCES,
+    TUNED_REFERENCES,
     Familiar,
     conformal_scores,
     cross_fitted_scores,
     familiar_with,
+    find_strays,
     held_out_distances,
     pick_references,
     typical_distance,
@@ -146,3 +150,154 @@ def test_features_that_are_nearly_all_0_are_not_cut_off_to_nothing() -> None:
     assert known.limits is not None
     assert known.limits[1] > 0
     assert np.linalg.norm(known.references.astype(np.float32), axis=1).mean() > 0.8
+
+
+def cosines_of(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+    """(N, M) in double precision; references are of length 1 already, as far as halves can be."""
+
+    def unit(features: np.ndarray) -> np.ndarray:
+        wide = features.astype(float)
+        return wide if features.dtype == np.float16 else wide / np.linalg.norm(wide, axis=1, keepdims=True)
+
+    return unit(one) @ unit(two).T
+
+
+def nearest(cosines: np.ndarray, rank: int) -> np.ndarray:
+    """Distance to the neighbour of a rank from 1, of each row; of those there are, where they are fewer."""
+    ranked = np.sort(1 - cosines, axis=1)
+    return ranked[:, min(rank, ranked.shape[1]) - 1]
+
+
+def knowing_exactly(references: np.ndarray) -> Familiar:
+    """Without cutting off, so that distances can be compared with plain cosines."""
+    halves = (references / np.linalg.norm(references, axis=1, keepdims=True)).astype(np.float16)
+    return Familiar(halves, np.empty(0, np.float32))
+
+
+def test_the_distance_is_that_to_the_fifth_nearest() -> None:
+    known, features = knowing_exactly(usual(60, 0)), usual(2300, 1)  # more than are compared at once
+    cosines = cosines_of(features, known.references)
+    assert known.distances(features) == pytest.approx(nearest(cosines, 5), abs=1e-6)
+    assert known.distances(features, rank=1) == pytest.approx(nearest(cosines, 1), abs=1e-6)
+    between = 0.75 * nearest(cosines, 2) + 0.25 * nearest(cosines, 3)
+    assert known.distances(features, rank=2.25) == pytest.approx(between, abs=1e-6)
+    few = knowing_exactly(usual(3, 0))
+    assert few.distances(features) == pytest.approx(nearest(cosines_of(features, few.references), 3), abs=1e-6)
+    assert known.distances(features[:0]).shape == (0,)
+    assert known.similarities(features) == pytest.approx(cosines, abs=1e-6)
+
+
+def test_a_reference_is_not_its_own_neighbour() -> None:
+    features = usual(2300, 0)
+    known = knowing_exactly(features[:1200])
+    itself = np.where(np.arange(2300) < 1200, np.arange(2300), -1)
+    cosines = cosines_of(features, known.references)
+    cosines[np.arange(1200), np.arange(1200)] = -np.inf
+    for rank in (1, 5):
+        assert known.distances(features, itself=itself, rank=rank) == pytest.approx(nearest(cosines, rank), abs=1e-6)
+    two = knowing_exactly(features[:2])
+    alone = two.distances(features[:2], itself=np.arange(2))
+    assert alone == pytest.approx(np.repeat(1 - cosines_of(features[:2], two.references)[0, 1], 2), abs=1e-3)
+
+
+def test_features_are_cut_off_at_their_own_quantiles_and_never_beyond_0() -> None:
+    rng = np.random.default_rng(0)
+    both = rng.normal(size=(100, 20)).astype(np.float32)
+    for features, expected in (
+        (both, np.quantile(both, [0.05, 0.95])),
+        (np.abs(both), [0, np.quantile(np.abs(both), 0.95)]),
+        (-np.abs(both), [np.quantile(-np.abs(both), 0.05), 0]),
+        (np.zeros((60, 3), np.float32), [-1, 1]),
+    ):
+        known = familiar_with(features)
+        assert known is not None
+        assert known.limits == pytest.approx(np.array(expected), abs=1e-6)
+    sparse = np.zeros((100, 20), np.float32)
+    sparse[:, 0] = np.linspace(-3, 1, 100)
+    known = familiar_with(sparse)
+    assert known is not None
+    middle = float(np.median(np.abs(sparse[sparse != 0])))
+    assert known.limits == pytest.approx(np.array([-middle, middle]))
+
+
+def test_what_is_kept_is_bounded_and_has_no_usual_distances_yet() -> None:
+    assert (REFERENCES, TUNED_REFERENCES, NUMBERS, LEAST_REFERENCES, LEAST_USUAL) == (1000, 500, 1_500_000, 50, 20)
+    assert outliers.COMPARED == 20_000
+    assert float(outliers.TINY) == pytest.approx(1e-12)
+    known = familiar_with(usual(LEAST_REFERENCES, 0))
+    assert known is not None
+    assert (known.references.dtype, known.usual.shape) == (np.float16, (0,))
+    distances = np.random.default_rng(0).random(REFERENCES)
+    judges = known.with_usual(distances)
+    assert judges is not None
+    assert judges.usual == pytest.approx(np.sort(distances))
+    assert len(judges.usual) == REFERENCES
+
+
+def test_a_fold_compares_at_a_rank_that_suits_its_share_of_the_references() -> None:
+    learnt, others = usual(100, 0), usual(80, 1)
+    known = familiar_with(learnt)
+    assert known is not None
+    for references, rank in ((100, 5), (250, 2), (200, 2.5), (10_000, 1)):
+        found = held_out_distances(learnt, others, references=references)
+        own = known.distances(learnt, itself=np.arange(100), rank=rank)
+        assert typical_distance(known, learnt, rank=rank) == pytest.approx(np.median(own))
+        assert found == pytest.approx(known.distances(others, rank=rank) / np.median(own))
+    alike = familiar_with(np.ones((60, 4), np.float32))
+    assert alike is not None
+    assert 0 < typical_distance(alike, np.ones((60, 4), np.float32)) < 1e-3
+
+
+def strays_by_hand(features: np.ndarray, groups: list[np.ndarray]) -> dict[int, float]:
+    far = np.full(len(features), np.nan)
+    for own in groups:
+        cosines = cosines_of(features[own], features[own])
+        np.fill_diagonal(cosines, -np.inf)
+        far[own] = nearest(cosines, 5)
+    low, middle, high = np.nanquantile(far, [0.25, 0.5, 0.75])
+    found = [i for i in range(len(far)) if far[i] > high + outliers.FAR * (high - low)]
+    return {i: far[i] / middle for i in sorted(found, key=lambda i: -far[i])}
+
+
+def test_strays_are_far_from_their_own_class() -> None:
+    rng = np.random.default_rng(0)
+    features = usual(300, 0)
+    strange = rng.choice(300, 9, replace=False)
+    features[strange] += rng.normal(size=(9, 64)).astype(np.float32) * rng.uniform(1, 5, (9, 1)).astype(np.float32)
+    labels = rng.integers(0, 3, 300)
+    labels[:5], labels[5:11] = 3, 4  # a class of five, which is not judged, and one of six, which is
+    found = find_strays(features, labels)
+    expected = strays_by_hand(features, [np.flatnonzero(labels == i) for i in (0, 1, 2, 4)])
+    assert list(found) == list(expected)
+    assert len(found) >= 5
+    assert list(found.values()) == pytest.approx(list(expected.values()), rel=1e-4)
+    several = np.stack([labels == 0, labels != 0], axis=1).astype(np.int64)
+    whole = strays_by_hand(features, [np.arange(300)])
+    assert find_strays(features, several) == pytest.approx(whole, rel=1e-4)
+    assert whole != expected
+
+
+def test_under_fifty_judged_images_have_no_strays() -> None:
+    features = usual(50, 0)
+    features[7] = -5 * features[7]
+    assert 7 in find_strays(features, np.zeros(50, np.int64))
+    assert find_strays(features[:49], np.zeros(49, np.int64)) == {}
+    assert find_strays(features, np.arange(50) // 5) == {}
+
+
+def test_of_a_very_large_class_each_image_is_compared_with_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = usual(200, 0)
+    features[[3, 150]] *= -4
+    monkeypatch.setattr(outliers, "COMPARED", 200)
+    every = find_strays(features, np.zeros(200, np.int64))
+    assert set(every) == {3, 150}
+    monkeypatch.setattr(outliers, "COMPARED", 60)
+    found = find_strays(features, np.zeros(200, np.int64))
+    known = np.sort(np.random.default_rng(0).choice(200, 60, replace=False))
+    cosines = cosines_of(features, features[known])
+    cosines[known, np.arange(60)] = -np.inf
+    far = nearest(cosines, 5)
+    low, middle, high = np.quantile(far, [0.25, 0.5, 0.75])
+    expected = {int(i): far[i] / middle for i in np.flatnonzero(far > high + 2 * (high - low))}
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert {3, 150} <= set(found)
