@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,12 @@ import pytest
 from pictures import picture, write_classes
 from PIL import Image
 
+from headstart.data import splits as splits_module
 from headstart.data.checks import Inspection, inspect
-from headstart.data.splits import SplitShares
+from headstart.data.dataset import Dataset
+from headstart.data.duplicates import DuplicatePair
+from headstart.data.scan import FACTS, Scan
+from headstart.data.splits import SplitShares, check_shares, make_split, split_counts
 from headstart.errors import DataError, OptionError
 
 
@@ -202,3 +208,195 @@ def test_imbalance_small_classes_and_two_labels_are_found(tmp_path: Path) -> Non
     picture(0, (40, 60, 200)).save(tmp_path / "d/train/b/as-in-a.png")
     kinds = {f.kind for f in look(tmp_path / "d", shares=SplitShares()).findings}
     assert {"imbalance", "few-images", "two-labels"} <= kinds
+
+
+# on data sets and scans of numbers, without any file
+
+
+def made(
+    count: int = 400,
+    *,
+    splits: tuple[str, ...] | None = None,
+    groups: tuple[str, ...] | None = None,
+    keys: list[bytes] | None = None,
+    faults: dict[int, str] | None = None,
+) -> tuple[Dataset, Scan]:
+    paths = tuple(f"{i}.png" for i in range(count))
+    labels = np.arange(count) % 2
+    dataset = Dataset(Path("data"), Path("/data"), paths, labels, ("a", "b"), splits=splits, groups=groups)
+    keys = keys or [hashlib.sha256(str(i).encode()).digest()[:16] for i in range(count)]
+    return dataset, Scan(keys, faults or {}, np.zeros(count, FACTS))
+
+
+def place_of(name: bytes, seed: int = 0) -> float:
+    """By a hash of the seed and the content alone (law 9). It must never change: old images would move."""
+    digest = hashlib.blake2b(name, digest_size=8, salt=seed.to_bytes(8, "big", signed=True)).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+@pytest.mark.parametrize("seed", [0, 1, -7])
+def test_each_image_is_drawn_by_a_hash_of_its_own_content(seed: int) -> None:
+    dataset, scanned = made()
+    split = make_split(dataset, scanned, [], seed=seed)
+    expected = [place_of(b"image:" + key, seed) for key in scanned.keys]
+    assert list(split.assigned) == ["test" if p < 0.15 else "val" if p < 0.3 else "train" for p in expected]
+    assert (split.given, split.val_drawn, split.left_out, split.leaks) == (False, False, {}, ())
+    assert split.origin == "drawn by content"
+    assert split.names == ("train", "val", "test")
+    assert split.sizes == {name: len(split.positions(name)) for name in split.names}
+    assert sum(split.sizes.values()) == 400
+    assert split.positions("val") == [i for i, name in enumerate(split.assigned) if name == "val"]
+    other = make_split(dataset, scanned, [], seed=seed, shares=SplitShares(0.4, 0.0))
+    assert list(other.assigned) == ["val" if p < 0.4 else "train" for p in expected]
+    assert other.names == ("train", "val")
+
+
+def test_a_group_is_drawn_by_its_name_and_images_without_one_by_their_content() -> None:
+    groups = tuple(f"g{i // 8}" if i % 4 else "" for i in range(400))
+    dataset, scanned = made(groups=groups)
+    split = make_split(dataset, scanned, [])
+    names = [b"group:" + g.encode() if g else b"image:" + k for g, k in zip(groups, scanned.keys, strict=True)]
+    assert [p < 0.3 for p in map(place_of, names)] == [name != "train" for name in split.assigned]
+    odd, _ = made(groups=("\udce9", *groups[1:]))
+    assert make_split(odd, scanned, []).assigned[1:] == split.assigned[1:]
+
+
+def test_a_given_split_stays_and_val_is_drawn_from_train_where_it_is_large_enough() -> None:
+    for count, drawn in ((840, True), (660, False)):
+        splits = tuple("test" if i % 5 == 0 else "train" for i in range(count))
+        dataset, scanned = made(count, splits=splits)
+        split = make_split(dataset, scanned, [])
+        assert (split.given, split.val_drawn) == (True, drawn), count
+        places = [place_of(b"image:" + key) for key in scanned.keys]
+        expected = ["val" if drawn and s == "train" and p < 0.15 else s for s, p in zip(splits, places, strict=True)]
+        assert list(split.assigned) == expected
+        assert split.origin == "as given with the data" + (", val drawn from train by content" if drawn else "")
+    share = make_split(dataset, scanned, [], shares=SplitShares(val=0.2))
+    assert share.val_drawn
+    assert [n for n in share.assigned if n == "val"]
+    assert {share.assigned[i] for i in range(0, 660, 5)} == {"test"}
+
+
+def test_as_many_expected_images_as_are_asked_for_are_enough_to_draw_val() -> None:
+    given = ("train",) * 200 + ("test",) * 10
+    dataset, scanned = made(210, splits=given)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(splits_module, "LEAST_DRAWN_VAL", 30)
+        assert make_split(dataset, scanned, []).val_drawn  # 0.15 of 200
+        less, scan = made(209, splits=given[1:])
+        assert not make_split(less, scan, []).val_drawn
+    assert (splits_module.DEFAULT_SHARE, splits_module.LEAST_DRAWN_VAL) == (0.15, 100)
+
+
+def test_shares_have_defaults_and_bounds() -> None:
+    assert (SplitShares().val_share, SplitShares().test_share) == (0.15, 0.15)
+    assert (SplitShares(0.3, 0.0).val_share, SplitShares(0.3, 0.0).test_share) == (0.3, 0.0)
+    assert SplitShares(0.7).test_share == 0.15
+    for val, test in ((0.0, 0.1), (1.0, 0.0), (0.5, 0.5), (0.1, -0.1), (0.1, 1.0), (0.85, None), (None, 0.85)):
+        with pytest.raises(OptionError, match="expected val > 0 and a sum below 1"):
+            SplitShares(val, test)
+
+
+def test_unreadable_images_are_nowhere_and_train_alone_is_drawn_from() -> None:
+    dataset, scanned = made(splits=("train",) * 400, faults={3: "cut off", 5: "empty"})
+    split = make_split(dataset, scanned, [])
+    whole = make_split(*made(), [])
+    assert not split.given
+    assert (split.assigned[3], split.assigned[5]) == ("", "")
+    assert [n for i, n in enumerate(split.assigned) if i not in (3, 5)] == [
+        n for i, n in enumerate(whole.assigned) if i not in (3, 5)
+    ]
+    given, scan = made(4, splits=("train", "val", "test", "train"), faults={1: "empty"})
+    assert make_split(given, scan, []).assigned == ("train", "", "test", "train")
+    without, scan = made(3, splits=("val", "test", "val"))
+    with pytest.raises(DataError, match="found the splits test, val and no train"):
+        make_split(without, scan, [])
+    with pytest.raises(DataError, match="no train"):
+        make_split(without, scan, [], shares=SplitShares(val=0.2, test=0.2))
+
+
+@pytest.mark.parametrize(
+    ("given", "shares", "refused"),
+    [
+        (("train", "val"), SplitShares(val=0.2), True),
+        (("train", "val"), SplitShares(test=0.2), True),
+        (("train", "test"), SplitShares(test=0.2), True),
+        (("train", "test"), SplitShares(val=0.2), False),
+        (("train", "train"), SplitShares(0.2, 0.2), False),
+        (None, SplitShares(0.2, 0.2), False),
+        (("train", "val"), SplitShares(), False),
+    ],
+)
+def test_a_share_is_for_what_the_data_come_without(
+    given: tuple[str, ...] | None, shares: SplitShares, refused: bool
+) -> None:
+    dataset, _ = made(2, splits=given)
+    if refused:
+        with pytest.raises(OptionError, match=r"comes with its own split \(train, "):
+            check_shares(dataset, shares)
+    else:
+        check_shares(dataset, shares)
+
+
+def test_of_near_identical_images_the_one_in_the_later_split_is_left_out() -> None:
+    dataset, scanned = made()
+    drawn = make_split(dataset, scanned, []).assigned
+    train, val, test = ([i for i, name in enumerate(drawn) if name == own] for own in ("train", "val", "test"))
+    near = [
+        DuplicatePair(*sorted(pair), exact=False)
+        for pair in ((train[3], val[0]), (train[0], test[0]), (val[1], test[1]), (val[2], val[3]), (val[0], test[2]))
+    ]
+    split = make_split(dataset, scanned, near)
+    expected = list(drawn)
+    reasons = {}
+    for position, name, twin, where in (
+        (val[0], "val", train[3], "train"),
+        (test[0], "test", train[0], "train"),
+        (test[1], "test", val[1], "val"),
+    ):
+        expected[position] = ""
+        reasons[position] = f"drawn for {name}, but near-identical to {twin}.png in {where}"
+    assert list(split.assigned) == expected  # val[0] is itself left out and keeps test[2] from nothing
+    assert split.left_out == reasons
+    many = [DuplicatePair(min(i, test[4]), max(i, test[4]), exact=False) for i in (train[9], val[5], train[6])]
+    assert make_split(dataset, scanned, many).left_out[test[4]].endswith(f"to {min(train[6], train[9])}.png in train")
+    assert dict(split.sizes) == {n: expected.count(n) for n in ("train", "val", "test")}
+
+
+def test_copies_in_two_groups_are_twins_though_they_are_one_content() -> None:
+    keys = [hashlib.sha256(str(i // 2).encode()).digest()[:16] for i in range(400)]
+    groups = tuple(f"g{i}" for i in range(400))
+    dataset, scanned = made(groups=groups, keys=keys)
+    pairs = [DuplicatePair(i, i + 1, exact=True) for i in range(0, 400, 2)]
+    drawn, split = make_split(dataset, scanned, []), make_split(dataset, scanned, pairs)
+    apart = [i for i in range(0, 400, 2) if drawn.assigned[i] != drawn.assigned[i + 1]]
+    assert apart
+    assert set(split.left_out) == {
+        max((i, i + 1), key=lambda j: ("train", "val", "test").index(drawn.assigned[j])) for i in apart
+    }
+
+
+def test_leaks_are_between_given_splits_and_val_drawn_from_train_has_none_with_train() -> None:
+    splits = tuple("test" if i % 5 == 0 else "train" for i in range(840))
+    dataset, scanned = made(840, splits=splits, faults={11: "empty"})
+    drawn = make_split(dataset, scanned, []).assigned
+    train, val = ([i for i, name in enumerate(drawn) if name == own] for own in ("train", "val"))
+    pairs = [
+        DuplicatePair(0, train[1], exact=True),  # test and train
+        DuplicatePair(0, 5, exact=True),  # both test
+        DuplicatePair(10, 11, exact=True),  # of which one cannot be read
+        DuplicatePair(*sorted((train[4], val[0])), exact=False),
+        DuplicatePair(*sorted((15, val[1])), exact=False),
+    ]
+    split = make_split(dataset, scanned, pairs)
+    assert set(split.left_out) == {val[0]}
+    assert split.assigned[val[0]] == ""
+    assert split.leaks == (pairs[0], pairs[4])
+
+
+def test_images_of_each_class_and_split_are_counted() -> None:
+    dataset, scanned = made(6, splits=("train", "train", "test", "train", "test", "train"), faults={5: "empty"})
+    split = make_split(dataset, scanned, [])
+    assert split_counts(dataset, split) == {"train": {"a": 1, "b": 2}, "test": {"a": 2, "b": 0}}
+    several = replace(dataset, labels=np.ones((6, 2), np.int64))
+    assert split_counts(several, split) == {"train": {"a": 3, "b": 3}, "test": {"a": 2, "b": 2}}
