@@ -276,6 +276,9 @@ def test_camera_raw_files_are_refused_with_what_to_do(tmp_path: Path, ending: st
     path.write_bytes(encoded(quadrants(64), "TIFF"))  # the preview that such a file begins with
     with pytest.raises(UnreadableImage, match="camera raw: export it as JPEG or TIFF first"):
         decode(path)
+    path.write_bytes(b"something else")
+    with pytest.raises(UnreadableImage, match="camera raw"):
+        decode(path)
     for start in (b"FUJIFILMCCD-RAW 0201", b"\0\0\0\x18ftypcrx ", b"II*\0\x10\0\0\0CR\2\0", b"IIU\0\x18\0"):
         with pytest.raises(UnreadableImage, match="camera raw"):
             decode(start + bytes(99))

@@ -275,7 +275,8 @@ def decode(
     except LargeImage:
         raise
     except Exception as error:  # Pillow's plugins raise a dozen kinds for damaged files
-        raise UnreadableImage(name, _reason(data, error)) from error
+        unknown_raw = isinstance(error, UnidentifiedImageError) and Path(name).suffix.lower() in CAMERA_RAW
+        raise UnreadableImage(name, RAW_REMEDY if unknown_raw else _reason(data, error)) from error
 
 
 def read_values(path: str) -> DeepValues | None:
