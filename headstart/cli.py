@@ -1296,7 +1296,9 @@ def _state(parameters: int, trainable: int) -> str:
 
 def _shown(text: str) -> str:
     """A file name that is no Unicode, or holds control characters, must not break the line."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    from headstart.files import unicode_text
+
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in unicode_text(text))
 
 
 def _check_document(look: Inspection) -> dict[str, object]:

@@ -29,7 +29,7 @@ from headstart.backbone.weights import Backbone, build_architecture
 from headstart.concurrency import ProcessLock
 from headstart.data.images import Preprocessing, Rgb, as_rgb, decode, fit_to, map_images
 from headstart.errors import ModelFileError, UnreadableImage, first_line
-from headstart.files import not_written, user_path, write_atomically
+from headstart.files import not_written, unicode_text, user_path, write_atomically
 from headstart.html import paragraph, table
 from headstart.hub import fetch, read_address
 from headstart.model_file import FORMAT_VERSION, KEY, check_model, digest, read_model_file
@@ -147,7 +147,7 @@ class Model:
         self.head = describe(head).requires_grad_(False).eval()
         self._exact: nn.Module | None = None
         self._engines: dict[tuple[object, ...], Engine] = {}
-        self.classes = tuple(classes)
+        self.classes = tuple(map(unicode_text, classes))  # names of earlier versions may hold halves of characters
         self.recipe = recipe
         self.data = data
         self.scores = scores

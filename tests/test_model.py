@@ -221,3 +221,11 @@ def test_a_model_can_be_copied_after_it_has_predicted(model: Model) -> None:
     images = [picture(i) for i in range(2)]
     expected = model.predict(images)
     assert copy.deepcopy(model).predict(images) == expected
+
+
+def test_class_names_of_an_earlier_version_that_cannot_be_written_become_text(model: Model) -> None:
+    """Once, tables that were not UTF-8 gave such names, and a server with them answered nobody."""
+    names = ("G\udce4nse", *model.classes[1:])
+    own = Model(model.net, model.head, names, recipe=model.recipe, data={}, scores={})
+    assert own.classes[0] == "G\\xe4nse"
+    assert "".join(own.classes).encode()

@@ -192,6 +192,15 @@ def test_a_path_that_fits_several_files_or_has_a_backslash_in_its_name_stays(tmp
     assert not data.findings
 
 
+def test_a_path_that_is_not_utf8_is_found_by_the_text_that_stands_for_it(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"a": 1, "b": 1})
+    name = os.fsdecode(b"G\xe4nse.png")
+    (tmp_path / "a" / "0.png").rename(tmp_path / "a" / name)
+    data = open_table(table(tmp_path, f"path,label\na/G\\xe4nse.png,x\n{tmp_path}/a/G\\xe4nse.png,x\nb/0.png,y\n"))
+    assert data.paths == (f"{tmp_path}/a/{name}", f"a/{name}", "b/0.png")
+    assert all(os.path.isfile(file) for file in data.files())
+
+
 def test_two_rows_of_one_file_are_found_however_it_is_written(tmp_path: Path) -> None:
     write_classes(tmp_path, {"a": 1})
     with pytest.raises(DataError, match=r"row 3: a/0\.png stands twice"):
