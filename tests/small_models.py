@@ -18,7 +18,7 @@ from headstart.data.images import fit_to
 from headstart.model import Model
 from headstart.training.calibration import Calibration
 from headstart.training.heads import HeadSpec, NeighbourHead, RbfHead, build_head, vectors_of
-from headstart.training.outliers import familiar_with
+from headstart.training.outliers import Familiar, familiar_with
 from headstart.training.recipe import Recipe
 
 CLASSES = ("blue", "green", "red")
@@ -53,8 +53,14 @@ def small_model(
         scores={},
         thresholds=(0.3, 0.5, 0.6) if several else None,
         calibration=Calibration(temperature=0.7, images=100, wanted=0.95, threshold=0.6),
-        familiar=familiar_with(vectors_of(features, Layout.of(own.module))) if familiar else None,
+        familiar=_familiar(vectors_of(features, Layout.of(own.module))) if familiar else None,
     )
+
+
+def _familiar(vectors: np.ndarray) -> Familiar | None:
+    """The pictures themselves as references, and as usual what each is to the others."""
+    known = familiar_with(vectors)
+    return None if known is None else known.with_usual(known.distances(vectors, itself=np.arange(len(vectors))))
 
 
 def shown(seed: int) -> Image.Image:
