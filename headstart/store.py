@@ -788,7 +788,7 @@ def _entries_of(kind: Path) -> Iterator[CacheEntry]:
             if _NAME.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
                 yield from _folder_entry(path)
             elif kind.name == "engines" and _DOCUMENT.fullmatch(path.name) and not path.is_symlink():
-                about = _json(read_document(path).get("about", ""))
+                about = _about_of_document(path)
                 size = sum(file.lstat().st_size for file in [path, *path.rglob("*")])
                 yield CacheEntry(kind.name, path.stem, about, 0, size, _last_used(path), path)
 
@@ -809,11 +809,28 @@ def _folder_entry(folder: Path) -> Iterator[CacheEntry]:
 
 def _document(folder: Path) -> dict[str, Any]:
     """What about.json says; empty where it cannot be read."""
+    path = folder / "about.json"
     try:
-        with open(folder / "about.json", "rb") as file:
+        if not path.is_file():
+            return {}
+        with open(path, "rb") as file:
             return _json(file.read(ABOUT_BYTES))
     except OSError:
         return {}
+
+
+def _about_of_document(path: Path) -> dict[str, Any]:
+    """What a plan says that it was found for, not verified; empty where that cannot be read."""
+    try:
+        if not path.is_file():
+            return {}
+        with open(path, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            told = _json(file.read(min(size, ABOUT_BYTES))).get("__metadata__")
+    except OSError:
+        return {}
+    about = told.get("about") if isinstance(told, dict) else None
+    return _json(about) if isinstance(about, str) else {}
 
 
 def _json(text: str | bytes) -> dict[str, Any]:

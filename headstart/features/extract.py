@@ -191,8 +191,9 @@ def require_finite(net: PixelNet, rows: npt.NDArray[np.floating[Any]]) -> None:
     if not np.isfinite(rows).all():
         backbone = net.backbone
         raise WeightsError(
-            f"{backbone.architecture} ({backbone.source}): its output is not finite (NaN or infinity) on these images, "
-            "so its weights are damaged or do not fit. Use other weights: --weights FILE, or another --backbone."
+            f"{backbone.architecture} ({backbone.source}): its output is not finite (NaN or infinity) on these images: "
+            "its weights are damaged, or their training diverged. Use other weights (--weights FILE, --backbone NAME), "
+            "or train with a lower --lr."
         )
 
 

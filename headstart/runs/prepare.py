@@ -36,7 +36,7 @@ from headstart.evaluation.image_map import ImageMap, make_map
 from headstart.evaluation.metrics import CROSS_VALIDATION, AnyScores
 from headstart.evaluation.predictions import Evaluated, evaluate_predictions
 from headstart.features.activations import Activations, Pictures, Through, Views, activation_store
-from headstart.features.extract import Tap, compute_features, feature_store, pick_sample
+from headstart.features.extract import Tap, compute_features, feature_store, pick_sample, require_finite
 from headstart.model import Model, data_fingerprint
 from headstart.progress import Progress, with_example
 from headstart.runs.known import Known
@@ -659,6 +659,7 @@ class Preparation:
         made = []
         with self.progress.task("Evaluating", len(keys)) as advance:
             for rows in run_stream(engine, map(pixels.read, batches)):
+                require_finite(net, rows)
                 made.append(rows)
                 advance(len(rows))
         return np.concatenate(made)
