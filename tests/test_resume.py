@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import builtins
+import errno
+import io
 import json
+import os
 import re
 import shutil
 import signal
@@ -494,3 +498,100 @@ def test_a_run_finds_its_tables_columns_again(hard: Path, tiny: dict[str, Any], 
 def test_there_is_nothing_to_resume_where_no_run_is(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no run that could go on"):
         resume(tmp_path)
+
+
+class Disk:
+    """Counts what is written below a folder; from a certain write on the disk is full."""
+
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        self.folder, self.writes, self.full_from = str(folder), 0, 10**9
+        opened, replaced, made = builtins.open, os.replace, os.mkdir
+
+        def open_it(file: Any, mode: str = "r", *rest: Any, **named: Any) -> Any:
+            if set(mode) & set("wax+"):
+                self.write(file)
+            return opened(file, mode, *rest, **named)
+
+        def replace_it(source: Any, target: Any, **named: Any) -> None:
+            self.write(target)
+            replaced(source, target, **named)
+
+        def make_it(path: Any, *rest: Any, **named: Any) -> None:
+            self.write(path)
+            made(path, *rest, **named)
+
+        patch.setattr(builtins, "open", open_it)
+        patch.setattr(io, "open", open_it)
+        patch.setattr(os, "replace", replace_it)
+        patch.setattr(os, "mkdir", make_it)
+
+    def write(self, file: Any) -> None:
+        if not str(file).startswith(self.folder) or "now.json" in str(file):  # which is written when there is time
+            return
+        self.writes += 1
+        if self.writes >= self.full_from:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def full_from(
+    number: int, data: Path, folder: Path, choices: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> hs.Run:
+    """The run that comes of a disk that is full from a certain write on, and has room again afterwards."""
+    said = ""
+    with monkeypatch.context() as patch:
+        disk = Disk(folder, patch)
+        disk.full_from = number
+        try:
+            return hs.train(data, out=folder, **choices)
+        except HeadstartError as error:  # and no OSError
+            said = str(error)
+    assert str(folder) in said
+    assert "Free some space" in said
+    if f"headstart train --resume {folder}" in said:
+        return resume(folder)
+    assert not folder.exists()
+    return hs.train(data, out=folder, **choices)
+
+
+def counted(data: Path, folder: Path, choices: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> tuple[hs.Run, int]:
+    """A run that nothing happens to, and how often it writes."""
+    with monkeypatch.context() as patch:
+        disk = Disk(folder, patch)
+        return hs.train(data, out=folder, **choices), disk.writes
+
+
+def test_a_full_disk_is_a_named_error_and_the_run_goes_on_afterwards(
+    climbing: None, hard: Path, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, writes = counted(hard, tmp_path / "whole", tiny, monkeypatch)
+    run = full_from(writes - 4, hard, tmp_path / "late", tiny, monkeypatch)
+    assert run.model_path.read_bytes() == expected.model_path.read_bytes()
+
+
+def test_a_disk_that_is_full_from_the_beginning_leaves_no_folder(
+    hard: Path, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (1, 2, 4):  # the folder, the recipe, the start
+        disk = Disk(tmp_path / "run", monkeypatch)
+        disk.full_from = number
+        with pytest.raises(RunError, match=r"run.*: cannot be written \(No space left.*Free some space"):
+            hs.train(hard, out=tmp_path / "run", **tiny)
+        assert not (tmp_path / "run").exists()
+        monkeypatch.undo()
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("more", [{}, {"unfreeze": "layer4", "epochs": 1, "views": 1}])
+def test_so_it_is_whichever_write_the_disk_is_full_at(
+    more: dict[str, Any],
+    climbing: None,
+    hard: Path,
+    tiny: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    choices = tiny | more
+    expected, writes = counted(hard, tmp_path / "whole", choices, monkeypatch)
+    for number in range(1, writes + 1):
+        run = full_from(number, hard, tmp_path / str(number), choices, monkeypatch)
+        assert run.model_path.read_bytes() == expected.model_path.read_bytes(), number

@@ -44,7 +44,7 @@ from headstart.evaluation.image_map import MAP_FILE, ImageMap
 from headstart.evaluation.metrics import CROSS_VALIDATION, AnyScores, scores_from_json, shown_first
 from headstart.evaluation.predictions import Evaluated, predictions_csv
 from headstart.evaluation.reliability import reliabilities, reliability_picture, usual_kept
-from headstart.files import csv_text, json_text, text_bytes, user_path, write_atomically, writing_run
+from headstart.files import csv_text, json_text, not_written, text_bytes, user_path, write_atomically, writing_run
 from headstart.html import data_address, paragraph, picture, table
 from headstart.model import MODEL_FILE, Model
 from headstart.runs.known import REMEMBERED_FILE
@@ -187,7 +187,7 @@ def make_run_folder(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"{folder}: cannot be made: {error.strerror}. Name another with --out.") from error
+        raise RunError(f"{not_written(folder, error)}, or name another folder with --out.") from error
     return folder
 
 
