@@ -94,22 +94,27 @@ def test_asked_to_stop_it_finishes_what_is_under_way_and_ends_well(model_file: P
     ):
         replies: list[httpx.Response] = []
         sent = form(*((f"{i}.jpg", jpeg(i)) for i in range(3)))
-        under_way = threading.Thread(
-            target=lambda: replies.append(httpx.post(f"{url}/v1/predict", files=sent, timeout=30, trust_env=False))
-        )
+        under_way = [
+            threading.Thread(
+                target=lambda: replies.append(httpx.post(f"{url}/v1/predict", files=sent, timeout=30, trust_env=False))
+            )
+            for _ in range(4)
+        ]
         assert client.get("/readyz").status_code == 200
-        under_way.start()
-        until(lambda: "headstart_queue 3.0" in client.get("/metrics").text)
+        for own in under_way:
+            own.start()
+        until(lambda: "headstart_queue 12.0" in client.get("/metrics").text)
         process.send_signal(asked)
         until(lambda: client.get("/readyz").status_code == 503)
         assert client.post("/v1/predict", files=form(("a.jpg", jpeg()))).status_code == 503
-        under_way.join()
+        for own in under_way:
+            own.join()
         assert process.wait(20) == 0
-    (reply,) = replies
-    assert reply.status_code == 200
-    assert [own["error"] for own in reply.json()["predictions"]] == [None] * 3
+    assert [reply.status_code for reply in replies] == [200] * 4
+    for reply in replies:
+        assert [own["error"] for own in reply.json()["predictions"]] == [None] * 3
     entries = [json.loads(line) for line in lines if line.startswith("{")]
-    assert [(own["status"], own["pictures"]) for own in entries if own.get("pictures")] == [(200, 3)]
+    assert [(own["status"], own["pictures"]) for own in entries if own.get("pictures")] == [(200, 3)] * 4
     assert not [line for line in lines if "Traceback" in line]
 
 
