@@ -445,7 +445,6 @@ def predict(
 ) -> None:
     """Classify pictures. One that cannot be read has a row that says why."""
     with _importing():
-        from headstart.data.dataset import find_images
         from headstart.evaluation.tables import TABLE_FORMATS, prediction_document, write_predictions
         from headstart.files import check_suffix
         from headstart.model import load
@@ -456,8 +455,7 @@ def predict(
     elif excel:
         raise typer.BadParameter("--excel writes a file: name it with --out NAME.csv.")
     model = load(run_or_model)
-    pictures = [name for path in paths for name in find_images(path)]
-    predictions = model.predict(pictures, top=top, device=device.value, progress=TerminalProgress())
+    predictions = model.predict(paths, top=top, device=device.value, progress=TerminalProgress())
     if out is not None:
         write_predictions(out, predictions, excel=excel)
     uncalibrated = {} if model.calibration.images else {"uncalibrated": model.calibration_words}

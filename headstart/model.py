@@ -12,7 +12,7 @@ from functools import cached_property
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar, cast, final, overload
+from typing import Any, TypeVar, final, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,8 @@ from headstart.backbone.layers import Layout
 from headstart.backbone.weights import Backbone, build_architecture
 from headstart.concurrency import ProcessLock
 from headstart.data.images import Preprocessing, Rgb, as_rgb, decode, fit_to, map_images
-from headstart.errors import ModelFileError, UnreadableImage, first_line
+from headstart.data.sources import ImageSource, OneImage, Picture, read_source, read_sources
+from headstart.errors import ModelFileError, OptionError, UnreadableImage, first_line
 from headstart.files import not_written, unicode_text, user_path, write_atomically
 from headstart.html import paragraph, table
 from headstart.hub import fetch, read_address
@@ -52,9 +53,6 @@ UNSURE = "unsure: ask a person"
 
 SHOWN_CLASSES = 12
 """Names of classes that a notebook shows."""
-
-Picture = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]
-"""A path, a file's bytes, a Pillow image, or a uint8 array of shape (H, W), (H, W, 3) or (H, W, 4)."""
 
 Item = TypeVar("Item")
 
@@ -216,89 +214,88 @@ class Model:
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a path is a str, and a str is iterable
-        self,
-        pictures: Picture,
-        *,
-        top: int = 5,
-        device: str = "auto",
-        progress: Progress | None = None,
+        self, pictures: OneImage, *, top: int = 5, device: str = "auto", progress: Progress | None = None
     ) -> Prediction: ...
 
     @overload
     def predict(
-        self,
-        pictures: Iterable[Picture],
-        *,
-        top: int = 5,
-        device: str = "auto",
-        progress: Progress | None = None,
+        self, pictures: Iterable[Picture], *, top: int = 5, device: str = "auto", progress: Progress | None = None
     ) -> list[Prediction]: ...
 
     def predict(
-        self,
-        pictures: Picture | Iterable[Picture],
-        *,
-        top: int = 5,
-        device: str = "auto",
-        progress: Progress | None = None,
+        self, pictures: object, *, top: int = 5, device: str = "auto", progress: Progress | None = None
     ) -> Prediction | list[Prediction]:
-        """Classifies one picture or many.
+        """Classifies one image or several.
 
         Args:
-            pictures: one picture (see ``Picture``), or any number of them.
-            top: how many classes each prediction lists.
+            pictures: a path, a file's bytes, an open binary file (read from its beginning), a Pillow image, an array
+                or a tensor; or several of them in a list or any other iterable, a folder (the images in it, in natural
+                order), a data set, or a frame of pandas, polars or pyarrow with a column of paths.
+
+                Arrays are (H, W) or (H, W, 1, 3 or 4), of uint8, uint16, bool (True is white), or floats in [0, 1];
+                (N, H, W, C) are several. Tensors are likewise, or (C, H, W) where the first axis is 1, 3 or 4.
+            top: how many classes each prediction lists, at least 1.
             device: "auto", "cpu", "cuda" or "mps".
-            progress: told of each picture.
+            progress: told of each image.
 
         Returns:
-            One ``Prediction`` for one picture, a list of them, in order, for many. A picture that cannot be read has
-            a prediction without a label whose ``error`` says why; it shifts no other.
+            One ``Prediction`` for one image, a list of them, in order, for several. An image that cannot be read has a
+            prediction without a label whose ``error`` says why; it shifts no other.
+
+        Raises:
+            OptionError: ``pictures`` is none of these, or another argument has a value that it cannot take.
+            DataError: a single path does not exist, or a folder holds no image.
         """
-        if _is_one(pictures):
-            return self._predict([cast(Picture, pictures)], top=top, device=device, progress=progress)[0]
-        several = list(cast(Iterable[Picture], pictures))
-        return self._predict(several, top=top, device=device, progress=progress)
+        if isinstance(top, bool) or not isinstance(top, int) or top < 1:
+            raise OptionError(f"top {top!r}: expected a whole number from 1 on.")
+        sources, is_one = read_sources(pictures)
+        probabilities, odd, faults = self._examine(sources, device, progress)
+        answers = [
+            unreadable(source.name, faults[place])
+            if place in faults
+            else self.prediction(source.name, probabilities[place], odd[place], top=top)
+            for place, source in enumerate(sources)
+        ]
+        return answers[0] if is_one else answers
 
     def predict_proba(
-        self,
-        pictures: Sequence[Picture],
-        *,
-        device: str = "auto",
-        progress: Progress | None = None,
+        self, pictures: object, *, device: str = "auto", progress: Progress | None = None
     ) -> tuple[npt.NDArray[np.float64], dict[int, str]]:
-        """Probabilities of many pictures.
+        """Probabilities of several images; arguments and errors as ``predict``.
 
         Returns:
-            (N, classes) float64, a row of NaN where a picture cannot be read, and position -> reason of those.
+            (N, classes) float64, a row of NaN where an image cannot be read, and position -> reason of those. One
+            image has one row; a folder as many as there are images in it.
         """
         probabilities, _, faults = self.examine(pictures, device=device, progress=progress)
         return probabilities, faults
 
     def examine(
-        self,
-        pictures: Sequence[Picture],
-        *,
-        device: str = "auto",
-        progress: Progress | None = None,
+        self, pictures: object, *, device: str = "auto", progress: Progress | None = None
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], dict[int, str]]:
-        """Probabilities and outlier scores of many pictures.
+        """Probabilities and outlier scores of several images; arguments and errors as ``predict``.
 
         Returns:
             As ``predict_proba``, and between the two (N,) float64 outlier scores (see ``Prediction.outlier``), NaN
             where there is none.
         """
+        return self._examine(read_sources(pictures)[0], device, progress)
+
+    def _examine(
+        self, sources: Sequence[ImageSource], device: str, progress: Progress | None
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], dict[int, str]]:
         progress = progress or SilentProgress()
-        out, odd = np.full((len(pictures), len(self.classes)), np.nan), np.full(len(pictures), np.nan)
+        out, odd = np.full((len(sources), len(self.classes)), np.nan), np.full(len(sources), np.nan)
         faults: dict[int, str] = {}
         engine: Engine | None = None
-        with progress.task("Predicting", len(pictures)) as advance:
-            for batch in _batches(enumerate(map_images(self.pixels, pictures)), 32):
+        with progress.task("Predicting", len(sources)) as advance:
+            for batch in _batches(enumerate(map_images(self.pixels, sources)), 32):
                 faults |= {place: seen for place, seen in batch if isinstance(seen, str)}
                 good = [(place, seen) for place, seen in batch if not isinstance(seen, str)]
                 if good:
                     pixels = np.stack([seen for _, seen in good])
                     if engine is None:
-                        engine = self._engine(len(pictures), pixels, device, progress)
+                        engine = self._engine(len(sources), pixels, device, progress)
                     places = [place for place, _ in good]
                     out[places], odd[places] = self.judge(run_in_batches(engine, pixels))
                 advance(len(batch))
@@ -423,37 +420,24 @@ class Model:
         """(H, W, 3) uint8 as the network sees the picture, or why it cannot be read.
 
         Args:
-            picture: which one.
+            picture: see ``predict``.
             most: pixels that its file may hold, see ``decode``; None for any number.
             at_once: pixels that may be decoded now, see ``decode``; None for any number.
 
         Raises:
             LargeImage: it takes more than ``at_once``.
         """
+        content, own = read_source(picture).content, self.preprocessing
         try:
-            if isinstance(picture, (Image.Image, np.ndarray)):
-                image = as_rgb(picture, value_range=self.preprocessing.value_range)
+            if isinstance(content, (Image.Image, np.ndarray)):
+                image = as_rgb(content, value_range=own.value_range)
             else:
-                source = picture if isinstance(picture, bytes) else os.fspath(picture)
-                own = self.preprocessing
-                decoded = decode(
-                    source, at_least=own.decode_at_least, value_range=own.value_range, most=most, at_once=at_once
-                )
-                image = decoded.image
-            return fit_to(image, self.preprocessing, at_once=at_once)
+                image = decode(
+                    content, at_least=own.decode_at_least, value_range=own.value_range, most=most, at_once=at_once
+                ).image
+            return fit_to(image, own, at_once=at_once)
         except UnreadableImage as error:
             return error.reason
-
-    def _predict(
-        self, pictures: list[Picture], *, top: int, device: str, progress: Progress | None
-    ) -> list[Prediction]:
-        probabilities, odd, faults = self.examine(pictures, device=device, progress=progress)
-        return [
-            unreadable(_name(picture), faults[place])
-            if place in faults
-            else self.prediction(_name(picture), probabilities[place], odd[place], top=top)
-            for place, picture in enumerate(pictures)
-        ]
 
     def _given(self, chances: npt.NDArray[np.float64]) -> tuple[tuple[str, float], ...] | None:
         if self.thresholds is None:
@@ -569,20 +553,6 @@ def _familiar(tensors: dict[str, Tensor]) -> Familiar | None:
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _is_one(pictures: object) -> bool:
-    if isinstance(pictures, np.ndarray):
-        return pictures.dtype == np.uint8 and pictures.ndim <= 3
-    return isinstance(pictures, (str, bytes, os.PathLike, Image.Image))
-
-
-def _name(picture: Picture) -> str:
-    if isinstance(picture, Image.Image):
-        return "<image>"
-    if isinstance(picture, bytes):
-        return "<bytes>"
-    return "<array>" if isinstance(picture, np.ndarray) else os.fspath(picture)
 
 
 def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

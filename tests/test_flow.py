@@ -29,6 +29,7 @@ ORDER = [
     "data.quality",
     "data.duplicates",
     "data.dataset",
+    "data.sources",
     "data.splits",
     "data.checks",
     "backbone.names",

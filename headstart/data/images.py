@@ -23,7 +23,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from headstart.concurrency import ignored_warnings, usable_cpus
 from headstart.data.bit_depth import DeepValues, ValueRange, deep_values, tag
-from headstart.errors import LargeImage, UnreadableImage
+from headstart.errors import LargeImage, UnreadableImage, first_line
 from headstart.html import data_address
 
 DECODER_VERSION = 3
@@ -320,24 +320,33 @@ def as_rgb(image: Image.Image | npt.NDArray[Any], *, value_range: ValueRange | N
     """An upright RGB picture from one that is already in memory.
 
     Args:
-        image: a Pillow image of any mode, or a uint8 array of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
-        value_range: see ``Preprocessing``; for Pillow images of 16 bits.
+        image: a Pillow image of any mode, or an array of uint8 or uint16 of shape (H, W) or (H, W, 1, 3 or 4).
+        value_range: see ``Preprocessing``; for 16 bits.
 
     Raises:
-        UnreadableImage: another type, dtype, shape or mode.
+        UnreadableImage: another type, dtype, shape or mode; or a Pillow image that is read late and is damaged.
     """
     if isinstance(image, Image.Image):
-        _go_to_picture(image)
-        return _upright_rgb(image, value_range=value_range).image
+        try:
+            _go_to_picture(image)
+            return _upright_rgb(image, value_range=value_range).image
+        except UnreadableImage:
+            raise
+        except Exception as error:  # as in ``decode``; also of a file that was closed
+            raise UnreadableImage("<image>", f"damaged: {first_line(error)}") from error
     array = np.asarray(image)
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
-        raise UnreadableImage(
-            "<array>",
-            f"expected uint8 of shape (H, W), (H, W, 3) or (H, W, 4), got {array.dtype} {array.shape}",
-        )
-    if not array.size:
-        raise UnreadableImage("<array>", f"no pixels: shape {array.shape}")
-    return _to_rgb(Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array))
+    deep = array.dtype == np.uint16
+    if array.dtype != np.uint8 and not deep:
+        raise UnreadableImage("<array>", f"expected uint8 or uint16, got {array.dtype}")
+    if not array.size or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        raise UnreadableImage("<array>", f"expected pixels of shape (H, W) or (H, W, 1, 3 or 4), got {array.shape}")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if not deep:
+        return _to_rgb(Image.fromarray(np.ascontiguousarray(array)))
+    alpha = Image.fromarray((array[..., 3] >> 8).astype(np.uint8)) if array.ndim == 3 and array.shape[2] == 4 else None
+    values = array if array.ndim == 2 else array[..., :3]
+    return _to_rgb(DeepValues(values, 65535, 16, alpha).to_8_bits(value_range))
 
 
 def fit_to(image: Image.Image, preprocessing: Preprocessing, *, at_once: int | None = None) -> Rgb:
