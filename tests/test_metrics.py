@@ -246,5 +246,6 @@ def test_one_label_on_few_images_has_figures_too() -> None:
     chances, labels = np.array([[0.9], [0.2]]), np.array([[1], [0]])
     scores = score_labels(chances, labels, labels, ["x"], thresholds=[0.5], name="val")
     assert (scores.mean_average_precision, scores.macro_f1, scores.correct) == (1, 1, 2)
+    assert (scores.map_low, scores.map_high) == (1, 1)
     bare = score_labels(chances, 0 * labels, labels, ["x"], thresholds=[0.5], name="val")
     assert (bare.mean_average_precision, bare.macro_f1, bare.correct, bare.classes[0].precision) == (0, 0, 1, 0)
