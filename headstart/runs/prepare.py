@@ -601,7 +601,11 @@ class Preparation:
         if known is None:
             return None
         distances = [] if val is None else [known.distances(model.vectors(val))]
-        if model.net is self.net:  # frozen: other training images are as far from the references as any usual image
+        split = self.look.split
+        drawn = (
+            split.val_drawn or not split.given
+        )  # a val that was given may differ from train, and be like later images
+        if model.net is self.net and (drawn or self.few):  # frozen: training images are to each other as any image is
             own = self._without_twins()
             among = {place: number for number, place in enumerate(places)}
             itself = np.array([among.get(i, -1) for i in own], np.int64)
