@@ -43,6 +43,7 @@ from headstart.training.ladder import (
     KNN,
     Rung,
     RungResult,
+    fold_settings,
     paired_p,
     room_for_gain,
 )
@@ -356,7 +357,7 @@ class Climb:
                 self._begin_fold(place, learn),
                 train.some(learn),
                 None,
-                rung.settings,
+                fold_settings(rung.settings),
                 dtype=self.dtype,
                 device=self.device,
                 progress=self.progress,
