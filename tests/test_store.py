@@ -9,11 +9,22 @@ import time
 from pathlib import Path
 
 import numpy as np
+import platformdirs
 import pytest
 from damage import DAMAGES, files_of
 
+from headstart import store as stores
 from headstart.errors import CacheError
-from headstart.store import DamagedRows, RowStore, cache_entries, content_key, describe_key, verify_cache
+from headstart.store import (
+    DamagedRows,
+    RowStore,
+    cache_entries,
+    cache_root,
+    content_key,
+    describe_key,
+    size_text,
+    verify_cache,
+)
 
 
 def keys(*numbers: int) -> list[bytes]:
@@ -313,3 +324,74 @@ def test_hundreds_of_damages_give_no_other_row_and_no_other_error(tmp_path: Path
         for opened in (store, open_store(root, "a")):
             assert np.array_equal(opened.read(keys(*range(12))), rows(*range(12)))
         shutil.rmtree(tmp_path / "work")
+
+
+# where it is, and what is said
+
+
+def test_the_cache_is_where_the_environment_says_or_in_the_systems_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "own"))
+    assert cache_root() == tmp_path / "own"
+    assert cache_root(tmp_path / "named") == tmp_path / "named"
+    monkeypatch.delenv("HEADSTART_CACHE")
+    assert cache_root() == Path(platformdirs.user_cache_dir("headstart"))
+    monkeypatch.setenv("HEADSTART_CACHE", "~nosuchuser/cache")
+    with pytest.raises(CacheError, match=r"no cache folder: .*nosuchuser.* Set HEADSTART_CACHE"):
+        cache_root()
+    monkeypatch.delenv("HEADSTART_CACHE")
+
+    def homeless(_: str) -> str:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(platformdirs, "user_cache_dir", homeless)
+    with pytest.raises(CacheError, match=r"no home folder is known here \(HOME is not set\)\. Set HEADSTART_CACHE"):
+        cache_root()
+
+
+def test_damaged_rows_are_counted_in_words() -> None:
+    assert "store: 1 row is damaged, and dropped." in str(DamagedRows(Path("store"), keys(1)))
+    assert "store: 1,200 rows are damaged, and dropped." in str(DamagedRows(Path("store"), [b""] * 1200))
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0.0 kB"), (345, "0.3 kB"), (999_999, "1,000.0 kB"), (1e6, "1.0 MB"), (345e6, "345.0 MB"), (1e9, "1.0 GB")],
+)
+def test_sizes_are_said_in_powers_of_1000(size: float, text: str) -> None:
+    assert size_text(size) == text
+    assert size_text(1.25e12) == "1,250.0 GB"
+
+
+def test_a_cache_that_cannot_be_listed_is_a_named_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CacheError, match=r"Not a directory\. Set HEADSTART_CACHE to a folder of yours"):
+        cache_entries(tmp_path / "file")
+    assert cache_entries(tmp_path / "gone") == []
+
+
+def test_a_cache_that_is_only_read_is_used_and_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(tmp_path)
+    store.append(keys(1), rows(1))
+    (store.folder / "about.json").unlink()
+
+    def refuses(number: int) -> None:
+        def write(*_: object) -> None:
+            raise OSError(number, "refused")
+
+        monkeypatch.setattr(stores, "write_atomically", write)
+
+    refuses(errno.EROFS)
+    assert np.array_equal(open_store(tmp_path).read(keys(1)), rows(1))
+    refuses(errno.EIO)
+    with pytest.raises(CacheError, match="refused"):
+        open_store(tmp_path)
+
+
+def test_what_was_set_aside_is_removed(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    (store.folder / "rows.bin").unlink(missing_ok=True)
+    (store.folder / "rows.bin").mkdir()
+    open_store(tmp_path)
+    assert [path.name for path in store.folder.parent.iterdir()] == [store.folder.name]
