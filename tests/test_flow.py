@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import inspect
 import subprocess
 import sys
+import typing
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import headstart as hs
+from headstart import errors
 
 PACKAGE = Path(hs.__file__).parent
 
@@ -169,3 +175,36 @@ def test_importing_headstart_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_every_error_and_every_type_of_a_public_signature_can_be_imported_from_the_top() -> None:
+    assert {
+        name for name, own in vars(errors).items() if inspect.isclass(own) and own.__module__ == errors.__name__
+    } <= set(hs.__all__)
+    needed: dict[str, str] = {}
+    for name in hs.__all__:
+        for where, function in _signatures(name, getattr(hs, name)):
+            for hint in typing.get_type_hints(function).values():
+                needed |= {own.__name__: where for own in _classes(hint)}
+    assert len(needed) > 20
+    assert {name: where for name, where in needed.items() if name not in hs.__all__} == {}
+
+
+def _signatures(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Public functions, methods, and the fields of dataclasses."""
+    if not inspect.isclass(value):
+        yield name, value
+        return
+    if dataclasses.is_dataclass(value):
+        yield name, value
+    for own, method in vars(value).items():
+        method = method.fget if isinstance(method, property) else getattr(method, "__func__", method)
+        if not own.startswith("_") and inspect.isfunction(method):
+            yield f"{name}.{own}", method
+
+
+def _classes(hint: Any) -> Iterator[type]:
+    if inspect.isclass(hint) and hint.__module__.startswith("headstart."):
+        yield hint
+    for part in typing.get_args(hint):
+        yield from _classes(part)
