@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import signal
 import subprocess
@@ -395,3 +396,44 @@ def test_what_was_set_aside_is_removed(tmp_path: Path) -> None:
     (store.folder / "rows.bin").mkdir()
     open_store(tmp_path)
     assert [path.name for path in store.folder.parent.iterdir()] == [store.folder.name]
+
+
+def test_a_plan_that_cannot_be_read_is_listed_without_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a folder stands in its place, which counts with all that is in it."""
+    name = "0123456789abcdef01234567.safetensors"
+    plan = tmp_path / "engines" / name
+    (plan / "deep").mkdir(parents=True)
+    (plan / "deep" / "x").write_bytes(b"x" * 1000)
+    (entry,) = cache_entries(tmp_path)
+    assert (entry.about, entry.rows, entry.words) == ({}, 0, "engines")
+    assert entry.bytes == sum(path.lstat().st_size for path in (plan, plan / "deep", plan / "deep" / "x"))
+    shutil.rmtree(plan)
+    plan.write_bytes(b"nothing")
+
+    def refused(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(stores, "open", refused, raising=False)
+    (entry,) = cache_entries(tmp_path)
+    assert (entry.about, entry.bytes) == ({}, 7)
+
+
+def test_an_entry_counts_its_bytes_and_its_rows(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    assert [(own.rows, own.kind) for own in cache_entries(tmp_path)] == [(0, store.folder.parent.name)]
+    store.append(keys(*range(7)), rows(*range(7)))
+    (entry,) = cache_entries(tmp_path)
+    assert (entry.rows, entry.bytes) == (7, sum(path.stat().st_size for path in store.folder.iterdir()))
+
+
+def test_what_was_used_since_it_was_listed_is_not_removed_for_room(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    store.append(keys(1), rows(1))
+    entries = cache_entries(tmp_path)
+    os.utime(store.folder / "used", (1e9, 1e9))
+    assert stores._evict(entries, 1) == 0
+    assert store.folder.is_dir()
+    entries = cache_entries(tmp_path)
+    assert stores._evict(entries, 0) == 0
+    assert stores._evict(entries, 1) == entries[0].bytes
+    assert not store.folder.exists()
