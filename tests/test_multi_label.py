@@ -86,7 +86,8 @@ def test_a_run_tells_what_it_found_of_each_label(run: hs.Run) -> None:
 def test_every_figure_follows_from_the_predictions(run: hs.Run) -> None:
     for name, scores in run.results.items():
         assert isinstance(scores, LabelScores)
-        own = [row for row in rows_of(run.folder / "predictions.csv") if row["split"] == name]
+        file = "cross-validation.csv" if name == "cross-validation" else "predictions.csv"
+        own = [row for row in rows_of(run.folder / file) if row["split"] == name]
         truth, given = (
             np.array([[c in row[column].split("|") for c in COLOURS] for row in own])
             for column in ("labels", "predicted")
