@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
+from weakref import WeakKeyDictionary
 
 import imagehash
 import numpy as np
@@ -46,6 +48,9 @@ JUDGED_AT = 224
 """Shorter side, in pixels, at which tones and sharpness are judged: about what a network sees."""
 
 BATCH = 128
+
+_TOLD: WeakKeyDictionary[Progress, set[Path]] = WeakKeyDictionary()
+"""Folders of the cache whose damage a listener has heard of."""
 
 FACTS = np.dtype(
     [
@@ -139,7 +144,6 @@ class PixelReader:
         self.store = pixel_store(preprocessing, cache)
         self._preprocessing, self._sources = preprocessing, sources
         self._progress = progress or SilentProgress()
-        self._told = False
 
     def read(self, keys: Sequence[bytes]) -> npt.NDArray[np.uint8]:
         """(n, height, width, 3) uint8 in the order of ``keys``.
@@ -152,17 +156,26 @@ class PixelReader:
         try:
             return self.store.read(keys)
         except DamagedRows as damaged:
-            if not self._told:
-                self._told = True
-                self._progress.say(say_damaged("pixels", self.store.folder))
+            warn_damaged("pixels", self.store.folder, self._progress)
             looks = [_look_again(self._sources.get(key), key, self._preprocessing) for key in damaged.keys]
             self.store.append(damaged.keys, np.stack([seen.pixels for seen in looks if seen.pixels is not None]))
         return self.store.read(keys)
 
 
-def say_damaged(what: str, folder: Path) -> str:
-    """The sentence for rows of a cache that were found damaged and are made again."""
-    return (
+def warn_damaged(what: str, folder: Path, progress: Progress) -> None:
+    """Says that rows of a cache were found damaged and are made again; once for a folder and a listener.
+
+    Args:
+        what: the rows are.
+        folder: of the store.
+        progress: who is told.
+    """
+    with suppress(TypeError):  # a listener of the user's that can be no key: it hears of it each time
+        told = _TOLD.setdefault(progress, set())
+        if folder in told:
+            return
+        told.add(folder)
+    progress.say(
         f"Warning: some {what} in the cache ({folder}) were damaged, by a power cut or a failing disk; they are "
         "computed again. To check all of the cache: headstart cache --verify."
     )
@@ -233,7 +246,7 @@ def scan(
     try:
         facts[usable] = known.read(own)
     except DamagedRows as damaged:
-        progress.say(say_damaged("facts of images", known.folder))
+        warn_damaged("facts of images", known.folder, progress)
         sources = {keys[i]: paths[i] for i in usable}
         looks = [_look_again(sources[key], key, None) for key in damaged.keys]
         known.append(damaged.keys, np.array([seen.facts for seen in looks], dtype=FACTS))

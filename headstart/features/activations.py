@@ -23,7 +23,7 @@ from headstart.backbone.engine import Engine, Identity, Pixels, TorchEngine, eng
 from headstart.backbone.forward import ActivationNet, FeatureNet
 from headstart.data.augment import Augmentation, view_key, views
 from headstart.data.images import map_images
-from headstart.data.scan import PixelReader, say_damaged
+from headstart.data.scan import PixelReader, warn_damaged
 from headstart.errors import CacheError, DataError, UnreadableImage
 from headstart.features.extract import half_precision, is_time_to_write
 from headstart.progress import Progress, SilentProgress
@@ -183,7 +183,6 @@ class Activations:
         sources = dict(zip(pictures.keys, pictures.files, strict=True))
         self._pixels = PixelReader(net.backbone.preprocessing, sources, cache=cache, progress=progress)
         self._progress = progress or SilentProgress()
-        self._told = False
         through = None if source is None else source[1]
         self.plain = activation_store(net, shape, identity=engine.identity, through=through, cache=cache)
         self.store = self.plain
@@ -281,9 +280,7 @@ class Activations:
         return out
 
     def _make_again(self, rows: Sequence[Row], names: Sequence[bytes], damaged: set[bytes], store: RowStore) -> None:
-        if not self._told:
-            self._told = True
-            self._progress.say(say_damaged("activations", store.folder))
+        warn_damaged("activations", store.folder, self._progress)
         again = sorted({row for row, name in zip(rows, names, strict=True) if name in damaged})
         for made in self._make(again):
             self._append(made)

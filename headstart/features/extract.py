@@ -24,7 +24,7 @@ from headstart.backbone.engine import (
     run_stream,
 )
 from headstart.backbone.forward import FeatureNet, PixelNet, TappedNet, feature_shape
-from headstart.data.scan import PixelReader, say_damaged
+from headstart.data.scan import PixelReader, warn_damaged
 from headstart.errors import CacheError, WeightsError
 from headstart.progress import Progress, SilentProgress
 from headstart.store import RowStore, content_key
@@ -130,7 +130,7 @@ def compute_features(
     planned = engines.identity(exact=exact, device=device)
     store = feature_store(net, planned, cache)
     if store.drop_damaged(keys):
-        progress.say(say_damaged("features", store.folder))
+        warn_damaged("features", store.folder, progress)
     count = len(store.missing(keys))
     if not count:
         progress.say(f"Features of all {len(keys):,} images were kept from before; the backbone is not run.")
@@ -150,7 +150,7 @@ def compute_features(
     if engine.identity != planned:
         store = feature_store(net, engine.identity, cache)
         if store.drop_damaged(keys):
-            progress.say(say_damaged("features", store.folder))
+            warn_damaged("features", store.folder, progress)
     missing = [keys[i] for i in store.missing(keys)]
     if not missing:
         return store
