@@ -159,10 +159,19 @@ def linear_head(
     weight: npt.NDArray[np.floating[Any]], bias: npt.NDArray[np.floating[Any]], *, single: bool = False
 ) -> LayeredHead:
     """A head of one linear layer: (classes, D) weight, (classes,) bias; ``single``: one row, of the second of two."""
-    head = build_head(HeadSpec(single=single), weight.shape[1:], 2 if single else len(weight))
-    state = {"0.weight": weight, "0.bias": bias}
-    head.load_state_dict({name: float_tensor(array) for name, array in state.items()})
+    state = {"0.weight": float_tensor(weight).clone(), "0.bias": float_tensor(bias).clone()}
+    head = _restored(HeadSpec(single=single), weight.shape[1:], 2 if single else len(weight), PLAIN, state)
     return head.requires_grad_(False).eval()
+
+
+def _restored(
+    spec: HeadSpec, shape: Sequence[int], classes: int, layout: Layout, state: dict[str, Tensor]
+) -> LayeredHead:
+    """A head of these tensors; none is drawn, so that PyTorch's own generator stays as it is."""
+    with torch.device("meta"):
+        head = build_head(spec, shape, classes, layout)
+    head.load_state_dict(state, assign=True)
+    return head
 
 
 def head_with_rows(
@@ -267,8 +276,7 @@ def head_from(about: dict[str, Any], tensors: dict[str, Tensor], classes: int) -
         head = build_custom_head(about, tensors)
     else:
         spec = replace(HeadSpec.parse(about["spec"]), single=about["single"])
-        head = build_head(spec, about["shape"], classes, Layout(**about["layout"]))
-        head.load_state_dict(tensors)
+        head = _restored(spec, about["shape"], classes, Layout(**about["layout"]), tensors)
     return head.requires_grad_(False).eval()
 
 
