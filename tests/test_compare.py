@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pictures import write_classes
@@ -67,3 +68,21 @@ def test_the_table_and_the_picture_take_any_row() -> None:
     assert "| scratch | 3 of 3 | 100.0 % (44.0-100.0) | 0.100 | 7 | 900 |" in text
     picture = Image.open(io.BytesIO(comparison_picture("title", rows)))
     assert picture.format == "PNG"
+
+
+@pytest.mark.parametrize(
+    ("choices", "words"),
+    [
+        ({"seconds": "3"}, "seconds: expected a number, got '3'"),
+        ({"seconds": None}, "seconds: expected a number"),
+        ({"only": 3}, "only: expected some of probes"),
+        ({"only": [1]}, "only: expected some of probes"),
+        ({"only": "nonsense"}, "compare nonsense: there are"),
+        ({"seed": "1"}, "seed: expected a whole number"),
+        ({"device": 3}, "device 3: expected auto"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_named(choices: dict[str, Any], words: str, tmp_path: Path) -> None:
+    data = write_classes(tmp_path / "d", {"blue": 4, "red": 4})
+    with pytest.raises(OptionError, match=words):
+        hs.compare(data, out=tmp_path / "out", **choices)

@@ -12,7 +12,7 @@ from pictures import mislabel, write_classes
 from PIL import Image
 
 import headstart as hs
-from headstart.errors import DataError
+from headstart.errors import DataError, OptionError
 from headstart.evaluation.curves import CurvePoint, curves_picture
 from headstart.runs.log import read_log
 
@@ -92,7 +92,7 @@ def test_a_run_that_is_left_before_anything_was_learnt_leaves_nothing_behind(dat
 def test_an_error_of_the_run_rises_in_the_loop(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
         list(hs.train_events(tmp_path / "nowhere"))
-    with pytest.raises(TypeError, match="one of the two"):
+    with pytest.raises(OptionError, match="one of the two"):
         list(hs.train_events())
 
 

@@ -7,7 +7,7 @@ the same time each, as well as that can be told before.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -115,6 +115,11 @@ def compare(
         DataError, WeightsError, OptionError, RunError: as ``train``.
     """
     progress = progress or SilentProgress()
+    only = [only] if isinstance(only, str) else only
+    if not isinstance(only, Iterable) or not all(isinstance(name, str) for name in only):
+        raise OptionError(f"only: expected some of {', '.join(GROUPS)}, got {only!r:.60}.")
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise OptionError(f"seconds: expected a number, got {seconds!r:.60}.")
     unknown = [name for name in only if name not in GROUPS]
     if unknown or not only:
         raise OptionError(f"compare {', '.join(unknown) or 'nothing'}: there are {', '.join(GROUPS)}.")

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, final
 
 from headstart.data.dataset import Dataset
+from headstart.errors import OptionError
 from headstart.progress import Progress, SilentProgress
 from headstart.runs.log import Event
 from headstart.runs.train import resume, train
@@ -53,7 +54,7 @@ def train_events(
         HeadstartError: see ``train`` and ``resume``; raised in the loop.
     """
     if (source is None) == (resume_from is None):
-        raise TypeError("give a source to train on, or resume_from; one of the two.")
+        raise OptionError("give a source to train on, or resume_from; one of the two.")
     told: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
     left = threading.Event()
 
