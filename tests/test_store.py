@@ -432,8 +432,16 @@ def test_what_was_used_since_it_was_listed_is_not_removed_for_room(tmp_path: Pat
     entries = cache_entries(tmp_path)
     os.utime(store.folder / "used", (1e9, 1e9))
     assert stores._evict(entries, 1) == 0
+    assert stores._remove(entries[0], wait=0, unless_used=True) is False
     assert store.folder.is_dir()
     entries = cache_entries(tmp_path)
     assert stores._evict(entries, 0) == 0
     assert stores._evict(entries, 1) == entries[0].bytes
     assert not store.folder.exists()
+
+
+@pytest.mark.parametrize(("stamp", "used"), [(0.5, 0.5), (1e9, 1e9), (-1.0, 0.0)])
+def test_times_before_1970_are_none_of_ours(tmp_path: Path, stamp: float, used: float) -> None:
+    store = open_store(tmp_path)
+    os.utime(store.folder / "used", (stamp, stamp))
+    assert cache_entries(tmp_path)[0].used == used
