@@ -7,7 +7,7 @@ import pytest
 from pictures import picture
 from PIL import Image
 
-from headstart.data.duplicates import find_duplicates
+from headstart.data.duplicates import DuplicatePair, find_duplicates, parts_of
 from headstart.data.scan import scan
 
 
@@ -74,3 +74,13 @@ def detailed(seed: int) -> Image.Image:
     """Coarse and fine patches, as photographs have both."""
     fine = picture(seed + 1000, size=(300, 260)).resize((30, 26)).resize((300, 260), Image.Resampling.NEAREST)
     return Image.blend(picture(seed, size=(300, 260)), fine, 0.35)
+
+
+def test_groups_and_near_copies_make_parts() -> None:
+    pairs = [DuplicatePair(1, 7, False), DuplicatePair(2, 3, True)]
+    parts = parts_of([7, 1, 5, 4, 3], ["a", "a", "", "", "b", "b", "", ""], pairs).tolist()
+    assert parts[0] == parts[1]
+    assert len(set(parts)) == 3
+    assert len(set(parts_of([0, 1, 2, 3], ["a", "b", "a", "b"], []).tolist())) == 2
+    assert len(set(parts_of([4, 5], ["", "", "", "", "b", "b"], []).tolist())) == 1
+    assert len(set(parts_of([0, 1, 2], None, []).tolist())) == 3

@@ -301,3 +301,10 @@ def test_of_a_very_large_class_each_image_is_compared_with_some(monkeypatch: pyt
     expected = {int(i): far[i] / middle for i in np.flatnonzero(far > high + 2 * (high - low))}
     assert found == pytest.approx(expected, rel=1e-4)
     assert {3, 150} <= set(found)
+
+
+def test_an_image_as_far_as_all_usual_ones_is_usual() -> None:
+    distances = np.full(30, 0.7)  # float32 rounds it down
+    known = Familiar(np.ones((60, 3), np.float16), np.empty(0, np.float32)).with_usual(distances)
+    assert known is not None
+    assert not conformal_scores(known.usual, distances).any()

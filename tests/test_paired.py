@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,9 @@ import headstart as hs
 from headstart.errors import DataError
 from headstart.evaluation.metrics import score_groups
 from headstart.evaluation.paired import paired
+from headstart.runs import prepare
 from headstart.runs.uses import Use, note_use, read_uses, uses_text
+from headstart.training.targets import learnable_folds
 
 
 def rights(both: int, first: int, second: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
@@ -172,3 +175,18 @@ def test_models_of_different_classes_are_compared_on_what_both_know(
         hs.compare_models(run.folder, two.folder, both)
     (found,) = hs.compare_models(run.folder, two.folder, both, ignore_unknown=True).results
     assert found.count == 12
+
+
+@pytest.mark.parametrize("recipe", [{}, {"unfreeze": "blocks.6", "epochs": 1, "views": 1}])
+def test_cross_validation_tears_no_group_apart(
+    grouped: tuple[Path, hs.Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: dict[str, Any]
+) -> None:
+    folder, seen = grouped[0], []
+    monkeypatch.setattr(
+        prepare,
+        "learnable_folds",
+        lambda *args, **told: seen.append(told["together"]) or learnable_folds(*args, **told),
+    )
+    hs.train(folder / "t.csv", out=tmp_path / "run", image_size=64, val=0.35, test=0.3, seed=1, **recipe)
+    assert len(seen) == 1
+    assert 1 <= len(set(seen[0].tolist())) <= 7

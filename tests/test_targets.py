@@ -83,3 +83,33 @@ def test_the_best_scale_of_several_labels_mends_their_logits() -> None:
     labels = (rng.random((3000, 4)) < 1 / (1 + np.exp(-logits))).astype(np.int64)
     assert best_scale(5 * logits, labels) == pytest.approx(0.2, rel=0.1)
     assert np.allclose(losses_of(5 * logits, labels), losses_of(logits, labels), atol=1e-3)
+
+
+def test_parts_lie_in_one_fold_each() -> None:
+    rng = np.random.default_rng(0)
+    together = rng.permutation(np.repeat(np.arange(12), 5))
+    labels = (together % 2).astype(np.int64)
+    folds = targets.learnable_folds(labels, 5, 0, together=together)
+    assert len(folds) == 5
+    assert sorted(np.concatenate([judge for _, judge in folds])) == list(range(60))
+    for learn, judge in folds:
+        assert not set(together[learn]) & set(together[judge])
+        assert set(labels[learn]) == {0, 1}
+
+
+def test_a_class_of_one_part_is_always_learnt_from_and_never_judged() -> None:
+    together = np.r_[np.repeat(np.arange(6), 3), [9, 9, 9, 10, 11]]
+    labels = np.r_[np.repeat([0, 1], 9), np.full(3, 2), [3, 3]].astype(np.int64)
+    folds = targets.learnable_folds(labels, 3, 0, together=together)
+    assert all(set(labels[learn]) == {0, 1, 2, 3} for learn, _ in folds)
+    assert not any(2 in labels[judge] for _, judge in folds)
+    mixed = np.r_[labels[:18], [1, 1]].astype(np.int64)  # of a class that is the lesser one of its only part
+    mixed[[1, 2]] = 2
+    for learn, _ in targets.learnable_folds(mixed, 3, 0, together=np.r_[together[:18], [9, 9]]):
+        assert set(mixed[learn]) == {0, 1, 2}
+
+
+def test_images_are_judged_where_each_class_is_one_part() -> None:
+    labels = np.repeat([0, 1], 10).astype(np.int64)
+    with_parts = targets.learnable_folds(labels, 5, 0, together=labels)
+    assert [judge.tolist() for _, judge in with_parts] == [j.tolist() for _, j in targets.learnable_folds(labels, 5, 0)]

@@ -12,13 +12,15 @@ then agree better, to ``SHARE_OF_TYPICAL`` of what two pictures of this data set
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from headstart.data.scan import GREY, THUMB, Scan
 
@@ -60,6 +62,25 @@ class DuplicatePair:
     first: int
     second: int
     exact: bool
+
+
+def parts_of(
+    places: Sequence[int], groups: Sequence[str] | None, duplicates: Sequence[DuplicatePair]
+) -> npt.NDArray[np.int64]:
+    """(N,) numbers of the parts that images fall into: those of one group, and near copies, are in one.
+
+    Args:
+        places: positions of N images in the data.
+        groups: of each image of the data, "" for none; None where there are none at all.
+        duplicates: of the data.
+    """
+    number = {place: index for index, place in enumerate(places)}
+    first: dict[str, int] = {}
+    ties = [(first.setdefault(groups[p], i), i) for p, i in number.items() if groups[p]] if groups else []
+    ties += [(number[d.first], number[d.second]) for d in duplicates if d.first in number and d.second in number]
+    one, two = np.array(ties, np.int64).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(one)), (one, two)), shape=(len(places), len(places)))
+    return np.asarray(connected_components(graph, directed=False)[1], np.int64)
 
 
 def find_duplicates(scan: Scan) -> list[DuplicatePair]:

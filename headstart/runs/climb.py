@@ -49,7 +49,7 @@ from headstart.training.ladder import (
 )
 from headstart.training.out_of_fold import OutOfFold, in_order, judged_places, of_frozen_features
 from headstart.training.outliers import TUNED_REFERENCES, held_out_distances, pick_references
-from headstart.training.targets import Labels, learnable_folds, right_of
+from headstart.training.targets import Labels, right_of
 from headstart.training.temperature import losses_of
 
 CHECKPOINTS = "checkpoints"
@@ -118,7 +118,7 @@ class Climb:
         self.insist = insist or prepared.recipe.is_named_depth
         self.pretrained = {name: tensor.clone() for name, tensor in self.split.module.state_dict().items()}
         self.digests = digests_of(tensors_of(self.split.module))
-        self.folds = learnable_folds(self.train.labels, FOLDS, self.recipe.seed) if self.few else []
+        self.folds = prepared.folds(FOLDS) if self.few else []
         self.fold_ends: dict[int, State] = {}  # what the last rung gave in each fold, where the next goes on from it
 
     def run(self, probe_seconds: float) -> Climbed:

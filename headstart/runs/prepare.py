@@ -28,6 +28,7 @@ from headstart.backbone.weights import DEFAULT_BACKBONE, Backbone, load_backbone
 from headstart.data.augment import Augmentation
 from headstart.data.checks import Inspection, in_few_lines, inspect, ranked
 from headstart.data.dataset import Dataset
+from headstart.data.duplicates import parts_of
 from headstart.data.images import Preprocessing
 from headstart.data.scan import PixelReader, measure_value_range
 from headstart.data.splits import SplitShares
@@ -70,7 +71,7 @@ from headstart.training.outliers import (
     typical_distance,
 )
 from headstart.training.recipe import Recipe
-from headstart.training.targets import Labels, class_sizes, count_learnable, learnable_folds, probabilities_of
+from headstart.training.targets import Folds, Labels, class_sizes, count_learnable, learnable_folds, probabilities_of
 from headstart.training.thresholds import MIDDLE, best_thresholds
 
 MANY = 10**6
@@ -561,12 +562,20 @@ class Preparation:
         groups = None if dataset.groups is None else tuple(dataset.groups[i] for i in own)
         return replace(found, outliers=unusual, groups=groups)
 
+    def folds(self, count: int) -> Folds:
+        """Folds of the training images; groups, and near copies of an image, lie in one fold each.
+
+        Args:
+            count: of folds.
+        """
+        together = parts_of(self.used["train"], self.look.dataset.groups, self.look.duplicates)
+        return learnable_folds(self.train.labels, count, self.recipe.seed, together=together)
+
     def _out_of_fold(self) -> OutOfFold | None:
         """Of the classifier on frozen features; None where every class has one image alone."""
-        labels = self.train.labels
-        if class_sizes(labels).max() < 2:
+        if class_sizes(self.train.labels).max() < 2:
             return None
-        folds = learnable_folds(labels, PROBE_FOLDS, self.recipe.seed)
+        folds = self.folds(PROBE_FOLDS)
         return of_frozen_features(self.fitted, self.train.features, folds, progress=self.progress)
 
     def _calibrate(self, model: Model, val: npt.NDArray[np.float32] | None, outside: OutOfFold | None) -> None:

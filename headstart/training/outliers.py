@@ -133,7 +133,9 @@ def conformal_scores(usual: npt.NDArray[np.floating[Any]], distances: Scores) ->
         usual: (Q,) ascending distances of usual images that were not learnt from.
         distances: (N,) to judge.
     """
-    return np.asarray(np.searchsorted(usual, distances) / (len(usual) + 1))
+    # Both rounded as a model file keeps them: an image at the distance of a usual one lies no farther.
+    nearer = np.searchsorted(usual.astype(np.float32), distances.astype(np.float32))
+    return np.asarray(nearer / (len(usual) + 1))
 
 
 def cross_fitted_scores(distances: Scores) -> Scores:

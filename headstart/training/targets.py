@@ -124,18 +124,39 @@ def folds_of(labels: Labels, count: int, seed: int) -> Folds:
         return list(StratifiedKFold(number, shuffle=True, random_state=seed).split(labels, labels))
 
 
-def learnable_folds(labels: Labels, count: int, seed: int) -> Folds:
+def learnable_folds(labels: Labels, count: int, seed: int, *, together: npt.NDArray[np.int64] | None = None) -> Folds:
     """``folds_of`` for classifiers that are fitted in each fold: every class is there to learn from.
 
     The image of a class that has no other is learnt from in every fold, and never judged. So one such class does not
     keep the others from being judged.
 
+    Args:
+        labels: of N images.
+        count: folds, see ``folds_of``.
+        seed: of the shuffle.
+        together: (N,) numbers of parts that lie in one fold each (groups, near copies): nothing is judged by what
+            learnt from its own part. Where no class has two parts, each image is one.
+
     Raises:
         DataError: no class has two images.
     """
+    if together is not None and len(set(together.tolist())) < len(together):
+        _, first, part = np.unique(together, return_index=True, return_inverse=True)
+        if class_sizes(labels[first]).max() > 1:
+            folds = learnable_folds(labels[first], count, seed)
+            return [_with_all_classes(labels, np.isin(part, judge)) for _, judge in folds]
     single = class_sizes(labels) == 1
     if single.all():
         raise DataError("every class has one image only: nothing is left to judge a classifier by. Add images.")
     alone, others = np.flatnonzero(single), np.flatnonzero(~single)
     folds = folds_of(labels[others], count, seed)
     return [(np.sort(np.concatenate([others[learn], alone])), others[judge]) for learn, judge in folds]
+
+
+def _with_all_classes(
+    labels: Labels, judged: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """A fold that judges these images, but for those of classes that would be missing among the others."""
+    if not are_several(labels):
+        judged = judged & np.isin(labels, labels[~judged])
+    return np.flatnonzero(~judged), np.flatnonzero(judged)
