@@ -174,6 +174,11 @@ def test_a_closed_file_is_an_error_and_a_damaged_image_has_a_row(model: Model, f
     assert answers[1].error is None
 
 
+def test_an_image_opened_as_text_is_an_error_that_says_how_to_open_it(model: Model, file: Path) -> None:
+    with file.open(encoding="utf-8") as text, pytest.raises(OptionError, match="opened as text"):
+        model.predict(text)
+
+
 def test_a_single_path_that_does_not_exist_raises_and_in_a_list_its_row_says_so(model: Model, file: Path) -> None:
     for missing in ("gone.png", Path("gone.png")):
         with pytest.raises(DataError, match=r"gone\.png: no such file or folder"):

@@ -198,6 +198,8 @@ def _file_bytes(file: Any, where: str) -> bytes:
         if callable(getattr(file, "seek", None)) and getattr(file, "seekable", lambda: True)():
             file.seek(0)
         data = file.read()
+    except UnicodeDecodeError as error:
+        raise OptionError(f'{where}{_file_name(file)}: opened as text; open it with mode "rb".') from error
     except (OSError, ValueError) as error:  # closed, or opened for writing
         raise OptionError(f"{where}{_file_name(file)}: cannot be read ({error}).") from error
     if not isinstance(data, (bytes, bytearray, memoryview)):
