@@ -26,7 +26,8 @@ from headstart.backbone.weights import fingerprint
 from headstart.model import Model
 from headstart.runs import export as exports
 from headstart.serve.corrections import Corrections
-from headstart.training import ladder
+from headstart.training import classifiers, ladder
+from headstart.training.sweep import SweepSettings
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
@@ -48,6 +49,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with small_architectures(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setattr(ladder, "LEAST_STEPS", 1)  # small data are shown for fewer epochs
+        patch.setattr(SweepSettings, "epochs", 2)
+        patch.setattr(classifiers, "EPOCHS_OF_VIEWS", 2)
         patch.setattr(exports, "onnx_graph", _once_a_model(exports.onnx_graph))
         patch.setenv("HEADSTART_CACHE", str(folder / "cache"))
         _write_data(folder)
