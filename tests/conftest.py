@@ -6,7 +6,7 @@ import gc
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -39,6 +39,17 @@ def pytest_collection_finish() -> None:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["HEADSTART_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ["HF_HOME"] = str(tmp_path_factory.mktemp("hub"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def low_precision() -> Iterator[None]:
+    """Runs in this process compute in float32, as on processors without bfloat16; tests of low precision turn it on.
+
+    Each new data set calibrates low precision anew: a second for each of some hundred runs.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("headstart.backbone.engine.has_fast_bfloat16", lambda _device: False)
+        yield
 
 
 @pytest.fixture

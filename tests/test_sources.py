@@ -142,7 +142,7 @@ def test_several_images_in_any_form_give_a_list(model: Model, file: Path, tmp_pa
         ([b"", None], "image 1: NoneType is no image"),
         (np.zeros((4, 4), np.int64), "int64 has no agreed white"),
         (np.full((4, 4), 200.0), r"floats from 200 to 200: expected \[0, 1\]. Divide by"),
-        (np.full((4, 4), np.nan), "floats from nan"),
+        (np.full((4, 4), np.nan), "not finite"),
         (np.full((4, 4), -0.1), "floats from -0.1"),
         (np.zeros((4, 4, 2), np.uint8), r"shape \(4, 4, 2\) is no image"),
         (np.zeros((0, 4), np.uint8), r"shape \(0, 4\) is no image"),

@@ -176,6 +176,8 @@ def _pixels(array: npt.NDArray[Any], where: str) -> npt.NDArray[np.uint8] | npt.
         raise OptionError(
             f"{where}an array of {array.dtype} has no agreed white: expected uint8, uint16, bool, or floats in [0, 1]."
         )
+    if not np.isfinite(array).all():
+        raise OptionError(f"{where}an array with values that are not finite (NaN or infinity) is no image.")
     low, high = float(array.min()), float(array.max())
     if not (low >= 0 and high <= 1):
         raise OptionError(f"{where}floats from {low:g} to {high:g}: expected [0, 1]. Divide by the value of white.")

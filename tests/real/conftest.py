@@ -22,6 +22,11 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["HEADSTART_CACHE"] = str(Path(given) / "cache") if given else str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def low_precision() -> None:
+    """What the processor has is used here."""
+
+
 @pytest.fixture(scope="session")
 def command() -> Callable[..., Timed]:
     """Runs the headstart command in a process of its own."""
