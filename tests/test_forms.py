@@ -123,7 +123,7 @@ def test_options_of_a_header() -> None:
 
 def test_quotes_that_never_end_cost_little_however_many_parts_have_them() -> None:
     """A request of 16 MB could have kept the event loop for seconds."""
-    spoilt = (b'X: "' + 4_000 // 6 * b'; a="\\')[: 16_000]
+    spoilt = (b'X: "' + 4_000 // 6 * b'; a="\\')[:16_000]
     named = b'Content-Disposition: form-data; name="files"'
     started = time.process_time()
     for head in (named + b"\r\n" + spoilt[:3_900], named + 2_600 * b'; a="\\'):
