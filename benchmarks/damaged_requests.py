@@ -23,18 +23,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 
 from damaged import Damaged, ask, damaged, fault_of
 from PIL import Image
 from served import jpeg, served, tiny_model
 
-import headstart.serve.service as services
+import headstart.serve.batching as services
 from headstart.serve.app import build_app
+from headstart.serve.batching import Service
 from headstart.serve.corrections import Corrections
-from headstart.serve.guard import Admission
 from headstart.serve.limits import Limits
-from headstart.serve.service import Service
+from headstart.serve.middleware import Admission
 
 LONGEST = 10.0
 CLIENTS = 16

@@ -24,7 +24,7 @@ from PIL import Image
 
 from headstart.backbone.weights import DEFAULT_BACKBONE, load_backbone
 from headstart.data.dataset import open_data
-from headstart.data.images import Preprocessing, decode, fit_to, map_images
+from headstart.data.decode import Preprocessing, decode, fit_to, map_images
 from headstart.data.scan import pixel_store, scan
 
 

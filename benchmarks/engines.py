@@ -30,12 +30,12 @@ import numpy as np
 import onnxruntime
 import torch
 
-from headstart.backbone import engine as engines
-from headstart.backbone.device import keep_freed_memory
-from headstart.backbone.forward import FeatureNet, PixelNet
-from headstart.backbone.lower import onnx_bytes
+from headstart.backbone.pixel_net import FeatureNet, PixelNet
 from headstart.backbone.weights import DEFAULT_BACKBONE, load_backbone, random_backbone
-from headstart.data.images import Preprocessing, decode, fit_to, map_images
+from headstart.data.decode import Preprocessing, decode, fit_to, map_images
+from headstart.engine import select as engines
+from headstart.engine.device import keep_freed_memory
+from headstart.engine.onnx_lowering import onnx_bytes
 from headstart.errors import UnreadableImage
 
 FULL = 3000

@@ -24,12 +24,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from headstart.backbone.device import keep_freed_memory
-from headstart.backbone.engine import SAMPLE, choose_engine, measure_engines
-from headstart.backbone.forward import ActivationNet, FeatureNet, feature_shape, split_backbone
+from headstart.backbone.pixel_net import ActivationNet, FeatureNet, feature_shape, split_backbone
 from headstart.backbone.weights import DEFAULT_BACKBONE, Backbone, load_backbone, random_backbone
 from headstart.data.dataset import open_data
 from headstart.data.scan import pixel_store, scan
+from headstart.engine.device import keep_freed_memory
+from headstart.engine.select import SAMPLE, choose_engine, measure_engines
 from headstart.features.activations import Activations, Pictures
 from headstart.training.finetune import Samples, TuneSettings, fine_tune
 from headstart.training.heads import linear_head

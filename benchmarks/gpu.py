@@ -25,12 +25,12 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from headstart.backbone.engine import SAMPLE, TorchEngine, choose_engine, measure_engines, run_stream
-from headstart.backbone.forward import ActivationNet, FeatureNet, split_backbone
+from headstart.backbone.pixel_net import ActivationNet, FeatureNet, split_backbone
 from headstart.backbone.weights import Backbone, random_backbone
 from headstart.data.dataset import find_images
-from headstart.data.images import decode, map_images
+from headstart.data.decode import decode, map_images
 from headstart.data.scan import pixel_store, scan
+from headstart.engine.select import SAMPLE, TorchEngine, choose_engine, measure_engines, run_stream
 from headstart.features.activations import Activations, Pictures
 from headstart.training.finetune import Samples, TuneSettings, fine_tune
 from headstart.training.heads import HeadSpec, build_head

@@ -17,15 +17,15 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from headstart.backbone.device import keep_freed_memory
-from headstart.backbone.forward import FeatureNet
+from headstart.backbone.pixel_net import FeatureNet
 from headstart.backbone.weights import load_backbone
 from headstart.data.dataset import open_data
 from headstart.data.scan import scan
+from headstart.engine.device import keep_freed_memory
 from headstart.features.extract import compute_features
-from headstart.training.classifiers import in_memory
+from headstart.training.fit_head import in_memory
+from headstart.training.head_search import SweepSettings, train_heads
 from headstart.training.heads import HeadSpec
-from headstart.training.sweep import SweepSettings, train_heads
 
 
 def main() -> None:

@@ -22,16 +22,16 @@ from pathlib import Path
 
 import numpy as np
 
-from headstart.backbone.engine import EnginePlan
 from headstart.data.dataset import Dataset, find_images, open_data
 from headstart.demo import write_digits
+from headstart.engine.select import EnginePlan
 from headstart.evaluation.metrics import wilson
 from headstart.model import Model, load
+from headstart.pipeline.prepare import Preparation
+from headstart.pipeline.train import train
 from headstart.progress import SilentProgress
-from headstart.runs.prepare import Preparation
-from headstart.runs.train import train
-from headstart.training.outliers import KEPT
 from headstart.training.recipe import Recipe
+from headstart.trust.ood import KEPT
 
 
 def main() -> None:

@@ -28,13 +28,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from headstart.backbone.forward import FeatureNet, feature_shape
+from headstart.backbone.pixel_net import FeatureNet, feature_shape
 from headstart.backbone.weights import DEFAULT_BACKBONE, load_backbone
+from headstart.cache.row_store import content_key
 from headstart.data.augment import Augmentation, views
-from headstart.data.checks import inspect
 from headstart.data.dataset import open_data
-from headstart.data.images import decode, fit_to
-from headstart.store import content_key
+from headstart.data.decode import decode, fit_to
+from headstart.data.inspection import inspect
 from headstart.training.ladder import EFFORTS
 
 PLAIN = "plain loop"

@@ -17,17 +17,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from headstart.backbone.device import keep_freed_memory
-    from headstart.backbone.forward import FeatureNet
+    from headstart.backbone.pixel_net import FeatureNet
     from headstart.backbone.weights import Backbone, load_backbone
-    from headstart.data.checks import Inspection, inspect
     from headstart.data.dataset import Dataset, open_data, open_folder, open_table
+    from headstart.data.decode import Preprocessing
     from headstart.data.duplicates import DuplicatePair
     from headstart.data.finding import Finding
-    from headstart.data.images import Preprocessing
+    from headstart.data.inspection import Inspection, inspect
     from headstart.data.scan import Scan
     from headstart.data.splits import Split, SplitShares
     from headstart.data.table import Columns
+    from headstart.engine.device import keep_freed_memory
     from headstart.errors import (
         CacheError,
         DataError,
@@ -49,42 +49,42 @@ if TYPE_CHECKING:
     )
     from headstart.estimators import FeatureExtractor, ImageClassifier
     from headstart.evaluation.comparison import Compared
+    from headstart.evaluation.mcnemar import Paired
     from headstart.evaluation.metrics import ClassScore, GroupScore, LabelScore, LabelScores, Scores
-    from headstart.evaluation.paired import Paired
     from headstart.evaluation.predictions import Evaluated
-    from headstart.exports.about import About
-    from headstart.exports.agreement import Format, Whole
     from headstart.exports.int8 import Quantised
+    from headstart.exports.metadata import About
+    from headstart.exports.parity import Format, Whole
     from headstart.model import Model, Prediction, load
+    from headstart.pipeline.custom_loop import Workbench, prepare
+    from headstart.pipeline.train import resume, train
+    from headstart.pipeline.train_events import train_events
     from headstart.progress import Progress, TerminalProgress
-    from headstart.runs.check import check
-    from headstart.runs.compare import Comparison, compare
-    from headstart.runs.evaluate import evaluate
-    from headstart.runs.events import train_events
-    from headstart.runs.export import Exported, export, verify
     from headstart.runs.folder import Run, load_run
     from headstart.runs.log import Event
-    from headstart.runs.paired import ModelComparison, compare_models
-    from headstart.runs.report import push, report
-    from headstart.runs.retrain import Retrained, retrain
-    from headstart.runs.train import resume, train
-    from headstart.runs.workbench import Workbench, prepare
     from headstart.serve.limits import Limits
     from headstart.serve.server import create_app
-    from headstart.training.calibration import Calibration
     from headstart.training.ladder import RungResult
-    from headstart.training.outliers import Familiar
     from headstart.training.recipe import Recipe
+    from headstart.trust.calibration import Calibration
+    from headstart.trust.ood import Familiar
+    from headstart.verbs.check import check
+    from headstart.verbs.compare import Comparison, compare
+    from headstart.verbs.compare_models import ModelComparison, compare_models
+    from headstart.verbs.evaluate import evaluate
+    from headstart.verbs.export import Exported, export, verify
+    from headstart.verbs.report import push, report
+    from headstart.verbs.retrain import Retrained, retrain
 
 _HOMES = {
-    "About": "exports.about",
+    "About": "exports.metadata",
     "Backbone": "backbone.weights",
     "CacheError": "errors",
-    "Calibration": "training.calibration",
+    "Calibration": "trust.calibration",
     "ClassScore": "evaluation.metrics",
     "Columns": "data.table",
     "Compared": "evaluation.comparison",
-    "Comparison": "runs.compare",
+    "Comparison": "verbs.compare",
     "DataError": "errors",
     "Dataset": "data.dataset",
     "Diverged": "errors",
@@ -92,34 +92,34 @@ _HOMES = {
     "Evaluated": "evaluation.predictions",
     "Event": "runs.log",
     "ExportError": "errors",
-    "Exported": "runs.export",
-    "Familiar": "training.outliers",
+    "Exported": "verbs.export",
+    "Familiar": "trust.ood",
     "FeatureExtractor": "estimators",
-    "FeatureNet": "backbone.forward",
+    "FeatureNet": "backbone.pixel_net",
     "Finding": "data.finding",
-    "Format": "exports.agreement",
+    "Format": "exports.parity",
     "GroupScore": "evaluation.metrics",
     "HeadstartError": "errors",
     "HubError": "errors",
     "ImageClassifier": "estimators",
     "InputError": "errors",
-    "Inspection": "data.checks",
+    "Inspection": "data.inspection",
     "LabelScore": "evaluation.metrics",
     "LabelScores": "evaluation.metrics",
     "LargeImage": "errors",
     "Limits": "serve.limits",
     "Model": "model",
-    "ModelComparison": "runs.paired",
+    "ModelComparison": "verbs.compare_models",
     "ModelFileError": "errors",
     "OptionError": "errors",
     "OutputError": "errors",
-    "Paired": "evaluation.paired",
+    "Paired": "evaluation.mcnemar",
     "Prediction": "model",
-    "Preprocessing": "data.images",
+    "Preprocessing": "data.decode",
     "Progress": "progress",
     "Quantised": "exports.int8",
     "Recipe": "training.recipe",
-    "Retrained": "runs.retrain",
+    "Retrained": "verbs.retrain",
     "Run": "runs.folder",
     "RunError": "errors",
     "RungResult": "training.ladder",
@@ -132,31 +132,31 @@ _HOMES = {
     "TrainingError": "errors",
     "UnreadableImage": "errors",
     "WeightsError": "errors",
-    "Whole": "exports.agreement",
-    "Workbench": "runs.workbench",
+    "Whole": "exports.parity",
+    "Workbench": "pipeline.custom_loop",
     "WriteError": "errors",
-    "check": "runs.check",
-    "compare": "runs.compare",
-    "compare_models": "runs.paired",
+    "check": "verbs.check",
+    "compare": "verbs.compare",
+    "compare_models": "verbs.compare_models",
     "create_app": "serve.server",
-    "evaluate": "runs.evaluate",
-    "export": "runs.export",
-    "inspect": "data.checks",
-    "keep_freed_memory": "backbone.device",
+    "evaluate": "verbs.evaluate",
+    "export": "verbs.export",
+    "inspect": "data.inspection",
+    "keep_freed_memory": "engine.device",
     "load": "model",
     "load_backbone": "backbone.weights",
     "load_run": "runs.folder",
     "open_data": "data.dataset",
     "open_folder": "data.dataset",
     "open_table": "data.dataset",
-    "prepare": "runs.workbench",
-    "push": "runs.report",
-    "report": "runs.report",
-    "resume": "runs.train",
-    "retrain": "runs.retrain",
-    "train": "runs.train",
-    "train_events": "runs.events",
-    "verify": "runs.export",
+    "prepare": "pipeline.custom_loop",
+    "push": "verbs.report",
+    "report": "verbs.report",
+    "resume": "pipeline.train",
+    "retrain": "verbs.retrain",
+    "train": "pipeline.train",
+    "train_events": "pipeline.train_events",
+    "verify": "verbs.export",
 }
 
 __all__ = [

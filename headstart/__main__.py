@@ -1,5 +1,5 @@
 """``python -m headstart``: the same as the ``headstart`` command."""
 
-from headstart.cli import run
+from headstart.cli.main import run
 
 run()

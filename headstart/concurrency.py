@@ -1,7 +1,7 @@
 """Threads, forked processes, and the processors that this process may use.
 
 A fork copies one thread. Locks that others held stay locked in the child, and thread pools have no threads there; so
-locks are made anew in a child, and what owns threads is kept by process id (see ``model.Model``, ``backbone.device``).
+locks are made anew in a child, and what owns threads is kept by process id (see ``model.Model``, ``engine.device``).
 """
 
 from __future__ import annotations

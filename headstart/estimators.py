@@ -23,15 +23,15 @@ from sklearn.utils import Tags
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
-from headstart.backbone.forward import FeatureNet, feature_shape
 from headstart.backbone.layers import Layout
+from headstart.backbone.pixel_net import FeatureNet, feature_shape
 from headstart.backbone.pooling import Pooling
 from headstart.backbone.weights import DEFAULT_BACKBONE, load_backbone
 from headstart.data.scan import scan
 from headstart.errors import DataError, InputError, OptionError, WeightsError, first_line
 from headstart.features.extract import compute_features
 from headstart.model import Model, data_fingerprint
-from headstart.training.classifiers import fit_classifier
+from headstart.training.fit_head import fit_classifier
 from headstart.training.heads import LINEAR
 from headstart.training.recipe import Recipe
 

@@ -21,26 +21,26 @@ from PIL import Image
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from headstart.backbone.device import resolve_device, settle_after_fork
-from headstart.backbone.engine import MEASURE_FROM, Engine, choose_engine, run_in_batches
-from headstart.backbone.forward import FeatureNet
 from headstart.backbone.layers import Layout
+from headstart.backbone.pixel_net import FeatureNet
 from headstart.backbone.weights import Backbone, build_architecture
 from headstart.concurrency import ProcessLock
-from headstart.data.images import Preprocessing, Rgb, as_rgb, decode, fit_to, map_images
+from headstart.data.decode import Preprocessing, Rgb, as_rgb, decode, fit_to, map_images
 from headstart.data.sources import ImageSource, OneImage, Picture, read_source, read_sources
+from headstart.engine.device import resolve_device, settle_after_fork
+from headstart.engine.select import MEASURE_FROM, Engine, choose_engine, run_in_batches
 from headstart.errors import ModelFileError, OptionError, UnreadableImage, first_line
 from headstart.files import not_written, unicode_text, user_path, write_atomically
 from headstart.html import paragraph, table
 from headstart.hub import fetch, read_address
 from headstart.model_file import FORMAT_VERSION, KEY, check_model, digest, read_model_file
 from headstart.progress import Progress, SilentProgress
-from headstart.training.calibration import Calibration
 from headstart.training.custom_heads import describe
 from headstart.training.heads import head_from, logits_on, vectors_of
-from headstart.training.outliers import KEPT, Familiar
+from headstart.training.losses import probabilities_of
 from headstart.training.recipe import Recipe
-from headstart.training.targets import probabilities_of
+from headstart.trust.calibration import Calibration
+from headstart.trust.ood import KEPT, Familiar
 
 MODEL_FILE = "model.safetensors"
 """The model's name in a run folder."""
@@ -106,7 +106,7 @@ class Model:
     """A classifier: backbone, head, class names, preprocessing, and where it all came from.
 
     Threads may share one; so may forked processes, each of which builds its own engine at its first prediction and
-    computes on one thread (see ``backbone.device.settle_after_fork``).
+    computes on one thread (see ``engine.device.settle_after_fork``).
 
     Args:
         net: the frozen pass to features.

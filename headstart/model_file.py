@@ -26,14 +26,14 @@ from headstart.backbone.layers import Layout
 from headstart.backbone.pooling import Pooling
 from headstart.backbone.weights import fingerprint
 from headstart.concurrency import ignored_warnings
-from headstart.data.images import INTERPOLATIONS, CropMode
+from headstart.data.decode import INTERPOLATIONS, CropMode
 from headstart.errors import HeadstartError, ModelFileError, first_line
-from headstart.training.calibration import Calibration
 from headstart.training.custom_heads import DEEPEST as DEEPEST_HEAD
 from headstart.training.custom_heads import KIND as MODULES
 from headstart.training.custom_heads import LAYERS, SEQUENTIAL
 from headstart.training.heads import HeadSpec, build_head
 from headstart.training.recipe import Recipe
+from headstart.trust.calibration import Calibration
 
 FORMAT_VERSION = 2
 """1 had neither thresholds (each picture had one class) nor calibration."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from pictures import write_classes
 
-from headstart.deferred import defer_compiler
+from headstart.cli.deferred_imports import defer_compiler
 
 defer_compiler()  # as the command does
 
@@ -48,7 +48,7 @@ def low_precision() -> Iterator[None]:
     Each new data set calibrates low precision anew: a second for each of some hundred runs.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("headstart.backbone.engine.has_fast_bfloat16", lambda _device: False)
+        patch.setattr("headstart.engine.select.has_fast_bfloat16", lambda _device: False)
         yield
 
 

@@ -39,14 +39,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 MODULES = {
-    "data/splits": ["test_splits.py"],
-    "training/temperature": ["test_temperature.py"],
-    "training/thresholds": ["test_thresholds.py"],
-    "training/outliers": ["test_outliers.py"],
-    "evaluation/metrics": ["test_metrics.py"],
-    "runs/folder": ["test_folder.py"],
-    "store": ["test_store.py", "test_cache.py"],
-    "serve/guard": ["test_guard.py"],
+    "data/splits": ["data/test_splits.py"],
+    "trust/temperature": ["trust/test_temperature.py"],
+    "trust/thresholds": ["trust/test_thresholds.py"],
+    "trust/ood": ["trust/test_ood.py"],
+    "evaluation/metrics": ["evaluation/test_metrics.py"],
+    "runs/folder": ["runs/test_folder.py"],
+    "cache/row_store": ["cache/test_row_store.py", "cache/test_cache_commands.py"],
+    "serve/middleware": ["serve/test_middleware.py"],
 }
 """Module -> files of its tests."""
 

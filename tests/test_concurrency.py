@@ -24,11 +24,11 @@ from small_models import shown, small_model
 from torch import nn
 
 from headstart import concurrency
-from headstart.backbone.engine import OnnxEngine
 from headstart.backbone.split import trace
 from headstart.backbone.weights import quiet, random_backbone
 from headstart.concurrency import ProcessLock, SharedScope, ignored_warnings, usable_cpus
-from headstart.data.images import decode, jpeg_bytes, map_images
+from headstart.data.decode import decode, jpeg_bytes, map_images
+from headstart.engine.select import OnnxEngine
 from headstart.model import Model, Prediction, load
 
 THREADS = 8
@@ -197,7 +197,7 @@ def test_gunicorn_workers_answer_from_a_model_that_was_used_before_the_fork(tmp_
     """``gunicorn --preload``, two workers; they answer and end."""
     pytest.importorskip("gunicorn")
     file = small_model("test_resnet", image_size=160).save(tmp_path / "m.safetensors")
-    (tmp_path / "app.py").write_text(APP.format(tests=str(Path(__file__).parent), file=str(file)))
+    (tmp_path / "app.py").write_text(APP.format(tests=str(Path(__file__).parent / "support"), file=str(file)))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -231,7 +231,7 @@ def test_onnx_runtime_is_imported_without_its_telemetry() -> None:
         if found and file.name != "onnx_runtime.py":
             assert "onnx_runtime" in text[: found.start()], file
     code = (
-        "import os, sys; from headstart.backbone.onnx_runtime import onnxruntime; child = os.fork();\n"
+        "import os, sys; from headstart.engine.onnx_runtime import onnxruntime; child = os.fork();\n"
         "if not child: sys.exit(7)\n"
         "assert 'ORT_DISABLE_TELEMETRY' not in os.environ\n"
         "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
@@ -320,7 +320,7 @@ def test_pillows_remarks_are_kept_from_the_user_while_a_file_is_decoded() -> Non
 
     with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("error")
-        patch.setattr("headstart.data.images._is_laborious", remark)
+        patch.setattr("headstart.data.decode._is_laborious", remark)
         assert decode(data).format == "JPEG"
 
 
@@ -348,7 +348,7 @@ def test_processors_are_counted_within_the_containers_quota(
 
 def test_images_are_mapped_on_as_many_threads_as_there_are_usable_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 64)
-    monkeypatch.setattr("headstart.data.images.usable_cpus", lambda: 2)
+    monkeypatch.setattr("headstart.data.decode.usable_cpus", lambda: 2)
     barrier = threading.Barrier(3)
 
     def work(_: int) -> str:

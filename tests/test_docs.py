@@ -21,18 +21,18 @@ from small_architectures import SMALL, small_architectures
 from typer.main import get_command
 
 import headstart as hs
-from headstart import cli
 from headstart.backbone.weights import fingerprint
+from headstart.cli import main as cli
 from headstart.model import Model
-from headstart.runs import export as exports
 from headstart.serve.corrections import Corrections
-from headstart.training import classifiers, ladder
-from headstart.training.sweep import SweepSettings
+from headstart.training import fit_head as classifiers
+from headstart.training import ladder
+from headstart.training.head_search import SweepSettings
+from headstart.verbs import export as exports
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 NOT_RUN = {
-    ("README.md", "headstart/"): "the package's tree: test_readme.py compares it with the package",
     ("ARCHITECTURE.md", "folder | table"): "a drawing",
     ("page.md", "runs/flowers-corrections/"): "names of files: test_corrections.py and test_app.py see them written",
     ("page.md", "val: before"): "what retrain prints: test_retrain.py compares its words",

@@ -27,7 +27,7 @@ import headstart as hs
 from headstart.backbone.layers import Layout
 from headstart.backbone.weights import random_backbone
 from headstart.errors import DataError, InputError, OptionError, WeightsError
-from headstart.training.classifiers import fit_classifier
+from headstart.training.fit_head import fit_classifier
 from headstart.training.recipe import Recipe
 
 QUICK = {"image_size": 32, "device": "cpu"}

@@ -12,6 +12,7 @@ from pictures import picture, write_classes
 from small_models import small_model
 
 import headstart as hs
+from headstart.cache.row_store import cache_root
 from headstart.data.dataset import find_images
 from headstart.data.scan import scan
 from headstart.errors import CacheError, HeadstartError, OptionError
@@ -29,7 +30,6 @@ from headstart.files import (
 )
 from headstart.runs.folder import choose_run_folder
 from headstart.serve.corrections import corrections_folder
-from headstart.store import cache_root
 
 NOBODY = "~nosuchuser/x"
 

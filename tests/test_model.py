@@ -15,9 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import headstart
-from headstart.backbone.engine import choose_engine
-from headstart.backbone.forward import FeatureNet, feature_shape
+from headstart.backbone.pixel_net import FeatureNet, feature_shape
 from headstart.backbone.weights import fingerprint, random_backbone
+from headstart.engine.select import choose_engine
 from headstart.errors import ModelFileError
 from headstart.model import FORMAT_VERSION, Model, Prediction, load
 from headstart.training.heads import HeadSpec, build_head, linear_head

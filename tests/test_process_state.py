@@ -114,7 +114,7 @@ def test_the_process_is_as_before_after_each_call(
     call: str, made: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     allocator: list[str] = []
-    monkeypatch.setattr("headstart.backbone.device.keep_freed_memory", lambda: allocator.append(call))
+    monkeypatch.setattr("headstart.engine.device.keep_freed_memory", lambda: allocator.append(call))
     before = state()
     CALLS[call](made)
     wait_for_threads(before["threads"])

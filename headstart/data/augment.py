@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from headstart.data.images import Preprocessing, Rgb, decode
+from headstart.data.decode import Preprocessing, Rgb, decode
 from headstart.errors import OptionError
 
 AUGMENT_VERSION = 1

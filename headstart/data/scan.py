@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageChops
 
+from headstart.cache.row_store import DamagedRows, RowStore, content_key
 from headstart.data.bit_depth import LEVELS, ValueRange, range_of
-from headstart.data.images import (
+from headstart.data.decode import (
     DECODE_AT_LEAST,
     DECODER_VERSION,
     Decoded,
@@ -33,7 +34,6 @@ from headstart.data.images import (
 )
 from headstart.errors import CacheError, DataError, UnreadableImage
 from headstart.progress import Progress, SilentProgress
-from headstart.store import DamagedRows, RowStore, content_key
 
 THUMB = 16
 """Side of the thumbnail that confirms a near duplicate, in pixels."""

@@ -13,8 +13,8 @@ from headstart.data.table import SEPARATOR, joined
 from headstart.errors import RunError
 from headstart.evaluation.metrics import AnyScores, GroupScore, score, score_groups, score_labels
 from headstart.files import csv_text, read_rows
-from headstart.training.targets import are_several
-from headstart.training.thresholds import given_by, given_by_others
+from headstart.training.losses import are_several
+from headstart.trust.thresholds import given_by, given_by_others
 
 MANY_CLASSES = 200
 """Classes from which on those that do not occur are left out of a set's figures."""
@@ -27,7 +27,7 @@ class Evaluated:
     Attributes:
         scores: the figures.
         paths: N paths.
-        labels: the right answers, see ``training.targets``.
+        labels: the right answers, see ``training.losses``.
         given: the answers given, likewise.
         probabilities: (N, classes) float64.
         classes: the names.

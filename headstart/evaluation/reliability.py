@@ -11,12 +11,12 @@ import numpy.typing as npt
 from scipy.special import logit
 
 from headstart.evaluation.comparison import png_of
-from headstart.evaluation.curves import TRAIN, VAL
 from headstart.evaluation.metrics import wilson
 from headstart.evaluation.predictions import Evaluated
-from headstart.training.calibration import Calibration, by_others
-from headstart.training.outliers import KEPT
-from headstart.training.targets import are_several, probabilities_of
+from headstart.reports.curves import TRAIN, VAL
+from headstart.training.losses import are_several, probabilities_of
+from headstart.trust.calibration import Calibration, by_others
+from headstart.trust.ood import KEPT
 
 BINS = 15
 

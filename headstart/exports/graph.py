@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from headstart.backbone.layers import Layout
-from headstart.exports.about import EXPORT_VERSION, About
+from headstart.exports.metadata import EXPORT_VERSION, About
 from headstart.exports.resize import Fit
 from headstart.model import NONE_OF_THESE, UNSURE, Model
 from headstart.training.heads import mean_vectors
-from headstart.training.outliers import KEPT, NEIGHBOUR, TINY, Familiar
+from headstart.trust.ood import KEPT, NEIGHBOUR, TINY, Familiar
 
 
 class Graph(nn.Module):

@@ -11,12 +11,12 @@ from typing import Any, final
 import numpy as np
 import onnx
 
-from headstart.backbone.onnx_runtime import onnxruntime  # noqa: F401  # before onnxruntime.quantization: switches telemetry off
 from headstart.backbone.weights import quiet
 from headstart.data.bit_depth import ValueRange
-from headstart.data.images import decode, map_images
+from headstart.data.decode import decode, map_images
+from headstart.engine.onnx_runtime import onnxruntime  # noqa: F401  # before onnxruntime.quantization: switches telemetry off
 from headstart.errors import ExportError, UnreadableImage, first_line
-from headstart.exports.about import INPUT
+from headstart.exports.metadata import INPUT
 
 # isort: split
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static

@@ -10,8 +10,8 @@ import torch
 
 from headstart.backbone.weights import quiet
 from headstart.errors import ExportError, first_line
-from headstart.exports.about import INPUT, KEY, LOGGERS, OUTPUTS, About
 from headstart.exports.graph import Graph
+from headstart.exports.metadata import INPUT, KEY, LOGGERS, OUTPUTS, About
 from headstart.files import write_atomically
 from headstart.model import Model
 

@@ -1,4 +1,4 @@
-"""``data.images.fit_to`` in tensors: what happens to a picture before the network sees it, inside the exported graph.
+"""``data.decode.fit_to`` in tensors: what happens to a picture before the network sees it, inside the exported graph.
 
 Pillow resizes in two passes, across and then down, each with weights of 22 bits after the point and rounded to whole
 grey levels. The same is done here by matrix products that float32 holds exactly, so that the pixels are Pillow's own.
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headstart.data.images import Preprocessing
+from headstart.data.decode import Preprocessing
 from headstart.errors import ExportError
 
 WEIGHT_BITS = 22

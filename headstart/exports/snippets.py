@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from headstart.exports.about import KEY, About
+from headstart.exports.metadata import KEY, About
 
 PICTURE = "picture.jpg"
 

@@ -18,16 +18,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from headstart.backbone.device import as_told
-from headstart.backbone.engine import Engine, Identity, Pixels, TorchEngine, engine_identity, run_stream, runs_beside
-from headstart.backbone.forward import ActivationNet, FeatureNet
+from headstart.backbone.pixel_net import ActivationNet, FeatureNet
+from headstart.cache.row_store import DamagedRows, RowStore, content_key
 from headstart.data.augment import Augmentation, view_key, views
-from headstart.data.images import map_images
+from headstart.data.decode import map_images
 from headstart.data.scan import PixelReader, warn_damaged
+from headstart.engine.device import as_told
+from headstart.engine.select import Engine, Identity, Pixels, TorchEngine, engine_identity, run_stream, runs_beside
 from headstart.errors import CacheError, DataError, UnreadableImage
 from headstart.features.extract import half_precision, is_time_to_write
 from headstart.progress import Progress, SilentProgress
-from headstart.store import DamagedRows, RowStore, content_key
 
 ACTIVATIONS_VERSION = 2
 """Counted up whenever the same images and weights would give other rows; part of the cache key."""

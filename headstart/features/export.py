@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from headstart.backbone.forward import FeatureNet
+from headstart.backbone.pixel_net import FeatureNet
 from headstart.backbone.pooling import Pooling
 from headstart.backbone.weights import DEFAULT_BACKBONE, load_backbone
-from headstart.data.checks import reading_faults
+from headstart.cache.row_store import RowStore
 from headstart.data.dataset import Dataset, open_data
+from headstart.data.inspection import reading_faults
 from headstart.data.scan import scan
 from headstart.errors import DataError, OptionError
 from headstart.features.extract import compute_features
 from headstart.files import check_suffix, output_file, unicode_text
 from headstart.progress import Progress, SilentProgress, with_example
-from headstart.store import RowStore
 
 FORMATS = (".npz", ".parquet")
 PIECE = 4096

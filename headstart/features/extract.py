@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from headstart.backbone.engine import (
+from headstart.backbone.pixel_net import FeatureNet, PixelNet, TappedNet, feature_shape
+from headstart.cache.row_store import RowStore, content_key
+from headstart.data.scan import PixelReader, warn_damaged
+from headstart.engine.select import (
     MEASURE_FROM,
     SAMPLE,
     EnginePlan,
@@ -23,11 +26,8 @@ from headstart.backbone.engine import (
     preferred_plan,
     run_stream,
 )
-from headstart.backbone.forward import FeatureNet, PixelNet, TappedNet, feature_shape
-from headstart.data.scan import PixelReader, warn_damaged
 from headstart.errors import CacheError, WeightsError
 from headstart.progress import Progress, SilentProgress
-from headstart.store import RowStore, content_key
 
 FEATURES_VERSION = 2
 """Counted up whenever the same pixels and weights would give other features; part of the cache key."""

@@ -35,21 +35,21 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from headstart.data.checks import Inspection
 from headstart.data.dataset import Dataset, open_data
 from headstart.data.finding import Finding
+from headstart.data.inspection import Inspection
 from headstart.errors import DataError, RunError
-from headstart.evaluation.curves import CurvePoint, curves_picture
-from headstart.evaluation.image_map import MAP_FILE, ImageMap
 from headstart.evaluation.metrics import CROSS_VALIDATION, AnyScores, scores_from_json, shown_first
 from headstart.evaluation.predictions import Evaluated, predictions_csv
 from headstart.evaluation.reliability import reliabilities, reliability_picture, usual_kept
 from headstart.files import csv_text, json_text, not_written, text_bytes, user_path, write_atomically, writing_run
 from headstart.html import data_address, paragraph, picture, table
 from headstart.model import MODEL_FILE, Model
-from headstart.runs.known import REMEMBERED_FILE
+from headstart.pipeline.base_classifier import REMEMBERED_FILE
+from headstart.reports.curves import CurvePoint, curves_picture
+from headstart.reports.image_map import MAP_FILE, ImageMap
 from headstart.runs.log import read_log
-from headstart.training.classifiers import Fitted
+from headstart.training.fit_head import Fitted
 from headstart.training.ladder import RungResult
 from headstart.training.recipe import Recipe
 
@@ -205,7 +205,7 @@ class Start:
         data: absolute path of the folder or table.
         device: as it was asked for.
         images: a fingerprint of the images and their labels; "" until they were read.
-        conditions: weights, versions, processor and device, see ``runs.conditions``.
+        conditions: weights, versions, processor and device, see ``runs.environment``.
         columns: of the table, as they were chosen: arguments of ``open_data``.
         paths: of this machine that the recipe names: its fields, such as "weights", and the absolute path of each.
     """

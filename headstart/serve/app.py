@@ -16,16 +16,16 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Route
 
-from headstart.serve.assets import PageHeaders, asset_router
+from headstart.serve.batching import Service
 from headstart.serve.corrections import Corrections
-from headstart.serve.documents import Answer, ModelDocument, model_document, picture_answer
-from headstart.serve.forms import Part, read_form
-from headstart.serve.guard import Admission, Guard, unless_gone, write_line
+from headstart.serve.errors import Problem, Refusal, problem_document
+from headstart.serve.middleware import Admission, Guard, unless_gone, write_line
+from headstart.serve.multipart import Part, read_form
 from headstart.serve.page import page_router
-from headstart.serve.problem import Problem, Refusal, problem_document
-from headstart.serve.service import Service
-from headstart.serve.watch import watch_router
-from headstart.serve.watching import Watched
+from headstart.serve.schemas import Answer, ModelDocument, model_document, picture_answer
+from headstart.serve.static_files import PageHeaders, asset_router
+from headstart.serve.watch.run_reader import Watched
+from headstart.serve.watch.views import watch_router
 
 NAME_LENGTH = 255
 """Characters of a picture's name that are given back."""

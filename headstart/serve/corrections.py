@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, final
 
 from headstart.data.dataset import is_hidden
-from headstart.data.images import SUFFIXES, decode
+from headstart.data.decode import SUFFIXES, decode
 from headstart.errors import OptionError, OutputError
 from headstart.files import user_path, write_atomically
 

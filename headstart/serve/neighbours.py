@@ -9,11 +9,11 @@ from typing import final
 import numpy as np
 import torch
 
-from headstart.data.images import Rgb
+from headstart.data.decode import Rgb
 from headstart.errors import OptionError
 from headstart.files import read_rows
 from headstart.model import Model
-from headstart.training.outliers import REFERENCES, TUNED_REFERENCES, pick_references
+from headstart.trust.ood import REFERENCES, TUNED_REFERENCES, pick_references
 
 
 @dataclass(frozen=True)

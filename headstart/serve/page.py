@@ -15,19 +15,19 @@ from fastapi.responses import JSONResponse, Response
 from PIL import Image
 from starlette.concurrency import run_in_threadpool
 
-from headstart.backbone.engine import Pixels
-from headstart.data.images import decode, jpeg_bytes, thumbnail
+from headstart.data.decode import decode, jpeg_bytes, thumbnail
+from headstart.engine.select import Pixels
 from headstart.errors import OptionError, OutputError, UnreadableImage
-from headstart.evaluation.heat import GradCam, heat_picture
 from headstart.evaluation.metrics import SHOWN_FIRST
 from headstart.files import unicode_text
-from headstart.serve.assets import asset
+from headstart.reports.gradcam import GradCam, heat_picture
+from headstart.serve.batching import Service, Work
 from headstart.serve.corrections import Correction, Corrections, corrections_folder
-from headstart.serve.forms import read_form
-from headstart.serve.guard import unless_gone
+from headstart.serve.errors import Refusal
+from headstart.serve.middleware import unless_gone
+from headstart.serve.multipart import read_form
 from headstart.serve.neighbours import Neighbours
-from headstart.serve.problem import Refusal
-from headstart.serve.service import Service, Work
+from headstart.serve.static_files import asset
 
 NEAREST = 3
 SIDE = 240

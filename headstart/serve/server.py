@@ -13,13 +13,15 @@ from pathlib import Path
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from headstart.backbone.device import resolve_device
+from headstart.engine.device import resolve_device
 from headstart.errors import OptionError, ServerError
 from headstart.files import user_path
 from headstart.model import load
 from headstart.progress import Progress, SilentProgress
 from headstart.serve.app import Log, build_app
-from headstart.serve.connections import (
+from headstart.serve.batching import Service
+from headstart.serve.corrections import Corrections, corrections_folder
+from headstart.serve.http_limits import (
     BoundedServer,
     address,
     bounded_server,
@@ -28,10 +30,8 @@ from headstart.serve.connections import (
     quiet_uvicorn,
     stop_signals,
 )
-from headstart.serve.corrections import Corrections, corrections_folder
-from headstart.serve.guard import Admission, write_line
 from headstart.serve.limits import Limits
-from headstart.serve.service import Service
+from headstart.serve.middleware import Admission, write_line
 
 TICK = 0.05
 """Seconds between two looks at whether the server is to stop, and whether all is answered."""

@@ -21,9 +21,9 @@ from headstart.errors import DataError
 from headstart.progress import Progress, SilentProgress
 from headstart.training.heads import NeighbourHead, RbfHead, float_tensor, linear_head
 from headstart.training.linear_fits import linear_fits
+from headstart.training.losses import Folds, Labels, class_sizes, learnable_folds
 from headstart.training.probe import CHOOSE_FROM, FOLDS, NEVER, Features, as_rows, standardised
-from headstart.training.targets import Folds, Labels, class_sizes, learnable_folds
-from headstart.training.temperature import best_scale, losses_of
+from headstart.trust.temperature import best_scale, losses_of
 
 LINEAR_C = (1e-4, 1e-3, 1e-2)
 """Strengths that a linear machine's C is chosen from; the middle one where there is too little to choose on."""

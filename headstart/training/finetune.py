@@ -24,17 +24,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 
-from headstart.backbone.device import as_told
-from headstart.backbone.fold import fold_for_training
 from headstart.backbone.layers import Layout
 from headstart.backbone.split import SplittableBackbone
+from headstart.engine.conv_bn_fusion import fold_for_training
+from headstart.engine.device import as_told
 from headstart.errors import Diverged
+from headstart.features.prefetch import ActivationSource, Feed, Row, feed_for
 from headstart.progress import Progress, SilentProgress
-from headstart.training.feed import ActivationSource, Feed, Row, feed_for
-from headstart.training.frozen import Digests, digests_of, require_unchanged, tensors_of
-from headstart.training.graphed import Graphed
-from headstart.training.mixing import blended, jittered, pasted
-from headstart.training.targets import Labels, are_several, image_weights, losses_in, right_in, soft_targets
+from headstart.training.cuda_graph import Graphed
+from headstart.training.feature_augment import blended, jittered, pasted
+from headstart.training.frozen_proof import Digests, digests_of, require_unchanged, tensors_of
+from headstart.training.losses import Labels, are_several, image_weights, losses_in, right_in, soft_targets
 
 State = dict[str, Tensor]
 CPU = torch.device("cpu")
@@ -58,7 +58,7 @@ class Samples:
 
     Attributes:
         activations: where they are read.
-        labels: of N images, see ``training.targets``.
+        labels: of N images, see ``training.losses``.
         keys: N content hashes; they decide which view an image shows first.
         views: views of each image; 0: the images as they are.
     """

@@ -19,7 +19,7 @@ from headstart.backbone.split import HEAD, Boundary, SplittableBackbone
 from headstart.errors import OptionError, suggestion
 from headstart.training.finetune import TuneSettings
 from headstart.training.recipe import Recipe
-from headstart.training.temperature import Losses
+from headstart.trust.temperature import Losses
 
 ALPHA = 0.05
 """A gain counts as more than noise where chance alone would give one as large less often than this."""

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from headstart.progress import Progress, SilentProgress
-from headstart.training.classifiers import Fitted
+from headstart.training.fit_head import Fitted
 from headstart.training.heads import logits_on
-from headstart.training.outliers import Scores
+from headstart.training.losses import Folds
 from headstart.training.probe import Features
-from headstart.training.targets import Folds
+from headstart.trust.ood import Scores
 
 
 @dataclass(frozen=True)

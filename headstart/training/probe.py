@@ -18,7 +18,7 @@ from sklearn.model_selection import train_test_split
 from headstart.errors import DataError
 from headstart.progress import Progress, SilentProgress
 from headstart.training.linear_fits import ROUNDS, LinearFits, balanced_weights, linear_fits
-from headstart.training.targets import (
+from headstart.training.losses import (
     Labels,
     are_several,
     class_sizes,
@@ -95,7 +95,7 @@ def fit_probe(
 
     Args:
         features: (N, D) float32.
-        labels: see ``training.targets``.
+        labels: see ``training.losses``.
         classes: number of classes; one without an image in ``labels`` is never predicted.
         balance: weigh each class by the inverse of its share; not for several labels.
         sample_weight: (N,) weights of the images, above 0; not for several labels.
@@ -206,7 +206,7 @@ def choose_c(
 
     Args:
         x: (N, D) float32, standardised.
-        labels: see ``training.targets``.
+        labels: see ``training.losses``.
         balance: see ``fit_probe``.
         sample_weight: see ``fit_probe``.
         seed: of the folds.

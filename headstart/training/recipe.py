@@ -13,8 +13,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from headstart.backbone.pooling import Pooling
 from headstart.errors import OptionError
 from headstart.hub import is_address
-from headstart.training.calibration import WANTED
 from headstart.training.heads import LINEAR, parse_heads
+from headstart.trust.calibration import WANTED
 
 EffortName = Literal["probe", "quick", "standard", "thorough"]
 EffortChoice = Literal["auto", "probe", "quick", "standard", "thorough"]
@@ -42,7 +42,7 @@ class Recipe:
         image_size: side of the input in pixels; 0 for what the weights were trained with.
         pool: how features are pooled, see ``backbone.pooling.Pooling``.
         cut: the boundary at which the backbone ends, as ``headstart layers`` lists it; "" for its own end.
-        probe: what is fitted on frozen features, see ``training.classifiers``: "logistic", "svm" (linear), "rbf" (a
+        probe: what is fitted on frozen features, see ``training.fit_head``: "logistic", "svm" (linear), "rbf" (a
             Gaussian kernel), "knn" (cosine), "centroid" (nearest class mean).
         head: "linear", or heads that are trained by steps, with "," between them (see ``training.heads.HeadSpec``);
             the best by validation is kept.

@@ -149,10 +149,10 @@ def test_standard_is_never_below_the_probe(name: str, command: Callable[..., Tim
 @pytest.mark.share
 def test_the_fast_engine_agrees_with_plain_float32_on_flowers() -> None:
     """Top-1 of one head on 99.8 % of val, and its accuracy within 0.2 points, whichever engine gave the features."""
-    from headstart.backbone.engine import TorchEngine, choose_engine, measure_engines, run_stream
-    from headstart.backbone.forward import FeatureNet
+    from headstart.backbone.pixel_net import FeatureNet
     from headstart.backbone.weights import load_backbone
     from headstart.data.scan import pixel_store
+    from headstart.engine.select import TorchEngine, choose_engine, measure_engines, run_stream
     from headstart.training.probe import refit_probe
 
     net = FeatureNet(load_backbone())

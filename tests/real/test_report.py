@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from photographs import Timed
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from browser import opened
+from photographs import Timed
 
 
 def test_it_takes_under_20_seconds_and_15_megabytes(command: Callable[..., Timed], flowers_run: Path) -> None:

@@ -14,7 +14,7 @@ import headstart as hs
 from headstart.evaluation.metrics import wilson
 from headstart.evaluation.reliability import reliability
 from headstart.model import NONE_OF_THESE
-from headstart.training.calibration import by_others
+from headstart.trust.calibration import by_others
 
 pytestmark = pytest.mark.untimed
 

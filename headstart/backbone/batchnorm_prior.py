@@ -1,0 +1,58 @@
+"""What an average picture looks like to a backbone: its last BatchNorm knows, without a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from headstart.backbone.pixel_net import FeatureNet
+
+_ACTIVATIONS: tuple[Callable[[Tensor], Tensor], ...] = (
+    nn.Identity(),
+    nn.ReLU(),
+    nn.ReLU6(),
+    nn.SiLU(),
+    nn.Hardswish(),
+)
+_POINTS = 64
+
+
+def average_features(net: FeatureNet) -> npt.NDArray[np.float64] | None:
+    """(D,) features of an average picture of those that the network was trained on.
+
+    Behind a BatchNorm, a channel has the mean of its shift and the deviation of its scale; taken for normal, what an
+    activation makes of it has a mean that can be worked out, and pooling by the mean keeps that.
+
+    Returns:
+        None where the features are not the mean of the last BatchNorm's activated map: that is tried on one input.
+    """
+    seen: list[tuple[nn.modules.batchnorm._BatchNorm, Tensor]] = []
+    hooks = [
+        part.register_forward_hook(lambda own, _inputs, out: seen.append((own, out.clone())))
+        for part in net.body.modules()
+        if isinstance(part, nn.modules.batchnorm._BatchNorm)
+    ]
+    size = net.backbone.preprocessing
+    x = torch.randn(2, 3, size.height, size.width, generator=torch.Generator().manual_seed(0))
+    try:
+        with torch.inference_mode():
+            features = net.finish(net.body(x))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not seen or seen[-1][1].ndim != 4 or features.ndim != 2:
+        return None
+    norm, out = seen[-1]
+    own: Callable[[Tensor], Tensor] = getattr(norm, "act", nn.Identity())
+    for activation in _ACTIVATIONS:
+        pooled = activation(out).mean((2, 3))
+        if pooled.shape == features.shape and torch.allclose(pooled, features, atol=1e-3, rtol=1e-3):
+            points, weights = np.polynomial.hermite_e.hermegauss(_POINTS)
+            scale, shift = norm.weight.detach().double(), norm.bias.detach().double()
+            values = activation(own(shift + scale * torch.from_numpy(points)[:, None]))
+            return np.asarray(weights @ values.numpy() / weights.sum())
+    return None

@@ -1,0 +1,1 @@
+"""Inference engines that run the frozen backbone: PyTorch and ONNX Runtime behind one signature."""

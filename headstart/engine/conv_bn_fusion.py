@@ -1,0 +1,379 @@
+"""Convolution, BatchNorm and activation as one step.
+
+With its statistics frozen, BatchNorm is a scale and a shift per channel, which belong into the convolution before it:
+one pass over the activation instead of three. Two rewritings of a traced network do that, with the same result as the
+network's own layers:
+
+- ``fold_for_inference`` works the weights out once, in float32 or bfloat16, and runs each step as one oneDNN call;
+- ``fold_for_training`` works them out at every step from the network's own parameters, which it trains, and takes the
+  gradient of large depthwise filters the fast way (``depthwise.py``).
+"""
+
+from __future__ import annotations
+
+import copy
+import platform
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.norm_act import BatchNormAct2d
+from timm.layers.padding import get_same_padding
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from headstart.engine.depthwise import depthwise_conv, evenly_padded, is_depthwise
+
+_CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
+_NORMS = (nn.BatchNorm2d, BatchNormAct2d)
+
+Attribute = tuple[str, list[Any], str]
+"""What oneDNN calls an activation: name, numbers, algorithm."""
+
+_NO_ACTIVATION: Attribute = ("none", [], "")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A convolution with the BatchNorm and the activation that alone use its output.
+
+    Attributes:
+        conv: the convolution, which the network runs once.
+        norm: the BatchNorm behind it, with constant statistics, or None.
+        activation: the elementwise function behind that, or None.
+        nodes: of the graph, first to last.
+    """
+
+    conv: nn.Conv2d
+    norm: nn.BatchNorm2d | None
+    activation: nn.Module | None
+    nodes: tuple[fx.Node, ...]
+
+
+def find_units(traced: fx.GraphModule) -> list[Unit]:
+    """The units of a traced network, in execution order.
+
+    A convolution that is run several times is none: what goes into it has several shapes and means.
+    """
+    times = Counter(_module(traced, node) for node in traced.graph.nodes)
+    units = []
+    for node in traced.graph.nodes:
+        conv = _module(traced, node)
+        if type(conv) not in _CONVOLUTIONS or times[conv] > 1 or len(node.args) != 1:
+            continue
+        if cast(nn.Conv2d, conv).padding_mode == "zeros":
+            units.append(_unit_from(traced, node, cast(nn.Conv2d, conv)))
+    return units
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What went into a unit while a sample was run.
+
+    Attributes:
+        shape: (N, C, H, W).
+        mean: (C,) float64, over the sample.
+    """
+
+    shape: torch.Size
+    mean: Tensor
+
+
+def watch_inputs(traced: fx.GraphModule, units: Sequence[Unit], sample: Tensor) -> list[Seen]:
+    """Runs a sample and notes what goes into each unit.
+
+    Args:
+        traced: the network.
+        units: of it.
+        sample: (N, 3, H, W), normalised.
+    """
+    seen: dict[nn.Module, Seen] = {}
+
+    def note(conv: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen[conv] = Seen(inputs[0].shape, inputs[0].mean((0, 2, 3), dtype=torch.float64))
+
+    hooks = [unit.conv.register_forward_pre_hook(note) for unit in units]
+    try:
+        with torch.inference_mode():
+            traced(sample)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [seen[unit.conv] for unit in units]
+
+
+def can_fold_for_inference(device: torch.device) -> bool:
+    """Whether folding saves anything there.
+
+    On a CPU it needs oneDNN's convolution with an activation behind it, which PyTorch keeps to itself.
+    """
+    if device.type == "cpu":
+        return torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+    return device.type == "cuda"
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether convolutions in bfloat16 have fast code there; on a CPU: AVX-512 or newer."""
+    if device.type == "cpu":
+        return bool(torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for bfloat16; on AVX-512 alone oneDNN emulates them, slower than float32."""
+    if device.type != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
+        return has_bfloat16(device)
+    return has_bfloat16(device) and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def fold_for_inference(
+    traced: fx.GraphModule, units: Sequence[Unit], seen: Sequence[Seen], *, low_precision_from: int | None = None
+) -> fx.GraphModule:
+    """The same network with each unit as one step; its weights are copies.
+
+    In bfloat16 the weights' rounding would be most of the error. Depthwise filters are rounded so that each filter's
+    sum is kept (their inputs are much alike, being neighbours), and what rounding changes in the mean output of a
+    channel is taken back through its bias, which stays in float32.
+
+    Args:
+        traced: the network, in inference mode.
+        units: those to fold.
+        seen: their inputs, for pictures of the size that it will run on, and of no other.
+        low_precision_from: the first of ``units`` that computes in bfloat16; None: all in float32.
+    """
+
+    def step(number: int) -> nn.Module:
+        low = low_precision_from is not None and number >= low_precision_from
+        return _FoldedConv(units[number], seen[number], torch.bfloat16 if low else torch.float32)
+
+    folded = _rewrite(traced, units, step)
+    if low_precision_from is not None:
+        _keep_others_in_float32(folded)
+    return folded
+
+
+def fold_for_training(traced: fx.GraphModule, dtype: torch.dtype) -> fx.GraphModule:
+    """The same network with each unit as one step, which trains the network's own parameters.
+
+    Args:
+        traced: the network, in inference mode: BatchNorm's statistics are constants; its scale and shift are trained
+            where they ask for gradients. A BatchNorm in training mode is left as it is.
+        dtype: in which the units compute, and what they give; the parameters stay as they are.
+    """
+    units = find_units(traced)
+    return _rewrite(traced, units, lambda number: _TrainedConv(units[number], dtype))
+
+
+class _FoldedConv(nn.Module):
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, unit: Unit, seen: Seen, dtype: torch.dtype) -> None:
+        super().__init__()
+        conv = unit.conv
+        weight, bias = (t.detach() for t in _folded(unit, torch.float64))
+        weight, self.padding, self.surround = _evenly_padding(conv, weight, seen.shape)
+        if dtype != torch.float32:
+            rounded = (_round_keeping_sums if is_depthwise(conv) else _round)(weight, dtype)
+            bias = bias + _mean_response(weight - rounded, seen.mean.to(weight.device), conv.groups)
+            weight = rounded
+        self.dtype = dtype
+        self.stride, self.dilation, self.groups = list(conv.stride), list(conv.dilation), conv.groups
+        self.register_buffer("weight", weight.to(dtype).contiguous(memory_format=torch.channels_last))
+        self.register_buffer("bias", bias.to(torch.float32))
+        self.by_onednn = weight.device.type == "cpu" and (dtype != torch.bfloat16 or has_bfloat16(weight.device))
+        known = _onednn_name(unit.activation) if self.by_onednn else None
+        self.attribute = known or _NO_ACTIVATION
+        self.activation = None if known else unit.activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.surround:
+            x = functional.pad(x, self.surround)
+        x = x.to(self.dtype, memory_format=torch.channels_last)
+        if self.by_onednn:
+            y = torch.ops.mkldnn._convolution_pointwise(
+                x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups, *self.attribute
+            )
+        else:
+            bias = self.bias.to(self.dtype)
+            y = functional.conv2d(x, self.weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        return cast(Tensor, y if self.activation is None else self.activation(y))
+
+
+class _TrainedConv(nn.Module):
+    def __init__(self, unit: Unit, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.conv = unit.conv
+        self.norm = unit.norm
+        self.activation = copy.copy(unit.activation)
+        if hasattr(self.activation, "inplace"):  # in place on a view, its gradient would take copies of the activation
+            cast(Any, self.activation).inplace = False
+        self.unit = unit
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        exact = torch.promote_types(self.dtype, torch.float32)
+        weight, bias = (t.to(self.dtype) for t in _folded(self.unit, exact))
+        conv = self.conv
+        x = x.to(self.dtype)
+        if is_depthwise(conv):
+            y = depthwise_conv(x, weight, bias, stride=conv.stride, padding=_edges(conv, x.shape))
+        elif conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.groups == 1 and not _pads(conv):
+            rows = functional.linear(x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]), weight.flatten(1), bias)
+            y = rows.view(x.shape[0], x.shape[2], x.shape[3], -1).permute(0, 3, 1, 2)
+        else:
+            x, edge = evenly_padded(x, _edges(conv, x.shape))
+            y = functional.conv2d(x, weight, bias, conv.stride, edge, conv.dilation, conv.groups)
+        return cast(Tensor, y if self.activation is None else self.activation(y))
+
+
+def _folded(unit: Unit, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(weight, bias) of the convolution with its BatchNorm in it; differentiable in the parameters of both."""
+    weight = unit.conv.weight.to(dtype)
+    bias = weight.new_zeros(len(weight)) if unit.conv.bias is None else unit.conv.bias.to(dtype)
+    norm = unit.norm
+    if norm is None:
+        return weight, bias
+    mean, variance = cast(Tensor, norm.running_mean).to(dtype), cast(Tensor, norm.running_var).to(dtype)
+    scale = torch.rsqrt(variance + norm.eps)
+    if norm.affine:
+        scale = scale * norm.weight.to(dtype)
+    bias = (bias - mean) * scale
+    return weight * scale.view(-1, 1, 1, 1), bias + norm.bias.to(dtype) if norm.affine else bias
+
+
+def _module(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    return traced.get_submodule(cast(str, node.target)) if node.op == "call_module" else None
+
+
+def _unit_from(traced: fx.GraphModule, first: fx.Node, conv: nn.Conv2d) -> Unit:
+    nodes = [first]
+    norm: nn.BatchNorm2d | None = None
+    activation: nn.Module | None = None
+    while len(nodes[-1].users) == 1 and activation is None:
+        node = next(iter(nodes[-1].users))
+        module = _module(traced, node)
+        if isinstance(module, nn.Identity):
+            pass
+        elif norm is None and type(module) in _NORMS and _is_constant(cast(nn.BatchNorm2d, module)):
+            norm = cast(nn.BatchNorm2d, module)
+            if isinstance(norm, BatchNormAct2d) and not isinstance(norm.act, nn.Identity):
+                activation = norm.act
+        elif module is not None and _onednn_name(module):
+            activation = module
+        else:
+            break
+        nodes.append(node)
+    return Unit(conv, norm, activation, tuple(nodes))
+
+
+def _is_constant(norm: nn.BatchNorm2d) -> bool:
+    return norm.running_mean is not None and not norm.training
+
+
+def _onednn_name(activation: nn.Module | None) -> Attribute | None:
+    """None for what oneDNN has no name for (or for what is no activation)."""
+    if activation is None:
+        return _NO_ACTIVATION
+    if isinstance(activation, nn.Hardtanh):
+        return "hardtanh", [float(activation.min_val), float(activation.max_val)], ""
+    if isinstance(activation, nn.GELU):
+        return "gelu", [], activation.approximate
+    names = {nn.ReLU: "relu", nn.SiLU: "swish", nn.Hardswish: "hardswish", nn.Sigmoid: "sigmoid"}
+    name = names.get(type(activation))
+    return (name, [], "") if name else None
+
+
+def _rewrite(traced: fx.GraphModule, units: Sequence[Unit], step: Callable[[int], nn.Module]) -> fx.GraphModule:
+    graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    graph.output(graph.graph_copy(traced.graph, copies))
+    rewritten = fx.GraphModule(traced, graph)
+    for number, unit in enumerate(units):
+        name = f"_unit{number}"
+        rewritten.add_submodule(name, step(number))
+        first, last = copies[unit.nodes[0]], copies[unit.nodes[-1]]
+        with rewritten.graph.inserting_before(first):
+            folded = rewritten.graph.call_module(name, first.args)
+        last.replace_all_uses_with(folded)
+        for node in reversed(unit.nodes):
+            rewritten.graph.erase_node(copies[node])
+    rewritten.delete_all_unused_submodules()
+    rewritten.recompile()
+    return rewritten
+
+
+def _keep_others_in_float32(folded: fx.GraphModule) -> None:
+    """Layers with weights that belong to no unit get float32 to read, as their weights are; BatchNorm takes either."""
+    for node in folded.graph.nodes:
+        module = _module(folded, node)
+        if (
+            not node.args
+            or module is None
+            or isinstance(module, (_FoldedConv, *_NORMS))
+            or not list(module.parameters())
+        ):
+            continue
+        with folded.graph.inserting_before(node):
+            node.args = (folded.graph.call_method("float", (node.args[0],)), *node.args[1:])
+    folded.recompile()
+
+
+def _pads(conv: nn.Conv2d) -> bool:
+    return isinstance(conv.padding, str) or any(conv.padding)
+
+
+def _edges(conv: nn.Conv2d, shape: torch.Size) -> tuple[tuple[int, int], tuple[int, int]]:
+    """((top, bottom), (left, right)) of the padding for an input of a shape."""
+    both = []
+    for axis in (0, 1):
+        size, kernel = shape[2 + axis], conv.kernel_size[axis]
+        if isinstance(conv, Conv2dSame) or conv.padding == "same":
+            total = get_same_padding(size, kernel, conv.stride[axis], conv.dilation[axis])
+            both.append((total // 2, total - total // 2))
+        else:
+            edge = 0 if conv.padding == "valid" else cast("tuple[int, int]", conv.padding)[axis]
+            both.append((edge, edge))
+    return both[0], both[1]
+
+
+def _evenly_padding(conv: nn.Conv2d, weight: Tensor, shape: torch.Size) -> tuple[Tensor, list[int], list[int]]:
+    """A kernel, enlarged by zeros, that gives with equal padding on both sides what TensorFlow's "same" gives.
+
+    Padding the activation instead would copy it, which costs more than the convolution. That is left for dilated
+    convolutions, for which no larger kernel stands.
+
+    Returns:
+        The kernel; the equal padding (down, right); what to pad before: nothing, or [left, right, top, bottom].
+    """
+    (top, bottom), (left, right) = _edges(conv, shape)
+    if (top, left) == (bottom, right):
+        return weight, [top, left], []
+    if tuple(conv.dilation) != (1, 1):
+        return weight, [0, 0], [left, right, top, bottom]
+    return functional.pad(weight, [right - left, 0, bottom - top, 0]), [bottom, right], []
+
+
+def _round(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    return weight.to(dtype).to(weight.dtype)
+
+
+def _round_keeping_sums(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rounds (C, 1, h, w) filters from the largest value of each to the smallest, handing on what is lost."""
+    flat = weight.flatten(1)
+    order = flat.abs().argsort(1, descending=True)
+    rounded, owed = torch.zeros_like(flat), flat.new_zeros(len(flat), 1)
+    for place in torch.split(order, 1, dim=1):
+        wanted = flat.gather(1, place) + owed
+        given = _round(wanted, dtype)
+        rounded.scatter_(1, place, given)
+        owed = wanted - given
+    return rounded.view_as(weight)
+
+
+def _mean_response(weight: Tensor, mean: Tensor, groups: int) -> Tensor:
+    """(C_out,): what a convolution gives of inputs that are their channels' means everywhere."""
+    inputs = mean.view(groups, 1, -1).expand(-1, len(weight) // groups, -1).reshape(len(weight), -1)
+    return (weight.sum((2, 3)) * inputs).sum(1)

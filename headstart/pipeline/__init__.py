@@ -1,0 +1,1 @@
+"""The steps of a training run, from images to a finished run folder."""

@@ -1,0 +1,209 @@
+"""The pieces of a run for a training loop of one's own.
+
+What is frozen has been computed when the loop begins: its batches are activations at the freeze boundary, its
+classifier is what lies behind, with the head that was fitted on frozen features.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from headstart.backbone.weights import fingerprint
+from headstart.data.dataset import Dataset, open_data
+from headstart.data.decode import Preprocessing
+from headstart.errors import OptionError, first_line
+from headstart.evaluation.metrics import AnyScores
+from headstart.evaluation.predictions import evaluate_predictions
+from headstart.model import Model
+from headstart.pipeline.prepare import Preparation, RungSamples
+from headstart.progress import Progress, SilentProgress
+from headstart.training.custom_heads import describe
+from headstart.training.finetune import Classifier, epoch_order, logits_of, trained_names
+from headstart.training.frozen_proof import digests_of, require_unchanged, tensors_of
+from headstart.training.losses import are_several, probabilities_of
+from headstart.training.recipe import Recipe
+from headstart.trust.thresholds import best_thresholds
+
+
+def prepare(
+    source: str | os.PathLike[str] | Dataset,
+    *,
+    recipe: Recipe | None = None,
+    device: str = "auto",
+    cache: Path | None = None,
+    progress: Progress | None = None,
+    **choices: Any,
+) -> Workbench:
+    """Does all that comes before training by steps, for a training loop of one's own.
+
+        bench = hs.prepare("flowers/", unfreeze="blocks.6", views=3)
+        optimizer = torch.optim.AdamW(bench.classifier.trainable_parameters(), lr=1e-3)
+        for epoch in range(6):
+            for x, labels in bench.batches("train", epoch=epoch):
+                loss = torch.nn.functional.cross_entropy(bench.classifier(x), labels)
+                ...
+        bench.model().save("flowers.safetensors")
+
+    A custom head is set before the loop, ``bench.classifier.head = torch.nn.Sequential(...)``. It has to be composed of
+    PyTorch's own layers, which a model file can restore (see ``training.custom_heads``).
+
+    Args:
+        source: a folder, a table, or a data set that is open already.
+        recipe: every choice at once; what concerns the steps themselves (learning rate, CutMix, smoothing, ...) is left
+            to the loop.
+        device: where the frozen part runs: "auto", "cpu", "cuda" or "mps". The loop's own part is on the CPU.
+        cache: the cache folder; the default one where it is not given.
+        progress: told of each step.
+        **choices: fields of ``Recipe``, in place of ``recipe``; the effort is "quick" where none is named.
+
+    Raises:
+        DataError: the data cannot be used; says what was found.
+        WeightsError: the backbone's weights cannot be had.
+        OptionError: a choice has a value that it cannot take, or leaves nothing to train.
+    """
+    recipe = Recipe.of(recipe, choices if recipe else {"effort": "quick"} | choices)
+    prepared = Preparation(open_data(source), recipe, device=device, cache=cache, progress=progress or SilentProgress())
+    prepared.read_images()
+    prepared.say_findings()
+    prepared.measure()
+    prepared.plan()
+    if not prepared.rungs:
+        raise OptionError(
+            f"effort {recipe.effort!r} of {prepared.backbone.architecture}: nothing is left to "
+            "train. Choose another effort, or a backbone that can be cut (see headstart layers)."
+        )
+    prepared.run_backbone()
+    prepared.fit()
+    return Workbench(prepared)
+
+
+@final
+class Workbench:
+    """What a training loop needs.
+
+    Args:
+        prepared: as far as ``fit``, with a rung; the deepest one is taken.
+
+    Attributes:
+        classifier: activation -> logits; trained by the loop.
+        classes: names, in the order of the logits.
+        boundary: name of the freeze boundary.
+        views: augmented views of each training image, which follow each other from epoch to epoch.
+        preprocessing: what became of a picture before the network saw it.
+    """
+
+    def __init__(self, prepared: Preparation) -> None:
+        assert prepared.frozen is not None
+        self._prepared = prepared
+        rung = prepared.rungs[-1]
+        self._samples = RungSamples(prepared)
+        self._train, self._val = self._samples.of(rung)
+        self._split = prepared.frozen.copied()
+        self._split.module.cpu()
+        self.classes: tuple[str, ...] = prepared.look.dataset.classes
+        self.boundary, self.views = rung.boundary.name, rung.views
+        self.preprocessing: Preprocessing = prepared.backbone.preprocessing
+        self.classifier = Classifier(
+            self._split,
+            self.boundary,
+            copy.deepcopy(prepared.fitted.head),
+            dtype=self._samples.dtype,
+            live_norms=rung.settings.live_norms,
+        )
+        self._trained = trained_names(self._split, self.boundary, live_norms=rung.settings.live_norms)
+        counts = {id(norm.num_batches_tracked) for norm in self.classifier.norms}  # of batches, where norms learn
+        self._trained += [name for name, own in self._split.module.named_buffers() if id(own) in counts]
+        self._frozen = digests_of(tensors_of(self._split.module), without=self._trained)
+
+    def __repr__(self) -> str:
+        weights = sum(p.numel() for p in self.classifier.trainable_parameters())
+        return f"Workbench({len(self.classes)} classes, {weights:,} weights to train behind {self.boundary})"
+
+    def batches(self, split: str = "train", *, epoch: int = 0, batch_size: int = 32) -> Iterator[tuple[Tensor, Tensor]]:
+        """Labelled activations, a batch at a time.
+
+        Args:
+            split: "train": in an order drawn anew for each epoch, each image in the view of that epoch; "val": in
+                order, as they are.
+            epoch: from 0.
+            batch_size: images of each batch but the last.
+
+        Yields:
+            (N, *shape) float32 activations and (N,) int64 labels, as ``cross_entropy`` takes them; where an image may
+            bear any number of them, (N, classes) float32, as ``binary_cross_entropy_with_logits`` does.
+
+        Raises:
+            OptionError: no such split; or the classifier was given a head that does not fit, or that a model file could
+                not restore.
+        """
+        self._check_head()
+        if split not in ("train", "val") or (split == "val" and self._val is None):
+            raise OptionError(f"no batches of {split!r}: there are train{' and val' if self._val else ''}.")
+        samples = self._train if split == "train" or self._val is None else self._val
+        count = len(samples.labels)
+        order = epoch_order(self._prepared.recipe.seed, epoch, count).tolist() if split == "train" else range(count)
+        for start in range(0, count, batch_size):
+            images = list(order[start : start + batch_size])
+            labels = torch.from_numpy(samples.labels[images])
+            several = are_several(samples.labels)
+            yield samples.activations.read(samples.rows(images, epoch)), labels.float() if several else labels
+
+    def _check_head(self) -> None:
+        """Refuses a head of the user's own before it is trained, and not when it is to be saved."""
+        head = self.classifier.head
+        if hasattr(head, "about"):
+            return
+        describe(head)
+        features = torch.from_numpy(self._prepared.train.features[:1])
+        try:
+            with torch.no_grad():
+                shape = tuple(copy.deepcopy(head).eval()(features).shape)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise OptionError(
+                f"head: does not take features of shape {tuple(features.shape[1:])} ({first_line(error)})."
+            ) from error
+        if shape != (1, len(self.classes)):
+            raise OptionError(f"head: gives {shape[1:]} for an image, and there are {len(self.classes)} classes.")
+
+    def scores(self) -> AnyScores:
+        """Of the classifier as it is, on the validation images, in float32.
+
+        Raises:
+            OptionError: there are none.
+        """
+        if self._val is None or self._prepared.val is None:
+            raise OptionError("scores: the data have no validation images.")
+        logits = logits_of(self._split, self.boundary, self._val, self.classifier.head.eval())
+        files, labels = list(self._prepared.val.pictures.files), self._val.labels
+        several = are_several(labels)
+        chances = probabilities_of(logits, several=several)
+        thresholds = best_thresholds(chances, labels).tolist() if several else None
+        return evaluate_predictions(
+            "val", files, labels, chances, self.classes, thresholds=thresholds, chose=True
+        ).scores
+
+    def model(self) -> Model:
+        """The classifier as it is, behind the frozen part: a model to save and predict with, scored on val and test.
+
+        Raises:
+            TrainingError: the loop changed a weight, or a BatchNorm statistic, that is frozen.
+        """
+        after = digests_of(tensors_of(self._split.module), without=self._trained)
+        require_unchanged(self._frozen, after, where="the training loop")
+        module = copy.deepcopy(self._split.module).requires_grad_(False)
+        was = self._prepared.backbone
+        backbone = replace(
+            was,
+            module=module,
+            fingerprint=fingerprint(module.state_dict()),
+            source=f"{was.source}, fine-tuned behind {self.boundary}",
+        )
+        return self._prepared.finish(backbone, copy.deepcopy(self.classifier.head))[0]

@@ -1,0 +1,92 @@
+"""Contact sheets: small pictures of very many images in few files, so that a page can show any of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+
+from PIL import Image
+
+from headstart.data.bit_depth import ValueRange
+from headstart.data.decode import decode, jpeg_bytes, map_images
+from headstart.errors import UnreadableImage
+from headstart.html import data_address
+
+SIDE = 88
+"""Of a tile, in pixels."""
+
+ACROSS, DOWN = 20, 20
+"""Tiles of a sheet."""
+
+QUALITY = 72
+GROUND = (238, 240, 243)
+
+MOST_BYTES = 7_000_000
+"""Of all sheets together, before they are written as text, which takes a third more."""
+
+
+@dataclass(frozen=True)
+class Sheets:
+    """Tiles of images.
+
+    Attributes:
+        addresses: data: addresses of the sheets, each ``ACROSS`` tiles wide.
+        tiles: path of each image that has one -> its number, counted row by row from the first sheet on.
+        unread: paths of images that cannot be read any more.
+    """
+
+    addresses: tuple[str, ...]
+    tiles: dict[str, int]
+    unread: tuple[str, ...]
+
+
+def make_sheets(paths: Iterable[str], *, value_range: ValueRange | None = None, most_bytes: int = MOST_BYTES) -> Sheets:
+    """Draws images, each once, in the order given, until there is room for no more.
+
+    Args:
+        paths: of the image files.
+        value_range: of the model, see ``Preprocessing``: images are shown as it sees them.
+        most_bytes: of all sheets.
+    """
+    addresses: list[str] = []
+    tiles: dict[str, int] = {}
+    unread: list[str] = []
+    held: list[Image.Image] = []
+    used = 0
+
+    def close() -> None:
+        nonlocal used
+        sheet = Image.new("RGB", (ACROSS * SIDE, math.ceil(len(held) / ACROSS) * SIDE), GROUND)
+        for place, tile in enumerate(held):
+            corner = place % ACROSS * SIDE + (SIDE - tile.width) // 2
+            sheet.paste(tile, (corner, place // ACROSS * SIDE + (SIDE - tile.height) // 2))
+        data = jpeg_bytes(sheet, quality=QUALITY)
+        used += len(data)
+        addresses.append(data_address(data, "jpeg"))
+        held.clear()
+
+    unique = dict.fromkeys(paths)
+    for path, tile in zip(unique, map_images(partial(_tile, value_range=value_range), unique), strict=True):
+        if tile is None:
+            unread.append(path)
+            continue
+        tiles[path] = len(addresses) * ACROSS * DOWN + len(held)
+        held.append(tile)
+        if len(held) == ACROSS * DOWN:
+            close()
+            if used + used / len(addresses) > most_bytes:
+                break
+    if held:
+        close()
+    return Sheets(tuple(addresses), tiles, tuple(unread))
+
+
+def _tile(path: str, *, value_range: ValueRange | None) -> Image.Image | None:
+    try:
+        image = decode(path, at_least=SIDE, value_range=value_range).image
+    except UnreadableImage:
+        return None
+    image.thumbnail((SIDE, SIDE), Image.Resampling.BILINEAR)
+    return image

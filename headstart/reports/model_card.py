@@ -1,0 +1,96 @@
+"""The model card: what a stranger must know of a model before using it, in the format of the Hugging Face hub."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from headstart.concurrency import ignored_warnings
+from headstart.evaluation.metrics import (
+    CROSS_VALIDATION,
+    AnyScores,
+    LabelScores,
+    class_figures,
+    share_words,
+    shown_first,
+)
+from headstart.model import MODEL_FILE, NONE_OF_THESE, UNSURE, Model
+from headstart.training.recipe import Recipe
+from headstart.trust.ood import KEPT
+
+CARD_FILE = "README.md"
+
+LISTED_CLASSES = 50
+"""Classes whose figures the card lists."""
+
+
+def model_card(
+    model: Model, results: Mapping[str, AnyScores], document: Mapping[str, Any], repository: str = ""
+) -> str:
+    """A card in Markdown with the hub's metadata above it.
+
+    Args:
+        model: the classifier.
+        results: its figures by set, the deciding one last.
+        document: of its run, see ``runs.folder.write_results``.
+        repository: "owner/name" where it is going to be; "" where that is not known.
+    """
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+    data = document["data"]
+    backbone = model.net.backbone
+    figures = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=_slug(data["name"]),
+            dataset_name=data["name"],
+            dataset_split=name,
+            metric_type="mAP" if isinstance(scores, LabelScores) else "accuracy",
+            metric_value=round(
+                scores.mean_average_precision if isinstance(scores, LabelScores) else scores.accuracy, 4
+            ),
+            metric_name=scores.sentence,
+        )
+        for name, scores in results.items()
+        if name in (("val", "test") if CROSS_VALIDATION not in results else (CROSS_VALIDATION,))
+    ]
+    card = ModelCardData(
+        library_name="headstart",
+        pipeline_tag="image-classification",
+        tags=["headstart", "image-classification", "transfer-learning", "timm"],
+        base_model=None if model.recipe.scratch else f"timm/{backbone.architecture}",
+        metrics=["accuracy"],
+        model_name=data["name"],
+        eval_results=figures or None,
+    )
+    plain = Recipe().as_json()
+    with ignored_warnings():
+        made = ModelCard.from_template(
+            card,
+            template_path=str(Path(__file__).parent / "templates" / "model_card.md"),
+            model=model,
+            name=data["name"],
+            data=data,
+            results=list(results.values()),
+            scores=shown_first(results),
+            figures=class_figures(shown_first(results)),
+            share=share_words,
+            several=model.thresholds is not None,
+            backbone=backbone,
+            chosen={k: v for k, v in model.recipe.without_paths().as_json().items() if v != plain[k]},
+            frozen=document["frozen"],
+            best=document["best"],
+            serious=[f["message"] for f in document["findings"] if f["severity"] == "serious"],
+            address=f"hf://{repository}" if repository else MODEL_FILE,
+            listed=LISTED_CLASSES,
+            unsure=UNSURE,
+            stranger=NONE_OF_THESE,
+            kept=KEPT,
+            usual=document.get("calibration", {}).get("usual", ""),
+        )
+    return str(made.content) + "\n"
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-") or "data"

@@ -1,0 +1,79 @@
+"""What the bits of a run depend on beside its images and its recipe: weights, library versions, processor, device.
+
+A run that is resumed must find them as they were when it began (law 4).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from headstart.engine.conv_bn_fusion import has_bfloat16
+from headstart.engine.device import resolve_device
+from headstart.errors import RunError
+from headstart.files import user_path
+from headstart.model import MODEL_FILE
+from headstart.pipeline.prepare import Preparation
+from headstart.training.recipe import PRETRAINED
+
+LIBRARIES = ("headstart", "torch", "timm", "onnxruntime", "scikit-learn", "numpy")
+
+Conditions = dict[str, str]
+"""What it is, in words for the user -> its value."""
+
+
+def conditions_of(prepared: Preparation) -> Conditions:
+    """The conditions under which a run works now."""
+    recipe = prepared.recipe
+    found: Conditions = {}
+    if recipe.weights:
+        found["weights file"] = _sha256(user_path(recipe.weights))
+    if recipe.extend not in ("", PRETRAINED):
+        found["model that is extended"] = _sha256(user_path(recipe.extend))
+    found["backbone"] = prepared.backbone.fingerprint
+    found |= {f"version of {name}": version(name) for name in LIBRARIES}
+    return found | {"device": _device(prepared.device), "processor": _processor()}
+
+
+def require_same(folder: Path, begun: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Compares the conditions of a run that is resumed with those that it began under.
+
+    Raises:
+        RunError: one differs; says which, what it was and is, and what to do.
+    """
+    for name in dict.fromkeys([*begun, *now]):
+        if begun.get(name) != now.get(name):
+            was, own = (_short(conditions.get(name, "unknown")) for conditions in (begun, now))
+            raise RunError(
+                f"{folder}: cannot be resumed, the {name} has changed: {was} when the run began, {own} now. "
+                "Put it back, or start a new run: what is cached is used again."
+            )
+
+
+def _sha256(path: Path) -> str:
+    """Of a file, or of the model in a run folder; "" where there is none."""
+    file = path / MODEL_FILE if path.is_dir() else path
+    if not file.is_file():
+        return ""
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _device(name: str) -> str:
+    device = resolve_device(name)
+    return f"cuda, {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type
+
+
+def _processor() -> str:
+    """The instructions that kernels are chosen by, which decide how sums are rounded."""
+    low = "bfloat16" if has_bfloat16(torch.device("cpu")) else "no bfloat16"
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    return f"{torch.backends.cpu.get_cpu_capability()}, {low}, {'AMX' if amx else 'no AMX'}"
+
+
+def _short(value: str) -> str:
+    return f"SHA-256 {value[:12]}..." if len(value) == 64 else value

@@ -1,0 +1,1 @@
+"""Watching a run on a page while it trains."""

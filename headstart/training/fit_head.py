@@ -1,0 +1,240 @@
+"""What is put on frozen features: logistic regression, another classical classifier, or heads trained by steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from headstart.backbone.layers import Layout
+from headstart.errors import OptionError
+from headstart.progress import Progress
+from headstart.training.classical import CLASSICAL
+from headstart.training.finetune import FeatureRows, Samples
+from headstart.training.head_search import SweepSettings, train_heads
+from headstart.training.heads import LINEAR, PLAIN, HeadSpec, build_head, linear_head, parse_heads
+from headstart.training.losses import Labels, are_several
+from headstart.training.probe import Features, fit_probe, refit_probe, require_learnable
+from headstart.training.recipe import Recipe
+
+LOGISTIC = "logistic"
+
+EPOCHS_OF_VIEWS = 30
+"""Epochs of heads that see a new view of each image for a while; of one view alone they have enough sooner."""
+
+
+Refit = Callable[[npt.NDArray[np.int64]], nn.Module]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A classifier on features.
+
+    Attributes:
+        head: (N, ...) features -> (N, classes) logits.
+        name: for tables: "probe", "probe svm", "head 512-0.5".
+        reason: how its settings were come by, a sentence.
+        settings: them and what they were chosen by, a JSON document.
+        refit: numbers of training images -> a head with the same settings that saw no other. It holds the features.
+        frozen: how many of the head's numbers were there before and stayed as they were.
+        history: of each epoch of a head that was trained by steps, see ``sweep.Swept``.
+    """
+
+    head: nn.Module
+    name: str
+    reason: str
+    settings: dict[str, Any]
+    refit: Refit
+    history: list[dict[str, float]] = field(default_factory=list, repr=False)
+    frozen: int = 0
+
+
+def fit_classifier(
+    recipe: Recipe,
+    features: Features,
+    labels: Labels,
+    *,
+    classes: int,
+    layout: Layout = PLAIN,
+    dtype: torch.dtype = torch.float32,
+    shown: Samples | None = None,
+    val: tuple[Features, Labels] | None = None,
+    sample_weight: npt.NDArray[np.float64] | None = None,
+    progress: Progress | None = None,
+) -> Fitted:
+    """Fits what a recipe asks for.
+
+    Args:
+        recipe: its ``probe``, ``head``, ``single_logit``, ``balance`` and ``seed``, and for heads that are trained by
+            steps ``head_epochs`` and ``head_lr``.
+        features: (N, D) float32 of the training images, or their maps.
+        labels: see ``training.losses``.
+        classes: number of classes.
+        layout: what the axes of a map mean.
+        dtype: in which hidden layers and convolutions are trained: float32 or bfloat16.
+        shown: the same images in augmented views, for heads that are trained by steps; ``features`` alone where they
+            are not given.
+        val: features and labels that choose among heads; some training images do where they are not given.
+        sample_weight: (N,) weights of the images, above 0, for the logistic regression alone; as in scikit-learn, a
+            weight of 2 counts like the same image twice.
+        progress: told of each fit.
+
+    Raises:
+        DataError: there is nothing to tell apart.
+        OptionError: a head that does not go with the features, the classes or with ``sample_weight``.
+    """
+    require_learnable(labels)
+    check_classes(recipe, classes, several=are_several(labels))
+    specs = check_heads(recipe, features.shape[1:], classes, layout)
+    if sample_weight is not None and (recipe.head != LINEAR or recipe.probe != LOGISTIC):
+        other = f"head {recipe.head!r}" if recipe.head != LINEAR else f"probe {recipe.probe!r}"
+        raise OptionError(f"sample_weight: only probe {LOGISTIC!r} with a linear head takes it, not {other}.")
+    if recipe.head != LINEAR:
+        return _trained(recipe, specs, features, labels, classes, layout, dtype, shown, val, progress)
+    if recipe.probe != LOGISTIC:
+        return _classical(recipe, features, labels, classes, progress)
+    own: dict[str, Any] = {"classes": classes, "balance": recipe.balance}
+    probe = fit_probe(features, labels, **own, sample_weight=sample_weight, seed=recipe.seed, progress=progress)
+    own |= {"c": probe.c, "single": recipe.single_logit}
+    refit = partial(_refit_logistic, features=features, labels=labels, sample_weight=sample_weight, **own)
+    losses = {str(c): loss for c, loss in probe.losses.items()}
+    settings = {"C": probe.c, "reason": probe.reason, "losses": losses}
+    head = _linear(probe.weight, probe.bias, single=recipe.single_logit)
+    return Fitted(head, "probe", probe.reason, settings, refit)
+
+
+def _refit_logistic(
+    learn: npt.NDArray[np.int64],
+    *,
+    features: Features,
+    labels: Labels,
+    sample_weight: npt.NDArray[np.float64] | None,
+    single: bool,
+    **settings: Any,
+) -> nn.Module:
+    weights = None if sample_weight is None else sample_weight[learn]
+    return _linear(*refit_probe(features[learn], labels[learn], sample_weight=weights, **settings), single=single)
+
+
+def check_heads(recipe: Recipe, shape: Sequence[int], classes: int, layout: Layout = PLAIN) -> list[HeadSpec]:
+    """The heads that a recipe names, checked against the features that they will see.
+
+    Args:
+        recipe: its ``head`` and ``single_logit``.
+        shape: of the features of one image.
+        classes: number of classes.
+        layout: what the axes of a map mean.
+
+    Raises:
+        OptionError: one does not go with the features or the classes.
+    """
+    specs = [replace(spec, single=recipe.single_logit) for spec in parse_heads(recipe.head)]
+    with torch.device("meta"):
+        for spec in specs:
+            build_head(spec, shape, classes, layout)
+    return specs
+
+
+def check_classes(recipe: Recipe, classes: int, *, several: bool) -> None:
+    """Checks that what a recipe asks for goes with so many classes, or with several labels to an image.
+
+    Raises:
+        OptionError: one logit for more than two; or, for several labels, what tells classes apart of which an image
+            has one.
+    """
+    asked = {
+        "single logit": recipe.single_logit,
+        f"probe {recipe.probe}": recipe.probe != LOGISTIC,
+        "balance": recipe.balance,
+        "extend": bool(recipe.extend),
+    }
+    if several and (names := [name for name, given in asked.items() if given]):
+        raise OptionError(
+            f"{names[0]}: is for images of one class each, and the data have any number of labels to an image, each "
+            "with a threshold of its own; leave it out."
+        )
+    if recipe.single_logit and classes != 2:
+        raise OptionError(f"single logit: it tells two classes apart, and there are {classes}.")
+
+
+def _linear(weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32], *, single: bool) -> nn.Module:
+    """Of two classes the one logit is the difference of both: the same probabilities."""
+    if single:
+        return linear_head(weight[1:] - weight[:1], bias[1:] - bias[:1], single=True)
+    return linear_head(weight, bias)
+
+
+def _classical(recipe: Recipe, features: Features, labels: Labels, classes: int, progress: Progress | None) -> Fitted:
+    fit = CLASSICAL[recipe.probe]
+    own: dict[str, Any] = {"classes": classes, "balance": recipe.balance, "seed": recipe.seed}
+    found = fit(features, labels, **own, progress=progress)
+
+    refit = partial(
+        _refit_classical, name=recipe.probe, features=features, labels=labels, **own, settings=found.settings
+    )
+    settings = found.settings | {"reason": found.reason}
+    return Fitted(found.head, f"probe {recipe.probe}", f"{recipe.probe}, {found.reason}", settings, refit)
+
+
+def _refit_classical(
+    learn: npt.NDArray[np.int64], *, name: str, features: Features, labels: Labels, **settings: Any
+) -> nn.Module:
+    return CLASSICAL[name](features[learn], labels[learn], **settings).head
+
+
+def _trained(
+    recipe: Recipe,
+    specs: list[HeadSpec],
+    features: Features,
+    labels: Labels,
+    classes: int,
+    layout: Layout,
+    dtype: torch.dtype,
+    shown: Samples | None,
+    val: tuple[Features, Labels] | None,
+    progress: Progress | None,
+) -> Fitted:
+    train = shown or in_memory(features, labels)
+    settings = SweepSettings(
+        epochs=recipe.head_epochs or (SweepSettings.epochs if shown is None else EPOCHS_OF_VIEWS),
+        rates=(recipe.head_lr,) if recipe.head_lr else SweepSettings.rates,
+        smoothing=SweepSettings.smoothing if recipe.smoothing is None else recipe.smoothing,
+        balance=recipe.balance,
+        seed=recipe.seed,
+    )
+
+    own: dict[str, Any] = {"classes": classes, "layout": layout, "dtype": dtype, "progress": progress}
+    swept = train_heads(specs, train, None if val is None else in_memory(*val), settings, **own)
+    best = swept.best
+    alone = replace(settings, rates=(best.lr,), penalties=(best.penalty,))
+    refit = partial(_refit_trained, spec=best.spec, train=train, settings=alone, **own)
+    tried = [
+        {
+            "head": str(one.spec),
+            "lr": one.lr,
+            "weight_decay": one.penalty,
+            "correct": one.correct,
+            "log_loss": one.log_loss,
+            "epoch": one.epoch,
+        }
+        for one in swept.candidates
+    ]
+    document = {"head": str(best.spec), "reason": swept.reason, "tried": tried}
+    return Fitted(swept.head, f"head {best.spec}", swept.reason, document, refit, swept.history)
+
+
+def _refit_trained(
+    learn: npt.NDArray[np.int64], *, spec: HeadSpec, train: Samples, settings: SweepSettings, **own: Any
+) -> nn.Module:
+    return train_heads([spec], train.some(learn), None, settings, **own).head
+
+
+def in_memory(features: Features, labels: Labels) -> Samples:
+    """Samples that are there already; each image has one view."""
+    return Samples(FeatureRows(torch.from_numpy(features)), labels, [b""] * len(labels), 0)

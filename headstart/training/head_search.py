@@ -1,0 +1,474 @@
+"""Training several heads at once, on features that are read once for all of them; the best by validation is kept.
+
+As DINOv2's linear evaluation does: heads with different learning rates and penalties see the same batches. Heads of the
+same layers run as one, so that nine linear ones cost little more than one.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.model_selection import train_test_split
+from torch import Tensor, nn
+
+from headstart.backbone.layers import Layout
+from headstart.errors import TrainingError
+from headstart.progress import Progress, SilentProgress
+from headstart.training.finetune import (
+    AT_ONCE,
+    Samples,
+    epoch_order,
+    rate,
+    seeded,
+)
+from headstart.training.heads import PLAIN, HeadSpec, LayeredHead, Pool, build_head
+from headstart.training.losses import (
+    are_several,
+    class_sizes,
+    count_learnable,
+    image_weights,
+    losses_in,
+    right_in,
+    soft_targets,
+)
+from headstart.training.probe import floored
+
+HELD_OUT = 0.2
+"""Share of the training images that the settings are chosen on where there is no validation set."""
+
+WEIGHTS_AT_ONCE = 40_000_000
+"""Weights that all heads of a sweep may have together; the optimizer keeps six more of each."""
+
+LEAST_HELD_OUT = 20
+"""Training images below which nothing is held out: the settings in the middle are taken."""
+
+
+@dataclass(frozen=True)
+class SweepSettings:
+    """How heads are trained.
+
+    Attributes:
+        rates: learning rates of AdamW; each head is trained with each.
+        penalties: weight decays; likewise.
+        epochs: passes over the training images.
+        batch_size: images of a step.
+        smoothing: share of the target that is spread over all classes.
+        warmup: share of the steps in which the learning rate rises to its full value.
+        ema: of the averaged weights, per step.
+        clip: largest norm of a head's gradient.
+        balance: weigh the classes alike.
+        seed: of first weights, order and dropout.
+    """
+
+    rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
+    penalties: tuple[float, ...] = (1e-2, 1e-1, 1.0)
+    epochs: int = 10
+    batch_size: int = 128
+    smoothing: float = 0.0
+    warmup: float = 0.1
+    ema: float = 0.99
+    clip: float = 1.0
+    balance: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One head of a sweep.
+
+    Attributes:
+        spec: its layers.
+        lr: its learning rate.
+        penalty: its weight decay.
+        correct: validation images right, at its best epoch.
+        log_loss: mean over the validation images then, in nats.
+        epoch: that epoch, from 0.
+    """
+
+    spec: HeadSpec
+    lr: float
+    penalty: float
+    correct: int = 0
+    log_loss: float = float("inf")
+    epoch: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.spec}, learning rate {self.lr:g}, weight decay {self.penalty:g}"
+
+
+@dataclass(frozen=True)
+class Swept:
+    """The outcome.
+
+    Attributes:
+        head: the best one, in inference mode.
+        best: its settings and figures.
+        candidates: all of them, in the order in which they were named.
+        reason: how it was chosen, a clause.
+        history: of each epoch of the best one: {"epoch", "loss", "accuracy"} of the images as they were shown, and
+            {"correct", "log_loss"} on what chose.
+    """
+
+    head: LayeredHead
+    best: Candidate
+    candidates: tuple[Candidate, ...] = field(repr=False)
+    reason: str
+    history: list[dict[str, float]] = field(repr=False)
+
+
+def train_heads(
+    specs: Sequence[HeadSpec],
+    train: Samples,
+    val: Samples | None,
+    settings: SweepSettings,
+    *,
+    classes: int,
+    layout: Layout = PLAIN,
+    dtype: torch.dtype = torch.float32,
+    progress: Progress | None = None,
+) -> Swept:
+    """Trains every head with every setting at once, and keeps the one that gets most of the validation images right.
+
+    Where all heads together have too many weights for the memory, each is tried with the middle penalty alone.
+    Features that are vectors are standardised by their mean and deviation over ``train``; that is folded into the head.
+
+    Args:
+        specs: the heads' layers.
+        train: features of the images to learn from, in any number of views.
+        val: what chooses; where it is not given, a share of ``train`` is held out for that, and the chosen head is
+            trained again on all of it.
+        settings: how.
+        classes: number of classes.
+        layout: what the axes of a map mean.
+        dtype: in which hidden layers and convolutions compute: float32 or bfloat16.
+        progress: told of each batch.
+
+    Raises:
+        OptionError: a head does not go with the features.
+        TrainingError: the loss is not a finite number.
+    """
+    progress = progress or SilentProgress()
+    candidates = [Candidate(*own) for own in product(specs, settings.rates, settings.penalties)]
+    if _weights(candidates, train, classes, layout) > WEIGHTS_AT_ONCE:
+        middle = settings.penalties[len(settings.penalties) // 2]
+        candidates = [one for one in candidates if one.penalty == middle]
+    if val is not None:
+        sweep = _Sweep(candidates, train, settings, classes, layout, dtype)
+        found, heads = sweep.run(val, progress)
+        best = max(range(len(found)), key=lambda i: _rank(found[i]))
+        _require_learnt(sweep.history[best], found[best], progress)
+        reason = f"{found[best]}: the best of {len(found)} on {len(val.labels):,} validation images"
+        return Swept(heads[best], found[best], tuple(found), reason, sweep.history[best])
+    held = _held_out(train, settings.seed) if len(candidates) > 1 else None
+    if held is None:
+        chosen, found = candidates[len(candidates) // 2], []
+        reason = f"{chosen}: not chosen, as {len(train.labels):,} training images leave too little to choose on"
+    else:
+        found, _ = _Sweep(candidates, held[0], settings, classes, layout, dtype).run(held[1], progress)
+        chosen = max(found, key=_rank)
+        reason = f"{chosen}: the best of {len(found)} on {len(held[1].labels):,} training images that were held out"
+    sweep = _Sweep([chosen], train, settings, classes, layout, dtype)
+    _, heads = sweep.run(None, progress)
+    _require_learnt(sweep.history[0], chosen, progress)
+    return Swept(heads[0], chosen, tuple(found) or (chosen,), reason, sweep.history[0])
+
+
+def _rank(one: Candidate) -> tuple[int, float]:
+    """A head whose loss is no number comes last."""
+    return (one.correct, -one.log_loss) if math.isfinite(one.log_loss) else (-1, 0.0)
+
+
+def _require_learnt(history: Sequence[dict[str, float]], chosen: Candidate, progress: Progress) -> None:
+    """Warns of training that did not converge.
+
+    Raises:
+        TrainingError: the loss is not a finite number.
+    """
+    first, last = history[0]["loss"], history[-1]["loss"]
+    remedy = f"Choose a smaller --head-lr than {chosen.lr:g}"
+    if not math.isfinite(last):
+        raise TrainingError(f"Training the head {chosen.spec} diverged: its loss is not a finite number. {remedy}.")
+    if len(history) > 1 and last > first:
+        progress.say(
+            f"Warning: training the head {chosen.spec} has not converged: its loss rose from {first:.3f} to "
+            f"{last:.3f}. {remedy}, or more --head-epochs."
+        )
+
+
+@final
+class _Sweep:
+    def __init__(
+        self,
+        candidates: Sequence[Candidate],
+        train: Samples,
+        settings: SweepSettings,
+        classes: int,
+        layout: Layout,
+        dtype: torch.dtype,
+    ) -> None:
+        self.candidates, self.train, self.settings, self.dtype = list(candidates), train, settings, dtype
+        shape = _shape(train)
+        self.standard = _moments(train) if len(shape) == 1 else None
+        self.stacks = []
+        self.fastest = max(one.lr for one in self.candidates)
+        for spec in dict.fromkeys(one.spec for one in self.candidates):
+            own = [one for one in self.candidates if one.spec == spec]
+            shares = [one.lr / self.fastest for one in own]
+            decays = [share * one.penalty for share, one in zip(shares, own, strict=True)]
+            with seeded(settings.seed, 4):
+                heads = [build_head(spec, shape, classes, layout) for _ in own]
+            self.stacks.append(_Stack(heads, shares, decays))
+        self.classes, self.several = classes, are_several(train.labels)
+        self.targets = soft_targets(train.labels, classes, settings.smoothing)
+        self.weights = image_weights(train.labels, classes, balance=settings.balance)
+        self.history: list[list[dict[str, float]]] = [[] for _ in self.candidates]
+        self.sums = torch.zeros(2, len(self.candidates))
+
+    def run(self, val: Samples | None, progress: Progress) -> tuple[list[Candidate], list[LayeredHead]]:
+        settings, count = self.settings, len(self.train.labels)
+        size = min(settings.batch_size, max(4, count // 8))
+        places = range(0, count, size)
+        steps, step = settings.epochs * len(places), 0
+        what = f"Training {len(self.candidates)} heads" if len(self.candidates) > 1 else "Training the head"
+        with progress.task(what, settings.epochs * count) as advance:
+            for epoch in range(settings.epochs):
+                order = epoch_order(settings.seed, epoch, count)
+                for start in places:
+                    self._step(order[start : start + size], epoch, step, steps)
+                    step += 1
+                    advance(min(size, count - start))
+                for own, (loss, right) in zip(self.history, (self.sums / len(places)).T.tolist(), strict=True):
+                    own.append({"epoch": float(epoch), "loss": loss, "accuracy": right})
+                self.sums.zero_()
+                if val is not None:
+                    self._judge(val, epoch)
+        if val is None:
+            for stack in self.stacks:
+                stack.keep(range(stack.count))
+        return self.candidates, [self._folded(head) for stack in self.stacks for head in stack.heads()]
+
+    def _step(self, images: npt.NDArray[np.int64], epoch: int, step: int, steps: int) -> None:
+        x = self._standardised(self._read(self.train, images, epoch))
+        target, weight = self.targets[images], self.weights[images]
+        labels, first = torch.from_numpy(self.train.labels[images]), 0
+        now = self.fastest * rate(step, steps, self.settings.warmup)
+        with seeded(self.settings.seed, 5, step):
+            for stack in self.stacks:
+                with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+                    logits = stack.logits(x)
+                logits = logits.float()
+                losses = (losses_in(logits, target, several=self.several) * weight).mean(1)
+                own = slice(first, first + stack.count)
+                self.sums[0, own] += losses.detach()
+                self.sums[1, own] += right_in(logits.detach(), labels).float().mean(1)
+                first += stack.count
+                stack.step(losses.sum(), now, self.settings.clip)
+        keep = min(self.settings.ema, (2 + step) / (11 + step))
+        for stack in self.stacks:
+            stack.follow(1 - keep)
+
+    def _judge(self, val: Samples, epoch: int) -> None:
+        """Of the averaged weights; those of a head's best epoch are kept."""
+        labels, targets = torch.from_numpy(val.labels), soft_targets(val.labels, self.classes, 0.0)
+        parts: list[list[Tensor]] = [[] for _ in self.stacks]
+        for start in range(0, len(labels), AT_ONCE):
+            x = self._standardised(self._read(val, range(start, min(start + AT_ONCE, len(labels)))))
+            for part, stack in zip(parts, self.stacks, strict=True):
+                part.append(stack.judged(x))
+        first = 0
+        for part, stack in zip(parts, self.stacks, strict=True):
+            logits = torch.cat(part, 1)
+            correct = right_in(logits, labels).sum(1).tolist()
+            losses = losses_in(logits, targets, several=self.several).mean(1)
+            better = []
+            for i, (right, loss) in enumerate(zip(correct, losses.tolist(), strict=True)):
+                self.history[first + i][-1] |= {"correct": right, "log_loss": loss}
+                own = self.candidates[first + i]
+                if epoch == 0 or (right, -loss) > (own.correct, -own.log_loss):
+                    self.candidates[first + i] = replace(own, correct=right, log_loss=loss, epoch=epoch)
+                    better.append(i)
+            stack.keep(better)
+            first += stack.count
+
+    def _read(self, samples: Samples, images: Sequence[int] | npt.NDArray[np.int64], epoch: int = 0) -> Tensor:
+        return samples.activations.read(samples.rows([int(i) for i in images], epoch))
+
+    def _standardised(self, x: Tensor) -> Tensor:
+        return x if self.standard is None else (x - self.standard[0]) / self.standard[1]
+
+    def _folded(self, head: LayeredHead) -> LayeredHead:
+        """The same head for features as they come."""
+        if self.standard is None:
+            return head
+        mean, scale = self.standard
+        first = next(part for part in head if isinstance(part, nn.Linear))
+        with torch.no_grad():
+            first.weight.div_(scale)
+            first.bias.sub_(first.weight @ mean)
+        return head
+
+
+class _Stack:
+    """Heads of the same layers, run as one: their weights lie side by side along a leading axis.
+
+    AdamW steps all of them alike; each head then takes its own share of that step, and its own weight decay.
+
+    Args:
+        heads: H of them.
+        shares: of each, its learning rate over the largest.
+        decays: of each, its learning rate times its weight decay.
+    """
+
+    def __init__(self, heads: Sequence[LayeredHead], shares: Sequence[float], decays: Sequence[float]) -> None:
+        self.count = len(heads)
+        self.model = heads[0]
+        self.parameters = _side_by_side([dict(head.named_parameters()) for head in heads])
+        self.buffers = _side_by_side([dict(head.named_buffers()) for head in heads])
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(True)
+        self.live = list(self.parameters.values())
+        self.optimizer = torch.optim.AdamW(self.live, lr=1.0, weight_decay=0.0, fused=True)
+        self.shares, self.decays = torch.tensor(shares), torch.tensor(decays)
+        self.alike = len(set(shares)) == 1
+        self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.best = {name: tensor.clone() for name, tensor in (self.average | self.buffers).items()}
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(N, ...) -> (H, N, classes), in training mode."""
+        return self._run(self.parameters, x, training=True)
+
+    def judged(self, x: Tensor) -> Tensor:
+        """(N, ...) -> (H, N, classes), of the averaged weights in inference mode."""
+        with torch.no_grad():
+            return self._run(self.average, x, training=False)
+
+    def _run(self, parameters: dict[str, Tensor], x: Tensor, *, training: bool) -> Tensor:
+        """Maps are (N, H * channels, ...) until they are pooled; then everything is (H, N, ...)."""
+        shared = True  # until the first weights, all heads have the same input
+        for name, layer in self.model.named_children():
+            own = {n: parameters.get(f"{name}.{n}") for n in ("weight", "bias")}
+            weight, bias = own["weight"], own["bias"]
+            if isinstance(layer, nn.Linear):
+                assert weight is not None
+                assert bias is not None
+                if shared:
+                    x = nn.functional.linear(x, weight.flatten(0, 1), bias.flatten())
+                    x = x.view(len(x), self.count, -1).transpose(0, 1)
+                else:
+                    x = torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))
+                shared = False
+            elif isinstance(layer, nn.Conv2d):
+                assert weight is not None
+                x, shared = nn.functional.conv2d(x, weight.flatten(0, 1)), False
+            elif isinstance(layer, nn.BatchNorm2d):
+                assert weight is not None
+                assert bias is not None
+                mean, variance = (self.buffers[f"{name}.{n}"].flatten() for n in ("running_mean", "running_var"))
+                x = nn.functional.batch_norm(
+                    x, mean, variance, weight.flatten(), bias.flatten(), training and len(x) > 1
+                )
+            elif isinstance(layer, Pool):
+                x = x.view(len(x), self.count, -1, *x.shape[2:]).transpose(0, 1)
+                pooled_maps: Tensor = layer(x.flatten(0, 1))
+                x = pooled_maps.view(self.count, -1, pooled_maps.shape[1])
+            elif isinstance(layer, nn.Dropout):
+                x = nn.functional.dropout(x, layer.p, training)
+            else:
+                x = layer(x)
+        return x
+
+    def step(self, loss: Tensor, rate: float, clip: float) -> None:
+        """One step down the sum of the heads' losses.
+
+        Args:
+            loss: the sum.
+            rate: of the head that learns fastest.
+            clip: largest norm of each head's gradient.
+        """
+        gradients = torch.autograd.grad(loss, self.live)
+        norms = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()
+        cut = (clip / (norms + 1e-6)).clamp(max=1.0)
+        for parameter, gradient in zip(self.live, gradients, strict=True):
+            parameter.grad = (gradient * _along(cut, gradient)).contiguous()  # as the fused AdamW takes it to be
+        before = [] if self.alike else [p.detach().clone() for p in self.live]
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        with torch.no_grad():
+            for parameter, old in zip(self.live, before, strict=False):
+                parameter.lerp_(old, 1 - _along(self.shares, parameter))
+            for parameter in self.live:
+                if parameter.ndim > 2:
+                    parameter.mul_(1 - rate * _along(self.decays, parameter))
+
+    def follow(self, share: float) -> None:
+        """Moves the averages towards the weights."""
+        torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.live], share)
+
+    def keep(self, heads: Sequence[int]) -> None:
+        """Notes the averages of some heads as their best."""
+        own = list(heads)
+        for name, tensor in (self.average | self.buffers).items():
+            self.best[name][own] = tensor[own]
+
+    def heads(self) -> list[LayeredHead]:
+        """The best of each head, in inference mode."""
+        found = []
+        for i in range(self.count):
+            head = copy.deepcopy(self.model)
+            head.load_state_dict({name: tensor[i] for name, tensor in self.best.items()})
+            found.append(head.requires_grad_(False).eval())
+        return found
+
+
+def _side_by_side(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([part[name].detach() for part in parts]) for name in parts[0]}
+
+
+def _along(values: Tensor, tensor: Tensor) -> Tensor:
+    """(H,) -> (H, 1, ...), to go with a tensor of that many axes."""
+    return values.view(-1, *[1] * (tensor.ndim - 1))
+
+
+def _shape(samples: Samples) -> tuple[int, ...]:
+    """Of the features of one image."""
+    return tuple(samples.activations.read([(0, 0)]).shape[1:])
+
+
+def _weights(candidates: Sequence[Candidate], train: Samples, classes: int, layout: Layout) -> int:
+    shape = _shape(train)
+    with torch.device("meta"):
+        of = {one.spec: build_head(one.spec, shape, classes, layout) for one in candidates}
+    return sum(p.numel() for one in candidates for p in of[one.spec].parameters())
+
+
+def _held_out(train: Samples, seed: int) -> tuple[Samples, Samples] | None:
+    sizes = class_sizes(train.labels)
+    alone, others = np.flatnonzero(sizes < 2), np.flatnonzero(sizes > 1)  # what is alone of its class is learnt from
+    alike = None if are_several(train.labels) else train.labels[others]
+    too_few = alike is not None and HELD_OUT * len(others) < count_learnable(alike)
+    if len(others) < LEAST_HELD_OUT or too_few:
+        return None
+    learn, judge = train_test_split(others, test_size=HELD_OUT, stratify=alike, random_state=seed)
+    return train.some(np.concatenate([learn, alone])), replace(train.some(judge), views=0)
+
+
+def _moments(train: Samples) -> tuple[Tensor, Tensor]:
+    """(D,) mean and deviation of the features of the images as they are."""
+    total: Any = 0.0
+    squares: Any = 0.0
+    count = len(train.labels)
+    for start in range(0, count, AT_ONCE):
+        x = train.activations.read([(image, 0) for image in range(start, min(start + AT_ONCE, count))]).double()
+        total, squares = total + x.sum(0), squares + x.square().sum(0)
+    mean = total / count
+    deviation = floored((squares / count - mean.square()).clamp(min=0).sqrt().numpy())
+    return mean.float(), torch.from_numpy(deviation).float()

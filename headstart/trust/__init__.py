@@ -1,0 +1,1 @@
+"""When to trust a prediction: calibration, thresholds, out-of-distribution detection, label errors."""

@@ -1,0 +1,233 @@
+"""Calibration: a temperature, and the probability from which on an answer is sure enough.
+
+It is fitted on predictions of images that were not learnt from: of val, and where that is small, of training images by
+cross-validation.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import binomtest
+
+from headstart.training.losses import Labels, Logits, are_several, folds_of, probabilities_of, right_of
+from headstart.trust.temperature import best_scale
+
+LEAST = 50
+"""Out-of-sample predictions below which nothing is fitted."""
+
+FOLDS = 5
+
+WANTED = 0.95
+"""Share of the answers that are to be right, where nothing else is asked for."""
+
+HIGHEST = 20.0
+"""Largest temperature, and 1 / the smallest. A network that learnt something is never that far off; beyond it the fit
+follows a few images or the lack of any signal."""
+
+LEARNT_P = 0.01
+"""A classifier learnt something where chance gives as many right answers less often than this."""
+
+EXTENDED = (
+    "of a model that extends another one, the validation images are of the new classes alone. Remedy: train on images "
+    "of all classes together"
+)
+OLDER = "its file was written without calibration. Remedy: train it anew"
+
+Right = npt.NDArray[np.bool_]
+Chances = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was fitted on images that were not learnt from.
+
+    Attributes:
+        temperature: that logits are divided by.
+        images: that it was fitted on; 0 where there is none, and the temperature is 1.
+        wanted: share of the answers that are to be right, in (0, 1); 0 where each image may bear several labels.
+        threshold: probability of the best class below which the model is unsure; 0: never, above 1: always.
+        coverage: share of the images that it is sure of, each fifth judged by the threshold of the others.
+        accuracy: share of those that are right, likewise; 0 where there are none.
+        source: what the images are: "550 validation images".
+        missing: why there is none, and the remedy; "" where there is one.
+        usual_images: images that were not learnt from and say how far from the training images is usual.
+        usual_kept: of these, those that are taken for usual, each fifth judged by the others.
+    """
+
+    temperature: float = 1.0
+    images: int = 0
+    wanted: float = 0.0
+    threshold: float = 0.0
+    coverage: float = 1.0
+    accuracy: float = 0.0
+    source: str = ""
+    missing: str = ""
+    usual_images: int = 0
+    usual_kept: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        """A JSON document that ``Calibration(**document)`` reads."""
+        return asdict(self)
+
+    @property
+    def sentence(self) -> str:
+        """What was fitted on which images, or why nothing was and what to do."""
+        if not self.images:
+            return f"Not calibrated: {self.missing or OLDER}."
+        source = self.source or f"{self.images:,} validation images"
+        words = f"Calibrated on {source}: temperature {self.temperature:.2f}"
+        if self.wanted:
+            words += (
+                f"; to be right in {100 * self.wanted:g} % of its answers, it answers {100 * self.coverage:.1f} % of "
+                f"them and is right in {100 * self.accuracy:.1f} %"
+            )
+        return words + "."
+
+    @property
+    def threshold_sentence(self) -> str:
+        """From which probability on an answer is sure enough."""
+        wanted = f"right in {100 * self.wanted:g} % of its answers"
+        if self.threshold <= 0:
+            return f"The model is {wanted} whatever their probability, so it is never unsure."
+        if self.threshold > 1:
+            return f"No probability is high enough to be {wanted}, so it is always unsure: ask a person."
+        least = "0.1" if self.threshold < 0.001 else f"{100 * self.threshold:.1f}"
+        return f"To be {wanted}, the model is unsure below a probability of {least} %: ask a person."
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How often answers are right, and how often they would be if they were dealt out at random.
+
+    Attributes:
+        correct: answers that are right.
+        expected: that would be right by chance: each class answered as often, and true as often, but independently.
+        count: answers.
+    """
+
+    correct: int
+    expected: float
+    count: int
+
+    @property
+    def learnt(self) -> bool:
+        """Whether chance gives so many right answers in under ``LEARNT_P`` (exact binomial test)."""
+        share = min(1.0, self.expected / self.count)
+        return bool(binomtest(self.correct, self.count, share, alternative="greater").pvalue < LEARNT_P)
+
+    @property
+    def kappa(self) -> float:
+        """Share of what chance gets wrong that is right; at most 1.
+
+        Source: Cohen, "A Coefficient of Agreement for Nominal Scales", 1960.
+        """
+        return (self.correct - self.expected) / max(self.count - self.expected, 1e-9)
+
+    @property
+    def sentence(self) -> str:
+        """Of a classifier that did not learn anything: what shows it, and what to do."""
+        return (
+            f"the classifier learnt nothing: {self.correct:,} of {self.count:,} answers about images that it did not "
+            f"learn from are right, and {self.expected:.0f} would be by chance. Remedy: use pretrained weights, more "
+            "images, or check that the labels can be seen in the images"
+        )
+
+
+def agreement(scores: Logits, labels: Labels) -> Agreement:
+    """Compares answers with labels; of several labels to an image, each of them is an answer.
+
+    Args:
+        scores: (N, classes) logits; the highest is the answer, of several labels all above 0 are.
+        labels: of these images.
+    """
+    if are_several(labels):
+        given = scores > 0
+        by_chance = given.mean(axis=0) * labels.mean(axis=0) + (1 - given.mean(axis=0)) * (1 - labels.mean(axis=0))
+        return Agreement(int((given == (labels > 0)).sum()), float(by_chance.sum() * len(labels)), labels.size)
+    classes = scores.shape[1]
+    given_often, true_often = (np.bincount(own, minlength=classes) for own in (scores.argmax(axis=1), labels))
+    expected = float(given_often @ true_often) / max(1, len(labels))
+    return Agreement(int(right_of(scores, labels).sum()), expected, len(labels))
+
+
+def calibrate(logits: Logits, labels: Labels, *, wanted: float, source: str = "") -> Calibration:
+    """Fits a temperature and a threshold.
+
+    Nothing is fitted to fewer than ``LEAST`` images, or to a classifier that is no better than chance.
+
+    Args:
+        logits: (N, classes) of images that were not learnt from.
+        labels: of these, see ``training.losses``.
+        wanted: share of the answers that are to be right, in (0, 1).
+        source: what these images are, in words.
+    """
+    if len(labels) < LEAST:
+        return Calibration(
+            missing=f"it takes {LEAST} images that were not learnt from, and there are {len(labels)}. Remedy: add "
+            "labelled images"
+        )
+    found = agreement(logits, labels)
+    if not found.learnt:
+        return Calibration(missing=found.sentence)
+    scale = calibrated_scale(logits, labels)
+    if are_several(labels):
+        return Calibration(1 / scale, len(labels), source=source)
+    chances = probabilities_of(scale * logits, several=False)
+    right, best = chances.argmax(axis=1) == labels, chances.max(axis=1)
+    sure = np.zeros(len(labels), dtype=bool)
+    for learn, judge in folds_of(labels, FOLDS, 0):
+        sure[judge] = best[judge] >= threshold_for(wanted, best[learn], right[learn])
+    return Calibration(
+        1 / scale,
+        len(labels),
+        wanted,
+        threshold_for(wanted, best, right),
+        float(sure.mean()),
+        float(right[sure].mean()) if sure.any() else 0.0,
+        source,
+    )
+
+
+def calibrated_scale(logits: Logits, labels: Labels) -> float:
+    """1 / temperature, with one wrong answer more than there were, so that no number of right ones makes it certain.
+
+    Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017; the answer more is after Platt (1999).
+    """
+    return min(max(best_scale(logits, labels, doubt=1 / (len(labels) + 2)), 1 / HIGHEST), HIGHEST)
+
+
+def by_others(logits: Logits, labels: Labels) -> Chances:
+    """(N, classes) probabilities of the images on which a temperature is fitted, each fifth by that of the others."""
+    chances = np.empty(logits.shape)
+    several = are_several(labels)
+    if len(labels) < LEAST:
+        return probabilities_of(logits, several=several)
+    for learn, judge in folds_of(labels, FOLDS, 0):
+        scale = calibrated_scale(logits[learn], labels[learn])
+        chances[judge] = probabilities_of(scale * logits[judge], several=several)
+    return chances
+
+
+def threshold_for(wanted: float, best: Chances, right: Right) -> float:
+    """The lowest probability from which on a wanted share of the answers is right.
+
+    Args:
+        wanted: that share, in (0, 1).
+        best: (N,) probability of each image's most probable class.
+        right: (N,) whether it is its own.
+
+    Returns:
+        0 where all answers together are as good; above 1 where none are.
+    """
+    order = np.argsort(-best, kind="stable")
+    ranked, hits = best[order], np.cumsum(right[order])
+    ends = np.flatnonzero(np.diff(ranked, append=-1.0))  # equal probabilities are answered together or not at all
+    enough = ends[hits[ends] >= wanted * (ends + 1)]
+    if not len(enough):
+        return math.nextafter(1.0, 2.0)
+    return 0.0 if enough[-1] == len(best) - 1 else float(ranked[enough[-1]])

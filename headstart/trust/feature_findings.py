@@ -1,0 +1,87 @@
+"""What the features say of the data: labels that are probably wrong, and images that belong to no class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from headstart.data.dataset import Dataset
+from headstart.data.finding import Finding
+from headstart.data.inspection import about_images
+from headstart.progress import Progress
+from headstart.training.losses import Labels, are_several
+from headstart.training.probe import FOLDS
+from headstart.trust.label_errors import LabelIssues, find_label_issues
+from headstart.trust.ood import find_strays
+
+WRONG_LABEL = "wrong-label"
+OUTLIER = "outlier"
+
+
+def doubts(
+    dataset: Dataset,
+    positions: Sequence[int],
+    features: npt.NDArray[np.float32],
+    *,
+    c: float | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[Finding]:
+    """Findings about labels and images, the likeliest first in each.
+
+    Args:
+        dataset: the images.
+        positions: of N of them.
+        features: (N, D) float32 of these.
+        c: see ``find_label_issues``.
+        seed: of the folds of cross-validation.
+        progress: told of each fit.
+    """
+    places, labels, classes = _judged(dataset, np.array(positions))
+    own = features[places]
+    of = np.array(positions)[places]
+    issues = find_label_issues(own, labels, c=c, seed=seed, progress=progress) if len(classes) else None
+    wrong = issues.positions if issues is not None else np.empty(0, np.int64)
+    found = []
+    if issues is not None and len(wrong):
+        reasons = {int(of[i]): _disagreement(issues, labels, classes, i) for i in wrong.tolist()}
+        message = f"{len(wrong):,} of {len(labels):,} labels are probably wrong"
+        found.append(about_images(WRONG_LABEL, "warning", message, dataset, reasons))
+    mislabelled = set(wrong.tolist())
+    strays = {int(of[i]): far for i, far in find_strays(own, labels).items() if i not in mislabelled}
+    if strays:
+        message = f"{len(strays):,} image(s) unlike all others of their class"
+        if dataset.multi_label:
+            message = f"{len(strays):,} image(s) unlike all others"
+        reasons = {i: f"{far:.1f} times as far from the others as is usual" for i, far in strays.items()}
+        found.append(about_images(OUTLIER, "warning", message, dataset, reasons))
+    return found
+
+
+def _judged(
+    dataset: Dataset, positions: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], Labels, tuple[str, ...]]:
+    """(places in ``positions``, labels, class names) of what cross-validation can judge: classes of five and more."""
+    labels = dataset.labels[positions]
+    if are_several(labels):
+        bearing = labels.sum(axis=0)
+        kept = np.flatnonzero((bearing >= FOLDS) & (bearing <= len(labels) - FOLDS))
+        return np.arange(len(positions)), labels[:, kept], tuple(dataset.classes[i] for i in kept)
+    kept = np.flatnonzero(np.bincount(labels, minlength=len(dataset.classes)) >= FOLDS)
+    places = np.flatnonzero(np.isin(labels, kept))
+    return places, np.searchsorted(kept, labels[places]), tuple(dataset.classes[i] for i in kept)
+
+
+def _disagreement(issues: LabelIssues, labels: Labels, classes: Sequence[str], place: int) -> str:
+    chances = issues.chances[place]
+    if are_several(labels):
+        wrong = [i for i in range(len(classes)) if (chances[i] > 0.5) != (labels[place, i] > 0)]
+        wrong = wrong or [int(np.where(labels[place] > 0, chances, 1 - chances).argmin())]
+        parts = [f"{'not ' if labels[place, i] else ''}{classes[i]} ({100 * chances[i]:.1f} %)" for i in wrong]
+        return f"rather {', '.join(parts)}"
+    best = int(chances.argmax())
+    own = labels[place]
+    given = f"labelled {classes[own]} ({100 * chances[own]:.1f} %)"
+    return f"{given}, rather {classes[best]} ({100 * chances[best]:.1f} %)" if best != own else given

@@ -1,0 +1,261 @@
+"""Several ways to train on the same data, side by side: accuracy with its interval against seconds.
+
+Every way is a run like any other, from the same caches; what it is given is measured here. Ways that fine-tune get
+the same time each, as well as that can be told before.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+from headstart.backbone.pixel_net import split_backbone
+from headstart.backbone.split import SplittableBackbone
+from headstart.data.dataset import Dataset, open_data
+from headstart.data.inspection import Inspection
+from headstart.data.splits import SplitShares, check_shares
+from headstart.errors import HeadstartError, OptionError
+from headstart.evaluation.comparison import Compared, comparison_markdown, comparison_picture
+from headstart.files import json_text, text_bytes, write_atomically, writing_run
+from headstart.pipeline.prepare import Preparation
+from headstart.pipeline.train import carry_out
+from headstart.progress import Progress, SilentProgress
+from headstart.runs.environment import conditions_of
+from headstart.runs.folder import Run, Start, choose_run_folder, make_run_folder, write_start
+from headstart.runs.status import Noted
+from headstart.training.classical import CLASSICAL
+from headstart.training.fit_head import LOGISTIC
+from headstart.training.ladder import MOST_EPOCHS, SHARES, TRAINING_COST, deepest_at
+from headstart.training.recipe import Recipe
+
+GROUPS = ("probes", "heads", "depths", "batchnorm", "weights")
+"""What can be compared: classifiers on frozen features; heads that are trained by steps; how deep to fine-tune;
+BatchNorm frozen against live; pretrained weights against random ones."""
+
+HEAD = "1024-512-0.2"
+SECONDS = 60.0
+"""Seconds that each way to fine-tune gets, about."""
+
+VIEW_RATE = 400.0
+"""Augmented views a second that are made, about (LOG.md)."""
+
+LIVE_COST = 2.0
+"""Times that a step takes where BatchNorm learns and cannot be folded away (LOG.md)."""
+
+EVERYTHING_COST = 8.0
+"""As ``ladder.TRAINING_COST``, of the whole network: its first layers have large maps and few channels (LOG.md)."""
+
+VIEWS = 3
+"""Of each image, where activations are kept."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was compared.
+
+    Attributes:
+        folder: comparison.md, comparison.json, comparison.png, and a run in ``runs/`` for each way.
+        name: of the set that all were scored on.
+        rows: of each way, in the order in which they were tried.
+    """
+
+    folder: Path
+    name: str
+    rows: tuple[Compared, ...]
+
+
+@dataclass(frozen=True)
+class _Way:
+    group: str
+    name: str
+    recipe: Recipe
+
+
+def compare(
+    source: str | os.PathLike[str] | Dataset,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    only: Sequence[str] = GROUPS,
+    seconds: float = SECONDS,
+    backbone: str = "",
+    weights: str = "",
+    image_size: int = 0,
+    balance: bool = False,
+    flip: bool = True,
+    val: float | None = Recipe.val,
+    test: float | None = Recipe.test,
+    seed: int = 0,
+    device: str = "auto",
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Trains in several ways on the same data and writes one table and one picture.
+
+    Args:
+        source: a folder, a table, or a data set that is open already.
+        out: the folder for it, new or empty; "runs/NAME" where it is not given.
+        only: some of ``GROUPS``.
+        seconds: that each way to fine-tune gets, about.
+        backbone: see ``Recipe``, as all that follow.
+        weights: see there.
+        image_size: see there.
+        balance: see there.
+        flip: see there.
+        val: see there.
+        test: see there.
+        seed: see there.
+        device: "auto", "cpu", "cuda" or "mps".
+        cache: the cache folder; the default one where it is not given.
+        progress: told of each step.
+
+    Raises:
+        DataError, WeightsError, OptionError, RunError: as ``train``.
+    """
+    progress = progress or SilentProgress()
+    only = [only] if isinstance(only, str) else only
+    if not isinstance(only, Iterable) or not all(isinstance(name, str) for name in only):
+        raise OptionError(f"only: expected some of {', '.join(GROUPS)}, got {only!r:.60}.")
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise OptionError(f"seconds: expected a number, got {seconds!r:.60}.")
+    unknown = [name for name in only if name not in GROUPS]
+    if unknown or not only:
+        raise OptionError(f"compare {', '.join(unknown) or 'nothing'}: there are {', '.join(GROUPS)}.")
+    if seconds <= 0:
+        raise OptionError(f"seconds {seconds:g}: expected more than 0.")
+    plain = Recipe(
+        backbone=backbone,
+        weights=weights,
+        image_size=image_size,
+        balance=balance,
+        flip=flip,
+        val=val,
+        test=test,
+        seed=seed,
+    )
+    shares = SplitShares(val, test)
+    dataset = open_data(source)
+    check_shares(dataset, shares)
+    prepared = Preparation(dataset, plain, device=device, cache=cache, progress=progress)
+    loaded = prepared.backbone
+    split = split_backbone(loaded)
+    if split.obstacle and not {"probes", "heads"} & set(only):
+        raise OptionError(f"compare {', '.join(only)}: {loaded.architecture} cannot be cut ({split.obstacle}).")
+    folder = make_run_folder(choose_run_folder(out, dataset.root))
+    look = prepared.read_images()
+    rate = prepared.measure().training_rate
+    train = len(prepared.keys["train"])
+    several = look.dataset.multi_label
+    ways = _ways(plain, split, only, several=several, train=train, rate=rate, seconds=seconds)
+    start = Start(str(dataset.root.resolve()), device, columns=dataset.columns.as_options())
+    rows: list[Compared] = []
+    shared = 0.0
+    for number, way in enumerate(ways, start=1):
+        progress.say(f"{number} of {len(ways)}: {way.name}.")
+        run = _run(way, look, folder / "runs" / _file_name(way.name), start, cache, progress)
+        shared = shared or run.seconds["run the backbone"]
+        own = run.seconds["fit the head"] + run.seconds.get("fine-tune", 0.0)
+        rows.append(_row(way, run, shared + own))
+        last = rows[-1]
+        progress.say(f"{way.name}: {last.correct} of {last.count} right, {last.seconds:.0f} s.")
+        _write(folder, look, rows, run.scores.name)
+    return Comparison(folder, run.scores.name, tuple(rows))
+
+
+def _run(way: _Way, look: Inspection, folder: Path, start: Start, cache: Path | None, progress: Progress) -> Run:
+    try:
+        prepared = Preparation(
+            look.dataset, way.recipe, device=start.device, cache=cache, progress=Noted(folder, SilentProgress())
+        )
+        start = replace(start, conditions=conditions_of(prepared))
+        make_run_folder(folder)
+        write_start(folder, way.recipe, start)
+        return carry_out(prepared, folder, start, look=look, insist=True, brief=True)
+    except HeadstartError:
+        progress.say(f"{way.name} ended with an error; what was finished is in {folder.parent.parent}.")
+        raise
+
+
+def _ways(
+    plain: Recipe,
+    split: SplittableBackbone,
+    only: Sequence[str],
+    *,
+    several: bool,
+    train: int,
+    rate: float,
+    seconds: float,
+) -> list[_Way]:
+    ways = []
+    if "probes" in only and several:
+        ways.append(_Way("probes", "logistic regression", plain))  # the others tell classes apart
+    elif "probes" in only:
+        ways += [
+            _Way("probes", name, replace(plain, probe=cast(Any, probe)))
+            for name, probe in (("logistic regression", LOGISTIC), *((_NAMES[kind], kind) for kind in CLASSICAL))
+        ]
+    if "heads" in only:
+        ways.append(_Way("heads", f"head {HEAD}", replace(plain, head=HEAD)))
+    if split.obstacle:
+        return ways
+
+    def tuned(unfreeze: str, cost: float, **choices: Any) -> Recipe:
+        live = LIVE_COST if choices else 1.0
+        if unfreeze == "all":  # every epoch makes its views anew
+            making, epoch = 0.0, train * (EVERYTHING_COST * live / rate + 1 / VIEW_RATE)
+        else:
+            making = (VIEWS - 1) * train * (cost / rate + 1 / VIEW_RATE)
+            epoch = train * TRAINING_COST * live * (1 - cost) / rate
+        epochs = min(MOST_EPOCHS, max(1, int((seconds - making) / epoch)))
+        shown = {"fresh_views": True} if unfreeze == "all" else {"views": VIEWS}
+        return replace(plain, effort="standard", unfreeze=unfreeze, epochs=epochs, **shown, **choices)
+
+    depths = [(name, deepest_at(SHARES[depth], split)) for name, depth in (("last groups", "last"), ("half", "half"))]
+    places = [(name, split.parts(b.name)[0][0], b.cost_before) for name, b in depths if b is not None]
+    if "depths" in only:
+        ways += [_Way("depths", f"{name} (from {first})", tuned(first, cost)) for name, first, cost in places]
+    if "batchnorm" in only and places:
+        name, first, cost = places[-1]
+        if "depths" not in only:
+            ways.append(_Way("depths", f"{name} (from {first})", tuned(first, cost)))
+        ways.append(_Way("batchnorm", f"{name}, live BatchNorm", tuned(first, cost, live_norms=True)))
+    if {"depths", "weights"} & set(only):
+        ways.append(_Way("depths", "everything", tuned("all", 0.0)))
+    if "weights" in only:
+        ways.append(_Way("weights", "everything, from scratch", tuned("all", 0.0, scratch=True)))
+    return ways
+
+
+_NAMES = {"svm": "linear SVM", "rbf": "Gaussian SVM", "knn": "nearest neighbours", "centroid": "nearest class mean"}
+
+
+def _row(way: _Way, run: Run, seconds: float) -> Compared:
+    scores = run.scores
+    epochs = run.rungs[-1].epochs if run.rungs else 0
+    return Compared(
+        way.group,
+        way.name,
+        scores.correct,
+        scores.count,
+        scores.low,
+        scores.high,
+        scores.log_loss,
+        round(seconds, 1),
+        epochs,
+        str(run.folder.relative_to(run.folder.parent.parent)),
+    )
+
+
+def _write(folder: Path, look: Inspection, rows: Sequence[Compared], name: str) -> None:
+    title = f"{look.dataset.root.resolve().name}: {rows[0].count:,} images of {name}"
+    document = {"data": str(look.dataset.root), "scored_on": name, "rows": [asdict(row) for row in rows]}
+    with writing_run(folder):
+        write_atomically(folder / "comparison.md", text_bytes(comparison_markdown(title, rows)))
+        write_atomically(folder / "comparison.json", json_text(document, indent=1).encode())
+        write_atomically(folder / "comparison.png", comparison_picture(title, rows))
+
+
+def _file_name(name: str) -> str:
+    return "".join(c if c.isalnum() or c in ".-" else "-" for c in name).strip("-")

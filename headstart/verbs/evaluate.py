@@ -1,0 +1,239 @@
+"""Scoring a saved model: on its run's own images, or on others."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from headstart.data.dataset import Dataset
+from headstart.data.inspection import reading_faults
+from headstart.data.scan import scan
+from headstart.data.table import SEPARATOR
+from headstart.errors import DataError, RunError
+from headstart.evaluation.predictions import Evaluated, evaluate_predictions
+from headstart.files import user_path
+from headstart.model import load
+from headstart.pipeline.base_classifier import split_rows
+from headstart.progress import Progress, SilentProgress, with_example
+from headstart.runs.folder import open_like
+from headstart.runs.test_audit import note_use, read_uses, uses_text
+
+
+class Answering(Protocol):
+    """What gives classes their numbers: a model, or what an exported file says of itself."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names, in the order of the probabilities."""
+
+    @property
+    def thresholds(self) -> tuple[float, ...] | None:
+        """See ``Model``."""
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """N images to score.
+
+    Attributes:
+        paths: of them.
+        labels: see ``training.losses``.
+        sets: names of the sets that they belong to.
+        groups: see ``Evaluated.groups``.
+        test: whether each is one of the run's test images.
+    """
+
+    paths: list[str]
+    labels: npt.NDArray[np.int64]
+    sets: list[str]
+    groups: list[str] | None
+    test: list[bool]
+
+    def some(self, places: Sequence[int]) -> LabelledImages:
+        """Those at some places."""
+        groups = None if self.groups is None else [self.groups[i] for i in places]
+        columns: tuple[list[Any], ...] = (self.paths, self.sets, self.test)
+        own = [[column[i] for i in places] for column in columns]
+        return LabelledImages(own[0], self.labels[list(places)], own[1], groups, own[2])
+
+
+def evaluate(
+    run_or_model: str | os.PathLike[str],
+    source: str | os.PathLike[str] | Dataset | None = None,
+    *,
+    ignore_unknown: bool = False,
+    by: str = "evaluate",
+    device: str = "auto",
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> list[Evaluated]:
+    """Scores a saved model: on its run's own val and test images, or on other data.
+
+    A run writes down each time that its test images are scored.
+
+    Args:
+        run_or_model: a run folder or a model file.
+        source: other data, each of its splits scored apart; the run's own where it is not given. Images that the
+            run was trained on are counted, and said.
+        ignore_unknown: leave images of classes that the model does not know out of the score (of several labels to an
+            image, such labels), and say how many; refused otherwise.
+        by: what it is for, in the run's list of uses.
+        device: see ``train``.
+        cache: the cache folder; the default one where it is not given.
+        progress: told of each step.
+
+    Raises:
+        DataError: data with a class that the model does not know, or without any that it knows; with one class to an
+            image where the model gives any number of labels, or the other way round; or a run whose images are gone.
+        RunError: a model file without data, or a folder that is no finished run.
+        ModelFileError: the model cannot be read.
+    """
+    progress = progress or SilentProgress()
+    model = load(run_or_model)
+    folder = user_path(run_or_model)
+    run = folder if folder.is_dir() else None
+    if source is None:
+        images = own_images(folder, model)
+    else:
+        rows = split_rows(run) if run else []
+        images = other_images(open_like(run, source), model, rows, ignore_unknown, cache=cache, progress=progress)
+    if run and any(images.test) and (words := uses_text(read_uses(run))):
+        progress.say(f"{words} before. A choice that is made by it spends it.")
+    probabilities, outliers, faults = model.examine(images.paths, device=device, progress=progress)
+    if source is None and faults:
+        first = min(faults)
+        raise DataError(
+            f"{len(faults)} of the run's images cannot be read; the first, {images.paths[first]}: {faults[first]}."
+        )
+    evaluated = []
+    tested = right = 0
+    for name in dict.fromkeys(images.sets):
+        places = [i for i, own in enumerate(images.sets) if own == name and i not in faults]
+        if places:
+            part, own, chances = [images.paths[i] for i in places], images.labels[places], probabilities[places]
+            chose = source is None and name == "val"
+            found = evaluate_predictions(
+                name, part, own, chances, model.classes, thresholds=model.thresholds, chose=chose
+            )
+            groups = None if images.groups is None else tuple(images.groups[i] for i in places)
+            odd = None if model.familiar is None else outliers[places]
+            evaluated.append(replace(found, outliers=odd, groups=groups))
+            test = np.array([images.test[i] for i in places])
+            tested, right = tested + int(test.sum()), right + int(found.right[test].sum())
+    if run and tested:
+        note_use(run, by, images=tested, correct=right, progress=progress)
+    return evaluated
+
+
+def _numbers(names: list[list[str]], model: Answering) -> npt.NDArray[np.int64]:
+    """Labels of images by their names, as ``training.losses`` has them; unknown ones of several are left aside."""
+    number = {name: i for i, name in enumerate(model.classes)}
+    if model.thresholds is None:
+        return np.array([number[own[0]] for own in names], dtype=np.int64)
+    labels = np.zeros((len(names), len(number)), dtype=np.int64)
+    for row, own in zip(labels, names, strict=True):
+        row[[number[name] for name in own if name in number]] = 1
+    return labels
+
+
+def own_images(folder: Path, model: Answering, sets: Sequence[str] = ("val", "test")) -> LabelledImages:
+    """A run's own images.
+
+    Args:
+        folder: of the run.
+        model: what is to be scored.
+        sets: which of its sets, in this order.
+
+    Raises:
+        RunError: a model file alone, or no table of images in the folder.
+    """
+    if not folder.is_dir():
+        raise RunError(f"{folder}: a model file alone; name the data to score it on.")
+    rows = [row for row in split_rows(folder) if row["split"] in sets]
+    rows.sort(key=lambda row: sets.index(row["split"]))
+    if model.thresholds is None:
+        names = [[row["label"]] for row in rows]
+    else:
+        names = [row["labels"].split(SEPARATOR) for row in rows]
+    sets = [r["split"] for r in rows]
+    groups = [r["group"] for r in rows] if rows and "group" in rows[0] else None
+    return LabelledImages(
+        [r["path"] for r in rows], _numbers(names, model), sets, groups, [name == "test" for name in sets]
+    )
+
+
+def other_images(
+    dataset: Dataset,
+    model: Answering,
+    rows: Sequence[dict[str, str]],
+    ignore_unknown: bool,
+    *,
+    cache: Path | None,
+    progress: Progress,
+) -> LabelledImages:
+    """The readable images of a data set whose classes are known.
+
+    Args:
+        dataset: which one.
+        model: what is to be scored.
+        rows: of the table of images of the run that the model comes from; none where there is no run.
+        ignore_unknown: see ``evaluate``.
+        cache: see there.
+        progress: told of what is left out.
+
+    Raises:
+        DataError: see ``evaluate``.
+    """
+    several = model.thresholds is not None
+    if dataset.multi_label != several:
+        kinds = "one class to an image", "any number of labels to an image (a column labels)"
+        raise DataError(
+            f"{dataset.root}: the data have {kinds[dataset.multi_label]}, and the model gives {kinds[several]}. Score "
+            "it on data of its own kind."
+        )
+    scanned = scan(dataset.files(), cache=cache, progress=progress)
+    names = [[dataset.classes[i] for i in own] for own in dataset.numbers()]
+    strange = [name for name in dataset.classes if name not in model.classes]
+    if strange and not ignore_unknown:
+        counts = [f"{name} ({sum(name in own for own in names):,} images)" for name in strange]
+        raise DataError(
+            f"{dataset.root}: the model does not know {', '.join(counts[:5])}{', ...' if len(counts) > 5 else ''}. It "
+            f"knows {', '.join(model.classes[:10])}{', ...' if len(model.classes) > 10 else ''}. Give them the names "
+            "that the model has, or leave them out of the score with --ignore-unknown."
+        )
+    if strange and several:
+        progress.say(
+            with_example(f"Warning: {len(strange):,} label(s) that the model does not know count not", strange)
+        )
+    elif strange:
+        count = sum(own[0] in strange for own in names)
+        text = f"Warning: {count:,} images of classes that the model does not know are not scored"
+        progress.say(with_example(text, strange))
+    for finding in reading_faults(dataset, scanned):
+        progress.say(with_example(f"{finding.severity.capitalize()}: {finding.message}", finding.items))
+    known = set(model.classes)
+    keep = [i for i, own in enumerate(names) if (several or own[0] in known) and i not in scanned.faults]
+    if not keep or not known & set(dataset.classes):
+        raise DataError(
+            f"{dataset.root}: no readable image of a class that the model knows. It knows "
+            f"{', '.join(model.classes[:10])}; found {', '.join(dataset.classes[:10])}."
+        )
+    split_of = {row["content"]: row["split"] for row in rows}
+    taught = [dataset.paths[i] for i in keep if split_of.get(scanned.keys[i].hex()) == "train"]
+    if taught:
+        text = f"Serious: the model was trained on {len(taught):,} of these {len(keep):,} images: the score is too high"
+        progress.say(with_example(text, taught))
+    files, splits, groups = dataset.files(), dataset.splits, dataset.groups
+    return LabelledImages(
+        [files[i] for i in keep],
+        _numbers([names[i] for i in keep], model),
+        [splits[i] if splits else "all" for i in keep],
+        None if groups is None else [groups[i] for i in keep],
+        [split_of.get(scanned.keys[i].hex()) == "test" for i in keep],
+    )

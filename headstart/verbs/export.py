@@ -1,0 +1,406 @@
+"""Exporting a model to a file for other programs, compared with the model before it is called done, or later."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeGuard, final
+
+import numpy as np
+import onnx
+import torch
+
+from headstart.data.dataset import Dataset
+from headstart.engine.onnx_runtime import onnxruntime
+from headstart.errors import DataError, ExportError, OptionError, OutputError, RunError
+from headstart.exports.graph import about as about_of
+from headstart.exports.int8 import PICTURES, Quantised, quantised_layers, quantized
+from headstart.exports.loaders import open_export
+from headstart.exports.metadata import About
+from headstart.exports.onnx import OPSET, onnx_graph, write_onnx
+from headstart.exports.parity import Expected, Format, file_format, model_format, objections
+from headstart.exports.snippets import javascript_snippet, python_snippet
+from headstart.exports.subprocess_runner import answers_of
+from headstart.exports.torch_export import capture, write_program
+from headstart.files import check_suffix, not_written, user_path
+from headstart.hub import read_address
+from headstart.model import MODEL_FILE, Model, load
+from headstart.pipeline.base_classifier import split_rows
+from headstart.progress import Progress, SilentProgress
+from headstart.runs.folder import open_like
+from headstart.runs.test_audit import note_use
+from headstart.verbs.evaluate import Answering, LabelledImages, other_images, own_images
+
+ENDINGS = {"onnx": ".onnx", "torch": ".pt2"}
+"""Format -> the ending of its files."""
+
+INT8 = "int8"
+
+SAMPLE = 500
+"""Images that are compared, at the most."""
+
+COMPARED_SETS = {"val": "val", "test": "test", "train": "training images"}
+"""Sets to compare on, the first that there is -> what it is called."""
+
+Source = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file, and how it compares.
+
+    Attributes:
+        file: which one.
+        about: what it says of itself.
+        formats: the model, where it is known, then files made from it, this one last.
+        images: what was compared on, in words.
+        faults: why the file is not good enough, each in words; none where it is.
+        quantised: how much of an int8 file's graph computes in 8 bits; None for a float32 file.
+    """
+
+    file: Path
+    about: About
+    formats: tuple[Format, ...]
+    images: str
+    faults: tuple[str, ...] = ()
+    quantised: Quantised | None = None
+
+    @property
+    def snippets(self) -> dict[str, str]:
+        """Language -> some ten lines that use the file."""
+        own = {"python": python_snippet(self.file, self.about)}
+        if self.file.suffix.lower() == ENDINGS["onnx"]:
+            own["javascript"] = javascript_snippet(self.file, self.about)
+        return own
+
+    def as_json(self) -> dict[str, Any]:
+        """A JSON document."""
+        return {
+            "file": str(self.file),
+            "model": self.about.model,
+            "precision": self.about.precision,
+            "written_with": self.about.written_with,
+            "images": self.images,
+            "formats": [one.as_json() for one in self.formats],
+            "faults": list(self.faults),
+            "quantised": None if self.quantised is None else asdict(self.quantised),
+            "snippets": self.snippets,
+        }
+
+
+@dataclass(frozen=True)
+class _Images:
+    """What a file is compared on.
+
+    Attributes:
+        compared: at most ``SAMPLE``.
+        learnt: paths of other images, to measure ranges of activations on.
+        words: which they are.
+    """
+
+    compared: LabelledImages
+    learnt: list[str]
+    words: str
+
+
+def export(
+    model: Source | Model,
+    to: str = "onnx",
+    *,
+    out: Source | None = None,
+    data: Source | Dataset | None = None,
+    quantize: str = "",
+    allow_loss: bool = False,
+    device: str = "auto",
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> Exported:
+    """Writes a model as one file that needs no Headstart: raw pixels in, probabilities out.
+
+    Once written it is opened in a process of its own and compared with the model on up to ``SAMPLE`` images. Where it
+    is not good enough (see ``exports.parity``), nothing is left of it.
+
+    Args:
+        model: a run folder, a model file, ``hf://OWNER/NAME``, or a model that is loaded.
+        to: "onnx", or "torch" for an ExportedProgram (.pt2).
+        out: the file; beside the model's own, under its name, where it is not given.
+        data: labelled images, a folder, a table or a data set; the run's own where it is not given. Of these val is
+            taken; test where there is no val, and else the training images.
+        quantize: "int8" for weights and activations of 8 bits (ONNX alone); "" for float32.
+        allow_loss: write an int8 file whatever accuracy it loses.
+        device: where the model runs, see ``train``.
+        cache: the cache folder; the default one where it is not given.
+        progress: told of each step.
+
+    Raises:
+        OptionError: no such format, or no name for the file.
+        OutputError: the file cannot be written.
+        ExportError: the model cannot be expressed in the format, or the file differs from it.
+        DataError, RunError: there are no images to compare on.
+    """
+    progress = progress or SilentProgress()
+    file = _output(model, to, quantize, out)
+    loaded = model if isinstance(model, Model) else load(model)
+    source = model if data is None else data
+    images = _images_for(loaded, source, model, calibrate=bool(quantize), cache=cache, progress=progress)
+    with _whole_or_nothing(file) as partial, tempfile.TemporaryDirectory(prefix="headstart-") as scratch:
+        about, written = _write(loaded, to, quantize, images.learnt, partial, Path(scratch), progress)
+        count = f"{len(images.compared.paths):,} images ({images.words})"
+        progress.say(f"Comparing with the model on {count}, in a process of its own.")
+        expected = _expected(loaded, images.compared, device=device, progress=progress)
+        formats = [model_format(expected, loaded.thresholds, size=_size_of(model))]
+        for name, own in written.items():
+            answers = answers_of(own, expected.paths, whole=own == partial)
+            formats.append(file_format(name, expected, answers, size=own.stat().st_size))
+        if faults := objections(formats[-1], formats[0], precision=about.precision, allow_loss=allow_loss):
+            raise ExportError(f"{file}: not written: {'; '.join(faults)}.")
+    _note_test(model, images.compared, formats[-1], "export", progress)
+    return Exported(file, about, tuple(formats), images.words, quantised=_quantised(file, about))
+
+
+def verify(
+    file: Source,
+    data: Source | Dataset,
+    *,
+    model: Source | Model | None = None,
+    allow_loss: bool = False,
+    device: str = "auto",
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> Exported:
+    """Compares an exported file with its model once more, or with the labels alone.
+
+    Args:
+        file: that ``export`` wrote.
+        data: labelled images as for ``export``; or a run folder, whose val images and model are taken.
+        model: a run folder, a model file, ``hf://OWNER/NAME``, or a model that is loaded.
+        allow_loss: see ``export``.
+        device: where the model runs, see ``train``.
+        cache: the cache folder; the default one where it is not given.
+        progress: told of each step.
+
+    Raises:
+        ExportError: the file cannot be used, or was made from another model.
+        DataError, RunError: there are no images to compare on.
+    """
+    progress = progress or SilentProgress()
+    path = user_path(file)
+    about = open_export(path).about
+    quantised = _quantised(path, about)
+    if model is None and _is_run(data):
+        model = user_path(data)
+    loaded = load(model) if model is not None and not isinstance(model, Model) else model
+    assert loaded is None or isinstance(loaded, Model)
+    if loaded is not None and loaded.version != about.model:
+        raise ExportError(
+            f"{path}: was made from another model ({about.model[:12]}; this one is {loaded.version[:12]}). Name "
+            "the one that it was made from, or export this one."
+        )
+    images = _images_for(about, data, model, calibrate=False, cache=cache, progress=progress)
+    progress.say(f"Running {path.name} on {len(images.compared.paths):,} images, in a process of its own.")
+    answers = answers_of(path, images.compared.paths, whole=True)
+    expected, formats = Expected(tuple(images.compared.paths), images.compared.labels), []
+    if loaded is not None:
+        expected = _expected(loaded, images.compared, device=device, progress=progress)
+        assert model is not None
+        formats.append(model_format(expected, loaded.thresholds, size=_size_of(model)))
+    name = next(kind for kind, ending in ENDINGS.items() if path.suffix.lower() == ending)
+    if about.precision == INT8:
+        name += f" {INT8}"
+    formats.append(file_format(name, expected, answers, size=path.stat().st_size))
+    _note_test(model, images.compared, formats[-1], "verify", progress)
+    faults = (
+        objections(formats[-1], formats[0], precision=about.precision, allow_loss=allow_loss)
+        if len(formats) > 1
+        else []
+    )
+    return Exported(path, about, tuple(formats), images.words, tuple(faults), quantised)
+
+
+def _quantised(file: Path, about: About) -> Quantised | None:
+    if about.precision != INT8:
+        return None
+    try:
+        return quantised_layers(onnx.load(file))
+    except ExportError as error:
+        raise ExportError(f"{file}: {error}") from error
+
+
+def _output(model: Source | Model, to: str, quantize: str, out: Source | None) -> Path:
+    if to not in ENDINGS:
+        raise OptionError(f"to {to!r}: expected one of {', '.join(ENDINGS)}.")
+    if quantize not in ("", INT8):
+        raise OptionError(f"quantize {quantize!r}: expected {INT8}.")
+    if quantize and to != "onnx":
+        raise OptionError(f"quantize {quantize}: is for ONNX alone. Leave one of the two out.")
+    ending = ENDINGS[to]
+    if out is None:
+        if isinstance(model, Model) or read_address(model):
+            raise OptionError(f"the model is not in a folder of its own; name the file to write, --out NAME{ending}.")
+        path = user_path(model)
+        path = path / MODEL_FILE if path.is_dir() else path
+        out = path.with_name(f"{path.stem}{f'-{quantize}' if quantize else ''}{ending}")
+    return check_suffix(out, [ending])
+
+
+def _images_for(
+    model: Answering,
+    source: Source | Model | Dataset,
+    origin: Source | Model | None,
+    *,
+    calibrate: bool,
+    cache: Path | None,
+    progress: Progress,
+) -> _Images:
+    if isinstance(source, Model) or (not isinstance(source, Dataset) and user_path(source).suffix == ".safetensors"):
+        raise RunError(f"{_name(source)}: a model alone; name the images to compare on, --data DATA.")
+    if _is_run(source):
+        folder = user_path(source)
+        rows = split_rows(folder)
+        kept = next((name for name in COMPARED_SETS if any(row["split"] == name for row in rows)), "val")
+        images = own_images(folder, model, (kept,))
+        words = f"val of {folder}" if kept == "val" else f"{COMPARED_SETS[kept]} of {folder}, which has no val"
+        learnt = [row["path"] for row in rows if row["split"] == "train"]
+    else:
+        run = user_path(origin) if origin is not None and _is_run(origin) else None
+        rows = split_rows(run) if run else []
+        dataset = open_like(run, source, least_classes=1)
+        images = other_images(dataset, model, rows, False, cache=cache, progress=progress)
+        learnt = [path for path, name in zip(images.paths, images.sets, strict=True) if name == "train"]
+        kept = next(name for name in (*COMPARED_SETS, *images.sets) if name in images.sets)
+        images = images.some([i for i, name in enumerate(images.sets) if name == kept])
+        words = f"{'' if kept == 'all' else f'{COMPARED_SETS.get(kept, kept)} of '}{dataset.root}"
+    if calibrate and (not learnt or kept == "train"):  # ranges are not measured on what is compared
+        learnt = images.some(range(1, len(images.paths), 2)).paths
+        images = images.some(range(0, len(images.paths), 2))
+    if not images.paths:
+        raise DataError(f"{_name(source)}: no image to compare on. Name others with --data.")
+    if calibrate and not learnt:
+        raise DataError(f"{_name(source)}: no image left to measure ranges on. Name more with --data.")
+    missing = [path for path in images.paths if not Path(path).is_file()]
+    if missing:
+        raise DataError(f"{missing[0]}: gone, and {len(missing) - 1:,} more of {words}. Name others with --data.")
+    compared = images.some(_spread(len(images.paths), SAMPLE))
+    return _Images(compared, [learnt[i] for i in _spread(len(learnt), PICTURES)], words)
+
+
+def _is_run(source: Source | Model | Dataset | None) -> TypeGuard[Source]:
+    return isinstance(source, (str, os.PathLike)) and (user_path(source) / MODEL_FILE).is_file()
+
+
+def _name(source: Source | Model | Dataset) -> str:
+    return repr(source) if isinstance(source, (Model, Dataset)) else os.fspath(source)
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most so many places, evenly over all."""
+    return sorted({int(place) for place in np.linspace(0, count - 1, min(count, most))}) if count else []
+
+
+def _write(
+    model: Model, to: str, quantize: str, learnt: Sequence[str], file: Path, scratch: Path, progress: Progress
+) -> tuple[About, dict[str, Path]]:
+    """Name of the format -> the file, ``file`` last; before an int8 one its float32 twin."""
+    about_torch = {"torch": str(torch.__version__)}
+    progress.say(f"Writing {model.net.backbone.architecture} as {file.suffix[1:]}.")
+    if to == "torch":
+        about = about_of(model, written_with=about_torch)
+        write_program(capture(model), about, file)
+        return about, {to: file}
+    proto = onnx_graph(model)
+    made_by = about_torch | {"onnxruntime": onnxruntime.__version__, "opset": str(OPSET)}
+    about = about_of(model, written_with=made_by)
+    if not quantize:
+        write_onnx(proto, about, file)
+        return about, {to: file}
+    progress.say(f"Measuring ranges of activations on {len(learnt):,} images that are not compared on.")
+    small = quantized(proto, learnt, decode_at_least=about.decode_at_least, value_range=about.value_range)
+    twin = scratch / "float32.onnx"
+    write_onnx(proto, about, twin)
+    about = about_of(model, written_with=made_by, precision=quantize)
+    write_onnx(small, about, file)
+    return about, {to: twin, f"{to} {quantize}": file}
+
+
+@contextmanager
+def _whole_or_nothing(file: Path) -> Iterator[Path]:
+    """A temporary name beside ``file``, with its ending; it becomes ``file`` when the block ends well, else nothing.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    made = [folder for folder in (file.parent, *file.parent.parents) if not folder.exists()]
+    partial = file.with_name(f".{file.stem}.{os.getpid()}.partial{file.suffix}")
+    done = False
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()
+        yield partial
+        os.replace(partial, file)
+        done = True
+    except OSError as error:
+        raise OutputError(f"{not_written(file, error)}, or name another file.") from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+            for folder in [] if done else made:
+                folder.rmdir()
+
+
+def _expected(model: Model, images: LabelledImages, *, device: str, progress: Progress) -> Expected:
+    clock = _Clock(progress)
+    probabilities, outliers, faults = model.examine(images.paths, device=device, progress=clock)
+    if faults:
+        first = min(faults)
+        raise DataError(f"{images.paths[first]}: {faults[first]}. {len(faults):,} of the images cannot be read.")
+    return Expected(tuple(images.paths), images.labels, probabilities, outliers, clock.seconds)
+
+
+@final
+class _Clock:
+    """Measures how long a task takes beyond its first batch, in which an engine is chosen; passes all on.
+
+    Attributes:
+        seconds: for all of it, at the pace of the batches behind the first.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.seconds = 0.0
+
+    def say(self, text: str) -> None:
+        """Passes on."""
+        self.progress.say(text)
+
+    @contextmanager
+    def task(self, name: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
+        """Passes on, and notes when each batch is done."""
+        begun, seen = time.perf_counter(), list[tuple[int, float]]()
+
+        def note(count: int) -> None:
+            seen.append((count, time.perf_counter()))
+            advance(count)
+
+        with self.progress.task(name, total, unit) as advance:
+            yield note
+        if seen:
+            start, done = (seen[0][1], total - seen[0][0]) if len(seen) > 1 else (begun, total)
+            self.seconds += (seen[-1][1] - start) * total / done
+
+
+def _size_of(model: Source | Model) -> int:
+    """Of its file in bytes; 0 where there is none."""
+    if isinstance(model, Model) or read_address(model):
+        return 0
+    path = user_path(model)
+    return (path / MODEL_FILE if path.is_dir() else path).stat().st_size
+
+
+def _note_test(model: Source | Model | None, images: LabelledImages, one: Format, by: str, progress: Progress) -> None:
+    if any(images.test) and model is not None and _is_run(model):
+        note_use(user_path(model), by, images=sum(images.test), correct=one.correct, progress=progress)

@@ -1,0 +1,192 @@
+"""A run's report and model card, from what lies in its folder: when a training ends, and whenever one asks."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from headstart.backbone.split import SplittableBackbone
+from headstart.data.finding import Finding
+from headstart.errors import HubError
+from headstart.evaluation.metrics import scores_from_json
+from headstart.evaluation.predictions import read_predictions
+from headstart.evaluation.reliability import reliabilities
+from headstart.files import path_of, text_bytes, user_path, write_atomically, writing_run
+from headstart.hub import push as push_files
+from headstart.model import MODEL_FILE, Model, load
+from headstart.reports.image_map import read_map
+from headstart.reports.model_card import CARD_FILE, model_card
+from headstart.reports.run_report import Told, render_report
+from headstart.runs.folder import (
+    CALIBRATION_FILE,
+    CROSS_VALIDATION_FILE,
+    CURVES_FILE,
+    PREDICTIONS_FILE,
+    REPORT_FILE,
+    load_run,
+)
+from headstart.runs.test_audit import read_uses, uses_text
+from headstart.training.ladder import RungResult
+
+
+def report(run: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
+    """Writes the report of a finished run anew.
+
+    Every figure in it comes from the run's predictions; pictures come from the images where they still are.
+
+    Args:
+        run: its folder.
+        out: the .html file; "report.html" in the run's folder where it is not given.
+
+    Returns:
+        The file.
+
+    Raises:
+        RunError: no finished run there, it is damaged, or the file cannot be written.
+        ModelFileError: its model cannot be read.
+    """
+    folder = user_path(run)
+    load_run(folder)
+    document = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    file = folder / REPORT_FILE if out is None else user_path(out)
+    return write_report(folder, document, load(folder), file)
+
+
+def write_report(
+    folder: Path,
+    document: Mapping[str, Any],
+    model: Model,
+    file: Path,
+    *,
+    split: SplittableBackbone | None = None,
+    brief: bool = False,
+) -> Path:
+    """Writes a report.
+
+    Args:
+        folder: of the run, with all but ``run.json`` in it.
+        document: what ``run.json`` holds, or will.
+        model: of the run.
+        file: to write.
+        split: see ``heat.heat_maps``.
+        brief: see ``reports.run_report.Told``.
+
+    Raises:
+        RunError: the folder is damaged.
+        WriteError: the file cannot be written.
+    """
+    files = [folder / CROSS_VALIDATION_FILE, folder / PREDICTIONS_FILE]
+    evaluated = [
+        part
+        for own in files
+        if own == files[-1] or own.is_file()
+        for part in read_predictions(own, model.classes, thresholds=model.thresholds)
+    ]
+    head, data = document["head"], document["data"]
+    told = Told(
+        name=data["name"],
+        base=Path(path_of(data.get("base", "")) or os.path.commonpath([p for part in evaluated for p in part.paths])),
+        model=model,
+        head={"reason": "as its settings say", "frozen": 0} | head,
+        counts=data["counts"],
+        sizes=data.get("sizes") or {split: sum(own.values()) for split, own in data["counts"].items()},
+        split_origin=data.get("split", "as given with the data" if data.get("given", True) else "drawn by content"),
+        fingerprint=data["train_sha256"],
+        findings=[Finding.from_json(entry) for entry in document["findings"]],
+        evaluated=evaluated,
+        rungs=[RungResult(**rung) for rung in document["rungs"]],
+        best=document["best"],
+        curves=_bytes(folder / CURVES_FILE),
+        trust=_bytes(folder / CALIBRATION_FILE),
+        reliable=reliabilities(model.calibration, evaluated),
+        image_map=read_map(folder),
+        split=split,
+        brief=brief,
+        uses=uses_text(read_uses(folder)),
+        proof=document["frozen"],
+        seconds=document["seconds"],
+    )
+    text = render_report(told)
+    with writing_run(folder, file):
+        write_atomically(file, text_bytes(text))
+    return file
+
+
+def write_card(folder: Path, document: Mapping[str, Any], model: Model) -> Path:
+    """Writes the model card beside the model; arguments as ``write_report``.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
+    file = folder / CARD_FILE
+    results = {name: scores_from_json(figures) for name, figures in document["scores"].items()}
+    with writing_run(folder, file):
+        write_atomically(file, text_bytes(model_card(model, results, document)))
+    return file
+
+
+def push(run: str | os.PathLike[str], repository: str, *, private: bool = False, with_report: bool = False) -> str:
+    """Shares the model of a finished run on the Hugging Face hub: model file, model card, recipe and figures.
+
+    No image leaves the machine unless the report is asked for, which holds small pictures of them.
+
+    Args:
+        run: its folder.
+        repository: "owner/name"; made where it is not there.
+        private: whether a new repository is.
+        with_report: share the report as well.
+
+    Returns:
+        The repository's address for a browser.
+
+    Raises:
+        RunError: no finished run there.
+        HubError: nobody is logged in, the hub refuses, or a file names a folder of this machine.
+    """
+    folder = user_path(run)
+    finished = load_run(folder)
+    document = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    model, recipe = load(folder), finished.recipe.without_paths()
+    is_clean = model.recipe == model.recipe.without_paths()  # files of earlier versions hold paths
+    files: dict[str, Path | bytes] = {
+        CARD_FILE: text_bytes(model_card(model, finished.results, document, repository)),
+        MODEL_FILE: folder / MODEL_FILE if is_clean else model.as_bytes(),
+        "recipe.json": json.dumps(recipe.as_json(), indent=1).encode(),
+        "scores.json": folder / "scores.json",
+    }
+    if with_report:
+        files[REPORT_FILE] = folder / REPORT_FILE
+    files = {name: own for name, own in files.items() if isinstance(own, bytes) or own.is_file()}
+    private_paths = {str(Path.home()), str(folder.resolve()), document["data"].get("base", "")}
+    _check_publishable(files, private_paths | set(finished.recipe.paths.values()))
+    return push_files(repository, files, private=private, message=f"Headstart model of {document['data']['name']}")
+
+
+def _check_publishable(files: Mapping[str, Path | bytes], paths: set[str]) -> None:
+    """Law 16: what is published names no folder of this machine.
+
+    Raises:
+        HubError: a file does.
+    """
+    for name, own in files.items():
+        for path in (path for path in paths if os.path.isabs(path) and len(Path(path).parts) > 1):
+            if any(_holds(own, words.encode()) for words in {f"{path}{os.sep}", json.dumps(f"{path}{os.sep}")[1:-1]}):
+                raise HubError(
+                    f"{name}: names a folder of this machine, {path}, and is not published. Write it anew "
+                    "(headstart report RUN), or train again with this version."
+                )
+
+
+def _holds(content: Path | bytes, words: bytes) -> bool:
+    if isinstance(content, bytes):
+        return words in content
+    with open(content, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return data.find(words) >= 0
+
+
+def _bytes(file: Path) -> bytes:
+    return file.read_bytes() if file.is_file() else b""

@@ -1,0 +1,186 @@
+"""Training a run again with corrected images: same recipe, same split, before and after on the same images."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from headstart.cache.row_store import content_key
+from headstart.data.dataset import is_hidden
+from headstart.data.decode import SUFFIXES
+from headstart.errors import DataError, OptionError, RunError
+from headstart.evaluation.mcnemar import Paired, paired
+from headstart.files import csv_text, read_rows, text_bytes, user_path, write_atomically
+from headstart.pipeline.train import train
+from headstart.progress import Progress, SilentProgress
+from headstart.runs.folder import Run, choose_run_folder, load_run, next_free
+from headstart.runs.log import Listener
+from headstart.serve.corrections import corrections_folder
+from headstart.training.recipe import Recipe
+
+Row = tuple[str, str, str, str]
+"""Path, label, split and group of an image."""
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """A run that was trained again.
+
+    Attributes:
+        run: the new one.
+        table: the table that it was trained on.
+        changes: of each held-out set, the run before (the first) and the new one (the second) on the same images, by
+            the corrected labels.
+    """
+
+    run: Run
+    table: Path
+    changes: tuple[Paired, ...]
+
+    @property
+    def sentences(self) -> list[str]:
+        """The changes in words."""
+        return [change_sentence(own) for own in self.changes]
+
+
+def retrain(
+    run: str | os.PathLike[str],
+    corrections: str | os.PathLike[str] | None = None,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    cache: Path | None = None,
+    progress: Progress | None = None,
+    listener: Listener | None = None,
+) -> Retrained:
+    """Trains a run again with the corrections of its answers.
+
+    Images of the run keep their split: those that were corrected have their new labels, in train, val or test as
+    before. Images that the run did not have are for training.
+
+    Args:
+        run: the folder of a finished run.
+        corrections: a folder with a folder for each class; RUN-corrections where it is not given.
+        out: the new run's folder; the next free of RUN-2, RUN-3, ... where it is not given.
+        device: see ``train``.
+        cache: likewise.
+        progress: told of each step.
+        listener: see ``train``.
+
+    Raises:
+        RunError: no finished run there.
+        OptionError: the run gives several labels to an image.
+        DataError: there are no corrections, or as ``train``.
+    """
+    progress = progress or SilentProgress()
+    before = load_run(run)
+    folder = before.folder.resolve()
+    place = corrections_folder(folder) if corrections is None else user_path(corrections)
+    recipe = replace(before.recipe, val=Recipe.val, test=Recipe.test)  # the split is the table's
+    new = next_free(folder) if out is None else choose_run_folder(out, folder)
+    rows = corrected_rows(folder, place, progress)
+    table = new.with_name(f"{new.name}-data.csv")
+    columns = 4 if any(row[3] for row in rows) else 3
+    lines = [row[:columns] for row in [("path", "label", "split", "group"), *rows]]
+    write_atomically(table, text_bytes(csv_text(lines)))
+    try:
+        after = train(table, out=new, recipe=recipe, device=device, cache=cache, progress=progress, listener=listener)
+    except BaseException:
+        if not new.exists():  # nothing that could be resumed
+            table.unlink(missing_ok=True)
+        raise
+    return Retrained(after, table, compare_runs(before.folder, after.folder))
+
+
+def corrected_rows(run: Path, corrections: Path, progress: Progress) -> list[Row]:
+    """The images of a run and the corrections of its answers, each in its split.
+
+    Args:
+        run: its folder.
+        corrections: a folder with a folder for each class.
+        progress: told of classes that have no image for training and are left out.
+
+    Raises:
+        RunError: the run's table of images cannot be read.
+        OptionError: the run gives several labels to an image.
+        DataError: there are no corrections.
+    """
+    try:
+        table = [row for row in read_rows(run / "split.csv") if row["split"]]
+        if table and "label" not in table[0]:
+            raise OptionError(
+                f"{run}: this run gives several labels to an image; such answers cannot be corrected yet."
+            )
+        kept = [(row["path"], row["label"], row["split"], row.get("group") or "", row["content"]) for row in table]
+    except (OSError, KeyError) as error:
+        raise RunError(f"{run}: its table of images cannot be read ({error}).") from error
+    corrected = {content_key(file.read_bytes()).hex(): (file, label) for file, label in _corrected_files(corrections)}
+    if not corrected:
+        raise DataError(f"{corrections}: no corrections there. Correct answers on the page of headstart serve {run}.")
+    rows: list[Row] = []
+    for path, label, split, group, content in kept:
+        rows.append((path, corrected[content][1] if content in corrected else label, split, group))
+    known = {content for *_, content in kept}
+    rows += [(str(file.resolve()), label, "train", "") for key, (file, label) in corrected.items() if key not in known]
+    trained = {label for _, label, split, _ in rows if split == "train"}
+    if unlearnt := sorted({label for _, label, _, _ in rows} - trained):
+        left_out = [row for row in rows if row[1] in unlearnt]
+        progress.say(
+            f"Warning: {', '.join(unlearnt)}: no training image of this class, so {len(left_out)} image(s) of it are "
+            "left out. Correct images that the run was trained on, or new ones."
+        )
+    return [row for row in rows if row[1] in trained]
+
+
+def _corrected_files(corrections: Path) -> Iterator[tuple[Path, str]]:
+    """Each image below a folder with a folder for each class, and its class."""
+    try:
+        folders = sorted(own for own in corrections.iterdir() if own.is_dir() and not is_hidden(own.name))
+    except OSError:
+        return
+    for folder in folders:
+        label = unicodedata.normalize("NFC", folder.name)
+        for file in sorted(folder.iterdir()):
+            if file.is_file() and not is_hidden(file.name) and file.suffix.lower() in SUFFIXES:
+                yield file, label
+
+
+def compare_runs(before: Path, after: Path) -> tuple[Paired, ...]:
+    """Two runs on the held-out images that both have answers for, by the labels of the second.
+
+    Args:
+        before: the folder of a finished run.
+        after: likewise.
+    """
+    given = {row["path"]: row["predicted"] for row in _predictions(before)}
+    sets: dict[str, list[tuple[bool, bool]]] = {}
+    for row in _predictions(after):
+        if row["path"] in given:
+            right = given[row["path"]] == row["label"], row["predicted"] == row["label"]
+            sets.setdefault(row["split"], []).append(right)
+    return tuple(
+        paired(name, np.array([own for own, _ in pairs]), np.array([own for _, own in pairs]))
+        for name, pairs in sets.items()
+    )
+
+
+def _predictions(run: Path) -> list[dict[str, str]]:
+    try:
+        return [row for row in read_rows(run / "predictions.csv") if "label" in row]
+    except OSError:
+        return []
+
+
+def change_sentence(own: Paired) -> str:
+    """One set in words: right before, right after, and whether the difference is more than chance."""
+    won = "no more than chance would give" if own.p >= 0.05 else "more than chance would give"
+    return (
+        f"{own.name}: before {own.both + own.first:,} of {own.count:,} right, after {own.both + own.second:,}; "
+        f"{100 * own.difference:+.1f} points (95 % interval {100 * own.low:+.1f} to {100 * own.high:+.1f}), "
+        f"p = {own.p:.2g}: {won}"
+    )

@@ -1,0 +1,467 @@
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+from pictures import picture
+from PIL import Image
+from timm.data import create_transform
+
+from headstart.data.decode import Preprocessing, as_rgb, decode, fit_to, format_fits_name, map_images
+from headstart.errors import LargeImage, UnreadableImage
+
+QUADRANTS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]], dtype=np.uint8)
+
+
+def quadrants(side: int = 64) -> Image.Image:
+    return Image.fromarray(QUADRANTS).resize((side, side // 2), Image.Resampling.NEAREST)
+
+
+def encoded(image: Image.Image, kind: str, **settings: object) -> bytes:
+    data = io.BytesIO()
+    image.save(data, kind, **settings)
+    return data.getvalue()
+
+
+def corners(image: Image.Image) -> list[tuple[int, ...]]:
+    w, h = image.size
+    points = [(2, 2), (w - 3, 2), (2, h - 3), (w - 3, h - 3)]
+    return [tuple(round(v / 255) for v in image.getpixel(p)) for p in points]
+
+
+R, G, B, W = (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "stored"),
+    [
+        (1, [R, G, B, W]),
+        (2, [G, R, W, B]),
+        (3, [W, B, G, R]),
+        (4, [B, W, R, G]),
+        (5, [R, B, G, W]),
+        (6, [G, W, R, B]),
+        (7, [W, G, B, R]),
+        (8, [B, R, W, G]),
+    ],
+)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_every_exif_orientation_comes_out_upright(
+    orientation: int, stored: list[tuple[int, int, int]], kind: str
+) -> None:
+    small = np.array(stored, dtype=np.uint8).reshape(2, 2, 3) * 255
+    wide = orientation <= 4
+    image = Image.fromarray(small).resize((64, 32) if wide else (32, 64), Image.Resampling.NEAREST)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    decoded = decode(encoded(image, kind, exif=exif))
+    assert corners(decoded.image) == [R, G, B, W]
+    assert (decoded.width, decoded.height) == decoded.image.size == (64, 32)
+
+
+def test_a_turned_jpeg_that_is_reduced_while_decoding_reports_its_full_upright_size() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    decoded = decode(encoded(picture(0, size=(1200, 2000)), "JPEG", exif=exif), at_least=256)
+    assert (decoded.width, decoded.height) == (2000, 1200)
+    assert decoded.image.size == (500, 300)
+
+
+def test_jpegs_are_never_decoded_below_what_is_needed() -> None:
+    for side in (256, 511, 512, 1024, 1030, 3000):
+        for at_least in (64, 256, 300):
+            short = min(decode(encoded(picture(1, size=(side, side + 9)), "JPEG"), at_least=at_least).image.size)
+            assert short >= min(side, at_least)
+            assert short <= 2 * at_least or side / short > 7.9  # 1/8 is the smallest scale that JPEG has
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
+def test_every_format_gives_the_same_picture(kind: str) -> None:
+    settings = {"quality": 95} if kind in ("JPEG", "WEBP", "AVIF") else {}
+    decoded = decode(encoded(picture(2), kind, **settings))
+    assert decoded.format == kind
+    gap = np.abs(np.asarray(decoded.image).astype(int) - np.asarray(picture(2)))
+    assert gap.mean() < 6
+
+
+def test_cmyk_grey_palette_and_one_bit_become_rgb() -> None:
+    image = picture(3)
+    for mode, kind, limit in [("CMYK", "JPEG", 12), ("CMYK", "TIFF", 2), ("L", "PNG", 0), ("P", "PNG", 20)]:
+        decoded = decode(encoded(image.convert(mode), kind)).image
+        expected = image.convert(mode).convert("RGB")
+        assert decoded.mode == "RGB"
+        assert np.abs(np.asarray(decoded).astype(int) - np.asarray(expected)).mean() <= limit
+    black_white = decode(encoded(image.convert("1"), "PNG")).image
+    assert set(np.unique(np.asarray(black_white))) <= {0, 255}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bit_grey_keeps_its_range(kind: str) -> None:
+    ramp = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(1, -1).repeat(32, 0)
+    decoded = np.asarray(decode(encoded(Image.fromarray(ramp), kind)).image)
+    assert np.array_equal(decoded[..., 0], ramp >> 8)
+    assert decoded.min() == 0
+    assert decoded.max() == 255
+
+
+def test_16_bit_rgb_png_keeps_its_range() -> None:
+    ramp = np.linspace(0, 65535, 64, dtype=">u2").reshape(1, -1, 1).repeat(8, 0).repeat(3, 2)
+    rows = b"".join(b"\0" + row.tobytes() for row in ramp)
+    decoded = np.asarray(decode(png(64, 8, depth=16, colour=2, rows=rows)).image)
+    assert np.abs(decoded.astype(int) - (ramp.astype(int) >> 8)).max() <= 1
+
+
+def png(width: int, height: int, *, depth: int = 8, colour: int = 2, rows: bytes = b"") -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    body = chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + body
+
+
+def test_transparency_is_laid_over_white() -> None:
+    clear = Image.new("RGBA", (20, 20), (0, 0, 0, 0))
+    clear.putpixel((0, 0), (0, 0, 0, 255))
+    half = Image.new("RGBA", (20, 20), (0, 0, 0, 128))
+    assert decode(encoded(clear, "PNG")).image.getpixel((5, 5)) == (255, 255, 255)
+    assert decode(encoded(half, "PNG")).image.getpixel((5, 5)) == (127, 127, 127)
+    assert decode(encoded(clear.convert("LA"), "PNG")).image.getpixel((5, 5)) == (255, 255, 255)
+    palette = Image.new("P", (20, 20), 1)
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    palette.putpixel((0, 0), 0)
+    assert decode(encoded(palette, "PNG", transparency=1)).image.getpixel((5, 5)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("kind", ["TGA", "PNG", "BMP V5", "LA", "PA", "16 bits"])
+def test_an_alpha_channel_that_is_zero_everywhere_is_no_alpha(kind: str) -> None:
+    image = picture(3)
+    expected = image.convert("L").convert("RGB") if kind == "LA" else image
+    bare = image.convert("RGBA")
+    bare.putalpha(0)
+    if kind == "16 bits":
+        deep = np.asarray(bare).astype(">u2") * 257
+        data = png(48, 40, depth=16, colour=6, rows=b"".join(b"\0" + row.tobytes() for row in deep))
+    elif kind == "BMP V5":
+        data = bmp_v5(bare)
+    elif kind == "PA":
+        few = image.quantize(200)
+        expected, data = few.convert("RGB"), encoded(few, "PNG", transparency=bytes(256))
+    else:
+        data = encoded(bare.convert("LA") if kind == "LA" else bare, "PNG" if kind == "LA" else kind)
+    assert np.array_equal(decode(data).image, expected)
+
+
+def bmp_v5(image: Image.Image) -> bytes:
+    """With masks of bits for four channels, the last of them alpha."""
+    body = np.asarray(image)[::-1, :, [2, 1, 0, 3]].tobytes()
+    masks = 0xFF0000, 0xFF00, 0xFF, 0xFF000000
+    head = struct.pack("<IiiHHIIiiII4I", 124, *image.size, 1, 32, 3, len(body), 0, 0, 0, 0, *masks) + bytes(68)
+    return struct.pack("<2sIHHI", b"BM", 14 + 124 + len(body), 0, 0, 14 + 124) + head + body
+
+
+@pytest.mark.parametrize("most", [200, 1023, 4095, 65535])
+@pytest.mark.parametrize("kind", [b"P5", b"P6", b"P2"])
+def test_pgm_and_ppm_are_scaled_by_their_maximum(most: int, kind: bytes) -> None:
+    image = picture(3) if kind == b"P6" else picture(3).convert("L")
+    values = np.rint(np.asarray(image) / 255 * most).astype("u1" if most < 256 else ">u2")
+    body = " ".join(map(str, values.ravel())).encode() if kind == b"P2" else values.tobytes()
+    decoded = decode(kind + f" 48 40 {most}\n".encode() + body)
+    gap = np.abs(np.asarray(decoded.image).astype(int) - np.asarray(image.convert("RGB")))
+    assert gap.max() <= (1 if most == 200 or kind == b"P2" else 0)
+    if kind == b"P5":
+        assert decoded.bits == max(8, most.bit_length())
+
+
+def test_a_pgm_that_ends_too_early_is_refused() -> None:
+    with pytest.raises(UnreadableImage, match="truncated"):
+        decode(b"P5 48 40 1023\n" + bytes(3000))
+
+
+def tiff(values: np.ndarray, *, order: str = "<", photometric: int | None = None, bits: int = 16) -> bytes:
+    """(H, W) or (H, W, 3) values of 16 bits, not compressed; of 12 bits, two in three bytes."""
+    height, width = values.shape[:2]
+    channels = 1 if values.ndim == 2 else values.shape[2]
+    body = values.astype(order + "u2").tobytes()
+    if bits == 12:
+        first, second = values.reshape(-1, 2).astype(int).T
+        body = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], 1).astype(np.uint8).tobytes()
+    meaning = photometric if photometric is not None else 1 if channels == 1 else 2
+    short = {256: width, 257: height, 258: bits, 259: 1, 262: meaning, 273: 0, 277: channels, 278: height}
+    place = 8 + 2 + 12 * 9 + 4
+    each = struct.pack(f"{order}{channels}H", *[bits] * channels)
+    entries = b""
+    for number, value in short.items():
+        if number == 258 and channels > 1:
+            entries += struct.pack(f"{order}HHII", number, 3, channels, place)
+        elif number == 273:
+            entries += struct.pack(f"{order}HHII", number, 4, 1, place + len(each))
+        else:
+            entries += struct.pack(f"{order}HHIHH", number, 3, 1, value, 0)
+    entries += struct.pack(f"{order}HHII", 279, 4, 1, len(body))
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, 9)
+    return head + entries + bytes(4) + each + body
+
+
+def test_12_bits_of_a_12_bit_tiff_reach_white_and_a_negative_is_turned() -> None:
+    ramp = np.linspace(0, 4095, 64).astype(np.uint16).reshape(1, -1).repeat(8, 0)
+    decoded = decode(tiff(ramp, bits=12))
+    assert (decoded.bits, decoded.used_bits) == (12, 12)
+    assert np.array_equal(np.asarray(decoded.image)[..., 0], np.rint(ramp / 4095 * 255))
+    for order in "<", ">":
+        straight = np.asarray(decode(tiff(ramp * 16, order=order)).image)[..., 0]
+        assert np.array_equal(straight, ramp >> 4)
+    negative = np.asarray(decode(tiff(ramp * 16, photometric=0)).image)[..., 0]
+    assert np.array_equal(negative, (65535 - ramp * 16) >> 8)
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff <", "tiff >", "grey png", "lzw"])
+def test_a_value_range_uses_every_bit_of_grey_and_of_colours(kind: str) -> None:
+    """In 12 of 16 bits, 4 are left where each colour is cut to 8 first."""
+    values = np.random.default_rng(0).integers(0, 4096, (20, 32, 3)).astype(np.uint16)
+    if kind == "png":
+        data = png(32, 20, depth=16, colour=2, rows=b"".join(b"\0" + row.tobytes() for row in values.astype(">u2")))
+    elif kind == "grey png":
+        values = values[..., :1].repeat(3, 2)
+        data = encoded(Image.fromarray(values[..., 0]), "PNG")
+    elif kind == "lzw":
+        values = values[..., :1].repeat(3, 2)
+        data = encoded(Image.fromarray(values[..., 0]), "TIFF", compression="tiff_lzw")
+    else:
+        data = tiff(values, order=kind[-1])
+    plain = decode(data)
+    assert (plain.bits, plain.used_bits) == (16, 12)
+    assert np.array_equal(plain.image, values >> 8)
+    seen = np.asarray(decode(data, value_range=(1000 / 65535, 4000 / 65535)).image)
+    gap = np.abs(seen - ((values - 1000.0) / 3000).clip(0, 1) * 255)
+    assert gap.max() < 0.5 + 1e-6
+
+
+def test_a_deep_image_that_exif_turns_comes_out_upright() -> None:
+    values = np.zeros((20, 30), np.uint16)
+    values[:5, :5] = 4000
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for kind in "PNG", "TIFF":
+        seen = np.asarray(decode(encoded(Image.fromarray(values), kind, exif=exif), value_range=(0, 0.0625)).image)
+        assert seen.shape == (30, 20, 3)
+        assert seen[:5, -5:].min() > 200
+        assert seen[5:].max() == 0
+
+
+def test_a_value_range_leaves_files_of_8_bits_alone() -> None:
+    data = encoded(picture(1), "PNG")
+    assert np.array_equal(decode(data, value_range=(0, 0.1)).image, picture(1))
+    assert (decode(data).bits, decode(data).used_bits) == (8, 8)
+
+
+@pytest.mark.parametrize("flags", [(1, 0), (1, 1), (4, 0), (0, 0), (0, 1)])
+def test_of_a_tiff_the_thumbnail_before_the_page_is_passed_over(flags: tuple[int, int]) -> None:
+    small, large = picture(1, size=(60, 40)), picture(1, size=(300, 200))
+    data = bytearray(encoded(small, "TIFF", save_all=True, append_images=[large], tiffinfo={254: 77}))
+    for flag in flags:
+        place = data.index(struct.pack("<HHII", 254, 4, 1, 77)) + 8
+        data[place : place + 2] = struct.pack("<H", flag)
+    assert decode(bytes(data)).image.size == (large if flags[0] else small).size
+
+
+@pytest.mark.parametrize("ending", ["cr2", "nef", "arw", "dng"])
+def test_camera_raw_files_are_refused_with_what_to_do(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"a.{ending}"
+    path.write_bytes(encoded(quadrants(64), "TIFF"))  # the preview that such a file begins with
+    with pytest.raises(UnreadableImage, match="camera raw: export it as JPEG or TIFF first"):
+        decode(path)
+    path.write_bytes(b"something else")
+    with pytest.raises(UnreadableImage, match="camera raw"):
+        decode(path)
+    for start in (b"FUJIFILMCCD-RAW 0201", b"\0\0\0\x18ftypcrx ", b"II*\0\x10\0\0\0CR\2\0", b"IIU\0\x18\0"):
+        with pytest.raises(UnreadableImage, match="camera raw"):
+            decode(start + bytes(99))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_of_an_animation_the_first_frame_is_taken(kind: str) -> None:
+    first, second = Image.new("RGB", (30, 30), (250, 0, 0)), Image.new("RGB", (30, 30), (0, 0, 250))
+    data = encoded(first, kind, save_all=True, append_images=[second])
+    red, _, blue = decode(data).image.getpixel((9, 9))
+    assert red > 200
+    assert blue < 50
+
+
+def test_the_content_decides_the_format_whatever_the_name(tmp_path: Path) -> None:
+    path = tmp_path / "größe ☃ 图.jpg"
+    path.write_bytes(encoded(picture(4), "PNG"))
+    decoded = decode(path)
+    assert decoded.format == "PNG"
+    assert not format_fits_name(str(path), decoded.format)
+    assert format_fits_name("a.JPG", "JPEG")
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty file"),
+        (encoded(picture(5, size=(300, 300)), "JPEG")[:2000], "truncated"),
+        (encoded(picture(5, size=(300, 300)), "PNG")[:2000], "truncated"),
+        (encoded(picture(5, size=(300, 300)), "WEBP")[:900], "damaged|truncated|beginning"),
+        (b"just some words, no picture\n" * 9, "a text file"),
+        (bytes(5000), "only zero bytes"),
+        (png(50_000, 50_000), "too large"),
+        (png(0, 0), "no pixels"),
+        (encoded(Image.new("F", (9, 9), 0.5), "TIFF"), "32-bit"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC|heif|not an image"),
+    ],
+)
+def test_what_is_no_picture_is_refused_with_its_reason(data: bytes, reason: str) -> None:
+    with pytest.raises(UnreadableImage, match=reason):
+        decode(data)
+
+
+def test_a_missing_file_and_a_folder_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableImage, match=r"gone\.jpg: no such file"):
+        decode(tmp_path / "gone.jpg")
+    with pytest.raises(UnreadableImage, match="is a directory"):
+        decode(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_damaged_exif_does_not_lose_the_picture() -> None:
+    data = encoded(picture(6), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff garbage")
+    assert decode(data).image.size == (48, 40)
+
+
+@pytest.mark.parametrize(
+    ("crop_mode", "name"), [("center", "resnet18"), ("squash", "resnet18"), ("border", "resnet18")]
+)
+@pytest.mark.parametrize("size", [(500, 333), (224, 224), (90, 400), (257, 256)])
+def test_pixels_equal_timms_own_evaluation_transform(crop_mode: str, name: str, size: tuple[int, int]) -> None:
+    config = dict(timm.get_pretrained_cfg(name).to_dict())
+    own = Preprocessing(
+        height=224, width=224, crop_pct=0.875, crop_mode=crop_mode, mean=config["mean"], std=config["std"]
+    )
+    theirs = create_transform(
+        (3, 224, 224),
+        is_training=False,
+        interpolation="bicubic",
+        mean=own.mean,
+        std=own.std,
+        crop_pct=0.875,
+        crop_mode=crop_mode,
+        use_prefetcher=True,
+    )
+    image = picture(7, size=size)
+    expected = np.asarray(theirs(image))
+    expected = expected.transpose(1, 2, 0) if expected.shape[0] == 3 else expected
+    apart = np.abs(fit_to(image, own).astype(int) - expected)
+    tall = size[1] > 2 * size[0]  # from 13 on, Pillow resizes such pictures down before across
+    assert apart.max() <= (1 if tall else 0)
+
+
+def test_tall_pictures_are_resized_across_first_whatever_the_version_of_pillow() -> None:
+    image = picture(7, size=(90, 400))
+    across = image.resize((60, 400), Image.Resampling.BICUBIC)
+    expected = np.asarray(across.resize((60, 80), Image.Resampling.BICUBIC))
+    assert np.array_equal(fit_to(image, Preprocessing(80, 60, 1.0, crop_mode="squash")), expected)
+
+
+def test_arrays_and_pillow_images_in_memory() -> None:
+    grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    assert np.asarray(as_rgb(grey)).shape == (3, 4, 3)
+    assert np.asarray(as_rgb(grey[..., None])).shape == (3, 4, 3)
+    clear = np.zeros((3, 4, 4), dtype=np.uint8)
+    clear[0, 0, 3] = 255
+    assert np.asarray(as_rgb(clear))[1:].min() == 255
+    ignored = np.full((3, 4, 4), 7, dtype=np.uint8)
+    ignored[..., 3] = 0
+    assert np.asarray(as_rgb(ignored)).max() == 7
+    assert as_rgb(picture(0).convert("CMYK")).mode == "RGB"
+    for wrong in (grey.astype(np.float32), np.zeros((2, 2, 5), np.uint8), np.zeros((0, 4, 3), np.uint8)):
+        with pytest.raises(UnreadableImage, match="array"):
+            as_rgb(wrong)
+
+
+def test_map_images_keeps_order_and_never_runs_far_ahead() -> None:
+    started: list[int] = []
+
+    def work(item: int) -> int:
+        started.append(item)
+        return item * item
+
+    results = map_images(work, range(1000), ahead=16)
+    assert [next(results) for _ in range(3)] == [0, 1, 4]
+    assert len(started) <= 3 + 16
+    assert list(results) == [i * i for i in range(3, 1000)]
+
+
+def test_a_picture_of_too_many_pixels_is_refused_by_its_header() -> None:
+    picture_data = encoded(quadrants(64), "PNG")
+    assert decode(picture_data, most=64 * 32).image.size == (64, 32)
+    with pytest.raises(UnreadableImage, match=r"too large: 64 x 32 pixels; at most 0\.002 million"):
+        decode(picture_data, most=2000)
+    header_alone = encoded(quadrants(64), "PNG")[:50]
+    with pytest.raises(UnreadableImage, match="too large"):
+        decode(header_alone, most=2000)
+
+
+def test_what_takes_more_memory_than_there_is_now_is_not_decoded() -> None:
+    white = Image.new("RGB", (1024, 512))
+    for data, pixels in {
+        encoded(white, "PNG"): 1024 * 512,
+        encoded(white, "JPEG"): 512 * 256,  # is reduced
+        encoded(white, "JPEG", progressive=True): 512 * 256 + 1024 * 512 * 6 // 16,  # but its coefficients are not
+    }.items():
+        with pytest.raises(LargeImage) as large:
+            decode(data, at_once=pixels - 1)
+        assert large.value.pixels == pixels
+        assert np.array_equal(decode(data, at_once=pixels).image, decode(data).image)
+    line, own = Image.new("RGB", (10, 100)), Preprocessing(height=32, width=32, crop_pct=1)
+    assert fit_to(line, own, at_once=32 * 320).shape == (32, 32, 3)
+    with pytest.raises(LargeImage):
+        fit_to(line, own, at_once=32 * 320 - 1)
+
+
+def test_a_line_that_would_grow_out_of_proportion_is_refused() -> None:
+    wide = Image.new("L", (60_000, 1))
+    own = Preprocessing(height=224, width=224)
+    with pytest.raises(UnreadableImage, match="too long for its width: 60,000 x 1 pixels"):
+        fit_to(as_rgb(wide), own)
+    assert fit_to(as_rgb(Image.new("L", (600, 1))), own).shape == (224, 224, 3)
+
+
+def progressive(scans: int) -> bytes:
+    """A JPEG whose last scan stands there so many times more."""
+    data = encoded(quadrants(64), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:last] + data[last:-2] * (scans - data.count(b"\xff\xda") + 1) + data[-2:]
+
+
+def test_jpegs_that_take_their_reader_over_and_over_are_refused() -> None:
+    assert decode(progressive(100)).image.size == (64, 32)
+    with pytest.raises(UnreadableImage, match="more than 200 scans"):
+        decode(progressive(201))
+    plain = encoded(quadrants(64), "JPEG")
+    padded = plain[:2] + b"\xff\xe5\x00\x02" * 6000 + plain[2:]
+    with pytest.raises(UnreadableImage, match="5,000 segments"):
+        decode(padded)
+
+
+def test_what_lies_behind_a_jpegs_end_counts_not() -> None:
+    """Phones put films there."""
+    plain = encoded(quadrants(64), "JPEG")
+    assert decode(plain + b"\xff\xda\x00\x02" * 9000).image.size == (64, 32)
+    exif = b"\xff\xe1\x9c\x42" + b"\xff\xda" * 20_000
+    assert decode(plain[:2] + exif + plain[2:]).image.size == (64, 32)
+
+
+def test_only_formats_of_pictures_are_opened() -> None:
+    for kind in ("EPS", "PDF", "ICNS", "PCX"):
+        data = encoded(quadrants(64), kind)
+        with pytest.raises(UnreadableImage, match="not an image"):
+            decode(data)
+    for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA"):
+        assert decode(encoded(quadrants(64), kind)).image.size == (64, 32), kind

@@ -1,0 +1,192 @@
+"""Two models on the same images, groups, and how often test was looked at."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import main
+from pictures import COLOURS, mislabel, write_classes
+
+import headstart as hs
+from headstart.errors import DataError
+from headstart.evaluation.mcnemar import paired
+from headstart.evaluation.metrics import score_groups
+from headstart.pipeline import prepare
+from headstart.runs.test_audit import Use, note_use, read_uses, uses_text
+from headstart.training.losses import learnable_folds
+
+
+def rights(both: int, first: int, second: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
+    one = np.array([True] * both + [True] * first + [False] * second + [False] * neither)
+    two = np.array([True] * both + [False] * first + [True] * second + [False] * neither)
+    return one, two
+
+
+def test_the_test_is_mcnemars_exact_one() -> None:
+    found = paired("val", *rights(480, 9, 21, 40))
+    tail = sum(math.comb(30, k) for k in range(10)) / 2**30
+    assert found.p == pytest.approx(2 * tail)
+    assert (found.both, found.first, found.second, found.count) == (480, 9, 21, 550)
+    assert found.difference == pytest.approx(12 / 550)
+    assert found.low < found.difference < found.high
+    assert "A right in 489, B in 501 of 550" in found.sentence
+
+
+def test_equal_models_are_told_to_be_equal() -> None:
+    same = paired("val", *rights(90, 0, 0, 10))
+    assert same.p == 1
+    assert same.low < 0 < same.high
+    assert "no more than chance" in same.sentence
+    assert paired("val", *rights(50, 0, 20, 0)).p < 1e-4
+
+
+@pytest.mark.exhaustive
+def test_the_interval_holds_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(600):
+        kind = rng.choice(4, 200, p=[0.8, 0.05, 0.1, 0.05])
+        found = paired("x", np.isin(kind, [0, 1]), np.isin(kind, [0, 2]))
+        hits += found.low <= 0.05 <= found.high
+    assert 0.92 <= hits / 600 <= 0.985
+
+
+def test_groups_are_scored_apart_the_worst_first() -> None:
+    right = np.array([True, True, False, False, False, True])
+    found = score_groups(["a", "a", "b", "b", "", ""], right)
+    assert [(g.group, g.correct, g.count) for g in found] == [("b", 0, 2), ("", 1, 2), ("a", 2, 2)]
+    assert found[2].low < 1 == found[2].high
+
+
+@pytest.fixture(scope="module")
+def grouped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, hs.Run]:
+    """A table with groups, and a run on it."""
+    folder = tmp_path_factory.mktemp("grouped")
+    data = mislabel(write_classes(folder / "d", dict.fromkeys(COLOURS, 60)), "blue", "red", 40)
+    rows = [
+        [str(path.relative_to(folder)), path.parent.name, f"site {i % 7}"]
+        for i, path in enumerate(sorted(data.rglob("*.png")))
+    ]
+    with open(folder / "t.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["path", "label", "group"], *rows])
+    return folder, hs.train(folder / "t.csv", out=folder / "run", image_size=64, val=0.35, test=0.3, seed=1)
+
+
+def test_a_run_on_a_table_with_groups_scores_them_and_keeps_them(
+    grouped: tuple[Path, hs.Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, run = grouped
+    with open(run.folder / "predictions.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "val"]
+    expected = {
+        group: [r["label"] == r["predicted"] for r in rows if r["group"] == group]
+        for group in {r["group"] for r in rows}
+    }
+    assert expected
+    report = run.report_path.read_text()
+    assert "Group by group" in report
+    for group, right in expected.items():
+        assert f'data-figure="val|group|{group}">{100 * np.mean(right):.1f} %' in report
+    document = json.loads(main("evaluate", run.folder, "--json", capsys=capsys)[1])
+    assert {g["group"]: (g["correct"], g["count"]) for g in document["val"]["groups"]} == {
+        group: (sum(right), len(right)) for group, right in expected.items()
+    }
+    out = main("evaluate", run.folder, folder / "t.csv", capsys=capsys)[1]
+    assert "all: group" in out
+    assert "site 3" in out
+
+
+@pytest.mark.exhaustive
+def test_a_run_notes_each_look_at_its_test_images(grouped: tuple[Path, hs.Run], tmp_path: Path) -> None:
+    folder, run = grouped
+    copy = shutil.copytree(run.folder, tmp_path / "run")
+    (copy / "test_uses.jsonl").unlink()
+    note_use(copy, "train", images=run.results["test"].count, correct=run.results["test"].correct)
+    said: list[str] = []
+
+    class Heard(hs.TerminalProgress):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    hs.evaluate(copy, progress=Heard())
+    assert any(line.startswith("Test was scored once (train") for line in said)
+    hs.evaluate(copy, folder / "t.csv")
+    uses = read_uses(copy)
+    assert [use.by for use in uses] == ["train", "evaluate", "evaluate"]
+    assert {use.images for use in uses} == {run.results["test"].count}
+    assert {use.correct for use in uses} == {run.results["test"].correct}
+    assert "Test was scored 3 times" in hs.report(copy).read_text()
+    write_classes(tmp_path / "other", dict.fromkeys(COLOURS, 3), first_seed=900)
+    hs.evaluate(copy, tmp_path / "other")  # no image of test
+    assert len(read_uses(copy)) == 3
+    assert read_uses(run.folder)[0].by == "train"
+
+
+def test_uses_in_words() -> None:
+    uses = [Use(f"2026-11-2{i}T10:00:00+00:00", "evaluate", 5, 4) for i in range(4)]
+    assert uses_text([]) == ""
+    assert uses_text(uses[:1]) == "Test was scored once (evaluate 2026-11-20)"
+    assert "4 times (the last: evaluate 2026-11-21" in uses_text(uses)
+
+
+@pytest.mark.exhaustive
+def test_two_models_are_compared_on_the_same_images(
+    grouped: tuple[Path, hs.Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, run = grouped
+    other = hs.train(
+        folder / "t.csv", out=tmp_path / "other", probe="centroid", image_size=64, val=0.35, test=0.3, seed=1
+    )
+    (found,) = hs.compare_models(run.folder, other.model_path, folder / "t.csv").results
+    with open(tmp_path / "a.csv", "w") as file:
+        file.write("")
+    code, out, err = main(
+        "compare", run.folder, other.model_path, folder / "t.csv", "--out", tmp_path / "d.csv", capsys=capsys
+    )
+    assert code == 0, err
+    assert found.sentence in out
+    with open(tmp_path / "d.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == found.first + found.second
+    assert sum(row["right"] == "B" for row in rows) == found.second
+    for row in rows:
+        assert (row["A"] == row["label"]) == (row["right"] == "A")
+    document = json.loads(main("compare", run.folder, run.folder, folder / "t.csv", "--json", capsys=capsys)[1])
+    assert document[0]["p"] == 1
+    assert main("compare", run.folder, folder / "t.csv", capsys=capsys)[0] == 2
+
+
+@pytest.mark.exhaustive
+def test_models_of_different_classes_are_compared_on_what_both_know(
+    grouped: tuple[Path, hs.Run], tmp_path: Path
+) -> None:
+    _, run = grouped
+    data = write_classes(tmp_path / "d", {"blue": 12, "red": 12}, first_seed=700)
+    two = hs.train(data, out=tmp_path / "two", image_size=64)
+    both = write_classes(tmp_path / "both", dict.fromkeys(COLOURS, 6), first_seed=800)
+    with pytest.raises(DataError, match="does not know green"):
+        hs.compare_models(run.folder, two.folder, both)
+    (found,) = hs.compare_models(run.folder, two.folder, both, ignore_unknown=True).results
+    assert found.count == 12
+
+
+@pytest.mark.parametrize("recipe", [{}, {"unfreeze": "blocks.6", "epochs": 1, "views": 1}])
+def test_cross_validation_tears_no_group_apart(
+    grouped: tuple[Path, hs.Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: dict[str, Any]
+) -> None:
+    folder, seen = grouped[0], []
+    monkeypatch.setattr(
+        prepare,
+        "learnable_folds",
+        lambda *args, **told: seen.append(told["together"]) or learnable_folds(*args, **told),
+    )
+    hs.train(folder / "t.csv", out=tmp_path / "run", image_size=64, val=0.35, test=0.3, seed=1, **recipe)
+    assert len(seen) == 1
+    assert 1 <= len(set(seen[0].tolist())) <= 7

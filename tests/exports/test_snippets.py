@@ -1,0 +1,117 @@
+"""What `headstart export` prints is run exactly as it is printed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from commands import main
+from onnx import TensorProto, helper, numpy_helper
+from pictures import picture
+from PIL import Image
+from small_models import small_model
+
+from headstart.data.decode import decode
+from headstart.exports.graph import about as about_of
+from headstart.exports.metadata import About
+from headstart.exports.onnx import write_onnx
+from headstart.exports.parity import Format
+from headstart.exports.snippets import PICTURE
+from headstart.verbs import export as export_module
+
+
+def mean_colour(*, outlier: bool) -> onnx.ModelProto:
+    """A "classifier": the softmax of a picture's mean colour, a class for each channel."""
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["float", "axes"], ["colour"], keepdims=0),
+        helper.make_node("Div", ["colour", "scale"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"]),
+    ]
+    weights = [numpy_helper.from_array(np.array([1, 2]), "axes"), numpy_helper.from_array(np.float32(30), "scale")]
+    outputs = [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["images", 3])]
+    if outlier:
+        nodes.append(helper.make_node("ReduceMax", ["probabilities", "one"], ["outlier"], keepdims=0))
+        weights.append(numpy_helper.from_array(np.array([1]), "one"))
+        outputs.append(helper.make_tensor_value_info("outlier", TensorProto.FLOAT, ["images"]))
+    pixels = helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["images", "height", "width", 3])
+    graph = helper.make_graph(nodes, "small", [pixels], outputs, weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def printed(
+    file: Path, about: About, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> dict[str, str]:
+    """Language -> what stands behind it in the command's output, to the letter."""
+    row = Format("onnx", 1, 1, 0.2, 1.0, 1, 1.0)
+    exported = export_module.Exported(file, about, (row,), "val of runs/own")
+    monkeypatch.setattr(export_module, "export", lambda *_, **__: exported)
+    status, out, err = main("export", "runs/own", capsys=capsys)
+    assert status == 0, err
+    python, _, javascript = out.partition("\npython:\n\n")[2].partition("\njavascript:\n\n")
+    return {"python": python, "javascript": javascript}
+
+
+def alpha_zero(image: Image.Image) -> Image.Image:
+    image = image.convert("RGBA")
+    image.putalpha(0)
+    return image
+
+
+@pytest.mark.parametrize("how", [["-c"], ["-i", "-q"]], ids=["script", "interactive"])
+@pytest.mark.parametrize("kind", ["one class", "several labels", "outlier", "alpha that is zero everywhere"])
+def test_the_printed_snippet_runs_as_it_is(
+    kind: str,
+    how: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    about = about_of(small_model(), written_with={})
+    about = replace(about, classes=("red", "green", "blue"), decode_at_least=64, none_above=None)
+    if kind == "several labels":
+        about = replace(about, thresholds=(0.3, 0.3, 0.3))
+    if kind == "outlier":
+        about = replace(about, none_above=0.01)
+    monkeypatch.chdir(tmp_path)
+    file = Path("model.onnx")
+    write_onnx(mean_colour(outlier=kind == "outlier"), about, file)
+    image = picture(3, (40, 60, 200))
+    zero = kind.startswith("alpha")
+    (alpha_zero(image) if zero else image).save(tmp_path / PICTURE, format="PNG")
+    text = printed(file, about, monkeypatch, capsys)["python"]
+    assert not text.startswith((" ", "\n"))
+    given = {"args": [text]} if how == ["-c"] else {"input": text}
+    done = subprocess.run(
+        [sys.executable, "-I", *how, *given.get("args", [])],
+        input=given.get("input"),
+        stdin=None if "input" in given else subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "Error" not in done.stderr
+    expected = np.array(decode(tmp_path / PICTURE).image).mean((0, 1)) / 30
+    chances = np.exp(expected) / np.exp(expected).sum()
+    if kind == "several labels":
+        assert "'blue'" in done.stdout
+        assert "'red'" not in done.stdout
+        return
+    answer, _, chance = done.stdout.strip().splitlines()[-1].rpartition(" ")
+    assert answer.removeprefix(">>> ") == ("none of these" if kind == "outlier" else "blue")
+    assert float(chance) == pytest.approx(chances.max(), abs=1e-4)
+
+
+def test_the_javascript_snippet_stands_at_the_left_margin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    about = about_of(small_model(), written_with={})
+    text = printed(tmp_path / "model.onnx", about, monkeypatch, capsys)["javascript"]
+    assert text.startswith('import fs from "node:fs";\n')
+    assert text == export_module.javascript_snippet(tmp_path / "model.onnx", about) + "\n"
+    assert not any(line.startswith(" ") for line in text.splitlines())

@@ -1,0 +1,547 @@
+from __future__ import annotations
+
+import asyncio
+import io
+import platform
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from served import jpeg, tiny_model, until
+
+import headstart.serve.batching as services
+from headstart.engine.device import give_back_freed_memory, keep_freed_memory
+from headstart.model import Model, Prediction
+from headstart.serve.batching import Service, Work
+from headstart.serve.errors import Refusal
+from headstart.serve.limits import Limits
+
+
+@pytest.fixture(autouse=True)
+def _plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is measured or exported."""
+    monkeypatch.setattr(services, "MANY", 1)
+
+
+def at_work(model: Model, use: Callable[[Service], Coroutine[Any, Any, Any]], **limits: Any) -> Any:
+    """A service from its start to its end, in a loop of its own."""
+
+    async def whole() -> Any:
+        service = Service(model, limits=Limits(**limits))
+        service.start()
+        try:
+            while not service.ready:
+                await asyncio.sleep(0.005)
+            return await use(service)
+        finally:
+            service.close()
+
+    return asyncio.run(whole())
+
+
+class Gate:
+    """An engine that stands still until it is let go, and remembers how many pictures each batch had."""
+
+    def __init__(self, model: Model) -> None:
+        self.open = threading.Event()
+        self.sizes: list[int] = []
+        self.model, self.judge = model, model.judge
+        self.shut = False
+        self.before: Callable[[], object] = lambda: None
+        model.judge = self  # type: ignore[method-assign, assignment]
+
+    def hold(self) -> None:
+        self.shut = True
+        self.sizes.clear()
+
+    def __call__(self, features: Any) -> Any:
+        self.sizes.append(len(features))
+        self.before()
+        if self.shut:
+            assert self.open.wait(20)
+        return self.judge(features)
+
+
+def alike(one: Prediction, two: Prediction) -> bool:
+    return dict(one.top) == pytest.approx(dict(two.top), abs=1e-6) and one.label == two.label
+
+
+def test_answers_are_those_of_predict_in_order_and_a_bad_picture_spoils_no_other() -> None:
+    model = tiny_model()
+    data = [jpeg(i) for i in range(9)]
+    expected = model.predict(data, top=3)
+    sent = [(f"{i}.jpg", own) for i, own in enumerate(data)]
+    sent.insert(4, ("bad.jpg", b"no picture"))
+    answers: list[Prediction] = at_work(model, lambda service: service.predict(sent))
+    assert [own.path for own in answers] == [name for name, _ in sent]
+    assert answers[4].error == "not an image: a text file"
+    good = [own for own in answers if own.error is None]
+    assert all(alike(one, two) for one, two in zip(good, expected, strict=True))
+
+
+def test_pictures_that_arrive_while_the_engine_runs_run_together() -> None:
+    model = tiny_model()
+    gate = Gate(model)
+
+    async def use(service: Service) -> None:
+        gate.shut = True
+        gate.sizes.clear()
+        first = asyncio.ensure_future(service.predict([("first", jpeg(0))]))
+        while not gate.sizes:
+            await asyncio.sleep(0.005)
+        others = [asyncio.ensure_future(service.predict([(str(i), jpeg(i))])) for i in range(1, 11)]
+        while len(service._waiting) < 10:
+            await asyncio.sleep(0.005)
+        gate.open.set()
+        assert [own.path for (own,) in await asyncio.gather(first, *others)] == ["first", *map(str, range(1, 11))]
+
+    at_work(model, use)
+    assert gate.sizes == [1, 10]
+
+
+def slow_to_decode(model: Model) -> threading.Event:
+    """Pictures whose bytes end in "slow" are not decoded before it is set."""
+    decode, slow = model.pixels, threading.Event()
+
+    def pixels(data: Any, **options: Any) -> Any:
+        if data.endswith(b"slow"):
+            slow.wait(20)
+        return decode(data, **options)
+
+    model.pixels = pixels  # type: ignore[method-assign]
+    return slow
+
+
+def test_a_batch_waits_for_what_is_being_decoded_and_a_lone_picture_for_nothing() -> None:
+    model = tiny_model()
+    gate = Gate(model)
+    slow = slow_to_decode(model)
+
+    async def use(service: Service) -> None:
+        gate.sizes.clear()
+        began = time.monotonic()
+        await service.predict([("alone", jpeg(0))])
+        assert time.monotonic() - began < 10
+        late = asyncio.ensure_future(service.predict([("late", jpeg(1) + b"slow")]))
+        soon = asyncio.ensure_future(service.predict([("soon", jpeg(2))]))
+        await asyncio.sleep(0.2)
+        assert gate.sizes == [1]
+        slow.set()
+        await asyncio.gather(late, soon)
+
+    at_work(model, use, gather_ms=60_000)
+    assert gate.sizes == [1, 2]
+
+
+def test_no_picture_waits_for_others_longer_than_agreed() -> None:
+    model = tiny_model()
+    gate = Gate(model)
+    slow = slow_to_decode(model)
+
+    async def use(service: Service) -> None:
+        gate.sizes.clear()
+        late = asyncio.ensure_future(service.predict([("late", jpeg(1) + b"slow")]))
+        (soon,) = await service.predict([("soon", jpeg(2))])
+        assert soon.label is not None
+        assert not late.done()
+        slow.set()
+        await late
+
+    at_work(model, use, gather_ms=20)
+    assert gate.sizes == [1, 1]
+
+
+def test_a_full_queue_refuses_and_takes_again_once_it_is_empty() -> None:
+    model = tiny_model()
+    gate = Gate(model)
+
+    async def use(service: Service) -> None:
+        gate.shut = True
+        held = asyncio.ensure_future(service.predict([(str(i), jpeg(i)) for i in range(4)]))
+        await asyncio.sleep(0)
+        with pytest.raises(Refusal, match="4 pictures wait") as refused:
+            await service.predict([("more", jpeg(9))])
+        assert (refused.value.status, refused.value.headers) == (503, {"Retry-After": "1"})
+        gate.open.set()
+        await held
+        assert service.held == 0
+        await service.predict([("more", jpeg(9))])
+
+    at_work(model, use, queue=4)
+
+
+def test_what_takes_too_long_is_given_up_and_leaves_nothing_behind() -> None:
+    model = tiny_model()
+    gate = Gate(model)
+
+    async def use(service: Service) -> None:
+        gate.shut = True
+        with pytest.raises(Refusal, match=r"within 0\.1 s") as refused:
+            await service.predict([("a", jpeg(0)), ("b", jpeg(1))])
+        assert refused.value.status == 504
+        assert service.held == 0
+        gate.shut = False
+        gate.open.set()
+        (answer,) = await service.predict([("c", jpeg(2))])
+        assert answer.label is not None
+
+    at_work(model, use, request_seconds=0.1)
+
+
+def test_an_engine_that_fails_once_fails_those_requests_alone() -> None:
+    model = tiny_model()
+    judge = model.judge
+
+    async def use(service: Service) -> None:
+        def fail(features: Any) -> Any:
+            raise MemoryError("no memory")
+
+        model.judge = fail  # type: ignore[method-assign]
+        with pytest.raises(MemoryError):
+            await service.predict([("a", jpeg(0))])
+        model.judge = judge  # type: ignore[method-assign]
+        (answer,) = await service.predict([("b", jpeg(0))])
+        assert answer.label is not None
+        assert service.held == 0
+
+    at_work(model, use)
+
+
+def nothing(at_once: int | None) -> None:
+    """An image that needs no decoding."""
+
+
+def aside(service: Service, work: Callable[[], Any], kind: Work = Work.explain) -> asyncio.Future[Any]:
+    return asyncio.ensure_future(service.aside(kind, nothing, lambda _seen, _check: work()))
+
+
+async def until_true(true: Callable[[], object]) -> None:
+    end = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.005)
+
+
+def test_other_heavy_work_has_its_turn_in_the_engines_thread() -> None:
+    async def use(service: Service) -> None:
+        assert await aside(service, lambda: threading.current_thread().name) == "headstart-engine"
+        with pytest.raises(ZeroDivisionError):
+            await aside(service, lambda: 1 // 0)
+        assert service.held == 0
+
+    at_work(tiny_model(), use)
+
+
+def test_predictions_run_before_every_other_kind_and_the_others_in_turn() -> None:
+    model = tiny_model()
+    gate, ran = Gate(model), []
+
+    async def use(service: Service) -> None:
+        gate.hold()
+        first = asyncio.ensure_future(service.predict([("first", jpeg(0))]))
+        await until_true(lambda: gate.sizes)
+        others = [aside(service, partial(ran.append, f"explain {i}")) for i in range(3)]
+        await until_true(lambda: len(service._errands[Work.explain]) == 3)
+        others.append(aside(service, partial(ran.append, "nearest"), Work.nearest))
+        await until_true(lambda: service._errands[Work.nearest])
+        late = asyncio.ensure_future(service.predict([("late", jpeg(1))]))
+        late.add_done_callback(lambda _: None)
+        await until_true(lambda: service._waiting)
+        gate.before = lambda: ran.append("predict")
+        gate.open.set()
+        await asyncio.gather(first, late, *others)
+
+    at_work(model, use)
+    assert ran == ["predict", "explain 0", "nearest", "explain 1", "explain 2"]
+
+
+def test_under_constant_predictions_other_work_still_has_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services, "SIDE_TURN", 0.1)
+    model = tiny_model()
+    gate = Gate(model)
+    gate.before = lambda: time.sleep(0.02)
+
+    async def use(service: Service) -> None:
+        over = False
+
+        async def client() -> None:
+            while not over:
+                await service.predict([("a", jpeg(0))])
+
+        clients = [asyncio.ensure_future(client()) for _ in range(3 * service.engine.batch_size)]  # type: ignore[union-attr]
+        assert await asyncio.wait_for(aside(service, lambda: "ran"), 15) == "ran"
+        over = True
+        await asyncio.gather(*clients)
+
+    at_work(model, use)
+
+
+def test_what_nobody_waits_for_is_not_run_and_holds_up_no_prediction() -> None:
+    """A flood of heat maps whose clients have left: none of them runs, and the next prediction is answered at once."""
+    model = tiny_model()
+    gate, ran = Gate(model), []
+
+    async def use(service: Service) -> None:
+        gate.hold()
+        held = asyncio.ensure_future(service.predict([("held", jpeg(0))]))
+        await until_true(lambda: gate.sizes)
+        flood = [aside(service, lambda: (ran.append(1), time.sleep(0.5))) for _ in range(service.limits.side_queue)]
+        await until_true(lambda: len(service._errands[Work.explain]) == service.limits.side_queue)
+        for own in flood:
+            own.cancel()
+        gone = asyncio.ensure_future(service.predict([("gone", jpeg(1))]))
+        await until_true(lambda: service._waiting)
+        gone.cancel()
+        await asyncio.sleep(0.02)
+        gate.open.set()
+        began = time.monotonic()
+        await held
+        await service.predict([("next", jpeg(2))])
+        assert time.monotonic() - began < 5
+        assert service.held == 0
+
+    at_work(model, use)
+    assert not ran
+    assert gate.sizes == [1, 1]
+
+
+def test_work_is_given_up_between_its_steps_once_nobody_waits() -> None:
+    steps: list[str] = []
+    begun, left = threading.Event(), threading.Event()
+
+    def work(_seen: None, check: Callable[[], None]) -> None:
+        begun.set()
+        assert left.wait(20)
+        for name in ("first", "second"):
+            check()
+            steps.append(name)
+
+    async def use(service: Service) -> None:
+        asked = asyncio.ensure_future(service.aside(Work.explain, nothing, work))
+        await until_true(begun.is_set)
+        asked.cancel()
+        await asyncio.sleep(0.02)
+        left.set()
+        assert await aside(service, lambda: "next") == "next"
+
+    at_work(tiny_model(), use)
+    assert not steps
+
+
+def test_images_run_between_the_steps_of_other_work() -> None:
+    model = tiny_model()
+    gate, order = Gate(model), []
+    begun, go = threading.Event(), threading.Event()
+
+    def work(_seen: None, check: Callable[[], None]) -> None:
+        begun.set()
+        assert go.wait(20)
+        order.append("first step")
+        check()
+        order.append("second step")
+
+    async def use(service: Service) -> None:
+        asked = asyncio.ensure_future(service.aside(Work.explain, nothing, work))
+        await until_true(begun.is_set)
+        gate.before = lambda: order.append("image")
+        soon = asyncio.ensure_future(service.predict([("soon", jpeg(0))]))
+        await until_true(lambda: service._waiting)
+        go.set()
+        await asyncio.gather(asked, soon)
+
+    at_work(model, use)
+    assert order == ["first step", "image", "second step"]
+
+
+def test_each_kind_has_a_bound_of_its_own_and_says_when_to_come_back() -> None:
+    model = tiny_model()
+    gate = Gate(model)
+
+    async def use(service: Service) -> None:
+        gate.hold()
+        held = asyncio.ensure_future(service.predict([("held", jpeg(0))]))
+        await until_true(lambda: gate.sizes)
+        waiting = [aside(service, int) for _ in range(2)]
+        await until_true(lambda: service.held == 3)
+        with pytest.raises(Refusal, match="2 requests of this kind") as refused:
+            await aside(service, int)
+        assert (refused.value.status, refused.value.headers) == (503, {"Retry-After": "2"})
+        waiting.append(aside(service, int, Work.nearest))
+        waiting.append(asyncio.ensure_future(service.predict([("more", jpeg(1))])))
+        gate.open.set()
+        await asyncio.gather(held, *waiting)
+
+    at_work(model, use, side_queue=2)
+
+
+def test_what_waits_longer_than_agreed_is_not_run() -> None:
+    model = tiny_model()
+    gate, ran = Gate(model), []
+
+    async def use(service: Service) -> None:
+        gate.hold()
+        held = asyncio.ensure_future(service.predict([("held", jpeg(0))]))
+        await until_true(lambda: gate.sizes)
+        late = aside(service, partial(ran.append, "late"))
+        for own in (held, late):
+            with pytest.raises(Refusal) as refused:
+                await own
+            assert refused.value.status == 504
+        gate.open.set()
+        await aside(service, partial(ran.append, "in time"))
+
+    at_work(model, use, request_seconds=0.5)
+    assert ran == ["in time"]
+
+
+def test_images_to_classify_are_decoded_before_those_of_other_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headstart.serve.batching.usable_cpus", lambda: 1)
+    order: list[str] = []
+    model = tiny_model()
+    decode, begun, go = model.pixels, threading.Event(), threading.Event()
+
+    def pixels(data: Any, **options: Any) -> Any:
+        order.append("predict")
+        return decode(data, **options)
+
+    model.pixels = pixels  # type: ignore[method-assign]
+
+    def hold(at_once: int | None) -> None:
+        begun.set()
+        assert go.wait(20)
+
+    async def use(service: Service) -> None:
+        held = asyncio.ensure_future(service.decode(Work.correct, hold))
+        await until_true(begun.is_set)
+        other = asyncio.ensure_future(service.decode(Work.correct, lambda _at_once: order.append("other")))
+        await asyncio.sleep(0.02)
+        soon = asyncio.ensure_future(service.predict([("soon", jpeg(0))]))
+        await asyncio.sleep(0.02)
+        go.set()
+        await asyncio.gather(held, other, soon)
+
+    at_work(model, use)
+    assert order == ["predict", "other"]
+
+
+def test_the_first_request_starts_a_service_that_nobody_started_and_a_closed_one_refuses() -> None:
+    async def use() -> None:
+        service = Service(tiny_model())
+        (answer,) = await service.predict([("a", jpeg(0))])
+        assert answer.label is not None
+        service.close()
+        with pytest.raises(Refusal, match="about to stop"):
+            await service.predict([("a", jpeg(0))])
+        service.start()
+        (again,) = await service.predict([("a", jpeg(0))])
+        assert alike(again, answer)
+        service.close()
+
+    asyncio.run(use())
+
+
+def test_an_event_loop_that_is_gone_does_not_end_the_service() -> None:
+    """Each call has a loop of its own, as some test clients have; one closes while its request is worked on."""
+    model = tiny_model()
+    gate = Gate(model)
+    service = Service(model)
+    service.start()
+    until(lambda: service.ready)
+    gate.hold()
+
+    async def leave() -> None:
+        asked = asyncio.ensure_future(service.predict([("a", jpeg(0))]))
+        await until_true(lambda: gate.sizes)
+        assert not asked.done()
+
+    asyncio.run(leave())
+    gate.open.set()
+    (answer,) = asyncio.run(service.predict([("b", jpeg(1))]))
+    assert answer.label is not None
+    service.close()
+
+
+def test_an_engine_that_cannot_start_is_said() -> None:
+    model = tiny_model()
+
+    def fail(features: Any) -> Any:
+        raise RuntimeError("no such kernel")
+
+    model.judge = fail  # type: ignore[method-assign]
+    service = Service(model)
+    service.start()
+    until(lambda: service.fault is not None)
+    assert not service.ready
+    service.close()
+
+
+def raw(width: int, height: int) -> bytes:
+    """A picture with transparency that is quickly written and takes 16 bytes a pixel while it is decoded."""
+    data = io.BytesIO()
+    Image.new("RGBA", (width, height), "red").save(data, "TIFF")
+    return data.getvalue()
+
+
+def test_large_pictures_are_decoded_within_their_bound_and_hold_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services, "AT_ONCE", 10_000)
+    monkeypatch.setattr("headstart.serve.batching.usable_cpus", lambda: 4)
+    model = tiny_model()
+    decode, shut, under_way, most = model.pixels, threading.Event(), 0, 0
+    lock = threading.Lock()
+
+    def pixels(data: Any, *, at_once: int | None, **options: Any) -> Any:
+        nonlocal under_way, most
+        if at_once is not None:
+            return decode(data, at_once=at_once, **options)
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+        assert shut.wait(20)
+        with lock:
+            under_way -= 1
+        return decode(data, **options)
+
+    model.pixels = pixels  # type: ignore[method-assign]
+
+    async def use(service: Service) -> None:
+        large = asyncio.ensure_future(service.predict([(str(i), raw(200, 100)) for i in range(6)]))
+        while under_way < 2:
+            await asyncio.sleep(0.005)
+        given_up = asyncio.ensure_future(service.predict([("gone", raw(200, 100))]))
+        await asyncio.sleep(0.05)
+        given_up.cancel()
+        (small,) = await service.predict([("small", jpeg(1))])
+        assert small.label is not None
+        assert not large.done()
+        shut.set()
+        assert all(own.label is not None for own in await large)
+        (refused,) = await service.predict([("too large", raw(500, 101))])
+        assert str(refused.error).startswith("too large: 500 x 101")
+
+    at_work(model, use, pixels=50_000)
+    assert most == 2
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc" or sys.platform != "linux", reason="glibc only")
+def test_a_large_picture_leaves_no_memory_behind() -> None:
+    def resident() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
+
+    keep_freed_memory()
+    large = raw(4_000, 3_000)
+
+    async def use(service: Service) -> None:
+        give_back_freed_memory()
+        before = resident()
+        (seen,) = await service.predict([("large", large)])
+        assert seen.label is not None
+        assert resident() < before + 70, "glibc keeps up to 64 MB at the top of a thread's own memory"
+
+    at_work(tiny_model(), use)

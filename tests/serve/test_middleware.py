@@ -1,0 +1,500 @@
+"""The middleware that every request passes: admission, bodies, metrics, log; spoken to in ASGI's own messages."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import pytest
+from starlette.datastructures import Headers
+from starlette.requests import Request
+
+from headstart.serve import middleware as guards
+from headstart.serve.errors import Refusal
+from headstart.serve.limits import Limits
+from headstart.serve.middleware import Admission, Gone, Guard, Traffic, route_path, unless_gone, write_line
+from headstart.serve.prometheus import Metrics
+
+LIMITS = Limits(body=10, held=15, body_seconds=0.2)
+
+
+@dataclass
+class Conversation:
+    """A guard around an application, and what was said."""
+
+    limits: Limits = LIMITS
+    admission: Admission = field(default_factory=lambda: Admission(local=False))
+    traffic: Traffic = field(default_factory=Traffic)
+    metrics: Metrics = field(default_factory=Metrics)
+    log: list[dict[str, Any]] = field(default_factory=list)
+    sent: list[dict[str, Any]] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
+    methods: list[str] = field(default_factory=list)
+    during: list[tuple[int, int]] = field(default_factory=list)
+    held: list[int] = field(default_factory=list)
+    received: int = 0
+    app: Callable[..., Any] | None = None
+
+    def ask(
+        self,
+        method: str = "POST",
+        path: str = "/v1/predict",
+        pieces: Sequence[bytes | Exception | None] = (b"",),
+        **headers: str,
+    ) -> int:
+        """The status that is logged; a piece of None is a client that leaves, a dict a message as it stands."""
+        scope = {
+            "type": "http",
+            "method": method,
+            "path": path,
+            "headers": [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in headers.items()],
+        }
+        messages = [
+            piece
+            if isinstance(piece, dict)
+            else {"type": "http.disconnect"}
+            if piece is None
+            else {"type": "http.request", "body": piece, "more_body": place < len(pieces) - 1}
+            for place, piece in enumerate(pieces)
+        ]
+        if messages and messages[-1]["type"] == "http.request" and getattr(self, "open", False):
+            messages[-1]["more_body"] = True
+
+        async def receive() -> dict[str, Any]:
+            if self.received < len(messages):
+                self.received += 1
+                self.held.append(self.traffic.held)
+                return messages[self.received - 1]
+            await asyncio.sleep(60)
+            raise AssertionError
+
+        async def send(message: dict[str, Any]) -> None:
+            self.sent.append(message)
+
+        guard = Guard(
+            self.app or self._echo,
+            limits=self.limits,
+            admission=self.admission,
+            traffic=self.traffic,
+            metrics=self.metrics,
+            name_path=lambda own: f"route {own}",
+            log=self.log.append,
+        )
+        self.received = 0
+        self.sent.clear()
+        asyncio.run(guard(scope, receive, send))
+        return int(self.log[-1]["status"])
+
+    async def _echo(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        self.methods.append(scope["method"])
+        self.during.append((self.traffic.under_way, self.traffic.held))
+        scope["state"] |= {"pictures": 3, "faults": 1, "other": 4}
+        body, more = b"", True
+        while more:
+            message = await receive()
+            assert message["type"] == "http.request"
+            body += message["body"]
+            more = message["more_body"]
+        self.bodies.append(body)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"a", b"b")]})
+        await send({"type": "http.response.body", "body": b"yes", "more_body": False})
+
+    @property
+    def status(self) -> int:
+        return int(self.sent[0]["status"])
+
+    @property
+    def headers(self) -> dict[bytes, bytes]:
+        return dict(self.sent[0]["headers"])
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(own["body"] for own in self.sent[1:])
+
+    @property
+    def reason(self) -> str:
+        return str(json.loads(self.body)["error"]["reason"])
+
+
+def test_a_body_is_handed_on_piece_by_piece_and_its_bytes_are_given_back() -> None:
+    own = Conversation()
+    assert own.ask(pieces=[b"abc", b"", b"defg"]) == 200
+    assert (own.bodies, own.during) == ([b"abcdefg"], [(1, 7)])
+    assert (own.traffic.under_way, own.traffic.held) == (0, 0)
+    assert own.headers == {b"a": b"b", b"x-content-type-options": b"nosniff"}
+    assert own.body == b"yes"
+
+
+def test_what_is_no_request_passes_by() -> None:
+    seen: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope["type"])
+
+    own = Conversation()
+    guard = Guard(app, limits=LIMITS, admission=own.admission, traffic=own.traffic, metrics=own.metrics, log=None)
+    asyncio.run(guard({"type": "lifespan"}, None, None))  # type: ignore[arg-type]
+    assert seen == ["lifespan"]
+
+
+def test_a_body_may_be_as_large_as_its_bound_and_no_larger() -> None:
+    own = Conversation()
+    assert own.ask(pieces=[b"12345", b"67890"]) == 200
+    assert own.ask(pieces=[b"12345", b"678901", b""]) == 413
+    assert (own.status, own.reason) == (413, "The body is larger than 10 bytes. Send fewer or smaller pictures.")
+    assert own.headers[b"connection"] == b"close"
+    assert [message["type"] for message in own.sent] == ["http.response.start", *["http.response.body"] * 2]
+    assert own.sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
+    assert own.ask(pieces=[b"1", b"2"], content_length="10") == 200
+    assert "connection" not in {name.decode() for name in own.headers}
+    assert own.ask(pieces=[b"1"], content_length="11") == 413
+    assert own.received == 1  # what was sent is read, and thrown away
+    for odd in ("ten", "-1", "", "²"):
+        assert own.ask(pieces=[b"1"], content_length=odd) == 200
+    assert own.ask(pieces=[b"1"], content_length="9" * 5000) == 413
+    assert own.traffic.held == 0
+
+
+def test_bodies_of_all_requests_together_have_a_bound() -> None:
+    own = Conversation(traffic=Traffic(held=9))
+    assert own.ask(pieces=[b"123456"]) == 200
+    assert own.ask(pieces=[b"1234567"]) == 503
+    assert own.headers[b"retry-after"] == b"1"
+    assert own.reason.startswith("Too much is being sent at once")
+    assert own.traffic.held == 9
+
+
+def test_a_body_that_does_not_come_in_time_is_a_408(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guards, "LINGER", 0.01)
+    own = Conversation()
+    own.open = True  # type: ignore[attr-defined]
+    assert own.ask(pieces=[b"123"]) == 408
+    assert "within 0.2 s" in own.reason
+    assert own.headers[b"connection"] == b"close"
+    assert own.log[-1]["ms"] == pytest.approx(1000 * (0.2 + 0.01), abs=150)
+    assert own.traffic.held == 0
+
+
+def test_whoever_leaves_has_no_answer_and_is_logged_as_gone() -> None:
+    own = Conversation()
+    assert own.ask(pieces=[b"12", None]) == guards.GONE == 499
+    assert (own.sent, own.bodies, own.traffic.under_way, own.traffic.held) == ([], [], 0, 0)
+
+
+def test_a_message_that_says_nothing_of_more_is_the_last() -> None:
+    own = Conversation()
+    assert own.ask(pieces=[{"type": "http.request", "body": b"1"}]) == 200
+    assert own.ask(pieces=[{"type": "http.request"}]) == 200
+    assert own.bodies == [b"1", b""]
+    assert own.ask(pieces=[b"x" * 11, {"type": "http.request", "body": b"1"}, b""]) == 413
+    assert own.received == 2
+    assert own.log[-1]["ms"] < 1000
+
+
+def test_behind_the_body_the_application_hears_that_the_client_left() -> None:
+    heard: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        heard.extend([(await receive())["type"] for _ in range(3)])
+
+    own = Conversation(app=app)
+    own.ask(pieces=[b"1", {"type": "http.request", "body": b"2"}, None])
+    assert heard == ["http.request", "http.request", "http.disconnect"]
+
+
+def test_what_a_refused_client_still_sends_is_read_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Conversation(limits=Limits(body=10, held=1000, body_seconds=5))
+    assert guards.LINGER_BODIES == 4
+    many = [b"x" * 10] * 9
+    own.ask(pieces=[b"x" * 11, *many])
+    assert own.received == 1 + 5  # until more than four bodies were thrown away
+    own.held.clear()
+    own.ask(pieces=[b"x" * 11, b"1", b"2"])
+    assert own.received == 3
+    assert own.log[-1]["ms"] < 1000
+    assert own.held == [0, 0, 0]  # what is thrown away is not held
+    own.ask(pieces=[b"x" * 11, b"1", None, b"2"])
+    assert own.received == 3
+    monkeypatch.setattr(guards, "LINGER", 0.05)
+    own.open = True  # type: ignore[attr-defined]
+    own.ask(pieces=[b"x" * 11])
+    assert own.log[-1]["ms"] < 1000  # nothing comes, and it is not waited for
+    assert own.sent[1]["more_body"] is True  # the reason was sent before that
+    assert own.status == 413
+
+
+def test_a_refused_client_that_goes_on_sending_is_read_for_as_long_as_a_body_may_take() -> None:
+    """After a 408 the body has had its time: what still comes is read for LINGER."""
+    for status, least, most in ((413, 0.35, 1.2), (408, 0.2 + 0.05, 0.3)):
+        own = Conversation(limits=Limits(body=10, held=1000, body_seconds=0.4 if status == 413 else 0.2))
+        own.open = True  # type: ignore[attr-defined]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(guards, "LINGER", 5.0 if status == 413 else 0.06)
+            assert own.ask(pieces=[b"x" * (11 if status == 413 else 1)]) == status
+        assert 1000 * least < own.log[-1]["ms"], status
+        assert own.log[-1]["ms"] < 1000 * most + 300, status
+
+
+def test_linger_is_two_seconds() -> None:
+    assert guards.LINGER == 2
+
+
+def test_a_server_that_stops_refuses_what_is_new_and_closes_connections() -> None:
+    own = Conversation(traffic=Traffic(draining=True))
+    assert own.ask() == 503
+    assert own.headers[b"retry-after"] == b"5"
+    assert own.headers[b"connection"] == b"close"
+    assert not own.bodies
+    for path in ("/", "/watch", "/healthz", "/readyz"):
+        assert own.ask("GET", path) == 200, path
+        assert own.headers[b"connection"] == b"close"
+    assert own.ask("GET", "/metrics") == 503
+
+
+def test_a_head_request_is_a_get_without_its_body() -> None:
+    own = Conversation()
+    assert own.ask("HEAD") == 200
+    assert own.methods == ["GET"]
+    assert [(m["type"], m.get("body"), m.get("more_body")) for m in own.sent] == [
+        ("http.response.start", None, None),
+        ("http.response.body", b"", False),
+    ]
+    assert own.log[-1]["method"] == "HEAD"
+    ended: list[str] = []
+
+    async def stream(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200})
+        try:
+            await send({"type": "http.response.body", "body": b"1", "more_body": True})
+            ended.append("it went on")
+        finally:
+            ended.append("after the first piece")
+
+    own.app = stream
+    assert own.ask("HEAD") == 200
+    assert (len(own.sent), ended) == (2, ["after the first piece"])
+
+    async def two(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body", "body": b"1"})
+        await send({"type": "http.response.body", "body": b"2", "more_body": False})
+        ended.append("both")
+
+    own.app = two
+    assert own.ask("HEAD") == 200
+    assert (len(own.sent), ended[-1]) == (2, "both")
+    own.app = None
+    assert own.ask("GET") == 200
+    assert own.body == b"yes"
+
+
+def test_a_refused_head_request_has_its_status_and_no_body() -> None:
+    own = Conversation(admission=Admission("k", local=False))
+    assert own.ask("HEAD") == 401
+    assert (own.status, own.body) == (401, b"")
+
+
+def test_a_fault_is_logged_with_its_trace_and_told_without() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise ZeroDivisionError("secret")
+
+    own = Conversation(app=app)
+    assert own.ask() == 500
+    assert own.reason == "A fault of the server; its log says more."
+    fault, entry = own.log
+    assert "ZeroDivisionError: secret" in fault["error"]
+    assert datetime.fromisoformat(fault["time"]).tzinfo is not None
+    assert entry["status"] == 500
+
+    async def late(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 201, "headers": []})
+        raise ZeroDivisionError
+
+    own = Conversation(app=late)
+    assert own.ask() == 201
+    assert len(own.sent) == 1
+    assert "ZeroDivisionError" in own.log[0]["error"]
+
+
+def test_each_request_is_counted_and_logged_once() -> None:
+    own = Conversation()
+    own.ask("POST", "/v1/predict" + "x" * 300)
+    entry = own.log[-1]
+    assert list(entry) == ["time", "method", "path", "status", "ms", "pictures", "faults"]
+    assert entry["path"] == ("/v1/predict" + "x" * 300)[:200]
+    assert (entry["method"], entry["pictures"]) == ("POST", 3)
+    assert 0 <= entry["ms"] < 1000
+    assert entry["ms"] == round(entry["ms"], 1)
+    assert len(entry["time"]) == len("2026-11-26T15:43:06.704+00:00")
+    assert entry["time"].endswith("+00:00")
+    for method, shown in (
+        ("PUT", "PUT"),
+        ("PATCH", "PATCH"),
+        ("DELETE", "DELETE"),
+        ("OPTIONS", "OPTIONS"),
+        ("BREW", "other"),
+    ):
+        own.ask(method, "/p")
+        assert own.log[-1]["method"] == shown
+    one = {"method": "PUT", "path": "route /p", "status": "200"}
+    assert own.metrics.registry.get_sample_value("headstart_requests_total", one) == 1
+    assert own.metrics.registry.get_sample_value("headstart_request_seconds_count", {"path": "route /p"}) == 5
+    assert own.metrics.registry.get_sample_value("headstart_request_seconds_sum", {"path": "route /p"}) < 1
+
+
+def test_without_names_of_paths_all_are_other_and_without_a_log_nothing_is_said(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise ZeroDivisionError
+
+    own = Conversation()
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        own.sent.append(message)
+
+    guard = Guard(app, limits=LIMITS, admission=own.admission, traffic=own.traffic, metrics=own.metrics, log=None)
+    asyncio.run(guard({"type": "http", "method": "GET", "path": "/x", "headers": []}, receive, send))
+    assert own.status == 500
+    assert capsys.readouterr().err == ""
+    counted = {"method": "GET", "path": "other", "status": "500"}
+    assert own.metrics.registry.get_sample_value("headstart_requests_total", counted) == 1
+
+
+def admitted(admission: Admission, method: str = "GET", path: str = "/v1/model", **headers: str) -> int:
+    try:
+        admission.check(method, path, Headers(dict(headers.items())))
+    except Refusal as refusal:
+        return refusal.status
+    return 200
+
+
+def test_a_key_is_asked_for_but_by_health_and_the_page_itself() -> None:
+    own = Admission("geheim", local=True)
+    assert "geheim" not in repr(own)
+    assert admitted(own) == 401
+    for given in ("Bearer geheim", "bearer geheim", "BEARER  geheim "):
+        assert admitted(own, authorization=given) == 200, given
+    for given in ("Bearer geheim2", "Bearer", "Basic geheim", "geheim", "Bearer gehei", "Bearer \u00e9", ""):
+        assert admitted(own, authorization=given) == 401, given
+    for path in ("/", "/watch", "/healthz", "/readyz", "/page/page.js"):
+        assert admitted(own, path=path) == 200, path
+    for path in ("/page", "/watch/events", "/metrics", "/openapi.json", "/pages/"):
+        assert admitted(own, path=path) == 401, path
+    assert admitted(own, host="example.com", authorization="Bearer geheim") == 200
+    assert admitted(Admission("XX"), authorization="") == 401
+    assert admitted(Admission("XX")) == 401
+
+
+def test_traffic_begins_with_nothing() -> None:
+    assert Traffic() == Traffic(False, 0, 0, 0, 0)
+
+
+def test_without_a_key_a_server_for_this_machine_answers_to_its_names_alone() -> None:
+    own = Admission()
+    assert (own.key, own.local) == ("", True)
+    for host in ("localhost", "localhost:8000", "127.0.0.1:1", "[::1]", "[::1]:8000", "LOCALHOST"):
+        assert admitted(own, host=host) == 200, host
+    for host in ("", "example.com", "localhost.example.com", "127.0.0.2", "[", "http://[", "a:b:c"):
+        assert admitted(own, host=host) == 403, host
+    assert admitted(own) == 403
+    assert admitted(Admission(local=False), host="example.com") == 200
+
+
+def test_what_changes_something_comes_from_the_servers_own_page() -> None:
+    own = Admission(local=False)
+    for method in ("POST", "PUT", "PATCH", "DELETE", "BREW"):
+        assert admitted(own, method, host="a.b:1", origin="http://A.B:1") == 200
+        assert admitted(own, method, host="A.b:1") == 200
+        for origin in ("http://a.b", "http://a.b:2", "http://evil", "null", "http://[", "", "http://[127.0.0.1]"):
+            assert admitted(own, method, host="a.b:1", origin=origin) == 403, origin
+    for method in ("GET", "HEAD", "OPTIONS"):
+        assert admitted(own, method, host="a.b:1", origin="http://evil") == 200
+
+
+def test_the_path_of_a_route_is_without_what_it_is_mounted_under() -> None:
+    assert route_path({"path": "/a/b"}) == "/a/b"
+    assert route_path({"path": "/m/b", "root_path": "/m"}) == "/b"
+    assert route_path({"path": "/m", "root_path": "/m"}) == ""
+    assert route_path({"path": "/more/b", "root_path": "/m"}) == "/more/b"
+
+
+def test_work_is_given_up_once_nobody_waits_for_it() -> None:
+    ended: list[str] = []
+
+    async def work(seconds: float) -> str:
+        try:
+            await asyncio.sleep(seconds)
+        except asyncio.CancelledError:
+            ended.append("given up")
+            raise
+        return "done"
+
+    def request(leaves: bool) -> Request:
+        messages = [{"type": "http.request", "body": b"", "more_body": False}]
+
+        async def receive() -> dict[str, Any]:
+            if messages:
+                return messages.pop()
+            if not leaves:
+                ended.append("asked on")
+                await asyncio.sleep(60)
+            return {"type": "http.disconnect"}
+
+        return Request({"type": "http"}, receive)
+
+    async def both(leaves: bool, seconds: float) -> str:
+        found = await unless_gone(request(leaves), work(seconds))
+        assert [own for own in asyncio.all_tasks() if own is not asyncio.current_task() and not own.cancelling()] == []
+        return found
+
+    assert asyncio.run(both(False, 0.01)) == "done"
+    assert ended == ["asked on"]
+
+    async def gone() -> None:
+        with pytest.raises(Gone):
+            await unless_gone(request(True), work(60))
+        await asyncio.sleep(0)
+        assert ended[-1] == "given up"
+
+    asyncio.run(gone())
+
+    async def fails() -> None:
+        raise ZeroDivisionError
+
+    async def failing() -> None:
+        with pytest.raises(ZeroDivisionError):
+            await unless_gone(request(False), fails())
+
+    asyncio.run(failing())
+
+
+def test_a_line_of_log_is_ascii_json_and_needs_no_reader(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_line({"path": "/\u00e9\n\x1b[31m", "n": 1})
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n"), err.isascii()) == ("", 1, True)
+    assert json.loads(err) == {"path": "/\u00e9\n\x1b[31m", "n": 1}
+
+    class Closed:
+        flushed = 0
+
+        def write(self, _: str) -> int:
+            return 1
+
+        def flush(self) -> None:
+            Closed.flushed += 1
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", Closed())
+    write_line({})
+    assert Closed.flushed == 1

@@ -1,0 +1,140 @@
+"""What was measured in training is what runs in production: one picture, four ways, the same probabilities."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from browser import browsing, chromium
+from pictures import write_12_bits, write_classes
+from PIL import ExifTags, Image
+from safetensors.torch import save_file
+from served import served, until
+from servers import serving
+
+import headstart as hs
+from headstart.backbone.weights import random_backbone
+from headstart.data.decode import decode, fit_to
+from headstart.errors import DataError, OptionError
+from headstart.exports.graph import Graph
+from headstart.exports.graph import about as about_of
+from headstart.exports.metadata import About
+from headstart.exports.snippets import python_snippet
+from headstart.files import read_rows
+from headstart.serve.app import build_app
+from headstart.serve.batching import Service
+from headstart.serve.corrections import Corrections
+
+WITHIN = 1e-4
+
+
+def photograph(path: Path) -> bytes:
+    """Large enough to be reduced while it is decoded, and turned by its EXIF tag."""
+    noise = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    image = Image.fromarray(noise).resize((1640, 1230), Image.Resampling.BICUBIC)
+    tags = Image.Exif()
+    tags[ExifTags.Base.Orientation] = 6
+    image.save(path, "JPEG", quality=92, exif=tags)
+    return path.read_bytes()
+
+
+@pytest.mark.exhaustive
+def test_a_picture_has_the_same_probabilities_by_predict_the_export_the_server_and_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headstart.serve.batching.MANY", 1)
+    data = write_classes(tmp_path / "colours", {"blue": 30, "green": 30, "red": 30})
+    run = hs.train(data, out=tmp_path / "run", image_size=64, device="cpu")
+    taken = photograph(tmp_path / "picture.jpg")
+    model = hs.load(run.folder)
+    expected = model.predict(tmp_path / "picture.jpg", top=3)
+    assert expected.label is not None
+    assert 0.01 < expected.probability < 0.9999  # or the ways could differ unseen
+    chances = dict(expected.top)
+
+    exported = hs.export(run.folder, out=tmp_path / "model.onnx")
+    script = exported.snippets["python"].replace("picture.jpg", str(tmp_path / "picture.jpg"))
+    script += "\nprint(json.dumps(dict(zip(about['classes'], chances))))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    by_export = json.loads(done.stdout.splitlines()[-1])
+    answer, best = done.stdout.splitlines()[0].rsplit(" ", 1)
+    assert answer == expected.answer
+    assert float(best) == pytest.approx(expected.probability, abs=WITHIN)
+
+    service = Service(model, run=run.folder, device="cpu")
+    app = build_app(service, corrections=Corrections(tmp_path / "kept"), log=None)
+    with serving(app, service.traffic) as site:
+        until(lambda: httpx.get(f"{site}/readyz").status_code == 200, seconds=60)
+        (told,) = httpx.post(f"{site}/v1/predict", files={"files": ("picture.jpg", taken)}).json()["predictions"]
+        by_server = {own["label"]: own["probability"] for own in told["probabilities"]}
+        for way in (by_export, by_server):
+            assert way == pytest.approx(chances, abs=WITHIN)
+        assert told["answer"] == expected.answer
+        with chromium() as browser, browsing(browser, site) as (page, wrong):
+            page.set_input_files("input[type=file] >> nth=0", str(tmp_path / "picture.jpg"))
+            page.get_by_role("button", name="Where it looked").wait_for()
+            shown = page.locator("main").inner_text().replace("\xa0", " ")
+            assert not wrong
+    for label, chance in chances.items():
+        assert label in shown
+        assert f"{100 * chance:.1f} %" in shown or not 0.001 < chance < 0.999
+
+
+def test_a_range_of_values_is_the_same_in_training_prediction_graph_and_server(tmp_path: Path) -> None:
+    """Law 10: black and white of images of more than 8 bits are measured once, and stored with the model."""
+    weights = tmp_path / "resnet.safetensors"
+    save_file(random_backbone("test_resnet", image_size=32, seed=3).module.state_dict(), weights)
+    tiny = {"backbone": "test_resnet", "weights": str(weights), "image_size": 32, "device": "cpu"}
+    data = write_12_bits(tmp_path / "data", {"dark": 20, "light": 20})
+    run = hs.train(data, out=tmp_path / "run", range="data", cache=tmp_path / "cache", **tiny)
+    assert "bit-depth" not in {finding.kind for finding in run.findings}
+    model = hs.load(run.folder)
+    low, high = model.preprocessing.value_range or (0, 0)
+    assert 0 <= low < high < 0.0626
+    assert model.recipe.range == "data"
+    rows = read_rows(run.folder / "predictions.csv")
+    told = {row["path"]: [float(row[f"p:{name}"]) for name in model.classes] for row in rows}
+    chances, _, _ = model.examine(list(told), device="cpu")
+    assert np.abs(chances - np.array(list(told.values()))).max() < WITHIN
+    plain = replace(model.preprocessing, value_range=None)
+    assert not np.array_equal(model.pixels(rows[0]["path"]), fit_to(decode(rows[0]["path"]).image, plain))
+    about = About.read(about_of(model, written_with={}).text(), tmp_path)
+    graph = Graph(model)
+    for path, chance in zip(told, chances, strict=True):
+        seen = decode(path, at_least=about.decode_at_least, value_range=about.value_range).image
+        assert np.abs(graph(torch.from_numpy(np.array(seen))[None])[0][0].numpy() - chance).max() < WITHIN
+        assert np.array_equal(model.pixels(Image.open(path)), model.pixels(path))
+    assert 'about["preprocessing"]["value_range"]' in python_snippet(tmp_path / "model.onnx", about)
+    with served(model) as server:
+        answer = server.predict(("a.png", Path(rows[0]["path"]).read_bytes())).json()["predictions"][0]
+        by_server = {own["label"]: own["probability"] for own in answer["probabilities"]}
+        assert [by_server[name] for name in model.classes] == pytest.approx(chances[0], abs=WITHIN)
+
+
+def test_a_range_of_values_needs_images_of_more_than_8_bits(tmp_path: Path) -> None:
+    data = write_classes(tmp_path / "colours", {"blue": 12, "red": 12})
+    with pytest.raises(DataError, match="no training image has more than 8 bits per channel"):
+        hs.train(data, out=tmp_path / "run", range="data", image_size=64, device="cpu")
+    with pytest.raises(OptionError, match="range 'wide': expected one of full, data"):
+        hs.train(data, range="wide")
+
+
+@pytest.mark.exhaustive
+def test_the_exported_file_and_its_snippet_scale_by_the_models_range(tmp_path: Path) -> None:
+    data = write_12_bits(tmp_path / "data", {"dark": 20, "light": 20})
+    run = hs.train(data, out=tmp_path / "run", range="data", image_size=64, device="cpu")
+    exported = hs.export(run.folder, out=tmp_path / "model.onnx")  # refused where a probability differs
+    picture = str(data / "light" / "0.png")
+    script = exported.snippets["python"].replace("picture.jpg", picture)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    expected = hs.load(run.folder).predict(picture)
+    answer, best = done.stdout.splitlines()[0].rsplit(" ", 1)
+    assert answer == expected.answer
+    assert float(best) == pytest.approx(expected.probability, abs=WITHIN)

@@ -1,0 +1,313 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx
+import pytest
+from commands import main
+from damaged import Damaged, ask
+from served import form, jpeg, tiny_model, until
+
+import headstart as hs
+import headstart.serve.batching as services
+from headstart.errors import OptionError, ServerError
+from headstart.progress import SilentProgress
+from headstart.serve import server as servers
+from headstart.serve.server import address, is_loopback, listen, serve, serve_async
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model().save(tmp_path_factory.mktemp("model") / "tiny.safetensors")
+
+
+SLOW = """
+import sys, time
+import headstart.serve.batching as services
+from headstart.cli import main as cli
+
+services.MANY = 1  # nothing is measured or exported
+judge = services.Model.judge
+
+def slowly(model, features):
+    time.sleep(services.SLOW)
+    return judge(model, features)
+
+services.SLOW = 0.0
+services.Model.judge = slowly
+decode = services.Service._timed
+
+def mark(service, data, at_once):
+    services.SLOW = 1.5
+    return decode(service, data, at_once)
+
+services.Service._timed = mark
+cli.run()
+"""
+
+
+@contextmanager
+def started(*arguments: object, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
+    """The command in a process of its own, once it is ready; each batch takes it 1.5 s."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, "serve", *map(str, arguments), "--port", "0"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | environment,
+    )
+    assert process.stderr is not None
+    lines: list[str] = []
+    reader = threading.Thread(target=lambda: lines.extend(process.stderr or []))
+    try:
+        reader.start()
+        until(lambda: process.poll() is not None or any("is ready at" in line for line in lines), 180)
+        found = re.search(r"is ready at (http://\S+)\.", "".join(lines))
+        assert found, lines
+        yield process, found[1], lines
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        reader.join()
+        process.stderr.close()
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_it_finishes_what_is_under_way_and_ends_well(model_file: Path, asked: signal.Signals) -> None:
+    with (
+        started(model_file) as (process, url, lines),
+        httpx.Client(base_url=url, timeout=30, trust_env=False) as client,
+    ):
+        replies: list[httpx.Response] = []
+        sent = form(*((f"{i}.jpg", jpeg(i)) for i in range(3)))
+        under_way = [
+            threading.Thread(
+                target=lambda: replies.append(httpx.post(f"{url}/v1/predict", files=sent, timeout=30, trust_env=False))
+            )
+            for _ in range(4)
+        ]
+        assert client.get("/readyz").status_code == 200
+        for own in under_way:
+            own.start()
+        until(lambda: "headstart_queue 12.0" in client.get("/metrics").text)
+        process.send_signal(asked)
+        until(lambda: client.get("/readyz").status_code == 503)
+        assert client.post("/v1/predict", files=form(("a.jpg", jpeg()))).status_code == 503
+        for own in under_way:
+            own.join()
+        assert process.wait(20) == 0
+    assert [reply.status_code for reply in replies] == [200] * 4
+    for reply in replies:
+        assert [own["error"] for own in reply.json()["predictions"]] == [None] * 3
+    entries = [json.loads(line) for line in lines if line.startswith("{")]
+    assert [(own["status"], own["pictures"]) for own in entries if own.get("pictures")] == [(200, 3)] * 4
+    assert not [line for line in lines if "Traceback" in line]
+
+
+def test_in_a_thread_it_handles_no_signals_and_answers_all_that_was_sent_before_it_stops(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None is reset: neither what the engine works on, nor what no line of the server has looked at yet."""
+    monkeypatch.setattr(services, "MANY", 1)
+    judge = services.Model.judge
+    seen: list[str] = []
+    monkeypatch.setattr(SilentProgress, "say", lambda _self, text: seen.append(text))
+    before = [signal.getsignal(own) for own in (signal.SIGINT, signal.SIGTERM)]
+    level = logging.getLogger("uvicorn").level
+    stop, failed = threading.Event(), []
+
+    def run() -> None:
+        try:
+            serve(model_file, port=0, stop=stop)
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    until(lambda: any("is ready" in own for own in seen) or failed)
+    assert not failed
+    port = int(re.findall(r"127\.0\.0\.1:(\d+)", "".join(seen))[0])
+    monkeypatch.setattr(services.Model, "judge", lambda model, features: (time.sleep(0.3), judge(model, features))[1])
+    body = b'--b\r\nContent-Disposition: form-data; name="files"\r\n\r\n' + jpeg() + b"\r\n--b--\r\n"
+    head = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+    request = head + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    plugs = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(12)]
+    half, resting = plugs[10:]
+    half.sendall(request[:-20])
+    resting.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    alive = b""
+    while not alive.endswith(b"}"):
+        alive += resting.recv(65536)
+    assert alive.startswith(b"HTTP/1.1 200")
+    for plug in plugs[:10]:
+        plug.sendall(request)
+    stop.set()
+    time.sleep(0.1)
+    half.sendall(request[-20:])
+    for plug in plugs[:11]:
+        got = b""
+        while piece := plug.recv(65536):  # a reset raises
+            got += piece
+        assert got.startswith(b"HTTP/1.1 200"), got[:200]
+        assert b"connection: close" in got.lower()
+    assert resting.recv(65536) == b""
+    thread.join(20)
+    assert not thread.is_alive()
+    for plug in plugs:
+        plug.close()
+    assert [signal.getsignal(own) for own in (signal.SIGINT, signal.SIGTERM)] == before
+    assert logging.getLogger("uvicorn").level == level
+
+
+def test_in_a_running_loop_serve_names_its_twin_which_ends_when_it_is_cancelled(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(services, "MANY", 1)
+    seen: list[str] = []
+    monkeypatch.setattr(SilentProgress, "say", lambda _self, text: seen.append(text))
+
+    async def whole() -> None:
+        with pytest.raises(OptionError, match=r"await serve_async\(.*create_app"):
+            serve(model_file, port=0)
+        before = signal.getsignal(signal.SIGTERM)
+        serving = asyncio.create_task(serve_async(model_file, port=0))
+        while not any("is ready" in own for own in seen):
+            await asyncio.sleep(0.01)
+            assert not serving.done()
+        assert signal.getsignal(signal.SIGTERM) == before
+        url = re.findall(r"http://127\.0\.0\.1:\d+", "".join(seen))[0]
+        async with httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) as client:
+            assert (await client.post("/v1/predict", files=form(("a.jpg", jpeg())))).status_code == 200
+        serving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await serving
+        with pytest.raises(OSError):  # noqa: PT011
+            socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=5)
+
+    asyncio.run(whole())
+
+
+def test_the_application_takes_its_model_and_key_from_the_environment(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HEADSTART_MODEL", raising=False)
+    with pytest.raises(OptionError, match="HEADSTART_MODEL"):
+        hs.create_app()
+    monkeypatch.setenv("HEADSTART_MODEL", str(model_file))
+    monkeypatch.setenv("HEADSTART_KEY", "two words")
+    with pytest.raises(OptionError, match="key"):
+        hs.create_app()
+    monkeypatch.setenv("HEADSTART_KEY", "k")
+    app = hs.create_app(log=None)
+    headers = [(b"host", b"any.example")]
+    assert asyncio.run(ask(app, Damaged("GET", "/v1/model", b"", headers, b"")))[0] == 401
+    headers.append((b"authorization", b"Bearer k"))
+    assert asyncio.run(ask(app, Damaged("GET", "/v1/model", b"", headers, b"")))[0] == 200
+
+
+@pytest.mark.exhaustive
+def test_under_another_server_with_workers_it_answers(model_file: Path) -> None:
+    with listen("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "uvicorn", "--factory", "headstart:create_app", "--workers", "2"]
+    process = subprocess.Popen(
+        [*command, "--port", str(port)],
+        env=os.environ | {"HEADSTART_MODEL": str(model_file)},
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
+
+            def answers() -> bool:
+                with suppress(httpx.ConnectError):
+                    return client.post("/v1/predict", files=form(("a.jpg", jpeg()))).status_code == 200
+                return False
+
+            until(answers, 120)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+
+
+@pytest.mark.exhaustive
+def test_a_second_signal_ends_it_at_once(model_file: Path) -> None:
+    with started(model_file) as (process, url, _):
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as plug:
+            plug.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n")
+            time.sleep(0.3)
+            began = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.3)
+            assert process.poll() is None
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+        assert time.monotonic() - began < 15
+
+
+def test_a_port_that_is_taken_is_said_with_the_remedy(model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with listen("127.0.0.1", 0) as other:
+        port = other.getsockname()[1]
+        status, _, err = main("serve", model_file, "--port", port, capsys=capsys)
+    assert status == 1
+    assert f"127.0.0.1:{port}: cannot listen there" in err
+    assert "--port" in err
+    with pytest.raises(ServerError, match="cannot listen"):
+        listen("no.such.host.invalid", 0)
+
+
+def test_what_is_no_model_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = main("serve", tmp_path / "gone.safetensors", capsys=capsys)
+    assert (status, "no such model file" in err) == (1, True)
+
+
+def test_a_key_that_no_header_can_hold_is_refused(model_file: Path) -> None:
+    for key in ("two words", "é", "new\nline"):
+        with pytest.raises(OptionError, match="key"):
+            serve(model_file, key=key)
+
+
+def test_a_server_for_all_without_a_key_warns(
+    model_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr(servers, "run_until_stopped", lambda app, *given, **more: seen.append(app))
+    for arguments, warned in ((["--host", "0.0.0.0"], True), (["--host", "0.0.0.0", "--key", "k"], False), ([], False)):
+        status, _, err = main("serve", model_file, "--port", 0, *arguments, capsys=capsys)
+        assert (status, "Warning: whoever reaches" in err) == (0, warned)
+    monkeypatch.setenv("HEADSTART_KEY", "from the environment is refused: blanks")
+    status, _, err = main("serve", model_file, "--port", 0, capsys=capsys)
+    assert (status, "The key may hold" in err) == (1, True)
+    assert len(seen) == 3
+
+
+def test_limits_of_the_command_reach_the_server(
+    model_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[servers.Service] = []
+    monkeypatch.setattr(servers, "run_until_stopped", lambda app, service, *given, **more: seen.append(service))
+    options = "--max-body 1 --max-images 5 --max-pixels 2 --queue 7 --connections 9 --timeout 3 --gather 4"
+    assert main("serve", model_file, "--port", 0, *options.split(), capsys=capsys)[0] == 0
+    own = seen[0].limits
+    assert (own.body, own.images, own.pixels, own.queue) == (1_000_000, 5, 2_000_000, 7)
+    assert (own.connections, own.request_seconds, own.gather_ms) == (9, 3, 4)
+
+
+def test_this_machine_is_told_from_others() -> None:
+    assert all(map(is_loopback, ("localhost", "127.0.0.1", "127.0.1.1", "::1")))
+    assert not any(map(is_loopback, ("0.0.0.0", "::", "192.168.0.1", "example.com")))
+    with listen("127.0.0.1", 0) as own:
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+", address(own))

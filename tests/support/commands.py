@@ -1,0 +1,24 @@
+"""The command without the interpreter's start."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from headstart.cli import main as cli
+
+
+def main(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """The command in this process: everything but the interpreter's start."""
+    before = sys.argv
+    sys.argv = ["headstart", *map(str, arguments)]
+    try:
+        cli.main()
+        status = 0
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else 1
+    finally:
+        sys.argv = before
+    out, err = capsys.readouterr()
+    return status, out, err

@@ -1,0 +1,292 @@
+"""What the documents show as code: found, told apart and run as a reader would run it, in this process."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import runpy
+import shlex
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from commands import main
+from gunicorn.config import Config
+from gunicorn.util import import_app
+from served import until
+from starlette.testclient import TestClient
+from starlette.types import ASGIApp
+from uvicorn.importer import import_from_string
+
+import headstart as hs
+from headstart.cli import main as cli
+
+ROOT = Path(cli.__file__).parents[2]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "ARCHITECTURE.md",
+    *sorted((ROOT / "docs").glob("*.md"), key=lambda page: (page.name != "export.md", page.name)),
+]
+PROGRAMS = ("headstart", "python", "curl", "make", ".ci/run", "uvicorn", "gunicorn")
+UNTIL_STOPPED = ("serve", "watch")
+"""Verbs that end with Ctrl-C."""
+
+PORT = re.compile(r"\b8000\b")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced or indented piece of a page.
+
+    Attributes:
+        page: that shows it.
+        line: where it begins.
+        language: "sh", "python", "json" or "text".
+        text: without fence and indentation.
+    """
+
+    page: Path
+    line: int
+    language: str
+    text: str
+
+    @property
+    def where(self) -> str:
+        """``README.md:12``."""
+        return f"{self.page.name}:{self.line}"
+
+    @property
+    def commands(self) -> list[str]:
+        """Lines of a shell block that are typed: those after "$ " where there are any, else all of them."""
+        lines = [line for line in self.text.replace("\\\n", " ").splitlines() if line.strip()]
+        typed = [line[2:] for line in lines if line.startswith("$ ")]
+        return typed or [line for line in lines if not line.startswith("#")]
+
+
+def blocks_of(page: Path) -> list[Block]:
+    """Every fenced or indented block of a page, in order."""
+    found, lines, place = [], [*page.read_text().splitlines(), ""], 0
+    while place < len(lines):
+        begin, line = place, lines[place]
+        place += 1
+        if line.startswith("```"):
+            while lines[place] != "```":
+                place += 1
+            content = "\n".join(lines[begin + 1 : place])
+            place += 1
+        elif line.startswith("    ") and (begin == 0 or not lines[begin - 1].strip()):
+            while lines[place].startswith("    ") or (not lines[place].strip() and _goes_on(lines[place + 1 :])):
+                place += 1
+            content = "\n".join(own[4:] for own in lines[begin:place])
+        else:
+            continue
+        found.append(
+            Block(
+                page,
+                begin + 1,
+                _language(line.removeprefix("```").strip() if line.startswith("```") else "", content),
+                content.rstrip(),
+            )
+        )
+    return found
+
+
+def _goes_on(lines: list[str]) -> bool:
+    """Whether an indented block continues behind a blank line."""
+    return next((own for own in lines if own.strip()), "").startswith("    ")
+
+
+def _language(fence: str, text: str) -> str:
+    if fence:
+        return {"bash": "sh", "console": "sh", "shell": "sh", "py": "python"}.get(fence, fence)
+    if re.sub(r"^(\$ |[A-Z_]+=\S+ )*", "", text).split()[0] in PROGRAMS:
+        return "sh"
+    try:
+        json.loads(text)
+        return "json"
+    except ValueError:
+        pass
+    try:
+        ast.parse(text)
+    except SyntaxError:
+        return "text"
+    return "python"
+
+
+@dataclass
+class Reader:
+    """Somebody who types what a page shows, in a folder with the data that it names.
+
+    Attributes:
+        folder: where it is typed.
+        capsys: of the test.
+        replies: what the server answered to the page's curl commands.
+        said: what went to stdout.
+    """
+
+    folder: Path
+    capsys: pytest.CaptureFixture[str]
+    replies: list[Any] = field(default_factory=list)
+    said: str = ""
+
+    def read(self, page: Path) -> None:
+        """Runs every command and every Python block of a page, in order.
+
+        Raises:
+            AssertionError: one fails; names page, line and command.
+        """
+        blocks = blocks_of(page)
+        asked = [line for block in blocks if block.language == "sh" for line in block.commands if _is(line, "curl")]
+        names: dict[str, Any] = {"hs": hs, "__name__": "__main__"}
+        for block in blocks:
+            if block.language == "python":
+                self._python(block, names)
+            for line in block.commands if block.language == "sh" else []:
+                self._shell(block, line, asked)
+        assert not asked, f"{page.name}: no server is started before {asked[0]}"
+
+    def _python(self, block: Block, names: dict[str, Any]) -> None:
+        port = free_port()
+        code = compile("\n" * block.line + PORT.sub(str(port), block.text), str(block.page), "exec")
+        with stopped_once_it_answers(port) if re.search(r"\bserve\(", block.text) else nullcontext():
+            exec(code, names)
+        self.said += self.capsys.readouterr().out
+
+    def _shell(self, block: Block, line: str, asked: list[str]) -> None:
+        where = f"{block.where}: {line}"
+        program, *words = shlex.split(line, comments=True)
+        with pytest.MonkeyPatch.context() as patch:
+            while re.match(r"[A-Z_]+=", program):
+                patch.setenv(*program.split("=", 1))
+                program, *words = words
+            self._run(where, program, words, asked)
+
+    def _run(self, where: str, program: str, words: list[str], asked: list[str]) -> None:
+        if program == "headstart":
+            self._headstart(where, words, asked)
+        elif program == "python":
+            self._script(where, words)
+        elif program == "make":
+            makefile = (ROOT / "Makefile").read_text()
+            assert all(re.search(rf"^{re.escape(own)}:", makefile, re.MULTILINE) for own in words), where
+        elif program in ("uvicorn", "gunicorn"):
+            application = (_for_uvicorn if program == "uvicorn" else _for_gunicorn)(words)
+            with TestClient(application, base_url="http://127.0.0.1") as client:
+                until(lambda: client.get("/readyz").status_code == 200, 60)
+        elif program == ".ci/run":
+            assert os.access(ROOT / program, os.X_OK), where
+        else:
+            assert program == "curl", f"{where}: nothing here can run it"
+
+    def _headstart(self, where: str, words: list[str], asked: list[str]) -> None:
+        if words[0] not in UNTIL_STOPPED:
+            code, out, err = main(*words, capsys=self.capsys)
+            assert code == 0, f"{where}\n{err}"
+            assert out, where
+            self.said += out
+            return
+        port = free_port()
+        curls, asked[:] = (list(asked), []) if words[0] == "serve" else ([], asked)
+        with stopped_once_it_answers(port, lambda: self.replies.extend(curl(own, port) for own in curls)):
+            code, _, err = main(*words, "--port", port, capsys=self.capsys)
+        assert code in (0, cli.STOPPED), f"{where}\n{err}"
+
+    def _script(self, where: str, words: list[str]) -> None:
+        script, given = ROOT / words[0], [own for own in words[1:] if own != "..."]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(str(script.parent))
+            patch.setattr("sys.argv", [str(script), *given])
+            runpy.run_path(str(script), run_name="__main__")
+        out = self.capsys.readouterr().out
+        assert out, where
+        self.said += out
+
+
+def _for_uvicorn(words: list[str]) -> ASGIApp:
+    """The application that ``uvicorn WORDS`` would serve; its workers are processes, tested in test_concurrency.py."""
+    options = uvicorn.main.make_context("uvicorn", list(words)).params
+    found = import_from_string(options["app"])
+    return found() if options["factory"] else found
+
+
+def _for_gunicorn(words: list[str]) -> ASGIApp:
+    """The same for ``gunicorn WORDS``."""
+    options = Config().parser().parse_args(words)
+    import_from_string(options.worker_class.replace(".Uvicorn", ":Uvicorn"))
+    (application,) = options.args
+    return import_app(application)
+
+
+def _is(line: str, program: str) -> bool:
+    return line.split()[0] == program
+
+
+def curl(line: str, port: int) -> Any:
+    """A curl command that sends files as a form; its JSON answer."""
+    words = shlex.split(line, comments=True)[1:]
+    files = []
+    while words[0] == "-F":
+        name, _, path = words[1].partition("=@")
+        files.append((name, (path, Path(path).read_bytes())))
+        words = words[2:]
+    (url,) = words
+    reply = httpx.post(PORT.sub(str(port), url), files=files, timeout=60, trust_env=False)
+    assert reply.status_code == 200, f"{line}\n{reply.text}"
+    return reply.json()
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as own:
+        own.bind(("127.0.0.1", 0))
+        return int(own.getsockname()[1])
+
+
+@contextmanager
+def stopped_once_it_answers(port: int, first: Callable[[], None] | None = None) -> Iterator[None]:
+    """Ctrl-C for what runs inside, once it answers at a port and ``first`` was done there."""
+    faults: list[BaseException] = []
+    ended = threading.Event()
+
+    def press() -> None:
+        try:
+            _wait_for_answer(port, ended)
+            if first is not None:
+                first()
+        except BaseException as error:
+            faults.append(error)
+        if not ended.is_set():
+            os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+    if faults:
+        raise faults[0]
+
+
+def _wait_for_answer(port: int, ended: threading.Event, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=5, trust_env=False) as client:
+        while time.monotonic() < end and not ended.is_set():
+            with suppress(httpx.TransportError):
+                if any(client.get(path).status_code == 200 for path in ("/readyz", "/watch")):
+                    return
+            time.sleep(0.05)
+    raise AssertionError("it never answered")

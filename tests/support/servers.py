@@ -1,0 +1,30 @@
+"""A real server on a free port, in a thread."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from starlette.types import ASGIApp
+
+from headstart.serve.http_limits import address, bounded_server, listen
+from headstart.serve.limits import Limits
+from headstart.serve.middleware import Traffic
+
+
+@contextmanager
+def serving(app: ASGIApp, traffic: Traffic) -> Iterator[str]:
+    """Its address."""
+    listener = listen("127.0.0.1", 0)
+    server = bounded_server(app, Limits(), traffic)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    while not server.started and thread.is_alive():
+        time.sleep(0.01)
+    try:
+        yield address(listener)
+    finally:
+        server.should_exit = True
+        thread.join(timeout=15)

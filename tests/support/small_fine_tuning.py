@@ -1,0 +1,48 @@
+"""Activations in memory, and a small network to fine-tune on them."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from headstart.backbone.split import SplittableBackbone
+from headstart.backbone.weights import random_backbone
+from headstart.training.finetune import Samples, TuneSettings
+from headstart.training.heads import linear_head
+
+SETTINGS = TuneSettings(epochs=6, lr=1e-3, batch_size=8, smoothing=0.1, cutmix=0.5)
+
+
+class Held:
+    """Activations in memory: two classes that differ in a few channels, views that differ by noise."""
+
+    def __init__(self, shape: tuple[int, ...], labels: np.ndarray, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.rows = torch.randn(len(labels), 3, *shape, generator=generator)
+        self.rows[torch.from_numpy(labels == 1), :, : shape[0] // 2] += 1.0
+
+    def read(self, rows: list[tuple[int, int]]) -> Tensor:
+        return torch.stack([self.rows[image, view] for image, view in rows])
+
+    def read_kept(self, rows: list[tuple[int, int]]) -> np.ndarray:
+        return self.read(rows).numpy()
+
+
+@cache
+def never_trained() -> SplittableBackbone:
+    return SplittableBackbone(random_backbone("test_resnet", image_size=32, seed=3).module, height=32, width=32)
+
+
+def prepared() -> tuple[SplittableBackbone, Samples, Samples, nn.Module]:
+    split = never_trained().copied()
+    shape = next(b.shape for b in split.boundaries if b.name == "layer3")
+    parts = []
+    for count, views, own in ((40, 3, 1), (16, 0, 2)):
+        labels = np.arange(count) % 2
+        keys = [bytes([i, own, *[0] * 14]) for i in range(count)]
+        parts.append(Samples(Held(shape, labels, own), labels, keys, views))
+    head = linear_head(np.zeros((2, split.boundaries[-1].shape[0])), np.zeros(2))
+    return split, parts[0], parts[1], head

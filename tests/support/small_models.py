@@ -1,0 +1,97 @@
+"""Classifiers with random weights whose answers differ from picture to picture."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from pictures import COLOURS, picture
+from PIL import Image
+from torch import nn
+
+from headstart.backbone.layers import Layout
+from headstart.backbone.pixel_net import FeatureNet, feature_shape
+from headstart.backbone.weights import Backbone, random_backbone
+from headstart.data.decode import fit_to
+from headstart.model import Model
+from headstart.training.heads import HeadSpec, NeighbourHead, RbfHead, build_head, vectors_of
+from headstart.training.recipe import Recipe
+from headstart.trust.calibration import Calibration
+from headstart.trust.ood import Familiar, familiar_with
+
+CLASSES = ("blue", "green", "red")
+PICTURES = 64
+SPREAD = 3.0
+"""Standard deviation of the logits over pictures."""
+
+
+def small_model(
+    architecture: str | Backbone = "test_resnet",
+    *,
+    image_size: int | None = 64,
+    head: str = "linear",
+    pool: Any = "auto",
+    cut: str = "",
+    several: bool = False,
+    familiar: bool = False,
+) -> Model:
+    """``head``: a spec, "single" (of two classes), "rbf" or "neighbours"."""
+    own = architecture if isinstance(architecture, Backbone) else random_backbone(architecture, image_size=image_size)
+    net = FeatureNet(own, pool=pool, cut=cut)
+    pixels = np.stack([fit_to(shown(i), own.preprocessing) for i in range(PICTURES)])
+    with torch.no_grad():
+        features = np.concatenate([net(torch.from_numpy(pixels[i : i + 8])).numpy() for i in range(0, PICTURES, 8)])
+    classes = CLASSES[:2] if head == "single" else CLASSES
+    return Model(
+        net,
+        _head(head, features, len(classes), feature_shape(net)),
+        classes,
+        recipe=Recipe(),
+        data={},
+        scores={},
+        thresholds=(0.3, 0.5, 0.6) if several else None,
+        calibration=Calibration(temperature=0.7, images=100, wanted=0.95, threshold=0.6),
+        familiar=_familiar(vectors_of(features, Layout.of(own.module))) if familiar else None,
+    )
+
+
+def _familiar(vectors: np.ndarray) -> Familiar | None:
+    """The pictures themselves as references, and as usual what each is to the others."""
+    known = familiar_with(vectors)
+    return None if known is None else known.with_usual(known.distances(vectors, itself=np.arange(len(vectors))))
+
+
+def shown(seed: int) -> Image.Image:
+    """A picture in one of three colours."""
+    return picture(seed, list(COLOURS.values())[seed % 3])
+
+
+def _head(kind: str, features: np.ndarray, classes: int, shape: tuple[int, ...]) -> nn.Module:
+    tensor = torch.from_numpy(features)
+    if kind == "neighbours":
+        labels = torch.arange(PICTURES) % classes
+        return NeighbourHead(nn.functional.normalize(tensor, dim=1), labels, classes, 10, 0.05)
+    if kind == "rbf":
+        mean, scale = tensor.mean(0), tensor.std(0).clamp(min=1e-6)
+        coefficients = torch.randn(PICTURES, classes, generator=torch.Generator().manual_seed(0))
+        kernel = RbfHead(
+            (tensor - mean) / scale, mean, scale, coefficients, torch.zeros(classes), 1 / features.shape[1]
+        )
+        logits = kernel(tensor)
+        spread = SPREAD / logits.std(0)
+        kernel.coefficients *= spread
+        kernel.bias -= logits.mean(0) * spread
+        return kernel
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        single = kind == "single"
+        spec = replace(HeadSpec.parse("linear" if single else kind), single=single)
+        layered = build_head(spec, shape, classes).eval().requires_grad_(False)
+    last = layered[-2] if single else layered[-1]
+    logits = nn.Sequential(*list(layered)[:-1])(tensor) if single else layered(tensor)
+    scale = SPREAD / logits.std(0).clamp(min=1e-12)
+    last.bias.copy_((last.bias - logits.mean(0)) * scale)
+    last.weight.mul_(scale[:, None])
+    return layered

@@ -1,0 +1,211 @@
+"""The shape of the package: one direction of imports, a small public surface, nothing at import."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import subprocess
+import sys
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import headstart as hs
+from headstart import errors
+
+PACKAGE = Path(hs.__file__).parent
+
+ORDER = [
+    "errors",
+    "concurrency",
+    "files",
+    "html",
+    "progress",
+    "hub",
+    "cache.row_store",
+    "data.bit_depth",
+    "data.decode",
+    "data.finding",
+    "data.table_file",
+    "data.table",
+    "data.augment",
+    "data.scan",
+    "data.quality",
+    "data.duplicates",
+    "data.dataset",
+    "data.sources",
+    "data.splits",
+    "data.inspection",
+    "backbone.names",
+    "backbone.weight_files",
+    "backbone.weights",
+    "backbone.layers",
+    "backbone.pooling",
+    "backbone.split",
+    "engine.device",
+    "engine.depthwise",
+    "engine.conv_bn_fusion",
+    "backbone.pixel_net",
+    "engine.onnx_lowering",
+    "backbone.batchnorm_prior",
+    "engine.onnx_runtime",
+    "engine.select",
+    "features.extract",
+    "features.activations",
+    "features.export",
+    "training.losses",
+    "trust.thresholds",
+    "trust.temperature",
+    "trust.calibration",
+    "trust.ood",
+    "training.custom_heads",
+    "training.heads",
+    "training.recipe",
+    "training.linear_fits",
+    "training.probe",
+    "trust.label_errors",
+    "trust.feature_findings",
+    "training.classical",
+    "training.feature_augment",
+    "features.prefetch",
+    "training.cuda_graph",
+    "training.frozen_proof",
+    "training.finetune",
+    "training.extend",
+    "training.head_search",
+    "training.fit_head",
+    "training.out_of_fold",
+    "training.ladder",
+    "training.checkpoint",
+    "model_file",
+    "model",
+    "evaluation.metrics",
+    "evaluation.predictions",
+    "evaluation.tables",
+    "evaluation.comparison",
+    "reports.curves",
+    "evaluation.reliability",
+    "evaluation.mcnemar",
+    "reports.image_map",
+    "reports.gradcam",
+    "reports.contact_sheets",
+    "reports.model_card",
+    "reports.run_report",
+    "exports.resize",
+    "exports.metadata",
+    "exports.loaders",
+    "exports.graph",
+    "exports.onnx",
+    "exports.torch_export",
+    "exports.subprocess_runner",
+    "exports.parity",
+    "exports.int8",
+    "exports.snippets",
+    "runs.log",
+    "runs.status",
+    "pipeline.trained_layers",
+    "pipeline.base_classifier",
+    "runs.time_estimate",
+    "pipeline.prepare",
+    "pipeline.custom_loop",
+    "runs.environment",
+    "pipeline.climb",
+    "runs.folder",
+    "verbs.check",
+    "runs.test_audit",
+    "verbs.report",
+    "pipeline.train",
+    "pipeline.train_events",
+    "verbs.compare",
+    "verbs.evaluate",
+    "verbs.compare_models",
+    "verbs.export",
+    "serve.limits",
+    "serve.prometheus",
+    "serve.errors",
+    "serve.multipart",
+    "serve.middleware",
+    "serve.decode_budget",
+    "serve.batching",
+    "serve.schemas",
+    "serve.static_files",
+    "serve.corrections",
+    "verbs.retrain",
+    "serve.neighbours",
+    "serve.page",
+    "serve.watch.run_reader",
+    "serve.watch.views",
+    "serve.app",
+    "serve.http_limits",
+    "serve.server",
+    "serve.watch.process",
+    "estimators",
+    "demo",
+    "cli.deferred_imports",
+    "cli.main",
+]
+
+
+def modules() -> dict[str, Path]:
+    found = {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in PACKAGE.rglob("*.py")}
+    return {name: path for name, path in found.items() if not name.endswith(("__init__", "__main__"))}
+
+
+def test_a_module_imports_only_what_stands_before_it_in_the_flow() -> None:
+    assert sorted(modules()) == sorted(ORDER)
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("headstart."):
+                imported = (node.module or "").removeprefix("headstart.")
+                assert ORDER.index(imported) < ORDER.index(name), f"{name} imports {imported}"
+
+
+def test_every_public_name_is_there_and_nothing_else_is_promised() -> None:
+    assert sorted(hs.__all__) == hs.__all__ == dir(hs)
+    for name in hs.__all__:
+        assert getattr(hs, name).__doc__, name
+    assert sorted(hs._HOMES) == hs.__all__
+
+
+def test_importing_headstart_imports_nothing_heavy() -> None:
+    script = (
+        "import sys, headstart, headstart.cli.main; "
+        "print([m for m in ('torch','timm','numpy','PIL') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_error_and_every_type_of_a_public_signature_can_be_imported_from_the_top() -> None:
+    assert {
+        name for name, own in vars(errors).items() if inspect.isclass(own) and own.__module__ == errors.__name__
+    } <= set(hs.__all__)
+    needed: dict[str, str] = {}
+    for name in hs.__all__:
+        for where, function in _signatures(name, getattr(hs, name)):
+            for hint in typing.get_type_hints(function).values():
+                needed |= {own.__name__: where for own in _classes(hint)}
+    assert len(needed) > 20
+    assert {name: where for name, where in needed.items() if name not in hs.__all__} == {}
+
+
+def _signatures(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Public functions, methods, and the fields of dataclasses."""
+    if not inspect.isclass(value):
+        yield name, value
+        return
+    if dataclasses.is_dataclass(value):
+        yield name, value
+    for own, method in vars(value).items():
+        method = method.fget if isinstance(method, property) else getattr(method, "__func__", method)
+        if not own.startswith("_") and inspect.isfunction(method):
+            yield f"{name}.{own}", method
+
+
+def _classes(hint: Any) -> Iterator[type]:
+    if inspect.isclass(hint) and hint.__module__.startswith("headstart."):
+        yield hint
+    for part in typing.get_args(hint):
+        yield from _classes(part)

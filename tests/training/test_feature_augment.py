@@ -1,0 +1,81 @@
+"""Jitter, mixup and CutMix on activations: what is mixed with what, where, and how much."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from headstart.backbone.layers import Layout
+from headstart.backbone.weights import random_backbone
+from headstart.training.feature_augment import blended, jittered, pasted
+
+MAPS, LAST, TOKENS = Layout(), Layout(channels_last=True), Layout(prefix_tokens=2)
+CASES = [(MAPS, (6, 5, 7, 4)), (LAST, (6, 7, 4, 5)), (TOKENS, (6, 2 + 16, 5))]
+
+
+def numbered(shape: tuple[int, ...]) -> Tensor:
+    """Each activation is its own number everywhere."""
+    return torch.arange(shape[0]).float().view(-1, *[1] * (len(shape) - 1)).expand(shape).clone()
+
+
+def places(x: Tensor, layout: Layout) -> Tensor:
+    """(N, rows, columns, channels)."""
+    if x.ndim == 3:
+        return x[:, layout.prefix_tokens :].view(len(x), 4, 4, -1)
+    return x if layout.channels_last else x.permute(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize(("layout", "shape"), CASES)
+def test_a_rectangle_is_pasted_and_its_area_is_the_share(layout: Layout, shape: tuple[int, ...]) -> None:
+    x, shares = numbered(shape), set()
+    for seed in range(30):
+        mixed, other, share = pasted(x, layout, np.random.default_rng(seed))
+        assert torch.equal(x, numbered(shape))  # the original is left alone
+        taken = places(mixed, layout) != places(x, layout)
+        assert torch.equal(taken.all(-1), taken.any(-1))  # every channel of a place, or none
+        for i in range(len(x)):
+            if other[i] != i:
+                where = taken[i, ..., 0]
+                rows, columns = where.any(1), where.any(0)
+                assert torch.equal(where, rows[:, None] & columns)
+                for line in (rows, columns):  # without a gap
+                    at = torch.nonzero(line).flatten()
+                    assert len(at) == 0 or len(at) == at[-1] - at[0] + 1
+                assert share == pytest.approx(1 - float(where.float().mean()))
+                assert torch.all(places(mixed, layout)[i][where] == other[i])
+        shares.add(round(share, 3))
+        if x.ndim == 3:
+            assert torch.equal(mixed[:, :2], x[:, :2])  # tokens of no place stay
+    assert min(shares) < 0.3
+    assert max(shares) > 0.7
+
+
+def test_nothing_is_pasted_where_places_cannot_be_told() -> None:
+    for shape in [(6, 9), (6, 11, 5)]:
+        x = torch.randn(shape)
+        mixed, _, share = pasted(x, MAPS, np.random.default_rng(0))
+        assert torch.equal(mixed, x)
+        assert share == 1.0
+
+
+def test_a_blend_is_the_weighted_mean() -> None:
+    x = torch.randn(8, 3, 4, 4)
+    mixed, other, share = blended(x, 0.5, np.random.default_rng(1))
+    assert 0.5 <= share <= 1
+    assert torch.allclose(mixed, share * x + (1 - share) * x[other])
+
+
+@pytest.mark.parametrize(("layout", "shape"), CASES)
+def test_jitter_has_one_factor_for_each_channel(layout: Layout, shape: tuple[int, ...]) -> None:
+    factors = places(jittered(torch.ones(shape), 0.1, layout, np.random.default_rng(0)), layout)
+    assert torch.equal(factors, factors[:, :1, :1].expand_as(factors))
+    assert len(factors[:, 0, 0].unique()) == factors[:, 0, 0].numel()
+    assert 0.05 < float(factors.std()) < 0.15
+
+
+def test_layouts_are_what_the_networks_state() -> None:
+    assert Layout.of(random_backbone("resnet18", image_size=32).module) == MAPS
+    assert Layout.of(random_backbone("swin_tiny_patch4_window7_224").module) == LAST
+    assert Layout.of(random_backbone("vit_small_patch16_224").module) == Layout(prefix_tokens=1)

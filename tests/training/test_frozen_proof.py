@@ -1,0 +1,173 @@
+"""The proof that what is frozen stays as it is: every way to break it ends the run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pictures import mislabel, write_classes
+from safetensors.torch import save_file
+from torch import Tensor
+
+import headstart as hs
+from headstart.backbone.weights import random_backbone
+from headstart.errors import TrainingError
+from headstart.pipeline import climb
+from headstart.pipeline.prepare import Preparation
+from headstart.runs.log import Event
+from headstart.training.finetune import Progressed, fine_tune
+from headstart.training.frozen_proof import combined, digests_of, require_unchanged, tensors_of
+from headstart.training.ladder import FOLDS
+
+
+@pytest.fixture(scope="module")
+def choices(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A tiny pretrained network."""
+    file = tmp_path_factory.mktemp("weights") / "resnet.safetensors"
+    save_file(random_backbone("test_resnet", image_size=32, seed=3).module.state_dict(), file)
+    return {"backbone": "test_resnet", "weights": str(file), "image_size": 32, "device": "cpu"}
+
+
+TUNED = {"effort": "quick", "unfreeze": "layer4", "epochs": 1, "views": 1}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return mislabel(write_classes(tmp_path_factory.mktemp("data") / "two", {"a": 15, "b": 15}), "a", "b", 15)
+
+
+@pytest.fixture(autouse=True)
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports without map and heat maps."""
+    from headstart.pipeline import train
+
+    write = train.write_report
+    monkeypatch.setattr(Preparation, "map_images", lambda _self: None)
+    monkeypatch.setattr(train, "write_report", lambda *given, **named: write(*given, **named | {"brief": True}))
+
+
+def test_digests_tell_values_shapes_and_dtypes_apart() -> None:
+    tensors = [
+        torch.zeros(4),
+        torch.zeros(2, 2),
+        torch.zeros(4, dtype=torch.int32),
+        torch.tensor([0.0, 0.0, 0.0, -0.0]),
+    ]
+    assert len({digests_of({"t": tensor})["t"] for tensor in tensors}) == 4
+    one = digests_of({"a": tensors[0], "b": tensors[1]})
+    assert combined(one) == combined(dict(reversed(one.items())))
+    assert combined(one) != combined({"a": one["b"], "b": one["a"]})
+    with pytest.raises(TrainingError, match="here: c changed"):
+        require_unchanged(one, one | {"c": "new"}, where="here")
+    with pytest.raises(TrainingError, match="here: a changed"):
+        require_unchanged(one, {"b": one["b"]}, where="here")
+
+
+def test_buffers_that_a_state_dict_leaves_out_count_as_well() -> None:
+    module = torch.nn.Module()
+    module.register_buffer("table", torch.zeros(2), persistent=False)
+    assert set(tensors_of(module)) == {"table"}
+
+
+def altered(monkeypatch: pytest.MonkeyPatch, name: str, *, at: int) -> None:
+    """From the ``at``-th training on (the folds come first) a tensor is changed at the first step."""
+    calls = 0
+
+    def tune(split: Any, *given: Any, checkpoint: Any = None, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        mine = calls
+
+        def alter(done: Progressed, snapshot: Any) -> None:
+            if mine == at and done.step == 1:
+                split.module.state_dict()[name].add_(1)
+            if checkpoint is not None:
+                checkpoint(done, snapshot)
+
+        return fine_tune(split, *given, checkpoint=alter, **named)
+
+    monkeypatch.setattr(climb, "fine_tune", tune)
+
+
+@pytest.mark.parametrize(
+    ("name", "at"),
+    [("layer2.0.conv1.weight", FOLDS + 1), ("layer1.0.bn1.running_mean", FOLDS + 1), ("layer4.0.bn1.running_var", 2)],
+)
+def test_a_run_in_which_a_frozen_tensor_is_altered_fails_and_has_no_result(
+    name: str, at: int, data: Path, choices: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law 3, in the rung and in a fold of its cross-validation."""
+    altered(monkeypatch, name, at=at)
+    with pytest.raises(TrainingError, match=name):
+        hs.train(data, out=tmp_path / "run", **choices, **TUNED)
+    assert not (tmp_path / "run" / "run.json").exists()
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_a_rung_that_finished_before_a_stop_brings_its_proof_along(
+    data: Path, choices: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopping(event: Event) -> None:
+        if event.kind == "rung" and event["name"].startswith("behind"):
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        hs.train(data, out=tmp_path / "run", listener=stopping, **choices, **TUNED)
+    file = tmp_path / "run" / "checkpoints" / "rung-1.safetensors"
+    held = climb.load_checkpoint(file)
+    assert held is not None
+    document, tensors = held
+    other = document["frozen"] | {"conv1.0.weight": "0" * 64}
+    climb.save_checkpoint(file, document | {"frozen": other}, tensors)
+    with pytest.raises(TrainingError, match=r"conv1\.0\.weight"):
+        hs.resume(tmp_path / "run")
+    climb.save_checkpoint(file, document, tensors)
+    proof = json.loads((hs.resume(tmp_path / "run").folder / "run.json").read_text())["frozen"]
+    assert proof["frozen_before"] == proof["frozen_after"]
+
+
+@pytest.mark.parametrize("own", [{}, {"head": "8", "head_epochs": 1}, {"cut": "layer3"}])
+def test_a_head_alone_is_proven_by_the_backbone_that_ran(
+    own: dict[str, Any], data: Path, choices: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = Preparation.fit
+
+    def altering(self: Preparation) -> Any:
+        tensors: dict[str, Tensor] = tensors_of(self.backbone.module)
+        tensors["layer1.0.bn1.running_mean"].view(-1)[0] += 1
+        return fit(self)
+
+    monkeypatch.setattr(Preparation, "fit", altering)
+    with pytest.raises(TrainingError, match=r"layer1\.0\.bn1\.running_mean"):
+        hs.train(data, out=tmp_path / "run", **choices, **own)
+
+
+def test_classes_that_stay_are_proven_where_a_model_is_extended(
+    data: Path, choices: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from headstart.pipeline import base_classifier as known
+
+    first = hs.train(data, out=tmp_path / "first", **choices)
+    more = write_classes(tmp_path / "more", {"c": 15}, first_seed=100)
+    run = hs.train(more, out=tmp_path / "run", extend=str(first.folder), device="cpu")
+    proof = json.loads((run.folder / "run.json").read_text())["frozen"]
+    assert proof["frozen_before"] == proof["frozen_after"]
+    with_rows = known.head_with_rows
+    monkeypatch.setattr(known, "head_with_rows", lambda head, weight, bias: with_rows(head, weight * 1.001, bias))
+    with pytest.raises(TrainingError, match="rows of old classes"):
+        hs.train(more, out=tmp_path / "broken", extend=str(first.folder), device="cpu")
+
+
+def test_a_loop_of_ones_own_is_checked_when_its_model_is_asked_for(data: Path, choices: dict[str, Any]) -> None:
+    bench = hs.prepare(data, **choices, **TUNED)
+    bench.model()
+    bench._split.module.state_dict()["layer4.0.bn1.running_mean"] += 1
+    with pytest.raises(TrainingError, match=r"layer4\.0\.bn1\.running_mean"):
+        bench.model()

@@ -1,0 +1,192 @@
+"""The ladder: which rungs, and when a gain is more than noise."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from headstart.backbone.layers import group_names
+from headstart.backbone.split import SplittableBackbone
+from headstart.backbone.weights import build_architecture
+from headstart.errors import OptionError
+from headstart.training.finetune import TuneSettings
+from headstart.training.ladder import (
+    LAST_LR,
+    boundary_before,
+    fold_settings,
+    paired_p,
+    plan_rungs,
+    plan_text,
+    room_for_gain,
+    trained_images,
+)
+from headstart.training.recipe import Recipe
+from headstart.trust.temperature import losses_of
+
+
+@pytest.fixture(scope="module")
+def split() -> SplittableBackbone:
+    return SplittableBackbone(build_architecture("tf_efficientnet_lite0"), height=224, width=224)
+
+
+def boundaries(split: SplittableBackbone, **choices: object) -> list[str]:
+    rungs = plan_rungs(Recipe(**choices), split, train=3000, rate=200.0)  # type: ignore[arg-type]
+    return [rung.boundary.name for rung in rungs]
+
+
+def test_each_effort_goes_deeper_from_the_last_groups_on(split: SplittableBackbone) -> None:
+    quick, standard, thorough = (boundaries(split, effort=e) for e in ("quick", "standard", "thorough"))
+    assert boundaries(split, effort="probe") == []
+    assert quick == ["blocks.5"]
+    order = [b.name for b in split.boundaries]
+    for rungs in (standard, thorough):
+        depths = [order.index(name) for name in rungs]
+        assert depths == sorted(depths, reverse=True)
+        assert len(set(depths)) == len(depths)
+    assert len(standard) > len(quick)
+    most = {
+        e: plan_rungs(Recipe(effort=e), split, train=3000, rate=200.0)[-1] for e in ("quick", "standard", "thorough")
+    }  # type: ignore[arg-type]
+    assert most["quick"].seconds < most["standard"].seconds < most["thorough"].seconds
+    assert most["thorough"].views > most["standard"].views
+
+
+def test_unfreeze_names_the_first_part_that_is_trained(split: SplittableBackbone) -> None:
+    assert boundaries(split, effort="standard", unfreeze="blocks.6") == ["blocks.5"]
+    assert boundaries(split, effort="standard", unfreeze="blocks.5") == ["blocks.4"]
+    assert boundaries(split, effort="standard", unfreeze="blocks.5.2") == ["blocks.5.1"]
+    assert boundaries(split, effort="standard", unfreeze="all") == ["input"]
+    with pytest.raises(OptionError, match=r"no part.*all, .*blocks\.6"):
+        boundaries(split, effort="standard", unfreeze="layer4")
+
+
+def test_an_unknown_part_is_answered_with_every_name_that_works(split: SplittableBackbone) -> None:
+    with pytest.raises(OptionError, match=r"Did you mean blocks\.5\?") as error:
+        boundaries(split, effort="quick", unfreeze="block.5")
+    offered = str(error.value).split("There are: ")[1].rstrip(".").split(", ")
+    for name in offered:
+        assert boundary_before(name, split)
+    assert {"all", "blocks", "blocks.5", "blocks.5.2", "blocks.6", "conv_head"} <= set(offered)
+    groups = [name for name in group_names(split.module) if list(split.module.get_submodule(name).parameters())]
+    works = []
+    for name in groups:
+        with contextlib.suppress(OptionError):
+            works += [name] if boundary_before(name, split) else []
+    assert set(works) <= set(offered)
+
+
+def test_choices_override_the_effort(split: SplittableBackbone) -> None:
+    recipe = Recipe(effort="standard", epochs=7, views=5, lr=0.01, smoothing=0.2, cutmix=0.0, balance=True)
+    for rung in plan_rungs(recipe, split, train=3000, rate=200.0):
+        assert (rung.settings.epochs, rung.views, rung.settings.lr) == (7, 5, 0.01)
+        assert (rung.settings.smoothing, rung.settings.cutmix) == (0.2, 0.0)
+        assert rung.settings.balance
+    (quick,), (last, _) = (plan_rungs(Recipe(effort=e), split, train=3000, rate=200.0) for e in ("quick", "standard"))
+    assert (quick.settings.cutmix, last.settings.cutmix) == (0.0, 0.5)
+    fresh = plan_rungs(Recipe(effort="standard", epochs=7, fresh_views=True), split, train=3000, rate=200.0)
+    assert {rung.views for rung in fresh} == {7}
+    assert [rung.settings.first_view for rung in fresh] == [0, 0]
+    recipe = Recipe(effort="standard", epochs=7, fresh_views=True, gradual=True)
+    gradual = plan_rungs(recipe, split, train=3000, rate=200.0)  # never a view that the rung below has shown
+    assert {rung.views for rung in gradual} == {14}
+    assert [rung.settings.first_view for rung in gradual] == [0, 7]
+
+
+def test_small_sets_get_more_epochs_but_no_more_than_a_bound(split: SplittableBackbone) -> None:
+    few, many = (plan_rungs(Recipe(effort="quick"), split, train=n, rate=200.0)[0].settings for n in (100, 10_000))
+    assert many.epochs < few.epochs <= 30
+
+
+def test_the_plan_says_what_how_long_and_why(split: SplittableBackbone) -> None:
+    rungs = plan_rungs(Recipe(effort="standard"), split, train=3000, rate=200.0)
+    text = plan_text(rungs, images=3500, train=3000, folds=0, first=25.0, last=12.0)
+    assert len(text) == 4
+    assert "features of 3,500 images" in text[0]
+    assert "behind blocks.5 (" in text[1]
+    assert f"about {rungs[0].seconds:.0f} s" in text[1]
+    assert "and the rung below gained" in text[2]
+    assert f"about 12 s; about {37 + rungs[0].seconds:.0f} s in all without later rungs" in text[3]
+
+
+def test_the_plan_counts_the_folds_of_a_cross_validation(split: SplittableBackbone) -> None:
+    """Three folds, each trained on two thirds, and once on all: three times the steps."""
+    alone, judged = (plan_rungs(Recipe(effort="quick"), split, train=300, rate=50.0, folds=f)[0] for f in (0, 2))
+    more = trained_images(judged, 300, 2) - trained_images(alone, 300, 0)
+    assert more == 300 * fold_settings(alone.settings).epochs  # half the images in each of two folds
+    assert 1.5 < judged.seconds / alone.seconds < 2.2
+    text = plan_text([judged], images=350, train=300, folds=2, first=9.0, last=9.0)
+    assert "once for each of 2 folds and once on all" in text[1]
+
+
+def test_a_gain_is_more_than_noise_by_a_paired_test_of_the_losses() -> None:
+    chance = np.random.default_rng(0)
+    before = chance.exponential(size=200)
+    by_chance = [paired_p(before, before + chance.normal(0, 0.3, 200)) for _ in range(400)]
+    assert np.mean(np.array(by_chance) < 0.05) == pytest.approx(0.05, abs=0.03)  # as often as it says
+    assert paired_p(before, before - 0.05 + chance.normal(0, 0.1, 200)) < 0.001
+    assert paired_p(before - 0.05, before + chance.normal(0, 0.1, 200)) > 0.99
+    assert paired_p(before, before) == 1.0
+    assert paired_p(before[:1], before[:1] + 1) == 1.0
+
+
+def test_losses_do_not_depend_on_how_sure_the_logits_are_in_all() -> None:
+    chance = np.random.default_rng(0)
+    labels = chance.integers(0, 4, 300)
+    logits = chance.normal(size=(300, 4)) + 2.0 * np.eye(4)[labels]
+    losses = losses_of(logits, labels)
+    assert losses.shape == (300,)
+    assert np.allclose(losses, losses_of(5.0 * logits + 7.0, labels), atol=1e-4)
+    for scale in (0.3, 0.6, 1.5, 3.0):
+        odds = scale * logits - np.log(np.exp(scale * logits).sum(1, keepdims=True))
+        assert losses.mean() <= -odds[np.arange(300), labels].mean() + 1e-6
+
+
+def test_folds_are_trained_for_fewer_epochs_and_otherwise_alike() -> None:
+    for epochs, expected in ((1, 1), (2, 2), (6, 4), (22, 16)):
+        settings = TuneSettings(epochs=epochs, lr=0.1)
+        assert fold_settings(settings) == replace(settings, epochs=expected)
+
+
+def test_with_four_mistakes_left_no_gain_could_be_shown() -> None:
+    assert not room_for_gain(np.array([True] * 96 + [False] * 4))
+    assert room_for_gain(np.array([True] * 95 + [False] * 5))
+
+
+def test_few_layers_learn_by_larger_steps_unless_asked(split: SplittableBackbone) -> None:
+    def rates(**choices: Any) -> list[float]:
+        return [rung.settings.lr for rung in plan_rungs(Recipe(**choices), split, train=3000, rate=200.0)]
+
+    assert rates(effort="standard") == [LAST_LR, TuneSettings.lr]
+    assert rates(effort="quick") == rates(effort="quick", unfreeze="conv_head") == [LAST_LR]
+    assert rates(effort="quick", unfreeze="blocks.5") == [TuneSettings.lr]
+    assert rates(effort="standard", lr=0.01) == [0.01, 0.01]
+
+
+@pytest.mark.exhaustive
+def test_networks_without_batchnorm_learn_more_slowly_unless_asked() -> None:
+    recipe = Recipe(effort="quick", unfreeze="all")
+    for name, rate in (("test_convnext", 1e-4), ("test_resnet", 1e-3)):
+        split = SplittableBackbone(build_architecture(name, image_size=64), height=64, width=64)
+        assert plan_rungs(recipe, split, train=100, rate=10.0)[0].settings.lr == rate
+        assert plan_rungs(replace(recipe, lr=0.01), split, train=100, rate=10.0)[0].settings.lr == 0.01
+
+
+def test_the_boundary_before_a_part_is_the_last_one_without_weights_between() -> None:
+    split = SplittableBackbone(build_architecture("test_resnet", image_size=64), height=64, width=64)
+    firsts = {boundary.name: split.parts(boundary.name)[0][0] for boundary in split.boundaries[1:-1]}
+    assert firsts["act1"] == firsts["maxpool"] == "layer1.0"
+    assert boundary_before("layer1", split).name == "maxpool"
+
+
+def test_what_is_for_one_class_to_an_image_is_off_for_several_labels_unless_asked_for(
+    split: SplittableBackbone,
+) -> None:
+    for effort in ("quick", "standard", "thorough"):
+        for rung in plan_rungs(Recipe(effort=effort), split, train=3000, rate=200.0, several=True):
+            assert (rung.settings.cutmix, rung.settings.smoothing) == (0.0, 0.0)
+    asked = plan_rungs(Recipe(effort="quick", cutmix=0.4, smoothing=0.1), split, train=9, rate=1.0, several=True)[0]
+    assert (asked.settings.cutmix, asked.settings.smoothing) == (0.4, 0.1)

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.special import expit, softmax
+
+from headstart.evaluation.metrics import Scores
+from headstart.evaluation.predictions import Evaluated, evaluate_predictions
+from headstart.evaluation.reliability import (
+    coverage_curve,
+    reliabilities,
+    reliability,
+    reliability_picture,
+    usual_kept,
+)
+from headstart.training.losses import folds_of
+from headstart.trust.calibration import (
+    HIGHEST,
+    LEAST,
+    Calibration,
+    agreement,
+    by_others,
+    calibrate,
+    calibrated_scale,
+    threshold_for,
+)
+
+
+def some(count: int, sharper: float = 1.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Logits, and labels drawn from their probabilities before they were made sharper."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(count, 4)) * 2.5
+    labels = (rng.random(count)[:, None] > softmax(logits, axis=1).cumsum(1)).sum(1)
+    return sharper * logits, labels.astype(np.int64)
+
+
+@pytest.mark.parametrize("sharper", [0.3, 1.0, 4.0])
+def test_the_temperature_undoes_what_made_the_model_too_sure_or_too_modest(sharper: float) -> None:
+    logits, labels = some(3000, sharper)
+    found = calibrate(logits, labels, wanted=0.9)
+    assert found.temperature == pytest.approx(sharper, rel=0.1)
+    assert found.images == 3000
+    others, truth = some(20_000, sharper, seed=1)
+    chances = softmax(others / found.temperature, axis=1)
+    error = reliability("x", chances.max(1), chances.argmax(1) == truth).error
+    assert error < 0.02
+    if sharper != 1:
+        plain = softmax(others, axis=1)
+        assert reliability("x", plain.max(1), plain.argmax(1) == truth).error > 3 * error
+
+
+def test_the_temperature_of_several_labels_likewise() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(3000, 3)) * 2 - 1
+    labels = (rng.random(logits.shape) < expit(logits)).astype(np.int64)
+    found = calibrate(3 * logits, labels, wanted=0.9)
+    assert found.temperature == pytest.approx(3, rel=0.1)
+    assert (found.wanted, found.threshold) == (0, 0)  # each label has a threshold of its own
+
+
+def test_no_number_of_right_answers_makes_it_certain() -> None:
+    logits = np.eye(3)[np.arange(99) % 3] * 3
+    sure = softmax(calibrated_scale(logits, np.arange(99) % 3) * logits, axis=1).max(1)
+    assert (sure < 0.999).all()
+    assert (sure > 0.9).all()
+
+
+def test_few_images_calibrate_nothing() -> None:
+    logits, labels = some(LEAST - 1)
+    found = calibrate(logits, labels, wanted=0.9)
+    assert (found.images, found.temperature, found.threshold) == (0, 1, 0)
+    assert "there are 49. Remedy: add labelled images" in found.sentence
+    assert np.allclose(by_others(logits, labels), softmax(logits, axis=1))
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_a_classifier_no_better_than_chance_gets_no_temperature_and_is_said_to_have_learnt_nothing(
+    classes: int,
+) -> None:
+    rng = np.random.default_rng(0)
+    found = calibrate(rng.normal(size=(200, classes)), rng.integers(0, classes, 200), wanted=0.9)
+    assert (found.images, found.temperature) == (0, 1)
+    assert "learnt nothing" in found.sentence
+    several = calibrate(rng.normal(size=(200, classes)), rng.integers(0, 2, (200, classes)), wanted=0.9)
+    assert several.images == 0
+
+
+def test_always_naming_the_common_class_is_nothing_and_finding_the_rare_one_is_something() -> None:
+    labels = (np.arange(300) % 20 == 0).astype(np.int64)
+    always = agreement(np.tile([1.0, 0.0], (300, 1)), labels)
+    assert (always.correct, always.expected, always.learnt) == (285, 285, False)
+    found = labels.copy()
+    found[labels == 1] = np.arange(15) % 3 > 0  # 10 of 15
+    found[1:61:3] = 1  # 20 others: less often right than who always names the common one
+    finds = agreement(np.eye(2)[found], labels)
+    assert finds.correct < 285
+    assert finds.learnt
+    assert 0 < finds.kappa < 1
+
+
+def test_the_temperature_has_bounds() -> None:
+    logits, labels = some(400)
+    labels[:240] = np.random.default_rng(1).integers(0, 4, 240)  # a weak signal in logits that are far too large
+    assert calibrate(1e4 * logits, labels, wanted=0.9).temperature == HIGHEST
+    assert calibrate(1e-4 * logits, labels, wanted=0.9).temperature == pytest.approx(1 / HIGHEST)
+
+
+def test_kept_usual_images_are_reported_with_their_interval_and_a_warning_outside_the_promise() -> None:
+    part = evaluate_predictions("test", ["x"] * 200, np.zeros(200, np.int64), np.tile([0.9, 0.1], (200, 1)), ("a", "b"))
+    for kept, warned in ((190, False), (160, True), (200, True)):
+        scores = np.where(np.arange(200) < kept, 0.5, 0.99)
+        (found,) = usual_kept(Calibration(), [replace(part, outliers=scores)])
+        assert f"of test it keeps {kept} of 200" in found.sentence
+        assert bool(found.warning) == warned
+    assert usual_kept(Calibration(), [part]) == []
+    first = usual_kept(Calibration(usual_images=245, usual_kept=233), [part])[0]
+    assert (first.kept, first.count) == (233, 245)
+
+
+def test_each_fifth_is_judged_by_the_temperature_of_the_others() -> None:
+    logits, labels = some(200, 3.0)
+    found = by_others(logits, labels)
+    for learn, judge in folds_of(labels, 5, 0):
+        scale = calibrated_scale(logits[learn], labels[learn])
+        assert np.allclose(found[judge], softmax(scale * logits[judge], axis=1))
+
+
+def test_the_threshold_is_the_lowest_that_gives_the_wanted_accuracy() -> None:
+    best = np.array([0.9, 0.8, 0.7, 0.7, 0.6, 0.5])
+    right = np.array([True, True, True, False, True, False])
+    assert threshold_for(0.5, best, right) == 0  # all answers together are good enough
+    assert threshold_for(0.8, best, right) == 0.6  # 4 of 5
+    assert threshold_for(0.9, best, right) == 0.8  # those of 0.7 are answered together or not at all
+    assert threshold_for(0.9, best, ~right) > 1  # none would do
+
+
+def test_the_wanted_accuracy_is_reached_on_other_images() -> None:
+    logits, labels = some(4000, 2.0)
+    found = calibrate(logits, labels, wanted=0.95)
+    others, truth = some(20_000, 2.0, seed=1)
+    chances = softmax(others / found.temperature, axis=1)
+    sure = chances.max(1) >= found.threshold
+    assert (chances.argmax(1) == truth)[sure].mean() == pytest.approx(0.95, abs=0.015)
+    assert sure.mean() == pytest.approx(found.coverage, abs=0.03)
+    assert found.accuracy == pytest.approx(0.95, abs=0.015)
+
+
+def test_the_error_is_the_mean_distance_of_probability_and_share_right() -> None:
+    chances = np.array([0.95, 0.95, 0.95, 0.95, 0.55, 0.55])
+    right = np.array([True, True, True, False, False, True])
+    found = reliability("val", chances, right)
+    assert [(b.count, round(b.confidence, 2), b.accuracy) for b in found.bins] == [(2, 0.55, 0.5), (4, 0.95, 0.75)]
+    assert found.error == pytest.approx((2 * 0.05 + 4 * 0.2) / 6)
+    assert reliability("val", np.array([0.0, 1.0]), np.array([False, True])).error == 0
+
+
+def evaluated(name: str, logits: np.ndarray, labels: np.ndarray) -> Evaluated:
+    paths = [str(i) for i in range(len(labels))]
+    return evaluate_predictions(name, paths, labels, softmax(logits, axis=1), ("a", "b", "c", "d"))
+
+
+def test_reliability_follows_from_the_predictions_alone() -> None:
+    logits, labels = some(400, 3.0)
+    own = calibrate(logits, labels, wanted=0.9)
+    parts = [evaluated("val", logits / own.temperature, labels), evaluated("test", *some(300, seed=2))]
+    before, after, test = reliabilities(own, parts)
+    plain = softmax(logits, axis=1)
+    assert before.error == pytest.approx(reliability("", plain.max(1), plain.argmax(1) == labels).error)
+    crossed = by_others(logits, labels)
+    assert after.error == pytest.approx(reliability("", crossed.max(1), crossed.argmax(1) == labels).error, abs=1e-4)
+    assert after.error < before.error
+    assert test.name == "test"
+    share, accuracy = coverage_curve(parts[0])
+    assert share[-1] == 1
+    assert isinstance(parts[0].scores, Scores)
+    assert accuracy[-1] == pytest.approx(parts[0].scores.accuracy)
+    assert reliability_picture(own, [before, after, test], parts).startswith(b"\x89PNG")
+
+
+def test_a_threshold_that_is_none_is_said_to_be() -> None:
+    words = [Calibration(1, 90, 0.95, own).threshold_sentence for own in (0.0, 1e-5, 0.62, 1.01)]
+    assert words == [
+        "The model is right in 95 % of its answers whatever their probability, so it is never unsure.",
+        "To be right in 95 % of its answers, the model is unsure below a probability of 0.1 %: ask a person.",
+        "To be right in 95 % of its answers, the model is unsure below a probability of 62.0 %: ask a person.",
+        "No probability is high enough to be right in 95 % of its answers, so it is always unsure: ask a person.",
+    ]
+
+
+def test_several_labels_are_answers_each() -> None:
+    rng = np.random.default_rng(0)
+    chances = rng.random((60, 2))
+    labels = (rng.random((60, 2)) < chances).astype(np.int64)
+    part = evaluate_predictions("val", ["p"] * 60, labels, chances, ("x", "y"), thresholds=[0.5, 0.5], chose=True)
+    before, after = reliabilities(Calibration(2.0, 60), [part])
+    assert sum(b.count for b in before.bins) == sum(b.count for b in after.bins) == 120
+    assert reliability_picture(Calibration(2.0, 60), [before, after], [part]).startswith(b"\x89PNG")
+
+
+def test_probabilities_that_are_as_good_as_certain_are_calibrated_too() -> None:
+    """Beyond a logit of 37 a probability is 1 to the last bit; it has no finite logit any more."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(200, 2)) * 30
+    labels = (rng.random((200, 2)) < expit(logits / 3)).astype(np.int64)
+    assert (expit(logits) == 1).any()
+    part = evaluate_predictions(
+        "val", ["p"] * 200, labels, expit(logits), ("x", "y"), thresholds=[0.5, 0.5], chose=True
+    )
+    (alone,) = reliabilities(Calibration(), [part])
+    assert alone.name == "val"  # there is no before without an after
+    before, after = reliabilities(Calibration(1.0, 200), [part])
+    assert after.error < before.error

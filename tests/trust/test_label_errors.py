@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from headstart.trust.label_errors import find_label_issues
+from headstart.trust.ood import find_strays
+
+CLASSES = 4
+
+
+def images(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(features, classes) of kinds that overlap a little."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, CLASSES, count)
+    middles = np.random.default_rng(5).normal(size=(CLASSES, 32))
+    return (middles[labels] + 0.75 * rng.normal(size=(count, 32))).astype(np.float32), labels
+
+
+def test_most_flipped_labels_are_found_the_surest_first_and_little_else() -> None:
+    features, right = images(600, 0)
+    labels = right.copy()
+    flipped = np.random.default_rng(1).choice(600, 30, replace=False)
+    labels[flipped] = (labels[flipped] + 1) % CLASSES
+    found = find_label_issues(features, labels)
+    assert found is not None
+    hits = np.isin(found.positions, flipped)
+    assert hits.sum() >= 24
+    assert hits.mean() >= 0.6
+    assert hits[:10].all()
+    assert found.chances.shape == (600, CLASSES)
+    assert (found.chances[flipped].argmax(1) == right[flipped]).mean() > 0.8
+
+
+def test_of_several_labels_one_that_is_missing_and_one_too_many_are_found() -> None:
+    features, classes = images(600, 2)
+    labels = np.eye(CLASSES, dtype=np.int64)[classes]
+    wrong = np.arange(20)
+    labels[wrong[:10], classes[wrong[:10]]] = 0
+    labels[wrong[10:], (classes[wrong[10:]] + 1) % CLASSES] = 1
+    found = find_label_issues(features, labels)
+    assert found is not None
+    assert np.isin(wrong, found.positions).sum() >= 15
+    assert len(found.positions) <= 40
+
+
+def test_too_few_images_say_nothing() -> None:
+    features, labels = images(600, 0)
+    assert find_label_issues(features[:30], labels[:30]) is None
+    assert find_label_issues(features[labels == 1], labels[labels == 1]) is None
+    rare = np.append(np.flatnonzero(labels > 0), np.flatnonzero(labels == 0)[:3])
+    assert find_label_issues(features[rare], labels[rare]) is None
+
+
+@pytest.mark.parametrize("signal", [0.0, 0.12])
+def test_a_classifier_that_is_not_well_above_chance_accuses_no_label(signal: float) -> None:
+    """As of a network with random weights: nothing in the features tells the classes apart, or hardly anything."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 460)
+    features = (rng.normal(size=(460, 64)) + signal * labels[:, None]).astype(np.float32)
+    assert find_label_issues(features, labels) is None
+    several = np.stack([labels, rng.integers(0, 2, 460)], axis=1)
+    assert find_label_issues(features, several) is None
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_images_that_belong_to_no_class_are_strays_the_strangest_first(several: bool) -> None:
+    features, labels = images(400, 3)
+    features *= np.float32(3)
+    features[[10, 20, 30]] = 3 * np.random.default_rng(8).normal(size=(3, 32)).astype(np.float32)
+    features[40] = -features[labels == labels[40]].mean(0)
+    given = np.eye(CLASSES, dtype=np.int64)[labels] if several else labels
+    found = find_strays(features, given)
+    assert {10, 20, 30, 40} <= set(found)
+    assert len(found) <= 12
+    assert list(found.values()) == sorted(found.values(), reverse=True)
+    assert min(found.values()) > 1
+
+
+def test_few_images_have_no_strays() -> None:
+    features, labels = images(40, 3)
+    assert not find_strays(features, labels)

@@ -1,0 +1,382 @@
+"""Law 6: an export is compared with the model on the user's own images before it is called done."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from commands import main
+from PIL import Image
+from small_models import CLASSES, shown, small_model
+
+import headstart as hs
+from headstart.backbone.weights import load_backbone, random_backbone
+from headstart.errors import DataError, ExportError, OptionError, OutputError, RunError
+from headstart.exports.graph import about as about_of
+from headstart.exports.loaders import OnnxFile, ProgramFile, open_export
+from headstart.exports.onnx import write_onnx
+from headstart.exports.parity import Expected, file_format, model_format, objections
+from headstart.exports.snippets import javascript_snippet, python_snippet
+from headstart.exports.subprocess_runner import Answers
+from headstart.model import Model
+from headstart.verbs import export as export_module
+
+pytestmark = pytest.mark.exhaustive  # an export takes ten seconds; what is in the graph is tested in test_graph.py
+
+NODE_PACKAGES = os.environ.get("HEADSTART_NODE_PACKAGES", "")
+"""A folder whose node_modules holds onnxruntime-web and sharp."""
+
+ODD_SIZES = [(333, 251), (97, 61), (640, 123), (65, 400), (225, 224)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirty pictures in three classes, of several sizes, one of them a large JPEG."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for i in range(30):
+        (folder / CLASSES[i % 3]).mkdir(exist_ok=True)
+        shown(i).resize((60 + 7 * i, 90 - i)).save(folder / CLASSES[i % 3] / f"{i}.png")
+    shown(99).resize((1400, 1100)).save(folder / "blue" / "large.jpg", quality=95)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return small_model(familiar=True)
+
+
+@pytest.fixture(scope="module")
+def exported(model: Model, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> hs.Exported:
+    return model.export(tmp_path_factory.mktemp("exported") / "small.onnx", data=folder)
+
+
+@pytest.fixture
+def same_graph(exported: hs.Exported, monkeypatch: pytest.MonkeyPatch) -> onnx.ModelProto:
+    """What ``onnx_graph`` would give for ``model``, without the seconds that it takes; tests may change it."""
+    proto = onnx.load(exported.file)
+    monkeypatch.setattr(export_module, "onnx_graph", lambda model: proto)
+    return proto
+
+
+def test_the_file_says_all_that_it_takes_to_use_it(exported: hs.Exported, model: Model) -> None:
+    about = OnnxFile(exported.file).about
+    assert about == exported.about
+    assert (about.classes, about.model) == (model.classes, model.version)
+    assert (about.unsure_below, about.none_above) == (0.6, 0.95)
+    assert about.preprocessing["height"] == 64
+    assert about.written_with["opset"] == "20"
+    data = exported.file.read_bytes()
+    assert json.loads(data[data.rindex(b'{"headstart_export"') :])["classes"] == list(CLASSES)
+    assert str(Path(export_module.__file__).parent).encode() not in data  # traces of the exporter
+
+
+def test_the_comparison_has_a_row_for_each_format_and_finds_them_alike(exported: hs.Exported) -> None:
+    own, written = exported.formats
+    assert (own.name, written.name) == ("model", "onnx")
+    assert own.images == written.images == 31
+    assert written.same == written.clear
+    assert written.clear is not None
+    assert written.clear > 25
+    assert written.largest is not None
+    assert written.largest < 1e-4
+    assert own.correct == written.correct
+    assert written.bytes == exported.file.stat().st_size
+    assert written.whole is not None
+    assert written.whole.images == 1
+
+
+def test_raw_pixels_of_odd_sizes_get_what_the_model_gives(exported: hs.Exported, model: Model) -> None:
+    opened = open_export(exported.file)
+    for i, size in enumerate(ODD_SIZES):
+        image = np.array(shown(200 + i).resize(size))
+        chances, outliers, _ = model.examine([image])
+        given = opened(image[None])
+        assert np.abs(given[0] - chances).max() < 1e-4
+        assert abs(given[1] - outliers).max() < 0.04
+    batch = np.stack([np.array(shown(i)) for i in range(5)])
+    assert np.abs(opened(batch)[0] - model.examine(list(batch))[0]).max() < 1e-4
+
+
+def turned(path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    shown(5).resize((900, 700)).save(path, exif=exif)
+
+
+def transparent(path: Path) -> None:
+    image = shown(6).convert("RGBA")
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    image.save(path)
+
+
+KINDS: dict[str, Callable[[Path], None]] = {
+    "turned.jpg": turned,
+    "transparent.png": transparent,
+    "palette.gif": lambda path: shown(7).convert("P").save(path),
+    "grey.jpg": lambda path: shown(8).convert("L").save(path),
+    "cmyk.jpg": lambda path: shown(9).convert("CMYK").save(path),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_the_python_snippet_prints_what_predict_answers(
+    kind: str, exported: hs.Exported, model: Model, tmp_path: Path
+) -> None:
+    picture = tmp_path / kind
+    KINDS[kind](picture)
+    text = python_snippet(exported.file, exported.about, str(picture))
+    assert python_snippet(exported.file, exported.about).splitlines() == exported.snippets["python"].splitlines()
+    done = subprocess.run([sys.executable, "-I", "-c", text], capture_output=True, text=True, check=True)
+    expected = model.predict(picture)
+    answer, _, chance = done.stdout.strip().rpartition(" ")
+    assert answer == ("none of these" if expected.answer == "none of these" else expected.label)
+    assert float(chance) == pytest.approx(expected.probability, abs=1e-4)
+
+
+def test_the_javascript_snippet_prints_what_predict_answers(
+    exported: hs.Exported, model: Model, tmp_path: Path
+) -> None:
+    if not shutil.which("node") or not (Path(NODE_PACKAGES) / "node_modules" / "onnxruntime-web").is_dir():
+        pytest.skip("no node, or no packages for it (HEADSTART_NODE_PACKAGES)")
+    picture = tmp_path / "picture.png"
+    transparent(picture)
+    script = Path(NODE_PACKAGES) / f"{tmp_path.name}.mjs"
+    script.write_text(javascript_snippet(exported.file, exported.about, str(picture)))
+    try:
+        done = subprocess.run(["node", str(script)], capture_output=True, text=True, check=True)
+    finally:
+        script.unlink()
+    expected = model.predict(picture)
+    answer, _, chance = done.stdout.strip().rpartition(" ")
+    assert answer == ("none of these" if expected.answer == "none of these" else expected.label)
+    assert float(chance) == pytest.approx(expected.probability, abs=0.01)  # another program lays it over white
+
+
+def expected_of(count: int = 200) -> tuple[Expected, Answers]:
+    rng = np.random.default_rng(0)
+    chances = rng.dirichlet(np.ones(3), count)
+    outliers = rng.random(count)
+    about = about_of(small_model(), written_with={})
+    labels = chances.argmax(axis=1)
+    known = Expected(tuple(map(str, range(count))), labels, chances, outliers, 1.0)
+    return known, Answers(about, chances.copy(), outliers.copy(), np.full_like(chances, np.nan), 1.0)
+
+
+def faults_of(change: Callable[[Answers], None], *, precision: str = "float32", allow_loss: bool = False) -> list[str]:
+    known, answers = expected_of()
+    change(answers)
+    formats = model_format(known, None, size=1), file_format("onnx", known, answers, size=1)
+    return objections(formats[1], formats[0], precision=precision, allow_loss=allow_loss)
+
+
+def other_answers(count: int) -> Callable[[Answers], None]:
+    def change(answers: Answers) -> None:
+        answers.probabilities[:count] = np.roll(answers.probabilities[:count], 1, axis=1)
+
+    return change
+
+
+def test_a_file_is_refused_below_each_of_the_limits_and_not_above() -> None:
+    assert faults_of(lambda answers: None) == []
+    assert "clear answers are others" in faults_of(other_answers(1))[0]
+
+    def shifted(by: float) -> Callable[[Answers], None]:
+        return lambda answers: answers.probabilities.__iadd__(by)
+
+    assert faults_of(shifted(9e-4)) == []
+    assert "a probability differs by 1.1e-03" in faults_of(shifted(1.1e-3))[0]
+    assert "a probability differs" in faults_of(lambda answers: answers.probabilities.__setitem__((0, 0), np.nan))[-1]
+    assert "an outlier score differs" in faults_of(lambda answers: answers.outliers.__iadd__(0.03))[0]
+    assert faults_of(other_answers(2), precision="int8") == []
+    assert "a loss of 1.5 points" in faults_of(other_answers(3), precision="int8")[0]
+    assert faults_of(other_answers(3), precision="int8", allow_loss=True) == []
+
+
+def test_of_a_file_that_differs_nothing_is_left(
+    model: Model, folder: Path, same_graph: onnx.ModelProto, tmp_path: Path
+) -> None:
+    bias = next(t for t in same_graph.graph.initializer if t.name == "head.0.bias")
+    bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32([0, 0.5, 0]), bias.name))
+    with pytest.raises(ExportError, match=r"small\.onnx: not written: .*a probability differs by"):
+        hs.export(model, out=tmp_path / "new" / "small.onnx", data=folder)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_prints_a_table_the_file_and_how_to_use_it(
+    model: Model,
+    folder: Path,
+    same_graph: onnx.ModelProto,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = model.save(tmp_path / "m.safetensors")
+    status, out, err = main("export", file, "--data", folder, capsys=capsys)
+    assert status == 0, err
+    lines = out.splitlines()
+    assert lines[0].split()[:3] == ["format", "right", "accuracy"]
+    assert [line.split()[0] for line in lines[1:3]] == ["model", "onnx"]
+    assert "1 of them are JPEGs that are reduced" in out
+    assert f"File: {tmp_path / 'm.onnx'}" in lines
+    assert "import json, numpy, onnxruntime" in lines
+    assert 'import fs from "node:fs";' in lines
+    shown(7).save(tmp_path / "picture.jpg")
+    text = out.partition("\npython:\n\n")[2].partition("\njavascript:\n\n")[0]
+    done = subprocess.run([sys.executable, "-I", "-c", text], capture_output=True, text=True, check=True, cwd=tmp_path)
+    expected = model.predict(tmp_path / "picture.jpg")
+    assert done.stdout.strip().rpartition(" ")[0] == expected.answer or expected.unsure
+
+
+def test_a_file_is_compared_again_later(
+    exported: hs.Exported, model: Model, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = model.save(tmp_path / "m.safetensors")
+    status, out, err = main("verify", exported.file, folder, "--model", file, "--json", capsys=capsys)
+    assert status == 0, err
+    document = json.loads(out)
+    assert [row["name"] for row in document["formats"]] == ["model", "onnx"]
+    assert document["faults"] == []
+    alone = hs.verify(exported.file, folder)
+    assert [(one.name, one.clear) for one in alone.formats] == [("onnx", None)]
+    assert alone.formats[0].correct == exported.formats[1].correct
+    with pytest.raises(ExportError, match="was made from another model"):
+        hs.verify(exported.file, folder, model=small_model())
+
+
+def test_what_cannot_be_done_is_said_before_any_work(
+    exported: hs.Exported, model: Model, folder: Path, tmp_path: Path
+) -> None:
+    file = model.save(tmp_path / "m.safetensors")
+    with pytest.raises(OptionError, match="'caffe': expected one of onnx, torch"):
+        hs.export(file, "caffe", data=folder)
+    with pytest.raises(OptionError, match="is for ONNX alone"):
+        hs.export(file, "torch", quantize="int8", data=folder)
+    with pytest.raises(OptionError, match=r"--out NAME\.onnx"):
+        hs.export(model, data=folder)
+    with pytest.raises(OutputError, match=r"expected a name that ends in \.onnx"):
+        hs.export(file, out=tmp_path / "a.pt2", data=folder)
+    with pytest.raises(RunError, match="--data DATA"):
+        hs.export(file)
+    with pytest.raises(OutputError, match="cannot be written"):
+        hs.export(file, out=file / "a.onnx", data=folder)
+    with pytest.raises(DataError, match="no such folder or table"):
+        hs.export(file, data=tmp_path / "gone")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.safetensors"]
+
+
+def test_files_of_others_and_damaged_ones_are_refused(exported: hs.Exported, folder: Path, tmp_path: Path) -> None:
+    whole = exported.file.read_bytes()
+    cases = {
+        "gone.onnx": (None, "no such file"),
+        "half.onnx": (whole[: len(whole) // 2], "damaged, or no ONNX file"),
+        "other.txt": (b"text", r"\.onnx or \.pt2"),
+        "half.pt2": (b"PK\x03\x04", "damaged, or no exported program"),
+    }
+    for name, (data, message) in cases.items():
+        if data is not None:
+            (tmp_path / name).write_bytes(data)
+        with pytest.raises(ExportError, match=message):
+            hs.verify(tmp_path / name, folder)
+    proto = onnx.load(exported.file)
+    newer = replace(exported.about, headstart_export=99)
+    write_onnx(proto, newer, tmp_path / "newer.onnx")
+    with pytest.raises(ExportError, match="Install a newer Headstart"):
+        open_export(tmp_path / "newer.onnx")
+    del proto.metadata_props[:]
+    onnx.save(proto, tmp_path / "foreign.onnx")
+    with pytest.raises(ExportError, match="no export of Headstart"):
+        open_export(tmp_path / "foreign.onnx")
+
+
+def test_a_program_agrees_and_nothing_in_it_is_unpickled(model: Model, folder: Path, tmp_path: Path) -> None:
+    found = model.export(tmp_path / "small.pt2", data=folder)
+    assert found.formats[1].name == "torch"
+    assert found.about == ProgramFile(found.file).about
+    done = subprocess.run(
+        [sys.executable, "-c", python_snippet(found.file, found.about, str(folder / "blue" / "large.jpg"))],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    expected = model.predict(folder / "blue" / "large.jpg")
+    assert float(done.stdout.split()[-1]) == pytest.approx(expected.probability, abs=1e-4)
+    with zipfile.ZipFile(found.file) as archive:
+        entries = {entry: archive.read(entry) for entry in archive.namelist()}
+    assert not any(b"/exports/" in data for data in entries.values())  # traces of the exporter
+    top = next(iter(entries)).partition("/")[0]
+    for name, data in {"data/sample_inputs/model.pt": b"x", "data/constants/opaque_obj_0": b"x"}.items():
+        with zipfile.ZipFile(tmp_path / "hostile.pt2", "w") as archive:
+            for entry, own in (entries | {f"{top}/{name}": data}).items():
+                archive.writestr(entry, own)
+        with pytest.raises(ExportError, match="holds what torch would unpickle"):
+            open_export(tmp_path / "hostile.pt2")
+
+
+def test_int8_is_calibrated_on_other_pictures_than_it_is_compared_on(
+    model: Model, folder: Path, tmp_path: Path
+) -> None:
+    found = hs.export(model, out=tmp_path / "small.onnx", data=folder, quantize="int8", allow_loss=True)
+    assert [one.name for one in found.formats] == ["model", "onnx", "onnx int8"]
+    assert found.formats[2].images == 16
+    assert found.formats[2].bytes < 0.5 * found.formats[1].bytes
+    assert OnnxFile(found.file).about.precision == "int8"
+    assert found.quantised is not None
+    assert found.quantised.convolutions == (10, 15)  # all but the first five
+    assert found.as_json()["quantised"]["convolutions"] == (10, 15)
+    assert hs.verify(found.file, folder).quantised == found.quantised
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["small.onnx"]
+
+
+@pytest.mark.parametrize("kind", [{"head": "rbf"}, {"head": "neighbours"}, {"several": True, "head": "8"}], ids=str)
+def test_any_head_is_exported(kind: dict, folder: Path, tmp_path: Path) -> None:
+    model = small_model(**kind)
+    images = [np.array(shown(300 + i).resize(size)) for i, size in enumerate(ODD_SIZES)]
+    chances, _, _ = model.examine(images)
+    for file in written(model, tmp_path):
+        for image, chance in zip(images, chances, strict=True):
+            assert np.abs(open_export(file)(image[None])[0][0] - chance).max() < 1e-4
+
+
+BACKBONES = [
+    "tf_efficientnet_lite0",
+    "mobilenetv2_100",
+    "resnet50",
+    "vgg16",
+    "convnext_tiny",
+    "vit_small_patch16_224",
+]
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_exports_of_a_backbone_agree_on_pictures_of_odd_sizes(name: str, tmp_path: Path) -> None:
+    backbone = load_backbone() if name == "tf_efficientnet_lite0" else random_backbone(name)
+    model = small_model(backbone, familiar=True)
+    images = [np.array(shown(400 + i).resize(size)) for i, size in enumerate(ODD_SIZES)]
+    chances, _, _ = model.examine(images)
+    assert np.ptp(chances, axis=0).max() > 0.3
+    second, first = np.sort(chances, axis=1)[:, -2:].T
+    clear = first - second > 1e-3
+    assert clear.sum() >= 4
+    for file in written(model, tmp_path):
+        opened = open_export(file)
+        given = np.concatenate([opened(image[None])[0] for image in images])
+        print(f"{name} {file.suffix}: {np.abs(given - chances).max():.1e}")
+        assert np.abs(given - chances).max() <= 1e-3
+        assert (given.argmax(axis=1) == chances.argmax(axis=1))[clear].all()
+
+
+def written(model: Model, folder: Path) -> Iterator[Path]:
+    """The model as ONNX and as a program, without the comparison."""
+    for to, ending in export_module.ENDINGS.items():
+        file = folder / f"model{ending}"
+        export_module._write(model, to, "", [], file, folder, hs.TerminalProgress())
+        yield file
