@@ -378,21 +378,6 @@ class Model:
                 tensors["familiar.limits"] = torch.from_numpy(self.familiar.limits)
         return {name: t.detach().clone().contiguous() for name, t in tensors.items()}
 
-    def export(self, file: str | os.PathLike[str], **options: Any) -> Any:
-        """Writes the model as an ONNX or .pt2 file that needs no Headstart; see ``headstart.export``.
-
-        Args:
-            file: the format follows from its ending.
-            **options: of ``headstart.export``; ``data`` names the images that the file is compared on.
-
-        Returns:
-            An ``Exported``.
-        """
-        import headstart  # by its public name: what exports stands behind the model in the flow
-
-        to = "torch" if os.fspath(file).lower().endswith(".pt2") else "onnx"
-        return headstart.export(self, to, out=file, **options)
-
     def _header(self) -> dict[str, Any]:
         backbone = self.net.backbone
         return {

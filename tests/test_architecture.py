@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import headstart as hs
 from headstart import errors
 
@@ -153,13 +155,80 @@ def modules() -> dict[str, Path]:
     return {name: path for name, path in found.items() if not name.endswith(("__init__", "__main__"))}
 
 
+def imported_modules(source: str) -> set[str]:
+    """Modules of the package that a source imports, by whatever form, at its top or inside a function.
+
+    Public names that are taken from ``headstart`` itself count as the module that they come from.
+    """
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            found |= {ast.literal_eval(own) for own in node.args[:1] if isinstance(own, ast.Constant)}
+        elif (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in ("headstart", "hs")
+        ):
+            found.add(f"headstart.{node.attr}")
+    return {home for name in found if name.startswith("headstart.") and (home := _home_of(name))}
+
+
+def _home_of(name: str) -> str:
+    """The module in which a dotted name below ``headstart`` lies; "" for the package itself."""
+    dotted = name.removeprefix("headstart.")
+    first, _, rest = dotted.partition(".")
+    if first in hs._HOMES and not rest:
+        return hs._HOMES[first]
+    while dotted and dotted not in ORDER:
+        dotted = dotted.rpartition(".")[0]
+    return dotted
+
+
+def upward_imports(name: str, source: str) -> list[str]:
+    """Modules that a module imports although they come after it in the flow."""
+    return sorted(home for home in imported_modules(source) if ORDER.index(home) >= ORDER.index(name))
+
+
 def test_a_module_imports_only_what_stands_before_it_in_the_flow() -> None:
     assert sorted(modules()) == sorted(ORDER)
-    for name, path in modules().items():
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("headstart."):
-                imported = (node.module or "").removeprefix("headstart.")
-                assert ORDER.index(imported) < ORDER.index(name), f"{name} imports {imported}"
+    upward = {name: upward_imports(name, path.read_text()) for name, path in modules().items()}
+    assert {name: found for name, found in upward.items() if found} == {}
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import headstart.serve.app",
+        "import headstart.serve.app as app",
+        "from headstart.serve.app import create",
+        "from headstart.serve import app",
+        "def late():\n    from headstart.serve import app",
+        "import headstart as hs\nhs.create_app()",
+        "import headstart\nheadstart.create_app()",
+        "from headstart import create_app",
+        "import importlib\nimportlib.import_module('headstart.serve.app')",
+    ],
+)
+def test_an_import_against_the_flow_is_seen_whatever_its_form(statement: str) -> None:
+    assert upward_imports("data.scan", statement)
+    assert upward_imports("cli.main", statement) == []
+
+
+def test_no_module_is_named_after_nothing() -> None:
+    parts = {part for name in modules() for part in name.split(".")}
+    assert parts & {"util", "utils", "common", "helper", "helpers", "misc", "tools", "base", "core"} == set()
+
+
+def test_every_module_says_in_its_first_line_what_it_is() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        lead = (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0]
+        assert lead.endswith((".", ":")), path
+        assert len(lead) > 15, path
 
 
 def test_every_public_name_is_there_and_nothing_else_is_promised() -> None:

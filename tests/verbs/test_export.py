@@ -57,7 +57,7 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def exported(model: Model, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> hs.Exported:
-    return model.export(tmp_path_factory.mktemp("exported") / "small.onnx", data=folder)
+    return hs.export(model, "onnx", out=tmp_path_factory.mktemp("exported") / "small.onnx", data=folder)
 
 
 @pytest.fixture
@@ -298,7 +298,7 @@ def test_files_of_others_and_damaged_ones_are_refused(exported: hs.Exported, fol
 
 
 def test_a_program_agrees_and_nothing_in_it_is_unpickled(model: Model, folder: Path, tmp_path: Path) -> None:
-    found = model.export(tmp_path / "small.pt2", data=folder)
+    found = hs.export(model, "torch", out=tmp_path / "small.pt2", data=folder)
     assert found.formats[1].name == "torch"
     assert found.about == ProgramFile(found.file).about
     done = subprocess.run(
