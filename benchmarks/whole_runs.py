@@ -30,7 +30,7 @@ from torch import nn
 
 from headstart.backbone.pixel_net import FeatureNet, feature_shape
 from headstart.backbone.weights import DEFAULT_BACKBONE, load_backbone
-from headstart.cache.row_store import content_key
+from headstart.cache.keys import content_key
 from headstart.data.augment import Augmentation, views
 from headstart.data.dataset import open_data
 from headstart.data.decode import decode, fit_to

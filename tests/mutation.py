@@ -46,6 +46,9 @@ MODULES = {
     "evaluation/metrics": ["evaluation/test_metrics.py"],
     "runs/folder": ["runs/test_folder.py"],
     "cache/row_store": ["cache/test_row_store.py", "cache/test_cache_commands.py"],
+    "cache/entries": ["cache/test_row_store.py", "cache/test_cache_commands.py"],
+    "cache/budget": ["cache/test_row_store.py", "cache/test_cache_commands.py"],
+    "cache/verify": ["cache/test_row_store.py", "cache/test_cache_commands.py"],
     "serve/middleware": ["serve/test_middleware.py"],
 }
 """Module -> files of its tests."""

@@ -12,7 +12,7 @@ from pictures import picture, write_classes
 from small_models import small_model
 
 import headstart as hs
-from headstart.cache.row_store import cache_root
+from headstart.cache.entries import cache_root
 from headstart.data.dataset import find_images
 from headstart.data.scan import scan
 from headstart.errors import CacheError, HeadstartError, OptionError

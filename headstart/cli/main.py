@@ -21,7 +21,8 @@ from headstart.cli.deferred_imports import defer_compiler
 from headstart.errors import HeadstartError
 
 if TYPE_CHECKING:
-    from headstart.cache.row_store import CacheEntry, Verified
+    from headstart.cache.entries import CacheEntry
+    from headstart.cache.verify import Verified
     from headstart.data.dataset import Dataset
     from headstart.data.inspection import Inspection
     from headstart.evaluation.metrics import AnyScores
@@ -970,7 +971,9 @@ def cache(
     """
     import time
 
-    from headstart.cache.row_store import cache_entries, cache_limit, cache_root, clear_cache, size_text, verify_cache
+    from headstart.cache.budget import cache_limit
+    from headstart.cache.entries import cache_entries, cache_root, clear_cache, size_text
+    from headstart.cache.verify import verify_cache
 
     root, limit, held = cache_root(), cache_limit(), cache_entries()
     before = time.time() - (older or 0) * 86_400
@@ -1184,7 +1187,7 @@ def _group_table(part: Evaluated) -> tuple[list[str], list[list[str]]]:
 
 def _print_formats(found: Exported) -> None:
     """One row for each format, and what decoding by other programs changes."""
-    from headstart.cache.row_store import size_text
+    from headstart.cache.entries import size_text
 
     rows = [
         [

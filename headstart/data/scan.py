@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageChops
 
-from headstart.cache.row_store import DamagedRows, RowStore, content_key
+from headstart.cache.keys import content_key
+from headstart.cache.row_store import DamagedRows, RowStore
 from headstart.data.bit_depth import LEVELS, ValueRange, range_of
 from headstart.data.decode import (
     DECODE_AT_LEAST,

@@ -39,7 +39,9 @@ from torch import Tensor, fx, nn
 
 from headstart.backbone.pixel_net import PixelNet
 from headstart.backbone.split import trace
-from headstart.cache.row_store import cache_root, content_key, describe_key, read_document, seal_document
+from headstart.cache.entries import cache_root
+from headstart.cache.keys import content_key, describe_key
+from headstart.cache.sealed_document import read_document, seal_document
 from headstart.engine.conv_bn_fusion import (
     Seen,
     can_fold_for_inference,

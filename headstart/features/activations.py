@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from headstart.backbone.pixel_net import ActivationNet, FeatureNet
-from headstart.cache.row_store import DamagedRows, RowStore, content_key
+from headstart.cache.keys import content_key
+from headstart.cache.row_store import DamagedRows, RowStore
 from headstart.data.augment import Augmentation, view_key, views
 from headstart.data.decode import map_images
 from headstart.data.scan import PixelReader, warn_damaged

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from headstart.backbone.pixel_net import FeatureNet, PixelNet, TappedNet, feature_shape
-from headstart.cache.row_store import RowStore, content_key
+from headstart.cache.keys import content_key
+from headstart.cache.row_store import RowStore
 from headstart.data.scan import PixelReader, warn_damaged
 from headstart.engine.select import (
     MEASURE_FROM,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from headstart.cache.row_store import content_key
+from headstart.cache.keys import content_key
 from headstart.data.dataset import is_hidden
 from headstart.data.decode import SUFFIXES
 from headstart.errors import DataError, OptionError, RunError

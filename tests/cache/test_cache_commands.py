@@ -17,16 +17,12 @@ import pytest
 from filelock import FileLock
 from safetensors.numpy import save
 
-from headstart.cache import row_store as store
-from headstart.cache.row_store import (
-    RowStore,
-    cache_entries,
-    cache_limit,
-    clear_cache,
-    content_key,
-    seal_document,
-    size_text,
-)
+from headstart.cache import budget, entries, row_store
+from headstart.cache.budget import cache_limit
+from headstart.cache.entries import CacheEntry, cache_entries, clear_cache, size_text
+from headstart.cache.keys import content_key
+from headstart.cache.row_store import RowStore
+from headstart.cache.sealed_document import seal_document
 from headstart.cli import main as cli
 from headstart.errors import CacheError
 
@@ -69,7 +65,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """A disk of 1000 GB, all of it free, and no limit set; a test may change both."""
     state = {"total": 1e12, "free": 1e12}
     monkeypatch.setattr(
-        "headstart.cache.row_store.shutil.disk_usage",
+        "headstart.cache.budget.shutil.disk_usage",
         lambda _: Disk(int(state["total"]), int(state["total"] - state["free"]), int(state["free"])),
     )
     monkeypatch.delenv("HEADSTART_CACHE_LIMIT", raising=False)
@@ -152,7 +148,7 @@ def test_opening_and_reading_and_looking_up_count_as_use(tmp_path: Path, monkeyp
         age(folder, 5)
         use()
         assert time.time() - cache_entries(tmp_path)[0].used > HOUR, "noted more than once a minute"
-        opened._stamped -= store.STAMP_EVERY + 1
+        opened._stamped -= row_store.STAMP_EVERY + 1
         use()
         assert time.time() - cache_entries(tmp_path)[0].used < 60
 
@@ -173,7 +169,7 @@ def test_a_bad_limit_is_a_named_error(tmp_path: Path, value: str, monkeypatch: p
 def test_the_default_limit_is_50_gigabytes(tmp_path: Path) -> None:
     opened = open_store(tmp_path)
     opened.require_space(int(49e9) // ROW)
-    with pytest.raises(CacheError, match=r"needs 51\.\d GB more. It may hold 50\.0 GB and holds 0\.\d kB"):
+    with pytest.raises(CacheError, match=r"needs 51\.\d GB more. Its limit is 50\.0 GB and it holds 0\.\d kB"):
         opened.require_space(int(51e9) // ROW)
 
 
@@ -250,7 +246,7 @@ def test_a_store_never_removes_itself(tmp_path: Path, monkeypatch: pytest.Monkey
     own.append(keys(0, 1, 2), rows(0, 1, 2))
     age(own.folder, 9)
     limit(monkeypatch, 40)
-    with pytest.raises(CacheError, match=r"needs 20\.0 kB more\. It may hold 40\.0 kB and holds 30"):
+    with pytest.raises(CacheError, match=r"needs 20\.0 kB more\. Its limit is 40\.0 kB and it holds 30"):
         own.require_space(2)
     assert np.array_equal(own.read(keys(2)), rows(2))
 
@@ -270,14 +266,14 @@ def test_what_another_process_uses_stays(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_what_is_used_between_the_look_and_the_removal_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = fill(tmp_path, "theirs", hours=9, count=3)
-    look = store.cache_entries
+    look = budget.cache_entries
 
-    def look_and_then_another_opens_it(root: Path) -> list[store.CacheEntry]:
+    def look_and_then_another_opens_it(root: Path) -> list[CacheEntry]:
         found = look(root)
         os.utime(folder / "used")
         return found
 
-    monkeypatch.setattr(store, "cache_entries", look_and_then_another_opens_it)
+    monkeypatch.setattr(budget, "cache_entries", look_and_then_another_opens_it)
     limit(monkeypatch, 60)
     with pytest.raises(CacheError):
         open_store(tmp_path, "new").require_space(5)
@@ -287,7 +283,7 @@ def test_what_is_used_between_the_look_and_the_removal_stays(tmp_path: Path, mon
 def test_what_is_being_written_to_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = fill(tmp_path, "theirs", hours=9, count=3)
     limit(monkeypatch, 60)
-    monkeypatch.setattr(store, "CLEAR_WAITS", 0.1)
+    monkeypatch.setattr(entries, "CLEAR_WAITS", 0.1)
     with FileLock(folder / "lock"):
         with pytest.raises(CacheError, match="kB more"):
             open_store(tmp_path, "new").require_space(5)
@@ -336,11 +332,11 @@ def test_a_kill_in_the_middle_of_a_removal_leaves_no_half_entry(tmp_path: Path) 
     folder = fill(tmp_path, "a", hours=9, count=3)
     other = fill(tmp_path, "b", hours=8)
     script = (
-        "import os, signal, sys; from pathlib import Path; from headstart.cache import row_store as store\n"
+        "import os, signal, sys; from pathlib import Path; from headstart.cache import entries\n"
         "def half(folder, **_):\n"
         "    (folder / 'keys.bin').unlink(); print(folder, flush=True); os.kill(os.getpid(), signal.SIGKILL)\n"
-        "store.shutil.rmtree = half\n"
-        "store.clear_cache(reversed(store.cache_entries(Path(sys.argv[1]))))"
+        "entries.shutil.rmtree = half\n"
+        "entries.clear_cache(reversed(entries.cache_entries(Path(sys.argv[1]))))"
     )
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL

@@ -14,17 +14,13 @@ import platformdirs
 import pytest
 from damage import DAMAGES, files_of
 
+from headstart.cache import entries
 from headstart.cache import row_store as stores
-from headstart.cache.row_store import (
-    DamagedRows,
-    RowStore,
-    cache_entries,
-    cache_root,
-    content_key,
-    describe_key,
-    size_text,
-    verify_cache,
-)
+from headstart.cache.budget import evict
+from headstart.cache.entries import cache_entries, cache_root, remove_entry, size_text
+from headstart.cache.keys import content_key, describe_key
+from headstart.cache.row_store import DamagedRows, RowStore
+from headstart.cache.verify import verify_cache
 from headstart.errors import CacheError
 
 
@@ -223,7 +219,7 @@ def resident_mb(line: str) -> float:
 
 
 def damaged_keys(store: RowStore, wanted: list[bytes]) -> set[bytes]:
-    with pytest.raises(DamagedRows, match=r"damaged, and dropped\. Run the same command again") as found:
+    with pytest.raises(DamagedRows, match=r"damaged and dropped\. Run the same command again") as found:
         store.read(wanted)
     return set(found.value.keys)
 
@@ -313,7 +309,7 @@ def test_a_file_where_the_folder_should_be_is_a_named_error(tmp_path: Path) -> N
     folder = open_store(tmp_path).folder
     shutil.rmtree(folder)
     folder.write_bytes(b"")
-    with pytest.raises(CacheError, match=r"there is a file in its place\. Remove that file"):
+    with pytest.raises(CacheError, match=r"a file has this name\. Remove that file"):
         open_store(tmp_path)
 
 
@@ -361,13 +357,13 @@ def test_the_cache_is_where_the_environment_says_or_in_the_systems_place(
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(platformdirs, "user_cache_dir", homeless)
-    with pytest.raises(CacheError, match=r"no home folder is known here \(HOME is not set\)\. Set HEADSTART_CACHE"):
+    with pytest.raises(CacheError, match=r"this user has no home folder \(HOME is not set\)\. Set HEADSTART_CACHE"):
         cache_root()
 
 
 def test_damaged_rows_are_counted_in_words() -> None:
-    assert "store: 1 row is damaged, and dropped." in str(DamagedRows(Path("store"), keys(1)))
-    assert "store: 1,200 rows are damaged, and dropped." in str(DamagedRows(Path("store"), [b""] * 1200))
+    assert "store: 1 row is damaged and dropped." in str(DamagedRows(Path("store"), keys(1)))
+    assert "store: 1,200 rows are damaged and dropped." in str(DamagedRows(Path("store"), [b""] * 1200))
 
 
 @pytest.mark.parametrize(
@@ -381,7 +377,7 @@ def test_sizes_are_said_in_powers_of_1000(size: float, text: str) -> None:
 
 def test_a_cache_that_cannot_be_listed_is_a_named_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CacheError, match=r"Not a directory\. Set HEADSTART_CACHE to a folder of yours"):
+    with pytest.raises(CacheError, match=r"Not a directory\. Set HEADSTART_CACHE to a readable folder"):
         cache_entries(tmp_path / "file")
     assert cache_entries(tmp_path / "gone") == []
 
@@ -427,7 +423,7 @@ def test_a_plan_that_cannot_be_read_is_listed_without_words(tmp_path: Path, monk
     def refused(*_: object) -> None:
         raise PermissionError
 
-    monkeypatch.setattr(stores, "open", refused, raising=False)
+    monkeypatch.setattr(entries, "open", refused, raising=False)
     (entry,) = cache_entries(tmp_path)
     assert (entry.about, entry.bytes) == ({}, 7)
 
@@ -443,14 +439,14 @@ def test_an_entry_counts_its_bytes_and_its_rows(tmp_path: Path) -> None:
 def test_what_was_used_since_it_was_listed_is_not_removed_for_room(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     store.append(keys(1), rows(1))
-    entries = cache_entries(tmp_path)
+    listed = cache_entries(tmp_path)
     os.utime(store.folder / "used", (1e9, 1e9))
-    assert stores._evict(entries, 1) == 0
-    assert stores._remove(entries[0], wait=0, unless_used=True) is False
+    assert evict(listed, 1) == 0
+    assert remove_entry(listed[0], wait=0, unless_used=True) is False
     assert store.folder.is_dir()
-    entries = cache_entries(tmp_path)
-    assert stores._evict(entries, 0) == 0
-    assert stores._evict(entries, 1) == entries[0].bytes
+    listed = cache_entries(tmp_path)
+    assert evict(listed, 0) == 0
+    assert evict(listed, 1) == listed[0].bytes
     assert not store.folder.exists()
 
 

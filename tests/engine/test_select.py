@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from headstart.backbone.pixel_net import ActivationNet, FeatureNet, PixelNet, TappedNet
 from headstart.backbone.split import SplittableBackbone
 from headstart.backbone.weights import Backbone, random_backbone
-from headstart.cache.row_store import seal_document
+from headstart.cache.sealed_document import seal_document
 from headstart.engine import select as engines
 from headstart.engine.conv_bn_fusion import can_fold_for_inference
 from headstart.engine.device import give_back_freed_memory, keep_freed_memory

@@ -13,7 +13,7 @@ from pictures import write_classes
 from headstart.backbone.pixel_net import ActivationNet, FeatureNet, split_backbone
 from headstart.backbone.split import INPUT
 from headstart.backbone.weights import Backbone, random_backbone
-from headstart.cache.row_store import cache_root
+from headstart.cache.entries import cache_root
 from headstart.data.augment import Augmentation
 from headstart.data.scan import pixel_store, scan
 from headstart.engine.conv_bn_fusion import fold_for_training

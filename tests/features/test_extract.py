@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 import headstart as hs
 from headstart.backbone.pixel_net import FeatureNet
 from headstart.backbone.weights import Backbone, random_backbone
-from headstart.cache.row_store import content_key
+from headstart.cache.keys import content_key
 from headstart.data.scan import PixelReader, pixel_store, scan
 from headstart.engine import select as engines
 from headstart.engine.conv_bn_fusion import can_fold_for_inference

@@ -20,7 +20,7 @@ from served import served
 
 import headstart as hs
 from headstart.backbone.weights import random_backbone
-from headstart.cache.row_store import cache_root
+from headstart.cache.entries import cache_root
 from headstart.errors import DataError, HeadstartError, OptionError, RunError
 from headstart.evaluation.tables import write_predictions
 from headstart.files import read_rows, unicode_text
@@ -240,7 +240,7 @@ def test_a_class_missing_from_train_or_val_is_reported_and_shifts_nothing(tmp_pa
 
 def test_preprocessing_is_the_same_code_in_training_and_prediction(run: hs.Run) -> None:
     """Law 10: the pixels that training read from the cache are those that prediction makes from the file."""
-    from headstart.cache.row_store import content_key
+    from headstart.cache.keys import content_key
     from headstart.data.scan import pixel_store
 
     model = hs.load(run.model_path)

@@ -12,7 +12,8 @@ from damage import DAMAGES, files_of
 from headstart.backbone.pixel_net import ActivationNet, FeatureNet
 from headstart.backbone.split import SplittableBackbone
 from headstart.backbone.weights import random_backbone
-from headstart.cache.row_store import cache_entries, verify_cache
+from headstart.cache.entries import cache_entries
+from headstart.cache.verify import verify_cache
 from headstart.data.augment import Augmentation
 from headstart.data.scan import PixelReader, scan
 from headstart.engine.select import TorchEngine, measure_engines

@@ -13,7 +13,7 @@ from commands import main
 from pictures import COLOURS, picture, write_classes
 
 import headstart as hs
-from headstart.cache.row_store import content_key
+from headstart.cache.keys import content_key
 from headstart.errors import DataError, OptionError
 from headstart.evaluation.mcnemar import paired
 from headstart.files import read_rows
