@@ -2,7 +2,7 @@
 
     python examples/cats_dogs.py [FOLDER] [--weights legacy_xception.pth]
 
-FOLDER has one folder for each class, or train and val above them. docs/cats-dogs.md explains each step.
+FOLDER has one folder for each class, or train and val above them. docs/tutorials/cats-dogs.md explains each step.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python examples/city_country.py [FOLDER] [--weights resnet50.pth]
 
-FOLDER has train and val above one folder for each class. docs/city-country.md explains each step.
+FOLDER has train and val above one folder for each class. docs/tutorials/city-country.md explains each step.
 """
 
 from __future__ import annotations

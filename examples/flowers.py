@@ -2,7 +2,7 @@
 
     python examples/flowers.py [FOLDER] [--weights mobilenetv2_100.pth]
 
-FOLDER has one folder for each class, or train and val above them. docs/flowers.md explains each step.
+FOLDER has one folder for each class, or train and val above them. docs/tutorials/flowers.md explains each step.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python examples/foods.py [FOLDER] [--weights vgg16.pth]
 
-FOLDER has one folder for each class, or train, val and test above them. docs/foods.md explains each step.
+FOLDER has one folder for each class, or train, val and test above them. docs/tutorials/foods.md explains each step.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ TUTORIAL = Tutorial(
     known="after the head 78 %, then 87 % of 3,347 test images; weakest F1: Bread .62 to .82, Dairy .64 to .74",
     traps=[
         "the mean subtraction that it sets up is never applied; here the weights say what becomes of a pixel.",
-        "whether to unfreeze more is left open; docs/how-deep.md measures it.",
+        "whether to unfreeze more is left open; docs/concepts/ladder.md measures it.",
     ],
     stand_in="flowers",
 )

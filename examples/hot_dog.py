@@ -2,7 +2,7 @@
 
     python examples/hot_dog.py [FOLDER] [--weights resnetv2_50.pth]
 
-FOLDER has one folder for each class, or train and test above them. docs/hot-dog.md explains each step.
+FOLDER has one folder for each class, or train and test above them. docs/tutorials/hot-dog.md explains each step.
 """
 
 from __future__ import annotations

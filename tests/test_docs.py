@@ -14,7 +14,7 @@ import onnx
 import pytest
 import timm
 import torch
-from documents import PAGES, ROOT, Block, Reader, blocks_of
+from documents import DOCUMENTS, PAGES, ROOT, Block, Reader, blocks_of
 from hub import hub_for_tests
 from pictures import picture, write_classes, write_mixtures
 from small_architectures import SMALL, small_architectures
@@ -34,8 +34,11 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 NOT_RUN = {
     ("ARCHITECTURE.md", "folder | table"): "a drawing",
-    ("page.md", "runs/flowers-corrections/"): "names of files: test_corrections.py and test_app.py see them written",
-    ("page.md", "val: before"): "what retrain prints: test_retrain.py compares its words",
+    (
+        "web-page.md",
+        "runs/flowers-corrections/",
+    ): "names of files: test_corrections.py and test_app.py see them written",
+    ("web-page.md", "val: before"): "what retrain prints: test_retrain.py compares its words",
     ("serve.md", "{"): "what the server answers: its keys are compared with a real answer, here",
     ("serve.md", '{"time": "2026'): "a line of the log: test_app.py compares its keys with a real one",
 }
@@ -233,12 +236,16 @@ def options() -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_options_names_and_links_of_a_page_exist(page: Path) -> None:
+def test_options_and_names_of_a_page_exist(page: Path) -> None:
     text = page.read_text()
     code = " ".join(_spans(text))
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", code)) <= options()
     named = {name for name in re.findall(r"\bhs\.(\w+)", text) if name != "md"}
     assert named <= set(hs.__all__)
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_of_a_page_lead_somewhere(page: Path) -> None:
     assert broken_links(page) == []
 
 
@@ -327,5 +334,5 @@ def test_an_example_has_its_page(example: Path) -> None:
     pages = "".join(page.read_text() for page in PAGES)
     if example.name != "side_by_side.py":
         assert f"examples/{example.name}" in pages
-    for page in re.findall(r"docs/[\w-]+\.md", example.read_text()):
+    for page in re.findall(r"docs/[\w/-]+\.md", example.read_text()):
         assert (ROOT / page).exists(), page

@@ -43,8 +43,8 @@ KNN = "kNN"
 DEEPER_FROM = 0.15
 """Log loss of the probe, in nats, below which nothing deeper than the first rung is tried, unless it is asked for.
 
-Measured on five data sets (docs/how-deep.md): where the probe left 0.02 to 0.12, no depth gained more than the first
-rung did; where it left 0.20 and 0.22, deeper ones did.
+Measured on five data sets (docs/concepts/ladder.md): where the probe left 0.02 to 0.12, no depth gained more than the
+first rung did; where it left 0.20 and 0.22, deeper ones did.
 """
 
 SHARES = {"last": 0.90, "half": 0.65}
@@ -180,7 +180,7 @@ def plan_rungs(
         folds: of the cross-validation by which rungs are judged as well; 0 for none.
         training_rate: the same of the fastest of PyTorch's own engines; ``rate`` where it is not given.
         several: whether an image may bear any number of labels. Then CutMix and label smoothing, which are for one
-            class, are off where nothing else is asked for (measured, docs/multi-label.md).
+            class, are off where nothing else is asked for (measured, docs/how-to/multi-label.md).
 
     Raises:
         OptionError: no such boundary to unfreeze behind; lists those that there are.

@@ -33,12 +33,18 @@ import headstart as hs
 from headstart.cli import main as cli
 
 ROOT = Path(cli.__file__).parents[2]
-PAGES = [
-    ROOT / "README.md",
-    ROOT / "CONTRIBUTING.md",
-    ROOT / "ARCHITECTURE.md",
-    *sorted((ROOT / "docs").glob("*.md"), key=lambda page: (page.name != "export.md", page.name)),
-]
+RECORDS = ("results", "decisions")
+"""Folders of docs/ whose commands ran on the data and the machine that they name; they are not run again."""
+
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+"""Every page: links, names and prose are checked."""
+
+PAGES = sorted(
+    (page for page in DOCUMENTS if page.parent.name not in RECORDS and page.name not in ("CHANGELOG.md", "LOG.md")),
+    key=lambda page: (page.name != "export.md", page),
+)
+"""Pages whose commands and Python blocks are run, the slowest first."""
+
 PROGRAMS = ("headstart", "python", "curl", "make", ".ci/run", "uvicorn", "gunicorn")
 UNTIL_STOPPED = ("serve", "watch")
 """Verbs that end with Ctrl-C."""
