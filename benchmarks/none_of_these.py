@@ -64,7 +64,7 @@ def main() -> None:
             flush=True,
         )
         for strangers in given.strangers:
-            _, odd, faults = first.examine([str(path) for path in find_images(strangers)])
+            _, odd, faults = first.predict_with_outliers([str(path) for path in find_images(strangers)])
             seen = np.delete(odd, list(faults))
             found = int((seen > KEPT).sum())
             print(f"    {strangers}: {found} of {len(seen)} taken for strange")

@@ -173,10 +173,11 @@ model.predict(paths[:64])
 began = time.perf_counter()
 said = model.predict(paths, top=10**6)
 seconds = time.perf_counter() - began
-engine = choose_engine(model.net, count=len(paths), sample=np.stack([model.pixels(p) for p in paths[:8]]))
+engine = choose_engine(model.net, count=len(paths), sample=np.stack([model.preprocess(p) for p in paths[:8]]))
 apart = time.perf_counter()
 for start in range(0, len(paths), 256):
-    model.judge(run_in_batches(engine, np.stack(list(map_images(model.pixels, paths[start : start + 256])))))
+    pixels = np.stack(list(map_images(model.preprocess, paths[start : start + 256])))
+    model.predict_features(run_in_batches(engine, pixels))
 apart = time.perf_counter() - apart
 print(json.dumps({"both": [seconds, apart], "said": [[p.label, dict(p.top)] for p in said]}))
 """

@@ -55,10 +55,11 @@ if TYPE_CHECKING:
     from headstart.exports.int8 import Quantised
     from headstart.exports.metadata import About
     from headstart.exports.parity import Format, Whole
-    from headstart.model import Model, Prediction, load
+    from headstart.model import Model, load
     from headstart.pipeline.custom_loop import Workbench, prepare
     from headstart.pipeline.train import resume, train
     from headstart.pipeline.train_events import train_events
+    from headstart.prediction import Prediction
     from headstart.progress import Progress, TerminalProgress
     from headstart.runs.folder import Run, load_run
     from headstart.runs.log import Event
@@ -114,7 +115,7 @@ _HOMES = {
     "OptionError": "errors",
     "OutputError": "errors",
     "Paired": "evaluation.mcnemar",
-    "Prediction": "model",
+    "Prediction": "prediction",
     "Preprocessing": "data.decode",
     "Progress": "progress",
     "Quantised": "exports.int8",

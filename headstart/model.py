@@ -1,129 +1,95 @@
-"""The finished classifier: one safetensors file that needs neither the network nor the backbone's own file."""
+"""Model: the trained image classifier. ``load`` reads it, ``predict`` classifies images, ``save`` writes it."""
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar, final, overload
+from typing import Any, final, overload
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from headstart.backbone.layers import Layout
 from headstart.backbone.pixel_net import FeatureNet
 from headstart.backbone.weights import Backbone, build_architecture
-from headstart.concurrency import ProcessLock
-from headstart.data.decode import Preprocessing, Rgb, as_rgb, decode, fit_to, map_images
-from headstart.data.sources import ImageSource, OneImage, Picture, read_source, read_sources
-from headstart.engine.device import resolve_device, settle_after_fork
-from headstart.engine.select import MEASURE_FROM, Engine, choose_engine, run_in_batches
-from headstart.errors import ModelFileError, OptionError, UnreadableImage, first_line
+from headstart.data.decode import Preprocessing, Rgb
+from headstart.data.sources import ImageSource, OneImage, Picture, read_sources
+from headstart.engine.device import settle_after_fork
+from headstart.errors import ModelFileError, OptionError, first_line
 from headstart.files import not_written, unicode_text, user_path, write_atomically
 from headstart.html import paragraph, table
 from headstart.hub import fetch, read_address
 from headstart.model_file import FORMAT_VERSION, KEY, check_model, digest, read_model_file
+from headstart.prediction import NONE_OF_THESE, Prediction, unreadable_prediction
+from headstart.predictor import Predictor
 from headstart.progress import Progress, SilentProgress
 from headstart.training.custom_heads import describe
-from headstart.training.heads import head_from, logits_on, vectors_of
+from headstart.training.heads import head_from
 from headstart.training.losses import probabilities_of
 from headstart.training.recipe import Recipe
 from headstart.trust.calibration import Calibration
-from headstart.trust.ood import KEPT, Familiar
+from headstart.trust.ood import Familiar
 
 MODEL_FILE = "model.safetensors"
-"""The model's name in a run folder."""
+"""File name of the model in a run folder."""
 
 LIBRARIES = ("headstart", "torch", "timm", "torchvision", "numpy", "pillow", "scikit-learn", "safetensors")
-
-NONE_OF_THESE = "none of these"
-UNSURE = "unsure: ask a person"
-"""Answers where the model would rather give no class."""
+"""Libraries whose versions a model file records."""
 
 SHOWN_CLASSES = 12
-"""Names of classes that a notebook shows."""
-
-Item = TypeVar("Item")
-
-_BUILDING = ProcessLock()
-"""Held while an engine is measured and built: several threads at a time would measure how they disturb each other."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a model says of one picture.
-
-    Attributes:
-        path: as it was given; "<bytes>", "<image>" or "<array>" for a picture in memory.
-        label: the most probable class, or None where the picture cannot be read.
-        probability: of that class, in [0, 1].
-        top: the most probable classes with their probabilities, best first.
-        error: why the picture cannot be read, or None.
-        outlier: how unlike the pictures that the model learnt from this one is: the share of usual pictures that are
-            nearer to them, in [0, 1]; None where the model does not know, or the picture cannot be read.
-        unsure: whether ``probability`` is too low for the accuracy that was asked for.
-        labels: where a picture may bear any number of them, those that are at least as probable as their thresholds,
-            the surest first, with their probabilities; None of a model that gives each picture one class.
-    """
-
-    path: str
-    label: str | None
-    probability: float
-    top: tuple[tuple[str, float], ...]
-    error: str | None = None
-    labels: tuple[tuple[str, float], ...] | None = None
-    outlier: float | None = None
-    unsure: bool = False
-
-    @property
-    def answer(self) -> str | None:
-        """``label``, or ``NONE_OF_THESE``, or ``UNSURE``: what can be relied on; None where it cannot be read.
-
-        Where a picture may bear any number of labels, the answer is ``NONE_OF_THESE`` or "", beside ``labels``.
-        """
-        if self.label is None:
-            return None
-        if self.outlier is not None and self.outlier > KEPT:
-            return NONE_OF_THESE
-        if self.labels is not None:
-            return ""
-        return UNSURE if self.unsure else self.label
+"""Class names that a notebook shows."""
 
 
 @final
+@dataclass(frozen=False, eq=False, repr=False, init=False)
 class Model:
-    """A classifier: backbone, head, class names, preprocessing, and where it all came from.
+    """A trained image classifier: backbone, head, class names, preprocessing and provenance.
 
-    Threads may share one; so may forked processes, each of which builds its own engine at its first prediction and
-    computes on one thread (see ``engine.device.settle_after_fork``).
+    Threads and forked processes may share one; each process builds its inference engine at its first prediction.
+    A model does not change once it is made: ``replace`` gives another one.
 
     Args:
-        net: the frozen pass to features.
-        head: (N, ...) features -> (N, classes) logits; one of ``training.heads``, or composed of PyTorch's layers (see
+        net: uint8 pixels -> features; frozen.
+        head: (N, ...) features -> (N, classes) logits; a head of ``training.heads``, or composed of PyTorch layers (see
             ``training.custom_heads``).
-        classes: names, in the order of the logits.
-        recipe: how it was trained.
-        data: what it was trained on: counts and a fingerprint; a JSON document.
-        scores: what it scored, by the name of the set; a JSON document.
-        thresholds: where a picture may bear any number of labels, the probability from which on it is given each; None
-            where each picture has one class.
-        calibration: what was fitted on validation images; none where it is not given.
-        familiar: what usual pictures look like; None where it is not known.
+        classes: class names, in the order of the logits.
+        recipe: options of the training run.
+        data: counts and fingerprint of the training data; a JSON document.
+        scores: evaluation results by set ("val", "test"); a JSON document.
+        libraries: library -> version that the model was trained with; default: the installed ones.
+        thresholds: multi-label models only: (classes,) probability from which each label is assigned.
+        calibration: temperature and confidence threshold, fitted on validation images.
+        ood_detector: out-of-distribution detector; None for a model without one.
 
     Raises:
-        OptionError: the head holds a layer that a model file cannot restore.
+        OptionError: the head contains a layer that a model file cannot restore.
+
+    Example:
+        >>> model = headstart.load("runs/flowers")
+        >>> model.predict("rose.jpg").label
+        'roses'
     """
+
+    net: FeatureNet
+    head: nn.Module
+    classes: tuple[str, ...]
+    recipe: Recipe
+    data: dict[str, Any]
+    scores: dict[str, Any]
+    libraries: dict[str, str]
+    thresholds: tuple[float, ...] | None
+    calibration: Calibration
+    ood_detector: Familiar | None
+    _predictor: Predictor = dataclasses.field(init=False)
 
     def __init__(
         self,
@@ -137,213 +103,248 @@ class Model:
         libraries: dict[str, str] | None = None,
         thresholds: Sequence[float] | None = None,
         calibration: Calibration | None = None,
-        familiar: Familiar | None = None,
+        ood_detector: Familiar | None = None,
     ) -> None:
-        self.calibration, self.familiar = calibration or Calibration(), familiar
-        self.net = net
-        self.thresholds = None if thresholds is None else tuple(map(float, thresholds))
-        self.head = describe(head).requires_grad_(False).eval()
-        self._exact: nn.Module | None = None
-        self._engines: dict[tuple[object, ...], Engine] = {}
-        self.classes = tuple(map(unicode_text, classes))  # names of earlier versions may hold halves of characters
-        self.recipe = recipe
-        self.data = data
-        self.scores = scores
-        self.libraries = libraries or {name: version(name) for name in LIBRARIES}
+        head = describe(head).requires_grad_(False).eval()
+        self.__dict__.update(
+            net=net,
+            head=head,
+            classes=tuple(map(unicode_text, classes)),  # files of earlier versions may hold lone surrogates
+            recipe=recipe,
+            data=data,
+            scores=scores,
+            libraries=libraries or {name: version(name) for name in LIBRARIES},
+            thresholds=None if thresholds is None else tuple(map(float, thresholds)),
+            calibration=calibration or Calibration(),
+            ood_detector=ood_detector,
+            _predictor=Predictor(net, head),
+        )
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Without its engines, which belong to one process."""
-        return self.__dict__ | {"_engines": {}}
+    def replace(self, **changes: Any) -> Model:
+        """A copy with other values of some constructor arguments; weights and engines are shared.
+
+        Args:
+            **changes: constructor arguments, such as ``calibration``, ``thresholds``, ``ood_detector`` or ``scores``.
+
+        Example:
+            >>> renamed = model.replace(classes=[name.upper() for name in model.classes])
+        """
+        other = dataclasses.replace(self, **changes)
+        if other.net is self.net and other.head is self.head:
+            other.__dict__["_predictor"] = self._predictor
+        return other
 
     def __repr__(self) -> str:
         return f"Model({len(self.classes)} classes, {self.net.backbone.architecture})"
 
     def _repr_html_(self) -> str:
-        """For a notebook: what it tells apart, how well, and what it is made of."""
+        """Scores, classes and parts as two tables, for a notebook."""
         size, backbone = self.preprocessing, self.net.backbone
         names = ", ".join(self.classes[:SHOWN_CLASSES]) + (", ..." if len(self.classes) > SHOWN_CLASSES else "")
         scored = [
-            [name, f"{s['correct']:,} of {s['count']:,}", f"{100 * s['low']:.1f}-{100 * s['high']:.1f}"]
+            [
+                name,
+                f"{100 * s['correct'] / max(1, s['count']):.1f} % ({s['correct']:,}/{s['count']:,})",
+                f"{100 * s['low']:.1f}-{100 * s['high']:.1f}",
+            ]
             for name, s in self.scores.items()
         ]
-        made_of = [
+        parts = [
             ["classes" if self.thresholds is None else "labels", f"{len(self.classes):,}: {names}"],
             ["backbone", f"{backbone.architecture}, {backbone.parameters:,} weights, from {backbone.source}"],
-            ["head", f"{sum(t.numel() for t in self.head.state_dict().values()):,} numbers"],
-            ["pictures", f"{size.height} x {size.width} pixels"],
+            ["head", f"{sum(t.numel() for t in self.head.state_dict().values()):,} weights"],
+            ["input", f"{size.height} x {size.width} pixels"],
         ]
-        right = "right" if self.thresholds is None else "every label right"
-        figures = table(["scored on", right, "95 % interval"], scored) if scored else ""
-        return paragraph(repr(self), strong=True) + figures + table(["", ""], made_of)
+        metric = "accuracy" if self.thresholds is None else "all labels right"
+        figures = table(["set", metric, "95 % CI"], scored) if scored else ""
+        return paragraph(repr(self), strong=True) + figures + table(["", ""], parts)
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """What becomes of a picture before the network sees it."""
+        """Crop, size and normalisation of the input."""
         return self.net.backbone.preprocessing
 
     @property
-    def calibration_words(self) -> str:
-        """What was fitted on images that it did not learn from; or why nothing was, and what to do."""
-        words = self.calibration.sentence
-        if self.familiar is None:
-            words = f'{words.rstrip(".")}; it never answers "{NONE_OF_THESE}".'
-        return words
+    def calibration_text(self) -> str:
+        """One sentence: what was calibrated on which images, or why nothing was and what to do."""
+        text = self.calibration.sentence
+        if self.ood_detector is None:
+            text = f'{text.rstrip(".")}; it never answers "{NONE_OF_THESE}".'
+        return text
 
     def probabilities(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-        """(N, ...) float32 features -> (N, classes) float64 probabilities.
+        """(N, ...) float32 features -> (N, classes) float64 probabilities, after temperature scaling.
 
-        Rows sum to 1 where each picture has one class.
+        Rows sum to 1, except those of a multi-label model.
         """
         logits = self.logits(features) / self.calibration.temperature
         return probabilities_of(logits, several=self.thresholds is not None)
 
     def logits(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-        """(N, ...) float32 features -> (N, classes) float64, before the temperature."""
-        settle_after_fork()
-        if self._exact is None:
-            self._exact = copy.deepcopy(self.head).double()
-        return logits_on(self._exact, features, torch.float64)
+        """(N, ...) float32 features -> (N, classes) float64 logits, before temperature scaling."""
+        return self._predictor.logits(features)
 
-    def vectors(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """(N, ...) features -> (N, D), by whose distances pictures are told to be unusual."""
-        return vectors_of(features, Layout.of(self.net.backbone.module))
+    def embed(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """(N, ...) float32 features -> (N, D) float32 vectors, whose distances out-of-distribution detection uses."""
+        return self._predictor.embed(features)
 
     def outlier_scores(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float64] | None:
-        """(N,) of features, see ``Prediction.outlier``; None where it is not known what is usual."""
-        return None if self.familiar is None else self.familiar.outlier_scores(self.vectors(features))
+        """(N, ...) float32 features -> (N,) out-of-distribution scores in [0, 1]; None without a detector."""
+        return None if self.ood_detector is None else self.ood_detector.outlier_scores(self.embed(features))
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a path is a str, and a str is iterable
-        self, pictures: OneImage, *, top: int = 5, device: str = "auto", progress: Progress | None = None
+        self, images: OneImage, *, top: int = 5, device: str = "auto", progress: Progress | None = None
     ) -> Prediction: ...
 
     @overload
     def predict(
-        self, pictures: Iterable[Picture], *, top: int = 5, device: str = "auto", progress: Progress | None = None
+        self, images: Iterable[Picture], *, top: int = 5, device: str = "auto", progress: Progress | None = None
     ) -> list[Prediction]: ...
 
     def predict(
-        self, pictures: object, *, top: int = 5, device: str = "auto", progress: Progress | None = None
+        self, images: object, *, top: int = 5, device: str = "auto", progress: Progress | None = None
     ) -> Prediction | list[Prediction]:
-        """Classifies one image or several.
+        """Classifies one image or many.
 
         Args:
-            pictures: a path, a file's bytes, an open binary file (read from its beginning), a Pillow image, an array
-                or a tensor; or several of them in a list or any other iterable, a folder (the images in it, in natural
-                order), a data set, or a frame of pandas, polars or pyarrow with a column of paths.
+            images: a path, the bytes of a file, an open binary file (read from its beginning), a Pillow image, an
+                array or a tensor; or many: a list or another iterable of these, a folder (its images in natural order),
+                a ``Dataset``, or a pandas, polars or pyarrow frame with a column of paths.
 
-                Arrays are (H, W) or (H, W, 1, 3 or 4), of uint8, uint16, bool (True is white), or floats in [0, 1];
-                (N, H, W, C) are several. Tensors are likewise, or (C, H, W) where the first axis is 1, 3 or 4.
-            top: how many classes each prediction lists, at least 1.
+                Arrays are (H, W) or (H, W, 1, 3 or 4) of uint8, uint16, bool (True is white), or floats in [0, 1];
+                (N, H, W, C) is a batch. Tensors are the same, or (C, H, W) if the first axis is 1, 3 or 4.
+            top: number of classes that each prediction lists, at least 1.
             device: "auto", "cpu", "cuda" or "mps".
-            progress: told of each image.
+            progress: receives progress updates.
 
         Returns:
-            One ``Prediction`` for one image, a list of them, in order, for several. An image that cannot be read has a
-            prediction without a label whose ``error`` says why; it shifts no other.
+            One ``Prediction`` for one image, a list in input order for many. An image that cannot be read gets a
+            prediction without a label, whose ``error`` says why.
 
         Raises:
-            OptionError: ``pictures`` is none of these, or another argument has a value that it cannot take.
-            DataError: a single path does not exist, or a folder holds no image.
+            OptionError: ``images`` has none of these types, or another argument is out of its range.
+            DataError: a single path does not exist, or a folder contains no image.
+
+        Example:
+            >>> one = model.predict("rose.jpg")
+            >>> one.label, one.error
+            ('roses', None)
+            >>> [p.label for p in model.predict(["rose.jpg", "tulip.jpg"], top=1)]
+            ['roses', 'tulips']
         """
         if isinstance(top, bool) or not isinstance(top, int) or top < 1:
-            raise OptionError(f"top {top!r}: expected a whole number from 1 on.")
-        sources, is_one = read_sources(pictures)
-        probabilities, odd, faults = self._examine(sources, device, progress)
-        answers = [
-            unreadable(source.name, faults[place])
-            if place in faults
-            else self.prediction(source.name, probabilities[place], odd[place], top=top)
-            for place, source in enumerate(sources)
+            raise OptionError(f"top {top!r}: expected a whole number of at least 1.")
+        sources, is_one = read_sources(images)
+        probabilities, outliers, errors = self._predict(sources, device, progress)
+        predictions = [
+            unreadable_prediction(source.name, errors[i])
+            if i in errors
+            else self.make_prediction(source.name, probabilities[i], outliers[i], top=top)
+            for i, source in enumerate(sources)
         ]
-        return answers[0] if is_one else answers
+        return predictions[0] if is_one else predictions
 
     def predict_proba(
-        self, pictures: object, *, device: str = "auto", progress: Progress | None = None
+        self, images: object, *, device: str = "auto", progress: Progress | None = None
     ) -> tuple[npt.NDArray[np.float64], dict[int, str]]:
-        """Probabilities of several images; arguments and errors as ``predict``.
+        """Class probabilities of images; arguments and errors as for ``predict``.
 
         Returns:
-            (N, classes) float64, a row of NaN where an image cannot be read, and position -> reason of those. One
-            image has one row; a folder as many as there are images in it.
+            (N, classes) float64, with a row of NaN for each image that cannot be read; and position -> reason for
+            those. One image gives one row, a folder one row per image in it.
         """
-        probabilities, _, faults = self.examine(pictures, device=device, progress=progress)
-        return probabilities, faults
+        probabilities, _, errors = self.predict_with_outliers(images, device=device, progress=progress)
+        return probabilities, errors
 
-    def examine(
-        self, pictures: object, *, device: str = "auto", progress: Progress | None = None
+    def predict_with_outliers(
+        self, images: object, *, device: str = "auto", progress: Progress | None = None
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], dict[int, str]]:
-        """Probabilities and outlier scores of several images; arguments and errors as ``predict``.
+        """Class probabilities and out-of-distribution scores; arguments and errors as for ``predict``.
 
         Returns:
-            As ``predict_proba``, and between the two (N,) float64 outlier scores (see ``Prediction.outlier``), NaN
-            where there is none.
+            (N, classes) float64 probabilities, (N,) float64 scores (see ``Prediction.outlier``; NaN if there is none),
+            and position -> reason for each image that cannot be read.
         """
-        return self._examine(read_sources(pictures)[0], device, progress)
+        return self._predict(read_sources(images)[0], device, progress)
 
-    def _examine(
+    def _predict(
         self, sources: Sequence[ImageSource], device: str, progress: Progress | None
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], dict[int, str]]:
         progress = progress or SilentProgress()
-        out, odd = np.full((len(sources), len(self.classes)), np.nan), np.full(len(sources), np.nan)
-        faults: dict[int, str] = {}
-        engine: Engine | None = None
+        probabilities, outliers = np.full((len(sources), len(self.classes)), np.nan), np.full(len(sources), np.nan)
+        errors: dict[int, str] = {}
         with progress.task("Predicting", len(sources)) as advance:
-            for batch in _batches(enumerate(map_images(self.pixels, sources)), 32):
-                faults |= {place: seen for place, seen in batch if isinstance(seen, str)}
-                good = [(place, seen) for place, seen in batch if not isinstance(seen, str)]
-                if good:
-                    pixels = np.stack([seen for _, seen in good])
-                    if engine is None:
-                        engine = self._engine(len(sources), pixels, device, progress)
-                    places = [place for place, _ in good]
-                    out[places], odd[places] = self.judge(run_in_batches(engine, pixels))
-                advance(len(batch))
-        return out, odd, faults
+            for batch in self._predictor.batches(sources, device, progress):
+                errors |= batch.errors
+                if batch.features is not None:
+                    rows = batch.positions
+                    probabilities[rows], outliers[rows] = self.predict_features(batch.features)
+                advance(batch.num_images)
+        return probabilities, outliers, errors
 
-    def _engine(self, count: int, sample: npt.NDArray[np.uint8], device: str, progress: Progress) -> Engine:
-        """For so many images; built once for each process and device."""
-        place = resolve_device(device)
-        key = os.getpid(), str(place), count >= MEASURE_FROM
-        with _BUILDING:
-            if key not in self._engines:
-                self._engines[key] = choose_engine(
-                    self.net, count=count, sample=sample, device=str(place), progress=progress
-                )
-            return self._engines[key]
-
-    def judge(self, features: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """(N, ...) features -> (N, classes) probabilities and (N,) outlier scores, NaN where there are none."""
+    def predict_features(
+        self, features: npt.NDArray[np.float32]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """(N, ...) float32 features -> (N, classes) probabilities and (N,) outlier scores, NaN without a detector."""
         scores = self.outlier_scores(features)
         return self.probabilities(features), np.full(len(features), np.nan) if scores is None else scores
 
-    def prediction(
-        self, name: str, chances: npt.NDArray[np.float64], outlier: float, *, top: int | None = None
+    def make_prediction(
+        self, path: str, probabilities: npt.NDArray[np.float64], outlier: float, *, top: int | None = None
     ) -> Prediction:
-        """What is said of one picture.
+        """The prediction for one image.
 
         Args:
-            name: of the picture, as it was given.
-            chances: (classes,) its probabilities.
-            outlier: its outlier score, NaN for none.
-            top: how many classes are listed; None for all.
+            path: of the image, as it was given.
+            probabilities: (classes,) in [0, 1].
+            outlier: out-of-distribution score in [0, 1]; NaN for none.
+            top: number of classes listed; None lists all.
         """
-        best = np.argsort(-chances, kind="stable")[: None if top is None else max(1, top)]
-        ranked = tuple((self.classes[i], float(chances[i])) for i in best)
+        order = np.argsort(-probabilities, kind="stable")
+        best = order[: None if top is None else max(1, top)]
+        ranked = tuple((self.classes[i], float(probabilities[i])) for i in best)
+        labels = None
+        if self.thresholds is not None:
+            assigned = [i for i in order if probabilities[i] >= self.thresholds[i]]
+            labels = tuple((self.classes[i], float(probabilities[i])) for i in assigned)
         return Prediction(
-            name,
+            path,
             *ranked[0],
             ranked,
-            labels=self._given(chances),
+            labels=labels,
             outlier=None if np.isnan(outlier) else float(outlier),
             unsure=ranked[0][1] < self.calibration.threshold,
         )
 
-    def save(self, file: str | os.PathLike[str]) -> Path:
-        """Writes the model file, whole or not at all.
+    def preprocess(self, image: Picture, *, most: int | None = None, at_once: int | None = None) -> Rgb | str:
+        """Decodes, crops and resizes an image as the backbone's input.
+
+        Args:
+            image: one image, see ``predict``.
+            most: refuse files of more pixels, see ``decode``; None for no limit.
+            at_once: raise instead of decoding more pixels than this, see ``decode``; None for no limit.
+
+        Returns:
+            (H, W, 3) uint8, or why the image cannot be read.
 
         Raises:
-            ModelFileError: the folder cannot be written, or a value is one that ``load`` would refuse.
+            LargeImage: decoding takes more than ``at_once`` pixels.
+        """
+        return self._predictor.preprocess(image, most=most, at_once=at_once)
+
+    def save(self, file: str | os.PathLike[str]) -> Path:
+        """Writes the model file under a temporary name, then renames it.
+
+        Returns:
+            The file.
+
+        Raises:
+            ModelFileError: the file cannot be written, or a value is one that ``load`` would refuse.
+
+        Example:
+            >>> headstart.load(model.save("flowers.safetensors")).classes == model.classes
+            True
         """
         path = user_path(file)
         try:
@@ -353,7 +354,7 @@ class Model:
         return path
 
     def as_bytes(self) -> bytes:
-        """What ``save`` writes. It names no file of this machine but by its last part.
+        """The content of the model file. It contains no absolute path.
 
         Raises:
             ModelFileError: a value is one that ``load`` would refuse.
@@ -365,17 +366,17 @@ class Model:
 
     @cached_property
     def version(self) -> str:
-        """SHA-256, in hex, of all that its file holds; the file's header has it too."""
+        """SHA-256 of everything that the model file holds, in hex; also in the file's header."""
         return digest(self._header(), self._tensors())
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {f"backbone.{name}": t.cpu() for name, t in self.net.state().items()}
         tensors |= {f"head.{name}": tensor.cpu() for name, tensor in self.head.state_dict().items()}
-        if self.familiar is not None:
-            tensors["familiar.references"] = torch.from_numpy(self.familiar.references)
-            tensors["familiar.usual"] = torch.from_numpy(self.familiar.usual)
-            if self.familiar.limits is not None:
-                tensors["familiar.limits"] = torch.from_numpy(self.familiar.limits)
+        if self.ood_detector is not None:
+            tensors["familiar.references"] = torch.from_numpy(self.ood_detector.references)
+            tensors["familiar.usual"] = torch.from_numpy(self.ood_detector.usual)
+            if self.ood_detector.limits is not None:
+                tensors["familiar.limits"] = torch.from_numpy(self.ood_detector.limits)
         return {name: t.detach().clone().contiguous() for name, t in tensors.items()}
 
     def _header(self) -> dict[str, Any]:
@@ -400,40 +401,6 @@ class Model:
             "thresholds": self.thresholds,
             "calibration": self.calibration.as_json(),
         }
-
-    def pixels(self, picture: Picture, *, most: int | None = None, at_once: int | None = None) -> Rgb | str:
-        """(H, W, 3) uint8 as the network sees the picture, or why it cannot be read.
-
-        Args:
-            picture: see ``predict``.
-            most: pixels that its file may hold, see ``decode``; None for any number.
-            at_once: pixels that may be decoded now, see ``decode``; None for any number.
-
-        Raises:
-            LargeImage: it takes more than ``at_once``.
-        """
-        content, own = read_source(picture).content, self.preprocessing
-        try:
-            if isinstance(content, (Image.Image, np.ndarray)):
-                image = as_rgb(content, value_range=own.value_range)
-            else:
-                image = decode(
-                    content, at_least=own.decode_at_least, value_range=own.value_range, most=most, at_once=at_once
-                ).image
-            return fit_to(image, own, at_once=at_once)
-        except UnreadableImage as error:
-            return error.reason
-
-    def _given(self, chances: npt.NDArray[np.float64]) -> tuple[tuple[str, float], ...] | None:
-        if self.thresholds is None:
-            return None
-        order = np.argsort(-chances, kind="stable")
-        return tuple((self.classes[i], float(chances[i])) for i in order if chances[i] >= self.thresholds[i])
-
-
-def unreadable(name: str, reason: str) -> Prediction:
-    """Of a picture that cannot be read, and why."""
-    return Prediction(name, None, 0.0, (), reason)
 
 
 def load(run_or_model: str | os.PathLike[str]) -> Model:
@@ -478,7 +445,7 @@ def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> Model:
         libraries=header["libraries"],
         thresholds=header.get("thresholds"),
         calibration=Calibration(**header.get("calibration", {})),
-        familiar=_familiar(_under("familiar.", tensors)),
+        ood_detector=_ood_detector(_under("familiar.", tensors)),
     )
 
 
@@ -495,8 +462,8 @@ def _rehearse(model: Model) -> None:
         features = model.net(torch.from_numpy(pixels)).float().numpy()
     if not np.isfinite(features).all():
         raise ModelFileError("the backbone's weights give features that are not finite")
-    chances, _ = model.judge(features)
-    if chances.shape != (1, len(model.classes)) or not np.isfinite(chances).all():
+    probabilities, _ = model.predict_features(features)
+    if probabilities.shape != (1, len(model.classes)) or not np.isfinite(probabilities).all():
         raise ModelFileError(f"the head does not give one probability for each of {len(model.classes):,} classes")
 
 
@@ -529,7 +496,7 @@ def data_fingerprint(keys: Iterable[bytes], labels: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
-def _familiar(tensors: dict[str, Tensor]) -> Familiar | None:
+def _ood_detector(tensors: dict[str, Tensor]) -> Familiar | None:
     if not tensors:
         return None
     limits = tensors.get("limits")
@@ -538,9 +505,3 @@ def _familiar(tensors: dict[str, Tensor]) -> Familiar | None:
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch

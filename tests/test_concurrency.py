@@ -29,7 +29,8 @@ from headstart.backbone.weights import quiet, random_backbone
 from headstart.concurrency import ProcessLock, SharedScope, ignored_warnings, usable_cpus
 from headstart.data.decode import decode, jpeg_bytes, map_images
 from headstart.engine.select import OnnxEngine
-from headstart.model import Model, Prediction, load
+from headstart.model import Model, load
+from headstart.prediction import Prediction
 
 THREADS = 8
 
@@ -81,7 +82,7 @@ def test_threads_that_share_a_model_before_its_first_prediction_agree_with_one(c
     for answer in at_once(lambda _: model.predict(images)):
         assert answer == expected
     assert nn.Module.__call__ is call
-    assert len(model._engines) == 1
+    assert len(model._predictor._engines) == 1
 
 
 def test_models_are_loaded_and_built_in_many_threads(tmp_path: Path) -> None:
@@ -119,7 +120,7 @@ def predicted_in_child(model: Model, images: list[Any], out: Any) -> None:
 def test_a_forked_child_gives_the_same_predictions(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """OpenMP's threads, those of ONNX Runtime and those of a pool do not survive a fork."""
     if engine == "onnxruntime":
-        monkeypatch.setattr("headstart.model.choose_engine", lambda net, **_: OnnxEngine(net))
+        monkeypatch.setattr("headstart.predictor.choose_engine", lambda net, **_: OnnxEngine(net))
     model, count = small_model("test_resnet", image_size=64), 3
     images = [shown(i) for i in range(count)]
     with torch_threads(2):

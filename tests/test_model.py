@@ -19,9 +19,12 @@ from headstart.backbone.pixel_net import FeatureNet, feature_shape
 from headstart.backbone.weights import fingerprint, random_backbone
 from headstart.engine.select import choose_engine
 from headstart.errors import ModelFileError
-from headstart.model import FORMAT_VERSION, Model, Prediction, load
+from headstart.model import Model, load
+from headstart.model_file import FORMAT_VERSION
+from headstart.prediction import Prediction
 from headstart.training.heads import HeadSpec, build_head, linear_head
 from headstart.training.recipe import Recipe
+from headstart.trust.calibration import Calibration
 
 
 @pytest.fixture(scope="module")
@@ -206,10 +209,10 @@ def test_the_engine_is_built_once_and_nothing_is_written(
         built.append(count)
         return choose_engine(net, count=count, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("headstart.model.choose_engine", choose)
+    monkeypatch.setattr("headstart.predictor.choose_engine", choose)
     images = [picture(i) for i in range(32)]
     for _ in range(3):
-        fresh.examine(images)
+        fresh.predict_with_outliers(images)
         fresh.predict(images)
         fresh.predict_proba(images)
         fresh.predict(images[:2])
@@ -229,3 +232,15 @@ def test_class_names_of_an_earlier_version_that_cannot_be_written_become_text(mo
     own = Model(model.net, model.head, names, recipe=model.recipe, data={}, scores={})
     assert own.classes[0] == "G\\xe4nse"
     assert "".join(own.classes).encode()
+
+
+def test_replacing_a_value_gives_another_model_that_shares_weights_and_engines(model: Model) -> None:
+    before = model.predict([picture(0)])
+    warmer = model.replace(calibration=Calibration(temperature=2.0, images=10), scores={"val": {"correct": 1}})
+    assert (warmer.net, warmer.head, warmer._predictor) == (model.net, model.head, model._predictor)
+    assert (warmer.calibration.temperature, model.calibration.temperature) == (2.0, 1.0)
+    assert warmer.predict([picture(0)])[0].probability < before[0].probability
+    assert model.predict([picture(0)]) == before
+    assert warmer.version != model.version
+    with pytest.raises(TypeError, match="no_such_value"):
+        model.replace(no_such_value=1)

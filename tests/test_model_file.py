@@ -143,7 +143,7 @@ def mutations(originals: list[Original], seed: int, count: int) -> Iterator[tupl
 def check_answers(file: Path) -> None:
     model = load(file)
     images = [shown(i) for i in range(2)]
-    chances, outliers, faults = model.examine(images)
+    chances, outliers, faults = model.predict_with_outliers(images)
     for answer in model.predict(images):
         assert answer.label in model.classes
     assert not faults
@@ -153,7 +153,7 @@ def check_answers(file: Path) -> None:
     assert model.thresholds is not None or np.allclose(chances.sum(axis=1), 1)
     assert np.isnan(outliers).all() or ((outliers >= 0) & (outliers <= 1)).all()
     assert model._repr_html_()
-    assert isinstance(model.calibration_words, str)
+    assert isinstance(model.calibration_text, str)
 
 
 def run(originals: list[Original], folder: Path, *, seed: int, count: int, loaded: int) -> tuple[int, int]:

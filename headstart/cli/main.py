@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from headstart.data.inspection import Inspection
     from headstart.evaluation.metrics import AnyScores
     from headstart.evaluation.predictions import Evaluated
-    from headstart.model import Prediction
+    from headstart.prediction import Prediction
     from headstart.verbs.export import Exported
 
 STOPPED = 130
@@ -459,9 +459,9 @@ def predict(
     predictions = model.predict(paths, top=top, device=device.value, progress=TerminalProgress())
     if out is not None:
         write_predictions(out, predictions, excel=excel)
-    uncalibrated = {} if model.calibration.images else {"uncalibrated": model.calibration_words}
+    uncalibrated = {} if model.calibration.images else {"uncalibrated": model.calibration_text}
     if uncalibrated:
-        _complain(model.calibration_words)
+        _complain(model.calibration_text)
     if as_json:
         _print_json([prediction_document(p) | uncalibrated for p in predictions])
     elif out is None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from headstart.data.table import joined
 from headstart.files import csv_text, json_text, output_file, text_bytes, unicode_text
-from headstart.model import Prediction
+from headstart.prediction import Prediction
 
 TABLE_FORMATS = (".csv", ".json", ".parquet")
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from headstart.backbone.layers import Layout
 from headstart.exports.metadata import EXPORT_VERSION, About
 from headstart.exports.resize import Fit
-from headstart.model import NONE_OF_THESE, UNSURE, Model
+from headstart.model import Model
+from headstart.prediction import NONE_OF_THESE, UNSURE
 from headstart.training.heads import mean_vectors
 from headstart.trust.ood import KEPT, NEIGHBOUR, TINY, Familiar
 
@@ -35,7 +36,7 @@ class Graph(nn.Module):
         self.temperature = model.calibration.temperature
         self.several = model.thresholds is not None
         layout = Layout.of(model.net.backbone.module)
-        self.unlike = None if model.familiar is None else Unlike(model.familiar, layout)
+        self.unlike = None if model.ood_detector is None else Unlike(model.ood_detector, layout)
         self.eval()
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
@@ -91,7 +92,7 @@ def about(model: Model, *, written_with: dict[str, str], precision: str = "float
         classes=model.classes,
         thresholds=model.thresholds,
         unsure_below=model.calibration.threshold,
-        none_above=None if model.familiar is None else KEPT,
+        none_above=None if model.ood_detector is None else KEPT,
         unsure=UNSURE,
         none=NONE_OF_THESE,
         decode_at_least=model.preprocessing.decode_at_least,

@@ -609,7 +609,7 @@ class Preparation:
         known = familiar_with(references)
         if known is None:
             return None
-        distances = [] if val is None else [known.distances(model.vectors(val))]
+        distances = [] if val is None else [known.distances(model.embed(val))]
         split = self.look.split
         drawn = (
             split.val_drawn or not split.given
@@ -618,12 +618,12 @@ class Preparation:
             own = self._without_twins()
             among = {place: number for number, place in enumerate(places)}
             itself = np.array([among.get(i, -1) for i in own], np.int64)
-            distances.append(known.distances(model.vectors(self.train.features[own]), itself=itself))
+            distances.append(known.distances(model.embed(self.train.features[own]), itself=itself))
         elif outside is not None and outside.distances is not None:
             distances.append(outside.distances * typical_distance(known, references))
         every = np.concatenate(distances) if distances else np.empty(0)
-        model.familiar = known.with_usual(every)
-        if model.familiar is None:
+        model.ood_detector = known.with_usual(every)
+        if model.ood_detector is None:
             return None
         scores = cross_fitted_scores(every)
         model.calibration = replace(model.calibration, usual_images=len(scores), usual_kept=int((scores <= KEPT).sum()))
@@ -632,10 +632,10 @@ class Preparation:
     def _references(self, model: Model) -> tuple[list[int], npt.NDArray[np.float32]]:
         """Some training images, and their (R, D) features as the finished network sees them."""
         changed, keys = model.net is not self.net, self.keys["train"]
-        length = model.vectors(self.train.features[:1]).shape[1]
+        length = model.embed(self.train.features[:1]).shape[1]
         places = pick_references(keys, length, TUNED_REFERENCES if changed else REFERENCES)
         own = self._features_once(model.net, [keys[i] for i in places]) if changed else self.train.features[places]
-        return places, model.vectors(own)
+        return places, model.embed(own)
 
     def _without_twins(self) -> list[int]:
         """Training images of which no other one is a near copy, drawn by their content, at most ``USUAL``."""

@@ -255,7 +255,7 @@ def _carry_out(
         model, evaluated = prepared.finish(backbone, fitted.head)
     else:
         model, evaluated = prepared.finish(climbed.backbone, climbed.head, climbed.outside)
-    progress.say(model.calibration_words)
+    progress.say(model.calibration_text)
     usual = usual_kept(model.calibration, evaluated)
     for text in [own.warning for own in usual if own.warning] or [f"{own.sentence}." for own in usual[-1:]]:
         progress.say(text)

@@ -15,7 +15,8 @@ from headstart.evaluation.metrics import (
     share_words,
     shown_first,
 )
-from headstart.model import MODEL_FILE, NONE_OF_THESE, UNSURE, Model
+from headstart.model import MODEL_FILE, Model
+from headstart.prediction import NONE_OF_THESE, UNSURE
 from headstart.training.recipe import Recipe
 from headstart.trust.ood import KEPT
 

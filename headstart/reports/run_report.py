@@ -333,7 +333,7 @@ def _mistakes(
 def _heats(told: Told, part: Evaluated, places: Sequence[int]) -> dict[int, str]:
     """Position -> a picture of where the network looked for what it wrongly gave."""
     model = told.model
-    seen = {place: pixels for place in places if not isinstance(pixels := model.pixels(part.paths[place]), str)}
+    seen = {place: pixels for place in places if not isinstance(pixels := model.preprocess(part.paths[place]), str)}
     numbers = {name: i for i, name in enumerate(model.classes)}
     asked = []
     for place in seen:

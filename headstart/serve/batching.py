@@ -24,7 +24,8 @@ from headstart.concurrency import usable_cpus
 from headstart.engine.device import give_back_freed_memory
 from headstart.engine.select import Engine, Pixels, choose_engine, made_up
 from headstart.errors import LargeImage
-from headstart.model import Model, Prediction, unreadable
+from headstart.model import Model
+from headstart.prediction import Prediction, unreadable_prediction
 from headstart.progress import Progress, SilentProgress
 from headstart.serve.decode_budget import Room
 from headstart.serve.errors import Refusal
@@ -250,7 +251,7 @@ class Service:
 
     def pixels(self, data: bytes, at_once: int | None) -> Pixels | str:
         """See ``Model.pixels``; within the limits."""
-        return self.model.pixels(data, most=self.limits.pixels, at_once=at_once)
+        return self.model.preprocess(data, most=self.limits.pixels, at_once=at_once)
 
     @asynccontextmanager
     async def _admitted(self, kind: Work, count: int = 1) -> AsyncIterator[None]:
@@ -295,7 +296,7 @@ class Service:
         self.metrics.pictures.inc()
         if isinstance(seen, str):
             self.metrics.faults.inc()
-            return unreadable(name, seen)
+            return unreadable_prediction(name, seen)
         waiting = _Waiting(name, seen, loop.create_future())
         with self._more:
             self._waiting.append(waiting)
@@ -344,7 +345,7 @@ class Service:
         sample = made_up(self.model.preprocessing.height, self.model.preprocessing.width)
         engine = choose_engine(net, count=MANY, sample=sample, device=self._device, progress=self._progress)
         for size in (1, engine.batch_size):
-            self.model.judge(engine(np.resize(sample, (size, *sample.shape[1:]))))
+            self.model.predict_features(engine(np.resize(sample, (size, *sample.shape[1:]))))
         self._progress.say(f"Engine: {engine.name}.")
         return engine
 
@@ -391,8 +392,10 @@ class Service:
     def _answer(self, engine: Engine, batch: list[_Waiting]) -> None:
         started = time.perf_counter()
         try:
-            chances, odd = self.model.judge(engine(np.stack([own.pixels for own in batch])))
-            answers = [self.model.prediction(own.name, *said) for own, *said in zip(batch, chances, odd, strict=True)]
+            chances, odd = self.model.predict_features(engine(np.stack([own.pixels for own in batch])))
+            answers = [
+                self.model.make_prediction(own.name, *said) for own, *said in zip(batch, chances, odd, strict=True)
+            ]
         except Exception as error:  # an engine raises its own: the requests fail, the server goes on
             for own in batch:
                 _tell(own.answer, None, error)

@@ -51,7 +51,7 @@ class Neighbours:
 
     def __init__(self, model: Model, run: Path) -> None:
         self.model = model
-        if model.familiar is None:
+        if model.ood_detector is None:
             raise OptionError("This model keeps no training pictures: it was trained on too few, or extends another.")
         try:
             table = [row for row in read_rows(run / "split.csv") if row["split"] == "train"]
@@ -59,7 +59,7 @@ class Neighbours:
             labels = [row["labels" if "labels" in row else "label"].strip("|").replace("|", ", ") for row in table]
         except (OSError, KeyError, ValueError) as error:
             raise OptionError(f"{run}: its table of images cannot be read ({error}).") from error
-        kept, length = model.familiar.references.shape
+        kept, length = model.ood_detector.references.shape
         picked = (pick_references(keys, length, most) for most in (REFERENCES, TUNED_REFERENCES))
         places = next((own for own in picked if len(own) == kept), None)
         if places is None:
@@ -75,11 +75,11 @@ class Neighbours:
             count: of them.
         """
         model = self.model
-        assert model.familiar is not None
+        assert model.ood_detector is not None
         net = model.net
         with torch.inference_mode():
             features = net(torch.from_numpy(pixels[None].copy()).to(net.scale.device)).float().cpu().numpy()
-        cosines = model.familiar.similarities(model.vectors(features))[0]
+        cosines = model.ood_detector.similarities(model.embed(features))[0]
         best = np.argsort(-cosines, kind="stable")[:count]
         found = [(*self.rows[i], float(np.clip(cosines[i], 0, 1))) for i in best]
         return [Neighbour(path, label, similarity) for path, label, similarity in found]

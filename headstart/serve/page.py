@@ -264,7 +264,7 @@ class Page:
                 f" Right on {scored['correct']:,} of {scored['count']:,} {name} pictures: {share:.1f} % "
                 f"({low:.1f}-{high:.1f})."
             )
-        return words if model.calibration.images else f"{words} {model.calibration_words}"
+        return words if model.calibration.images else f"{words} {model.calibration_text}"
 
     @cached_property
     def _version(self) -> str:

@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from headstart.model import NONE_OF_THESE, Model, Prediction
+from headstart.model import Model
+from headstart.prediction import NONE_OF_THESE, Prediction
 
 
 class LabelChance(BaseModel):
@@ -102,8 +103,8 @@ def model_document(model: Model, *, engine: str | None) -> ModelDocument:
         backbone=model.net.backbone.architecture,
         preprocessing=own.pixel_key() | {"mean": own.mean, "std": own.std},
         calibrated=model.calibration.images > 0,
-        calibration=model.calibration_words,
-        knows_strangers=model.familiar is not None,
+        calibration=model.calibration_text,
+        knows_strangers=model.ood_detector is not None,
         scores=model.scores,
         engine=engine,
     )

@@ -105,7 +105,7 @@ def evaluate(
         images = other_images(open_like(run, source), model, rows, ignore_unknown, cache=cache, progress=progress)
     if run and any(images.test) and (words := uses_text(read_uses(run))):
         progress.say(f"{words} before. A choice that is made by it spends it.")
-    probabilities, outliers, faults = model.examine(images.paths, device=device, progress=progress)
+    probabilities, outliers, faults = model.predict_with_outliers(images.paths, device=device, progress=progress)
     if source is None and faults:
         first = min(faults)
         raise DataError(
@@ -122,7 +122,7 @@ def evaluate(
                 name, part, own, chances, model.classes, thresholds=model.thresholds, chose=chose
             )
             groups = None if images.groups is None else tuple(images.groups[i] for i in places)
-            odd = None if model.familiar is None else outliers[places]
+            odd = None if model.ood_detector is None else outliers[places]
             evaluated.append(replace(found, outliers=odd, groups=groups))
             test = np.array([images.test[i] for i in places])
             tested, right = tested + int(test.sum()), right + int(found.right[test].sum())

@@ -354,7 +354,7 @@ def _whole_or_nothing(file: Path) -> Iterator[Path]:
 
 def _expected(model: Model, images: LabelledImages, *, device: str, progress: Progress) -> Expected:
     clock = _Clock(progress)
-    probabilities, outliers, faults = model.examine(images.paths, device=device, progress=clock)
+    probabilities, outliers, faults = model.predict_with_outliers(images.paths, device=device, progress=clock)
     if faults:
         first = min(faults)
         raise DataError(f"{images.paths[first]}: {faults[first]}. {len(faults):,} of the images cannot be read.")

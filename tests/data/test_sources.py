@@ -21,7 +21,8 @@ import headstart as hs
 from headstart.data.decode import as_rgb
 from headstart.data.sources import read_source, read_sources
 from headstart.errors import DataError, OptionError
-from headstart.model import Model, Prediction
+from headstart.model import Model
+from headstart.prediction import Prediction
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +129,7 @@ def test_several_images_in_any_form_give_a_list(model: Model, file: Path, tmp_pa
     probabilities, faults = model.predict_proba(folder)
     assert probabilities.shape == (5, 3)
     assert not faults
-    assert model.examine(file)[0].shape == (1, 3)
+    assert model.predict_with_outliers(file)[0].shape == (1, 3)
 
 
 @pytest.mark.parametrize(

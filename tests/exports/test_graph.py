@@ -25,12 +25,12 @@ KINDS = {
 def test_raw_pixels_get_what_examine_gives(kind: str) -> None:
     model = small_model(**KINDS[kind])
     images = [np.array(shown(1000 + i).resize(size)) for i, size in enumerate([(48, 40), (200, 190), (31, 37)])]
-    chances, outliers, _ = model.examine(images)
+    chances, outliers, _ = model.predict_with_outliers(images)
     assert np.ptp(chances, axis=0).max() > 0.02  # else nothing could be told apart
     graph = Graph(model)
     for image, chance, outlier in zip(images, chances, outliers, strict=True):
         first, *others = graph(torch.from_numpy(image)[None])
         assert np.abs(first[0].numpy() - chance).max() < 1e-4
-        assert bool(others) == (model.familiar is not None)
+        assert bool(others) == (model.ood_detector is not None)
         if others:
             assert others[0][0].item() == pytest.approx(outlier, abs=0.04)  # one of 64 usual pictures more or less

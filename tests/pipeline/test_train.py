@@ -24,8 +24,8 @@ from headstart.cache.entries import cache_root
 from headstart.errors import DataError, HeadstartError, OptionError, RunError
 from headstart.evaluation.tables import write_predictions
 from headstart.files import read_rows, unicode_text
-from headstart.model import Prediction
 from headstart.pipeline.prepare import Preparation
+from headstart.prediction import Prediction
 from headstart.progress import SilentProgress
 from headstart.verbs.report import report
 
@@ -249,7 +249,7 @@ def test_preprocessing_is_the_same_code_in_training_and_prediction(run: hs.Run) 
         if row["split"]:
             key = content_key(Path(row["path"]).read_bytes())
             assert key.hex() == row["content"]
-            assert np.array_equal(store.read([key])[0], model.pixels(row["path"]))
+            assert np.array_equal(store.read([key])[0], model.preprocess(row["path"]))
     assert "augment" not in json.dumps(model._header())
 
 

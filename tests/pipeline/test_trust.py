@@ -17,7 +17,7 @@ import headstart as hs
 from headstart.cli.main import app
 from headstart.errors import DataError, OptionError
 from headstart.evaluation.reliability import reliability
-from headstart.model import NONE_OF_THESE, UNSURE, Prediction
+from headstart.prediction import NONE_OF_THESE, UNSURE, Prediction
 from headstart.progress import SilentProgress
 from headstart.reports.model_card import model_card
 from headstart.serve.schemas import model_document
@@ -147,7 +147,7 @@ def test_without_val_training_images_calibrate_by_cross_validation(folded: tuple
     model = hs.load(run.folder)
     assert model.calibration.images == 80
     assert model.calibration.source == "80 training images by 5-fold cross-validation"
-    assert model.familiar is not None
+    assert model.ood_detector is not None
     assert set(run.results) == {"test"}
     for text in (told, run.report_path.read_text(), (run.folder / "README.md").read_text()):
         assert "80 training images by 5-fold cross-validation" in text
@@ -160,9 +160,9 @@ def test_what_is_missing_is_said_in_one_sentence_everywhere(folded: tuple[hs.Run
     model = hs.load(folded[0].folder)
     model.calibration = Calibration(missing="it is too warm. Remedy: open a window")
     sentence = "Not calibrated: it is too warm. Remedy: open a window."
-    assert model.calibration_words == sentence
+    assert model.calibration_text == sentence
     file = model.save(tmp_path / "m.safetensors")
-    assert hs.load(file).calibration_words == sentence
+    assert hs.load(file).calibration_text == sentence
     assert model_document(model, engine=None).calibration == sentence
     picture = next(row["path"] for row in rows(folded[0]))
     said = CliRunner().invoke(app, ["predict", str(file), picture])

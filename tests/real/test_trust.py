@@ -13,7 +13,7 @@ from photographs import photographs
 import headstart as hs
 from headstart.evaluation.metrics import wilson
 from headstart.evaluation.reliability import reliability
-from headstart.model import NONE_OF_THESE
+from headstart.prediction import NONE_OF_THESE
 from headstart.trust.calibration import by_others
 
 pytestmark = pytest.mark.untimed

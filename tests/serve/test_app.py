@@ -129,7 +129,7 @@ def test_so_many_classes_are_listed_as_were_asked_for(server: Served) -> None:
 
 def test_strangers_and_several_labels_are_said() -> None:
     unlike = Familiar(np.full((60, LENGTH), -1, np.float16), np.linspace(0, 0.1, 60, dtype=np.float32))
-    model = tiny_model(familiar=unlike, thresholds=[0.0, 0.0, 1.0])
+    model = tiny_model(ood_detector=unlike, thresholds=[0.0, 0.0, 1.0])
     with served(model) as server:
         (said,) = server.predict(("a.jpg", jpeg())).json()["predictions"]
         about = server.client.get("/v1/model").json()

@@ -18,7 +18,8 @@ from served import jpeg, tiny_model, until
 
 import headstart.serve.batching as services
 from headstart.engine.device import give_back_freed_memory, keep_freed_memory
-from headstart.model import Model, Prediction
+from headstart.model import Model
+from headstart.prediction import Prediction
 from headstart.serve.batching import Service, Work
 from headstart.serve.errors import Refusal
 from headstart.serve.limits import Limits
@@ -52,10 +53,10 @@ class Gate:
     def __init__(self, model: Model) -> None:
         self.open = threading.Event()
         self.sizes: list[int] = []
-        self.model, self.judge = model, model.judge
+        self.model, self.judge = model, model.predict_features
         self.shut = False
         self.before: Callable[[], object] = lambda: None
-        model.judge = self  # type: ignore[method-assign, assignment]
+        vars(model)["predict_features"] = self
 
     def hold(self) -> None:
         self.shut = True
@@ -108,14 +109,14 @@ def test_pictures_that_arrive_while_the_engine_runs_run_together() -> None:
 
 def slow_to_decode(model: Model) -> threading.Event:
     """Pictures whose bytes end in "slow" are not decoded before it is set."""
-    decode, slow = model.pixels, threading.Event()
+    decode, slow = model.preprocess, threading.Event()
 
     def pixels(data: Any, **options: Any) -> Any:
         if data.endswith(b"slow"):
             slow.wait(20)
         return decode(data, **options)
 
-    model.pixels = pixels  # type: ignore[method-assign]
+    vars(model)["preprocess"] = pixels
     return slow
 
 
@@ -197,16 +198,16 @@ def test_what_takes_too_long_is_given_up_and_leaves_nothing_behind() -> None:
 
 def test_an_engine_that_fails_once_fails_those_requests_alone() -> None:
     model = tiny_model()
-    judge = model.judge
+    judge = model.predict_features
 
     async def use(service: Service) -> None:
         def fail(features: Any) -> Any:
             raise MemoryError("no memory")
 
-        model.judge = fail  # type: ignore[method-assign]
+        vars(model)["predict_features"] = fail
         with pytest.raises(MemoryError):
             await service.predict([("a", jpeg(0))])
-        model.judge = judge  # type: ignore[method-assign]
+        vars(model)["predict_features"] = judge
         (answer,) = await service.predict([("b", jpeg(0))])
         assert answer.label is not None
         assert service.held == 0
@@ -405,13 +406,13 @@ def test_images_to_classify_are_decoded_before_those_of_other_requests(monkeypat
     monkeypatch.setattr("headstart.serve.batching.usable_cpus", lambda: 1)
     order: list[str] = []
     model = tiny_model()
-    decode, begun, go = model.pixels, threading.Event(), threading.Event()
+    decode, begun, go = model.preprocess, threading.Event(), threading.Event()
 
     def pixels(data: Any, **options: Any) -> Any:
         order.append("predict")
         return decode(data, **options)
 
-    model.pixels = pixels  # type: ignore[method-assign]
+    vars(model)["preprocess"] = pixels
 
     def hold(at_once: int | None) -> None:
         begun.set()
@@ -474,7 +475,7 @@ def test_an_engine_that_cannot_start_is_said() -> None:
     def fail(features: Any) -> Any:
         raise RuntimeError("no such kernel")
 
-    model.judge = fail  # type: ignore[method-assign]
+    vars(model)["predict_features"] = fail
     service = Service(model)
     service.start()
     until(lambda: service.fault is not None)
@@ -493,7 +494,7 @@ def test_large_pictures_are_decoded_within_their_bound_and_hold_up_no_other(monk
     monkeypatch.setattr(services, "AT_ONCE", 10_000)
     monkeypatch.setattr("headstart.serve.batching.usable_cpus", lambda: 4)
     model = tiny_model()
-    decode, shut, under_way, most = model.pixels, threading.Event(), 0, 0
+    decode, shut, under_way, most = model.preprocess, threading.Event(), 0, 0
     lock = threading.Lock()
 
     def pixels(data: Any, *, at_once: int | None, **options: Any) -> Any:
@@ -508,7 +509,7 @@ def test_large_pictures_are_decoded_within_their_bound_and_hold_up_no_other(monk
             under_way -= 1
         return decode(data, **options)
 
-    model.pixels = pixels  # type: ignore[method-assign]
+    vars(model)["preprocess"] = pixels
 
     async def use(service: Service) -> None:
         large = asyncio.ensure_future(service.predict([(str(i), raw(200, 100)) for i in range(6)]))

@@ -101,16 +101,16 @@ def test_a_range_of_values_is_the_same_in_training_prediction_graph_and_server(t
     assert model.recipe.range == "data"
     rows = read_rows(run.folder / "predictions.csv")
     told = {row["path"]: [float(row[f"p:{name}"]) for name in model.classes] for row in rows}
-    chances, _, _ = model.examine(list(told), device="cpu")
+    chances, _, _ = model.predict_with_outliers(list(told), device="cpu")
     assert np.abs(chances - np.array(list(told.values()))).max() < WITHIN
     plain = replace(model.preprocessing, value_range=None)
-    assert not np.array_equal(model.pixels(rows[0]["path"]), fit_to(decode(rows[0]["path"]).image, plain))
+    assert not np.array_equal(model.preprocess(rows[0]["path"]), fit_to(decode(rows[0]["path"]).image, plain))
     about = About.read(about_of(model, written_with={}).text(), tmp_path)
     graph = Graph(model)
     for path, chance in zip(told, chances, strict=True):
         seen = decode(path, at_least=about.decode_at_least, value_range=about.value_range).image
         assert np.abs(graph(torch.from_numpy(np.array(seen))[None])[0][0].numpy() - chance).max() < WITHIN
-        assert np.array_equal(model.pixels(Image.open(path)), model.pixels(path))
+        assert np.array_equal(model.preprocess(Image.open(path)), model.preprocess(path))
     assert 'about["preprocessing"]["value_range"]' in python_snippet(tmp_path / "model.onnx", about)
     with served(model) as server:
         answer = server.predict(("a.png", Path(rows[0]["path"]).read_bytes())).json()["predictions"][0]

@@ -53,7 +53,7 @@ def small_model(
         scores={},
         thresholds=(0.3, 0.5, 0.6) if several else None,
         calibration=Calibration(temperature=0.7, images=100, wanted=0.95, threshold=0.6),
-        familiar=_familiar(vectors_of(features, Layout.of(own.module))) if familiar else None,
+        ood_detector=_familiar(vectors_of(features, Layout.of(own.module))) if familiar else None,
     )
 
 

@@ -99,12 +99,12 @@ def test_raw_pixels_of_odd_sizes_get_what_the_model_gives(exported: hs.Exported,
     opened = open_export(exported.file)
     for i, size in enumerate(ODD_SIZES):
         image = np.array(shown(200 + i).resize(size))
-        chances, outliers, _ = model.examine([image])
+        chances, outliers, _ = model.predict_with_outliers([image])
         given = opened(image[None])
         assert np.abs(given[0] - chances).max() < 1e-4
         assert abs(given[1] - outliers).max() < 0.04
     batch = np.stack([np.array(shown(i)) for i in range(5)])
-    assert np.abs(opened(batch)[0] - model.examine(list(batch))[0]).max() < 1e-4
+    assert np.abs(opened(batch)[0] - model.predict_with_outliers(list(batch))[0]).max() < 1e-4
 
 
 def turned(path: Path) -> None:
@@ -340,7 +340,7 @@ def test_int8_is_calibrated_on_other_pictures_than_it_is_compared_on(
 def test_any_head_is_exported(kind: dict, folder: Path, tmp_path: Path) -> None:
     model = small_model(**kind)
     images = [np.array(shown(300 + i).resize(size)) for i, size in enumerate(ODD_SIZES)]
-    chances, _, _ = model.examine(images)
+    chances, _, _ = model.predict_with_outliers(images)
     for file in written(model, tmp_path):
         for image, chance in zip(images, chances, strict=True):
             assert np.abs(open_export(file)(image[None])[0][0] - chance).max() < 1e-4
@@ -361,7 +361,7 @@ def test_exports_of_a_backbone_agree_on_pictures_of_odd_sizes(name: str, tmp_pat
     backbone = load_backbone() if name == "tf_efficientnet_lite0" else random_backbone(name)
     model = small_model(backbone, familiar=True)
     images = [np.array(shown(400 + i).resize(size)) for i, size in enumerate(ODD_SIZES)]
-    chances, _, _ = model.examine(images)
+    chances, _, _ = model.predict_with_outliers(images)
     assert np.ptp(chances, axis=0).max() > 0.3
     second, first = np.sort(chances, axis=1)[:, -2:].T
     clear = first - second > 1e-3
