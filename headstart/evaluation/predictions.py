@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from headstart.data.duplicates import parts_of
 from headstart.data.table import SEPARATOR, joined
 from headstart.errors import RunError
 from headstart.evaluation.metrics import AnyScores, GroupScore, score, score_groups, score_labels
 from headstart.files import csv_text, read_rows
-from headstart.training.losses import are_several
+from headstart.training.losses import Parts, are_several
 from headstart.trust.thresholds import given_by, given_by_others
 
 MANY_CLASSES = 200
@@ -51,6 +52,11 @@ class Evaluated:
         return np.asarray(same.all(axis=1) if are_several(self.labels) else same)
 
     @property
+    def together(self) -> Parts | None:
+        """(N,) numbers of the groups, for cross-fitting; an image without a group is one. None without groups."""
+        return None if self.groups is None else parts_of(range(len(self.groups)), self.groups, ())
+
+    @property
     def by_group(self) -> tuple[GroupScore, ...]:
         """Each group's figures, the worst first; none where the data have no groups."""
         return () if self.groups is None else score_groups(self.groups, self.right)
@@ -82,6 +88,7 @@ def evaluate_predictions(
     *,
     thresholds: Sequence[float] | None = None,
     chose: bool = False,
+    together: Parts | None = None,
 ) -> Evaluated:
     """Scores N predictions and keeps them; arguments as in ``Evaluated``.
 
@@ -97,9 +104,12 @@ def evaluate_predictions(
         thresholds: of the model, where each image may bear any number of labels; None where it has one class.
         chose: whether the thresholds were chosen on these images. Then each fifth of them is given labels by the
             thresholds that are best for the others.
+        together: (N,) numbers of parts (groups, near copies) that these fifths do not divide.
     """
     if thresholds is not None:
-        given = given_by_others(probabilities, labels) if chose else given_by(thresholds, probabilities)
+        given = given_by(thresholds, probabilities)
+        if chose:
+            given = given_by_others(probabilities, labels, together=together)
         several = score_labels(probabilities, labels, given, classes, thresholds=thresholds, name=name)
         return Evaluated(several, tuple(paths), labels, given, probabilities, classes)
     if len(classes) > MANY_CLASSES:

@@ -164,7 +164,8 @@ def reliabilities(calibration: Calibration, evaluated: Sequence[Evaluated]) -> l
             plain = probabilities_of(logits, several=several)
             found.append(reliability(BEFORE if calibration.images else "val", *_answers(part, plain)))
             if calibration.images:
-                found.append(reliability("val, after", *_answers(part, by_others(logits, part.labels))))
+                after = by_others(logits, part.labels, together=part.together)
+                found.append(reliability("val, after", *_answers(part, after)))
     return found
 
 

@@ -26,7 +26,7 @@ from headstart.progress import Progress, with_example
 from headstart.training.extend import Remembered, Rows, extend_rows, imagine
 from headstart.training.fit_head import Fitted
 from headstart.training.heads import LayeredHead, OneLogit, head_with_rows, linear_head, logits_on
-from headstart.training.losses import Labels
+from headstart.training.losses import Labels, Parts
 from headstart.training.recipe import PRETRAINED, Recipe
 
 REMEMBERED_FILE = "remembered.csv"
@@ -168,7 +168,14 @@ class Known:
         return _Pictures([files[i] for i in good], [scanned.keys[i] for i in good], labels)
 
     def fit(
-        self, features: Features, labels: Labels, rehearsed: Features, *, names: Sequence[str], progress: Progress
+        self,
+        features: Features,
+        labels: Labels,
+        rehearsed: Features,
+        *,
+        names: Sequence[str],
+        together: Parts,
+        progress: Progress,
     ) -> Fitted:
         """The classifier with new classes behind its own.
 
@@ -177,6 +184,7 @@ class Known:
             labels: (N,) int64 of them, in ``classes`` and then the new ones.
             rehearsed: (M, D) float32 of the pictures of that name.
             names: of the new ones.
+            together: (N,) numbers of parts (groups, near copies) of the training images.
             progress: told of each step.
 
         Raises:
@@ -197,6 +205,7 @@ class Known:
             classes=len(names),
             train_old=self.recipe.train_old,
             seed=self.recipe.seed,
+            together=together[new],
             progress=progress,
         )
         head = head_with_rows(self.head, found.rows.weight, found.rows.bias)

@@ -47,8 +47,8 @@ from headstart.training.ladder import (
     paired_p,
     room_for_gain,
 )
-from headstart.training.losses import Labels, right_of
-from headstart.training.out_of_fold import OutOfFold, in_order, judged_places, of_frozen_features
+from headstart.training.losses import Labels, judged_places, right_of
+from headstart.training.out_of_fold import OutOfFold, in_order, of_frozen_features
 from headstart.trust.ood import TUNED_REFERENCES, held_out_distances, pick_references
 from headstart.trust.temperature import losses_of
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -57,7 +58,16 @@ from headstart.training.ladder import (
     plan_text,
     trained_images,
 )
-from headstart.training.losses import Folds, Labels, class_sizes, count_learnable, learnable_folds, probabilities_of
+from headstart.training.losses import (
+    Folds,
+    Labels,
+    Parts,
+    can_keep_together,
+    class_sizes,
+    count_learnable,
+    learnable_folds,
+    probabilities_of,
+)
 from headstart.training.out_of_fold import OutOfFold, of_frozen_features
 from headstart.training.recipe import Recipe
 from headstart.trust.calibration import EXTENDED, Calibration, calibrate
@@ -301,6 +311,13 @@ class Preparation:
         self.progress.say(f"{look.dataset.root}: {classes}, {', '.join(parts)} images (split {look.split.origin}).")
         for line in in_few_lines(look.findings):
             self.progress.say(line)
+        labels, together = look.dataset.labels[self.used["train"]], self._together(self.used["train"])
+        has_parts = len(set(together.tolist())) < len(together)
+        if has_parts and self.known is None and not can_keep_together(labels, together):
+            self.progress.say(
+                "Warning: each class has training images of one group only (or near copies of one image), so "
+                "cross-validation divides groups and its figures are too high. Add images of further groups."
+            )
 
     def measure(self, kept: EnginePlan | None = None) -> EnginePlan:
         """Settles which engines run, by a sample of the training images.
@@ -404,7 +421,8 @@ class Preparation:
         positions, _, vectors = self._all_vectors()
         c = self.fitted.settings["C"] if self.fitted.name == "probe" else None
         seed = self.recipe.seed
-        found = doubts(self.look.dataset, positions, vectors, c=c, seed=seed, progress=self.progress)
+        together = self._together(positions)
+        found = doubts(self.look.dataset, positions, vectors, c=c, seed=seed, together=together, progress=self.progress)
         if found:
             examples = [with_example(finding.message, finding.items).rstrip(".") for finding in found]
             self.progress.say(f"Warning: {'; '.join(examples)}.")
@@ -437,6 +455,7 @@ class Preparation:
                 self.train.labels,
                 self._features_of(self.known.rehearsed.keys, exact=False),
                 names=self.look.dataset.classes[len(self.known.classes) :],
+                together=self._together(self.used["train"]),
                 progress=self.progress,
             )
             return self.fitted
@@ -449,6 +468,7 @@ class Preparation:
             dtype=self.engines.training_dtype,
             shown=self._shown(),
             val=None if val is None else (val.features, val.labels),
+            together=self._together(self.used["train"]),
             progress=self.progress,
         )
         return self.fitted
@@ -557,7 +577,14 @@ class Preparation:
         files = dataset.files()
         paths = [files[i] for i in own]
         found = evaluate_predictions(
-            name, paths, dataset.labels[own], chances, model.classes, thresholds=model.thresholds, chose=chose
+            name,
+            paths,
+            dataset.labels[own],
+            chances,
+            model.classes,
+            thresholds=model.thresholds,
+            chose=chose,
+            together=self._together(own),
         )
         groups = None if dataset.groups is None else tuple(dataset.groups[i] for i in own)
         return replace(found, outliers=unusual, groups=groups)
@@ -568,8 +595,11 @@ class Preparation:
         Args:
             count: of folds.
         """
-        together = parts_of(self.used["train"], self.look.dataset.groups, self.look.duplicates)
-        return learnable_folds(self.train.labels, count, self.recipe.seed, together=together)
+        return learnable_folds(self.train.labels, count, self.recipe.seed, together=self._together(self.used["train"]))
+
+    def _together(self, positions: Sequence[int]) -> Parts:
+        """(N,) numbers of the parts that images fall into: groups and near copies, which no fold divides."""
+        return parts_of(positions, self.look.dataset.groups, self.look.duplicates)
 
     def _out_of_fold(self) -> OutOfFold | None:
         """Of the classifier on frozen features; None where every class has one image alone."""
@@ -581,18 +611,27 @@ class Preparation:
     def _calibrate(self, model: Model, val: npt.NDArray[np.float32] | None, outside: OutOfFold | None) -> None:
         """By what is said of images that were not learnt from: those of val, and out of fold."""
         logits, labels, sources = [], [], []
+        judged: list[int] = []
         if val is not None and self.val is not None:
             logits.append(model.logits(val))
             labels.append(self.val.labels)
+            judged += self.used["val"]
             sources.append(f"{len(val):,} validation images")
         if outside is not None:
             logits.append(outside.logits)
             labels.append(self.train.labels[outside.places])
+            judged += [self.used["train"][i] for i in outside.places]
             sources.append(f"{len(outside.places):,} training images by {outside.folds}-fold cross-validation")
         if not logits:
             logits, labels = [np.empty((0, len(model.classes)))], [self.train.labels[:0]]
         all_logits, all_labels = np.concatenate(logits), np.concatenate(labels)
-        model.calibration = calibrate(all_logits, all_labels, wanted=self.recipe.wanted, source=" and ".join(sources))
+        model.calibration = calibrate(
+            all_logits,
+            all_labels,
+            wanted=self.recipe.wanted,
+            source=" and ".join(sources),
+            together=self._together(judged),
+        )
         if model.thresholds is not None:
             chances = probabilities_of(all_logits / model.calibration.temperature, several=True)
             model.thresholds = tuple(best_thresholds(chances, all_labels).tolist())
@@ -610,22 +649,26 @@ class Preparation:
         if known is None:
             return None
         distances = [] if val is None else [known.distances(model.embed(val))]
+        judged = [] if val is None else list(self.used["val"])
         split = self.look.split
         drawn = (
             split.val_drawn or not split.given
         )  # a val that was given may differ from train, and be like later images
         if model.net is self.net and (drawn or self.few):  # frozen: training images are to each other as any image is
             own = self._without_twins()
-            among = {place: number for number, place in enumerate(places)}
-            itself = np.array([among.get(i, -1) for i in own], np.int64)
-            distances.append(known.distances(model.embed(self.train.features[own]), itself=itself))
+            parts = self._together(self.used["train"])
+            found = known.distances(model.embed(self.train.features[own]), parts=(parts[own], parts[places]))
+            far = np.isfinite(found)  # with nothing but their own group among the references, they say nothing
+            distances.append(found[far])
+            judged += [self.used["train"][i] for i, kept in zip(own, far, strict=True) if kept]
         elif outside is not None and outside.distances is not None:
             distances.append(outside.distances * typical_distance(known, references))
+            judged += [self.used["train"][i] for i in outside.places]
         every = np.concatenate(distances) if distances else np.empty(0)
         model.ood_detector = known.with_usual(every)
         if model.ood_detector is None:
             return None
-        scores = cross_fitted_scores(every)
+        scores = cross_fitted_scores(every, together=self._together(judged))
         model.calibration = replace(model.calibration, usual_images=len(scores), usual_kept=int((scores <= KEPT).sum()))
         return scores
 

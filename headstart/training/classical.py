@@ -21,7 +21,15 @@ from headstart.errors import DataError
 from headstart.progress import Progress, SilentProgress
 from headstart.training.heads import NeighbourHead, RbfHead, float_tensor, linear_head
 from headstart.training.linear_fits import linear_fits
-from headstart.training.losses import Folds, Labels, class_sizes, learnable_folds
+from headstart.training.losses import (
+    Folds,
+    Labels,
+    Parts,
+    class_sizes,
+    judged_places,
+    learnable_folds,
+    several_parts,
+)
 from headstart.training.probe import CHOOSE_FROM, FOLDS, NEVER, Features, as_rows, standardised
 from headstart.trust.temperature import best_scale, losses_of
 
@@ -72,6 +80,7 @@ def fit_svm(
     balance: bool = False,
     seed: int = 0,
     settings: dict[str, float] | None = None,
+    together: Parts | None = None,
     progress: Progress | None = None,
 ) -> Classical:
     """A linear support vector machine for each class against the rest (liblinear, squared hinge).
@@ -83,6 +92,7 @@ def fit_svm(
         balance: weigh each class by the inverse of its share.
         seed: of the folds.
         settings: of an earlier fit, to take over; chosen by cross-validation where they are not given.
+        together: (N,) numbers of parts that cross-validation does not divide, see ``losses.learnable_folds``.
         progress: told of each fit.
     """
     mean, scale, x = standardised(features)
@@ -98,7 +108,7 @@ def fit_svm(
                 out[judge] = scores[judge, i]
         return out
 
-    chosen, reason = _chosen(outside, labels, LINEAR_C, settings, seed=seed, progress=progress)
+    chosen, reason = _chosen(outside, labels, LINEAR_C, settings, seed=seed, together=together, progress=progress)
     machine = LinearSVC(
         C=chosen["C"], class_weight="balanced" if balance else None, dual="auto", max_iter=SVM_ROUNDS, random_state=0
     )
@@ -121,6 +131,7 @@ def fit_rbf(
     balance: bool = False,
     seed: int = 0,
     settings: dict[str, float] | None = None,
+    together: Parts | None = None,
     progress: Progress | None = None,
 ) -> Classical:
     """A support vector machine with a Gaussian kernel for each class against the rest.
@@ -158,7 +169,9 @@ def fit_rbf(
         coefficients, offsets = fit(learn, c)
         return np.asarray(kernel[judge] @ coefficients + offsets)
 
-    chosen, reason = _chosen(_one_by_one(scores, labels), labels, RBF_C, settings, seed=seed, progress=progress)
+    chosen, reason = _chosen(
+        _one_by_one(scores, labels), labels, RBF_C, settings, seed=seed, together=together, progress=progress
+    )
     coefficients, offsets = _scaled(chosen["scale"], *fit(np.arange(len(x)), chosen["C"]))
     matters = np.flatnonzero(np.abs(coefficients).max(axis=1) > 0)
     head = RbfHead(
@@ -180,6 +193,7 @@ def fit_centroid(
     balance: bool = False,  # noqa: ARG001 (a mean has no balance)
     seed: int = 0,
     settings: dict[str, float] | None = None,
+    together: Parts | None = None,
     progress: Progress | None = None,
 ) -> Classical:
     """The nearest class mean, by the distance of standardised features; arguments as ``fit_svm``."""
@@ -196,7 +210,9 @@ def fit_centroid(
         weight, bias = fit(learn)
         return x[judge] @ weight.T + bias
 
-    chosen, reason = _chosen(_one_by_one(scores, labels), labels, (1.0,), settings, seed=seed, progress=progress)
+    chosen, reason = _chosen(
+        _one_by_one(scores, labels), labels, (1.0,), settings, seed=seed, together=together, progress=progress
+    )
     weight, bias = _scaled(chosen["scale"], *fit(np.arange(len(x))))
     return Classical(linear_head(weight / scale, bias - (weight / scale) @ mean), reason, chosen)
 
@@ -209,9 +225,12 @@ def fit_neighbours(
     balance: bool = False,  # noqa: ARG001 (each image has one vote)
     seed: int = 0,  # noqa: ARG001 (nothing is drawn)
     settings: dict[str, float] | None = None,
+    together: Parts | None = None,
     progress: Progress | None = None,
 ) -> Classical:
     """The nearest neighbours by cosine; how many and how sharply is chosen by leaving each image out.
+
+    With ``together``, each image is left out with its whole part.
 
     Arguments as ``fit_svm``.
     """
@@ -228,8 +247,12 @@ def fit_neighbours(
         reason = f"{neighbours} neighbours, not chosen: {len(x)} training images leave too little to choose on"
     else:
         pairs = [(k, t) for k in NEIGHBOURS for t in TEMPERATURES]
-        outside = _without_themselves(x, [head(*pair) for pair in pairs], progress or SilentProgress())
-        losses = [float(_plain_losses(logits, labels).mean()) for logits in outside]
+        judged = np.ones(len(labels), dtype=bool) if together is None else several_parts(labels, together)
+        if not judged.any():  # every class is one part: single images are left out instead
+            together, judged = None, ~judged
+        heads = [head(*pair) for pair in pairs]
+        outside = _left_out_votes(x, heads, together=together, progress=progress or SilentProgress())
+        losses = [float(_plain_losses(logits[judged], labels[judged]).mean()) for logits in outside]
         neighbours, temperature = pairs[int(np.argmin(losses))]
         reason = f"{neighbours} neighbours, temperature {temperature:g}, by the log loss of each image left out"
     chosen = {"neighbours": float(neighbours), "temperature": temperature}
@@ -262,6 +285,7 @@ def _chosen(
     settings: dict[str, float] | None,
     *,
     seed: int,
+    together: Parts | None,
     progress: Progress | None,
 ) -> tuple[dict[str, float], str]:
     """C and the scale of the scores, by the log loss of images that were left out of the fit."""
@@ -271,9 +295,9 @@ def _chosen(
     sizes = class_sizes(labels)
     if sizes.max() < 2:
         return {"C": middle, "scale": 1.0}, "not chosen: classes of 1 image each leave nothing to choose on"
-    judged = np.flatnonzero(sizes > 1)
+    folds = learnable_folds(labels, FOLDS, seed, together=together)
+    judged = judged_places(folds)
     tried = grid if len(judged) >= CHOOSE_FROM else (middle,)
-    folds = learnable_folds(labels, FOLDS, seed)
     own = np.unique(labels, return_inverse=True)[1][judged]
     found = {}
     with (progress or SilentProgress()).task("Choosing the settings", len(tried) * len(folds), unit="fits") as advance:
@@ -292,16 +316,18 @@ def _scaled(scale: float, weight: Scores, bias: Scores) -> tuple[Scores, Scores]
     return scale * weight, np.where(bias == NEVER, NEVER, scale * bias)
 
 
-def _without_themselves(x: Tensor, heads: list[NeighbourHead], progress: Progress) -> list[Scores]:
-    """For each head the (N, classes) logits of the images, none of which votes for itself."""
+def _left_out_votes(
+    x: Tensor, heads: list[NeighbourHead], *, together: Parts | None, progress: Progress
+) -> list[Scores]:
+    """Leave-one-out: for each head the (N, classes) logits of the images, by the images of other parts."""
+    part = torch.arange(len(x)) if together is None else torch.from_numpy(together)
     parts: list[list[Scores]] = [[] for _ in heads]
     with progress.task("Comparing images", len(x)) as advance:
         for start in range(0, len(x), AT_ONCE):
             cosines = x[start : start + AT_ONCE] @ x.T
-            rows = torch.arange(len(cosines))
-            cosines[rows, start + rows] = -2.0
-            for part, head in zip(parts, heads, strict=True):
-                part.append(head.votes(cosines).double().numpy())
+            cosines[part[start : start + AT_ONCE, None] == part] = -2.0
+            for found, head in zip(parts, heads, strict=True):
+                found.append(head.votes(cosines).double().numpy())
             advance(len(cosines))
     return [np.concatenate(part) for part in parts]
 

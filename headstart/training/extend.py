@@ -22,7 +22,7 @@ from scipy.special import logsumexp, softmax
 from torch import Tensor
 
 from headstart.progress import Progress, SilentProgress
-from headstart.training.losses import Labels
+from headstart.training.losses import Labels, Parts
 from headstart.training.probe import floored
 
 PENALTIES = (1e-3, 1e-2, 1e-1)
@@ -125,6 +125,7 @@ def extend_rows(
     classes: int,
     train_old: bool = False,
     seed: int = 0,
+    together: Parts | None = None,
     progress: Progress | None = None,
 ) -> Extension:
     """Fits rows for new classes.
@@ -137,11 +138,16 @@ def extend_rows(
         classes: number of new ones.
         train_old: the old rows may move as well, at a price.
         seed: of the folds.
+        together: (N,) numbers of parts (groups, near copies) that cross-validation does not divide; ignored where there
+            are fewer than folds.
         progress: told of each fit.
     """
     progress = progress or SilentProgress()
     task = _Task(old, features, labels, remembered, classes)
     new_folds, old_folds = _folds(len(features), seed), _folds(len(remembered.features), seed + 1)
+    if together is not None and len(set(together.tolist())) >= FOLDS:
+        names, place = np.unique(together, return_inverse=True)
+        new_folds = _folds(len(names), seed)[place]
     outside: dict[float, tuple[float, Doubles, Doubles]] = {}
     with progress.task("Fitting the new classes", FOLDS * len(PENALTIES) + 1, unit="fits") as advance:
         for penalty in PENALTIES:

@@ -19,7 +19,7 @@ from headstart.training.classical import CLASSICAL
 from headstart.training.finetune import FeatureRows, Samples
 from headstart.training.head_search import SweepSettings, train_heads
 from headstart.training.heads import LINEAR, PLAIN, HeadSpec, build_head, linear_head, parse_heads
-from headstart.training.losses import Labels, are_several
+from headstart.training.losses import Labels, Parts, are_several
 from headstart.training.probe import Features, fit_probe, refit_probe, require_learnable
 from headstart.training.recipe import Recipe
 
@@ -66,6 +66,7 @@ def fit_classifier(
     shown: Samples | None = None,
     val: tuple[Features, Labels] | None = None,
     sample_weight: npt.NDArray[np.float64] | None = None,
+    together: Parts | None = None,
     progress: Progress | None = None,
 ) -> Fitted:
     """Fits what a recipe asks for.
@@ -83,6 +84,8 @@ def fit_classifier(
         val: features and labels that choose among heads; some training images do where they are not given.
         sample_weight: (N,) weights of the images, above 0, for the logistic regression alone; as in scikit-learn, a
             weight of 2 counts like the same image twice.
+        together: (N,) numbers of parts (groups, near copies) that cross-validation and held-out images do not divide,
+            see ``losses.learnable_folds``.
         progress: told of each fit.
 
     Raises:
@@ -96,11 +99,19 @@ def fit_classifier(
         other = f"head {recipe.head!r}" if recipe.head != LINEAR else f"probe {recipe.probe!r}"
         raise OptionError(f"sample_weight: only probe {LOGISTIC!r} with a linear head takes it, not {other}.")
     if recipe.head != LINEAR:
-        return _trained(recipe, specs, features, labels, classes, layout, dtype, shown, val, progress)
+        return _trained(recipe, specs, features, labels, classes, layout, dtype, shown, val, together, progress)
     if recipe.probe != LOGISTIC:
-        return _classical(recipe, features, labels, classes, progress)
+        return _classical(recipe, features, labels, classes, together, progress)
     own: dict[str, Any] = {"classes": classes, "balance": recipe.balance}
-    probe = fit_probe(features, labels, **own, sample_weight=sample_weight, seed=recipe.seed, progress=progress)
+    probe = fit_probe(
+        features,
+        labels,
+        **own,
+        sample_weight=sample_weight,
+        seed=recipe.seed,
+        together=together,
+        progress=progress,
+    )
     own |= {"c": probe.c, "single": recipe.single_logit}
     refit = partial(_refit_logistic, features=features, labels=labels, sample_weight=sample_weight, **own)
     losses = {str(c): loss for c, loss in probe.losses.items()}
@@ -170,10 +181,17 @@ def _linear(weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32], *, s
     return linear_head(weight, bias)
 
 
-def _classical(recipe: Recipe, features: Features, labels: Labels, classes: int, progress: Progress | None) -> Fitted:
+def _classical(
+    recipe: Recipe,
+    features: Features,
+    labels: Labels,
+    classes: int,
+    together: Parts | None,
+    progress: Progress | None,
+) -> Fitted:
     fit = CLASSICAL[recipe.probe]
     own: dict[str, Any] = {"classes": classes, "balance": recipe.balance, "seed": recipe.seed}
-    found = fit(features, labels, **own, progress=progress)
+    found = fit(features, labels, **own, together=together, progress=progress)
 
     refit = partial(
         _refit_classical, name=recipe.probe, features=features, labels=labels, **own, settings=found.settings
@@ -198,6 +216,7 @@ def _trained(
     dtype: torch.dtype,
     shown: Samples | None,
     val: tuple[Features, Labels] | None,
+    together: Parts | None,
     progress: Progress | None,
 ) -> Fitted:
     train = shown or in_memory(features, labels)
@@ -210,7 +229,8 @@ def _trained(
     )
 
     own: dict[str, Any] = {"classes": classes, "layout": layout, "dtype": dtype, "progress": progress}
-    swept = train_heads(specs, train, None if val is None else in_memory(*val), settings, **own)
+    held_out = None if val is None else in_memory(*val)
+    swept = train_heads(specs, train, held_out, settings, together=together, **own)
     best = swept.best
     alone = replace(settings, rates=(best.lr,), penalties=(best.penalty,))
     refit = partial(_refit_trained, spec=best.spec, train=train, settings=alone, **own)

@@ -31,10 +31,13 @@ from headstart.training.finetune import (
 )
 from headstart.training.heads import PLAIN, HeadSpec, LayeredHead, Pool, build_head
 from headstart.training.losses import (
+    Parts,
     are_several,
+    can_keep_together,
     class_sizes,
     count_learnable,
     image_weights,
+    learnable_folds,
     losses_in,
     right_in,
     soft_targets,
@@ -133,6 +136,7 @@ def train_heads(
     classes: int,
     layout: Layout = PLAIN,
     dtype: torch.dtype = torch.float32,
+    together: Parts | None = None,
     progress: Progress | None = None,
 ) -> Swept:
     """Trains every head with every setting at once, and keeps the one that gets most of the validation images right.
@@ -149,6 +153,7 @@ def train_heads(
         classes: number of classes.
         layout: what the axes of a map mean.
         dtype: in which hidden layers and convolutions compute: float32 or bfloat16.
+        together: (N,) numbers of parts (groups, near copies) of which none is held out in part.
         progress: told of each batch.
 
     Raises:
@@ -167,7 +172,7 @@ def train_heads(
         _require_learnt(sweep.history[best], found[best], progress)
         reason = f"{found[best]}: the best of {len(found)} on {len(val.labels):,} validation images"
         return Swept(heads[best], found[best], tuple(found), reason, sweep.history[best])
-    held = _held_out(train, settings.seed) if len(candidates) > 1 else None
+    held = _held_out(train, settings.seed, together) if len(candidates) > 1 else None
     if held is None:
         chosen, found = candidates[len(candidates) // 2], []
         reason = f"{chosen}: not chosen, as {len(train.labels):,} training images leave too little to choose on"
@@ -450,7 +455,13 @@ def _weights(candidates: Sequence[Candidate], train: Samples, classes: int, layo
     return sum(p.numel() for one in candidates for p in of[one.spec].parameters())
 
 
-def _held_out(train: Samples, seed: int) -> tuple[Samples, Samples] | None:
+def _held_out(train: Samples, seed: int, together: Parts | None) -> tuple[Samples, Samples] | None:
+    has_parts = together is not None and len(set(together.tolist())) < len(together)
+    if together is not None and has_parts and can_keep_together(train.labels, together):
+        if len(train.labels) < LEAST_HELD_OUT:
+            return None
+        learn, judge = learnable_folds(train.labels, round(1 / HELD_OUT), seed, together=together)[0]
+        return train.some(learn), replace(train.some(judge), views=0)
     sizes = class_sizes(train.labels)
     alone, others = np.flatnonzero(sizes < 2), np.flatnonzero(sizes > 1)  # what is alone of its class is learnt from
     alike = None if are_several(train.labels) else train.labels[others]

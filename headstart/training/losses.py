@@ -21,6 +21,8 @@ from headstart.errors import DataError
 Labels = npt.NDArray[np.int64]
 Logits = npt.NDArray[np.floating[Any]]
 Folds = list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]
+Parts = npt.NDArray[np.int64]
+"""(N,) numbers of the parts that images fall into: images of one group, and near copies, are in one part."""
 
 
 def are_several(labels: Labels | Tensor) -> bool:
@@ -105,16 +107,23 @@ def class_sizes(labels: Labels) -> npt.NDArray[np.int64]:
     return np.asarray(np.bincount(labels)[labels])
 
 
-def folds_of(labels: Labels, count: int, seed: int) -> Folds:
-    """(images to learn from, images to judge) of each fold, stratified where each image has one class.
+def folds_of(labels: Labels, count: int, seed: int, *, together: Parts | None = None) -> Folds:
+    """K-fold cross-validation: (images to learn from, images to judge) of each fold.
 
-    Each image is judged once.
+    Stratified where each image has one class. Each image is judged once.
 
     Args:
         labels: of N images, at least 2.
         count: folds; fewer, but 2 at least, where the largest class has fewer images.
         seed: of the shuffle.
+        together: (N,) numbers of parts (groups, near copies) that are never divided between the two sides of a fold.
+            Ignored where all images are one part.
     """
+    if together is not None:
+        _, first, part = np.unique(together, return_index=True, return_inverse=True)
+        if 1 < len(first) < len(together):
+            judged = [np.isin(part, judge) for _, judge in folds_of(labels[first], count, seed)]
+            return [(np.flatnonzero(~own), np.flatnonzero(own)) for own in judged]
     from sklearn.model_selection import KFold, StratifiedKFold  # a second that a prediction need not wait for
 
     number = max(2, min(count, int(class_sizes(labels).max())))
@@ -124,7 +133,34 @@ def folds_of(labels: Labels, count: int, seed: int) -> Folds:
         return list(StratifiedKFold(number, shuffle=True, random_state=seed).split(labels, labels))
 
 
-def learnable_folds(labels: Labels, count: int, seed: int, *, together: npt.NDArray[np.int64] | None = None) -> Folds:
+def can_keep_together(labels: Labels, together: Parts) -> bool:
+    """Whether some class has images in two parts, so that cross-validation can judge it without dividing a part.
+
+    Args:
+        labels: of N images.
+        together: (N,) numbers of parts, see ``learnable_folds``.
+    """
+    _, first = np.unique(together, return_index=True)
+    return int(class_sizes(labels[first]).max()) > 1
+
+
+def several_parts(labels: Labels, together: Parts) -> npt.NDArray[np.bool_]:
+    """(N,) whether the class of each image has images in another part as well: only these can be judged.
+
+    Args:
+        labels: (N,) int64, the class of each image.
+        together: (N,) numbers of parts, see ``learnable_folds``.
+    """
+    pairs = np.unique(np.stack([labels, together], axis=1), axis=0)
+    return np.asarray(np.bincount(pairs[:, 0])[labels] > 1)
+
+
+def judged_places(folds: Folds) -> npt.NDArray[np.int64]:
+    """(M,) int64 ascending, the images that folds judge."""
+    return np.sort(np.concatenate([judge for _, judge in folds]))
+
+
+def learnable_folds(labels: Labels, count: int, seed: int, *, together: Parts | None = None) -> Folds:
     """``folds_of`` for classifiers that are fitted in each fold: every class is there to learn from.
 
     The image of a class that has no other is learnt from in every fold, and never judged. So one such class does not
@@ -134,17 +170,18 @@ def learnable_folds(labels: Labels, count: int, seed: int, *, together: npt.NDAr
         labels: of N images.
         count: folds, see ``folds_of``.
         seed: of the shuffle.
-        together: (N,) numbers of parts that lie in one fold each (groups, near copies): nothing is judged by what
-            learnt from its own part. Where no class has two parts, each image is one.
+        together: (N,) numbers of parts (groups, near copies) that are never divided between the two sides of a fold.
+            Ignored where no class has images in two parts, see ``can_keep_together``.
 
     Raises:
         DataError: no class has two images.
     """
     if together is not None and len(set(together.tolist())) < len(together):
         _, first, part = np.unique(together, return_index=True, return_inverse=True)
-        if class_sizes(labels[first]).max() > 1:
-            folds = learnable_folds(labels[first], count, seed)
-            return [_with_all_classes(labels, np.isin(part, judge)) for _, judge in folds]
+        if can_keep_together(labels, together):
+            parts = learnable_folds(labels[first], count, seed)
+            folds = [_with_all_classes(labels, np.isin(part, judge)) for _, judge in parts]
+            return [(learn, judge) for learn, judge in folds if len(judge)]
     single = class_sizes(labels) == 1
     if single.all():
         raise DataError("every class has one image only: nothing is left to judge a classifier by. Add images.")

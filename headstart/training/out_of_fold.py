@@ -12,7 +12,7 @@ import numpy.typing as npt
 from headstart.progress import Progress, SilentProgress
 from headstart.training.fit_head import Fitted
 from headstart.training.heads import logits_on
-from headstart.training.losses import Folds
+from headstart.training.losses import Folds, judged_places
 from headstart.training.probe import Features
 from headstart.trust.ood import Scores
 
@@ -33,11 +33,6 @@ class OutOfFold:
     logits: npt.NDArray[np.float64]
     folds: int
     distances: Scores | None = None
-
-
-def judged_places(folds: Folds) -> npt.NDArray[np.int64]:
-    """(M,) int64 ascending, the images that folds judge."""
-    return np.sort(np.concatenate([judge for _, judge in folds]))
 
 
 def in_order(folds: Folds, parts: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:

@@ -20,6 +20,7 @@ from headstart.progress import Progress, SilentProgress
 from headstart.training.linear_fits import ROUNDS, LinearFits, balanced_weights, linear_fits
 from headstart.training.losses import (
     Labels,
+    Parts,
     are_several,
     class_sizes,
     count_learnable,
@@ -89,6 +90,7 @@ def fit_probe(
     balance: bool = False,
     sample_weight: SampleWeight | None = None,
     seed: int = 0,
+    together: Parts | None = None,
     progress: Progress | None = None,
 ) -> Probe:
     """Fits the probe, its C chosen by cross-validation where there are enough images.
@@ -100,6 +102,7 @@ def fit_probe(
         balance: weigh each class by the inverse of its share; not for several labels.
         sample_weight: (N,) weights of the images, above 0; not for several labels.
         seed: of the folds.
+        together: (N,) numbers of parts that cross-validation does not divide, see ``losses.learnable_folds``.
         progress: told of each fold.
 
     Raises:
@@ -108,7 +111,9 @@ def fit_probe(
     progress = progress or SilentProgress()
     require_learnable(labels)
     x = standardised(features, sample_weight)[2]
-    c, reason, losses = choose_c(x, labels, balance=balance, sample_weight=sample_weight, seed=seed, progress=progress)
+    c, reason, losses = choose_c(
+        x, labels, balance=balance, sample_weight=sample_weight, seed=seed, together=together, progress=progress
+    )
     weight, bias, converged = _refitted(
         features, labels, classes=classes, c=c, balance=balance, sample_weight=sample_weight
     )
@@ -200,6 +205,7 @@ def choose_c(
     balance: bool,
     sample_weight: SampleWeight | None = None,
     seed: int,
+    together: Parts | None = None,
     progress: Progress,
 ) -> tuple[float, str, dict[float, float]]:
     """C by cross-validation, where there are enough images: (C, how it was come by, C that was tried -> loss).
@@ -210,6 +216,7 @@ def choose_c(
         balance: see ``fit_probe``.
         sample_weight: see ``fit_probe``.
         seed: of the folds.
+        together: see ``fit_probe``.
         progress: told of each fold.
     """
     several = are_several(labels)
@@ -223,8 +230,9 @@ def choose_c(
         positions = np.arange(len(labels))
         kept, _ = train_test_split(positions, train_size=CHOOSE_ON, stratify=alike, random_state=seed)
         x, labels, weights = x[kept], labels[kept], None if weights is None else weights[kept]
+        together = None if together is None else together[kept]
         where = f"{CHOOSE_ON:,} of the training images"
-    folds = learnable_folds(labels, FOLDS, seed)
+    folds = learnable_folds(labels, FOLDS, seed, together=together)
     own = labels if several else np.unique(labels, return_inverse=True)[1]
     groups = linear_fits(
         x,

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import binomtest
 
-from headstart.training.losses import Labels, Logits, are_several, folds_of, probabilities_of, right_of
+from headstart.training.losses import Labels, Logits, Parts, are_several, folds_of, probabilities_of, right_of
 from headstart.trust.temperature import best_scale
 
 LEAST = 50
@@ -155,7 +155,9 @@ def agreement(scores: Logits, labels: Labels) -> Agreement:
     return Agreement(int(right_of(scores, labels).sum()), expected, len(labels))
 
 
-def calibrate(logits: Logits, labels: Labels, *, wanted: float, source: str = "") -> Calibration:
+def calibrate(
+    logits: Logits, labels: Labels, *, wanted: float, source: str = "", together: Parts | None = None
+) -> Calibration:
     """Fits a temperature and a threshold.
 
     Nothing is fitted to fewer than ``LEAST`` images, or to a classifier that is no better than chance.
@@ -165,6 +167,7 @@ def calibrate(logits: Logits, labels: Labels, *, wanted: float, source: str = ""
         labels: of these, see ``training.losses``.
         wanted: share of the answers that are to be right, in (0, 1).
         source: what these images are, in words.
+        together: (N,) numbers of parts (groups, near copies) that cross-fitting does not divide.
     """
     if len(labels) < LEAST:
         return Calibration(
@@ -180,7 +183,7 @@ def calibrate(logits: Logits, labels: Labels, *, wanted: float, source: str = ""
     chances = probabilities_of(scale * logits, several=False)
     right, best = chances.argmax(axis=1) == labels, chances.max(axis=1)
     sure = np.zeros(len(labels), dtype=bool)
-    for learn, judge in folds_of(labels, FOLDS, 0):
+    for learn, judge in folds_of(labels, FOLDS, 0, together=together):
         sure[judge] = best[judge] >= threshold_for(wanted, best[learn], right[learn])
     return Calibration(
         1 / scale,
@@ -201,13 +204,19 @@ def calibrated_scale(logits: Logits, labels: Labels) -> float:
     return min(max(best_scale(logits, labels, doubt=1 / (len(labels) + 2)), 1 / HIGHEST), HIGHEST)
 
 
-def by_others(logits: Logits, labels: Labels) -> Chances:
-    """(N, classes) probabilities of the images on which a temperature is fitted, each fifth by that of the others."""
+def by_others(logits: Logits, labels: Labels, *, together: Parts | None = None) -> Chances:
+    """(N, classes) probabilities of the images on which a temperature is fitted, each fifth by that of the others.
+
+    Args:
+        logits: (N, classes).
+        labels: of these images, see ``training.losses``.
+        together: (N,) numbers of parts (groups, near copies) that the fifths do not divide.
+    """
     chances = np.empty(logits.shape)
     several = are_several(labels)
     if len(labels) < LEAST:
         return probabilities_of(logits, several=several)
-    for learn, judge in folds_of(labels, FOLDS, 0):
+    for learn, judge in folds_of(labels, FOLDS, 0, together=together):
         scale = calibrated_scale(logits[learn], labels[learn])
         chances[judge] = probabilities_of(scale * logits[judge], several=several)
     return chances

@@ -11,7 +11,7 @@ from headstart.data.dataset import Dataset
 from headstart.data.finding import Finding
 from headstart.data.inspection import about_images
 from headstart.progress import Progress
-from headstart.training.losses import Labels, are_several
+from headstart.training.losses import Labels, Parts, are_several
 from headstart.training.probe import FOLDS
 from headstart.trust.label_errors import LabelIssues, find_label_issues
 from headstart.trust.ood import find_strays
@@ -27,6 +27,7 @@ def doubts(
     *,
     c: float | None = None,
     seed: int = 0,
+    together: Parts | None = None,
     progress: Progress | None = None,
 ) -> list[Finding]:
     """Findings about labels and images, the likeliest first in each.
@@ -37,12 +38,16 @@ def doubts(
         features: (N, D) float32 of these.
         c: see ``find_label_issues``.
         seed: of the folds of cross-validation.
+        together: (N,) numbers of parts (groups, near copies) that cross-validation does not divide.
         progress: told of each fit.
     """
     places, labels, classes = _judged(dataset, np.array(positions))
     own = features[places]
     of = np.array(positions)[places]
-    issues = find_label_issues(own, labels, c=c, seed=seed, progress=progress) if len(classes) else None
+    issues = None
+    if len(classes):
+        parts = None if together is None else together[places]
+        issues = find_label_issues(own, labels, c=c, seed=seed, together=parts, progress=progress)
     wrong = issues.positions if issues is not None else np.empty(0, np.int64)
     found = []
     if issues is not None and len(wrong):

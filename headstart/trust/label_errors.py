@@ -14,10 +14,12 @@ from headstart.training.linear_fits import linear_fits
 from headstart.training.losses import (
     Folds,
     Labels,
+    Parts,
     are_several,
     class_sizes,
     count_learnable,
-    folds_of,
+    judged_places,
+    learnable_folds,
     probabilities_of,
 )
 from headstart.training.probe import CHOOSE_FROM, FOLDS, choose_c, standardised
@@ -38,7 +40,8 @@ class LabelIssues:
 
     Attributes:
         positions: (M,) int64, the likeliest to be wrong first.
-        chances: (N, classes) float64, probabilities by a classifier that did not learn from the image.
+        chances: (N, classes) float64, probabilities by a classifier that did not learn from the image; NaN where none
+            could be had without its own part.
     """
 
     positions: npt.NDArray[np.int64]
@@ -46,7 +49,13 @@ class LabelIssues:
 
 
 def find_label_issues(
-    features: Features, labels: Labels, *, c: float | None = None, seed: int = 0, progress: Progress | None = None
+    features: Features,
+    labels: Labels,
+    *,
+    c: float | None = None,
+    seed: int = 0,
+    together: Parts | None = None,
+    progress: Progress | None = None,
 ) -> LabelIssues | None:
     """Looks for labels that contradict the images, by cross-validated logistic regression and cleanlab.
 
@@ -57,6 +66,9 @@ def find_label_issues(
         labels: see ``training.losses``; every class has images.
         c: inverse strength of the L2 penalty; chosen by cross-validation where it is not given.
         seed: of the folds.
+        together: (N,) numbers of parts (groups, near copies) that cross-validation does not divide, see
+            ``losses.learnable_folds``: a copy with the same wrong label would defend it. Images of a class that is one
+            part are not judged.
         progress: told of each fit.
 
     Returns:
@@ -73,23 +85,25 @@ def find_label_issues(
         return None
     x = standardised(features)[2]
     if c is None:
-        c = choose_c(x, labels, balance=False, seed=seed, progress=progress or SilentProgress())[0]
-    folds = folds_of(labels, FOLDS, seed)
+        c = choose_c(x, labels, balance=False, seed=seed, together=together, progress=progress or SilentProgress())[0]
+    folds = learnable_folds(labels, FOLDS, seed, together=together)
+    judged = judged_places(folds)
     with (progress or SilentProgress()).task("Looking for wrong labels", 2 * FOLDS, unit="fits") as advance:
         first = _held_out(x, labels, folds, c, advance)
-        found_first = agreement(first - 0.5 * are_several(labels), labels)
+        found_first = agreement(first[judged] - 0.5 * are_several(labels), labels[judged])
         if not found_first.learnt or found_first.kappa < LEAST_KAPPA:
             return None
-        surely = _doubted(labels, first, surely=True)
+        surely = np.zeros(len(labels), dtype=bool)
+        surely[judged] = _doubted(labels[judged], first[judged], surely=True)
         chances = _held_out(x, labels, _without(folds, surely, labels), c, advance)
-    found = np.flatnonzero(_doubted(labels, chances, surely=False))
+    found = judged[_doubted(labels[judged], chances[judged], surely=False)]
     return LabelIssues(found[np.argsort(_agreement(labels, chances)[found], kind="stable")], chances)
 
 
 def _held_out(x: Features, labels: Labels, folds: Folds, c: float, advance: Callable[[int], None]) -> Chances:
     several = are_several(labels)
     classes = labels.shape[1] if several else int(labels.max()) + 1
-    chances = np.zeros((len(x), classes))
+    chances = np.full((len(x), classes), np.nan)
     judge = iter([judged for _, judged in folds])
     for group in linear_fits(x, labels, [learn for learn, _ in folds], loss="binary" if several else "logistic"):
         group.fit(c, lambda: advance(0))

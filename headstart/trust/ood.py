@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from headstart.training.losses import Labels, are_several
+from headstart.training.losses import Labels, Parts, are_several
 
 REFERENCES = 1000
 """Training images that are kept, at most."""
@@ -92,16 +92,20 @@ class Familiar:
         return conformal_scores(self.usual, self.distances(features))
 
     def distances(
-        self, features: Features, *, itself: npt.NDArray[np.int64] | None = None, rank: float = NEIGHBOUR
+        self, features: Features, *, parts: tuple[Parts, Parts] | None = None, rank: float = NEIGHBOUR
     ) -> Scores:
         """(N,) float64, 1 - cosine to the reference that is the fifth nearest.
 
         Args:
             features: (N, D) float32.
-            itself: (N,) of each image, which of the references it is, -1 for none: it is left aside.
+            parts: (N,) and (R,) numbers of the parts that the images and the references belong to: an image is not
+                compared with itself, with near copies or with its group. None: with all references.
             rank: in place of 5; between two whole numbers, between the distances of both.
+
+        Returns:
+            Infinite where too few references are left.
         """
-        return _distances(self._known, _cut_off(features, self.limits), itself=itself, rank=rank)
+        return _distances(self._known, _cut_off(features, self.limits), parts=parts, rank=rank)
 
     def similarities(self, features: Features) -> Features:
         """(N, D) float32 -> (N, R) cosines to each of the references."""
@@ -138,12 +142,21 @@ def conformal_scores(usual: npt.NDArray[np.floating[Any]], distances: Scores) ->
     return np.asarray(nearer / (len(usual) + 1))
 
 
-def cross_fitted_scores(distances: Scores) -> Scores:
-    """(N,) ``conformal_scores`` of usual images, each fifth by the distances of the others."""
+def cross_fitted_scores(distances: Scores, *, together: Parts | None = None) -> Scores:
+    """(N,) ``conformal_scores`` of usual images, each fifth by the distances of the others.
+
+    Args:
+        distances: (N,) of usual images.
+        together: (N,) numbers of parts (groups, near copies) that the fifths do not divide; ignored where there are
+            fewer than five.
+    """
     scores = np.zeros(len(distances))
-    part = np.random.default_rng(0).permutation(len(distances)) % FOLDS
+    names, place = np.arange(len(distances)), np.arange(len(distances))
+    if together is not None and len(set(together.tolist())) >= FOLDS:
+        names, place = np.unique(together, return_inverse=True)
+    fifth = (np.random.default_rng(0).permutation(len(names)) % FOLDS)[place]
     for fold in range(FOLDS):
-        scores[part == fold] = conformal_scores(np.sort(distances[part != fold]), distances[part == fold])
+        scores[fifth == fold] = conformal_scores(np.sort(distances[fifth != fold]), distances[fifth == fold])
     return scores
 
 
@@ -200,7 +213,8 @@ def typical_distance(known: Familiar, references: Features, *, rank: float = NEI
         references: (R, D) float32, their features.
         rank: of the neighbour.
     """
-    distances = known.distances(references, itself=np.arange(len(references)), rank=rank)
+    each = np.arange(len(references))
+    distances = known.distances(references, parts=(each, each), rank=rank)
     return max(float(np.median(distances)), float(TINY))
 
 
@@ -241,7 +255,8 @@ def find_strays(features: Features, labels: Labels) -> dict[int, float]:
             )
             inside = np.isin(own, known)
             references = unit(features[known])
-            far[own[inside]] = _distances(references, features[own[inside]], itself=np.arange(len(references)))
+            each = np.arange(len(references))
+            far[own[inside]] = _distances(references, features[own[inside]], parts=(each, each))
             far[own[~inside]] = _distances(references, features[own[~inside]])
     judged = far[~np.isnan(far)]
     if len(judged) < LEAST_REFERENCES:
@@ -252,21 +267,29 @@ def find_strays(features: Features, labels: Labels) -> dict[int, float]:
 
 
 def _distances(
-    known: Features, features: Features, *, itself: npt.NDArray[np.int64] | None = None, rank: float = NEIGHBOUR
+    known: Features, features: Features, *, parts: tuple[Parts, Parts] | None = None, rank: float = NEIGHBOUR
 ) -> Scores:
-    """See ``Familiar.distances``; fewer than ``rank`` references: to the farthest."""
+    """See ``Familiar.distances``; where no image has ``rank`` references: to the farthest."""
     found = []
+    usable = len(known)
+    if parts is not None and len(features):
+        usable -= _fewest_in_common(*parts)
     for start in range(0, len(features), REFERENCES):
         cosines = unit(features[start : start + REFERENCES]) @ known.T
-        if itself is not None:
-            own = itself[start : start + REFERENCES]
-            cosines[np.flatnonzero(own >= 0), own[own >= 0]] = -np.inf
-        usable = len(known) - (itself is not None)
+        if parts is not None:
+            cosines[parts[0][start : start + REFERENCES, None] == parts[1]] = -np.inf
         low, high = (max(1, min(place, usable)) for place in (math.floor(rank), math.ceil(rank)))
         ranked = np.partition(cosines, sorted({-low, -high}), axis=1)
         near, far = (1 - ranked[:, -place].astype(np.float64) for place in (low, high))
-        found.append(near + (rank - math.floor(rank)) * (far - near))
+        found.append(near if low == high else near + (rank - math.floor(rank)) * (far - near))
     return np.concatenate(found) if found else np.empty(0)
+
+
+def _fewest_in_common(parts: Parts, references: Parts) -> int:
+    """The least number of references that lie in the part of an image, over all images."""
+    names, counts = np.unique(references, return_counts=True)
+    place = np.searchsorted(names, parts).clip(max=len(names) - 1)
+    return int(np.where(names[place] == parts, counts[place], 0).min())
 
 
 def _quantiles(distances: Scores) -> npt.NDArray[np.float32]:

@@ -7,7 +7,7 @@ import numpy.typing as npt
 from scipy.special import logit
 from sklearn.linear_model import LogisticRegression
 
-from headstart.training.losses import Labels, folds_of
+from headstart.training.losses import Labels, Parts, folds_of
 
 Probabilities = npt.NDArray[np.float64]
 
@@ -50,15 +50,20 @@ def given_by(thresholds: npt.ArrayLike, probabilities: Probabilities) -> Labels:
     return (probabilities >= np.asarray(thresholds)).astype(np.int64)
 
 
-def given_by_others(probabilities: Probabilities, labels: Labels) -> Labels:
+def given_by_others(probabilities: Probabilities, labels: Labels, *, together: Parts | None = None) -> Labels:
     """As ``given_by``, but each fifth of the images by the thresholds that are best for the others.
 
     So images on which thresholds are chosen say honestly how good such thresholds are.
+
+    Args:
+        probabilities: (N, classes) in [0, 1].
+        labels: (N, classes) int64 of 0 and 1.
+        together: (N,) numbers of parts (groups, near copies) that the fifths do not divide.
     """
     given = np.zeros_like(labels)
     if len(labels) < FOLDS:
         return given_by(MIDDLE, probabilities)
-    for learn, judge in folds_of(labels, FOLDS, 0):
+    for learn, judge in folds_of(labels, FOLDS, 0, together=together):
         given[judge] = given_by(best_thresholds(probabilities[learn], labels[learn]), probabilities[judge])
     return given
 

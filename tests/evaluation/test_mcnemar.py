@@ -21,6 +21,7 @@ from headstart.evaluation.metrics import score_groups
 from headstart.pipeline import prepare
 from headstart.runs.test_audit import Use, note_use, read_uses, uses_text
 from headstart.training.losses import learnable_folds
+from headstart.trust.ood import Familiar
 
 
 def rights(both: int, first: int, second: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
@@ -190,3 +191,51 @@ def test_cross_validation_tears_no_group_apart(
     hs.train(folder / "t.csv", out=tmp_path / "run", image_size=64, val=0.35, test=0.3, seed=1, **recipe)
     assert len(seen) == 1
     assert 1 <= len(set(seen[0].tolist())) <= 7
+
+
+def test_no_step_of_a_run_divides_a_group(
+    grouped: tuple[Path, hs.Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 7 groups in all: every step that leaves images out is given the groups of those that it judges."""
+    seen: dict[str, int] = {}
+    steps = {name: getattr(prepare, name) for name in ("fit_classifier", "doubts", "calibrate", "cross_fitted_scores")}
+    for name in steps:
+
+        def noted(*args: Any, step: str = name, **given: Any) -> Any:
+            seen[step] = len(set(given["together"].tolist()))
+            return steps[step](*args, **given)
+
+        monkeypatch.setattr(prepare, name, noted)
+    apart = []
+    distances = Familiar.distances
+    monkeypatch.setattr(
+        Familiar,
+        "distances",
+        lambda self, x, *, parts=None, **more: apart.append(parts) or distances(self, x, parts=parts, **more),
+    )
+    hs.train(grouped[0] / "t.csv", out=tmp_path / "run", image_size=64, val=0.35, test=0.3, seed=1)
+    assert set(seen) == set(steps)
+    assert all(1 <= count <= 7 for count in seen.values()), seen
+    ((own, references),) = [parts for parts in apart if parts is not None]
+    assert len(set(own.tolist()) | set(references.tolist())) <= 7
+
+
+def test_classes_of_one_group_each_are_named_in_a_warning(tmp_path: Path) -> None:
+    """Whoever recognises the group knows the class: cross-validation cannot tell the one from the other."""
+    data = write_classes(tmp_path / "d", {"blue": 20, "red": 20})
+    rows = [[str(p.relative_to(tmp_path)), p.parent.name, f"camera of {p.parent.name}"] for p in data.rglob("*.png")]
+    splits = ["val" if Path(path).stem in ("1", "2", "3") else "train" for path, *_ in rows]
+    with open(tmp_path / "t.csv", "w", newline="") as file:
+        head = ["path", "label", "group", "split"]
+        csv.writer(file).writerows([head, *([*row, split] for row, split in zip(rows, splits, strict=True))])
+    said: list[str] = []
+
+    class Heard(hs.TerminalProgress):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    hs.train(tmp_path / "t.csv", out=tmp_path / "run", image_size=64, progress=Heard())
+    assert [line for line in said if "one group only" in line] == [
+        "Warning: each class has training images of one group only (or near copies of one image), so cross-validation "
+        "divides groups and its figures are too high. Add images of further groups."
+    ]

@@ -409,7 +409,7 @@ CHANGED = {
     "version of headstart": "0.0.1",
     "version of torch": "1.13.1",
     "version of timm": "0.9.0",
-    "processor": "AVX2, no bfloat16, no AMX",
+    "processor": "VSX, no bfloat16, no AMX",
     "device": "cuda, Another GPU",
 }
 

@@ -60,7 +60,8 @@ def small_model(
 def _familiar(vectors: np.ndarray) -> Familiar | None:
     """The pictures themselves as references, and as usual what each is to the others."""
     known = familiar_with(vectors)
-    return None if known is None else known.with_usual(known.distances(vectors, itself=np.arange(len(vectors))))
+    each = np.arange(len(vectors))
+    return None if known is None else known.with_usual(known.distances(vectors, parts=(each, each)))
 
 
 def shown(seed: int) -> Image.Image:

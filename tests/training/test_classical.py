@@ -56,6 +56,22 @@ def test_it_answers_as_scikit_learn_does(kind: str, classes: int) -> None:
 
 
 @pytest.mark.parametrize("kind", CLASSICAL)
+def test_settings_are_chosen_without_dividing_groups(kind: str) -> None:
+    """Each group is one scene whose label says nothing of other scenes: only its own images make an answer sure."""
+    rng = np.random.default_rng(0)
+    group = np.repeat(np.arange(40), 10)
+    x = (rng.normal(size=(40, 60))[group] + 0.05 * rng.normal(size=(400, 60))).astype(np.float32)
+    y = rng.integers(0, 2, 40)[group]
+    new = rng.normal(size=(200, 60)).astype(np.float32)
+    torn, apart = (CLASSICAL[kind](x, y, classes=2, together=own) for own in (None, group))
+    if kind == "knn":
+        assert apart.settings["neighbours"] > torn.settings["neighbours"]
+        return
+    sure = [np.abs(np.diff(logits(found.head, new), axis=1)).mean() for found in (apart, torn)]
+    assert sure[0] < 0.5 * sure[1]
+
+
+@pytest.mark.parametrize("kind", CLASSICAL)
 def test_its_probabilities_are_about_as_sure_as_they_are_right(kind: str) -> None:
     x, y, new, truth = some_data(3)
     out = logits(CLASSICAL[kind](x, y, classes=3).head, new)

@@ -137,3 +137,17 @@ def test_a_head_that_does_not_converge_says_so_and_one_that_diverges_is_an_error
     broken = replace(data, activations=FeatureRows(torch.full((60, 20), float("nan"))))
     with pytest.raises(TrainingError, match="its loss is not a finite number"):
         train_heads([spec], broken, None, calm, classes=3)
+
+
+def test_no_group_is_held_out_in_part() -> None:
+    """Each group is one scene whose label says nothing of other scenes: torn apart, the best head looks perfect."""
+    rng = np.random.default_rng(0)
+    group = np.repeat(np.arange(40), 10)
+    x = (rng.normal(size=(40, 60))[group] + 0.05 * rng.normal(size=(400, 60))).astype(np.float32)
+    y = rng.integers(0, 2, 40)[group]
+    settings = SweepSettings(epochs=3, rates=(1e-2, 1e-3))
+    torn, apart = (
+        train_heads([HeadSpec()], in_memory(x, y), None, settings, classes=2, together=own) for own in (None, group)
+    )
+    assert max(one.correct for one in torn.candidates) > 70
+    assert max(one.correct for one in apart.candidates) < 64

@@ -113,3 +113,20 @@ def test_images_are_judged_where_each_class_is_one_part() -> None:
     labels = np.repeat([0, 1], 10).astype(np.int64)
     with_parts = targets.learnable_folds(labels, 5, 0, together=labels)
     assert [judge.tolist() for _, judge in with_parts] == [j.tolist() for _, j in targets.learnable_folds(labels, 5, 0)]
+
+
+def test_folds_without_a_classifier_judge_every_image_and_divide_no_part() -> None:
+    rng = np.random.default_rng(0)
+    together = rng.permutation(np.repeat(np.arange(12), 5))
+    labels = rng.integers(0, 3, 60)
+    folds = targets.folds_of(labels, 5, 0, together=together)
+    assert sorted(np.concatenate([judge for _, judge in folds])) == list(range(60))
+    assert all(not set(together[learn]) & set(together[judge]) for learn, judge in folds)
+    one = targets.folds_of(labels, 5, 0, together=np.zeros(60, np.int64))
+    assert [judge.tolist() for _, judge in one] == [judge.tolist() for _, judge in targets.folds_of(labels, 5, 0)]
+
+
+def test_no_fold_is_left_without_an_image_to_judge() -> None:
+    together = np.r_[np.arange(10), [20] * 4, [21] * 4].astype(np.int64)
+    labels = np.r_[[0] * 10, [1] * 4, [2] * 4].astype(np.int64)  # two classes of one part each
+    assert all(len(judge) for _, judge in targets.learnable_folds(labels, 5, 0, together=together))

@@ -43,6 +43,18 @@ def test_c_is_the_one_with_the_least_loss_over_the_folds() -> None:
     assert "5-fold" in fitted.reason
 
 
+def test_c_is_chosen_without_dividing_groups() -> None:
+    """Each group is one scene: whoever saw one of its images knows the label of the others."""
+    rng = np.random.default_rng(0)
+    group = np.repeat(np.arange(40), 10)
+    x = (rng.normal(size=(40, 60))[group] + 0.05 * rng.normal(size=(400, 60))).astype(np.float32)
+    y = rng.integers(0, 2, 40)[group]
+    torn, apart = fit_probe(x, y, classes=2), fit_probe(x, y, classes=2, together=group)
+    assert min(torn.losses.values()) < 0.1
+    assert min(apart.losses.values()) > 0.6
+    assert apart.c < torn.c
+
+
 @pytest.mark.parametrize("balance", [False, True])
 @pytest.mark.parametrize("classes", [2, 4])
 def test_the_folds_are_fitted_as_scikit_learn_would(

@@ -127,6 +127,29 @@ def test_each_fifth_is_judged_by_the_temperature_of_the_others() -> None:
         assert np.allclose(found[judge], softmax(scale * logits[judge], axis=1))
 
 
+def test_cross_fitting_divides_no_group() -> None:
+    logits, labels = some(200, 3.0)
+    group = np.random.default_rng(0).permutation(np.repeat(np.arange(20), 10))
+    found = by_others(logits, labels, together=group)
+    for learn, judge in folds_of(labels, 5, 0, together=group):
+        assert not set(group[learn]) & set(group[judge])
+        scale = calibrated_scale(logits[learn], labels[learn])
+        assert np.allclose(found[judge], softmax(scale * logits[judge], axis=1))
+
+
+def test_the_coverage_is_that_of_groups_that_chose_no_threshold() -> None:
+    """Groups that are all right or all wrong: what half a group says of its other half is too good."""
+    rng = np.random.default_rng(2)
+    group = np.repeat(np.arange(30), 20)
+    right, answer = np.repeat(rng.random(30) < 0.8, 20), rng.integers(0, 2, 600)
+    labels = np.where(right, answer, 1 - answer)
+    sure = np.repeat(rng.uniform(0.55, 0.99, 30), 20)
+    logits = np.log(np.where(answer[:, None] == np.arange(2), sure[:, None], 1 - sure[:, None]))
+    apart, torn = (calibrate(logits, labels, wanted=0.9, together=own) for own in (group, None))
+    assert apart.threshold == torn.threshold
+    assert (apart.coverage, apart.accuracy) != (torn.coverage, torn.accuracy)
+
+
 def test_the_threshold_is_the_lowest_that_gives_the_wanted_accuracy() -> None:
     best = np.array([0.9, 0.8, 0.7, 0.7, 0.6, 0.5])
     right = np.array([True, True, True, False, True, False])

@@ -44,6 +44,30 @@ def test_of_several_labels_one_that_is_missing_and_one_too_many_are_found() -> N
     assert len(found.positions) <= 40
 
 
+def test_a_copy_with_the_same_wrong_label_does_not_defend_it() -> None:
+    """Each image is there three times, as bursts and augmented copies are; all copies share the label."""
+    features, right = images(200, 0)
+    copy = np.repeat(np.arange(200), 3)
+    features = features[copy] + np.float32(0.01) * np.random.default_rng(1).normal(size=(600, 32)).astype(np.float32)
+    flipped = np.random.default_rng(2).choice(200, 14, replace=False)
+    labels = np.where(np.isin(np.arange(200), flipped), (right + 1) % CLASSES, right)[copy]
+    wrong = np.flatnonzero(np.isin(copy, flipped))
+    torn, apart = find_label_issues(features, labels), find_label_issues(features, labels, together=copy)
+    assert torn is not None
+    assert apart is not None
+    assert np.isin(wrong, apart.positions).mean() > 0.75 > np.isin(wrong, torn.positions).mean()
+
+
+def test_a_class_of_one_group_is_not_judged() -> None:
+    features, labels = images(600, 0)
+    group = np.where(labels == 3, 0, 1 + np.arange(600) // 3)
+    found = find_label_issues(features, labels, together=group)
+    assert found is not None
+    assert np.isnan(found.chances[labels == 3]).all()
+    assert not np.isin(found.positions, np.flatnonzero(labels == 3)).any()
+    assert np.isfinite(found.chances[labels != 3]).all()
+
+
 def test_too_few_images_say_nothing() -> None:
     features, labels = images(600, 0)
     assert find_label_issues(features[:30], labels[:30]) is None

@@ -68,11 +68,37 @@ def test_training_images_are_compared_with_the_others() -> None:
     features = usual(300, 0)
     known = familiar_with(features)
     assert known is not None
-    own = known.distances(features, itself=np.arange(300))
+    each = np.arange(300)
+    own = known.distances(features, parts=(each, each))
     assert (own > 1e-3).all()  # none was its own neighbour
     judges = known.with_usual(own)
     assert judges is not None
     assert (judges.outlier_scores(usual(2000, 2)) <= KEPT).mean() == pytest.approx(KEPT, abs=0.03)
+
+
+def test_images_are_compared_with_references_of_other_groups_only() -> None:
+    """Ten shots of each scene lie next to each other; images of a new scene are as far as other scenes are."""
+    rng = np.random.default_rng(0)
+    group = np.repeat(np.arange(30), 10)
+    features = (usual(30, 0)[group] + 0.01 * rng.normal(size=(300, 64))).astype(np.float32)
+    known = familiar_with(features)
+    assert known is not None
+    apart, each = known.distances(features, parts=(group, group)), np.arange(300)
+    assert np.median(apart) > 10 * np.median(known.distances(features, parts=(each, each)))
+    judges, new = known.with_usual(apart), usual(400, 1)
+    assert judges is not None
+    assert (judges.outlier_scores(new) <= KEPT).mean() > 0.9
+    most = np.r_[np.zeros(297, np.int64), 1, 2, 3]
+    assert np.isinf(known.distances(features, parts=(most, most))).tolist() == [True] * 297 + [False] * 3
+
+
+def test_cross_fitted_scores_divide_no_group() -> None:
+    """In each group all distances are alike: judged by the rest of its own group, the farthest would look usual."""
+    group = np.repeat(np.arange(20), 20)
+    distances = group + np.linspace(0, 0.01, 400)
+    farthest = group == 19
+    assert (cross_fitted_scores(distances, together=group)[farthest] > KEPT).all()
+    assert (cross_fitted_scores(distances)[farthest] <= KEPT).any()
 
 
 def test_each_fifth_of_the_usual_images_is_judged_by_the_others() -> None:
@@ -194,9 +220,11 @@ def test_a_reference_is_not_its_own_neighbour() -> None:
     cosines = cosines_of(features, known.references)
     cosines[np.arange(1200), np.arange(1200)] = -np.inf
     for rank in (1, 5):
-        assert known.distances(features, itself=itself, rank=rank) == pytest.approx(nearest(cosines, rank), abs=1e-6)
+        assert known.distances(features, parts=(itself, np.arange(1200)), rank=rank) == pytest.approx(
+            nearest(cosines, rank), abs=1e-6
+        )
     two = knowing_exactly(features[:2])
-    alone = two.distances(features[:2], itself=np.arange(2))
+    alone = two.distances(features[:2], parts=(np.arange(2), np.arange(2)))
     assert alone == pytest.approx(np.repeat(1 - cosines_of(features[:2], two.references)[0, 1], 2), abs=1e-3)
 
 
@@ -240,7 +268,7 @@ def test_a_fold_compares_at_a_rank_that_suits_its_share_of_the_references() -> N
     assert known is not None
     for references, rank in ((100, 5), (250, 2), (200, 2.5), (10_000, 1)):
         found = held_out_distances(learnt, others, references=references)
-        own = known.distances(learnt, itself=np.arange(100), rank=rank)
+        own = known.distances(learnt, parts=(np.arange(100), np.arange(100)), rank=rank)
         assert typical_distance(known, learnt, rank=rank) == pytest.approx(np.median(own))
         assert found == pytest.approx(known.distances(others, rank=rank) / np.median(own))
     alike = familiar_with(np.ones((60, 4), np.float32))

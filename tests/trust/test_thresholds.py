@@ -44,6 +44,16 @@ def test_thresholds_mend_probabilities_that_are_off() -> None:
     assert f1_of(labels, given_by_others(off, labels)) > f1_of(labels, given_by(MIDDLE, off)) + 0.03
 
 
+def test_thresholds_of_the_others_divide_no_group() -> None:
+    chances, labels = some(400)
+    group = np.random.default_rng(0).permutation(np.repeat(np.arange(40), 10))
+    found = given_by_others(chances**3, labels, together=group)
+    for learn, judge in folds_of(labels, 5, 0, together=group):
+        assert not set(group[learn]) & set(group[judge])
+        expected = given_by(best_thresholds(chances[learn] ** 3, labels[learn]), chances[judge] ** 3)
+        assert (found[judge] == expected).all()
+
+
 def test_the_middle_is_kept_where_it_does_as_well_or_nothing_can_be_said() -> None:
     chances = np.array([[0.1], [0.2], [0.3], [0.8], [0.9], [0.95]] * 5)
     labels = (chances > 0.5).astype(np.int64)
