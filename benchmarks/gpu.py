@@ -33,7 +33,8 @@ from headstart.data.scan import pixel_store, scan
 from headstart.engine.select import SAMPLE, TorchEngine, choose_engine, measure_engines, run_stream
 from headstart.features.activations import Activations, Pictures
 from headstart.training.finetune import Samples, TuneSettings, fine_tune
-from headstart.training.heads import HeadSpec, build_head
+from headstart.training.head_spec import HeadSpec
+from headstart.training.heads import build_head
 from headstart.training.ladder import boundary_before
 
 PARTS = {"resnet50": ["layer4", "layer3"], "vit_small_patch16_224": ["blocks.9", "blocks.6"]}

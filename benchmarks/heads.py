@@ -25,7 +25,7 @@ from headstart.engine.device import keep_freed_memory
 from headstart.features.extract import compute_features
 from headstart.training.fit_head import in_memory
 from headstart.training.head_search import SweepSettings, train_heads
-from headstart.training.heads import HeadSpec
+from headstart.training.head_spec import HeadSpec
 
 
 def main() -> None:

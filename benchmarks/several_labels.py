@@ -19,10 +19,10 @@ from PIL import Image
 import headstart as hs
 
 SETTINGS = {
-    "neither": {"smoothing": 0.0, "cutmix": 0.0},
-    "cutmix": {"smoothing": 0.0, "cutmix": 0.5},
-    "smoothing": {"smoothing": 0.1, "cutmix": 0.0},
-    "both": {"smoothing": 0.1, "cutmix": 0.5},
+    "neither": {"label_smoothing": 0.0, "cutmix": 0.0},
+    "cutmix": {"label_smoothing": 0.0, "cutmix": 0.5},
+    "smoothing": {"label_smoothing": 0.1, "cutmix": 0.0},
+    "both": {"label_smoothing": 0.1, "cutmix": 0.5},
 }
 PLACES = [(0, 0), (224, 0), (0, 224), (224, 224)]
 

@@ -32,7 +32,7 @@ from headstart.errors import DataError, InputError, OptionError, WeightsError, f
 from headstart.features.extract import compute_features
 from headstart.model import Model, data_fingerprint
 from headstart.training.fit_head import fit_classifier
-from headstart.training.heads import LINEAR
+from headstart.training.head_spec import LINEAR
 from headstart.training.recipe import Recipe
 
 Paths = Sequence[str | os.PathLike[str]] | npt.NDArray[Any]
@@ -250,14 +250,14 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _recipe(self) -> Recipe:
         return Recipe(
             effort=cast(Any, self.effort),
-            backbone=self.backbone,
-            weights=self.weights or "",
-            image_size=self.image_size or 0,
+            backbone=self.backbone or None,
+            weights=self.weights or None,
+            image_size=self.image_size or None,
             pool=cast(Any, self.pool),
-            cut=self.cut,
+            cut=self.cut or None,
             probe=cast(Any, self.probe),
             head=self.head,
-            balance=self.balance,
+            balance_classes=self.balance,
             seed=self.seed,
         )
 

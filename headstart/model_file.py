@@ -31,7 +31,8 @@ from headstart.errors import HeadstartError, ModelFileError, first_line
 from headstart.training.custom_heads import DEEPEST as DEEPEST_HEAD
 from headstart.training.custom_heads import KIND as MODULES
 from headstart.training.custom_heads import LAYERS, SEQUENTIAL
-from headstart.training.heads import HeadSpec, build_head
+from headstart.training.head_spec import HeadSpec
+from headstart.training.heads import build_head
 from headstart.training.recipe import Recipe
 from headstart.trust.calibration import Calibration
 

@@ -33,6 +33,10 @@ ORDER = [
     "cache.budget",
     "cache.verify",
     "cache.row_store",
+    "training.option",
+    "training.head_spec",
+    "training.recipe",
+    "training.recipe_options",
     "data.bit_depth",
     "data.decode",
     "data.finding",
@@ -70,7 +74,6 @@ ORDER = [
     "trust.ood",
     "training.custom_heads",
     "training.heads",
-    "training.recipe",
     "training.linear_fits",
     "training.probe",
     "trust.label_errors",
@@ -283,6 +286,8 @@ def _signatures(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _classes(hint: Any) -> Iterator[type]:
+    if typing.is_typeddict(hint):  # types keyword arguments; nobody makes one
+        return
     if inspect.isclass(hint) and hint.__module__.startswith("headstart."):
         yield hint
     for part in typing.get_args(hint):

@@ -22,7 +22,8 @@ from headstart.errors import ModelFileError
 from headstart.model import Model, load
 from headstart.model_file import FORMAT_VERSION
 from headstart.prediction import Prediction
-from headstart.training.heads import HeadSpec, build_head, linear_head
+from headstart.training.head_spec import HeadSpec
+from headstart.training.heads import build_head, linear_head
 from headstart.training.recipe import Recipe
 from headstart.trust.calibration import Calibration
 

@@ -65,7 +65,9 @@ def extended(home: Path, run: hs.Run) -> hs.Run:
     with table.open("w", newline="") as file:
         csv.writer(file).writerows(rows)
     remember = write_classes(home / "remember", {"red": 8}, first_seed=800)
-    return hs.train(table, out=home / "extended", extend=str(run.folder), remember=str(remember), val=0.3, device="cpu")
+    return hs.train(
+        table, out=home / "extended", extend=str(run.folder), rehearsal=str(remember), val=0.3, device="cpu"
+    )
 
 
 def named(content: bytes) -> list[str]:
@@ -106,7 +108,7 @@ def test_the_recipe_names_files_and_the_start_their_places(home: Path, run: hs.R
     assert "w.pth" in (run.folder / "README.md").read_text()
     assert json.loads((extended.folder / "start.json").read_text())["paths"] == {
         "extend": str(run.folder),
-        "remember": str(home / "remember"),
+        "rehearsal": str(home / "remember"),
     }
     assert load_run(run.folder).recipe.weights == str(home / "w.pth")  # to train again as it was
     (run.folder / "run.json").rename(run.folder / "aside.json")

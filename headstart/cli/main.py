@@ -116,7 +116,7 @@ Data = Annotated[Path, typer.Argument(help="A folder with one folder per class, 
 RangeChoice = Annotated[
     RangeOption,
     typer.Option(
-        "--range",
+        "--value-range",
         help="How images of more than 8 bits per channel are scaled: by the full scale of the file, or by the training "
         "data (0.5th to 99.5th percentile of its values).",
     ),
@@ -211,27 +211,29 @@ def train(
     fresh_views: Annotated[bool, typer.Option("--fresh-views", help="New views in every epoch.")] = False,
     value_range: RangeChoice = RangeOption.full,
     flip: Annotated[bool, typer.Option(help="Whether a mirrored picture shows the same thing.")] = True,
-    balance: Annotated[bool, typer.Option("--balance", help="Weigh the classes alike.")] = False,
-    live_batchnorm: Annotated[
-        bool, typer.Option("--live-batchnorm", help="BatchNorm that is trained goes on learning its statistics.")
+    balance_classes: Annotated[bool, typer.Option("--balance-classes", help="Weigh the classes alike.")] = False,
+    update_batchnorm: Annotated[
+        bool, typer.Option("--update-batchnorm", help="BatchNorm that is trained goes on learning its statistics.")
     ] = False,
     scratch: Annotated[
         bool, typer.Option("--scratch", help="Random weights, all of them trained: for comparison.")
     ] = False,
-    gradual: Annotated[bool, typer.Option("--gradual", help="Each rung goes on from the one below.")] = False,
+    gradual_unfreezing: Annotated[
+        bool, typer.Option("--gradual-unfreezing", help="Each rung goes on from the one below.")
+    ] = False,
     extend: Annotated[
         str,
         typer.Option(
             help="Keep the classes of this run or model (\"pretrained\": the backbone's own), add the data's."
         ),
     ] = "",
-    remember: Annotated[
+    rehearsal: Annotated[
         Path | None, typer.Option(help="With --extend: pictures of what is known already; labels are not needed.")
     ] = None,
-    train_old: Annotated[
-        bool, typer.Option("--train-old", help="With --extend: the classes that stay are trained as well.")
+    train_old_classes: Annotated[
+        bool, typer.Option("--train-old-classes", help="With --extend: the classes that stay are trained as well.")
     ] = False,
-    wanted_accuracy: Annotated[
+    target_accuracy: Annotated[
         float, typer.Option(help="Of the answers; where the model is less sure on val, it says so.")
     ] = 0.95,
     path_column: PathColumn = "",
@@ -267,31 +269,31 @@ def train(
         out = choose_run_folder(out, data) if watch else out
         recipe = Recipe(
             effort=effort.value,
-            backbone=backbone,
+            backbone=backbone or None,
             weights=_absolute(weights),
-            image_size=image_size,
+            image_size=image_size or None,
             pool=pool.value,
-            cut=cut,
+            cut=cut or None,
             probe=probe.value,
             head=head,
-            head_epochs=head_epochs,
-            head_lr=head_lr,
+            head_epochs=head_epochs or None,
+            head_lr=head_lr or None,
             single_logit=single_logit,
-            unfreeze=unfreeze,
-            epochs=epochs,
-            lr=lr,
-            views=views,
+            unfreeze=unfreeze or None,
+            epochs=epochs or None,
+            lr=lr or None,
+            views=views or None,
             fresh_views=fresh_views,
-            range=value_range.value,
+            value_range=value_range.value,
             flip=flip,
-            balance=balance,
-            live_norms=live_batchnorm,
+            balance_classes=balance_classes,
+            update_batchnorm=update_batchnorm,
             scratch=scratch,
-            gradual=gradual,
-            extend=extend if extend in ("", PRETRAINED) else _absolute(Path(extend)),
-            remember=_absolute(remember),
-            train_old=train_old,
-            wanted=wanted_accuracy,
+            gradual_unfreezing=gradual_unfreezing,
+            extend=PRETRAINED if extend == PRETRAINED else _absolute(Path(extend) if extend else None),
+            rehearsal=_absolute(rehearsal),
+            train_old_classes=train_old_classes,
+            target_accuracy=target_accuracy,
             val=val,
             test=test,
             seed=seed,
@@ -529,7 +531,7 @@ def compare(
     backbone: BackboneName = "",
     weights: WeightsFile = None,
     image_size: ImageSize = 0,
-    balance: Annotated[bool, typer.Option("--balance", help="Weigh the classes alike.")] = False,
+    balance_classes: Annotated[bool, typer.Option("--balance-classes", help="Weigh the classes alike.")] = False,
     flip: Annotated[bool, typer.Option(help="Whether a mirrored picture shows the same thing.")] = True,
     path_column: PathColumn = "",
     label_column: LabelColumn = "",
@@ -568,10 +570,10 @@ def compare(
         out=out,
         only=[name.strip() for name in only.split(",") if name.strip()],
         seconds=seconds,
-        backbone=backbone,
+        backbone=backbone or None,
         weights=_absolute(weights),
-        image_size=image_size,
-        balance=balance,
+        image_size=image_size or None,
+        balance_classes=balance_classes,
         flip=flip,
         val=val,
         test=test,
@@ -741,10 +743,10 @@ def check(
         files_only=files_only,
         device=device.value,
         progress=TerminalProgress(),
-        backbone=backbone,
+        backbone=backbone or None,
         weights=_absolute(weights),
-        image_size=image_size,
-        range=value_range.value,
+        image_size=image_size or None,
+        value_range=value_range.value,
         val=val,
         test=test,
         seed=seed,
@@ -1116,11 +1118,11 @@ def _source(data: Path | None, least: int, path: str, label: str, split: str, gr
     return open_data(data, least_classes=least, **columns)
 
 
-def _absolute(path: Path | None) -> str:
-    """As a recipe keeps it: good from any folder; "" for none."""
+def _absolute(path: Path | None) -> str | None:
+    """As a recipe keeps it: good from any folder; None for none."""
     from headstart.files import user_path
 
-    return str(user_path(path).resolve()) if path else ""
+    return str(user_path(path).resolve()) if path else None
 
 
 def _quiet_libraries() -> None:

@@ -221,7 +221,7 @@ def _bit_depths(scanned: Scan) -> list[Finding]:
         count = int((scanned.facts["bits"][scanned.usable] == bits).sum())
         message = (
             f"{count:,} images have {bits} bits per channel and use {used} of them: at full scale the network sees at "
-            f"most {100 / 2 ** (bits - used):.2g} % of white. Train with --range data, which scales them by the "
+            f"most {100 / 2 ** (bits - used):.2g} % of white. Train with --value-range data, which scales them by the "
             "training images' own values"
         )
         found.append(Finding("bit-depth", "warning", message))
@@ -269,7 +269,7 @@ def _class_sizes(dataset: Dataset, split: Split) -> list[Finding]:
     if sizes and max(sizes) >= IMBALANCE_THAT_MATTERS * min(sizes):
         message = (
             f"the largest class has {max(sizes) / min(sizes):.1f} times the training images of the smallest; "
-            "--balance weights them alike"
+            "--balance-classes weights them alike"
         )
         found.append(Finding("imbalance", "warning", message, tuple(f"{k}: {v}" for k, v in train.items())))
     return found

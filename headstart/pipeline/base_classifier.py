@@ -103,13 +103,13 @@ class Known:
         if recipe.extend == PRETRAINED:
             backbone, known = load_with_classifier(
                 recipe.backbone or DEFAULT_BACKBONE,
-                weights=recipe.weights or None,
-                image_size=recipe.image_size or None,
+                weights=recipe.weights,
+                image_size=recipe.image_size,
             )
             self.net, self.classes = FeatureNet(backbone), known.classes
             self.head = linear_head(known.weight.numpy(), known.bias.numpy())
         else:
-            model = load(recipe.extend)
+            model = load(recipe.extend or "")
             if model.thresholds is not None:
                 raise OptionError(
                     f"{recipe.extend}: it gives any number of labels to an image, and what can be extended tells "
@@ -121,7 +121,7 @@ class Known:
                     "it with --probe logistic, or with a --head, to extend it."
                 )
             self.net, self.classes, self.head = model.net, model.classes, model.head
-            path = user_path(recipe.extend)
+            path = user_path(recipe.extend or "")
             self.folder = path if path.is_dir() else None
         self.rows = _rows(self.head)
 
@@ -134,10 +134,10 @@ class Known:
         parts: list[tuple[_Pictures, _Pictures]] = []
         if self.folder is not None:
             parts.append(self._of_the_run(cache, progress))
-        if self.recipe.remember:
-            named = self._read(find_images(self.recipe.remember), None, cache, progress)
+        if self.recipe.rehearsal:
+            named = self._read(find_images(self.recipe.rehearsal), None, cache, progress)
             if not named.files:
-                raise DataError(f"{self.recipe.remember}: none of these pictures can be read.")
+                raise DataError(f"{self.recipe.rehearsal}: none of these pictures can be read.")
             parts.append(named.parted([key[0] < 128 for key in named.keys]))
         self.rehearsed, self.judged = (_joined([part[side] for part in parts]) for side in (0, 1))
 
@@ -203,7 +203,7 @@ class Known:
             y,
             remembered,
             classes=len(names),
-            train_old=self.recipe.train_old,
+            train_old=self.recipe.train_old_classes,
             seed=self.recipe.seed,
             together=together[new],
             progress=progress,
@@ -220,7 +220,7 @@ class Known:
         def refit(_learn: Labels) -> nn.Module:
             raise NotImplementedError  # only rungs above it ask
 
-        kept_rows = 0 if self.recipe.train_old else sum(t.numel() for t in self.head.state_dict().values())
+        kept_rows = 0 if self.recipe.train_old_classes else sum(t.numel() for t in self.head.state_dict().values())
         return Fitted(head, "extension", reason, settings, refit, frozen=kept_rows)
 
     def kept_tensors(self, head: nn.Module | None = None) -> dict[str, Tensor]:
@@ -249,7 +249,7 @@ class Known:
         if not self.judged.files:
             progress.say(
                 "What the old classes are worth now was not measured: no picture of them is at hand. Name some with "
-                "--remember FOLDER."
+                "--rehearsal FOLDER."
             )
             return []
         before = logits_on(self.head, features).argmax(axis=1)
@@ -276,7 +276,7 @@ class Known:
         if average is None:
             raise OptionError(
                 f"extend {self.recipe.extend}: no picture of what it knows is at hand, and without any it would "
-                "forget. Name some with --remember FOLDER (their labels are not needed)."
+                "forget. Name some with --rehearsal FOLDER (their labels are not needed)."
             )
         return imagine(self.rows, average, x, y, seed=self.recipe.seed)
 

@@ -149,7 +149,7 @@ class Climb:
                 results[-1] = replace(results[-1], decision=text)
                 self.progress.say(f"{results[-1].name}: {text}.")
                 break
-            if not self.recipe.gradual:
+            if not self.recipe.gradual_unfreezing:
                 self.split.module.load_state_dict(self.pretrained)
                 head = self.fitted.head
             try:
@@ -263,7 +263,7 @@ class Climb:
         right, losses = self._judged(val_logits, outside)
         seconds = time.monotonic() - started
         tensors = self._state_of(rung, tuned.head)
-        if self.recipe.gradual and number < len(self.rungs):
+        if self.recipe.gradual_unfreezing and number < len(self.rungs):
             folds = self.fold_ends.items()
             tensors |= {f"fold{place}.{name}": tensor for place, ends in folds for name, tensor in ends.items()}
         tensors |= {"right": torch.from_numpy(right), "losses": torch.from_numpy(losses)}
@@ -362,7 +362,7 @@ class Climb:
                 device=self.device,
                 progress=self.progress,
             )
-            if self.recipe.gradual:
+            if self.recipe.gradual_unfreezing:
                 self.fold_ends[place] = self._state_of(rung, tuned.head)
             features = features_of(self.split, rung.boundary.name, plain, device=self.device, progress=self.progress)
             logits.append(logits_on(tuned.head, features[judge]))
@@ -381,7 +381,7 @@ class Climb:
     def _begin_fold(self, place: int, learn: npt.NDArray[np.int64]) -> nn.Module:
         """The head that a fold begins with; the network's weights are set: pretrained, or those of the rung below."""
         self.split.module.load_state_dict(self.pretrained)
-        if not self.recipe.gradual or place not in self.fold_ends:
+        if not self.recipe.gradual_unfreezing or place not in self.fold_ends:
             return self.fitted.refit(learn)
         return self._restored(self.fold_ends[place])
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, final
+from typing import Unpack, final
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from headstart.training.finetune import Classifier, epoch_order, logits_of, trai
 from headstart.training.frozen_proof import digests_of, require_unchanged, tensors_of
 from headstart.training.losses import are_several, probabilities_of
 from headstart.training.recipe import Recipe
+from headstart.training.recipe_options import RecipeOptions
 from headstart.trust.thresholds import best_thresholds
 
 
@@ -40,7 +41,7 @@ def prepare(
     device: str = "auto",
     cache: Path | None = None,
     progress: Progress | None = None,
-    **choices: Any,
+    **options: Unpack[RecipeOptions],
 ) -> Workbench:
     """Does all that comes before training by steps, for a training loop of one's own.
 
@@ -57,19 +58,19 @@ def prepare(
 
     Args:
         source: a folder, a table, or a data set that is open already.
-        recipe: every choice at once; what concerns the steps themselves (learning rate, CutMix, smoothing, ...) is left
+        recipe: every option at once; what concerns the steps themselves (learning rate, CutMix, smoothing, ...) is left
             to the loop.
         device: where the frozen part runs: "auto", "cpu", "cuda" or "mps". The loop's own part is on the CPU.
         cache: the cache folder; the default one where it is not given.
         progress: told of each step.
-        **choices: fields of ``Recipe``, in place of ``recipe``; the effort is "quick" where none is named.
+        **options: fields of ``Recipe``, instead of ``recipe``; the effort is "quick" where none is named.
 
     Raises:
         DataError: the data cannot be used; says what was found.
         WeightsError: the backbone's weights cannot be had.
-        OptionError: a choice has a value that it cannot take, or leaves nothing to train.
+        OptionError: an option has a value that it cannot take, or leaves nothing to train.
     """
-    recipe = Recipe.of(recipe, choices if recipe else {"effort": "quick"} | choices)
+    recipe = Recipe.of(recipe, options if recipe else {"effort": "quick", **options})
     prepared = Preparation(open_data(source), recipe, device=device, cache=cache, progress=progress or SilentProgress())
     prepared.read_images()
     prepared.say_findings()

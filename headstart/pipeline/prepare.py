@@ -48,7 +48,8 @@ from headstart.runs.time_estimate import Step, Timetable
 from headstart.training.finetune import TRAINING_TASK, Samples
 from headstart.training.fit_head import Fitted, check_classes, check_heads, fit_classifier
 from headstart.training.frozen_proof import Digests, digests_of, tensors_of
-from headstart.training.heads import LINEAR, vectors_of
+from headstart.training.head_spec import LINEAR
+from headstart.training.heads import vectors_of
 from headstart.training.ladder import (
     CROSS_VALIDATE_BELOW,
     FOLDS,
@@ -187,20 +188,20 @@ class Preparation:
         self.dataset, self.recipe, self.device, self.cache, self.progress = dataset, recipe, device, cache, progress
         resolve_device(device)
         self.known = Known(recipe) if recipe.extend else None
-        name, image_size = recipe.backbone or DEFAULT_BACKBONE, recipe.image_size or None
+        name, image_size = recipe.backbone or DEFAULT_BACKBONE, recipe.image_size
         if self.known is not None:
             self.backbone = self.known.net.backbone
         elif recipe.scratch:
             self.backbone = random_backbone(name, image_size=image_size, seed=recipe.seed)
         else:
-            self.backbone = load_backbone(name, weights=recipe.weights or None, image_size=image_size)
+            self.backbone = load_backbone(name, weights=recipe.weights, image_size=image_size)
         for note in self.backbone.notes:
             progress.say(note)
         # An engine does this to the weights that it runs. Which engines are built depends on what the cache holds, and
         # kernels round otherwise in another memory format: so it is done here, for the training too.
         self.backbone.module.to(memory_format=torch.channels_last)
         own = None if self.known is None else self.known.net
-        self.net = own or FeatureNet(self.backbone, pool=recipe.pooling, cut=recipe.cut)
+        self.net = own or FeatureNet(self.backbone, pool=recipe.pooling, cut=recipe.cut or "")
         self.frozen: SplittableBackbone | None = None
         self.rungs: list[Rung] = []
         self._require_possible()
@@ -217,7 +218,7 @@ class Preparation:
         if recipe.head != LINEAR:
             check_heads(recipe, feature_shape(self.net), len(dataset.classes), Layout.of(self.backbone.module))
         if recipe.effort != "probe":
-            self.frozen = split_backbone(self.backbone, recipe.pooling, recipe.cut)
+            self.frozen = split_backbone(self.backbone, recipe.pooling, recipe.cut or "")
         if self.frozen is not None and recipe.is_named_depth:
             boundary_before(recipe.unfreeze or "all", self.frozen)
 
@@ -228,7 +229,7 @@ class Preparation:
             head: of the finished model; the one that is extended where it is not given.
         """
         own = digests_of(tensors_of(self.backbone.module))
-        if self.known is not None and not self.recipe.train_old:
+        if self.known is not None and not self.recipe.train_old_classes:
             own |= digests_of(self.known.kept_tensors(head))
         return own
 
@@ -238,7 +239,7 @@ class Preparation:
         Raises:
             DataError: the data cannot be used, or have no range of values where one is asked for.
         """
-        if self.recipe.range == "data":
+        if self.recipe.value_range == "data":
             self._measure_range()
         return self._inspected(self.backbone.preprocessing)
 
@@ -263,13 +264,13 @@ class Preparation:
         deep = [i for i in look.split.positions("train") if bits[i] > 8]
         if not deep:
             raise DataError(
-                f"{look.dataset.root}: no training image has more than 8 bits per channel, which --range data scales. "
-                "Leave it out."
+                f"{look.dataset.root}: no training image has more than 8 bits per channel, which --value-range data "
+                "scales. Leave it out."
             )
         value_range = measure_value_range([files[i] for i in deep], progress=self.progress)
         preprocessing = replace(self.backbone.preprocessing, value_range=value_range)
         self.backbone = replace(self.backbone, preprocessing=preprocessing)
-        self.net = FeatureNet(self.backbone, pool=self.recipe.pooling, cut=self.recipe.cut)
+        self.net = FeatureNet(self.backbone, pool=self.recipe.pooling, cut=self.recipe.cut or "")
         low, high = (100 * share for share in value_range)
         self.progress.say(
             f"Range of values: {low:.3g} % to {high:.3g} % of the full scale become black to white, by {len(deep):,} "
@@ -513,7 +514,7 @@ class Preparation:
             come first.
         """
         look, changed = self.look, backbone is not self.backbone
-        net = FeatureNet(backbone, pool=self.recipe.pooling, cut=self.recipe.cut) if changed else self.net
+        net = FeatureNet(backbone, pool=self.recipe.pooling, cut=self.recipe.cut or "") if changed else self.net
         thresholds = [MIDDLE] * len(look.dataset.classes) if look.dataset.multi_label else None
         model = Model(
             net,
@@ -628,7 +629,7 @@ class Preparation:
         model.calibration = calibrate(
             all_logits,
             all_labels,
-            wanted=self.recipe.wanted,
+            wanted=self.recipe.target_accuracy,
             source=" and ".join(sources),
             together=self._together(judged),
         )

@@ -8,7 +8,7 @@ import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from headstart.data.dataset import Dataset, open_data
 from headstart.data.inspection import Inspection
@@ -45,6 +45,7 @@ from headstart.training.frozen_proof import Digests, combined, require_unchanged
 from headstart.training.heads import logits_on
 from headstart.training.ladder import RungResult
 from headstart.training.recipe import Recipe
+from headstart.training.recipe_options import RecipeOptions
 from headstart.verbs.report import write_card, write_report
 
 ENGINES = "engines.safetensors"
@@ -60,28 +61,28 @@ def train(
     cache: Path | None = None,
     progress: Progress | None = None,
     listener: Listener | None = None,
-    **choices: Any,
+    **options: Unpack[RecipeOptions],
 ) -> Run:
     """Turns labelled images into a classifier.
 
     Args:
         source: a folder, a table, or a data set that is open already.
         out: the run folder, new or empty; "runs/NAME" where it is not given.
-        recipe: every choice at once.
+        recipe: every option at once.
         device: "auto", "cpu", "cuda" or "mps".
         cache: the cache folder; the default one where it is not given.
         progress: told of each step.
         listener: told of each event, see ``runs.log.Event``; what it raises ends the run.
-        **choices: fields of ``Recipe``, in place of ``recipe``: ``train(data, seed=1)``.
+        **options: fields of ``Recipe``, instead of ``recipe``: ``train(data, seed=1)``.
 
     Raises:
         DataError: the data cannot be used; says what was found.
         WeightsError: the backbone's weights cannot be had.
-        OptionError: a choice has a value that it cannot take.
+        OptionError: an option has a value that it cannot take.
         RunError: the run folder is taken, or cannot be written.
     """
     progress = progress or SilentProgress()
-    recipe = Recipe.of(recipe, choices)
+    recipe = Recipe.of(recipe, options)
     shares = SplitShares(recipe.val, recipe.test)
     if recipe.implied_by:
         progress.say(f"Effort: quick, because {recipe.implied_by} was given; name another with effort.")

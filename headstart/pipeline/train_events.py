@@ -8,13 +8,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, final
+from pathlib import Path
+from typing import Any, Unpack, final
 
 from headstart.data.dataset import Dataset
 from headstart.errors import OptionError
 from headstart.pipeline.train import resume, train
 from headstart.progress import Progress, SilentProgress
 from headstart.runs.log import Event
+from headstart.training.recipe import Recipe
+from headstart.training.recipe_options import RecipeOptions
 
 PROGRESS_EVERY = 0.2
 """Seconds between two events of one task's progress, at least."""
@@ -28,8 +31,12 @@ def train_events(
     source: str | os.PathLike[str] | Dataset | None = None,
     *,
     resume_from: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    recipe: Recipe | None = None,
+    device: str = "auto",
+    cache: Path | None = None,
     progress: Progress | None = None,
-    **options: Any,
+    **options: Unpack[RecipeOptions],
 ) -> Iterator[Event]:
     """Trains, and yields what happens while it happens; the run is under way in a thread of its own.
 
@@ -44,8 +51,12 @@ def train_events(
     Args:
         source: as ``train`` takes it; None with ``resume_from``.
         resume_from: the folder of a run that was stopped, in place of ``source``.
+        out: the run folder, see ``train``.
+        recipe: every option at once.
+        device: "auto", "cpu", "cuda" or "mps".
+        cache: the cache folder; the default one where it is not given.
         progress: told as well.
-        **options: as ``train``, or ``resume``, takes them.
+        **options: fields of ``Recipe``, instead of ``recipe``. A run is resumed with the options that it began with.
 
     Yields:
         Events, see ``runs.log.Event``.
@@ -55,6 +66,8 @@ def train_events(
     """
     if (source is None) == (resume_from is None):
         raise OptionError("give a source to train on, or resume_from; one of the two.")
+    given = {"out": out is not None, "recipe": recipe is not None, "device": device != "auto"}
+    refused: dict[str, Any] = {**{name: True for name, is_given in given.items() if is_given}, **options}
     told: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
     left = threading.Event()
 
@@ -67,9 +80,10 @@ def train_events(
         try:
             progress_too = _Telling(listener, progress or SilentProgress())
             if source is not None:
-                train(source, progress=progress_too, listener=listener, **options)
+                places: dict[str, Any] = {"out": out, "device": device, "cache": cache}
+                train(source, recipe=recipe, progress=progress_too, listener=listener, **places, **options)
             elif resume_from is not None:
-                resume(resume_from, progress=progress_too, listener=listener, **options)
+                resume(resume_from, cache=cache, progress=progress_too, listener=listener, **refused)
         except _Stopped:
             pass
         except BaseException as error:  # raised again where the caller is

@@ -32,7 +32,7 @@ def conditions_of(prepared: Preparation) -> Conditions:
     found: Conditions = {}
     if recipe.weights:
         found["weights file"] = _sha256(user_path(recipe.weights))
-    if recipe.extend not in ("", PRETRAINED):
+    if recipe.extend not in (None, PRETRAINED):
         found["model that is extended"] = _sha256(user_path(recipe.extend))
     found["backbone"] = prepared.backbone.fingerprint
     found |= {f"version of {name}": version(name) for name in LIBRARIES}

@@ -168,7 +168,8 @@ def extend_rows(
     if not task.converged:
         progress.say(
             f"Warning: the fit of the new classes stopped after {ROUNDS} rounds and has not converged; its figures "
-            "may be off. Look for images that hardly differ (headstart check), or remember more pictures (--remember)."
+            "may be off. Look for images that hardly differ (headstart check), or add images of the existing classes "
+            "(--rehearsal)."
         )
     if remembered.imagined:
         step_back = max(0.0, float(np.quantile(new, 1 - FOUND)))

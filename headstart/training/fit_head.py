@@ -18,7 +18,8 @@ from headstart.progress import Progress
 from headstart.training.classical import CLASSICAL
 from headstart.training.finetune import FeatureRows, Samples
 from headstart.training.head_search import SweepSettings, train_heads
-from headstart.training.heads import LINEAR, PLAIN, HeadSpec, build_head, linear_head, parse_heads
+from headstart.training.head_spec import LINEAR, HeadSpec, parse_heads
+from headstart.training.heads import PLAIN, build_head, linear_head
 from headstart.training.losses import Labels, Parts, are_several
 from headstart.training.probe import Features, fit_probe, refit_probe, require_learnable
 from headstart.training.recipe import Recipe
@@ -102,7 +103,7 @@ def fit_classifier(
         return _trained(recipe, specs, features, labels, classes, layout, dtype, shown, val, together, progress)
     if recipe.probe != LOGISTIC:
         return _classical(recipe, features, labels, classes, together, progress)
-    own: dict[str, Any] = {"classes": classes, "balance": recipe.balance}
+    own: dict[str, Any] = {"classes": classes, "balance": recipe.balance_classes}
     probe = fit_probe(
         features,
         labels,
@@ -160,9 +161,9 @@ def check_classes(recipe: Recipe, classes: int, *, several: bool) -> None:
             has one.
     """
     asked = {
-        "single logit": recipe.single_logit,
+        "single_logit": recipe.single_logit,
         f"probe {recipe.probe}": recipe.probe != LOGISTIC,
-        "balance": recipe.balance,
+        "balance_classes": recipe.balance_classes,
         "extend": bool(recipe.extend),
     }
     if several and (names := [name for name, given in asked.items() if given]):
@@ -171,7 +172,7 @@ def check_classes(recipe: Recipe, classes: int, *, several: bool) -> None:
             "with a threshold of its own; leave it out."
         )
     if recipe.single_logit and classes != 2:
-        raise OptionError(f"single logit: it tells two classes apart, and there are {classes}.")
+        raise OptionError(f"single_logit: it tells two classes apart, and there are {classes}.")
 
 
 def _linear(weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32], *, single: bool) -> nn.Module:
@@ -190,7 +191,7 @@ def _classical(
     progress: Progress | None,
 ) -> Fitted:
     fit = CLASSICAL[recipe.probe]
-    own: dict[str, Any] = {"classes": classes, "balance": recipe.balance, "seed": recipe.seed}
+    own: dict[str, Any] = {"classes": classes, "balance": recipe.balance_classes, "seed": recipe.seed}
     found = fit(features, labels, **own, together=together, progress=progress)
 
     refit = partial(
@@ -223,8 +224,8 @@ def _trained(
     settings = SweepSettings(
         epochs=recipe.head_epochs or (SweepSettings.epochs if shown is None else EPOCHS_OF_VIEWS),
         rates=(recipe.head_lr,) if recipe.head_lr else SweepSettings.rates,
-        smoothing=SweepSettings.smoothing if recipe.smoothing is None else recipe.smoothing,
-        balance=recipe.balance,
+        smoothing=SweepSettings.smoothing if recipe.label_smoothing is None else recipe.label_smoothing,
+        balance=recipe.balance_classes,
         seed=recipe.seed,
     )
 

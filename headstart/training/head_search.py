@@ -29,7 +29,8 @@ from headstart.training.finetune import (
     rate,
     seeded,
 )
-from headstart.training.heads import PLAIN, HeadSpec, LayeredHead, Pool, build_head
+from headstart.training.head_spec import HeadSpec
+from headstart.training.heads import PLAIN, LayeredHead, Pool, build_head
 from headstart.training.losses import (
     Parts,
     are_several,

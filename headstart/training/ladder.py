@@ -200,7 +200,7 @@ def plan_rungs(
         epochs = [recipe.epochs or e for _, _, e in distinct]
         whys = [f"{100 * (1 - b.cost_before):.0f} % of the forward pass is trained" for b in chosen]
     settings = [_settings(recipe, effort, n, train, lr=_lr(b, split)) for b, n in zip(chosen, epochs, strict=True)]
-    if recipe.gradual:
+    if recipe.gradual_unfreezing:
         settings = [replace(own, first_view=sum(o.epochs for o in settings[:i])) for i, own in enumerate(settings)]
     shown = max((own.first_view + own.epochs for own in settings), default=0)
     views = (
@@ -312,12 +312,12 @@ def _settings(recipe: Recipe, effort: Effort, epochs: int, train: int, *, lr: fl
     settings = TuneSettings(
         epochs=epochs,
         lr=recipe.lr or lr,
-        smoothing=effort.smoothing if recipe.smoothing is None else recipe.smoothing,
+        smoothing=effort.smoothing if recipe.label_smoothing is None else recipe.label_smoothing,
         cutmix=effort.cutmix if recipe.cutmix is None else recipe.cutmix,
         mixup=recipe.mixup,
-        jitter=recipe.jitter,
-        balance=recipe.balance,
-        live_norms=recipe.live_norms or recipe.scratch,
+        jitter=recipe.feature_jitter,
+        balance=recipe.balance_classes,
+        live_norms=recipe.update_batchnorm or recipe.scratch,
         seed=recipe.seed,
     )
     if recipe.scratch:

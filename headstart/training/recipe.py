@@ -1,245 +1,397 @@
-"""Every choice of a run in one place; it is saved with the run and with the model."""
+"""Recipe: every option of a training run, declared once, and saved with the run and with the model."""
 
 from __future__ import annotations
 
-import os
 import re
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
-from numbers import Integral, Real
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
-from headstart.backbone.pooling import Pooling
 from headstart.errors import OptionError
 from headstart.hub import is_address
-from headstart.training.heads import LINEAR, parse_heads
-from headstart.trust.calibration import WANTED
+from headstart.training.head_spec import LINEAR, parse_heads
+from headstart.training.option import (
+    Name,
+    Option,
+    Range,
+    as_type,
+    check_limits,
+    check_rules,
+    declaration_of,
+    option,
+    python_name,
+)
 
-EffortName = Literal["probe", "quick", "standard", "thorough"]
-EffortChoice = Literal["auto", "probe", "quick", "standard", "thorough"]
-FINE_TUNING = ("unfreeze", "epochs", "lr", "views", "fresh_views", "live_norms", "gradual", "scratch")
-"""Options that concern fine-tuning: each makes effort "auto" mean "quick", and none goes with "probe"."""
-
-PRETRAINED = "pretrained"
-"""In place of a model to extend: the classifier that came with the backbone's weights."""
-
+EffortName = Literal["auto", "probe", "quick", "standard", "thorough"]
+PoolName = Literal["auto", "avg", "max", "avgmax", "token", "flatten"]
+ProbeName = Literal["logistic", "svm", "rbf", "knn", "centroid"]
 RangeName = Literal["full", "data"]
 
-ProbeName = Literal["logistic", "svm", "rbf", "knn", "centroid"]
+PRETRAINED = "pretrained"
+"""In place of a model to extend: the classifier that the backbone's weights came with."""
+
+RENAMED = {
+    "range": "value_range",
+    "smoothing": "label_smoothing",
+    "jitter": "feature_jitter",
+    "balance": "balance_classes",
+    "live_norms": "update_batchnorm",
+    "gradual": "gradual_unfreezing",
+    "remember": "rehearsal",
+    "train_old": "train_old_classes",
+    "wanted": "target_accuracy",
+}
+"""Former name -> name of an option. Files written with the former names can be read."""
+
+FORMER_AUTO: dict[str, object] = {
+    "backbone": "",
+    "weights": "",
+    "image_size": 0,
+    "cut": "",
+    "head_epochs": 0,
+    "head_lr": 0.0,
+    "unfreeze": "",
+    "epochs": 0,
+    "lr": 0.0,
+    "views": 0,
+    "extend": "",
+    "rehearsal": "",
+}
+"""Option -> the value that stood for "auto" in files written with the former names; it is None today."""
+
+_COUNT = Range(1, 10_000)
+_RATE = Range(0, 1, excludes_low=True)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to do; with the data and the weights it decides the result.
+    """Options of a training run; together with the data and the weights they decide the result.
 
-    Attributes:
-        effort: "probe": everything frozen, a linear classifier on the features; "quick", "standard", "thorough": then
-            fine-tuning, ever deeper, while it gains more than noise (see ``training.ladder``). "auto" becomes "quick"
-            where an option of fine-tuning is given (``FINE_TUNING``), else "probe".
-        backbone: a timm architecture, with or without the tag of its weights; "" for the offline default.
-        weights: a file of weights, "" for the architecture's own.
-        image_size: side of the input in pixels; 0 for what the weights were trained with.
-        pool: how features are pooled, see ``backbone.pooling.Pooling``.
-        cut: the boundary at which the backbone ends, as ``headstart layers`` lists it; "" for its own end.
-        probe: what is fitted on frozen features, see ``training.fit_head``: "logistic", "svm" (linear), "rbf" (a
-            Gaussian kernel), "knn" (cosine), "centroid" (nearest class mean).
-        head: "linear", or heads that are trained by steps, with "," between them (see ``training.heads.HeadSpec``);
-            the best by validation is kept.
-        head_epochs: passes over the training images for those; 0 for the default.
-        head_lr: their learning rate; 0: several are tried at once, and the best by validation is kept.
-        single_logit: two classes share one logit with binary cross-entropy, instead of a softmax over two.
-        unfreeze: the first part that is trained, as ``headstart layers`` lists it, or "all"; "" for what the effort
-            tries.
-        epochs: of every rung; 0 for what the effort takes.
-        lr: learning rate of the head and the last part in fine-tuning; 0 for the default.
-        views: augmented views of each training image that are kept; 0 for what the effort takes.
-        fresh_views: a new view in every epoch, instead of ``views`` that return.
-        range: what becomes black and white of images of more than 8 bits per channel: "full", the file's full scale, or
-            "data", the 0.5th and 99.5th percentile of the training images' values.
-        flip: whether a mirrored picture shows the same thing.
-        smoothing: share of the target that is spread over all classes; None for what the effort takes, or, where an
-            image may bear several labels, for none.
-        cutmix: see ``training.finetune.TuneSettings``; None likewise.
-        mixup: see ``training.finetune.TuneSettings``.
-        jitter: see ``training.finetune.TuneSettings``.
-        balance: weigh the classes alike, however many images each has.
-        live_norms: BatchNorm behind the freeze boundary goes on learning its statistics.
-        scratch: random weights instead of pretrained ones, and everything is trained; for comparison.
-        gradual: a rung goes on from the weights of the one below (gradual unfreezing), instead of beginning from the
-            pretrained weights and the probe.
-        extend: a run or a model file whose classes stay, and the data's are added behind them; or "pretrained": the
-            classes that the backbone's weights came with. "" for none.
-        remember: a folder of pictures of what that model knows; their labels are not needed. "" for none.
-        train_old: the rows of the classes that stay may move as well.
-        wanted: share of its answers that is to be right, in (0, 1): below the probability from which on that holds on
-            val, the model is unsure and says so.
-        val: share of the images for val, where the data come without; None for the default, see
-            ``data.splits.SplitShares``.
-        test: share of the images for test, where the data come without splits; None likewise.
-        seed: of splits, folds, views and training; 0 to 2**32 - 1.
+    Each field is declared with its group, default, range and help; ``docs/options.md`` lists them. None means that the
+    value is chosen automatically. ``effort`` "auto" becomes "quick" if an option of fine-tuning is given, and "probe"
+    otherwise.
+
+        hs.train("flowers/", recipe=hs.Recipe(effort="quick", seed=1))
+
+    Raises:
+        OptionError: a value has the wrong type or is out of range, or two options contradict each other.
     """
 
-    effort: EffortChoice = "auto"
-    backbone: str = ""
-    weights: str = ""
-    image_size: int = 0
-    pool: Literal["auto", "avg", "max", "avgmax", "token", "flatten"] = "auto"
-    cut: str = ""
-    probe: ProbeName = "logistic"
-    head: str = LINEAR
-    head_epochs: int = 0
-    head_lr: float = 0.0
-    single_logit: bool = False
-    unfreeze: str = ""
-    epochs: int = 0
-    lr: float = 0.0
-    views: int = 0
-    fresh_views: bool = False
-    range: RangeName = "full"
-    flip: bool = True
-    smoothing: float | None = None
-    cutmix: float | None = None
-    mixup: float = 0.0
-    jitter: float = 0.1
-    balance: bool = False
-    live_norms: bool = False
-    scratch: bool = False
-    gradual: bool = False
-    extend: str = ""
-    remember: str = ""
-    train_old: bool = False
-    wanted: float = WANTED
-    val: float | None = None
-    test: float | None = None
-    seed: int = 0
+    effort: EffortName = option(
+        "auto",
+        "fine-tuning",
+        "How much to train at most. probe: fit a classifier on frozen features. quick, standard, thorough: fine-tune "
+        "the last layers as well, and deeper ones as long as that gains more than noise. auto: quick if an option of "
+        "fine-tuning is given, else probe. Start with probe or quick.",
+        is_basic=True,
+    )
+    backbone: str | None = option(
+        None,
+        "features",
+        "Pretrained network, by its timm name, with or without the tag of its weights. Use a larger one for harder "
+        "images; headstart layers NAME shows what it consists of.",
+        auto="EfficientNet-Lite0, which needs no download",
+        metavar="NAME",
+        is_basic=True,
+    )
+    weights: str | None = option(
+        None,
+        "features",
+        "File with weights for the backbone (.safetensors, .pth, .pt or .bin). Use it for weights that you trained "
+        "or downloaded yourself.",
+        auto="the pretrained weights of the backbone",
+        metavar="FILE",
+        is_path=True,
+    )
+    image_size: int | None = option(
+        None,
+        "features",
+        "Side of the square input in pixels. Larger shows finer detail and takes longer.",
+        auto="the size that the weights were trained with",
+        limits=Range(16, unit="pixels"),
+        metavar="PIXELS",
+        is_basic=True,
+    )
+    pool: PoolName = option(
+        "auto",
+        "features",
+        "Pooling of the backbone's feature map into one vector. auto: as the weights were trained.",
+    )
+    cut: str | None = option(
+        None,
+        "features",
+        "Truncate the backbone after this layer group; headstart layers lists them. Use it for textures and other "
+        "images unlike photographs, which early layers may describe better.",
+        auto="the end of the backbone",
+        metavar="BOUNDARY",
+    )
+    value_range: RangeName = option(
+        "full",
+        "data",
+        "Scaling of images with more than 8 bits per channel. full: the full range of the file's type. data: the 0.5th "
+        "to 99.5th percentile of the training images' values. Use data if such images look nearly black.",
+    )
+    val: float | None = option(
+        None,
+        "data",
+        "Fraction of the images drawn for validation, if the data have no validation split.",
+        auto="0.15; with folders train and test only if that is at least 100 images",
+        metavar="FRACTION",
+    )
+    test: float | None = option(
+        None,
+        "data",
+        "Fraction of the images drawn for the test set, if the data have no splits. 0: no test set.",
+        auto="0.15",
+        metavar="FRACTION",
+    )
+    seed: int = option(
+        0,
+        "data",
+        "Seed of the drawn split, the folds of cross-validation, augmentation and training. Change it to see how much "
+        "results vary.",
+        limits=Range(0, 2**32 - 1),
+    )
+    probe: ProbeName = option(
+        "logistic",
+        "head",
+        "Classifier fitted on frozen features: logistic regression, a linear or Gaussian-kernel (rbf) support vector "
+        "machine, k nearest neighbours by cosine similarity, or the nearest class mean. Try centroid with fewer than "
+        "ten images per class.",
+    )
+    head: str = option(
+        LINEAR,
+        "head",
+        "linear, or a head trained by gradient descent: hidden layer sizes and dropout (1024-512-0.2) or a 1x1 "
+        "convolution and pooling (conv1280-flatten). Separate several with commas; the best on validation images is "
+        "kept.",
+        excludes=("probe",),
+        reason="one classifier is fitted on the features",
+        metavar="HEAD",
+    )
+    head_epochs: int | None = option(
+        None,
+        "head",
+        "Epochs for a head trained by gradient descent.",
+        auto="10, or 30 with augmented views",
+        limits=_COUNT,
+        requires="head",
+        reason="a linear head is fitted without epochs",
+    )
+    head_lr: float | None = option(
+        None,
+        "head",
+        "Learning rate for a head trained by gradient descent.",
+        auto="several are tried, and the best on validation images is kept",
+        limits=_RATE,
+        requires="head",
+        reason="a linear head is fitted without a learning rate",
+    )
+    single_logit: bool = option(
+        False,
+        "head",
+        "With two classes, use one logit and binary cross-entropy instead of a softmax over two. Use it if another "
+        "program expects one output.",
+    )
+    balance_classes: bool = option(
+        False,
+        "head",
+        "Weight each class equally in the loss, however many images it has. Use it if rare classes matter as much as "
+        "frequent ones.",
+    )
+    unfreeze: str | None = option(
+        None,
+        "fine-tuning",
+        "Fine-tune from this layer group on (headstart layers lists them), or all.",
+        auto="the depths that effort tries",
+        metavar="LAYER",
+        is_basic=True,
+        needs_fine_tuning=True,
+    )
+    epochs: int | None = option(
+        None,
+        "fine-tuning",
+        "Epochs of fine-tuning at each depth.",
+        auto="set by effort, and more for small data sets",
+        limits=_COUNT,
+        is_basic=True,
+        needs_fine_tuning=True,
+    )
+    lr: float | None = option(
+        None,
+        "fine-tuning",
+        "Learning rate of the head and the last layer group in fine-tuning. Lower it if the loss rises.",
+        auto="set by depth and architecture",
+        limits=_RATE,
+        needs_fine_tuning=True,
+    )
+    views: int | None = option(
+        None,
+        "fine-tuning",
+        "Augmented views of each training image, computed once and reused. More help small data sets and take longer.",
+        auto="set by effort",
+        limits=_COUNT,
+        needs_fine_tuning=True,
+    )
+    fresh_views: bool = option(
+        False,
+        "fine-tuning",
+        "Compute a new augmented view of each image in every epoch instead of reusing views. Slower; use it for long "
+        "training.",
+        needs_fine_tuning=True,
+    )
+    flip: bool = option(
+        True,
+        "fine-tuning",
+        "Mirror training images horizontally as augmentation. Turn it off if a mirrored image means something else, "
+        "such as text or left and right hands.",
+    )
+    label_smoothing: float | None = option(
+        None,
+        "fine-tuning",
+        "Label smoothing: fraction of the target spread evenly over all classes.",
+        auto="0.05 or 0.1 by effort; 0 with multi-label data",
+        limits=Range(0, 1, excludes_high=True),
+        metavar="FRACTION",
+    )
+    cutmix: float | None = option(
+        None,
+        "fine-tuning",
+        "CutMix: fraction of the batches in which a rectangle of each image's activations is replaced by another's.",
+        auto="set by effort; 0 with multi-label data",
+        limits=Range(0, 1),
+        metavar="FRACTION",
+    )
+    mixup: float = option(
+        0.0,
+        "fine-tuning",
+        "Mixup: parameter of the Beta distribution by which the activations of two images are blended, in batches "
+        "without CutMix. 0: off; 0.2 is common.",
+        limits=Range(0, 10),
+        metavar="ALPHA",
+    )
+    feature_jitter: float = option(
+        0.1,
+        "fine-tuning",
+        "Feature augmentation: standard deviation of the random factor, around 1, of each channel of the activations. "
+        "0: off.",
+        limits=Range(0, 1),
+        metavar="STD",
+    )
+    update_batchnorm: bool = option(
+        False,
+        "fine-tuning",
+        "Let BatchNorm in the fine-tuned layers normalize by each batch and update its statistics, instead of keeping "
+        "the pretrained ones. Use it for images unlike photographs.",
+        needs_fine_tuning=True,
+    )
+    gradual_unfreezing: bool = option(
+        False,
+        "fine-tuning",
+        "Continue each depth from the weights of the shallower one, instead of from the pretrained weights.",
+        needs_fine_tuning=True,
+    )
+    scratch: bool = option(
+        False,
+        "fine-tuning",
+        "Train all layers from random weights. Only for comparison with transfer learning.",
+        excludes=("weights",),
+        reason="training from scratch begins with random weights",
+        needs_fine_tuning=True,
+    )
+    extend: str | None = option(
+        None,
+        "extending",
+        "Keep the classes of this run or model file and add those of the data; pretrained: the classes that the "
+        "backbone was trained on.",
+        auto="train a new classifier",
+        excludes=("head", "probe", "single_logit", "balance_classes", "pool", "cut"),
+        reason="extending keeps the backbone and the head of the classes that exist",
+        metavar="MODEL",
+        is_path=True,
+        is_basic=True,
+    )
+    rehearsal: str | None = option(
+        None,
+        "extending",
+        "Folder of images of the existing classes, labels not needed, so that these are not forgotten.",
+        auto="the model's own training data if they are found, else none",
+        requires="extend",
+        reason="it belongs to extending a model",
+        metavar="FOLDER",
+        is_path=True,
+    )
+    train_old_classes: bool = option(
+        False,
+        "extending",
+        "Train the weights of the existing classes as well as those of the new ones.",
+        requires="extend",
+        reason="it belongs to extending a model",
+    )
+    target_accuracy: float = option(
+        0.95,
+        "evaluation",
+        "Accuracy that the model's answers should reach. On images where it is less certain it answers unsure.",
+        limits=Range(0, 1, excludes_low=True, excludes_high=True),
+        metavar="FRACTION",
+    )
 
     def __post_init__(self) -> None:
-        for name, kind in _field_types().items():
-            object.__setattr__(self, name, _as_type(name, getattr(self, name), kind))
-        if self.effort not in get_args(EffortChoice):
-            raise OptionError(f"effort {self.effort!r}: this version knows {', '.join(get_args(EffortChoice))}.")
-        if not 0 <= self.seed < 2**32:
-            raise OptionError(f"seed {self.seed}: expected 0 to {2**32 - 1:,}.")
-        if self.image_size < 0 or 0 < self.image_size < 16:
-            raise OptionError(f"image size {self.image_size}: expected at least 16 pixels.")
-        for name, high in (
-            ("epochs", 10_000),
-            ("head_epochs", 10_000),
-            ("views", 10_000),
-            ("lr", 1),
-            ("head_lr", 1),
-            ("mixup", 10),
-            ("cutmix", 1),
-            ("jitter", 1),
-        ):
-            if not 0 <= (getattr(self, name) or 0) <= high:
-                raise OptionError(f"{name} {getattr(self, name)}: expected 0 to {high:,}.")
-        if not 0 < self.wanted < 1:
-            raise OptionError(f"wanted accuracy {self.wanted}: expected more than 0 and less than 1, such as 0.99.")
-        if not 0 <= (self.smoothing or 0) < 1:
-            raise OptionError(f"smoothing {self.smoothing}: expected 0 or more and less than 1.")
-        if self.probe not in get_args(ProbeName):
-            raise OptionError(f"probe {self.probe!r}: expected one of {', '.join(get_args(ProbeName))}.")
-        if self.range not in get_args(RangeName):
-            raise OptionError(f"range {self.range!r}: expected one of {', '.join(get_args(RangeName))}.")
-        convolves = bool(parse_heads(self.head)[0].channels)
-        if convolves and self.pool != "auto":
-            raise OptionError(f"pool {self.pool!r}: a convolution head pools by itself, as in conv1280-avg.")
-        if self.head != LINEAR:
-            if self.probe != "logistic":
-                raise OptionError(
-                    f"probe {self.probe!r} and head {self.head!r}: one or the other stands on the features."
-                )
-        elif self.head_epochs or self.head_lr:
-            raise OptionError("head epochs and head lr: a linear head is fitted without steps; choose another --head.")
-        given = self._fine_tuning_options()
+        for name, annotation in option_types().items():
+            object.__setattr__(self, name, as_type(name, getattr(self, name), annotation))
+        check_options(vars(self))
         if self.effort == "auto":
-            implied = given[0] if given and not self.extend else ""
-            object.__setattr__(self, "_implied_by", implied)
-            object.__setattr__(self, "effort", "quick" if implied else "probe")
-        if self.effort == "probe" and given:
-            why = "extending a model" if self.extend else "effort 'probe'"
-            raise OptionError(f"{given[0]}: {why} trains no weight of the backbone; leave one of the two out.")
-        if self.scratch and (self.weights or self.unfreeze not in ("", "all")):
-            raise OptionError("scratch: random weights are all trained; name neither weights nor a part to unfreeze.")
-        if not self.extend and (self.remember or self.train_old):
-            raise OptionError(
-                f"{'remember' if self.remember else 'train_old'}: belongs to extend; name a model to extend."
-            )
-        if self.extend:
-            fixed: dict[str, object] = {
-                "effort": self.effort != "probe",
-                "head": self.head != LINEAR,
-                "probe": self.probe != "logistic",
-                "single_logit": self.single_logit,
-                "balance": self.balance,
-                "pool": self.pool != "auto",
-                "cut": self.cut,
-            }
-            if self.extend != PRETRAINED:
-                fixed |= {"backbone": self.backbone, "weights": self.weights, "image_size": self.image_size}
-                fixed["range"] = self.range != "full"
-            if names := [name for name, value in fixed.items() if value]:
-                raise OptionError(
-                    f"{names[0]}: extending keeps the backbone and the head that the classes have; leave it out."
-                )
-        if self.effort != "probe" and self.probe in ("rbf", "knn"):
-            raise OptionError(
-                f"probe {self.probe!r}: fine-tuning goes on from a linear classifier; choose effort 'probe', or probe "
-                "logistic, svm or centroid."
-            )
-
-    def _fine_tuning_options(self) -> list[str]:
-        """Names of the options given that concern fine-tuning alone; views are for a head trained by steps as well."""
-        names = [name for name in FINE_TUNING if getattr(self, name)]
-        return [name for name in names if name not in ("views", "fresh_views") or self.head == LINEAR]
+            given = None if self.extend else next(_fine_tuning_options(vars(self)), None)
+            object.__setattr__(self, "_implied_by", given)
+            object.__setattr__(self, "effort", "quick" if given else "probe")
 
     @property
     def implied_by(self) -> str:
-        """The option that turned effort "auto" into "quick"; "" where the effort was named, or is "probe"."""
-        return str(getattr(self, "_implied_by", ""))
+        """The option that turned effort "auto" into "quick"; "" if the effort was given or is "probe"."""
+        return str(getattr(self, "_implied_by", None) or "")
 
     @property
     def is_named_depth(self) -> bool:
-        """Whether what is to be trained was named: it is kept then, whatever the probe gave."""
-        return bool(self.unfreeze) or self.scratch
+        """Whether the layers to fine-tune were given: the result is kept then, whatever the probe reached."""
+        return self.unfreeze is not None or self.scratch
 
     @classmethod
-    def of(cls, recipe: Recipe | None, choices: dict[str, Any]) -> Recipe:
-        """A whole recipe, or one of single choices.
+    def of(cls, recipe: Recipe | None, options: Mapping[str, Any]) -> Recipe:
+        """A recipe that is given whole, or one made of single options.
 
         Raises:
-            OptionError: both are given, a choice does not exist, or a value has the wrong type.
+            OptionError: both are given, an option does not exist, or a value has the wrong type.
         """
         if recipe is not None and not isinstance(recipe, Recipe):
             raise OptionError(f"recipe: expected a headstart.Recipe, got {type(recipe).__name__}.")
-        if recipe is not None and choices:
-            raise OptionError(f"give a recipe or single choices ({', '.join(choices)}), not both.")
+        if recipe is not None and options:
+            raise OptionError(f"give a recipe or single options ({', '.join(options)}), not both.")
+        if former := [name for name in options if name in RENAMED]:
+            raise OptionError(f"{former[0]}: this option is called {RENAMED[former[0]]}.")
         try:
-            return recipe or cls(**choices)
+            return recipe or cls(**options)
         except TypeError as error:
-            known = ", ".join(cls.__dataclass_fields__)
-            raise OptionError(f"{str(error).split(') ')[-1]}. A recipe has: {known}.") from error
+            raise OptionError(f"{str(error).split(') ')[-1]}. A recipe has: {', '.join(options_of())}.") from error
 
     @property
-    def pooling(self) -> Pooling:
-        """``pool``, or none where the head convolves the map."""
-        return "none" if parse_heads(self.head)[0].channels else self.pool
+    def pooling(self) -> PoolName | Literal["none"]:
+        """``pool``, or "none" if the head convolves the feature map."""
+        return "none" if _convolves(self.head) else self.pool
 
     @property
     def least_classes(self) -> int:
-        """That the data must have: a model is extended by one, a new one tells two apart."""
+        """Classes that the data need: 1 to extend a model, 2 for a new one."""
         return 1 if self.extend else 2
 
     @property
     def paths(self) -> dict[str, str]:
-        """The choices that name a file or folder of this machine."""
-        given = {name: getattr(self, name) for name in ("weights", "extend", "remember")}
+        """The options that name a file or folder of this machine."""
+        given = {name: getattr(self, name) for name, declared in options_of().items() if declared.is_path}
         return {name: path for name, path in given.items() if path and path != PRETRAINED and not is_address(path)}
 
     def without_paths(self) -> Recipe:
-        """The recipe to publish: of files and folders their names alone."""
+        """The recipe for publication: files and folders by their names alone."""
         names: dict[str, Any] = {name: _last_part(path) for name, path in self.paths.items()}
         return replace(self, **names)
 
@@ -249,41 +401,102 @@ class Recipe:
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Recipe:
-        """Reads what ``as_json`` wrote; entries of newer versions are left aside."""
-        known = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in document.items() if name in known})
+        """Reads what ``as_json`` wrote, also with former names; options of newer versions are ignored."""
+        current = {RENAMED.get(name, name): value for name, value in document.items()}
+        former = {name for name, value in FORMER_AUTO.items() if name in current and current[name] == value}
+        known = {name: value for name, value in current.items() if name in options_of()}
+        return cls(**known | dict.fromkeys(former))
+
+
+@cache
+def options_of() -> dict[str, Option]:
+    """Name -> declaration of every option, in the order of the fields."""
+    return {declared.name: declaration_of(declared) for declared in fields(Recipe)}
+
+
+@cache
+def option_types() -> dict[str, Any]:
+    """Name -> type of every option, for example ``int | None``."""
+    return get_type_hints(Recipe)
+
+
+@cache
+def defaults() -> dict[str, Any]:
+    """Name -> default of every option."""
+    return {declared.name: declared.default for declared in fields(Recipe)}
+
+
+def check_options(values: Mapping[str, Any], shown: Name = python_name) -> None:
+    """Checks the options of a recipe one by one and together.
+
+    Args:
+        values: every option, each of its declared type.
+        shown: how options are called in messages, see ``option.Name``.
+
+    Raises:
+        OptionError: a value is out of range, or two options contradict each other.
+    """
+    for name, declared in options_of().items():
+        check_limits(name, values[name], option_types()[name], declared.limits, shown)
+    _check_head(values, shown)
+    _check_effort(values, shown)
+    given = [name for name in options_of() if values[name] != defaults()[name]]
+    check_rules(options_of(), given, shown)
+    _check_extending(values, shown)
+    if values["scratch"] and values["unfreeze"] not in (None, "all"):
+        raise OptionError(f"{shown('scratch')}: trains all layers; leave out {shown('unfreeze')}.")
+
+
+def _check_head(values: Mapping[str, Any], shown: Name) -> None:
+    if _convolves(values["head"]) and values["pool"] != "auto":
+        raise OptionError(
+            f"{shown('pool')} {values['pool']!r}: a convolution head includes its pooling, as in conv1280-avg; leave "
+            f"{shown('pool')} out."
+        )
+
+
+def _check_effort(values: Mapping[str, Any], shown: Name) -> None:
+    """Fine-tuning options go with fine-tuning, and fine-tuning with a linear probe."""
+    effort, tuning = values["effort"], next(_fine_tuning_options(values), None)
+    if tuning and (effort == "probe" or (effort == "auto" and values["extend"])):
+        why = "extending a model" if values["extend"] else f"{shown('effort')} probe"
+        raise OptionError(f"{shown(tuning)}: {why} trains no backbone weights; leave one of the two out.")
+    if values["extend"] and effort not in ("auto", "probe"):
+        raise OptionError(
+            f"{shown('effort')} {effort!r}: extending keeps the backbone as it is; leave one of the two out."
+        )
+    is_fine_tuning = effort not in ("auto", "probe") or tuning is not None
+    if is_fine_tuning and values["probe"] in ("rbf", "knn"):
+        raise OptionError(
+            f"{shown('probe')} {values['probe']!r}: fine-tuning continues from a linear classifier; choose logistic, "
+            f"svm or centroid, or {shown('effort')} probe."
+        )
+
+
+def _check_extending(values: Mapping[str, Any], shown: Name) -> None:
+    """A model that is extended brings its backbone and its preprocessing."""
+    if values["extend"] in (None, PRETRAINED):
+        return
+    for name in ("backbone", "weights", "image_size", "value_range"):
+        if values[name] != defaults()[name]:
+            raise OptionError(
+                f"{shown(name)}: cannot be combined with {shown('extend')}; extending keeps the backbone and the "
+                "preprocessing of the model. Leave one of the two out."
+            )
+
+
+def _fine_tuning_options(values: Mapping[str, Any]) -> Iterator[str]:
+    """The options given that concern fine-tuning alone; augmented views are also used by heads other than linear."""
+    for name, declared in options_of().items():
+        is_given = declared.needs_fine_tuning and values[name] != defaults()[name]
+        if is_given and (name not in ("views", "fresh_views") or values["head"] == LINEAR):
+            yield name
+
+
+def _convolves(head: str) -> bool:
+    return bool(parse_heads(head)[0].channels)
 
 
 def _last_part(path: str) -> str:
     """The name of a file or folder, by the rules of any system."""
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1] or "."
-
-
-@cache
-def _field_types() -> dict[str, Any]:
-    return get_type_hints(Recipe)
-
-
-def _as_type(name: str, value: Any, annotation: Any) -> Any:
-    """A choice as the type that its field declares; NumPy's numbers and paths become plain ones, for JSON.
-
-    Raises:
-        OptionError: the value has another type; ``True`` is not a number, and "3" is not 3.
-    """
-    kinds = (str,) if get_origin(annotation) is Literal else get_args(annotation) or (annotation,)
-    if value is None and type(None) in kinds:
-        return None
-    is_bool = isinstance(value, bool) or type(value).__name__ == "bool"  # numpy.bool is no subclass of bool
-    if bool in kinds and is_bool:
-        return bool(value)
-    if int in kinds and isinstance(value, Integral) and not is_bool:
-        return int(value)
-    if float in kinds and isinstance(value, Real) and not is_bool:
-        with suppress(OverflowError):  # a whole number beyond 1e308
-            return float(value)
-    if str in kinds and isinstance(value, (str, os.PathLike)):
-        return os.fspath(value)
-    words = {str: "text", bool: "True or False", int: "a whole number", float: "a number", type(None): "None"}
-    shown = " ".join(repr(value).split())[:60]
-    remedy = " Train a module of your own in a loop of your own, see hs.prepare." if name == "head" else ""
-    raise OptionError(f"{name}: expected {' or '.join(words[kind] for kind in kinds)}, got {shown}.{remedy}")

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from headstart.data.dataset import Dataset, open_data
 from headstart.data.finding import Finding
@@ -19,6 +19,7 @@ from headstart.progress import Progress, SilentProgress
 from headstart.reports.run_report import render_check
 from headstart.runs.folder import FINDINGS_FILE, make_run_folder, write_findings
 from headstart.training.recipe import Recipe
+from headstart.training.recipe_options import RecipeOptions
 
 
 def check(
@@ -28,11 +29,11 @@ def check(
     device: str = "auto",
     cache: Path | None = None,
     progress: Progress | None = None,
-    **choices: Any,
+    **options: Unpack[RecipeOptions],
 ) -> Inspection:
     """Finds what is wrong, or merely odd, with labelled images; changes nothing.
 
-    The backbone is run once over the images for it, and not again by a run with the same choices.
+    The backbone is run once over the images for it, and not again by a run with the same options.
 
     Args:
         source: a folder, a table, or a data set that is open already.
@@ -40,7 +41,7 @@ def check(
         device: "auto", "cpu", "cuda" or "mps".
         cache: the cache folder; the default one where it is not given.
         progress: told of each step.
-        **choices: fields of ``Recipe`` that decide the features, the seed and a drawn split.
+        **options: fields of ``Recipe`` that decide the features, the seed and a drawn split.
 
     Returns:
         The data set with its split and its findings, the gravest first.
@@ -48,10 +49,10 @@ def check(
     Raises:
         DataError: the data cannot be used at all; says what was found.
         WeightsError: the backbone's weights cannot be had.
-        OptionError: a choice has a value that it cannot take.
+        OptionError: an option has a value that it cannot take.
     """
     progress = progress or SilentProgress()
-    recipe = Recipe.of(None, choices)
+    recipe = Recipe.of(None, options)
     shares = SplitShares(recipe.val, recipe.test)
     dataset = open_data(source, least_classes=1)
     if files_only:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 from headstart.backbone.pixel_net import split_backbone
 from headstart.backbone.split import SplittableBackbone
@@ -30,6 +30,7 @@ from headstart.training.classical import CLASSICAL
 from headstart.training.fit_head import LOGISTIC
 from headstart.training.ladder import MOST_EPOCHS, SHARES, TRAINING_COST, deepest_at
 from headstart.training.recipe import Recipe
+from headstart.training.recipe_options import RecipeOptions
 
 GROUPS = ("probes", "heads", "depths", "batchnorm", "weights")
 """What can be compared: classifiers on frozen features; heads that are trained by steps; how deep to fine-tune;
@@ -74,23 +75,20 @@ class _Way:
     recipe: Recipe
 
 
+COMPARE_OPTIONS = ("backbone", "weights", "image_size", "balance_classes", "flip", "val", "test", "seed")
+"""Options of a recipe that hold for everything that is compared."""
+
+
 def compare(
     source: str | os.PathLike[str] | Dataset,
     *,
     out: str | os.PathLike[str] | None = None,
     only: Sequence[str] = GROUPS,
     seconds: float = SECONDS,
-    backbone: str = "",
-    weights: str = "",
-    image_size: int = 0,
-    balance: bool = False,
-    flip: bool = True,
-    val: float | None = Recipe.val,
-    test: float | None = Recipe.test,
-    seed: int = 0,
     device: str = "auto",
     cache: Path | None = None,
     progress: Progress | None = None,
+    **options: Unpack[RecipeOptions],
 ) -> Comparison:
     """Trains in several ways on the same data and writes one table and one picture.
 
@@ -99,17 +97,10 @@ def compare(
         out: the folder for it, new or empty; "runs/NAME" where it is not given.
         only: some of ``GROUPS``.
         seconds: that each way to fine-tune gets, about.
-        backbone: see ``Recipe``, as all that follow.
-        weights: see there.
-        image_size: see there.
-        balance: see there.
-        flip: see there.
-        val: see there.
-        test: see there.
-        seed: see there.
         device: "auto", "cpu", "cuda" or "mps".
         cache: the cache folder; the default one where it is not given.
         progress: told of each step.
+        **options: fields of ``Recipe`` that hold for everything that is compared: those in ``COMPARE_OPTIONS``.
 
     Raises:
         DataError, WeightsError, OptionError, RunError: as ``train``.
@@ -125,17 +116,10 @@ def compare(
         raise OptionError(f"compare {', '.join(unknown) or 'nothing'}: there are {', '.join(GROUPS)}.")
     if seconds <= 0:
         raise OptionError(f"seconds {seconds:g}: expected more than 0.")
-    plain = Recipe(
-        backbone=backbone,
-        weights=weights,
-        image_size=image_size,
-        balance=balance,
-        flip=flip,
-        val=val,
-        test=test,
-        seed=seed,
-    )
-    shares = SplitShares(val, test)
+    plain = Recipe.of(None, options)
+    if varied := [name for name in options if name not in COMPARE_OPTIONS]:
+        raise OptionError(f"{varied[0]}: cannot be set in a comparison; choose from {', '.join(COMPARE_OPTIONS)}.")
+    shares = SplitShares(plain.val, plain.test)
     dataset = open_data(source)
     check_shares(dataset, shares)
     prepared = Preparation(dataset, plain, device=device, cache=cache, progress=progress)
@@ -220,7 +204,7 @@ def _ways(
         name, first, cost = places[-1]
         if "depths" not in only:
             ways.append(_Way("depths", f"{name} (from {first})", tuned(first, cost)))
-        ways.append(_Way("batchnorm", f"{name}, live BatchNorm", tuned(first, cost, live_norms=True)))
+        ways.append(_Way("batchnorm", f"{name}, live BatchNorm", tuned(first, cost, update_batchnorm=True)))
     if {"depths", "weights"} & set(only):
         ways.append(_Way("depths", "everything", tuned("all", 0.0)))
     if "weights" in only:

@@ -108,7 +108,7 @@ def test_a_loop_by_hand_ends_where_the_built_in_one_does(data: Path) -> None:
 
 def test_what_cannot_be_trained_is_refused(data: Path, bench: Workbench, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="nothing is left to train"):
-        bench_on(data, effort="probe", unfreeze="", views=0)
+        bench_on(data, effort="probe", unfreeze=None, views=None)
     with pytest.raises(OptionError, match="train and val"):
         next(bench.batches("tset"))
     for name in ("train", "test"):

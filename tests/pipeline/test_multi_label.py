@@ -159,7 +159,7 @@ def test_fine_tuning_learns_several_labels(data: Path, weights: Path, tmp_path: 
             image_size=64,
             effort="quick",
             unfreeze="blocks.4",
-            smoothing=0.0,
+            label_smoothing=0.0,
             cutmix=0.0,
             epochs=3,
         )
@@ -208,8 +208,8 @@ def test_one_label_alone_is_given_or_not(weights: Path, tmp_path: Path) -> None:
     ("choices", "message"),
     [
         ({"probe": "svm"}, "probe svm: is for images of one class each"),
-        ({"balance": True}, "balance: is for"),
-        ({"single_logit": True}, "single logit: is for"),
+        ({"balance_classes": True}, "balance_classes: is for"),
+        ({"single_logit": True}, "single_logit: is for"),
         ({"extend": "pretrained"}, "extend: is for"),
     ],
 )

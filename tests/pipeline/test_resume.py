@@ -100,7 +100,7 @@ def test_a_rung_begins_from_pretrained_weights_and_probe_unless_it_goes_on(
 
     monkeypatch.setattr("headstart.pipeline.climb.fine_tune", noting)
     monkeypatch.setattr("headstart.pipeline.climb.paired_p", lambda before, after: 0.0)
-    choices = CHOICES | {"effort": "standard", "unfreeze": "", "epochs": 1, "gradual": gradual}
+    choices = CHOICES | {"effort": "standard", "unfreeze": None, "epochs": 1, "gradual_unfreezing": gradual}
     hs.train(hard, out=tmp_path / "run", **choices)
     first, second = (own[-1] for own in (begun[: len(begun) // 2], begun[len(begun) // 2 :]))  # the folds come before
     assert (first[0], second[0]) == ("blocks.5", "blocks.4")
@@ -108,7 +108,7 @@ def test_a_rung_begins_from_pretrained_weights_and_probe_unless_it_goes_on(
     assert (first[1] != second[1]) == gradual
 
 
-GRADUAL = {"effort": "standard", "epochs": 1, "views": 1, "gradual": True}
+GRADUAL = {"effort": "standard", "epochs": 1, "views": 1, "gradual_unfreezing": True}
 
 
 @pytest.fixture
@@ -224,7 +224,7 @@ def test_where_the_probe_leaves_little_nothing_deeper_is_tried(
 ) -> None:
     monkeypatch.setattr("headstart.pipeline.climb.DEEPER_FROM", 100.0)
     monkeypatch.setattr("headstart.pipeline.climb.paired_p", lambda before, after: 0.0)
-    run = hs.train(hard, out=tmp_path / "run", **CHOICES | {"effort": "standard", "unfreeze": "", "epochs": 1})
+    run = hs.train(hard, out=tmp_path / "run", **CHOICES | {"effort": "standard", "unfreeze": None, "epochs": 1})
     assert [rung.name for rung in run.rungs] == ["kNN", "probe", "behind blocks.5"]
     assert "below 100.0 it ends here" in run.rungs[2].decision
 
@@ -299,7 +299,7 @@ def test_so_does_one_with_another_head_and_batchnorm_that_learns(
     from headstart.pipeline import climb
     from headstart.runs import log
 
-    choices = CHOICES | {"head": "8-0.2", "live_norms": True}
+    choices = CHOICES | {"head": "8-0.2", "update_batchnorm": True}
     whole = hs.train(hard, out=tmp_path / "whole", **choices)
     monkeypatch.setattr(climb, "SAVE_EVERY", 0.0)
     monkeypatch.setattr(climb, "SAVE_AT_MOST", 1e9)

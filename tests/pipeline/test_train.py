@@ -278,7 +278,7 @@ def test_nothing_is_overwritten_and_nothing_empty_is_left(tmp_path: Path) -> Non
         ({"head": "conv8-flatten", "single_logit": True, "cut": "blocks.1"}, "there are 3"),
         ({"device": "tpu"}, "expected auto, cpu"),
         ({"weights": "nowhere.pth"}, r"nowhere\.pth"),
-        ({"extend": "nowhere", "image_size": 0}, "nowhere"),
+        ({"extend": "nowhere", "image_size": None}, "nowhere"),
     ],
 )
 def test_a_mistake_is_found_before_the_run_folder_is_made(
@@ -399,9 +399,9 @@ def test_whatever_stands_on_the_features_is_saved_and_predicts_as_in_the_run(
 @pytest.mark.parametrize(
     ("choices", "match"),
     [
-        ({"head": "512", "probe": "svm"}, "one or the other"),
+        ({"head": "512", "probe": "svm"}, "cannot be combined with head"),
         ({"head": "conv8", "pool": "max"}, "conv1280-avg"),
-        ({"head_epochs": 3}, "without steps"),
+        ({"head_epochs": 3}, "requires head"),
         ({"probe": "knn", "effort": "quick"}, "linear classifier"),
         ({"probe": "forest"}, "logistic, svm"),
         ({"head": "512-relu"}, "Examples"),

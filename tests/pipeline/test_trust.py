@@ -29,7 +29,7 @@ from headstart.verbs.report import write_report
 def run(tmp_path_factory: pytest.TempPathFactory) -> hs.Run:
     folder = tmp_path_factory.mktemp("trust")
     data = mislabel(write_classes(folder / "colours", {"blue": 130, "green": 130, "red": 130}), "blue", "red", 30)
-    return hs.train(data, out=folder / "run", image_size=64, val=0.3, wanted=0.93)
+    return hs.train(data, out=folder / "run", image_size=64, val=0.3, target_accuracy=0.93)
 
 
 def rows(run: hs.Run) -> list[dict[str, str]]:
@@ -118,8 +118,8 @@ def test_a_model_without_calibration_answers_with_its_label() -> None:
 
 @pytest.mark.parametrize("wanted", [0.0, 1.0, -1])
 def test_an_accuracy_that_nobody_reaches_is_refused(run: hs.Run, tmp_path: Path, wanted: float) -> None:
-    with pytest.raises(OptionError, match="wanted accuracy"):
-        hs.train(run.folder / "split.csv", out=tmp_path / "run", wanted=wanted)
+    with pytest.raises(OptionError, match="target_accuracy"):
+        hs.train(run.folder / "split.csv", out=tmp_path / "run", target_accuracy=wanted)
 
 
 @pytest.fixture(scope="module")

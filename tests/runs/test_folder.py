@@ -237,14 +237,14 @@ def test_what_is_no_finished_run_is_said_with_the_remedy(tmp_path: Path) -> None
 
 def test_a_run_that_can_go_on_is_read_back_with_its_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    recipe = Recipe(extend="runs/old", remember="more", seed=5)
+    recipe = Recipe(extend="runs/old", rehearsal="more", seed=5)
     start = Start("data", "cpu", "abc", {"torch": "2"}, {"path_column": "p"})
     write_start(tmp_path, recipe, start)
     public = (tmp_path / "recipe.json").read_text()
     assert str(tmp_path) not in public
     own, back = read_start(tmp_path)
-    assert own == replace(recipe, extend=str(tmp_path / "runs/old"), remember=str(tmp_path / "more"))
-    assert back == replace(start, paths={"extend": own.extend, "remember": own.remember})
+    assert own == replace(recipe, extend=str(tmp_path / "runs/old"), rehearsal=str(tmp_path / "more"))
+    assert back == replace(start, paths={"extend": own.extend, "rehearsal": own.rehearsal})
     assert (Start("d", "cpu").images, Start("d", "cpu").columns) == ("", {})
     write_start(tmp_path, Recipe(weights="~/w.pth"), start)
     assert read_start(tmp_path)[0].weights == os.path.expanduser("~/w.pth")

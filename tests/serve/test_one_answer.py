@@ -93,12 +93,12 @@ def test_a_range_of_values_is_the_same_in_training_prediction_graph_and_server(t
     save_file(random_backbone("test_resnet", image_size=32, seed=3).module.state_dict(), weights)
     tiny = {"backbone": "test_resnet", "weights": str(weights), "image_size": 32, "device": "cpu"}
     data = write_12_bits(tmp_path / "data", {"dark": 20, "light": 20})
-    run = hs.train(data, out=tmp_path / "run", range="data", cache=tmp_path / "cache", **tiny)
+    run = hs.train(data, out=tmp_path / "run", value_range="data", cache=tmp_path / "cache", **tiny)
     assert "bit-depth" not in {finding.kind for finding in run.findings}
     model = hs.load(run.folder)
     low, high = model.preprocessing.value_range or (0, 0)
     assert 0 <= low < high < 0.0626
-    assert model.recipe.range == "data"
+    assert model.recipe.value_range == "data"
     rows = read_rows(run.folder / "predictions.csv")
     told = {row["path"]: [float(row[f"p:{name}"]) for name in model.classes] for row in rows}
     chances, _, _ = model.predict_with_outliers(list(told), device="cpu")
@@ -121,15 +121,15 @@ def test_a_range_of_values_is_the_same_in_training_prediction_graph_and_server(t
 def test_a_range_of_values_needs_images_of_more_than_8_bits(tmp_path: Path) -> None:
     data = write_classes(tmp_path / "colours", {"blue": 12, "red": 12})
     with pytest.raises(DataError, match="no training image has more than 8 bits per channel"):
-        hs.train(data, out=tmp_path / "run", range="data", image_size=64, device="cpu")
-    with pytest.raises(OptionError, match="range 'wide': expected one of full, data"):
-        hs.train(data, range="wide")
+        hs.train(data, out=tmp_path / "run", value_range="data", image_size=64, device="cpu")
+    with pytest.raises(OptionError, match="value_range 'wide': expected one of full, data"):
+        hs.train(data, value_range="wide")
 
 
 @pytest.mark.exhaustive
 def test_the_exported_file_and_its_snippet_scale_by_the_models_range(tmp_path: Path) -> None:
     data = write_12_bits(tmp_path / "data", {"dark": 20, "light": 20})
-    run = hs.train(data, out=tmp_path / "run", range="data", image_size=64, device="cpu")
+    run = hs.train(data, out=tmp_path / "run", value_range="data", image_size=64, device="cpu")
     exported = hs.export(run.folder, out=tmp_path / "model.onnx")  # refused where a probability differs
     picture = str(data / "light" / "0.png")
     script = exported.snippets["python"].replace("picture.jpg", picture)

@@ -16,7 +16,8 @@ from headstart.backbone.pixel_net import FeatureNet, feature_shape
 from headstart.backbone.weights import Backbone, random_backbone
 from headstart.data.decode import fit_to
 from headstart.model import Model
-from headstart.training.heads import HeadSpec, NeighbourHead, RbfHead, build_head, vectors_of
+from headstart.training.head_spec import HeadSpec
+from headstart.training.heads import NeighbourHead, RbfHead, build_head, vectors_of
 from headstart.training.recipe import Recipe
 from headstart.trust.calibration import Calibration
 from headstart.trust.ood import Familiar, familiar_with

@@ -18,7 +18,8 @@ from headstart.backbone.pixel_net import FeatureNet
 from headstart.backbone.weights import build_architecture, load_backbone, load_with_classifier, random_backbone
 from headstart.errors import DataError, OptionError, WeightsError
 from headstart.training.extend import FORGOTTEN, Remembered, Rows, extend_rows, imagine
-from headstart.training.heads import HeadSpec, build_head, head_with_rows
+from headstart.training.head_spec import HeadSpec
+from headstart.training.heads import build_head, head_with_rows
 
 SMALL = {"image_size": 64, "device": "cpu"}
 
@@ -190,7 +191,7 @@ def test_imagenets_classes_are_extended_from_imagination(folders: Path) -> None:
 
 @pytest.mark.exhaustive
 def test_imagenets_classes_are_extended_from_pictures_to_remember(folders: Path) -> None:
-    named = {"extend": "pretrained", "remember": str(folders / "others")}
+    named = {"extend": "pretrained", "rehearsal": str(folders / "others")}
     real = hs.train(folders / "two", out=folders / "real", **named, **SMALL)
     model = hs.load(real.model_path)
     assert len(model.classes) == 1002
@@ -215,6 +216,6 @@ def test_what_cannot_be_extended_is_refused(folders: Path, grown: hs.Run, tmp_pa
         with pytest.raises(OptionError, match="extending keeps"):
             hs.train(folders / "one", extend=str(grown.folder), **choices)
     with pytest.raises(OptionError, match="belongs to extend"):
-        hs.train(folders / "one", remember="x")
+        hs.train(folders / "one", rehearsal="x")
     with pytest.raises(DataError, match="a classifier needs at least two"):
         hs.train(folders / "one", out=tmp_path / "d")

@@ -26,7 +26,8 @@ from headstart.training.finetune import (
     trained_names,
     undecayed_names,
 )
-from headstart.training.heads import HeadSpec, build_head, linear_head
+from headstart.training.head_spec import HeadSpec
+from headstart.training.heads import build_head, linear_head
 
 
 def tuned(settings: TuneSettings = SETTINGS, **given: object) -> tuple[SplittableBackbone, Tuned]:

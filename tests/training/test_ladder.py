@@ -80,7 +80,9 @@ def test_an_unknown_part_is_answered_with_every_name_that_works(split: Splittabl
 
 
 def test_choices_override_the_effort(split: SplittableBackbone) -> None:
-    recipe = Recipe(effort="standard", epochs=7, views=5, lr=0.01, smoothing=0.2, cutmix=0.0, balance=True)
+    recipe = Recipe(
+        effort="standard", epochs=7, views=5, lr=0.01, label_smoothing=0.2, cutmix=0.0, balance_classes=True
+    )
     for rung in plan_rungs(recipe, split, train=3000, rate=200.0):
         assert (rung.settings.epochs, rung.views, rung.settings.lr) == (7, 5, 0.01)
         assert (rung.settings.smoothing, rung.settings.cutmix) == (0.2, 0.0)
@@ -90,7 +92,7 @@ def test_choices_override_the_effort(split: SplittableBackbone) -> None:
     fresh = plan_rungs(Recipe(effort="standard", epochs=7, fresh_views=True), split, train=3000, rate=200.0)
     assert {rung.views for rung in fresh} == {7}
     assert [rung.settings.first_view for rung in fresh] == [0, 0]
-    recipe = Recipe(effort="standard", epochs=7, fresh_views=True, gradual=True)
+    recipe = Recipe(effort="standard", epochs=7, fresh_views=True, gradual_unfreezing=True)
     gradual = plan_rungs(recipe, split, train=3000, rate=200.0)  # never a view that the rung below has shown
     assert {rung.views for rung in gradual} == {14}
     assert [rung.settings.first_view for rung in gradual] == [0, 7]
@@ -188,5 +190,7 @@ def test_what_is_for_one_class_to_an_image_is_off_for_several_labels_unless_aske
     for effort in ("quick", "standard", "thorough"):
         for rung in plan_rungs(Recipe(effort=effort), split, train=3000, rate=200.0, several=True):
             assert (rung.settings.cutmix, rung.settings.smoothing) == (0.0, 0.0)
-    asked = plan_rungs(Recipe(effort="quick", cutmix=0.4, smoothing=0.1), split, train=9, rate=1.0, several=True)[0]
+    asked = plan_rungs(Recipe(effort="quick", cutmix=0.4, label_smoothing=0.1), split, train=9, rate=1.0, several=True)[
+        0
+    ]
     assert (asked.settings.cutmix, asked.settings.smoothing) == (0.4, 0.1)

@@ -172,7 +172,7 @@ def test_images_that_use_few_of_their_bits_are_named_with_the_remedy_and_are_not
     found = {finding.kind: finding for finding in look.findings}
     assert found["bit-depth"].severity == "warning"
     assert "30 images have 16 bits per channel and use 12 of them" in found["bit-depth"].message
-    assert "--range data" in found["bit-depth"].message
+    assert "--value-range data" in found["bit-depth"].message
     assert not {"dark", "blank", "blurred"} & set(found)
     assert clean(look) == {}
     scaled = Preprocessing(height=32, width=32, value_range=(0.0, 0.0625))

@@ -37,7 +37,7 @@ def test_every_way_is_a_run_and_every_figure_is_the_runs(tmp_path: Path) -> None
         assert run.best == (run.rungs[-1].name if run.rungs else run.best)  # asked for, so kept
         assert row.epochs == (1 if run.rungs else 0)
     recipes = [hs.load_run(found.folder / row.run).recipe for row in found.rows]
-    assert [r.live_norms for r in recipes[5:]] == [False, True, False, False]
+    assert [r.update_batchnorm for r in recipes[5:]] == [False, True, False, False]
     assert [r.scratch for r in recipes[5:]] == [False, False, False, True]
     document = json.loads((found.folder / "comparison.json").read_text())
     assert [row["name"] for row in document["rows"]] == names

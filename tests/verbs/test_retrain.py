@@ -111,7 +111,7 @@ def test_before_and_after_are_compared_on_the_same_images_by_the_corrected_label
 def trained(tmp_path_factory: pytest.TempPathFactory) -> hs.Run:
     folder = tmp_path_factory.mktemp("retrain")
     data = write_classes(folder / "colours", {"blue": 20, "red": 20})
-    return hs.train(data, out=folder / "run", image_size=64, device="cpu", seed=3, balance=True)
+    return hs.train(data, out=folder / "run", image_size=64, device="cpu", seed=3, balance_classes=True)
 
 
 @pytest.mark.exhaustive

@@ -1,0 +1,146 @@
+"""Keyword arguments of ``train``, ``prepare``, ``check`` and ``compare``, with types for editors.
+
+Generated from the declaration in ``training/recipe.py`` by ``scripts/generate_options.py``.
+"""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from headstart.training.recipe import EffortName, PoolName, ProbeName, RangeName
+
+
+class RecipeOptions(TypedDict, total=False):
+    """Options of a training run; see ``Recipe``."""
+
+    effort: EffortName
+    """How much to train at most. probe: fit a classifier on frozen features. quick, standard, thorough: fine-tune
+    the last layers as well, and deeper ones as long as that gains more than noise. auto: quick if an option of
+    fine-tuning is given, else probe. Start with probe or quick. Default: auto."""
+
+    backbone: str | None
+    """Pretrained network, by its timm name, with or without the tag of its weights. Use a larger one for harder
+    images; headstart layers NAME shows what it consists of. Default: auto (EfficientNet-Lite0, which needs no
+    download)."""
+
+    weights: str | None
+    """File with weights for the backbone (.safetensors, .pth, .pt or .bin). Use it for weights that you trained or
+    downloaded yourself. Default: auto (the pretrained weights of the backbone)."""
+
+    image_size: int | None
+    """Side of the square input in pixels. Larger shows finer detail and takes longer. Default: auto (the size that
+    the weights were trained with)."""
+
+    pool: PoolName
+    """Pooling of the backbone's feature map into one vector. auto: as the weights were trained. Default: auto."""
+
+    cut: str | None
+    """Truncate the backbone after this layer group; headstart layers lists them. Use it for textures and other
+    images unlike photographs, which early layers may describe better. Default: auto (the end of the backbone)."""
+
+    value_range: RangeName
+    """Scaling of images with more than 8 bits per channel. full: the full range of the file's type. data: the 0.5th
+    to 99.5th percentile of the training images' values. Use data if such images look nearly black. Default:
+    full."""
+
+    val: float | None
+    """Fraction of the images drawn for validation, if the data have no validation split. Default: auto (0.15; with
+    folders train and test only if that is at least 100 images)."""
+
+    test: float | None
+    """Fraction of the images drawn for the test set, if the data have no splits. 0: no test set. Default: auto
+    (0.15)."""
+
+    seed: int
+    """Seed of the drawn split, the folds of cross-validation, augmentation and training. Change it to see how much
+    results vary. Default: 0."""
+
+    probe: ProbeName
+    """Classifier fitted on frozen features: logistic regression, a linear or Gaussian-kernel (rbf) support vector
+    machine, k nearest neighbours by cosine similarity, or the nearest class mean. Try centroid with fewer than ten
+    images per class. Default: logistic."""
+
+    head: str
+    """linear, or a head trained by gradient descent: hidden layer sizes and dropout (1024-512-0.2) or a 1x1
+    convolution and pooling (conv1280-flatten). Separate several with commas; the best on validation images is kept.
+    Default: linear."""
+
+    head_epochs: int | None
+    """Epochs for a head trained by gradient descent. Default: auto (10, or 30 with augmented views)."""
+
+    head_lr: float | None
+    """Learning rate for a head trained by gradient descent. Default: auto (several are tried, and the best on
+    validation images is kept)."""
+
+    single_logit: bool
+    """With two classes, use one logit and binary cross-entropy instead of a softmax over two. Use it if another
+    program expects one output. Default: off."""
+
+    balance_classes: bool
+    """Weight each class equally in the loss, however many images it has. Use it if rare classes matter as much as
+    frequent ones. Default: off."""
+
+    unfreeze: str | None
+    """Fine-tune from this layer group on (headstart layers lists them), or all. Default: auto (the depths that
+    effort tries)."""
+
+    epochs: int | None
+    """Epochs of fine-tuning at each depth. Default: auto (set by effort, and more for small data sets)."""
+
+    lr: float | None
+    """Learning rate of the head and the last layer group in fine-tuning. Lower it if the loss rises. Default: auto
+    (set by depth and architecture)."""
+
+    views: int | None
+    """Augmented views of each training image, computed once and reused. More help small data sets and take longer.
+    Default: auto (set by effort)."""
+
+    fresh_views: bool
+    """Compute a new augmented view of each image in every epoch instead of reusing views. Slower; use it for long
+    training. Default: off."""
+
+    flip: bool
+    """Mirror training images horizontally as augmentation. Turn it off if a mirrored image means something else,
+    such as text or left and right hands. Default: on."""
+
+    label_smoothing: float | None
+    """Label smoothing: fraction of the target spread evenly over all classes. Default: auto (0.05 or 0.1 by effort;
+    0 with multi-label data)."""
+
+    cutmix: float | None
+    """CutMix: fraction of the batches in which a rectangle of each image's activations is replaced by another's.
+    Default: auto (set by effort; 0 with multi-label data)."""
+
+    mixup: float
+    """Mixup: parameter of the Beta distribution by which the activations of two images are blended, in batches
+    without CutMix. 0: off; 0.2 is common. Default: 0.0."""
+
+    feature_jitter: float
+    """Feature augmentation: standard deviation of the random factor, around 1, of each channel of the activations.
+    0: off. Default: 0.1."""
+
+    update_batchnorm: bool
+    """Let BatchNorm in the fine-tuned layers normalize by each batch and update its statistics, instead of keeping
+    the pretrained ones. Use it for images unlike photographs. Default: off."""
+
+    gradual_unfreezing: bool
+    """Continue each depth from the weights of the shallower one, instead of from the pretrained weights. Default:
+    off."""
+
+    scratch: bool
+    """Train all layers from random weights. Only for comparison with transfer learning. Default: off."""
+
+    extend: str | None
+    """Keep the classes of this run or model file and add those of the data; pretrained: the classes that the
+    backbone was trained on. Default: auto (train a new classifier)."""
+
+    rehearsal: str | None
+    """Folder of images of the existing classes, labels not needed, so that these are not forgotten. Default: auto
+    (the model's own training data if they are found, else none)."""
+
+    train_old_classes: bool
+    """Train the weights of the existing classes as well as those of the new ones. Default: off."""
+
+    target_accuracy: float
+    """Accuracy that the model's answers should reach. On images where it is less certain it answers unsure.
+    Default: 0.95."""
