@@ -33,9 +33,14 @@ import torch
 from headstart.backbone.pixel_net import FeatureNet, PixelNet
 from headstart.backbone.weights import DEFAULT_BACKBONE, load_backbone, random_backbone
 from headstart.data.decode import Preprocessing, decode, fit_to, map_images
-from headstart.engine import select as engines
+from headstart.engine.candidates import build_engine, calibrate_mixed
 from headstart.engine.device import keep_freed_memory
+from headstart.engine.interface import processor_model
+from headstart.engine.measure import measure_engines
 from headstart.engine.onnx_lowering import onnx_bytes
+from headstart.engine.plan import EnginePlan
+from headstart.engine.select import SAMPLE_SIZE, choose_engine
+from headstart.engine.torch_engine import TorchEngine
 from headstart.errors import UnreadableImage
 
 FULL = 3000
@@ -76,16 +81,16 @@ def prepare(name: str, net: PixelNet, sample: np.ndarray, cache: Path) -> tuple[
         alone = onnxruntime.InferenceSession(onnx_bytes(net), options, providers=["CPUExecutionProvider"])
         return lambda images: alone.run(None, {"pixels": images})[0], 32, {}
     keep_freed_memory()
-    plan = engines.EnginePlan()
+    plan = EnginePlan()
     if name == CHOSEN:
-        plan = engines.measure_engines(net, sample, count=FULL, device="cpu", cache=cache)
-        chosen = engines.choose_engine(net, count=FULL, sample=sample, plan=plan, exact=False, device="cpu")
+        plan = measure_engines(net, sample, count=FULL, device="cpu", cache=cache)
+        chosen = choose_engine(net, count=FULL, sample=sample, plan=plan, exact=False, device="cpu")
         rates = {kind: round(rate) for kind, rate in plan.rates.items()}
         return chosen, chosen.batch_size, {"engine": chosen.name, "measured": rates, "float32": plan.exact}
     if name == "mixed":
-        expected = engines.TorchEngine(net, CPU)(sample)
-        plan = engines._mixed_plan(plan, net, sample, expected, CPU)
-    engine = engines._build(name, plan, net, CPU)
+        expected = TorchEngine(net, CPU)(sample)
+        plan = calibrate_mixed(plan, net, sample, expected, CPU)
+    engine = build_engine(name, plan, net, CPU)
     return engine, engine.batch_size, {"low_precision_from": plan.low_precision_from} if name == "mixed" else {}
 
 
@@ -94,7 +99,7 @@ def work(name: str, backbone: str, pixels: Path, cache: Path, orders: Connection
     images = np.load(pixels, mmap_mode="r")
     net = feature_net(backbone)
     started = time.perf_counter()
-    run, batch, notes = prepare(name, net, np.array(images[: engines.SAMPLE]), cache)
+    run, batch, notes = prepare(name, net, np.array(images[:SAMPLE_SIZE]), cache)
     orders.send({"prepared_s": time.perf_counter() - started} | notes)
     while (order := orders.recv()) is not None:
         first, last = order
@@ -241,7 +246,7 @@ def main() -> None:
         "size": [preprocessing.height, preprocessing.width],
         "images": options.images,
         "photographs": differing if options.data else 0,
-        "processor": engines._processor(),
+        "processor": processor_model(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "median_rate": {row["engine"]: statistics.median(row["rates"]) for row in rows},

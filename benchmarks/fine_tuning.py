@@ -29,7 +29,8 @@ from headstart.backbone.weights import DEFAULT_BACKBONE, Backbone, load_backbone
 from headstart.data.dataset import open_data
 from headstart.data.scan import pixel_store, scan
 from headstart.engine.device import keep_freed_memory
-from headstart.engine.select import SAMPLE, choose_engine, measure_engines
+from headstart.engine.measure import measure_engines
+from headstart.engine.select import SAMPLE_SIZE, choose_engine
 from headstart.features.activations import Activations, Pictures
 from headstart.training.finetune import Samples, TuneSettings, fine_tune
 from headstart.training.heads import linear_head
@@ -83,7 +84,7 @@ def cached_epoch(backbone: Backbone, part: str, pictures: Pictures, labels: np.n
     frozen = split_backbone(backbone)
     split = frozen.copied()
     boundary = boundary_before(part, frozen)
-    pixels = pixel_store(backbone.preprocessing).read(list(pictures.keys[:SAMPLE]))
+    pixels = pixel_store(backbone.preprocessing).read(list(pictures.keys[:SAMPLE_SIZE]))
     plan = measure_engines(FeatureNet(backbone), pixels, count=10_000)
     net = ActivationNet(backbone, boundary.name, frozen.prefix(boundary.name))
     engine = choose_engine(net, count=10_000, sample=pixels, plan=plan, exact=False)

@@ -30,7 +30,10 @@ from headstart.backbone.weights import Backbone, random_backbone
 from headstart.data.dataset import find_images
 from headstart.data.decode import decode, map_images
 from headstart.data.scan import pixel_store, scan
-from headstart.engine.select import SAMPLE, TorchEngine, choose_engine, measure_engines, run_stream
+from headstart.engine.measure import measure_engines
+from headstart.engine.select import SAMPLE_SIZE, choose_engine
+from headstart.engine.streaming import run_stream
+from headstart.engine.torch_engine import TorchEngine
 from headstart.features.activations import Activations, Pictures
 from headstart.training.finetune import Samples, TuneSettings, fine_tune
 from headstart.training.head_spec import HeadSpec
@@ -101,7 +104,7 @@ def timed(work: Callable[[], object]) -> float:
 def frozen_pass(backbone: Backbone, pictures: Pictures, pixels: np.ndarray) -> list[Row]:
     net = FeatureNet(backbone)
     name, count = backbone.architecture, len(pictures)
-    plan = measure_engines(net, pixels[:SAMPLE], count=count, device="cuda")
+    plan = measure_engines(net, pixels[:SAMPLE_SIZE], count=count, device="cuda")
     print(f"{name}: {plan.reason(exact=False)}; for what is reported: {plan.exact}", flush=True)
     rows = []
     module = net.body.to(CUDA).to(memory_format=torch.channels_last)
@@ -117,7 +120,7 @@ def frozen_pass(backbone: Backbone, pictures: Pictures, pixels: np.ndarray) -> l
     rows.append(Row(name, "frozen pass", "plain loop, bf16", count / timed(plain), waiting(plain)))
     store = pixel_store(backbone.preprocessing)
     for exact in (False, True):
-        engine = choose_engine(net, count=count, sample=pixels[:SAMPLE], plan=plan, exact=exact, device="cuda")
+        engine = choose_engine(net, count=count, sample=pixels[:SAMPLE_SIZE], plan=plan, exact=exact, device="cuda")
         assert isinstance(engine, TorchEngine)
         keys, size = list(pictures.keys), engine.batch_size
 
@@ -166,7 +169,7 @@ def plain_epochs(backbone: Backbone, part: str, pixels: np.ndarray, labels: np.n
 def kept_epochs(backbone: Backbone, part: str, pictures: Pictures, labels: np.ndarray, epochs: int) -> list[Row]:
     frozen = split_backbone(backbone)
     boundary = boundary_before(part, frozen)
-    pixels = pixel_store(backbone.preprocessing).read(list(pictures.keys[:SAMPLE]))
+    pixels = pixel_store(backbone.preprocessing).read(list(pictures.keys[:SAMPLE_SIZE]))
     plan = measure_engines(FeatureNet(backbone), pixels, count=len(pictures), device="cuda")
     net = ActivationNet(backbone, boundary.name, frozen.prefix(boundary.name))
     engine = choose_engine(net, count=len(pictures), sample=pixels, plan=plan, exact=False, device="cuda")

@@ -24,7 +24,7 @@ import numpy as np
 
 from headstart.data.dataset import Dataset, find_images, open_data
 from headstart.demo import write_digits
-from headstart.engine.select import EnginePlan
+from headstart.engine.plan import EnginePlan
 from headstart.evaluation.metrics import wilson
 from headstart.model import Model, load
 from headstart.pipeline.prepare import Preparation

@@ -21,7 +21,10 @@ from headstart.concurrency import ProcessLock
 from headstart.data.decode import Preprocessing, Rgb, as_rgb, decode, fit_to, map_images
 from headstart.data.sources import ImageSource, Picture, read_source
 from headstart.engine.device import resolve_device, settle_after_fork
-from headstart.engine.select import MEASURE_FROM, Engine, choose_engine, run_in_batches
+from headstart.engine.interface import Engine
+from headstart.engine.measure import MEASURE_FROM
+from headstart.engine.select import choose_engine
+from headstart.engine.streaming import run_in_batches
 from headstart.errors import UnreadableImage
 from headstart.progress import Progress
 from headstart.training.heads import logits_on, vectors_of

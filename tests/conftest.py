@@ -48,7 +48,7 @@ def low_precision() -> Iterator[None]:
     Each new data set calibrates low precision anew: a second for each of some hundred runs.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("headstart.engine.select.has_fast_bfloat16", lambda _device: False)
+        patch.setattr("headstart.engine.candidates.has_fast_bfloat16", lambda _device: False)
         yield
 
 

@@ -28,7 +28,7 @@ from headstart.backbone.split import trace
 from headstart.backbone.weights import quiet, random_backbone
 from headstart.concurrency import ProcessLock, SharedScope, ignored_warnings, usable_cpus
 from headstart.data.decode import decode, jpeg_bytes, map_images
-from headstart.engine.select import OnnxEngine
+from headstart.engine.onnx_engine import OnnxEngine
 from headstart.model import Model, load
 from headstart.prediction import Prediction
 

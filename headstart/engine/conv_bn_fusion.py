@@ -70,7 +70,7 @@ def find_units(traced: fx.GraphModule) -> list[Unit]:
 
 
 @dataclass(frozen=True)
-class Seen:
+class UnitInput:
     """What went into a unit while a sample was run.
 
     Attributes:
@@ -82,7 +82,7 @@ class Seen:
     mean: Tensor
 
 
-def watch_inputs(traced: fx.GraphModule, units: Sequence[Unit], sample: Tensor) -> list[Seen]:
+def record_inputs(traced: fx.GraphModule, units: Sequence[Unit], sample: Tensor) -> list[UnitInput]:
     """Runs a sample and notes what goes into each unit.
 
     Args:
@@ -90,10 +90,10 @@ def watch_inputs(traced: fx.GraphModule, units: Sequence[Unit], sample: Tensor) 
         units: of it.
         sample: (N, 3, H, W), normalised.
     """
-    seen: dict[nn.Module, Seen] = {}
+    seen: dict[nn.Module, UnitInput] = {}
 
     def note(conv: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen[conv] = Seen(inputs[0].shape, inputs[0].mean((0, 2, 3), dtype=torch.float64))
+        seen[conv] = UnitInput(inputs[0].shape, inputs[0].mean((0, 2, 3), dtype=torch.float64))
 
     hooks = [unit.conv.register_forward_pre_hook(note) for unit in units]
     try:
@@ -130,7 +130,7 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def fold_for_inference(
-    traced: fx.GraphModule, units: Sequence[Unit], seen: Sequence[Seen], *, low_precision_from: int | None = None
+    traced: fx.GraphModule, units: Sequence[Unit], seen: Sequence[UnitInput], *, low_precision_from: int | None = None
 ) -> fx.GraphModule:
     """The same network with each unit as one step; its weights are copies.
 
@@ -171,7 +171,7 @@ class _FoldedConv(nn.Module):
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, unit: Unit, seen: Seen, dtype: torch.dtype) -> None:
+    def __init__(self, unit: Unit, seen: UnitInput, dtype: torch.dtype) -> None:
         super().__init__()
         conv = unit.conv
         weight, bias = (t.detach() for t in _folded(unit, torch.float64))

@@ -73,7 +73,7 @@ _CUDNN = SharedScope(
 
 
 @contextmanager
-def as_told(device: torch.device) -> Iterator[None]:
+def exact_float32(device: torch.device) -> Iterator[None]:
     """On CUDA, float32 is float32 and the same input gives the same bits.
 
     By default cuDNN rounds the inputs of a float32 convolution to ten bits (TF32), which moves features by 1e-3, and

@@ -24,8 +24,10 @@ from headstart.cache.row_store import DamagedRows, RowStore
 from headstart.data.augment import Augmentation, view_key, views
 from headstart.data.decode import map_images
 from headstart.data.scan import PixelReader, warn_damaged
-from headstart.engine.device import as_told
-from headstart.engine.select import Engine, Identity, Pixels, TorchEngine, engine_identity, run_stream, runs_beside
+from headstart.engine.device import exact_float32
+from headstart.engine.interface import Engine, Identity, Pixels, engine_identity
+from headstart.engine.streaming import run_stream
+from headstart.engine.torch_engine import TorchEngine, is_asynchronous
 from headstart.errors import CacheError, DataError, UnreadableImage
 from headstart.features.extract import half_precision, is_time_to_write
 from headstart.progress import Progress, SilentProgress
@@ -178,8 +180,8 @@ class Activations:
         self.keep = keep
         self.reason = "kept on disk" if keep else "made anew each time, as asked"
         self.engine = engine
-        if runs_beside(engine):
-            cast(TorchEngine, engine).gives = torch.float16
+        if is_asynchronous(engine):
+            cast(TorchEngine, engine).output_dtype = torch.float16
         self._source = source
         sources = dict(zip(pictures.keys, pictures.files, strict=True))
         self._pixels = PixelReader(net.backbone.preprocessing, sources, cache=cache, progress=progress)
@@ -347,7 +349,7 @@ class Activations:
                 why = error.reason if isinstance(error, UnreadableImage) else error.strerror
                 raise DataError(f"{path}: {why}. It could be read before; run the command again.") from error
 
-        if runs_beside(self.engine):
+        if is_asynchronous(self.engine):
             yield from map_images(see, jobs, ahead=AHEAD)
             return
         for start in range(0, len(jobs), BLOCK):  # never while the engine runs: they would fight for the cores
@@ -363,7 +365,7 @@ class Activations:
             if len(batch) < CONTINUED:  # kernels may differ with the size of a batch
                 x = torch.cat([x, x.new_zeros((CONTINUED - len(batch), *x.shape[1:]))])
                 x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
-            with torch.inference_mode(), as_told(device):
+            with torch.inference_mode(), exact_float32(device):
                 out = through.part(x.to(device))[: len(batch)].float().cpu().numpy()
             yield list(zip(batch, self._half(out), strict=True))
 
@@ -383,7 +385,7 @@ class Activations:
             f"a row of {self.row_bytes / 1e3:.0f} kB takes {making:.2f} ms to make, {writing:.2f} ms to write, "
             f"{reading:.2f} ms to read"
         )
-        self.keep = reading + (writing if runs_beside(self.engine) else 0) < making
+        self.keep = reading + (writing if is_asynchronous(self.engine) else 0) < making
         self.reason = f"{'kept on disk' if self.keep else 'made anew each time'}: {figures}"
         if not self.keep:
             progress.say(f"Activations at {self.net.boundary} are {self.reason}.")

@@ -16,17 +16,11 @@ from headstart.backbone.pixel_net import FeatureNet, PixelNet, TappedNet, featur
 from headstart.cache.keys import content_key
 from headstart.cache.row_store import RowStore
 from headstart.data.scan import PixelReader, warn_damaged
-from headstart.engine.select import (
-    MEASURE_FROM,
-    SAMPLE,
-    EnginePlan,
-    Identity,
-    Pixels,
-    choose_engine,
-    made_up,
-    preferred_plan,
-    run_stream,
-)
+from headstart.engine.interface import Identity, Pixels
+from headstart.engine.measure import MEASURE_FROM
+from headstart.engine.plan import EnginePlan
+from headstart.engine.select import SAMPLE_SIZE, choose_engine, preferred_plan, synthetic_sample
+from headstart.engine.streaming import run_stream
 from headstart.errors import CacheError, WeightsError
 from headstart.progress import Progress, SilentProgress
 
@@ -53,7 +47,7 @@ class Tap:
     store: Callable[[Identity], RowStore]
 
 
-def pick_sample(keys: Sequence[bytes], labels: npt.NDArray[np.int64], count: int = SAMPLE) -> list[int]:
+def pick_sample(keys: Sequence[bytes], labels: npt.NDArray[np.int64], count: int = SAMPLE_SIZE) -> list[int]:
     """A stratified sample of a run's training images, to calibrate and compare engines on.
 
     One image of each class in turn. Which, follows from the images' content hashes alone: not from their order and
@@ -142,7 +136,7 @@ def compute_features(
     engine = choose_engine(
         net if tap is None else tap.net,
         count=len(keys),
-        sample=made_up(size.height, size.width) if sample is None else sample,
+        sample=synthetic_sample(size.height, size.width) if sample is None else sample,
         plan=engines,
         exact=exact,
         device=device,

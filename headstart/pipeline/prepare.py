@@ -33,7 +33,11 @@ from headstart.data.scan import PixelReader, measure_value_range
 from headstart.data.splits import SplitShares
 from headstart.engine.conv_bn_fusion import fold_for_training
 from headstart.engine.device import resolve_device, training_device
-from headstart.engine.select import Engine, EnginePlan, Identity, Pixels, choose_engine, measure_engines, run_stream
+from headstart.engine.interface import Engine, Identity, Pixels
+from headstart.engine.measure import measure_engines
+from headstart.engine.plan import EnginePlan
+from headstart.engine.select import choose_engine
+from headstart.engine.streaming import run_stream
 from headstart.errors import DataError
 from headstart.evaluation.metrics import CROSS_VALIDATION, AnyScores
 from headstart.evaluation.predictions import Evaluated, evaluate_predictions

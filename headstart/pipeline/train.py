@@ -13,11 +13,7 @@ from typing import Any, Unpack
 from headstart.data.dataset import Dataset, open_data
 from headstart.data.inspection import Inspection
 from headstart.data.splits import SplitShares, check_shares
-from headstart.engine.select import (
-    EnginePlan,
-    read_plan,
-    write_plan,
-)
+from headstart.engine.plan import EnginePlan, read_plan, write_plan
 from headstart.errors import HeadstartError, OptionError, RunError, WriteError
 from headstart.evaluation.reliability import usual_kept
 from headstart.files import user_path, writing_run

@@ -22,7 +22,8 @@ from threadpoolctl import threadpool_limits
 
 from headstart.concurrency import usable_cpus
 from headstart.engine.device import give_back_freed_memory
-from headstart.engine.select import Engine, Pixels, choose_engine, made_up
+from headstart.engine.interface import Engine, Pixels
+from headstart.engine.select import choose_engine, synthetic_sample
 from headstart.errors import LargeImage
 from headstart.model import Model
 from headstart.prediction import Prediction, unreadable_prediction
@@ -342,7 +343,7 @@ class Service:
 
     def _warmed_up(self) -> Engine:
         net = self.model.net
-        sample = made_up(self.model.preprocessing.height, self.model.preprocessing.width)
+        sample = synthetic_sample(self.model.preprocessing.height, self.model.preprocessing.width)
         engine = choose_engine(net, count=MANY, sample=sample, device=self._device, progress=self._progress)
         for size in (1, engine.batch_size):
             self.model.predict_features(engine(np.resize(sample, (size, *sample.shape[1:]))))

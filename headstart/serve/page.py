@@ -16,7 +16,7 @@ from PIL import Image
 from starlette.concurrency import run_in_threadpool
 
 from headstart.data.decode import decode, jpeg_bytes, thumbnail
-from headstart.engine.select import Pixels
+from headstart.engine.interface import Pixels
 from headstart.errors import OptionError, OutputError, UnreadableImage
 from headstart.evaluation.metrics import SHOWN_FIRST
 from headstart.files import unicode_text

@@ -27,7 +27,7 @@ from torch import Tensor, fx, nn
 from headstart.backbone.layers import Layout
 from headstart.backbone.split import SplittableBackbone
 from headstart.engine.conv_bn_fusion import fold_for_training
-from headstart.engine.device import as_told
+from headstart.engine.device import exact_float32
 from headstart.errors import Diverged
 from headstart.features.prefetch import ActivationSource, Feed, Row, feed_for
 from headstart.progress import Progress, SilentProgress
@@ -379,7 +379,7 @@ def fine_tune(
         Diverged: the loss is not a finite number.
         TrainingError: a frozen tensor changed meanwhile.
     """
-    with _on(device, split.module), as_told(device):
+    with _on(device, split.module), exact_float32(device):
         trainer = _Trainer(split, boundary, head, train, val, settings, val_chooses, dtype, device)
         before = trainer.frozen_digests()
         if start is not None:
@@ -446,7 +446,7 @@ def _behind(
     progress: Progress | None,
 ) -> Tensor:
     """What comes out of the network behind a boundary, and of more layers behind it; on the CPU."""
-    with _on(device, split.module), as_told(device):
+    with _on(device, split.module), exact_float32(device):
         suffix = split.suffix(boundary)
         suffix = fold_for_training(suffix, torch.float32) if isinstance(suffix, fx.GraphModule) else suffix
         whole = nn.Sequential(suffix, *more).to(device)

@@ -11,13 +11,11 @@ from headstart.backbone.pixel_net import FeatureNet, feature_shape
 from headstart.backbone.pooling import Pooling
 from headstart.backbone.weights import fingerprint, random_backbone
 from headstart.engine.device import resolve_device
-from headstart.engine.select import (
-    EnginePlan,
-    OnnxEngine,
-    TorchEngine,
-    choose_engine,
-    run_in_batches,
-)
+from headstart.engine.onnx_engine import OnnxEngine
+from headstart.engine.plan import EnginePlan
+from headstart.engine.select import choose_engine
+from headstart.engine.streaming import run_in_batches
+from headstart.engine.torch_engine import TorchEngine
 from headstart.errors import OptionError
 
 

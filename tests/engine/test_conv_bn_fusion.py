@@ -14,13 +14,13 @@ from torch import Tensor, fx, nn
 
 from headstart.backbone.split import SplittableBackbone, trace
 from headstart.engine.conv_bn_fusion import (
-    Seen,
+    UnitInput,
     _round_keeping_sums,
     find_units,
     fold_for_inference,
     fold_for_training,
     has_bfloat16,
-    watch_inputs,
+    record_inputs,
 )
 
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -72,7 +72,7 @@ def pictures(count: int = 2, side: int = SIDE, channels: int = 3) -> Tensor:
 def folded(module: nn.Module, sample: Tensor, **options: Any) -> fx.GraphModule:
     traced = trace(module)
     units = find_units(traced)
-    return fold_for_inference(traced, units, watch_inputs(traced, units, sample), **options)
+    return fold_for_inference(traced, units, record_inputs(traced, units, sample), **options)
 
 
 def gap(given: Tensor, expected: Tensor) -> float:
@@ -301,7 +301,7 @@ def test_depthwise_filters_keep_their_sums_in_low_precision() -> None:
         module[0].bias.zero_()
     flat = torch.ones(1, 64, 5, 5)
     traced = trace(module)
-    nothing = Seen(flat.shape, torch.zeros(64, dtype=torch.float64))
+    nothing = UnitInput(flat.shape, torch.zeros(64, dtype=torch.float64))
     with torch.inference_mode():
         low = fold_for_inference(traced, find_units(traced), [nothing], low_precision_from=0)(flat)
         rounded = module[0].weight.bfloat16().double().sum((1, 2, 3)).abs().mean()
@@ -316,12 +316,12 @@ def test_rounding_the_weights_changes_no_channels_mean(groups: int) -> None:
     x = (torch.rand(4, 8, 40, 40) + 3 * torch.rand(8, 1, 1)).bfloat16().float()
     traced = trace(module)
     units = find_units(traced)
-    (seen,) = watch_inputs(traced, units, x)
+    (seen,) = record_inputs(traced, units, x)
     assert torch.allclose(seen.mean, x.double().mean((0, 2, 3)))
 
     def change(mean: Tensor) -> float:
         with torch.inference_mode():
-            low = fold_for_inference(traced, units, [Seen(x.shape, mean)], low_precision_from=0)
+            low = fold_for_inference(traced, units, [UnitInput(x.shape, mean)], low_precision_from=0)
             return float((low(x).double() - module(x)).mean((0, 2, 3)).abs().mean())
 
     assert change(seen.mean) < 1e-4

@@ -24,19 +24,18 @@ from headstart.backbone.pixel_net import ActivationNet, FeatureNet, PixelNet, Ta
 from headstart.backbone.split import SplittableBackbone
 from headstart.backbone.weights import Backbone, random_backbone
 from headstart.cache.sealed_document import seal_document
-from headstart.engine import select as engines
+from headstart.engine import agreement, candidates, interface, measure, onnx_engine
+from headstart.engine.agreement import difference
 from headstart.engine.conv_bn_fusion import can_fold_for_inference
 from headstart.engine.device import give_back_freed_memory, keep_freed_memory
+from headstart.engine.interface import engine_identity
+from headstart.engine.measure import measure_engines
+from headstart.engine.onnx_engine import OnnxEngine
 from headstart.engine.onnx_lowering import NotLowered
-from headstart.engine.select import (
-    EnginePlan,
-    OnnxEngine,
-    TorchEngine,
-    choose_engine,
-    measure_engines,
-    run_in_batches,
-    run_stream,
-)
+from headstart.engine.plan import DEFAULT_RATE, EnginePlan, read_plan, write_plan
+from headstart.engine.select import SAMPLE_SIZE, choose_engine, synthetic_sample
+from headstart.engine.streaming import run_in_batches, run_stream
+from headstart.engine.torch_engine import TorchEngine
 from headstart.progress import SilentProgress
 
 SIDE = 32
@@ -114,21 +113,21 @@ class Rates:
 @pytest.fixture
 def rates(monkeypatch: pytest.MonkeyPatch) -> Rates:
     clock = Rates(torch=50.0, folded=150.0, mixed=300.0, autocast=10.0, onnxruntime=155.0)
-    monkeypatch.setattr(engines, "_rates", clock)
-    monkeypatch.setattr(engines, "has_fast_bfloat16", lambda device: True)  # however slow it is here
-    monkeypatch.setattr(engines, "HEAVY", 0)  # without ONNX Runtime, for the test's sake
+    monkeypatch.setattr(measure, "measure_rates", clock)
+    monkeypatch.setattr(candidates, "has_fast_bfloat16", lambda device: True)  # however slow it is here
+    monkeypatch.setattr(candidates, "ONNX_WEIGHT_LIMIT", 0)  # without ONNX Runtime, for the test's sake
     return clock
 
 
 @pytest.fixture
 def onnx(rates: Rates, monkeypatch: pytest.MonkeyPatch) -> Rates:
     """ONNX Runtime may run as well, and there is no bfloat16."""
-    monkeypatch.setattr(engines, "HEAVY", 10**9)
-    monkeypatch.setattr(engines, "has_fast_bfloat16", lambda device: False)
+    monkeypatch.setattr(candidates, "ONNX_WEIGHT_LIMIT", 10**9)
+    monkeypatch.setattr(candidates, "has_fast_bfloat16", lambda device: False)
     return rates
 
 
-def measure(
+def measure_plan(
     net: PixelNet, cache: Path, count: int = 1000, progress: Listener | None = None, seed: int = 0
 ) -> EnginePlan:
     return measure_engines(net, pixels(8, seed), count=count, device="cpu", cache=cache, progress=progress)
@@ -143,21 +142,19 @@ def test_a_plan_is_kept_for_its_sample_and_speeds_for_the_backbone(
     net: FeatureNet, rates: Rates, tmp_path: Path
 ) -> None:
     heard = Listener()
-    plan = measure(net, tmp_path, progress=heard)
+    plan = measure_plan(net, tmp_path, progress=heard)
     assert (plan.exact, plan.fast) == ("folded", "mixed")
     assert plan.rates == {"folded": 150.0, "mixed": 300.0}
     assert plan.errors["folded"] < 1e-5 < plan.errors["mixed"] < 0.02
-    assert heard.said[-1].startswith(
-        "Engine for what is reported: folded; for what is learnt from: mixed: 300 images/s, "
-    )
-    again = measure(net, tmp_path, progress=heard)
+    assert heard.said[-1].startswith("Engine for reported results: folded; for training: mixed (300 images/s, ")
+    again = measure_plan(net, tmp_path, progress=heard)
     assert again == plan
     assert again.fingerprint() == plan.fingerprint()
     assert len(heard.said) == 1
-    other = measure(net, tmp_path, seed=1)
+    other = measure_plan(net, tmp_path, seed=1)
     assert other.fingerprint() != plan.fingerprint()
     assert rates.measured == ["folded", "mixed"]
-    measure(FeatureNet(random_backbone("test_resnet", image_size=SIDE)), tmp_path)
+    measure_plan(FeatureNet(random_backbone("test_resnet", image_size=SIDE)), tmp_path)
     assert rates.measured[2:] == ["folded", "mixed"]
 
 
@@ -166,10 +163,10 @@ def test_a_plan_depends_on_its_own_sample_whatever_the_cache_holds(
     net: FeatureNet, rates: Rates, tmp_path: Path
 ) -> None:
     """Law 11: one data set changes no other's result."""
-    alone = measure(net, tmp_path / "alone", seed=1)
-    measure(net, tmp_path / "shared", seed=0)
+    alone = measure_plan(net, tmp_path / "alone", seed=1)
+    measure_plan(net, tmp_path / "shared", seed=0)
     choose(net, count=1000)(pixels(4))
-    shared = measure(net, tmp_path / "shared", seed=1)
+    shared = measure_plan(net, tmp_path / "shared", seed=1)
     assert shared == alone
     assert shared.fingerprint() == alone.fingerprint()
     assert all(torch.equal(alone.means[name], mean) for name, mean in shared.means.items())
@@ -177,9 +174,9 @@ def test_a_plan_depends_on_its_own_sample_whatever_the_cache_holds(
 
 @folding
 def test_speeds_decide_nothing(net: FeatureNet, rates: Rates, tmp_path: Path) -> None:
-    usual = measure(net, tmp_path / "usual")
+    usual = measure_plan(net, tmp_path / "usual")
     rates.rates = dict.fromkeys(rates.rates, 100.0) | {"torch": 9999.0, "mixed": 1.0}
-    unusual = measure(net, tmp_path / "unusual")
+    unusual = measure_plan(net, tmp_path / "unusual")
     assert unusual.rates != usual.rates
     assert unusual == usual
     assert unusual.training_dtype == usual.training_dtype == torch.bfloat16
@@ -200,21 +197,21 @@ def test_speeds_decide_nothing(net: FeatureNet, rates: Rates, tmp_path: Path) ->
 def test_the_preferred_engine_follows_from_the_processor_and_the_network(
     architecture: str, weights: int, bfloat16: bool, exact: str, fast: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "has_fast_bfloat16", lambda device: bfloat16)
-    monkeypatch.setattr(engines, "can_fold_for_inference", lambda device: True)
-    monkeypatch.setattr(engines, "HEAVY", weights)
+    monkeypatch.setattr(candidates, "has_fast_bfloat16", lambda device: bfloat16)
+    monkeypatch.setattr(candidates, "can_fold_for_inference", lambda device: True)
+    monkeypatch.setattr(candidates, "ONNX_WEIGHT_LIMIT", weights)
     net, cpu = FeatureNet(random_backbone(architecture, image_size=SIDE)), torch.device("cpu")
-    assert next(engines._candidates(net, cpu, exact=True)) == exact
-    assert next(engines._candidates(net, cpu, exact=False)) == fast
+    assert next(candidates.candidates(net, cpu, exact=True)) == exact
+    assert next(candidates.candidates(net, cpu, exact=False)) == fast
 
 
 @folding
 def test_another_machine_calibrates_and_measures_for_itself(
     net: FeatureNet, rates: Rates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = measure(net, tmp_path).identity(exact=True, device="cpu")
-    monkeypatch.setattr(engines, "_processor", lambda: "another")
-    there = measure(net, tmp_path).identity(exact=True, device="cpu")
+    here = measure_plan(net, tmp_path).identity(exact=True, device="cpu")
+    monkeypatch.setattr(interface, "processor_model", lambda: "another")
+    there = measure_plan(net, tmp_path).identity(exact=True, device="cpu")
     assert len(rates.measured) == 4
     assert here != there
 
@@ -223,24 +220,24 @@ def test_an_identity_names_the_engine_its_precision_the_library_the_processor_an
     net: FeatureNet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cpu = torch.device("cpu")
-    plain = engines.engine_identity("torch", "float32", cpu)
+    plain = engine_identity("torch", "float32", cpu)
     assert plain == TorchEngine(net, cpu).identity
-    others = [engines.engine_identity("folded", "float32", cpu), engines.engine_identity("torch", "mixed ab", cpu)]
-    onnx = engines.engine_identity("onnxruntime", "float32", cpu)
+    others = [engine_identity("folded", "float32", cpu), engine_identity("torch", "mixed ab", cpu)]
+    onnx = engine_identity("onnxruntime", "float32", cpu)
     assert onnx == OnnxEngine(net).identity
     torch.set_num_threads(2)
-    others.append(engines.engine_identity("torch", "float32", cpu))
-    assert engines.engine_identity("onnxruntime", "float32", cpu) == onnx, "ONNX Runtime: an image, a thread"
-    monkeypatch.setattr(engines, "_processor", lambda: "another")
-    others.append(engines.engine_identity("torch", "float32", cpu))
+    others.append(engine_identity("torch", "float32", cpu))
+    assert engine_identity("onnxruntime", "float32", cpu) == onnx, "ONNX Runtime: an image, a thread"
+    monkeypatch.setattr(interface, "processor_model", lambda: "another")
+    others.append(engine_identity("torch", "float32", cpu))
     monkeypatch.setattr(torch, "__version__", "0.0")
-    others.append(engines.engine_identity("torch", "float32", cpu))
+    others.append(engine_identity("torch", "float32", cpu))
     assert len({str(identity) for identity in [plain, onnx, *others]}) == 7
 
 
 @folding
 def test_the_engine_is_the_plans_and_says_its_precision(net: FeatureNet, rates: Rates, tmp_path: Path) -> None:
-    plan = measure(net, tmp_path)
+    plan = measure_plan(net, tmp_path)
     exact, fast = (choose(net, plan=plan, exact=exact) for exact in (True, False))
     assert [NAMES[exact.name], NAMES[fast.name]] == ["folded", "mixed"]
     assert (exact.precision, fast.precision) == (plan.precision(True), plan.precision(False))
@@ -259,7 +256,7 @@ def test_the_engine_is_the_plans_and_says_its_precision(net: FeatureNet, rates: 
 def test_what_was_measured_holds_for_other_poolings_and_for_prefixes(
     backbone: Backbone, net: FeatureNet, rates: Rates, tmp_path: Path
 ) -> None:
-    plan = measure(net, tmp_path)
+    plan = measure_plan(net, tmp_path)
     rates.measured.clear()
     split = SplittableBackbone(backbone.module, height=SIDE, width=SIDE)
     names = [boundary.name for boundary in split.boundaries[1::2]]
@@ -276,7 +273,7 @@ def test_what_was_measured_holds_for_other_poolings_and_for_prefixes(
 
 
 def test_few_images_run_by_plain_pytorch(net: FeatureNet, rates: Rates, tmp_path: Path) -> None:
-    assert measure(net, tmp_path, count=31) == EnginePlan()
+    assert measure_plan(net, tmp_path, count=31) == EnginePlan()
     assert NAMES[choose(net, count=31).name] == "torch"
     assert NAMES[choose(net, count=1000, plan=EnginePlan(), exact=False).name] == "torch"
     assert rates.measured == []
@@ -285,16 +282,16 @@ def test_few_images_run_by_plain_pytorch(net: FeatureNet, rates: Rates, tmp_path
 
 @folding
 def test_a_plan_is_kept_to_however_few_images_are_left_to_run(net: FeatureNet, rates: Rates, tmp_path: Path) -> None:
-    plan = measure(net, tmp_path)
+    plan = measure_plan(net, tmp_path)
     for exact in (True, False):
         assert choose(net, count=1, plan=plan, exact=exact).precision == plan.precision(exact)
         assert NAMES[choose(net, count=1, plan=plan, exact=exact).name] == (plan.exact if exact else plan.fast)
 
 
 def test_what_is_made_up_is_the_same_each_time() -> None:
-    sample = engines.made_up(20, 30)
-    assert sample.shape == (engines.SAMPLE, 20, 30, 3)
-    assert np.array_equal(sample, engines.made_up(20, 30))
+    sample = synthetic_sample(20, 30)
+    assert sample.shape == (SAMPLE_SIZE, 20, 30, 3)
+    assert np.array_equal(sample, synthetic_sample(20, 30))
     assert sample.std() > 30
 
 
@@ -315,13 +312,13 @@ def wrong(*_: Any, **__: Any) -> nn.Module:
 def test_an_engine_that_disagrees_is_not_trusted_and_that_is_said(
     net: FeatureNet, rates: Rates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = measure(net, tmp_path / "sound")
-    monkeypatch.setattr(engines, "fold_for_inference", wrong)
+    plan = measure_plan(net, tmp_path / "sound")
+    monkeypatch.setattr(candidates, "fold_for_inference", wrong)
     heard = Listener()
-    doubtful = measure(net, tmp_path / "wrong", progress=heard)
+    doubtful = measure_plan(net, tmp_path / "wrong", progress=heard)
     assert (doubtful.exact, doubtful.fast) == ("torch", "torch")
     assert "'folded' is not used: its output differs from plain PyTorch's by" in heard.said[0]
-    assert "'mixed' is not used: bfloat16 is too coarse" in heard.said[1]
+    assert "'mixed' is not used: bfloat16 is not precise enough" in heard.said[1]
     assert doubtful.training_dtype == torch.float32
     assert NAMES[choose(net, plan=plan, progress=heard).name] == "torch"
     assert "'folded' is not used: its output differs" in heard.said[-1]
@@ -331,8 +328,8 @@ def test_an_engine_that_disagrees_is_not_trusted_and_that_is_said(
 def test_where_mixed_precision_disagrees_the_exact_engine_takes_over(
     net: FeatureNet, rates: Rates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = measure(net, tmp_path)
-    monkeypatch.setattr(engines, "MIXED_TOLERANCE", 1e-6)
+    plan = measure_plan(net, tmp_path)
+    monkeypatch.setattr(agreement, "MIXED_TOLERANCE", 1e-6)
     heard = Listener()
     assert NAMES[choose(net, plan=plan, exact=False, progress=heard).name] == "folded"
     assert "'mixed' is not used" in heard.said[0]
@@ -344,16 +341,16 @@ def test_output_that_is_no_number_is_not_trusted(output: float) -> None:
     broken = np.full((2, 3), output, np.float32)
     for given, expected in ((broken, sound), (sound, broken), (broken, broken), (sound[:, :1], sound)):
         for exact in (True, False):
-            gap, allowed = engines._difference(given, expected, exact=exact)
+            gap, allowed = difference(given, expected, exact=exact)
             assert gap > allowed
 
 
 def test_differences_are_measured_against_the_output_however_small_it_is() -> None:
     expected = np.array([[1e-3, -2e-3, 0]], np.float32)
-    gap, allowed = engines._difference(expected + np.float32(1e-5), expected, exact=True)
+    gap, allowed = difference(expected + np.float32(1e-5), expected, exact=True)
     assert gap == pytest.approx(5e-3, rel=0.01)
     assert gap > allowed
-    gap, _ = engines._difference(1.01 * expected, expected, exact=False)
+    gap, _ = difference(1.01 * expected, expected, exact=False)
     assert gap == pytest.approx(0.01, rel=0.01)
 
 
@@ -361,12 +358,10 @@ def test_onnx_runtime_runs_every_part_of_the_network(
     backbone: Backbone, net: FeatureNet, onnx: Rates, tmp_path: Path
 ) -> None:
     heard = Listener()
-    plan = measure(net, tmp_path, progress=heard)
+    plan = measure_plan(net, tmp_path, progress=heard)
     assert (plan.exact, plan.fast) == ("onnxruntime", "onnxruntime")
     assert plan.errors["onnxruntime"] < 1e-5
-    assert heard.said[-1].startswith(
-        "Engine for what is reported: onnxruntime; for what is learnt from: onnxruntime: 155"
-    )
+    assert heard.said[-1].startswith("Engine for reported results: onnxruntime; for training: onnxruntime (155")
     split = SplittableBackbone(backbone.module, height=SIDE, width=SIDE)
     inner = split.boundaries[len(split.boundaries) // 2].name
     nets = [
@@ -401,13 +396,13 @@ def test_onnx_runtime_runs_an_image_on_each_thread_and_fewer_than_threads_on_all
 ) -> None:
     torch.set_num_threads(3)
     asked: list[tuple[int, int]] = []
-    run = engines._run
+    run = onnx_engine.run_session
 
     def listening(session: Any, images: np.ndarray) -> np.ndarray:
         asked.append((session.get_session_options().intra_op_num_threads, len(images)))
         return run(session, images)
 
-    monkeypatch.setattr(engines, "_run", listening)
+    monkeypatch.setattr(onnx_engine, "run_session", listening)
     engine = OnnxEngine(net)
     for count, expected in (7, [(1, 1)] * 7), (3, [(1, 1)] * 3), (2, [(3, 2)]):
         asked.clear()
@@ -419,14 +414,14 @@ def test_onnx_runtime_runs_an_image_on_each_thread_and_fewer_than_threads_on_all
 def test_a_network_that_cannot_be_lowered_runs_by_another_engine_and_that_is_said(
     net: FeatureNet, onnx: Rates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = measure(net, tmp_path / "sound")
+    plan = measure_plan(net, tmp_path / "sound")
 
     def lacking(_: PixelNet) -> bytes:
         raise NotLowered("fft_rfft is not known")
 
-    monkeypatch.setattr(engines, "onnx_bytes", lacking)
+    monkeypatch.setattr(onnx_engine, "onnx_bytes", lacking)
     heard = Listener()
-    without = measure(net, tmp_path / "lacking", progress=heard)
+    without = measure_plan(net, tmp_path / "lacking", progress=heard)
     assert (without.exact, without.fast) == ("folded", "folded")
     assert heard.said[0] == "The engine 'onnxruntime' is not used: fft_rfft is not known."
     assert NAMES[choose(net, plan=plan, progress=heard).name] == "folded"
@@ -439,7 +434,7 @@ def test_onnx_runtime_is_not_trusted_where_it_disagrees(
 ) -> None:
     monkeypatch.setattr(OnnxEngine, "__call__", lambda _self, batch: np.full((len(batch), 512), 9, np.float32))
     heard = Listener()
-    plan = measure(net, tmp_path, progress=heard)
+    plan = measure_plan(net, tmp_path, progress=heard)
     assert (plan.exact, plan.fast) == ("folded", "folded")
     assert "'onnxruntime' is not used: its output differs" in heard.said[0]
 
@@ -447,34 +442,34 @@ def test_onnx_runtime_is_not_trusted_where_it_disagrees(
 def test_onnx_runtime_is_not_tried_on_a_heavy_network(
     net: FeatureNet, onnx: Rates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "HEAVY", sum(p.nbytes for p in net.parameters()))
-    assert measure(net, tmp_path).exact != "onnxruntime"
+    monkeypatch.setattr(candidates, "ONNX_WEIGHT_LIMIT", sum(p.nbytes for p in net.parameters()))
+    assert measure_plan(net, tmp_path).exact != "onnxruntime"
 
 
 @folding
 def test_a_plan_that_is_damaged_or_of_something_else_is_made_again(
     net: FeatureNet, rates: Rates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = measure(net, tmp_path)
+    plan = measure_plan(net, tmp_path)
     calibrated: list[object] = []
-    monkeypatch.setattr(engines, "_calibrated", lambda *given: calibrated.append(given) or plan)
-    (file,) = (file for file in (tmp_path / "engines").iterdir() if engines.read_plan(file, about_of(file)).means)
+    monkeypatch.setattr(measure, "_choose", lambda *given: calibrated.append(given) or plan)
+    (file,) = (file for file in (tmp_path / "engines").iterdir() if read_plan(file, about_of(file)).means)
     good, about = file.read_bytes(), about_of(file)
     flipped = bytearray(good)
     flipped[-3] ^= 1
-    other = measure(net, tmp_path / "other", seed=1)
-    (foreign,) = (f for f in (tmp_path / "other" / "engines").iterdir() if engines.read_plan(f, about_of(f)).means)
+    other = measure_plan(net, tmp_path / "other", seed=1)
+    (foreign,) = (f for f in (tmp_path / "other" / "engines").iterdir() if read_plan(f, about_of(f)).means)
     calibrated.clear()
     damaged = [good[: len(good) // 2], bytes(range(256)) * 9, b"", save(dict(plan.means)), bytes(flipped)]
     damaged += [foreign.read_bytes(), b"\x10" + bytes(7) + b'{"__metadata__":{'[:16]]
     for data in damaged:
         file.write_bytes(data)
-        assert engines.read_plan(file, about) is None
-        assert measure(net, tmp_path).fingerprint() == plan.fingerprint()
-        assert engines.read_plan(file, about) == plan
+        assert read_plan(file, about) is None
+        assert measure_plan(net, tmp_path).fingerprint() == plan.fingerprint()
+        assert read_plan(file, about) == plan
     assert other == plan
     assert len(calibrated) == len(damaged)
-    kept = measure(net, tmp_path)
+    kept = measure_plan(net, tmp_path)
     assert (kept, kept.fingerprint()) == (plan, plan.fingerprint())
     assert len(calibrated) == len(damaged)
 
@@ -504,14 +499,14 @@ def test_a_plan_of_a_run_with_values_that_make_no_sense_is_none(tmp_path: Path, 
     """Its digest is right: a run's folder may come from anywhere."""
     file = tmp_path / "plan.safetensors"
     sound = EnginePlan("folded", "mixed", 2, {"torch": 50.0}, {"mixed": 0.01}, {"a": torch.ones(3).double()})
-    engines.write_plan(file, sound)
-    assert engines.read_plan(file) == sound
+    write_plan(file, sound)
+    assert read_plan(file) == sound
     told = {"about": "{}", "plan": json.dumps({"exact": "folded", "fast": "mixed"} | changes)}
     file.write_bytes(save(dict(sound.means), told | {"digest": seal_document(save(dict(sound.means), told))}))
-    assert engines.read_plan(file) is None
+    assert read_plan(file) is None
     told["plan"] = "[" * 100_000
     file.write_bytes(save(dict(sound.means), told | {"digest": seal_document(save(dict(sound.means), told))}))
-    assert engines.read_plan(file) is None
+    assert read_plan(file) is None
 
 
 def test_a_cache_that_cannot_be_written_costs_the_measuring_and_nothing_else(
@@ -519,17 +514,17 @@ def test_a_cache_that_cannot_be_written_costs_the_measuring_and_nothing_else(
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     heard = Listener()
-    plan = measure(net, tmp_path / "file", progress=heard)
+    plan = measure_plan(net, tmp_path / "file", progress=heard)
     assert plan.exact in ("torch", "folded")
-    assert "cannot be kept" in heard.said[-1]
+    assert "cannot be stored" in heard.said[-1]
 
 
 def test_without_onednns_own_kernels_plain_pytorch_runs(
     net: FeatureNet, rates: Rates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "can_fold_for_inference", lambda device: False)
+    monkeypatch.setattr(candidates, "can_fold_for_inference", lambda device: False)
     heard = Listener()
-    plan = measure(net, tmp_path, progress=heard)
+    plan = measure_plan(net, tmp_path, progress=heard)
     assert (plan.rates, plan.exact, plan.fast) == ({"torch": 50.0}, "torch", "torch")
     assert len(heard.said) == 1
 
@@ -540,10 +535,10 @@ def test_a_kernel_that_fails_is_no_engine_for_here(
     def lacking(*_: Any, **__: Any) -> nn.Module:
         raise RuntimeError("bf16 path needs the cpu support avx512\nat somewhere.cpp")
 
-    monkeypatch.setattr(engines, "can_fold_for_inference", lambda device: True)
-    monkeypatch.setattr(engines, "fold_for_inference", lacking)
+    monkeypatch.setattr(candidates, "can_fold_for_inference", lambda device: True)
+    monkeypatch.setattr(candidates, "fold_for_inference", lacking)
     heard = Listener()
-    assert measure(net, tmp_path, progress=heard).fast == "torch"
+    assert measure_plan(net, tmp_path, progress=heard).fast == "torch"
     assert heard.said[0] == "The engine 'folded' is not used: bf16 path needs the cpu support avx512."
 
 
@@ -558,13 +553,13 @@ def test_a_network_that_cannot_be_traced_runs_plain(rates: Rates, backbone: Back
             return (x if x.mean() > 0 else -x).mean((2, 3))
 
     net = PixelNet(backbone, Moody())
-    assert measure(net, tmp_path).rates == {"torch": 50.0}
+    assert measure_plan(net, tmp_path).rates == {"torch": 50.0}
     assert choose(net)(pixels(3)).shape == (3, 8)
 
 
 def test_transformers_may_run_in_autocast(rates: Rates, tmp_path: Path) -> None:
     net = FeatureNet(random_backbone("test_vit", image_size=SIDE))
-    plan = measure(net, tmp_path)
+    plan = measure_plan(net, tmp_path)
     assert (plan.exact, plan.fast) == ("torch", "autocast")
     fast = choose(net, plan=plan, exact=False)
     assert fast.precision == plan.precision(False) == "autocast bfloat16"
@@ -587,17 +582,17 @@ def test_speeds_are_measured_in_turns_on_whole_batches_even_from_one_image() -> 
             return np.zeros((len(batch), 1), np.float32)
 
     steady, disturbed = Slow("a", 96, [0.04] * 3), Slow("b", 128, [0.2, 0.04, 0.2])  # the first turn, and the last
-    rates = engines._rates({"a": steady, "b": disturbed}, pixels(1))
+    rates = measure.measure_rates({"a": steady, "b": disturbed}, pixels(1))
     assert turns == 3 * [("a", 96), ("b", 128)]
     assert 1.1 < rates["b"] / rates["a"] < 1.6
 
 
 def test_training_is_estimated_by_an_engine_that_trains(net: FeatureNet, onnx: Rates, tmp_path: Path) -> None:
-    plan = measure(net, tmp_path)
+    plan = measure_plan(net, tmp_path)
     assert plan.fast == "onnxruntime"
     assert plan.rate == 155.0
     assert plan.training_rate in (50.0, 150.0)
-    assert (EnginePlan().rate, EnginePlan().training_rate) == (engines.GUESSED_RATE, engines.GUESSED_RATE)
+    assert (EnginePlan().rate, EnginePlan().training_rate) == (DEFAULT_RATE, DEFAULT_RATE)
 
 
 @folding
@@ -613,7 +608,7 @@ def test_in_a_stream_an_images_output_does_not_depend_on_its_company(
     net: FeatureNet, rates: Rates, tmp_path: Path, kind: str
 ) -> None:
     torch.set_num_threads(2)
-    plan = replace(measure(net, tmp_path), exact=kind, fast=kind)
+    plan = replace(measure_plan(net, tmp_path), exact=kind, fast=kind)
     engine = choose(net, plan=plan, exact=kind != "mixed")
     assert NAMES[engine.name] == kind
     images = pixels(40)
@@ -664,7 +659,7 @@ def test_freed_memory_is_kept_for_the_next_activation_until_it_is_asked_for() ->
 def test_engines_change_no_weight_and_no_statistic(backbone: Backbone, rates: Rates, tmp_path: Path) -> None:
     before = {name: tensor.clone() for name, tensor in backbone.module.state_dict().items()}
     net = FeatureNet(backbone)
-    plan = measure(net, tmp_path)
+    plan = measure_plan(net, tmp_path)
     for exact in (True, False):
         choose(net, plan=plan, exact=exact)(pixels(4))
     assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.module.state_dict().items())

@@ -17,7 +17,10 @@ from headstart.cache.entries import cache_root
 from headstart.data.augment import Augmentation
 from headstart.data.scan import pixel_store, scan
 from headstart.engine.conv_bn_fusion import fold_for_training
-from headstart.engine.select import EXACT, Engine, EnginePlan, TorchEngine, choose_engine
+from headstart.engine.interface import EXACT_ENGINES, Engine
+from headstart.engine.plan import EnginePlan
+from headstart.engine.select import choose_engine
+from headstart.engine.torch_engine import TorchEngine
 from headstart.errors import CacheError, DataError
 from headstart.features import activations as module
 from headstart.features import extract
@@ -96,7 +99,7 @@ def test_the_first_view_is_the_image_as_it_is(backbone: Backbone, pictures: Pict
     assert torch.equal(viewed.read(rows), plain.read(rows))
 
 
-@pytest.mark.parametrize("engine_name", EXACT)
+@pytest.mark.parametrize("engine_name", EXACT_ENGINES)
 def test_what_was_kept_while_features_were_computed_is_what_would_be_made(
     engine_name: str, backbone: Backbone, pictures: Pictures, tmp_path: Path
 ) -> None:

@@ -21,9 +21,11 @@ from headstart.backbone.pixel_net import FeatureNet
 from headstart.backbone.weights import Backbone, random_backbone
 from headstart.cache.keys import content_key
 from headstart.data.scan import PixelReader, pixel_store, scan
-from headstart.engine import select as engines
+from headstart.engine import agreement, candidates
 from headstart.engine.conv_bn_fusion import can_fold_for_inference
-from headstart.engine.select import EnginePlan, TorchEngine, measure_engines
+from headstart.engine.measure import measure_engines
+from headstart.engine.plan import EnginePlan, read_plan
+from headstart.engine.torch_engine import TorchEngine
 from headstart.errors import CacheError, DataError, WeightsError
 from headstart.features.export import export_features
 from headstart.features.extract import compute_features, feature_store, pick_sample
@@ -47,9 +49,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture
 def low_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mixed precision and folded float32, on any processor and however coarse they are for weights that are random."""
-    monkeypatch.setattr(engines, "has_fast_bfloat16", lambda device: True)
-    monkeypatch.setattr(engines, "HEAVY", 0)
-    monkeypatch.setattr(engines, "MIXED_TOLERANCE", 0.5)
+    monkeypatch.setattr(candidates, "has_fast_bfloat16", lambda device: True)
+    monkeypatch.setattr(candidates, "ONNX_WEIGHT_LIMIT", 0)
+    monkeypatch.setattr(agreement, "MIXED_TOLERANCE", 0.5)
 
 
 def read(files: Sequence[str], backbone: Backbone, cache: Path) -> list[bytes]:
@@ -86,7 +88,7 @@ def test_rows_are_kept_under_the_engine_that_made_them_also_where_another_was_pl
     assert plan.fast == "mixed"
     options: dict[str, Any] = {"engines": plan, "sample": sample, "device": "cpu", "cache": tmp_path}
     with monkeypatch.context() as patch:
-        patch.setattr(engines, "MIXED_TOLERANCE", 1e-9)
+        patch.setattr(agreement, "MIXED_TOLERANCE", 1e-9)
         refused = compute_features(net, keys, exact=False, **options)
         assert compute_features(net, keys, exact=False, **options).folder == refused.folder
     exact = compute_features(net, keys, **options)
@@ -146,7 +148,7 @@ def test_a_training_gives_the_same_weights_whatever_the_cache_holds(
     other = write_classes(tmp_path / "other", {"green": 50, "red": 40}, first_seed=900)
     monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "shared"))
     alone = hs.train(one, out=tmp_path / "alone", cache=tmp_path / "fresh", **options)
-    plan = engines.read_plan(alone.folder / "checkpoints" / "engines.safetensors")
+    plan = read_plan(alone.folder / "checkpoints" / "engines.safetensors")
     assert plan is not None
     assert plan.fast == "mixed"
     before = hs.train(other, out=tmp_path / "before", **options)

@@ -191,7 +191,7 @@ def test_the_same_seed_gives_the_same_model_from_cold_caches_and_another_seed_an
     """Law 11, for the same engine: which is the fastest is for the clock to say, and a cold cache asks it anew."""
     order = ["torch", "folded", "mixed", "onnxruntime"]
     monkeypatch.setattr(
-        "headstart.engine.select._rates",
+        "headstart.engine.measure.measure_rates",
         lambda engines, _sample: {name: 2.0 ** order.index(name) for name in engines},
     )
     data = write_classes(tmp_path / "d", {"blue": 30, "red": 30})

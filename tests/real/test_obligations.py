@@ -152,7 +152,10 @@ def test_the_fast_engine_agrees_with_plain_float32_on_flowers() -> None:
     from headstart.backbone.pixel_net import FeatureNet
     from headstart.backbone.weights import load_backbone
     from headstart.data.scan import pixel_store
-    from headstart.engine.select import TorchEngine, choose_engine, measure_engines, run_stream
+    from headstart.engine.measure import measure_engines
+    from headstart.engine.select import choose_engine
+    from headstart.engine.streaming import run_stream
+    from headstart.engine.torch_engine import TorchEngine
     from headstart.training.probe import refit_probe
 
     net = FeatureNet(load_backbone())

@@ -18,7 +18,7 @@ from served import tiny_model
 from servers import serving
 
 import headstart as hs
-from headstart.engine.select import EnginePlan
+from headstart.engine.plan import EnginePlan
 from headstart.serve.app import build_app
 from headstart.serve.batching import Service
 from headstart.serve.corrections import Corrections

@@ -21,7 +21,7 @@ from commands import main
 from pictures import mislabel, picture, write_classes
 from servers import serving
 
-from headstart.engine.select import EnginePlan
+from headstart.engine.plan import EnginePlan
 from headstart.errors import RunError
 from headstart.progress import SilentProgress
 from headstart.runs.log import RunLog

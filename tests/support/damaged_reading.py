@@ -16,7 +16,8 @@ from headstart.cache.entries import cache_entries
 from headstart.cache.verify import verify_cache
 from headstart.data.augment import Augmentation
 from headstart.data.scan import PixelReader, scan
-from headstart.engine.select import TorchEngine, measure_engines
+from headstart.engine.measure import measure_engines
+from headstart.engine.torch_engine import TorchEngine
 from headstart.features.activations import Activations, Pictures, Views
 from headstart.features.extract import compute_features
 from headstart.progress import Progress

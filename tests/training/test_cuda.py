@@ -15,7 +15,8 @@ from small_fine_tuning import SETTINGS, prepared
 import headstart as hs
 from headstart.backbone.pixel_net import FeatureNet
 from headstart.backbone.weights import random_backbone
-from headstart.engine.select import TorchEngine, run_stream
+from headstart.engine.streaming import run_stream
+from headstart.engine.torch_engine import TorchEngine
 from headstart.pipeline.train import resume
 from headstart.training import finetune
 from headstart.training.finetune import TuneSettings, fine_tune, logits_of
