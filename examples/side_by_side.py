@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import headstart as hs
+from headstart.backbone import load_backbone
+from headstart.evaluation import Scores
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Row:
     """One way and what it gave."""
 
     way: str
-    scores: hs.Scores
+    scores: Scores
     seconds: float
     run: hs.Run
 
@@ -58,7 +60,7 @@ def arguments(tutorial: Tutorial, text: str | None, given: Sequence[str] | None)
 def backbone_for(tutorial: Tutorial, weights: Path | None) -> dict[str, Any]:
     """The tutorial's own backbone where its weights can be had, else the offline default; says which."""
     try:
-        hs.load_backbone(tutorial.backbone, weights=weights)
+        load_backbone(tutorial.backbone, weights=weights)
     except hs.HeadstartError as error:
         if weights is not None:
             raise

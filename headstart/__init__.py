@@ -2,255 +2,136 @@
 
     import headstart as hs
 
-    data = hs.open_folder("flowers/")
-    run = hs.train(data)
-    print(run.scores)                      # accuracy 0.922 (0.896-0.941), n=550
+    run = hs.train("flowers/")
+    print(run.scores)                      # val accuracy 92.2 % (507/550), 95 % CI 89.6-94.1
     model = hs.load(run.model_path)
     model.predict("rose.jpg")              # Prediction(label='roses', probability=0.97, ...)
 
-Nothing is imported until it is used: ``import headstart`` alone takes milliseconds.
+The names here are what most programs need. Types of results and tools for special cases are in the documented
+submodules: ``headstart.data``, ``backbone``, ``engine``, ``training``, ``trust``, ``evaluation``, ``runs``,
+``pipeline``, ``verbs``, ``exports``, ``serve``, ``estimators``, ``progress`` and ``errors``.
+
+A name is imported when it is first used: ``import headstart`` alone takes milliseconds.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from headstart.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from headstart.backbone.pixel_net import FeatureNet
-    from headstart.backbone.weights import Backbone, load_backbone
-    from headstart.data.dataset import Dataset, open_data, open_folder, open_table
-    from headstart.data.decode import Preprocessing
-    from headstart.data.duplicates import DuplicatePair
-    from headstart.data.finding import Finding
-    from headstart.data.inspection import Inspection, inspect
-    from headstart.data.scan import Scan
-    from headstart.data.splits import Split, SplitShares
-    from headstart.data.table import Columns
-    from headstart.engine.device import keep_freed_memory
-    from headstart.errors import (
-        CacheError,
-        DataError,
-        Diverged,
-        ExportError,
-        HeadstartError,
-        HubError,
-        InputError,
-        LargeImage,
-        ModelFileError,
-        OptionError,
-        OutputError,
-        RunError,
-        ServerError,
-        TrainingError,
-        UnreadableImage,
-        WeightsError,
-        WriteError,
-    )
-    from headstart.estimators import FeatureExtractor, ImageClassifier
-    from headstart.evaluation.comparison import Compared
-    from headstart.evaluation.mcnemar import Paired
-    from headstart.evaluation.metrics import ClassScore, GroupScore, LabelScore, LabelScores, Scores
-    from headstart.evaluation.predictions import Evaluated
-    from headstart.exports.int8 import Quantised
-    from headstart.exports.metadata import About
-    from headstart.exports.parity import Format, Whole
-    from headstart.model import Model, load
-    from headstart.pipeline.custom_loop import Workbench, prepare
-    from headstart.pipeline.train import resume, train
-    from headstart.pipeline.train_events import train_events
-    from headstart.prediction import Prediction
-    from headstart.progress import Progress, TerminalProgress
-    from headstart.runs.folder import Run, load_run
-    from headstart.runs.log import Event
-    from headstart.serve.limits import Limits
-    from headstart.serve.server import create_app
-    from headstart.training.ladder import RungResult
-    from headstart.training.recipe import Recipe
-    from headstart.trust.calibration import Calibration
-    from headstart.trust.ood import Familiar
-    from headstart.verbs.check import check
-    from headstart.verbs.compare import Comparison, compare
-    from headstart.verbs.compare_models import ModelComparison, compare_models
-    from headstart.verbs.evaluate import evaluate
-    from headstart.verbs.export import Exported, export, verify
-    from headstart.verbs.report import push, report
-    from headstart.verbs.retrain import Retrained, retrain
+    from headstart.data.dataset import Dataset as Dataset
+    from headstart.data.dataset import open_data as open_data
+    from headstart.errors import HeadstartError as HeadstartError
+    from headstart.estimators import FeatureExtractor as FeatureExtractor
+    from headstart.estimators import ImageClassifier as ImageClassifier
+    from headstart.model import Model as Model
+    from headstart.model import load as load
+    from headstart.pipeline.custom_loop import prepare as prepare
+    from headstart.pipeline.train import resume as resume
+    from headstart.pipeline.train import train as train
+    from headstart.pipeline.train_events import train_events as train_events
+    from headstart.prediction import Prediction as Prediction
+    from headstart.progress import TerminalProgress as TerminalProgress
+    from headstart.runs.folder import Run as Run
+    from headstart.runs.folder import load_run as load_run
+    from headstart.training.recipe import Recipe as Recipe
+    from headstart.verbs.check import check as check
+    from headstart.verbs.compare import compare as compare
+    from headstart.verbs.compare_models import compare_models as compare_models
+    from headstart.verbs.evaluate import evaluate as evaluate
+    from headstart.verbs.export import export as export
+    from headstart.verbs.export import verify as verify
+    from headstart.verbs.report import push as push
+    from headstart.verbs.report import report as report
+    from headstart.verbs.retrain import retrain as retrain
 
-_HOMES = {
-    "About": "exports.metadata",
-    "Backbone": "backbone.weights",
-    "CacheError": "errors",
-    "Calibration": "trust.calibration",
-    "ClassScore": "evaluation.metrics",
-    "Columns": "data.table",
-    "Compared": "evaluation.comparison",
-    "Comparison": "verbs.compare",
-    "DataError": "errors",
-    "Dataset": "data.dataset",
-    "Diverged": "errors",
-    "DuplicatePair": "data.duplicates",
-    "Evaluated": "evaluation.predictions",
-    "Event": "runs.log",
-    "ExportError": "errors",
-    "Exported": "verbs.export",
-    "Familiar": "trust.ood",
-    "FeatureExtractor": "estimators",
-    "FeatureNet": "backbone.pixel_net",
-    "Finding": "data.finding",
-    "Format": "exports.parity",
-    "GroupScore": "evaluation.metrics",
-    "HeadstartError": "errors",
-    "HubError": "errors",
-    "ImageClassifier": "estimators",
-    "InputError": "errors",
-    "Inspection": "data.inspection",
-    "LabelScore": "evaluation.metrics",
-    "LabelScores": "evaluation.metrics",
-    "LargeImage": "errors",
-    "Limits": "serve.limits",
-    "Model": "model",
-    "ModelComparison": "verbs.compare_models",
-    "ModelFileError": "errors",
-    "OptionError": "errors",
-    "OutputError": "errors",
-    "Paired": "evaluation.mcnemar",
-    "Prediction": "prediction",
-    "Preprocessing": "data.decode",
-    "Progress": "progress",
-    "Quantised": "exports.int8",
-    "Recipe": "training.recipe",
-    "Retrained": "verbs.retrain",
-    "Run": "runs.folder",
-    "RunError": "errors",
-    "RungResult": "training.ladder",
-    "Scan": "data.scan",
-    "Scores": "evaluation.metrics",
-    "ServerError": "errors",
-    "Split": "data.splits",
-    "SplitShares": "data.splits",
-    "TerminalProgress": "progress",
-    "TrainingError": "errors",
-    "UnreadableImage": "errors",
-    "WeightsError": "errors",
-    "Whole": "exports.parity",
-    "Workbench": "pipeline.custom_loop",
-    "WriteError": "errors",
-    "check": "verbs.check",
-    "compare": "verbs.compare",
-    "compare_models": "verbs.compare_models",
-    "create_app": "serve.server",
-    "evaluate": "verbs.evaluate",
-    "export": "verbs.export",
-    "inspect": "data.inspection",
-    "keep_freed_memory": "engine.device",
-    "load": "model",
-    "load_backbone": "backbone.weights",
-    "load_run": "runs.folder",
-    "open_data": "data.dataset",
-    "open_folder": "data.dataset",
-    "open_table": "data.dataset",
-    "prepare": "pipeline.custom_loop",
-    "push": "verbs.report",
-    "report": "verbs.report",
-    "resume": "pipeline.train",
-    "retrain": "verbs.retrain",
-    "train": "pipeline.train",
-    "train_events": "pipeline.train_events",
-    "verify": "verbs.export",
+_MODULES = {
+    "Dataset": "headstart.data.dataset",
+    "FeatureExtractor": "headstart.estimators",
+    "HeadstartError": "headstart.errors",
+    "ImageClassifier": "headstart.estimators",
+    "Model": "headstart.model",
+    "Prediction": "headstart.prediction",
+    "Recipe": "headstart.training.recipe",
+    "Run": "headstart.runs.folder",
+    "TerminalProgress": "headstart.progress",
+    "check": "headstart.verbs.check",
+    "compare": "headstart.verbs.compare",
+    "compare_models": "headstart.verbs.compare_models",
+    "evaluate": "headstart.verbs.evaluate",
+    "export": "headstart.verbs.export",
+    "load": "headstart.model",
+    "load_run": "headstart.runs.folder",
+    "open_data": "headstart.data.dataset",
+    "prepare": "headstart.pipeline.custom_loop",
+    "push": "headstart.verbs.report",
+    "report": "headstart.verbs.report",
+    "resume": "headstart.pipeline.train",
+    "retrain": "headstart.verbs.retrain",
+    "train": "headstart.pipeline.train",
+    "train_events": "headstart.pipeline.train_events",
+    "verify": "headstart.verbs.export",
 }
 
-__all__ = [
-    "About",
-    "Backbone",
-    "CacheError",
-    "Calibration",
-    "ClassScore",
-    "Columns",
-    "Compared",
-    "Comparison",
-    "DataError",
-    "Dataset",
-    "Diverged",
-    "DuplicatePair",
-    "Evaluated",
-    "Event",
-    "ExportError",
-    "Exported",
-    "Familiar",
-    "FeatureExtractor",
-    "FeatureNet",
-    "Finding",
-    "Format",
-    "GroupScore",
-    "HeadstartError",
-    "HubError",
-    "ImageClassifier",
-    "InputError",
-    "Inspection",
-    "LabelScore",
-    "LabelScores",
-    "LargeImage",
-    "Limits",
-    "Model",
-    "ModelComparison",
-    "ModelFileError",
-    "OptionError",
-    "OutputError",
-    "Paired",
-    "Prediction",
-    "Preprocessing",
-    "Progress",
-    "Quantised",
-    "Recipe",
-    "Retrained",
-    "Run",
-    "RunError",
-    "RungResult",
-    "Scan",
-    "Scores",
-    "ServerError",
-    "Split",
-    "SplitShares",
-    "TerminalProgress",
-    "TrainingError",
-    "UnreadableImage",
-    "WeightsError",
-    "Whole",
-    "Workbench",
-    "WriteError",
-    "check",
-    "compare",
-    "compare_models",
-    "create_app",
-    "evaluate",
-    "export",
-    "inspect",
-    "keep_freed_memory",
-    "load",
-    "load_backbone",
-    "load_run",
-    "open_data",
-    "open_folder",
-    "open_table",
-    "prepare",
-    "push",
-    "report",
-    "resume",
-    "retrain",
-    "train",
-    "train_events",
-    "verify",
-]
+_MOVED = {
+    "About": "headstart.exports",
+    "Backbone": "headstart.backbone",
+    "CacheError": "headstart.errors",
+    "Calibration": "headstart.trust",
+    "ClassScore": "headstart.evaluation",
+    "Columns": "headstart.data",
+    "Compared": "headstart.evaluation",
+    "Comparison": "headstart.verbs",
+    "DataError": "headstart.errors",
+    "Diverged": "headstart.errors",
+    "DuplicatePair": "headstart.data",
+    "Evaluated": "headstart.evaluation",
+    "Event": "headstart.runs",
+    "ExportError": "headstart.errors",
+    "Exported": "headstart.verbs",
+    "Familiar": "headstart.trust",
+    "FeatureNet": "headstart.backbone",
+    "Finding": "headstart.data",
+    "Format": "headstart.exports",
+    "GroupScore": "headstart.evaluation",
+    "HubError": "headstart.errors",
+    "InputError": "headstart.errors",
+    "Inspection": "headstart.data",
+    "LabelScore": "headstart.evaluation",
+    "LabelScores": "headstart.evaluation",
+    "LargeImage": "headstart.errors",
+    "Limits": "headstart.serve",
+    "ModelComparison": "headstart.verbs",
+    "ModelFileError": "headstart.errors",
+    "OptionError": "headstart.errors",
+    "OutputError": "headstart.errors",
+    "Paired": "headstart.evaluation",
+    "Preprocessing": "headstart.data",
+    "Progress": "headstart.progress",
+    "Quantised": "headstart.exports",
+    "Retrained": "headstart.verbs",
+    "RunError": "headstart.errors",
+    "RungResult": "headstart.training",
+    "Scan": "headstart.data",
+    "Scores": "headstart.evaluation",
+    "ServerError": "headstart.errors",
+    "Split": "headstart.data",
+    "SplitShares": "headstart.data",
+    "TrainingError": "headstart.errors",
+    "UnreadableImage": "headstart.errors",
+    "WeightsError": "headstart.errors",
+    "Whole": "headstart.exports",
+    "Workbench": "headstart.pipeline",
+    "WriteError": "headstart.errors",
+    "create_app": "headstart.serve",
+    "inspect": "headstart.data",
+    "keep_freed_memory": "headstart.engine",
+    "load_backbone": "headstart.backbone",
+    "open_folder": "headstart.data",
+    "open_table": "headstart.data",
+}
+"""Names that were here before the first release -> the submodule that has them."""
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'headstart' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"headstart.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__, __all__ = lazy_names(__name__, _MODULES, _MOVED)

@@ -12,7 +12,9 @@ from pictures import picture, write_classes
 from small_models import small_model
 
 import headstart as hs
+from headstart.backbone import load_backbone
 from headstart.cache.entries import cache_root
+from headstart.data import inspect, open_folder, open_table
 from headstart.data.dataset import find_images
 from headstart.data.scan import scan
 from headstart.errors import CacheError, HeadstartError, OptionError
@@ -38,8 +40,8 @@ def _calls(path: Any) -> dict[str, Any]:
     """Every public way to hand over a path."""
     return {
         "open_data": lambda: hs.open_data(path),
-        "open_folder": lambda: hs.open_folder(path),
-        "open_table": lambda: hs.open_table(path),
+        "open_folder": lambda: open_folder(path),
+        "open_table": lambda: open_table(path),
         "load": lambda: hs.load(path),
         "load_run": lambda: hs.load_run(path),
         "evaluate": lambda: hs.evaluate(path),
@@ -50,11 +52,11 @@ def _calls(path: Any) -> dict[str, Any]:
         "resume": lambda: hs.resume(path),
         "train": lambda: hs.train(path),
         "check": lambda: hs.check(path),
-        "inspect": lambda: hs.inspect(path),
+        "inspect": lambda: inspect(path),
         "compare": lambda: hs.compare(path),
         "prepare": lambda: hs.prepare(path),
         "compare_models": lambda: hs.compare_models(path, path, path),
-        "load_backbone": lambda: hs.load_backbone(weights=path),
+        "load_backbone": lambda: load_backbone(weights=path),
         "find_images": lambda: find_images(path),
         "choose_run_folder": lambda: choose_run_folder(path, Path("data")),
         "check_suffix": lambda: check_suffix(path, [".csv"]),

@@ -24,7 +24,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 import headstart as hs
+from headstart.backbone import load_backbone
 from headstart.backbone.weights import random_backbone
+from headstart.data import inspect
 
 
 def state() -> dict[str, Any]:
@@ -75,9 +77,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 CALLS: dict[str, Callable[[dict[str, Any]], object]] = {
     "open_data": lambda m: hs.open_data(m["data"]),
-    "inspect": lambda m: hs.inspect(m["data"]),
+    "inspect": lambda m: inspect(m["data"]),
     "check": lambda m: hs.check(m["data"], **m["options"]),
-    "load_backbone": lambda m: hs.load_backbone("test_resnet", weights=m["options"]["weights"]),
+    "load_backbone": lambda m: load_backbone("test_resnet", weights=m["options"]["weights"]),
     "load": lambda m: hs.load(m["run"]),
     "load_run": lambda m: hs.load_run(m["run"]),
     "predict": lambda m: hs.load(m["run"]).predict(m["image"]),

@@ -1,1 +1,20 @@
-"""One run: from data to model file, its folder, and scoring it again."""
+"""Runs: the run folder, its log and events, live status and the audit of test-set use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from headstart.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from headstart.runs.folder import Run as Run
+    from headstart.runs.folder import load_run as load_run
+    from headstart.runs.log import Event as Event
+
+_MODULES = {
+    "Event": "headstart.runs.log",
+    "Run": "headstart.runs.folder",
+    "load_run": "headstart.runs.folder",
+}
+
+__getattr__, __dir__, __all__ = lazy_names(__name__, _MODULES)

@@ -73,9 +73,9 @@ def create_app(
         OptionError: no model is named, a key that no header can hold, or no such device.
 
     Example:
-        ``HEADSTART_MODEL=runs/flowers uvicorn --factory headstart:create_app``, or
+        ``HEADSTART_MODEL=runs/flowers uvicorn --factory headstart.serve:create_app``, or
 
-        >>> app.mount("/flowers", headstart.create_app("runs/flowers"))  # doctest: +SKIP
+        >>> app.mount("/flowers", headstart.serve.create_app("runs/flowers"))  # doctest: +SKIP
     """
     where = run_or_model or os.environ.get("HEADSTART_MODEL")
     if not where:

@@ -1,1 +1,18 @@
-"""When to trust a prediction: calibration, thresholds, out-of-distribution detection, label errors."""
+"""Trust: calibration, thresholds, out-of-distribution detection and label errors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from headstart.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from headstart.trust.calibration import Calibration as Calibration
+    from headstart.trust.ood import Familiar as Familiar
+
+_MODULES = {
+    "Calibration": "headstart.trust.calibration",
+    "Familiar": "headstart.trust.ood",
+}
+
+__getattr__, __dir__, __all__ = lazy_names(__name__, _MODULES)

@@ -1,1 +1,22 @@
-"""The verbs beside training: check, evaluate, compare, export, report, retrain."""
+"""Verbs beside training: check, evaluate, compare, export, report and retrain; and the types of their results."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from headstart.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from headstart.verbs.compare import Comparison as Comparison
+    from headstart.verbs.compare_models import ModelComparison as ModelComparison
+    from headstart.verbs.export import Exported as Exported
+    from headstart.verbs.retrain import Retrained as Retrained
+
+_MODULES = {
+    "Comparison": "headstart.verbs.compare",
+    "Exported": "headstart.verbs.export",
+    "ModelComparison": "headstart.verbs.compare_models",
+    "Retrained": "headstart.verbs.retrain",
+}
+
+__getattr__, __dir__, __all__ = lazy_names(__name__, _MODULES)

@@ -27,9 +27,11 @@ from torch import Tensor, nn
 import headstart as hs
 from headstart.backbone.split import INPUT, SplittableBackbone
 from headstart.backbone.weights import fingerprint, load_backbone, random_backbone
+from headstart.data import open_table
 from headstart.errors import DataError, HeadstartError, OptionError, RunError
 from headstart.pipeline.train import resume
 from headstart.progress import SilentProgress
+from headstart.runs import Event
 from headstart.runs.folder import open_like, read_start
 from headstart.runs.log import read_log
 from headstart.training.finetune import Tuned, fine_tune, trained_names
@@ -142,7 +144,7 @@ def test_gradual_folds_go_on_from_the_rung_below_too_and_after_a_stop_as_well(
     assert len(begun) == 2 * first
     assert begun[first:] == ended[:first]
 
-    def stop(event: hs.Event) -> None:
+    def stop(event: Event) -> None:
         if event.kind == "rung" and event["name"].startswith("behind"):
             raise Stopped
 
@@ -159,7 +161,7 @@ def test_finished_is_told_once_everything_is_on_disk(
 ) -> None:
     there: list[set[str]] = []
 
-    def listener(event: hs.Event) -> None:
+    def listener(event: Event) -> None:
         if event.kind == "finished":
             there.append({file.name for file in (tmp_path / "run").iterdir()})
 
@@ -418,7 +420,7 @@ CHANGED = {
 def stopped(hard: Path, tiny: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was stopped once its images were read."""
 
-    def stop(event: hs.Event) -> None:
+    def stop(event: Event) -> None:
         if event.kind == "engine":
             raise Stopped
 
@@ -479,13 +481,13 @@ def test_a_run_finds_its_tables_columns_again(hard: Path, tiny: dict[str, Any], 
     rows = [f"{path},{path.parent.name}" for path in sorted(hard.rglob("*.png"))]
     table.write_text("\n".join(["Datei,Art", *rows]))
 
-    def stop(event: hs.Event) -> None:
+    def stop(event: Event) -> None:
         if event.kind == "engine":
             raise Stopped
 
     names = {"path_column": "Datei", "label_column": "Art"}
     with pytest.raises(Stopped):
-        hs.train(hs.open_table(table, **names), out=tmp_path / "run", listener=stop, **tiny)
+        hs.train(open_table(table, **names), out=tmp_path / "run", listener=stop, **tiny)
     assert read_start(tmp_path / "run")[1].columns == names
     with pytest.raises(Stopped):
         resume(tmp_path / "run", listener=stop)

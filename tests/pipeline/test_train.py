@@ -21,6 +21,7 @@ from served import served
 import headstart as hs
 from headstart.backbone.weights import random_backbone
 from headstart.cache.entries import cache_root
+from headstart.data import open_table
 from headstart.errors import DataError, HeadstartError, OptionError, RunError
 from headstart.evaluation.tables import write_predictions
 from headstart.files import read_rows, unicode_text
@@ -437,8 +438,8 @@ def test_names_that_are_no_utf8_or_begin_like_formulas_go_through_everything(tmp
             assert not re.search(r"(^|,)=", text, re.MULTILINE) or file.suffix != ".csv", file.name
     (scores, *_) = hs.evaluate(run.folder, device="cpu")
     assert scores.scores.correct == run.results[scores.scores.name].correct
-    assert len(hs.open_table(run.folder / "split.csv").files()) == 40
-    assert all(os.path.isfile(file) for file in hs.open_table(run.folder / "split.csv").files())
+    assert len(open_table(run.folder / "split.csv").files()) == 40
+    assert all(os.path.isfile(file) for file in open_table(run.folder / "split.csv").files())
     assert "cannot be read any more" not in report(run.folder).read_text(encoding="utf-8")
     pictures = sorted(map(str, data.rglob("*.png")))[:3]
     predictions = model.predict(pictures, device="cpu")
@@ -461,5 +462,5 @@ def test_a_table_for_excel_opens_alike_in_every_language(tmp_path: Path) -> None
     assert lines[0].split("\t")[:5] == ["path", "label", "probability", "label2", "probability2"]
     assert lines[1].split("\t") == ["ü.png", "'=1+1", "99%", "Gänse", "1%", "'=1+1", "50%", ""]
     assert lines[2].split("\t")[-1] == "empty file (0 bytes)"
-    table = hs.open_table(tmp_path / "p.csv", least_classes=1)  # and Headstart reads it as well
+    table = open_table(tmp_path / "p.csv", least_classes=1)  # and Headstart reads it as well
     assert table.classes == ("=1+1",)

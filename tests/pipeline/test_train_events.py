@@ -14,6 +14,7 @@ from PIL import Image
 import headstart as hs
 from headstart.errors import DataError, OptionError
 from headstart.reports.curves import CurvePoint, curves_picture
+from headstart.runs import Event
 from headstart.runs.log import read_log
 
 CHOICES = {"image_size": 64, "device": "cpu", "effort": "quick", "unfreeze": "blocks.6", "epochs": 2, "views": 1}
@@ -27,12 +28,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def told(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[hs.Event]:
+def told(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Event]:
     out = tmp_path_factory.mktemp("runs") / "run"
     return list(hs.train_events(data, out=out, **CHOICES))
 
 
-def test_every_kind_of_event_is_told_in_its_order(told: list[hs.Event]) -> None:
+def test_every_kind_of_event_is_told_in_its_order(told: list[Event]) -> None:
     kinds = [event.kind for event in told]
     main = [kind for kind in kinds if kind not in ("message", "progress", "step", "plan")]
     assert main[:7] == ["images", "findings", "engine", "stage", "mistakes", "findings", "rung"]
@@ -48,14 +49,14 @@ def test_every_kind_of_event_is_told_in_its_order(told: list[hs.Event]) -> None:
         assert done[0] == 0
 
 
-def test_the_log_holds_what_was_told_but_for_steps(told: list[hs.Event]) -> None:
+def test_the_log_holds_what_was_told_but_for_steps(told: list[Event]) -> None:
     kept = [event for event in told if event.kind not in ("message", "progress", "step")]
     written = read_log(Path(told[-1]["run"]))
     assert [entry["event"] for entry in written] == [event.kind for event in kept]
     assert written[-1]["scores"] == kept[-1]["scores"]
 
 
-def test_each_stage_says_which_groups_it_trains(told: list[hs.Event]) -> None:
+def test_each_stage_says_which_groups_it_trains(told: list[Event]) -> None:
     stages = [event for event in told if event.kind == "stage"]
     probe, tuned = stages
     assert (probe["stage"], tuned["stage"]) == ("probe", "behind blocks.5")
@@ -119,7 +120,7 @@ def test_curves_are_a_picture_of_every_stage() -> None:
     assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 10
 
 
-def test_run_model_and_data_show_themselves_in_a_notebook(told: list[hs.Event], data: Path, tmp_path: Path) -> None:
+def test_run_model_and_data_show_themselves_in_a_notebook(told: list[Event], data: Path, tmp_path: Path) -> None:
     run = hs.load_run(told[-1]["run"])
     shown = run._repr_html_()
     for piece in (run.scores.sentence, "behind blocks.5", "data:image/png;base64,", str(run.report_path)):

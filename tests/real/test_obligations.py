@@ -16,6 +16,7 @@ from photographs import Timed, photographs
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 
 import headstart as hs
+from headstart.data import inspect
 
 
 def trained(command: Callable[..., Timed], data: Path, out: Path) -> tuple[dict[str, dict[str, float]], Timed]:
@@ -118,7 +119,7 @@ def test_hotdog_cross_validated_reaches_90_percent() -> None:
 @pytest.mark.untimed
 def test_turned_photographs_are_upright() -> None:
     """48 hot dogs carry an EXIF rotation; a drawn split of the folder reads every one."""
-    look = hs.inspect(photographs("hotdog"))
+    look = inspect(photographs("hotdog"))
     assert not look.scanned.faults
     assert look.split.names == ("train", "val", "test")
 
@@ -159,7 +160,7 @@ def test_the_fast_engine_agrees_with_plain_float32_on_flowers() -> None:
     from headstart.training.probe import refit_probe
 
     net = FeatureNet(load_backbone())
-    look = hs.inspect(photographs("flowers"), preprocessing=net.backbone.preprocessing)
+    look = inspect(photographs("flowers"), preprocessing=net.backbone.preprocessing)
     keys = {name: [look.scanned.keys[i] for i in look.split.positions(name)] for name in ("train", "val")}
     labels = {name: look.dataset.labels[look.split.positions(name)] for name in ("train", "val")}
     pixels = pixel_store(net.backbone.preprocessing)

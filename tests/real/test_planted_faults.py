@@ -13,13 +13,13 @@ import pytest
 from photographs import Timed, photographs
 from PIL import Image
 
-import headstart as hs
+from headstart.data import inspect, open_folder
 
 
 @pytest.fixture(scope="module")
 def flipped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[str]]:
     """Flowers as a table in which every twentieth label is wrong, and the paths of these."""
-    data = hs.open_folder(photographs("flowers"))
+    data = open_folder(photographs("flowers"))
     rng = np.random.default_rng(0)
     wrong = rng.choice(len(data), round(0.05 * len(data)), replace=False)
     labels = data.labels.copy()
@@ -49,7 +49,7 @@ def test_of_flipped_labels_80_percent_are_found_at_60_percent_precision(
 
 @pytest.mark.untimed
 def test_the_two_flowers_in_both_train_and_val_are_named() -> None:
-    leak = next(f for f in hs.inspect(photographs("flowers")).findings if f.kind == "leak")
+    leak = next(f for f in inspect(photographs("flowers")).findings if f.kind == "leak")
     exact = [pair for pair, item in zip(leak.images, leak.items, strict=True) if " = " in item]
     same = {tuple(Path(path).name for path in pair) for pair in exact}
     assert leak.severity == "serious"
@@ -67,13 +67,13 @@ def test_95_of_100_changed_copies_across_splits_are_found_and_no_stranger(tmp_pa
         link = root / file.relative_to(flowers)
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(file)
-    before = {frozenset(pair) for pair in pairs(hs.inspect(flowers))}
+    before = {frozenset(pair) for pair in pairs(inspect(flowers))}
     planted = set()
     for i, file in enumerate(random.Random(0).sample(sorted(flowers.glob("train/*/*.jpg")), 100)):
         copy = root / "val" / file.parent.name / f"copy{i}.jpg"
         changed(Image.open(file).convert("RGB"), i).save(copy, quality=35 if i % 4 == 1 else 90)
         planted.add(frozenset((str(file.relative_to(flowers)), str(copy.relative_to(root)))))
-    found = {frozenset(pair) for pair in pairs(hs.inspect(root))}
+    found = {frozenset(pair) for pair in pairs(inspect(root))}
     assert len(found & planted) >= 95
     originals = {path: next(iter(pair - {path})) for pair in planted for path in pair if "copy" in path}
     strangers = [

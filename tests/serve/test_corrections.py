@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pictures import picture
 
-import headstart as hs
+from headstart.data import open_folder
 from headstart.errors import OptionError, UnreadableImage
 from headstart.serve.corrections import Corrections, corrections_folder, folder_name
 
@@ -23,7 +23,7 @@ def test_what_is_kept_is_a_folder_that_training_takes(tmp_path: Path) -> None:
     own = Corrections(tmp_path / "kept")
     for seed, label in enumerate(["tulip", "rose", "rose", "Jäger, 2. Art"]):
         own.keep(data(seed), label)
-    opened = hs.open_folder(own.folder)
+    opened = open_folder(own.folder)
     assert opened.classes == ("Jäger, 2. Art", "rose", "tulip")
     assert not opened.notes
     assert {Path(p).suffix for p in opened.paths} == {".png"}
@@ -106,7 +106,7 @@ def test_what_another_process_keeps_or_a_person_puts_there_is_seen(tmp_path: Pat
     (tmp_path / "kept" / "daisy" / "mine.png").write_bytes(data(3))
     (tmp_path / "kept" / ".index.jsonl").write_text('{"key": "gone", "label": "x", "file": "y.png", "time": 1}\n{"da')
     assert [(c.key, c.label) for c in Corrections(tmp_path / "kept").all()] == [("mine", "daisy")]
-    assert hs.open_folder(tmp_path / "kept", least_classes=1).classes == ("daisy",)
+    assert open_folder(tmp_path / "kept", least_classes=1).classes == ("daisy",)
 
 
 def test_a_damaged_index_is_no_fault(tmp_path: Path) -> None:

@@ -21,10 +21,10 @@ from commands import main
 from damaged import Damaged, ask
 from served import form, jpeg, tiny_model, until
 
-import headstart as hs
 import headstart.serve.batching as services
 from headstart.errors import OptionError, ServerError
 from headstart.progress import SilentProgress
+from headstart.serve import create_app
 from headstart.serve import server as servers
 from headstart.serve.server import address, is_loopback, listen, serve, serve_async
 
@@ -206,13 +206,13 @@ def test_the_application_takes_its_model_and_key_from_the_environment(
 ) -> None:
     monkeypatch.delenv("HEADSTART_MODEL", raising=False)
     with pytest.raises(OptionError, match="HEADSTART_MODEL"):
-        hs.create_app()
+        create_app()
     monkeypatch.setenv("HEADSTART_MODEL", str(model_file))
     monkeypatch.setenv("HEADSTART_KEY", "two words")
     with pytest.raises(OptionError, match="key"):
-        hs.create_app()
+        create_app()
     monkeypatch.setenv("HEADSTART_KEY", "k")
-    app = hs.create_app(log=None)
+    app = create_app(log=None)
     headers = [(b"host", b"any.example")]
     assert asyncio.run(ask(app, Damaged("GET", "/v1/model", b"", headers, b"")))[0] == 401
     headers.append((b"authorization", b"Bearer k"))
@@ -223,7 +223,7 @@ def test_the_application_takes_its_model_and_key_from_the_environment(
 def test_under_another_server_with_workers_it_answers(model_file: Path) -> None:
     with listen("127.0.0.1", 0) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "uvicorn", "--factory", "headstart:create_app", "--workers", "2"]
+    command = [sys.executable, "-m", "uvicorn", "--factory", "headstart.serve:create_app", "--workers", "2"]
     process = subprocess.Popen(
         [*command, "--port", str(port)],
         env=os.environ | {"HEADSTART_MODEL": str(model_file)},

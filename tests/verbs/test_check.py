@@ -12,6 +12,7 @@ from pictures import COLOURS, picture, write_12_bits, write_classes
 from PIL import Image, ImageDraw
 
 import headstart as hs
+from headstart.data import open_table
 from headstart.data.decode import Preprocessing
 from headstart.data.inspection import clean, in_few_lines, inspect
 from headstart.data.table import SEPARATOR
@@ -79,11 +80,11 @@ def test_a_clean_table_leaves_out_what_is_wrong_and_can_be_trained_on(faulty: Pa
     assert gone["train/green/no.jpg"] == "unreadable"
     assert gone["train/blue/mislabelled.png"] == "wrong-label"
     assert "val/red/3.png" not in gone
-    again = hs.open_table(tmp_path / "clean.csv")
+    again = open_table(tmp_path / "clean.csv")
     assert len(again) == len(look.dataset) - len(out)
     assert again.splits is not None
     assert again.splits.count("val") == look.dataset.splits.count("val") - sum(p.startswith("val") for p in gone)
-    left = {finding.kind for finding in hs.inspect(again).findings if finding.severity == "serious"}
+    left = {finding.kind for finding in inspect(again).findings if finding.severity == "serious"}
     assert not left
     assert before == {path: path.read_bytes() for path in faulty.rglob("*") if path.is_file()}
 
@@ -110,7 +111,7 @@ def test_of_two_labels_on_one_picture_both_go_and_of_copies_the_first_stays(tmp_
     root = write_classes(tmp_path / "d", {"blue": 12, "red": 12})
     shutil.copy(root / "blue" / "1.png", root / "red" / "twice.png")
     shutil.copy(root / "blue" / "2.png", root / "blue" / "copy.png")
-    look = hs.inspect(root)
+    look = inspect(root)
     gone = {look.dataset.paths[i]: kind for i, kind in clean(look).items()}
     assert gone == {"blue/1.png": "two-labels", "red/twice.png": "two-labels", "blue/copy.png": "duplicate"}
 

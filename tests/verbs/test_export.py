@@ -29,6 +29,7 @@ from headstart.exports.parity import Expected, file_format, model_format, object
 from headstart.exports.snippets import javascript_snippet, python_snippet
 from headstart.exports.subprocess_runner import Answers
 from headstart.model import Model
+from headstart.verbs import Exported
 from headstart.verbs import export as export_module
 
 pytestmark = pytest.mark.exhaustive  # an export takes ten seconds; what is in the graph is tested in test_graph.py
@@ -56,19 +57,19 @@ def model() -> Model:
 
 
 @pytest.fixture(scope="module")
-def exported(model: Model, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> hs.Exported:
+def exported(model: Model, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return hs.export(model, "onnx", out=tmp_path_factory.mktemp("exported") / "small.onnx", data=folder)
 
 
 @pytest.fixture
-def same_graph(exported: hs.Exported, monkeypatch: pytest.MonkeyPatch) -> onnx.ModelProto:
+def same_graph(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> onnx.ModelProto:
     """What ``onnx_graph`` would give for ``model``, without the seconds that it takes; tests may change it."""
     proto = onnx.load(exported.file)
     monkeypatch.setattr(export_module, "onnx_graph", lambda model: proto)
     return proto
 
 
-def test_the_file_says_all_that_it_takes_to_use_it(exported: hs.Exported, model: Model) -> None:
+def test_the_file_says_all_that_it_takes_to_use_it(exported: Exported, model: Model) -> None:
     about = OnnxFile(exported.file).about
     assert about == exported.about
     assert (about.classes, about.model) == (model.classes, model.version)
@@ -80,7 +81,7 @@ def test_the_file_says_all_that_it_takes_to_use_it(exported: hs.Exported, model:
     assert str(Path(export_module.__file__).parent).encode() not in data  # traces of the exporter
 
 
-def test_the_comparison_has_a_row_for_each_format_and_finds_them_alike(exported: hs.Exported) -> None:
+def test_the_comparison_has_a_row_for_each_format_and_finds_them_alike(exported: Exported) -> None:
     own, written = exported.formats
     assert (own.name, written.name) == ("model", "onnx")
     assert own.images == written.images == 31
@@ -95,7 +96,7 @@ def test_the_comparison_has_a_row_for_each_format_and_finds_them_alike(exported:
     assert written.whole.images == 1
 
 
-def test_raw_pixels_of_odd_sizes_get_what_the_model_gives(exported: hs.Exported, model: Model) -> None:
+def test_raw_pixels_of_odd_sizes_get_what_the_model_gives(exported: Exported, model: Model) -> None:
     opened = open_export(exported.file)
     for i, size in enumerate(ODD_SIZES):
         image = np.array(shown(200 + i).resize(size))
@@ -130,7 +131,7 @@ KINDS: dict[str, Callable[[Path], None]] = {
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_the_python_snippet_prints_what_predict_answers(
-    kind: str, exported: hs.Exported, model: Model, tmp_path: Path
+    kind: str, exported: Exported, model: Model, tmp_path: Path
 ) -> None:
     picture = tmp_path / kind
     KINDS[kind](picture)
@@ -143,9 +144,7 @@ def test_the_python_snippet_prints_what_predict_answers(
     assert float(chance) == pytest.approx(expected.probability, abs=1e-4)
 
 
-def test_the_javascript_snippet_prints_what_predict_answers(
-    exported: hs.Exported, model: Model, tmp_path: Path
-) -> None:
+def test_the_javascript_snippet_prints_what_predict_answers(exported: Exported, model: Model, tmp_path: Path) -> None:
     if not shutil.which("node") or not (Path(NODE_PACKAGES) / "node_modules" / "onnxruntime-web").is_dir():
         pytest.skip("no node, or no packages for it (HEADSTART_NODE_PACKAGES)")
     picture = tmp_path / "picture.png"
@@ -237,7 +236,7 @@ def test_the_command_prints_a_table_the_file_and_how_to_use_it(
 
 
 def test_a_file_is_compared_again_later(
-    exported: hs.Exported, model: Model, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    exported: Exported, model: Model, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = model.save(tmp_path / "m.safetensors")
     status, out, err = main("verify", exported.file, folder, "--model", file, "--json", capsys=capsys)
@@ -253,7 +252,7 @@ def test_a_file_is_compared_again_later(
 
 
 def test_what_cannot_be_done_is_said_before_any_work(
-    exported: hs.Exported, model: Model, folder: Path, tmp_path: Path
+    exported: Exported, model: Model, folder: Path, tmp_path: Path
 ) -> None:
     file = model.save(tmp_path / "m.safetensors")
     with pytest.raises(OptionError, match="'caffe': expected one of onnx, torch"):
@@ -273,7 +272,7 @@ def test_what_cannot_be_done_is_said_before_any_work(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.safetensors"]
 
 
-def test_files_of_others_and_damaged_ones_are_refused(exported: hs.Exported, folder: Path, tmp_path: Path) -> None:
+def test_files_of_others_and_damaged_ones_are_refused(exported: Exported, folder: Path, tmp_path: Path) -> None:
     whole = exported.file.read_bytes()
     cases = {
         "gone.onnx": (None, "no such file"),

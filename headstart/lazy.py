@@ -1,0 +1,35 @@
+"""Lazy public names: what a package exports is imported when it is first used."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def lazy_names(
+    package: str, modules: Mapping[str, str], moved: Mapping[str, str] | None = None
+) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """The ``__getattr__``, ``__dir__`` and ``__all__`` of a package whose names are imported on first use (PEP 562).
+
+    Args:
+        package: full name of the package.
+        modules: exported name -> full name of the module that defines it.
+        moved: name that was exported before -> its new place, for the error message.
+
+    Returns:
+        What the package's ``__init__.py`` assigns to ``__getattr__``, ``__dir__`` and ``__all__``.
+    """
+    moved = moved or {}
+
+    def get(name: str) -> Any:
+        if name in moved:
+            raise AttributeError(f"{package}.{name} is now {moved[name]}.{name}.")
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(modules[name]), name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    return get, lambda: sorted(modules), sorted(modules)
