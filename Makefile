@@ -11,10 +11,11 @@ SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 # What the snippet for JavaScript needs; its test skips by name without.
 NODE := .node
 
-.PHONY: help install demo test test-exhaustive test-real mutation lint clean node
+.PHONY: help install demo docs test test-exhaustive test-real mutation lint clean node
 
 help:
 	@echo "make demo       train on a small data set that comes with an installed package"
+	@echo "make docs       build the documentation into site/; open site/index.html"
 	@echo "make test       the default tests (no network, no outside data)"
 	@echo "make test-exhaustive  the long tests: law 1 at every boundary of 17 backbones, killed runs, exports"
 	@echo "make test-real  the tests on real photographs (HEADSTART_DATA, default ../shared/data)"
@@ -36,6 +37,10 @@ install: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/headstart demo
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict --site-dir site
+	@echo "Open site/index.html"
 
 test: $(STAMP)
 	$(SIDE_BY_SIDE)
@@ -63,4 +68,4 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(NODE) headstart-demo
+	rm -rf $(VENV) $(NODE) headstart-demo site

@@ -12,8 +12,13 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+import headstart
+
 ROOT = Path(__file__).resolve().parents[1]
 ROOT_PAGES = ("ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
+NAMES = "<!-- every name of headstart.__all__ -->"
+"""Comment in a page that is replaced by the reference from docstrings."""
+
 LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
 
 
@@ -38,4 +43,10 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         path = posixpath.normpath(posixpath.join(in_repository, target))
         return link[1] + posixpath.relpath(path.removeprefix("docs/"), folder or os.curdir) + link[3]
 
-    return LINK.sub(rewritten, markdown)
+    return LINK.sub(rewritten, markdown.replace(NAMES, _reference()))
+
+
+def _reference() -> str:
+    """An entry for each exported name: functions first, then classes."""
+    names = sorted(headstart.__all__, key=lambda name: (name[0].isupper(), name))
+    return "\n\n".join(f"::: headstart.{name}" for name in names)
