@@ -18,7 +18,8 @@ from typing import Any, cast, final
 import torch
 from timm import layers as timm_layers
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from headstart.backbone.layers import Layout, evaluating, group_names
@@ -379,12 +380,25 @@ class _OneModule:
         """There are none to remove."""
 
 
+class _UncountedAttention(TorchFunctionMode):
+    """Attention gives its shape alone: on "meta" its products would be counted, which a CPU's fused kernel hides.
+
+    The counts decide which depths a run tries, so they stay what they are on a CPU.
+    """
+
+    def __torch_function__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        query, _, value = (*args, *((kwargs or {})[name] for name in ("query", "key", "value")[len(args) :]))[:3]
+        return query.new_empty((*query.shape[:-1], value.shape[-1]))
+
+
 class _Recorder(fx.Interpreter):
     """Runs the graph node by node on tensors without content, and writes down shapes, and operations where wanted."""
 
-    def __init__(self, module: fx.GraphModule, *, counting: bool) -> None:
+    def __init__(self, module: fx.GraphModule, *, counting: bool, device: torch.device | None = None) -> None:
         super().__init__(module)
-        self.counting = counting
+        self.counting, self.device = counting, device
         self.values: dict[str, Any] = {}
         self.tensors: set[str] = set()
         self.flops: dict[str, int] = {}
@@ -403,6 +417,8 @@ class _Recorder(fx.Interpreter):
         if isinstance(value, Tensor):
             self.made[n.name] = value, value._version
         self.values[n.name] = value.shape if isinstance(value, Tensor) else value
+        if isinstance(value, torch.device) and self.device is not None:
+            self.values[n.name] = self.device  # a suffix may need the network's device, which is not "meta"
         return value
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -443,12 +459,10 @@ def _drop_unused(graph: fx.Graph) -> None:
 
 
 def _seen(graph: fx.Graph, layer_of: dict[fx.Node, str], module: nn.Module, height: int, width: int) -> _Traced:
-    runs = []
-    for count in _BATCHES:
-        recorder = _Recorder(fx.GraphModule(module, graph), counting=count == _BATCHES[0])
-        with torch.inference_mode(False), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            recorder.run(_blank(module, (count, 3, height, width)))
-        runs.append(recorder)
+    try:
+        runs = _shapes_on_meta(graph, module, height, width)
+    except Exception:  # a network that makes tensors on a fixed device
+        runs = _shapes_of_fake_tensors(graph, module, height, width)
     nodes = list(graph.nodes)
     shown = {nodes[0]}  # the picture; other inputs keep their defaults
     for node in nodes[1:]:
@@ -465,6 +479,38 @@ def _seen(graph: fx.Graph, layer_of: dict[fx.Node, str], module: nn.Module, heig
         flops={node: runs[0].flops[node.name] for node in nodes},
         overwritten=frozenset(node for node in nodes if node.name in overwritten),
     )
+
+
+def _shapes_on_meta(graph: fx.Graph, module: nn.Module, height: int, width: int) -> list[_Recorder]:
+    """Runs batches of two sizes through the graph on the device "meta", which has shapes and no numbers.
+
+    ``FakeTensorMode`` gives the same shapes, but its first use imports PyTorch's compiler, which takes two seconds.
+    """
+    tensors = [*module.parameters(), *module.buffers(), *(t for t in vars(module).values() if isinstance(t, Tensor))]
+    copies: dict[int, Any] = {}
+    for tensor in tensors:
+        empty = torch.empty_like(tensor, device="meta")
+        copies[id(tensor)] = nn.Parameter(empty, False) if isinstance(tensor, nn.Parameter) else empty
+    device, shadow = next(module.parameters()).device, copy.deepcopy(module, copies)
+    runs = []
+    for count in _BATCHES:
+        recorder = _Recorder(fx.GraphModule(shadow, graph), counting=count == _BATCHES[0], device=device)
+        with torch.inference_mode(False), torch.no_grad(), _UncountedAttention():
+            recorder.run(_blank(shadow, (count, 3, height, width)))
+        runs.append(recorder)
+    return runs
+
+
+def _shapes_of_fake_tensors(graph: fx.Graph, module: nn.Module, height: int, width: int) -> list[_Recorder]:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    runs = []
+    for count in _BATCHES:
+        recorder = _Recorder(fx.GraphModule(module, graph), counting=count == _BATCHES[0])
+        with torch.inference_mode(False), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            recorder.run(_blank(module, (count, 3, height, width)))
+        runs.append(recorder)
+    return runs
 
 
 def _asks_shape(node: fx.Node) -> bool:

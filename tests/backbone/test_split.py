@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
 
+from headstart.backbone import split as split_module
 from headstart.backbone.layers import Layout
 from headstart.backbone.pooling import Pooling, pooled
 from headstart.backbone.split import HEAD, INPUT, SplittableBackbone
@@ -235,3 +239,28 @@ def test_another_pooling_is_one_of_the_last_map() -> None:
 def test_an_end_that_is_none_is_refused() -> None:
     with pytest.raises(OptionError, match=r"'layer9'.*layer1, layer2"):
         SplittableBackbone(build_architecture("resnet18"), height=64, width=64, cut="layer9")
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "vit_small_patch16_224"])
+def test_shapes_and_costs_on_the_meta_device_are_those_of_fake_tensors(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast = SplittableBackbone(build_architecture(name, image_size=64), height=64, width=64)
+    monkeypatch.setattr(split_module, "_shapes_on_meta", split_module._shapes_of_fake_tensors)
+    slow = SplittableBackbone(build_architecture(name, image_size=64), height=64, width=64)
+    assert len(fast.boundaries) > 3
+    assert fast.boundaries == slow.boundaries
+
+
+def test_cutting_a_backbone_does_not_import_the_compiler() -> None:
+    code = (
+        "import sys\n"
+        "from headstart.cli.deferred_imports import defer_compiler\n"
+        "defer_compiler()\n"
+        "from headstart.backbone.split import SplittableBackbone\n"
+        "from headstart.backbone.weights import build_architecture\n"
+        "split = SplittableBackbone(build_architecture('resnet18', image_size=64), height=64, width=64)\n"
+        "assert len(split.boundaries) > 3, split.obstacle\n"
+        "assert 'torch._dynamo.convert_frame' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
