@@ -24,17 +24,17 @@ from PIL import Image
 
 from headstart.backbone.weights import DEFAULT_BACKBONE, load_backbone
 from headstart.data.dataset import open_data
-from headstart.data.decode import Preprocessing, decode, fit_to, map_images
+from headstart.data.decode import Preprocessing, decode, map_images, resize_and_crop
 from headstart.data.scan import pixel_store, scan
 
 
 def whole(path: str, preprocessing: Preprocessing) -> np.ndarray:
     with Image.open(path) as image:
-        return fit_to(image.convert("RGB"), preprocessing)
+        return resize_and_crop(image.convert("RGB"), preprocessing)
 
 
 def reduced(path: str, preprocessing: Preprocessing) -> np.ndarray:
-    return fit_to(decode(path, at_least=preprocessing.decode_at_least).image, preprocessing)
+    return resize_and_crop(decode(path, min_side=preprocessing.decode_at_least).image, preprocessing)
 
 
 def ways(files: list[str], preprocessing: Preprocessing, scratch: Path) -> dict[str, Callable[[], object]]:

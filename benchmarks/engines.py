@@ -5,7 +5,7 @@
 Engines: PyTorch as it comes, in its default layout and channels last; ONNX Runtime alone; the folded network in float32
 and in mixed precision; and what Headstart chooses to learn from, from a cold cache, with all the measuring that takes.
 Only Headstart's own engines keep freed memory (``keep_freed_memory``). tf_efficientnet_lite0 has its real weights, any
-other backbone random ones. Pictures are photographs from a folder, over again where there are too few, or noise.
+other backbone random ones. ImageFiles are photographs from a folder, over again where there are too few, or noise.
 
 Preparation is all that an engine does before the first batch once network and libraries are loaded: lowering, tracing,
 folding, measuring, comparing. The last two columns set preparation and 3,000 images (extrapolated where fewer were run)
@@ -32,7 +32,7 @@ import torch
 
 from headstart.backbone.pixel_net import FeatureNet, PixelNet
 from headstart.backbone.weights import DEFAULT_BACKBONE, load_backbone, random_backbone
-from headstart.data.decode import Preprocessing, decode, fit_to, map_images
+from headstart.data.decode import Preprocessing, decode, map_images, resize_and_crop
 from headstart.engine.candidates import build_engine, calibrate_mixed
 from headstart.engine.device import keep_freed_memory
 from headstart.engine.interface import processor_model
@@ -138,7 +138,7 @@ def photographs(folder: Path) -> list[Path]:
 
 def photograph(path: Path, preprocessing: Preprocessing) -> np.ndarray | None:
     try:
-        return fit_to(decode(path, at_least=preprocessing.decode_at_least).image, preprocessing)
+        return resize_and_crop(decode(path, at_least=preprocessing.decode_at_least).image, preprocessing)
     except UnreadableImage:
         return None
 

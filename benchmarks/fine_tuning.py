@@ -31,7 +31,7 @@ from headstart.data.scan import pixel_store, scan
 from headstart.engine.device import keep_freed_memory
 from headstart.engine.measure import measure_engines
 from headstart.engine.select import SAMPLE_SIZE, choose_engine
-from headstart.features.activations import Activations, Pictures
+from headstart.features.activations import Activations, ImageFiles
 from headstart.training.finetune import Samples, TuneSettings, fine_tune
 from headstart.training.heads import linear_head
 from headstart.training.ladder import boundary_before
@@ -51,7 +51,7 @@ def backbone_of(name: str) -> Backbone:
     return load_backbone(DEFAULT_BACKBONE) if name == DEFAULT_BACKBONE else random_backbone(name)
 
 
-def plain_epoch(backbone: Backbone, part: str, pictures: Pictures, labels: np.ndarray) -> float:
+def plain_epoch(backbone: Backbone, part: str, pictures: ImageFiles, labels: np.ndarray) -> float:
     """Seconds."""
     module = backbone.module
     split = split_backbone(backbone)
@@ -78,7 +78,7 @@ def plain_epoch(backbone: Backbone, part: str, pictures: Pictures, labels: np.nd
     return time.monotonic() - started
 
 
-def cached_epoch(backbone: Backbone, part: str, pictures: Pictures, labels: np.ndarray) -> float:
+def cached_epoch(backbone: Backbone, part: str, pictures: ImageFiles, labels: np.ndarray) -> float:
     """Seconds; making the activations is not counted, reading them is."""
     keep_freed_memory()
     frozen = split_backbone(backbone)
@@ -134,7 +134,7 @@ def main() -> None:
         seen = scan(files, preprocessing=backbone.preprocessing)
         labels = np.arange(len(files)) % 5
         epoch = plain_epoch if given.side == "plain" else cached_epoch
-        print(json.dumps(epoch(backbone, given.parts[0], Pictures(files, seen.keys), labels)))
+        print(json.dumps(epoch(backbone, given.parts[0], ImageFiles(files, seen.keys), labels)))
         return
     rows = []
     print("backbone               trained from  plain ms  kept ms  ratio (rounds)")

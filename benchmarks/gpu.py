@@ -34,7 +34,7 @@ from headstart.engine.measure import measure_engines
 from headstart.engine.select import SAMPLE_SIZE, choose_engine
 from headstart.engine.streaming import run_stream
 from headstart.engine.torch_engine import TorchEngine
-from headstart.features.activations import Activations, Pictures
+from headstart.features.activations import Activations, ImageFiles
 from headstart.training.finetune import Samples, TuneSettings, fine_tune
 from headstart.training.head_spec import HeadSpec
 from headstart.training.heads import build_head
@@ -101,7 +101,7 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def frozen_pass(backbone: Backbone, pictures: Pictures, pixels: np.ndarray) -> list[Row]:
+def frozen_pass(backbone: Backbone, pictures: ImageFiles, pixels: np.ndarray) -> list[Row]:
     net = FeatureNet(backbone)
     name, count = backbone.architecture, len(pictures)
     plan = measure_engines(net, pixels[:SAMPLE_SIZE], count=count, device="cuda")
@@ -166,7 +166,7 @@ def plain_epochs(backbone: Backbone, part: str, pixels: np.ndarray, labels: np.n
     return Row(backbone.architecture, f"epoch from {part}", "plain loop, bf16", rate, waits)
 
 
-def kept_epochs(backbone: Backbone, part: str, pictures: Pictures, labels: np.ndarray, epochs: int) -> list[Row]:
+def kept_epochs(backbone: Backbone, part: str, pictures: ImageFiles, labels: np.ndarray, epochs: int) -> list[Row]:
     frozen = split_backbone(backbone)
     boundary = boundary_before(part, frozen)
     pixels = pixel_store(backbone.preprocessing).read(list(pictures.keys[:SAMPLE_SIZE]))
@@ -218,7 +218,7 @@ def main() -> None:
         for name in given.backbones:
             backbone = random_backbone(name)
             keys = scan(files, preprocessing=backbone.preprocessing).keys
-            pictures, labels = Pictures(files, keys), np.arange(len(files)) % CLASSES
+            pictures, labels = ImageFiles(files, keys), np.arange(len(files)) % CLASSES
             pixels = pixel_store(backbone.preprocessing).read(list(keys))
             rows += frozen_pass(backbone, pictures, pixels)
             for part in PARTS.get(name, []):

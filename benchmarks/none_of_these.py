@@ -31,7 +31,7 @@ from headstart.pipeline.prepare import Preparation
 from headstart.pipeline.train import train
 from headstart.progress import SilentProgress
 from headstart.training.recipe import Recipe
-from headstart.trust.ood import KEPT
+from headstart.trust.ood import INLIER_SHARE
 
 
 def main() -> None:
@@ -53,9 +53,9 @@ def main() -> None:
             model, scores = judged(dataset, given.effort, seed, engines)
             if seed == 0:
                 first = model
-            kept = int((scores <= KEPT).sum())
+            kept = int((scores <= INLIER_SHARE).sum())
             low, high = wilson(kept, len(scores))
-            inside += low <= KEPT <= high
+            inside += low <= INLIER_SHARE <= high
             shares.append(kept / len(scores))
         rows.append({"data": folder.name, "inside": inside, "splits": given.splits, "kept": shares})
         low, high = 100 * min(shares), 100 * max(shares)
@@ -66,7 +66,7 @@ def main() -> None:
         for strangers in given.strangers:
             _, odd, faults = first.predict_with_outliers([str(path) for path in find_images(strangers)])
             seen = np.delete(odd, list(faults))
-            found = int((seen > KEPT).sum())
+            found = int((seen > INLIER_SHARE).sum())
             print(f"    {strangers}: {found} of {len(seen)} taken for strange")
             rows[-1][f"strangers {strangers.name}"] = [found, len(seen)]
     total = sum(row["inside"] for row in rows)

@@ -33,7 +33,7 @@ from headstart.backbone.weights import DEFAULT_BACKBONE, load_backbone
 from headstart.cache.keys import content_key
 from headstart.data.augment import Augmentation, views
 from headstart.data.dataset import open_data
-from headstart.data.decode import decode, fit_to
+from headstart.data.decode import decode, resize_and_crop
 from headstart.data.inspection import inspect
 from headstart.training.ladder import EFFORTS
 
@@ -73,7 +73,9 @@ class Shown(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
     def __getitem__(self, place: int) -> tuple[torch.Tensor, int]:
         data = Path(self.files[place]).read_bytes()
         if self.epoch is None:
-            pixels = fit_to(decode(data, at_least=self.preprocessing.decode_at_least).image, self.preprocessing)
+            pixels = resize_and_crop(
+                decode(data, min_side=self.preprocessing.decode_at_least).image, self.preprocessing
+            )
         else:
             key, own = content_key(data), Augmentation()
             pixels = views(data, key, [self.epoch], seed=0, augmentation=own, preprocessing=self.preprocessing)[0]

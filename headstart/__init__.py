@@ -75,8 +75,7 @@ _MODULES = {
     "verify": "headstart.verbs.export",
 }
 
-_MOVED = {
-    "About": "headstart.exports",
+_SUBMODULES = {
     "Backbone": "headstart.backbone",
     "CacheError": "headstart.errors",
     "Calibration": "headstart.trust",
@@ -91,10 +90,8 @@ _MOVED = {
     "Event": "headstart.runs",
     "ExportError": "headstart.errors",
     "Exported": "headstart.verbs",
-    "Familiar": "headstart.trust",
     "FeatureNet": "headstart.backbone",
     "Finding": "headstart.data",
-    "Format": "headstart.exports",
     "GroupScore": "headstart.evaluation",
     "HubError": "headstart.errors",
     "InputError": "headstart.errors",
@@ -110,7 +107,6 @@ _MOVED = {
     "Paired": "headstart.evaluation",
     "Preprocessing": "headstart.data",
     "Progress": "headstart.progress",
-    "Quantised": "headstart.exports",
     "Retrained": "headstart.verbs",
     "RunError": "headstart.errors",
     "RungResult": "headstart.training",
@@ -122,7 +118,6 @@ _MOVED = {
     "TrainingError": "headstart.errors",
     "UnreadableImage": "headstart.errors",
     "WeightsError": "headstart.errors",
-    "Whole": "headstart.exports",
     "Workbench": "headstart.pipeline",
     "WriteError": "headstart.errors",
     "create_app": "headstart.serve",
@@ -134,4 +129,12 @@ _MOVED = {
 }
 """Names that were here before the first release -> the submodule that has them."""
 
+_MOVED = {name: f"{module}.{name}" for name, module in _SUBMODULES.items()} | {
+    "About": "headstart.exports.ExportMetadata",
+    "Familiar": "headstart.trust.OodDetector",
+    "Format": "headstart.exports.FormatResult",
+    "Quantised": "headstart.exports.QuantizedLayers",
+    "Whole": "headstart.exports.FullSizeDecoding",
+}
+"""Names that were here before the first release -> where they are now."""
 __getattr__, __dir__, __all__ = lazy_names(__name__, _MODULES, _MOVED)

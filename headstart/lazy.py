@@ -25,7 +25,7 @@ def lazy_names(
 
     def get(name: str) -> Any:
         if name in moved:
-            raise AttributeError(f"{package}.{name} is now {moved[name]}.{name}.")
+            raise AttributeError(f"{package}.{name} is now {moved[name]}.")
         if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(modules[name]), name)

@@ -37,7 +37,7 @@ from headstart.training.heads import head_from
 from headstart.training.losses import probabilities_of
 from headstart.training.recipe import Recipe
 from headstart.trust.calibration import Calibration
-from headstart.trust.ood import Familiar
+from headstart.trust.ood import OodDetector
 
 MODEL_FILE = "model.safetensors"
 """File name of the model in a run folder."""
@@ -88,7 +88,7 @@ class Model:
     libraries: dict[str, str]
     thresholds: tuple[float, ...] | None
     calibration: Calibration
-    ood_detector: Familiar | None
+    ood_detector: OodDetector | None
     _predictor: Predictor = dataclasses.field(init=False)
 
     def __init__(
@@ -103,7 +103,7 @@ class Model:
         libraries: dict[str, str] | None = None,
         thresholds: Sequence[float] | None = None,
         calibration: Calibration | None = None,
-        ood_detector: Familiar | None = None,
+        ood_detector: OodDetector | None = None,
     ) -> None:
         head = describe(head).requires_grad_(False).eval()
         self.__dict__.update(
@@ -317,21 +317,23 @@ class Model:
             unsure=ranked[0][1] < self.calibration.threshold,
         )
 
-    def preprocess(self, image: Picture, *, most: int | None = None, at_once: int | None = None) -> Rgb | str:
+    def preprocess(
+        self, image: Picture, *, max_pixels: int | None = None, max_decoded_pixels: int | None = None
+    ) -> Rgb | str:
         """Decodes, crops and resizes an image as the backbone's input.
 
         Args:
             image: one image, see ``predict``.
-            most: refuse files of more pixels, see ``decode``; None for no limit.
-            at_once: raise instead of decoding more pixels than this, see ``decode``; None for no limit.
+            max_pixels: refuse files of more pixels, see ``decode``; None for no limit.
+            max_decoded_pixels: raise instead of decoding more pixels than this, see ``decode``; None for no limit.
 
         Returns:
             (H, W, 3) uint8, or why the image cannot be read.
 
         Raises:
-            LargeImage: decoding takes more than ``at_once`` pixels.
+            LargeImage: decoding takes more than ``max_decoded_pixels`` pixels.
         """
-        return self._predictor.preprocess(image, most=most, at_once=at_once)
+        return self._predictor.preprocess(image, max_pixels=max_pixels, max_decoded_pixels=max_decoded_pixels)
 
     def save(self, file: str | os.PathLike[str]) -> Path:
         """Writes the model file under a temporary name, then renames it.
@@ -374,7 +376,7 @@ class Model:
         tensors |= {f"head.{name}": tensor.cpu() for name, tensor in self.head.state_dict().items()}
         if self.ood_detector is not None:
             tensors["familiar.references"] = torch.from_numpy(self.ood_detector.references)
-            tensors["familiar.usual"] = torch.from_numpy(self.ood_detector.usual)
+            tensors["familiar.usual"] = torch.from_numpy(self.ood_detector.inlier_distances)
             if self.ood_detector.limits is not None:
                 tensors["familiar.limits"] = torch.from_numpy(self.ood_detector.limits)
         return {name: t.detach().clone().contiguous() for name, t in tensors.items()}
@@ -444,7 +446,7 @@ def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> Model:
         scores=header["scores"],
         libraries=header["libraries"],
         thresholds=header.get("thresholds"),
-        calibration=Calibration(**header.get("calibration", {})),
+        calibration=Calibration.from_json(header.get("calibration", {})),
         ood_detector=_ood_detector(_under("familiar.", tensors)),
     )
 
@@ -496,11 +498,13 @@ def data_fingerprint(keys: Iterable[bytes], labels: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
-def _ood_detector(tensors: dict[str, Tensor]) -> Familiar | None:
+def _ood_detector(tensors: dict[str, Tensor]) -> OodDetector | None:
     if not tensors:
         return None
     limits = tensors.get("limits")
-    return Familiar(tensors["references"].numpy(), tensors["usual"].numpy(), None if limits is None else limits.numpy())
+    return OodDetector(
+        tensors["references"].numpy(), tensors["usual"].numpy(), None if limits is None else limits.numpy()
+    )
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -34,10 +34,11 @@ from headstart.training.custom_heads import LAYERS, SEQUENTIAL
 from headstart.training.head_spec import HeadSpec
 from headstart.training.heads import build_head
 from headstart.training.recipe import Recipe
-from headstart.trust.calibration import Calibration
+from headstart.trust.calibration import OLD_KEYS, Calibration, with_current_keys
 
-FORMAT_VERSION = 2
-"""1 had neither thresholds (each picture had one class) nor calibration."""
+FORMAT_VERSION = 3
+"""1 had neither thresholds (each image had one class) nor calibration; 2 named fields of the calibration otherwise
+(``trust.calibration.OLD_KEYS``)."""
 
 KEY: Final = "headstart"
 """Of the document, in the file's metadata."""
@@ -153,9 +154,9 @@ def check_model(header: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
     size, side = header["preprocessing"], header["backbone"]["build"]["image_size"]
     if side is not None and (size["height"], size["width"]) != (side, side):
         raise _Wrong("preprocessing", f"expected {side} x {side} pixels, found {size['height']} x {size['width']}")
-    told = header.get("calibration", {})
-    if told.get("usual_kept", 0) > told.get("usual_images", 0):
-        raise _Wrong("calibration.usual_kept", "more than calibration.usual_images")
+    counts = with_current_keys(header.get("calibration", {}))
+    if counts.get("num_inliers_accepted", 0) > counts.get("num_inliers", 0):
+        raise _Wrong("calibration.num_inliers_accepted", "more than calibration.num_inliers")
     _recipe("recipe", header["recipe"])
     _head(header["head"], {n.removeprefix("head."): t for n, t in tensors.items() if n.startswith("head.")}, classes)
     _familiar({n.removeprefix("familiar."): t for n, t in tensors.items() if n.startswith("familiar.")})
@@ -299,14 +300,14 @@ _FINITE = _number(-1e12, 1e12)
 _CALIBRATION: Final[dict[str, Check]] = {
     "temperature": _number(1e-6, 1e6),
     "images": _integer(0, None),
-    "wanted": _SHARE,
+    "target_accuracy": _SHARE,
     "threshold": _number(0, 2),
     "coverage": _SHARE,
     "accuracy": _SHARE,
     "source": _NAME,
     "missing": _text(),
-    "usual_images": _integer(0, None),
-    "usual_kept": _integer(0, None),
+    "num_inliers": _integer(0, None),
+    "num_inliers_accepted": _integer(0, None),
 }
 """Bounds of ``Calibration``'s fields; others that it has are numbers, text, or lists of numbers."""
 
@@ -319,6 +320,12 @@ def _plain(field: str, value: Any) -> None:
         _text()(field, value)
     elif value is not None and not isinstance(value, bool):
         _FINITE(field, value)
+
+
+def _calibration(field: str, value: Any) -> None:
+    """The fields of ``Calibration``, under the keys of this version or of an earlier one."""
+    checks = {own.name: _CALIBRATION.get(own.name, _plain) for own in fields(Calibration)}
+    _record({}, checks | {old: checks[new] for old, new in OLD_KEYS.items()})(field, value)
 
 
 _SCORES = _record(
@@ -359,7 +366,7 @@ _HEADER = _record(
     },
     {
         "thresholds": _or_none(_list(_number(0, 2), 1, MOST_CLASSES)),
-        "calibration": _record({}, {own.name: _CALIBRATION.get(own.name, _plain) for own in fields(Calibration)}),
+        "calibration": _calibration,
     },
     closed=False,
 )

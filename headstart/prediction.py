@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from headstart.trust.ood import KEPT
+from headstart.trust.ood import INLIER_SHARE
 
 NONE_OF_THESE = "none of these"
 """Answer for an image that is flagged as out-of-distribution."""
@@ -53,7 +53,7 @@ class Prediction:
         """
         if self.label is None:
             return None
-        if self.outlier is not None and self.outlier > KEPT:
+        if self.outlier is not None and self.outlier > INLIER_SHARE:
             return NONE_OF_THESE
         if self.labels is not None:
             return ""

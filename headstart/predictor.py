@@ -18,7 +18,7 @@ from torch import nn
 from headstart.backbone.layers import Layout
 from headstart.backbone.pixel_net import FeatureNet
 from headstart.concurrency import ProcessLock
-from headstart.data.decode import Preprocessing, Rgb, as_rgb, decode, fit_to, map_images
+from headstart.data.decode import Preprocessing, Rgb, as_rgb, decode, map_images, resize_and_crop
 from headstart.data.sources import ImageSource, Picture, read_source
 from headstart.engine.device import resolve_device, settle_after_fork
 from headstart.engine.interface import Engine
@@ -82,7 +82,9 @@ class Predictor:
         """Crop, size and normalisation of the backbone's input."""
         return self.net.backbone.preprocessing
 
-    def preprocess(self, image: Picture, *, most: int | None = None, at_once: int | None = None) -> Rgb | str:
+    def preprocess(
+        self, image: Picture, *, max_pixels: int | None = None, max_decoded_pixels: int | None = None
+    ) -> Rgb | str:
         """Decodes, crops and resizes an image; see ``Model.preprocess``."""
         content, size = read_source(image).content, self.preprocessing
         try:
@@ -90,9 +92,13 @@ class Predictor:
                 rgb = as_rgb(content, value_range=size.value_range)
             else:
                 rgb = decode(
-                    content, at_least=size.decode_at_least, value_range=size.value_range, most=most, at_once=at_once
+                    content,
+                    min_side=size.decode_at_least,
+                    value_range=size.value_range,
+                    max_pixels=max_pixels,
+                    max_decoded_pixels=max_decoded_pixels,
                 ).image
-            return fit_to(rgb, size, at_once=at_once)
+            return resize_and_crop(rgb, size, max_decoded_pixels=max_decoded_pixels)
         except UnreadableImage as error:
             return error.reason
 

@@ -45,7 +45,7 @@ def custom_model() -> Model:
 
 
 MODELS: dict[str, Callable[[], Model]] = {
-    "linear": lambda: small_model(image_size=32, cut="layer1", pool="avg", familiar=True),
+    "linear": lambda: small_model(image_size=32, cut="layer1", pool="avg", ood_detector=True),
     "hidden": lambda: small_model(image_size=32, cut="layer1", pool="none", head="conv4-avg-5-0.1", several=True),
     "rbf": lambda: small_model(image_size=32, cut="layer1", pool="avg", head="rbf"),
     "neighbours": lambda: small_model(image_size=32, cut="layer1", pool="max", head="neighbours"),
@@ -208,6 +208,22 @@ def test_a_file_that_was_not_changed_is_read(originals: list[Original], tmp_path
             file = tmp_path / "m.safetensors"
             file.write_bytes(save(original.tensors, {KEY: json.dumps(document)}))
             check_answers(file)
+
+
+def test_a_file_of_format_2_with_its_old_keys_gives_the_same_model(originals: list[Original], tmp_path: Path) -> None:
+    old = {"target_accuracy": "wanted", "num_inliers": "usual_images", "num_inliers_accepted": "usual_kept"}
+    values = {"temperature": 1.5, "target_accuracy": 0.9, "num_inliers": 30, "num_inliers_accepted": 29}
+    for original in originals:
+        file = tmp_path / "m.safetensors"
+        models = []
+        for calibration, number in ((values, 3), ({old.get(name, name): v for name, v in values.items()}, 2)):
+            document = original.document | {"calibration": calibration, "format_version": number}
+            document["sha256"] = digest(document, original.tensors)
+            file.write_bytes(save(original.tensors, {KEY: json.dumps(document)}))
+            models.append(load(file))
+        assert models[0].calibration == models[1].calibration
+        assert models[1].calibration.num_inliers_accepted == 29
+        check_answers(file)
 
 
 @pytest.mark.parametrize(

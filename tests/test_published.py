@@ -21,7 +21,7 @@ from small_models import small_model
 import headstart as hs
 from headstart.backbone.weights import random_backbone
 from headstart.errors import HubError
-from headstart.exports.graph import about as about_of
+from headstart.exports.graph import export_metadata
 from headstart.exports.onnx import write_onnx
 from headstart.reports.run_report import shown_path
 from headstart.runs.folder import load_run, read_start
@@ -184,7 +184,7 @@ def test_an_onnx_file_loses_every_trace_of_the_machine_that_wrote_it(tmp_path: P
         part.doc_string = f"/home/{USER}/train.py, line 3"
         entry = part.metadata_props.add()
         entry.key, entry.value = "trace", f"/home/{USER}/train.py"
-    write_onnx(proto, about_of(small_model(), written_with={}), tmp_path / "m.onnx")
+    write_onnx(proto, export_metadata(small_model(), written_with={}), tmp_path / "m.onnx")
     assert not named((tmp_path / "m.onnx").read_bytes())
     assert onnx.load(tmp_path / "m.onnx").metadata_props[0].key == "headstart"
 

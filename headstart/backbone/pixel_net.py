@@ -43,7 +43,7 @@ class PixelNet(nn.Module):
         """Runs the frozen part.
 
         Args:
-            pixels: (N, H, W, 3) uint8, 0-255, as ``fit_to`` gives them.
+            pixels: (N, H, W, 3) uint8, 0-255, as ``resize_and_crop`` gives them.
 
         Returns:
             (N, ...) float32.

@@ -1115,7 +1115,7 @@ def _source(data: Path | None, least: int, path: str, label: str, split: str, gr
         raise typer.BadParameter(f"--{first.replace('_', '-')} belongs to a table: name the data as well.")
     from headstart.data.dataset import open_data
 
-    return open_data(data, least_classes=least, **columns)
+    return open_data(data, min_classes=least, **columns)
 
 
 def _absolute(path: Path | None) -> str | None:

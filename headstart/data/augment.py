@@ -75,7 +75,7 @@ def view(
     """One view: a crop, resampled, turned, perhaps mirrored, its colours changed.
 
     The same arguments give the same bits in every thread and process, whatever was computed before. Only pixels of the
-    picture are shown: no corner is filled, whatever ``crop_mode`` says (a whole picture with borders is ``fit_to``'s).
+    image are shown: no corner is filled, whatever ``crop_mode`` says.
 
     Args:
         image: mode RGB, upright, of any size.
@@ -130,9 +130,9 @@ def views(
     Raises:
         UnreadableImage: the file is no usable picture.
     """
-    at_least = _decode_at_least(augmentation, preprocessing)
-    image = decode(source, at_least=at_least, value_range=preprocessing.value_range).image
-    excess = min(image.size) // at_least
+    min_side = _decode_at_least(augmentation, preprocessing)
+    image = decode(source, min_side=min_side, value_range=preprocessing.value_range).image
+    excess = min(image.size) // min_side
     if excess > 1:  # no JPEG, which ``decode`` has reduced, or one too large even for its 1/8
         image = image.reduce(excess)
     made = np.empty((len(numbers), preprocessing.height, preprocessing.width, 3), dtype=np.uint8)

@@ -17,7 +17,7 @@ from natsort import natsorted
 
 from headstart.data.decode import CAMERA_RAW, RAW_REMEDY, SUFFIXES, thumbnail
 from headstart.data.finding import Finding
-from headstart.data.table import SPLIT_NAMES, Columns, Spellings, joined, read_table
+from headstart.data.table import SPLIT_NAMES, Columns, Spellings, join_labels, read_table
 from headstart.data.table_file import TABLE_SUFFIXES
 from headstart.errors import DataError, OptionError
 from headstart.files import UserPath, user_path
@@ -75,7 +75,7 @@ class Dataset:
         files, of = self.files(), np.array(self.splits or [""] * len(self))
         rows, shown = [], []
         for number, name in enumerate(self.classes[:SHOWN_CLASSES]):
-            bears = self.bearing(number)
+            bears = self.has_label(number)
             rows.append([name, *(f"{int((bears & (of == split)).sum()):,}" for split in splits or [""])])
             own = [files[i] for i in bears.nonzero()[0][:SHOWN_IMAGES]]
             addresses = [address for path in own if (address := thumbnail(path, SHOWN_SIDE))]
@@ -94,24 +94,24 @@ class Dataset:
         """Whether an image may bear any number of labels."""
         return self.labels.ndim == 2
 
-    def bearing(self, number: int) -> npt.NDArray[np.bool_]:
+    def has_label(self, number: int) -> npt.NDArray[np.bool_]:
         """(N,) bool: which images bear the label of that number."""
         return self.labels[:, number] > 0 if self.multi_label else self.labels == number
 
-    def numbers(self) -> list[list[int]]:
+    def label_indices(self) -> list[list[int]]:
         """N lists of the numbers of an image's labels: one each, or any number."""
         return [own.nonzero()[0].tolist() for own in self.labels] if self.multi_label else self.labels[:, None].tolist()
 
     def label_names(self) -> list[str]:
         """N class names; of several labels to an image, a cell each of a table's column of labels."""
-        names = [[self.classes[i] for i in own] for own in self.numbers()]
-        return joined(names) if self.multi_label else [own[0] for own in names]
+        names = [[self.classes[i] for i in own] for own in self.label_indices()]
+        return join_labels(names) if self.multi_label else [own[0] for own in names]
 
 
 def open_data(
     source: str | os.PathLike[str] | Dataset,
     *,
-    least_classes: int = 2,
+    min_classes: int = 2,
     path_column: str = "",
     label_column: str = "",
     split_column: str = "",
@@ -121,7 +121,7 @@ def open_data(
 
     Args:
         source: a folder, a table, or a data set that is open already.
-        least_classes: that are asked for; one is enough to extend a model.
+        min_classes: that are asked for; one is enough to extend a model.
         path_column: the table's column of paths; by the usual names where it is "" (see ``open_table``).
         label_column: its column of labels, likewise.
         split_column: its column of splits, likewise.
@@ -138,15 +138,15 @@ def open_data(
     if path.is_dir():
         if columns:
             raise OptionError(f"{next(iter(columns))}: belongs to a table, and {path} is a folder.")
-        return open_folder(path, least_classes=least_classes)
+        return open_folder(path, min_classes=min_classes)
     if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
-        return open_table(path, least_classes=least_classes, **columns)
+        return open_table(path, min_classes=min_classes, **columns)
     if path.is_file():
         raise DataError(f"{path}: expected a folder of images, or a table ending in {', '.join(TABLE_SUFFIXES)}.")
     raise DataError(f"{path}: no such folder or table.")
 
 
-def open_folder(folder: str | os.PathLike[str], *, least_classes: int = 2) -> Dataset:
+def open_folder(folder: str | os.PathLike[str], *, min_classes: int = 2) -> Dataset:
     """Indexes a folder with one folder per class, or with train / val / test folders above the class folders.
 
     Class folders are searched in depth. Hidden files and folders, files that are no images, and empty class folders
@@ -191,14 +191,14 @@ def open_folder(folder: str | os.PathLike[str], *, least_classes: int = 2) -> Da
         groups=None,
         findings=findings,
         spellings=found.spellings,
-        least_classes=least_classes,
+        min_classes=min_classes,
     )
 
 
 def open_table(
     table: str | os.PathLike[str],
     *,
-    least_classes: int = 2,
+    min_classes: int = 2,
     path_column: str = "",
     label_column: str = "",
     split_column: str = "",
@@ -216,7 +216,7 @@ def open_table(
         label_column: of labels: one to an image, or any number with "|" between them.
         split_column: of train, val or test.
         group_column: of names of groups that must stay on one side of a split.
-        least_classes: that are asked for, where each image has one; of several to an image, one label will do.
+        min_classes: that are asked for, where each image has one; of several to an image, one label will do.
 
     Raises:
         DataError: no such file, columns missing, a split that is not known, one path with two labels, or too few
@@ -237,7 +237,7 @@ def open_table(
         findings=read.findings,
         spellings=read.spellings,
         columns=columns,
-        least_classes=1 if read.several else least_classes,
+        min_classes=1 if read.several else min_classes,
     )
 
 
@@ -254,9 +254,9 @@ def _dataset(
     findings: Iterable[Finding],
     spellings: Spellings,
     columns: Columns | None = None,
-    least_classes: int,
+    min_classes: int,
 ) -> Dataset:
-    if len(classes) < least_classes:
+    if len(classes) < min_classes:
         if not classes:
             raise DataError(f"{root}: no image bears a label.")
         deeper = _deeper(base, classes[0]) if base == root else ""

@@ -1,7 +1,7 @@
 """One decoder, and one deterministic way from a picture to the pixels that a network sees.
 
-Training, prediction, evaluation, serving and the comparison of exports all come through ``decode`` and ``fit_to``;
-there is no other place where an image file is opened.
+Training, prediction, evaluation, serving and the comparison of exports all come through ``decode`` and
+``resize_and_crop``; there is no other place where an image file is opened.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from headstart.errors import LargeImage, UnreadableImage, first_line
 from headstart.html import data_address
 
 DECODER_VERSION = 3
-"""Counted up whenever ``decode`` or ``fit_to`` would give other pixels; part of every cache key."""
+"""Counted up whenever ``decode`` or ``resize_and_crop`` would give other pixels; part of every cache key."""
 
 DECODE_AT_LEAST = 256
 """Shorter side, in pixels, below which a JPEG is never reduced while it is decoded."""
@@ -205,7 +205,7 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedImage:
     """A decoded picture and what its file said of itself.
 
     Attributes:
@@ -229,28 +229,28 @@ class Decoded:
 def decode(
     source: bytes | str | Path,
     *,
-    at_least: int = DECODE_AT_LEAST,
+    min_side: int = DECODE_AT_LEAST,
     value_range: ValueRange | None = None,
-    most: int | None = None,
-    at_once: int | None = None,
-) -> Decoded:
+    max_pixels: int | None = None,
+    max_decoded_pixels: int | None = None,
+) -> DecodedImage:
     """Opens a picture of any supported kind as upright RGB.
 
     EXIF orientation is applied; grey, palette, 1-bit, CMYK and 16-bit pictures become 8-bit RGB; transparency is laid
     over white, but an alpha channel that is zero everywhere is ignored; of an animation the first frame is taken, of a
-    TIFF the first page that is no thumbnail. JPEGs whose shorter side is at least twice ``at_least`` are decoded at
+    TIFF the first page that is no thumbnail. JPEGs whose shorter side is at least twice ``min_side`` are decoded at
     1/2, 1/4 or 1/8 of their size, never below it.
 
     Args:
         source: the file's bytes, or its path.
-        at_least: shorter side that must be kept, in pixels.
+        min_side: shorter side that must be kept, in pixels.
         value_range: see ``Preprocessing``.
-        most: pixels that the picture may have; of more it is refused by its header, before any is decoded.
-        at_once: pixels that may be decoded now, for whoever bounds what many threads decode together.
+        max_pixels: largest number of pixels that is accepted; larger images are refused from their header, undecoded.
+        max_decoded_pixels: pixels that may be decoded now, for whoever bounds what many threads decode together.
 
     Raises:
         UnreadableImage: the bytes are no usable picture; ``reason`` says why.
-        LargeImage: it takes the memory of more than ``at_once``; nothing was decoded.
+        LargeImage: it takes the memory of more than ``max_decoded_pixels``; nothing was decoded.
     """
     name = "<bytes>" if isinstance(source, bytes) else str(source)
     try:
@@ -265,11 +265,14 @@ def decode(
         raise UnreadableImage(name, RAW_REMEDY)
     try:
         image = _opened(data)
-        if most is not None and image.width * image.height > most:
+        if max_pixels is not None and image.width * image.height > max_pixels:
             raise UnreadableImage(
-                name, f"too large: {image.width:,} x {image.height:,} pixels; at most {most / 1e6:g} million are taken"
+                name,
+                f"too large: {image.width:,} x {image.height:,} pixels; the limit is {max_pixels / 1e6:g} million",
             )
-        return _upright_rgb(image, data, at_least=at_least, value_range=value_range, at_once=at_once)
+        return _upright_rgb(
+            image, data, min_side=min_side, value_range=value_range, max_decoded_pixels=max_decoded_pixels
+        )
     except UnreadableImage as error:
         raise UnreadableImage(name, error.reason) from None
     except LargeImage:
@@ -349,7 +352,7 @@ def as_rgb(image: Image.Image | npt.NDArray[Any], *, value_range: ValueRange | N
     return _to_rgb(DeepValues(values, 65535, 16, alpha).to_8_bits(value_range))
 
 
-def fit_to(image: Image.Image, preprocessing: Preprocessing, *, at_once: int | None = None) -> Rgb:
+def resize_and_crop(image: Image.Image, preprocessing: Preprocessing, *, max_decoded_pixels: int | None = None) -> Rgb:
     """The pixels that the network sees.
 
     Resized across first and then down, whatever the version of Pillow: from 13 on it would do otherwise with tall
@@ -358,14 +361,14 @@ def fit_to(image: Image.Image, preprocessing: Preprocessing, *, at_once: int | N
     Args:
         image: upright RGB.
         preprocessing: what is wanted.
-        at_once: see ``decode``.
+        max_decoded_pixels: see ``decode``.
 
     Returns:
         (height, width, 3) uint8, 0-255.
 
     Raises:
         UnreadableImage: it is hundreds of times as long as it is wide, and would grow out of all proportion.
-        LargeImage: it would grow beyond ``at_once``.
+        LargeImage: it would grow beyond ``max_decoded_pixels``.
     """
     height, width = preprocessing.height, preprocessing.width
     resample = _RESAMPLING[preprocessing.interpolation]
@@ -373,7 +376,7 @@ def fit_to(image: Image.Image, preprocessing: Preprocessing, *, at_once: int | N
     largest = new_w * max(new_h, image.height)
     if largest > RESIZED_AT_MOST:
         raise UnreadableImage("", f"too long for its width: {image.width:,} x {image.height:,} pixels")
-    if at_once is not None and largest > at_once:
+    if max_decoded_pixels is not None and largest > max_decoded_pixels:
         raise LargeImage(largest)
     if image.width != new_w:
         image = image.resize((new_w, image.height), resample)
@@ -460,17 +463,17 @@ def _upright_rgb(
     image: Image.Image,
     data: bytes = b"",
     *,
-    at_least: int | None = None,
+    min_side: int | None = None,
     value_range: ValueRange | None = None,
-    at_once: int | None = None,
-) -> Decoded:
+    max_decoded_pixels: int | None = None,
+) -> DecodedImage:
     width, height = image.size
     if not width or not height:
         raise UnreadableImage("", f"no pixels ({width} x {height})")
     kind = image.format or ""
-    if at_least is not None:
-        image.draft(None, (at_least, at_least))
-    if at_once is not None and (pixels := _taken(image, width * height)) > at_once:
+    if min_side is not None:
+        image.draft(None, (min_side, min_side))
+    if max_decoded_pixels is not None and (pixels := _taken(image, width * height)) > max_decoded_pixels:
         raise LargeImage(pixels)
     bits, used_bits = 8, 8
     deep = deep_values(image, data, exact=value_range is not None)
@@ -482,7 +485,7 @@ def _upright_rgb(
         image = deep.to_8_bits(value_range if deep.bits > 8 else None)
     upright = _to_rgb(image if turn is None else image.transpose(turn))
     size = (height, width) if turn in _SIDEWAYS else (width, height)
-    return Decoded(upright, *size, kind, bits, used_bits)
+    return DecodedImage(upright, *size, kind, bits, used_bits)
 
 
 def _taken(image: Image.Image, stored: int) -> int:

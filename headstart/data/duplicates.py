@@ -64,7 +64,7 @@ class DuplicatePair:
     exact: bool
 
 
-def parts_of(
+def connected_parts(
     places: Sequence[int], groups: Sequence[str] | None, duplicates: Sequence[DuplicatePair]
 ) -> npt.NDArray[np.int64]:
     """(N,) numbers of the parts that images fall into: those of one group, and near copies, are in one.

@@ -12,7 +12,7 @@ from headstart.data.dataset import SPLITS, Dataset, open_data
 from headstart.data.decode import Preprocessing, format_fits_name
 from headstart.data.duplicates import DuplicatePair, find_duplicates
 from headstart.data.finding import Finding, Severity
-from headstart.data.quality import oddities, unused_bits
+from headstart.data.quality import quality_issues, unused_bits
 from headstart.data.scan import Scan, scan
 from headstart.data.splits import Split, SplitShares, make_split, split_counts
 from headstart.errors import DataError
@@ -46,7 +46,7 @@ class Inspection:
     duplicates: tuple[DuplicatePair, ...]
     findings: tuple[Finding, ...]
 
-    def different_images(self) -> int:
+    def num_distinct_images(self) -> int:
         """Number of images that are left where near-identical ones count as one; unreadable files are not counted."""
         group = {key: key for key, ok in zip(self.scanned.keys, self.scanned.usable, strict=True) if ok}
 
@@ -116,15 +116,15 @@ def _findings(
         *_wrong_endings(dataset, scanned),
         *dataset.findings,
     ]
-    return ranked(found)
+    return by_severity(found)
 
 
-def ranked(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+def by_severity(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """The gravest first."""
     return tuple(sorted(findings, key=lambda finding: _RANK[finding.severity]))
 
 
-def in_few_lines(findings: Sequence[Finding]) -> list[str]:
+def summary_lines(findings: Sequence[Finding]) -> list[str]:
     """At most ``SHOWN_LINES``: the gravest findings, each with an example, and how many more there are; no notes."""
     told = [finding for finding in findings if finding.severity != "note"]
     shown = told if len(told) <= SHOWN_LINES else told[: SHOWN_LINES - 1]
@@ -136,7 +136,7 @@ def in_few_lines(findings: Sequence[Finding]) -> list[str]:
     return lines
 
 
-def clean(look: Inspection) -> dict[int, str]:
+def images_to_exclude(look: Inspection) -> dict[int, str]:
     """Which images to leave out so that nothing serious and no warning is left: position -> the kind of the finding.
 
     Of identical images the first stays, but of a leak the one on the training side goes. Of images that bear two labels
@@ -163,15 +163,15 @@ def unreadable(dataset: Dataset, scanned: Scan) -> list[Finding]:
     if not scanned.faults:
         return []
     message = f"{len(scanned.faults):,} of {len(dataset):,} files cannot be used and are left out"
-    return [about_images("unreadable", "serious", message, dataset, dict(sorted(scanned.faults.items())))]
+    return [image_finding("unreadable", "serious", message, dataset, dict(sorted(scanned.faults.items())))]
 
 
-def reading_faults(dataset: Dataset, scanned: Scan) -> list[Finding]:
+def reading_findings(dataset: Dataset, scanned: Scan) -> list[Finding]:
     """What was lost, or may be wrong, when the data were read: for whoever uses them without ``inspect``."""
     return [*(finding for finding in dataset.findings if finding.severity != "note"), *unreadable(dataset, scanned)]
 
 
-def about_images(kind: str, severity: Severity, message: str, dataset: Dataset, reasons: Mapping[int, str]) -> Finding:
+def image_finding(kind: str, severity: Severity, message: str, dataset: Dataset, reasons: Mapping[int, str]) -> Finding:
     """A finding about single images: position -> reason, the gravest first."""
     items = tuple(f"{dataset.paths[i]}: {reason}" for i, reason in reasons.items())
     return Finding(kind, severity, message, items, tuple((dataset.paths[i],) for i in reasons))
@@ -197,7 +197,7 @@ def _duplicates(dataset: Dataset, split: Split, duplicates: Sequence[DuplicatePa
     if two_labels:
         items = tuple(f"{name(p)} ({labels[p.first] or '-'}, {labels[p.second] or '-'})" for p in two_labels)
         message = f"{len(items):,} pair(s) of alike images, two labels"
-        found.append(Finding("two-labels", "serious", message, items, images(two_labels)))
+        found.append(Finding("conflicting-labels", "serious", message, items, images(two_labels)))
     same = [p for p in duplicates if p not in split.leaks and p not in two_labels]
     if same:
         exact = sum(p.exact for p in same)
@@ -211,7 +211,7 @@ def _left_out(dataset: Dataset, split: Split) -> list[Finding]:
         return []
     reasons = dict(sorted(split.left_out.items()))
     message = f"{len(reasons):,} image(s) left out of val and test, since near-identical ones stand before them"
-    return [about_images("left-out", "warning", message, dataset, reasons)]
+    return [image_finding("excluded-from-split", "warning", message, dataset, reasons)]
 
 
 def _bit_depths(scanned: Scan) -> list[Finding]:
@@ -230,7 +230,7 @@ def _bit_depths(scanned: Scan) -> list[Finding]:
 
 def _oddities(dataset: Dataset, scanned: Scan, *, scaled: bool) -> list[Finding]:
     found = []
-    for own in oddities(scanned, scaled=scaled):
+    for own in quality_issues(scanned, scaled=scaled):
         count = len(own.positions)
         if own.nature:
             message = f"{count:,} of {len(dataset):,} images are {own.words}; so many that these data are like that"
@@ -238,7 +238,7 @@ def _oddities(dataset: Dataset, scanned: Scan, *, scaled: bool) -> list[Finding]
         else:
             message = f"{count:,} image(s) {own.words}"
             reasons = dict(zip(own.positions, own.reasons, strict=True))
-            found.append(about_images(own.kind, "warning" if own.fault else "note", message, dataset, reasons))
+            found.append(image_finding(own.kind, "warning" if own.fault else "note", message, dataset, reasons))
     return found
 
 
@@ -249,12 +249,12 @@ def _class_sizes(dataset: Dataset, split: Split) -> list[Finding]:
         absent = tuple(label for label, count in counts[name].items() if count == 0)
         if absent:
             message = f"{name} has no image of {len(absent)} of {len(dataset.classes)} classes: it says nothing of them"
-            found.append(Finding("class-missing", "serious", message, absent))
+            found.append(Finding("missing-class", "serious", message, absent))
     train = counts.get("train", {})
     absent = tuple(label for label, count in train.items() if count == 0)
     if absent:
         message = f"train has no image of {len(absent)} class(es): the classifier cannot learn them"
-        found.append(Finding("class-missing", "serious", message, absent))
+        found.append(Finding("missing-class", "serious", message, absent))
     few = tuple(f"{label}: {count}" for label, count in train.items() if 0 < count < FEW_IMAGES)
     if few:
         message = f"{len(few)} class(es) have under {FEW_IMAGES} training images"
@@ -263,7 +263,7 @@ def _class_sizes(dataset: Dataset, split: Split) -> list[Finding]:
         everywhere = tuple(label for label, count in train.items() if count and count == split.sizes["train"])
         if everywhere:
             message = f"{len(everywhere)} label(s) stand on every training image: there is nothing to tell"
-            found.append(Finding("label-everywhere", "serious", message, everywhere))
+            found.append(Finding("constant-label", "serious", message, everywhere))
         return found
     sizes = [count for count in train.values() if count]
     if sizes and max(sizes) >= IMBALANCE_THAT_MATTERS * min(sizes):
@@ -271,7 +271,7 @@ def _class_sizes(dataset: Dataset, split: Split) -> list[Finding]:
             f"the largest class has {max(sizes) / min(sizes):.1f} times the training images of the smallest; "
             "--balance-classes weights them alike"
         )
-        found.append(Finding("imbalance", "warning", message, tuple(f"{k}: {v}" for k, v in train.items())))
+        found.append(Finding("class-imbalance", "warning", message, tuple(f"{k}: {v}" for k, v in train.items())))
     return found
 
 
@@ -280,4 +280,4 @@ def _wrong_endings(dataset: Dataset, scanned: Scan) -> list[Finding]:
     usable = np.flatnonzero(scanned.usable).tolist()
     reasons = {i: f"is {forms[i]}" for i in usable if not format_fits_name(dataset.paths[i], forms[i])}
     message = f"{len(reasons):,} file(s) with the ending of another format; they are read all the same"
-    return [about_images("wrong-ending", "note", message, dataset, reasons)] if reasons else []
+    return [image_finding("wrong-extension", "note", message, dataset, reasons)] if reasons else []

@@ -34,7 +34,7 @@ NATURE = 0.2
 
 
 @dataclass(frozen=True)
-class Oddity:
+class QualityIssue:
     """Pictures that are odd in one way.
 
     Attributes:
@@ -65,7 +65,7 @@ def unused_bits(scanned: Scan) -> dict[int, int]:
     return {bits: most for bits, most in used.items() if bits > 8 and bits - most >= UNUSED_BITS}
 
 
-def oddities(scanned: Scan, *, scaled: bool = False) -> list[Oddity]:
+def quality_issues(scanned: Scan, *, scaled: bool = False) -> list[QualityIssue]:
     """Every way in which any usable picture is odd; a blank one is called neither dark nor bright nor blurred.
 
     Args:
@@ -83,7 +83,9 @@ def oddities(scanned: Scan, *, scaled: bool = False) -> list[Oddity]:
     seen = judged & ~blank
     sharp = facts["sharpness"].astype(np.float64)
 
-    def odd(kind: str, words: str, found: npt.NDArray[np.bool_], by: npt.NDArray[np.float64], reason: str) -> Oddity:
+    def odd(
+        kind: str, words: str, found: npt.NDArray[np.bool_], by: npt.NDArray[np.float64], reason: str
+    ) -> QualityIssue:
         places = np.flatnonzero(found)
         places = places[np.argsort(by[places], kind="stable")]
         reasons = tuple(
@@ -91,7 +93,7 @@ def oddities(scanned: Scan, *, scaled: bool = False) -> list[Oddity]:
         )
         nature = len(places) > max(1.0, NATURE * usable.sum())
         fault = kind in ("blank", "dark", "bright")
-        return Oddity(kind, words, tuple(places.tolist()), reasons, fault, nature)
+        return QualityIssue(kind, words, tuple(places.tolist()), reasons, fault, nature)
 
     found = [
         odd("blank", "blank: nearly one colour all over", blank, high - low, "tones within {:.0f} of 255"),
@@ -112,7 +114,7 @@ def oddities(scanned: Scan, *, scaled: bool = False) -> list[Oddity]:
             "tiny", f"tiny: a side under {TINY_BELOW} pixels", usable & (short < TINY_BELOW), short, "{w} x {h} pixels"
         ),
         odd(
-            "odd-shape",
+            "extreme-aspect-ratio",
             "of an odd shape: most of it is cropped away",
             usable & (shape < ODD_BELOW),
             shape,

@@ -25,13 +25,13 @@ from headstart.data.bit_depth import LEVELS, ValueRange, range_of
 from headstart.data.decode import (
     DECODE_AT_LEAST,
     DECODER_VERSION,
-    Decoded,
+    DecodedImage,
     Preprocessing,
     Rgb,
     decode,
-    fit_to,
     map_images,
     read_values,
+    resize_and_crop,
 )
 from headstart.errors import CacheError, DataError, UnreadableImage
 from headstart.progress import Progress, SilentProgress
@@ -72,7 +72,7 @@ FACTS = np.dtype(
 signs of the 8x8 lowest frequencies of its cosine transform: ``imagehash.phash``), a thumbnail, RGB 0-255, a finer one
 in grey, the 1st, 5th and 99th percentile of its grey tones, 0-255, the 99th of each pixel's largest channel, and the
 99.7th of its second differences (Laplacian) as a share of the range of its tones; bits per channel, and how many of
-them are used (see ``images.Decoded``)."""
+them are used (see ``images.DecodedImage``)."""
 
 
 SHARES = (0.005, 0.995)
@@ -311,11 +311,11 @@ def _decode_once(data: bytes, key: bytes, preprocessing: Preprocessing | None) -
     if preprocessing is None:
         return _Look(key, facts=facts)
     if preprocessing.decode_at_least > DECODE_AT_LEAST:
-        decoded = decode(data, at_least=preprocessing.decode_at_least, value_range=value_range)
-    return _Look(key, facts=facts, pixels=fit_to(decoded.image, preprocessing))
+        decoded = decode(data, min_side=preprocessing.decode_at_least, value_range=value_range)
+    return _Look(key, facts=facts, pixels=resize_and_crop(decoded.image, preprocessing))
 
 
-def _facts(decoded: Decoded) -> npt.NDArray[Any]:
+def _facts(decoded: DecodedImage) -> npt.NDArray[Any]:
     bits = imagehash.phash(decoded.image).hash
     thumb = np.asarray(decoded.image.resize((THUMB, THUMB), Image.Resampling.BOX))
     word = int.from_bytes(np.packbits(bits).tobytes(), "big")

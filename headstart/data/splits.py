@@ -28,7 +28,7 @@ UNUSED = ""
 DEFAULT_SHARE = 0.15
 """Share of the images for val, and for test, where no share is given."""
 
-LEAST_DRAWN_VAL = 100
+MIN_DRAWN_VAL = 100
 """Expected images below which no val is drawn from a given train unless a share is given: so few would choose badly,
 and train would miss them. Cross-validation takes their place."""
 
@@ -39,7 +39,7 @@ class SplitShares:
 
     Attributes:
         val: validation images: they choose settings, calibrate, and give the score of a run without test images. None:
-            ``DEFAULT_SHARE``, and of a given train only where that is at least ``LEAST_DRAWN_VAL`` images.
+            ``DEFAULT_SHARE``, and of a given train only where that is at least ``MIN_DRAWN_VAL`` images.
         test: images that score the finished classifier once; None: ``DEFAULT_SHARE``.
 
     Raises:
@@ -144,7 +144,7 @@ def make_split(
         return Split(tuple(assigned), given=False, left_out=left_out, leaks=())
     assigned = [split if ok else UNUSED for split, ok in zip(dataset.splits, scanned.usable, strict=True)]
     expected = shares.val_share * assigned.count("train")
-    val_drawn = "val" not in dataset.splits and (shares.val is not None or expected >= LEAST_DRAWN_VAL)
+    val_drawn = "val" not in dataset.splits and (shares.val is not None or expected >= MIN_DRAWN_VAL)
     left_out = {}
     if val_drawn:
         assigned = [
@@ -232,7 +232,7 @@ def split_counts(dataset: Dataset, split: Split) -> dict[str, dict[str, int]]:
     assigned = np.array(split.assigned)
     return {
         name: {
-            label: int(np.sum((assigned == name) & dataset.bearing(index)))
+            label: int(np.sum((assigned == name) & dataset.has_label(index)))
             for index, label in enumerate(dataset.classes)
         }
         for name in split.names

@@ -161,7 +161,7 @@ class Spellings:
                 f"{'; ...' if len(groups) > 1 else ''}. They stay separate classes; give them one name if "
                 "they are one class"
             )
-            found.append(Finding("class-names", "warning", message, tuple(groups)))
+            found.append(Finding("similar-class-names", "warning", message, tuple(groups)))
         return found
 
 
@@ -223,7 +223,7 @@ def read_table(file: Path, columns: Columns | None = None) -> ImageTable:
     )
 
 
-def joined(labels: Sequence[Sequence[str]]) -> list[str]:
+def join_labels(labels: Sequence[Sequence[str]]) -> list[str]:
     """Cells of a column of labels, from which ``read_table`` reads the same again."""
     cells = [SEPARATOR.join(own) for own in labels]
     if any(SEPARATOR in cell for cell in cells):
@@ -426,7 +426,9 @@ def _incomplete(file: Path, missing: dict[str, list[int]], rows: int) -> list[Fi
         found.append(Finding("incomplete-row", "serious", message, rows_lost))
     if missing["split"]:
         message = f"{file.name}: {len(missing['split']):,} of {rows:,} rows have no split; left out"
-        found.append(Finding("no-split", "note", message, tuple(f"row {number}" for number in missing["split"])))
+        found.append(
+            Finding("row-without-split", "note", message, tuple(f"row {number}" for number in missing["split"]))
+        )
     return found
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from headstart.data.duplicates import parts_of
-from headstart.data.table import SEPARATOR, joined
+from headstart.data.duplicates import connected_parts
+from headstart.data.table import SEPARATOR, join_labels
 from headstart.errors import RunError
 from headstart.evaluation.metrics import AnyScores, GroupScore, score, score_groups, score_labels
 from headstart.files import csv_text, read_rows
 from headstart.training.losses import Parts, are_several
-from headstart.trust.thresholds import given_by, given_by_others
+from headstart.trust.thresholds import cross_fitted_labels, labels_above
 
 MANY_CLASSES = 200
 """Classes from which on those that do not occur are left out of a set's figures."""
@@ -32,7 +32,7 @@ class Evaluated:
         given: the answers given, likewise.
         probabilities: (N, classes) float64.
         classes: the names.
-        outliers: (N,) float64, see ``outliers.Familiar``; None where they are not known.
+        outliers: (N,) float64, see ``outliers.OodDetector``; None where they are not known.
         groups: names of the groups that the images belong to, "" for none; None where the data have no groups.
     """
 
@@ -54,7 +54,7 @@ class Evaluated:
     @property
     def together(self) -> Parts | None:
         """(N,) numbers of the groups, for cross-fitting; an image without a group is one. None without groups."""
-        return None if self.groups is None else parts_of(range(len(self.groups)), self.groups, ())
+        return None if self.groups is None else connected_parts(range(len(self.groups)), self.groups, ())
 
     @property
     def by_group(self) -> tuple[GroupScore, ...]:
@@ -75,7 +75,7 @@ class Evaluated:
     def names_of(self, answers: npt.NDArray[np.int64]) -> list[str]:
         """``labels`` or ``given`` in words; of several labels, a cell each of a table's column of labels."""
         if are_several(answers):
-            return joined([[self.classes[i] for i in own.nonzero()[0]] for own in answers])
+            return join_labels([[self.classes[i] for i in own.nonzero()[0]] for own in answers])
         return [self.classes[i] for i in answers]
 
 
@@ -107,9 +107,9 @@ def evaluate_predictions(
         together: (N,) numbers of parts (groups, near copies) that these fifths do not divide.
     """
     if thresholds is not None:
-        given = given_by(thresholds, probabilities)
+        given = labels_above(thresholds, probabilities)
         if chose:
-            given = given_by_others(probabilities, labels, together=together)
+            given = cross_fitted_labels(probabilities, labels, together=together)
         several = score_labels(probabilities, labels, given, classes, thresholds=thresholds, name=name)
         return Evaluated(several, tuple(paths), labels, given, probabilities, classes)
     if len(classes) > MANY_CLASSES:

@@ -15,8 +15,8 @@ from headstart.evaluation.metrics import wilson
 from headstart.evaluation.predictions import Evaluated
 from headstart.reports.curves import TRAIN, VAL
 from headstart.training.losses import are_several, probabilities_of
-from headstart.trust.calibration import Calibration, by_others
-from headstart.trust.ood import KEPT
+from headstart.trust.calibration import Calibration, cross_fitted_probabilities
+from headstart.trust.ood import INLIER_SHARE
 
 BINS = 15
 
@@ -89,18 +89,22 @@ class UsualKept:
     @property
     def sentence(self) -> str:
         """The share beside the promise, in words."""
+        interval = f"95 % interval {100 * self.low:.1f}-{100 * self.high:.1f}"
         return (
-            f'"none of these" is to keep {100 * KEPT:g} % of usual images: of {self.name} it keeps {self.kept:,} of '
-            f"{self.count:,}, {100 * self.kept / self.count:.1f} % (95 % interval {100 * self.low:.1f}-"
-            f"{100 * self.high:.1f})"
+            f'"none of these" is to keep {100 * INLIER_SHARE:g} % of usual images: of {self.name} it keeps '
+            f"{self.kept:,} of {self.count:,}, {100 * self.kept / self.count:.1f} % ({interval})"
         )
 
     @property
     def warning(self) -> str:
         """What to do where the promise lies outside the interval; "" where it lies inside."""
-        if self.low <= KEPT <= self.high:
+        if self.low <= INLIER_SHARE <= self.high:
             return ""
-        how = "differ from the training images" if self.high < KEPT else "are nearer to the training images than usual"
+        how = (
+            "differ from the training images"
+            if self.high < INLIER_SHARE
+            else "are nearer to the training images than usual"
+        )
         return f"Warning: {self.sentence}. These images {how}: check the split."
 
 
@@ -114,11 +118,11 @@ def usual_kept(calibration: Calibration, evaluated: Sequence[Evaluated]) -> list
     found = []
     for part in evaluated:
         if part.outliers is not None and part.scores.name in ("val", "test"):
-            found.append((part.scores.name, int((part.outliers <= KEPT).sum()), len(part.outliers)))
+            found.append((part.scores.name, int((part.outliers <= INLIER_SHARE).sum()), len(part.outliers)))
     judged = sum(count for name, _, count in found if name == "val")
-    if calibration.usual_images > judged:
+    if calibration.num_inliers > judged:
         own = "the images it did not learn from, each fifth judged by the others,"
-        found.insert(0, (own, calibration.usual_kept, calibration.usual_images))
+        found.insert(0, (own, calibration.num_inliers_accepted, calibration.num_inliers))
     return [UsualKept(name, kept, count, *wilson(kept, count)) for name, kept, count in found]
 
 
@@ -164,7 +168,7 @@ def reliabilities(calibration: Calibration, evaluated: Sequence[Evaluated]) -> l
             plain = probabilities_of(logits, several=several)
             found.append(reliability(BEFORE if calibration.images else "val", *_answers(part, plain)))
             if calibration.images:
-                after = by_others(logits, part.labels, together=part.together)
+                after = cross_fitted_probabilities(logits, part.labels, together=part.together)
                 found.append(reliability("val, after", *_answers(part, after)))
     return found
 
@@ -213,7 +217,7 @@ def reliability_picture(
             name = part.scores.name
             axis.plot(100 * share, 100 * accuracy, color=VAL if name == "val" else colours["test"], label=name)
         if calibration.images:
-            axis.axhline(100 * calibration.wanted, color="#999999", linewidth=0.8)
+            axis.axhline(100 * calibration.target_accuracy, color="#999999", linewidth=0.8)
         axis.set_xlabel("share of the images that is answered, the surest first, %")
         axis.set_ylabel("share of these that is right, %")
         axis.legend(frameon=False, fontsize=8)

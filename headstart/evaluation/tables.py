@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from headstart.data.table import joined
+from headstart.data.table import join_labels
 from headstart.files import csv_text, json_text, output_file, text_bytes, unicode_text
 from headstart.prediction import Prediction
 
@@ -86,7 +86,7 @@ def _excel_bytes(cells: Sequence[Sequence[str]]) -> bytes:
 def _columns(predictions: Sequence[Prediction]) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {"path": [p.path for p in predictions]}
     if any(p.labels is not None for p in predictions):
-        given = joined([[label for label, _ in p.labels or ()] for p in predictions])
+        given = join_labels([[label for label, _ in p.labels or ()] for p in predictions])
         columns["labels"] = [cells if p.error is None else None for cells, p in zip(given, predictions, strict=True)]
     listed = max((len(p.top) for p in predictions), default=0)
     for place in range(max(1, listed)):

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 from headstart.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from headstart.exports.int8 import Quantised as Quantised
-    from headstart.exports.metadata import About as About
-    from headstart.exports.parity import Format as Format
-    from headstart.exports.parity import Whole as Whole
+    from headstart.exports.int8 import QuantizedLayers as QuantizedLayers
+    from headstart.exports.metadata import ExportMetadata as ExportMetadata
+    from headstart.exports.parity import FormatResult as FormatResult
+    from headstart.exports.parity import FullSizeDecoding as FullSizeDecoding
 
 _MODULES = {
-    "About": "headstart.exports.metadata",
-    "Format": "headstart.exports.parity",
-    "Quantised": "headstart.exports.int8",
-    "Whole": "headstart.exports.parity",
+    "ExportMetadata": "headstart.exports.metadata",
+    "FormatResult": "headstart.exports.parity",
+    "FullSizeDecoding": "headstart.exports.parity",
+    "QuantizedLayers": "headstart.exports.int8",
 }
 
 __getattr__, __dir__, __all__ = lazy_names(__name__, _MODULES)

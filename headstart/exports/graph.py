@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from headstart.backbone.layers import Layout
-from headstart.exports.metadata import EXPORT_VERSION, About
-from headstart.exports.resize import Fit
+from headstart.exports.metadata import EXPORT_VERSION, ExportMetadata
+from headstart.exports.resize import ResizeAndCrop
 from headstart.model import Model
 from headstart.prediction import NONE_OF_THESE, UNSURE
 from headstart.training.heads import mean_vectors
-from headstart.trust.ood import KEPT, NEIGHBOUR, TINY, Familiar
+from headstart.trust.ood import INLIER_SHARE, NEIGHBOUR, TINY, OodDetector
 
 
-class Graph(nn.Module):
+class ExportGraph(nn.Module):
     """Raw pixels -> probabilities, and how unlike the pictures are to those that were learnt from.
 
     Args:
@@ -30,17 +30,17 @@ class Graph(nn.Module):
 
     def __init__(self, model: Model) -> None:
         super().__init__()
-        self.fit = Fit(model.preprocessing)
+        self.fit = ResizeAndCrop(model.preprocessing)
         self.net = model.net
         self.head = model.head
         self.temperature = model.calibration.temperature
         self.several = model.thresholds is not None
         layout = Layout.of(model.net.backbone.module)
-        self.unlike = None if model.ood_detector is None else Unlike(model.ood_detector, layout)
+        self.unlike = None if model.ood_detector is None else OutlierScore(model.ood_detector, layout)
         self.eval()
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """Everything that ``Model.examine`` does once a picture is decoded.
+        """Everything that ``Model.predict_with_outliers`` does once a picture is decoded.
 
         Args:
             pixels: (N, H, W, 3) uint8, 0-255, RGB, upright, any H and W.
@@ -55,23 +55,23 @@ class Graph(nn.Module):
         return (probabilities,) if self.unlike is None else (probabilities, self.unlike(features))
 
 
-class Unlike(nn.Module):
-    """``outliers.Familiar.outlier_scores`` in tensors.
+class OutlierScore(nn.Module):
+    """``outliers.OodDetector.outlier_scores`` in tensors.
 
     Args:
-        familiar: what usual pictures look like.
+        ood_detector: what usual pictures look like.
         layout: what the axes of a map of features mean.
     """
 
     references: Tensor
     usual: Tensor
 
-    def __init__(self, familiar: Familiar, layout: Layout) -> None:
+    def __init__(self, ood_detector: OodDetector, layout: Layout) -> None:
         super().__init__()
         self.layout = layout
-        self.limits = None if familiar.limits is None else [float(limit) for limit in familiar.limits]
-        self.register_buffer("references", torch.from_numpy(familiar.references), persistent=False)
-        self.register_buffer("usual", torch.from_numpy(familiar.usual), persistent=False)
+        self.limits = None if ood_detector.limits is None else [float(limit) for limit in ood_detector.limits]
+        self.register_buffer("references", torch.from_numpy(ood_detector.references), persistent=False)
+        self.register_buffer("usual", torch.from_numpy(ood_detector.inlier_distances), persistent=False)
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, ...) features -> (N,) outlier scores, see ``outliers.conformal_scores``."""
@@ -85,14 +85,14 @@ class Unlike(nn.Module):
         return nearer.float().sum(1) / (len(self.usual) + 1)
 
 
-def about(model: Model, *, written_with: dict[str, str], precision: str = "float32") -> About:
-    """What the file says of itself; arguments as in ``About``."""
-    return About(
+def export_metadata(model: Model, *, written_with: dict[str, str], precision: str = "float32") -> ExportMetadata:
+    """What the file says of itself; arguments as in ``ExportMetadata``."""
+    return ExportMetadata(
         headstart_export=EXPORT_VERSION,
         classes=model.classes,
         thresholds=model.thresholds,
         unsure_below=model.calibration.threshold,
-        none_above=None if model.ood_detector is None else KEPT,
+        none_above=None if model.ood_detector is None else INLIER_SHARE,
         unsure=UNSURE,
         none=NONE_OF_THESE,
         decode_at_least=model.preprocessing.decode_at_least,

@@ -34,7 +34,7 @@ _BACKBONE = "'net'"
 
 
 @dataclass(frozen=True)
-class Quantised:
+class QuantizedLayers:
     """How much of a graph computes in 8 bits, counted in the graph itself.
 
     Attributes:
@@ -54,7 +54,7 @@ class Quantised:
         return f"{' and '.join(parts)} in 8 bits"
 
 
-def quantised_layers(proto: onnx.ModelProto) -> Quantised:
+def quantized_layers(proto: onnx.ModelProto) -> QuantizedLayers:
     """Counts the layers that compute in 8 bits.
 
     These are ``QLinearConv``, ``ConvInteger`` and their like, and float layers whose input and weights both come from a
@@ -77,7 +77,7 @@ def quantised_layers(proto: onnx.ModelProto) -> Quantised:
         kind, whole = _LAYERS.get(node.op_type, ("", False))
         if kind and (whole or any(map(is_weight, node.input[:2]))):
             counts[kind].append(whole or all(map(is_pair, node.input[:2])))
-    found = Quantised(**{kind: (sum(own), len(own)) for kind, own in counts.items()})
+    found = QuantizedLayers(**{kind: (sum(own), len(own)) for kind, own in counts.items()})
     lost = found.convolutions[1] > FIRST and not found.convolutions[0]
     if lost or not (found.convolutions[0] or found.products[0]):
         raise ExportError(
@@ -100,7 +100,7 @@ _LAYERS = {
 """Operator -> (what it is, whether it computes in 8 bits whatever its inputs are)."""
 
 
-def quantized(
+def quantize_int8(
     proto: onnx.ModelProto, pictures: Sequence[str], *, decode_at_least: int, value_range: ValueRange | None = None
 ) -> onnx.ModelProto:
     """The same graph with a backbone of 8 bits; what comes before and behind it stays float32 and costs little.
@@ -108,7 +108,7 @@ def quantized(
     Args:
         proto: as ``onnx_graph`` gives it; left as it is.
         pictures: paths of images that were learnt from, on which ranges are measured.
-        decode_at_least: see ``About``.
+        decode_at_least: see ``ExportMetadata``.
         value_range: see ``Preprocessing``.
 
     Raises:
@@ -138,7 +138,7 @@ def quantized(
         raise
     except Exception as error:  # the quantiser raises its own and the runtime's
         raise ExportError(f"it cannot be quantised: {first_line(error)}.") from error
-    quantised_layers(small)
+    quantized_layers(small)
     return small
 
 
@@ -163,7 +163,7 @@ class _Pictures(CalibrationDataReader):  # type: ignore[misc]  # the package has
     def _decoded(self) -> Iterator[Any]:
         def one(path: str) -> Any:
             try:
-                return np.array(decode(path, at_least=self.decode_at_least, value_range=self.value_range).image)
+                return np.array(decode(path, min_side=self.decode_at_least, value_range=self.value_range).image)
             except UnreadableImage:
                 return None
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from headstart.engine.onnx_runtime import onnxruntime
 from headstart.errors import ExportError, first_line
-from headstart.exports.metadata import INPUT, KEY, LOGGERS, About
+from headstart.exports.metadata import INPUT, KEY, LOGGERS, ExportMetadata
 
 ABOUT_FILE = f"{KEY}.json"
 """In the archive's folder of extra files."""
@@ -35,7 +35,7 @@ class OnnxFile:
         threads: of the computation; 0 for as many as there are processors.
 
     Attributes:
-        about: what it says of itself.
+        metadata: what it says of itself.
 
     Raises:
         ExportError: no such file, damaged, or no export of Headstart.
@@ -51,8 +51,10 @@ class OnnxFile:
             raise ExportError(f"{file}: damaged, or no ONNX file ({first_line(error)}).") from error
         metadata = self.session.get_modelmeta().custom_metadata_map
         if KEY not in metadata:
-            raise ExportError(f"{file}: no export of Headstart. Expected a file that headstart export wrote.")
-        self.about = About.read(metadata[KEY], file)
+            raise ExportError(
+                f"{file}: no export of Headstart. ReferencePredictions a file that headstart export wrote."
+            )
+        self.metadata = ExportMetadata.read(metadata[KEY], file)
 
     def __call__(self, pixels: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float32]]:
         """(N, H, W, 3) uint8 -> (N, classes) probabilities, and (N,) outlier scores where the file has them."""
@@ -61,7 +63,7 @@ class OnnxFile:
 
 
 @final
-class ProgramFile:
+class TorchExportFile:
     """An exported .pt2 file, opened.
 
     ``torch.export.load`` unpickles whatever a file gives it to unpickle; so one that does is not handed to it.
@@ -70,7 +72,7 @@ class ProgramFile:
         file: which one.
 
     Attributes:
-        about: what it says of itself.
+        metadata: what it says of itself.
 
     Raises:
         ExportError: no such file, damaged, no export of Headstart, or with something pickled in it.
@@ -81,7 +83,7 @@ class ProgramFile:
 
         from headstart.backbone.weights import quiet
 
-        self.about = _read_about(file)
+        self.metadata = _read_about(file)
         try:
             with quiet(*LOGGERS), open(file, "rb") as opened:
                 self.module = torch.export.load(opened).module()
@@ -98,12 +100,14 @@ class ProgramFile:
             return [out.numpy() for out in self.module(torch.from_numpy(pixels))]
 
 
-def _read_about(file: Path) -> About:
+def _read_about(file: Path) -> ExportMetadata:
     try:
         with zipfile.ZipFile(file) as archive:
             entries = {name.partition("/")[2]: name for name in archive.namelist()}
             if f"extra/{ABOUT_FILE}" not in entries:
-                raise ExportError(f"{file}: no export of Headstart. Expected a file that headstart export wrote.")
+                raise ExportError(
+                    f"{file}: no export of Headstart. ReferencePredictions a file that headstart export wrote."
+                )
             strange = [name for name in entries if not _PLAIN.fullmatch(name)]
             for kind in ("weights", "constants"):
                 config = json.loads(archive.read(entries[f"data/{kind}/model_{kind}_config.json"]))["config"]
@@ -113,12 +117,12 @@ def _read_about(file: Path) -> About:
                     f"{file}: holds what torch would unpickle ({', '.join(strange[:3]) or 'sample inputs'}), and no "
                     "export of Headstart does. It is not opened."
                 )
-            return About.read(archive.read(entries[f"extra/{ABOUT_FILE}"]).decode(), file)
+            return ExportMetadata.read(archive.read(entries[f"extra/{ABOUT_FILE}"]).decode(), file)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise ExportError(f"{file}: damaged, or no exported program ({first_line(error)}).") from error
 
 
-ExportFile = OnnxFile | ProgramFile
+ExportFile = OnnxFile | TorchExportFile
 
 
 def open_export(file: Path) -> ExportFile:
@@ -129,7 +133,7 @@ def open_export(file: Path) -> ExportFile:
     """
     if not file.is_file():
         raise ExportError(f"{file}: no such file.")
-    kinds: dict[str, type[ExportFile]] = {".onnx": OnnxFile, ".pt2": ProgramFile}
+    kinds: dict[str, type[ExportFile]] = {".onnx": OnnxFile, ".pt2": TorchExportFile}
     if file.suffix.lower() not in kinds:
         raise ExportError(f"{file}: expected a file that headstart export wrote, .onnx or .pt2.")
     return kinds[file.suffix.lower()](file)

@@ -27,7 +27,7 @@ OUTPUTS = ("probabilities", "outlier")
 
 
 @dataclass(frozen=True)
-class About:
+class ExportMetadata:
     """The document in an exported file.
 
     Attributes:
@@ -77,7 +77,7 @@ class About:
         return json.dumps(asdict(self))
 
     @classmethod
-    def read(cls, text: str, file: Path) -> About:
+    def read(cls, text: str, file: Path) -> ExportMetadata:
         """What ``text`` wrote.
 
         Raises:

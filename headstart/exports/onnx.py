@@ -10,8 +10,8 @@ import torch
 
 from headstart.backbone.weights import quiet
 from headstart.errors import ExportError, first_line
-from headstart.exports.graph import Graph
-from headstart.exports.metadata import INPUT, KEY, LOGGERS, OUTPUTS, About
+from headstart.exports.graph import ExportGraph
+from headstart.exports.metadata import INPUT, KEY, LOGGERS, OUTPUTS, ExportMetadata
 from headstart.files import write_atomically
 from headstart.model import Model
 
@@ -33,7 +33,7 @@ def onnx_graph(model: Model) -> onnx.ModelProto:
     Raises:
         ExportError: the exporter cannot express it, or it is larger than the format holds (2 GB).
     """
-    graph = Graph(model)
+    graph = ExportGraph(model)
     try:
         with quiet(*LOGGERS), torch.no_grad():
             program = torch.onnx.export(
@@ -60,7 +60,7 @@ def onnx_graph(model: Model) -> onnx.ModelProto:
     return proto
 
 
-def write_onnx(proto: onnx.ModelProto, about: About, file: Path) -> None:
+def write_onnx(proto: onnx.ModelProto, metadata: ExportMetadata, file: Path) -> None:
     """Writes a graph with what it says of itself, which stands at the very end of the file.
 
     There a reader that has no access to ONNX's metadata (ONNX Runtime's for JavaScript) finds it as well.
@@ -74,10 +74,10 @@ def write_onnx(proto: onnx.ModelProto, about: About, file: Path) -> None:
     for part in (proto, graph, *graph.node, *values):
         del part.metadata_props[:]  # among them the exporter's traces, which name folders of this machine
         part.ClearField("doc_string")
-    onnx.helper.set_model_props(proto, {KEY: about.text()})
+    onnx.helper.set_model_props(proto, {KEY: metadata.text()})
     try:
         data = proto.SerializeToString()
     except ValueError as error:
         raise ExportError(f"{file}: one ONNX file holds 2 GB at the most. Export it with --to torch.") from error
-    assert data.endswith(about.text().encode())
+    assert data.endswith(metadata.text().encode())
     write_atomically(file, data)

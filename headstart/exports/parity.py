@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from headstart.evaluation.metrics import wilson
-from headstart.exports.subprocess_runner import Answers
+from headstart.exports.subprocess_runner import FilePredictions
 from headstart.training.losses import Labels
-from headstart.trust.thresholds import given_by
+from headstart.trust.thresholds import labels_above
 
 MARGIN = 1e-3
 """By which an answer must win, over the next class or over its threshold, for the file to have to give the same."""
@@ -30,7 +30,7 @@ Right = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Expected:
+class ReferencePredictions:
     """What is known of the pictures that a file is compared on.
 
     Attributes:
@@ -49,7 +49,7 @@ class Expected:
 
 
 @dataclass(frozen=True)
-class Whole:
+class FullSizeDecoding:
     """What becomes of the answers where another program decodes large JPEGs whole, which Headstart reduces.
 
     Attributes:
@@ -68,7 +68,7 @@ class Whole:
 
 
 @dataclass(frozen=True)
-class Format:
+class FormatResult:
     """A row of the comparison: the model, or a file made from it.
 
     Attributes:
@@ -97,7 +97,7 @@ class Format:
     same: int | None = None
     largest: float | None = None
     largest_outlier: float | None = None
-    whole: Whole | None = None
+    whole: FullSizeDecoding | None = None
 
     @property
     def accuracy(self) -> float:
@@ -109,17 +109,17 @@ class Format:
         return {"name": self.name, "accuracy": self.accuracy} | asdict(self)
 
 
-def model_format(expected: Expected, thresholds: tuple[float, ...] | None, *, size: int) -> Format:
+def model_format(expected: ReferencePredictions, thresholds: tuple[float, ...] | None, *, size: int) -> FormatResult:
     """The model's own row; ``size`` of its file in bytes."""
     assert expected.probabilities is not None
     right = _right(expected.probabilities, expected.labels, thresholds)
     low, high = wilson(int(right.sum()), len(right))
-    return Format("model", len(right), int(right.sum()), low, high, size, len(right) / expected.seconds)
+    return FormatResult("model", len(right), int(right.sum()), low, high, size, len(right) / expected.seconds)
 
 
-def file_format(name: str, expected: Expected, answers: Answers, *, size: int) -> Format:
+def file_format(name: str, expected: ReferencePredictions, answers: FilePredictions, *, size: int) -> FormatResult:
     """A file's row; ``size`` of it in bytes."""
-    thresholds, chances = answers.about.thresholds, answers.probabilities
+    thresholds, chances = answers.metadata.thresholds, answers.probabilities
     right = _right(chances, expected.labels, thresholds)
     low, high = wilson(int(right.sum()), len(right))
     compared: dict[str, Any] = {}
@@ -136,10 +136,10 @@ def file_format(name: str, expected: Expected, answers: Answers, *, size: int) -
             compared["largest_outlier"] = _largest(expected.outliers, answers.outliers)
     whole = _whole(expected.labels, answers)
     rate = len(right) / answers.seconds
-    return Format(name, len(right), int(right.sum()), low, high, size, rate, **compared, whole=whole)
+    return FormatResult(name, len(right), int(right.sum()), low, high, size, rate, **compared, whole=whole)
 
 
-def objections(one: Format, model: Format, *, precision: str, allow_loss: bool) -> list[str]:
+def parity_failures(one: FormatResult, model: FormatResult, *, precision: str, allow_loss: bool) -> list[str]:
     """Why a file is not good enough, each in words; none where it is.
 
     Args:
@@ -170,7 +170,7 @@ def objections(one: Format, model: Format, *, precision: str, allow_loss: bool) 
 
 
 def _given(chances: Chances, thresholds: tuple[float, ...] | None) -> Labels:
-    return chances.argmax(axis=1) if thresholds is None else given_by(thresholds, chances)
+    return chances.argmax(axis=1) if thresholds is None else labels_above(thresholds, chances)
 
 
 def _right(chances: Chances, labels: Labels, thresholds: tuple[float, ...] | None) -> Right:
@@ -198,12 +198,12 @@ def _largest(one: Chances, two: Chances) -> float:
     return float(np.where(np.isnan(gap), np.inf, gap).max())
 
 
-def _whole(labels: Labels, answers: Answers) -> Whole | None:
+def _whole(labels: Labels, answers: FilePredictions) -> FullSizeDecoding | None:
     places = np.flatnonzero(~np.isnan(answers.whole).any(axis=1))
     if not len(places):
         return None
-    thresholds, whole, reduced = answers.about.thresholds, answers.whole[places], answers.probabilities[places]
-    return Whole(
+    thresholds, whole, reduced = answers.metadata.thresholds, answers.whole[places], answers.probabilities[places]
+    return FullSizeDecoding(
         len(places),
         int(_same(reduced, whole, thresholds).sum()),
         _largest(reduced, whole),

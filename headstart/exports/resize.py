@@ -1,4 +1,4 @@
-"""``data.decode.fit_to`` in tensors: what happens to a picture before the network sees it, inside the exported graph.
+"""``data.decode.resize_and_crop`` in tensors, so that an exported graph contains the preprocessing.
 
 Pillow resizes in two passes, across and then down, each with weights of 22 bits after the point and rounded to whole
 grey levels. The same is done here by matrix products that float32 holds exactly, so that the pixels are Pillow's own.
@@ -70,11 +70,11 @@ FILTERS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
 """Interpolation -> its filter and how far that reaches, in pixels of the smaller picture."""
 
 
-class Fit(nn.Module):
+class ResizeAndCrop(nn.Module):
     """Raw pixels of any size -> the pixels that the network sees.
 
     Args:
-        preprocessing: what ``fit_to`` would do.
+        preprocessing: what ``resize_and_crop`` would do.
 
     Raises:
         ExportError: the interpolation has no filter.
@@ -99,7 +99,7 @@ class Fit(nn.Module):
             pixels: (N, H, W, 3) uint8, 0-255, any H and W.
 
         Returns:
-            (N, 3, height, width) float32, whole numbers in 0-255: ``fit_to`` of each picture.
+            (N, 3, height, width) float32, whole numbers in 0-255: ``resize_and_crop`` of each picture.
         """
         own = self.preprocessing
         rows, columns = pixels.shape[1], pixels.shape[2]
@@ -118,7 +118,7 @@ class Fit(nn.Module):
         return fitted
 
     def _sizes(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """(height, width) of the resized picture, as ``fit_to`` has them; float64 numbers without a fraction."""
+        """(height, width) of the resized picture, as ``resize_and_crop`` has them; whole float64 numbers."""
         own = self.preprocessing
         scale_h, scale_w = own.resize_to
         if own.crop_mode == "squash":
@@ -156,7 +156,7 @@ class _Axis:
         new: of the resized picture, (), float64.
         count: output pixels in the middle of it that are wanted.
         group: of them, that share a window.
-        pace: see ``Fit._paces``.
+        pace: see ``ResizeAndCrop._paces``.
         interpolation: one of ``FILTERS``.
 
     Attributes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from headstart.exports.metadata import KEY, About
+from headstart.exports.metadata import KEY, ExportMetadata
 
 PICTURE = "picture.jpg"
 
@@ -20,7 +20,7 @@ PACKAGES = {
 
 _PICTURE = """\
 picture = Image.open({picture})
-picture.draft(None, (about["decode_at_least"],) * 2)  # a large JPEG is reduced while it is decoded
+picture.draft(None, (metadata["decode_at_least"],) * 2)  # a large JPEG is reduced while it is decoded
 picture = ImageOps.exif_transpose(picture)
 if picture.has_transparency_data:
     picture = picture.convert("RGBA")
@@ -34,7 +34,7 @@ pixels = numpy.array(picture.convert("RGB"))[None]
 _DEEP_PICTURE = """\
 picture = Image.open({picture})
 if picture.mode.startswith("I"):  # grey of 16 bits: black and white as in training; colours: scale them likewise first
-    low, high = about["preprocessing"]["value_range"]
+    low, high = metadata["preprocessing"]["value_range"]
     scaled = (numpy.array(picture) / 65535 - low) / (high - low)
     picture = Image.fromarray(numpy.rint(255 * scaled.clip(0, 1)).astype("uint8"))
 """
@@ -44,7 +44,7 @@ import json, numpy, onnxruntime
 from PIL import Image, ImageOps
 
 session = onnxruntime.InferenceSession({file})
-about = json.loads(session.get_modelmeta().custom_metadata_map["{key}"])
+metadata = json.loads(session.get_modelmeta().custom_metadata_map["{key}"])
 """
 
 _TORCH = """\
@@ -53,7 +53,7 @@ from PIL import Image, ImageOps
 
 extra = {{"{key}.json": ""}}
 program = torch.export.load({file}, extra_files=extra).module()
-about = json.loads(extra["{key}.json"])
+metadata = json.loads(extra["{key}.json"])
 """
 
 _JAVASCRIPT = """\
@@ -62,7 +62,7 @@ import * as ort from "onnxruntime-web"; // or onnxruntime-node
 import sharp from "sharp";
 
 const file = fs.readFileSync({file});
-const about = JSON.parse(file.subarray(file.lastIndexOf('{{"headstart_export"')));
+const metadata = JSON.parse(file.subarray(file.lastIndexOf('{{"headstart_export"')));
 const session = await ort.InferenceSession.create(file);
 const picture = sharp({picture}).rotate().flatten({{ background: "white" }}).toColourspace("srgb").raw();
 const {{ data, info }} = await picture.toBuffer({{ resolveWithObject: true }});
@@ -71,52 +71,54 @@ const {{ {outputs} }} = await session.run({{ pixels }});
 """
 
 
-def python_snippet(file: Path, about: About, picture: str = PICTURE) -> str:
+def python_snippet(file: Path, metadata: ExportMetadata, picture: str = PICTURE) -> str:
     """Prints the answer and its probability; decodes as Headstart does, so that both are the model's own.
 
     Args:
         file: ONNX or .pt2.
-        about: what it says of itself.
+        metadata: what it says of itself.
         picture: path of the picture.
     """
     torch = file.suffix.lower() == ".pt2"
     parts = {"file": json.dumps(str(file)), "picture": json.dumps(picture), "key": KEY}
-    names = "probabilities" if about.none_above is None else "probabilities, outlier"
+    names = "probabilities" if metadata.none_above is None else "probabilities, outlier"
     run = "program(torch.from_numpy(pixels))" if torch else 'session.run(None, {"pixels": pixels})'
     lines = [f"[{names}] = {run}", "chances = probabilities[0].tolist()"]
-    if about.thresholds is None:
-        lines += ['answer = about["classes"][chances.index(max(chances))]']
+    if metadata.thresholds is None:
+        lines += ['answer = metadata["classes"][chances.index(max(chances))]']
         shown = "answer, max(chances)"
     else:
-        lines += ['answer = [own for own in zip(about["classes"], chances, about["thresholds"]) if own[1] >= own[2]]']
+        lines += [
+            'answer = [own for own in zip(metadata["classes"], chances, metadata["thresholds"]) if own[1] >= own[2]]'
+        ]
         shown = "answer"
-    if about.none_above is not None:
-        lines += ['if outlier[0] > about["none_above"]:', '    answer = about["none"]', ""]
-    decoding = _PICTURE if about.value_range is None else _DEEP_PICTURE + _PICTURE.partition("\n")[2]
+    if metadata.none_above is not None:
+        lines += ['if outlier[0] > metadata["none_above"]:', '    answer = metadata["none"]', ""]
+    decoding = _PICTURE if metadata.value_range is None else _DEEP_PICTURE + _PICTURE.partition("\n")[2]
     return (
         (_TORCH if torch else _ONNX).format(**parts) + decoding.format(**parts) + "\n".join([*lines, f"print({shown})"])
     )
 
 
-def javascript_snippet(file: Path, about: About, picture: str = PICTURE) -> str:
+def javascript_snippet(file: Path, metadata: ExportMetadata, picture: str = PICTURE) -> str:
     """Likewise for Node, as a module (.mjs); another decoder gives other pixels by a grey level or two.
 
     Args:
         file: ONNX.
-        about: what it says of itself.
+        metadata: what it says of itself.
         picture: path of the picture.
     """
-    names = "probabilities" if about.none_above is None else "probabilities, outlier"
+    names = "probabilities" if metadata.none_above is None else "probabilities, outlier"
     lines = ["const chances = [...probabilities.data];"]
-    if about.thresholds is None:
-        lines += ["let answer = about.classes[chances.indexOf(Math.max(...chances))];"]
+    if metadata.thresholds is None:
+        lines += ["let answer = metadata.classes[chances.indexOf(Math.max(...chances))];"]
         shown = "answer, Math.max(...chances)"
     else:
-        lines += ["let answer = about.classes.filter((_, i) => chances[i] >= about.thresholds[i]);"]
+        lines += ["let answer = metadata.classes.filter((_, i) => chances[i] >= metadata.thresholds[i]);"]
         shown = "answer"
-    if about.none_above is not None:
-        lines += ["if (outlier.data[0] > about.none_above) answer = about.none;"]
+    if metadata.none_above is not None:
+        lines += ["if (outlier.data[0] > metadata.none_above) answer = metadata.none;"]
     text = _JAVASCRIPT.format(file=json.dumps(str(file)), picture=json.dumps(picture), outputs=names)
-    if about.value_range is not None:
-        lines.insert(0, "// pictures of more than 8 bits must be scaled by about.preprocessing.value_range first")
+    if metadata.value_range is not None:
+        lines.insert(0, "// pictures of more than 8 bits must be scaled by metadata.preprocessing.value_range first")
     return text + "\n".join([*lines, f"console.log({shown});"])

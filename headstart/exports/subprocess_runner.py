@@ -18,7 +18,7 @@ import numpy.typing as npt
 from headstart.data.decode import Rgb, decode, map_images
 from headstart.errors import ExportError, HeadstartError, UnreadableImage
 from headstart.exports.loaders import ExportFile, open_export
-from headstart.exports.metadata import About
+from headstart.exports.metadata import ExportMetadata
 
 Chances = npt.NDArray[np.float64]
 
@@ -30,25 +30,25 @@ WHOLE = 10**9
 
 
 @dataclass(frozen=True)
-class Answers:
+class FilePredictions:
     """What a file gave for N pictures.
 
     Attributes:
-        about: what it says of itself.
+        metadata: what it says of itself.
         probabilities: (N, classes) float64, NaN where a picture cannot be read.
         outliers: (N,) float64, NaN likewise, and where the file has no such output.
         whole: as ``probabilities``, of JPEGs that decoding reduces, but decoded whole; NaN of others.
         seconds: from files to answers, one picture after the other; the whole ones aside.
     """
 
-    about: About
+    metadata: ExportMetadata
     probabilities: Chances
     outliers: Chances
     whole: Chances
     seconds: float
 
 
-def answers_of(file: Path, paths: Sequence[str], *, whole: bool = False) -> Answers:
+def run_in_subprocess(file: Path, paths: Sequence[str], *, whole: bool = False) -> FilePredictions:
     """Runs a file on pictures, in a process of its own.
 
     Args:
@@ -72,40 +72,42 @@ def answers_of(file: Path, paths: Sequence[str], *, whole: bool = False) -> Answ
             said = done.stderr.decode(errors="replace").strip().splitlines() or [f"status {done.returncode}"]
             raise ExportError(f"{file}: cannot be run in a process of its own ({said[-1]}).")
         with np.load(folder / ANSWERS_FILE) as found:
-            about = About.read(str(found["about"]), file)
-            return Answers(about, found["probabilities"], found["outliers"], found["whole"], float(found["seconds"]))
+            metadata = ExportMetadata.read(str(found["metadata"]), file)
+            return FilePredictions(
+                metadata, found["probabilities"], found["outliers"], found["whole"], float(found["seconds"])
+            )
 
 
 def _run(folder: Path) -> None:
-    """The fresh process: what ``answers_of`` asked for."""
+    """The fresh process: what ``run_in_subprocess`` asked for."""
     job = json.loads((folder / JOB_FILE).read_text())
     try:
         opened = open_export(Path(job["file"]))
     except HeadstartError as error:
         (folder / FAULT_FILE).write_text(str(error), encoding="utf-8", errors="backslashreplace")
         return
-    about, paths = opened.about, job["paths"]
-    for image in _decoded(paths[:1], about):  # the first run of all is slower
+    metadata, paths = opened.metadata, job["paths"]
+    for image in _decoded(paths[:1], metadata):  # the first run of all is slower
         if image is not None:
             opened(image[None])
     started = time.perf_counter()
-    probabilities, outliers = _answers(opened, _decoded(paths, about), len(paths))
+    probabilities, outliers = _answers(opened, _decoded(paths, metadata), len(paths))
     seconds = time.perf_counter() - started
     whole = np.full_like(probabilities, np.nan)
     if job["whole"]:
-        whole, _ = _answers(opened, _decoded(paths, about, only_whole=True), len(paths))
+        whole, _ = _answers(opened, _decoded(paths, metadata, only_whole=True), len(paths))
     np.savez(
         folder / ANSWERS_FILE,
         probabilities=probabilities,
         outliers=outliers,
         whole=whole,
         seconds=seconds,
-        about=opened.about.text(),
+        metadata=opened.metadata.text(),
     )
 
 
 def _answers(opened: ExportFile, images: Iterator[Rgb | None], count: int) -> tuple[Chances, Chances]:
-    probabilities, outliers = np.full((count, len(opened.about.classes)), np.nan), np.full(count, np.nan)
+    probabilities, outliers = np.full((count, len(opened.metadata.classes)), np.nan), np.full(count, np.nan)
     for place, image in enumerate(images):
         if image is not None:
             first, *others = opened(image[None])
@@ -115,15 +117,15 @@ def _answers(opened: ExportFile, images: Iterator[Rgb | None], count: int) -> tu
     return probabilities, outliers
 
 
-def _decoded(paths: Sequence[str], about: About, *, only_whole: bool = False) -> Iterator[Rgb | None]:
+def _decoded(paths: Sequence[str], metadata: ExportMetadata, *, only_whole: bool = False) -> Iterator[Rgb | None]:
     """Pictures as Headstart decodes them; or, whole, those that it reduces; None for the others."""
 
     def one(path: str) -> Rgb | None:
         try:
-            found = decode(path, at_least=about.decode_at_least, value_range=about.value_range)
+            found = decode(path, min_side=metadata.decode_at_least, value_range=metadata.value_range)
             if only_whole:
                 reduced = found.image.size != (found.width, found.height)
-                return np.array(decode(path, at_least=WHOLE).image) if reduced else None
+                return np.array(decode(path, min_side=WHOLE).image) if reduced else None
             return np.array(found.image)
         except UnreadableImage:
             return None

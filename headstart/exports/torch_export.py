@@ -8,9 +8,9 @@ import torch
 
 from headstart.backbone.weights import quiet
 from headstart.errors import ExportError, first_line
-from headstart.exports.graph import Graph
+from headstart.exports.graph import ExportGraph
 from headstart.exports.loaders import ABOUT_FILE
-from headstart.exports.metadata import LOGGERS, About
+from headstart.exports.metadata import LOGGERS, ExportMetadata
 from headstart.exports.onnx import EXAMPLE, dynamic_shape
 from headstart.files import replacing
 from headstart.model import Model
@@ -22,7 +22,7 @@ def capture(model: Model) -> torch.export.ExportedProgram:
     Raises:
         ExportError: the exporter cannot express it.
     """
-    graph = Graph(model)
+    graph = ExportGraph(model)
     try:
         with quiet(*LOGGERS), torch.no_grad():
             return torch.export.export(
@@ -32,7 +32,7 @@ def capture(model: Model) -> torch.export.ExportedProgram:
         raise ExportError(f"{model.net.backbone.architecture} cannot be exported: {first_line(error)}.") from error
 
 
-def write_program(program: torch.export.ExportedProgram, about: About, file: Path) -> None:
+def write_program(program: torch.export.ExportedProgram, metadata: ExportMetadata, file: Path) -> None:
     """Writes a program with what it says of itself. Its example input is left out: torch would pickle it.
 
     Raises:
@@ -42,4 +42,4 @@ def write_program(program: torch.export.ExportedProgram, about: About, file: Pat
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # names folders of this machine
     with replacing(file) as partial, quiet(*LOGGERS), open(partial, "wb") as opened:
-        torch.export.save(program, opened, extra_files={ABOUT_FILE: about.text()})
+        torch.export.save(program, opened, extra_files={ABOUT_FILE: metadata.text()})

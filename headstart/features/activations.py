@@ -29,7 +29,7 @@ from headstart.engine.interface import Engine, Identity, Pixels, engine_identity
 from headstart.engine.streaming import run_stream
 from headstart.engine.torch_engine import TorchEngine, is_asynchronous
 from headstart.errors import CacheError, DataError, UnreadableImage
-from headstart.features.extract import half_precision, is_time_to_write
+from headstart.features.extract import half_precision, should_write
 from headstart.progress import Progress, SilentProgress
 
 ACTIVATIONS_VERSION = 2
@@ -53,7 +53,7 @@ Row = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ImageFiles:
     """Images by their place in a list.
 
     Attributes:
@@ -84,7 +84,7 @@ class Views:
 
 
 @dataclass(frozen=True)
-class Through:
+class Continuation:
     """The way from an earlier boundary's activations to later ones.
 
     Attributes:
@@ -113,7 +113,7 @@ def activation_store(
     *,
     identity: Identity,
     views: Views | None = None,
-    through: Through | None = None,
+    through: Continuation | None = None,
     cache: Path | None = None,
 ) -> RowStore:
     """Where activations are kept: rows of ``shape``, float16.
@@ -163,14 +163,14 @@ class Activations:
     def __init__(
         self,
         net: ActivationNet | FeatureNet,
-        pictures: Pictures,
+        pictures: ImageFiles,
         *,
         shape: tuple[int, ...],
         engine: Engine,
         views: Views | None,
         keep: bool = True,
         cache: Path | None = None,
-        source: tuple[Activations, Through] | None = None,
+        source: tuple[Activations, Continuation] | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.net = net
@@ -229,7 +229,7 @@ class Activations:
                     trial = False
                     if not self._reading_pays(waiting, time.monotonic() - started, progress):
                         return
-                if is_time_to_write(len(waiting), self.row_bytes):
+                if should_write(len(waiting), self.row_bytes):
                     self._append(waiting)
                     waiting = []
             if waiting:
@@ -246,10 +246,10 @@ class Activations:
             DataError: an image has gone or changed since it was read (where rows are not kept).
             CacheError: the cache cannot be read.
         """
-        tensor = torch.from_numpy(self.read_kept(rows)).float()
+        tensor = torch.from_numpy(self.read_half(rows)).float()
         return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
-    def read_kept(self, rows: Sequence[Row]) -> Half:
+    def read_half(self, rows: Sequence[Row]) -> Half:
         """As ``read``, in the half precision that they are kept in: (len(rows), *shape) float16."""
         if self.keep:
             return self._read(rows)

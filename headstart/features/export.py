@@ -16,7 +16,7 @@ from headstart.backbone.pooling import Pooling
 from headstart.backbone.weights import DEFAULT_BACKBONE, load_backbone
 from headstart.cache.row_store import RowStore
 from headstart.data.dataset import Dataset, open_data
-from headstart.data.inspection import reading_faults
+from headstart.data.inspection import reading_findings
 from headstart.data.scan import scan
 from headstart.errors import DataError, OptionError
 from headstart.features.extract import compute_features
@@ -75,7 +75,7 @@ def export_features(
         progress.say(note)
     net = FeatureNet(loaded, pool=pool, cut=cut)
     scanned = scan(dataset.files(), preprocessing=loaded.preprocessing, cache=cache, progress=progress)
-    for finding in reading_faults(dataset, scanned):
+    for finding in reading_findings(dataset, scanned):
         progress.say(with_example(f"{finding.severity.capitalize()}: {finding.message}", finding.items))
     used = np.flatnonzero(scanned.usable).tolist()
     if not used:

@@ -161,7 +161,7 @@ def compute_features(
             waiting.append(rows)
             advance(len(batch))
             held = sum(map(len, waiting))
-            if is_time_to_write(held, rows[0].nbytes) or done + held == len(missing):
+            if should_write(held, rows[0].nbytes) or done + held == len(missing):
                 out, own = np.concatenate(waiting), missing[done : done + held]
                 if activations is not None:  # first: features without their activations would never get them
                     _keep_activations(activations, own, out[:, width:])
@@ -192,7 +192,7 @@ def require_finite(net: PixelNet, rows: npt.NDArray[np.floating[Any]]) -> None:
         )
 
 
-def is_time_to_write(count: int, row_bytes: int) -> bool:
+def should_write(count: int, row_bytes: int) -> bool:
     """Whether so many rows of so many bytes are enough to be written at once."""
     return count >= APPEND or count * row_bytes >= APPEND_BYTES
 

@@ -35,11 +35,11 @@ class ActivationSource(Protocol):
     def read(self, rows: Sequence[Row]) -> Tensor:
         """(len(rows), *shape) float32, on the CPU; channels last in memory where it has four axes."""
 
-    def read_kept(self, rows: Sequence[Row]) -> npt.NDArray[np.float16 | np.float32]:
+    def read_half(self, rows: Sequence[Row]) -> npt.NDArray[np.float16 | np.float32]:
         """The same numbers as they are kept: (len(rows), *shape)."""
 
 
-class Feed(Protocol):
+class ActivationReader(Protocol):
     """Activations on the device that trains."""
 
     def expect(self, batches: Iterable[Sequence[Row]]) -> None:
@@ -49,7 +49,7 @@ class Feed(Protocol):
         """(len(rows), *shape) float32 on the device; channels last in memory where it has four axes."""
 
 
-def feed_for(source: ActivationSource, device: torch.device, *, rows: int) -> Feed:
+def activation_reader(source: ActivationSource, device: torch.device, *, rows: int) -> ActivationReader:
     """What training reads from.
 
     Args:
@@ -57,26 +57,26 @@ def feed_for(source: ActivationSource, device: torch.device, *, rows: int) -> Fe
         device: where they are wanted.
         rows: how many different ones will be asked for.
     """
-    return DeviceFeed(source, device, rows=rows) if device.type == "cuda" else DirectFeed(source)
+    return PrefetchingReader(source, device, rows=rows) if device.type == "cuda" else DirectReader(source)
 
 
 @final
-class DirectFeed:
+class DirectReader:
     """Reads when it is asked: on a CPU there is nobody else to do it meanwhile."""
 
     def __init__(self, source: ActivationSource) -> None:
         self.source = source
 
     def expect(self, batches: Iterable[Sequence[Row]]) -> None:
-        """See ``Feed``."""
+        """See ``ActivationReader``."""
 
     def read(self, rows: Sequence[Row]) -> Tensor:
-        """See ``Feed``."""
+        """See ``ActivationReader``."""
         return self.source.read(rows)
 
 
 @final
-class DeviceFeed:
+class PrefetchingReader:
     """Reads ahead in threads, and keeps on the device what it has read.
 
     Args:
@@ -97,7 +97,7 @@ class DeviceFeed:
         self._ready: deque[tuple[Sequence[Row], Tensor | None]] = deque()
 
     def expect(self, batches: Iterable[Sequence[Row]]) -> None:
-        """See ``Feed``."""
+        """See ``ActivationReader``."""
         for _, reading in self._reading:
             reading.cancel()
         self._reading.clear()
@@ -106,7 +106,7 @@ class DeviceFeed:
         self._go_on()
 
     def read(self, rows: Sequence[Row]) -> Tensor:
-        """See ``Feed``."""
+        """See ``ActivationReader``."""
         if not self._ready and self._reading and self._reading[0][0][0] == rows:
             self._take_group()
         expected = bool(self._ready) and self._ready[0][0] == rows
@@ -133,7 +133,7 @@ class DeviceFeed:
         rows = [row for batch in batches for row in batch]
         if all(row in self._place for row in rows):
             return None
-        read = torch.from_numpy(self.source.read_kept(rows))
+        read = torch.from_numpy(self.source.read_half(rows))
         return read.pin_memory() if self.device.type == "cuda" else read
 
     def _to_device(self, rows: Sequence[Row], read: Tensor) -> Tensor:

@@ -49,8 +49,8 @@ from headstart.training.ladder import (
 )
 from headstart.training.losses import Labels, judged_places, right_of
 from headstart.training.out_of_fold import OutOfFold, in_order, of_frozen_features
-from headstart.trust.ood import TUNED_REFERENCES, held_out_distances, pick_references
-from headstart.trust.temperature import losses_of
+from headstart.trust.ood import MAX_REFERENCES_FINE_TUNED, choose_references, held_out_distances
+from headstart.trust.temperature import calibrated_losses
 
 CHECKPOINTS = "checkpoints"
 SAVE_AT_MOST = 0.05
@@ -202,7 +202,7 @@ class Climb:
         parts = [] if val_logits is None else [val_logits]
         logits = np.concatenate([*parts, outside.logits] if outside is not None else parts)
         labels = self.compared_on()
-        return right_of(logits, labels), losses_of(logits, labels)
+        return right_of(logits, labels), calibrated_losses(logits, labels)
 
     def _neighbours(self) -> RungResult:
         """A reference that learns nothing: the nearest training images, by the cosine of their features."""
@@ -368,8 +368,8 @@ class Climb:
             logits.append(logits_on(tuned.head, features[judge]))
             vectors = vectors_of(features, layout)
             length = vectors.shape[1]
-            kept = pick_references([train.keys[i] for i in learn], length, TUNED_REFERENCES)
-            references = len(pick_references(train.keys, length, TUNED_REFERENCES))
+            kept = choose_references([train.keys[i] for i in learn], length, MAX_REFERENCES_FINE_TUNED)
+            references = len(choose_references(train.keys, length, MAX_REFERENCES_FINE_TUNED))
             distances.append(held_out_distances(vectors[learn[kept]], vectors[judge], references=references))
         return OutOfFold(
             judged_places(self.folds),

@@ -27,8 +27,8 @@ from headstart.cache.row_store import RowStore
 from headstart.data.augment import Augmentation
 from headstart.data.dataset import Dataset
 from headstart.data.decode import Preprocessing
-from headstart.data.duplicates import parts_of
-from headstart.data.inspection import Inspection, in_few_lines, inspect, ranked
+from headstart.data.duplicates import connected_parts
+from headstart.data.inspection import Inspection, by_severity, inspect, summary_lines
 from headstart.data.scan import PixelReader, measure_value_range
 from headstart.data.splits import SplitShares
 from headstart.engine.conv_bn_fusion import fold_for_training
@@ -41,7 +41,7 @@ from headstart.engine.streaming import run_stream
 from headstart.errors import DataError
 from headstart.evaluation.metrics import CROSS_VALIDATION, AnyScores
 from headstart.evaluation.predictions import Evaluated, evaluate_predictions
-from headstart.features.activations import Activations, Pictures, Through, Views, activation_store
+from headstart.features.activations import Activations, Continuation, ImageFiles, Views, activation_store
 from headstart.features.extract import Tap, compute_features, feature_store, pick_sample, require_finite
 from headstart.model import Model, data_fingerprint
 from headstart.pipeline.base_classifier import Known
@@ -75,19 +75,19 @@ from headstart.training.losses import (
 )
 from headstart.training.out_of_fold import OutOfFold, of_frozen_features
 from headstart.training.recipe import Recipe
-from headstart.trust.calibration import EXTENDED, Calibration, calibrate
-from headstart.trust.feature_findings import doubts
+from headstart.trust.calibration import EXTENDED_MODEL, Calibration, calibrate
+from headstart.trust.feature_findings import inspect_features
 from headstart.trust.ood import (
-    KEPT,
-    REFERENCES,
-    TUNED_REFERENCES,
+    INLIER_SHARE,
+    MAX_REFERENCES,
+    MAX_REFERENCES_FINE_TUNED,
     Scores,
+    choose_references,
     cross_fitted_scores,
-    familiar_with,
-    pick_references,
+    make_ood_detector,
     typical_distance,
 )
-from headstart.trust.thresholds import MIDDLE, best_thresholds
+from headstart.trust.thresholds import DEFAULT_THRESHOLD, best_thresholds
 
 MANY = 10**6
 """Images that an engine is chosen for where its choice is measured already: the fastest, however few they are."""
@@ -135,7 +135,7 @@ class Labelled:
         features: (N, D) float32, or their maps.
     """
 
-    pictures: Pictures
+    pictures: ImageFiles
     labels: Labels
     features: npt.NDArray[np.float32]
 
@@ -293,7 +293,7 @@ class Preparation:
         """
         recipe = self.recipe
         self.look = look or self.inspect_images()
-        _require_learnable(self.look, least=recipe.least_classes)
+        _require_learnable(self.look, least=recipe.min_classes)
         dataset = self.look.dataset
         check_classes(recipe, len(dataset.classes), several=dataset.multi_label)
         if self.known is not None:
@@ -314,7 +314,7 @@ class Preparation:
             each = look.dataset.labels[look.scanned.usable].sum(axis=1).mean()
             classes = f"{own:,} label{'s' if own > 1 else ''}, {each:.1f} to an image"
         self.progress.say(f"{look.dataset.root}: {classes}, {', '.join(parts)} images (split {look.split.origin}).")
-        for line in in_few_lines(look.findings):
+        for line in summary_lines(look.findings):
             self.progress.say(line)
         labels, together = look.dataset.labels[self.used["train"]], self._together(self.used["train"])
         has_parts = len(set(together.tolist())) < len(together)
@@ -396,7 +396,7 @@ class Preparation:
     def _last_step(self) -> Step:
         """Evaluation, map and report; a network that was trained runs on what it is judged by, and on references."""
         train, images = len(self.keys["train"]), sum(map(len, self.keys.values()))
-        again = images - train + min(TUNED_REFERENCES, train) if self.rungs else 0
+        again = images - train + min(MAX_REFERENCES_FINE_TUNED, train) if self.rungs else 0
         drawn = REPORT_SECONDS + min(images, MAPPED) * MAP_SECONDS_PER_IMAGE
         return Step(LAST_STEP, again / self._rate(exact=True) + ENGINE_SECONDS * bool(again) + drawn)
 
@@ -427,11 +427,13 @@ class Preparation:
         c = self.fitted.settings["C"] if self.fitted.name == "probe" else None
         seed = self.recipe.seed
         together = self._together(positions)
-        found = doubts(self.look.dataset, positions, vectors, c=c, seed=seed, together=together, progress=self.progress)
+        found = inspect_features(
+            self.look.dataset, positions, vectors, c=c, seed=seed, together=together, progress=self.progress
+        )
         if found:
             examples = [with_example(finding.message, finding.items).rstrip(".") for finding in found]
             self.progress.say(f"Warning: {'; '.join(examples)}.")
-        self.look = replace(self.look, findings=ranked([*self.look.findings, *found]))
+        self.look = replace(self.look, findings=by_severity([*self.look.findings, *found]))
         return self.look
 
     def map_images(self) -> ImageMap | None:
@@ -486,7 +488,7 @@ class Preparation:
         """
         assert self.val is not None
         several, classes = self.look.dataset.multi_label, self.look.dataset.classes
-        thresholds = [MIDDLE] * len(classes) if several else None
+        thresholds = [DEFAULT_THRESHOLD] * len(classes) if several else None
         chances = probabilities_of(np.asarray(logits, np.float64), several=several)
         part = evaluate_predictions(
             "val", self.val.pictures.files, self.val.labels, chances, classes, thresholds=thresholds
@@ -519,7 +521,7 @@ class Preparation:
         """
         look, changed = self.look, backbone is not self.backbone
         net = FeatureNet(backbone, pool=self.recipe.pooling, cut=self.recipe.cut or "") if changed else self.net
-        thresholds = [MIDDLE] * len(look.dataset.classes) if look.dataset.multi_label else None
+        thresholds = [DEFAULT_THRESHOLD] * len(look.dataset.classes) if look.dataset.multi_label else None
         model = Model(
             net,
             head,
@@ -536,7 +538,7 @@ class Preparation:
         }
         unusual: Scores | None = None
         if self.known is not None:
-            model.calibration = Calibration(missing=EXTENDED)
+            model.calibration = Calibration(missing=EXTENDED_MODEL)
         else:
             if outside is None and self.few and not changed:
                 outside = self._out_of_fold()
@@ -604,7 +606,7 @@ class Preparation:
 
     def _together(self, positions: Sequence[int]) -> Parts:
         """(N,) numbers of the parts that images fall into: groups and near copies, which no fold divides."""
-        return parts_of(positions, self.look.dataset.groups, self.look.duplicates)
+        return connected_parts(positions, self.look.dataset.groups, self.look.duplicates)
 
     def _out_of_fold(self) -> OutOfFold | None:
         """Of the classifier on frozen features; None where every class has one image alone."""
@@ -633,7 +635,7 @@ class Preparation:
         model.calibration = calibrate(
             all_logits,
             all_labels,
-            wanted=self.recipe.target_accuracy,
+            target_accuracy=self.recipe.target_accuracy,
             source=" and ".join(sources),
             together=self._together(judged),
         )
@@ -650,7 +652,7 @@ class Preparation:
             Outlier scores of the images that say it, val first, each fifth by the others; None where they are too few.
         """
         places, references = self._references(model)
-        known = familiar_with(references)
+        known = make_ood_detector(references)
         if known is None:
             return None
         distances = [] if val is None else [known.distances(model.embed(val))]
@@ -670,18 +672,20 @@ class Preparation:
             distances.append(outside.distances * typical_distance(known, references))
             judged += [self.used["train"][i] for i in outside.places]
         every = np.concatenate(distances) if distances else np.empty(0)
-        model.ood_detector = known.with_usual(every)
+        model.ood_detector = known.with_inlier_distances(every)
         if model.ood_detector is None:
             return None
         scores = cross_fitted_scores(every, together=self._together(judged))
-        model.calibration = replace(model.calibration, usual_images=len(scores), usual_kept=int((scores <= KEPT).sum()))
+        model.calibration = replace(
+            model.calibration, num_inliers=len(scores), num_inliers_accepted=int((scores <= INLIER_SHARE).sum())
+        )
         return scores
 
     def _references(self, model: Model) -> tuple[list[int], npt.NDArray[np.float32]]:
         """Some training images, and their (R, D) features as the finished network sees them."""
         changed, keys = model.net is not self.net, self.keys["train"]
         length = model.embed(self.train.features[:1]).shape[1]
-        places = pick_references(keys, length, TUNED_REFERENCES if changed else REFERENCES)
+        places = choose_references(keys, length, MAX_REFERENCES_FINE_TUNED if changed else MAX_REFERENCES)
         own = self._features_once(model.net, [keys[i] for i in places]) if changed else self.train.features[places]
         return places, model.embed(own)
 
@@ -751,7 +755,7 @@ class Preparation:
 
     def _labelled(self, name: str, features: RowStore) -> Labelled:
         files, own = self.look.dataset.files(), self.used[name]
-        pictures = Pictures([files[i] for i in own], self.keys[name])
+        pictures = ImageFiles([files[i] for i in own], self.keys[name])
         return Labelled(pictures, self.look.dataset.labels[own], features.read(self.keys[name]))
 
     def _shown(self) -> Samples | None:
@@ -837,7 +841,7 @@ class RungSamples:
             part = self.frozen.segment(deepest.boundary.name, boundary)
             assert isinstance(part, fx.GraphModule)
             dtype = self.dtype if what == "train" else torch.float32
-            through = Through(deepest.boundary.name, fold_for_training(part, dtype), dtype)
+            through = Continuation(deepest.boundary.name, fold_for_training(part, dtype), dtype)
             passes = rung.settings.epochs * (FOLDS if self.few else 1) if what == "train" else 2
             made = Activations(
                 net,
@@ -921,7 +925,7 @@ def _among_new(
 def _require_learnable(look: Inspection, *, least: int) -> None:
     sizes = look.split.sizes
     usable = int(look.scanned.usable.sum())
-    if usable > 1 and look.different_images() == 1:
+    if usable > 1 and look.num_distinct_images() == 1:
         raise DataError(
             f"{look.dataset.root}: its {usable:,} files are one image, identical or nearly so: there is nothing to "
             "learn. Add images that differ."

@@ -82,7 +82,7 @@ def train(
     shares = SplitShares(recipe.val, recipe.test)
     if recipe.implied_by:
         progress.say(f"Effort: quick, because {recipe.implied_by} was given; name another with effort.")
-    dataset = open_data(source, least_classes=recipe.least_classes)
+    dataset = open_data(source, min_classes=recipe.min_classes)
     check_shares(dataset, shares)
     folder = choose_run_folder(out, dataset.root)
     prepared = Preparation(dataset, recipe, device=device, cache=cache, progress=Noted(folder, progress))
@@ -151,7 +151,7 @@ def resume(
     path = user_path(folder)
     recipe, start = read_start(path)
     progress = progress or SilentProgress()
-    dataset = open_data(start.data, least_classes=recipe.least_classes, **start.columns)
+    dataset = open_data(start.data, min_classes=recipe.min_classes, **start.columns)
     prepared = Preparation(dataset, recipe, device=start.device, cache=cache, progress=Noted(path, progress))
     require_same(path, start.conditions, conditions_of(prepared))
     try:

@@ -85,7 +85,7 @@ def make_sheets(paths: Iterable[str], *, value_range: ValueRange | None = None, 
 
 def _tile(path: str, *, value_range: ValueRange | None) -> Image.Image | None:
     try:
-        image = decode(path, at_least=SIDE, value_range=value_range).image
+        image = decode(path, min_side=SIDE, value_range=value_range).image
     except UnreadableImage:
         return None
     image.thumbnail((SIDE, SIDE), Image.Resampling.BILINEAR)

@@ -18,7 +18,7 @@ from headstart.evaluation.metrics import (
 from headstart.model import MODEL_FILE, Model
 from headstart.prediction import NONE_OF_THESE, UNSURE
 from headstart.training.recipe import Recipe
-from headstart.trust.ood import KEPT
+from headstart.trust.ood import INLIER_SHARE
 
 CARD_FILE = "README.md"
 
@@ -87,7 +87,7 @@ def model_card(
             listed=LISTED_CLASSES,
             unsure=UNSURE,
             stranger=NONE_OF_THESE,
-            kept=KEPT,
+            kept=INLIER_SHARE,
             usual=document.get("calibration", {}).get("usual", ""),
         )
     return str(made.content) + "\n"

@@ -30,7 +30,7 @@ from headstart.reports.gradcam import heat_maps, heat_picture
 from headstart.reports.image_map import ImageMap
 from headstart.training.ladder import KNN, RungResult
 from headstart.training.losses import are_several
-from headstart.trust.ood import KEPT
+from headstart.trust.ood import INLIER_SHARE
 
 MISTAKES = 24
 THUMBNAIL = 200
@@ -168,7 +168,7 @@ def render_report(told: Told) -> str:
             style=_asset("report.css"),
             script=_asset("report.js"),
             place=_Placer(sheets),
-            kept=KEPT,
+            kept=INLIER_SHARE,
             bins=BINS,
             listed=LISTED_ITEMS,
             knn=KNN,

@@ -251,13 +251,13 @@ def _read_recipe(folder: Path, paths: dict[str, str]) -> Recipe:
     return Recipe.from_json(json.loads((folder / "recipe.json").read_text(encoding="utf-8")) | paths)
 
 
-def open_like(run: Path | None, source: str | os.PathLike[str] | Dataset, *, least_classes: int = 2) -> Dataset:
+def open_like(run: Path | None, source: str | os.PathLike[str] | Dataset, *, min_classes: int = 2) -> Dataset:
     """Opens data that a run's model is to be used on: a table by the columns that were chosen for the run, if it can.
 
     Args:
         run: the run's folder; None where there is none.
         source: see ``open_data``.
-        least_classes: see there.
+        min_classes: see there.
 
     Raises:
         DataError: see there.
@@ -266,12 +266,12 @@ def open_like(run: Path | None, source: str | os.PathLike[str] | Dataset, *, lea
     with suppress(OSError, ValueError):
         columns = json.loads((run / START_FILE).read_bytes()).get("columns", {}) if run else {}
     if not columns or isinstance(source, Dataset) or user_path(source).is_dir():
-        return open_data(source, least_classes=least_classes)
+        return open_data(source, min_classes=min_classes)
     try:
-        return open_data(source, least_classes=least_classes, **columns)
+        return open_data(source, min_classes=min_classes, **columns)
     except DataError as error:
         with suppress(DataError):
-            return open_data(source, least_classes=least_classes)
+            return open_data(source, min_classes=min_classes)
         raise error
 
 

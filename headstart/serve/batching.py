@@ -250,9 +250,9 @@ class Service:
                 self._more.notify()
             return await answer
 
-    def pixels(self, data: bytes, at_once: int | None) -> Pixels | str:
+    def pixels(self, data: bytes, max_decoded_pixels: int | None) -> Pixels | str:
         """See ``Model.pixels``; within the limits."""
-        return self.model.preprocess(data, most=self.limits.pixels, at_once=at_once)
+        return self.model.preprocess(data, max_pixels=self.limits.pixels, max_decoded_pixels=max_decoded_pixels)
 
     @asynccontextmanager
     async def _admitted(self, kind: Work, count: int = 1) -> AsyncIterator[None]:
@@ -317,9 +317,9 @@ class Service:
         alone = self._large.submit(pixels, partial(_alone_in_memory, work), urgent=urgent)
         return await asyncio.wrap_future(alone)
 
-    def _timed(self, data: bytes, at_once: int | None) -> Pixels | str:
+    def _timed(self, data: bytes, max_decoded_pixels: int | None) -> Pixels | str:
         started = time.perf_counter()
-        seen = self.pixels(data, at_once)
+        seen = self.pixels(data, max_decoded_pixels)
         self.metrics.decoding.observe(time.perf_counter() - started)
         return seen
 

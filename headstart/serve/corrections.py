@@ -116,23 +116,25 @@ class Corrections:
         with self._one:
             return self._current().get(key)
 
-    def keep(self, data: bytes, label: str, *, most: int | None = None, at_once: int | None = None) -> Correction:
+    def keep(
+        self, data: bytes, label: str, *, max_pixels: int | None = None, max_decoded_pixels: int | None = None
+    ) -> Correction:
         """Keeps an image under a label; one that is there already moves.
 
         Args:
             data: the image's file.
             label: the right one.
-            most: pixels that it may hold, see ``decode``.
-            at_once: pixels that may be decoded now, likewise.
+            max_pixels: pixels that it may hold, see ``decode``.
+            max_decoded_pixels: pixels that may be decoded now, likewise.
 
         Raises:
             OptionError: the label cannot be a folder's name, or there are ``MOST``.
             UnreadableImage: nothing could be learnt from it.
-            LargeImage: it takes more than ``at_once``.
+            LargeImage: it takes more than ``max_decoded_pixels``.
             OutputError: the folder cannot be written.
         """
         name = folder_name(label)
-        kind = decode(data, most=most, at_once=at_once).format
+        kind = decode(data, max_pixels=max_pixels, max_decoded_pixels=max_decoded_pixels).format
         suffix = SUFFIX_OF.get(kind, f".{kind.lower()}")
         key = hashlib.sha256(data).hexdigest()[:KEY_LENGTH]
         file = self.folder / name / f"{key}{suffix if suffix in SUFFIXES else '.png'}"

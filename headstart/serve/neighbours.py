@@ -13,7 +13,7 @@ from headstart.data.decode import Rgb
 from headstart.errors import OptionError
 from headstart.files import read_rows
 from headstart.model import Model
-from headstart.trust.ood import REFERENCES, TUNED_REFERENCES, pick_references
+from headstart.trust.ood import MAX_REFERENCES, MAX_REFERENCES_FINE_TUNED, choose_references
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Neighbours:
         except (OSError, KeyError, ValueError) as error:
             raise OptionError(f"{run}: its table of images cannot be read ({error}).") from error
         kept, length = model.ood_detector.references.shape
-        picked = (pick_references(keys, length, most) for most in (REFERENCES, TUNED_REFERENCES))
+        picked = (choose_references(keys, length, most) for most in (MAX_REFERENCES, MAX_REFERENCES_FINE_TUNED))
         places = next((own for own in picked if len(own) == kept), None)
         if places is None:
             raise OptionError(f"{run}: its table of images is not that of the model.")

@@ -121,13 +121,13 @@ class Page:
             "architecture": model.net.backbone.architecture,
         }
 
-    def pixels(self, data: bytes, at_once: int | None = None) -> Pixels:
-        """A picture as the network sees it; ``at_once`` as for ``images.decode``, here and below.
+    def pixels(self, data: bytes, max_decoded_pixels: int | None = None) -> Pixels:
+        """A picture as the network sees it; ``max_decoded_pixels`` as for ``images.decode``, here and below.
 
         Raises:
             Refusal: it cannot be read.
         """
-        seen = self.service.pixels(data, at_once)
+        seen = self.service.pixels(data, max_decoded_pixels)
         if isinstance(seen, str):
             raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, f"The picture cannot be read: {seen}.")
         return seen
@@ -199,14 +199,16 @@ class Page:
             "train_words": words,
         }
 
-    def keep(self, data: bytes, label: str, at_once: int | None = None) -> Document:
+    def keep(self, data: bytes, label: str, max_decoded_pixels: int | None = None) -> Document:
         """Keeps a picture under its right label.
 
         Raises:
             Refusal: it cannot be kept.
         """
         with _refusals():
-            kept = self._kept().keep(data, label, most=self.service.limits.pixels, at_once=at_once)
+            kept = self._kept().keep(
+                data, label, max_pixels=self.service.limits.pixels, max_decoded_pixels=max_decoded_pixels
+            )
         return _document(kept)
 
     def remove(self, key: str) -> bool:
@@ -218,7 +220,7 @@ class Page:
         with _refusals():
             return self._kept().remove(key)
 
-    def small(self, key: str, at_once: int | None = None) -> bytes:
+    def small(self, key: str, max_decoded_pixels: int | None = None) -> bytes:
         """A small JPEG of a corrected picture.
 
         Raises:
@@ -230,10 +232,10 @@ class Page:
         with _refusals():
             image = decode(
                 found.file,
-                at_least=SIDE,
+                min_side=SIDE,
                 value_range=self.model.preprocessing.value_range,
-                most=self.service.limits.pixels,
-                at_once=at_once,
+                max_pixels=self.service.limits.pixels,
+                max_decoded_pixels=max_decoded_pixels,
             ).image
         image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
         return jpeg_bytes(image, quality=82)

@@ -31,7 +31,7 @@ from headstart.training.losses import (
     several_parts,
 )
 from headstart.training.probe import CHOOSE_FROM, FOLDS, NEVER, Features, as_rows, standardised
-from headstart.trust.temperature import best_scale, losses_of
+from headstart.trust.temperature import best_scale, calibrated_losses
 
 LINEAR_C = (1e-4, 1e-3, 1e-2)
 """Strengths that a linear machine's C is chosen from; the middle one where there is too little to choose on."""
@@ -303,7 +303,7 @@ def _chosen(
     with (progress or SilentProgress()).task("Choosing the settings", len(tried) * len(folds), unit="fits") as advance:
         for c in tried:
             scores = outside(folds, c)[judged]
-            found[c] = float(losses_of(scores, own).mean()), best_scale(scores, own)
+            found[c] = float(calibrated_losses(scores, own).mean()), best_scale(scores, own)
             advance(len(folds))
     best = min(found, key=lambda c: found[c][0])
     reason = f"scaled by {len(folds)}-fold cross-validation on the training images"

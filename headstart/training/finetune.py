@@ -29,7 +29,7 @@ from headstart.backbone.split import SplittableBackbone
 from headstart.engine.conv_bn_fusion import fold_for_training
 from headstart.engine.device import exact_float32
 from headstart.errors import Diverged
-from headstart.features.prefetch import ActivationSource, Feed, Row, feed_for
+from headstart.features.prefetch import ActivationReader, ActivationSource, Row, activation_reader
 from headstart.progress import Progress, SilentProgress
 from headstart.training.cuda_graph import Graphed
 from headstart.training.feature_augment import blended, jittered, pasted
@@ -91,8 +91,8 @@ class _Some:
     def read(self, rows: Sequence[Row]) -> Tensor:
         return self.whole.read(self._in_whole(rows))
 
-    def read_kept(self, rows: Sequence[Row]) -> npt.NDArray[np.float16 | np.float32]:
-        return self.whole.read_kept(self._in_whole(rows))
+    def read_half(self, rows: Sequence[Row]) -> npt.NDArray[np.float16 | np.float32]:
+        return self.whole.read_half(self._in_whole(rows))
 
     def _in_whole(self, rows: Sequence[Row]) -> list[Row]:
         return [(int(self.places[image]), view) for image, view in rows]
@@ -112,7 +112,7 @@ class FeatureRows:
         """(len(rows), ...) float32."""
         return self.features[[image for image, _ in rows]]
 
-    def read_kept(self, rows: Sequence[Row]) -> npt.NDArray[np.float16 | np.float32]:
+    def read_half(self, rows: Sequence[Row]) -> npt.NDArray[np.float16 | np.float32]:
         """See ``feed.ActivationSource``."""
         return self.read(rows).numpy()
 
@@ -450,14 +450,14 @@ def _behind(
         suffix = split.suffix(boundary)
         suffix = fold_for_training(suffix, torch.float32) if isinstance(suffix, fx.GraphModule) else suffix
         whole = nn.Sequential(suffix, *more).to(device)
-        feed = feed_for(samples.activations, device, rows=0)
+        feed = activation_reader(samples.activations, device, rows=0)
         with (progress or SilentProgress()).task("Judging", len(samples.labels)) as advance:
             return _in_turn(samples, feed, whole, device, advance)
 
 
 def _in_turn(
     samples: Samples,
-    feed: Feed,
+    feed: ActivationReader,
     compute: Callable[[Tensor], Tensor],
     device: torch.device,
     advance: Callable[[int], None] = lambda _count: None,
@@ -513,8 +513,8 @@ class _Trainer:
         self.head = copy.deepcopy(head).to(device)
         self.classifier = Classifier(split, boundary, self.head, dtype=dtype, live_norms=settings.live_norms)
         self.classifier.to(device)  # tables that the graph of a suffix holds beside the network's own tensors
-        self.feed = feed_for(train.activations, device, rows=len(train.labels) * max(1, train.views))
-        self.val_feed = None if val is None else feed_for(val.activations, device, rows=len(val.labels))
+        self.feed = activation_reader(train.activations, device, rows=len(train.labels) * max(1, train.views))
+        self.val_feed = None if val is None else activation_reader(val.activations, device, rows=len(val.labels))
         self.unread: list[Tensor] = []
         self.order: tuple[int, npt.NDArray[np.int64]] | None = None
         self.norms, self.statistics = self.classifier.norms, self.classifier.statistics
@@ -728,7 +728,7 @@ class _Trainer:
             self.done.best = entry
             self.best = [tensor.clone() for tensor in (*self.average, *self.statistics.values())]
 
-    def _validate(self, val: Samples, feed: Feed) -> dict[str, float]:
+    def _validate(self, val: Samples, feed: ActivationReader) -> dict[str, float]:
         logits = _in_turn(val, feed, self.classifier, self.device)
         targets = soft_targets(val.labels, self.classes, 0.0)
         correct = right_in(logits, torch.from_numpy(val.labels)).sum()

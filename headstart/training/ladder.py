@@ -140,7 +140,7 @@ class RungResult:
         count: validation images, with the training images of a cross-validation where there are few.
         low: of the 95 % Wilson interval.
         high: of the 95 % Wilson interval.
-        log_loss: mean of ``temperature.losses_of``, in nats.
+        log_loss: mean of ``temperature.calibrated_losses``, in nats.
         seconds: that it took.
         epochs: trained.
         p: chance that noise alone gives such a gain in log loss on the best rung below; None for the first.
@@ -249,7 +249,7 @@ def paired_p(before: Losses, after: Losses) -> float:
     Losses tell more than right and wrong: a short rung that mends few images may make many of them much likelier.
 
     Args:
-        before: (N,) of each image, see ``temperature.losses_of``.
+        before: (N,) of each image, see ``temperature.calibrated_losses``.
         after: (N,) of the same images.
 
     Source: Student's paired test, one-sided ("The Probable Error of a Mean", Biometrika 6, 1908).

@@ -380,7 +380,7 @@ class Recipe:
         return "none" if _convolves(self.head) else self.pool
 
     @property
-    def least_classes(self) -> int:
+    def min_classes(self) -> int:
         """Classes that the data need: 1 to extend a model, 2 for a new one."""
         return 1 if self.extend else 2
 

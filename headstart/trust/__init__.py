@@ -8,11 +8,11 @@ from headstart.lazy import lazy_names
 
 if TYPE_CHECKING:
     from headstart.trust.calibration import Calibration as Calibration
-    from headstart.trust.ood import Familiar as Familiar
+    from headstart.trust.ood import OodDetector as OodDetector
 
 _MODULES = {
     "Calibration": "headstart.trust.calibration",
-    "Familiar": "headstart.trust.ood",
+    "OodDetector": "headstart.trust.ood",
 }
 
 __getattr__, __dir__, __all__ = lazy_names(__name__, _MODULES)

@@ -7,8 +7,9 @@ cross-validation.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ LEAST = 50
 
 FOLDS = 5
 
-WANTED = 0.95
+DEFAULT_TARGET_ACCURACY = 0.95
 """Share of the answers that are to be right, where nothing else is asked for."""
 
 HIGHEST = 20.0
@@ -32,11 +33,14 @@ follows a few images or the lack of any signal."""
 LEARNT_P = 0.01
 """A classifier learnt something where chance gives as many right answers less often than this."""
 
-EXTENDED = (
+EXTENDED_MODEL = (
     "of a model that extends another one, the validation images are of the new classes alone. Remedy: train on images "
     "of all classes together"
 )
 OLDER = "its file was written without calibration. Remedy: train it anew"
+
+OLD_KEYS: Final = {"wanted": "target_accuracy", "usual_images": "num_inliers", "usual_kept": "num_inliers_accepted"}
+"""Keys of documents that earlier versions wrote -> the field's name today."""
 
 Right = npt.NDArray[np.bool_]
 Chances = npt.NDArray[np.float64]
@@ -49,30 +53,35 @@ class Calibration:
     Attributes:
         temperature: that logits are divided by.
         images: that it was fitted on; 0 where there is none, and the temperature is 1.
-        wanted: share of the answers that are to be right, in (0, 1); 0 where each image may bear several labels.
+        target_accuracy: accuracy that accepted answers must reach, in (0, 1); 0 for multi-label data.
         threshold: probability of the best class below which the model is unsure; 0: never, above 1: always.
         coverage: share of the images that it is sure of, each fifth judged by the threshold of the others.
         accuracy: share of those that are right, likewise; 0 where there are none.
         source: what the images are: "550 validation images".
         missing: why there is none, and the remedy; "" where there is one.
-        usual_images: images that were not learnt from and say how far from the training images is usual.
-        usual_kept: of these, those that are taken for usual, each fifth judged by the others.
+        num_inliers: images that were not learnt from and say how far from the training images is usual.
+        num_inliers_accepted: of these, those that are taken for usual, each fifth judged by the others.
     """
 
     temperature: float = 1.0
     images: int = 0
-    wanted: float = 0.0
+    target_accuracy: float = 0.0
     threshold: float = 0.0
     coverage: float = 1.0
     accuracy: float = 0.0
     source: str = ""
     missing: str = ""
-    usual_images: int = 0
-    usual_kept: int = 0
+    num_inliers: int = 0
+    num_inliers_accepted: int = 0
 
     def as_json(self) -> dict[str, Any]:
-        """A JSON document that ``Calibration(**document)`` reads."""
+        """A JSON document that ``from_json`` reads."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Calibration:
+        """Reads what ``as_json`` wrote, also what it wrote in earlier versions."""
+        return cls(**with_current_keys(document))
 
     @property
     def sentence(self) -> str:
@@ -81,23 +90,28 @@ class Calibration:
             return f"Not calibrated: {self.missing or OLDER}."
         source = self.source or f"{self.images:,} validation images"
         words = f"Calibrated on {source}: temperature {self.temperature:.2f}"
-        if self.wanted:
+        if self.target_accuracy:
             words += (
-                f"; to be right in {100 * self.wanted:g} % of its answers, it answers {100 * self.coverage:.1f} % of "
-                f"them and is right in {100 * self.accuracy:.1f} %"
+                f"; to be right in {100 * self.target_accuracy:g} % of its answers, it answers "
+                f"{100 * self.coverage:.1f} % of them and is right in {100 * self.accuracy:.1f} %"
             )
         return words + "."
 
     @property
     def threshold_sentence(self) -> str:
         """From which probability on an answer is sure enough."""
-        wanted = f"right in {100 * self.wanted:g} % of its answers"
+        wanted = f"right in {100 * self.target_accuracy:g} % of its answers"
         if self.threshold <= 0:
             return f"The model is {wanted} whatever their probability, so it is never unsure."
         if self.threshold > 1:
             return f"No probability is high enough to be {wanted}, so it is always unsure: ask a person."
         least = "0.1" if self.threshold < 0.001 else f"{100 * self.threshold:.1f}"
         return f"To be {wanted}, the model is unsure below a probability of {least} %: ask a person."
+
+
+def with_current_keys(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A document of a ``Calibration`` whose old keys are replaced by the fields' names."""
+    return {OLD_KEYS.get(key, key): value for key, value in document.items()}
 
 
 @dataclass(frozen=True)
@@ -156,7 +170,7 @@ def agreement(scores: Logits, labels: Labels) -> Agreement:
 
 
 def calibrate(
-    logits: Logits, labels: Labels, *, wanted: float, source: str = "", together: Parts | None = None
+    logits: Logits, labels: Labels, *, target_accuracy: float, source: str = "", together: Parts | None = None
 ) -> Calibration:
     """Fits a temperature and a threshold.
 
@@ -165,7 +179,7 @@ def calibrate(
     Args:
         logits: (N, classes) of images that were not learnt from.
         labels: of these, see ``training.losses``.
-        wanted: share of the answers that are to be right, in (0, 1).
+        target_accuracy: share of the answers that are to be right, in (0, 1).
         source: what these images are, in words.
         together: (N,) numbers of parts (groups, near copies) that cross-fitting does not divide.
     """
@@ -184,12 +198,12 @@ def calibrate(
     right, best = chances.argmax(axis=1) == labels, chances.max(axis=1)
     sure = np.zeros(len(labels), dtype=bool)
     for learn, judge in folds_of(labels, FOLDS, 0, together=together):
-        sure[judge] = best[judge] >= threshold_for(wanted, best[learn], right[learn])
+        sure[judge] = best[judge] >= threshold_for_accuracy(target_accuracy, best[learn], right[learn])
     return Calibration(
         1 / scale,
         len(labels),
-        wanted,
-        threshold_for(wanted, best, right),
+        target_accuracy,
+        threshold_for_accuracy(target_accuracy, best, right),
         float(sure.mean()),
         float(right[sure].mean()) if sure.any() else 0.0,
         source,
@@ -204,7 +218,7 @@ def calibrated_scale(logits: Logits, labels: Labels) -> float:
     return min(max(best_scale(logits, labels, doubt=1 / (len(labels) + 2)), 1 / HIGHEST), HIGHEST)
 
 
-def by_others(logits: Logits, labels: Labels, *, together: Parts | None = None) -> Chances:
+def cross_fitted_probabilities(logits: Logits, labels: Labels, *, together: Parts | None = None) -> Chances:
     """(N, classes) probabilities of the images on which a temperature is fitted, each fifth by that of the others.
 
     Args:
@@ -222,11 +236,11 @@ def by_others(logits: Logits, labels: Labels, *, together: Parts | None = None) 
     return chances
 
 
-def threshold_for(wanted: float, best: Chances, right: Right) -> float:
+def threshold_for_accuracy(target_accuracy: float, best: Chances, right: Right) -> float:
     """The lowest probability from which on a wanted share of the answers is right.
 
     Args:
-        wanted: that share, in (0, 1).
+        target_accuracy: that share, in (0, 1).
         best: (N,) probability of each image's most probable class.
         right: (N,) whether it is its own.
 
@@ -236,7 +250,7 @@ def threshold_for(wanted: float, best: Chances, right: Right) -> float:
     order = np.argsort(-best, kind="stable")
     ranked, hits = best[order], np.cumsum(right[order])
     ends = np.flatnonzero(np.diff(ranked, append=-1.0))  # equal probabilities are answered together or not at all
-    enough = ends[hits[ends] >= wanted * (ends + 1)]
+    enough = ends[hits[ends] >= target_accuracy * (ends + 1)]
     if not len(enough):
         return math.nextafter(1.0, 2.0)
     return 0.0 if enough[-1] == len(best) - 1 else float(ranked[enough[-1]])

@@ -9,18 +9,18 @@ import numpy.typing as npt
 
 from headstart.data.dataset import Dataset
 from headstart.data.finding import Finding
-from headstart.data.inspection import about_images
+from headstart.data.inspection import image_finding
 from headstart.progress import Progress
 from headstart.training.losses import Labels, Parts, are_several
 from headstart.training.probe import FOLDS
-from headstart.trust.label_errors import LabelIssues, find_label_issues
-from headstart.trust.ood import find_strays
+from headstart.trust.label_errors import LabelErrors, find_label_errors
+from headstart.trust.ood import find_outliers
 
 WRONG_LABEL = "wrong-label"
 OUTLIER = "outlier"
 
 
-def doubts(
+def inspect_features(
     dataset: Dataset,
     positions: Sequence[int],
     features: npt.NDArray[np.float32],
@@ -36,7 +36,7 @@ def doubts(
         dataset: the images.
         positions: of N of them.
         features: (N, D) float32 of these.
-        c: see ``find_label_issues``.
+        c: see ``find_label_errors``.
         seed: of the folds of cross-validation.
         together: (N,) numbers of parts (groups, near copies) that cross-validation does not divide.
         progress: told of each fit.
@@ -47,21 +47,21 @@ def doubts(
     issues = None
     if len(classes):
         parts = None if together is None else together[places]
-        issues = find_label_issues(own, labels, c=c, seed=seed, together=parts, progress=progress)
+        issues = find_label_errors(own, labels, c=c, seed=seed, together=parts, progress=progress)
     wrong = issues.positions if issues is not None else np.empty(0, np.int64)
     found = []
     if issues is not None and len(wrong):
         reasons = {int(of[i]): _disagreement(issues, labels, classes, i) for i in wrong.tolist()}
         message = f"{len(wrong):,} of {len(labels):,} labels are probably wrong"
-        found.append(about_images(WRONG_LABEL, "warning", message, dataset, reasons))
+        found.append(image_finding(WRONG_LABEL, "warning", message, dataset, reasons))
     mislabelled = set(wrong.tolist())
-    strays = {int(of[i]): far for i, far in find_strays(own, labels).items() if i not in mislabelled}
+    strays = {int(of[i]): far for i, far in find_outliers(own, labels).items() if i not in mislabelled}
     if strays:
         message = f"{len(strays):,} image(s) unlike all others of their class"
         if dataset.multi_label:
             message = f"{len(strays):,} image(s) unlike all others"
         reasons = {i: f"{far:.1f} times as far from the others as is usual" for i, far in strays.items()}
-        found.append(about_images(OUTLIER, "warning", message, dataset, reasons))
+        found.append(image_finding(OUTLIER, "warning", message, dataset, reasons))
     return found
 
 
@@ -79,7 +79,7 @@ def _judged(
     return places, np.searchsorted(kept, labels[places]), tuple(dataset.classes[i] for i in kept)
 
 
-def _disagreement(issues: LabelIssues, labels: Labels, classes: Sequence[str], place: int) -> str:
+def _disagreement(issues: LabelErrors, labels: Labels, classes: Sequence[str], place: int) -> str:
     chances = issues.chances[place]
     if are_several(labels):
         wrong = [i for i in range(len(classes)) if (chances[i] > 0.5) != (labels[place, i] > 0)]

@@ -35,7 +35,7 @@ Chances = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class LabelIssues:
+class LabelErrors:
     """Images whose labels are probably wrong, among N.
 
     Attributes:
@@ -48,7 +48,7 @@ class LabelIssues:
     chances: Chances
 
 
-def find_label_issues(
+def find_label_errors(
     features: Features,
     labels: Labels,
     *,
@@ -56,7 +56,7 @@ def find_label_issues(
     seed: int = 0,
     together: Parts | None = None,
     progress: Progress | None = None,
-) -> LabelIssues | None:
+) -> LabelErrors | None:
     """Looks for labels that contradict the images, by cross-validated logistic regression and cleanlab.
 
     Twice: what is surely wrong at first teaches nobody the second time, so that it hides nothing (LOG.md).
@@ -97,7 +97,7 @@ def find_label_issues(
         surely[judged] = _doubted(labels[judged], first[judged], surely=True)
         chances = _held_out(x, labels, _without(folds, surely, labels), c, advance)
     found = judged[_doubted(labels[judged], chances[judged], surely=False)]
-    return LabelIssues(found[np.argsort(_agreement(labels, chances)[found], kind="stable")], chances)
+    return LabelErrors(found[np.argsort(_agreement(labels, chances)[found], kind="stable")], chances)
 
 
 def _held_out(x: Features, labels: Labels, folds: Folds, c: float, advance: Callable[[int], None]) -> Chances:

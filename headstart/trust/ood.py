@@ -1,7 +1,8 @@
 """Out-of-distribution detection: the distance of an image's features to those of training images.
 
-The threshold is a split conformal one: of n usual images that were not learnt from, it is the distance of the first
-rank above (n + 1) * ``KEPT``. Of more images like these, at least ``KEPT`` lie no farther, on average over all draws.
+The threshold is split conformal: of n held-out in-distribution images it is the distance with the first rank above
+(n + 1) * ``INLIER_SHARE``. At least ``INLIER_SHARE`` of further images like these lie no farther, on average over all
+draws of the n images.
 
 Source: Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World", 2005; Papadopoulos et al., "Inductive
 Confidence Machines for Regression", ECML 2002.
@@ -20,20 +21,20 @@ import numpy.typing as npt
 
 from headstart.training.losses import Labels, Parts, are_several
 
-REFERENCES = 1000
+MAX_REFERENCES = 1000
 """Training images that are kept, at most."""
 
-TUNED_REFERENCES = 500
+MAX_REFERENCES_FINE_TUNED = 500
 """Likewise where the network has changed, and they must go through it once more."""
 
 NUMBERS = 1_500_000
 """Numbers that they may have together (3 MB): fewer images where features are long."""
 
-LEAST_REFERENCES = 50
+MIN_REFERENCES = 50
 """Training images below which there is nothing to go by."""
 
-LEAST_USUAL = 20
-"""Usual images that were not learnt from below which no distance keeps ``KEPT`` of the next ones."""
+MIN_INLIERS = 20
+"""Usual images that were not learnt from below which no distance keeps ``INLIER_SHARE`` of the next ones."""
 
 FOLDS = 5
 """Parts of the usual images, each of which is judged by the others."""
@@ -54,7 +55,7 @@ COMPARED = 20_000
 
 TINY = np.float32(1e-12)
 
-KEPT = 0.95
+INLIER_SHARE = 0.95
 """Share of the usual pictures that is to be taken for usual."""
 
 Features = npt.NDArray[np.float32]
@@ -63,12 +64,12 @@ Scores = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Familiar:
+class OodDetector:
     """What usual pictures look like.
 
     Attributes:
         references: (R, D) float16 features of training images, of length 1.
-        usual: (Q,) float32 ascending, distances of usual pictures that were not learnt from.
+        inlier_distances: (Q,) float32 ascending, distances of held-out in-distribution images.
         limits: (2,) float32, what features are cut off at below and above, before they are brought to length 1; None
             of models that were made before there was such a thing.
 
@@ -77,7 +78,7 @@ class Familiar:
     """
 
     references: Halves
-    usual: npt.NDArray[np.float32]
+    inlier_distances: npt.NDArray[np.float32]
     limits: npt.NDArray[np.float32] | None = None
 
     def outlier_scores(self, features: Features) -> Scores:
@@ -87,9 +88,9 @@ class Familiar:
             features: (N, D) float32.
 
         Returns:
-            (N,) float64 in [0, 1); beyond ``KEPT`` a picture is taken for something else altogether.
+            (N,) float64 in [0, 1); beyond ``INLIER_SHARE`` a picture is taken for something else altogether.
         """
-        return conformal_scores(self.usual, self.distances(features))
+        return conformal_scores(self.inlier_distances, self.distances(features))
 
     def distances(
         self, features: Features, *, parts: tuple[Parts, Parts] | None = None, rank: float = NEIGHBOUR
@@ -116,7 +117,7 @@ class Familiar:
         """(R, D) the references to compute with: predictions come in many small batches."""
         return self.references.astype(np.float32)
 
-    def with_usual(self, distances: Scores) -> Familiar | None:
+    def with_inlier_distances(self, distances: Scores) -> OodDetector | None:
         """The same references, and what images that were not learnt from say is usual.
 
         Args:
@@ -125,13 +126,13 @@ class Familiar:
         Returns:
             None where they are too few for any promise.
         """
-        return replace(self, usual=_quantiles(distances)) if len(distances) >= LEAST_USUAL else None
+        return replace(self, inlier_distances=_quantiles(distances)) if len(distances) >= MIN_INLIERS else None
 
 
 def conformal_scores(usual: npt.NDArray[np.floating[Any]], distances: Scores) -> Scores:
     """(N,) share of the usual images, and of the one that is judged, that lie nearer.
 
-    At least ``KEPT`` of images like the usual ones have a score of ``KEPT`` or less.
+    At least ``INLIER_SHARE`` of images like the usual ones have a score of ``INLIER_SHARE`` or less.
 
     Args:
         usual: (Q,) ascending distances of usual images that were not learnt from.
@@ -160,7 +161,7 @@ def cross_fitted_scores(distances: Scores, *, together: Parts | None = None) -> 
     return scores
 
 
-def pick_references(keys: Sequence[bytes], length: int, most: int = REFERENCES) -> list[int]:
+def choose_references(keys: Sequence[bytes], length: int, most: int = MAX_REFERENCES) -> list[int]:
     """Places of the training images to keep, drawn by their content.
 
     Args:
@@ -168,12 +169,12 @@ def pick_references(keys: Sequence[bytes], length: int, most: int = REFERENCES) 
         length: of one image's features.
         most: images at the most.
     """
-    count = min(most, max(LEAST_REFERENCES, NUMBERS // length))
+    count = min(most, max(MIN_REFERENCES, NUMBERS // length))
     return sorted(sorted(range(len(keys)), key=lambda i: keys[i])[:count])
 
 
-def familiar_with(references: Features) -> Familiar | None:
-    """References without usual distances yet, see ``Familiar.with_usual``.
+def make_ood_detector(references: Features) -> OodDetector | None:
+    """References without usual distances yet, see ``OodDetector.with_inlier_distances``.
 
     Args:
         references: (R, D) float32 features of training images.
@@ -181,10 +182,10 @@ def familiar_with(references: Features) -> Familiar | None:
     Returns:
         None where they are too few.
     """
-    if len(references) < LEAST_REFERENCES:
+    if len(references) < MIN_REFERENCES:
         return None
     limits = _limits(references)
-    return Familiar(unit(_cut_off(references, limits)).astype(np.float16), np.empty(0, np.float32), limits)
+    return OodDetector(unit(_cut_off(references, limits)).astype(np.float16), np.empty(0, np.float32), limits)
 
 
 def held_out_distances(learnt: Features, held_out: Features, *, references: int) -> Scores:
@@ -200,12 +201,12 @@ def held_out_distances(learnt: Features, held_out: Features, *, references: int)
         references: images that the finished model keeps.
     """
     limits = _limits(learnt)
-    known = Familiar(unit(_cut_off(learnt, limits)).astype(np.float16), np.empty(0, np.float32), limits)
+    known = OodDetector(unit(_cut_off(learnt, limits)).astype(np.float16), np.empty(0, np.float32), limits)
     rank = max(1.0, NEIGHBOUR * len(learnt) / references)
     return known.distances(held_out, rank=rank) / typical_distance(known, learnt, rank=rank)
 
 
-def typical_distance(known: Familiar, references: Features, *, rank: float = NEIGHBOUR) -> float:
+def typical_distance(known: OodDetector, references: Features, *, rank: float = NEIGHBOUR) -> float:
     """The median distance of the references to each other, of each without itself.
 
     Args:
@@ -232,7 +233,7 @@ def _cut_off(features: Features, limits: npt.NDArray[np.float32] | None) -> Feat
     return features if limits is None else np.clip(features, *limits)
 
 
-def find_strays(features: Features, labels: Labels) -> dict[int, float]:
+def find_outliers(features: Features, labels: Labels) -> dict[int, float]:
     """Images that are unlike all others of their own class; of several labels to an image, unlike all others.
 
     Args:
@@ -259,7 +260,7 @@ def find_strays(features: Features, labels: Labels) -> dict[int, float]:
             far[own[inside]] = _distances(references, features[own[inside]], parts=(each, each))
             far[own[~inside]] = _distances(references, features[own[~inside]])
     judged = far[~np.isnan(far)]
-    if len(judged) < LEAST_REFERENCES:
+    if len(judged) < MIN_REFERENCES:
         return {}
     low, usual, high = np.quantile(judged, [0.25, 0.5, 0.75])
     found = np.flatnonzero(far > high + FAR * (high - low))
@@ -269,15 +270,15 @@ def find_strays(features: Features, labels: Labels) -> dict[int, float]:
 def _distances(
     known: Features, features: Features, *, parts: tuple[Parts, Parts] | None = None, rank: float = NEIGHBOUR
 ) -> Scores:
-    """See ``Familiar.distances``; where no image has ``rank`` references: to the farthest."""
+    """See ``OodDetector.distances``; where no image has ``rank`` references: to the farthest."""
     found = []
     usable = len(known)
     if parts is not None and len(features):
         usable -= _fewest_in_common(*parts)
-    for start in range(0, len(features), REFERENCES):
-        cosines = unit(features[start : start + REFERENCES]) @ known.T
+    for start in range(0, len(features), MAX_REFERENCES):
+        cosines = unit(features[start : start + MAX_REFERENCES]) @ known.T
         if parts is not None:
-            cosines[parts[0][start : start + REFERENCES, None] == parts[1]] = -np.inf
+            cosines[parts[0][start : start + MAX_REFERENCES, None] == parts[1]] = -np.inf
         low, high = (max(1, min(place, usable)) for place in (math.floor(rank), math.ceil(rank)))
         ranked = np.partition(cosines, sorted({-low, -high}), axis=1)
         near, far = (1 - ranked[:, -place].astype(np.float64) for place in (low, high))
@@ -294,8 +295,8 @@ def _fewest_in_common(parts: Parts, references: Parts) -> int:
 
 def _quantiles(distances: Scores) -> npt.NDArray[np.float32]:
     """Ascending; of very many, quantiles at equal steps."""
-    if len(distances) > REFERENCES:
-        distances = np.quantile(distances, np.linspace(0, 1, REFERENCES + 1))
+    if len(distances) > MAX_REFERENCES:
+        distances = np.quantile(distances, np.linspace(0, 1, MAX_REFERENCES + 1))
     return np.sort(distances).astype(np.float32)
 
 

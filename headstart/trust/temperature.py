@@ -43,7 +43,7 @@ def _loss(logits: Logits, labels: Labels, doubt: float) -> float:
     return (1 - doubt) * loss + doubt * float(mean_losses(logits, labels).mean()) if doubt else loss
 
 
-def losses_of(logits: Logits, labels: Labels) -> Losses:
+def calibrated_losses(logits: Logits, labels: Labels) -> Losses:
     """Log loss of each image in nats, at the temperature at which their mean is least.
 
     So label smoothing and mixed images, which make a network less sure than it could be, do not count against it.

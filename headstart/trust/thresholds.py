@@ -11,7 +11,7 @@ from headstart.training.losses import Labels, Parts, folds_of
 
 Probabilities = npt.NDArray[np.float64]
 
-MIDDLE = 0.5
+DEFAULT_THRESHOLD = 0.5
 """The threshold where nothing says better."""
 
 LEAST = 5
@@ -27,7 +27,7 @@ CALIBRATION_C = 1e3
 
 
 def best_thresholds(probabilities: Probabilities, labels: Labels) -> Probabilities:
-    """The threshold of each label at which F1 is to be expected greatest; ``MIDDLE`` where that does as well.
+    """The threshold of each label with the greatest expected F1; ``DEFAULT_THRESHOLD`` where that does as well.
 
     What is to be expected follows from the label's own probabilities once they are calibrated on these images by two
     numbers. The threshold that was best for these very images follows chance: it was worth less than none (LOG.md).
@@ -45,13 +45,13 @@ def best_thresholds(probabilities: Probabilities, labels: Labels) -> Probabiliti
     return np.array([_best(probabilities[:, i], labels[:, i]) for i in range(labels.shape[1])])
 
 
-def given_by(thresholds: npt.ArrayLike, probabilities: Probabilities) -> Labels:
+def labels_above(thresholds: npt.ArrayLike, probabilities: Probabilities) -> Labels:
     """(N, classes) int64 of 0 and 1: the labels that images are given."""
     return (probabilities >= np.asarray(thresholds)).astype(np.int64)
 
 
-def given_by_others(probabilities: Probabilities, labels: Labels, *, together: Parts | None = None) -> Labels:
-    """As ``given_by``, but each fifth of the images by the thresholds that are best for the others.
+def cross_fitted_labels(probabilities: Probabilities, labels: Labels, *, together: Parts | None = None) -> Labels:
+    """As ``labels_above``, but each fifth of the images by the thresholds that are best for the others.
 
     So images on which thresholds are chosen say honestly how good such thresholds are.
 
@@ -62,16 +62,16 @@ def given_by_others(probabilities: Probabilities, labels: Labels, *, together: P
     """
     given = np.zeros_like(labels)
     if len(labels) < FOLDS:
-        return given_by(MIDDLE, probabilities)
+        return labels_above(DEFAULT_THRESHOLD, probabilities)
     for learn, judge in folds_of(labels, FOLDS, 0, together=together):
-        given[judge] = given_by(best_thresholds(probabilities[learn], labels[learn]), probabilities[judge])
+        given[judge] = labels_above(best_thresholds(probabilities[learn], labels[learn]), probabilities[judge])
     return given
 
 
 def _best(chances: Probabilities, bears: Labels) -> float:
     total = int(bears.sum())
     if min(total, len(bears) - total) < LEAST:
-        return MIDDLE
+        return DEFAULT_THRESHOLD
     odds = logit(np.clip(chances, NEARLY, 1 - NEARLY))[:, None]
     calibrated = LogisticRegression(C=CALIBRATION_C).fit(odds, bears).predict_proba(odds)[:, 1]
     order = np.argsort(-chances, kind="stable")
@@ -80,4 +80,4 @@ def _best(chances: Probabilities, bears: Labels) -> float:
     f1 = 2 * hits[ends] / (ends + 1 + hits[-1])
     end = ends[f1.argmax()]
     high, low = ranked[end], ranked[end + 1] if end + 1 < len(ranked) else 0.0
-    return MIDDLE if low < MIDDLE <= high else float(low + high) / 2
+    return DEFAULT_THRESHOLD if low < DEFAULT_THRESHOLD <= high else float(low + high) / 2

@@ -10,7 +10,7 @@ from typing import Unpack
 
 from headstart.data.dataset import Dataset, open_data
 from headstart.data.finding import Finding
-from headstart.data.inspection import Inspection, clean, inspect, ranked
+from headstart.data.inspection import Inspection, by_severity, images_to_exclude, inspect
 from headstart.data.splits import SplitShares
 from headstart.errors import DataError
 from headstart.files import csv_text, text_bytes, user_path, write_atomically, write_csv_file, writing_run
@@ -54,7 +54,7 @@ def check(
     progress = progress or SilentProgress()
     recipe = Recipe.of(None, options)
     shares = SplitShares(recipe.val, recipe.test)
-    dataset = open_data(source, least_classes=1)
+    dataset = open_data(source, min_classes=1)
     if files_only:
         return inspect(dataset, seed=recipe.seed, shares=shares, cache=cache, progress=progress)
     prepared = Preparation(dataset, recipe, device=device, cache=cache, progress=progress)
@@ -62,8 +62,8 @@ def check(
     try:
         prepared.read_images(look)
     except DataError as error:
-        unlearnable = Finding("not-learnable", "serious", str(error))
-        return replace(look, findings=ranked([*look.findings, unlearnable]))
+        unlearnable = Finding("not-trainable", "serious", str(error))
+        return replace(look, findings=by_severity([*look.findings, unlearnable]))
     prepared.measure()
     prepared.run_backbone()
     prepared.fit()
@@ -107,7 +107,7 @@ def write_clean(look: Inspection, file: str | os.PathLike[str]) -> dict[int, str
         OutputError: the file cannot be written.
     """
     path = user_path(file)
-    dataset, out, folder = look.dataset, clean(look), Path(os.path.abspath(path)).parent
+    dataset, out, folder = look.dataset, images_to_exclude(look), Path(os.path.abspath(path)).parent
     columns: dict[str, Sequence[str]] = {
         "path": [_from(folder, own) for own in dataset.files()],
         "labels" if dataset.multi_label else "label": dataset.label_names(),

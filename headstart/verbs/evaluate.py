@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headstart.data.dataset import Dataset
-from headstart.data.inspection import reading_faults
+from headstart.data.inspection import reading_findings
 from headstart.data.scan import scan
 from headstart.data.table import SEPARATOR
 from headstart.errors import DataError, RunError
@@ -198,7 +198,7 @@ def other_images(
             "it on data of its own kind."
         )
     scanned = scan(dataset.files(), cache=cache, progress=progress)
-    names = [[dataset.classes[i] for i in own] for own in dataset.numbers()]
+    names = [[dataset.classes[i] for i in own] for own in dataset.label_indices()]
     strange = [name for name in dataset.classes if name not in model.classes]
     if strange and not ignore_unknown:
         counts = [f"{name} ({sum(name in own for own in names):,} images)" for name in strange]
@@ -215,7 +215,7 @@ def other_images(
         count = sum(own[0] in strange for own in names)
         text = f"Warning: {count:,} images of classes that the model does not know are not scored"
         progress.say(with_example(text, strange))
-    for finding in reading_faults(dataset, scanned):
+    for finding in reading_findings(dataset, scanned):
         progress.say(with_example(f"{finding.severity.capitalize()}: {finding.message}", finding.items))
     known = set(model.classes)
     keep = [i for i, own in enumerate(names) if (several or own[0] in known) and i not in scanned.faults]

@@ -18,14 +18,14 @@ import torch
 from headstart.data.dataset import Dataset
 from headstart.engine.onnx_runtime import onnxruntime
 from headstart.errors import DataError, ExportError, OptionError, OutputError, RunError
-from headstart.exports.graph import about as about_of
-from headstart.exports.int8 import PICTURES, Quantised, quantised_layers, quantized
+from headstart.exports.graph import export_metadata
+from headstart.exports.int8 import PICTURES, QuantizedLayers, quantize_int8, quantized_layers
 from headstart.exports.loaders import open_export
-from headstart.exports.metadata import About
+from headstart.exports.metadata import ExportMetadata
 from headstart.exports.onnx import OPSET, onnx_graph, write_onnx
-from headstart.exports.parity import Expected, Format, file_format, model_format, objections
+from headstart.exports.parity import FormatResult, ReferencePredictions, file_format, model_format, parity_failures
 from headstart.exports.snippets import javascript_snippet, python_snippet
-from headstart.exports.subprocess_runner import answers_of
+from headstart.exports.subprocess_runner import run_in_subprocess
 from headstart.exports.torch_export import capture, write_program
 from headstart.files import check_suffix, not_written, user_path
 from headstart.hub import read_address
@@ -37,7 +37,7 @@ from headstart.runs.test_audit import note_use
 from headstart.verbs.evaluate import Answering, LabelledImages, other_images, own_images
 
 ENDINGS = {"onnx": ".onnx", "torch": ".pt2"}
-"""Format -> the ending of its files."""
+"""FormatResult -> the ending of its files."""
 
 INT8 = "int8"
 
@@ -56,7 +56,7 @@ class Exported:
 
     Attributes:
         file: which one.
-        about: what it says of itself.
+        metadata: what it says of itself.
         formats: the model, where it is known, then files made from it, this one last.
         images: what was compared on, in words.
         faults: why the file is not good enough, each in words; none where it is.
@@ -64,27 +64,27 @@ class Exported:
     """
 
     file: Path
-    about: About
-    formats: tuple[Format, ...]
+    metadata: ExportMetadata
+    formats: tuple[FormatResult, ...]
     images: str
     faults: tuple[str, ...] = ()
-    quantised: Quantised | None = None
+    quantised: QuantizedLayers | None = None
 
     @property
     def snippets(self) -> dict[str, str]:
         """Language -> some ten lines that use the file."""
-        own = {"python": python_snippet(self.file, self.about)}
+        own = {"python": python_snippet(self.file, self.metadata)}
         if self.file.suffix.lower() == ENDINGS["onnx"]:
-            own["javascript"] = javascript_snippet(self.file, self.about)
+            own["javascript"] = javascript_snippet(self.file, self.metadata)
         return own
 
     def as_json(self) -> dict[str, Any]:
         """A JSON document."""
         return {
             "file": str(self.file),
-            "model": self.about.model,
-            "precision": self.about.precision,
-            "written_with": self.about.written_with,
+            "model": self.metadata.model,
+            "precision": self.metadata.precision,
+            "written_with": self.metadata.written_with,
             "images": self.images,
             "formats": [one.as_json() for one in self.formats],
             "faults": list(self.faults),
@@ -149,18 +149,18 @@ def export(
     source = model if data is None else data
     images = _images_for(loaded, source, model, calibrate=bool(quantize), cache=cache, progress=progress)
     with _whole_or_nothing(file) as partial, tempfile.TemporaryDirectory(prefix="headstart-") as scratch:
-        about, written = _write(loaded, to, quantize, images.learnt, partial, Path(scratch), progress)
+        metadata, written = _write(loaded, to, quantize, images.learnt, partial, Path(scratch), progress)
         count = f"{len(images.compared.paths):,} images ({images.words})"
         progress.say(f"Comparing with the model on {count}, in a process of its own.")
         expected = _expected(loaded, images.compared, device=device, progress=progress)
         formats = [model_format(expected, loaded.thresholds, size=_size_of(model))]
         for name, own in written.items():
-            answers = answers_of(own, expected.paths, whole=own == partial)
+            answers = run_in_subprocess(own, expected.paths, whole=own == partial)
             formats.append(file_format(name, expected, answers, size=own.stat().st_size))
-        if faults := objections(formats[-1], formats[0], precision=about.precision, allow_loss=allow_loss):
+        if faults := parity_failures(formats[-1], formats[0], precision=metadata.precision, allow_loss=allow_loss):
             raise ExportError(f"{file}: not written: {'; '.join(faults)}.")
     _note_test(model, images.compared, formats[-1], "export", progress)
-    return Exported(file, about, tuple(formats), images.words, quantised=_quantised(file, about))
+    return Exported(file, metadata, tuple(formats), images.words, quantised=_quantised(file, metadata))
 
 
 def verify(
@@ -190,43 +190,43 @@ def verify(
     """
     progress = progress or SilentProgress()
     path = user_path(file)
-    about = open_export(path).about
-    quantised = _quantised(path, about)
+    metadata = open_export(path).metadata
+    quantised = _quantised(path, metadata)
     if model is None and _is_run(data):
         model = user_path(data)
     loaded = load(model) if model is not None and not isinstance(model, Model) else model
     assert loaded is None or isinstance(loaded, Model)
-    if loaded is not None and loaded.version != about.model:
+    if loaded is not None and loaded.version != metadata.model:
         raise ExportError(
-            f"{path}: was made from another model ({about.model[:12]}; this one is {loaded.version[:12]}). Name "
+            f"{path}: was made from another model ({metadata.model[:12]}; this one is {loaded.version[:12]}). Name "
             "the one that it was made from, or export this one."
         )
-    images = _images_for(about, data, model, calibrate=False, cache=cache, progress=progress)
+    images = _images_for(metadata, data, model, calibrate=False, cache=cache, progress=progress)
     progress.say(f"Running {path.name} on {len(images.compared.paths):,} images, in a process of its own.")
-    answers = answers_of(path, images.compared.paths, whole=True)
-    expected, formats = Expected(tuple(images.compared.paths), images.compared.labels), []
+    answers = run_in_subprocess(path, images.compared.paths, whole=True)
+    expected, formats = ReferencePredictions(tuple(images.compared.paths), images.compared.labels), []
     if loaded is not None:
         expected = _expected(loaded, images.compared, device=device, progress=progress)
         assert model is not None
         formats.append(model_format(expected, loaded.thresholds, size=_size_of(model)))
     name = next(kind for kind, ending in ENDINGS.items() if path.suffix.lower() == ending)
-    if about.precision == INT8:
+    if metadata.precision == INT8:
         name += f" {INT8}"
     formats.append(file_format(name, expected, answers, size=path.stat().st_size))
     _note_test(model, images.compared, formats[-1], "verify", progress)
     faults = (
-        objections(formats[-1], formats[0], precision=about.precision, allow_loss=allow_loss)
+        parity_failures(formats[-1], formats[0], precision=metadata.precision, allow_loss=allow_loss)
         if len(formats) > 1
         else []
     )
-    return Exported(path, about, tuple(formats), images.words, tuple(faults), quantised)
+    return Exported(path, metadata, tuple(formats), images.words, tuple(faults), quantised)
 
 
-def _quantised(file: Path, about: About) -> Quantised | None:
-    if about.precision != INT8:
+def _quantised(file: Path, metadata: ExportMetadata) -> QuantizedLayers | None:
+    if metadata.precision != INT8:
         return None
     try:
-        return quantised_layers(onnx.load(file))
+        return quantized_layers(onnx.load(file))
     except ExportError as error:
         raise ExportError(f"{file}: {error}") from error
 
@@ -269,7 +269,7 @@ def _images_for(
     else:
         run = user_path(origin) if origin is not None and _is_run(origin) else None
         rows = split_rows(run) if run else []
-        dataset = open_like(run, source, least_classes=1)
+        dataset = open_like(run, source, min_classes=1)
         images = other_images(dataset, model, rows, False, cache=cache, progress=progress)
         learnt = [path for path, name in zip(images.paths, images.sets, strict=True) if name == "train"]
         kept = next(name for name in (*COMPARED_SETS, *images.sets) if name in images.sets)
@@ -304,27 +304,27 @@ def _spread(count: int, most: int) -> list[int]:
 
 def _write(
     model: Model, to: str, quantize: str, learnt: Sequence[str], file: Path, scratch: Path, progress: Progress
-) -> tuple[About, dict[str, Path]]:
+) -> tuple[ExportMetadata, dict[str, Path]]:
     """Name of the format -> the file, ``file`` last; before an int8 one its float32 twin."""
     about_torch = {"torch": str(torch.__version__)}
     progress.say(f"Writing {model.net.backbone.architecture} as {file.suffix[1:]}.")
     if to == "torch":
-        about = about_of(model, written_with=about_torch)
-        write_program(capture(model), about, file)
-        return about, {to: file}
+        metadata = export_metadata(model, written_with=about_torch)
+        write_program(capture(model), metadata, file)
+        return metadata, {to: file}
     proto = onnx_graph(model)
     made_by = about_torch | {"onnxruntime": onnxruntime.__version__, "opset": str(OPSET)}
-    about = about_of(model, written_with=made_by)
+    metadata = export_metadata(model, written_with=made_by)
     if not quantize:
-        write_onnx(proto, about, file)
-        return about, {to: file}
+        write_onnx(proto, metadata, file)
+        return metadata, {to: file}
     progress.say(f"Measuring ranges of activations on {len(learnt):,} images that are not compared on.")
-    small = quantized(proto, learnt, decode_at_least=about.decode_at_least, value_range=about.value_range)
+    small = quantize_int8(proto, learnt, decode_at_least=metadata.decode_at_least, value_range=metadata.value_range)
     twin = scratch / "float32.onnx"
-    write_onnx(proto, about, twin)
-    about = about_of(model, written_with=made_by, precision=quantize)
-    write_onnx(small, about, file)
-    return about, {to: twin, f"{to} {quantize}": file}
+    write_onnx(proto, metadata, twin)
+    metadata = export_metadata(model, written_with=made_by, precision=quantize)
+    write_onnx(small, metadata, file)
+    return metadata, {to: twin, f"{to} {quantize}": file}
 
 
 @contextmanager
@@ -352,13 +352,13 @@ def _whole_or_nothing(file: Path) -> Iterator[Path]:
                 folder.rmdir()
 
 
-def _expected(model: Model, images: LabelledImages, *, device: str, progress: Progress) -> Expected:
+def _expected(model: Model, images: LabelledImages, *, device: str, progress: Progress) -> ReferencePredictions:
     clock = _Clock(progress)
     probabilities, outliers, faults = model.predict_with_outliers(images.paths, device=device, progress=clock)
     if faults:
         first = min(faults)
         raise DataError(f"{images.paths[first]}: {faults[first]}. {len(faults):,} of the images cannot be read.")
-    return Expected(tuple(images.paths), images.labels, probabilities, outliers, clock.seconds)
+    return ReferencePredictions(tuple(images.paths), images.labels, probabilities, outliers, clock.seconds)
 
 
 @final
@@ -401,6 +401,8 @@ def _size_of(model: Source | Model) -> int:
     return (path / MODEL_FILE if path.is_dir() else path).stat().st_size
 
 
-def _note_test(model: Source | Model | None, images: LabelledImages, one: Format, by: str, progress: Progress) -> None:
+def _note_test(
+    model: Source | Model | None, images: LabelledImages, one: FormatResult, by: str, progress: Progress
+) -> None:
     if any(images.test) and model is not None and _is_run(model):
         note_use(user_path(model), by, images=sum(images.test), correct=one.correct, progress=progress)

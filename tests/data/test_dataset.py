@@ -80,7 +80,9 @@ def test_class_folders_that_differ_by_case_between_splits_are_a_finding(tmp_path
     write_classes(tmp_path / "train", {"Rose": 1, "b": 1})
     write_classes(tmp_path / "val", {"rose": 1, "b": 1}, first_seed=5)
     data = open_folder(tmp_path)
-    assert ("warning", ("Rose, rose",)) in [(f.severity, f.items) for f in data.findings if f.kind == "class-names"]
+    assert ("warning", ("Rose, rose",)) in [
+        (f.severity, f.items) for f in data.findings if f.kind == "similar-class-names"
+    ]
 
 
 def test_a_class_folder_whose_name_is_not_utf8_gets_a_name_that_can_be_written(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pictures import picture
 from PIL import Image
 from timm.data import create_transform
 
-from headstart.data.decode import Preprocessing, as_rgb, decode, fit_to, format_fits_name, map_images
+from headstart.data.decode import Preprocessing, as_rgb, decode, format_fits_name, map_images, resize_and_crop
 from headstart.errors import LargeImage, UnreadableImage
 
 QUADRANTS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]], dtype=np.uint8)
@@ -67,17 +67,17 @@ def test_every_exif_orientation_comes_out_upright(
 def test_a_turned_jpeg_that_is_reduced_while_decoding_reports_its_full_upright_size() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    decoded = decode(encoded(picture(0, size=(1200, 2000)), "JPEG", exif=exif), at_least=256)
+    decoded = decode(encoded(picture(0, size=(1200, 2000)), "JPEG", exif=exif), min_side=256)
     assert (decoded.width, decoded.height) == (2000, 1200)
     assert decoded.image.size == (500, 300)
 
 
 def test_jpegs_are_never_decoded_below_what_is_needed() -> None:
     for side in (256, 511, 512, 1024, 1030, 3000):
-        for at_least in (64, 256, 300):
-            short = min(decode(encoded(picture(1, size=(side, side + 9)), "JPEG"), at_least=at_least).image.size)
-            assert short >= min(side, at_least)
-            assert short <= 2 * at_least or side / short > 7.9  # 1/8 is the smallest scale that JPEG has
+        for min_side in (64, 256, 300):
+            short = min(decode(encoded(picture(1, size=(side, side + 9)), "JPEG"), min_side=min_side).image.size)
+            assert short >= min(side, min_side)
+            assert short <= 2 * min_side or side / short > 7.9  # 1/8 is the smallest scale that JPEG has
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
@@ -357,7 +357,7 @@ def test_pixels_equal_timms_own_evaluation_transform(crop_mode: str, name: str, 
     image = picture(7, size=size)
     expected = np.asarray(theirs(image))
     expected = expected.transpose(1, 2, 0) if expected.shape[0] == 3 else expected
-    apart = np.abs(fit_to(image, own).astype(int) - expected)
+    apart = np.abs(resize_and_crop(image, own).astype(int) - expected)
     tall = size[1] > 2 * size[0]  # from 13 on, Pillow resizes such pictures down before across
     assert apart.max() <= (1 if tall else 0)
 
@@ -366,7 +366,7 @@ def test_tall_pictures_are_resized_across_first_whatever_the_version_of_pillow()
     image = picture(7, size=(90, 400))
     across = image.resize((60, 400), Image.Resampling.BICUBIC)
     expected = np.asarray(across.resize((60, 80), Image.Resampling.BICUBIC))
-    assert np.array_equal(fit_to(image, Preprocessing(80, 60, 1.0, crop_mode="squash")), expected)
+    assert np.array_equal(resize_and_crop(image, Preprocessing(80, 60, 1.0, crop_mode="squash")), expected)
 
 
 def test_arrays_and_pillow_images_in_memory() -> None:
@@ -400,12 +400,12 @@ def test_map_images_keeps_order_and_never_runs_far_ahead() -> None:
 
 def test_a_picture_of_too_many_pixels_is_refused_by_its_header() -> None:
     picture_data = encoded(quadrants(64), "PNG")
-    assert decode(picture_data, most=64 * 32).image.size == (64, 32)
-    with pytest.raises(UnreadableImage, match=r"too large: 64 x 32 pixels; at most 0\.002 million"):
-        decode(picture_data, most=2000)
+    assert decode(picture_data, max_pixels=64 * 32).image.size == (64, 32)
+    with pytest.raises(UnreadableImage, match=r"too large: 64 x 32 pixels; the limit is 0\.002 million"):
+        decode(picture_data, max_pixels=2000)
     header_alone = encoded(quadrants(64), "PNG")[:50]
     with pytest.raises(UnreadableImage, match="too large"):
-        decode(header_alone, most=2000)
+        decode(header_alone, max_pixels=2000)
 
 
 def test_what_takes_more_memory_than_there_is_now_is_not_decoded() -> None:
@@ -416,21 +416,21 @@ def test_what_takes_more_memory_than_there_is_now_is_not_decoded() -> None:
         encoded(white, "JPEG", progressive=True): 512 * 256 + 1024 * 512 * 6 // 16,  # but its coefficients are not
     }.items():
         with pytest.raises(LargeImage) as large:
-            decode(data, at_once=pixels - 1)
+            decode(data, max_decoded_pixels=pixels - 1)
         assert large.value.pixels == pixels
-        assert np.array_equal(decode(data, at_once=pixels).image, decode(data).image)
+        assert np.array_equal(decode(data, max_decoded_pixels=pixels).image, decode(data).image)
     line, own = Image.new("RGB", (10, 100)), Preprocessing(height=32, width=32, crop_pct=1)
-    assert fit_to(line, own, at_once=32 * 320).shape == (32, 32, 3)
+    assert resize_and_crop(line, own, max_decoded_pixels=32 * 320).shape == (32, 32, 3)
     with pytest.raises(LargeImage):
-        fit_to(line, own, at_once=32 * 320 - 1)
+        resize_and_crop(line, own, max_decoded_pixels=32 * 320 - 1)
 
 
 def test_a_line_that_would_grow_out_of_proportion_is_refused() -> None:
     wide = Image.new("L", (60_000, 1))
     own = Preprocessing(height=224, width=224)
     with pytest.raises(UnreadableImage, match="too long for its width: 60,000 x 1 pixels"):
-        fit_to(as_rgb(wide), own)
-    assert fit_to(as_rgb(Image.new("L", (600, 1))), own).shape == (224, 224, 3)
+        resize_and_crop(as_rgb(wide), own)
+    assert resize_and_crop(as_rgb(Image.new("L", (600, 1))), own).shape == (224, 224, 3)
 
 
 def progressive(scans: int) -> bytes:

@@ -7,7 +7,7 @@ import pytest
 from pictures import picture
 from PIL import Image
 
-from headstart.data.duplicates import DuplicatePair, find_duplicates, parts_of
+from headstart.data.duplicates import DuplicatePair, connected_parts, find_duplicates
 from headstart.data.scan import scan
 
 
@@ -78,9 +78,9 @@ def detailed(seed: int) -> Image.Image:
 
 def test_groups_and_near_copies_make_parts() -> None:
     pairs = [DuplicatePair(1, 7, False), DuplicatePair(2, 3, True)]
-    parts = parts_of([7, 1, 5, 4, 3], ["a", "a", "", "", "b", "b", "", ""], pairs).tolist()
+    parts = connected_parts([7, 1, 5, 4, 3], ["a", "a", "", "", "b", "b", "", ""], pairs).tolist()
     assert parts[0] == parts[1]
     assert len(set(parts)) == 3
-    assert len(set(parts_of([0, 1, 2, 3], ["a", "b", "a", "b"], []).tolist())) == 2
-    assert len(set(parts_of([4, 5], ["", "", "", "", "b", "b"], []).tolist())) == 1
-    assert len(set(parts_of([0, 1, 2], None, []).tolist())) == 3
+    assert len(set(connected_parts([0, 1, 2, 3], ["a", "b", "a", "b"], []).tolist())) == 2
+    assert len(set(connected_parts([4, 5], ["", "", "", "", "b", "b"], []).tolist())) == 1
+    assert len(set(connected_parts([0, 1, 2], None, []).tolist())) == 3

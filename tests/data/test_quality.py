@@ -8,7 +8,7 @@ from pictures import picture
 from PIL import Image, ImageFilter
 
 from headstart.data.inspection import inspect
-from headstart.data.quality import oddities
+from headstart.data.quality import quality_issues
 from headstart.data.scan import scan
 
 
@@ -30,7 +30,7 @@ ODD = {
     "bright": lambda: white_page(),
     "blurred": lambda: detailed(72).filter(ImageFilter.GaussianBlur(12)),
     "tiny": lambda: detailed(73).resize((40, 50)),
-    "odd-shape": lambda: detailed(74).resize((900, 260), Image.Resampling.NEAREST),
+    "extreme-aspect-ratio": lambda: detailed(74).resize((900, 260), Image.Resampling.NEAREST),
 }
 
 
@@ -39,7 +39,7 @@ def test_an_odd_picture_is_named_with_its_reason_and_no_other(tmp_path: Path, ki
     paths = [tmp_path / f"{i}.png" for i in range(12)]
     for i, path in enumerate(paths):
         (ODD[kind]() if i == 5 else detailed(i)).save(path)
-    found = {own.kind: own for own in oddities(scan([str(p) for p in paths], cache=tmp_path / "cache"))}
+    found = {own.kind: own for own in quality_issues(scan([str(p) for p in paths], cache=tmp_path / "cache"))}
     assert set(found) == {kind}
     assert found[kind].positions == (5,)
     assert any(character.isdigit() for character in found[kind].reasons[0])

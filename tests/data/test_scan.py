@@ -9,7 +9,7 @@ from pictures import picture
 from PIL import Image
 
 from headstart.data import scan as scanning
-from headstart.data.decode import Preprocessing, decode, fit_to
+from headstart.data.decode import Preprocessing, decode, resize_and_crop
 from headstart.data.scan import measure_value_range, pixel_store, scan
 from headstart.errors import UnreadableImage
 
@@ -29,7 +29,7 @@ def test_unusable_files_are_named_and_the_others_keep_their_places(tmp_path: Pat
     assert result.facts["width"].tolist() == [48, 0, 48, 0, 0, 48]
     pixels = pixel_store(SMALL, tmp_path / "cache").read([result.keys[i] for i in (5, 0)])
     for row, i in zip(pixels, (5, 0), strict=True):
-        assert np.array_equal(row, fit_to(decode(paths[i]).image, SMALL))
+        assert np.array_equal(row, resize_and_crop(decode(paths[i]).image, SMALL))
 
 
 def test_nothing_is_decoded_twice_not_even_elsewhere_under_another_name(
@@ -55,7 +55,7 @@ def test_facts_do_not_depend_on_the_preprocessing(tmp_path: Path) -> None:
     large = Preprocessing(height=700, width=700)
     with_pixels = scan([str(tmp_path / "a.jpg")], preprocessing=large, cache=tmp_path / "2")
     assert plain.facts[0] == with_pixels.facts[0]
-    expected = fit_to(decode(tmp_path / "a.jpg", at_least=large.decode_at_least).image, large)
+    expected = resize_and_crop(decode(tmp_path / "a.jpg", min_side=large.decode_at_least).image, large)
     assert np.array_equal(pixel_store(large, tmp_path / "2").read(with_pixels.keys)[0], expected)
 
 

@@ -159,7 +159,7 @@ def test_several_images_in_any_form_give_a_list(model: Model, file: Path, tmp_pa
     ],
 )
 def test_what_is_no_image_is_one_error_that_says_what_is(model: Model, image: object, words: str) -> None:
-    for ask in (model.predict, model.predict_proba, model.examine):
+    for ask in (model.predict, model.predict_proba, model.predict_with_outliers):
         with pytest.raises(OptionError, match=words):
             ask(image)
 

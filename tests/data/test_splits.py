@@ -124,7 +124,7 @@ def test_a_train_split_alone_is_drawn_from_and_no_train_split_is_an_error(tmp_pa
 def test_without_val_enough_training_images_give_one_and_test_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headstart.data.splits.LEAST_DRAWN_VAL", 9)
+    monkeypatch.setattr("headstart.data.splits.MIN_DRAWN_VAL", 9)
     write_classes(tmp_path / "d" / "train", {"a": 30, "b": 30})
     write_classes(tmp_path / "d" / "test", {"a": 5, "b": 5}, first_seed=500)
     inspection = look(tmp_path / "d", shares=SplitShares())
@@ -207,7 +207,7 @@ def test_imbalance_small_classes_and_two_labels_are_found(tmp_path: Path) -> Non
     write_classes(tmp_path / "d" / "val", {"a": 4, "b": 4}, first_seed=100)
     picture(0, (40, 60, 200)).save(tmp_path / "d/train/b/as-in-a.png")
     kinds = {f.kind for f in look(tmp_path / "d", shares=SplitShares()).findings}
-    assert {"imbalance", "few-images", "two-labels"} <= kinds
+    assert {"class-imbalance", "few-images", "conflicting-labels"} <= kinds
 
 
 # on data sets and scans of numbers, without any file
@@ -281,11 +281,11 @@ def test_as_many_expected_images_as_are_asked_for_are_enough_to_draw_val() -> No
     given = ("train",) * 200 + ("test",) * 10
     dataset, scanned = made(210, splits=given)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(splits_module, "LEAST_DRAWN_VAL", 30)
+        patch.setattr(splits_module, "MIN_DRAWN_VAL", 30)
         assert make_split(dataset, scanned, []).val_drawn  # 0.15 of 200
         less, scan = made(209, splits=given[1:])
         assert not make_split(less, scan, []).val_drawn
-    assert (splits_module.DEFAULT_SHARE, splits_module.LEAST_DRAWN_VAL) == (0.15, 100)
+    assert (splits_module.DEFAULT_SHARE, splits_module.MIN_DRAWN_VAL) == (0.15, 100)
 
 
 def test_shares_have_defaults_and_bounds() -> None:

@@ -16,7 +16,7 @@ from pyarrow import parquet
 
 from headstart.data.dataset import Dataset, open_data, open_table
 from headstart.data.finding import Finding
-from headstart.data.table import joined
+from headstart.data.table import join_labels
 from headstart.errors import DataError, OptionError
 
 LISTED = {
@@ -44,7 +44,7 @@ def test_several_labels_may_stand_there_in_many_ways(tmp_path: Path, kind: str) 
     assert data.labels.tolist() == [[1, 1, 0], [0, 0, 0], [0, 1, 1]]
     assert data.labels.dtype == np.int64
     assert data.label_names() == ["sand|sea", "", "sea|sky"]
-    assert data.numbers() == [[0, 1], [], [1, 2]]
+    assert data.label_indices() == [[0, 1], [], [1, 2]]
     assert "1 of 3 images bear no label: taken as pictures that show none of them" in data.notes
     assert ("blanks between them" in str(data.notes)) == (kind == "blanks")
     assert ("column(s) note not used" in str(data.notes)) == (kind == "marks")
@@ -67,9 +67,9 @@ def test_one_label_with_any_number_of_images_that_bear_it_will_do(tmp_path: Path
 
 def test_what_is_written_is_read_as_the_same(tmp_path: Path) -> None:
     for labels in ([["a b", "c,d"], []], [["a b"], ["c,d"], []], [["x; y"]]):
-        cells = "\n".join(f'{i},"{cell}"' for i, cell in enumerate(joined(labels)))
+        cells = "\n".join(f'{i},"{cell}"' for i, cell in enumerate(join_labels(labels)))
         data = open_table(table(tmp_path, f"path,labels\n{cells}\n"))
-        assert [[data.classes[i] for i in own] for own in data.numbers()] == labels
+        assert [[data.classes[i] for i in own] for own in data.label_indices()] == labels
 
 
 def test_splits_and_groups_go_with_several_labels(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_columns_of_any_name(tmp_path: Path) -> None:
     assert (data.paths, data.classes) == (("a", "b"), ("x", "y"))
     assert (data.splits, data.groups) == (("train", "val"), ("1", "2"))
     assert data.columns.as_options() == names
-    assert open_data(file, path_column="Datei", least_classes=1).classes == ("z",)
+    assert open_data(file, path_column="Datei", min_classes=1).classes == ("z",)
     with pytest.raises(DataError, match=r"no path column. Found: Datei, Art, Teil, Pflanze, label\. .*--path-column"):
         open_data(file)
     with pytest.raises(DataError, match=r"no column 'Sorte', named by --label-column\. Found: Datei, Art"):
@@ -263,7 +263,7 @@ def test_rows_that_lack_something_are_one_serious_finding(tmp_path: Path) -> Non
     assert finding.message == "t.csv: 10 of 40 rows have no label and are left out"
     assert finding.items[:2] == ("row 2: no label", "row 6: no label")
     notes = open_table(table(tmp_path, "path,label,split\na,x,train\nb,y,\nc,y,val\n")).findings
-    assert [(f.kind, f.severity) for f in notes if f.kind == "no-split"] == [("no-split", "note")]
+    assert [(f.kind, f.severity) for f in notes if f.kind == "row-without-split"] == [("row-without-split", "note")]
 
 
 def test_check_strict_fails_where_rows_have_no_label(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -297,7 +297,7 @@ def test_the_command_takes_the_names_of_columns(tmp_path: Path, capsys: pytest.C
 
 def test_classes_that_differ_by_case_spacing_or_unicode_form_are_a_finding(tmp_path: Path) -> None:
     data = open_table(table(tmp_path, "path,label\na,Rose\nb,rose\nc,Tulip\nd,sweet pea\ne,Sweet_Pea\n"))
-    finding = kinds(data)["class-names"]
+    finding = kinds(data)["similar-class-names"]
     assert (finding.severity, finding.items) == ("warning", ("Rose, rose", "Sweet_Pea, sweet pea"))
     assert len(data.classes) == 5
     composed, decomposed = (unicodedata.normalize(form, "Löwenzahn") for form in ("NFC", "NFD"))

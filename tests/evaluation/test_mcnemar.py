@@ -21,7 +21,7 @@ from headstart.evaluation.metrics import score_groups
 from headstart.pipeline import prepare
 from headstart.runs.test_audit import Use, note_use, read_uses, uses_text
 from headstart.training.losses import learnable_folds
-from headstart.trust.ood import Familiar
+from headstart.trust.ood import OodDetector
 
 
 def rights(both: int, first: int, second: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
@@ -198,7 +198,10 @@ def test_no_step_of_a_run_divides_a_group(
 ) -> None:
     """Of 7 groups in all: every step that leaves images out is given the groups of those that it judges."""
     seen: dict[str, int] = {}
-    steps = {name: getattr(prepare, name) for name in ("fit_classifier", "doubts", "calibrate", "cross_fitted_scores")}
+    steps = {
+        name: getattr(prepare, name)
+        for name in ("fit_classifier", "inspect_features", "calibrate", "cross_fitted_scores")
+    }
     for name in steps:
 
         def noted(*args: Any, step: str = name, **given: Any) -> Any:
@@ -207,9 +210,9 @@ def test_no_step_of_a_run_divides_a_group(
 
         monkeypatch.setattr(prepare, name, noted)
     apart = []
-    distances = Familiar.distances
+    distances = OodDetector.distances
     monkeypatch.setattr(
-        Familiar,
+        OodDetector,
         "distances",
         lambda self, x, *, parts=None, **more: apart.append(parts) or distances(self, x, parts=parts, **more),
     )

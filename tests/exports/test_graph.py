@@ -7,17 +7,17 @@ import pytest
 import torch
 from small_models import shown, small_model
 
-from headstart.exports.graph import Graph
+from headstart.exports.graph import ExportGraph
 
 KINDS = {
-    "linear": {"familiar": True},
+    "linear": {"ood_detector": True},
     "two classes, one logit": {"head": "single"},
-    "hidden layers, cut": {"head": "8-0.5", "cut": "layer3", "pool": "avgmax", "familiar": True},
-    "a convolution on the map": {"head": "conv6-flatten", "cut": "layer2", "pool": "none", "familiar": True},
+    "hidden layers, cut": {"head": "8-0.5", "cut": "layer3", "pool": "avgmax", "ood_detector": True},
+    "a convolution on the map": {"head": "conv6-flatten", "cut": "layer2", "pool": "none", "ood_detector": True},
     "a kernel": {"head": "rbf"},
     "nearest neighbours": {"head": "neighbours"},
-    "several labels": {"several": True, "familiar": True},
-    "tokens": {"architecture": "test_vit", "familiar": True},
+    "several labels": {"several": True, "ood_detector": True},
+    "tokens": {"architecture": "test_vit", "ood_detector": True},
 }
 
 
@@ -27,7 +27,7 @@ def test_raw_pixels_get_what_examine_gives(kind: str) -> None:
     images = [np.array(shown(1000 + i).resize(size)) for i, size in enumerate([(48, 40), (200, 190), (31, 37)])]
     chances, outliers, _ = model.predict_with_outliers(images)
     assert np.ptp(chances, axis=0).max() > 0.02  # else nothing could be told apart
-    graph = Graph(model)
+    graph = ExportGraph(model)
     for image, chance, outlier in zip(images, chances, outliers, strict=True):
         first, *others = graph(torch.from_numpy(image)[None])
         assert np.abs(first[0].numpy() - chance).max() < 1e-4

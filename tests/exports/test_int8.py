@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pictures import picture
 
 from headstart.errors import ExportError
-from headstart.exports.int8 import FIRST, quantised_layers, quantized
+from headstart.exports.int8 import FIRST, quantize_int8, quantized_layers
 
 CONVOLUTIONS = FIRST + 2
 
@@ -59,8 +59,8 @@ def pictures(tmp_path: Path) -> list[str]:
 
 
 def test_the_layers_of_the_backbone_compute_in_8_bits_and_are_counted(pictures: list[str]) -> None:
-    small = quantized(graph(), pictures, decode_at_least=48)
-    found = quantised_layers(small)
+    small = quantize_int8(graph(), pictures, decode_at_least=48)
+    found = quantized_layers(small)
     assert (found.convolutions, found.products) == ((2, CONVOLUTIONS), (0, 1))
     assert str(found) == f"2 of {CONVOLUTIONS} convolutions and 0 of 1 matrix products in 8 bits"
 
@@ -69,22 +69,22 @@ def test_a_graph_that_stayed_float32_is_refused_whatever_the_exporter_said_of_it
     with pytest.raises(
         ExportError, match=f"not quantised: 0 of {CONVOLUTIONS} convolutions and 0 of 1 matrix products"
     ):
-        quantized(graph(scopes=False), pictures, decode_at_least=48)  # as if a new exporter wrote no metadata
+        quantize_int8(graph(scopes=False), pictures, decode_at_least=48)  # as if a new exporter wrote no metadata
     with pytest.raises(ExportError, match="not quantised"):
-        quantised_layers(graph())
+        quantized_layers(graph())
 
 
 def test_weights_alone_in_8_bits_do_not_count(pictures: list[str]) -> None:
-    small = quantized(graph(), pictures, decode_at_least=48)
+    small = quantize_int8(graph(), pictures, decode_at_least=48)
     made_by = {name: node for node in small.graph.node for name in node.output}
     for node in small.graph.node:
         if node.op_type == "Conv" and made_by[node.input[0]].op_type == "DequantizeLinear":
             node.input[0] = made_by[made_by[node.input[0]].input[0]].input[0]  # what is quantised there
     with pytest.raises(ExportError, match="not quantised"):
-        quantised_layers(small)
+        quantized_layers(small)
 
 
 def test_quantised_operators_count_as_well() -> None:
     nodes = [helper.make_node(kind, ["a", "b"], [kind]) for kind in ("QLinearConv", "ConvInteger", "MatMulInteger")]
-    found = quantised_layers(helper.make_model(helper.make_graph(nodes, "own", [], [])))
+    found = quantized_layers(helper.make_model(helper.make_graph(nodes, "own", [], [])))
     assert (found.convolutions, found.products) == ((2, 2), (1, 1))

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from headstart.data.decode import Preprocessing, fit_to
+from headstart.data.decode import Preprocessing, resize_and_crop
 from headstart.errors import ExportError
-from headstart.exports.resize import FILTERS, Fit
+from headstart.exports.resize import FILTERS, ResizeAndCrop
 
 SIZES = [(333, 251), (97, 61), (120, 500), (1, 1), (1, 7), (2, 3), (64, 64), (73, 73), (32, 32), (31, 900), (700, 23)]
 
@@ -20,8 +20,8 @@ def noisy(height: int, width: int) -> np.ndarray:
 
 def apart(preprocessing: Preprocessing, size: tuple[int, int]) -> np.ndarray:
     pixels = noisy(*size)
-    given = Fit(preprocessing)(torch.from_numpy(pixels)[None])[0].permute(1, 2, 0).numpy()
-    return np.abs(given - fit_to(Image.fromarray(pixels), preprocessing))
+    given = ResizeAndCrop(preprocessing)(torch.from_numpy(pixels)[None])[0].permute(1, 2, 0).numpy()
+    return np.abs(given - resize_and_crop(Image.fromarray(pixels), preprocessing))
 
 
 @pytest.mark.parametrize("mode", ["center", "squash", "border"])
@@ -40,7 +40,7 @@ def test_pixels_of_any_size_become_what_fit_to_gives(interpolation: str, mode: s
 
 def test_a_batch_is_what_its_pictures_are() -> None:
     pixels = np.stack([noisy(50, 90), noisy(90, 50).transpose(1, 0, 2)])
-    fit = Fit(Preprocessing(32, 32))
+    fit = ResizeAndCrop(Preprocessing(32, 32))
     both = fit(torch.from_numpy(pixels))
     assert both.shape == (2, 3, 32, 32)
     for one, own in zip(both, pixels, strict=True):
@@ -49,4 +49,4 @@ def test_a_batch_is_what_its_pictures_are() -> None:
 
 def test_an_interpolation_without_a_filter_is_refused_by_name() -> None:
     with pytest.raises(ExportError, match="'nearest', which cannot be exported"):
-        Fit(Preprocessing(32, 32, interpolation="nearest"))
+        ResizeAndCrop(Preprocessing(32, 32, interpolation="nearest"))

@@ -17,10 +17,10 @@ from PIL import Image
 from small_models import small_model
 
 from headstart.data.decode import decode
-from headstart.exports.graph import about as about_of
-from headstart.exports.metadata import About
+from headstart.exports.graph import export_metadata
+from headstart.exports.metadata import ExportMetadata
 from headstart.exports.onnx import write_onnx
-from headstart.exports.parity import Format
+from headstart.exports.parity import FormatResult
 from headstart.exports.snippets import PICTURE
 from headstart.verbs import export as export_module
 
@@ -45,11 +45,11 @@ def mean_colour(*, outlier: bool) -> onnx.ModelProto:
 
 
 def printed(
-    file: Path, about: About, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    file: Path, metadata: ExportMetadata, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> dict[str, str]:
     """Language -> what stands behind it in the command's output, to the letter."""
-    row = Format("onnx", 1, 1, 0.2, 1.0, 1, 1.0)
-    exported = export_module.Exported(file, about, (row,), "val of runs/own")
+    row = FormatResult("onnx", 1, 1, 0.2, 1.0, 1, 1.0)
+    exported = export_module.Exported(file, metadata, (row,), "val of runs/own")
     monkeypatch.setattr(export_module, "export", lambda *_, **__: exported)
     status, out, err = main("export", "runs/own", capsys=capsys)
     assert status == 0, err
@@ -72,19 +72,19 @@ def test_the_printed_snippet_runs_as_it_is(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    about = about_of(small_model(), written_with={})
-    about = replace(about, classes=("red", "green", "blue"), decode_at_least=64, none_above=None)
+    metadata = export_metadata(small_model(), written_with={})
+    metadata = replace(metadata, classes=("red", "green", "blue"), decode_at_least=64, none_above=None)
     if kind == "several labels":
-        about = replace(about, thresholds=(0.3, 0.3, 0.3))
+        metadata = replace(metadata, thresholds=(0.3, 0.3, 0.3))
     if kind == "outlier":
-        about = replace(about, none_above=0.01)
+        metadata = replace(metadata, none_above=0.01)
     monkeypatch.chdir(tmp_path)
     file = Path("model.onnx")
-    write_onnx(mean_colour(outlier=kind == "outlier"), about, file)
+    write_onnx(mean_colour(outlier=kind == "outlier"), metadata, file)
     image = picture(3, (40, 60, 200))
     zero = kind.startswith("alpha")
     (alpha_zero(image) if zero else image).save(tmp_path / PICTURE, format="PNG")
-    text = printed(file, about, monkeypatch, capsys)["python"]
+    text = printed(file, metadata, monkeypatch, capsys)["python"]
     assert not text.startswith((" ", "\n"))
     given = {"args": [text]} if how == ["-c"] else {"input": text}
     done = subprocess.run(
@@ -110,8 +110,8 @@ def test_the_printed_snippet_runs_as_it_is(
 def test_the_javascript_snippet_stands_at_the_left_margin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    about = about_of(small_model(), written_with={})
-    text = printed(tmp_path / "model.onnx", about, monkeypatch, capsys)["javascript"]
+    metadata = export_metadata(small_model(), written_with={})
+    text = printed(tmp_path / "model.onnx", metadata, monkeypatch, capsys)["javascript"]
     assert text.startswith('import fs from "node:fs";\n')
-    assert text == export_module.javascript_snippet(tmp_path / "model.onnx", about) + "\n"
+    assert text == export_module.javascript_snippet(tmp_path / "model.onnx", metadata) + "\n"
     assert not any(line.startswith(" ") for line in text.splitlines())

@@ -24,7 +24,7 @@ from headstart.engine.torch_engine import TorchEngine
 from headstart.errors import CacheError, DataError
 from headstart.features import activations as module
 from headstart.features import extract
-from headstart.features.activations import Activations, Pictures, Through, Views
+from headstart.features.activations import Activations, Continuation, ImageFiles, Views
 from headstart.features.extract import compute_features
 from headstart.pipeline.prepare import tap_at
 from headstart.training.finetune import TuneSettings
@@ -37,24 +37,24 @@ def backbone() -> Backbone:
     return random_backbone("resnet18", image_size=32)
 
 
-def pictures_of(folder: Path, backbone: Backbone) -> Pictures:
+def pictures_of(folder: Path, backbone: Backbone) -> ImageFiles:
     """Read into the default cache and those that the tests use."""
     files = sorted(map(str, folder.rglob("*.png")))
     caches = [cache_root(), *(folder.parent / name for name in ("cache", "whole", "stopped"))]
     scans = [scan(files, preprocessing=backbone.preprocessing, cache=cache) for cache in caches]
-    return Pictures(files, scans[0].keys)
+    return ImageFiles(files, scans[0].keys)
 
 
 def activations(
     backbone: Backbone,
-    pictures: Pictures,
+    pictures: ImageFiles,
     cache: Path,
     *,
     boundary: str = "layer2",
     views: int = 3,
     keep: bool = True,
     engine: Engine | None = None,
-    source: tuple[Activations, Through] | None = None,
+    source: tuple[Activations, Continuation] | None = None,
 ) -> Activations:
     split = split_backbone(backbone)
     net = ActivationNet(backbone, boundary, split.prefix(boundary))
@@ -71,13 +71,13 @@ def activations(
 
 
 @pytest.fixture
-def pictures(tmp_path: Path, backbone: Backbone) -> Pictures:
+def pictures(tmp_path: Path, backbone: Backbone) -> ImageFiles:
     return pictures_of(write_classes(tmp_path / "data", {"a": 10, "b": 9}), backbone)
 
 
 @pytest.mark.parametrize("boundary", ["layer2", INPUT])
 def test_kept_and_made_anew_are_the_same_to_the_bit(
-    boundary: str, backbone: Backbone, pictures: Pictures, tmp_path: Path
+    boundary: str, backbone: Backbone, pictures: ImageFiles, tmp_path: Path
 ) -> None:
     """Law 2."""
     kept = activations(backbone, pictures, tmp_path / "cache", boundary=boundary)
@@ -90,7 +90,7 @@ def test_kept_and_made_anew_are_the_same_to_the_bit(
     assert not torch.equal(kept.read([(0, 0)]), kept.read([(0, 1)]))
 
 
-def test_the_first_view_is_the_image_as_it_is(backbone: Backbone, pictures: Pictures, tmp_path: Path) -> None:
+def test_the_first_view_is_the_image_as_it_is(backbone: Backbone, pictures: ImageFiles, tmp_path: Path) -> None:
     viewed = activations(backbone, pictures, tmp_path / "cache")
     viewed.prepare()
     plain = activations(backbone, pictures, tmp_path / "cache", views=0)
@@ -101,7 +101,7 @@ def test_the_first_view_is_the_image_as_it_is(backbone: Backbone, pictures: Pict
 
 @pytest.mark.parametrize("engine_name", EXACT_ENGINES)
 def test_what_was_kept_while_features_were_computed_is_what_would_be_made(
-    engine_name: str, backbone: Backbone, pictures: Pictures, tmp_path: Path
+    engine_name: str, backbone: Backbone, pictures: ImageFiles, tmp_path: Path
 ) -> None:
     """By the same engine; and the features are what they are without it, to the bit."""
     net, cache = FeatureNet(backbone), tmp_path / "cache"
@@ -125,7 +125,7 @@ def test_what_was_kept_while_features_were_computed_is_what_would_be_made(
     assert torch.equal(found.read(rows), made.read(rows))
 
 
-def test_validation_sees_the_images_as_they_are(backbone: Backbone, pictures: Pictures) -> None:
+def test_validation_sees_the_images_as_they_are(backbone: Backbone, pictures: ImageFiles) -> None:
     plain = activations(backbone, pictures, cache_root(), boundary=INPUT, views=0)
     plain.prepare()
     pixels = torch.from_numpy(pixel_store(backbone.preprocessing).read([pictures.keys[4]]))
@@ -133,7 +133,7 @@ def test_validation_sees_the_images_as_they_are(backbone: Backbone, pictures: Pi
 
 
 def test_a_kill_loses_one_batch_and_what_follows_is_the_same(
-    backbone: Backbone, pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backbone: Backbone, pictures: ImageFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(extract, "APPEND", 16)
     whole = activations(backbone, pictures, tmp_path / "whole")
@@ -159,7 +159,7 @@ def test_a_kill_loses_one_batch_and_what_follows_is_the_same(
 
 
 def test_more_views_keep_those_that_there_are(
-    backbone: Backbone, pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backbone: Backbone, pictures: ImageFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     activations(backbone, pictures, tmp_path / "cache", views=2).prepare()
     made: list[int] = []
@@ -170,17 +170,17 @@ def test_more_views_keep_those_that_there_are(
     assert made == [2] * 19
 
 
-def test_a_later_boundary_is_made_from_an_earlier_one(backbone: Backbone, pictures: Pictures, tmp_path: Path) -> None:
+def test_a_later_boundary_is_made_from_an_earlier_one(backbone: Backbone, pictures: ImageFiles, tmp_path: Path) -> None:
     split = split_backbone(backbone)
     early = activations(backbone, pictures, tmp_path / "cache", boundary="layer2")
     early.prepare()
     late = activations(backbone, pictures, tmp_path / "cache", boundary="layer3")
     part = split.segment("layer2", "layer3")
     assert isinstance(part, torch.fx.GraphModule)
-    source = early, Through("layer2", fold_for_training(part, torch.float32), torch.float32)
+    source = early, Continuation("layer2", fold_for_training(part, torch.float32), torch.float32)
     through = activations(backbone, pictures, tmp_path / "cache", boundary="layer3", source=source)
     assert through.store.folder != late.store.folder
-    coarse = early, Through("layer2", fold_for_training(part, torch.bfloat16), torch.bfloat16)
+    coarse = early, Continuation("layer2", fold_for_training(part, torch.bfloat16), torch.bfloat16)
     other = activations(backbone, pictures, tmp_path / "cache", boundary="layer3", source=coarse)
     assert other.store.folder != through.store.folder, "rows of another precision would be found here"
     assert other.plain.folder != through.plain.folder
@@ -193,7 +193,7 @@ def test_a_later_boundary_is_made_from_an_earlier_one(backbone: Backbone, pictur
 
 @pytest.mark.parametrize("batch_size", [16, 48])
 def test_a_step_of_fine_tuning_makes_its_rows_and_no_more(
-    backbone: Backbone, pictures: Pictures, tmp_path: Path, batch_size: int
+    backbone: Backbone, pictures: ImageFiles, tmp_path: Path, batch_size: int
 ) -> None:
     """Whatever batches the engine likes that made the earlier ones."""
     early = activations(backbone, pictures, tmp_path / "cache", boundary="layer2")
@@ -202,7 +202,7 @@ def test_a_step_of_fine_tuning_makes_its_rows_and_no_more(
     part = split_backbone(backbone).segment("layer2", "layer3")
     made: list[int] = []
     part.register_forward_pre_hook(lambda _, given: made.append(len(given[0])))
-    source = early, Through("layer2", part, torch.float32)
+    source = early, Continuation("layer2", part, torch.float32)
     through = activations(backbone, pictures, tmp_path / "cache", boundary="layer3", keep=False, source=source)
     rows = [(image, view) for image in range(16) for view in (0, 1)]
     assert through.read(rows).shape == (TuneSettings(1).batch_size, *through.shape)
@@ -231,7 +231,7 @@ def test_where_reading_is_dearer_nothing_is_kept(
 
 
 def test_an_image_that_changed_since_it_was_read_is_named(
-    backbone: Backbone, pictures: Pictures, tmp_path: Path
+    backbone: Backbone, pictures: ImageFiles, tmp_path: Path
 ) -> None:
     Path(pictures.files[3]).write_bytes(Path(pictures.files[4]).read_bytes())
     with pytest.raises(DataError, match=r"has changed since"):
@@ -242,7 +242,7 @@ def test_an_image_that_changed_since_it_was_read_is_named(
 
 
 def test_rows_too_large_for_half_precision_are_refused(
-    backbone: Backbone, pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backbone: Backbone, pictures: ImageFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = activations(backbone, pictures, tmp_path / "cache")
     too_large = np.full((16, *source.shape), 1e6, np.float32)
@@ -251,7 +251,7 @@ def test_rows_too_large_for_half_precision_are_refused(
         source.prepare()
 
 
-def test_rows_made_from_others_are_refused_alike(backbone: Backbone, pictures: Pictures, tmp_path: Path) -> None:
+def test_rows_made_from_others_are_refused_alike(backbone: Backbone, pictures: ImageFiles, tmp_path: Path) -> None:
     early = activations(backbone, pictures, tmp_path / "cache", boundary="layer2")
     late = activations(backbone, pictures, tmp_path / "cache", boundary="layer3")
 
@@ -265,7 +265,7 @@ def test_rows_made_from_others_are_refused_alike(backbone: Backbone, pictures: P
         pictures,
         tmp_path / "cache",
         boundary="layer3",
-        source=(early, Through("layer2", TooLarge(), torch.float32)),
+        source=(early, Continuation("layer2", TooLarge(), torch.float32)),
     )
     with pytest.raises(CacheError, match="exceed half precision"):
         through.prepare()

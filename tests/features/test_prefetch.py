@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from headstart.features.prefetch import DeviceFeed, DirectFeed, Row, feed_for
+from headstart.features.prefetch import DirectReader, PrefetchingReader, Row, activation_reader
 
 CPU = torch.device("cpu")
 
@@ -15,12 +15,12 @@ class Counted:
     def __init__(self) -> None:
         self.asked: list[Row] = []
 
-    def read_kept(self, rows: list[Row]) -> np.ndarray:
+    def read_half(self, rows: list[Row]) -> np.ndarray:
         self.asked += rows
         return np.stack([np.arange(12, dtype=np.float16).reshape(3, 2, 2) + 100 * i + 10 * view for i, view in rows])
 
     def read(self, rows: list[Row]) -> torch.Tensor:
-        return torch.from_numpy(self.read_kept(rows)).float().contiguous(memory_format=torch.channels_last)
+        return torch.from_numpy(self.read_half(rows)).float().contiguous(memory_format=torch.channels_last)
 
 
 BATCHES = [[(0, 0), (1, 1)], [(2, 0), (3, 1)], [(4, 0)]]
@@ -29,7 +29,7 @@ ROW = 12 * 2
 
 @pytest.mark.parametrize("room", [0, 3 * ROW, 1 << 20])
 def test_a_feed_gives_what_its_source_gives_whatever_it_keeps(room: int) -> None:
-    feed = DeviceFeed(source := Counted(), CPU, rows=5, room=room)
+    feed = PrefetchingReader(source := Counted(), CPU, rows=5, room=room)
     for epoch in range(3):
         feed.expect(BATCHES)
         for batch in BATCHES:
@@ -41,7 +41,7 @@ def test_a_feed_gives_what_its_source_gives_whatever_it_keeps(room: int) -> None
 
 
 def test_what_is_kept_is_read_once() -> None:
-    feed = DeviceFeed(source := Counted(), CPU, rows=5, room=1 << 20)
+    feed = PrefetchingReader(source := Counted(), CPU, rows=5, room=1 << 20)
     for _ in range(3):
         feed.expect(BATCHES)
         for batch in BATCHES:
@@ -50,7 +50,7 @@ def test_what_is_kept_is_read_once() -> None:
 
 
 def test_without_room_everything_is_read_again_and_only_what_is_asked_for() -> None:
-    feed = DeviceFeed(source := Counted(), CPU, rows=5, room=0)
+    feed = PrefetchingReader(source := Counted(), CPU, rows=5, room=0)
     for _ in range(2):
         feed.expect(BATCHES)
         for batch in BATCHES:
@@ -59,7 +59,7 @@ def test_without_room_everything_is_read_again_and_only_what_is_asked_for() -> N
 
 
 def test_what_was_not_announced_is_read_as_well() -> None:
-    feed = DeviceFeed(Counted(), CPU, rows=5, room=2 * ROW)
+    feed = PrefetchingReader(Counted(), CPU, rows=5, room=2 * ROW)
     feed.expect(BATCHES)
     for rows in ([(3, 1), (0, 0)], [(0, 0)], [(0, 0), (0, 0), (4, 1)]):
         assert torch.equal(feed.read(rows), Counted().read(rows))
@@ -67,18 +67,18 @@ def test_what_was_not_announced_is_read_as_well() -> None:
 
 def test_an_error_of_the_source_reaches_who_reads() -> None:
     class Broken(Counted):
-        def read_kept(self, rows: list[Row]) -> np.ndarray:
+        def read_half(self, rows: list[Row]) -> np.ndarray:
             raise OSError("gone")
 
-    feed = DeviceFeed(Broken(), CPU, rows=5, room=0)
+    feed = PrefetchingReader(Broken(), CPU, rows=5, room=0)
     feed.expect(BATCHES)
     with pytest.raises(OSError, match="gone"):
         feed.read(BATCHES[0])
 
 
 def test_a_cpu_reads_when_it_is_asked() -> None:
-    feed = feed_for(source := Counted(), CPU, rows=5)
-    assert isinstance(feed, DirectFeed)
+    feed = activation_reader(source := Counted(), CPU, rows=5)
+    assert isinstance(feed, DirectReader)
     feed.expect(BATCHES)
     assert source.asked == []
     assert torch.equal(feed.read(BATCHES[0]), Counted().read(BATCHES[0]))

@@ -18,7 +18,7 @@ import headstart as hs
 from headstart.cli.main import app
 from headstart.data.dataset import open_table
 from headstart.data.inspection import inspect
-from headstart.data.table import joined
+from headstart.data.table import join_labels
 from headstart.errors import DataError, OptionError
 from headstart.evaluation.metrics import LabelScores
 from headstart.evaluation.predictions import Evaluated
@@ -29,7 +29,7 @@ BACKBONE = "mobilenetv3_small_050"
 def write_table(folder: Path, count: int, *, train: int | None = None) -> Path:
     """A table of mixtures beside their folder; the first ``train`` for train, the others for val."""
     rows = write_mixtures(folder / "pictures", count)
-    cells = joined([labels for _, labels in rows])
+    cells = join_labels([labels for _, labels in rows])
     lines = ["path,labels" + (",split" if train else "")]
     for i, ((name, _), cell) in enumerate(zip(rows, cells, strict=True)):
         side = "" if train is None else ",train" if i < train else ",val"
@@ -239,8 +239,8 @@ def test_labels_that_stand_on_every_image_or_on_none_are_named(weights: Path, tm
     lines = [f"pictures/{name},1,{int('red' in labels)},0" for name, labels in rows]
     (tmp_path / "t.csv").write_text("path,picture,red,moon\n" + "\n".join(lines))
     found = {finding.kind: finding for finding in inspect(tmp_path / "t.csv").findings}
-    assert found["label-everywhere"].items == ("picture",)
-    assert "moon" in found["class-missing"].items
+    assert found["constant-label"].items == ("picture",)
+    assert "moon" in found["missing-class"].items
     (tmp_path / "t.csv").write_text("path,picture\n" + "\n".join(line[: line.index(",") + 2] for line in lines))
     with pytest.raises(DataError, match="each label stands on all of them or on none"):
         hs.train(tmp_path / "t.csv", out=tmp_path / "run", backbone=BACKBONE, weights=str(weights), image_size=64)

@@ -232,7 +232,7 @@ def test_a_class_missing_from_train_or_val_is_reported_and_shifts_nothing(tmp_pa
     write_classes(tmp_path / "d" / "train", {"blue": 20, "red": 20})
     write_classes(tmp_path / "d" / "val", {"blue": 6, "green": 4, "red": 6}, first_seed=200)
     run = hs.train(tmp_path / "d", out=tmp_path / "run", **QUICK)
-    assert any(f.kind == "class-missing" and f.items == ("green",) for f in run.findings)
+    assert any(f.kind == "missing-class" and f.items == ("green",) for f in run.findings)
     figures = {c.label: c for c in run.results["val"].classes}
     assert (figures["green"].support, figures["green"].recall) == (4, 0)
     assert figures["blue"].recall > 0.6
@@ -462,5 +462,5 @@ def test_a_table_for_excel_opens_alike_in_every_language(tmp_path: Path) -> None
     assert lines[0].split("\t")[:5] == ["path", "label", "probability", "label2", "probability2"]
     assert lines[1].split("\t") == ["ü.png", "'=1+1", "99%", "Gänse", "1%", "'=1+1", "50%", ""]
     assert lines[2].split("\t")[-1] == "empty file (0 bytes)"
-    table = open_table(tmp_path / "p.csv", least_classes=1)  # and Headstart reads it as well
+    table = open_table(tmp_path / "p.csv", min_classes=1)  # and Headstart reads it as well
     assert table.classes == ("=1+1",)

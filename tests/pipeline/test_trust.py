@@ -42,8 +42,8 @@ def test_a_run_calibrates_its_model_and_writes_down_what_it_found(run: hs.Run) -
     own = model.calibration
     assert own.images == run.results["val"].count >= 100
     assert own.source == f"{own.images} validation images"
-    assert own.usual_images > own.images  # a drawn split: training images say what is usual as well
-    assert own.wanted == 0.93
+    assert own.num_inliers > own.images  # a drawn split: training images say what is usual as well
+    assert own.target_accuracy == 0.93
     written = json.loads((run.folder / "run.json").read_text())["calibration"]
     assert {name: written[name] for name in own.as_json()} == own.as_json()
     test = next(entry for entry in written["reliability"] if entry["name"] == "test")

@@ -14,7 +14,7 @@ import headstart as hs
 from headstart.evaluation.metrics import wilson
 from headstart.evaluation.reliability import reliability
 from headstart.prediction import NONE_OF_THESE
-from headstart.trust.calibration import by_others
+from headstart.trust.calibration import cross_fitted_probabilities
 
 pytestmark = pytest.mark.untimed
 
@@ -25,7 +25,7 @@ def test_the_calibration_error_is_under_4_points(flowers_run: Path) -> None:
     classes = hs.load(flowers_run).classes
     logits = np.log([[float(row[f"p:{name}"]) for name in classes] for row in rows])
     labels = np.array([classes.index(row["label"]) for row in rows])
-    crossed = by_others(logits, labels)  # no image is judged by a temperature that it took part in
+    crossed = cross_fitted_probabilities(logits, labels)  # no image is judged by a temperature that it took part in
     found = reliability("", crossed.max(1), crossed.argmax(1) == labels).error
     assert found < 0.04
     written = json.loads((flowers_run / "run.json").read_text())["calibration"]["reliability"]

@@ -18,7 +18,7 @@ from pictures import COLOURS, mislabel, write_classes
 import headstart as hs
 from headstart.reports.image_map import LEAST, make_map, read_map
 from headstart.runs.log import read_log
-from headstart.trust.calibration import by_others
+from headstart.trust.calibration import cross_fitted_probabilities
 
 FIGURE = re.compile(r'<(\w+)[^>]* data-figure="([^"]*)"[^>]*>(.*?)</\1>', re.DOTALL)
 
@@ -91,10 +91,12 @@ def test_every_figure_is_recomputed_from_the_predictions(run: hs.Run, rows: list
             logits = temperature * np.log(chances)
             plain = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
             expected["calibration|val, before"] = f"{100 * error(plain, places):.1f}"
-            expected["calibration|val, after"] = f"{100 * error(by_others(logits, np.array(places)), places):.1f}"
+            expected["calibration|val, after"] = (
+                f"{100 * error(cross_fitted_probabilities(logits, np.array(places)), places):.1f}"
+            )
     own = hs.load(run.folder).calibration
     judged = "the images it did not learn from, each fifth judged by the others,"
-    expected[f"kept|{judged}"] = str(own.usual_kept)
+    expected[f"kept|{judged}"] = str(own.num_inliers_accepted)
     expected |= {"coverage": f"{100 * own.coverage:.1f} %", "covered-accuracy": f"{100 * own.accuracy:.1f} %"}
     with open(run.folder / "split.csv", newline="") as file:
         images = [(row["split"], row["label"]) for row in csv.DictReader(file)]

@@ -326,7 +326,7 @@ def test_other_data_are_opened_by_the_columns_of_the_run_where_they_have_them(tm
     assert open_like(None, data / "usual.csv").classes == ("blue", "red")
     with pytest.raises(DataError):
         open_like(run, data / "one.csv")
-    assert open_like(run, data / "one.csv", least_classes=1).classes == ("red",)
+    assert open_like(run, data / "one.csv", min_classes=1).classes == ("red",)
     (run / "start.json").write_text("{")
     with pytest.raises(DataError):
         open_like(run, data / "own.csv")

@@ -23,7 +23,7 @@ from headstart.serve.batching import Service
 from headstart.serve.limits import Limits
 from headstart.serve.middleware import Admission
 from headstart.trust.calibration import Calibration
-from headstart.trust.ood import Familiar
+from headstart.trust.ood import OodDetector
 
 LIMITS = Limits(body=200_000, images=10, pixels=1_000_000, body_seconds=1.0)
 HOSTILE = [
@@ -115,7 +115,7 @@ def test_one_bad_picture_of_ten_has_its_reason_and_the_nine_have_their_answers(s
 def test_a_picture_with_too_many_pixels_is_refused_by_its_header_and_alone(server: Served) -> None:
     sent = ("a.png", bomb(1_001, 1_000)), ("b.png", bomb(60_000, 60_000)), ("good.jpg", jpeg())
     said = server.predict(*sent).json()["predictions"]
-    assert said[0]["error"] == "too large: 1,001 x 1,000 pixels; at most 1 million are taken"
+    assert said[0]["error"] == "too large: 1,001 x 1,000 pixels; the limit is 1 million"
     assert said[1]["error"].startswith("too large")
     assert said[2]["error"] is None
 
@@ -128,7 +128,7 @@ def test_so_many_classes_are_listed_as_were_asked_for(server: Served) -> None:
 
 
 def test_strangers_and_several_labels_are_said() -> None:
-    unlike = Familiar(np.full((60, LENGTH), -1, np.float16), np.linspace(0, 0.1, 60, dtype=np.float32))
+    unlike = OodDetector(np.full((60, LENGTH), -1, np.float16), np.linspace(0, 0.1, 60, dtype=np.float32))
     model = tiny_model(ood_detector=unlike, thresholds=[0.0, 0.0, 1.0])
     with served(model) as server:
         (said,) = server.predict(("a.jpg", jpeg())).json()["predictions"]

@@ -215,7 +215,7 @@ def test_an_engine_that_fails_once_fails_those_requests_alone() -> None:
     at_work(model, use)
 
 
-def nothing(at_once: int | None) -> None:
+def nothing(max_decoded_pixels: int | None) -> None:
     """An image that needs no decoding."""
 
 
@@ -414,7 +414,7 @@ def test_images_to_classify_are_decoded_before_those_of_other_requests(monkeypat
 
     vars(model)["preprocess"] = pixels
 
-    def hold(at_once: int | None) -> None:
+    def hold(max_decoded_pixels: int | None) -> None:
         begun.set()
         assert go.wait(20)
 
@@ -497,10 +497,10 @@ def test_large_pictures_are_decoded_within_their_bound_and_hold_up_no_other(monk
     decode, shut, under_way, most = model.preprocess, threading.Event(), 0, 0
     lock = threading.Lock()
 
-    def pixels(data: Any, *, at_once: int | None, **options: Any) -> Any:
+    def pixels(data: Any, *, max_decoded_pixels: int | None, **options: Any) -> Any:
         nonlocal under_way, most
-        if at_once is not None:
-            return decode(data, at_once=at_once, **options)
+        if max_decoded_pixels is not None:
+            return decode(data, max_decoded_pixels=max_decoded_pixels, **options)
         with lock:
             under_way += 1
             most = max(most, under_way)

@@ -106,7 +106,7 @@ def test_what_another_process_keeps_or_a_person_puts_there_is_seen(tmp_path: Pat
     (tmp_path / "kept" / "daisy" / "mine.png").write_bytes(data(3))
     (tmp_path / "kept" / ".index.jsonl").write_text('{"key": "gone", "label": "x", "file": "y.png", "time": 1}\n{"da')
     assert [(c.key, c.label) for c in Corrections(tmp_path / "kept").all()] == [("mine", "daisy")]
-    assert open_folder(tmp_path / "kept", least_classes=1).classes == ("daisy",)
+    assert open_folder(tmp_path / "kept", min_classes=1).classes == ("daisy",)
 
 
 def test_a_damaged_index_is_no_fault(tmp_path: Path) -> None:

@@ -21,11 +21,10 @@ from servers import serving
 
 import headstart as hs
 from headstart.backbone.weights import random_backbone
-from headstart.data.decode import decode, fit_to
+from headstart.data.decode import decode, resize_and_crop
 from headstart.errors import DataError, OptionError
-from headstart.exports.graph import Graph
-from headstart.exports.graph import about as about_of
-from headstart.exports.metadata import About
+from headstart.exports.graph import ExportGraph, export_metadata
+from headstart.exports.metadata import ExportMetadata
 from headstart.exports.snippets import python_snippet
 from headstart.files import read_rows
 from headstart.serve.app import build_app
@@ -61,7 +60,7 @@ def test_a_picture_has_the_same_probabilities_by_predict_the_export_the_server_a
 
     exported = hs.export(run.folder, out=tmp_path / "model.onnx")
     script = exported.snippets["python"].replace("picture.jpg", str(tmp_path / "picture.jpg"))
-    script += "\nprint(json.dumps(dict(zip(about['classes'], chances))))"
+    script += "\nprint(json.dumps(dict(zip(metadata['classes'], chances))))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     by_export = json.loads(done.stdout.splitlines()[-1])
     answer, best = done.stdout.splitlines()[0].rsplit(" ", 1)
@@ -104,14 +103,14 @@ def test_a_range_of_values_is_the_same_in_training_prediction_graph_and_server(t
     chances, _, _ = model.predict_with_outliers(list(told), device="cpu")
     assert np.abs(chances - np.array(list(told.values()))).max() < WITHIN
     plain = replace(model.preprocessing, value_range=None)
-    assert not np.array_equal(model.preprocess(rows[0]["path"]), fit_to(decode(rows[0]["path"]).image, plain))
-    about = About.read(about_of(model, written_with={}).text(), tmp_path)
-    graph = Graph(model)
+    assert not np.array_equal(model.preprocess(rows[0]["path"]), resize_and_crop(decode(rows[0]["path"]).image, plain))
+    metadata = ExportMetadata.read(export_metadata(model, written_with={}).text(), tmp_path)
+    graph = ExportGraph(model)
     for path, chance in zip(told, chances, strict=True):
-        seen = decode(path, at_least=about.decode_at_least, value_range=about.value_range).image
+        seen = decode(path, min_side=metadata.decode_at_least, value_range=metadata.value_range).image
         assert np.abs(graph(torch.from_numpy(np.array(seen))[None])[0][0].numpy() - chance).max() < WITHIN
         assert np.array_equal(model.preprocess(Image.open(path)), model.preprocess(path))
-    assert 'about["preprocessing"]["value_range"]' in python_snippet(tmp_path / "model.onnx", about)
+    assert 'metadata["preprocessing"]["value_range"]' in python_snippet(tmp_path / "model.onnx", metadata)
     with served(model) as server:
         answer = server.predict(("a.png", Path(rows[0]["path"]).read_bytes())).json()["predictions"][0]
         by_server = {own["label"]: own["probability"] for own in answer["probabilities"]}

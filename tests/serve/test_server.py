@@ -50,9 +50,9 @@ services.SLOW = 0.0
 services.Model.judge = slowly
 decode = services.Service._timed
 
-def mark(service, data, at_once):
+def mark(service, data, max_decoded_pixels):
     services.SLOW = 1.5
-    return decode(service, data, at_once)
+    return decode(service, data, max_decoded_pixels)
 
 services.Service._timed = mark
 cli.run()

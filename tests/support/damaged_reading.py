@@ -18,7 +18,7 @@ from headstart.data.augment import Augmentation
 from headstart.data.scan import PixelReader, scan
 from headstart.engine.measure import measure_engines
 from headstart.engine.torch_engine import TorchEngine
-from headstart.features.activations import Activations, Pictures, Views
+from headstart.features.activations import Activations, ImageFiles, Views
 from headstart.features.extract import compute_features
 from headstart.progress import Progress
 
@@ -65,7 +65,7 @@ class Reading:
             found.append(features.read(scanned.keys))
         made = Activations(
             self.inner,
-            Pictures(self.files, scanned.keys),
+            ImageFiles(self.files, scanned.keys),
             shape=self.shape,
             engine=self.engine,
             views=Views(2, 0, Augmentation()),
@@ -73,7 +73,7 @@ class Reading:
             progress=progress,
         )
         made.prepare(progress)
-        return [*found, made.read_kept([(image, view) for image in range(len(self.files)) for view in (0, 1)])]
+        return [*found, made.read_half([(image, view) for image in range(len(self.files)) for view in (0, 1)])]
 
 
 def tally(reading: Reading, sound: Path, work: Path, count: int, seed: int = 0) -> dict[str, int]:

@@ -27,7 +27,7 @@ class Held:
     def read(self, rows: list[tuple[int, int]]) -> Tensor:
         return torch.stack([self.rows[image, view] for image, view in rows])
 
-    def read_kept(self, rows: list[tuple[int, int]]) -> np.ndarray:
+    def read_half(self, rows: list[tuple[int, int]]) -> np.ndarray:
         return self.read(rows).numpy()
 
 

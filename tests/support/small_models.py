@@ -14,13 +14,13 @@ from torch import nn
 from headstart.backbone.layers import Layout
 from headstart.backbone.pixel_net import FeatureNet, feature_shape
 from headstart.backbone.weights import Backbone, random_backbone
-from headstart.data.decode import fit_to
+from headstart.data.decode import resize_and_crop
 from headstart.model import Model
 from headstart.training.head_spec import HeadSpec
 from headstart.training.heads import NeighbourHead, RbfHead, build_head, vectors_of
 from headstart.training.recipe import Recipe
 from headstart.trust.calibration import Calibration
-from headstart.trust.ood import Familiar, familiar_with
+from headstart.trust.ood import OodDetector, make_ood_detector
 
 CLASSES = ("blue", "green", "red")
 PICTURES = 64
@@ -36,12 +36,12 @@ def small_model(
     pool: Any = "auto",
     cut: str = "",
     several: bool = False,
-    familiar: bool = False,
+    ood_detector: bool = False,
 ) -> Model:
     """``head``: a spec, "single" (of two classes), "rbf" or "neighbours"."""
     own = architecture if isinstance(architecture, Backbone) else random_backbone(architecture, image_size=image_size)
     net = FeatureNet(own, pool=pool, cut=cut)
-    pixels = np.stack([fit_to(shown(i), own.preprocessing) for i in range(PICTURES)])
+    pixels = np.stack([resize_and_crop(shown(i), own.preprocessing) for i in range(PICTURES)])
     with torch.no_grad():
         features = np.concatenate([net(torch.from_numpy(pixels[i : i + 8])).numpy() for i in range(0, PICTURES, 8)])
     classes = CLASSES[:2] if head == "single" else CLASSES
@@ -53,16 +53,16 @@ def small_model(
         data={},
         scores={},
         thresholds=(0.3, 0.5, 0.6) if several else None,
-        calibration=Calibration(temperature=0.7, images=100, wanted=0.95, threshold=0.6),
-        ood_detector=_familiar(vectors_of(features, Layout.of(own.module))) if familiar else None,
+        calibration=Calibration(temperature=0.7, images=100, target_accuracy=0.95, threshold=0.6),
+        ood_detector=_ood_detector(vectors_of(features, Layout.of(own.module))) if ood_detector else None,
     )
 
 
-def _familiar(vectors: np.ndarray) -> Familiar | None:
+def _ood_detector(vectors: np.ndarray) -> OodDetector | None:
     """The pictures themselves as references, and as usual what each is to the others."""
-    known = familiar_with(vectors)
+    known = make_ood_detector(vectors)
     each = np.arange(len(vectors))
-    return None if known is None else known.with_usual(known.distances(vectors, parts=(each, each)))
+    return None if known is None else known.with_inlier_distances(known.distances(vectors, parts=(each, each)))
 
 
 def shown(seed: int) -> Image.Image:

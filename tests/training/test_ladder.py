@@ -25,7 +25,7 @@ from headstart.training.ladder import (
     trained_images,
 )
 from headstart.training.recipe import Recipe
-from headstart.trust.temperature import losses_of
+from headstart.trust.temperature import calibrated_losses
 
 
 @pytest.fixture(scope="module")
@@ -139,9 +139,9 @@ def test_losses_do_not_depend_on_how_sure_the_logits_are_in_all() -> None:
     chance = np.random.default_rng(0)
     labels = chance.integers(0, 4, 300)
     logits = chance.normal(size=(300, 4)) + 2.0 * np.eye(4)[labels]
-    losses = losses_of(logits, labels)
+    losses = calibrated_losses(logits, labels)
     assert losses.shape == (300,)
-    assert np.allclose(losses, losses_of(5.0 * logits + 7.0, labels), atol=1e-4)
+    assert np.allclose(losses, calibrated_losses(5.0 * logits + 7.0, labels), atol=1e-4)
     for scale in (0.3, 0.6, 1.5, 3.0):
         odds = scale * logits - np.log(np.exp(scale * logits).sum(1, keepdims=True))
         assert losses.mean() <= -odds[np.arange(300), labels].mean() + 1e-6

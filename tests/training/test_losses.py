@@ -7,7 +7,7 @@ from torch import nn
 
 from headstart.errors import DataError
 from headstart.training import losses as targets
-from headstart.trust.temperature import best_scale, losses_of
+from headstart.trust.temperature import best_scale, calibrated_losses
 
 ONE = np.array([2, 0, 1, 1])
 SEVERAL = np.array([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]])
@@ -82,7 +82,7 @@ def test_the_best_scale_of_several_labels_mends_their_logits() -> None:
     logits = rng.normal(size=(3000, 4)) * 2
     labels = (rng.random((3000, 4)) < 1 / (1 + np.exp(-logits))).astype(np.int64)
     assert best_scale(5 * logits, labels) == pytest.approx(0.2, rel=0.1)
-    assert np.allclose(losses_of(5 * logits, labels), losses_of(logits, labels), atol=1e-3)
+    assert np.allclose(calibrated_losses(5 * logits, labels), calibrated_losses(logits, labels), atol=1e-3)
 
 
 def test_parts_lie_in_one_fold_each() -> None:

@@ -21,10 +21,10 @@ from headstart.trust.calibration import (
     LEAST,
     Calibration,
     agreement,
-    by_others,
     calibrate,
     calibrated_scale,
-    threshold_for,
+    cross_fitted_probabilities,
+    threshold_for_accuracy,
 )
 
 
@@ -39,7 +39,7 @@ def some(count: int, sharper: float = 1.0, seed: int = 0) -> tuple[np.ndarray, n
 @pytest.mark.parametrize("sharper", [0.3, 1.0, 4.0])
 def test_the_temperature_undoes_what_made_the_model_too_sure_or_too_modest(sharper: float) -> None:
     logits, labels = some(3000, sharper)
-    found = calibrate(logits, labels, wanted=0.9)
+    found = calibrate(logits, labels, target_accuracy=0.9)
     assert found.temperature == pytest.approx(sharper, rel=0.1)
     assert found.images == 3000
     others, truth = some(20_000, sharper, seed=1)
@@ -55,9 +55,9 @@ def test_the_temperature_of_several_labels_likewise() -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(3000, 3)) * 2 - 1
     labels = (rng.random(logits.shape) < expit(logits)).astype(np.int64)
-    found = calibrate(3 * logits, labels, wanted=0.9)
+    found = calibrate(3 * logits, labels, target_accuracy=0.9)
     assert found.temperature == pytest.approx(3, rel=0.1)
-    assert (found.wanted, found.threshold) == (0, 0)  # each label has a threshold of its own
+    assert (found.target_accuracy, found.threshold) == (0, 0)  # each label has a threshold of its own
 
 
 def test_no_number_of_right_answers_makes_it_certain() -> None:
@@ -69,10 +69,10 @@ def test_no_number_of_right_answers_makes_it_certain() -> None:
 
 def test_few_images_calibrate_nothing() -> None:
     logits, labels = some(LEAST - 1)
-    found = calibrate(logits, labels, wanted=0.9)
+    found = calibrate(logits, labels, target_accuracy=0.9)
     assert (found.images, found.temperature, found.threshold) == (0, 1, 0)
     assert "there are 49. Remedy: add labelled images" in found.sentence
-    assert np.allclose(by_others(logits, labels), softmax(logits, axis=1))
+    assert np.allclose(cross_fitted_probabilities(logits, labels), softmax(logits, axis=1))
 
 
 @pytest.mark.parametrize("classes", [2, 5])
@@ -80,10 +80,10 @@ def test_a_classifier_no_better_than_chance_gets_no_temperature_and_is_said_to_h
     classes: int,
 ) -> None:
     rng = np.random.default_rng(0)
-    found = calibrate(rng.normal(size=(200, classes)), rng.integers(0, classes, 200), wanted=0.9)
+    found = calibrate(rng.normal(size=(200, classes)), rng.integers(0, classes, 200), target_accuracy=0.9)
     assert (found.images, found.temperature) == (0, 1)
     assert "learnt nothing" in found.sentence
-    several = calibrate(rng.normal(size=(200, classes)), rng.integers(0, 2, (200, classes)), wanted=0.9)
+    several = calibrate(rng.normal(size=(200, classes)), rng.integers(0, 2, (200, classes)), target_accuracy=0.9)
     assert several.images == 0
 
 
@@ -103,8 +103,8 @@ def test_always_naming_the_common_class_is_nothing_and_finding_the_rare_one_is_s
 def test_the_temperature_has_bounds() -> None:
     logits, labels = some(400)
     labels[:240] = np.random.default_rng(1).integers(0, 4, 240)  # a weak signal in logits that are far too large
-    assert calibrate(1e4 * logits, labels, wanted=0.9).temperature == HIGHEST
-    assert calibrate(1e-4 * logits, labels, wanted=0.9).temperature == pytest.approx(1 / HIGHEST)
+    assert calibrate(1e4 * logits, labels, target_accuracy=0.9).temperature == HIGHEST
+    assert calibrate(1e-4 * logits, labels, target_accuracy=0.9).temperature == pytest.approx(1 / HIGHEST)
 
 
 def test_kept_usual_images_are_reported_with_their_interval_and_a_warning_outside_the_promise() -> None:
@@ -115,13 +115,13 @@ def test_kept_usual_images_are_reported_with_their_interval_and_a_warning_outsid
         assert f"of test it keeps {kept} of 200" in found.sentence
         assert bool(found.warning) == warned
     assert usual_kept(Calibration(), [part]) == []
-    first = usual_kept(Calibration(usual_images=245, usual_kept=233), [part])[0]
+    first = usual_kept(Calibration(num_inliers=245, num_inliers_accepted=233), [part])[0]
     assert (first.kept, first.count) == (233, 245)
 
 
 def test_each_fifth_is_judged_by_the_temperature_of_the_others() -> None:
     logits, labels = some(200, 3.0)
-    found = by_others(logits, labels)
+    found = cross_fitted_probabilities(logits, labels)
     for learn, judge in folds_of(labels, 5, 0):
         scale = calibrated_scale(logits[learn], labels[learn])
         assert np.allclose(found[judge], softmax(scale * logits[judge], axis=1))
@@ -130,7 +130,7 @@ def test_each_fifth_is_judged_by_the_temperature_of_the_others() -> None:
 def test_cross_fitting_divides_no_group() -> None:
     logits, labels = some(200, 3.0)
     group = np.random.default_rng(0).permutation(np.repeat(np.arange(20), 10))
-    found = by_others(logits, labels, together=group)
+    found = cross_fitted_probabilities(logits, labels, together=group)
     for learn, judge in folds_of(labels, 5, 0, together=group):
         assert not set(group[learn]) & set(group[judge])
         scale = calibrated_scale(logits[learn], labels[learn])
@@ -145,7 +145,7 @@ def test_the_coverage_is_that_of_groups_that_chose_no_threshold() -> None:
     labels = np.where(right, answer, 1 - answer)
     sure = np.repeat(rng.uniform(0.55, 0.99, 30), 20)
     logits = np.log(np.where(answer[:, None] == np.arange(2), sure[:, None], 1 - sure[:, None]))
-    apart, torn = (calibrate(logits, labels, wanted=0.9, together=own) for own in (group, None))
+    apart, torn = (calibrate(logits, labels, target_accuracy=0.9, together=own) for own in (group, None))
     assert apart.threshold == torn.threshold
     assert (apart.coverage, apart.accuracy) != (torn.coverage, torn.accuracy)
 
@@ -153,15 +153,15 @@ def test_the_coverage_is_that_of_groups_that_chose_no_threshold() -> None:
 def test_the_threshold_is_the_lowest_that_gives_the_wanted_accuracy() -> None:
     best = np.array([0.9, 0.8, 0.7, 0.7, 0.6, 0.5])
     right = np.array([True, True, True, False, True, False])
-    assert threshold_for(0.5, best, right) == 0  # all answers together are good enough
-    assert threshold_for(0.8, best, right) == 0.6  # 4 of 5
-    assert threshold_for(0.9, best, right) == 0.8  # those of 0.7 are answered together or not at all
-    assert threshold_for(0.9, best, ~right) > 1  # none would do
+    assert threshold_for_accuracy(0.5, best, right) == 0  # all answers together are good enough
+    assert threshold_for_accuracy(0.8, best, right) == 0.6  # 4 of 5
+    assert threshold_for_accuracy(0.9, best, right) == 0.8  # those of 0.7 are answered together or not at all
+    assert threshold_for_accuracy(0.9, best, ~right) > 1  # none would do
 
 
 def test_the_wanted_accuracy_is_reached_on_other_images() -> None:
     logits, labels = some(4000, 2.0)
-    found = calibrate(logits, labels, wanted=0.95)
+    found = calibrate(logits, labels, target_accuracy=0.95)
     others, truth = some(20_000, 2.0, seed=1)
     chances = softmax(others / found.temperature, axis=1)
     sure = chances.max(1) >= found.threshold
@@ -186,12 +186,12 @@ def evaluated(name: str, logits: np.ndarray, labels: np.ndarray) -> Evaluated:
 
 def test_reliability_follows_from_the_predictions_alone() -> None:
     logits, labels = some(400, 3.0)
-    own = calibrate(logits, labels, wanted=0.9)
+    own = calibrate(logits, labels, target_accuracy=0.9)
     parts = [evaluated("val", logits / own.temperature, labels), evaluated("test", *some(300, seed=2))]
     before, after, test = reliabilities(own, parts)
     plain = softmax(logits, axis=1)
     assert before.error == pytest.approx(reliability("", plain.max(1), plain.argmax(1) == labels).error)
-    crossed = by_others(logits, labels)
+    crossed = cross_fitted_probabilities(logits, labels)
     assert after.error == pytest.approx(reliability("", crossed.max(1), crossed.argmax(1) == labels).error, abs=1e-4)
     assert after.error < before.error
     assert test.name == "test"
@@ -235,3 +235,14 @@ def test_probabilities_that_are_as_good_as_certain_are_calibrated_too() -> None:
     assert alone.name == "val"  # there is no before without an after
     before, after = reliabilities(Calibration(1.0, 200), [part])
     assert after.error < before.error
+
+
+def test_a_calibration_is_read_from_the_keys_of_earlier_versions() -> None:
+    fitted = Calibration(1.5, 100, 0.95, 0.6, 0.9, 0.97, "100 validation images", "", 245, 233)
+    document = fitted.as_json()
+    old = {"wanted": "target_accuracy", "usual_images": "num_inliers", "usual_kept": "num_inliers_accepted"}
+    assert set(old.values()) <= set(document)
+    earlier = document | {key: document[name] for key, name in old.items()}
+    for name in old.values():
+        del earlier[name]
+    assert Calibration.from_json(earlier) == Calibration.from_json(document) == fitted

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from headstart.trust.label_errors import find_label_issues
-from headstart.trust.ood import find_strays
+from headstart.trust.label_errors import find_label_errors
+from headstart.trust.ood import find_outliers
 
 CLASSES = 4
 
@@ -22,7 +22,7 @@ def test_most_flipped_labels_are_found_the_surest_first_and_little_else() -> Non
     labels = right.copy()
     flipped = np.random.default_rng(1).choice(600, 30, replace=False)
     labels[flipped] = (labels[flipped] + 1) % CLASSES
-    found = find_label_issues(features, labels)
+    found = find_label_errors(features, labels)
     assert found is not None
     hits = np.isin(found.positions, flipped)
     assert hits.sum() >= 24
@@ -38,7 +38,7 @@ def test_of_several_labels_one_that_is_missing_and_one_too_many_are_found() -> N
     wrong = np.arange(20)
     labels[wrong[:10], classes[wrong[:10]]] = 0
     labels[wrong[10:], (classes[wrong[10:]] + 1) % CLASSES] = 1
-    found = find_label_issues(features, labels)
+    found = find_label_errors(features, labels)
     assert found is not None
     assert np.isin(wrong, found.positions).sum() >= 15
     assert len(found.positions) <= 40
@@ -52,7 +52,7 @@ def test_a_copy_with_the_same_wrong_label_does_not_defend_it() -> None:
     flipped = np.random.default_rng(2).choice(200, 14, replace=False)
     labels = np.where(np.isin(np.arange(200), flipped), (right + 1) % CLASSES, right)[copy]
     wrong = np.flatnonzero(np.isin(copy, flipped))
-    torn, apart = find_label_issues(features, labels), find_label_issues(features, labels, together=copy)
+    torn, apart = find_label_errors(features, labels), find_label_errors(features, labels, together=copy)
     assert torn is not None
     assert apart is not None
     assert np.isin(wrong, apart.positions).mean() > 0.75 > np.isin(wrong, torn.positions).mean()
@@ -61,7 +61,7 @@ def test_a_copy_with_the_same_wrong_label_does_not_defend_it() -> None:
 def test_a_class_of_one_group_is_not_judged() -> None:
     features, labels = images(600, 0)
     group = np.where(labels == 3, 0, 1 + np.arange(600) // 3)
-    found = find_label_issues(features, labels, together=group)
+    found = find_label_errors(features, labels, together=group)
     assert found is not None
     assert np.isnan(found.chances[labels == 3]).all()
     assert not np.isin(found.positions, np.flatnonzero(labels == 3)).any()
@@ -70,10 +70,10 @@ def test_a_class_of_one_group_is_not_judged() -> None:
 
 def test_too_few_images_say_nothing() -> None:
     features, labels = images(600, 0)
-    assert find_label_issues(features[:30], labels[:30]) is None
-    assert find_label_issues(features[labels == 1], labels[labels == 1]) is None
+    assert find_label_errors(features[:30], labels[:30]) is None
+    assert find_label_errors(features[labels == 1], labels[labels == 1]) is None
     rare = np.append(np.flatnonzero(labels > 0), np.flatnonzero(labels == 0)[:3])
-    assert find_label_issues(features[rare], labels[rare]) is None
+    assert find_label_errors(features[rare], labels[rare]) is None
 
 
 @pytest.mark.parametrize("signal", [0.0, 0.12])
@@ -82,9 +82,9 @@ def test_a_classifier_that_is_not_well_above_chance_accuses_no_label(signal: flo
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 460)
     features = (rng.normal(size=(460, 64)) + signal * labels[:, None]).astype(np.float32)
-    assert find_label_issues(features, labels) is None
+    assert find_label_errors(features, labels) is None
     several = np.stack([labels, rng.integers(0, 2, 460)], axis=1)
-    assert find_label_issues(features, several) is None
+    assert find_label_errors(features, several) is None
 
 
 @pytest.mark.parametrize("several", [False, True])
@@ -94,7 +94,7 @@ def test_images_that_belong_to_no_class_are_strays_the_strangest_first(several: 
     features[[10, 20, 30]] = 3 * np.random.default_rng(8).normal(size=(3, 32)).astype(np.float32)
     features[40] = -features[labels == labels[40]].mean(0)
     given = np.eye(CLASSES, dtype=np.int64)[labels] if several else labels
-    found = find_strays(features, given)
+    found = find_outliers(features, given)
     assert {10, 20, 30, 40} <= set(found)
     assert len(found) <= 12
     assert list(found.values()) == sorted(found.values(), reverse=True)
@@ -103,4 +103,4 @@ def test_images_that_belong_to_no_class_are_strays_the_strangest_first(several: 
 
 def test_few_images_have_no_strays() -> None:
     features, labels = images(40, 3)
-    assert not find_strays(features, labels)
+    assert not find_outliers(features, labels)

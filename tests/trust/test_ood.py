@@ -5,19 +5,19 @@ import pytest
 
 from headstart.trust import ood as outliers
 from headstart.trust.ood import (
-    KEPT,
-    LEAST_REFERENCES,
-    LEAST_USUAL,
+    INLIER_SHARE,
+    MAX_REFERENCES,
+    MAX_REFERENCES_FINE_TUNED,
+    MIN_INLIERS,
+    MIN_REFERENCES,
     NUMBERS,
-    REFERENCES,
-    TUNED_REFERENCES,
-    Familiar,
+    OodDetector,
+    choose_references,
     conformal_scores,
     cross_fitted_scores,
-    familiar_with,
-    find_strays,
+    find_outliers,
     held_out_distances,
-    pick_references,
+    make_ood_detector,
     typical_distance,
 )
 
@@ -29,21 +29,21 @@ def usual(count: int, seed: int) -> np.ndarray:
     return (middles[rng.integers(0, 2, count)] + rng.normal(size=(count, 64))).astype(np.float32)
 
 
-def knowing(references: np.ndarray, held_out: np.ndarray) -> Familiar:
+def knowing(references: np.ndarray, held_out: np.ndarray) -> OodDetector:
     """What says "none of these" by usual images that were not learnt from."""
-    known = familiar_with(references)
+    known = make_ood_detector(references)
     assert known is not None
-    judges = known.with_usual(known.distances(held_out))
+    judges = known.with_inlier_distances(known.distances(held_out))
     assert judges is not None
     return judges
 
 
 def test_usual_pictures_are_kept_and_others_are_not() -> None:
     known = knowing(usual(300, 0), usual(400, 1))
-    kept = known.outlier_scores(usual(2000, 2)) <= KEPT
-    assert kept.mean() == pytest.approx(KEPT, abs=0.02)
+    kept = known.outlier_scores(usual(2000, 2)) <= INLIER_SHARE
+    assert kept.mean() == pytest.approx(INLIER_SHARE, abs=0.02)
     strange = np.random.default_rng(3).normal(size=(500, 64)).astype(np.float32) * 3
-    assert (known.outlier_scores(strange) > KEPT).mean() > 0.99
+    assert (known.outlier_scores(strange) > INLIER_SHARE).mean() > 0.99
     assert np.allclose(known.outlier_scores(7 * strange), known.outlier_scores(strange))  # their length says nothing
 
 
@@ -51,29 +51,29 @@ def test_usual_pictures_are_kept_and_others_are_not() -> None:
 def test_the_promise_holds_for_any_number_of_usual_images(count: int) -> None:
     """The next one is equally likely to fall into each of the gaps that they leave."""
     gaps = np.arange(count + 1) - 0.5
-    kept = conformal_scores(np.arange(count), gaps) <= KEPT
-    assert kept.mean() >= KEPT
-    assert kept.mean() <= KEPT + 1.001 / (count + 1)  # and no more of them than that takes
+    kept = conformal_scores(np.arange(count), gaps) <= INLIER_SHARE
+    assert kept.mean() >= INLIER_SHARE
+    assert kept.mean() <= INLIER_SHARE + 1.001 / (count + 1)  # and no more of them than that takes
     assert not kept[-1]  # what is farther than all of them is never usual
 
 
 def test_too_few_usual_images_promise_nothing() -> None:
-    known = familiar_with(usual(100, 0))
+    known = make_ood_detector(usual(100, 0))
     assert known is not None
-    assert known.with_usual(known.distances(usual(19, 1))) is None
-    assert known.with_usual(known.distances(usual(20, 1))) is not None
+    assert known.with_inlier_distances(known.distances(usual(19, 1))) is None
+    assert known.with_inlier_distances(known.distances(usual(20, 1))) is not None
 
 
 def test_training_images_are_compared_with_the_others() -> None:
     features = usual(300, 0)
-    known = familiar_with(features)
+    known = make_ood_detector(features)
     assert known is not None
     each = np.arange(300)
     own = known.distances(features, parts=(each, each))
     assert (own > 1e-3).all()  # none was its own neighbour
-    judges = known.with_usual(own)
+    judges = known.with_inlier_distances(own)
     assert judges is not None
-    assert (judges.outlier_scores(usual(2000, 2)) <= KEPT).mean() == pytest.approx(KEPT, abs=0.03)
+    assert (judges.outlier_scores(usual(2000, 2)) <= INLIER_SHARE).mean() == pytest.approx(INLIER_SHARE, abs=0.03)
 
 
 def test_images_are_compared_with_references_of_other_groups_only() -> None:
@@ -81,13 +81,13 @@ def test_images_are_compared_with_references_of_other_groups_only() -> None:
     rng = np.random.default_rng(0)
     group = np.repeat(np.arange(30), 10)
     features = (usual(30, 0)[group] + 0.01 * rng.normal(size=(300, 64))).astype(np.float32)
-    known = familiar_with(features)
+    known = make_ood_detector(features)
     assert known is not None
     apart, each = known.distances(features, parts=(group, group)), np.arange(300)
     assert np.median(apart) > 10 * np.median(known.distances(features, parts=(each, each)))
-    judges, new = known.with_usual(apart), usual(400, 1)
+    judges, new = known.with_inlier_distances(apart), usual(400, 1)
     assert judges is not None
-    assert (judges.outlier_scores(new) <= KEPT).mean() > 0.9
+    assert (judges.outlier_scores(new) <= INLIER_SHARE).mean() > 0.9
     most = np.r_[np.zeros(297, np.int64), 1, 2, 3]
     assert np.isinf(known.distances(features, parts=(most, most))).tolist() == [True] * 297 + [False] * 3
 
@@ -97,14 +97,14 @@ def test_cross_fitted_scores_divide_no_group() -> None:
     group = np.repeat(np.arange(20), 20)
     distances = group + np.linspace(0, 0.01, 400)
     farthest = group == 19
-    assert (cross_fitted_scores(distances, together=group)[farthest] > KEPT).all()
-    assert (cross_fitted_scores(distances)[farthest] <= KEPT).any()
+    assert (cross_fitted_scores(distances, together=group)[farthest] > INLIER_SHARE).all()
+    assert (cross_fitted_scores(distances)[farthest] <= INLIER_SHARE).any()
 
 
 def test_each_fifth_of_the_usual_images_is_judged_by_the_others() -> None:
     distances = np.random.default_rng(0).random(500)
     scores = cross_fitted_scores(distances)
-    assert (scores <= KEPT).mean() == pytest.approx(KEPT, abs=0.01)
+    assert (scores <= INLIER_SHARE).mean() == pytest.approx(INLIER_SHARE, abs=0.01)
     assert scores[distances.argmax()] == 400 / 401
     assert cross_fitted_scores(np.arange(3.0)).shape == (3,)
 
@@ -119,36 +119,36 @@ def test_a_fold_says_of_the_finished_model_what_is_usual_though_it_has_half_the_
         return near + (features - near) / 2
 
     relative = held_out_distances(narrower(learnt[:200]), narrower(learnt[200:]), references=400)
-    known = familiar_with(learnt)
+    known = make_ood_detector(learnt)
     assert known is not None
-    judges = known.with_usual(relative * typical_distance(known, learnt))
+    judges = known.with_inlier_distances(relative * typical_distance(known, learnt))
     assert judges is not None
-    assert (judges.outlier_scores(other) <= KEPT).mean() == pytest.approx(KEPT, abs=0.03)
+    assert (judges.outlier_scores(other) <= INLIER_SHARE).mean() == pytest.approx(INLIER_SHARE, abs=0.03)
 
 
 def test_too_few_training_images_say_nothing() -> None:
-    assert familiar_with(usual(LEAST_REFERENCES - 1, 0)) is None
+    assert make_ood_detector(usual(MIN_REFERENCES - 1, 0)) is None
 
 
 def test_very_many_images_become_quantiles() -> None:
     many = knowing(usual(200, 0), usual(5000, 1))
-    assert len(many.usual) == REFERENCES + 1
-    assert (np.diff(many.usual) >= 0).all()
-    assert (many.outlier_scores(usual(4000, 2)) <= KEPT).mean() == pytest.approx(KEPT, abs=0.02)
+    assert len(many.inlier_distances) == MAX_REFERENCES + 1
+    assert (np.diff(many.inlier_distances) >= 0).all()
+    assert (many.outlier_scores(usual(4000, 2)) <= INLIER_SHARE).mean() == pytest.approx(INLIER_SHARE, abs=0.02)
 
 
 def test_references_are_drawn_by_content_and_fit_into_a_budget() -> None:
     rng = np.random.default_rng(0)
     keys = [rng.bytes(16) for _ in range(3000)]
-    places = pick_references(keys, 1280)
-    assert len(places) == REFERENCES
+    places = choose_references(keys, 1280)
+    assert len(places) == MAX_REFERENCES
     assert places == sorted(places)
     shuffled = rng.permutation(3000)
-    again = pick_references([keys[i] for i in shuffled], 1280)
+    again = choose_references([keys[i] for i in shuffled], 1280)
     assert {keys[i] for i in places} == {keys[shuffled[i]] for i in again}
-    assert len(pick_references(keys, 25_088)) == NUMBERS // 25_088
-    assert len(pick_references(keys, 10**6)) == LEAST_REFERENCES
-    assert len(pick_references(keys[:7], 10)) == 7
+    assert len(choose_references(keys, 25_088)) == NUMBERS // 25_088
+    assert len(choose_references(keys, 10**6)) == MIN_REFERENCES
+    assert len(choose_references(keys[:7], 10)) == 7
 
 
 def test_features_that_tell_classes_apart_do_not_hide_what_is_strange() -> None:
@@ -164,14 +164,14 @@ def test_features_that_tell_classes_apart_do_not_hide_what_is_strange() -> None:
     known = knowing(some(300, kinds[0]), some(300, kinds[0]))
     assert known.limits is not None
     strange = some(300, kinds[1])
-    assert (known.outlier_scores(some(600, kinds[0])) <= KEPT).mean() == pytest.approx(KEPT, abs=0.03)
-    assert (known.outlier_scores(strange) > KEPT).mean() > 0.95
+    assert (known.outlier_scores(some(600, kinds[0])) <= INLIER_SHARE).mean() == pytest.approx(INLIER_SHARE, abs=0.03)
+    assert (known.outlier_scores(strange) > INLIER_SHARE).mean() > 0.95
 
 
 def test_features_that_are_nearly_all_0_are_not_cut_off_to_nothing() -> None:
     rng = np.random.default_rng(0)
     sparse = (usual(300, 0) * (rng.random((300, 64)) < 0.03)).astype(np.float32)
-    known = familiar_with(sparse)
+    known = make_ood_detector(sparse)
     assert known is not None
     assert known.limits is not None
     assert known.limits[1] > 0
@@ -194,10 +194,10 @@ def nearest(cosines: np.ndarray, rank: int) -> np.ndarray:
     return ranked[:, min(rank, ranked.shape[1]) - 1]
 
 
-def knowing_exactly(references: np.ndarray) -> Familiar:
+def knowing_exactly(references: np.ndarray) -> OodDetector:
     """Without cutting off, so that distances can be compared with plain cosines."""
     halves = (references / np.linalg.norm(references, axis=1, keepdims=True)).astype(np.float16)
-    return Familiar(halves, np.empty(0, np.float32))
+    return OodDetector(halves, np.empty(0, np.float32))
 
 
 def test_the_distance_is_that_to_the_fifth_nearest() -> None:
@@ -237,41 +237,47 @@ def test_features_are_cut_off_at_their_own_quantiles_and_never_beyond_0() -> Non
         (-np.abs(both), [np.quantile(-np.abs(both), 0.05), 0]),
         (np.zeros((60, 3), np.float32), [-1, 1]),
     ):
-        known = familiar_with(features)
+        known = make_ood_detector(features)
         assert known is not None
         assert known.limits == pytest.approx(np.array(expected), abs=1e-6)
     sparse = np.zeros((100, 20), np.float32)
     sparse[:, 0] = np.linspace(-3, 1, 100)
-    known = familiar_with(sparse)
+    known = make_ood_detector(sparse)
     assert known is not None
     middle = float(np.median(np.abs(sparse[sparse != 0])))
     assert known.limits == pytest.approx(np.array([-middle, middle]))
 
 
 def test_what_is_kept_is_bounded_and_has_no_usual_distances_yet() -> None:
-    assert (REFERENCES, TUNED_REFERENCES, NUMBERS, LEAST_REFERENCES, LEAST_USUAL) == (1000, 500, 1_500_000, 50, 20)
+    assert (MAX_REFERENCES, MAX_REFERENCES_FINE_TUNED, NUMBERS, MIN_REFERENCES, MIN_INLIERS) == (
+        1000,
+        500,
+        1_500_000,
+        50,
+        20,
+    )
     assert outliers.COMPARED == 20_000
     assert float(outliers.TINY) == pytest.approx(1e-12)
-    known = familiar_with(usual(LEAST_REFERENCES, 0))
+    known = make_ood_detector(usual(MIN_REFERENCES, 0))
     assert known is not None
-    assert (known.references.dtype, known.usual.shape) == (np.float16, (0,))
-    distances = np.random.default_rng(0).random(REFERENCES)
-    judges = known.with_usual(distances)
+    assert (known.references.dtype, known.inlier_distances.shape) == (np.float16, (0,))
+    distances = np.random.default_rng(0).random(MAX_REFERENCES)
+    judges = known.with_inlier_distances(distances)
     assert judges is not None
-    assert judges.usual == pytest.approx(np.sort(distances))
-    assert len(judges.usual) == REFERENCES
+    assert judges.inlier_distances == pytest.approx(np.sort(distances))
+    assert len(judges.inlier_distances) == MAX_REFERENCES
 
 
 def test_a_fold_compares_at_a_rank_that_suits_its_share_of_the_references() -> None:
     learnt, others = usual(100, 0), usual(80, 1)
-    known = familiar_with(learnt)
+    known = make_ood_detector(learnt)
     assert known is not None
     for references, rank in ((100, 5), (250, 2), (200, 2.5), (10_000, 1)):
         found = held_out_distances(learnt, others, references=references)
         own = known.distances(learnt, parts=(np.arange(100), np.arange(100)), rank=rank)
         assert typical_distance(known, learnt, rank=rank) == pytest.approx(np.median(own))
         assert found == pytest.approx(known.distances(others, rank=rank) / np.median(own))
-    alike = familiar_with(np.ones((60, 4), np.float32))
+    alike = make_ood_detector(np.ones((60, 4), np.float32))
     assert alike is not None
     assert 0 < typical_distance(alike, np.ones((60, 4), np.float32)) < 1e-3
 
@@ -294,33 +300,33 @@ def test_strays_are_far_from_their_own_class() -> None:
     features[strange] += rng.normal(size=(9, 64)).astype(np.float32) * rng.uniform(1, 5, (9, 1)).astype(np.float32)
     labels = rng.integers(0, 3, 300)
     labels[:5], labels[5:11] = 3, 4  # a class of five, which is not judged, and one of six, which is
-    found = find_strays(features, labels)
+    found = find_outliers(features, labels)
     expected = strays_by_hand(features, [np.flatnonzero(labels == i) for i in (0, 1, 2, 4)])
     assert list(found) == list(expected)
     assert len(found) >= 5
     assert list(found.values()) == pytest.approx(list(expected.values()), rel=1e-4)
     several = np.stack([labels == 0, labels != 0], axis=1).astype(np.int64)
     whole = strays_by_hand(features, [np.arange(300)])
-    assert find_strays(features, several) == pytest.approx(whole, rel=1e-4)
+    assert find_outliers(features, several) == pytest.approx(whole, rel=1e-4)
     assert whole != expected
 
 
 def test_under_fifty_judged_images_have_no_strays() -> None:
     features = usual(50, 0)
     features[7] = -5 * features[7]
-    assert 7 in find_strays(features, np.zeros(50, np.int64))
-    assert find_strays(features[:49], np.zeros(49, np.int64)) == {}
-    assert find_strays(features, np.arange(50) // 5) == {}
+    assert 7 in find_outliers(features, np.zeros(50, np.int64))
+    assert find_outliers(features[:49], np.zeros(49, np.int64)) == {}
+    assert find_outliers(features, np.arange(50) // 5) == {}
 
 
 def test_of_a_very_large_class_each_image_is_compared_with_some(monkeypatch: pytest.MonkeyPatch) -> None:
     features = usual(200, 0)
     features[[3, 150]] *= -4
     monkeypatch.setattr(outliers, "COMPARED", 200)
-    every = find_strays(features, np.zeros(200, np.int64))
+    every = find_outliers(features, np.zeros(200, np.int64))
     assert set(every) == {3, 150}
     monkeypatch.setattr(outliers, "COMPARED", 60)
-    found = find_strays(features, np.zeros(200, np.int64))
+    found = find_outliers(features, np.zeros(200, np.int64))
     known = np.sort(np.random.default_rng(0).choice(200, 60, replace=False))
     cosines = cosines_of(features, features[known])
     cosines[known, np.arange(60)] = -np.inf
@@ -333,6 +339,6 @@ def test_of_a_very_large_class_each_image_is_compared_with_some(monkeypatch: pyt
 
 def test_an_image_as_far_as_all_usual_ones_is_usual() -> None:
     distances = np.full(30, 0.7)  # float32 rounds it down
-    known = Familiar(np.ones((60, 3), np.float16), np.empty(0, np.float32)).with_usual(distances)
+    known = OodDetector(np.ones((60, 3), np.float16), np.empty(0, np.float32)).with_inlier_distances(distances)
     assert known is not None
-    assert not conformal_scores(known.usual, distances).any()
+    assert not conformal_scores(known.inlier_distances, distances).any()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.special import expit, log_softmax, softmax
 
-from headstart.trust.temperature import SCALES, best_scale, losses_of
+from headstart.trust.temperature import SCALES, best_scale, calibrated_losses
 
 
 def some(count: int = 400, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -82,9 +82,9 @@ def test_logits_that_are_all_alike_are_left_as_they_are(several: bool) -> None:
 
 def test_losses_are_those_at_the_best_scale_in_double_precision() -> None:
     logits, labels = some()
-    found = losses_of(logits.astype(np.float32), labels)
+    found = calibrated_losses(logits.astype(np.float32), labels)
     scale = best_scale(logits.astype(np.float32), labels)
     chances = log_softmax(scale * logits.astype(np.float32).astype(np.float64), axis=1)
     assert found.dtype == np.float64
     assert found == pytest.approx(-chances[np.arange(len(labels)), labels])
-    assert losses_of(50 * logits, labels) == pytest.approx(losses_of(logits, labels), rel=1e-2)
+    assert calibrated_losses(50 * logits, labels) == pytest.approx(calibrated_losses(logits, labels), rel=1e-2)

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 import headstart as hs
 from headstart.data import open_table
 from headstart.data.decode import Preprocessing
-from headstart.data.inspection import clean, in_few_lines, inspect
+from headstart.data.inspection import clean, inspect, summary_lines
 from headstart.data.table import SEPARATOR
 from headstart.verbs.check import check, write_clean
 
@@ -113,23 +113,27 @@ def test_of_two_labels_on_one_picture_both_go_and_of_copies_the_first_stays(tmp_
     shutil.copy(root / "blue" / "2.png", root / "blue" / "copy.png")
     look = inspect(root)
     gone = {look.dataset.paths[i]: kind for i, kind in clean(look).items()}
-    assert gone == {"blue/1.png": "two-labels", "red/twice.png": "two-labels", "blue/copy.png": "duplicate"}
+    assert gone == {
+        "blue/1.png": "conflicting-labels",
+        "red/twice.png": "conflicting-labels",
+        "blue/copy.png": "duplicate",
+    }
 
 
 def test_data_that_cannot_be_learnt_are_looked_at_all_the_same(tmp_path: Path) -> None:
     root = write_classes(tmp_path / "d", {"blue": 6})
     look = check(root, image_size=128)
-    assert [f.kind for f in look.findings if f.severity == "serious"] == ["not-learnable"]
-    assert not [f for f in check(root, files_only=True).findings if f.kind == "not-learnable"]
+    assert [f.kind for f in look.findings if f.severity == "serious"] == ["not-trainable"]
+    assert not [f for f in check(root, files_only=True).findings if f.kind == "not-trainable"]
 
 
 def test_a_run_says_few_lines_however_much_is_wrong(faulty: Path) -> None:
     findings = check(faulty, image_size=128).findings
     many = [f for f in findings if f.severity != "note"] * 3
-    lines = in_few_lines(many)
+    lines = summary_lines(many)
     assert len(lines) == 2
     assert "findings more" in lines[1]
-    assert len(in_few_lines([f for f in findings if f.severity == "note"])) == 0
+    assert len(summary_lines([f for f in findings if f.severity == "note"])) == 0
 
 
 def test_the_command_ranks_writes_and_is_strict(

@@ -22,12 +22,12 @@ from small_models import CLASSES, shown, small_model
 import headstart as hs
 from headstart.backbone.weights import load_backbone, random_backbone
 from headstart.errors import DataError, ExportError, OptionError, OutputError, RunError
-from headstart.exports.graph import about as about_of
-from headstart.exports.loaders import OnnxFile, ProgramFile, open_export
+from headstart.exports.graph import export_metadata
+from headstart.exports.loaders import OnnxFile, TorchExportFile, open_export
 from headstart.exports.onnx import write_onnx
-from headstart.exports.parity import Expected, file_format, model_format, objections
+from headstart.exports.parity import ReferencePredictions, file_format, model_format, parity_failures
 from headstart.exports.snippets import javascript_snippet, python_snippet
-from headstart.exports.subprocess_runner import Answers
+from headstart.exports.subprocess_runner import FilePredictions
 from headstart.model import Model
 from headstart.verbs import Exported
 from headstart.verbs import export as export_module
@@ -53,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return small_model(familiar=True)
+    return small_model(ood_detector=True)
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +70,12 @@ def same_graph(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> onnx.Mode
 
 
 def test_the_file_says_all_that_it_takes_to_use_it(exported: Exported, model: Model) -> None:
-    about = OnnxFile(exported.file).about
-    assert about == exported.about
-    assert (about.classes, about.model) == (model.classes, model.version)
-    assert (about.unsure_below, about.none_above) == (0.6, 0.95)
-    assert about.preprocessing["height"] == 64
-    assert about.written_with["opset"] == "20"
+    metadata = OnnxFile(exported.file).about
+    assert metadata == exported.about
+    assert (metadata.classes, metadata.model) == (model.classes, model.version)
+    assert (metadata.unsure_below, metadata.none_above) == (0.6, 0.95)
+    assert metadata.preprocessing["height"] == 64
+    assert metadata.written_with["opset"] == "20"
     data = exported.file.read_bytes()
     assert json.loads(data[data.rindex(b'{"headstart_export"') :])["classes"] == list(CLASSES)
     assert str(Path(export_module.__file__).parent).encode() not in data  # traces of the exporter
@@ -135,8 +135,8 @@ def test_the_python_snippet_prints_what_predict_answers(
 ) -> None:
     picture = tmp_path / kind
     KINDS[kind](picture)
-    text = python_snippet(exported.file, exported.about, str(picture))
-    assert python_snippet(exported.file, exported.about).splitlines() == exported.snippets["python"].splitlines()
+    text = python_snippet(exported.file, exported.metadata, str(picture))
+    assert python_snippet(exported.file, exported.metadata).splitlines() == exported.snippets["python"].splitlines()
     done = subprocess.run([sys.executable, "-I", "-c", text], capture_output=True, text=True, check=True)
     expected = model.predict(picture)
     answer, _, chance = done.stdout.strip().rpartition(" ")
@@ -150,7 +150,7 @@ def test_the_javascript_snippet_prints_what_predict_answers(exported: Exported, 
     picture = tmp_path / "picture.png"
     transparent(picture)
     script = Path(NODE_PACKAGES) / f"{tmp_path.name}.mjs"
-    script.write_text(javascript_snippet(exported.file, exported.about, str(picture)))
+    script.write_text(javascript_snippet(exported.file, exported.metadata, str(picture)))
     try:
         done = subprocess.run(["node", str(script)], capture_output=True, text=True, check=True)
     finally:
@@ -161,25 +161,27 @@ def test_the_javascript_snippet_prints_what_predict_answers(exported: Exported, 
     assert float(chance) == pytest.approx(expected.probability, abs=0.01)  # another program lays it over white
 
 
-def expected_of(count: int = 200) -> tuple[Expected, Answers]:
+def expected_of(count: int = 200) -> tuple[ReferencePredictions, FilePredictions]:
     rng = np.random.default_rng(0)
     chances = rng.dirichlet(np.ones(3), count)
     outliers = rng.random(count)
-    about = about_of(small_model(), written_with={})
+    metadata = export_metadata(small_model(), written_with={})
     labels = chances.argmax(axis=1)
-    known = Expected(tuple(map(str, range(count))), labels, chances, outliers, 1.0)
-    return known, Answers(about, chances.copy(), outliers.copy(), np.full_like(chances, np.nan), 1.0)
+    known = ReferencePredictions(tuple(map(str, range(count))), labels, chances, outliers, 1.0)
+    return known, FilePredictions(metadata, chances.copy(), outliers.copy(), np.full_like(chances, np.nan), 1.0)
 
 
-def faults_of(change: Callable[[Answers], None], *, precision: str = "float32", allow_loss: bool = False) -> list[str]:
+def faults_of(
+    change: Callable[[FilePredictions], None], *, precision: str = "float32", allow_loss: bool = False
+) -> list[str]:
     known, answers = expected_of()
     change(answers)
     formats = model_format(known, None, size=1), file_format("onnx", known, answers, size=1)
-    return objections(formats[1], formats[0], precision=precision, allow_loss=allow_loss)
+    return parity_failures(formats[1], formats[0], precision=precision, allow_loss=allow_loss)
 
 
-def other_answers(count: int) -> Callable[[Answers], None]:
-    def change(answers: Answers) -> None:
+def other_answers(count: int) -> Callable[[FilePredictions], None]:
+    def change(answers: FilePredictions) -> None:
         answers.probabilities[:count] = np.roll(answers.probabilities[:count], 1, axis=1)
 
     return change
@@ -189,7 +191,7 @@ def test_a_file_is_refused_below_each_of_the_limits_and_not_above() -> None:
     assert faults_of(lambda answers: None) == []
     assert "clear answers are others" in faults_of(other_answers(1))[0]
 
-    def shifted(by: float) -> Callable[[Answers], None]:
+    def shifted(by: float) -> Callable[[FilePredictions], None]:
         return lambda answers: answers.probabilities.__iadd__(by)
 
     assert faults_of(shifted(9e-4)) == []
@@ -286,7 +288,7 @@ def test_files_of_others_and_damaged_ones_are_refused(exported: Exported, folder
         with pytest.raises(ExportError, match=message):
             hs.verify(tmp_path / name, folder)
     proto = onnx.load(exported.file)
-    newer = replace(exported.about, headstart_export=99)
+    newer = replace(exported.metadata, headstart_export=99)
     write_onnx(proto, newer, tmp_path / "newer.onnx")
     with pytest.raises(ExportError, match="Install a newer Headstart"):
         open_export(tmp_path / "newer.onnx")
@@ -299,9 +301,9 @@ def test_files_of_others_and_damaged_ones_are_refused(exported: Exported, folder
 def test_a_program_agrees_and_nothing_in_it_is_unpickled(model: Model, folder: Path, tmp_path: Path) -> None:
     found = hs.export(model, "torch", out=tmp_path / "small.pt2", data=folder)
     assert found.formats[1].name == "torch"
-    assert found.about == ProgramFile(found.file).about
+    assert found.metadata == TorchExportFile(found.file).about
     done = subprocess.run(
-        [sys.executable, "-c", python_snippet(found.file, found.about, str(folder / "blue" / "large.jpg"))],
+        [sys.executable, "-c", python_snippet(found.file, found.metadata, str(folder / "blue" / "large.jpg"))],
         capture_output=True,
         text=True,
         check=True,
@@ -327,7 +329,7 @@ def test_int8_is_calibrated_on_other_pictures_than_it_is_compared_on(
     assert [one.name for one in found.formats] == ["model", "onnx", "onnx int8"]
     assert found.formats[2].images == 16
     assert found.formats[2].bytes < 0.5 * found.formats[1].bytes
-    assert OnnxFile(found.file).about.precision == "int8"
+    assert OnnxFile(found.file).metadata.precision == "int8"
     assert found.quantised is not None
     assert found.quantised.convolutions == (10, 15)  # all but the first five
     assert found.as_json()["quantised"]["convolutions"] == (10, 15)
@@ -358,7 +360,7 @@ BACKBONES = [
 @pytest.mark.parametrize("name", BACKBONES)
 def test_exports_of_a_backbone_agree_on_pictures_of_odd_sizes(name: str, tmp_path: Path) -> None:
     backbone = load_backbone() if name == "tf_efficientnet_lite0" else random_backbone(name)
-    model = small_model(backbone, familiar=True)
+    model = small_model(backbone, ood_detector=True)
     images = [np.array(shown(400 + i).resize(size)) for i, size in enumerate(ODD_SIZES)]
     chances, _, _ = model.predict_with_outliers(images)
     assert np.ptp(chances, axis=0).max() > 0.3

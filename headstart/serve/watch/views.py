@@ -84,7 +84,7 @@ def _small(watched: Watched, key: str) -> bytes | str:
     if path is None:
         return "No such picture."
     try:
-        image = decode(path, at_least=SIDE).image
+        image = decode(path, min_side=SIDE).image
     except UnreadableImage as error:
         return f"The picture cannot be shown any more: {error.reason}."
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
