@@ -26,7 +26,7 @@ from headstart.files import json_text, path_of
 from headstart.html import data_address
 from headstart.model import Model
 from headstart.reports.contact_sheets import ACROSS, DOWN, SIDE, Sheets, make_sheets
-from headstart.reports.gradcam import heat_maps, heat_picture
+from headstart.reports.gradcam import heat_map_jpeg, heat_maps
 from headstart.reports.image_map import ImageMap
 from headstart.training.ladder import KNN, RungResult
 from headstart.training.losses import are_several
@@ -345,7 +345,7 @@ def _heats(told: Told, part: Evaluated, places: Sequence[int]) -> dict[int, str]
     maps = heat_maps(model, list(seen.values()), asked, split=told.split)
     if maps is None:
         return {}
-    pictures = (heat_picture(pixels, heat) for pixels, heat in zip(seen.values(), maps, strict=True))
+    pictures = (heat_map_jpeg(pixels, heat) for pixels, heat in zip(seen.values(), maps, strict=True))
     return {place: data_address(data, "jpeg") for place, data in zip(seen, pictures, strict=True)}
 
 

@@ -20,7 +20,7 @@ from headstart.engine.interface import Pixels
 from headstart.errors import OptionError, OutputError, UnreadableImage
 from headstart.evaluation.metrics import SHOWN_FIRST
 from headstart.files import unicode_text
-from headstart.reports.gradcam import GradCam, heat_picture
+from headstart.reports.gradcam import GradCam, heat_map_jpeg
 from headstart.serve.batching import Service, Work
 from headstart.serve.corrections import Correction, Corrections, corrections_folder
 from headstart.serve.errors import Refusal
@@ -150,7 +150,7 @@ class Page:
             )
         (heat,) = self._cam.maps([pixels], [number[label]], check=check)
         check()
-        return heat_picture(pixels, heat)
+        return heat_map_jpeg(pixels, heat)
 
     def nearest(self, pixels: Pixels, check: Callable[[], None] = lambda: None) -> Document:
         """Training pictures that are most like this one; ``check`` as for ``Service.aside``.

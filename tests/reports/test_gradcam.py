@@ -12,7 +12,7 @@ from torch import nn
 from headstart.backbone.pixel_net import FeatureNet, split_backbone
 from headstart.backbone.weights import random_backbone
 from headstart.model import Model
-from headstart.reports.gradcam import heat_maps, heat_picture
+from headstart.reports.gradcam import heat_map_jpeg, heat_maps
 from headstart.training.recipe import Recipe
 
 SIDE = 64
@@ -75,7 +75,7 @@ def test_the_picture_is_warm_where_the_heat_is() -> None:
     grey = np.full((40, 40, 3), 90, np.uint8)
     heat = np.zeros((4, 4), np.float32)
     heat[0, 0] = 1
-    shown = np.asarray(Image.open(io.BytesIO(heat_picture(grey, heat))))
+    shown = np.asarray(Image.open(io.BytesIO(heat_map_jpeg(grey, heat))))
     assert shown.shape == (40, 40, 3)
     warm, cold = shown[3, 3].astype(int), shown[35, 35].astype(int)
     assert warm[0] > cold[0] + 60
