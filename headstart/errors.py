@@ -1,54 +1,50 @@
-"""Every exception that Headstart raises on purpose.
+"""Errors: every exception that Headstart raises on purpose, one tree below ``HeadstartError``.
 
-HeadstartError
-├── DataError            a folder or table that cannot be used as it is
-│   ├── InputError       paths, labels or weights that a scikit-learn estimator was given; a ValueError as well
-│   ├── UnreadableImage  one file that is no usable image (``path``, ``reason``)
-│   └── LargeImage       one that would take more memory than it may at that moment (``pixels``)
-├── WeightsError         pretrained weights that cannot be had or do not fit
-├── ModelFileError       a model file that is damaged, foreign, or from a newer version
-├── ExportError          a model that cannot be exported, or an exported file that differs from it or cannot be used
-├── RunError             a run folder that cannot be read or written
-│   └── WriteError       a file of a run that cannot be written: the disk is full, say
-├── TrainingError        training that went wrong: a frozen weight changed, or the loss is not finite
-│   └── Diverged         fine-tuning whose loss is not a finite number any more
-├── CacheError           the cache on disk cannot be read or written
-├── HubError             a model that cannot be fetched from a hub, or shared there
-├── ServerError          a server that cannot be started
-├── OutputError          a file that the user named cannot be written
-└── OptionError          an option with a value that it cannot take
-
-Each message says what was found, what was expected and what to do. The command line prints it as one line and
-exits with status 1.
+Each message says what happened, where, and what to do. The command line prints it as one line and exits with status 1.
+``docs/errors.md`` lists them; ``scripts/generate_errors.py`` writes it from the docstrings here.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
 class HeadstartError(Exception):
-    """Base of every error that Headstart raises on purpose."""
+    """Base class of all errors below.
+
+    Remedy: catch it to handle every error that Headstart raises on purpose; its message is written for users.
+
+    Example:
+        >>> try:
+        ...     headstart.train("no-such-folder/")
+        ... except headstart.HeadstartError as error:
+        ...     print(type(error).__name__)
+        DataError
+    """
 
 
 class DataError(HeadstartError):
-    """A folder, a table or the images in it cannot be used as they are."""
+    """A folder or a table does not exist, or its images or labels cannot be used.
+
+    Remedy: correct the files that the message names; ``headstart check DATA`` lists everything that is wrong.
+    """
 
 
 class InputError(DataError, ValueError):
-    """Paths, labels or sample weights given to a scikit-learn estimator cannot be used.
+    """The paths, labels or sample weights given to a scikit-learn estimator cannot be used. Also a ``ValueError``.
 
-    A ``ValueError`` as well, which is what scikit-learn's conventions ask of estimators.
+    Remedy: pass a list of paths and one label per path, without missing values.
     """
 
 
 class UnreadableImage(DataError):
-    """One file is not a usable image.
+    """One file is not an image that can be read.
+
+    Remedy: replace or remove the file. Training leaves such files out; a prediction has the reason as its ``error``.
 
     Attributes:
         path: the file as it was named, or ``"<bytes>"``.
-        reason: why, in a few words, for a table or a report.
+        reason: why it cannot be read, in a few words.
     """
 
     def __init__(self, path: str, reason: str) -> None:
@@ -58,10 +54,12 @@ class UnreadableImage(DataError):
 
 
 class LargeImage(DataError):
-    """One picture would take more memory, while it is decoded, than it may at that moment.
+    """Decoding one image takes more memory than is allowed at once.
+
+    Remedy: raise the limit on pixels, or send a smaller image.
 
     Attributes:
-        pixels: that it takes the memory of.
+        pixels: number of pixels that the image takes the memory of.
     """
 
     def __init__(self, pixels: int) -> None:
@@ -70,60 +68,105 @@ class LargeImage(DataError):
 
 
 class WeightsError(HeadstartError):
-    """Pretrained weights cannot be had, or do not fit the architecture."""
+    """Pretrained weights cannot be loaded or downloaded, or do not fit the architecture.
+
+    Remedy: check the network, or pass a file of the same architecture with ``weights``.
+    """
 
 
 class ModelFileError(HeadstartError):
-    """A model file is damaged, foreign, or from a newer version of the format."""
+    """A model file is missing, damaged, foreign, or of a newer format; or cannot be written.
+
+    Remedy: copy the file again, install a newer Headstart, or name another file.
+    """
 
 
 class ExportError(HeadstartError):
-    """A model cannot be exported, or an exported file differs from its model or cannot be used."""
+    """A model cannot be exported, or an exported file differs from its model or cannot be used.
+
+    Remedy: the message says what differs; try the other format, or export without int8.
+    """
 
 
 class RunError(HeadstartError):
-    """A run folder cannot be read, or must not be written to."""
+    """A run folder is not one, is damaged or is taken; or what a run depends on has changed since it was stopped.
+
+    Remedy: name another folder with ``out``, or restore what the message says has changed.
+    """
 
 
 class WriteError(RunError):
-    """A file of a run cannot be written, because the disk is full or read-only; the run can be resumed."""
+    """A file of a run cannot be written: the disk is full or read-only.
+
+    Remedy: free some space, then ``headstart train --resume RUN``; nothing that was finished is lost.
+    """
 
 
 class TrainingError(HeadstartError):
-    """Training went wrong: a frozen weight changed, or the loss is not a finite number."""
+    """Training went wrong: a frozen weight changed, or the loss is not finite.
+
+    Remedy: report a changed frozen weight as a bug; for the loss, see ``Diverged``.
+    """
 
 
 class Diverged(TrainingError):
-    """The loss of fine-tuning is not a finite number any more."""
+    """The loss of fine-tuning is not finite (NaN or infinity).
+
+    Remedy: lower the learning rate with ``lr``.
+    """
 
 
 class CacheError(HeadstartError):
-    """The cache on disk cannot be read or written."""
+    """The cache on disk cannot be read or written.
+
+    Remedy: set ``HEADSTART_CACHE`` to a writable folder, or run ``headstart cache --verify``.
+    """
 
 
 class OutputError(HeadstartError):
-    """A file that the user named cannot be written, or has an ending that is not known."""
+    """A file that the user named cannot be written, or its extension is not supported.
+
+    Remedy: name a file in a writable folder, with an extension that the message lists.
+    """
 
 
 class OptionError(HeadstartError):
-    """An option has a value that it cannot take."""
+    """An option or argument has a value that it cannot take, or two of them exclude each other.
+
+    Remedy: choose a value from the range or the list in the message; see the page on options.
+    """
 
 
 class HubError(HeadstartError):
-    """A model cannot be fetched from a hub, or shared there."""
+    """A model cannot be downloaded from or uploaded to the Hugging Face hub.
+
+    Remedy: check the address and the network; run ``hf auth login`` for private repositories and for uploads.
+    """
 
 
 class ServerError(HeadstartError):
-    """A server cannot be started where, or with what, was asked for."""
+    """The server cannot be started: the port is taken, or an option excludes another.
+
+    Remedy: choose another port with ``--port``.
+    """
+
+
+class MissingExtra(HeadstartError, ImportError):
+    """An optional dependency is not installed. Also an ``ImportError``.
+
+    Remedy: run the command in the message, such as ``pip install "headstart[serve]"``.
+    """
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another library says, short enough for a sentence of ours, without its full stop."""
+    """The first line of another library's error, at most 160 characters, without its full stop."""
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:160].rstrip(".")
 
 
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """A question for the end of a message, " Did you mean blocks.5?"; "" where no name is similar."""
-    near = difflib.get_close_matches(name, list(known), n=1)
+def suggestion(name: str, choices: Iterable[str]) -> str:
+    """A question to append to a message: " Did you mean blocks.5?"; "" if no choice is similar."""
+    import difflib  # only error messages need it
+
+    near = difflib.get_close_matches(name, list(choices), n=1)
     return f" Did you mean {near[0]}?" if near else ""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from headstart.errors import HeadstartError, OptionError, OutputError, WriteError
+from headstart.extras import require_extra
 
 UserPath = str | os.PathLike[str]
 """A path as a caller or an environment variable names it; ``user_path`` reads it."""
@@ -121,13 +122,16 @@ def check_suffix(path: UserPath, suffixes: Sequence[str]) -> Path:
     """The file that the user named, see ``user_path``; its ending is checked before any work is done for it.
 
     Raises:
-        OutputError: it is none of ``suffixes``.
+        OutputError: it is none of ``suffixes``, or the path is a folder.
+        MissingExtra: it is .parquet, and pyarrow is not installed.
     """
     path = user_path(path)
     if path.suffix.lower() not in suffixes:
         raise OutputError(f"{path}: expected a name that ends in {' or '.join(suffixes)}.")
     if path.is_dir():
         raise OutputError(f"{path}: is a folder; name a file in it.")
+    if path.suffix.lower() == ".parquet":
+        require_extra("parquet", f"writing {path}")
     return path
 
 

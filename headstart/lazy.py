@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
+
+from headstart.extras import importing_extra
 
 
 def lazy_names(
-    package: str, modules: Mapping[str, str], moved: Mapping[str, str] | None = None
+    package: str, modules: Mapping[str, str], moved: Mapping[str, str] | None = None, *, extra: str = ""
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """The ``__getattr__``, ``__dir__`` and ``__all__`` of a package whose names are imported on first use (PEP 562).
 
@@ -17,6 +20,7 @@ def lazy_names(
         package: full name of the package.
         modules: exported name -> full name of the module that defines it.
         moved: name that was exported before -> its new place, for the error message.
+        extra: extra that the package needs; "" for none.
 
     Returns:
         What the package's ``__init__.py`` assigns to ``__getattr__``, ``__dir__`` and ``__all__``.
@@ -28,7 +32,8 @@ def lazy_names(
             raise AttributeError(f"{package}.{name} is now {moved[name]}.")
         if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(modules[name]), name)
+        with importing_extra(extra, f"{package}.{name}") if extra else nullcontext():
+            value = getattr(importlib.import_module(modules[name]), name)
         setattr(sys.modules[package], name, value)
         return value
 

@@ -1,74 +1,85 @@
-"""What a long task says while it works: sentences, and a bar, or lines, with the speed and the time left.
+"""Progress of long tasks: messages, and a progress bar or log lines with speed and time left.
 
-The library takes any ``Progress`` and is silent by default; the command line passes a ``TerminalProgress``.
+The library accepts any ``Progress`` and is silent by default; the commands pass a ``TerminalProgress``.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, final
+from typing import Protocol, final
 
 from headstart.files import unicode_text
 
-if TYPE_CHECKING:
-    from rich.progress import Progress as RichProgress
-
 SHOWN_AFTER = 1.0
-"""Seconds after which a task is shown."""
+"""Seconds after which a task is shown; shorter tasks write nothing."""
 
-BEAT = 0.5
-"""Seconds between two looks at whether something is to be shown."""
+REDRAW_EVERY = 0.5
+"""Seconds between two updates of the bar."""
 
 LINE_EVERY = 10.0
-"""Seconds between two lines about a task where stderr is no terminal."""
+"""Seconds between two lines about a task if stderr is not a terminal."""
+
+BAR_WIDTH = 30
+"""Characters of the bar."""
+
+CLEAR_LINE = "\r\x1b[2K"
 
 
 class Progress(Protocol):
-    """Told of each step of a long task."""
+    """Receives messages and the progress of long tasks. Subclass it to show them elsewhere.
+
+    Example:
+        >>> class Quiet:
+        ...     def say(self, text): pass
+        ...     def task(self, name, total, unit="images"): return contextlib.nullcontext(lambda count: None)
+        >>> isinstance(headstart.train("flowers/", progress=Quiet()), headstart.Run)
+        True
+    """
 
     def say(self, text: str) -> None:
-        """One sentence about what was done, chosen or left out."""
+        """Shows one sentence: what was done, chosen or left out."""
 
     def task(self, name: str, total: int, unit: str = "images") -> AbstractContextManager[Callable[[int], None]]:
-        """A piece of work of ``total`` units; the context gives a function to call with the units just done."""
+        """Starts a task of ``total`` units; the context gives a function to call with the number of units done."""
 
 
 def with_example(text: str, items: Sequence[str]) -> str:
-    """A sentence with the first of what it speaks of: "2 files cannot be used (a.jpg: empty file, ...)."."""
+    """A sentence with the first item that it is about: "2 files cannot be used (a.jpg: empty file, ...)."."""
     return f"{text} ({items[0]}{', ...' if len(items) > 1 else ''})." if items else f"{text}."
 
 
 @final
 class SilentProgress:
-    """Says nothing."""
+    """Shows nothing."""
 
     def say(self, text: str) -> None:
-        """Drops the sentence."""
+        """Ignores the message."""
 
     @contextmanager
     def task(self, name: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:  # noqa: ARG002
-        """Counts nothing."""
-        yield lambda _done: None
+        """Ignores the task."""
+        yield lambda _count: None
 
 
 @contextmanager
-def beating(beat: Callable[[], None], every: float) -> Iterator[None]:
-    """Calls a function again and again from a thread of its own, however busy the caller is.
+def call_repeatedly(function: Callable[[], None], every: float) -> Iterator[None]:
+    """Calls a function every few seconds from a background thread while the block runs.
 
     Args:
-        beat: the function; not called any more once the block has ended.
+        function: not called any more once the block has ended.
         every: seconds between two calls.
     """
     ended = threading.Event()
 
     def run() -> None:
         while not ended.wait(every):
-            beat()
+            function()
 
     thread = threading.Thread(target=run, name="headstart-progress", daemon=True)
     thread.start()
@@ -86,102 +97,89 @@ class _Task:
     unit: str
     started: float
     done: int = 0
-    row: Any = None
     line_at: float | None = None
 
-    def words(self, now: float) -> str:
+    def seconds(self) -> float:
+        return max(1e-3, time.monotonic() - self.started)
+
+    def remaining(self) -> str:
+        seconds = self.seconds() * (self.total - self.done) / self.done if self.done else 0.0
+        return f", about {seconds:.0f} s left" if self.done else ""
+
+    def line(self) -> str:
         """For a log: "Fine-tuning: 320 of 1,200 images, 12 s, about 33 s left"."""
-        seconds = now - self.started
-        far = f"{self.done:,} of {self.total:,} {self.unit}, " if self.total > 1 else ""
-        left = f", about {seconds * (self.total - self.done) / self.done:.0f} s left" if self.done else ""
-        return f"{self.name}: {far}{seconds:.0f} s{left}"
+        count = f"{self.done:,} of {self.total:,} {self.unit}, " if self.total > 1 else ""
+        return f"{self.name}: {count}{self.seconds():.0f} s{self.remaining()}"
+
+    def bar(self, width: int) -> str:
+        """For a terminal: "Fine-tuning [####----] 320/1,200, 27 images/s, 12 s, about 33 s left"."""
+        if self.total <= 1:
+            text = f"{self.name}, {self.seconds():.0f} s"
+        else:
+            filled = min(BAR_WIDTH, BAR_WIDTH * self.done // self.total)
+            rate = f", {self.done / self.seconds():,.0f} {self.unit}/s" if self.done else ""
+            text = f"{self.name} [{'#' * filled}{'-' * (BAR_WIDTH - filled)}] {self.done:,}/{self.total:,}{rate}"
+            text += f", {self.seconds():.0f} s{self.remaining()}"
+        return text[: max(1, width - 1)]
 
 
 @final
 class TerminalProgress:
-    """Writes sentences to stderr, and what is going on: a bar on a terminal, else a line now and then.
+    """Writes messages to stderr, and the running task: a bar on a terminal, a line every 10 seconds elsewhere.
 
-    Both move by themselves while a step works that cannot tell how far it is.
+    Tasks of less than a second are not shown. Of nested tasks the innermost is shown.
+
+    Example:
+        >>> run = headstart.train("flowers/", progress=headstart.TerminalProgress())
     """
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._tasks: list[_Task] = []
-        self._bar: RichProgress | None = None
+        self._bar_shown = False
 
     def say(self, text: str) -> None:
         """Prints one sentence to stderr."""
-        print(unicode_text(text), file=sys.stderr, flush=True)
+        with self._lock:
+            self._clear_bar()
+            print(unicode_text(text), file=sys.stderr, flush=True)
 
     @contextmanager
     def task(self, name: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
-        """Shows a task once it has taken a second; on a terminal nothing is left of it in the end."""
-        own = _Task(name, total, unit, time.monotonic())
-        is_terminal = sys.stderr.isatty()
-        show = self._show_bar if is_terminal else self._write_line
+        """Shows a task while the block runs; on a terminal the bar is removed at the end."""
+        task = _Task(name, total, unit, time.monotonic())
+        show = self._draw_bar if sys.stderr.isatty() else self._write_line
         with self._lock:
-            self._tasks.append(own)
+            self._tasks.append(task)
 
         def advance(count: int) -> None:
             with self._lock:
-                own.done += count
-                if self._bar is not None and own.row is not None:
-                    self._bar.update(own.row, completed=own.done, rate=_rate(own))
+                task.done += count
 
         try:
-            with beating(lambda: show(own), BEAT):
+            with call_repeatedly(lambda: show(task), REDRAW_EVERY):
                 yield advance
         finally:
-            self._end(own)
+            with self._lock:
+                self._tasks.remove(task)
+                self._clear_bar()
 
-    def _write_line(self, own: _Task) -> None:
+    def _write_line(self, task: _Task) -> None:
         now = time.monotonic()
         with self._lock:
-            due = now - own.started >= SHOWN_AFTER if own.line_at is None else now - own.line_at >= LINE_EVERY
-            if due and self._tasks[-1] is own:
-                own.line_at = now
-                self.say(own.words(now))
+            is_due = now - task.started >= SHOWN_AFTER if task.line_at is None else now - task.line_at >= LINE_EVERY
+            if is_due and self._tasks[-1] is task:
+                task.line_at = now
+                self.say(task.line())
 
-    def _show_bar(self, own: _Task) -> None:
+    def _draw_bar(self, task: _Task) -> None:
         with self._lock:
-            if own.row is not None or time.monotonic() - own.started < SHOWN_AFTER:
-                return
-            if self._bar is None:
-                self._bar = _bar()
-                self._bar.start()
-            total = own.total if own.total > 1 else None
-            own.row = self._bar.add_task(own.name, total=total, completed=own.done, rate=_rate(own))
+            if self._tasks[-1] is task and task.seconds() >= SHOWN_AFTER:
+                width = shutil.get_terminal_size().columns
+                print(f"{CLEAR_LINE}{unicode_text(task.bar(width))}", end="", file=sys.stderr, flush=True)
+                self._bar_shown = True
 
-    def _end(self, own: _Task) -> None:
-        with self._lock:
-            self._tasks.remove(own)
-            if self._bar is None:
-                return
-            if own.row is not None:
-                self._bar.remove_task(own.row)
-            if not self._bar.task_ids:
-                self._bar.stop()
-                self._bar = None
-
-
-def _rate(task: _Task) -> str:
-    seconds = max(1e-3, time.monotonic() - task.started)
-    return f"{task.done / seconds:,.0f} {task.unit}/s" if task.done and task.total > 1 else ""
-
-
-def _bar() -> RichProgress:
-    from rich.console import Console
-    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as RichProgress
-
-    return RichProgress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-        console=Console(stderr=True),
-        transient=True,
-    )
+    def _clear_bar(self) -> None:
+        if self._bar_shown:
+            print(CLEAR_LINE, end="", file=sys.stderr, flush=True)
+            self._bar_shown = False

@@ -15,8 +15,9 @@ import headstart as hs
 PACKAGE = Path(hs.__file__).parent
 
 ORDER = [
-    "lazy",
     "errors",
+    "extras",
+    "lazy",
     "concurrency",
     "files",
     "html",
@@ -39,6 +40,7 @@ ORDER = [
     "data.table_file",
     "data.table",
     "data.augment",
+    "data.perceptual_hash",
     "data.scan",
     "data.quality",
     "data.duplicates",

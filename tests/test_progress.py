@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 import threading
 import time
@@ -10,13 +11,13 @@ import time
 import pytest
 
 from headstart import progress
-from headstart.progress import TerminalProgress, beating
+from headstart.progress import CLEAR_LINE, TerminalProgress, _Task, call_repeatedly
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "SHOWN_AFTER", 0.02)
-    monkeypatch.setattr(progress, "BEAT", 0.01)
+    monkeypatch.setattr(progress, "REDRAW_EVERY", 0.01)
     monkeypatch.setattr(progress, "LINE_EVERY", 0.1)
 
 
@@ -71,24 +72,35 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_on_a_terminal_a_bar_appears_without_being_told_and_goes_again(
+def test_on_a_terminal_a_bar_appears_without_updates_and_is_removed_at_the_end(
     quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "stderr", Terminal())
+    written = Terminal()
+    monkeypatch.setattr(sys, "stderr", written)
     shown = TerminalProgress()
     with shown.task("outer", 1, "steps"):
-        ends = time.monotonic() + 10.0
-        while shown._bar is None and time.monotonic() < ends:
-            time.sleep(0.005)
-        assert shown._bar is not None
+        waited_for(written, "outer, 0 s")
         with shown.task("inner", 10) as advance:
             advance(5)
-    assert shown._bar is None
+            assert "inner [###############---------------] 5/10, " in waited_for(written, "inner")
+            shown.say("A message.")
+    assert f"{CLEAR_LINE}A message.\n" in written.getvalue()
+    assert written.getvalue().endswith((CLEAR_LINE, "A message.\n"))
+
+
+@pytest.mark.parametrize("width", [20, 60, 200])
+def test_a_bar_fits_into_one_line_of_the_terminal(width: int) -> None:
+    task = _Task("Fine-tuning from blocks.6", 1200, "images", time.monotonic() - 12, done=320)
+    assert len(task.bar(width)) < width
+    if width == 200:
+        assert re.fullmatch(
+            r"Fine-tuning from blocks\.6 \[#{8}-{22}\] 320/1,200, 27 images/s, 12 s, about 33 s left", task.bar(width)
+        )
 
 
 def test_nothing_beats_after_the_block_has_ended() -> None:
     beats: list[float] = []
-    with beating(lambda: beats.append(time.monotonic()), 0.005):
+    with call_repeatedly(lambda: beats.append(time.monotonic()), 0.005):
         ends = time.monotonic() + 10.0
         while len(beats) < 3 and time.monotonic() < ends:
             time.sleep(0.005)

@@ -6,7 +6,6 @@ Training, prediction, evaluation, serving and the comparison of exports all come
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import re
 from collections import deque
@@ -24,6 +23,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from headstart.concurrency import ignored_warnings, usable_cpus
 from headstart.data.bit_depth import DeepValues, ValueRange, deep_values, tag
 from headstart.errors import LargeImage, UnreadableImage, first_line
+from headstart.extras import install_command, is_installed
 from headstart.html import data_address
 
 DECODER_VERSION = 3
@@ -534,7 +534,7 @@ def _reason(data: bytes, error: Exception) -> str:
         return f"too large to open: more than {limit:.0f} megapixels"
     if isinstance(error, UnidentifiedImageError):
         if data[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc"):
-            return "HEIC needs a plugin: pip install pillow-heif"
+            return f"HEIC needs an extra: {install_command('heif')}"
         if data.startswith(b"\x89PNG") and not any(data[16:24]):
             return "no pixels (0 x 0)"
         if not any(data[:4096]):
@@ -572,7 +572,7 @@ def _is_laborious(data: bytes) -> bool:
 @cache
 def _known_formats() -> tuple[str, ...]:
     """Those of ``FORMATS`` that can be read here; HEIC and HEIF where the plugin is installed."""
-    if importlib.util.find_spec("pillow_heif") is not None:
+    if is_installed("heif"):
         import pillow_heif
 
         pillow_heif.register_heif_opener()

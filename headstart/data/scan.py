@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, final
 from weakref import WeakKeyDictionary
 
-import imagehash
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageChops
@@ -33,6 +32,7 @@ from headstart.data.decode import (
     read_values,
     resize_and_crop,
 )
+from headstart.data.perceptual_hash import perceptual_hash
 from headstart.errors import CacheError, DataError, UnreadableImage
 from headstart.progress import Progress, SilentProgress
 
@@ -68,11 +68,10 @@ FACTS = np.dtype(
         ("used_bits", "u1"),
     ]
 )
-"""What is kept of every picture: its size upright in pixels, Pillow's format name, a 64-bit perceptual hash (the
-signs of the 8x8 lowest frequencies of its cosine transform: ``imagehash.phash``), a thumbnail, RGB 0-255, a finer one
-in grey, the 1st, 5th and 99th percentile of its grey tones, 0-255, the 99th of each pixel's largest channel, and the
-99.7th of its second differences (Laplacian) as a share of the range of its tones; bits per channel, and how many of
-them are used (see ``images.DecodedImage``)."""
+"""What is kept of every image: its size upright in pixels, Pillow's format name, a 64-bit perceptual hash (see
+``data.perceptual_hash``), a thumbnail, RGB 0-255, a finer one in grey, the 1st, 5th and 99th percentile of its grey
+tones, 0-255, the 99th of each pixel's largest channel, and the 99.7th of its second differences (Laplacian) as a share
+of the range of its tones; bits per channel, and how many of them are used (see ``decode.DecodedImage``)."""
 
 
 SHARES = (0.005, 0.995)
@@ -316,7 +315,7 @@ def _decode_once(data: bytes, key: bytes, preprocessing: Preprocessing | None) -
 
 
 def _facts(decoded: DecodedImage) -> npt.NDArray[Any]:
-    bits = imagehash.phash(decoded.image).hash
+    bits = perceptual_hash(decoded.image)
     thumb = np.asarray(decoded.image.resize((THUMB, THUMB), Image.Resampling.BOX))
     word = int.from_bytes(np.packbits(bits).tobytes(), "big")
     fine = np.asarray(decoded.image.convert("L").resize((GREY, GREY), Image.Resampling.BOX))

@@ -14,6 +14,7 @@ from typing import Final
 
 from headstart.data.finding import Finding
 from headstart.errors import DataError
+from headstart.extras import importing_extra
 from headstart.files import original
 
 TABLE_SUFFIXES: Final = (".csv", ".tsv", ".txt", ".parquet")
@@ -141,8 +142,9 @@ def _read_text(file: Path, text: str, separator: str, first_row: int) -> dict[st
 
 
 def _read_parquet(file: Path) -> dict[str, list[str]]:
-    import pyarrow as pa
-    from pyarrow import parquet
+    with importing_extra("parquet", f"reading {file}"):
+        import pyarrow as pa
+        from pyarrow import parquet
 
     try:
         table = parquet.read_table(file)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from headstart.data.table import join_labels
+from headstart.extras import importing_extra
 from headstart.files import csv_text, json_text, output_file, text_bytes, unicode_text
 from headstart.prediction import Prediction
 
@@ -64,8 +65,9 @@ def write_predictions(file: Path, predictions: Sequence[Prediction], *, excel: b
             cells = [list(columns), *([_text(cell, excel=excel) for cell in row] for row in rows)]
             partial.write_bytes(_excel_bytes(cells) if excel else text_bytes(csv_text(cells)))
         else:
-            import pyarrow as pa
-            from pyarrow import parquet
+            with importing_extra("parquet", f"writing {file}"):
+                import pyarrow as pa
+                from pyarrow import parquet
 
             columns = _columns(predictions)
             columns["path"] = [unicode_text(path) for path in columns["path"]]

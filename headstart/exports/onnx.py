@@ -12,6 +12,7 @@ from headstart.backbone.weights import quiet
 from headstart.errors import ExportError, first_line
 from headstart.exports.graph import ExportGraph
 from headstart.exports.metadata import INPUT, KEY, LOGGERS, OUTPUTS, ExportMetadata
+from headstart.extras import require_extra
 from headstart.files import write_atomically
 from headstart.model import Model
 
@@ -31,8 +32,10 @@ def onnx_graph(model: Model) -> onnx.ModelProto:
     """A model as an ONNX graph, raw pixels in, probabilities out.
 
     Raises:
+        MissingExtra: onnxscript is not installed.
         ExportError: the exporter cannot express it, or it is larger than the format holds (2 GB).
     """
+    require_extra("export", "exporting to ONNX")
     graph = ExportGraph(model)
     try:
         with quiet(*LOGGERS), torch.no_grad():

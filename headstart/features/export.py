@@ -19,6 +19,7 @@ from headstart.data.dataset import Dataset, open_data
 from headstart.data.inspection import reading_findings
 from headstart.data.scan import scan
 from headstart.errors import DataError, OptionError
+from headstart.extras import importing_extra
 from headstart.features.extract import compute_features
 from headstart.files import check_suffix, output_file, unicode_text
 from headstart.progress import Progress, SilentProgress, with_example
@@ -112,8 +113,9 @@ def _npy(array: npt.NDArray[Any]) -> bytes:
 
 
 def _write_parquet(file: Path, store: RowStore, keys: list[bytes], columns: dict[str, list[str]]) -> None:
-    import pyarrow as pa
-    from pyarrow import parquet
+    with importing_extra("parquet", f"writing {file}"):
+        import pyarrow as pa
+        from pyarrow import parquet
 
     length = store.shape[0]
     schema = pa.schema(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, final
 
 from headstart.errors import WriteError
+from headstart.extras import is_installed
 from headstart.files import json_text, writing_run
 
 LOG_FILE = "log.jsonl"
@@ -140,8 +141,8 @@ class RunLog:
         self.tell("finished", **fields)
 
     def _draw(self, entry: dict[str, Any]) -> None:
-        """Curves for TensorBoard: a convenience, which a full disk does not end the run for."""
-        if entry.get("event") in CURVES:
+        """Curves for TensorBoard, if the extra is installed. A full disk does not end the run for them."""
+        if entry.get("event") in CURVES and is_installed("tensorboard"):
             with contextlib.suppress(OSError):
                 self._add_curves(entry)
 

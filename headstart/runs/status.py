@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from headstart.errors import RunError
 from headstart.files import json_text
-from headstart.progress import Progress, beating
+from headstart.progress import Progress, call_repeatedly
 
 NOW_FILE = "now.json"
 LOCK_FILE = "lock"
@@ -135,7 +135,7 @@ class Noted:
                 self._write()
 
         try:
-            with self._also.task(name, total, unit) as also, beating(beat, BEAT):
+            with self._also.task(name, total, unit) as also, call_repeatedly(beat, BEAT):
 
                 def advance(count: int) -> None:
                     also(count)

@@ -19,4 +19,4 @@ _MODULES = {
     "serve_async": "headstart.serve.server",
 }
 
-__getattr__, __dir__, __all__ = lazy_names(__name__, _MODULES)
+__getattr__, __dir__, __all__ = lazy_names(__name__, _MODULES, extra="serve")

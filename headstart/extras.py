@@ -1,0 +1,60 @@
+"""Optional dependencies (extras): a missing one is an error with the command that installs it."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from headstart.errors import MissingExtra
+
+EXTRAS: Final[dict[str, tuple[str, ...]]] = {
+    "export": ("onnxscript",),
+    "heif": ("pillow_heif",),
+    "parquet": ("pyarrow",),
+    "serve": ("fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn"),
+    "tensorboard": ("tensorboardX",),
+}
+"""Extra -> modules that it installs."""
+
+
+def is_installed(extra: str) -> bool:
+    """Whether all modules of an extra are installed; imports none of them."""
+    return all(importlib.util.find_spec(module) is not None for module in EXTRAS[extra])
+
+
+def install_command(extra: str) -> str:
+    """The command that installs an extra: ``pip install "headstart[serve]"``."""
+    return f'pip install "headstart[{extra}]"'
+
+
+def require_extra(extra: str, purpose: str) -> None:
+    """Checks that the modules of an extra are installed, without importing them.
+
+    Args:
+        extra: a key of ``EXTRAS``.
+        purpose: what needs it, as the subject of the message: "the server".
+
+    Raises:
+        MissingExtra: a module is not installed; the message has the command that installs it.
+    """
+    for module in EXTRAS[extra]:
+        if importlib.util.find_spec(module) is None:
+            raise _missing(extra, purpose, module)
+
+
+@contextmanager
+def importing_extra(extra: str, purpose: str) -> Iterator[None]:
+    """A block whose imports need an extra; arguments and errors as for ``require_extra``."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        if module not in EXTRAS[extra]:
+            raise
+        raise _missing(extra, purpose, module) from error
+
+
+def _missing(extra: str, purpose: str, module: str) -> MissingExtra:
+    return MissingExtra(f"{purpose} needs {module}, which is not installed. Run: {install_command(extra)}")

@@ -1,0 +1,72 @@
+"""Dependencies: at most 20 required ones, each of them used, and nothing imported that is not declared."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+from documents import ROOT
+
+from headstart.extras import EXTRAS
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def normal(name: str) -> str:
+    return re.split(r"[^\w.-]", name.replace("_", "-").replace(".", "-").lower())[0]
+
+
+def imported() -> set[str]:
+    """Top-level modules of other packages that the package imports anywhere."""
+    found: set[str] = set()
+    for path in (ROOT / "headstart").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                found.add((node.module or "").split(".")[0])
+    return found - set(sys.stdlib_module_names) - {"headstart"}
+
+
+MADE_BY = {"markupsafe": "jinja2", "pillow_heif": "pillow-heif", "pydantic": "fastapi", "starlette": "fastapi"}
+"""Module -> the declared package that installs it, where it may be missing here or comes with another one."""
+
+
+def packages_of(modules: set[str]) -> set[str]:
+    known = packages_distributions()
+    return {normal(MADE_BY.get(module) or known[module][0]) for module in modules}
+
+
+def test_at_most_20_dependencies_are_required() -> None:
+    assert len(PROJECT["dependencies"]) <= 20
+
+
+def test_every_import_is_declared_and_every_declaration_is_imported() -> None:
+    extras = PROJECT["optional-dependencies"]
+    optional = {normal(entry) for extra in EXTRAS for entry in extras[extra]}
+    required = {normal(entry) for entry in PROJECT["dependencies"]}
+    used = packages_of(imported())
+    assert used - required - optional == set()
+    assert required - used == set()
+    assert optional - used - {"onnxscript"} == set()  # torch.onnx imports it
+
+
+def test_modules_of_an_extra_are_those_that_it_installs() -> None:
+    for extra, modules in EXTRAS.items():
+        declared = {normal(entry) for entry in PROJECT["optional-dependencies"][extra]}
+        assert packages_of(set(modules)) == declared, extra
+
+
+def test_all_is_every_extra_and_make_installs_it() -> None:
+    assert PROJECT["optional-dependencies"]["all"] == [f"headstart[{','.join(sorted(EXTRAS))}]"]
+    assert "'.[all,dev]'" in (ROOT / "Makefile").read_text()
+
+
+def test_the_record_names_every_required_dependency() -> None:
+    record = (ROOT / "docs" / "decisions" / "dependencies.md").read_text()
+    names = [Path(re.split(r"[><=\[ ]", entry)[0]).name for entry in PROJECT["dependencies"]]
+    assert [name for name in names if f"`{name}`" not in record] == []
