@@ -31,14 +31,16 @@ from served import jpeg, served, tiny_model
 
 import headstart.serve.batching as services
 from headstart.serve.app import build_app
-from headstart.serve.batching import Service
+from headstart.serve.batching import InferenceService
 from headstart.serve.corrections import Corrections
-from headstart.serve.limits import Limits
-from headstart.serve.middleware import Admission
+from headstart.serve.limits import ServerLimits
+from headstart.serve.middleware import AccessPolicy
 
 LONGEST = 10.0
 CLIENTS = 16
-LIMITS = Limits(body=200_000, images=10, pixels=1_000_000, body_seconds=1.0, side_queue=64)
+LIMITS = ServerLimits(
+    max_body_bytes=200_000, max_images=10, max_pixels=1_000_000, body_timeout=1.0, max_queued_tasks=64
+)
 
 
 def images() -> list[bytes]:
@@ -53,9 +55,9 @@ def in_process(requests: list[Damaged], folder: Path) -> tuple[Counter[int], lis
     (folder / "run").mkdir()
     (folder / "run" / "log.jsonl").write_text('{"event": "plan", "text": "a"}\n')
     log: list[dict[str, Any]] = []
-    service = Service(tiny_model(), run=folder / "run", limits=LIMITS)
+    service = InferenceService(tiny_model(), run=folder / "run", limits=LIMITS)
     app = build_app(
-        service, admission=Admission("s3cret", True), corrections=Corrections(folder / "kept"), log=log.append
+        service, admission=AccessPolicy("s3cret", True), corrections=Corrections(folder / "kept"), log=log.append
     )
     seen, wrong, times = Counter[int](), list[str](), list[float]()
     line = iter(requests)
@@ -109,7 +111,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    services.MANY = 1  # engines are not measured
+    services.EXPECTED_IMAGES = 1  # engines are not measured
     chance, made = random.Random(given.seed), images()
     half = given.requests // 2
     keyed = [damaged(chance, made, chance.choice(["s3cret", "s3cret", "s3cret", ""])) for _ in range(half)]

@@ -99,7 +99,6 @@ _SUBMODULES = {
     "LabelScore": "headstart.evaluation",
     "LabelScores": "headstart.evaluation",
     "LargeImage": "headstart.errors",
-    "Limits": "headstart.serve",
     "ModelComparison": "headstart.verbs",
     "ModelFileError": "headstart.errors",
     "OptionError": "headstart.errors",

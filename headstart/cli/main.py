@@ -19,6 +19,7 @@ import typer
 
 from headstart.cli.deferred_imports import defer_compiler
 from headstart.errors import HeadstartError
+from headstart.serve.limits import limit_option, limits_from_options
 
 if TYPE_CHECKING:
     from headstart.cache.entries import CacheEntry
@@ -809,6 +810,11 @@ def push(
         print(f"{url}\nModel: hf://{repository}")
 
 
+def _limit(flag: str) -> Any:
+    option, _ = limit_option(flag)
+    return typer.Option(min=option.minimum, help=option.help)
+
+
 @app.command()
 def serve(
     run_or_model: RunOrModel,
@@ -817,15 +823,13 @@ def serve(
     key: Annotated[
         str, typer.Option(envvar="HEADSTART_KEY", help="That requests must bring as Authorization: Bearer KEY.")
     ] = "",
-    max_body: Annotated[float, typer.Option(min=0.001, help="Of one request, in MB.")] = 64.0,
-    max_images: Annotated[int, typer.Option(min=1, help="In one request.")] = 64,
-    max_pixels: Annotated[float, typer.Option(min=0.001, help="Of one picture, in millions.")] = 50.0,
-    queue: Annotated[int, typer.Option(min=1, help="Pictures that may wait, of all requests.")] = 512,
-    connections: Annotated[int, typer.Option(min=1, help="That may be open at a time.")] = 256,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that a request may take.")] = 30.0,
-    gather: Annotated[
-        float, typer.Option(min=0, help="Milliseconds that a picture waits for others that are on their way.")
-    ] = 5.0,
+    max_body: Annotated[float, _limit("max-body")] = limit_option("max-body")[1],
+    max_images: Annotated[int, _limit("max-images")] = int(limit_option("max-images")[1]),
+    max_pixels: Annotated[float, _limit("max-pixels")] = limit_option("max-pixels")[1],
+    queue: Annotated[int, _limit("queue")] = int(limit_option("queue")[1]),
+    connections: Annotated[int, _limit("connections")] = int(limit_option("connections")[1]),
+    timeout: Annotated[float, _limit("timeout")] = limit_option("timeout")[1],
+    gather: Annotated[float, _limit("gather")] = limit_option("gather")[1],
     corrections: Annotated[
         Path | None,
         typer.Option(help="Where corrected pictures are kept; NAME-corrections beside the run or model if left out."),
@@ -839,18 +843,18 @@ def serve(
     """
     with _importing():
         from headstart.progress import TerminalProgress
-        from headstart.serve.limits import Limits
         from headstart.serve.server import serve as serve_model
 
-    limits = Limits(
-        body=int(1e6 * max_body),
-        held=max(Limits.held, int(2e6 * max_body)),
-        images=max_images,
-        pixels=int(1e6 * max_pixels),
-        queue=max(queue, max_images),
-        connections=connections,
-        request_seconds=timeout,
-        gather_ms=gather,
+    limits = limits_from_options(
+        {
+            "max-body": max_body,
+            "max-images": max_images,
+            "max-pixels": max_pixels,
+            "queue": queue,
+            "connections": connections,
+            "timeout": timeout,
+            "gather": gather,
+        }
     )
     serve_model(
         run_or_model,

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from headstart.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from headstart.serve.limits import Limits as Limits
+    from headstart.serve.limits import ServerLimits as ServerLimits
     from headstart.serve.server import create_app as create_app
     from headstart.serve.server import serve as serve
     from headstart.serve.server import serve_async as serve_async
 
 _MODULES = {
-    "Limits": "headstart.serve.limits",
+    "ServerLimits": "headstart.serve.limits",
     "create_app": "headstart.serve.server",
     "serve": "headstart.serve.server",
     "serve_async": "headstart.serve.server",

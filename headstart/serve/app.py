@@ -1,4 +1,4 @@
-"""The API over a model, for programs; see ``page.py`` for people."""
+"""The application: HTTP API of a model, with health checks, the page and the view of its run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, FastAPI, Query, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
@@ -16,203 +16,213 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Route
 
-from headstart.serve.batching import Service
+from headstart.serve.batching import InferenceService
 from headstart.serve.corrections import Corrections
-from headstart.serve.errors import Problem, Refusal, problem_document
-from headstart.serve.middleware import Admission, Guard, unless_gone, write_line
-from headstart.serve.multipart import Part, read_form
+from headstart.serve.errors import ErrorResponse, HttpError, error_document
+from headstart.serve.middleware import AccessPolicy, RequestMiddleware, cancel_on_disconnect, write_json_line
+from headstart.serve.multipart import FormPart, read_form
 from headstart.serve.page import page_router
-from headstart.serve.schemas import Answer, ModelDocument, model_document, picture_answer
-from headstart.serve.static_files import PageHeaders, asset_router
-from headstart.serve.watch.run_reader import Watched
+from headstart.serve.schemas import ModelInfo, PredictResponse, image_prediction, model_info
+from headstart.serve.static_files import SecurityHeadersMiddleware, asset_router
+from headstart.serve.watch.run_reader import RunReader
 from headstart.serve.watch.views import watch_router
 
-NAME_LENGTH = 255
-"""Characters of a picture's name that are given back."""
+MAX_NAME_LENGTH: Final = 255
+"""Characters of an image's file name in the response."""
 
 Log = Callable[[dict[str, Any]], None]
 
-WHY = {
-    400: "The body is no multipart form.",
-    401: "The key is missing or wrong.",
-    403: "Another site's page sends it, or the server is asked for by a foreign name.",
-    408: "The body was not there in time.",
-    413: "The body is too large, or holds too many pictures.",
-    422: "The form or a parameter is not as described.",
-    503: "Too much waits already, or the server is about to stop; Retry-After says when to send it again.",
-    504: "No answer in time.",
+ERROR_DESCRIPTIONS: Final = {
+    400: "The body is not a valid multipart form.",
+    401: "The API key is missing or wrong.",
+    403: "The request comes from a page of another site, or its Host header is not localhost.",
+    408: "The request body did not arrive in time.",
+    413: "The body is too large, or has too many images.",
+    422: "The form or a parameter does not match this description.",
+    503: "The queue is full, or the server is about to stop. Retry-After has the seconds until the next try.",
+    504: "No result in time.",
 }
-"""Every refusal of this server."""
+"""Error responses of this server."""
 
 
-class Alive(BaseModel):
-    """That the process lives."""
+class Liveness(BaseModel):
+    """The process is alive."""
 
     alive: bool = True
 
 
-class Ready(BaseModel):
-    """That requests are taken."""
+class Readiness(BaseModel):
+    """The server accepts requests."""
 
     ready: bool = True
 
 
-def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The responses of a route that are no answers, for its description."""
-    return {status: {"model": Problem, "description": WHY[status]} for status in statuses}
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Error responses of a route, for the OpenAPI description."""
+    return {status: {"model": ErrorResponse, "description": ERROR_DESCRIPTIONS[status]} for status in statuses}
 
 
 def build_app(
-    service: Service,
+    service: InferenceService,
     *,
-    admission: Admission | None = None,
+    admission: AccessPolicy | None = None,
     corrections: Corrections | None = None,
-    log: Log | None = write_line,
+    log: Log | None = write_json_line,
 ) -> FastAPI:
-    """The application.
+    """Builds the ASGI application.
 
     Args:
-        service: what answers; it is started and closed with the application.
-        admission: who is let in.
-        corrections: where the page keeps them; None where nothing can be corrected.
-        log: gets an entry for each request; None for no log.
+        service: the model; it is started and closed with the application.
+        admission: which requests are accepted.
+        corrections: where the page stores corrected images; None to disable corrections.
+        log: called with one entry per request; None for no log.
     """
-    admission = admission or Admission()
+    admission = admission or AccessPolicy()
+    app = FastAPI(
+        title="Headstart",
+        version=version("headstart"),
+        description=f"An image classifier with {len(service.model.classes):,} classes.",
+        lifespan=_lifespan_of(service),
+        docs_url=None,  # FastAPI's pages load scripts from other hosts
+        redoc_url=None,
+        redirect_slashes=False,  # a redirect would be built from the Host header
+    )
+    app.state.service = service
+    api = api_router(service)
+    routers = [api, health_router(service), page_router(service, corrections), asset_router()]
+    if service.run is not None:
+        reader = RunReader(service.run, served=True)
+        routers.append(watch_router(reader, is_stopping=lambda: service.state.draining))
+    # ``RequestMiddleware`` checks the key; the dependency only adds it to the OpenAPI description.
+    key_scheme = [Security(HTTPBearer(auto_error=False))] if admission.key else []
+    for router in routers:
+        app.include_router(router, dependencies=key_scheme if router is api else [])
+    app.add_exception_handler(HTTPException, _framework_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_middleware(
+        RequestMiddleware,
+        limits=service.limits,
+        admission=admission,
+        state=service.state,
+        metrics=service.metrics,
+        name_path=path_namer([*app.routes, *(route for router in routers for route in router.routes)]),
+        log=log,
+    )
+    app.add_middleware(SecurityHeadersMiddleware)
+    return app
 
+
+def _lifespan_of(service: InferenceService) -> Callable[[FastAPI], Any]:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         service.start()
         yield
         service.close()
 
-    app = FastAPI(
-        title="Headstart",
-        version=version("headstart"),
-        description=f"A classifier of {len(service.model.classes):,} classes.",
-        lifespan=lifespan,
-        docs_url=None,  # these pages load scripts from elsewhere
-        redoc_url=None,
-        redirect_slashes=False,  # a redirect would be built from the Host header
-    )
-    app.state.service = service
-    routers = [api_router(service), health_router(service), page_router(service, corrections), asset_router()]
-    if service.run is not None:
-        watched = Watched(service.run, served=True)
-        routers.append(watch_router(watched, ending=lambda: service.traffic.draining))
-    for router in routers:
-        keyed = bool(admission.key) and router is routers[0]  # in the description; ``Guard`` asks for it
-        app.include_router(router, dependencies=[Security(HTTPBearer(auto_error=False))] if keyed else [])
-    app.add_exception_handler(HTTPException, _problem)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_middleware(
-        Guard,
-        limits=service.limits,
-        admission=admission,
-        traffic=service.traffic,
-        metrics=service.metrics,
-        name_path=path_namer([*app.routes, *(route for router in routers for route in router.routes)]),
-        log=log,
-    )
-    app.add_middleware(PageHeaders)
-    return app
+    return lifespan
 
 
-def api_router(service: Service) -> APIRouter:
-    """What programs ask."""
+def api_router(service: InferenceService) -> APIRouter:
+    """Routes of the API for programs."""
     router = APIRouter()
-    file = {"type": "string", "format": "binary"}
-    files = {
-        "type": "array",
-        "items": file,
-        "minItems": 1,
-        "maxItems": service.limits.images,
-        "description": "The images: JPEG, PNG, WebP, GIF, ...",
-    }
-    form = {"schema": {"type": "object", "required": ["files"], "properties": {"files": files}}}
-    described = {"requestBody": {"required": True, "content": {"multipart/form-data": form}}}
 
     @router.post(
         "/v1/predict",
-        responses=refusals(400, 401, 403, 408, 413, 422, 503, 504),
-        openapi_extra=described,
+        responses=error_responses(400, 401, 403, 408, 413, 422, 503, 504),
+        openapi_extra=_predict_body(service.limits.max_images),
         tags=["model"],
     )
     async def predict(
         request: Request,
-        top: Annotated[int | None, Query(ge=1, le=1_000_000, description="Classes to list; all if left out.")] = None,
-    ) -> Answer:
-        """Classify pictures. One that cannot be read says why in its own place, and keeps no other from its answer."""
-        parts = (await read_form(request)).files("files", most=service.limits.images)
-        predictions = await unless_gone(request, service.predict(named(parts)))
-        request.state.pictures = len(predictions)
-        request.state.faults = sum(own.label is None for own in predictions)
-        return Answer(version=service.model.version, predictions=[picture_answer(own, top=top) for own in predictions])
+        top: Annotated[int | None, Query(ge=1, le=1_000_000, description="Number of classes; default: all.")] = None,
+    ) -> PredictResponse:
+        """Classifies images. An image that cannot be read has an error in its own entry; the others are classified."""
+        parts = (await read_form(request)).files("files", max_count=service.limits.max_images)
+        predictions = await cancel_on_disconnect(request, service.predict(named_images(parts)))
+        request.state.images = len(predictions)
+        request.state.unreadable = sum(prediction.label is None for prediction in predictions)
+        return PredictResponse(
+            version=service.model.version, predictions=[image_prediction(own, top=top) for own in predictions]
+        )
 
-    @router.get("/v1/model", responses=refusals(401, 403, 503), tags=["model"])
-    async def model() -> ModelDocument:
-        """What answers: its classes, what it does to a picture, what it scored."""
-        return model_document(service.model, engine=None if service.engine is None else service.engine.name)
+    @router.get("/v1/model", responses=error_responses(401, 403, 503), tags=["model"])
+    async def model() -> ModelInfo:
+        """Classes, preprocessing, calibration and scores of the model."""
+        return model_info(service.model, engine=None if service.engine is None else service.engine.name)
 
     @router.get(
         "/metrics",
-        responses=refusals(401, 403, 503) | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+        responses=error_responses(401, 403, 503) | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
         response_class=Response,
         tags=["operation"],
     )
     async def metrics() -> Response:
-        """Counters in Prometheus's text format."""
+        """Metrics in Prometheus format."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return router
 
 
-def health_router(service: Service) -> APIRouter:
-    """What whoever runs the server asks; needs no key."""
+def _predict_body(max_images: int) -> dict[str, Any]:
+    """OpenAPI description of the form, which the route parses itself."""
+    files = {
+        "type": "array",
+        "items": {"type": "string", "format": "binary"},
+        "minItems": 1,
+        "maxItems": max_images,
+        "description": "The images: JPEG, PNG, WebP, GIF, ...",
+    }
+    form = {"schema": {"type": "object", "required": ["files"], "properties": {"files": files}}}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": form}}}
+
+
+def health_router(service: InferenceService) -> APIRouter:
+    """Health checks, which need no API key."""
     router = APIRouter(tags=["operation"])
 
-    @router.get("/healthz", responses=refusals(403))
-    async def healthz() -> Alive:
-        """Whether the process lives."""
-        return Alive()
+    @router.get("/healthz", responses=error_responses(403))
+    async def healthz() -> Liveness:
+        """Liveness: the process responds."""
+        return Liveness()
 
-    @router.get("/readyz", responses=refusals(403, 503))
-    async def readyz() -> Ready:
-        """Whether the model is warmed up and new requests are taken."""
-        service.start()  # where no lifespan has run
+    @router.get("/readyz", responses=error_responses(403, 503))
+    async def readyz() -> Readiness:
+        """Readiness: the model is warmed up and new requests are accepted."""
+        service.start()  # does nothing unless the application is mounted, where no lifespan has run
         if not service.ready:
-            raise Refusal(503, "Not warmed up yet, or about to stop.", retry_after=1)
-        return Ready()
+            raise HttpError(503, "The model is not warmed up yet, or the server is about to stop.", retry_after=1)
+        return Readiness()
 
     return router
 
 
 def path_namer(routes: Sequence[BaseRoute]) -> Callable[[str], str]:
-    """A function that gives the path of the route that a request's path belongs to; "other" for none."""
-    known = {own.path: own.path_regex for own in routes if isinstance(own, Route)}
+    """A function that maps the path of a request to the path of its route; "other" if there is none."""
+    patterns = {route.path: route.path_regex for route in routes if isinstance(route, Route)}
 
     def name(path: str) -> str:
-        return next((own for own, pattern in known.items() if pattern.match(path)), "other")
+        return next((route for route, pattern in patterns.items() if pattern.match(path)), "other")
 
     return name
 
 
-def named(parts: Sequence[Part]) -> list[tuple[str, bytes]]:
-    """Names and bytes of uploaded files."""
-    return [(plain_name(part.filename), part.data) for part in parts]
+def named_images(parts: Sequence[FormPart]) -> list[tuple[str, bytes]]:
+    """Names and contents of uploaded files."""
+    return [(printable_name(part.filename), part.data) for part in parts]
 
 
-def plain_name(name: str) -> str:
-    """A file's name as it can stand in JSON, cut to ``NAME_LENGTH``."""
-    return name.encode(errors="backslashreplace").decode()[:NAME_LENGTH]
+def printable_name(name: str) -> str:
+    """A file name that can be encoded as JSON, cut to ``MAX_NAME_LENGTH``."""
+    return name.encode(errors="backslashreplace").decode()[:MAX_NAME_LENGTH]
 
 
-async def _problem(_request: Request, error: Exception) -> JSONResponse:
+async def _framework_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    reason = WHY.get(error.status_code, HTTPStatus(error.status_code).description or str(error.detail))
-    return JSONResponse(problem_document(error.status_code, reason), error.status_code, error.headers)
+    reason = ERROR_DESCRIPTIONS.get(error.status_code, HTTPStatus(error.status_code).description or str(error.detail))
+    return JSONResponse(error_document(error.status_code, reason), error.status_code, error.headers)
 
 
-async def _invalid(_request: Request, error: Exception) -> JSONResponse:
+async def _validation_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    found = [f"{'.'.join(map(str, own['loc']))}: {own['msg']}" for own in error.errors()[:5]]
-    return JSONResponse(problem_document(422, "; ".join(found)[:1000]), 422)
+    found = [f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors()[:5]]
+    return JSONResponse(error_document(422, "; ".join(found)[:1000]), 422)

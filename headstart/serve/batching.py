@@ -1,4 +1,4 @@
-"""Dynamic batching: images that arrive together run together, and ahead of every other kind of work."""
+"""Dynamic batching: images of concurrent requests run as one batch, and before every other kind of task."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, final
+from typing import Any, Final, TypeVar, final
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -28,38 +28,36 @@ from headstart.errors import LargeImage
 from headstart.model import Model
 from headstart.prediction import Prediction, unreadable_prediction
 from headstart.progress import Progress, SilentProgress
-from headstart.serve.decode_budget import Room
-from headstart.serve.errors import Refusal
-from headstart.serve.limits import Limits
-from headstart.serve.middleware import Traffic
+from headstart.serve.decode_budget import DecodeBudget
+from headstart.serve.errors import HttpError
+from headstart.serve.limits import ServerLimits
+from headstart.serve.middleware import ServerState
 from headstart.serve.prometheus import Metrics
 
-MANY = 1_000_000
-"""Pictures that a server is taken to see: every engine is worth its preparation."""
+EXPECTED_IMAGES = 1_000_000
+"""Images that a server is assumed to see: enough to make the preparation of every engine worthwhile."""
 
-DECODERS = 8
-"""Threads that decode, at most."""
+MAX_DECODE_THREADS: Final = 8
 
-AT_ONCE = 4_000_000
-"""Pixels up to which each thread decodes what comes; larger pictures stand in line, until all that are being decoded
-have no more than one may have by itself (``Limits.pixels``). A JPEG counts by what it is reduced to."""
+SMALL_IMAGE_PIXELS: Final = 4_000_000
+"""Images up to this size are decoded by any free thread. Larger ones share a budget of ``ServerLimits.max_pixels``
+pixels, which bounds the memory of all of them. A JPEG counts with the size to which its decoder reduces it."""
 
-SIDE_TURN = 2.0
-"""Seconds after which one request of another kind runs although predictions wait: under constant load, explanations
-are slow, not impossible."""
+SIDE_TASK_INTERVAL: Final = 2.0
+"""Seconds after which one side task runs although images wait: under constant load heat maps are slow, not starved."""
 
-RETRY_AFTER = 2
-"""Seconds after which a request of another kind may be sent again."""
+RETRY_AFTER: Final = 2
+"""Seconds in the Retry-After header of a refused side task."""
 
-EXIT_WAIT = 10.0
-"""Seconds that closing waits for the engine's thread, at most."""
+CLOSE_TIMEOUT: Final = 10.0
+"""Seconds for which ``close`` waits for the engine thread."""
 
 Decoded = TypeVar("Decoded")
 Result = TypeVar("Result")
 
 
-class Work(StrEnum):
-    """Kinds of work. Each has its own bound; predictions run first, the others in turn."""
+class TaskKind(StrEnum):
+    """Kinds of tasks. Each kind has a queue of its own; predictions run first, the other kinds in turn."""
 
     predict = "predict"
     explain = "explain"
@@ -67,13 +65,13 @@ class Work(StrEnum):
     correct = "correct"
 
 
-class Abandoned(Exception):
-    """Nobody waits for this work any more: its client has left, or its time is over."""
+class TaskCancelled(Exception):
+    """Nobody waits for the result: the client has disconnected, or the request has timed out."""
 
 
 @dataclass(eq=False)
-class _Waiting:
-    """An image that is decoded, and whoever waits for its answer."""
+class _QueuedImage:
+    """A decoded image in the queue, and the future of its prediction."""
 
     name: str
     pixels: Pixels
@@ -81,37 +79,37 @@ class _Waiting:
 
 
 @dataclass(eq=False)
-class _Errand:
-    """Work of another kind than predictions, and whoever waits for its result."""
+class _SideTask:
+    """A task other than a prediction, and the future of its result."""
 
     work: Callable[[], Any]
     answer: asyncio.Future[Any]
-    since: float
+    queued_at: float
 
     def run(self) -> None:
         try:
             result = self.work()
-        except Exception as error:  # whoever waits is told; the engine's thread goes on
-            _tell(self.answer, None, error)
+        except Exception as error:  # it is raised where the result is awaited; the engine thread continues
+            _resolve_threadsafe(self.answer, None, error)
         else:
-            _tell(self.answer, result, None)
+            _resolve_threadsafe(self.answer, result, None)
 
 
-Queued = TypeVar("Queued", _Waiting, _Errand)
+Queued = TypeVar("Queued", _QueuedImage, _SideTask)
 
 
 @final
-class Service:
-    """A model, the threads that decode for it, and the one thread that runs its engine.
+class InferenceService:
+    """A model behind a queue: a thread pool decodes images, and one engine thread runs the model in batches.
 
-    It starts with ``start``, or by itself with the first request; it ends with ``close``, or with the process.
+    The threads start with ``start`` or with the first request. They end with ``close`` or with the process.
 
     Args:
-        model: what answers.
-        run: the run folder that it comes from, where there is one.
-        limits: what it takes on.
+        model: the classifier.
+        run: run folder of the model, if there is one.
+        limits: limits of the server.
         device: see ``device.resolve_device``.
-        progress: told which engine runs.
+        progress: reports which engine was chosen.
     """
 
     def __init__(
@@ -119,317 +117,318 @@ class Service:
         model: Model,
         *,
         run: Path | None = None,
-        limits: Limits | None = None,
+        limits: ServerLimits | None = None,
         device: str = "auto",
         progress: Progress | None = None,
     ) -> None:
         self.model = model
         self.run = run
-        self.limits = limits or Limits()
+        self.limits = limits or ServerLimits()
         self.metrics = Metrics()
-        self.traffic = Traffic()
+        self.state = ServerState()
         self.engine: Engine | None = None
-        self.fault: Exception | None = None
+        self.startup_error: Exception | None = None
         self._device, self._progress = device, progress or SilentProgress()
-        self._starting = threading.Lock()
-        self._process = 0
+        self._start_lock = threading.Lock()
+        self._process_id = 0
         self._reset()
 
     def _reset(self) -> None:
-        """No threads, nothing that waits."""
-        self.engine, self.fault = None, None
-        self._held: Counter[Work] = Counter()
-        self._coming = 0
-        self._waiting: deque[_Waiting] = deque()
-        self._errands: dict[Work, deque[_Errand]] = {kind: deque() for kind in Work if kind != Work.predict}
-        self._last_errand = 0.0
-        self._more = threading.Condition()  # reentrant
+        """Empty queues and no threads, as before the first ``start`` and in a forked child."""
+        self.engine, self.startup_error = None, None
+        self._num_pending: Counter[TaskKind] = Counter()
+        self._num_decoding = 0
+        self._image_queue: deque[_QueuedImage] = deque()
+        self._task_queues: dict[TaskKind, deque[_SideTask]] = {
+            kind: deque() for kind in TaskKind if kind != TaskKind.predict
+        }
+        self._last_side_task = 0.0
+        self._changed = threading.Condition()  # reentrant
         self._closed = False
-        self._decoders: ThreadPoolExecutor | None = None
-        self._ordinary: Room | None = None
-        self._large: Room | None = None
-        self._worker: threading.Thread | None = None
+        self._decode_pool: ThreadPoolExecutor | None = None
+        self._small_images: DecodeBudget | None = None
+        self._large_images: DecodeBudget | None = None
+        self._engine_thread: threading.Thread | None = None
 
     @property
     def ready(self) -> bool:
-        """Whether the engine has run, and new requests are taken."""
-        return self.engine is not None and not self.traffic.draining
+        """Whether the engine is warmed up and new requests are accepted."""
+        return self.engine is not None and not self.state.draining
 
     @property
-    def held(self) -> int:
-        """Requests' images that wait or are worked on, of all kinds."""
-        return self._held.total()
+    def num_pending(self) -> int:
+        """Images and side tasks that wait or are processed."""
+        return self._num_pending.total()
 
     def start(self) -> None:
-        """Starts the threads, unless they run; the engine is chosen and warmed up in its own.
+        """Starts the threads unless they run. The engine thread then chooses an engine and warms it up.
 
-        After a fork, the child starts threads of its own.
+        Threads do not survive a fork: called in a child process, this starts new ones.
         """
-        with self._starting:
-            if self._worker is not None and self._process == os.getpid() and not self._closed:
+        with self._start_lock:
+            if self._engine_thread is not None and self._process_id == os.getpid() and not self._closed:
                 return
             self._reset()
-            self._process = os.getpid()
-            threads = min(DECODERS, usable_cpus())
-            self._decoders = ThreadPoolExecutor(threads, "headstart-decode")
-            self._ordinary = Room(self._decoders, threads)
-            self._large = Room(self._decoders, self.limits.pixels)
-            self._worker = threading.Thread(target=self._work, name="headstart-engine", daemon=True)
-            self._worker.start()
+            self._process_id = os.getpid()
+            num_threads = min(MAX_DECODE_THREADS, usable_cpus())
+            self._decode_pool = ThreadPoolExecutor(num_threads, "headstart-decode")
+            self._small_images = DecodeBudget(self._decode_pool, num_threads)
+            self._large_images = DecodeBudget(self._decode_pool, self.limits.max_pixels)
+            self._engine_thread = threading.Thread(target=self._engine_main, name="headstart-engine", daemon=True)
+            self._engine_thread.start()
             atexit.register(self.close)
 
     def close(self) -> None:
-        """Ends the threads; what still waits is not answered, and new work is refused."""
+        """Ends the threads. Queued tasks are not answered, and new ones are refused."""
         atexit.unregister(self.close)
-        with self._more:
+        with self._changed:
             self._closed = True
-            self._more.notify()
-        if self._worker is not None and self._process == os.getpid():
-            self._worker.join(timeout=min(EXIT_WAIT, self.limits.request_seconds))
-        if self._decoders is not None:
-            self._decoders.shutdown(wait=False, cancel_futures=True)
+            self._changed.notify()
+        if self._engine_thread is not None and self._process_id == os.getpid():
+            self._engine_thread.join(timeout=min(CLOSE_TIMEOUT, self.limits.response_timeout))
+        if self._decode_pool is not None:
+            self._decode_pool.shutdown(wait=False, cancel_futures=True)
 
-    async def predict(self, pictures: Sequence[tuple[str, bytes]]) -> list[Prediction]:
-        """Classifies pictures, with all those that others have sent meanwhile.
+    async def predict(self, images: Sequence[tuple[str, bytes]]) -> list[Prediction]:
+        """Classifies images, in batches with the images of other requests.
 
         Args:
-            pictures: N names and files' bytes.
+            images: N pairs of name and encoded image.
 
         Returns:
-            N predictions with all classes, in order; one that cannot be read says why in its own.
+            N predictions with all classes, in order. An image that cannot be read has its error in its prediction.
 
         Raises:
-            Refusal: too much waits already (503), or it took too long (504).
+            HttpError: the queue is full (503), or the result took too long (504).
         """
-        async with self._admitted(Work.predict, len(pictures)):
-            return list(await asyncio.gather(*(self._one(name, data) for name, data in pictures)))
+        async with self._admitted(TaskKind.predict, len(images)):
+            return list(await asyncio.gather(*(self._predict_one(name, data) for name, data in images)))
 
-    async def decode(self, kind: Work, work: Callable[[int | None], Decoded]) -> Decoded:
-        """Runs something that decodes one image, in the threads that decode for ``predict``.
+    async def run_decode(self, kind: TaskKind, work: Callable[[int | None], Decoded]) -> Decoded:
+        """Runs a function that decodes one image, in the decode threads.
 
         Args:
-            kind: of the work; each has its own bound, ``Limits.side_queue``.
-            work: is given the pixels that it may decode at once, see ``images.decode``.
+            kind: kind of the task; each has its own limit, ``ServerLimits.max_queued_tasks``.
+            work: receives the number of pixels that it may decode at once, see ``decode.decode``.
 
         Raises:
-            Refusal: as ``predict``; and whatever ``work`` raises.
+            HttpError: as ``predict``; other exceptions of ``work`` are passed on.
         """
         async with self._admitted(kind):
-            return await self._decoded(work, urgent=False)
+            return await self._decode(work, urgent=False)
 
-    async def aside(
+    async def run_side_task(
         self,
-        kind: Work,
+        kind: TaskKind,
         decode: Callable[[int | None], Decoded],
         work: Callable[[Decoded, Callable[[], None]], Result],
     ) -> Result:
-        """Decodes an image, then runs something heavy with it in the engine's thread, between two batches.
+        """Decodes an image, then runs a function on the engine thread, between two batches.
 
         Args:
-            kind: as for ``decode``.
-            decode: likewise.
-            work: is given what ``decode`` returned, and a function to call between its steps: it lets the images
-                that wait run first, and raises ``Abandoned`` once nobody waits for the result.
+            kind: as for ``run_decode``.
+            decode: as ``work`` of ``run_decode``.
+            work: receives the result of ``decode``, and a checkpoint function to call between its steps. A checkpoint
+                runs the images that wait, and raises ``TaskCancelled`` if nobody waits for the result.
 
         Raises:
-            Refusal: as ``predict``; and whatever ``decode`` and ``work`` raise.
+            HttpError: as ``predict``; other exceptions of ``decode`` and ``work`` are passed on.
         """
         async with self._admitted(kind):
-            seen = await self._decoded(decode, urgent=False)
+            decoded = await self._decode(decode, urgent=False)
             answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
 
-            def check() -> None:
+            def checkpoint() -> None:
                 if self.engine is not None and (batch := self._next_batch(self.engine.batch_size)):
-                    self._answer(self.engine, batch)
+                    self._run_batch(self.engine, batch)
                 if answer.done():
-                    raise Abandoned
+                    raise TaskCancelled
 
-            errand = _Errand(partial(work, seen, check), answer, time.monotonic())
-            with self._more:
-                self._errands[kind].append(errand)
-                self._more.notify()
+            task = _SideTask(partial(work, decoded, checkpoint), answer, time.monotonic())
+            with self._changed:
+                self._task_queues[kind].append(task)
+                self._changed.notify()
             return await answer
 
     def pixels(self, data: bytes, max_decoded_pixels: int | None) -> Pixels | str:
-        """See ``Model.pixels``; within the limits."""
-        return self.model.preprocess(data, max_pixels=self.limits.pixels, max_decoded_pixels=max_decoded_pixels)
+        """Network input of an encoded image, within the limits; see ``Model.preprocess``."""
+        return self.model.preprocess(data, max_pixels=self.limits.max_pixels, max_decoded_pixels=max_decoded_pixels)
 
     @asynccontextmanager
-    async def _admitted(self, kind: Work, count: int = 1) -> AsyncIterator[None]:
-        """Counts images while they are worked on, and gives them up in time."""
-        if self._worker is None or self._process != os.getpid():
-            self.start()  # no lifespan has run: this application is mounted in another
-        self._admit(kind, count)
-        held, seconds = self._held, self.limits.request_seconds
+    async def _admitted(self, kind: TaskKind, count: int = 1) -> AsyncIterator[None]:
+        """Counts tasks while they are pending, and ends them after ``response_timeout``."""
+        if self._engine_thread is None or self._process_id != os.getpid():
+            self.start()  # mounted in another application, whose lifespan does not include ours
+        self._check_capacity(kind, count)
+        num_pending, seconds = self._num_pending, self.limits.response_timeout
+        num_pending[kind] += count
+        self._update_gauge(kind)
         try:
             async with asyncio.timeout(seconds):
                 yield
         except TimeoutError:
-            raise Refusal(504, f"No answer within {seconds:g} s. Send fewer or smaller pictures at a time.") from None
+            raise HttpError(504, f"No result within {seconds:g} s. Send fewer or smaller images per request.") from None
         finally:
-            held[kind] -= count
-            self._count(kind)
+            num_pending[kind] -= count
+            self._update_gauge(kind)
 
-    def _admit(self, kind: Work, count: int) -> None:
-        if self.fault is not None or self._closed:
-            raise Refusal(503, "The model cannot be run here; the server is about to stop.", retry_after=5)
-        held = self._held[kind]
-        if kind == Work.predict and held + count > self.limits.queue:
-            raise Refusal(
+    def _check_capacity(self, kind: TaskKind, count: int) -> None:
+        if self.startup_error is not None or self._closed:
+            raise HttpError(503, "The model cannot be run on this server, which is about to stop.", retry_after=5)
+        pending = self._num_pending[kind]
+        if kind == TaskKind.predict and pending + count > self.limits.max_queued_images:
+            raise HttpError(
                 503,
-                f"{held:,} pictures wait already; no more than {self.limits.queue:,} may. Send it again later.",
+                f"The queue is full: {pending:,} of {self.limits.max_queued_images:,} images. Try again later.",
                 retry_after=1,
             )
-        if kind != Work.predict and held + count > self.limits.side_queue:
-            raise Refusal(
-                503, f"{held:,} requests of this kind wait already. Send it again later.", retry_after=RETRY_AFTER
+        if kind != TaskKind.predict and pending + count > self.limits.max_queued_tasks:
+            raise HttpError(
+                503, f"The queue is full: {pending:,} requests of this kind. Try again later.", retry_after=RETRY_AFTER
             )
-        self._held[kind] += count
-        self._count(kind)
 
-    def _count(self, kind: Work) -> None:
-        gauge = self.metrics.queue if kind == Work.predict else self.metrics.side_queue.labels(kind.value)
-        gauge.set(self._held[kind])
+    def _update_gauge(self, kind: TaskKind) -> None:
+        gauge = self.metrics.queue if kind == TaskKind.predict else self.metrics.task_queue.labels(kind.value)
+        gauge.set(self._num_pending[kind])
 
-    async def _one(self, name: str, data: bytes) -> Prediction:
+    async def _predict_one(self, name: str, data: bytes) -> Prediction:
         loop = asyncio.get_running_loop()
-        seen = await self._decoded(partial(self._timed, data))
-        self.metrics.pictures.inc()
-        if isinstance(seen, str):
-            self.metrics.faults.inc()
-            return unreadable_prediction(name, seen)
-        waiting = _Waiting(name, seen, loop.create_future())
-        with self._more:
-            self._waiting.append(waiting)
-            self._more.notify()
-        return await waiting.answer
+        pixels = await self._decode(partial(self._timed_pixels, data))
+        self.metrics.images.inc()
+        if isinstance(pixels, str):
+            self.metrics.unreadable.inc()
+            return unreadable_prediction(name, pixels)
+        image = _QueuedImage(name, pixels, loop.create_future())
+        with self._changed:
+            self._image_queue.append(image)
+            self._changed.notify()
+        return await image.answer
 
-    async def _decoded(self, work: Callable[[int | None], Decoded], *, urgent: bool = True) -> Decoded:
-        assert self._ordinary is not None  # admitted, so started
-        assert self._large is not None
-        self._coming += urgent
+    async def _decode(self, work: Callable[[int | None], Decoded], *, urgent: bool = True) -> Decoded:
+        """Runs ``work`` as for a small image; if that raises ``LargeImage``, within the budget for large images."""
+        assert self._small_images is not None  # set by ``start``, before anything is admitted
+        assert self._large_images is not None
+        self._num_decoding += urgent
         try:
-            return await asyncio.wrap_future(self._ordinary.submit(1, partial(work, AT_ONCE), urgent=urgent))
+            job = self._small_images.submit(1, partial(work, SMALL_IMAGE_PIXELS), urgent=urgent)
+            return await asyncio.wrap_future(job)
         except LargeImage as large:
             pixels = large.pixels
         finally:
-            self._coming -= urgent
-        alone = self._large.submit(pixels, partial(_alone_in_memory, work), urgent=urgent)
-        return await asyncio.wrap_future(alone)
+            self._num_decoding -= urgent
+        job = self._large_images.submit(pixels, partial(_run_and_release_memory, work), urgent=urgent)
+        return await asyncio.wrap_future(job)
 
-    def _timed(self, data: bytes, max_decoded_pixels: int | None) -> Pixels | str:
+    def _timed_pixels(self, data: bytes, max_decoded_pixels: int | None) -> Pixels | str:
         started = time.perf_counter()
-        seen = self.pixels(data, max_decoded_pixels)
+        pixels = self.pixels(data, max_decoded_pixels)
         self.metrics.decoding.observe(time.perf_counter() - started)
-        return seen
+        return pixels
 
-    def _work(self) -> None:
-        """Main loop of the engine's thread."""
-        with threadpool_limits(1, user_api="blas"):  # NumPy's threads wait for cores that decode: 52 ms, not 0.3
-            self._serve()
+    def _engine_main(self) -> None:
+        """Engine thread main loop."""
+        # NumPy's BLAS threads would spin for cores that the decode threads use: 52 ms a batch instead of 0.3 ms.
+        with threadpool_limits(1, user_api="blas"):
+            try:
+                engine = self._warm_up()
+            except Exception as error:
+                self.startup_error = error
+                return
+            self.engine = engine
+            while (job := self._next_job(engine.batch_size)) is not None:
+                if isinstance(job, _SideTask):
+                    job.run()
+                elif job:
+                    self._run_batch(engine, job)
 
-    def _serve(self) -> None:
-        try:
-            engine = self._warmed_up()
-        except Exception as error:
-            self.fault = error
-            return
-        self.engine = engine
-        while (following := self._next(engine.batch_size)) is not None:
-            if isinstance(following, _Errand):
-                following.run()
-            elif following:
-                self._answer(engine, following)
-
-    def _warmed_up(self) -> Engine:
+    def _warm_up(self) -> Engine:
+        """Chooses an engine, and runs the smallest and the largest batch once."""
         net = self.model.net
         sample = synthetic_sample(self.model.preprocessing.height, self.model.preprocessing.width)
-        engine = choose_engine(net, count=MANY, sample=sample, device=self._device, progress=self._progress)
+        engine = choose_engine(net, count=EXPECTED_IMAGES, sample=sample, device=self._device, progress=self._progress)
         for size in (1, engine.batch_size):
             self.model.predict_features(engine(np.resize(sample, (size, *sample.shape[1:]))))
         self._progress.say(f"Engine: {engine.name}.")
         return engine
 
-    def _next(self, size: int) -> list[_Waiting] | _Errand | None:
-        """What runs next: images that run together, work of another kind, or None at the end."""
-        with self._more:
+    def _next_job(self, batch_size: int) -> list[_QueuedImage] | _SideTask | None:
+        """Waits for the next batch or side task; None after ``close``."""
+        with self._changed:
             while not self._closed:
-                for queue in self._errands.values():
-                    _drop_abandoned(queue)
-                if (errand := self._next_errand()) is not None:
-                    return errand
-                if batch := self._next_batch(size):
+                for queue in self._task_queues.values():
+                    _drop_cancelled(queue)
+                if (task := self._next_side_task()) is not None:
+                    return task
+                if batch := self._next_batch(batch_size):
                     return batch
-                self._more.wait()
+                self._changed.wait()
         return None
 
-    def _next_batch(self, size: int) -> list[_Waiting]:
-        """Images that run together; none where none waits."""
-        with self._more:
-            _drop_abandoned(self._waiting)
-            if not self._waiting:
+    def _next_batch(self, size: int) -> list[_QueuedImage]:
+        """Up to ``size`` images that wait; waits briefly for images that are being decoded."""
+        with self._changed:
+            _drop_cancelled(self._image_queue)
+            if not self._image_queue:
                 return []
-            until = time.monotonic() + self.limits.gather_ms / 1000
-            while len(self._waiting) < size and self._coming > 0 and (left := until - time.monotonic()) > 0:
-                self._more.wait(left)
-            return [self._waiting.popleft() for _ in range(min(size, len(self._waiting)))]
+            until = time.monotonic() + self.limits.batch_wait_ms / 1000
+            while len(self._image_queue) < size and self._num_decoding > 0 and (left := until - time.monotonic()) > 0:
+                self._changed.wait(left)
+            return [self._image_queue.popleft() for _ in range(min(size, len(self._image_queue)))]
 
-    def _next_errand(self) -> _Errand | None:
-        """Work of the kind that has waited longest for its turn; None where predictions come first."""
+    def _next_side_task(self) -> _SideTask | None:
+        """First task of the kind whose turn it is; None while images wait, except every ``SIDE_TASK_INTERVAL``."""
         now = time.monotonic()
-        due = [kind for kind, queue in self._errands.items() if queue]
+        due = [kind for kind, queue in self._task_queues.items() if queue]
         if not due:
             return None
-        _drop_abandoned(self._waiting)
-        if self._waiting:
-            since = min(self._errands[kind][0].since for kind in due)
-            if now - max(since, self._last_errand) < SIDE_TURN:
+        _drop_cancelled(self._image_queue)
+        if self._image_queue:
+            oldest = min(self._task_queues[kind][0].queued_at for kind in due)
+            if now - max(oldest, self._last_side_task) < SIDE_TASK_INTERVAL:
                 return None
-        self._last_errand = now
-        queue = self._errands.pop(due[0])
-        self._errands[due[0]] = queue  # behind the other kinds
+        self._last_side_task = now
+        queue = self._task_queues.pop(due[0])
+        self._task_queues[due[0]] = queue  # moved behind the other kinds: round robin
         return queue.popleft()
 
-    def _answer(self, engine: Engine, batch: list[_Waiting]) -> None:
+    def _run_batch(self, engine: Engine, batch: list[_QueuedImage]) -> None:
         started = time.perf_counter()
         try:
-            chances, odd = self.model.predict_features(engine(np.stack([own.pixels for own in batch])))
-            answers = [
-                self.model.make_prediction(own.name, *said) for own, *said in zip(batch, chances, odd, strict=True)
-            ]
-        except Exception as error:  # an engine raises its own: the requests fail, the server goes on
-            for own in batch:
-                _tell(own.answer, None, error)
+            scored = self.model.predict_features(engine(np.stack([image.pixels for image in batch])))
+            answers = [self.model.make_prediction(image.name, *row) for image, *row in zip(batch, *scored, strict=True)]
+        except Exception as error:  # engines raise errors of many types: these requests fail, the server continues
+            for image in batch:
+                _resolve_threadsafe(image.answer, None, error)
             return
         self.metrics.batch.observe(len(batch))
         self.metrics.running.observe(time.perf_counter() - started)
-        for own, answer in zip(batch, answers, strict=True):
-            _tell(own.answer, answer, None)
+        for image, answer in zip(batch, answers, strict=True):
+            _resolve_threadsafe(image.answer, answer, None)
 
 
-def _drop_abandoned(queue: deque[Queued]) -> None:
-    """Forgets what nobody waits for."""
-    kept = [own for own in queue if not own.answer.done()]
+def _drop_cancelled(queue: deque[Queued]) -> None:
+    """Removes the entries whose result nobody waits for."""
+    kept = [entry for entry in queue if not entry.answer.done()]
     if len(kept) < len(queue):
         queue.clear()
         queue.extend(kept)
 
 
-def _alone_in_memory(work: Callable[[int | None], Result]) -> Result:
-    """Something large, which leaves nothing behind: it would be kept for each thread."""
+def _run_and_release_memory(work: Callable[[int | None], Result]) -> Result:
+    """Runs a job that needs much memory; the allocator would keep that memory for each thread."""
     try:
         return work(None)
     finally:
         give_back_freed_memory()
 
 
-def _tell(answer: asyncio.Future[Result], result: Result | None, error: Exception | None) -> None:
-    """Settles a future of an event loop from another thread; a loop that is closed has nobody who waits."""
+def _resolve_threadsafe(answer: asyncio.Future[Result], result: Result | None, error: Exception | None) -> None:
+    """Resolves a future of an event loop from another thread. Nobody waits in a loop that is closed."""
     with suppress(RuntimeError):
-        answer.get_loop().call_soon_threadsafe(_settle, answer, result, error)
+        answer.get_loop().call_soon_threadsafe(_resolve, answer, result, error)
 
 
-def _settle(answer: asyncio.Future[Result], result: Result | None, error: Exception | None) -> None:
+def _resolve(answer: asyncio.Future[Result], result: Result | None, error: Exception | None) -> None:
     if answer.done():
         return
     if error is not None:

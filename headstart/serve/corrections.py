@@ -1,9 +1,9 @@
-"""Images that were given a wrong answer, kept under the right one: a folder that ``headstart train`` takes.
+"""Corrected images, stored by label: a folder that ``headstart train`` accepts.
 
 CORRECTIONS/
-  .index.jsonl     a line for each correction, change and removal, in order; made anew from the folder where it is gone
+  .index.jsonl     one line per correction, change and removal, in order; rebuilt from the folder if it is missing
   LABEL/
-    0f3a...c1.jpg  the image as it was sent, named by its content: it stands there once, under its last label
+    0f3a...c1.jpg  the image as it was sent, named by its content hash: each image once, under its latest label
 """
 
 from __future__ import annotations
@@ -25,32 +25,33 @@ from headstart.data.decode import SUFFIXES, decode
 from headstart.errors import OptionError, OutputError
 from headstart.files import user_path, write_atomically
 
-LONGEST = 200
-"""Bytes of a label: file systems take 255."""
+MAX_LABEL_BYTES = 200
+"""Bytes of a label. File systems allow 255 for a folder name."""
 
-MOST = 20_000
-"""Pictures that are kept."""
+MAX_CORRECTIONS = 20_000
+"""Images in one folder; the index is in memory."""
 
 KEY_LENGTH = 24
+"""Hexadecimal digits of the content hash in a file name."""
 
 INDEX_FILE = ".index.jsonl"
 
 SUFFIX_OF = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif", "HEIF": ".heic", "JPEG2000": ".jp2", "PPM": ".ppm"}
-"""Pillow's names of formats, where the ending is not the name itself."""
+"""File suffixes of Pillow's formats whose suffix is not the format name."""
 
-FOREIGN = '<>:"|?*'
-"""What the names of files cannot hold on Windows."""
+WINDOWS_FORBIDDEN = '<>:"|?*'
+"""Characters that are not allowed in file names on Windows."""
 
 
 @dataclass(frozen=True)
 class Correction:
-    """A picture and its right label.
+    """A corrected image.
 
     Attributes:
-        key: of its content.
-        label: the right one.
-        file: where it is kept.
-        time: when it was, seconds since 1970.
+        key: content hash.
+        label: correct label.
+        file: path of the stored image.
+        time: time of the correction, in seconds since 1970.
     """
 
     key: str
@@ -60,7 +61,7 @@ class Correction:
 
 
 def corrections_folder(run_or_model: Path) -> Path:
-    """Where corrections of a model are kept if nobody says where: beside the run, or the file."""
+    """Default folder for corrections: NAME-corrections beside the run folder or the model file."""
     place = user_path(run_or_model)
     if place.is_dir():
         place = place.resolve()
@@ -69,68 +70,68 @@ def corrections_folder(run_or_model: Path) -> Path:
 
 
 def folder_name(label: str) -> str:
-    """A label as the name of a folder, from which training reads it back.
+    """Folder name for a label; training uses the folder name as the label.
 
     Raises:
-        OptionError: it cannot be one.
+        OptionError: the label cannot be a folder name.
     """
     name = unicodedata.normalize("NFC", " ".join(label.split()))
     if not name:
-        raise OptionError("Say what it is.")
-    if len(name.encode(errors="replace")) > LONGEST:
-        raise OptionError(f"That name is too long: {LONGEST} bytes at most.")
+        raise OptionError("The label is empty.")
+    if len(name.encode(errors="replace")) > MAX_LABEL_BYTES:
+        raise OptionError(f"The label is too long: the limit is {MAX_LABEL_BYTES} bytes.")
     forbidden = [c for c in name if c in "/\\" or unicodedata.category(c).startswith("C")]
-    forbidden += [c for c in name if c in FOREIGN] if os.name == "nt" else []
+    forbidden += [c for c in name if c in WINDOWS_FORBIDDEN] if os.name == "nt" else []
     if forbidden:
-        raise OptionError(f"A class becomes a folder, whose name cannot hold {forbidden[0]!r}.")
+        raise OptionError(f"The label becomes a folder name, which cannot contain {forbidden[0]!r}.")
     if is_hidden(name) or (os.name == "nt" and name.endswith(".")):
-        raise OptionError(f"A class becomes a folder, and one that is named {name!r} is not looked at in training.")
+        raise OptionError(f"The label becomes a folder name, and training skips folders named {name!r}.")
     return name
 
 
 @final
 class Corrections:
-    """The folder, and an index of it in memory.
+    """A folder of corrected images, with its index in memory.
 
-    The index is read once; from then on each operation appends a line to ``INDEX_FILE`` and reads the lines that other
-    processes have appended. No image is read again, however many there are.
+    The index is read once. Each operation then appends a line to ``INDEX_FILE`` and reads the lines that other
+    processes have appended, so that its cost does not grow with the number of images.
 
     Args:
-        folder: it is created with the first correction.
+        folder: created with the first correction.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._index = folder / INDEX_FILE
-        self._known: dict[str, Correction] | None = None
-        self._read = 0
-        self._one = threading.Lock()
+        self._entries: dict[str, Correction] | None = None
+        self._read_bytes = 0
+        self._lock = threading.Lock()
 
     def all(self) -> list[Correction]:
-        """Every correction, the last one first."""
-        with self._one:
-            return sorted(self._current().values(), key=lambda own: (-own.time, own.key))
+        """All corrections, latest first."""
+        with self._lock:
+            return sorted(self._current().values(), key=lambda correction: (-correction.time, correction.key))
 
     def find(self, key: str) -> Correction | None:
-        """One of them."""
-        with self._one:
+        """The correction with this content hash; None if there is none."""
+        with self._lock:
             return self._current().get(key)
 
     def keep(
         self, data: bytes, label: str, *, max_pixels: int | None = None, max_decoded_pixels: int | None = None
     ) -> Correction:
-        """Keeps an image under a label; one that is there already moves.
+        """Stores an image under a label. An image that is already stored moves to the new label.
 
         Args:
-            data: the image's file.
-            label: the right one.
-            max_pixels: pixels that it may hold, see ``decode``.
-            max_decoded_pixels: pixels that may be decoded now, likewise.
+            data: encoded image.
+            label: correct label.
+            max_pixels: maximum number of pixels, see ``decode``.
+            max_decoded_pixels: pixels that may be decoded now, see ``decode``.
 
         Raises:
-            OptionError: the label cannot be a folder's name, or there are ``MOST``.
-            UnreadableImage: nothing could be learnt from it.
-            LargeImage: it takes more than ``max_decoded_pixels``.
+            OptionError: the label cannot be a folder name, or the folder has ``MAX_CORRECTIONS`` images.
+            UnreadableImage: the image cannot be decoded, so training could not use it.
+            LargeImage: the image has more pixels than ``max_decoded_pixels``.
             OutputError: the folder cannot be written.
         """
         name = folder_name(label)
@@ -138,75 +139,77 @@ class Corrections:
         suffix = SUFFIX_OF.get(kind, f".{kind.lower()}")
         key = hashlib.sha256(data).hexdigest()[:KEY_LENGTH]
         file = self.folder / name / f"{key}{suffix if suffix in SUFFIXES else '.png'}"
-        with self._one, self._named_errors():
-            known = self._current()
-            before = known.get(key)
-            if before is None and len(known) >= MOST:
-                raise OptionError(f"{self.folder} holds {MOST:,} images already. Train with them, and move it away.")
+        with self._lock, self._named_errors():
+            entries = self._current()
+            before = entries.get(key)
+            if before is None and len(entries) >= MAX_CORRECTIONS:
+                raise OptionError(
+                    f"{self.folder}: full ({MAX_CORRECTIONS:,} images). Train with them, then move the folder."
+                )
             if before is None or not before.file.is_file():
                 write_atomically(file, data)
             elif before.file != file:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(before.file, file)
                 _remove_empty(before.file.parent)
-            own = known[key] = Correction(key, name, file, time.time())
-            self._append({"key": key, "label": name, "file": file.name, "time": own.time})
-        return own
+            correction = entries[key] = Correction(key, name, file, time.time())
+            self._append({"key": key, "label": name, "file": file.name, "time": correction.time})
+        return correction
 
     def remove(self, key: str) -> bool:
-        """Takes one back; False where there is none.
+        """Deletes a correction and its image; False if there is none.
 
         Raises:
-            OutputError: it cannot be removed.
+            OutputError: the image cannot be deleted.
         """
-        with self._one, self._named_errors():
-            own = self._current().pop(key, None)
-            if own is None:
+        with self._lock, self._named_errors():
+            correction = self._current().pop(key, None)
+            if correction is None:
                 return False
-            own.file.unlink(missing_ok=True)
-            _remove_empty(own.file.parent)
+            correction.file.unlink(missing_ok=True)
+            _remove_empty(correction.file.parent)
             self._append({"key": key, "removed": True})
         return True
 
     def _current(self) -> dict[str, Correction]:
-        """The index, with what other processes have appended."""
+        """The index, including the lines that other processes have appended."""
         size = self._index.stat().st_size if self._index.is_file() else 0
-        if self._known is None or size < self._read:
-            self._known, self._read = {}, 0
-            self._follow(self._known)
-            self._reconcile(self._known)
-        elif size > self._read:
-            self._follow(self._known)
-        return self._known
+        if self._entries is None or size < self._read_bytes:
+            self._entries, self._read_bytes = {}, 0
+            self._read_new_lines(self._entries)
+            self._reconcile(self._entries)
+        elif size > self._read_bytes:
+            self._read_new_lines(self._entries)
+        return self._entries
 
-    def _follow(self, known: dict[str, Correction]) -> None:
-        """Reads the index from where it was read last, line by line; half a line waits for its end."""
+    def _read_new_lines(self, entries: dict[str, Correction]) -> None:
+        """Reads new lines of the index file. An incomplete last line is left for the next call."""
         with contextlib.suppress(OSError), open(self._index, "rb") as file:
-            file.seek(self._read)
+            file.seek(self._read_bytes)
             for line in file:
                 if not line.endswith(b"\n"):
                     break
-                self._read += len(line)
+                self._read_bytes += len(line)
                 with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-                    self._take(known, json.loads(line))
+                    self._apply(entries, json.loads(line))
 
-    def _take(self, known: dict[str, Correction], entry: dict[str, Any]) -> None:
+    def _apply(self, entries: dict[str, Correction], entry: dict[str, Any]) -> None:
         key = str(entry["key"])
         if entry.get("removed"):
-            known.pop(key, None)
+            entries.pop(key, None)
         else:
             label, name = str(entry["label"]), Path(str(entry["file"])).name
-            known[key] = Correction(key, label, self.folder / label / name, float(entry["time"]))
+            entries[key] = Correction(key, label, self.folder / label / name, float(entry["time"]))
 
-    def _reconcile(self, known: dict[str, Correction]) -> None:
-        """What lies in the folder counts: images that were put there or taken away by hand; names only are read."""
-        there = {file.stem: file for file in self._files()}
-        for key in known.keys() - there.keys():
-            del known[key]
-        for key, file in there.items():
+    def _reconcile(self, entries: dict[str, Correction]) -> None:
+        """Corrects the index by the file names in the folder: users may add, move and delete images by hand."""
+        stored = {file.stem: file for file in self._files()}
+        for key in entries.keys() - stored.keys():
+            del entries[key]
+        for key, file in stored.items():
             label = unicodedata.normalize("NFC", file.parent.name)
-            if key not in known or known[key].file != file:
-                known[key] = Correction(key, label, file, file.stat().st_mtime)
+            if key not in entries or entries[key].file != file:
+                entries[key] = Correction(key, label, file, file.stat().st_mtime)
 
     def _append(self, entry: dict[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -217,17 +220,19 @@ class Corrections:
         with contextlib.suppress(OSError):
             for folder in sorted(self.folder.iterdir()):
                 if folder.is_dir() and not is_hidden(folder.name):
-                    yield from (own for own in sorted(folder.iterdir()) if not is_hidden(own.name) and own.is_file())
+                    yield from (
+                        file for file in sorted(folder.iterdir()) if not is_hidden(file.name) and file.is_file()
+                    )
 
     @contextlib.contextmanager
     def _named_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise OutputError(f"{self.folder}: cannot be written: {error.strerror or error}.") from error
+            raise OutputError(f"{self.folder}: cannot be written ({error.strerror or error}).") from error
 
 
 def _remove_empty(folder: Path) -> None:
-    """A class folder without images would be named in every check of the data."""
+    """Removes a folder without images, which every check of the data would report."""
     with contextlib.suppress(OSError):
         folder.rmdir()

@@ -1,4 +1,4 @@
-"""A weighted semaphore in front of an executor, with two FIFO queues: urgent work runs first."""
+"""Weighted FIFO semaphore in front of an executor, with two queues: urgent jobs start first."""
 
 from __future__ import annotations
 
@@ -7,63 +7,66 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from contextlib import suppress
-from typing import Any, TypeVar, final
+from typing import Any, TypeAlias, TypeVar, final
 
 Result = TypeVar("Result")
 
+Entry: TypeAlias = tuple[int, Callable[[], None]]
+"""Weight of a job, and the job."""
+
 
 @final
-class Room:
-    """A weighted semaphore in front of an executor: urgent work first, and first come, first served.
+class DecodeBudget:
+    """Weighted FIFO semaphore in front of an executor: the weights of all running jobs add up to at most ``capacity``.
 
-    Work that is cancelled while it waits leaves its queue, and the bytes that it holds with it; of what has begun, the
-    room is taken until its end, whoever still waits for it.
+    A job that is cancelled while it waits leaves its queue, together with the bytes that it refers to. A running job
+    holds its weight until it ends, even if its future was cancelled.
 
     Args:
-        executor: runs the work.
-        size: of the room; what is larger has it for itself.
+        executor: runs the jobs.
+        capacity: total weight of the jobs that run at a time; a heavier job runs alone.
     """
 
-    def __init__(self, executor: Executor, size: int) -> None:
-        self._executor, self._size = executor, size
-        self._taken = 0
-        self._urgent: deque[tuple[int, Callable[[], None]]] = deque()
-        self._other: deque[tuple[int, Callable[[], None]]] = deque()
+    def __init__(self, executor: Executor, capacity: int) -> None:
+        self._executor, self._capacity = executor, capacity
+        self._used = 0
+        self._urgent: deque[Entry] = deque()
+        self._other: deque[Entry] = deque()
         self._lock = threading.Lock()
 
-    def submit(self, size: int, work: Callable[[], Result], *, urgent: bool = True) -> Future[Result]:
-        """Runs work once there is room for it; what is not urgent, once nothing urgent waits."""
-        size, future = min(size, self._size), Future[Any]()
+    def submit(self, weight: int, work: Callable[[], Result], *, urgent: bool = True) -> Future[Result]:
+        """Queues a job. Urgent jobs start in order of arrival; others start only while no urgent job waits."""
+        weight, future = min(weight, self._capacity), Future[Any]()
 
         def run() -> None:
             try:
-                _settle(future, work)
+                _run_into(future, work)
             finally:
-                self._open(-size)
+                self._start_fitting(-weight)
 
-        place, queue = (size, run), self._urgent if urgent else self._other
+        entry, queue = (weight, run), self._urgent if urgent else self._other
         with self._lock:
-            queue.append(place)
-        self._open()
-        future.add_done_callback(lambda own: self._leave(queue, place) if own.cancelled() else None)
+            queue.append(entry)
+        self._start_fitting()
+        future.add_done_callback(lambda done: self._withdraw(queue, entry) if done.cancelled() else None)
         return future
 
-    def _leave(self, queue: deque[tuple[int, Callable[[], None]]], place: tuple[int, Callable[[], None]]) -> None:
-        with self._lock, suppress(ValueError):  # it has begun
-            queue.remove(place)
-        self._open()
+    def _withdraw(self, queue: deque[Entry], entry: Entry) -> None:
+        with self._lock, suppress(ValueError):  # it has started
+            queue.remove(entry)
+        self._start_fitting()
 
-    def _open(self, change: int = 0) -> None:
-        """Lets in who fits."""
-        with self._lock, suppress(RuntimeError):  # the executor is shut down: nobody waits any more
-            self._taken += change
-            while (queue := self._urgent or self._other) and self._taken + queue[0][0] <= self._size:
-                size, run = queue.popleft()
+    def _start_fitting(self, change: int = 0) -> None:
+        """Adds ``change`` to the weight in use, then starts the jobs that fit."""
+        with self._lock, suppress(RuntimeError):  # the executor is shut down: nobody waits for a result
+            self._used += change
+            while (queue := self._urgent or self._other) and self._used + queue[0][0] <= self._capacity:
+                weight, run = queue.popleft()
                 self._executor.submit(run)
-                self._taken += size
+                self._used += weight
 
 
-def _settle(future: Future[Result], work: Callable[[], Result]) -> None:
+def _run_into(future: Future[Result], work: Callable[[], Result]) -> None:
     if not future.set_running_or_notify_cancel():
         return
     try:

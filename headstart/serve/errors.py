@@ -1,4 +1,4 @@
-"""Why a request gets no answer: one shape for all of them."""
+"""HTTP error responses: every response that is not a result has one JSON format."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 CODES = {413: "too_large", 422: "not_as_described", 503: "unavailable", 504: "too_slow"}
-"""Where Python's own names have changed, or say little."""
+"""Codes that differ from Python's status names, which changed between versions (413, 422) or are long."""
 
 
-class ProblemDetail(BaseModel):
-    """What was wrong."""
+class ErrorDetail(BaseModel):
+    """Description of an error."""
 
-    status: int = Field(description="The status of the response.", examples=[413])
-    code: str = Field(description="The status in words, for programs.", examples=["too_large"])
-    reason: str = Field(description="What was found, what was expected, what to do.")
-
-
-class Problem(BaseModel):
-    """The body of every response that is no answer."""
-
-    error: ProblemDetail
+    status: int = Field(description="HTTP status of the response.", examples=[413])
+    code: str = Field(description="The status as an identifier, for programs.", examples=["too_large"])
+    reason: str = Field(description="What was found, what was expected and what to do.")
 
 
-class Refusal(Exception):
-    """A request that gets no answer.
+class ErrorResponse(BaseModel):
+    """Body of every error response."""
+
+    error: ErrorDetail
+
+
+class HttpError(Exception):
+    """A request that is answered with an error response.
 
     Args:
-        status: of the response.
-        reason: what was found, what was expected, what to do.
-        retry_after: seconds after which it may be sent again; None where it would be refused again.
+        status: HTTP status of the response.
+        reason: what was found, what was expected and what to do.
+        retry_after: seconds after which the request may be sent again; None if a retry would fail as well.
     """
 
     def __init__(self, status: int, reason: str, *, retry_after: int | None = None) -> None:
@@ -43,16 +43,16 @@ class Refusal(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """Of the response."""
-        own = {"Retry-After": str(self.retry_after)} if self.retry_after is not None else {}
-        return own | {"WWW-Authenticate": "Bearer"} if self.status == HTTPStatus.UNAUTHORIZED else own
+        """Headers that the status requires: Retry-After, WWW-Authenticate."""
+        headers = {"Retry-After": str(self.retry_after)} if self.retry_after is not None else {}
+        return headers | {"WWW-Authenticate": "Bearer"} if self.status == HTTPStatus.UNAUTHORIZED else headers
 
     def response(self) -> JSONResponse:
-        """As it is sent."""
-        return JSONResponse(problem_document(self.status, self.reason), self.status, self.headers)
+        """The error as a response."""
+        return JSONResponse(error_document(self.status, self.reason), self.status, self.headers)
 
 
-def problem_document(status: int, reason: str) -> dict[str, Any]:
-    """A JSON document as ``Problem`` has it."""
+def error_document(status: int, reason: str) -> dict[str, Any]:
+    """JSON document in the format of ``ErrorResponse``."""
     code = CODES.get(status) or HTTPStatus(status).name.lower()
     return {"error": {"status": status, "code": code, "reason": reason}}

@@ -1,6 +1,7 @@
-"""The middleware that every request passes, whichever route it is for: key, bounds, metrics, one line of log.
+"""ASGI middleware of every request: access, body limits, metrics, error responses and one log line.
 
-Every header is under the control of the client. Whatever cannot be parsed here is refused, never a fault.
+All headers are controlled by the client. A header that cannot be parsed leads to an error response, never to an
+exception in the server.
 """
 
 from __future__ import annotations
@@ -17,340 +18,354 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Any, TypeVar, final
+from typing import Any, Final, TypeVar, final
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from headstart.serve.errors import Refusal
-from headstart.serve.limits import Limits
+from headstart.serve.errors import HttpError
+from headstart.serve.limits import ServerLimits
 from headstart.serve.prometheus import Metrics
 
-OPEN = frozenset({"/", "/watch", "/healthz", "/readyz"})
-OPEN_UNDER = "/page/"
-"""What needs no key: whether it lives, and the page's own files, which ask for it and tell nothing of the model."""
+PUBLIC_PATHS: Final = frozenset({"/", "/watch", "/healthz", "/readyz"})
+PUBLIC_PREFIX: Final = "/page/"
+"""What needs no API key: health checks and the static files of the page, which contain nothing about the model."""
 
-LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-READING = frozenset({"GET", "HEAD", "OPTIONS"})
-METHODS = READING | {"POST", "PUT", "PATCH", "DELETE"}
-SHOWN_PATH = 200
-"""Characters of a path that are logged."""
+LOOPBACK_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+LOGGED_METHODS: Final = SAFE_METHODS | {"POST", "PUT", "PATCH", "DELETE"}
+MAX_LOGGED_PATH: Final = 200
+"""Characters of a path in the log."""
 
-LINGER = 2.0
-"""Seconds without a byte until a refused client is taken to have said all. What it sends till then is thrown away: a
-connection that is closed with bytes unread is reset, and whoever writes all before it reads would never learn why."""
+LINGER_SECONDS: Final = 2.0
+"""Lingering close: after an early error response, the rest of the request is read and discarded until nothing has
+arrived for this long. A connection that is closed with unread bytes is reset, and a client that sends its whole request
+before it reads would never see the response."""
 
-LINGER_BODIES = 4
-"""What is thrown away at most, as a multiple of the body that is taken (``Limits.body``); it is not held."""
+MAX_DISCARDED_BODIES: Final = 4
+"""Bytes that are discarded at most, as a multiple of ``ServerLimits.max_body_bytes``. They are not kept in memory."""
 
-GONE = 499
-"""Logged where the client left before it had an answer."""
+CLIENT_CLOSED_REQUEST: Final = 499
+"""Logged status if the client has disconnected before the response; as nginx logs it."""
 
 Result = TypeVar("Result")
 
 
-def write_line(entry: dict[str, Any]) -> None:
-    """One line of JSON to stderr, in ASCII: nothing that was sent can end it or colour it."""
-    with suppress(OSError):  # nobody reads it any more: the answers matter more
+def write_json_line(entry: dict[str, Any]) -> None:
+    """Writes a log entry to stderr as one line of ASCII JSON, so that no client can inject line breaks or escapes."""
+    with suppress(OSError):  # stderr is closed: answering requests matters more than the log
         print(json.dumps(entry), file=sys.stderr, flush=True)
 
 
 @dataclass
-class Traffic:
-    """What is under way in a server, and whether it is about to stop.
+class ServerState:
+    """Counters of a running server, and whether it is shutting down.
 
     Attributes:
-        draining: whether it takes nothing new; what answers without end looks at it and ends.
-        under_way: requests that have no whole answer yet.
-        held: bytes of their bodies.
-        connections: that are open.
-        leaving: of clients that were refused a connection, and may still read why.
+        draining: whether the server accepts no new requests; endless responses (server-sent events) then end.
+        active_requests: requests whose response is not complete.
+        buffered_bytes: bytes of their bodies in memory.
+        open_connections: accepted connections.
+        lingering_connections: refused connections that may still read their error response.
     """
 
     draining: bool = False
-    under_way: int = 0
-    held: int = 0
-    connections: int = 0
-    leaving: int = 0
+    active_requests: int = 0
+    buffered_bytes: int = 0
+    open_connections: int = 0
+    lingering_connections: int = 0
 
 
 @dataclass(frozen=True)
-class Admission:
-    """Who is let in.
+class AccessPolicy:
+    """Which requests are accepted.
 
     Attributes:
-        key: that requests must bring as ``Authorization: Bearer KEY``; "" for none.
-        local: whether the server is for this machine alone. Without a key it then answers only to its names for
-            itself: a foreign page that had its own name point here (DNS rebinding) could read along.
+        key: API key that clients must send as ``Authorization: Bearer KEY``; "" for none.
+        local: whether the server is meant for this machine only. Without a key it then requires a loopback name in the
+            Host header: otherwise a foreign page whose host name resolves to 127.0.0.1 could read responses (DNS
+            rebinding).
     """
 
     key: str = field(default="", repr=False)
     local: bool = True
 
     def check(self, method: str, path: str, headers: Headers) -> None:
-        """Lets a request in.
+        """Accepts a request or raises.
 
         Raises:
-            Refusal: it lacks the key (401), or another site's page sends it (403).
+            HttpError: the API key is missing or wrong (401), or the request comes from a page of another site (403).
         """
         host = headers.get("host", "")
-        if self.local and not self.key and _name(host) not in LOOPBACK:
-            raise Refusal(403, "This server is for its own machine: ask for it by localhost, or start it with a key.")
+        if self.local and not self.key and _host_name(host) not in LOOPBACK_HOSTS:
+            raise HttpError(
+                403,
+                "This server answers only to requests for localhost. Use that address, or start it with an API key.",
+            )
         origin = headers.get("origin")
-        if method not in READING and origin is not None and not _is_of(origin, host):
-            raise Refusal(403, "Sent by a page of another site.")
-        if self.key and path not in OPEN and not path.startswith(OPEN_UNDER) and not self._fits(headers):
-            raise Refusal(401, "Send the key of this server as Authorization: Bearer KEY.")
+        if method not in SAFE_METHODS and origin is not None and not _is_same_origin(origin, host):
+            raise HttpError(403, "Requests from pages of another site are refused.")
+        if self.key and path not in PUBLIC_PATHS and not path.startswith(PUBLIC_PREFIX) and not self._has_key(headers):
+            raise HttpError(401, "Send the API key of this server in the header Authorization: Bearer KEY.")
 
-    def _fits(self, headers: Headers) -> bool:
+    def _has_key(self, headers: Headers) -> bool:
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        fits = hmac.compare_digest(given.strip().encode(), self.key.encode())
-        return fits and scheme.lower() == "bearer"
+        is_equal = hmac.compare_digest(given.strip().encode(), self.key.encode())
+        return is_equal and scheme.lower() == "bearer"
 
 
 @final
-class Guard:
-    """An ASGI application around another.
+class RequestMiddleware:
+    """ASGI middleware that checks, reads, counts and logs requests.
 
-    A body is read here, whole and within its bounds, before the application is asked: a slow client holds bytes, and
-    nothing else.
+    The body is read completely and within its limits before the application is called, so that a slow client occupies
+    memory but no application code.
 
     Args:
-        app: what is guarded.
-        limits: of bodies.
-        admission: who is let in.
-        traffic: is kept up to date.
-        metrics: are counted up.
-        name_path: the path of the route that a request's path belongs to, such as "/v1/corrections/{key}": its name in
-            metrics, whether or not the request gets as far as the route.
-        log: gets an entry for each request; None for no log.
+        app: the wrapped application.
+        limits: limits of request bodies.
+        admission: which requests are accepted.
+        state: counters to update.
+        metrics: metrics to update.
+        name_path: maps the path of a request to the path of its route, such as "/v1/corrections/{key}": the label in
+            metrics, also of requests that are refused before routing.
+        log: called with one entry per request; None for no log.
     """
 
     def __init__(
         self,
         app: ASGIApp,
         *,
-        limits: Limits,
-        admission: Admission,
-        traffic: Traffic,
+        limits: ServerLimits,
+        admission: AccessPolicy,
+        state: ServerState,
         metrics: Metrics,
         name_path: Callable[[str], str] = lambda _path: "other",
-        log: Callable[[dict[str, Any]], None] | None = write_line,
+        log: Callable[[dict[str, Any]], None] | None = write_json_line,
     ) -> None:
         self.app = app
-        self.limits, self.admission, self.traffic, self.metrics, self.log = limits, admission, traffic, metrics, log
+        self.limits, self.admission, self.state, self.metrics, self.log = limits, admission, state, metrics, log
         self.name_path = name_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one request."""
+        """Handles one request; other ASGI events (lifespan) are passed on."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         scope.setdefault("state", {})
-        is_head = scope["method"] == "HEAD"
-        started, told = time.perf_counter(), _Told(send, self.traffic, without_body=is_head)
-        self.traffic.under_way += 1
-        body = _Body(receive, self.limits, self.traffic)
+        started = time.perf_counter()
+        response = _ResponseSender(send, self.state, without_body=scope["method"] == "HEAD")
+        body = _RequestBody(receive, self.limits, self.state)
+        self.state.active_requests += 1
+        try:
+            await self._respond(scope, body, response)
+        finally:
+            body.release()
+            self._record(scope, response.status, time.perf_counter() - started)
+            self.state.active_requests -= 1
+
+    async def _respond(self, scope: Scope, body: _RequestBody, response: _ResponseSender) -> None:
         try:
             self._check(scope)
             await body.read(Headers(scope=scope))
-            inner = {**scope, "method": "GET"} if is_head else scope
-            await self.app(inner, body.receive, told.send)
-        except Refusal as refusal:
-            await self._refuse(refusal, body, told)
-        except Gone:
-            told.status = GONE
-        except _Answered:
+            inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+            await self.app(inner, body.receive, response.send)
+        except HttpError as error:
+            await self._send_error(error, body, response)
+        except ClientDisconnected:
+            response.status = CLIENT_CLOSED_REQUEST
+        except _HeadResponseSent:
             pass
-        except Exception:  # a fault of ours: said once, here
-            self._tell({"time": _now(), "error": traceback.format_exc()})
-            if not told.started:
-                fault = Refusal(500, "A fault of the server; its log says more.")
-                await self._refuse(fault, body, told)
-        finally:
-            body.close()
-            self._note(scope, told.status, time.perf_counter() - started)
-            self.traffic.under_way -= 1
+        except Exception:  # a bug: logged here, once, and never shown to the client
+            self._write_log({"time": _timestamp(), "error": traceback.format_exc()})
+            if not response.started:
+                fault = HttpError(500, "Internal error of the server. Its log has the details.")
+                await self._send_error(fault, body, response)
 
     def _check(self, scope: Scope) -> None:
         path = route_path(scope)
         self.admission.check(scope["method"], path, Headers(scope=scope))
-        if self.traffic.draining and path not in OPEN:
-            raise Refusal(503, "The server is about to stop. Send it again, to another or later.", retry_after=5)
+        if self.state.draining and path not in PUBLIC_PATHS:
+            raise HttpError(503, "The server is about to stop. Try again later, or on another server.", retry_after=5)
 
-    async def _refuse(self, refusal: Refusal, body: _Body, told: _Told) -> None:
-        """Sends why; where the body is not read to its end, the connection cannot be used again."""
-        response = refusal.response()
-        if not body.whole:
+    async def _send_error(self, error: HttpError, body: _RequestBody, sender: _ResponseSender) -> None:
+        """Sends an error response. If the body was not read to its end, the connection cannot be used again."""
+        response = error.response()
+        if not body.is_complete:
             response.headers["connection"] = "close"
-        await told.send({"type": "http.response.start", "status": refusal.status, "headers": response.raw_headers})
-        with suppress(_Answered):
-            await told.send({"type": "http.response.body", "body": bytes(response.body), "more_body": True})
-        late = refusal.status == HTTPStatus.REQUEST_TIMEOUT
-        await body.discard(LINGER if late else self.limits.body_seconds)
-        await told.send({"type": "http.response.body", "body": b"", "more_body": False})
+        await sender.send({"type": "http.response.start", "status": error.status, "headers": response.raw_headers})
+        with suppress(_HeadResponseSent):
+            await sender.send({"type": "http.response.body", "body": bytes(response.body), "more_body": True})
+        timed_out = error.status == HTTPStatus.REQUEST_TIMEOUT
+        await body.discard(LINGER_SECONDS if timed_out else self.limits.body_timeout)
+        await sender.send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+        """Counts the request and writes its log entry: no query, no file name and no key."""
         path = self.name_path(route_path(scope))
-        method = scope["method"] if scope["method"] in METHODS else "other"
+        method = scope["method"] if scope["method"] in LOGGED_METHODS else "other"
         self.metrics.requests.labels(method, path, str(status)).inc()
         self.metrics.seconds.labels(path).observe(seconds)
-        own = {name: scope["state"][name] for name in ("pictures", "faults") if name in scope["state"]}
-        entry = {"time": _now(), "method": method, "path": scope["path"][:SHOWN_PATH], "status": status}
-        self._tell(entry | {"ms": round(1000 * seconds, 1)} | own)
+        counts = {name: scope["state"][name] for name in ("images", "unreadable") if name in scope["state"]}
+        entry = {"time": _timestamp(), "method": method, "path": scope["path"][:MAX_LOGGED_PATH], "status": status}
+        self._write_log(entry | {"ms": round(1000 * seconds, 1)} | counts)
 
-    def _tell(self, entry: dict[str, Any]) -> None:
+    def _write_log(self, entry: dict[str, Any]) -> None:
         if self.log is not None:
             self.log(entry)
 
 
-class Gone(Exception):
-    """The client has left; nobody waits for an answer."""
+class ClientDisconnected(Exception):
+    """The client has closed its connection; nobody waits for the response."""
 
 
-class _Answered(Exception):
-    """A HEAD request has all of its answer, though the route goes on."""
+class _HeadResponseSent(Exception):
+    """The response to a HEAD request is complete, although the route would continue to send."""
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """The result of work that is given up where nobody waits for it any more.
+async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """Awaits ``work``, and cancels it as soon as the client disconnects.
 
     Raises:
-        Gone: the client has left.
+        ClientDisconnected: the client has disconnected.
     """
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
+    task, disconnect = asyncio.ensure_future(work), asyncio.ensure_future(_wait_for_disconnect(request))
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise Gone
+            raise ClientDisconnected
         return task.result()
     finally:
         task.cancel()
-        gone.cancel()
+        disconnect.cancel()
 
 
-async def _left(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
 def route_path(scope: Scope) -> str:
-    """The path that routes are matched with: without what this application is mounted under."""
+    """Path of a request relative to the prefix under which this application is mounted."""
     path, mount = scope["path"], scope.get("root_path", "")
     if mount and (path == mount or path.startswith(f"{mount}/")):
         return str(path[len(mount) :])
     return str(path)
 
 
-class _Told:
-    """What was sent so far."""
+class _ResponseSender:
+    """Wraps ``send``: records the status, adds headers and drops the body of responses to HEAD."""
 
-    def __init__(self, send: Send, traffic: Traffic, *, without_body: bool) -> None:
-        self._send, self._traffic, self._without_body = send, traffic, without_body
+    def __init__(self, send: Send, state: ServerState, *, without_body: bool) -> None:
+        self._send, self._state, self._without_body = send, state, without_body
         self.started = self._ended = False
-        self.status = GONE
+        self.status = CLIENT_CLOSED_REQUEST
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.started, self.status = True, message["status"]
             message["headers"] = [*message.get("headers", []), (b"x-content-type-options", b"nosniff")]
-            if self._traffic.draining:
+            if self._state.draining:
                 message["headers"].append((b"connection", b"close"))
         elif self._without_body:
             if not self._ended:
                 self._ended = True
                 await self._send({"type": "http.response.body", "body": b"", "more_body": False})
             if message.get("more_body", False):
-                raise _Answered
+                raise _HeadResponseSent
             return
         await self._send(message)
 
 
-class _Body:
-    """A request's body, read within its bounds and then handed on."""
+class _RequestBody:
+    """Body of a request, read into memory within the limits and then passed to the application."""
 
-    def __init__(self, receive: Receive, limits: Limits, traffic: Traffic) -> None:
-        self._receive, self._limits, self._traffic = receive, limits, traffic
+    def __init__(self, receive: Receive, limits: ServerLimits, state: ServerState) -> None:
+        self._receive, self._limits, self._state = receive, limits, state
         self._pieces: deque[bytes] = deque()
         self._size = 0
-        self.whole = False
+        self.is_complete = False
 
     async def read(self, headers: Headers) -> None:
-        """Reads it.
+        """Reads the body.
 
         Raises:
-            Refusal: too large (413), too slow (408), or others hold too much already (503).
-            Gone: the client has left.
+            HttpError: too large (413), too slow (408), or all bodies together are too large (503).
+            ClientDisconnected: the client has disconnected.
         """
         declared = headers.get("content-length", "")
-        if declared.isdecimal() and int(declared[:20]) > self._limits.body:
+        if declared.isdecimal() and int(declared[:20]) > self._limits.max_body_bytes:
             raise self._too_large()
         try:
-            async with asyncio.timeout(self._limits.body_seconds):
+            async with asyncio.timeout(self._limits.body_timeout):
                 await self._read()
         except TimeoutError:
-            raise Refusal(408, f"The body was not there within {self._limits.body_seconds:g} s.") from None
+            raise HttpError(408, f"The request body did not arrive within {self._limits.body_timeout:g} s.") from None
 
     async def _read(self) -> None:
-        while not self.whole:
+        while not self.is_complete:
             message = await self._receive()
             if message["type"] == "http.disconnect":
-                raise Gone
+                raise ClientDisconnected
             piece = message.get("body", b"")
             self._size += len(piece)
-            self._traffic.held += len(piece)
-            if self._size > self._limits.body:
+            self._state.buffered_bytes += len(piece)
+            if self._size > self._limits.max_body_bytes:
                 raise self._too_large()
-            if self._traffic.held > self._limits.held:
-                raise Refusal(503, "Too much is being sent at once. Send it again later.", retry_after=1)
+            if self._state.buffered_bytes > self._limits.max_buffered_bytes:
+                raise HttpError(503, "Too many large requests at a time. Try again later.", retry_after=1)
             self._pieces.append(piece)
-            self.whole = not message.get("more_body", False)
+            self.is_complete = not message.get("more_body", False)
 
-    def _too_large(self) -> Refusal:
-        return Refusal(413, f"The body is larger than {self._limits.body:,} bytes. Send fewer or smaller pictures.")
+    def _too_large(self) -> HttpError:
+        return HttpError(
+            413,
+            f"The request body is larger than {self._limits.max_body_bytes:,} bytes. "
+            "Send fewer or smaller images per request.",
+        )
 
     async def receive(self) -> Message:
-        """The body, then whatever comes: that the client has left."""
+        """ASGI receive: the pieces of the body, then whatever the server reports (a disconnect)."""
         if not self._pieces:
             return await self._receive()
-        await asyncio.sleep(0)  # a parser that is kept busy by one body leaves the others their turn
+        await asyncio.sleep(0)  # lets other requests run while a parser reads one large body
         piece = self._pieces.popleft()
         return {"type": "http.request", "body": piece, "more_body": bool(self._pieces)}
 
     async def discard(self, seconds: float) -> None:
-        """Throws away what is there and what still comes, for a while."""
-        self.close()
+        """Discards the rest of the body, see ``LINGER_SECONDS``, for at most ``seconds``."""
+        self.release()
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                seen = 0
-                while not self.whole and seen <= LINGER_BODIES * self._limits.body:
-                    async with asyncio.timeout(LINGER):
+                discarded = 0
+                while not self.is_complete and discarded <= MAX_DISCARDED_BODIES * self._limits.max_body_bytes:
+                    async with asyncio.timeout(LINGER_SECONDS):
                         message = await self._receive()
-                    seen += len(message.get("body", b""))
-                    self.whole = message["type"] == "http.disconnect" or not message.get("more_body", False)
+                    discarded += len(message.get("body", b""))
+                    self.is_complete = message["type"] == "http.disconnect" or not message.get("more_body", False)
 
-    def close(self) -> None:
-        """Gives its bytes back."""
-        self._traffic.held -= self._size
+    def release(self) -> None:
+        """Frees the memory of the body."""
+        self._state.buffered_bytes -= self._size
         self._pieces.clear()
         self._size = 0
 
 
-def _is_of(origin: str, host: str) -> bool:
-    """Whether an Origin header names the site of a Host header; what is no address does not."""
+def _is_same_origin(origin: str, host: str) -> bool:
+    """Whether an Origin header names the site of a Host header; False for an invalid one."""
     with suppress(ValueError):
         return urlsplit(origin).netloc.lower() == host.lower()
     return False
 
 
-def _name(host: str) -> str:
-    """The name in a Host header, without the port; "" for what is none."""
+def _host_name(host: str) -> str:
+    """Host name of a Host header, without the port; "" for an invalid one."""
     with suppress(ValueError):
         return urlsplit(f"//{host}").hostname or ""
     return ""
 
 
-def _now() -> str:
+def _timestamp() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,4 +1,7 @@
-"""Multipart forms (RFC 7578) in memory: tolerant of what real clients send, bounded for hostile ones."""
+"""Parser for multipart forms (RFC 7578) in memory: lenient with real clients, bounded against hostile ones.
+
+Why this is not python-multipart: docs/decisions/multipart-forms.md.
+"""
 
 from __future__ import annotations
 
@@ -11,34 +14,35 @@ from urllib.parse import unquote_to_bytes
 
 from starlette.requests import Request
 
-from headstart.serve.errors import Refusal
+from headstart.serve.errors import HttpError
 
-MOST_PARTS = 1_000
-"""Parts of one form; beyond, 400."""
+MAX_PARTS = 1_000
+"""Parts of one form; more are refused with 400."""
 
-LONGEST_HEAD = 4_096
-"""Bytes of the headers of one part; beyond, 400. Quotes that never end cost the square of it: 0.4 ms for each part."""
+MAX_PART_HEADER_BYTES = 4_096
+"""Bytes of the headers of one part; more are refused with 400. Unterminated quotes take quadratic time to match: 0.4 ms
+per part of this size."""
 
-LONGEST_BOUNDARY = 256
-"""Characters; RFC 2046 allows 70."""
+MAX_BOUNDARY_LENGTH = 256
+"""Characters of a boundary; RFC 2046 allows 70."""
 
-MOST_LOOKALIKES = 10_000
-"""Lines in the content that begin like the boundary without being it; beyond, 400: searching must stay cheap."""
+MAX_FALSE_BOUNDARIES = 10_000
+"""Occurrences of the boundary text within the content; more are refused with 400, so that searching stays cheap."""
 
 _PARAMETER = re.compile(r';\s*([^\s=;"]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^;\s]*))', re.DOTALL)
 _AFTER_BOUNDARY = re.compile(rb"(--)|[ \t]*\r\n")
 _EXTENDED = re.compile(r"(utf-8|iso-8859-1)'[^']*'(.*)", re.IGNORECASE | re.DOTALL)
-"""A parameter's value with its charset, as RFC 5987 has it; other charsets need not be understood."""
+"""Value of a parameter with a charset (RFC 5987, which requires these two charsets only)."""
 
 
 @dataclass(frozen=True)
-class Part:
+class FormPart:
     """One part of a form.
 
     Attributes:
-        name: of the field.
-        filename: as it was sent; "" where there is none.
-        data: the content.
+        name: name of the field.
+        filename: file name as it was sent; "" if there is none.
+        data: content of the field.
     """
 
     name: str
@@ -47,98 +51,99 @@ class Part:
 
 
 @final
-class Form:
-    """The parts of a form, in order."""
+class MultipartForm:
+    """Parts of a form, in order."""
 
-    def __init__(self, parts: list[Part]) -> None:
+    def __init__(self, parts: list[FormPart]) -> None:
         self.parts = parts
 
-    def files(self, name: str, *, most: int) -> list[Part]:
-        """The files of a field, at least one.
+    def files(self, name: str, *, max_count: int) -> list[FormPart]:
+        """Files of a field, at least one.
 
         Args:
-            name: of the field.
-            most: files that are accepted.
+            name: name of the field.
+            max_count: maximum number of files.
 
         Raises:
-            Refusal: the form has no such field (422), or too many files (413).
+            HttpError: the form has no such field (422), or too many files (413).
         """
         found = [part for part in self.parts if part.name == name]
         if not found:
-            fields = ", ".join(repr(own[:40]) for own in list(dict.fromkeys(part.name for part in self.parts))[:5])
-            raise Refusal(
+            names = list(dict.fromkeys(part.name for part in self.parts))
+            fields = ", ".join(repr(found_name[:40]) for found_name in names[:5])
+            raise HttpError(
                 422,
-                f"The form has no field '{name}'; found: {fields or 'no field at all'}. "
+                f"The form has no field '{name}'; found: {fields or 'no fields'}. "
                 f"Send each image in the field '{name}': curl -F {name}=@image.jpg URL",
             )
-        if len(found) > most:
-            raise Refusal(413, f"{len(found):,} images in one request; at most {most:,} are accepted.")
+        if len(found) > max_count:
+            raise HttpError(413, f"{len(found):,} images in one request; the limit is {max_count:,}.")
         return found
 
     def text(self, name: str) -> str:
-        """The text of a field.
+        """Text of a field.
 
         Raises:
-            Refusal: the form has no such field, or it is not UTF-8 (422).
+            HttpError: the form has no such field, or it is not UTF-8 (422).
         """
         found = next((part for part in self.parts if part.name == name), None)
         if found is None:
-            raise Refusal(422, f"The form has no field '{name}'.")
+            raise HttpError(422, f"The form has no field '{name}'.")
         try:
             return found.data.decode()
         except UnicodeDecodeError:
-            raise Refusal(422, f"The field '{name}' is not UTF-8 text.") from None
+            raise HttpError(422, f"The field '{name}' is not UTF-8 text.") from None
 
 
-async def read_form(request: Request) -> Form:
-    """The form that a request carries.
+async def read_form(request: Request) -> MultipartForm:
+    """Reads and parses the form of a request.
 
     Raises:
-        Refusal: the body is another kind of document (422), or a damaged form (400).
+        HttpError: the body has another content type (422), or the form is damaged (400).
     """
     body = b"".join([piece async for piece in request.stream()])
-    return Form(parse_form(request.headers.get("content-type", ""), body))
+    return MultipartForm(parse_form(request.headers.get("content-type", ""), body))
 
 
-def parse_form(content_type: str, body: bytes) -> list[Part]:
-    """The parts of a form. What stands before the first boundary and behind the last one is ignored.
+def parse_form(content_type: str, body: bytes) -> list[FormPart]:
+    """Parses a form. Text before the first boundary (preamble) and after the last one (epilogue) is ignored.
 
     Args:
-        content_type: the header of the request.
-        body: the whole body.
+        content_type: Content-Type header of the request.
+        body: complete body.
 
     Raises:
-        Refusal: as ``read_form``.
+        HttpError: as ``read_form``.
     """
     kind, options = parse_options(content_type)
     if kind != "multipart/form-data":
-        raise Refusal(
+        raise HttpError(
             422,
             f"Expected a multipart form (Content-Type: multipart/form-data), found "
             f"{repr(kind[:80]) if kind else 'no Content-Type'}. Send images as files: curl -F files=@image.jpg URL",
         )
     boundary = options.get("boundary", "").encode("latin-1", "replace")
-    if not 0 < len(boundary) <= LONGEST_BOUNDARY:
-        raise Refusal(400, f"The Content-Type names no boundary of 1 to {LONGEST_BOUNDARY} characters.")
-    parts: list[Part] = []
+    if not 0 < len(boundary) <= MAX_BOUNDARY_LENGTH:
+        raise HttpError(400, f"The Content-Type has no boundary of 1 to {MAX_BOUNDARY_LENGTH} characters.")
+    parts: list[FormPart] = []
     start: int | None = None
     for begin, end, last in _boundaries(body, boundary):
         if start is not None:
             parts.append(_part(body, start, begin))
-            if len(parts) > MOST_PARTS:
-                raise Refusal(400, f"The form has more than {MOST_PARTS:,} parts.")
+            if len(parts) > MAX_PARTS:
+                raise HttpError(400, f"The form has more than {MAX_PARTS:,} parts.")
         if last:
             return parts
         start = end
     if start is None:
-        raise Refusal(400, "The body does not contain the boundary that the Content-Type names.")
-    raise Refusal(400, "The form ends before its last boundary: the body is incomplete.")
+        raise HttpError(400, "The body does not contain the boundary of the Content-Type header.")
+    raise HttpError(400, "The form ends before its last boundary: the body is incomplete.")
 
 
 def parse_options(header: str) -> tuple[str, dict[str, str]]:
-    """A header such as ``form-data; name="files"``: its value in lower case, and its parameters.
+    """Parses a header such as ``form-data; name="files"`` into its lower-case value and its parameters.
 
-    A parameter with a charset (``filename*=UTF-8''...``, RFC 5987) wins over the one without.
+    A parameter with a charset (``filename*=UTF-8''...``, RFC 5987) takes precedence over the one without.
     """
     value, _, rest = header.partition(";")
     options: dict[str, str] = {}
@@ -154,7 +159,7 @@ def parse_options(header: str) -> tuple[str, dict[str, str]]:
 
 
 def _boundaries(body: bytes, boundary: bytes) -> Iterator[tuple[int, int, bool]]:
-    """(where the line begins, where what follows it begins, whether it is the last) of each boundary."""
+    """Yields (start of the boundary line, start of the next part, whether it is the closing boundary)."""
     mark, lookalikes = b"--" + boundary, 0
     at = body.find(mark)
     while at >= 0:
@@ -163,29 +168,31 @@ def _boundaries(body: bytes, boundary: bytes) -> Iterator[tuple[int, int, bool]]
             yield max(0, at - 2), behind.end(), behind[1] is not None
         else:
             lookalikes += 1
-            if lookalikes > MOST_LOOKALIKES:
-                raise Refusal(400, "The boundary occurs within the content. Choose another one.")
+            if lookalikes > MAX_FALSE_BOUNDARIES:
+                raise HttpError(400, "The boundary occurs within the content too often. Choose another boundary.")
         at = body.find(mark, at + len(mark))
 
 
-def _part(body: bytes, start: int, end: int) -> Part:
-    """The part between two boundaries."""
-    # Some clients send an empty content without a line of its own: its line break is then the boundary's.
-    head_end = body.find(b"\r\n\r\n", start, min(end + 2, start + LONGEST_HEAD))
+def _part(body: bytes, start: int, end: int) -> FormPart:
+    """Parses the part between two boundaries."""
+    # Some clients leave out the line break after an empty content: the one of the boundary then ends the headers.
+    head_end = body.find(b"\r\n\r\n", start, min(end + 2, start + MAX_PART_HEADER_BYTES))
     if head_end < 0:
-        raise Refusal(400, f"A part of the form has no headers, or more than {LONGEST_HEAD:,} bytes of them.")
+        raise HttpError(
+            400, f"A part of the form has no headers, or more than {MAX_PART_HEADER_BYTES:,} bytes of them."
+        )
     head = _text(body[start:head_end]).replace("\r\n ", " ").replace("\r\n\t", " ")
     for line in head.split("\r\n"):
         field, _, value = line.partition(":")
         if field.strip().lower() == "content-disposition":
             _, options = parse_options(value)
             if "name" in options:
-                return Part(options["name"], options.get("filename", ""), body[head_end + 4 : end])
-    raise Refusal(400, 'A part of the form has no name (Content-Disposition: form-data; name="...").')
+                return FormPart(options["name"], options.get("filename", ""), body[head_end + 4 : end])
+    raise HttpError(400, 'A part of the form has no name (Content-Disposition: form-data; name="...").')
 
 
 def _text(data: bytes) -> str:
-    """Clients send names in UTF-8; what is none is taken for Latin-1."""
+    """Decodes header text: UTF-8, as browsers send it, or else Latin-1."""
     try:
         return data.decode()
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""The training pictures that a picture is most like, as far as the model file remembers them."""
+"""Nearest neighbours: the training images whose features are most similar to those of an image."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from headstart.trust.ood import MAX_REFERENCES, MAX_REFERENCES_FINE_TUNED, choos
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A training picture.
+    """A training image.
 
     Attributes:
-        path: of its file, which may be gone.
-        label: that it was learnt under.
-        similarity: cosine of the features, strong ones cut off; 1 of the same picture.
+        path: path of the file, which may have been deleted.
+        label: its label in training.
+        similarity: cosine similarity of the clipped features, 0 to 1; 1 for the same image.
     """
 
     path: str
@@ -33,46 +33,48 @@ class Neighbour:
 
 @final
 class Neighbours:
-    """Training pictures of a run, and their features in its model file.
+    """Reference images of a model: a sample of its training images whose features are stored in the model file.
 
-    The file keeps the features of a sample, drawn by content; which images these are follows from the run's table.
+    The sample is drawn by content hash, so the run's table of images says which images it consists of.
 
     Args:
-        model: of the run.
-        run: its folder.
+        model: classifier of the run.
+        run: run folder.
 
     Raises:
-        OptionError: the model keeps none, or the table is not that of its training.
+        OptionError: the model file stores no features, or the table does not belong to the model.
 
     Attributes:
-        of: training images of the run.
-        rows: path and label of those whose features are kept.
+        num_training_images: number of training images of the run.
+        rows: path and label of each reference image.
     """
 
     def __init__(self, model: Model, run: Path) -> None:
         self.model = model
         if model.ood_detector is None:
-            raise OptionError("This model keeps no training pictures: it was trained on too few, or extends another.")
+            raise OptionError(
+                "The model file stores no reference features: it has too few training images, or extends a model."
+            )
         try:
             table = [row for row in read_rows(run / "split.csv") if row["split"] == "train"]
             keys = [bytes.fromhex(row["content"]) for row in table]
             labels = [row["labels" if "labels" in row else "label"].strip("|").replace("|", ", ") for row in table]
         except (OSError, KeyError, ValueError) as error:
-            raise OptionError(f"{run}: its table of images cannot be read ({error}).") from error
+            raise OptionError(f"{run / 'split.csv'}: cannot be read ({error}).") from error
         kept, length = model.ood_detector.references.shape
         picked = (choose_references(keys, length, most) for most in (MAX_REFERENCES, MAX_REFERENCES_FINE_TUNED))
-        places = next((own for own in picked if len(own) == kept), None)
+        places = next((indices for indices in picked if len(indices) == kept), None)
         if places is None:
-            raise OptionError(f"{run}: its table of images is not that of the model.")
-        self.of = len(table)
+            raise OptionError(f"{run / 'split.csv'}: does not belong to the model.")
+        self.num_training_images = len(table)
         self.rows = [(table[i]["path"], labels[i]) for i in places]
 
     def nearest(self, pixels: Rgb, count: int) -> list[Neighbour]:
-        """Those that are most like a picture, the nearest first.
+        """The most similar reference images, most similar first.
 
         Args:
-            pixels: as the network sees it, see ``Model.pixels``.
-            count: of them.
+            pixels: network input of an image, H x W x 3, uint8; see ``Model.preprocess``.
+            count: number of images.
         """
         model = self.model
         assert model.ood_detector is not None

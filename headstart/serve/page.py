@@ -1,14 +1,15 @@
-"""The page at ``/``, and what it asks of the server beyond the API: heat maps, similar images, corrections."""
+"""Backend of the page at ``/``: model description, heat maps, similar images and corrections."""
 
 from __future__ import annotations
 
 import contextlib
 import shlex
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from http import HTTPStatus
-from typing import Any, final
+from pathlib import Path
+from typing import Any, Final, TypeAlias, final
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
@@ -21,251 +22,255 @@ from headstart.errors import OptionError, OutputError, UnreadableImage
 from headstart.evaluation.metrics import SHOWN_FIRST
 from headstart.files import unicode_text
 from headstart.reports.gradcam import GradCam, heat_map_jpeg
-from headstart.serve.batching import Service, Work
+from headstart.serve.batching import InferenceService, TaskKind
 from headstart.serve.corrections import Correction, Corrections, corrections_folder
-from headstart.serve.errors import Refusal
-from headstart.serve.middleware import unless_gone
+from headstart.serve.errors import HttpError
+from headstart.serve.middleware import cancel_on_disconnect
 from headstart.serve.multipart import read_form
 from headstart.serve.neighbours import Neighbours
 from headstart.serve.static_files import asset
 
-NEAREST = 3
-SIDE = 240
-"""Of small pictures, in pixels."""
+NUM_NEIGHBOURS: Final = 3
+THUMBNAIL_SIZE: Final = 240
+"""Longer side of small images, in pixels."""
 
-LISTED = 60
+MAX_LISTED: Final = 60
 """Corrections that the page shows."""
 
-Document = dict[str, Any]
+JsonObject: TypeAlias = dict[str, Any]
 
 
-def page_router(service: Service, corrections: Corrections | None = None) -> APIRouter:
-    """The routes of the page.
+def page_router(service: InferenceService, corrections: Corrections | None = None) -> APIRouter:
+    """Routes of the page.
 
     Args:
-        service: what answers.
-        corrections: where they are kept; None where nothing can be corrected.
+        service: the model.
+        corrections: where corrected images are stored; None to disable corrections.
     """
     router = APIRouter(include_in_schema=False)
-    page = Page(service, corrections)
+    page = PageBackend(service, corrections)
 
     @router.get("/")
     async def index() -> Response:
         return asset("index.html")
 
     @router.get("/v1/page")
-    async def about() -> Document:
-        return page.about()
+    async def describe() -> JsonObject:
+        return page.describe()
 
     @router.post("/v1/explain")
     async def explain(request: Request) -> Response:
         form = await read_form(request)
-        (file,), label = form.files("file", most=1), form.text("label")
-        decode, work = partial(page.pixels, file.data), partial(page.explain, label)
-        heat = await unless_gone(request, service.aside(Work.explain, decode, work))
-        return Response(heat, media_type="image/jpeg")
+        (file,), label = form.files("file", max_count=1), form.text("label")
+        work = service.run_side_task(TaskKind.explain, partial(page.pixels, file.data), partial(page.explain, label))
+        return Response(await cancel_on_disconnect(request, work), media_type="image/jpeg")
 
     @router.post("/v1/nearest")
     async def nearest(request: Request) -> JSONResponse:
-        (file,) = (await read_form(request)).files("file", most=1)
-        work = service.aside(Work.nearest, partial(page.pixels, file.data), page.nearest)
-        return JSONResponse(await unless_gone(request, work))
+        (file,) = (await read_form(request)).files("file", max_count=1)
+        work = service.run_side_task(TaskKind.nearest, partial(page.pixels, file.data), page.nearest)
+        return JSONResponse(await cancel_on_disconnect(request, work))
 
+    _add_correction_routes(router, service, page)
+    return router
+
+
+def _add_correction_routes(router: APIRouter, service: InferenceService, page: PageBackend) -> None:
     @router.get("/v1/corrections")
-    async def listed() -> Document:
-        return await run_in_threadpool(page.corrected)
+    async def listed() -> JsonObject:
+        return await run_in_threadpool(page.list_corrections)
 
     @router.post("/v1/corrections")
     async def keep(request: Request) -> JSONResponse:
         form = await read_form(request)
-        (file,), label = form.files("file", most=1), form.text("label")
-        work = service.decode(Work.correct, partial(page.keep, file.data, label))
-        return JSONResponse(await work)  # what has begun is kept, whoever still waits for it
+        (file,), label = form.files("file", max_count=1), form.text("label")
+        # Not cancelled on disconnect: a correction that has begun is stored.
+        return JSONResponse(await service.run_decode(TaskKind.correct, partial(page.keep, file.data, label)))
 
     @router.get("/v1/corrections/{key}")
     async def small(request: Request, key: str) -> Response:
-        data = await unless_gone(request, service.decode(Work.correct, partial(page.small, key)))
+        work = service.run_decode(TaskKind.correct, partial(page.correction_thumbnail, key))
+        data = await cancel_on_disconnect(request, work)
         return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
     @router.delete("/v1/corrections/{key}")
     async def remove(key: str) -> Response:
         if not await run_in_threadpool(page.remove, key):
-            raise Refusal(HTTPStatus.NOT_FOUND, "That correction is not there any more.")
+            raise HttpError(HTTPStatus.NOT_FOUND, "This correction does not exist any more.")
         return JSONResponse({"removed": key})
-
-    return router
 
 
 @final
-class Page:
-    """What the page is told, as JSON documents; see ``page_router``."""
+class PageBackend:
+    """What the page requests, as JSON documents and JPEG bytes; see ``page_router``."""
 
-    def __init__(self, service: Service, corrections: Corrections | None) -> None:
+    def __init__(self, service: InferenceService, corrections: Corrections | None) -> None:
         self.service, self.model, self._corrections = service, service.model, corrections
         self._cam: GradCam | None = None
-        """Made with the first heat map, and used in the engine's thread alone."""
+        """Created with the first heat map; used on the engine thread only."""
 
-    def about(self) -> Document:
-        """The model in a few words."""
+    def describe(self) -> JsonObject:
+        """Name, description and abilities of the model."""
         model = self.model
-        several = model.thresholds is not None
+        multi_label = model.thresholds is not None
         return {
             "name": self._name(),
-            "words": self._words(),
+            "words": self._description(),
             "classes": list(model.classes),
-            "several_labels": several,
+            "multi_label": multi_label,
             "run": self.service.run is not None,
             "nearest": self._neighbours is not None,
-            "corrections": self._corrections is not None and not several,
+            "corrections": self._corrections is not None and not multi_label,
             "version": self._version,
             "architecture": model.net.backbone.architecture,
         }
 
     def pixels(self, data: bytes, max_decoded_pixels: int | None = None) -> Pixels:
-        """A picture as the network sees it; ``max_decoded_pixels`` as for ``images.decode``, here and below.
+        """Network input of an encoded image. ``max_decoded_pixels``, here and below: see ``decode.decode``.
 
         Raises:
-            Refusal: it cannot be read.
+            HttpError: the image cannot be read.
         """
-        seen = self.service.pixels(data, max_decoded_pixels)
-        if isinstance(seen, str):
-            raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, f"The picture cannot be read: {seen}.")
-        return seen
+        pixels = self.service.pixels(data, max_decoded_pixels)
+        if isinstance(pixels, str):
+            raise HttpError(HTTPStatus.UNPROCESSABLE_ENTITY, f"The image cannot be read: {pixels}.")
+        return pixels
 
-    def explain(self, label: str, pixels: Pixels, check: Callable[[], None] = lambda: None) -> bytes:
-        """A JPEG of the image with what speaks for a class, warm (Grad-CAM); ``check`` as for ``Service.aside``.
+    def explain(self, label: str, pixels: Pixels, checkpoint: Callable[[], None] = lambda: None) -> bytes:
+        """JPEG of the image with a Grad-CAM heat map for a class. ``checkpoint``: see ``run_side_task``.
 
         Raises:
-            Refusal: the class is unknown, or the network keeps no places.
+            HttpError: the class is unknown, or the backbone has no spatial features.
         """
-        number = {name: i for i, name in enumerate(self.model.classes)}
-        if label not in number:
-            raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, f"The model knows no class {label[:100]!r}.")
-        check()
+        index_of = {name: i for i, name in enumerate(self.model.classes)}
+        if label not in index_of:
+            raise HttpError(HTTPStatus.UNPROCESSABLE_ENTITY, f"The model has no class {label[:100]!r}.")
+        checkpoint()
         if self._cam is None:
-            self._cam = GradCam(self.model, check=check)
+            self._cam = GradCam(self.model, check=checkpoint)
         if not self._cam.possible:
-            raise Refusal(
-                HTTPStatus.UNPROCESSABLE_ENTITY, "This network keeps no places: it cannot say where it looked."
+            raise HttpError(
+                HTTPStatus.UNPROCESSABLE_ENTITY, "No heat map: this backbone has no spatial features for Grad-CAM."
             )
-        (heat,) = self._cam.maps([pixels], [number[label]], check=check)
-        check()
+        (heat,) = self._cam.maps([pixels], [index_of[label]], check=checkpoint)
+        checkpoint()
         return heat_map_jpeg(pixels, heat)
 
-    def nearest(self, pixels: Pixels, check: Callable[[], None] = lambda: None) -> Document:
-        """Training pictures that are most like this one; ``check`` as for ``Service.aside``.
+    def nearest(self, pixels: Pixels, checkpoint: Callable[[], None] = lambda: None) -> JsonObject:
+        """Most similar training images. ``checkpoint``: see ``run_side_task``.
 
         Raises:
-            Refusal: no training pictures are known.
+            HttpError: the model has no reference images.
         """
-        known = self._neighbours
-        if known is None:
-            raise Refusal(HTTPStatus.NOT_FOUND, "The training pictures of this model are not known here.")
-        check()
-        found = known.nearest(pixels, NEAREST)
-        check()
+        neighbours = self._neighbours
+        if neighbours is None:
+            raise HttpError(HTTPStatus.NOT_FOUND, "The training images of this model are not available here.")
+        checkpoint()
+        found = neighbours.nearest(pixels, NUM_NEIGHBOURS)
+        checkpoint()
         shown = [
-            {"label": o.label, "path": _plain(o.path), "similarity": o.similarity, "picture": thumbnail(o.path, SIDE)}
-            for o in found
+            {
+                "label": neighbour.label,
+                "path": unicode_text(neighbour.path),
+                "similarity": neighbour.similarity,
+                "image": thumbnail(neighbour.path, THUMBNAIL_SIZE),
+            }
+            for neighbour in found
         ]
-        return {"among": len(known.rows), "of": known.of, "nearest": shown}
+        return {"among": len(neighbours.rows), "of": neighbours.num_training_images, "nearest": shown}
 
-    def corrected(self) -> Document:
-        """What was corrected so far."""
-        own = self._corrections
-        if own is None:
+    def list_corrections(self) -> JsonObject:
+        """All corrections, and the command that trains with them."""
+        if self._corrections is None:
             return {"folder": None, "count": 0, "labels": {}, "items": [], "train": None}
-        found = own.all()
-        labels = Counter(one.label for one in found)
-        command = words = None
-        run = self.service.run
-        if found and run is not None:
-            command = f"headstart retrain {shlex.quote(_plain(str(run)))}"
-            if own.folder.resolve() != corrections_folder(run):
-                command += f" --corrections {shlex.quote(_plain(str(own.folder)))}"
-            words = (
-                "With the run's own options. Its images keep their split, with their corrected labels; other images "
-                "are for training. At the end it compares before and after on the same images."
-            )
-        elif len(labels) > 1:
-            command = f"headstart train {shlex.quote(_plain(str(own.folder)))}"
-            words = "On these alone. Copy the folder's classes to your own images to learn from both."
+        found = self._corrections.all()
+        labels = Counter(correction.label for correction in found)
+        command, explanation = self._training_command(self._corrections.folder, num_labels=len(labels))
         return {
-            "folder": _plain(str(own.folder)),
+            "folder": unicode_text(str(self._corrections.folder)),
             "count": len(found),
             "labels": dict(labels),
-            "items": [_document(one) for one in found[:LISTED]],
+            "items": [_correction_document(correction) for correction in found[:MAX_LISTED]],
             "train": command,
-            "train_words": words,
+            "train_words": explanation,
         }
 
-    def keep(self, data: bytes, label: str, max_decoded_pixels: int | None = None) -> Document:
-        """Keeps a picture under its right label.
+    def _training_command(self, folder: Path, *, num_labels: int) -> tuple[str | None, str | None]:
+        """Command that trains with the corrections, and its explanation; None if there are too few."""
+        run = self.service.run
+        if num_labels and run is not None:
+            command = f"headstart retrain {shlex.quote(unicode_text(str(run)))}"
+            if folder.resolve() != corrections_folder(run):
+                command += f" --corrections {shlex.quote(unicode_text(str(folder)))}"
+            return command, (
+                "Uses the options of the run. Its images keep their split, with their corrected labels; other images "
+                "are added to train. At the end the model before and the model after are compared on the same images."
+            )
+        if num_labels > 1:
+            command = f"headstart train {shlex.quote(unicode_text(str(folder)))}"
+            return command, "Trains on these images only. To train on both, copy the class folders to your data."
+        return None, None
+
+    def keep(self, data: bytes, label: str, max_decoded_pixels: int | None = None) -> JsonObject:
+        """Stores an image under its correct label.
 
         Raises:
-            Refusal: it cannot be kept.
+            HttpError: the image cannot be stored.
         """
-        with _refusals():
-            kept = self._kept().keep(
-                data, label, max_pixels=self.service.limits.pixels, max_decoded_pixels=max_decoded_pixels
+        with _errors_as_http():
+            stored = self._enabled_corrections().keep(
+                data, label, max_pixels=self.service.limits.max_pixels, max_decoded_pixels=max_decoded_pixels
             )
-        return _document(kept)
+        return _correction_document(stored)
 
     def remove(self, key: str) -> bool:
-        """Takes a correction back; False where there is none.
+        """Deletes a correction; False if there is none.
 
         Raises:
-            Refusal: it cannot be.
+            HttpError: the image cannot be deleted.
         """
-        with _refusals():
-            return self._kept().remove(key)
+        with _errors_as_http():
+            return self._enabled_corrections().remove(key)
 
-    def small(self, key: str, max_decoded_pixels: int | None = None) -> bytes:
-        """A small JPEG of a corrected picture.
+    def correction_thumbnail(self, key: str, max_decoded_pixels: int | None = None) -> bytes:
+        """Small JPEG of a corrected image.
 
         Raises:
-            Refusal: there is none.
+            HttpError: there is no such correction.
         """
-        found = self._kept().find(key)
+        found = self._enabled_corrections().find(key)
         if found is None:
-            raise Refusal(HTTPStatus.NOT_FOUND, "That correction is not there any more.")
-        with _refusals():
+            raise HttpError(HTTPStatus.NOT_FOUND, "This correction does not exist any more.")
+        with _errors_as_http():
             image = decode(
                 found.file,
-                min_side=SIDE,
+                min_side=THUMBNAIL_SIZE,
                 value_range=self.model.preprocessing.value_range,
-                max_pixels=self.service.limits.pixels,
+                max_pixels=self.service.limits.max_pixels,
                 max_decoded_pixels=max_decoded_pixels,
             ).image
-        image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+        image.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.LANCZOS)
         return jpeg_bytes(image, quality=82)
 
-    def _kept(self) -> Corrections:
+    def _enabled_corrections(self) -> Corrections:
         if self._corrections is None or self.model.thresholds is not None:
-            raise Refusal(HTTPStatus.NOT_FOUND, "This server keeps no corrections of this model.")
+            raise HttpError(HTTPStatus.NOT_FOUND, "This server stores no corrections for this model.")
         return self._corrections
 
     def _name(self) -> str:
-        """As the page of the run has it; of a model file without its run, the data's name."""
+        """Name of the run, as in the view of the run; for a model file without its run, the name of the data."""
         run = self.service.run
         if run is not None:
-            return _plain(run.resolve().name)
-        return str(self.model.data.get("name") or "A classifier")
+            return unicode_text(run.resolve().name)
+        return str(self.model.data.get("name") or "Image classifier")
 
-    def _words(self) -> str:
-        """What it tells apart and how well."""
+    def _description(self) -> str:
+        """Number of classes, accuracy with its interval, and why there is no calibration if there is none."""
         model = self.model
-        several = model.thresholds is not None
-        words = f"Tells {len(model.classes):,} {'labels' if several else 'classes'} apart."
+        words = f"{len(model.classes):,} {'classes' if model.thresholds is None else 'labels'}."
         name = next((name for name in SHOWN_FIRST if name in model.scores), None)
         if name is not None:
-            scored = model.scores[name]
-            share = 100 * scored["correct"] / max(1, scored["count"])
-            low, high = 100 * scored["low"], 100 * scored["high"]
-            words += (
-                f" Right on {scored['correct']:,} of {scored['count']:,} {name} pictures: {share:.1f} % "
-                f"({low:.1f}-{high:.1f})."
-            )
+            words += f" {name.capitalize()} {_accuracy_in_words(model.scores[name])}."
         return words if model.calibration.images else f"{words} {model.calibration_text}"
 
     @cached_property
@@ -281,22 +286,29 @@ class Page:
         return None
 
 
+def _accuracy_in_words(scores: dict[str, Any]) -> str:
+    share = 100 * scores["correct"] / max(1, scores["count"])
+    low, high = 100 * scores["low"], 100 * scores["high"]
+    return f"accuracy {share:.1f} % ({scores['correct']:,}/{scores['count']:,}), 95 % CI {low:.1f}-{high:.1f}"
+
+
 @contextlib.contextmanager
-def _refusals() -> Any:
+def _errors_as_http() -> Iterator[None]:
+    """Turns errors of the library into error responses."""
     try:
         yield
     except UnreadableImage as error:
-        raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, f"The picture cannot be read: {error.reason}.") from error
+        raise HttpError(HTTPStatus.UNPROCESSABLE_ENTITY, f"The image cannot be read: {error.reason}.") from error
     except OptionError as error:
-        raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from error
+        raise HttpError(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from error
     except OutputError as error:
-        raise Refusal(HTTPStatus.INSUFFICIENT_STORAGE, str(error)) from error
+        raise HttpError(HTTPStatus.INSUFFICIENT_STORAGE, str(error)) from error
 
 
-def _document(own: Correction) -> Document:
-    return {"key": own.key, "label": own.label, "file": _plain(str(own.file)), "time": own.time}
-
-
-def _plain(text: str) -> str:
-    """A path as it can stand in JSON."""
-    return unicode_text(text)
+def _correction_document(correction: Correction) -> JsonObject:
+    return {
+        "key": correction.key,
+        "label": correction.label,
+        "file": unicode_text(str(correction.file)),
+        "time": correction.time,
+    }

@@ -1,36 +1,42 @@
-"""What a server counts, as Prometheus reads it."""
+"""Metrics of the server in Prometheus format."""
 
 from __future__ import annotations
 
-from typing import final
+from typing import Final, final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import generate_latest
 
-SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-BATCHES = (1, 2, 4, 8, 12, 16, 24, 32, 64, 128)
+SECONDS_BUCKETS: Final = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+BATCH_BUCKETS: Final = (1, 2, 4, 8, 12, 16, 24, 32, 64, 128)
 
 
 @final
 class Metrics:
-    """Counters of one server, in a registry of their own."""
+    """Counters, gauges and histograms of one server, in a registry that no other server shares."""
 
     def __init__(self) -> None:
-        own = self.registry = CollectorRegistry()
-        self.requests = Counter("headstart_requests", "Requests answered.", ["method", "path", "status"], registry=own)
-        self.seconds = Histogram(
-            "headstart_request_seconds", "From a request's head to its answer.", ["path"], buckets=SECONDS, registry=own
+        registry = self.registry = CollectorRegistry()
+
+        def histogram(name: str, help: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            return Histogram(name, help, labels, buckets=buckets, registry=registry)
+
+        self.requests = Counter(
+            "headstart_requests", "Requests answered.", ["method", "path", "status"], registry=registry
         )
-        self.pictures = Counter("headstart_pictures", "Pictures that were looked at.", registry=own)
-        self.faults = Counter("headstart_faults", "Pictures that could not be read.", registry=own)
-        self.queue = Gauge("headstart_queue", "Pictures that wait or are worked on.", registry=own)
-        self.side_queue = Gauge(
-            "headstart_side_queue", "Requests of other kinds that wait or are worked on.", ["kind"], registry=own
+        self.seconds = histogram(
+            "headstart_request_seconds", "Seconds from the request headers to the response.", SECONDS_BUCKETS, "path"
         )
-        self.batch = Histogram("headstart_batch_pictures", "Pictures run together.", buckets=BATCHES, registry=own)
-        self.decoding = Histogram("headstart_decode_seconds", "To decode a picture.", buckets=SECONDS, registry=own)
-        self.running = Histogram("headstart_engine_seconds", "To run a batch.", buckets=SECONDS, registry=own)
+        self.images = Counter("headstart_images", "Images received for classification.", registry=registry)
+        self.unreadable = Counter("headstart_unreadable_images", "Images that could not be read.", registry=registry)
+        self.queue = Gauge("headstart_queue", "Images that wait or are processed.", registry=registry)
+        self.task_queue = Gauge(
+            "headstart_task_queue", "Other requests that wait or are processed.", ["kind"], registry=registry
+        )
+        self.batch = histogram("headstart_batch_images", "Images per batch.", BATCH_BUCKETS)
+        self.decoding = histogram("headstart_decode_seconds", "Seconds to decode an image.", SECONDS_BUCKETS)
+        self.running = histogram("headstart_engine_seconds", "Seconds to run a batch.", SECONDS_BUCKETS)
 
     def text(self) -> bytes:
-        """In Prometheus's text format."""
+        """All metrics in Prometheus's text format."""
         return generate_latest(self.registry)

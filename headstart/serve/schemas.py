@@ -1,4 +1,4 @@
-"""The JSON documents of the API."""
+"""Response models of the API (pydantic)."""
 
 from __future__ import annotations
 
@@ -10,101 +10,112 @@ from headstart.model import Model
 from headstart.prediction import NONE_OF_THESE, Prediction
 
 
-class LabelChance(BaseModel):
+class LabelProbability(BaseModel):
     """A class and its probability."""
 
     label: str
     probability: float = Field(ge=0, le=1)
 
 
-class PictureAnswer(BaseModel):
-    """What is said of one picture, or why nothing is."""
+class ImagePrediction(BaseModel):
+    """Prediction for one image, or the reason why there is none."""
 
-    name: str = Field(description="As it was sent.")
-    label: str | None = Field(description="The most probable class; null where the picture cannot be read.")
-    probability: float | None = Field(description="Of that class.", ge=0, le=1)
+    name: str = Field(description="File name of the image, as it was sent.")
+    label: str | None = Field(description="Most probable class; null if the image cannot be read.")
+    probability: float | None = Field(description="Probability of that class.", ge=0, le=1)
     answer: str | None = Field(
-        description='What can be relied on: the label, "none of these", "unsure: ask a person"; of a model that gives '
-        'any number of labels "none of these" or "", beside "labels".'
+        description='The label, or "none of these" (out-of-distribution), or "unsure: ask a person" (too low a '
+        'probability). For multi-label models "none of these" or ""; the labels are in "labels".'
     )
-    none_of_these: bool = Field(description="Whether the picture is unlike all that the model learnt from.")
-    unsure: bool = Field(description="Whether the probability is too low for the accuracy that was asked for.")
+    none_of_these: bool = Field(description="Whether the image is flagged as out-of-distribution.")
+    unsure: bool = Field(description="Whether the probability is too low for the requested accuracy.")
     outlier: float | None = Field(
-        description="Share of usual pictures that are nearer to what was learnt; null where the model does not know.",
+        description="Out-of-distribution score: share of usual images that are closer to the training images; null if "
+        "the model has none.",
         ge=0,
         le=1,
     )
-    labels: list[LabelChance] | None = Field(
-        description="The labels that are given, the surest first; null of a model that gives each picture one class."
+    labels: list[LabelProbability] | None = Field(
+        description="Predicted labels, most probable first; null unless the model is multi-label."
     )
-    probabilities: list[LabelChance] = Field(description="Of the classes, best first.")
-    error: str | None = Field(description="Why the picture cannot be read.")
+    probabilities: list[LabelProbability] = Field(description="Classes and probabilities, most probable first.")
+    error: str | None = Field(description="Why the image cannot be read.")
 
 
-class Answer(BaseModel):
-    """What is said of the pictures of a request, in their order."""
+class PredictResponse(BaseModel):
+    """Predictions for the images of a request, in their order."""
 
     version: str = Field(description="SHA-256 of the model.")
-    predictions: list[PictureAnswer]
+    predictions: list[ImagePrediction]
 
 
-def picture_answer(prediction: Prediction, *, top: int | None = None) -> PictureAnswer:
-    """The document of one prediction.
+def image_prediction(prediction: Prediction, *, top: int | None = None) -> ImagePrediction:
+    """Response model of one prediction.
 
     Args:
-        prediction: with all classes.
-        top: classes to list; None for all.
+        prediction: prediction with all classes.
+        top: number of classes to list; None for all.
     """
-    read = prediction.label is not None
-    return PictureAnswer(
+    is_read = prediction.label is not None
+    return ImagePrediction(
         name=prediction.path,
         label=prediction.label,
-        probability=prediction.probability if read else None,
+        probability=prediction.probability if is_read else None,
         answer=prediction.answer,
         none_of_these=prediction.answer == NONE_OF_THESE,
         unsure=prediction.unsure,
         outlier=prediction.outlier,
-        labels=None if prediction.labels is None else _chances(prediction.labels),
-        probabilities=_chances(prediction.top[:top]),
+        labels=None if prediction.labels is None else _label_probabilities(prediction.labels),
+        probabilities=_label_probabilities(prediction.top[:top]),
         error=prediction.error,
     )
 
 
-def _chances(ranked: tuple[tuple[str, float], ...]) -> list[LabelChance]:
-    return [LabelChance(label=label, probability=chance) for label, chance in ranked]
+def _label_probabilities(ranked: tuple[tuple[str, float], ...]) -> list[LabelProbability]:
+    return [LabelProbability(label=label, probability=probability) for label, probability in ranked]
 
 
-class ModelDocument(BaseModel):
-    """What answers."""
+class ModelInfo(BaseModel):
+    """Metadata of the model."""
 
     version: str = Field(description="SHA-256 of the model.")
-    classes: list[str] = Field(description="Their names, in natural order.")
-    several_labels: bool = Field(description="Whether a picture may bear any number of labels.")
-    thresholds: list[float] | None = Field(description="Of the labels, in the order of the classes.")
-    backbone: str
-    preprocessing: dict[str, Any]
-    calibrated: bool = Field(description="Whether its probabilities are calibrated.")
-    calibration: str = Field(
-        description="What was fitted on images that it did not learn from, or why nothing was, in words."
+    classes: list[str] = Field(description="Class names, in natural order.")
+    multi_label: bool = Field(description="Whether an image may have any number of labels.")
+    thresholds: list[float] | None = Field(
+        description="Decision thresholds of a multi-label model, in the order of the classes."
     )
-    knows_strangers: bool = Field(description='Whether it can say "none of these".')
-    scores: dict[str, Any] = Field(description="What it scored, by the name of the set, with 95 % intervals.")
-    engine: str | None = Field(description="What runs it; null until it is warmed up.")
+    backbone: str = Field(description="Architecture of the backbone.")
+    preprocessing: dict[str, Any] = Field(description="Size, interpolation and normalisation of the input.")
+    calibrated: bool = Field(description="Whether the probabilities are calibrated.")
+    calibration: str = Field(description="How the probabilities were calibrated, or why they are not.")
+    detects_out_of_distribution: bool = Field(description='Whether the model can answer "none of these".')
+    scores: dict[str, Any] = Field(description="Scores by split, with 95 % confidence intervals.")
+    engine: str | None = Field(description="Inference engine; null until it is warmed up.")
+    several_labels: bool = Field(description="Previous name of multi_label.", deprecated=True)
+    knows_strangers: bool = Field(description="Previous name of detects_out_of_distribution.", deprecated=True)
 
 
-def model_document(model: Model, *, engine: str | None) -> ModelDocument:
-    """The document of a model."""
-    own = model.preprocessing
-    return ModelDocument(
+def model_info(model: Model, *, engine: str | None) -> ModelInfo:
+    """Metadata of a model.
+
+    Args:
+        model: the classifier.
+        engine: name of its inference engine; None if none has been chosen yet.
+    """
+    preprocessing = model.preprocessing
+    multi_label, detects_ood = model.thresholds is not None, model.ood_detector is not None
+    return ModelInfo(
         version=model.version,
         classes=list(model.classes),
-        several_labels=model.thresholds is not None,
+        multi_label=multi_label,
         thresholds=None if model.thresholds is None else list(model.thresholds),
         backbone=model.net.backbone.architecture,
-        preprocessing=own.pixel_key() | {"mean": own.mean, "std": own.std},
+        preprocessing=preprocessing.pixel_key() | {"mean": preprocessing.mean, "std": preprocessing.std},
         calibrated=model.calibration.images > 0,
         calibration=model.calibration_text,
-        knows_strangers=model.ood_detector is not None,
+        detects_out_of_distribution=detects_ood,
         scores=model.scores,
         engine=engine,
+        several_labels=multi_label,
+        knows_strangers=detects_ood,
     )

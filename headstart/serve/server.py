@@ -1,4 +1,4 @@
-"""A server from its first connection to its last answer."""
+"""Running a server: from the model to the last response after SIGTERM."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp
@@ -19,9 +20,11 @@ from headstart.files import user_path
 from headstart.model import load
 from headstart.progress import Progress, SilentProgress
 from headstart.serve.app import Log, build_app
-from headstart.serve.batching import Service
+from headstart.serve.batching import InferenceService
 from headstart.serve.corrections import Corrections, corrections_folder
-from headstart.serve.http_limits import (
+from headstart.serve.limits import ServerLimits
+from headstart.serve.middleware import AccessPolicy, write_json_line
+from headstart.serve.uvicorn_server import (
     BoundedServer,
     address,
     bounded_server,
@@ -30,15 +33,13 @@ from headstart.serve.http_limits import (
     quiet_uvicorn,
     stop_signals,
 )
-from headstart.serve.limits import Limits
-from headstart.serve.middleware import Admission, write_line
 
-TICK = 0.05
-"""Seconds between two looks at whether the server is to stop, and whether all is answered."""
+POLL_SECONDS: Final = 0.05
+"""Seconds between two checks whether the server should stop and whether all requests are answered."""
 
-SETTLE = 5
-"""Turns of the event loop after which all that clients had sent before is a request that counts: accept a connection,
-begin to read, read, begin the request, count it."""
+SETTLE_ITERATIONS: Final = 5
+"""Event loop iterations until everything that clients have sent is counted as an active request: accept a connection,
+add its reader, read, start the request, count it."""
 
 
 def create_app(
@@ -46,31 +47,34 @@ def create_app(
     *,
     key: str | None = None,
     local: bool = True,
-    limits: Limits | None = None,
+    limits: ServerLimits | None = None,
     corrections: Path | None = None,
     device: str = "auto",
-    log: Log | None = write_line,
+    log: Log | None = write_json_line,
     progress: Progress | None = None,
 ) -> FastAPI:
-    """The ASGI application of a model: alone under any ASGI server, or mounted in another application.
+    """Creates the ASGI application of a model, for any ASGI server or to mount in another application.
 
-    The model is loaded here. Its threads start with the application's lifespan or, where that does not run (mounted),
-    with the first request; they end with the lifespan, with the process, or with ``app.state.service.close()``. Each
-    worker process of a server that forks has threads of its own.
+    The model is loaded at once. Its threads start with the application's lifespan, or with the first request if the
+    lifespan does not run (mounted). They end with the lifespan, with the process, or with
+    ``app.state.service.close()``. Worker processes share no threads.
 
     Args:
-        run_or_model: see ``load``; the environment variable HEADSTART_MODEL where it is None.
-        key: API key that clients must send; the environment variable HEADSTART_KEY where it is None, "" for none.
-        local: without a key, answer only to requests for localhost (against DNS rebinding); False to answer to any.
-        limits: bounds of the server.
-        corrections: folder for corrected images; see ``corrections_folder`` where it is not given.
+        run_or_model: see ``load``; default: the environment variable HEADSTART_MODEL.
+        key: API key that clients must send; "" for none; default: the environment variable HEADSTART_KEY.
+        local: without a key, answer only requests for localhost (protects against DNS rebinding).
+        limits: limits of the server.
+        corrections: folder for corrected images; default: NAME-corrections beside the run or model.
         device: see ``device.resolve_device``.
-        log: gets an entry for each request; None for no log.
-        progress: told of the engine.
+        log: called with one entry per request; None for no log.
+        progress: reports which engine was chosen.
+
+    Returns:
+        A FastAPI application.
 
     Raises:
         ModelFileError: the model cannot be read.
-        OptionError: no model is named, a key that no header can hold, or no such device.
+        OptionError: no model was given, the key has characters that a header cannot contain, or the device is unknown.
 
     Example:
         ``HEADSTART_MODEL=runs/flowers uvicorn --factory headstart.serve:create_app``, or
@@ -79,15 +83,17 @@ def create_app(
     """
     where = run_or_model or os.environ.get("HEADSTART_MODEL")
     if not where:
-        raise OptionError("Name a run folder or a model file, or set HEADSTART_MODEL to one.")
+        raise OptionError("No model: pass a run folder or a model file, or set HEADSTART_MODEL to its path.")
     key = os.environ.get("HEADSTART_KEY", "") if key is None else key
     if not all("!" <= c <= "~" for c in key):
-        raise OptionError("The key may hold ASCII letters, digits and signs only, and no blanks.")
+        raise OptionError("The API key may contain ASCII letters, digits and punctuation only, and no spaces.")
     resolve_device(device)
     model, folder = load(where), user_path(where)
-    service = Service(model, run=folder if folder.is_dir() else None, limits=limits, device=device, progress=progress)
-    kept = Corrections(user_path(corrections or corrections_folder(folder)))
-    return build_app(service, admission=Admission(key, local), corrections=kept, log=log)
+    service = InferenceService(
+        model, run=folder if folder.is_dir() else None, limits=limits, device=device, progress=progress
+    )
+    stored = Corrections(user_path(corrections or corrections_folder(folder)))
+    return build_app(service, admission=AccessPolicy(key, local), corrections=stored, log=log)
 
 
 def serve(
@@ -96,7 +102,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     key: str = "",
-    limits: Limits | None = None,
+    limits: ServerLimits | None = None,
     corrections: Path | None = None,
     device: str = "auto",
     progress: Progress | None = None,
@@ -104,23 +110,27 @@ def serve(
 ) -> None:
     """Serves a model over HTTP until SIGTERM or SIGINT, or until ``stop`` is set.
 
-    In a thread other than the main one no signal is handled: end it with ``stop``.
+    Outside the main thread it handles no signals: use ``stop``.
 
     Args:
         run_or_model: see ``load``.
-        host: where it listens.
-        port: 0 for any that is free.
+        host: name or address to listen on.
+        port: 0 for any free port.
         key: API key that clients must send; "" for none.
-        limits: bounds of the server.
-        corrections: folder for corrected images; see ``corrections_folder`` where it is not given.
+        limits: limits of the server.
+        corrections: folder for corrected images; default: NAME-corrections beside the run or model.
         device: see ``device.resolve_device``.
-        progress: told of the engine, of the address once it is ready, and of whom it lets in.
-        stop: ends the server once it is set; requests under way are answered first.
+        progress: reports the engine, the URL as soon as the server is ready, and a warning if anybody may use it.
+        stop: stops the server when it is set; active requests are answered first.
 
     Raises:
         ModelFileError: the model cannot be read.
-        OptionError: a key that no header can hold, no such device, or a running event loop in this thread.
-        ServerError: it cannot listen there, or the model cannot be run.
+        OptionError: the key has characters that a header cannot contain, the device is unknown, or this thread has a
+            running event loop.
+        ServerError: the address cannot be used, or the model cannot be run.
+
+    Example:
+        >>> serve("runs/flowers", port=8000)  # doctest: +SKIP
     """
     try:
         asyncio.get_running_loop()
@@ -128,8 +138,8 @@ def serve(
         pass
     else:
         raise OptionError(
-            "serve() cannot run in a thread whose event loop is running. Use `await serve_async(...)` there, or "
-            "`create_app(...)` under an ASGI server of your own."
+            "serve() cannot run in a thread with a running event loop. Use `await serve_async(...)`, or "
+            "`create_app(...)` with another ASGI server."
         )
     app = create_app(
         run_or_model,
@@ -140,7 +150,7 @@ def serve(
         device=device,
         progress=progress,
     )
-    service: Service = app.state.service
+    service: InferenceService = app.state.service
     with listen(host, port) as listener:
         run_until_stopped(
             app, service, listener, ready=_announcement(service, listener, host, key, progress), stop=stop
@@ -153,14 +163,14 @@ async def serve_async(
     host: str = "127.0.0.1",
     port: int = 8000,
     key: str = "",
-    limits: Limits | None = None,
+    limits: ServerLimits | None = None,
     corrections: Path | None = None,
     device: str = "auto",
     progress: Progress | None = None,
 ) -> None:
-    """``serve`` within a running event loop, until the task is cancelled; it handles no signals.
+    """``serve`` for a running event loop: serves until its task is cancelled, and handles no signals.
 
-    Requests under way are answered before the cancellation goes on. Arguments and errors are those of ``serve``.
+    Active requests are answered before the cancellation takes effect. Arguments and errors: see ``serve``.
     """
     app = await asyncio.to_thread(
         create_app,
@@ -172,82 +182,82 @@ async def serve_async(
         device=device,
         progress=progress,
     )
-    service: Service = app.state.service
+    service: InferenceService = app.state.service
     with listen(host, port) as listener, quiet_uvicorn():
         await _run(app, service, listener, _announcement(service, listener, host, key, progress), lambda: 0)
-    _raise_fault(service)
+    _raise_startup_error(service)
 
 
 def _announcement(
-    service: Service, listener: socket.socket, host: str, key: str, progress: Progress | None
+    service: InferenceService, listener: socket.socket, host: str, key: str, progress: Progress | None
 ) -> Callable[[], None]:
-    """Warns of a server without a key, and gives what to call once it is ready."""
+    """Warns if anybody may use the server, and returns the function to call when it is ready."""
     progress = progress or SilentProgress()
     if not is_loopback(host) and not key:
-        progress.say("Warning: whoever reaches this machine can use the server. Give it a key (HEADSTART_KEY).")
+        progress.say("Warning: anybody who can reach this machine can use the server. Set a key (HEADSTART_KEY).")
     words = f"{service.model!r} is ready at {address(listener)}. Stop it with Ctrl-C."
     return lambda: progress.say(words)
 
 
 def run_until_stopped(
     app: ASGIApp,
-    service: Service,
+    service: InferenceService,
     listener: socket.socket,
     *,
     ready: Callable[[], None] | None = None,
     stop: threading.Event | None = None,
 ) -> None:
-    """Serves until SIGTERM or SIGINT, answers what has been accepted, and returns.
+    """Serves until SIGTERM or SIGINT, answers the active requests, and returns.
 
-    Meanwhile ``/readyz`` says 503, and so do new requests. A second signal ends it at once. In another thread than the
-    main one no signal is handled.
+    While it stops, new requests and ``/readyz`` are answered with 503. A second signal stops it at once. Outside the
+    main thread it handles no signals.
 
     Args:
         app: see ``build_app``.
-        service: that answers in it.
+        service: the model of the application.
         listener: see ``listen``.
-        ready: called once the first request can be answered.
-        stop: ends it as a signal does.
+        ready: called as soon as requests can be answered.
+        stop: stops it as a signal does.
 
     Raises:
         ServerError: the engine cannot be started.
     """
     with stop_signals() as signals, quiet_uvicorn():
         asyncio.run(_run(app, service, listener, ready, lambda: len(signals) + (stop is not None and stop.is_set())))
-    _raise_fault(service)
+    _raise_startup_error(service)
 
 
-def _raise_fault(service: Service) -> None:
-    if service.fault is not None:
-        raise ServerError(f"The model cannot be run here ({service.fault}).") from service.fault
+def _raise_startup_error(service: InferenceService) -> None:
+    if service.startup_error is not None:
+        raise ServerError(f"The model cannot be run ({service.startup_error}).") from service.startup_error
 
 
-def server_for(app: ASGIApp, service: Service) -> BoundedServer:
+def server_for(app: ASGIApp, service: InferenceService) -> BoundedServer:
     """See ``bounded_server``."""
-    return bounded_server(app, service.limits, service.traffic)
+    return bounded_server(app, service.limits, service.state)
 
 
 async def _run(
     app: ASGIApp,
-    service: Service,
+    service: InferenceService,
     listener: socket.socket,
     ready: Callable[[], None] | None,
-    asked: Callable[[], int],
+    num_stop_requests: Callable[[], int],
 ) -> None:
-    """Serves until ``asked`` is not 0 any more, or until the task is cancelled, and answers what is under way."""
+    """Serves until a stop is requested or the task is cancelled, and answers the active requests."""
     server = server_for(app, service)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     cancelled: asyncio.CancelledError | None = None
     try:
-        while not asked() and service.fault is None and not serving.done():
-            await asyncio.sleep(TICK)
+        while not num_stop_requests() and service.startup_error is None and not serving.done():
+            await asyncio.sleep(POLL_SECONDS)
             if ready is not None and service.ready and server.started:
                 ready()
                 ready = None
     except asyncio.CancelledError as error:
         cancelled = error
     try:
-        await _drain(server, service, asked)
+        await _drain(server, service, num_stop_requests)
     except asyncio.CancelledError as error:
         cancelled, server.force_exit = error, True
     server.should_exit = True
@@ -256,20 +266,20 @@ async def _run(
         raise cancelled
 
 
-async def _drain(server: BoundedServer, service: Service, asked: Callable[[], int]) -> None:
-    """Answers every request that has been sent, then takes no more connections; a second signal ends it at once."""
-    traffic = service.traffic
-    until = time.monotonic() + service.limits.drain_seconds
+async def _drain(server: BoundedServer, service: InferenceService, num_stop_requests: Callable[[], int]) -> None:
+    """Answers all requests that have been sent, then closes the listener; a second signal ends it at once."""
+    state = service.state
+    until = time.monotonic() + service.limits.drain_timeout
 
-    async def answered() -> None:
-        for _ in range(SETTLE):
+    async def finish_requests() -> None:
+        for _ in range(SETTLE_ITERATIONS):
             await asyncio.sleep(0)
-        traffic.draining = True
-        while traffic.under_way and time.monotonic() < until and not server.force_exit:
-            server.force_exit = asked() > 1
-            await asyncio.sleep(TICK)
+        state.draining = True
+        while state.active_requests and time.monotonic() < until and not server.force_exit:
+            server.force_exit = num_stop_requests() > 1
+            await asyncio.sleep(POLL_SECONDS)
 
-    await answered()
-    for own in getattr(server, "servers", []):  # none where it could not start
-        own.close()
-    await answered()  # what came with the last connections
+    await finish_requests()
+    server.stop_listening()
+    await finish_requests()  # requests on connections that were accepted last
+    server.registry.close_lingering()

@@ -1,4 +1,4 @@
-"""The page's own files, and what a browser is allowed to do with them."""
+"""Static files of the page, and the security headers of every response."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from fastapi.responses import Response
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from headstart.serve.errors import Refusal
+from headstart.serve.errors import HttpError
 
-KINDS: Final = {
+MEDIA_TYPES: Final = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
 
-POLICY: Final = (
+CONTENT_SECURITY_POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     "media-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
-HEADERS: Final = {
-    "Content-Security-Policy": POLICY,
+SECURITY_HEADERS: Final = {
+    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
@@ -34,30 +34,30 @@ HEADERS: Final = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
 }
-"""Of every response that does not say otherwise."""
+"""Headers of every response, unless the route sets its own."""
 
 
 @cache
 def _files() -> dict[str, bytes]:
     folder = files("headstart.serve") / "static"
-    return {own.name: own.read_bytes() for own in folder.iterdir() if own.name.endswith(tuple(KINDS))}
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name.endswith(tuple(MEDIA_TYPES))}
 
 
 def asset(name: str) -> Response:
-    """One of the page's files.
+    """Response with one static file.
 
     Raises:
-        Refusal: there is none of that name (404).
+        HttpError: there is no such file (404).
     """
     data = _files().get(name)
     if data is None:
-        raise Refusal(404, "The page has no such file.")
-    kind = KINDS[f".{name.rpartition('.')[2]}"]
-    return Response(data, media_type=kind, headers={"Cache-Control": "no-cache"})
+        raise HttpError(404, "No such file.")
+    media_type = MEDIA_TYPES[f".{name.rpartition('.')[2]}"]
+    return Response(data, media_type=media_type, headers={"Cache-Control": "no-cache"})
 
 
 def asset_router() -> APIRouter:
-    """``/page/NAME``: style sheets, scripts and the icon."""
+    """Route ``/page/NAME``: style sheets, scripts and the icon."""
     router = APIRouter(include_in_schema=False)
 
     @router.get("/page/{name}")
@@ -68,25 +68,25 @@ def asset_router() -> APIRouter:
 
 
 @final
-class PageHeaders:
-    """Puts ``HEADERS`` on every response; an ASGI middleware."""
+class SecurityHeadersMiddleware:
+    """ASGI middleware that adds ``SECURITY_HEADERS`` to every response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers a request."""
+        """Handles one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                own = Headers(raw=message.get("headers", []))
-                more = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    if name not in own:
-                        more[name] = value
+                present = Headers(raw=message.get("headers", []))
+                headers = MutableHeaders(scope=message)
+                for name, value in SECURITY_HEADERS.items():
+                    if name not in present:
+                        headers[name] = value
             await send(message)
 
         await self.app(scope, receive, with_headers)

@@ -20,7 +20,7 @@ from headstart.evaluation.reliability import reliability
 from headstart.prediction import NONE_OF_THESE, UNSURE, Prediction
 from headstart.progress import SilentProgress
 from headstart.reports.model_card import model_card
-from headstart.serve.schemas import model_document
+from headstart.serve.schemas import model_info
 from headstart.trust.calibration import Calibration
 from headstart.verbs.report import write_report
 
@@ -163,7 +163,7 @@ def test_what_is_missing_is_said_in_one_sentence_everywhere(folded: tuple[hs.Run
     assert model.calibration_text == sentence
     file = model.save(tmp_path / "m.safetensors")
     assert hs.load(file).calibration_text == sentence
-    assert model_document(model, engine=None).calibration == sentence
+    assert model_info(model, engine=None).calibration == sentence
     picture = next(row["path"] for row in rows(folded[0]))
     said = CliRunner().invoke(app, ["predict", str(file), picture])
     assert sentence in said.stderr

@@ -18,14 +18,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from served import CLASSES, LENGTH, Served, form, jpeg, served, tiny_model, until
 
 import headstart.serve.batching as services
-from headstart.serve.app import WHY, build_app
-from headstart.serve.batching import Service
-from headstart.serve.limits import Limits
-from headstart.serve.middleware import Admission
+from headstart.serve.app import ERROR_DESCRIPTIONS, build_app
+from headstart.serve.batching import InferenceService
+from headstart.serve.limits import ServerLimits
+from headstart.serve.middleware import AccessPolicy
 from headstart.trust.calibration import Calibration
 from headstart.trust.ood import OodDetector
 
-LIMITS = Limits(body=200_000, images=10, pixels=1_000_000, body_seconds=1.0)
+LIMITS = ServerLimits(max_body_bytes=200_000, max_images=10, max_pixels=1_000_000, body_timeout=1.0)
 HOSTILE = [
     "../../etc/passwd",
     "a\r\nSet-Cookie: x=1",
@@ -108,8 +108,8 @@ def test_one_bad_picture_of_ten_has_its_reason_and_the_nine_have_their_answers(s
         [],
     )
     assert all(own["label"] in CLASSES and own["error"] is None for i, own in enumerate(said) if i != 3)
-    assert server.last["pictures"] == 10
-    assert server.last["faults"] == 1
+    assert server.last["images"] == 10
+    assert server.last["unreadable"] == 1
 
 
 def test_a_picture_with_too_many_pixels_is_refused_by_its_header_and_alone(server: Served) -> None:
@@ -191,7 +191,7 @@ def test_a_body_beyond_its_bound_is_refused_while_it_is_sent(server: Served) -> 
     else:
         assert is_problem(reply, 413)
     assert sent < 20_000_000
-    assert server.service.traffic.held == 0
+    assert server.service.state.buffered_bytes == 0
     assert server.last["status"] == 413
 
 
@@ -206,7 +206,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(server: Served) -> None:
 
 
 def test_bodies_of_all_together_are_bounded() -> None:
-    with served(tiny_model(), limits=replace(LIMITS, held=50_000)) as server:
+    with served(tiny_model(), limits=replace(LIMITS, max_buffered_bytes=50_000)) as server:
         reply = server.predict(("a.jpg", bytes(60_000)))
         assert is_problem(reply, 503)
         assert reply.headers["retry-after"] == "1"
@@ -268,24 +268,24 @@ def test_metrics_count_what_was_answered(server: Served) -> None:
     gained = {name: after[name] - before.get(name, 0) for name in after}
     assert gained["headstart_requests_total,POST,/v1/predict,200"] == 1
     assert gained["headstart_requests_total,GET,other,404"] == 1
-    assert gained["headstart_pictures_total"] == 2
-    assert gained["headstart_faults_total"] == 1
-    assert gained["headstart_batch_pictures_count"] == 1
+    assert gained["headstart_images_total"] == 2
+    assert gained["headstart_unreadable_images_total"] == 1
+    assert gained["headstart_batch_images_count"] == 1
     assert gained["headstart_decode_seconds_count"] == 2
     assert gained["headstart_request_seconds_count,/v1/predict"] == 1
     assert after["headstart_queue"] == 0
 
 
 def test_a_request_is_one_line_of_json_without_picture_or_query(capfd: pytest.CaptureFixture[str]) -> None:
-    from headstart.serve.middleware import write_line
+    from headstart.serve.middleware import write_json_line
 
     with served(tiny_model()) as server:
         server.predict(("secret name.jpg", jpeg()), params={"top": 2})
         server.client.get("/a%0d%0aX: 1%1b[31m/" + "y" * 500)
         entry, odd = server.log[0], server.last
-    assert set(entry) == {"time", "method", "path", "status", "ms", "pictures", "faults"}
+    assert set(entry) == {"time", "method", "path", "status", "ms", "images", "unreadable"}
     assert (entry["method"], entry["path"], entry["status"]) == ("POST", "/v1/predict", 200)
-    write_line(odd)
+    write_json_line(odd)
     line = capfd.readouterr().err
     assert (line.count("\n"), line.isascii(), line.isprintable() or line[:-1].isprintable()) == (1, True, True)
     assert len(odd["path"]) <= 200
@@ -294,10 +294,10 @@ def test_a_request_is_one_line_of_json_without_picture_or_query(capfd: pytest.Ca
 def test_a_fault_of_ours_is_said_in_the_log_and_not_to_the_client(
     server: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fail(self: Service, pictures: Any) -> Any:
+    async def fail(self: InferenceService, pictures: Any) -> Any:
         raise RuntimeError("inner workings")
 
-    monkeypatch.setattr(Service, "predict", fail)
+    monkeypatch.setattr(InferenceService, "predict", fail)
     reply = server.predict(("a.jpg", jpeg()))
     assert is_problem(reply, 500)
     assert "inner" not in reply.text
@@ -309,7 +309,7 @@ def test_whoever_leaves_is_not_worked_for(monkeypatch: pytest.MonkeyPatch) -> No
     model = tiny_model()
     given_up: list[bool] = []
 
-    async def wait(self: Service, pictures: Any) -> Any:
+    async def wait(self: InferenceService, pictures: Any) -> Any:
         try:
             await asyncio.sleep(30)
         except asyncio.CancelledError:
@@ -317,7 +317,7 @@ def test_whoever_leaves_is_not_worked_for(monkeypatch: pytest.MonkeyPatch) -> No
             raise
 
     with served(model) as server:
-        monkeypatch.setattr(Service, "predict", wait)
+        monkeypatch.setattr(InferenceService, "predict", wait)
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{server.url}/v1/predict", files=form(("a.jpg", jpeg())), timeout=0.5, trust_env=False)
         until(lambda: given_up)
@@ -326,7 +326,7 @@ def test_whoever_leaves_is_not_worked_for(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_server_that_is_about_to_stop_is_not_ready_and_takes_nothing_new() -> None:
     with served(tiny_model()) as server:
-        server.service.traffic.draining = True
+        server.service.state.draining = True
         assert is_problem(server.client.get("/readyz"), 503)
         assert server.client.get("/healthz").status_code == 200
         reply = server.predict(("a.jpg", jpeg()))
@@ -337,12 +337,12 @@ def test_a_server_that_is_about_to_stop_is_not_ready_and_takes_nothing_new() -> 
 def test_the_description_names_every_refusal(server: Served) -> None:
     document = server.client.get("/openapi.json").json()
     posted = document["paths"]["/v1/predict"]["post"]
-    assert set(posted["responses"]) == {"200", *map(str, WHY)}
+    assert set(posted["responses"]) == {"200", *map(str, ERROR_DESCRIPTIONS)}
     for path in document["paths"].values():
         for operation in path.values():
             for status, response in operation["responses"].items():
                 if status != "200":
-                    assert response["content"]["application/json"]["schema"]["$ref"].endswith("/Problem")
+                    assert response["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorResponse")
     assert "multipart/form-data" in posted["requestBody"]["content"]
     assert "HTTPValidationError" not in json.dumps(document)
 
@@ -395,9 +395,9 @@ def test_refused_predictions_are_counted_under_their_path() -> None:
         server.predict(("a.jpg", jpeg()), headers=headers | {"Origin": "http://evil.example"})
         server.client.get("/v1/corrections/0123", headers=headers)
         server.client.get("/v1/corrections/4567")
-        server.service.traffic.draining = True
+        server.service.state.draining = True
         server.predict(("a.jpg", jpeg()), headers=headers)
-        server.service.traffic.draining = False
+        server.service.state.draining = False
         server.client.headers.update(headers)
         counted = figures(server)
     for status in (401, 413, 403, 503):
@@ -429,16 +429,16 @@ def test_forms_as_various_clients_write_them_are_understood(server: Served) -> N
 def test_a_server_that_stops_closes_connections_with_its_answers() -> None:
     with served(tiny_model()) as server:
         assert "connection" not in server.client.get("/healthz").headers
-        server.service.traffic.draining = True
+        server.service.state.draining = True
         assert server.client.get("/healthz").headers["connection"] == "close"
 
 
 def test_mounted_in_another_application_it_starts_with_its_first_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its lifespan does not run there."""
-    monkeypatch.setattr(services, "MANY", 1)
-    service = Service(tiny_model())
+    monkeypatch.setattr(services, "EXPECTED_IMAGES", 1)
+    service = InferenceService(tiny_model())
     parent = FastAPI()
-    parent.mount("/flowers", build_app(service, admission=Admission("k", True), log=None))
+    parent.mount("/flowers", build_app(service, admission=AccessPolicy("k", True), log=None))
     kind, key = b"multipart/form-data; boundary=b", (b"authorization", b"Bearer k")
     body = b'--b\r\nContent-Disposition: form-data; name="files"\r\n\r\n' + jpeg() + b"\r\n--b--\r\n"
 

@@ -20,22 +20,22 @@ import headstart.serve.batching as services
 from headstart.engine.device import give_back_freed_memory, keep_freed_memory
 from headstart.model import Model
 from headstart.prediction import Prediction
-from headstart.serve.batching import Service, Work
-from headstart.serve.errors import Refusal
-from headstart.serve.limits import Limits
+from headstart.serve.batching import InferenceService, TaskKind
+from headstart.serve.errors import HttpError
+from headstart.serve.limits import ServerLimits
 
 
 @pytest.fixture(autouse=True)
 def _plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is measured or exported."""
-    monkeypatch.setattr(services, "MANY", 1)
+    monkeypatch.setattr(services, "EXPECTED_IMAGES", 1)
 
 
-def at_work(model: Model, use: Callable[[Service], Coroutine[Any, Any, Any]], **limits: Any) -> Any:
+def at_work(model: Model, use: Callable[[InferenceService], Coroutine[Any, Any, Any]], **limits: Any) -> Any:
     """A service from its start to its end, in a loop of its own."""
 
     async def whole() -> Any:
-        service = Service(model, limits=Limits(**limits))
+        service = InferenceService(model, limits=ServerLimits(**limits))
         service.start()
         try:
             while not service.ready:
@@ -91,14 +91,14 @@ def test_pictures_that_arrive_while_the_engine_runs_run_together() -> None:
     model = tiny_model()
     gate = Gate(model)
 
-    async def use(service: Service) -> None:
+    async def use(service: InferenceService) -> None:
         gate.shut = True
         gate.sizes.clear()
         first = asyncio.ensure_future(service.predict([("first", jpeg(0))]))
         while not gate.sizes:
             await asyncio.sleep(0.005)
         others = [asyncio.ensure_future(service.predict([(str(i), jpeg(i))])) for i in range(1, 11)]
-        while len(service._waiting) < 10:
+        while len(service._image_queue) < 10:
             await asyncio.sleep(0.005)
         gate.open.set()
         assert [own.path for (own,) in await asyncio.gather(first, *others)] == ["first", *map(str, range(1, 11))]
@@ -125,7 +125,7 @@ def test_a_batch_waits_for_what_is_being_decoded_and_a_lone_picture_for_nothing(
     gate = Gate(model)
     slow = slow_to_decode(model)
 
-    async def use(service: Service) -> None:
+    async def use(service: InferenceService) -> None:
         gate.sizes.clear()
         began = time.monotonic()
         await service.predict([("alone", jpeg(0))])
@@ -137,7 +137,7 @@ def test_a_batch_waits_for_what_is_being_decoded_and_a_lone_picture_for_nothing(
         slow.set()
         await asyncio.gather(late, soon)
 
-    at_work(model, use, gather_ms=60_000)
+    at_work(model, use, batch_wait_ms=60_000)
     assert gate.sizes == [1, 2]
 
 
@@ -146,7 +146,7 @@ def test_no_picture_waits_for_others_longer_than_agreed() -> None:
     gate = Gate(model)
     slow = slow_to_decode(model)
 
-    async def use(service: Service) -> None:
+    async def use(service: InferenceService) -> None:
         gate.sizes.clear()
         late = asyncio.ensure_future(service.predict([("late", jpeg(1) + b"slow")]))
         (soon,) = await service.predict([("soon", jpeg(2))])
@@ -155,7 +155,7 @@ def test_no_picture_waits_for_others_longer_than_agreed() -> None:
         slow.set()
         await late
 
-    at_work(model, use, gather_ms=20)
+    at_work(model, use, batch_wait_ms=20)
     assert gate.sizes == [1, 1]
 
 
@@ -163,44 +163,44 @@ def test_a_full_queue_refuses_and_takes_again_once_it_is_empty() -> None:
     model = tiny_model()
     gate = Gate(model)
 
-    async def use(service: Service) -> None:
+    async def use(service: InferenceService) -> None:
         gate.shut = True
         held = asyncio.ensure_future(service.predict([(str(i), jpeg(i)) for i in range(4)]))
         await asyncio.sleep(0)
-        with pytest.raises(Refusal, match="4 pictures wait") as refused:
+        with pytest.raises(HttpError, match="queue is full: 4 of 4 images") as refused:
             await service.predict([("more", jpeg(9))])
         assert (refused.value.status, refused.value.headers) == (503, {"Retry-After": "1"})
         gate.open.set()
         await held
-        assert service.held == 0
+        assert service.num_pending == 0
         await service.predict([("more", jpeg(9))])
 
-    at_work(model, use, queue=4)
+    at_work(model, use, max_queued_images=4)
 
 
 def test_what_takes_too_long_is_given_up_and_leaves_nothing_behind() -> None:
     model = tiny_model()
     gate = Gate(model)
 
-    async def use(service: Service) -> None:
+    async def use(service: InferenceService) -> None:
         gate.shut = True
-        with pytest.raises(Refusal, match=r"within 0\.1 s") as refused:
+        with pytest.raises(HttpError, match=r"within 0\.1 s") as refused:
             await service.predict([("a", jpeg(0)), ("b", jpeg(1))])
         assert refused.value.status == 504
-        assert service.held == 0
+        assert service.num_pending == 0
         gate.shut = False
         gate.open.set()
         (answer,) = await service.predict([("c", jpeg(2))])
         assert answer.label is not None
 
-    at_work(model, use, request_seconds=0.1)
+    at_work(model, use, response_timeout=0.1)
 
 
 def test_an_engine_that_fails_once_fails_those_requests_alone() -> None:
     model = tiny_model()
     judge = model.predict_features
 
-    async def use(service: Service) -> None:
+    async def use(service: InferenceService) -> None:
         def fail(features: Any) -> Any:
             raise MemoryError("no memory")
 
@@ -210,7 +210,7 @@ def test_an_engine_that_fails_once_fails_those_requests_alone() -> None:
         vars(model)["predict_features"] = judge
         (answer,) = await service.predict([("b", jpeg(0))])
         assert answer.label is not None
-        assert service.held == 0
+        assert service.num_pending == 0
 
     at_work(model, use)
 
@@ -219,8 +219,8 @@ def nothing(max_decoded_pixels: int | None) -> None:
     """An image that needs no decoding."""
 
 
-def aside(service: Service, work: Callable[[], Any], kind: Work = Work.explain) -> asyncio.Future[Any]:
-    return asyncio.ensure_future(service.aside(kind, nothing, lambda _seen, _check: work()))
+def aside(service: InferenceService, work: Callable[[], Any], kind: TaskKind = TaskKind.explain) -> asyncio.Future[Any]:
+    return asyncio.ensure_future(service.run_side_task(kind, nothing, lambda _seen, _check: work()))
 
 
 async def until_true(true: Callable[[], object]) -> None:
@@ -231,11 +231,11 @@ async def until_true(true: Callable[[], object]) -> None:
 
 
 def test_other_heavy_work_has_its_turn_in_the_engines_thread() -> None:
-    async def use(service: Service) -> None:
+    async def use(service: InferenceService) -> None:
         assert await aside(service, lambda: threading.current_thread().name) == "headstart-engine"
         with pytest.raises(ZeroDivisionError):
             await aside(service, lambda: 1 // 0)
-        assert service.held == 0
+        assert service.num_pending == 0
 
     at_work(tiny_model(), use)
 
@@ -244,17 +244,17 @@ def test_predictions_run_before_every_other_kind_and_the_others_in_turn() -> Non
     model = tiny_model()
     gate, ran = Gate(model), []
 
-    async def use(service: Service) -> None:
+    async def use(service: InferenceService) -> None:
         gate.hold()
         first = asyncio.ensure_future(service.predict([("first", jpeg(0))]))
         await until_true(lambda: gate.sizes)
         others = [aside(service, partial(ran.append, f"explain {i}")) for i in range(3)]
-        await until_true(lambda: len(service._errands[Work.explain]) == 3)
-        others.append(aside(service, partial(ran.append, "nearest"), Work.nearest))
-        await until_true(lambda: service._errands[Work.nearest])
+        await until_true(lambda: len(service._task_queues[TaskKind.explain]) == 3)
+        others.append(aside(service, partial(ran.append, "nearest"), TaskKind.nearest))
+        await until_true(lambda: service._task_queues[TaskKind.nearest])
         late = asyncio.ensure_future(service.predict([("late", jpeg(1))]))
         late.add_done_callback(lambda _: None)
-        await until_true(lambda: service._waiting)
+        await until_true(lambda: service._image_queue)
         gate.before = lambda: ran.append("predict")
         gate.open.set()
         await asyncio.gather(first, late, *others)
@@ -264,12 +264,12 @@ def test_predictions_run_before_every_other_kind_and_the_others_in_turn() -> Non
 
 
 def test_under_constant_predictions_other_work_still_has_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(services, "SIDE_TURN", 0.1)
+    monkeypatch.setattr(services, "SIDE_TASK_INTERVAL", 0.1)
     model = tiny_model()
     gate = Gate(model)
     gate.before = lambda: time.sleep(0.02)
 
-    async def use(service: Service) -> None:
+    async def use(service: InferenceService) -> None:
         over = False
 
         async def client() -> None:
@@ -289,16 +289,18 @@ def test_what_nobody_waits_for_is_not_run_and_holds_up_no_prediction() -> None:
     model = tiny_model()
     gate, ran = Gate(model), []
 
-    async def use(service: Service) -> None:
+    async def use(service: InferenceService) -> None:
         gate.hold()
         held = asyncio.ensure_future(service.predict([("held", jpeg(0))]))
         await until_true(lambda: gate.sizes)
-        flood = [aside(service, lambda: (ran.append(1), time.sleep(0.5))) for _ in range(service.limits.side_queue)]
-        await until_true(lambda: len(service._errands[Work.explain]) == service.limits.side_queue)
+        flood = [
+            aside(service, lambda: (ran.append(1), time.sleep(0.5))) for _ in range(service.limits.max_queued_tasks)
+        ]
+        await until_true(lambda: len(service._task_queues[TaskKind.explain]) == service.limits.max_queued_tasks)
         for own in flood:
             own.cancel()
         gone = asyncio.ensure_future(service.predict([("gone", jpeg(1))]))
-        await until_true(lambda: service._waiting)
+        await until_true(lambda: service._image_queue)
         gone.cancel()
         await asyncio.sleep(0.02)
         gate.open.set()
@@ -306,7 +308,7 @@ def test_what_nobody_waits_for_is_not_run_and_holds_up_no_prediction() -> None:
         await held
         await service.predict([("next", jpeg(2))])
         assert time.monotonic() - began < 5
-        assert service.held == 0
+        assert service.num_pending == 0
 
     at_work(model, use)
     assert not ran
@@ -324,8 +326,8 @@ def test_work_is_given_up_between_its_steps_once_nobody_waits() -> None:
             check()
             steps.append(name)
 
-    async def use(service: Service) -> None:
-        asked = asyncio.ensure_future(service.aside(Work.explain, nothing, work))
+    async def use(service: InferenceService) -> None:
+        asked = asyncio.ensure_future(service.run_side_task(TaskKind.explain, nothing, work))
         await until_true(begun.is_set)
         asked.cancel()
         await asyncio.sleep(0.02)
@@ -348,12 +350,12 @@ def test_images_run_between_the_steps_of_other_work() -> None:
         check()
         order.append("second step")
 
-    async def use(service: Service) -> None:
-        asked = asyncio.ensure_future(service.aside(Work.explain, nothing, work))
+    async def use(service: InferenceService) -> None:
+        asked = asyncio.ensure_future(service.run_side_task(TaskKind.explain, nothing, work))
         await until_true(begun.is_set)
         gate.before = lambda: order.append("image")
         soon = asyncio.ensure_future(service.predict([("soon", jpeg(0))]))
-        await until_true(lambda: service._waiting)
+        await until_true(lambda: service._image_queue)
         go.set()
         await asyncio.gather(asked, soon)
 
@@ -365,40 +367,40 @@ def test_each_kind_has_a_bound_of_its_own_and_says_when_to_come_back() -> None:
     model = tiny_model()
     gate = Gate(model)
 
-    async def use(service: Service) -> None:
+    async def use(service: InferenceService) -> None:
         gate.hold()
         held = asyncio.ensure_future(service.predict([("held", jpeg(0))]))
         await until_true(lambda: gate.sizes)
         waiting = [aside(service, int) for _ in range(2)]
-        await until_true(lambda: service.held == 3)
-        with pytest.raises(Refusal, match="2 requests of this kind") as refused:
+        await until_true(lambda: service.num_pending == 3)
+        with pytest.raises(HttpError, match="2 requests of this kind") as refused:
             await aside(service, int)
         assert (refused.value.status, refused.value.headers) == (503, {"Retry-After": "2"})
-        waiting.append(aside(service, int, Work.nearest))
+        waiting.append(aside(service, int, TaskKind.nearest))
         waiting.append(asyncio.ensure_future(service.predict([("more", jpeg(1))])))
         gate.open.set()
         await asyncio.gather(held, *waiting)
 
-    at_work(model, use, side_queue=2)
+    at_work(model, use, max_queued_tasks=2)
 
 
 def test_what_waits_longer_than_agreed_is_not_run() -> None:
     model = tiny_model()
     gate, ran = Gate(model), []
 
-    async def use(service: Service) -> None:
+    async def use(service: InferenceService) -> None:
         gate.hold()
         held = asyncio.ensure_future(service.predict([("held", jpeg(0))]))
         await until_true(lambda: gate.sizes)
         late = aside(service, partial(ran.append, "late"))
         for own in (held, late):
-            with pytest.raises(Refusal) as refused:
+            with pytest.raises(HttpError) as refused:
                 await own
             assert refused.value.status == 504
         gate.open.set()
         await aside(service, partial(ran.append, "in time"))
 
-    at_work(model, use, request_seconds=0.5)
+    at_work(model, use, response_timeout=0.5)
     assert ran == ["in time"]
 
 
@@ -418,10 +420,10 @@ def test_images_to_classify_are_decoded_before_those_of_other_requests(monkeypat
         begun.set()
         assert go.wait(20)
 
-    async def use(service: Service) -> None:
-        held = asyncio.ensure_future(service.decode(Work.correct, hold))
+    async def use(service: InferenceService) -> None:
+        held = asyncio.ensure_future(service.run_decode(TaskKind.correct, hold))
         await until_true(begun.is_set)
-        other = asyncio.ensure_future(service.decode(Work.correct, lambda _at_once: order.append("other")))
+        other = asyncio.ensure_future(service.run_decode(TaskKind.correct, lambda _at_once: order.append("other")))
         await asyncio.sleep(0.02)
         soon = asyncio.ensure_future(service.predict([("soon", jpeg(0))]))
         await asyncio.sleep(0.02)
@@ -434,11 +436,11 @@ def test_images_to_classify_are_decoded_before_those_of_other_requests(monkeypat
 
 def test_the_first_request_starts_a_service_that_nobody_started_and_a_closed_one_refuses() -> None:
     async def use() -> None:
-        service = Service(tiny_model())
+        service = InferenceService(tiny_model())
         (answer,) = await service.predict([("a", jpeg(0))])
         assert answer.label is not None
         service.close()
-        with pytest.raises(Refusal, match="about to stop"):
+        with pytest.raises(HttpError, match="about to stop"):
             await service.predict([("a", jpeg(0))])
         service.start()
         (again,) = await service.predict([("a", jpeg(0))])
@@ -452,7 +454,7 @@ def test_an_event_loop_that_is_gone_does_not_end_the_service() -> None:
     """Each call has a loop of its own, as some test clients have; one closes while its request is worked on."""
     model = tiny_model()
     gate = Gate(model)
-    service = Service(model)
+    service = InferenceService(model)
     service.start()
     until(lambda: service.ready)
     gate.hold()
@@ -476,9 +478,9 @@ def test_an_engine_that_cannot_start_is_said() -> None:
         raise RuntimeError("no such kernel")
 
     vars(model)["predict_features"] = fail
-    service = Service(model)
+    service = InferenceService(model)
     service.start()
-    until(lambda: service.fault is not None)
+    until(lambda: service.startup_error is not None)
     assert not service.ready
     service.close()
 
@@ -491,7 +493,7 @@ def raw(width: int, height: int) -> bytes:
 
 
 def test_large_pictures_are_decoded_within_their_bound_and_hold_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(services, "AT_ONCE", 10_000)
+    monkeypatch.setattr(services, "SMALL_IMAGE_PIXELS", 10_000)
     monkeypatch.setattr("headstart.serve.batching.usable_cpus", lambda: 4)
     model = tiny_model()
     decode, shut, under_way, most = model.preprocess, threading.Event(), 0, 0
@@ -511,7 +513,7 @@ def test_large_pictures_are_decoded_within_their_bound_and_hold_up_no_other(monk
 
     vars(model)["preprocess"] = pixels
 
-    async def use(service: Service) -> None:
+    async def use(service: InferenceService) -> None:
         large = asyncio.ensure_future(service.predict([(str(i), raw(200, 100)) for i in range(6)]))
         while under_way < 2:
             await asyncio.sleep(0.005)
@@ -526,7 +528,7 @@ def test_large_pictures_are_decoded_within_their_bound_and_hold_up_no_other(monk
         (refused,) = await service.predict([("too large", raw(500, 101))])
         assert str(refused.error).startswith("too large: 500 x 101")
 
-    at_work(model, use, pixels=50_000)
+    at_work(model, use, max_pixels=50_000)
     assert most == 2
 
 
@@ -538,7 +540,7 @@ def test_a_large_picture_leaves_no_memory_behind() -> None:
     keep_freed_memory()
     large = raw(4_000, 3_000)
 
-    async def use(service: Service) -> None:
+    async def use(service: InferenceService) -> None:
         give_back_freed_memory()
         before = resident()
         (seen,) = await service.predict([("large", large)])

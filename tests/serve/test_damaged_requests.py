@@ -19,12 +19,14 @@ from served import jpeg, served, tiny_model
 
 import headstart.serve.batching as services
 from headstart.serve.app import build_app
-from headstart.serve.batching import Service
+from headstart.serve.batching import InferenceService
 from headstart.serve.corrections import Corrections
-from headstart.serve.limits import Limits
-from headstart.serve.middleware import Admission
+from headstart.serve.limits import ServerLimits
+from headstart.serve.middleware import AccessPolicy
 
-LIMITS = Limits(body=200_000, images=10, pixels=1_000_000, body_seconds=1.0, side_queue=64)
+LIMITS = ServerLimits(
+    max_body_bytes=200_000, max_images=10, max_pixels=1_000_000, body_timeout=1.0, max_queued_tasks=64
+)
 
 
 def images() -> list[bytes]:
@@ -35,13 +37,13 @@ def images() -> list[bytes]:
 
 @pytest.fixture
 def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(services, "MANY", 1)
+    monkeypatch.setattr(services, "EXPECTED_IMAGES", 1)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "log.jsonl").write_text('{"event": "plan", "text": "a"}\n')
-    service = Service(tiny_model(), run=tmp_path / "run", limits=LIMITS)
+    service = InferenceService(tiny_model(), run=tmp_path / "run", limits=LIMITS)
     kept = Corrections(tmp_path / "kept")
     log: list[dict[str, Any]] = []
-    application = build_app(service, admission=Admission("s3cret", True), corrections=kept, log=log.append)
+    application = build_app(service, admission=AccessPolicy("s3cret", True), corrections=kept, log=log.append)
     application.state.log = log
     yield application
     service.close()

@@ -9,13 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from served import until
 
-from headstart.serve.decode_budget import Room
+from headstart.serve.decode_budget import DecodeBudget
 
 
-class Work:
+class TaskKind:
     """Pieces of work that stand still until they are let go, in the order in which they began."""
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, room: DecodeBudget) -> None:
         self.room = room
         self.begun: list[str] = []
         self.gates: dict[str, threading.Event] = {}
@@ -36,7 +36,7 @@ class Work:
 
 def test_what_fits_runs_side_by_side_and_what_does_not_waits_its_turn() -> None:
     with ThreadPoolExecutor(8) as pool:
-        work = Work(Room(pool, 10))
+        work = TaskKind(DecodeBudget(pool, 10))
         for name, size in {"a": 4, "b": 6, "c": 8, "d": 1, "whole": 99, "e": 1}.items():
             work.submit(name, size)
         until(lambda: len(work.begun) == 2)
@@ -58,7 +58,7 @@ def test_what_fits_runs_side_by_side_and_what_does_not_waits_its_turn() -> None:
 
 def test_what_is_given_up_while_it_waits_is_skipped_and_what_has_begun_keeps_its_room() -> None:
     with ThreadPoolExecutor(8) as pool:
-        work = Work(Room(pool, 10))
+        work = TaskKind(DecodeBudget(pool, 10))
         work.submit("a", 10)
         begun = work.future
         work.submit("b", 10)
@@ -78,7 +78,7 @@ def test_what_is_given_up_while_it_waits_holds_nothing_any_longer() -> None:
         pass
 
     with ThreadPoolExecutor(1) as pool:
-        room, gate, held = Room(pool, 1), threading.Event(), Bytes()
+        room, gate, held = DecodeBudget(pool, 1), threading.Event(), Bytes()
         room.submit(1, lambda: gate.wait(20))
         given_up = room.submit(1, lambda own=held: own)  # type: ignore[misc]
         alive = weakref.ref(held)
@@ -93,7 +93,7 @@ def test_what_is_given_up_while_it_waits_holds_nothing_any_longer() -> None:
 
 def test_what_fails_says_so_and_gives_its_room_back() -> None:
     with ThreadPoolExecutor(2) as pool:
-        room = Room(pool, 1)
+        room = DecodeBudget(pool, 1)
         with pytest.raises(ZeroDivisionError):
             room.submit(1, lambda: 1 // 0).result(20)
         assert room.submit(1, lambda: "next").result(20) == "next"
@@ -101,6 +101,6 @@ def test_what_fails_says_so_and_gives_its_room_back() -> None:
 
 def test_after_the_executors_end_nothing_is_begun_and_nothing_raised() -> None:
     pool = ThreadPoolExecutor(2)
-    room = Room(pool, 1)
+    room = DecodeBudget(pool, 1)
     pool.shutdown()
     assert not room.submit(1, lambda: None).running()

@@ -15,21 +15,29 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from headstart.serve import middleware as guards
-from headstart.serve.errors import Refusal
-from headstart.serve.limits import Limits
-from headstart.serve.middleware import Admission, Gone, Guard, Traffic, route_path, unless_gone, write_line
+from headstart.serve.errors import HttpError
+from headstart.serve.limits import ServerLimits
+from headstart.serve.middleware import (
+    AccessPolicy,
+    ClientDisconnected,
+    RequestMiddleware,
+    ServerState,
+    cancel_on_disconnect,
+    route_path,
+    write_json_line,
+)
 from headstart.serve.prometheus import Metrics
 
-LIMITS = Limits(body=10, held=15, body_seconds=0.2)
+LIMITS = ServerLimits(max_body_bytes=10, max_buffered_bytes=15, body_timeout=0.2)
 
 
 @dataclass
 class Conversation:
     """A guard around an application, and what was said."""
 
-    limits: Limits = LIMITS
-    admission: Admission = field(default_factory=lambda: Admission(local=False))
-    traffic: Traffic = field(default_factory=Traffic)
+    limits: ServerLimits = LIMITS
+    admission: AccessPolicy = field(default_factory=lambda: AccessPolicy(local=False))
+    state: ServerState = field(default_factory=ServerState)
     metrics: Metrics = field(default_factory=Metrics)
     log: list[dict[str, Any]] = field(default_factory=list)
     sent: list[dict[str, Any]] = field(default_factory=list)
@@ -68,7 +76,7 @@ class Conversation:
         async def receive() -> dict[str, Any]:
             if self.received < len(messages):
                 self.received += 1
-                self.held.append(self.traffic.held)
+                self.held.append(self.state.buffered_bytes)
                 return messages[self.received - 1]
             await asyncio.sleep(60)
             raise AssertionError
@@ -76,11 +84,11 @@ class Conversation:
         async def send(message: dict[str, Any]) -> None:
             self.sent.append(message)
 
-        guard = Guard(
+        guard = RequestMiddleware(
             self.app or self._echo,
             limits=self.limits,
             admission=self.admission,
-            traffic=self.traffic,
+            state=self.state,
             metrics=self.metrics,
             name_path=lambda own: f"route {own}",
             log=self.log.append,
@@ -92,8 +100,8 @@ class Conversation:
 
     async def _echo(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         self.methods.append(scope["method"])
-        self.during.append((self.traffic.under_way, self.traffic.held))
-        scope["state"] |= {"pictures": 3, "faults": 1, "other": 4}
+        self.during.append((self.state.active_requests, self.state.buffered_bytes))
+        scope["state"] |= {"images": 3, "unreadable": 1, "other": 4}
         body, more = b"", True
         while more:
             message = await receive()
@@ -125,7 +133,7 @@ def test_a_body_is_handed_on_piece_by_piece_and_its_bytes_are_given_back() -> No
     own = Conversation()
     assert own.ask(pieces=[b"abc", b"", b"defg"]) == 200
     assert (own.bodies, own.during) == ([b"abcdefg"], [(1, 7)])
-    assert (own.traffic.under_way, own.traffic.held) == (0, 0)
+    assert (own.state.active_requests, own.state.buffered_bytes) == (0, 0)
     assert own.headers == {b"a": b"b", b"x-content-type-options": b"nosniff"}
     assert own.body == b"yes"
 
@@ -137,7 +145,9 @@ def test_what_is_no_request_passes_by() -> None:
         seen.append(scope["type"])
 
     own = Conversation()
-    guard = Guard(app, limits=LIMITS, admission=own.admission, traffic=own.traffic, metrics=own.metrics, log=None)
+    guard = RequestMiddleware(
+        app, limits=LIMITS, admission=own.admission, state=own.state, metrics=own.metrics, log=None
+    )
     asyncio.run(guard({"type": "lifespan"}, None, None))  # type: ignore[arg-type]
     assert seen == ["lifespan"]
 
@@ -146,7 +156,10 @@ def test_a_body_may_be_as_large_as_its_bound_and_no_larger() -> None:
     own = Conversation()
     assert own.ask(pieces=[b"12345", b"67890"]) == 200
     assert own.ask(pieces=[b"12345", b"678901", b""]) == 413
-    assert (own.status, own.reason) == (413, "The body is larger than 10 bytes. Send fewer or smaller pictures.")
+    assert (own.status, own.reason) == (
+        413,
+        "The request body is larger than 10 bytes. Send fewer or smaller images per request.",
+    )
     assert own.headers[b"connection"] == b"close"
     assert [message["type"] for message in own.sent] == ["http.response.start", *["http.response.body"] * 2]
     assert own.sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
@@ -157,33 +170,33 @@ def test_a_body_may_be_as_large_as_its_bound_and_no_larger() -> None:
     for odd in ("ten", "-1", "", "²"):
         assert own.ask(pieces=[b"1"], content_length=odd) == 200
     assert own.ask(pieces=[b"1"], content_length="9" * 5000) == 413
-    assert own.traffic.held == 0
+    assert own.state.buffered_bytes == 0
 
 
 def test_bodies_of_all_requests_together_have_a_bound() -> None:
-    own = Conversation(traffic=Traffic(held=9))
+    own = Conversation(state=ServerState(buffered_bytes=9))
     assert own.ask(pieces=[b"123456"]) == 200
     assert own.ask(pieces=[b"1234567"]) == 503
     assert own.headers[b"retry-after"] == b"1"
-    assert own.reason.startswith("Too much is being sent at once")
-    assert own.traffic.held == 9
+    assert own.reason.startswith("Too many large requests at a time")
+    assert own.state.buffered_bytes == 9
 
 
 def test_a_body_that_does_not_come_in_time_is_a_408(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guards, "LINGER", 0.01)
+    monkeypatch.setattr(guards, "LINGER_SECONDS", 0.01)
     own = Conversation()
     own.open = True  # type: ignore[attr-defined]
     assert own.ask(pieces=[b"123"]) == 408
     assert "within 0.2 s" in own.reason
     assert own.headers[b"connection"] == b"close"
     assert own.log[-1]["ms"] == pytest.approx(1000 * (0.2 + 0.01), abs=150)
-    assert own.traffic.held == 0
+    assert own.state.buffered_bytes == 0
 
 
 def test_whoever_leaves_has_no_answer_and_is_logged_as_gone() -> None:
     own = Conversation()
-    assert own.ask(pieces=[b"12", None]) == guards.GONE == 499
-    assert (own.sent, own.bodies, own.traffic.under_way, own.traffic.held) == ([], [], 0, 0)
+    assert own.ask(pieces=[b"12", None]) == guards.CLIENT_CLOSED_REQUEST == 499
+    assert (own.sent, own.bodies, own.state.active_requests, own.state.buffered_bytes) == ([], [], 0, 0)
 
 
 def test_a_message_that_says_nothing_of_more_is_the_last() -> None:
@@ -208,8 +221,8 @@ def test_behind_the_body_the_application_hears_that_the_client_left() -> None:
 
 
 def test_what_a_refused_client_still_sends_is_read_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = Conversation(limits=Limits(body=10, held=1000, body_seconds=5))
-    assert guards.LINGER_BODIES == 4
+    own = Conversation(limits=ServerLimits(max_body_bytes=10, max_buffered_bytes=1000, body_timeout=5))
+    assert guards.MAX_DISCARDED_BODIES == 4
     many = [b"x" * 10] * 9
     own.ask(pieces=[b"x" * 11, *many])
     assert own.received == 1 + 5  # until more than four bodies were thrown away
@@ -220,7 +233,7 @@ def test_what_a_refused_client_still_sends_is_read_up_to_a_bound(monkeypatch: py
     assert own.held == [0, 0, 0]  # what is thrown away is not held
     own.ask(pieces=[b"x" * 11, b"1", None, b"2"])
     assert own.received == 3
-    monkeypatch.setattr(guards, "LINGER", 0.05)
+    monkeypatch.setattr(guards, "LINGER_SECONDS", 0.05)
     own.open = True  # type: ignore[attr-defined]
     own.ask(pieces=[b"x" * 11])
     assert own.log[-1]["ms"] < 1000  # nothing comes, and it is not waited for
@@ -229,23 +242,25 @@ def test_what_a_refused_client_still_sends_is_read_up_to_a_bound(monkeypatch: py
 
 
 def test_a_refused_client_that_goes_on_sending_is_read_for_as_long_as_a_body_may_take() -> None:
-    """After a 408 the body has had its time: what still comes is read for LINGER."""
+    """After a 408 the body has had its time: what still comes is read for LINGER_SECONDS."""
     for status, least, most in ((413, 0.35, 1.2), (408, 0.2 + 0.05, 0.3)):
-        own = Conversation(limits=Limits(body=10, held=1000, body_seconds=0.4 if status == 413 else 0.2))
+        own = Conversation(
+            limits=ServerLimits(max_body_bytes=10, max_buffered_bytes=1000, body_timeout=0.4 if status == 413 else 0.2)
+        )
         own.open = True  # type: ignore[attr-defined]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(guards, "LINGER", 5.0 if status == 413 else 0.06)
+            patch.setattr(guards, "LINGER_SECONDS", 5.0 if status == 413 else 0.06)
             assert own.ask(pieces=[b"x" * (11 if status == 413 else 1)]) == status
         assert 1000 * least < own.log[-1]["ms"], status
         assert own.log[-1]["ms"] < 1000 * most + 300, status
 
 
 def test_linger_is_two_seconds() -> None:
-    assert guards.LINGER == 2
+    assert guards.LINGER_SECONDS == 2
 
 
 def test_a_server_that_stops_refuses_what_is_new_and_closes_connections() -> None:
-    own = Conversation(traffic=Traffic(draining=True))
+    own = Conversation(state=ServerState(draining=True))
     assert own.ask() == 503
     assert own.headers[b"retry-after"] == b"5"
     assert own.headers[b"connection"] == b"close"
@@ -294,7 +309,7 @@ def test_a_head_request_is_a_get_without_its_body() -> None:
 
 
 def test_a_refused_head_request_has_its_status_and_no_body() -> None:
-    own = Conversation(admission=Admission("k", local=False))
+    own = Conversation(admission=AccessPolicy("k", local=False))
     assert own.ask("HEAD") == 401
     assert (own.status, own.body) == (401, b"")
 
@@ -305,7 +320,7 @@ def test_a_fault_is_logged_with_its_trace_and_told_without() -> None:
 
     own = Conversation(app=app)
     assert own.ask() == 500
-    assert own.reason == "A fault of the server; its log says more."
+    assert own.reason == "Internal error of the server. Its log has the details."
     fault, entry = own.log
     assert "ZeroDivisionError: secret" in fault["error"]
     assert datetime.fromisoformat(fault["time"]).tzinfo is not None
@@ -325,9 +340,9 @@ def test_each_request_is_counted_and_logged_once() -> None:
     own = Conversation()
     own.ask("POST", "/v1/predict" + "x" * 300)
     entry = own.log[-1]
-    assert list(entry) == ["time", "method", "path", "status", "ms", "pictures", "faults"]
+    assert list(entry) == ["time", "method", "path", "status", "ms", "images", "unreadable"]
     assert entry["path"] == ("/v1/predict" + "x" * 300)[:200]
-    assert (entry["method"], entry["pictures"]) == ("POST", 3)
+    assert (entry["method"], entry["images"]) == ("POST", 3)
     assert 0 <= entry["ms"] < 1000
     assert entry["ms"] == round(entry["ms"], 1)
     assert len(entry["time"]) == len("2026-11-26T15:43:06.704+00:00")
@@ -361,7 +376,9 @@ def test_without_names_of_paths_all_are_other_and_without_a_log_nothing_is_said(
     async def send(message: dict[str, Any]) -> None:
         own.sent.append(message)
 
-    guard = Guard(app, limits=LIMITS, admission=own.admission, traffic=own.traffic, metrics=own.metrics, log=None)
+    guard = RequestMiddleware(
+        app, limits=LIMITS, admission=own.admission, state=own.state, metrics=own.metrics, log=None
+    )
     asyncio.run(guard({"type": "http", "method": "GET", "path": "/x", "headers": []}, receive, send))
     assert own.status == 500
     assert capsys.readouterr().err == ""
@@ -369,16 +386,16 @@ def test_without_names_of_paths_all_are_other_and_without_a_log_nothing_is_said(
     assert own.metrics.registry.get_sample_value("headstart_requests_total", counted) == 1
 
 
-def admitted(admission: Admission, method: str = "GET", path: str = "/v1/model", **headers: str) -> int:
+def admitted(admission: AccessPolicy, method: str = "GET", path: str = "/v1/model", **headers: str) -> int:
     try:
         admission.check(method, path, Headers(dict(headers.items())))
-    except Refusal as refusal:
+    except HttpError as refusal:
         return refusal.status
     return 200
 
 
 def test_a_key_is_asked_for_but_by_health_and_the_page_itself() -> None:
-    own = Admission("geheim", local=True)
+    own = AccessPolicy("geheim", local=True)
     assert "geheim" not in repr(own)
     assert admitted(own) == 401
     for given in ("Bearer geheim", "bearer geheim", "BEARER  geheim "):
@@ -390,27 +407,27 @@ def test_a_key_is_asked_for_but_by_health_and_the_page_itself() -> None:
     for path in ("/page", "/watch/events", "/metrics", "/openapi.json", "/pages/"):
         assert admitted(own, path=path) == 401, path
     assert admitted(own, host="example.com", authorization="Bearer geheim") == 200
-    assert admitted(Admission("XX"), authorization="") == 401
-    assert admitted(Admission("XX")) == 401
+    assert admitted(AccessPolicy("XX"), authorization="") == 401
+    assert admitted(AccessPolicy("XX")) == 401
 
 
 def test_traffic_begins_with_nothing() -> None:
-    assert Traffic() == Traffic(False, 0, 0, 0, 0)
+    assert ServerState() == ServerState(False, 0, 0, 0, 0)
 
 
 def test_without_a_key_a_server_for_this_machine_answers_to_its_names_alone() -> None:
-    own = Admission()
+    own = AccessPolicy()
     assert (own.key, own.local) == ("", True)
     for host in ("localhost", "localhost:8000", "127.0.0.1:1", "[::1]", "[::1]:8000", "LOCALHOST"):
         assert admitted(own, host=host) == 200, host
     for host in ("", "example.com", "localhost.example.com", "127.0.0.2", "[", "http://[", "a:b:c"):
         assert admitted(own, host=host) == 403, host
     assert admitted(own) == 403
-    assert admitted(Admission(local=False), host="example.com") == 200
+    assert admitted(AccessPolicy(local=False), host="example.com") == 200
 
 
 def test_what_changes_something_comes_from_the_servers_own_page() -> None:
-    own = Admission(local=False)
+    own = AccessPolicy(local=False)
     for method in ("POST", "PUT", "PATCH", "DELETE", "BREW"):
         assert admitted(own, method, host="a.b:1", origin="http://A.B:1") == 200
         assert admitted(own, method, host="A.b:1") == 200
@@ -452,7 +469,7 @@ def test_work_is_given_up_once_nobody_waits_for_it() -> None:
         return Request({"type": "http"}, receive)
 
     async def both(leaves: bool, seconds: float) -> str:
-        found = await unless_gone(request(leaves), work(seconds))
+        found = await cancel_on_disconnect(request(leaves), work(seconds))
         assert [own for own in asyncio.all_tasks() if own is not asyncio.current_task() and not own.cancelling()] == []
         return found
 
@@ -460,8 +477,8 @@ def test_work_is_given_up_once_nobody_waits_for_it() -> None:
     assert ended == ["asked on"]
 
     async def gone() -> None:
-        with pytest.raises(Gone):
-            await unless_gone(request(True), work(60))
+        with pytest.raises(ClientDisconnected):
+            await cancel_on_disconnect(request(True), work(60))
         await asyncio.sleep(0)
         assert ended[-1] == "given up"
 
@@ -472,7 +489,7 @@ def test_work_is_given_up_once_nobody_waits_for_it() -> None:
 
     async def failing() -> None:
         with pytest.raises(ZeroDivisionError):
-            await unless_gone(request(False), fails())
+            await cancel_on_disconnect(request(False), fails())
 
     asyncio.run(failing())
 
@@ -480,7 +497,7 @@ def test_work_is_given_up_once_nobody_waits_for_it() -> None:
 def test_a_line_of_log_is_ascii_json_and_needs_no_reader(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_line({"path": "/\u00e9\n\x1b[31m", "n": 1})
+    write_json_line({"path": "/\u00e9\n\x1b[31m", "n": 1})
     out, err = capsys.readouterr()
     assert (out, err.count("\n"), err.isascii()) == ("", 1, True)
     assert json.loads(err) == {"path": "/\u00e9\n\x1b[31m", "n": 1}
@@ -496,5 +513,5 @@ def test_a_line_of_log_is_ascii_json_and_needs_no_reader(
             raise BrokenPipeError
 
     monkeypatch.setattr(sys, "stderr", Closed())
-    write_line({})
+    write_json_line({})
     assert Closed.flushed == 1

@@ -8,8 +8,8 @@ from contextlib import suppress
 import pytest
 
 from headstart.serve import multipart as forms
-from headstart.serve.errors import Refusal
-from headstart.serve.multipart import Form, Part, parse_form, parse_options
+from headstart.serve.errors import HttpError
+from headstart.serve.multipart import FormPart, MultipartForm, parse_form, parse_options
 
 KIND = "multipart/form-data; boundary=b"
 
@@ -18,7 +18,7 @@ def body(*parts: tuple[bytes, bytes]) -> bytes:
     return b"".join(b"--b\r\n" + head + b"\r\n\r\n" + data + b"\r\n" for head, data in parts) + b"--b--\r\n"
 
 
-def one(head: bytes, data: bytes = b"data") -> Part:
+def one(head: bytes, data: bytes = b"data") -> FormPart:
     (part,) = parse_form(KIND, body((head, data)))
     return part
 
@@ -55,7 +55,7 @@ def one(head: bytes, data: bytes = b"data") -> Part:
     ],
 )
 def test_names_as_clients_write_them(head: bytes, name: str, filename: str) -> None:
-    assert one(head) == Part(name, filename, b"data")
+    assert one(head) == FormPart(name, filename, b"data")
 
 
 HEAD = b'Content-Disposition: form-data; name="files"; filename="a"'
@@ -68,10 +68,10 @@ def test_content_is_what_was_sent(data: bytes) -> None:
 
 def test_preamble_and_epilogue_are_ignored() -> None:
     whole = b"This is a message in MIME.\r\n" + body((HEAD, b"data")) + b"epilogue --b\r\n" + HEAD
-    assert parse_form(KIND, whole) == [Part("files", "a", b"data")]
+    assert parse_form(KIND, whole) == [FormPart("files", "a", b"data")]
     padded = body((HEAD, b"data")).replace(b"--b\r\n", b"--b \t\r\n")
-    assert parse_form(KIND.replace("=b", '="b"'), padded) == [Part("files", "a", b"data")]
-    assert parse_form(KIND, b"--b\r\n" + HEAD + b"\r\n\r\n--b--") == [Part("files", "a", b"")]
+    assert parse_form(KIND.replace("=b", '="b"'), padded) == [FormPart("files", "a", b"data")]
+    assert parse_form(KIND, b"--b\r\n" + HEAD + b"\r\n\r\n--b--") == [FormPart("files", "a", b"")]
 
 
 @pytest.mark.parametrize(
@@ -89,31 +89,31 @@ def test_preamble_and_epilogue_are_ignored() -> None:
     ],
 )
 def test_what_is_no_form_is_refused_with_its_reason(kind: str, data: bytes, status: int, words: str) -> None:
-    with pytest.raises(Refusal, match=words) as refused:
+    with pytest.raises(HttpError, match=words) as refused:
         parse_form(kind, data)
     assert refused.value.status == status
 
 
 def test_a_field_that_is_named_otherwise_is_said_with_the_right_name() -> None:
-    form = Form([Part("file", "a.jpg", b""), Part("label", "", b"\xff")])
+    form = MultipartForm([FormPart("file", "a.jpg", b""), FormPart("label", "", b"\xff")])
     with pytest.raises(
-        Refusal, match=r"no field 'files'; found: 'file', 'label'.*curl -F files=@image\.jpg"
+        HttpError, match=r"no field 'files'; found: 'file', 'label'.*curl -F files=@image\.jpg"
     ) as refused:
-        form.files("files", most=3)
+        form.files("files", max_count=3)
     assert refused.value.status == 422
-    with pytest.raises(Refusal, match="not UTF-8"):
+    with pytest.raises(HttpError, match="not UTF-8"):
         form.text("label")
-    with pytest.raises(Refusal, match="2 images in one request; at most 1") as many:
-        Form([Part("file", "", b"")] * 2).files("file", most=1)
+    with pytest.raises(HttpError, match="2 images in one request; the limit is 1") as many:
+        MultipartForm([FormPart("file", "", b"")] * 2).files("file", max_count=1)
     assert many.value.status == 413
 
 
 def test_content_that_is_full_of_the_boundary_costs_little() -> None:
     began = time.monotonic()
     for piece in (b"x--b", b"\r\n--bx\r\n"):
-        with pytest.raises(Refusal, match="boundary occurs"):
+        with pytest.raises(HttpError, match="boundary occurs"):
             parse_form(KIND, b"--b\r\n" + HEAD + b"\r\n\r\n" + piece * 2_000_000)
-    assert forms.MOST_LOOKALIKES == 10_000
+    assert forms.MAX_FALSE_BOUNDARIES == 10_000
     assert time.monotonic() - began < 5
 
 
@@ -128,6 +128,6 @@ def test_quotes_that_never_end_cost_little_however_many_parts_have_them() -> Non
     named = b'Content-Disposition: form-data; name="files"'
     started = time.process_time()
     for head in (named + b"\r\n" + spoilt[:3_900], named + 2_600 * b'; a="\\'):
-        with suppress(Refusal):
+        with suppress(HttpError):
             parse_form(KIND, body(*500 * [(head, b"")]))
     assert time.process_time() - started < 1

@@ -28,7 +28,7 @@ from headstart.exports.metadata import ExportMetadata
 from headstart.exports.snippets import python_snippet
 from headstart.files import read_rows
 from headstart.serve.app import build_app
-from headstart.serve.batching import Service
+from headstart.serve.batching import InferenceService
 from headstart.serve.corrections import Corrections
 
 WITHIN = 1e-4
@@ -48,7 +48,7 @@ def photograph(path: Path) -> bytes:
 def test_a_picture_has_the_same_probabilities_by_predict_the_export_the_server_and_the_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headstart.serve.batching.MANY", 1)
+    monkeypatch.setattr("headstart.serve.batching.EXPECTED_IMAGES", 1)
     data = write_classes(tmp_path / "colours", {"blue": 30, "green": 30, "red": 30})
     run = hs.train(data, out=tmp_path / "run", image_size=64, device="cpu")
     taken = photograph(tmp_path / "picture.jpg")
@@ -67,9 +67,9 @@ def test_a_picture_has_the_same_probabilities_by_predict_the_export_the_server_a
     assert answer == expected.answer
     assert float(best) == pytest.approx(expected.probability, abs=WITHIN)
 
-    service = Service(model, run=run.folder, device="cpu")
+    service = InferenceService(model, run=run.folder, device="cpu")
     app = build_app(service, corrections=Corrections(tmp_path / "kept"), log=None)
-    with serving(app, service.traffic) as site:
+    with serving(app, service.state) as site:
         until(lambda: httpx.get(f"{site}/readyz").status_code == 200, seconds=60)
         (told,) = httpx.post(f"{site}/v1/predict", files={"files": ("picture.jpg", taken)}).json()["predictions"]
         by_server = {own["label"]: own["probability"] for own in told["probabilities"]}
@@ -78,7 +78,7 @@ def test_a_picture_has_the_same_probabilities_by_predict_the_export_the_server_a
         assert told["answer"] == expected.answer
         with chromium() as browser, browsing(browser, site) as (page, wrong):
             page.set_input_files("input[type=file] >> nth=0", str(tmp_path / "picture.jpg"))
-            page.get_by_role("button", name="Where it looked").wait_for()
+            page.get_by_role("button", name="Heat map").wait_for()
             shown = page.locator("main").inner_text().replace("\xa0", " ")
             assert not wrong
     for label, chance in chances.items():

@@ -20,12 +20,12 @@ from servers import serving
 import headstart as hs
 from headstart.engine.plan import EnginePlan
 from headstart.serve.app import build_app
-from headstart.serve.batching import Service
+from headstart.serve.batching import InferenceService
 from headstart.serve.corrections import Corrections
-from headstart.serve.errors import Refusal
-from headstart.serve.middleware import Admission
-from headstart.serve.page import Page
-from headstart.serve.watch.run_reader import Watched
+from headstart.serve.errors import HttpError
+from headstart.serve.middleware import AccessPolicy
+from headstart.serve.page import PageBackend
+from headstart.serve.watch.run_reader import RunReader
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Route
@@ -44,7 +44,7 @@ def _plain_engine() -> Iterator[None]:
     """To prepare others takes longer than all that is tested here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("headstart.pipeline.prepare.measure_engines", lambda *_args, **_options: EnginePlan())
-        patch.setattr("headstart.serve.batching.MANY", 1)
+        patch.setattr("headstart.serve.batching.EXPECTED_IMAGES", 1)
         yield
 
 
@@ -63,8 +63,8 @@ def model(run: hs.Run) -> hs.Model:
 @pytest.fixture(scope="module")
 def served(run: hs.Run, model: hs.Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Corrections]]:
     own = Corrections(tmp_path_factory.mktemp("kept") / "kept")
-    service = Service(model, run=run.folder, device="cpu")
-    with serving(build_app(service, corrections=own, log=None), service.traffic) as where:
+    service = InferenceService(model, run=run.folder, device="cpu")
+    with serving(build_app(service, corrections=own, log=None), service.state) as where:
         yield where, own
 
 
@@ -120,7 +120,7 @@ def test_a_training_picture_is_most_like_itself(site: str, run: hs.Run, model: h
     first = told["nearest"][0]
     assert (first["path"], first["label"]) == (path, label)
     assert first["similarity"] == pytest.approx(1, abs=2e-3)
-    assert first["picture"].startswith("data:image/jpeg;base64,")
+    assert first["image"].startswith("data:image/jpeg;base64,")
     alike = [own["similarity"] for own in told["nearest"]]
     assert alike == sorted(alike, reverse=True)
 
@@ -128,36 +128,40 @@ def test_a_training_picture_is_most_like_itself(site: str, run: hs.Run, model: h
 def test_a_training_picture_that_is_gone_is_said_to_be(run: hs.Run, model: hs.Model, tmp_path: Path) -> None:
     moved = (run.folder / "split.csv").read_text().replace(str(run.folder.parent), str(tmp_path / "gone"))
     (tmp_path / "split.csv").write_text(moved)
-    page = Page(Service(model, run=tmp_path, device="cpu"), None)
+    page = PageBackend(InferenceService(model, run=tmp_path, device="cpu"), None)
     told = page.nearest(page.pixels(png(1, "red")))
-    assert {own["picture"] for own in told["nearest"]} == {""}
+    assert {own["image"] for own in told["nearest"]} == {""}
     assert all(own["path"].startswith(str(tmp_path / "gone")) for own in told["nearest"])
 
 
 def test_without_a_place_for_them_or_a_run_nothing_is_offered(model: hs.Model, tmp_path: Path) -> None:
-    page = Page(Service(model, run=None, device="cpu"), None)
-    about = page.about()
+    page = PageBackend(InferenceService(model, run=None, device="cpu"), None)
+    about = page.describe()
     assert (about["run"], about["nearest"], about["corrections"]) == (False, False, False)
-    assert page.corrected()["count"] == 0
+    assert page.list_corrections()["count"] == 0
     for ask in (lambda: page.keep(png(1, "red"), "a"), lambda: page.nearest(page.pixels(png(1, "red")))):
-        with pytest.raises(Refusal) as refused:
+        with pytest.raises(HttpError) as refused:
             ask()
         assert refused.value.status == 404
     other = tmp_path / "split.csv"
     other.write_text("path,label,split,content,left_out\n")
-    assert Page(Service(model, run=tmp_path, device="cpu"), None).about()["nearest"] is False
+    assert PageBackend(InferenceService(model, run=tmp_path, device="cpu"), None).describe()["nearest"] is False
 
 
 def test_both_pages_have_one_name_for_a_run(site: str, run: hs.Run, model: hs.Model) -> None:
-    assert httpx.get(f"{site}/v1/page").json()["name"] == run.folder.name == Watched(run.folder).state()["name"]
-    assert Page(Service(model, device="cpu"), None).about()["name"] == model.data["name"] == "colours"
+    assert httpx.get(f"{site}/v1/page").json()["name"] == run.folder.name == RunReader(run.folder).state()["name"]
+    assert (
+        PageBackend(InferenceService(model, device="cpu"), None).describe()["name"] == model.data["name"] == "colours"
+    )
 
 
 def test_a_model_of_several_labels_is_shown_and_not_corrected(tmp_path: Path) -> None:
-    page = Page(Service(tiny_model(thresholds=(0.5, 0.5, 0.5)), device="cpu"), Corrections(tmp_path / "kept"))
-    about = page.about()
-    assert (about["several_labels"], about["corrections"], about["classes"]) == (True, False, ["9", "10", "é"])
-    with pytest.raises(Refusal, match="keeps no corrections"):
+    page = PageBackend(
+        InferenceService(tiny_model(thresholds=(0.5, 0.5, 0.5)), device="cpu"), Corrections(tmp_path / "kept")
+    )
+    about = page.describe()
+    assert (about["multi_label"], about["corrections"], about["classes"]) == (True, False, ["9", "10", "é"])
+    with pytest.raises(HttpError, match="stores no corrections"):
         page.keep(png(1, "red"), "9")
 
 
@@ -177,7 +181,7 @@ def test_a_correction_is_kept_listed_shown_and_taken_back(site: str, run: hs.Run
 
 
 def test_what_cannot_be_kept_is_refused_with_a_reason(site: str, kept: Corrections) -> None:
-    for data, label, reason in [(png(1, "red"), "../x", "cannot hold '/'"), (b"text", "red", "a text file")]:
+    for data, label, reason in [(png(1, "red"), "../x", "cannot contain '/'"), (b"text", "red", "a text file")]:
         answer = httpx.post(f"{site}/v1/corrections", **sent(data, label=label))
         assert answer.status_code == 422
         assert reason in answer.json()["error"]["reason"]
@@ -244,18 +248,18 @@ def test_pictures_are_dropped_answered_corrected_and_still_there_after_a_reload(
         assert [cards.nth(i).locator(".bars .name").first.inner_text() for i in range(3)] == ["blue", "green", "red"]
         shown = [cards.nth(i).locator(".bars .value").first.inner_text() for i in range(3)]
         assert shown == [words(own.probability) for own in model.predict(files[:3], device="cpu")]
-        assert page.locator("#status").inner_text() == "3 pictures"
+        assert page.locator("#status").inner_text() == "3 images"
         until(page, "document.querySelectorAll('.card .shown img').length === 3")
 
         first = cards.first
         held: list[Route] = []
         page.route("**/v1/explain", lambda route: held.append(route))
-        first.get_by_role("button", name="Where it looked").click()
+        first.get_by_role("button", name="Heat map").click()
         until(page, "document.querySelector('.working')?.textContent.startsWith('Computing the heat map')")
         assert first.locator(".working progress").is_visible()
         page.wait_for_timeout(50)
         held[0].fulfill(status=503, headers={"Retry-After": "1"}, json={"error": {"reason": "busy"}})
-        until(page, "document.querySelector('.working span').textContent.includes('asking again in 1 s')")
+        until(page, "document.querySelector('.working span').textContent.includes('Next try in 1 s')")
         page.unroute("**/v1/explain")
         until(page, "document.querySelector('.shown .caption')?.textContent.includes('blue')")
         assert page.locator(".working").count() == 0
@@ -265,12 +269,12 @@ def test_pictures_are_dropped_answered_corrected_and_still_there_after_a_reload(
         until(page, "document.querySelectorAll('.near img').length === 3")
 
         first.get_by_role("button", name="Correct").click()
-        first.get_by_label("Or a new name").fill("not/possible")
-        first.get_by_role("button", name="Keep").click()
+        first.get_by_label("Or a new class").fill("not/possible")
+        first.get_by_role("button", name="Save").click()
         page.wait_for_selector(".more .wrong:not([hidden])")
-        assert "cannot hold" in first.locator(".more .wrong").inner_text()
-        first.get_by_label("Or a new name").fill("sky")
-        first.get_by_role("button", name="Keep").click()
+        assert "cannot contain" in first.locator(".more .wrong").inner_text()
+        first.get_by_label("Or a new class").fill("sky")
+        first.get_by_role("button", name="Save").click()
         page.wait_for_selector(".corrected")
         assert [(own.label, own.file.read_bytes()) for own in kept.all()] == [("sky", files[0].read_bytes())]
         wrong[:] = [text for text in wrong if "422" not in text]  # what was refused on purpose
@@ -299,8 +303,8 @@ def test_a_keyboard_alone_will_do(browser: Browser, site: str, files: list[Path]
             raise AssertionError(f"no way to {text!r}")
 
         page.keyboard.press("Tab")
-        assert focused() == "Skip to the pictures"
-        tab_to("Choose pictures")
+        assert focused() == "Skip to the images"
+        tab_to("Choose images")
         outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
         assert outline == "solid"
         with page.expect_file_chooser() as chooser:
@@ -319,7 +323,7 @@ def test_a_keyboard_alone_will_do(browser: Browser, site: str, files: list[Path]
         page.wait_for_selector(".corrected")
         until(page, "document.activeElement.textContent === 'Change'")
         assert len(kept.all()) == 1
-        assert page.locator("#said").inner_text().startswith("Kept as")
+        assert page.locator("#said").inner_text().startswith("Saved as")
         assert not wrong
 
 
@@ -374,8 +378,8 @@ def test_pictures_are_pasted_and_photographed_and_a_busy_or_absent_server_is_wai
         until(page, "document.querySelector('.card .bars .name')?.textContent === 'red'")
         assert page.locator("#notice").is_hidden()
         assert len(wrong) == 2  # the browser's own words on 503 and on no answer
-        page.get_by_role("button", name="Take a photograph").click()
-        page.get_by_role("button", name="Take it").click()
+        page.get_by_role("button", name="Take a photo").click()
+        page.get_by_role("button", name="Take photo").click()
         until(page, "document.querySelectorAll('.card .bars').length === 2")
         assert page.locator(".card .file").first.inner_text().startswith("photograph ")
 
@@ -385,9 +389,9 @@ def test_a_key_is_asked_for_kept_for_the_tab_and_asked_again_where_it_is_wrong(
     browser: Browser, run: hs.Run, model: hs.Model, files: list[Path], kept: Corrections
 ) -> None:
     kept.keep(files[0].read_bytes(), "blue")
-    service = Service(model, run=run.folder, device="cpu")
-    app = build_app(service, admission=Admission(key="open sesame"), corrections=kept, log=None)
-    with serving(app, service.traffic) as where, browsing(browser, where) as (page, _):
+    service = InferenceService(model, run=run.folder, device="cpu")
+    app = build_app(service, admission=AccessPolicy(key="open sesame"), corrections=kept, log=None)
+    with serving(app, service.state) as where, browsing(browser, where) as (page, _):
         for key in ("wrong", "open sesame"):
             page.wait_for_selector("#key-form:not([hidden])")
             page.get_by_label("Key", exact=True).fill(key)
@@ -420,6 +424,6 @@ def test_a_hundred_pictures_are_answered_and_the_page_stays_awake(browser: Brows
         )
         page.locator("#files").set_input_files([str(file) for file in many])
         until(page, "document.querySelectorAll('.card .bars').length === 100", seconds=60)
-        assert page.locator("#status").inner_text() == "100 pictures"
+        assert page.locator("#status").inner_text() == "100 images"
         assert page.evaluate("window.longest") < 1000
         assert not wrong

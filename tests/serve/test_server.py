@@ -39,7 +39,7 @@ import sys, time
 import headstart.serve.batching as services
 from headstart.cli import main as cli
 
-services.MANY = 1  # nothing is measured or exported
+services.EXPECTED_IMAGES = 1  # nothing is measured or exported
 judge = services.Model.judge
 
 def slowly(model, features):
@@ -48,13 +48,13 @@ def slowly(model, features):
 
 services.SLOW = 0.0
 services.Model.judge = slowly
-decode = services.Service._timed
+decode = services.InferenceService._timed_pixels
 
 def mark(service, data, max_decoded_pixels):
     services.SLOW = 1.5
     return decode(service, data, max_decoded_pixels)
 
-services.Service._timed = mark
+services.InferenceService._timed_pixels = mark
 cli.run()
 """
 
@@ -114,7 +114,7 @@ def test_asked_to_stop_it_finishes_what_is_under_way_and_ends_well(model_file: P
     for reply in replies:
         assert [own["error"] for own in reply.json()["predictions"]] == [None] * 3
     entries = [json.loads(line) for line in lines if line.startswith("{")]
-    assert [(own["status"], own["pictures"]) for own in entries if own.get("pictures")] == [(200, 3)] * 4
+    assert [(own["status"], own["images"]) for own in entries if own.get("images")] == [(200, 3)] * 4
     assert not [line for line in lines if "Traceback" in line]
 
 
@@ -122,7 +122,7 @@ def test_in_a_thread_it_handles_no_signals_and_answers_all_that_was_sent_before_
     model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """None is reset: neither what the engine works on, nor what no line of the server has looked at yet."""
-    monkeypatch.setattr(services, "MANY", 1)
+    monkeypatch.setattr(services, "EXPECTED_IMAGES", 1)
     judge = services.Model.judge
     seen: list[str] = []
     monkeypatch.setattr(SilentProgress, "say", lambda _self, text: seen.append(text))
@@ -176,7 +176,7 @@ def test_in_a_thread_it_handles_no_signals_and_answers_all_that_was_sent_before_
 def test_in_a_running_loop_serve_names_its_twin_which_ends_when_it_is_cancelled(
     model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(services, "MANY", 1)
+    monkeypatch.setattr(services, "EXPECTED_IMAGES", 1)
     seen: list[str] = []
     monkeypatch.setattr(SilentProgress, "say", lambda _self, text: seen.append(text))
 
@@ -287,23 +287,23 @@ def test_a_server_for_all_without_a_key_warns(
     monkeypatch.setattr(servers, "run_until_stopped", lambda app, *given, **more: seen.append(app))
     for arguments, warned in ((["--host", "0.0.0.0"], True), (["--host", "0.0.0.0", "--key", "k"], False), ([], False)):
         status, _, err = main("serve", model_file, "--port", 0, *arguments, capsys=capsys)
-        assert (status, "Warning: whoever reaches" in err) == (0, warned)
+        assert (status, "Warning: anybody who can reach" in err) == (0, warned)
     monkeypatch.setenv("HEADSTART_KEY", "from the environment is refused: blanks")
     status, _, err = main("serve", model_file, "--port", 0, capsys=capsys)
-    assert (status, "The key may hold" in err) == (1, True)
+    assert (status, "The API key may contain" in err) == (1, True)
     assert len(seen) == 3
 
 
 def test_limits_of_the_command_reach_the_server(
     model_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[servers.Service] = []
+    seen: list[servers.InferenceService] = []
     monkeypatch.setattr(servers, "run_until_stopped", lambda app, service, *given, **more: seen.append(service))
     options = "--max-body 1 --max-images 5 --max-pixels 2 --queue 7 --connections 9 --timeout 3 --gather 4"
     assert main("serve", model_file, "--port", 0, *options.split(), capsys=capsys)[0] == 0
     own = seen[0].limits
-    assert (own.body, own.images, own.pixels, own.queue) == (1_000_000, 5, 2_000_000, 7)
-    assert (own.connections, own.request_seconds, own.gather_ms) == (9, 3, 4)
+    assert (own.max_body_bytes, own.max_images, own.max_pixels, own.max_queued_images) == (1_000_000, 5, 2_000_000, 7)
+    assert (own.max_connections, own.response_timeout, own.batch_wait_ms) == (9, 3, 4)
 
 
 def test_this_machine_is_told_from_others() -> None:

@@ -26,10 +26,10 @@ from headstart.errors import RunError
 from headstart.progress import SilentProgress
 from headstart.runs.log import RunLog
 from headstart.runs.status import Noted, under_way
-from headstart.serve.middleware import Traffic
+from headstart.serve.middleware import ServerState
 from headstart.serve.watch import process as viewer
 from headstart.serve.watch.process import view_app, watched_beside
-from headstart.serve.watch.run_reader import Watched
+from headstart.serve.watch.run_reader import RunReader
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -48,10 +48,10 @@ def watching(folder: Path) -> Iterator[str]:
 @contextmanager
 def shown(folder: Path) -> Iterator[str]:
     """The address of the same in this process."""
-    traffic = Traffic()
-    with serving(view_app(Watched(folder), traffic), traffic) as site:
+    state = ServerState()
+    with serving(view_app(RunReader(folder), state), state) as site:
         yield site
-        traffic.draining = True
+        state.draining = True
 
 
 def events(site: str, *, after: str = "", least: int = 1) -> list[tuple[str, str, dict[str, object]]]:
@@ -99,12 +99,12 @@ def test_events_go_on_where_a_reader_was_and_end_with_the_run(tmp_path: Path) ->
         assert [data.get("event") for _, _, data in again] == [None, "plan", "rung"]
         (run / "run.json").write_text("{}")
         assert [kind for kind, _, _ in events(site, after=again[-1][1], least=99)] == ["state", "end"]
-        assert httpx.get(f"{site}/watch/pictures/..%2f..%2fetc%2fpasswd").status_code == 404
+        assert httpx.get(f"{site}/watch/images/..%2f..%2fetc%2fpasswd").status_code == 404
         assert httpx.get(f"{site}/watch/events", headers={"Host": "evil.example"}).status_code == 403
 
 
 def test_what_is_no_run_cannot_be_watched(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="no run"):
+    with pytest.raises(RunError, match="not a run folder"):
         viewer.watch(tmp_path)
 
 
@@ -119,7 +119,7 @@ def test_a_view_ends_with_the_training_that_began_it_and_shares_its_port_with_no
         assert re.search(r"Error: 127.0.0.1:\d+: cannot listen there: .*in use", err)
         assert httpx.get(f"{site}/watch").status_code == 200
         started = time.monotonic()
-    assert time.monotonic() - started < viewer.TELL_WITHIN
+    assert time.monotonic() - started < viewer.MAX_LINGER
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{site}/watch")
 
@@ -145,7 +145,7 @@ def test_findings_open_their_images_and_the_ladder_fits_a_phone(browser: Browser
         until(page, "document.querySelectorAll('#ladder tr').length === 2")
         page.get_by_text("Show 2 images").click()
         until(page, "document.querySelector('.cases a img')?.complete")
-        until(page, "document.querySelector('.cases').textContent.includes('The file is gone')")
+        until(page, "document.querySelector('.cases').textContent.includes('File not found')")
         assert page.locator(".cases a").get_attribute("href").startswith("blob:")
         assert "lists all 40" in page.locator(".cases").inner_text()
         log.event("plan", text="Plan: more.")  # what is open stays open
@@ -180,9 +180,9 @@ def test_a_run_is_seen_as_it_goes_after_a_reload_and_when_it_was_killed(browser:
             until(page, "document.querySelectorAll('#ladder tr').length === 1")
             until(page, "document.querySelectorAll('.charts svg path').length === 4")
             until(page, "document.querySelectorAll('#mistakes img').length === 1")
-            until(page, "document.querySelector('#mistakes').textContent.includes('The file is gone')")
+            until(page, "document.querySelector('#mistakes').textContent.includes('File not found')")
             assert "2 image(s) of one colour" in page.locator("#findings").inner_text()
-            assert "taken for <b>" in page.locator("#mistakes").inner_text()
+            assert "predicted: <b>" in page.locator("#mistakes").inner_text()
             page.reload()
             until(page, "document.querySelectorAll('#ladder tr').length === 1")
             until(page, "document.querySelectorAll('#epochs tr').length === 3")

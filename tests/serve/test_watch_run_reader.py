@@ -16,7 +16,7 @@ from headstart.errors import RunError
 from headstart.progress import SilentProgress
 from headstart.runs.log import RunLog
 from headstart.runs.status import Noted, forget_now, is_under_way, read_now, under_way
-from headstart.serve.watch.run_reader import Place, Watched, read_tail
+from headstart.serve.watch.run_reader import LogPosition, RunReader, read_tail
 
 
 def written(log: Path, numbers: range) -> None:
@@ -25,52 +25,52 @@ def written(log: Path, numbers: range) -> None:
             file.write(json.dumps({"event": "plan", "text": "é" * (i % 7) + str(i)}).encode() + b"\n")
 
 
-def texts(lines: tuple[tuple[Place, bytes], ...]) -> list[int]:
+def texts(lines: tuple[tuple[LogPosition, bytes], ...]) -> list[int]:
     return [int(json.loads(line)["text"].strip("é")) for _, line in lines]
 
 
 def test_a_reader_that_comes_back_gets_each_line_once(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
-    assert read_tail(log, Place()).lines == ()
+    assert read_tail(log, LogPosition()).lines == ()
     seen: list[int] = []
-    place = Place()
+    place = LogPosition()
     for start in range(0, 600, 100):
         written(log, range(start, start + 100))
         with open(log, "ab") as file:
             file.write(b'{"event": "pl')  # a line that is being written
-        tail = read_tail(log, Place.read(str(place)))
-        assert not tail.anew
+        tail = read_tail(log, LogPosition.read(str(place)))
+        assert not tail.reset
         seen += texts(tail.lines)
         place = tail.lines[-1][0]
         with open(log, "rb+") as file:
             file.truncate(place.offset)
     assert seen == list(range(600))
-    middle = read_tail(log, Place()).lines[41][0]
+    middle = read_tail(log, LogPosition()).lines[41][0]
     assert texts(read_tail(log, middle).lines) == list(range(42, 600))
-    assert texts(read_tail(log, Place(middle.offset)).lines) == list(range(42, 600))  # an offset alone will do
+    assert texts(read_tail(log, LogPosition(middle.offset)).lines) == list(range(42, 600))  # an offset alone will do
 
 
 @pytest.mark.parametrize("after", ["", "nonsense", "-3", "99999999999999999999", "1e3"])
 def test_a_place_that_is_none_is_the_beginning(after: str) -> None:
-    assert Place.read(after) == Place()
+    assert LogPosition.read(after) == LogPosition()
 
 
 def test_a_log_that_was_cut_and_went_on_is_told_anew(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     written(log, range(10))
-    place = read_tail(log, Place()).lines[-1][0]
+    place = read_tail(log, LogPosition()).lines[-1][0]
     log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:4]))
-    assert read_tail(log, place).anew
+    assert read_tail(log, place).reset
     written(log, range(50, 80))  # longer than before by now
     tail = read_tail(log, place)
-    assert tail.anew
+    assert tail.reset
     assert texts(tail.lines) == [0, 1, 2, 3, *range(50, 80)]
 
 
 def test_a_run_that_is_killed_is_told_from_one_at_work(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    watched = Watched(run)
+    watched = RunReader(run)
     assert watched.state()["state"] == "gone"
     RunLog(run).event("plan", text="a line")
     script = (
@@ -92,7 +92,7 @@ def test_a_run_that_is_killed_is_told_from_one_at_work(tmp_path: Path) -> None:
 
 def test_a_run_that_is_about_to_begin_is_waited_for(tmp_path: Path) -> None:
     alive = [True]
-    watched = Watched(tmp_path / "run", expected=lambda: alive[0])
+    watched = RunReader(tmp_path / "run", expected=lambda: alive[0])
     assert watched.state()["state"] == "starting"
     alive[0] = False
     assert watched.state()["state"] == "gone"
@@ -134,13 +134,13 @@ def test_a_moment_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
 
 def test_only_pictures_that_a_page_was_told_of_are_shown(tmp_path: Path) -> None:
     RunLog(tmp_path).event("mistakes", stage="probe", count=1, of=2, items=[["/data/a/1.jpg", "a", "b"]])
-    watched = Watched(tmp_path)
-    ((_, line),) = watched.tail(Place()).lines
+    watched = RunReader(tmp_path)
+    ((_, line),) = watched.tail(LogPosition()).lines
     ((path, right, given, chance, key),) = json.loads(line)["items"]
     assert (path, right, given, chance) == ("/data/a/1.jpg", "a", "b", None)
-    assert watched.picture(key) == path
-    assert Watched(tmp_path).picture(key) == path  # also of a server that was started anew
-    assert watched.picture("/etc/passwd") is None
+    assert watched.image_path(key) == path
+    assert RunReader(tmp_path).image_path(key) == path  # also of a server that was started anew
+    assert watched.image_path("/etc/passwd") is None
 
 
 def test_findings_have_their_images(tmp_path: Path) -> None:
@@ -150,25 +150,25 @@ def test_findings_have_their_images(tmp_path: Path) -> None:
     many = Finding("duplicate", "note", "40 pairs", ("x",) * 40, (("a/3.jpg", "a/4.jpg"),) * 40)
     briefs = [own.brief(tmp_path / "data") for own in (found, many, Finding("name", "note", "a name", ("b",)))]
     RunLog(tmp_path).event("findings", found=briefs)
-    watched = Watched(tmp_path)
-    ((_, line),) = watched.tail(Place()).lines
+    watched = RunReader(tmp_path)
+    ((_, line),) = watched.tail(LogPosition()).lines
     first, second, third = json.loads(line)["found"]
     path, words, key = first["images"][0]
     assert (path, words) == (str(tmp_path / "data" / "a" / "1.jpg"), "a/1.jpg: rather b")
-    assert watched.picture(key) == path
-    assert Watched(tmp_path).picture(key) == path
+    assert watched.image_path(key) == path
+    assert RunReader(tmp_path).image_path(key) == path
     assert (second["cases"], len(second["images"]), third["images"]) == (40, 24, [])
     document = {"scores": {}, "findings": [asdict(found)], "best": "probe", "seconds": {}}
     (tmp_path / "run.json").write_text(json.dumps(document | {"data": {"base": str(tmp_path / "data")}}))
-    (told,) = Watched(tmp_path).summary()["findings"]
+    (told,) = RunReader(tmp_path).summary()["findings"]
     assert told["images"] == first["images"]
     (tmp_path / "log.jsonl").unlink()
-    assert Watched(tmp_path).picture(key) == path
+    assert RunReader(tmp_path).image_path(key) == path
 
 
 def test_a_summary_of_no_finished_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="has not finished"):
-        Watched(tmp_path).summary()
+        RunReader(tmp_path).summary()
     (tmp_path / "run.json").write_text("[]")
     with pytest.raises(RunError, match="damaged"):
-        Watched(tmp_path).summary()
+        RunReader(tmp_path).summary()

@@ -21,11 +21,11 @@ from headstart.backbone.pixel_net import FeatureNet, feature_shape
 from headstart.backbone.weights import random_backbone
 from headstart.model import Model
 from headstart.serve.app import build_app
-from headstart.serve.batching import Service
-from headstart.serve.http_limits import quiet_uvicorn
-from headstart.serve.limits import Limits
-from headstart.serve.middleware import Admission
+from headstart.serve.batching import InferenceService
+from headstart.serve.limits import ServerLimits
+from headstart.serve.middleware import AccessPolicy
 from headstart.serve.server import address, listen, server_for
+from headstart.serve.uvicorn_server import quiet_uvicorn
 from headstart.training.heads import linear_head
 from headstart.training.recipe import Recipe
 
@@ -55,7 +55,7 @@ def form(*pictures: tuple[str, bytes]) -> list[tuple[str, tuple[str, bytes]]]:
 class Served:
     """A server, and what it logged."""
 
-    service: Service
+    service: InferenceService
     url: str
     port: int
     client: httpx.Client
@@ -64,7 +64,7 @@ class Served:
     @property
     def last(self) -> dict[str, Any]:
         """Of the log, once all that was asked is answered."""
-        until(lambda: not self.service.traffic.under_way)
+        until(lambda: not self.service.state.active_requests)
         return self.log[-1]
 
     def predict(self, *pictures: tuple[str, bytes], **options: Any) -> httpx.Response:
@@ -72,13 +72,13 @@ class Served:
 
 
 @contextmanager
-def served(model: Model, *, limits: Limits | None = None, key: str = "", local: bool = True) -> Iterator[Served]:
+def served(model: Model, *, limits: ServerLimits | None = None, key: str = "", local: bool = True) -> Iterator[Served]:
     """A server that is warmed up, on plain PyTorch."""
     log: list[dict[str, Any]] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(services, "MANY", 1)
-        service = Service(model, limits=limits)
-        app = build_app(service, admission=Admission(key, local), log=log.append)
+        patch.setattr(services, "EXPECTED_IMAGES", 1)
+        service = InferenceService(model, limits=limits)
+        app = build_app(service, admission=AccessPolicy(key, local), log=log.append)
         listener = listen("127.0.0.1", 0)
         server = server_for(app, service)
 
@@ -88,7 +88,7 @@ def served(model: Model, *, limits: Limits | None = None, key: str = "", local: 
 
         thread = threading.Thread(target=run)
         thread.start()
-        until(lambda: service.ready or service.fault is not None)
+        until(lambda: service.ready or service.startup_error is not None)
         url = address(listener)
         with httpx.Client(base_url=url, timeout=30, trust_env=False) as client:
             try:

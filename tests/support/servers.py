@@ -9,16 +9,16 @@ from contextlib import contextmanager
 
 from starlette.types import ASGIApp
 
-from headstart.serve.http_limits import address, bounded_server, listen
-from headstart.serve.limits import Limits
-from headstart.serve.middleware import Traffic
+from headstart.serve.limits import ServerLimits
+from headstart.serve.middleware import ServerState
+from headstart.serve.uvicorn_server import address, bounded_server, listen
 
 
 @contextmanager
-def serving(app: ASGIApp, traffic: Traffic) -> Iterator[str]:
+def serving(app: ASGIApp, state: ServerState) -> Iterator[str]:
     """Its address."""
     listener = listen("127.0.0.1", 0)
-    server = bounded_server(app, Limits(), traffic)
+    server = bounded_server(app, ServerLimits(), state)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     while not server.started and thread.is_alive():

@@ -1,4 +1,4 @@
-// What both views share: elements, figures in words, and calls to the server with its key.
+// Shared by both pages: creating elements, formatting numbers, and requests to the server with its API key.
 
 const KEY = "headstart-key";
 
@@ -49,12 +49,12 @@ export function notice(words, action = "", act = null) {
   if (action) box.append(make("button", { type: "button", text: action, onclick: act }));
 }
 
-// A server's key is asked for once; calls that came before wait for it.
+// Asks for the API key once; requests that need it wait.
 let keyAsked = null;
 export function askForKey() {
   keyAsked ??= new Promise((resolve) => {
     const form = byId("key-form"), field = byId("key");
-    if (sessionStorage.getItem(KEY)) byId("key-words").textContent = "The server does not take the key that was given. Look at it once more.";
+    if (sessionStorage.getItem(KEY)) byId("key-words").textContent = "The server did not accept this key. Check it and try again.";
     form.hidden = false;
     field.focus();
     form.onsubmit = (event) => {
@@ -92,17 +92,17 @@ export async function call(path, { method = "GET", body, headers = {}, signal, a
 
 async function reasonOf(answer) {
   try {
-    const told = await answer.json();
-    return told.error?.reason ?? told.reason ?? told.detail?.[0]?.msg ?? told.detail ?? `The server answered ${answer.status}.`;
+    const reply = await answer.json();
+    return reply.error?.reason ?? reply.reason ?? reply.detail?.[0]?.msg ?? reply.detail ?? `The server answered ${answer.status}.`;
   } catch { return `The server answered ${answer.status}.`; }
 }
 
 export const json = async (path, options) => (await call(path, options)).json();
 
-// Pictures of the server are fetched, not linked: a link cannot carry the key.
+// Images are fetched, not linked, because a link cannot send the API key.
 export async function picture(path) { return URL.createObjectURL(await (await patiently(() => call(path))).blob()); }
 
-// Asks again while the server is busy, as often as it is likely to help.
+// Retries while the server is busy.
 export async function patiently(ask, busy = () => {}, tries = 6) {
   for (let tried = 1; ; tried += 1) {
     try { return await ask(); } catch (error) {
@@ -115,19 +115,19 @@ export async function patiently(ask, busy = () => {}, tries = 6) {
 
 export async function copy(text, button) {
   try { await navigator.clipboard.writeText(text); button.textContent = "Copied"; }
-  catch { button.textContent = "Select and copy it"; }
+  catch { button.textContent = "Copy failed: select the text"; }
   setTimeout(() => { button.textContent = "Copy"; }, 2500);
 }
 
 export const pause = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
 
-// Server-sent events over fetch, so that they carry the key; goes on after the last id when the line breaks.
-export async function follow(path, told, broken) {
+// Server-sent events over fetch, which can send the API key. Reconnects with the last event id.
+export async function follow(path, onEvent, onConnection) {
   let last = "", wait = 0.5;
   for (;;) {
     try {
       const answer = await call(path, { headers: last ? { "Last-Event-ID": last } : {} });
-      broken(null);
+      onConnection(null);
       wait = 0.5;
       const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
       let held = "";
@@ -143,12 +143,12 @@ export async function follow(path, told, broken) {
           if (event.id) last = event.id;
           if (event.kind === "reset") last = "";
           if (event.kind === "end") return;
-          told(event.kind, event.data);
+          onEvent(event.kind, event.data);
         }
       }
     } catch (error) {
       if (!(error instanceof Trouble) && error.name !== "TypeError") throw error;
-      broken(error);
+      onConnection(error);
     }
     await pause(wait);
     wait = Math.min(10, wait * 1.6);

@@ -1,4 +1,4 @@
-// A small line chart: epochs from left to right, stage after stage, training and validation images.
+// Line chart of a metric over the epochs of all stages, on train and val.
 
 const SVG = "http://www.w3.org/2000/svg";
 const WIDTH = 520, HEIGHT = 240, LEFT = 44, RIGHT = 8, TOP = 22, BOTTOM = 26;
@@ -36,8 +36,8 @@ export function chart(stages, { words, share = false }) {
   stages.forEach((stage, place) => {
     const left = LEFT + across * start, x = (epoch) => left + across * (epoch + 0.5);
     if (place) svg.append(draw("line", { class: "part", x1: left, x2: left, y1: TOP - 8, y2: HEIGHT - BOTTOM }));
-    const room = Math.floor((across * lengths[place]) / 6);
-    svg.append(draw("text", { x: left + 3, y: TOP - 9, text: stage.name.length > room ? `${stage.name.slice(0, Math.max(1, room - 1))}…` : stage.name }));
+    const maxLetters = Math.floor((across * lengths[place]) / 6);
+    svg.append(draw("text", { x: left + 3, y: TOP - 9, text: stage.name.length > maxLetters ? `${stage.name.slice(0, Math.max(1, maxLetters - 1))}…` : stage.name }));
     const every = Math.max(1, Math.ceil(26 / across));
     for (let epoch = 0; epoch < lengths[place]; epoch += every) svg.append(draw("text", { x: x(epoch), y: HEIGHT - BOTTOM + 17, "text-anchor": "middle", text: epoch + 1 }));
     for (const kind of ["train", "val"]) {
@@ -51,7 +51,7 @@ export function chart(stages, { words, share = false }) {
   return svg;
 }
 
-// Where a share lies, with its interval, on a line from `low` to 1.
+// A point with its confidence interval on a scale from `from` to 1.
 export function interval({ low, high, value, from }) {
   const x = (share) => 4 + 152 * ((share - from) / (1 - from || 1));
   const svg = draw("svg", { viewBox: "0 0 160 20", "aria-hidden": "true" });
@@ -59,9 +59,9 @@ export function interval({ low, high, value, from }) {
   return svg;
 }
 
-function nice(wanted) {
-  const power = 10 ** Math.floor(Math.log10(wanted));
-  return power * ([1, 2, 2.5, 5].find((part) => part * power >= wanted) ?? 10);
+function nice(step) {
+  const power = 10 ** Math.floor(Math.log10(step));
+  return power * ([1, 2, 2.5, 5].find((part) => part * power >= step) ?? 10);
 }
 
 const trim = (value, step) => value.toFixed(Math.max(0, Math.min(4, Math.ceil(-Math.log10(step) + 0.2))));

@@ -1,52 +1,53 @@
-// Pictures in, answers out: batches of modest size, so that a hundred pictures neither freeze the page nor flood the server.
+// The page that classifies images. It sends small batches, so that a hundred images neither freeze the page nor fill the
+// queue of the server.
 
 import { Trouble, byId, call, copy, count, json, make, notice, patiently, pause, percent, picture, say } from "./api.js";
 
-const BATCH_PICTURES = 8, BATCH_BYTES = 16e6, AT_ONCE = 2, TRIES = 6;
+const BATCH_IMAGES = 8, BATCH_BYTES = 16e6, AT_ONCE = 2, TRIES = 6;
 const SHOWN_WIDTH = 720, SHOWN_CLASSES = 5, CHOICES = 8, NAMES = 14;
 
 const model = { classes: [], corrections: false, nearest: false };
-const items = [];        // every picture, in the order in which it came
-const queue = [];        // those that are not asked about yet
-const kept = new Map();  // key -> correction
+const items = [];        // all images, newest first
+const queue = [];        // images that have not been sent
+const kept = new Map();  // content hash -> correction
 let underWay = 0, asked = 0, answered = 0, away = false, numbers = 0, datalist = null;
 
 // ---- The model -----------------------------------------------------------------------------------------------------
 
-async function meet() {
+async function loadModel() {
   try {
-    const told = await json("v1/page");
-    model.classes = told.classes;
-    model.corrections = told.corrections;
-    model.nearest = told.nearest;
-    byId("model-name").textContent = told.name;
-    document.title = `${told.name} - Headstart`;
-    byId("model-facts").textContent = told.words;
-    const shown = told.classes.slice(0, NAMES).map((name) => make("li", { text: name }));
-    if (told.classes.length > NAMES) shown.push(make("li", { text: `and ${count(told.classes.length - NAMES)} more` }));
+    const reply = await json("v1/page");
+    model.classes = reply.classes;
+    model.corrections = reply.corrections;
+    model.nearest = reply.nearest;
+    byId("model-name").textContent = reply.name;
+    document.title = `${reply.name} - Headstart`;
+    byId("model-facts").textContent = reply.words;
+    const shown = reply.classes.slice(0, NAMES).map((name) => make("li", { text: name }));
+    if (reply.classes.length > NAMES) shown.push(make("li", { text: `and ${count(reply.classes.length - NAMES)} more` }));
     byId("model-classes").replaceChildren(...shown);
-    byId("to-run").hidden = !told.run;
-    byId("version").textContent = `Model ${told.version.slice(0, 12)} · ${told.architecture}`;
+    byId("to-run").hidden = !reply.run;
+    byId("version").textContent = `Model ${reply.version.slice(0, 12)} · ${reply.architecture}`;
     datalist?.remove();
-    datalist = make("datalist", { id: "every-class" }, ...told.classes.map((name) => make("option", { value: name })));
+    datalist = make("datalist", { id: "every-class" }, ...reply.classes.map((name) => make("option", { value: name })));
     document.body.append(datalist);
     notice("");
     await showCorrections();
   } catch (error) {
     if (!(error instanceof Trouble)) throw error;
-    notice(error.kind === "busy" ? `The server is not ready yet: ${error.message}` : error.message, "Try again", meet);
-    if (error.kind === "busy") { await pause(error.wait); await meet(); }
+    notice(error.kind === "busy" ? `The server is not ready: ${error.message}` : error.message, "Try again", loadModel);
+    if (error.kind === "busy") { await pause(error.wait); await loadModel(); }
   }
 }
 
-// ---- Pictures come in ----------------------------------------------------------------------------------------------
+// ---- Adding images ----------------------------------------------------------------------------------------------
 
 function add(files) {
   const fresh = [...files].map((file) => new Item(file));
   if (!fresh.length) return;
   byId("pictures").hidden = false;
   document.body.classList.add("has-pictures");
-  // The newest stand first; of those that came together, the first.
+  // Newest first; images that were added together stay in their order.
   byId("cards").prepend(...fresh.map((item) => item.card));
   items.unshift(...fresh);
   queue.push(...fresh);
@@ -56,7 +57,7 @@ function add(files) {
   work();
 }
 
-// Small pictures are drawn one after another, in their own time: a photograph takes 50 MB while it is decoded.
+// Previews are drawn one after another: decoding a photo takes about 50 MB.
 const toDraw = [];
 let drawing = false;
 async function draw() {
@@ -71,7 +72,7 @@ async function work() {
   while (queue.length && underWay < AT_ONCE && !away) {
     const batch = [];
     let bytes = 0;
-    while (queue.length && batch.length < BATCH_PICTURES && (!batch.length || bytes + queue[0].file.size <= BATCH_BYTES)) {
+    while (queue.length && batch.length < BATCH_IMAGES && (!batch.length || bytes + queue[0].file.size <= BATCH_BYTES)) {
       bytes += queue[0].file.size;
       batch.push(queue.shift());
     }
@@ -83,26 +84,26 @@ async function work() {
 async function ask(batch) {
   for (let tried = 0; ; tried += 1) {
     const body = new FormData();
-    for (const item of batch) body.append("files", item.file, item.file.name || "picture");
+    for (const item of batch) body.append("files", item.file, item.file.name || "image");
     try {
-      const told = await json("v1/predict", { method: "POST", body });
-      batch.forEach((item, place) => item.answer(told.predictions[place]));
+      const reply = await json("v1/predict", { method: "POST", body });
+      batch.forEach((item, place) => item.answer(reply.predictions[place]));
       answered += batch.length;
       return;
     } catch (error) {
       if (error instanceof Trouble && error.kind === "busy" && tried < TRIES) {
-        byId("status").textContent = `The server is busy; trying again in ${error.wait} s`;
+        byId("status").textContent = `The server is busy. Next try in ${error.wait} s`;
         await pause(error.wait * (1 + Math.random() / 2));
       } else if (error instanceof Trouble && error.kind === "away") {
         queue.unshift(...batch);
         wait();
         return;
       } else if (batch.length > 1) {
-        // One that is too large must not take the others with it.
+        // The batch was refused, perhaps because of one image: send each image by itself.
         for (const item of batch) await ask([item]);
         return;
       } else {
-        batch[0].fail(error instanceof Trouble ? error.message : `This browser cannot read the file any more (${error.message}).`);
+        batch[0].fail(error instanceof Trouble ? error.message : `The browser cannot read this file any more (${error.message}).`);
         answered += 1;
         return;
       }
@@ -113,7 +114,7 @@ async function ask(batch) {
 async function wait() {
   if (away) return;
   away = true;
-  const again = () => notice("The server cannot be reached. Is it still running? What waits is asked again once it is back.", "Try now", look);
+  const again = () => notice("The server cannot be reached. Is it running? Waiting images are sent as soon as it is back.", "Try now", look);
   const look = async () => {
     try { await call("healthz"); } catch (error) { if (error.kind === "away") return false; }
     away = false;
@@ -130,7 +131,7 @@ function progress() {
   bar.hidden = !left;
   bar.max = Math.max(1, asked);
   bar.value = answered;
-  const words = left ? `${count(answered)} of ${count(asked)}` : count(items.length, "picture");
+  const words = left ? `${count(answered)} of ${count(asked)}` : count(items.length, "image");
   byId("status").textContent = words;
 }
 
@@ -145,13 +146,13 @@ byId("clear").addEventListener("click", () => {
   say("Cleared.");
 });
 
-// ---- One picture ---------------------------------------------------------------------------------------------------
+// ---- One image ---------------------------------------------------------------------------------------------------
 
 class Item {
   constructor(file) {
     this.file = file;
     this.number = numbers += 1;
-    this.name = file.name || "a picture";
+    this.name = file.name || "an image";
     this.drawn = false;
     this.addresses = [];
     const title = `answer-${this.number}`;
@@ -178,7 +179,7 @@ class Item {
       canvas.width = Math.max(1, Math.round(bitmap.width * share));
       canvas.height = Math.max(1, Math.round(bitmap.height * share));
       const paint = canvas.getContext("2d");
-      paint.fillStyle = "#fff";  // what is transparent lies over white, as the model sees it
+      paint.fillStyle = "#fff";  // transparent areas become white, as in the preprocessing of the model
       paint.fillRect(0, 0, canvas.width, canvas.height);
       paint.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
       bitmap.close();
@@ -186,14 +187,14 @@ class Item {
       this.image = make("img", { src: this.address(blob), alt: this.name });
       this.shown.replaceChildren(this.image);
     } catch {
-      this.shown.querySelector(".no-picture").textContent = "This browser cannot show it";
+      this.shown.querySelector(".no-picture").textContent = "The browser cannot show this format";
     }
   }
 
   fail(reason) {
     this.card.classList.remove("waiting");
     this.head.className = "answer fault";
-    this.head.replaceChildren(make("span", { class: "label", text: "No answer" }));
+    this.head.replaceChildren(make("span", { class: "label", text: "Not classified" }));
     this.head.after(make("p", { class: "aside", text: reason }), make("div", { class: "tools" }, make("button", {
       type: "button", text: "Try again", onclick: () => {
         this.body.querySelector(".aside").remove();
@@ -209,30 +210,30 @@ class Item {
     })));
   }
 
-  answer(told) {
+  answer(reply) {
     this.card.classList.remove("waiting");
-    if (told.error) {
+    if (reply.error) {
       this.head.className = "answer fault";
       this.head.replaceChildren(make("span", { class: "label", text: "Cannot be read" }));
-      this.head.after(make("p", { class: "aside", text: told.error }));
-      this.shown.querySelector(".no-picture")?.replaceChildren("Not a usable picture");
+      this.head.after(make("p", { class: "aside", text: reply.error }));
+      this.shown.querySelector(".no-picture")?.replaceChildren("No preview");
       return;
     }
-    this.told = told;
-    const best = told.probabilities[0], words = headline(told);
+    this.reply = reply;
+    const best = reply.probabilities[0], words = headline(reply);
     this.head.classList.toggle("doubt", words.doubt);
     this.head.replaceChildren(make("span", { class: "label", text: words.label }), ...(words.chance ? [make("span", { class: "chance", text: words.chance })] : []));
     const parts = words.aside ? [make("p", { class: "aside", text: words.aside })] : [];
-    const given = new Set((told.labels ?? []).map((own) => own.label));
-    const bars = told.probabilities.slice(0, Math.max(SHOWN_CLASSES, given.size)).map((own) => {
+    const given = new Set((reply.labels ?? []).map((own) => own.label));
+    const bars = reply.probabilities.slice(0, Math.max(SHOWN_CLASSES, given.size)).map((own) => {
       const fill = make("span", { class: "fill" });
       fill.style.width = `${Math.max(0.5, 100 * own.probability)}%`;
       return make("li", { class: given.has(own.label) ? "given" : null }, make("span", { class: "name", text: own.label, title: own.label }), make("span", { class: "track", "aria-hidden": "true" }, fill), make("span", { class: "value", text: percent(own.probability) }));
     });
     parts.push(make("ul", { class: "bars", "aria-label": "Probabilities" }, ...bars));
     this.tools = make("div", { class: "tools" });
-    this.looked = this.tool("Where it looked", () => this.heat(best.label), "pressed");
-    if (model.nearest) this.alike = this.tool("Similar", () => this.near());
+    this.looked = this.tool("Heat map", () => this.heat(best.label), "pressed");
+    if (model.nearest) this.alike = this.tool("Similar images", () => this.near());
     if (model.corrections) this.fix = this.tool("Correct", () => this.correct());
     this.head.after(...parts, this.tools);
     this.describe();
@@ -262,11 +263,11 @@ class Item {
     return part;
   }
 
-  // Where the model looked, in place of the picture: the pixels that it sees, warm where much speaks for the class.
+  // Shows the Grad-CAM heat map over the network input, in place of the image.
   async heat(label) {
     const on = this.looked.getAttribute("aria-pressed") === "true";
     if (on) {
-      this.shown.replaceChildren(...(this.image ? [this.image] : [make("span", { class: "no-picture", text: "This browser cannot show it" })]));
+      this.shown.replaceChildren(...(this.image ? [this.image] : [make("span", { class: "no-picture", text: "The browser cannot show this format" })]));
       this.looked.setAttribute("aria-pressed", "false");
       return;
     }
@@ -278,17 +279,17 @@ class Item {
         body.append("file", this.file, this.name);
         body.append("label", label);
         const asked = () => call("v1/explain", { method: "POST", body });
-        const blob = await (await patiently(asked, (wait) => progress.say(`The server is busy; asking again in ${count(wait)} s`))).blob();
-        this.warm = make("img", { src: this.address(blob), alt: `Where the model looked in ${this.name} for ${label}: warm places speak for it` });
+        const blob = await (await patiently(asked, (wait) => progress.say(`The server is busy. Next try in ${count(wait)} s`))).blob();
+        this.warm = make("img", { src: this.address(blob), alt: `Heat map of ${this.name} for the class ${label}: warm areas support it` });
       }
-      this.shown.replaceChildren(this.warm, make("span", { class: "caption", text: `Warm: speaks for “${label}”` }));
+      this.shown.replaceChildren(this.warm, make("span", { class: "caption", text: `Warm areas support “${label}” (Grad-CAM)` }));
       this.looked.setAttribute("aria-pressed", "true");
-      say(`Shown: where it looked for ${label}.`);
+      say(`Heat map for ${label} shown.`);
     } catch (error) { this.trouble(this.looked, error); }
     finally { progress?.end(); this.looked.disabled = false; this.looked.focus({ preventScroll: true }); }
   }
 
-  // A bar over the picture with what is being done and for how long: how far it is, the server cannot say.
+  // An indeterminate progress bar over the image, with the elapsed time.
   working(words) {
     const line = make("span", { text: `${words} …` });
     const box = make("div", { class: "working", role: "status" }, line, make("progress", { "aria-label": words }));
@@ -300,7 +301,7 @@ class Item {
 
   async near() {
     const list = make("ul", { class: "near" });
-    const words = make("h3", { text: "Looking among the training pictures …" });
+    const words = make("h3", { text: "Searching the training images …" });
     const panel = this.open(this.alike, make("div", { class: "more" }, words, list));
     if (!panel) return;
     try {
@@ -309,18 +310,18 @@ class Item {
         body.append("file", this.file, this.name);
         this.neighbours = await patiently(() => json("v1/nearest", { method: "POST", body }));
       }
-      const told = this.neighbours;
-      words.textContent = `Most like it, of ${count(told.among)} training pictures`;
-      if (told.among < told.of) words.textContent += ` (drawn from ${count(told.of)})`;
-      list.replaceChildren(...told.nearest.map((own) => make("li", { title: own.path },
-        own.picture ? make("img", { src: own.picture, alt: `A training picture of ${own.label}` }) : make("span", { class: "gone", text: "The file is gone" }),
-        make("strong", { text: own.label }), make("span", { text: `${percent(own.similarity)} alike` }))));
+      const reply = this.neighbours;
+      words.textContent = `Most similar of ${count(reply.among)} training images`;
+      if (reply.among < reply.of) words.textContent += ` (a sample of ${count(reply.of)})`;
+      list.replaceChildren(...reply.nearest.map((own) => make("li", { title: own.path },
+        own.image ? make("img", { src: own.image, alt: `Training image of ${own.label}` }) : make("span", { class: "gone", text: "File not found" }),
+        make("strong", { text: own.label }), make("span", { text: `similarity ${percent(own.similarity)}` }))));
     } catch (error) { this.open(this.alike); this.trouble(this.alike, error); }
   }
 
   correct() {
     const chosen = this.correction?.label;
-    const first = this.told.probabilities.slice(0, CHOICES).map((own) => own.label);
+    const first = this.reply.probabilities.slice(0, CHOICES).map((own) => own.label);
     const names = model.classes.length <= CHOICES ? model.classes : first;
     const wrong = make("p", { class: "wrong", role: "alert", hidden: true });
     const id = `name-${this.number}`;
@@ -331,11 +332,11 @@ class Item {
       catch (error) { wrong.textContent = error.message; wrong.hidden = false; }
     };
     const choices = names.map((label) => make("button", { type: "button", text: label, "aria-pressed": String(label === chosen), onclick: () => keep(label) }));
-    const form = make("form", { class: "row" }, field, make("button", { text: "Keep" }));
+    const form = make("form", { class: "row" }, field, make("button", { text: "Save" }));
     form.addEventListener("submit", (event) => { event.preventDefault(); keep(field.value); });
-    const panel = this.open(this.fix, make("div", { class: "more", role: "group", "aria-label": `What is ${this.name}?` },
-      make("h3", { text: "What is it really?" }), make("div", { class: "choices" }, ...choices),
-      make("label", { for: id, text: model.classes.length > names.length ? "Another class, or a new name" : "Or a new name" }), form, wrong));
+    const panel = this.open(this.fix, make("div", { class: "more", role: "group", "aria-label": `Correct label of ${this.name}` },
+      make("h3", { text: "Correct label" }), make("div", { class: "choices" }, ...choices),
+      make("label", { for: id, text: model.classes.length > names.length ? "Another class, or a new one" : "Or a new class" }), form, wrong));
     panel?.addEventListener("keydown", (event) => { if (event.key === "Escape") { this.open(this.fix); this.fix.focus(); } });
     if (panel) (choices[0] ?? field).focus({ preventScroll: true });
   }
@@ -344,12 +345,12 @@ class Item {
     const body = new FormData();
     body.append("file", this.file, this.name);
     body.append("label", label);
-    const told = await json("v1/corrections", { method: "POST", body });
-    this.mark(told);
-    kept.delete(told.key);
-    kept.set(told.key, { ...told, address: this.image?.src });
+    const reply = await json("v1/corrections", { method: "POST", body });
+    this.mark(reply);
+    kept.delete(reply.key);
+    kept.set(reply.key, { ...reply, address: this.image?.src });
     await showCorrections();
-    say(`Kept as ${told.label}.`);
+    say(`Saved as ${reply.label}.`);
   }
 
   mark(correction) {
@@ -358,8 +359,8 @@ class Item {
     this.line = null;
     this.fix.textContent = correction ? "Change" : "Correct";
     if (!correction) return;
-    this.line = make("p", { class: "corrected" }, make("span", {}, "✓ Kept as ", make("strong", { text: correction.label })),
-      make("button", { type: "button", class: "quiet", text: "Undo", "aria-label": `Undo: ${this.name} kept as ${correction.label}`, onclick: () => undo(correction.key, this.fix) }));
+    this.line = make("p", { class: "corrected" }, make("span", {}, "✓ Saved as ", make("strong", { text: correction.label })),
+      make("button", { type: "button", class: "quiet", text: "Undo", "aria-label": `Undo: ${this.name} saved as ${correction.label}`, onclick: () => undo(correction.key, this.fix) }));
     this.tools.before(this.line);
   }
 
@@ -371,41 +372,41 @@ class Item {
   }
 }
 
-function headline(told) {
-  const [best] = told.probabilities, nearest = best ? `Nearest: ${best.label}, ${percent(best.probability)}` : "";
-  if (told.none_of_these) return { label: "None of these", doubt: true, aside: `Unlike all that it learnt from. ${nearest}` };
-  if (told.labels) {
-    const names = told.labels.map((own) => own.label).join(", ");
+function headline(reply) {
+  const [best] = reply.probabilities, nearest = best ? `Most probable class: ${best.label}, ${percent(best.probability)}` : "";
+  if (reply.none_of_these) return { label: "None of these", doubt: true, aside: `Unlike the training images. ${nearest}` };
+  if (reply.labels) {
+    const names = reply.labels.map((own) => own.label).join(", ");
     return names ? { label: names, doubt: false } : { label: "None of the labels", doubt: true, aside: nearest };
   }
-  if (told.unsure) return { label: "Unsure", doubt: true, aside: `Ask a person. ${nearest}` };
-  return { label: told.label, chance: percent(told.probability), doubt: false };
+  if (reply.unsure) return { label: "Unsure", doubt: true, aside: `The probability is too low: ask a person. ${nearest}` };
+  return { label: reply.label, chance: percent(reply.probability), doubt: false };
 }
 
 // ---- Corrections ---------------------------------------------------------------------------------------------------
 
 async function showCorrections() {
-  const told = await json("v1/corrections");
+  const reply = await json("v1/corrections");
   const own = byId("corrections");
-  own.hidden = !told.count;
-  const classes = Object.keys(told.labels).length;
-  byId("corrections-words").replaceChildren(`${count(told.count, "picture")} in ${count(classes, "folder")}, on this server at `, make("code", { text: told.folder }));
-  byId("train-on").hidden = !told.train;
-  byId("train-command").textContent = told.train ?? "";
-  byId("train-words").textContent = told.train_words ?? "";
+  own.hidden = !reply.count;
+  const classes = Object.keys(reply.labels).length;
+  byId("corrections-words").replaceChildren(`${count(reply.count, "image")} in ${count(classes, "class", "classes")}, on the server in `, make("code", { text: reply.folder }));
+  byId("train-on").hidden = !reply.train;
+  byId("train-command").textContent = reply.train ?? "";
+  byId("train-words").textContent = reply.train_words ?? "";
   const list = byId("kept"), there = new Map([...list.children].map((line) => [`${line.dataset.key} ${line.dataset.label}`, line]));
-  list.replaceChildren(...told.items.map((item) => there.get(`${item.key} ${item.label}`) ?? tile(item)));
-  if (told.count > told.items.length) list.append(make("li", { class: "soft", text: `and ${count(told.count - told.items.length)} more` }));
+  list.replaceChildren(...reply.items.map((item) => there.get(`${item.key} ${item.label}`) ?? tile(item)));
+  if (reply.count > reply.items.length) list.append(make("li", { class: "soft", text: `and ${count(reply.count - reply.items.length)} more` }));
 }
 
 function tile(item) {
   const place = make("span", { class: "thumb", text: "…" });
-  const remove = make("button", { type: "button", class: "quiet", text: "Undo", "aria-label": `Undo: kept as ${item.label}`, onclick: () => undo(item.key, byId("choose")) });
+  const remove = make("button", { type: "button", class: "quiet", text: "Undo", "aria-label": `Undo: saved as ${item.label}`, onclick: () => undo(item.key, byId("choose")) });
   const line = make("li", { "data-key": item.key, "data-label": item.label }, place, make("div", { class: "line" }, make("strong", { text: item.label }), remove));
-  const show = (address) => place.replaceWith(make("img", { class: "thumb", src: address, alt: `Kept as ${item.label}` }));
+  const show = (address) => place.replaceWith(make("img", { class: "thumb", src: address, alt: `Saved as ${item.label}` }));
   const held = kept.get(item.key)?.address;
   if (held) show(held);
-  else picture(`v1/corrections/${item.key}`).then(show, () => { place.textContent = "Cannot be shown"; });
+  else picture(`v1/corrections/${item.key}`).then(show, () => { place.textContent = "No preview"; });
   return line;
 }
 
@@ -415,14 +416,14 @@ async function undo(key, focus) {
     for (const item of items) if (item.correction?.key === key) item.mark(null);
     kept.delete(key);
     await showCorrections();
-    say("Taken back.");
+    say("Correction removed.");
     focus?.focus({ preventScroll: true });
   } catch (error) { notice(error.message, "Dismiss", () => notice("")); }
 }
 
 byId("copy-command").addEventListener("click", (event) => copy(byId("train-command").textContent, event.target));
 
-// ---- Ways in: choose, drop, paste, photograph ----------------------------------------------------------------------
+// ---- Input: choose, drop, paste, camera ----------------------------------------------------------------------
 
 byId("choose").addEventListener("click", () => byId("files").click());
 for (const id of ["files", "shot"]) byId(id).addEventListener("change", (event) => { add(event.target.files); event.target.value = ""; });
@@ -444,7 +445,7 @@ addEventListener("drop", async (event) => {
 });
 addEventListener("paste", (event) => { if (event.clipboardData?.files.length) { event.preventDefault(); add(event.clipboardData.files); } });
 
-// The files of a dropped folder, in depth; hidden ones stay out.
+// All files in a dropped folder and its subfolders, except hidden ones.
 async function within(entry) {
   if (entry.name.startsWith(".")) return [];
   if (entry.isFile) return [await new Promise((resolve, reject) => entry.file(resolve, reject))];
@@ -461,7 +462,7 @@ const camera = byId("camera"), view = byId("view");
 let stream = null, cameras = [], current = 0;
 
 byId("photograph").addEventListener("click", async () => {
-  // Browsers give a camera to safe addresses alone (https, or this machine); elsewhere a phone's own camera is asked.
+  // Browsers allow camera access on https and localhost only; elsewhere the file dialog of a phone opens its camera app.
   if (!navigator.mediaDevices?.getUserMedia) { byId("shot").click(); return; }
   camera.showModal();
   await look({ facingMode: { ideal: "environment" } });
@@ -478,13 +479,13 @@ async function look(wanted) {
     await view.play();
     cameras = (await navigator.mediaDevices.enumerateDevices()).filter((device) => device.kind === "videoinput");
     byId("turn").hidden = cameras.length < 2;
-    byId("camera-words").textContent = "What you see is what the model will be shown.";
+    byId("camera-words").textContent = "The model receives what the camera shows.";
     byId("snap").disabled = false;
     byId("snap").focus();
   } catch (error) {
     byId("camera-words").textContent = error.name === "NotAllowedError"
-      ? "The browser was not allowed to use the camera. Allow it beside the address, or choose a picture instead."
-      : "No camera can be used here. Choose a picture instead.";
+      ? "Camera access was denied. Allow it in the address bar, or choose an image."
+      : "No camera was found. Choose an image.";
   }
 }
 
@@ -496,10 +497,10 @@ byId("snap").addEventListener("click", async () => {
   canvas.getContext("2d").drawImage(view, 0, 0);
   const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.95));
   camera.close();
-  add([new File([blob], `photograph ${new Date().toLocaleTimeString("en-GB").replaceAll(":", ".")}.jpg`, { type: "image/jpeg" })]);
+  add([new File([blob], `photo ${new Date().toLocaleTimeString("en-GB").replaceAll(":", ".")}.jpg`, { type: "image/jpeg" })]);
 });
 byId("turn").addEventListener("click", () => { current = (current + 1) % cameras.length; look({ deviceId: { exact: cameras[current].deviceId } }); });
 byId("close-camera").addEventListener("click", () => camera.close());
 camera.addEventListener("close", () => { stop(); byId("photograph").focus(); });
 
-meet();
+loadModel();

@@ -1,4 +1,4 @@
-"""Watching a run from a process of its own: a training is neither slowed nor stopped by who looks at it."""
+"""Live view of a run in a separate process, so that viewers neither slow down nor stop the training."""
 
 from __future__ import annotations
 
@@ -14,93 +14,96 @@ import webbrowser
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Final, final
 
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from headstart.errors import RunError, ServerError
-from headstart.serve.http_limits import address, bounded_server, listen, quiet_uvicorn, stop_signals
-from headstart.serve.limits import Limits
-from headstart.serve.middleware import Admission, Guard, Traffic
+from headstart.serve.limits import ServerLimits
+from headstart.serve.middleware import AccessPolicy, RequestMiddleware, ServerState
 from headstart.serve.prometheus import Metrics
-from headstart.serve.static_files import PageHeaders, asset_router
-from headstart.serve.watch.run_reader import Watched
+from headstart.serve.static_files import SecurityHeadersMiddleware, asset_router
+from headstart.serve.uvicorn_server import address, bounded_server, listen, quiet_uvicorn, stop_signals
+from headstart.serve.watch.run_reader import RunReader
 from headstart.serve.watch.views import watch_router
 
 HOST = "127.0.0.1"
 
-STARTED_WITHIN = 30.0
-"""Seconds that the process of the view gets to say where it is."""
+START_TIMEOUT: Final = 30.0
+"""Seconds until the process must have reported its address."""
 
-TELL_WITHIN = 6.0
-"""Seconds that a page gets, at most, to fetch the last of a run once its training is over."""
+MAX_LINGER: Final = 6.0
+"""Seconds for which the server continues after the training, at most, so that open pages fetch the result."""
 
-TELL_AT_LEAST, QUIET = 1.0, 1.0
-"""Seconds that it gets in any case, and without a request after which it is taken to have all."""
+MIN_LINGER, IDLE_SECONDS = 1.0, 1.0
+"""Seconds for which it continues in any case, and seconds without a request after which no page needs it."""
 
-TICK = 0.1
+POLL_SECONDS: Final = 0.1
 
 
 def watch(folder: Path, *, port: int = 0, opened: Callable[[str], None] | None = None) -> None:
-    """Shows a run, under way or not, until Ctrl-C.
+    """Shows a run, active or not, until Ctrl-C.
 
     Args:
-        folder: of the run.
-        port: 0 for any that is free.
-        opened: told the address.
+        folder: run folder.
+        port: 0 for any free port.
+        opened: called with the URL of the view.
 
     Raises:
-        RunError: no run there.
-        ServerError: the port cannot be had.
+        RunError: the folder is not a run folder.
+        ServerError: the port is in use.
     """
     if not (folder / "recipe.json").is_file():
-        raise RunError(f"{folder}: no run. Expected a folder that headstart train has begun.")
-    _serve(Watched(folder), port=port, opened=opened, over=None)
+        raise RunError(
+            f"{folder}: not a run folder (it has no recipe.json). Pass the folder that headstart train created."
+        )
+    _serve(RunReader(folder), port=port, opened=opened, is_over=None)
 
 
 def watch_for_parent(folder: Path, *, port: int = 0) -> None:
-    """Shows the run of the process that has started this one, and ends soon after it.
+    """Shows the run of the parent process, and ends soon after it.
 
-    The address is told as a line of JSON on stdout; the parent lives as long as stdin is open.
+    Protocol: this process writes its URL as a line of JSON to stdout; the parent has ended when stdin is closed.
 
     Args:
-        folder: of the run; it may not be there yet.
-        port: 0 for any that is free.
+        folder: run folder, which may not exist yet.
+        port: 0 for any free port.
     """
-    alone = threading.Event()
+    parent_ended = threading.Event()
 
     def wait() -> None:
         with contextlib.suppress(OSError):
             while sys.stdin.buffer.read(1 << 16):
                 pass
-        alone.set()
+        parent_ended.set()
 
-    def tell(where: str) -> None:
-        print(json.dumps({"address": where}), flush=True)
+    def report(url: str) -> None:
+        print(json.dumps({"address": url}), flush=True)
 
     threading.Thread(target=wait, daemon=True).start()
     try:
-        _serve(Watched(folder, expected=lambda: not alone.is_set()), port=port, opened=tell, over=alone.is_set)
+        reader = RunReader(folder, expected=lambda: not parent_ended.is_set())
+        _serve(reader, port=port, opened=report, is_over=parent_ended.is_set)
     except ServerError as error:
         print(json.dumps({"error": str(error)}), flush=True)
 
 
 @contextmanager
 def watched_beside(folder: Path, *, port: int = 0) -> Iterator[Callable[[], str]]:
-    """A process beside this one that shows a run.
+    """Shows a run from a child process while the block runs.
 
     Args:
-        folder: of the run; it may not be there yet.
-        port: 0 for any that is free.
+        folder: run folder, which may not exist yet.
+        port: 0 for any free port.
 
     Yields:
-        A function that waits for its address, and raises ServerError where there is none.
+        A function that waits for the URL of the view, and raises ServerError if it did not start.
     """
     command = [sys.executable, "-m", "headstart", "watch", str(folder), "--port", str(port), "--beside"]
     pipe = subprocess.PIPE
-    # A session of its own: Ctrl-C is for the training, and the page is to show that it was stopped.
+    # A new session: Ctrl-C stops only the training, and the page then shows that it was stopped.
     process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         yield lambda: _address_of(process)
@@ -109,107 +112,106 @@ def watched_beside(folder: Path, *, port: int = 0) -> Iterator[Callable[[], str]
         with contextlib.suppress(OSError):
             process.stdin.close()
         try:
-            process.wait(timeout=TELL_WITHIN + 2)
+            process.wait(timeout=MAX_LINGER + 2)
         except (subprocess.TimeoutExpired, KeyboardInterrupt):
             process.kill()
             process.wait()
 
 
-def view_app(watched: Watched, traffic: Traffic) -> FastAPI:
+def view_app(reader: RunReader, state: ServerState) -> FastAPI:
     """The application that shows a run, and nothing else.
 
     Args:
-        watched: the run.
-        traffic: is kept up to date; its streams end where it is draining.
+        reader: reads the run folder.
+        state: counters to update; event streams end when it is draining.
     """
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-    app.include_router(watch_router(watched, ending=lambda: traffic.draining))
+    app.include_router(watch_router(reader, is_stopping=lambda: state.draining))
     app.include_router(asset_router())
-    app.add_api_route("/", _to_the_run, include_in_schema=False)
-    app.add_middleware(Guard, limits=Limits(), admission=Admission(), traffic=traffic, metrics=Metrics(), log=None)
-    app.add_middleware(PageHeaders)
+    app.add_api_route("/", _redirect_to_view, include_in_schema=False)
+    app.add_middleware(
+        RequestMiddleware, limits=ServerLimits(), admission=AccessPolicy(), state=state, metrics=Metrics(), log=None
+    )
+    app.add_middleware(SecurityHeadersMiddleware)
     return app
 
 
-def open_in_browser(where: str) -> None:
-    """Opens an address where there is a display to show it on."""
+def open_in_browser(url: str) -> None:
+    """Opens a URL in the browser if this machine has a display."""
     if sys.platform in ("win32", "darwin") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
-        with contextlib.suppress(Exception):  # a browser that fails is no reason to end anything
-            webbrowser.open(where)
+        with contextlib.suppress(Exception):  # the command works without a browser
+            webbrowser.open(url)
 
 
 def _address_of(process: subprocess.Popen[bytes]) -> str:
-    said: list[bytes] = []
+    lines: list[bytes] = []
     assert process.stdout is not None
-    reader = threading.Thread(target=lambda: said.append(process.stdout.readline()), daemon=True)  # type: ignore[union-attr]
+    reader = threading.Thread(target=lambda: lines.append(process.stdout.readline()), daemon=True)  # type: ignore[union-attr]
     reader.start()
-    reader.join(STARTED_WITHIN)
+    reader.join(START_TIMEOUT)
     try:
-        told: dict[str, Any] = json.loads(said[0])
+        message: dict[str, Any] = json.loads(lines[0])
     except (IndexError, ValueError):
-        raise ServerError("The view of the run did not start. Train without --watch, and look at the report.") from None
-    if "address" not in told:
-        raise ServerError(f"{told.get('error')}")
-    return str(told["address"])
+        raise ServerError("The view of the run did not start. Train without --watch and open the report.") from None
+    if "address" not in message:
+        raise ServerError(f"{message.get('error')}")
+    return str(message["address"])
 
 
 def _serve(
-    watched: Watched, *, port: int, opened: Callable[[str], None] | None, over: Callable[[], bool] | None
+    reader: RunReader, *, port: int, opened: Callable[[str], None] | None, is_over: Callable[[], bool] | None
 ) -> None:
-    traffic, seen = Traffic(), _Seen()
-    app = view_app(watched, traffic)
-    app.add_middleware(_Counted, seen=seen)
+    state, requests = ServerState(), _RequestClock()
+    app = view_app(reader, state)
+    app.add_middleware(_RequestClockMiddleware, clock=requests)
     try:
         listener = listen(HOST, port)
     except ServerError as error:
-        raise ServerError(
-            str(error).replace("--host or --port", "--watch-port, or --port of headstart watch")
-        ) from None
-    server = bounded_server(app, Limits(), traffic)
+        options = "--watch-port, or --port of headstart watch"
+        raise ServerError(str(error).replace("--host or --port", options)) from None
+    server = bounded_server(app, ServerLimits(), state)
     if opened is not None:
         opened(f"{address(listener)}/watch")
 
     async def run() -> None:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
-        begun: float | None = None
+        over_since: float | None = None
         while not serving.done():
-            await asyncio.sleep(TICK)
-            if signals:
-                traffic.draining = server.should_exit = True
-            if over is not None and over():
-                begun = time.monotonic() if begun is None else begun
-                since = time.monotonic() - begun
-                told = since > TELL_AT_LEAST and seen.quiet > QUIET
-                if not seen.any or told or since > TELL_WITHIN:
-                    traffic.draining = server.should_exit = True
+            await asyncio.sleep(POLL_SECONDS)
+            if over_since is None and is_over is not None and is_over():
+                over_since = time.monotonic()
+            if signals or (over_since is not None and requests.nobody_waits(over_since)):
+                state.draining = server.should_exit = True
         await serving
 
     with stop_signals() as signals, quiet_uvicorn():
         asyncio.run(run())
 
 
-async def _to_the_run() -> Response:
+async def _redirect_to_view() -> Response:
     return RedirectResponse("/watch")
 
 
-class _Seen:
-    """When a request was last seen."""
+class _RequestClock:
+    """Time of the last request."""
 
     def __init__(self) -> None:
         self.any = False
         self.last = 0.0
 
-    @property
-    def quiet(self) -> float:
-        """Seconds since."""
-        return time.monotonic() - self.last
+    def nobody_waits(self, over_since: float) -> bool:
+        """Whether open pages have fetched the result of a run that is over since then."""
+        elapsed, idle = time.monotonic() - over_since, time.monotonic() - self.last
+        return not self.any or elapsed > MAX_LINGER or (elapsed > MIN_LINGER and idle > IDLE_SECONDS)
 
 
 @final
-class _Counted:
-    def __init__(self, app: ASGIApp, *, seen: _Seen) -> None:
-        self.app, self.seen = app, seen
+class _RequestClockMiddleware:
+    """ASGI middleware that records the time of each request."""
+
+    def __init__(self, app: ASGIApp, *, clock: _RequestClock) -> None:
+        self.app, self.clock = app, clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.seen.any, self.seen.last = True, time.monotonic()
+        self.clock.any, self.clock.last = True, time.monotonic()
         await self.app(scope, receive, send)

@@ -1,11 +1,11 @@
-"""The page's second view: a run that is watched, live by server-sent events."""
+"""Routes of the live view of a run: server-sent events, images and the report."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from typing import Annotated, Any
+from typing import Annotated, Final
 
 from fastapi import APIRouter, Header
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -14,32 +14,32 @@ from starlette.concurrency import run_in_threadpool
 
 from headstart.data.decode import decode, jpeg_bytes
 from headstart.errors import RunError, UnreadableImage
-from headstart.serve.errors import Refusal
+from headstart.serve.errors import HttpError
 from headstart.serve.static_files import asset
-from headstart.serve.watch.run_reader import Place, Watched
+from headstart.serve.watch.run_reader import JsonObject, LogPosition, LogTail, RunReader
 
-LOOK_EVERY = 0.3
-"""Seconds between two looks at the folder."""
+POLL_SECONDS: Final = 0.3
+"""Seconds between two reads of the run folder."""
 
-ALIVE_EVERY = 10.0
-"""Seconds without an event after which a comment keeps the line open."""
+KEEP_ALIVE_SECONDS: Final = 10.0
+"""Seconds without an event after which a comment is sent, so that proxies keep the connection open."""
 
-SIDE = 320
-"""Of a picture, in pixels."""
+THUMBNAIL_SIZE: Final = 320
+"""Longer side of small images, in pixels."""
 
 REPORT_POLICY = (
     "sandbox allow-scripts; default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""A report carries its script and style in itself; in a sandbox it can reach nothing of the server."""
+"""The report has inline scripts and styles. The sandbox gives it an opaque origin, which cannot access the server."""
 
 
-def watch_router(watched: Watched, *, ending: Callable[[], bool] = lambda: False) -> APIRouter:
-    """The routes of the view.
+def watch_router(reader: RunReader, *, is_stopping: Callable[[], bool] = lambda: False) -> APIRouter:
+    """Routes of the view.
 
     Args:
-        watched: the run.
-        ending: whether the server is about to stop: then streams end.
+        reader: reads the run folder.
+        is_stopping: whether the server is about to stop; event streams then end.
     """
     router = APIRouter(include_in_schema=False)
 
@@ -49,88 +49,86 @@ def watch_router(watched: Watched, *, ending: Callable[[], bool] = lambda: False
 
     @router.get("/watch/events")
     async def events(last_event_id: Annotated[str, Header()] = "") -> Response:
-        told = _events(watched, Place.read(last_event_id), ending)
-        return StreamingResponse(told, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        stream = _events(reader, LogPosition.read(last_event_id), is_stopping)
+        return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
     @router.get("/watch/summary")
     async def summary() -> Response:
         try:
-            return JSONResponse(await run_in_threadpool(watched.summary), headers={"Cache-Control": "no-store"})
+            return JSONResponse(await run_in_threadpool(reader.summary), headers={"Cache-Control": "no-store"})
         except RunError as error:
-            raise Refusal(404, str(error)) from error
+            raise HttpError(404, str(error)) from error
 
-    @router.get("/watch/pictures/{key}")
-    async def picture(key: str) -> Response:
-        data = await run_in_threadpool(_small, watched, key)
+    @router.get("/watch/images/{key}")
+    async def image(key: str) -> Response:
+        data = await run_in_threadpool(_thumbnail, reader, key)
         if isinstance(data, str):
-            raise Refusal(404, data)
+            raise HttpError(404, data)
         return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
     @router.get("/watch/report")
     async def report() -> Response:
         try:
-            data = await run_in_threadpool((watched.folder / "report.html").read_bytes)
+            data = await run_in_threadpool((reader.folder / "report.html").read_bytes)
         except OSError:
-            raise Refusal(404, "This run has no report yet.") from None
+            raise HttpError(404, "This run has no report yet. It is written when the run finishes.") from None
         headers = {"Content-Security-Policy": REPORT_POLICY, "Cache-Control": "no-store"}
         return Response(data, media_type="text/html; charset=utf-8", headers=headers)
 
     return router
 
 
-def _small(watched: Watched, key: str) -> bytes | str:
-    """A small JPEG, or why there is none."""
-    path = watched.picture(key)
+def _thumbnail(reader: RunReader, key: str) -> bytes | str:
+    """A small JPEG, or the reason why there is none."""
+    path = reader.image_path(key)
     if path is None:
-        return "No such picture."
+        return "No such image in this run."
     try:
-        image = decode(path, min_side=SIDE).image
+        image = decode(path, min_side=THUMBNAIL_SIZE).image
     except UnreadableImage as error:
-        return f"The picture cannot be shown any more: {error.reason}."
-    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+        return f"The image cannot be read any more: {error.reason}."
+    image.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.LANCZOS)
     return jpeg_bytes(image, quality=82)
 
 
-async def _events(watched: Watched, after: Place, ending: Callable[[], bool]) -> AsyncIterator[bytes]:
-    """The state and the moment whenever they change, and each line of the log once, behind ``after``.
+async def _events(reader: RunReader, after: LogPosition, is_stopping: Callable[[], bool]) -> AsyncIterator[bytes]:
+    """Server-sent events: state and live status whenever they change, and each line of the log once.
 
-    Lines carry the place behind them as their id, so that a page that comes back goes on where it was; where the log
-    was cut meanwhile, "reset" says that all comes anew. "end" is the last event of a finished run.
+    The id of a log event is the position after its line, so that a page that reconnects continues there
+    (``Last-Event-ID``). "reset" says that the log was cut by a resumed run, and starts again. "end" is the last event
+    of a finished run.
     """
-    state: dict[str, Any] = {}
-    now: dict[str, Any] | None = None
-    quiet = 0.0
-    while not ending():
-        seen = await run_in_threadpool(watched.state)
-        tail = await run_in_threadpool(watched.tail, after)
-        moment = await run_in_threadpool(watched.now)
-        made = []
-        if seen != state:
-            made.append(_event("state", seen))
-        if tail.anew:
-            after = Place()
-            made.append(_event("reset", {}))
-        for place, line in tail.lines:
-            after = place
-            made.append(_event("log", line, place))
-        if moment != now:
-            made.append(_event("now", moment))
-        state, now = seen, moment
-        if made:
-            yield b"".join(made)
-            quiet = 0.0
-        if state["state"] == "finished" and not made:
+    state: JsonObject = {}
+    status: JsonObject | None = None
+    idle_seconds = 0.0
+    while not is_stopping():
+        new_state, tail, new_status = await run_in_threadpool(_read, reader, after)
+        events = [] if new_state == state else [_event("state", new_state)]
+        events += [_event("reset", {})] if tail.reset else []
+        events += [_event("log", line, position) for position, line in tail.lines]
+        events += [] if new_status == status else [_event("status", new_status)]
+        after = tail.lines[-1][0] if tail.lines else LogPosition() if tail.reset else after
+        state, status = new_state, new_status
+        if events:
+            yield b"".join(events)
+            idle_seconds = 0.0
+        elif state["state"] == "finished":
             yield _event("end", {})
             return
-        await asyncio.sleep(LOOK_EVERY)
-        quiet += LOOK_EVERY
-        if quiet > ALIVE_EVERY:
-            quiet = 0.0
+        await asyncio.sleep(POLL_SECONDS)
+        idle_seconds += POLL_SECONDS
+        if idle_seconds > KEEP_ALIVE_SECONDS:
+            idle_seconds = 0.0
             yield b": alive\n\n"
 
 
-def _event(kind: str, data: dict[str, Any] | bytes | None, place: Place | None = None) -> bytes:
-    """A server-sent event; JSON, as it is written here, has no line breaks."""
+def _read(reader: RunReader, after: LogPosition) -> tuple[JsonObject, LogTail, JsonObject | None]:
+    """State, new lines of the log and live status, in this order: a finished state is sent after its last line."""
+    return reader.state(), reader.tail(after), reader.status()
+
+
+def _event(kind: str, data: JsonObject | bytes | None, position: LogPosition | None = None) -> bytes:
+    """A server-sent event. The data is JSON on one line."""
     text = json.dumps(data).encode() if not isinstance(data, bytes) else data.strip()
-    name = b"" if place is None else f"id: {place}\n".encode()
-    return b"event: " + kind.encode() + b"\ndata: " + text + b"\n" + name + b"\n"
+    event_id = b"" if position is None else f"id: {position}\n".encode()
+    return b"event: " + kind.encode() + b"\ndata: " + text + b"\n" + event_id + b"\n"

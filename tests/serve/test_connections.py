@@ -9,13 +9,18 @@ from contextlib import ExitStack, suppress
 import pytest
 from served import Served, jpeg, served, tiny_model, until
 
-from headstart.serve.limits import Limits
+from headstart.serve.limits import ServerLimits
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
-    limits = Limits(
-        body=1_000_000, head_seconds=0.5, body_seconds=0.5, idle_seconds=1.5, request_seconds=1.5, connections=6
+    limits = ServerLimits(
+        max_body_bytes=1_000_000,
+        header_timeout=0.5,
+        body_timeout=0.5,
+        keep_alive_timeout=1.5,
+        response_timeout=1.5,
+        max_connections=6,
     )
     with served(tiny_model(), limits=limits) as own:
         yield own
@@ -82,9 +87,9 @@ def test_an_answered_connection_may_rest_but_not_begin_and_stop(server: Served) 
 
 def test_there_are_no_more_connections_than_agreed_and_room_again_later(server: Served) -> None:
     server.client.close()
-    until(lambda: not server.service.traffic.connections)
+    until(lambda: not server.service.state.open_connections)
     plugs = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(6)]
-    until(lambda: server.service.traffic.connections == 6)
+    until(lambda: server.service.state.open_connections == 6)
     with socket.create_connection(("127.0.0.1", server.port)) as plug:
         head, _, body = answer(plug).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 503")
@@ -92,7 +97,7 @@ def test_there_are_no_more_connections_than_agreed_and_room_again_later(server: 
     assert json.loads(body)["error"]["code"] == "unavailable"
     for plug in plugs:
         plug.close()
-    until(lambda: not server.service.traffic.connections)
+    until(lambda: not server.service.state.open_connections)
     with socket.create_connection(("127.0.0.1", server.port)) as plug:
         plug.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         assert answer(plug).startswith(b"HTTP/1.1 200")
@@ -130,13 +135,13 @@ def test_whoever_writes_all_before_it_reads_learns_why_it_was_refused(server: Se
     with ExitStack() as stack:
         for _ in range(others):
             stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
-        until(lambda: server.service.traffic.connections == others)
+        until(lambda: server.service.state.open_connections == others)
         with socket.create_connection(("127.0.0.1", server.port)) as plug:
             for start in range(0, len(REFUSED[status]), 100_000):
                 plug.sendall(REFUSED[status][start : start + 100_000])  # fails where the server has closed by then
                 time.sleep(0.002)
             assert plug.recv(12) == f"HTTP/1.1 {status}".encode()
-    until(lambda: not server.service.traffic.connections and not server.service.traffic.leaving)
+    until(lambda: not server.service.state.open_connections and not server.service.state.lingering_connections)
 
 
 @pytest.mark.parametrize(
@@ -147,23 +152,26 @@ def test_who_is_refused_and_never_stops_is_cut_off(server: Served, start: bytes)
         plug.sendall(start)
         with pytest.raises(ConnectionError):
             keep_sending(plug, seconds=5)
-    until(lambda: not server.service.traffic.connections and not server.service.traffic.leaving)
+    until(lambda: not server.service.state.open_connections and not server.service.state.lingering_connections)
 
 
 def test_no_more_linger_than_may_be_connected() -> None:
-    with served(tiny_model(), limits=Limits(connections=2, head_seconds=0.5)) as server, ExitStack() as stack:
+    with (
+        served(tiny_model(), limits=ServerLimits(max_connections=2, header_timeout=0.5)) as server,
+        ExitStack() as stack,
+    ):
         plugs = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port))) for _ in range(8)]
-        until(lambda: server.service.traffic.leaving == 2)
+        until(lambda: server.service.state.lingering_connections == 2)
         assert all(answer(plug).startswith(b"HTTP/1.1 503") for plug in plugs[2:])
-        assert server.service.traffic.leaving == 2
+        assert server.service.state.lingering_connections == 2
         for plug in plugs:
             plug.close()
-        until(lambda: not server.service.traffic.leaving)
+        until(lambda: not server.service.state.lingering_connections)
 
 
 @pytest.mark.exhaustive
 def test_who_does_not_read_its_answers_is_let_go(server: Served) -> None:
-    until(lambda: not server.service.traffic.connections)
+    until(lambda: not server.service.state.open_connections)
     ask = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
     plug = socket.socket()
     plug.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -173,7 +181,7 @@ def test_who_does_not_read_its_answers_is_let_go(server: Served) -> None:
         with suppress(ConnectionError, TimeoutError):  # the buffers on the way are full, or it is let go before
             plug.sendall(ask * 20_000)
         until(lambda: any(own["path"] == "/openapi.json" for own in server.log))
-        until(lambda: not server.service.traffic.connections)
+        until(lambda: not server.service.state.open_connections)
 
 
 def test_a_picture_may_still_be_sent_after_all_that(server: Served) -> None:

@@ -1,0 +1,247 @@
+"""Limits of TCP connections: how many are open, how long headers may take, how long a client may not read.
+
+``BoundedConnection`` is an asyncio protocol around the HTTP protocol of the server (uvicorn). It uses the documented
+callbacks of ``asyncio.Protocol`` only, and learns from an ASGI middleware when a request begins and ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from http import HTTPStatus
+from typing import Any, TypeAlias, cast, final
+
+from h11 import LocalProtocolError
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from headstart.serve.errors import error_document
+from headstart.serve.limits import ServerLimits
+from headstart.serve.middleware import LINGER_SECONDS, MAX_DISCARDED_BODIES, ServerState
+
+Address: TypeAlias = tuple[Any, ...]
+"""Host and port of the server, host and port of the client: ``server`` and ``client`` of the ASGI scope."""
+
+
+@final
+class ConnectionRegistry:
+    """Open connections by their two addresses, and the limits and counters that they share."""
+
+    def __init__(self, limits: ServerLimits, state: ServerState) -> None:
+        self.limits, self.state = limits, state
+        self.by_address: dict[Address, BoundedConnection] = {}
+
+    def close_lingering(self) -> None:
+        """Closes the connections that wait for refused clients to read their response."""
+        for connection in list(self.by_address.values()):
+            connection.abort_if_lingering()
+
+
+@final
+class ConnectionMiddleware:
+    """ASGI middleware that reports requests and responses to the connection that they belong to."""
+
+    def __init__(self, app: ASGIApp, registry: ConnectionRegistry) -> None:
+        self.app, self.registry = app, registry
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles one request; other ASGI events (lifespan) are passed on."""
+        address = (*(scope.get("server") or ()), *(scope.get("client") or ()))
+        connection = self.registry.by_address.get(address)
+        if scope["type"] != "http" or connection is None:
+            await self.app(scope, receive, send)
+            return
+
+        async def reporting_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                connection.response_expected = True
+            await send(message)
+
+        connection.request_started()
+        try:
+            await self.app(scope, receive, reporting_send)
+        finally:
+            connection.request_ended()
+
+
+@final
+class BoundedConnection(asyncio.Protocol):
+    """Enforces the limits of one connection, and passes its bytes to a protocol that parses HTTP.
+
+    Args:
+        registry: the connections of this server.
+        create_http: creates the protocol that parses HTTP and calls the application.
+
+    Attributes:
+        response_expected: whether the application has begun a response whose status line is not sent yet.
+        is_lingering: whether the connection only waits for a refused client; see ``LINGER_SECONDS``.
+    """
+
+    def __init__(self, registry: ConnectionRegistry, create_http: Callable[[], asyncio.Protocol]) -> None:
+        self._registry, self._limits, self._state = registry, registry.limits, registry.state
+        self._create_http = create_http
+        self._http: asyncio.Protocol | None = None
+        self._is_open = False
+        self._num_active = self._discarded_bytes = 0
+        self.response_expected = self.is_lingering = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Accepts the connection, or refuses it with 503."""
+        self._transport = cast(asyncio.Transport, transport)
+        self._address = (*transport.get_extra_info("sockname")[:2], *transport.get_extra_info("peername")[:2])
+        self._registry.by_address[self._address] = self
+        self._send_deadline, self._read_deadline = _Deadline(self._transport), _Deadline(self._transport)
+        if self._state.open_connections >= self._limits.max_connections:
+            self.refuse(503, "Too many connections. Try again later.", "Retry-After: 1")
+            return
+        self._is_open = True
+        self._state.open_connections += 1
+        self._http = self._create_http()
+        self._http.connection_made(cast(asyncio.Transport, _WatchedTransport(self._transport, self)))
+        self._send_deadline.start(self._limits.header_timeout)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Removes the connection from the counters."""
+        self._end_http(exc)
+        self._send_deadline.cancel()
+        self._read_deadline.cancel()
+        self._registry.by_address.pop(self._address, None)
+        self._state.lingering_connections -= self.is_lingering
+        self._state.open_connections -= self._is_open
+
+    def data_received(self, data: bytes) -> None:
+        """Passes bytes on, or discards them while the connection lingers."""
+        if self.is_lingering:
+            self._discarded_bytes += len(data)
+            if self._discarded_bytes > MAX_DISCARDED_BODIES * self._limits.max_body_bytes:
+                self._transport.abort()
+            self._read_deadline.start(LINGER_SECONDS)
+        elif self._http is not None:
+            if not self._num_active and not self._send_deadline.is_running:
+                self._send_deadline.start(self._limits.header_timeout)
+            try:
+                self._http.data_received(data)
+            except LocalProtocolError:  # invalid HTTP in a request body whose response has begun
+                self._linger()
+
+    def eof_received(self) -> None:
+        """The client has closed its sending side: the transport closes."""
+        if self._http is not None:
+            self._http.eof_received()
+
+    def pause_writing(self) -> None:
+        """The client does not read its response: it must begin to within ``response_timeout``."""
+        self._read_deadline.start(self._limits.response_timeout)
+        if self._http is not None:
+            self._http.pause_writing()
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        if not self._transport.is_closing():
+            self._read_deadline.cancel()
+        if self._http is not None:
+            self._http.resume_writing()
+
+    def request_started(self) -> None:
+        """The headers of a request have arrived."""
+        self._num_active += 1
+        if not self.is_lingering:
+            self._send_deadline.cancel()
+
+    def request_ended(self) -> None:
+        """The application has returned."""
+        self._num_active -= 1
+
+    def refuse(self, status: int, reason: str, *headers: str) -> None:
+        """Sends an error response without the application, then lingers."""
+        self._transport.write(_error_response(status, reason, headers))
+        self._linger()
+
+    def close(self) -> None:
+        """Closes the connection as soon as its response is sent; drops the rest after ``keep_alive_timeout``."""
+        if not self.is_lingering and not self._transport.is_closing():
+            self._send_deadline.cancel()
+            self._read_deadline.start(self._limits.keep_alive_timeout)
+            self._transport.close()
+
+    def abort_if_lingering(self) -> None:
+        """Closes the connection at once if it only waits for a refused client."""
+        if self.is_lingering:
+            self._transport.abort()
+
+    def _linger(self) -> None:
+        """Discards what arrives until the client has sent everything. At most ``max_connections`` may do so."""
+        asyncio.get_running_loop().call_soon(self._end_http, None)  # it may be on the call stack
+        if self._state.lingering_connections >= self._limits.max_connections:
+            self._transport.close()
+            self._read_deadline.start(1.0)
+            return
+        self.is_lingering = True
+        self._state.lingering_connections += 1
+        self._transport.write_eof()
+        self._transport.resume_reading()
+        self._read_deadline.start(LINGER_SECONDS)
+        self._send_deadline.start(self._limits.body_timeout)
+
+    def _end_http(self, exc: Exception | None) -> None:
+        """Tells the HTTP protocol, and with it the application, that the connection is lost."""
+        http, self._http = self._http, None
+        if http is not None:
+            http.connection_lost(exc)
+
+
+@final
+class _WatchedTransport:
+    """The transport that the HTTP protocol sees: its error responses and ``close`` go through the connection."""
+
+    def __init__(self, transport: asyncio.Transport, connection: BoundedConnection) -> None:
+        self._transport, self._connection = transport, connection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Sends bytes. A status line that the application has not asked for is an error of the HTTP protocol."""
+        connection = self._connection
+        if connection.is_lingering or self._transport.is_closing():
+            return
+        if data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 1"):  # 100 Continue is no response
+            if not connection.response_expected:
+                connection.refuse(int(data[9:12]), "Invalid HTTP request.")
+                return
+            connection.response_expected = False
+        self._transport.write(data)
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+@final
+class _Deadline:
+    """Timer that aborts a connection."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._handle: asyncio.TimerHandle | None = None
+
+    @property
+    def is_running(self) -> bool:
+        return self._handle is not None
+
+    def start(self, seconds: float) -> None:
+        """Starts the timer, or starts it again."""
+        self.cancel()
+        self._handle = asyncio.get_running_loop().call_later(seconds, self._transport.abort)
+
+    def cancel(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+
+def _error_response(status: int, reason: str, headers: Sequence[str]) -> bytes:
+    """A complete HTTP response, for requests that do not reach the application."""
+    body = json.dumps(error_document(status, reason)).encode()
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", "Content-Type: application/json"]
+    lines += [f"Content-Length: {len(body)}", *headers, "Connection: close", "", ""]
+    return "\r\n".join(lines).encode() + body
