@@ -44,5 +44,5 @@ def test_values_of_the_command_line_become_limits_in_their_units() -> None:
 
 
 def test_the_documentation_has_the_table_of_limits() -> None:
-    page = Path(__file__).parents[2] / "docs" / "serve.md"
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "serve.md"
     assert limits_table() in page.read_text(), f"paste this into {page}:\n{limits_table()}"

@@ -40,14 +40,14 @@ import headstart.serve.batching as services
 from headstart.cli import main as cli
 
 services.EXPECTED_IMAGES = 1  # nothing is measured or exported
-judge = services.Model.judge
+judge = services.Model.predict_features
 
 def slowly(model, features):
     time.sleep(services.SLOW)
     return judge(model, features)
 
 services.SLOW = 0.0
-services.Model.judge = slowly
+services.Model.predict_features = slowly
 decode = services.InferenceService._timed_pixels
 
 def mark(service, data, max_decoded_pixels):
@@ -123,7 +123,7 @@ def test_in_a_thread_it_handles_no_signals_and_answers_all_that_was_sent_before_
 ) -> None:
     """None is reset: neither what the engine works on, nor what no line of the server has looked at yet."""
     monkeypatch.setattr(services, "EXPECTED_IMAGES", 1)
-    judge = services.Model.judge
+    judge = services.Model.predict_features
     seen: list[str] = []
     monkeypatch.setattr(SilentProgress, "say", lambda _self, text: seen.append(text))
     before = [signal.getsignal(own) for own in (signal.SIGINT, signal.SIGTERM)]
@@ -141,7 +141,7 @@ def test_in_a_thread_it_handles_no_signals_and_answers_all_that_was_sent_before_
     until(lambda: any("is ready" in own for own in seen) or failed)
     assert not failed
     port = int(re.findall(r"127\.0\.0\.1:(\d+)", "".join(seen))[0])
-    monkeypatch.setattr(services.Model, "judge", lambda model, features: (time.sleep(0.3), judge(model, features))[1])
+    monkeypatch.setattr(services.Model, "predict_features", lambda model, features: (time.sleep(0.3), judge(model, features))[1])
     body = b'--b\r\nContent-Disposition: form-data; name="files"\r\n\r\n' + jpeg() + b"\r\n--b--\r\n"
     head = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"
     request = head + b"Content-Length: %d\r\n\r\n" % len(body) + body
