@@ -141,7 +141,9 @@ def test_in_a_thread_it_handles_no_signals_and_answers_all_that_was_sent_before_
     until(lambda: any("is ready" in own for own in seen) or failed)
     assert not failed
     port = int(re.findall(r"127\.0\.0\.1:(\d+)", "".join(seen))[0])
-    monkeypatch.setattr(services.Model, "predict_features", lambda model, features: (time.sleep(0.3), judge(model, features))[1])
+    monkeypatch.setattr(
+        services.Model, "predict_features", lambda model, features: (time.sleep(0.3), judge(model, features))[1]
+    )
     body = b'--b\r\nContent-Disposition: form-data; name="files"\r\n\r\n' + jpeg() + b"\r\n--b--\r\n"
     head = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"
     request = head + b"Content-Length: %d\r\n\r\n" % len(body) + body
