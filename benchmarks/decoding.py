@@ -24,7 +24,8 @@ from PIL import Image
 
 from headstart.backbone.weights import DEFAULT_BACKBONE, load_backbone
 from headstart.data.dataset import open_data
-from headstart.data.decode import Preprocessing, decode, map_images, resize_and_crop
+from headstart.data.decode import decode, map_images
+from headstart.data.preprocessing import Preprocessing, resize_and_crop
 from headstart.data.scan import pixel_store, scan
 
 

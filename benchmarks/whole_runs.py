@@ -33,8 +33,9 @@ from headstart.backbone.weights import DEFAULT_BACKBONE, load_backbone
 from headstart.cache.keys import content_key
 from headstart.data.augment import Augmentation, views
 from headstart.data.dataset import open_data
-from headstart.data.decode import decode, resize_and_crop
+from headstart.data.decode import decode
 from headstart.data.inspection import inspect
+from headstart.data.preprocessing import resize_and_crop
 from headstart.training.ladder import EFFORTS
 
 PLAIN = "plain loop"

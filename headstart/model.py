@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from headstart.backbone.pixel_net import FeatureNet
 from headstart.backbone.weights import Backbone, build_architecture
-from headstart.data.decode import Preprocessing, Rgb
+from headstart.data.preprocessing import Preprocessing, Rgb
 from headstart.data.sources import ImageSource, OneImage, Picture, read_sources
 from headstart.engine.device import settle_after_fork
 from headstart.errors import ModelFileError, OptionError, first_line

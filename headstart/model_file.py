@@ -26,7 +26,7 @@ from headstart.backbone.layers import Layout
 from headstart.backbone.pooling import Pooling
 from headstart.backbone.weights import fingerprint
 from headstart.concurrency import ignored_warnings
-from headstart.data.decode import INTERPOLATIONS, CropMode
+from headstart.data.preprocessing import INTERPOLATIONS, CropMode
 from headstart.errors import HeadstartError, ModelFileError, first_line
 from headstart.training.custom_heads import DEEPEST as DEEPEST_HEAD
 from headstart.training.custom_heads import KIND as MODULES

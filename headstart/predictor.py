@@ -18,7 +18,8 @@ from torch import nn
 from headstart.backbone.layers import Layout
 from headstart.backbone.pixel_net import FeatureNet
 from headstart.concurrency import ProcessLock
-from headstart.data.decode import Preprocessing, Rgb, as_rgb, decode, map_images, resize_and_crop
+from headstart.data.decode import as_rgb, decode, map_images
+from headstart.data.preprocessing import Preprocessing, Rgb, resize_and_crop
 from headstart.data.sources import ImageSource, Picture, read_source
 from headstart.engine.device import resolve_device, settle_after_fork
 from headstart.engine.interface import Engine

@@ -321,7 +321,7 @@ def test_pillows_remarks_are_kept_from_the_user_while_a_file_is_decoded() -> Non
 
     with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("error")
-        patch.setattr("headstart.data.decode._is_laborious", remark)
+        patch.setattr("headstart.data.jpeg.exceeds_limits", remark)
         assert decode(data).format == "JPEG"
 
 

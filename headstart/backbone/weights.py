@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from headstart.backbone.names import resolution_note, resolve_architecture
 from headstart.backbone.weight_files import MatchedWeights, match_weights, read_tensors
 from headstart.concurrency import SharedScope, ignored_warnings
-from headstart.data.decode import CropMode, Preprocessing
+from headstart.data.preprocessing import CropMode, Preprocessing
 from headstart.errors import OptionError, WeightsError
 from headstart.files import user_path
 

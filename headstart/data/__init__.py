@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from headstart.data.dataset import open_data as open_data
     from headstart.data.dataset import open_folder as open_folder
     from headstart.data.dataset import open_table as open_table
-    from headstart.data.decode import Preprocessing as Preprocessing
     from headstart.data.duplicates import DuplicatePair as DuplicatePair
     from headstart.data.finding import Finding as Finding
     from headstart.data.inspection import Inspection as Inspection
     from headstart.data.inspection import inspect as inspect
+    from headstart.data.preprocessing import Preprocessing as Preprocessing
     from headstart.data.scan import Scan as Scan
     from headstart.data.splits import Split as Split
     from headstart.data.splits import SplitShares as SplitShares
@@ -27,7 +27,7 @@ _MODULES = {
     "DuplicatePair": "headstart.data.duplicates",
     "Finding": "headstart.data.finding",
     "Inspection": "headstart.data.inspection",
-    "Preprocessing": "headstart.data.decode",
+    "Preprocessing": "headstart.data.preprocessing",
     "Scan": "headstart.data.scan",
     "Split": "headstart.data.splits",
     "SplitShares": "headstart.data.splits",

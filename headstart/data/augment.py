@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from headstart.data.decode import Preprocessing, Rgb, decode
+from headstart.data.decode import decode
+from headstart.data.preprocessing import Preprocessing, Rgb
 from headstart.errors import OptionError
 
 AUGMENT_VERSION = 1

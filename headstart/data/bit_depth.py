@@ -1,4 +1,4 @@
-"""Images of 9 to 16 bits per channel: the values in their files, and how these become 8-bit values."""
+"""Bit depth: reading images of 9 to 16 bits per channel, and scaling their values to 8 bits."""
 
 from __future__ import annotations
 
@@ -11,27 +11,29 @@ import numpy.typing as npt
 from PIL import Image, ImageFile
 from PIL.PpmImagePlugin import PpmImageFile
 
+from headstart.data.tiff import tag
+
 LEVELS = 65536
-"""Levels of a histogram over the full scale of a file, whatever its bit depth."""
+"""Levels of a histogram over the full scale of a file, for every bit depth."""
 
 ValueRange = tuple[float, float]
 """(black, white) as shares of a file's full scale, 0 <= black < white <= 1."""
 
 _WHITE_IS_ZERO, _PHOTOMETRIC, _BITS_PER_SAMPLE = 0, 262, 258
-"""TIFF: an interpretation, and two tags."""
+"""TIFF: the value "white is zero" of the tag PhotometricInterpretation, and the tags' numbers."""
 
 _SWAPPED = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
 
 
 @dataclass(frozen=True)
 class DeepValues:
-    """Values as a file holds them.
+    """Unscaled pixel values of an image file.
 
     Attributes:
-        values: (H, W) or (H, W, 3) uint16, 0 to ``white``; uint8 where the upper 8 of 16 bits were read.
-        white: the value of white: 4095 where the file has 12 bits per channel.
+        values: (H, W) or (H, W, 3) uint16, 0 to ``white``; or uint8, if only the upper 8 of 16 bits were read.
+        white: value of white, such as 4095 for 12 bits per channel.
         bits: bits per channel of the file.
-        alpha: (H, W) uint8 opacity, 0-255; None where the file has none.
+        alpha: (H, W) uint8 opacity, 0-255; None if the file has no alpha channel.
     """
 
     values: npt.NDArray[np.uint16] | npt.NDArray[np.uint8]
@@ -41,15 +43,15 @@ class DeepValues:
 
     @property
     def used_bits(self) -> int:
-        """Bits that hold the largest value."""
+        """Bits per channel that the largest value needs."""
         used = int(self.values.max()).bit_length()
         return used and used + self.bits - self.white.bit_length()
 
     def to_8_bits(self, value_range: ValueRange | None = None) -> Image.Image:
-        """The image in mode L, RGB, or RGBA.
+        """Scales the values to an 8-bit image of mode L, RGB or RGBA.
 
         Args:
-            value_range: what becomes 0 and 255; the file's full scale where it is None.
+            value_range: (black, white), which become 0 and 255; None for the file's full scale.
         """
         scale = np.arange(self.white + 1)
         if value_range is not None:
@@ -66,21 +68,21 @@ class DeepValues:
         return image
 
     def histogram(self) -> npt.NDArray[np.float64]:
-        """(LEVELS,) share of the values at each level of the full scale; sums to 1."""
+        """(LEVELS,) float64 share of the values at each level of the full scale; sums to 1."""
         counts = np.bincount(self.values.ravel(), minlength=self.white + 1)
         places = np.rint(np.arange(self.white + 1) * ((LEVELS - 1) / self.white)).astype(np.int64)
         return np.bincount(places, weights=counts / counts.sum(), minlength=LEVELS).astype(np.float64)
 
 
 def range_of(histogram: npt.NDArray[np.float64], shares: tuple[float, float]) -> ValueRange:
-    """Percentiles of values.
+    """The values at two quantiles of a histogram.
 
     Args:
         histogram: (LEVELS,) share of the values at each level; sums to 1.
-        shares: of the values that lie at or below black and white, each in [0, 1].
+        shares: quantiles of black and white, each in [0, 1].
 
     Returns:
-        (black, white); at least one level apart.
+        (black, white) as shares of the full scale, at least one level apart.
     """
     reached = np.cumsum(histogram)
     last = LEVELS - 1
@@ -90,15 +92,15 @@ def range_of(histogram: npt.NDArray[np.float64], shares: tuple[float, float]) ->
 
 
 def deep_values(image: Image.Image, data: bytes = b"", *, exact: bool = True) -> DeepValues | None:
-    """The values of an opened image; None where it has 8 bits per channel or fewer, or bits that are not integers.
+    """The unscaled values of an opened image; None if it has up to 8 bits per channel, or values that are not integers.
 
-    Pillow keeps 16 bits of grey images alone, and the upper 8 of each colour. The lower 8 are read by a second pass
-    that takes each pair of bytes the other way round.
+    Pillow keeps 16 bits of grey images only; of colour images it keeps the upper 8. The lower 8 are read by decoding
+    a second time with the byte order swapped.
 
     Args:
-        image: opened, on the page that is wanted, and not loaded yet.
-        data: the whole file; needed for colours and for PGM and PPM.
-        exact: False where the upper 8 bits of colours suffice.
+        image: opened on the right page, not loaded yet.
+        data: content of the file; needed for colour images, PGM and PPM.
+        exact: False if the upper 8 bits of colour images suffice.
     """
     if isinstance(image, PpmImageFile) and image.tile and image.tile[0].codec_name == "ppm" and data:
         return _read_pnm(image, data)
@@ -123,7 +125,7 @@ def deep_values(image: Image.Image, data: bytes = b"", *, exact: bool = True) ->
 
 
 def _raw_mode(image: ImageFile.ImageFile) -> str:
-    """How 16-bit colours lie in the file, in Pillow's words; "" for anything else."""
+    """Pillow's raw mode of 16-bit colour images, which names the byte order; "" for any other image."""
     if image.mode not in ("RGB", "RGBA") or not image.tile:
         return ""
     args = image.tile[0].args
@@ -144,7 +146,7 @@ def _lower_bytes(image: ImageFile.ImageFile, data: bytes, raw: str) -> npt.NDArr
 
 
 def _read_pnm(image: PpmImageFile, data: bytes) -> DeepValues | None:
-    """A binary PGM or PPM with a maximum of its own, which Pillow scales in Python, pixel by pixel.
+    """Reads a binary PGM or PPM whose maximum is not 255 or 65535; Pillow would scale it pixel by pixel in Python.
 
     Raises:
         EOFError: the file is too short.
@@ -164,10 +166,3 @@ def _read_pnm(image: PpmImageFile, data: bytes) -> DeepValues | None:
 def _bits_per_sample(image: Image.Image) -> int:
     bits = tag(image, _BITS_PER_SAMPLE)
     return bits if bits is not None and 8 < bits < 16 else 16
-
-
-def tag(image: Image.Image, number: int) -> int | None:
-    """A TIFF's tag as a whole number; None where it is missing or no such number."""
-    value = getattr(image, "tag_v2", {}).get(number)
-    value = value[0] if isinstance(value, tuple) and value else value
-    return value if isinstance(value, int) else None

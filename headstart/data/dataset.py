@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from natsort import natsorted
 
-from headstart.data.decode import CAMERA_RAW, RAW_REMEDY, SUFFIXES, thumbnail
+from headstart.data.decode import thumbnail
 from headstart.data.finding import Finding
+from headstart.data.image_formats import CAMERA_RAW, RAW_REMEDY, SUFFIXES
 from headstart.data.table import SPLIT_NAMES, Columns, Spellings, join_labels, read_table
 from headstart.data.table_file import TABLE_SUFFIXES
 from headstart.errors import DataError, OptionError

@@ -21,7 +21,8 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from headstart.concurrency import ignored_warnings, usable_cpus
-from headstart.data.bit_depth import DeepValues, ValueRange, deep_values, tag
+from headstart.data.bit_depth import DeepValues, ValueRange, deep_values
+from headstart.data.tiff import tag
 from headstart.errors import LargeImage, UnreadableImage, first_line
 from headstart.extras import install_command, is_installed
 from headstart.html import data_address
@@ -29,7 +30,7 @@ from headstart.html import data_address
 DECODER_VERSION = 3
 """Counted up whenever ``decode`` or ``resize_and_crop`` would give other pixels; part of every cache key."""
 
-DECODE_AT_LEAST = 256
+MIN_DECODED_SIDE = 256
 """Shorter side, in pixels, below which a JPEG is never reduced while it is decoded."""
 
 RESIZED_AT_MOST = 100_000_000
@@ -186,7 +187,7 @@ class Preprocessing:
     @property
     def decode_at_least(self) -> int:
         """Shorter side, in pixels, that decoding must keep."""
-        return max(DECODE_AT_LEAST, *self.resize_to)
+        return max(MIN_DECODED_SIDE, *self.resize_to)
 
     def pixel_key(self) -> dict[str, Any]:
         """What decides the pixels (mean and std do not: they are applied inside the network)."""
@@ -229,7 +230,7 @@ class DecodedImage:
 def decode(
     source: bytes | str | Path,
     *,
-    min_side: int = DECODE_AT_LEAST,
+    min_side: int = MIN_DECODED_SIDE,
     value_range: ValueRange | None = None,
     max_pixels: int | None = None,
     max_decoded_pixels: int | None = None,
@@ -428,7 +429,7 @@ def map_images(
             yield waiting.popleft().result()
 
 
-def format_fits_name(path: str, image_format: str) -> bool:
+def has_expected_suffix(path: str, image_format: str) -> bool:
     """Whether a file's ending is one that its real format goes by."""
     expected = _FORMAT_SUFFIXES.get(image_format)
     return expected is None or Path(path).suffix.lower() in expected

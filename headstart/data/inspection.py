@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from headstart.data.dataset import SPLITS, Dataset, open_data
-from headstart.data.decode import Preprocessing, format_fits_name
 from headstart.data.duplicates import DuplicatePair, find_duplicates
 from headstart.data.finding import Finding, Severity
+from headstart.data.image_formats import has_expected_suffix
+from headstart.data.preprocessing import Preprocessing
 from headstart.data.quality import quality_issues, unused_bits
 from headstart.data.scan import Scan, scan
 from headstart.data.splits import Split, SplitShares, make_split, split_counts
@@ -278,6 +279,6 @@ def _class_sizes(dataset: Dataset, split: Split) -> list[Finding]:
 def _wrong_endings(dataset: Dataset, scanned: Scan) -> list[Finding]:
     forms = scanned.facts["format"].astype(str).tolist()
     usable = np.flatnonzero(scanned.usable).tolist()
-    reasons = {i: f"is {forms[i]}" for i in usable if not format_fits_name(dataset.paths[i], forms[i])}
+    reasons = {i: f"is {forms[i]}" for i in usable if not has_expected_suffix(dataset.paths[i], forms[i])}
     message = f"{len(reasons):,} file(s) with the ending of another format; they are read all the same"
     return [image_finding("wrong-extension", "note", message, dataset, reasons)] if reasons else []

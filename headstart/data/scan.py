@@ -21,18 +21,9 @@ from PIL import Image, ImageChops
 from headstart.cache.keys import content_key
 from headstart.cache.row_store import DamagedRows, RowStore
 from headstart.data.bit_depth import LEVELS, ValueRange, range_of
-from headstart.data.decode import (
-    DECODE_AT_LEAST,
-    DECODER_VERSION,
-    DecodedImage,
-    Preprocessing,
-    Rgb,
-    decode,
-    map_images,
-    read_values,
-    resize_and_crop,
-)
+from headstart.data.decode import DecodedImage, decode, map_images, read_values
 from headstart.data.perceptual_hash import perceptual_hash
+from headstart.data.preprocessing import DECODER_VERSION, MIN_DECODED_SIDE, Preprocessing, Rgb, resize_and_crop
 from headstart.errors import CacheError, DataError, UnreadableImage
 from headstart.progress import Progress, SilentProgress
 
@@ -309,7 +300,7 @@ def _decode_once(data: bytes, key: bytes, preprocessing: Preprocessing | None) -
     facts = _facts(decoded)
     if preprocessing is None:
         return _Look(key, facts=facts)
-    if preprocessing.decode_at_least > DECODE_AT_LEAST:
+    if preprocessing.decode_at_least > MIN_DECODED_SIDE:
         decoded = decode(data, min_side=preprocessing.decode_at_least, value_range=value_range)
     return _Look(key, facts=facts, pixels=resize_and_crop(decoded.image, preprocessing))
 

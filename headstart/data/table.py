@@ -12,8 +12,8 @@ from typing import Final, final
 
 from natsort import natsorted
 
-from headstart.data.decode import SUFFIXES
 from headstart.data.finding import Finding
+from headstart.data.image_formats import SUFFIXES
 from headstart.data.table_file import LIST_SEPARATOR, read_table_file
 from headstart.errors import DataError
 from headstart.files import path_of

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headstart.data.decode import Preprocessing
+from headstart.data.preprocessing import Preprocessing
 from headstart.errors import ExportError
 
 WEIGHT_BITS = 22

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from headstart.data.decode import Rgb, decode, map_images
+from headstart.data.decode import decode, map_images
+from headstart.data.preprocessing import Rgb
 from headstart.errors import ExportError, HeadstartError, UnreadableImage
 from headstart.exports.loaders import ExportFile, open_export
 from headstart.exports.metadata import ExportMetadata

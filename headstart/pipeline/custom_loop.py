@@ -18,7 +18,7 @@ from torch import Tensor
 
 from headstart.backbone.weights import fingerprint
 from headstart.data.dataset import Dataset, open_data
-from headstart.data.decode import Preprocessing
+from headstart.data.preprocessing import Preprocessing
 from headstart.errors import OptionError, first_line
 from headstart.evaluation.metrics import AnyScores
 from headstart.evaluation.predictions import evaluate_predictions

@@ -26,9 +26,9 @@ from headstart.backbone.weights import DEFAULT_BACKBONE, Backbone, load_backbone
 from headstart.cache.row_store import RowStore
 from headstart.data.augment import Augmentation
 from headstart.data.dataset import Dataset
-from headstart.data.decode import Preprocessing
 from headstart.data.duplicates import connected_parts
 from headstart.data.inspection import Inspection, by_severity, inspect, summary_lines
+from headstart.data.preprocessing import Preprocessing
 from headstart.data.scan import PixelReader, measure_value_range
 from headstart.data.splits import SplitShares
 from headstart.engine.conv_bn_fusion import fold_for_training

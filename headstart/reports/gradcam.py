@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from headstart.backbone.layers import Layout
 from headstart.backbone.pixel_net import ActivationNet, split_backbone
 from headstart.backbone.split import HEAD, INPUT, Boundary, SplittableBackbone
-from headstart.data.decode import Rgb, jpeg_bytes
+from headstart.data.decode import jpeg_bytes
+from headstart.data.preprocessing import Rgb
 from headstart.model import Model
 
 BATCH = 8

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, final
 
 from headstart.data.dataset import is_hidden
-from headstart.data.decode import SUFFIXES, decode
+from headstart.data.decode import decode
+from headstart.data.image_formats import SUFFIXES
 from headstart.errors import OptionError, OutputError
 from headstart.files import user_path, write_atomically
 

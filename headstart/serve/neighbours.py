@@ -9,7 +9,7 @@ from typing import final
 import numpy as np
 import torch
 
-from headstart.data.decode import Rgb
+from headstart.data.preprocessing import Rgb
 from headstart.errors import OptionError
 from headstart.files import read_rows
 from headstart.model import Model

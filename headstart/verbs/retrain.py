@@ -12,7 +12,7 @@ import numpy as np
 
 from headstart.cache.keys import content_key
 from headstart.data.dataset import is_hidden
-from headstart.data.decode import SUFFIXES
+from headstart.data.image_formats import SUFFIXES
 from headstart.errors import DataError, OptionError, RunError
 from headstart.evaluation.mcnemar import Paired, paired
 from headstart.files import csv_text, read_rows, text_bytes, user_path, write_atomically

@@ -14,7 +14,7 @@ from pictures import picture
 from PIL import Image
 
 from headstart.data.augment import Augmentation, view, view_key, views
-from headstart.data.decode import CropMode, Preprocessing, Rgb
+from headstart.data.preprocessing import CropMode, Preprocessing, Rgb
 from headstart.errors import OptionError, UnreadableImage
 
 KEY = bytes(range(16))
@@ -72,7 +72,7 @@ def test_another_process_gives_the_same_bits() -> None:
 import hashlib, numpy as np
 from PIL import Image
 from headstart.data.augment import Augmentation, view
-from headstart.data.decode import Preprocessing
+from headstart.data.preprocessing import Preprocessing
 image = Image.fromarray(np.arange(90 * 70 * 3).reshape(70, 90, 3).astype(np.uint8))
 made = [view(image, bytes(range(16)), n, seed=1, augmentation=Augmentation(), preprocessing=Preprocessing(64, 64))
         for n in (5, 2)]

@@ -12,7 +12,9 @@ from pictures import picture
 from PIL import Image
 from timm.data import create_transform
 
-from headstart.data.decode import Preprocessing, as_rgb, decode, format_fits_name, map_images, resize_and_crop
+from headstart.data.decode import as_rgb, decode, map_images
+from headstart.data.image_formats import has_expected_suffix
+from headstart.data.preprocessing import Preprocessing, resize_and_crop
 from headstart.errors import LargeImage, UnreadableImage
 
 QUADRANTS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]], dtype=np.uint8)
@@ -298,8 +300,8 @@ def test_the_content_decides_the_format_whatever_the_name(tmp_path: Path) -> Non
     path.write_bytes(encoded(picture(4), "PNG"))
     decoded = decode(path)
     assert decoded.format == "PNG"
-    assert not format_fits_name(str(path), decoded.format)
-    assert format_fits_name("a.JPG", "JPEG")
+    assert not has_expected_suffix(str(path), decoded.format)
+    assert has_expected_suffix("a.JPG", "JPEG")
 
 
 @pytest.mark.parametrize(
@@ -428,7 +430,7 @@ def test_what_takes_more_memory_than_there_is_now_is_not_decoded() -> None:
 def test_a_line_that_would_grow_out_of_proportion_is_refused() -> None:
     wide = Image.new("L", (60_000, 1))
     own = Preprocessing(height=224, width=224)
-    with pytest.raises(UnreadableImage, match="too long for its width: 60,000 x 1 pixels"):
+    with pytest.raises(UnreadableImage, match="aspect ratio too extreme: 60,000 x 1 pixels"):
         resize_and_crop(as_rgb(wide), own)
     assert resize_and_crop(as_rgb(Image.new("L", (600, 1))), own).shape == (224, 224, 3)
 

@@ -9,7 +9,8 @@ from pictures import picture
 from PIL import Image
 
 from headstart.data import scan as scanning
-from headstart.data.decode import Preprocessing, decode, resize_and_crop
+from headstart.data.decode import decode
+from headstart.data.preprocessing import Preprocessing, resize_and_crop
 from headstart.data.scan import measure_value_range, pixel_store, scan
 from headstart.errors import UnreadableImage
 

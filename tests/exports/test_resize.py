@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from headstart.data.decode import Preprocessing, resize_and_crop
+from headstart.data.preprocessing import Preprocessing, resize_and_crop
 from headstart.errors import ExportError
 from headstart.exports.resize import FILTERS, ResizeAndCrop
 

@@ -21,7 +21,8 @@ from servers import serving
 
 import headstart as hs
 from headstart.backbone.weights import random_backbone
-from headstart.data.decode import decode, resize_and_crop
+from headstart.data.decode import decode
+from headstart.data.preprocessing import resize_and_crop
 from headstart.errors import DataError, OptionError
 from headstart.exports.graph import ExportGraph, export_metadata
 from headstart.exports.metadata import ExportMetadata

@@ -14,7 +14,7 @@ from torch import nn
 from headstart.backbone.layers import Layout
 from headstart.backbone.pixel_net import FeatureNet, feature_shape
 from headstart.backbone.weights import Backbone, random_backbone
-from headstart.data.decode import resize_and_crop
+from headstart.data.preprocessing import resize_and_crop
 from headstart.model import Model
 from headstart.training.head_spec import HeadSpec
 from headstart.training.heads import NeighbourHead, RbfHead, build_head, vectors_of

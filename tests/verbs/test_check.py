@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw
 
 import headstart as hs
 from headstart.data import open_table
-from headstart.data.decode import Preprocessing
 from headstart.data.inspection import clean, inspect, summary_lines
+from headstart.data.preprocessing import Preprocessing
 from headstart.data.table import SEPARATOR
 from headstart.verbs.check import check, write_clean
 
