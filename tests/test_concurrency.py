@@ -24,7 +24,7 @@ from small_models import shown, small_model
 from torch import nn
 
 from headstart import concurrency
-from headstart.backbone.split import trace
+from headstart.backbone.tracing import trace
 from headstart.backbone.weights import quiet, random_backbone
 from headstart.concurrency import ProcessLock, SharedScope, ignored_warnings, usable_cpus
 from headstart.data.decode import decode, jpeg_bytes, map_images

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from headstart.backbone.layers import BatchNorm
 from headstart.backbone.pixel_net import FeatureNet
 
 _ACTIVATIONS: tuple[Callable[[Tensor], Tensor], ...] = (
@@ -30,11 +31,11 @@ def average_features(net: FeatureNet) -> npt.NDArray[np.float64] | None:
     Returns:
         None where the features are not the mean of the last BatchNorm's activated map: that is tried on one input.
     """
-    seen: list[tuple[nn.modules.batchnorm._BatchNorm, Tensor]] = []
+    seen: list[tuple[BatchNorm, Tensor]] = []
     hooks = [
         part.register_forward_hook(lambda own, _inputs, out: seen.append((own, out.clone())))
         for part in net.body.modules()
-        if isinstance(part, nn.modules.batchnorm._BatchNorm)
+        if isinstance(part, BatchNorm)
     ]
     size = net.backbone.preprocessing
     x = torch.randn(2, 3, size.height, size.width, generator=torch.Generator().manual_seed(0))

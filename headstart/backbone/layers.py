@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,8 @@ from headstart.errors import OptionError
 CONTAINERS = ("blocks", "stages", "layers", "features")
 """Names that timm gives to a backbone's one list of stages; its entries are groups of their own."""
 
-_NORMS = (nn.modules.batchnorm._BatchNorm,)
+BatchNorm: TypeAlias = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
+"""Layers with running statistics, and their subclasses."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,7 @@ def _statistics(part: nn.Module) -> int:
     return sum(
         buffer.numel()
         for norm in part.modules()
-        if isinstance(norm, _NORMS)
+        if isinstance(norm, BatchNorm)
         for name, buffer in norm.named_buffers(recurse=False)
         if name in ("running_mean", "running_var")
     )

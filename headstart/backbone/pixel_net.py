@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from headstart.backbone.layers import Layout, evaluating
 from headstart.backbone.pooling import Pooling, check_pooling
-from headstart.backbone.split import HEAD, TRACING, SplittableBackbone, with_pooling
+from headstart.backbone.split import HEAD, SplittableBackbone
+from headstart.backbone.tracing import TRACING, with_pooling
 from headstart.backbone.weights import Backbone
 
 SPLITS_KEPT = 16

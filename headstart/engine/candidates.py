@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 
 from headstart.backbone.pixel_net import PixelNet
-from headstart.backbone.split import trace
+from headstart.backbone.tracing import trace
 from headstart.engine.agreement import difference
 from headstart.engine.conv_bn_fusion import (
     Unit,

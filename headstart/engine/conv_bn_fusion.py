@@ -1,12 +1,12 @@
-"""Convolution, BatchNorm and activation as one step.
+"""Fusion of convolution, BatchNorm and activation (BatchNorm folding).
 
-With its statistics frozen, BatchNorm is a scale and a shift per channel, which belong into the convolution before it:
-one pass over the activation instead of three. Two rewritings of a traced network do that, with the same result as the
-network's own layers:
+With constant statistics, BatchNorm is a scale and a shift per channel, which can be merged into the convolution before
+it: one pass over the activation instead of three. Two functions rewrite a traced network in this way, with the same
+result as its original layers:
 
-- ``fold_for_inference`` works the weights out once, in float32 or bfloat16, and runs each step as one oneDNN call;
-- ``fold_for_training`` works them out at every step from the network's own parameters, which it trains, and takes the
-  gradient of large depthwise filters the fast way (``depthwise.py``).
+- ``fold_for_inference`` merges the weights once, in float32 or bfloat16, and computes each unit as one oneDNN call;
+- ``fold_for_training`` merges them at every step from the network's parameters, which it trains, and computes the
+  gradient of large depthwise filters faster (``depthwise.py``).
 """
 
 from __future__ import annotations
@@ -19,31 +19,32 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from timm.layers.conv2d_same import Conv2dSame
-from timm.layers.norm_act import BatchNormAct2d
-from timm.layers.padding import get_same_padding
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from headstart.backbone.timm_layers import batch_norm_with_activation, conv2d_same, same_padding
 from headstart.engine.depthwise import depthwise_conv, evenly_padded, is_depthwise
-
-_CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
-_NORMS = (nn.BatchNorm2d, BatchNormAct2d)
+from headstart.engine.torch_internals import (
+    has_bfloat16_instructions,
+    has_onednn_bfloat16,
+    has_onednn_fused_convolution,
+    onednn_fused_convolution,
+)
 
 Attribute = tuple[str, list[Any], str]
-"""What oneDNN calls an activation: name, numbers, algorithm."""
+"""OneDNN's description of an activation: name, numbers, algorithm."""
 
 _NO_ACTIVATION: Attribute = ("none", [], "")
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A convolution with the BatchNorm and the activation that alone use its output.
+    """A convolution with the BatchNorm and activation that follow it, if nothing else uses its output.
 
     Attributes:
-        conv: the convolution, which the network runs once.
-        norm: the BatchNorm behind it, with constant statistics, or None.
-        activation: the elementwise function behind that, or None.
+        conv: the convolution, which the network calls once.
+        norm: the BatchNorm after it, with constant statistics, or None.
+        activation: the elementwise function after these, or None.
         nodes: of the graph, first to last.
     """
 
@@ -56,13 +57,13 @@ class Unit:
 def find_units(traced: fx.GraphModule) -> list[Unit]:
     """The units of a traced network, in execution order.
 
-    A convolution that is run several times is none: what goes into it has several shapes and means.
+    A convolution that is called more than once is excluded, because its inputs have different shapes and means.
     """
-    times = Counter(_module(traced, node) for node in traced.graph.nodes)
+    num_calls = Counter(_module(traced, node) for node in traced.graph.nodes)
     units = []
     for node in traced.graph.nodes:
         conv = _module(traced, node)
-        if type(conv) not in _CONVOLUTIONS or times[conv] > 1 or len(node.args) != 1:
+        if type(conv) not in (nn.Conv2d, conv2d_same()) or num_calls[conv] > 1 or len(node.args) != 1:
             continue
         if cast(nn.Conv2d, conv).padding_mode == "zeros":
             units.append(_unit_from(traced, node, cast(nn.Conv2d, conv)))
@@ -71,11 +72,11 @@ def find_units(traced: fx.GraphModule) -> list[Unit]:
 
 @dataclass(frozen=True)
 class UnitInput:
-    """What went into a unit while a sample was run.
+    """The input of a unit on a sample.
 
     Attributes:
         shape: (N, C, H, W).
-        mean: (C,) float64, over the sample.
+        mean: (C,) float64, over images and positions.
     """
 
     shape: torch.Size
@@ -83,71 +84,68 @@ class UnitInput:
 
 
 def record_inputs(traced: fx.GraphModule, units: Sequence[Unit], sample: Tensor) -> list[UnitInput]:
-    """Runs a sample and notes what goes into each unit.
+    """Runs a sample and records the input of each unit.
 
     Args:
         traced: the network.
-        units: of it.
+        units: of this network.
         sample: (N, 3, H, W), normalised.
     """
-    seen: dict[nn.Module, UnitInput] = {}
+    inputs_of: dict[nn.Module, UnitInput] = {}
 
-    def note(conv: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen[conv] = UnitInput(inputs[0].shape, inputs[0].mean((0, 2, 3), dtype=torch.float64))
+    def record(conv: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        inputs_of[conv] = UnitInput(inputs[0].shape, inputs[0].mean((0, 2, 3), dtype=torch.float64))
 
-    hooks = [unit.conv.register_forward_pre_hook(note) for unit in units]
+    hooks = [unit.conv.register_forward_pre_hook(record) for unit in units]
     try:
         with torch.inference_mode():
             traced(sample)
     finally:
         for hook in hooks:
             hook.remove()
-    return [seen[unit.conv] for unit in units]
+    return [inputs_of[unit.conv] for unit in units]
 
 
 def can_fold_for_inference(device: torch.device) -> bool:
-    """Whether folding saves anything there.
-
-    On a CPU it needs oneDNN's convolution with an activation behind it, which PyTorch keeps to itself.
-    """
+    """True if folding is faster on a device. On a CPU it needs oneDNN's convolution fused with an activation."""
     if device.type == "cpu":
-        return torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+        return has_onednn_fused_convolution()
     return device.type == "cuda"
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether convolutions in bfloat16 have fast code there; on a CPU: AVX-512 or newer."""
+    """True if a device has optimised convolutions in bfloat16; on a CPU with AVX-512 or newer."""
     if device.type == "cpu":
-        return bool(torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        return has_onednn_bfloat16()
     return device.type == "cuda" and torch.cuda.is_bf16_supported()
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether the device has instructions for bfloat16; on AVX-512 alone oneDNN emulates them, slower than float32."""
+    """True if a device has bfloat16 instructions; with AVX-512 alone oneDNN emulates them, slower than float32."""
     if device.type != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
         return has_bfloat16(device)
-    return has_bfloat16(device) and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return has_bfloat16(device) and has_bfloat16_instructions()
 
 
 def fold_for_inference(
-    traced: fx.GraphModule, units: Sequence[Unit], seen: Sequence[UnitInput], *, low_precision_from: int | None = None
+    traced: fx.GraphModule, units: Sequence[Unit], inputs: Sequence[UnitInput], *, low_precision_from: int | None = None
 ) -> fx.GraphModule:
-    """The same network with each unit as one step; its weights are copies.
+    """The same network with each unit as one fused layer; its weights are copies.
 
-    In bfloat16 the weights' rounding would be most of the error. Depthwise filters are rounded so that each filter's
-    sum is kept (their inputs are much alike, being neighbours), and what rounding changes in the mean output of a
-    channel is taken back through its bias, which stays in float32.
+    In bfloat16 most of the error would come from rounding the weights. Depthwise filters are rounded so that the sum of
+    each filter is preserved (their inputs are similar, because they are neighbours), and the change of a channel's mean
+    output that rounding causes is compensated by its bias, which stays in float32.
 
     Args:
         traced: the network, in inference mode.
-        units: those to fold.
-        seen: their inputs, for pictures of the size that it will run on, and of no other.
-        low_precision_from: the first of ``units`` that computes in bfloat16; None: all in float32.
+        units: to fold.
+        inputs: of the units, for the image size that the network will run on; it is valid for no other size.
+        low_precision_from: index of the first unit that computes in bfloat16; None: all compute in float32.
     """
 
     def step(number: int) -> nn.Module:
         low = low_precision_from is not None and number >= low_precision_from
-        return _FoldedConv(units[number], seen[number], torch.bfloat16 if low else torch.float32)
+        return _FoldedConv(units[number], inputs[number], torch.bfloat16 if low else torch.float32)
 
     folded = _rewrite(traced, units, step)
     if low_precision_from is not None:
@@ -156,12 +154,12 @@ def fold_for_inference(
 
 
 def fold_for_training(traced: fx.GraphModule, dtype: torch.dtype) -> fx.GraphModule:
-    """The same network with each unit as one step, which trains the network's own parameters.
+    """The same network with each unit as one fused layer that trains the network's parameters.
 
     Args:
-        traced: the network, in inference mode: BatchNorm's statistics are constants; its scale and shift are trained
-            where they ask for gradients. A BatchNorm in training mode is left as it is.
-        dtype: in which the units compute, and what they give; the parameters stay as they are.
+        traced: the network, in inference mode: BatchNorm's statistics are constants, its scale and shift are trained if
+            they require gradients. A BatchNorm in training mode is not folded.
+        dtype: in which the units compute, and of their output; the parameters keep their dtype.
     """
     units = find_units(traced)
     return _rewrite(traced, units, lambda number: _TrainedConv(units[number], dtype))
@@ -171,30 +169,30 @@ class _FoldedConv(nn.Module):
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, unit: Unit, seen: UnitInput, dtype: torch.dtype) -> None:
+    def __init__(self, unit: Unit, unit_input: UnitInput, dtype: torch.dtype) -> None:
         super().__init__()
         conv = unit.conv
         weight, bias = (t.detach() for t in _folded(unit, torch.float64))
-        weight, self.padding, self.surround = _evenly_padding(conv, weight, seen.shape)
+        weight, self.padding, self.surround = _evenly_padding(conv, weight, unit_input.shape)
         if dtype != torch.float32:
             rounded = (_round_keeping_sums if is_depthwise(conv) else _round)(weight, dtype)
-            bias = bias + _mean_response(weight - rounded, seen.mean.to(weight.device), conv.groups)
+            bias = bias + _mean_response(weight - rounded, unit_input.mean.to(weight.device), conv.groups)
             weight = rounded
         self.dtype = dtype
         self.stride, self.dilation, self.groups = list(conv.stride), list(conv.dilation), conv.groups
         self.register_buffer("weight", weight.to(dtype).contiguous(memory_format=torch.channels_last))
         self.register_buffer("bias", bias.to(torch.float32))
-        self.by_onednn = weight.device.type == "cpu" and (dtype != torch.bfloat16 or has_bfloat16(weight.device))
-        known = _onednn_name(unit.activation) if self.by_onednn else None
-        self.attribute = known or _NO_ACTIVATION
-        self.activation = None if known else unit.activation
+        self.uses_onednn = weight.device.type == "cpu" and (dtype != torch.bfloat16 or has_bfloat16(weight.device))
+        fused = _onednn_name(unit.activation) if self.uses_onednn else None
+        self.attribute = fused or _NO_ACTIVATION
+        self.activation = None if fused else unit.activation
 
     def forward(self, x: Tensor) -> Tensor:
         if self.surround:
             x = functional.pad(x, self.surround)
         x = x.to(self.dtype, memory_format=torch.channels_last)
-        if self.by_onednn:
-            y = torch.ops.mkldnn._convolution_pointwise(
+        if self.uses_onednn:
+            y = onednn_fused_convolution(
                 x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups, *self.attribute
             )
         else:
@@ -209,7 +207,7 @@ class _TrainedConv(nn.Module):
         self.conv = unit.conv
         self.norm = unit.norm
         self.activation = copy.copy(unit.activation)
-        if hasattr(self.activation, "inplace"):  # in place on a view, its gradient would take copies of the activation
+        if hasattr(self.activation, "inplace"):  # an in-place change of a view makes autograd copy the activation
             cast(Any, self.activation).inplace = False
         self.unit = unit
         self.dtype = dtype
@@ -231,7 +229,7 @@ class _TrainedConv(nn.Module):
 
 
 def _folded(unit: Unit, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(weight, bias) of the convolution with its BatchNorm in it; differentiable in the parameters of both."""
+    """(weight, bias) of the convolution merged with its BatchNorm; differentiable in the parameters of both."""
     weight = unit.conv.weight.to(dtype)
     bias = weight.new_zeros(len(weight)) if unit.conv.bias is None else unit.conv.bias.to(dtype)
     norm = unit.norm
@@ -258,10 +256,10 @@ def _unit_from(traced: fx.GraphModule, first: fx.Node, conv: nn.Conv2d) -> Unit:
         module = _module(traced, node)
         if isinstance(module, nn.Identity):
             pass
-        elif norm is None and type(module) in _NORMS and _is_constant(cast(nn.BatchNorm2d, module)):
+        elif norm is None and type(module) in _batch_norms() and _is_constant(cast(nn.BatchNorm2d, module)):
             norm = cast(nn.BatchNorm2d, module)
-            if isinstance(norm, BatchNormAct2d) and not isinstance(norm.act, nn.Identity):
-                activation = norm.act
+            if isinstance(norm, batch_norm_with_activation()) and not isinstance(norm.act, nn.Identity):
+                activation = cast(nn.Module, norm.act)
         elif module is not None and _onednn_name(module):
             activation = module
         else:
@@ -270,12 +268,16 @@ def _unit_from(traced: fx.GraphModule, first: fx.Node, conv: nn.Conv2d) -> Unit:
     return Unit(conv, norm, activation, tuple(nodes))
 
 
+def _batch_norms() -> tuple[type[nn.Module], ...]:
+    return nn.BatchNorm2d, batch_norm_with_activation()
+
+
 def _is_constant(norm: nn.BatchNorm2d) -> bool:
     return norm.running_mean is not None and not norm.training
 
 
 def _onednn_name(activation: nn.Module | None) -> Attribute | None:
-    """None for what oneDNN has no name for (or for what is no activation)."""
+    """OneDNN's description of an activation; None if oneDNN does not have it or the module is not an activation."""
     if activation is None:
         return _NO_ACTIVATION
     if isinstance(activation, nn.Hardtanh):
@@ -306,13 +308,13 @@ def _rewrite(traced: fx.GraphModule, units: Sequence[Unit], step: Callable[[int]
 
 
 def _keep_others_in_float32(folded: fx.GraphModule) -> None:
-    """Layers with weights that belong to no unit get float32 to read, as their weights are; BatchNorm takes either."""
+    """Converts the inputs of all other layers with weights to float32; BatchNorm accepts both dtypes."""
     for node in folded.graph.nodes:
         module = _module(folded, node)
         if (
             not node.args
             or module is None
-            or isinstance(module, (_FoldedConv, *_NORMS))
+            or isinstance(module, (_FoldedConv, *_batch_norms()))
             or not list(module.parameters())
         ):
             continue
@@ -326,12 +328,12 @@ def _pads(conv: nn.Conv2d) -> bool:
 
 
 def _edges(conv: nn.Conv2d, shape: torch.Size) -> tuple[tuple[int, int], tuple[int, int]]:
-    """((top, bottom), (left, right)) of the padding for an input of a shape."""
+    """((top, bottom), (left, right)) of the padding for an input shape."""
     both = []
     for axis in (0, 1):
         size, kernel = shape[2 + axis], conv.kernel_size[axis]
-        if isinstance(conv, Conv2dSame) or conv.padding == "same":
-            total = get_same_padding(size, kernel, conv.stride[axis], conv.dilation[axis])
+        if isinstance(conv, conv2d_same()) or conv.padding == "same":
+            total = same_padding(size, kernel, conv.stride[axis], conv.dilation[axis])
             both.append((total // 2, total - total // 2))
         else:
             edge = 0 if conv.padding == "valid" else cast("tuple[int, int]", conv.padding)[axis]
@@ -340,13 +342,14 @@ def _edges(conv: nn.Conv2d, shape: torch.Size) -> tuple[tuple[int, int], tuple[i
 
 
 def _evenly_padding(conv: nn.Conv2d, weight: Tensor, shape: torch.Size) -> tuple[Tensor, list[int], list[int]]:
-    """A kernel, enlarged by zeros, that gives with equal padding on both sides what TensorFlow's "same" gives.
+    """A kernel enlarged by zeros whose result with symmetric padding equals TensorFlow's "same" padding.
 
-    Padding the activation instead would copy it, which costs more than the convolution. That is left for dilated
-    convolutions, for which no larger kernel stands.
+    Padding the activation instead would copy it, which takes longer than the convolution. Dilated convolutions need
+    that, because no larger kernel is equivalent.
 
     Returns:
-        The kernel; the equal padding (down, right); what to pad before: nothing, or [left, right, top, bottom].
+        The kernel; the symmetric padding (vertical, horizontal); padding of the activation: none, or [left, right, top,
+        bottom].
     """
     (top, bottom), (left, right) = _edges(conv, shape)
     if (top, left) == (bottom, right):
@@ -361,19 +364,19 @@ def _round(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _round_keeping_sums(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rounds (C, 1, h, w) filters from the largest value of each to the smallest, handing on what is lost."""
+    """Rounds (C, 1, h, w) filters with error diffusion, from the largest value of each filter to the smallest."""
     flat = weight.flatten(1)
     order = flat.abs().argsort(1, descending=True)
-    rounded, owed = torch.zeros_like(flat), flat.new_zeros(len(flat), 1)
-    for place in torch.split(order, 1, dim=1):
-        wanted = flat.gather(1, place) + owed
-        given = _round(wanted, dtype)
-        rounded.scatter_(1, place, given)
-        owed = wanted - given
+    rounded, error = torch.zeros_like(flat), flat.new_zeros(len(flat), 1)
+    for index in torch.split(order, 1, dim=1):
+        exact = flat.gather(1, index) + error
+        nearest = _round(exact, dtype)
+        rounded.scatter_(1, index, nearest)
+        error = exact - nearest
     return rounded.view_as(weight)
 
 
 def _mean_response(weight: Tensor, mean: Tensor, groups: int) -> Tensor:
-    """(C_out,): what a convolution gives of inputs that are their channels' means everywhere."""
+    """(C_out,): output of a convolution whose input is the mean of each channel at every position."""
     inputs = mean.view(groups, 1, -1).expand(-1, len(weight) // groups, -1).reshape(len(weight), -1)
     return (weight.sum((2, 3)) * inputs).sum(1)

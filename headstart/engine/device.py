@@ -1,4 +1,4 @@
-"""Where tensors are computed, and how exactly."""
+"""Devices: selection, float32 without TF32 on CUDA, OpenMP after a fork, and the memory allocator."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from headstart.concurrency import SharedScope
+from headstart.engine.torch_internals import is_cuda_unusable_after_fork
 from headstart.errors import OptionError
 
 _settled = os.getpid()
-"""The process whose OpenMP threads can be relied on: where torch was imported, or a child that was seen to."""
+"""The process whose OpenMP threads work: the one that imported torch, or a child after ``settle_after_fork``."""
 
 
 def settle_after_fork() -> None:
-    """Makes torch usable in a forked child; does nothing elsewhere.
+    """Makes torch usable in a forked child process; does nothing in other processes.
 
-    GNU OpenMP's threads do not survive a fork: the first parallel region of the child would wait for them for ever. So
-    the child computes on one thread, as each of many worker processes should. This is done when the child first uses
-    a model, not at the fork: other children of a process that has imported Headstart are left alone.
+    GNU OpenMP's threads do not survive a fork: the first parallel region of the child would wait for them forever. So
+    the child computes on one thread, as one of many worker processes should. This happens when the child first uses a
+    model, not at the fork, so that other children of a process that imported Headstart are not affected.
     """
     global _settled
     if _settled == os.getpid():
@@ -36,10 +37,10 @@ def settle_after_fork() -> None:
 
 
 def resolve_device(name: str = "auto") -> torch.device:
-    """The device by its name; "auto" takes CUDA, then Apple's MPS, then the CPU. Makes a forked child ready for it.
+    """A device by name; "auto" is CUDA if available, else Apple's MPS, else the CPU. Prepares a forked child.
 
     Raises:
-        OptionError: no such device on this machine, or a GPU that the parent of this forked process has used already.
+        OptionError: no such device on this machine, or CUDA in a process whose parent used CUDA before the fork.
     """
     settle_after_fork()
     here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -49,16 +50,16 @@ def resolve_device(name: str = "auto") -> torch.device:
         raise OptionError(f"device {name!r}: expected auto, cpu, cuda or mps.")
     if not here[name.split(":")[0]]:
         raise OptionError(f"device {name!r} is not available on this machine. Use --device auto.")
-    if name.startswith("cuda") and getattr(torch.cuda, "_is_in_bad_fork", bool)():
+    if name.startswith("cuda") and is_cuda_unusable_after_fork():
         raise OptionError(
-            "device 'cuda': this process was forked from one that has used the GPU already, which CUDA does not allow. "
-            "Start it with multiprocessing's method 'spawn', load the model after the fork, or take device 'cpu'."
+            "device 'cuda': this process was forked from one that has already used the GPU, which CUDA does not allow. "
+            "Start it with multiprocessing's method 'spawn', load the model after the fork, or use device 'cpu'."
         )
     return torch.device(name)
 
 
 def training_device(name: str = "auto") -> torch.device:
-    """Where weights are trained: on CUDA where that is the device, else on the CPU.
+    """The device for training: CUDA if that is the device, else the CPU.
 
     Raises:
         OptionError: no such device on this machine.
@@ -74,11 +75,11 @@ _CUDNN = SharedScope(
 
 @contextmanager
 def exact_float32(device: torch.device) -> Iterator[None]:
-    """On CUDA, float32 is float32 and the same input gives the same bits.
+    """Context in which CUDA computes float32 convolutions exactly and deterministically.
 
-    By default cuDNN rounds the inputs of a float32 convolution to ten bits (TF32), which moves features by 1e-3, and
-    takes kernels whose sums depend on the order in which threads arrive. These flags belong to the whole process; they
-    are as before when the last thread has left the block.
+    By default cuDNN rounds the inputs of a float32 convolution to ten bits (TF32), which changes features by 1e-3, and
+    uses kernels whose sums depend on thread order. These flags are process-wide; they are restored when the last thread
+    has left the context.
     """
     if device.type != "cuda":
         yield
@@ -89,28 +90,28 @@ def exact_float32(device: torch.device) -> Iterator[None]:
 
 @once
 def keep_freed_memory() -> None:
-    """Asks the C library to keep freed memory for the next activation instead of giving it back to the system.
+    """Configures the C library to keep freed memory for the next activation instead of returning it to the system.
 
-    For the whole process and for good, so no other function of the library calls it: the ``headstart`` command does,
-    and a program that predicts or trains a lot may. By default glibc maps and unmaps every large activation anew, and
-    the kernel clears each of its pages: that took 60 % of a forward pass on the machine that this was measured on
-    (LOG.md). Elsewhere than on glibc nothing happens.
+    The setting is process-wide and permanent, so no other function of the library calls it: the ``headstart`` command
+    does, and a program that predicts or trains a lot may. By default glibc maps and unmaps the memory of every large
+    activation, and the kernel clears each page: that took 60 % of a forward pass when it was measured (docs/results).
+    Without glibc this does nothing.
     """
     libc = _glibc()
     if libc is None:
         return
     mmap_threshold, trim_threshold, never = -3, -1, 2**31 - 1
-    for size in (1 << 30, 1 << 25):  # older versions refuse more than 32 MiB
+    for size in (1 << 30, 1 << 25):  # older versions of glibc accept at most 32 MiB
         if libc.mallopt(mmap_threshold, size):
             break
     libc.mallopt(trim_threshold, never)
 
 
 def give_back_freed_memory() -> None:
-    """Gives the system what ``keep_freed_memory`` has kept so far, of all threads.
+    """Returns the memory that ``keep_freed_memory`` has kept to the system, for all threads.
 
-    For after something that was much larger than all that comes next: each thread of glibc has memory of its own, and
-    keeps as much of it as the largest thing took that it ever did. Takes up to a third of a second (0.9 GB).
+    Call it after something that needed much more memory than what follows: each thread has an arena in glibc, which
+    keeps as much memory as its largest use so far. Takes up to 0.3 s (0.9 GB).
     """
     libc = _glibc()
     if libc is not None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from headstart.engine.torch_internals import has_forward_hooks
 from headstart.errors import ModelFileError, OptionError, first_line
 
 LAYERS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
@@ -96,14 +97,14 @@ def _described(module: nn.Module, where: str, level: int) -> dict[str, Any]:
         parts = [[name, _described(own, f"{where}.{name}", level + 1)] for name, own in module.named_children()]
         return {"layer": SEQUENTIAL, "parts": parts}
     found = LAYERS.get(kind)
-    if found is None or type(module) is not found[0] or module._forward_hooks or module._forward_pre_hooks:
+    if found is None or type(module) is not found[0] or has_forward_hooks(module):
         what = f"{kind} with hooks" if found is not None and type(module) is found[0] else kind
         raise OptionError(
             f"head: {where} ({what}) cannot be restored from a model file, which holds no code. Build the head of "
             f"nn.Sequential and these layers: {', '.join(LAYERS)}."
         )
     arguments: dict[str, Any] = {name: getattr(module, name) for name in found[1]}
-    if "bias" in module._parameters and kind in ("Linear", "Conv2d", "LayerNorm"):
+    if kind in ("Linear", "Conv2d", "LayerNorm"):
         arguments["bias"] = module.bias is not None
     return {"layer": kind, "arguments": arguments}
 

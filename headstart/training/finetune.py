@@ -24,7 +24,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 
-from headstart.backbone.layers import Layout
+from headstart.backbone.layers import BatchNorm, Layout
 from headstart.backbone.split import SplittableBackbone
 from headstart.engine.conv_bn_fusion import fold_for_training
 from headstart.engine.device import exact_float32
@@ -32,6 +32,7 @@ from headstart.errors import Diverged
 from headstart.features.prefetch import ActivationReader, ActivationSource, Row, activation_reader
 from headstart.progress import Progress, SilentProgress
 from headstart.training.cuda_graph import Graphed
+from headstart.training.ema import update_average
 from headstart.training.feature_augment import blended, jittered, pasted
 from headstart.training.frozen_proof import Digests, digests_of, require_unchanged, tensors_of
 from headstart.training.losses import Labels, are_several, image_weights, losses_in, right_in, soft_targets
@@ -212,8 +213,8 @@ def trained_names(split: SplittableBackbone, boundary: str, *, live_norms: bool 
     return names + (list(_statistics(split, split.suffix(boundary))) if live_norms else [])
 
 
-def _norms(suffix: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    return [part for part in suffix.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+def _norms(suffix: nn.Module) -> list[BatchNorm]:
+    return [part for part in suffix.modules() if isinstance(part, BatchNorm)]
 
 
 def _statistics(split: SplittableBackbone, suffix: nn.Module) -> dict[str, Tensor]:
@@ -306,7 +307,7 @@ class Classifier(nn.Module):
         super().train(mode)
         self.suffix.eval()
         for part in self.head.modules():
-            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            if isinstance(part, BatchNorm):
                 part.eval()
         return self
 
@@ -654,11 +655,7 @@ class _Trainer:
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(self.live, self.settings.clip)
         self.optimizer.step()
-        now = [p.detach() for p in self.live]
-        if isinstance(self.follow, Tensor):
-            torch._foreach_add_(self.average, torch._foreach_mul(torch._foreach_sub(now, self.average), self.follow))
-        else:
-            torch._foreach_lerp_(self.average, now, self.follow)
+        update_average(self.average, self.live, self.follow)
         return loss.detach(), logits.detach()
 
     def _record(self) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from headstart.backbone.layers import Layout
 from headstart.errors import TrainingError
 from headstart.progress import Progress, SilentProgress
+from headstart.training.ema import update_average
 from headstart.training.finetune import (
     AT_ONCE,
     Samples,
@@ -417,7 +418,7 @@ class _Stack:
 
     def follow(self, share: float) -> None:
         """Moves the averages towards the weights."""
-        torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.live], share)
+        update_average(self.average.values(), self.live, share)
 
     def keep(self, heads: Sequence[int]) -> None:
         """Notes the averages of some heads as their best."""

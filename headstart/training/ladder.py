@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import ttest_1samp
-from torch import nn
 
+from headstart.backbone.layers import BatchNorm
 from headstart.backbone.split import HEAD, Boundary, SplittableBackbone
 from headstart.errors import OptionError, suggestion
 from headstart.training.finetune import TuneSettings
@@ -302,7 +302,7 @@ def deepest_at(share: float, split: SplittableBackbone) -> Boundary | None:
 
 def _lr(boundary: Boundary, split: SplittableBackbone) -> float:
     """The learning rate behind a boundary, where nothing else is asked for."""
-    if not any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in split.module.modules()):
+    if not any(isinstance(part, BatchNorm) for part in split.module.modules()):
         return LR_WITHOUT_BATCHNORM
     last = deepest_at(SHARES["last"], split)
     return LAST_LR if last is not None and boundary.cost_before >= last.cost_before else TuneSettings.lr

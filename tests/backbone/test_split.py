@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from headstart.backbone import split as split_module
+from headstart.backbone import shapes
 from headstart.backbone.layers import Layout
 from headstart.backbone.pooling import Pooling, pooled
 from headstart.backbone.split import HEAD, INPUT, SplittableBackbone
@@ -246,7 +246,7 @@ def test_shapes_and_costs_on_the_meta_device_are_those_of_fake_tensors(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fast = SplittableBackbone(build_architecture(name, image_size=64), height=64, width=64)
-    monkeypatch.setattr(split_module, "_shapes_on_meta", split_module._shapes_of_fake_tensors)
+    monkeypatch.setattr(shapes, "record_on_meta", shapes.record_with_fake_tensors)
     slow = SplittableBackbone(build_architecture(name, image_size=64), height=64, width=64)
     assert len(fast.boundaries) > 3
     assert fast.boundaries == slow.boundaries

@@ -12,7 +12,8 @@ from timm.layers.norm_act import BatchNormAct2d
 from timm.models import create_model
 from torch import Tensor, fx, nn
 
-from headstart.backbone.split import SplittableBackbone, trace
+from headstart.backbone.split import SplittableBackbone
+from headstart.backbone.tracing import trace
 from headstart.engine.conv_bn_fusion import (
     UnitInput,
     _round_keeping_sums,

@@ -1,4 +1,4 @@
-"""What is lowered to ONNX gives what PyTorch gives, and what is not known is refused by name."""
+"""Lowered networks give PyTorch's output; unsupported operations are refused by name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from torch.nn import functional
 
 from headstart.backbone.pixel_net import ActivationNet, FeatureNet, PixelNet, TappedNet, split_backbone
 from headstart.backbone.weights import Backbone, random_backbone
-from headstart.engine.onnx_lowering import NotLowered, onnx_bytes
+from headstart.engine.onnx_graph import NotLowered
+from headstart.engine.onnx_lowering import onnx_bytes
 
 ARCHITECTURES = {
     "tf_efficientnet_lite0": 64,
@@ -185,14 +186,14 @@ def test_a_layer_gives_what_pytorch_gives(backbone: Backbone, layer: str) -> Non
 
 
 REFUSED: dict[str, tuple[Callable[[Tensor], Any], str]] = {
-    "unknown": (lambda x: torch.fft.rfft(x).real, "_fft_r2c is not known"),
-    "depends on numbers": (lambda x: x if x.mean() > 0 else -x, "over pictures"),
-    "of one picture": (lambda x: x[:1], "pictures are told apart"),
-    "of its batch": (lambda x: x - x.mean(0), "over pictures"),
-    "a norm that learns": (nn.BatchNorm2d(8).train(), "looks at the other pictures"),
+    "unknown": (lambda x: torch.fft.rfft(x).real, "operation _fft_r2c is not supported"),
+    "depends on numbers": (lambda x: x if x.mean() > 0 else -x, "over the batch axis"),
+    "of one image": (lambda x: x[:1], "images are treated differently"),
+    "of its batch": (lambda x: x - x.mean(0), "over the batch axis"),
+    "a norm that learns": (nn.BatchNorm2d(8).train(), "statistics of the batch"),
     "overwritten through a view": (lambda x: (x.flatten(1).relu_(), x + 1)[1], "overwritten"),
-    "several outputs": (lambda x: (x, x), "its output is none"),
-    "nothing of the picture": (lambda x: torch.ones(len(x), 3), "its output is none"),
+    "two outputs": (lambda x: (x, x), "its output is not a float32 tensor"),
+    "nothing of the image": (lambda x: torch.ones(len(x), 3), "its output is not a float32 tensor"),
 }
 
 
@@ -212,6 +213,6 @@ def test_the_same_network_gives_the_same_bytes() -> None:
 
 
 def test_more_weights_than_one_file_holds_are_refused(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headstart.engine.onnx_lowering.LARGEST", 10_000)
-    with pytest.raises(NotLowered, match="larger than one ONNX file"):
+    monkeypatch.setattr("headstart.engine.onnx_graph.MAX_WEIGHT_BYTES", 10_000)
+    with pytest.raises(NotLowered, match="exceed the size limit of an ONNX file"):
         onnx_bytes(FeatureNet(backbone))

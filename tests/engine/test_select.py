@@ -31,7 +31,7 @@ from headstart.engine.device import give_back_freed_memory, keep_freed_memory
 from headstart.engine.interface import engine_identity
 from headstart.engine.measure import measure_engines
 from headstart.engine.onnx_engine import OnnxEngine
-from headstart.engine.onnx_lowering import NotLowered
+from headstart.engine.onnx_graph import NotLowered
 from headstart.engine.plan import DEFAULT_RATE, EnginePlan, read_plan, write_plan
 from headstart.engine.select import SAMPLE_SIZE, choose_engine, synthetic_sample
 from headstart.engine.streaming import run_in_batches, run_stream
