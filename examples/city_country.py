@@ -19,7 +19,7 @@ TUTORIAL = Tutorial(
     known="train 78 %, val 90 % (18 of 20, so 70-97 %)",
     traps=[
         "20 images tell little: an accuracy without its interval says more than is known.",
-        "val above train is no wonder: train is averaged while the model learns, with dropout at work (curves.png).",
+        "val above train is no wonder: train is averaged while the model learns, with dropout at work (curves.svg).",
     ],
     stand_in="urban_rural",
 )

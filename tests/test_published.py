@@ -96,7 +96,7 @@ def test_every_file_of_a_fine_tuned_run_that_is_not_private_names_no_user(home: 
     weights = {"backbone": "test_resnet", "weights": "w.pth", "image_size": 32, "device": "cpu"}
     folder = hs.train("photos", out="tuned", unfreeze="layer4", epochs=1, val=0.3, **weights).folder
     files = [file for file in folder.rglob("*") if file.is_file() and not is_private(file.name)]
-    assert (folder / "curves.png").exists()
+    assert (folder / "curves.svg").exists()
     assert any("checkpoints" in file.parts for file in files)
     assert {file.name: named(file.read_bytes()) for file in files} == {file.name: [] for file in files}
 

@@ -1131,11 +1131,9 @@ def _absolute(path: Path | None) -> str | None:
 
 def _quiet_libraries() -> None:
     """Other libraries' remarks are not for the user of a command; what matters is raised."""
-    import logging
     import warnings
 
     warnings.simplefilter("ignore")
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where it has no home folder to write to
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if sys.stderr.isatty() else "1")

@@ -10,10 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import logit
 
-from headstart.evaluation.comparison import png_of
 from headstart.evaluation.metrics import wilson
 from headstart.evaluation.predictions import Evaluated
-from headstart.reports.curves import TRAIN, VAL
 from headstart.training.losses import are_several, probabilities_of
 from headstart.trust.calibration import Calibration, cross_fitted_probabilities
 from headstart.trust.ood import INLIER_SHARE
@@ -185,43 +183,3 @@ def coverage_curve(part: Evaluated) -> tuple[Chances, Chances]:
     right = (part.given == part.labels)[order]
     ranks = np.arange(1, len(right) + 1)
     return ranks / len(right), np.cumsum(right) / ranks
-
-
-def reliability_picture(
-    calibration: Calibration, found: Sequence[Reliability], evaluated: Sequence[Evaluated]
-) -> bytes:
-    """A PNG: the reliability diagram, and accuracy against coverage beside it where each image has one class."""
-    from matplotlib.figure import Figure  # not pyplot, whose state is the caller's
-
-    curves = [p for p in evaluated if p.scores.name in ("val", "test") and not are_several(p.labels)]
-    width = 9 if curves else 4.8
-    figure = Figure(
-        figsize=(width, 4)
-    )  # margins are given, in inches: to have them worked out takes as long as to draw
-    figure.subplots_adjust(left=0.65 / width, right=1 - 0.15 / width, bottom=0.13, top=0.97, wspace=0.2)
-    left, *rest = figure.subplots(1, 2 if curves else 1, squeeze=False)[0]
-    left.plot([0, 100], [0, 100], color="#999999", linewidth=0.8)
-    colours = {BEFORE: TRAIN, "val": VAL, "val, after": VAL, "test": "#009e73"}
-    for own in found:
-        x, y = (
-            [100 * v for v in values] for values in zip(*((b.confidence, b.accuracy) for b in own.bins), strict=True)
-        )
-        label = f"{own.name}: error {100 * own.error:.1f} points"
-        left.plot(x, y, "o--" if own.name == BEFORE else "o-", color=colours[own.name], markersize=3, label=label)
-    left.set_xlabel("probability that the model gives, %")
-    left.set_ylabel("share that is right, %")
-    left.legend(frameon=False, fontsize=8)
-    for axis in rest:
-        for part in curves:
-            share, accuracy = coverage_curve(part)
-            name = part.scores.name
-            axis.plot(100 * share, 100 * accuracy, color=VAL if name == "val" else colours["test"], label=name)
-        if calibration.images:
-            axis.axhline(100 * calibration.target_accuracy, color="#999999", linewidth=0.8)
-        axis.set_xlabel("share of the images that is answered, the surest first, %")
-        axis.set_ylabel("share of these that is right, %")
-        axis.legend(frameon=False, fontsize=8)
-    for axis in (left, *rest):
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-    return png_of(figure)

@@ -1,27 +1,24 @@
-"""Curves of loss and accuracy, epoch by epoch."""
+"""Learning curves: loss and accuracy on train and val, epoch by epoch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from headstart.evaluation.comparison import png_of
-
-TRAIN, VAL = "#d55e00", "#0072b2"
-"""Colours, told apart by people with any colour vision (Okabe and Ito)."""
+from headstart.reports.svg_chart import BLUE, ORANGE, Series, line_chart
 
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """An epoch.
+    """The figures of one epoch.
 
     Attributes:
-        stage: that it belongs to.
-        epoch: from 0, within the stage.
-        train_loss: mean over the training images as they were shown, while the model learnt.
-        train_accuracy: likewise, 0-1.
-        val_loss: log loss of the averaged weights on the validation images; None where there are none.
-        val_accuracy: likewise, 0-1.
+        stage: the rung of the ladder that was trained.
+        epoch: number within the stage, from 0.
+        train_loss: mean loss of the training images as they were shown, averaged while the model learns; in nats.
+        train_accuracy: accuracy on the same images, 0-1.
+        val_loss: log loss of the averaged weights on the validation images, in nats; None without such images.
+        val_accuracy: their accuracy, 0-1; None without such images.
     """
 
     stage: str
@@ -32,46 +29,38 @@ class CurvePoint:
     val_accuracy: float | None = None
 
 
-def curves_picture(title: str, points: Sequence[CurvePoint]) -> bytes:
-    """A PNG: loss to the left, accuracy to the right, the stages one after the other.
+def curve_charts(points: Sequence[CurvePoint]) -> list[str]:
+    """Two charts, loss and accuracy, with the stages one after the other.
 
     Args:
-        title: above it.
-        points: at least one, in order.
-    """
-    from matplotlib.figure import Figure  # not pyplot, whose state is the caller's
-    from matplotlib.ticker import MaxNLocator
+        points: at least one, in the order of training.
 
-    figure = Figure(figsize=(9, 3.6))  # margins are given: to have them worked out takes as long as to draw
-    figure.subplots_adjust(left=0.085, right=0.985, bottom=0.14, top=0.84, wspace=0.2)
-    loss, accuracy = figure.subplots(1, 2)
-    stages = list(dict.fromkeys(point.stage for point in points))
-    first = 1
-    for number, stage in enumerate(stages):
-        own = [point for point in points if point.stage == stage]
-        x = range(first, first + len(own))
-        for axis, train, seen, scale in (
-            (loss, [p.train_loss for p in own], [p.val_loss for p in own], 1),
-            (accuracy, [p.train_accuracy for p in own], [p.val_accuracy for p in own], 100),
-        ):
-            names = ("train, as shown", "val") if number == 0 else (None, None)
-            axis.plot(x, [scale * y for y in train], "o--", color=TRAIN, markersize=3, label=names[0])
-            known = [(place, scale * y) for place, y in zip(x, seen, strict=True) if y is not None]
-            if known:
-                axis.plot(*zip(*known, strict=True), "o-", color=VAL, markersize=3, label=names[1])
-            if len(stages) > 1:
-                if number:
-                    axis.axvline(first - 0.5, color="#999999", linewidth=0.8)
-                axis.annotate(
-                    stage, (first - 0.4, 1.01), xycoords=("data", "axes fraction"), fontsize=8, color="#555555"
-                )
-        first += len(own)
-    for axis, name in ((loss, "loss, nats"), (accuracy, "accuracy, %")):
-        axis.set_xlabel("epoch")
-        axis.set_ylabel(name)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-    loss.legend(frameon=False)
-    figure.suptitle(title)
-    return png_of(figure)
+    Returns:
+        ``<svg>`` elements.
+    """
+    loss = _chart(points, "loss, nats", lambda p: (p.train_loss, p.val_loss))
+    return [loss, _chart(points, "accuracy, %", lambda p: (100 * p.train_accuracy, _percent(p.val_accuracy)))]
+
+
+def _chart(
+    points: Sequence[CurvePoint], y_label: str, values: Callable[[CurvePoint], tuple[float, float | None]]
+) -> str:
+    train = [(float(number), values(point)[0]) for number, point in enumerate(points, start=1)]
+    val = [(float(n), value) for n, point in enumerate(points, start=1) if (value := values(point)[1]) is not None]
+    series = [Series("train, as shown", train, ORANGE, dashed=True, markers=True)]
+    if val:
+        series.append(Series("val", val, BLUE, markers=True))
+    firsts = {point.stage: number for number, point in reversed(list(enumerate(points, start=1)))}
+    sections = sorted((max(1.0, first - 0.5), stage) for stage, first in firsts.items())
+    return line_chart(
+        series,
+        x_label="epoch",
+        y_label=y_label,
+        description=f"{y_label.partition(',')[0].capitalize()} on train and val, epoch by epoch",
+        sections=sections if len(sections) > 1 else (),
+        whole_x=True,
+    )
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share

@@ -18,14 +18,17 @@ from headstart.backbone.split import SplittableBackbone
 from headstart.data.decode import thumbnail
 from headstart.data.finding import Finding
 from headstart.data.inspection import Inspection
-from headstart.evaluation.comparison import Compared, comparison_picture
+from headstart.evaluation.comparison import Compared
 from headstart.evaluation.metrics import CROSS_VALIDATION, Scores, class_figures
 from headstart.evaluation.predictions import MANY_CLASSES, Evaluated
 from headstart.evaluation.reliability import BINS, Reliability, usual_kept
 from headstart.files import json_text, path_of
 from headstart.html import data_address
 from headstart.model import Model
+from headstart.reports.calibration_chart import calibration_charts
+from headstart.reports.comparison_chart import comparison_chart
 from headstart.reports.contact_sheets import ACROSS, DOWN, SIDE, Sheets, make_sheets
+from headstart.reports.curves import CurvePoint, curve_charts
 from headstart.reports.gradcam import heat_map_jpeg, heat_maps
 from headstart.reports.image_map import ImageMap
 from headstart.training.ladder import KNN, RungResult
@@ -79,8 +82,7 @@ class Told:
         evaluated: predictions by split.
         rungs: of the ladder.
         best: the name of the one that was kept.
-        curves: a PNG; b"" for none.
-        trust: a PNG of reliability and coverage; b"" for none.
+        curves: epochs of all that was trained by steps.
         reliable: calibration before and after.
         image_map: None where there is none.
         split: see ``heat.heat_maps``.
@@ -102,8 +104,7 @@ class Told:
     evaluated: Sequence[Evaluated]
     rungs: Sequence[RungResult]
     best: str
-    curves: bytes
-    trust: bytes
+    curves: Sequence[CurvePoint]
     reliable: Sequence[Reliability]
     image_map: ImageMap | None
     split: SplittableBackbone | None
@@ -155,9 +156,9 @@ def render_report(told: Told) -> str:
                 _Part(part, _mistakes(told, part, wrong[id(part)], near, own_labels), _matrix(part))
                 for part in told.evaluated
             ],
-            ladder=_address(_ladder(told)),
-            curves=_address(told.curves),
-            trust=_address(told.trust),
+            ladder=[Markup(chart) for chart in _ladder(told)],
+            curves=[Markup(chart) for chart in curve_charts(told.curves)] if told.curves else [],
+            trust=[Markup(chart) for chart in calibration_charts(model.calibration, told.reliable, told.evaluated)],
             reliable={own.name: own for own in told.reliable},
             usual=usual_kept(model.calibration, told.evaluated),
             galleries=galleries,
@@ -349,16 +350,12 @@ def _heats(told: Told, part: Evaluated, places: Sequence[int]) -> dict[int, str]
     return {place: data_address(data, "jpeg") for place, data in zip(seen, pictures, strict=True)}
 
 
-def _ladder(told: Told) -> bytes:
+def _ladder(told: Told) -> list[str]:
     rows = [
         Compared("depths", r.name, r.correct, r.count, r.low, r.high, r.log_loss, r.seconds, r.epochs, "")
         for r in told.rungs
     ]
-    return comparison_picture("", rows) if rows else b""
-
-
-def _address(png: bytes) -> str:
-    return data_address(png, "png") if png else ""
+    return [comparison_chart(rows)] if rows else []
 
 
 def _drawn(told: Told) -> list[int]:

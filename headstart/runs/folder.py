@@ -17,8 +17,8 @@ RUN/
   scores.json       the figures, by split
   test_uses.jsonl   each time that the test images were scored
   map.csv           where each image lies among the others, and which training images are nearest
-  calibration.png   how far the probabilities can be taken at their word
-  curves.png        loss and accuracy, epoch by epoch, where anything was trained by steps
+  calibration.svg   reliability diagram, and accuracy against coverage
+  curves.svg        learning curves, if anything was trained by steps
   report.html       the same for a reader
   README.md         the model card
   run.json          written last: a run without it did not finish
@@ -41,21 +41,23 @@ from headstart.data.inspection import Inspection
 from headstart.errors import DataError, RunError
 from headstart.evaluation.metrics import CROSS_VALIDATION, AnyScores, scores_from_json, shown_first
 from headstart.evaluation.predictions import Evaluated, predictions_csv
-from headstart.evaluation.reliability import reliabilities, reliability_picture, usual_kept
+from headstart.evaluation.reliability import reliabilities, usual_kept
 from headstart.files import csv_text, json_text, not_written, text_bytes, user_path, write_atomically, writing_run
 from headstart.html import data_address, paragraph, picture, table
 from headstart.model import MODEL_FILE, Model
 from headstart.pipeline.base_classifier import REMEMBERED_FILE
-from headstart.reports.curves import CurvePoint, curves_picture
+from headstart.reports.calibration_chart import calibration_charts
+from headstart.reports.curves import CurvePoint, curve_charts
 from headstart.reports.image_map import MAP_FILE, ImageMap
+from headstart.reports.svg_chart import svg_file
 from headstart.runs.log import read_log
 from headstart.training.fit_head import Fitted
 from headstart.training.ladder import RungResult
 from headstart.training.recipe import Recipe
 
 START_FILE = "start.json"
-CURVES_FILE = "curves.png"
-CALIBRATION_FILE = "calibration.png"
+CURVES_FILE = "curves.svg"
+CALIBRATION_FILE = "calibration.svg"
 FINDINGS_FILE = "findings.json"
 PREDICTIONS_FILE = "predictions.csv"
 CROSS_VALIDATION_FILE = "cross-validation.csv"
@@ -101,7 +103,7 @@ class Run:
 
     @property
     def curves_path(self) -> Path:
-        """The picture of the curves; no such file where nothing was trained by steps."""
+        """The learning curves as an SVG; no such file if nothing was trained by steps."""
         return self.folder / CURVES_FILE
 
     def _repr_html_(self) -> str:
@@ -120,9 +122,7 @@ class Run:
             ]
             parts.append(table(["rung", "right", "95 % interval", "seconds", "decision"], rows))
         if self.curves_path.is_file():
-            parts.append(
-                picture(data_address(self.curves_path.read_bytes(), "png"), "curves of loss and accuracy", width=720)
-            )
+            parts.append(picture(data_address(self.curves_path.read_bytes(), "svg+xml"), "learning curves", width=720))
         parts.append(paragraph(f"Kept: {self.best}. Report: {self.report_path}. Model: {self.model_path}."))
         return "".join(parts)
 
@@ -340,12 +340,10 @@ def write_results(
         own = [part for part in evaluated if part not in crossed]
         write_atomically(folder / PREDICTIONS_FILE, text_bytes(predictions_csv(own)))
         _write_json(folder / "scores.json", document["scores"])
-        points = _curve_points(folder)
-        curves = curves_picture(folder.name, points) if points else b""
-        if curves:
-            write_atomically(run.curves_path, curves)
-        trust = reliability_picture(model.calibration, reliable, evaluated)
-        write_atomically(folder / CALIBRATION_FILE, trust)
+        if points := curve_points(folder):
+            write_atomically(run.curves_path, svg_file(curve_charts(points), title=folder.name))
+        if charts := calibration_charts(model.calibration, reliable, evaluated):
+            write_atomically(folder / CALIBRATION_FILE, svg_file(charts))
     return document
 
 
@@ -368,7 +366,8 @@ def _name(look: Inspection) -> str:
     return look.dataset.root.resolve().name
 
 
-def _curve_points(folder: Path) -> list[CurvePoint]:
+def curve_points(folder: Path) -> list[CurvePoint]:
+    """The epochs of a run, from its log."""
     entries = read_log(folder)
     val = {(e["stage"], e["epoch"]): (e["log_loss"], e["accuracy"]) for e in entries if e["event"] == "validation"}
     return [

@@ -18,11 +18,13 @@ from headstart.data.dataset import Dataset, open_data
 from headstart.data.inspection import Inspection
 from headstart.data.splits import SplitShares, check_shares
 from headstart.errors import HeadstartError, OptionError
-from headstart.evaluation.comparison import Compared, comparison_markdown, comparison_picture
+from headstart.evaluation.comparison import Compared, comparison_markdown
 from headstart.files import json_text, text_bytes, write_atomically, writing_run
 from headstart.pipeline.prepare import Preparation
 from headstart.pipeline.train import carry_out
 from headstart.progress import Progress, SilentProgress
+from headstart.reports.comparison_chart import comparison_chart
+from headstart.reports.svg_chart import svg_file
 from headstart.runs.environment import conditions_of
 from headstart.runs.folder import Run, Start, choose_run_folder, make_run_folder, write_start
 from headstart.runs.status import Noted
@@ -58,7 +60,7 @@ class Comparison:
     """What was compared.
 
     Attributes:
-        folder: comparison.md, comparison.json, comparison.png, and a run in ``runs/`` for each way.
+        folder: comparison.md, comparison.json, comparison.svg, and a run in ``runs/`` for each way.
         name: of the set that all were scored on.
         rows: of each way, in the order in which they were tried.
     """
@@ -238,7 +240,7 @@ def _write(folder: Path, look: Inspection, rows: Sequence[Compared], name: str) 
     with writing_run(folder):
         write_atomically(folder / "comparison.md", text_bytes(comparison_markdown(title, rows)))
         write_atomically(folder / "comparison.json", json_text(document, indent=1).encode())
-        write_atomically(folder / "comparison.png", comparison_picture(title, rows))
+        write_atomically(folder / "comparison.svg", svg_file([comparison_chart(rows)], title=title))
 
 
 def _file_name(name: str) -> str:

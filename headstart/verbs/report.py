@@ -22,11 +22,10 @@ from headstart.reports.image_map import read_map
 from headstart.reports.model_card import CARD_FILE, model_card
 from headstart.reports.run_report import Told, render_report
 from headstart.runs.folder import (
-    CALIBRATION_FILE,
     CROSS_VALIDATION_FILE,
-    CURVES_FILE,
     PREDICTIONS_FILE,
     REPORT_FILE,
+    curve_points,
     load_run,
 )
 from headstart.runs.test_audit import read_uses, uses_text
@@ -100,8 +99,7 @@ def write_report(
         evaluated=evaluated,
         rungs=[RungResult(**rung) for rung in document["rungs"]],
         best=document["best"],
-        curves=_bytes(folder / CURVES_FILE),
-        trust=_bytes(folder / CALIBRATION_FILE),
+        curves=curve_points(folder),
         reliable=reliabilities(model.calibration, evaluated),
         image_map=read_map(folder),
         split=split,
@@ -186,7 +184,3 @@ def _holds(content: Path | bytes, words: bytes) -> bool:
         return words in content
     with open(content, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return data.find(words) >= 0
-
-
-def _bytes(file: Path) -> bytes:
-    return file.read_bytes() if file.is_file() else b""

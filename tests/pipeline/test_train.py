@@ -74,7 +74,7 @@ def test_a_run_learns_and_leaves_every_file(run: hs.Run) -> None:
         "predictions.csv",
         "scores.json",
         "report.html",
-        "calibration.png",
+        "calibration.svg",
         "test_uses.jsonl",
         "map.csv",
         "README.md",

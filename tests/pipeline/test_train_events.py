@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
 from itertools import pairwise
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from pictures import mislabel, write_classes
-from PIL import Image
 
 import headstart as hs
 from headstart.errors import DataError, OptionError
-from headstart.reports.curves import CurvePoint, curves_picture
+from headstart.reports.curves import CurvePoint, curve_charts
 from headstart.runs import Event
 from headstart.runs.log import read_log
 
@@ -109,26 +108,29 @@ def test_heads_that_are_trained_by_steps_have_curves_too(data: Path, tmp_path: P
     assert epochs[-1]["loss"] < epochs[0]["loss"]
     best = max((e for e in log if e["event"] == "validation"), key=lambda e: (e["correct"], -e["log_loss"]))
     assert best["accuracy"] == pytest.approx(run.results["val"].accuracy)
-    assert Image.open(run.curves_path).width > 1000
+    assert run.curves_path.read_text().count("<polyline") == 4
 
 
 def test_curves_are_a_picture_of_every_stage() -> None:
     points = [CurvePoint("one", i, 1.0 / (i + 1), 0.5, 0.9, 0.6) for i in range(3)]
     points += [CurvePoint("two", 0, 0.2, 0.9)]
-    picture = Image.open(io.BytesIO(curves_picture("A title", points)))
-    assert picture.format == "PNG"
-    assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 10
+    for chart in curve_charts(points):
+        drawn = ElementTree.fromstring(chart)
+        words = [text.text for text in drawn.iter("{http://www.w3.org/2000/svg}text")]
+        assert {"one", "two", "train, as shown", "val", "epoch"} <= set(words)
+        lines = [line.get("points", "").split() for line in drawn.iter("{http://www.w3.org/2000/svg}polyline")]
+        assert [len(line) for line in lines] == [4, 3]
 
 
 def test_run_model_and_data_show_themselves_in_a_notebook(told: list[Event], data: Path, tmp_path: Path) -> None:
     run = hs.load_run(told[-1]["run"])
     shown = run._repr_html_()
-    for piece in (run.scores.sentence, "behind blocks.5", "data:image/png;base64,", str(run.report_path)):
+    for piece in (run.scores.sentence, "behind blocks.5", "data:image/svg+xml;base64,", str(run.report_path)):
         assert piece in shown
     model = hs.load(run.model_path)._repr_html_()
     assert "tf_efficientnet_lite0" in model
     assert "first, second" in model
-    assert f"{run.scores.correct} of {run.scores.count}" in model
+    assert f"({run.scores.correct}/{run.scores.count})" in model
     dataset = hs.open_data(data)._repr_html_()
     assert dataset.count("data:image/jpeg;base64,") == 8
     odd = write_classes(tmp_path / "odd", {"<script>": 2, "b": 2})

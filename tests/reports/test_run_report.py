@@ -178,7 +178,7 @@ def test_in_the_dark_it_is_dark_and_can_be_read(run: hs.Run) -> None:
         assert ink > 0.8
         for selector in (".scroll th:first-child", ".legend button"):
             assert page.evaluate(light, selector)[0] < 0.2
-        assert page.evaluate(light, "img.figure")[0] > 0.99  # drawn with dark ink on no ground
+        assert page.evaluate(light, "svg.chart")[0] > 0.99  # drawn with dark ink
         assert not wrong
     with opened(run.report_path) as (page, wrong):
         assert page.evaluate(light, "body")[0] > 0.99

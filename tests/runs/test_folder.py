@@ -83,7 +83,7 @@ def test_a_run_is_read_back_as_it_was_written(tmp_path: Path, data: Path, model:
     assert back.scores.name == "test"
     assert back.model_path == tmp_path / "run" / "model.safetensors"
     assert back.report_path == tmp_path / "run" / "report.html"
-    assert back.curves_path == tmp_path / "run" / "curves.png"
+    assert back.curves_path == tmp_path / "run" / "curves.svg"
     assert json.loads((tmp_path / "run" / "run.json").read_text()) == json.loads(json.dumps(document))
     assert load_run(str(tmp_path / "run")) == run
     bare = {name: value for name, value in document.items() if name not in ("rungs", "best")}
@@ -126,7 +126,7 @@ def test_every_file_of_a_run_is_there(tmp_path: Path, data: Path, model: hs.Mode
     files = {path.name for path in folder.iterdir()}
     assert files == {
         *("recipe.json", "start.json", "run.json", "scores.json", "findings.json", "model.safetensors", "split.csv"),
-        *("predictions.csv", "cross-validation.csv", "map.csv", "remembered.csv", "calibration.png"),
+        *("predictions.csv", "cross-validation.csv", "map.csv", "remembered.csv", "calibration.svg"),
     }
     assert (folder / "remembered.csv").read_text() == "path\nx.png\n"
     assert (folder / "map.csv").read_text() == image_map.csv()
@@ -135,7 +135,7 @@ def test_every_file_of_a_run_is_there(tmp_path: Path, data: Path, model: hs.Mode
     kept = {name: list(csv.DictReader((folder / name).open())) for name in ("predictions.csv", "cross-validation.csv")}
     assert {row["split"] for row in kept["predictions.csv"]} == {"val"}
     assert {row["split"] for row in kept["cross-validation.csv"]} == {CROSS_VALIDATION}
-    assert (folder / "calibration.png").read_bytes()[:4] == b"\x89PNG"
+    assert (folder / "calibration.svg").read_text().startswith("<svg ")
     assert hs.load(folder).classes == CLASSES
     written(tmp_path / "bare", data, model, "val")
     bare = {path.name for path in (tmp_path / "bare").iterdir()}
@@ -181,16 +181,16 @@ def test_curves_are_drawn_where_anything_was_trained_by_steps(tmp_path: Path, da
     val = {"event": "validation", "stage": "head", "epoch": 1, "log_loss": 0.7, "accuracy": 0.6, "time": ""}
     other = {"event": "rung", "stage": "head"}
     (folder / "log.jsonl").write_text("".join(json.dumps(own) + "\n" for own in (*epochs, val, other)))
-    points = folders._curve_points(folder)
+    points = folders.curve_points(folder)
     assert [(p.stage, p.epoch, p.train_loss, p.train_accuracy, p.val_loss, p.val_accuracy) for p in points] == [
         ("head", 0, 1.0, 0.5, None, None),
         ("head", 1, 0.5, 0.5, 0.7, 0.6),
     ]
     run, _ = written(folder, data, model, "val")
-    assert run.curves_path.read_bytes()[:4] == b"\x89PNG"
+    assert run.curves_path.read_text().startswith("<svg ")
     shown = run._repr_html_()
-    assert "data:image/png;base64," in shown
-    assert 'alt="curves of loss and accuracy"' in shown
+    assert "data:image/svg+xml;base64," in shown
+    assert 'alt="learning curves"' in shown
     assert 'width="720"' in shown
 
 

@@ -12,9 +12,9 @@ from headstart.evaluation.reliability import (
     coverage_curve,
     reliabilities,
     reliability,
-    reliability_picture,
     usual_kept,
 )
+from headstart.reports.calibration_chart import calibration_charts
 from headstart.training.losses import folds_of
 from headstart.trust.calibration import (
     HIGHEST,
@@ -199,7 +199,7 @@ def test_reliability_follows_from_the_predictions_alone() -> None:
     assert share[-1] == 1
     assert isinstance(parts[0].scores, Scores)
     assert accuracy[-1] == pytest.approx(parts[0].scores.accuracy)
-    assert reliability_picture(own, [before, after, test], parts).startswith(b"\x89PNG")
+    assert len(calibration_charts(own, [before, after, test], parts)) == 2
 
 
 def test_a_threshold_that_is_none_is_said_to_be() -> None:
@@ -219,7 +219,7 @@ def test_several_labels_are_answers_each() -> None:
     part = evaluate_predictions("val", ["p"] * 60, labels, chances, ("x", "y"), thresholds=[0.5, 0.5], chose=True)
     before, after = reliabilities(Calibration(2.0, 60), [part])
     assert sum(b.count for b in before.bins) == sum(b.count for b in after.bins) == 120
-    assert reliability_picture(Calibration(2.0, 60), [before, after], [part]).startswith(b"\x89PNG")
+    assert len(calibration_charts(Calibration(2.0, 60), [before, after], [part])) == 1
 
 
 def test_probabilities_that_are_as_good_as_certain_are_calibrated_too() -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from pictures import write_classes
-from PIL import Image
 
 import headstart as hs
 from headstart.errors import OptionError, RunError
-from headstart.evaluation.comparison import Compared, comparison_markdown, comparison_picture
+from headstart.evaluation.comparison import Compared, comparison_markdown
+from headstart.reports.comparison_chart import comparison_chart
+
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 @pytest.mark.exhaustive
@@ -43,7 +45,8 @@ def test_every_way_is_a_run_and_every_figure_is_the_runs(tmp_path: Path) -> None
     assert [row["name"] for row in document["rows"]] == names
     text = (found.folder / "comparison.md").read_text()
     assert all(f"| {row.name} | {row.correct} of {row.count} |" in text for row in found.rows)
-    assert Image.open(found.folder / "comparison.png").size[0] > 1000
+    chart = ElementTree.parse(found.folder / "comparison.svg")
+    assert all(row.name in [text.text for text in chart.iter(f"{SVG}text")] for row in found.rows)
 
 
 def test_what_cannot_be_compared_is_refused_before_anything_is_done(tmp_path: Path) -> None:
@@ -66,8 +69,10 @@ def test_the_table_and_the_picture_take_any_row() -> None:
     ]
     text = comparison_markdown("title", rows)
     assert "| scratch | 3 of 3 | 100.0 % (44.0-100.0) | 0.100 | 7 | 900 |" in text
-    picture = Image.open(io.BytesIO(comparison_picture("title", rows)))
-    assert picture.format == "PNG"
+    chart = ElementTree.fromstring(comparison_chart(rows))
+    assert len(list(chart.iter(f"{SVG}circle"))) == 2
+    short, long = (float(bar.get("width", "")) for bar in list(chart.iter(f"{SVG}rect"))[1:])
+    assert long > 100 * short
 
 
 @pytest.mark.parametrize(
