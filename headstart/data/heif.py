@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
+from headstart.extras import install_command, is_installed
 
 BRANDS = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc")
 """What bytes 4 to 12 of such a file are."""
 
-MISSING_PLUGIN = "HEIC needs the extra heif: pip install 'headstart[heif]'"
+EXTRA = "heif"
+"""The extra that installs pillow-heif."""
 
 
 def is_heif(data: bytes) -> bool:
@@ -15,9 +16,14 @@ def is_heif(data: bytes) -> bool:
     return data[4:12] in BRANDS
 
 
+def missing_reason() -> str:
+    """Why such a file cannot be read without the extra."""
+    return f"HEIC needs an extra: {install_command(EXTRA)}"
+
+
 def register() -> None:
     """Registers the decoder with Pillow, if pillow-heif is installed."""
-    if importlib.util.find_spec("pillow_heif") is not None:
+    if is_installed(EXTRA):
         import pillow_heif
 
         pillow_heif.register_heif_opener()
