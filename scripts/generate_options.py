@@ -11,7 +11,7 @@ import textwrap
 from pathlib import Path
 from typing import get_args
 
-from headstart.training.option import Group, Option, choices_of, flag_name
+from headstart.training.option import Group, Option, choices_of, default_text, flag_name
 from headstart.training.recipe import RENAMED, Recipe, defaults, option_types, options_of
 
 ROOT = Path(__file__).parents[1]
@@ -41,7 +41,7 @@ def typed_dict() -> str:
         '    """Options of a training run; see ``Recipe``."""',
     ]
     for name, declared in options_of().items():
-        text = f"{declared.help} Default: {default_text(name, declared)}."
+        text = f"{declared.help} Default: {default_text(defaults()[name], declared.auto)}."
         lines += ["", f"    {name}: {_annotations()[name]}"]
         lines += textwrap.wrap(f'"""{text}"""', 116, initial_indent="    ", subsequent_indent="    ")
     return "\n".join(lines) + "\n"
@@ -68,7 +68,7 @@ def page() -> str:
 
 
 def _entry(name: str, declared: Option) -> list[str]:
-    facts = [f"Default: {default_text(name, declared)}."]
+    facts = [f"Default: {default_text(defaults()[name], declared.auto)}."]
     if choices := choices_of(option_types()[name]):
         facts.append(f"Choices: {', '.join(f'`{choice}`' for choice in choices)}.")
     if declared.limits is not None:
@@ -80,14 +80,6 @@ def _entry(name: str, declared: Option) -> list[str]:
     flag = flag_name(name) if defaults()[name] is not True else f"{flag_name(name)} / --no-{flag_name(name)[2:]}"
     text = [*textwrap.wrap(declared.help, 116), *textwrap.wrap(" ".join(facts), 116)]
     return [f"### `{name}`", "", f"Command line: `{flag}`", "", *text]
-
-
-def default_text(name: str, declared: Option) -> str:
-    """The default in words: a value, or "auto" and what that means."""
-    default = defaults()[name]
-    if default is None:
-        return f"auto ({declared.auto})"
-    return {True: "on", False: "off"}[default] if isinstance(default, bool) else str(default)
 
 
 def _annotations() -> dict[str, str]:

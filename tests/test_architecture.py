@@ -181,6 +181,18 @@ ORDER = [
     "estimators",
     "demo",
     "cli.deferred_imports",
+    "cli.process",
+    "cli.render",
+    "cli.options",
+    "cli.train",
+    "cli.check",
+    "cli.features",
+    "cli.predict",
+    "cli.serve",
+    "cli.compare",
+    "cli.export",
+    "cli.publish",
+    "cli.cache",
     "cli.main",
 ]
 

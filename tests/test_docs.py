@@ -14,15 +14,14 @@ import onnx
 import pytest
 import timm
 import torch
+from commands import all_commands
 from documents import DOCUMENTS, PAGES, ROOT, Block, Reader, blocks_of
 from hub import hub_for_tests
 from pictures import picture, write_classes, write_mixtures
 from small_architectures import SMALL, small_architectures
-from typer.main import get_command
 
 import headstart as hs
 from headstart.backbone.weights import fingerprint
-from headstart.cli import main as cli
 from headstart.model import Model
 from headstart.serve.corrections import Corrections
 from headstart.training import fit_head as classifiers
@@ -231,9 +230,8 @@ def test_a_page_with_a_command_that_fails_fails(right: str, wrong: str, tmp_path
 
 
 def options() -> set[str]:
-    commands = get_command(cli.app).commands.values()  # type: ignore[attr-defined]
-    own = {name for command in commands for p in command.params for name in (*p.opts, *p.secondary_opts)}
-    return own | {"--help", "--version"}
+    parameters = [parameter for command in all_commands().values() for parameter in command.params]
+    return {name for p in parameters for name in (*p.opts, *p.secondary_opts)} | {"--help", "--version"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -295,10 +293,9 @@ def _spans(text: str) -> list[str]:
 
 def _takes(verb: str, words: list[str]) -> bool:
     """Whether the command line would begin with it; a verb alone names the command."""
-    group = get_command(cli.app)
     if verb.startswith("-"):
         return verb in options()
-    command = group.commands.get(verb)  # type: ignore[attr-defined]
+    command = all_commands().get(verb)
     if command is None or not words:
         return command is not None
     plain = [own for own in (word.strip("[]") for word in words) if own not in ("|", "...")]
@@ -308,7 +305,7 @@ def _takes(verb: str, words: list[str]) -> bool:
     ]
     try:
         command.make_context(verb, numbers, resilient_parsing=False)
-    except Exception as error:  # Typer's own click, or the package: no common class
+    except Exception as error:  # of click or of the package: no common class
         return type(error).__name__ == "MissingParameter"
     return True
 

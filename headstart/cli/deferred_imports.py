@@ -1,8 +1,11 @@
-"""PyTorch's compiler, imported when it is first used rather than when it is first named.
+"""Lazy import of PyTorch's compiler: a stand-in for ``torch._dynamo`` until it is used.
 
-torchvision imports ``torch._dynamo`` for one question, timm and ``torch.optim`` to exempt functions from it: with what
-it imports in turn a quarter of every command's start (LOG.md), for a compiler that few commands run. Until something
-else of it is asked for, a stand-in answers; then the compiler is there, as if it had been from the beginning.
+torchvision, timm and ``torch.optim`` name ``torch._dynamo`` when they are imported: to ask whether a device can be
+compiled for, and to exempt functions from compilation. What it imports in turn takes a quarter of a command's start,
+and few commands compile anything. The stand-in answers these two; any other use imports the compiler, and then
+everything is as if it had been imported from the beginning.
+
+This is the only place that touches ``torch._dynamo``; tests/cli/test_deferred_imports.py names what it relies on.
 """
 
 from __future__ import annotations
@@ -12,7 +15,6 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import FunctionType, ModuleType
 from typing import Any
@@ -23,12 +25,12 @@ STAND_INS = (COMPILER, UTILITIES)
 
 
 def defer_compiler() -> None:
-    """From now on the compiler is imported when it is first used; nothing changes where it is there already.
+    """Defers the import of the compiler to its first use; does nothing if it is imported already.
 
-    For a process that is one's own: a program that imports Headstart decides for itself.
+    For the command's own process. The library does not call it: a program that imports Headstart decides for itself.
     """
     if COMPILER not in sys.modules and _FINDER not in sys.meta_path:
-        sys.meta_path.insert(0, _FINDER)
+        sys.meta_path.insert(0, _FINDER)  # without the ABC, whose import takes 40 ms
 
 
 class _StandIn(ModuleType):
@@ -38,17 +40,19 @@ class _StandIn(ModuleType):
         return getattr(_import(self.__name__), name)
 
 
-class _Finder(MetaPathFinder, Loader):
-    """Finds the stand-ins, and the compiler's own modules once one is asked for that has none."""
+class _Finder:
+    """Import hook (PEP 451): finder and loader of the stand-ins, and of submodules, whose import ends the deferral."""
 
     def find_spec(self, fullname: str, *_: object) -> ModuleSpec | None:
         if fullname in STAND_INS:
-            return ModuleSpec(fullname, self, is_package=fullname == COMPILER)
+            return ModuleSpec(fullname, self, is_package=fullname == COMPILER)  # type: ignore[arg-type]
         if not fullname.startswith(f"{COMPILER}."):
             return None
         _import(COMPILER)
         there = sys.modules.get(fullname)
-        return importlib.util.find_spec(fullname) if there is None else ModuleSpec(fullname, _Imported(there))
+        if there is None:
+            return importlib.util.find_spec(fullname)
+        return ModuleSpec(fullname, _Imported(there))  # type: ignore[arg-type]
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         module = _StandIn(spec.name)
@@ -59,11 +63,11 @@ class _Finder(MetaPathFinder, Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """There is nothing to run."""
+        """A stand-in has no code to run."""
 
 
-class _Imported(Loader):
-    """A module that was imported while it was looked for."""
+class _Imported:
+    """Loader of a module that was imported while its spec was searched for."""
 
     def __init__(self, module: ModuleType) -> None:
         self.module, self.spec = module, module.__spec__
@@ -78,40 +82,38 @@ class _Imported(Loader):
 _FINDER = _Finder()
 
 _exempt: list[_Exempt] = []
-"""Functions that the compiler is to leave alone, to be told once it is there."""
+"""Functions exempted from compilation before the compiler was imported."""
 
 
 def _import(name: str) -> ModuleType:
-    """The compiler's own module of this name; the stand-ins are gone."""
+    """Imports the real module of this name; the stand-ins are removed."""
     if _FINDER in sys.meta_path:
         sys.meta_path.remove(_FINDER)
         for stand_in in STAND_INS:
             sys.modules.pop(stand_in, None)
         compiler = importlib.import_module(COMPILER)
         while _exempt:
-            _exempt.pop().tell(compiler)
+            _exempt.pop().register(compiler)
     return importlib.import_module(name)
 
 
 class _Exempt:
-    """What ``torch._dynamo.disable`` was asked for before the compiler was there."""
+    """A call of ``torch._dynamo.disable``, repeated when the compiler is imported."""
 
-    def __init__(self, fn: Callable[..., Any], recursive: bool, reason: str | None, wrapping: bool) -> None:
-        self.run, self.recursive, self.reason, self.wrapping = fn, recursive, reason, wrapping
+    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        self.run, self.arguments, self.keywords = function, arguments, keywords
 
-    def tell(self, compiler: ModuleType) -> None:
-        self.run = compiler.disable(self.run, self.recursive, reason=self.reason, wrapping=self.wrapping)
+    def register(self, compiler: ModuleType) -> None:
+        self.run = compiler.disable(self.run, *self.arguments, **self.keywords)
 
 
-def _disable(
-    fn: Callable[..., Any] | None = None, recursive: bool = True, *, reason: str | None = None, wrapping: bool = True
-) -> Any:
-    """``torch._dynamo.disable``; of a plain function, the compiler is told when it is there."""
+def _disable(fn: Any = None, *arguments: Any, **keywords: Any) -> Any:
+    """``torch._dynamo.disable``; a plain function is registered with the compiler once that is imported."""
     if fn is None:
-        return functools.partial(_disable, recursive=recursive, reason=reason, wrapping=wrapping)
+        return functools.partial(_disable, **keywords)
     if not isinstance(fn, FunctionType):
-        return _import(COMPILER).disable(fn, recursive, reason=reason, wrapping=wrapping)
-    exempt = _Exempt(fn, recursive, reason, wrapping)
+        return _import(COMPILER).disable(fn, *arguments, **keywords)
+    exempt = _Exempt(fn, arguments, keywords)
     _exempt.append(exempt)
 
     @functools.wraps(fn)

@@ -115,6 +115,13 @@ def flag_name(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def default_text(default: Any, auto: str) -> str:
+    """A default in words: a value, or "auto" and what that means."""
+    if default is None:
+        return f"auto ({auto})"
+    return {True: "on", False: "off"}[default] if isinstance(default, bool) else str(default)
+
+
 def choices_of(annotation: Any) -> tuple[str, ...]:
     """The values of a ``Literal`` annotation; () for any other type."""
     return get_args(annotation) if get_origin(annotation) is Literal else ()

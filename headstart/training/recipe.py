@@ -136,7 +136,7 @@ class Recipe:
         None,
         "data",
         "Fraction of the images drawn for validation, if the data have no validation split.",
-        auto="0.15; with folders train and test only if that is at least 100 images",
+        auto="0.15; if there is a test split already, only if that is at least 100 images",
         metavar="FRACTION",
     )
     test: float | None = option(
@@ -316,7 +316,7 @@ class Recipe:
         None,
         "extending",
         "Folder of images of the existing classes, labels not needed, so that these are not forgotten.",
-        auto="the model's own training data if they are found, else none",
+        auto="the model's training images if they are found, else none",
         requires="extend",
         reason="it belongs to extending a model",
         metavar="FOLDER",
@@ -438,21 +438,17 @@ def check_options(values: Mapping[str, Any], shown: Name = python_name) -> None:
     """
     for name, declared in options_of().items():
         check_limits(name, values[name], option_types()[name], declared.limits, shown)
-    _check_head(values, shown)
+    if _convolves(values["head"]) and values["pool"] != "auto":
+        raise OptionError(
+            f"{shown('pool')} {values['pool']!r}: a convolution head includes its pooling, as in conv1280-avg; leave "
+            f"{shown('pool')} out."
+        )
     _check_effort(values, shown)
     given = [name for name in options_of() if values[name] != defaults()[name]]
     check_rules(options_of(), given, shown)
     _check_extending(values, shown)
     if values["scratch"] and values["unfreeze"] not in (None, "all"):
         raise OptionError(f"{shown('scratch')}: trains all layers; leave out {shown('unfreeze')}.")
-
-
-def _check_head(values: Mapping[str, Any], shown: Name) -> None:
-    if _convolves(values["head"]) and values["pool"] != "auto":
-        raise OptionError(
-            f"{shown('pool')} {values['pool']!r}: a convolution head includes its pooling, as in conv1280-avg; leave "
-            f"{shown('pool')} out."
-        )
 
 
 def _check_effort(values: Mapping[str, Any], shown: Name) -> None:

@@ -44,8 +44,8 @@ class RecipeOptions(TypedDict, total=False):
     full."""
 
     val: float | None
-    """Fraction of the images drawn for validation, if the data have no validation split. Default: auto (0.15; with
-    folders train and test only if that is at least 100 images)."""
+    """Fraction of the images drawn for validation, if the data have no validation split. Default: auto (0.15; if
+    there is a test split already, only if that is at least 100 images)."""
 
     test: float | None
     """Fraction of the images drawn for the test set, if the data have no splits. 0: no test set. Default: auto
@@ -136,7 +136,7 @@ class RecipeOptions(TypedDict, total=False):
 
     rehearsal: str | None
     """Folder of images of the existing classes, labels not needed, so that these are not forgotten. Default: auto
-    (the model's own training data if they are found, else none)."""
+    (the model's training images if they are found, else none)."""
 
     train_old_classes: bool
     """Train the weights of the existing classes as well as those of the new ones. Default: off."""

@@ -454,12 +454,12 @@ def test_the_command_lists_the_last_used_first_with_total_limit_and_place(
     status, out = command(capsys=capsys, monkeypatch=monkeypatch)
     lines = out.splitlines()
     assert status == 0
-    assert lines[0].split() == ["kind", "what", "rows", "size", "last", "used"]
+    assert lines[0].split() == ["kind", "content", "rows", "size", "last", "used"]
     day = time.strftime("%Y-%m-%d %H:%M", time.localtime(cache_entries(full)[0].used))
     assert lines[1].split() == ["features", "resnet18", "3", "30.2", "kB", *day.split()]
     assert [line.split()[0] for line in lines[1:-1]] == ["features", "pixels", "activations", "features"]
     assert "2.0 MB" in lines[3]
-    assert lines[-1] == f"The cache at {full} holds 2.1 MB and may hold 500.0 MB."
+    assert lines[-1] == f"The cache at {full} holds 2.1 MB; its limit is 500.0 MB."
 
 
 def test_the_command_in_json(full: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -510,8 +510,8 @@ def test_clearing_takes_what_was_asked_for_and_nothing_else(
     gone = sum(e.bytes for e in before) - sum(e.bytes for e in after)
     count = len(before) - len(after)
     assert f"Removed {count} {'entry' if count == 1 else 'entries'}, {size_text(gone)}." in out
-    assert ("None is of that kind or age; there are activations, features, pixels." in out) == (count == 0)
-    assert f"holds {size_text(sum(e.bytes for e in after))} and may hold 50.0 GB" in out
+    assert ("No entry is of that kind or age; there are activations, features, pixels." in out) == (count == 0)
+    assert f"holds {size_text(sum(e.bytes for e in after))}; its limit is 50.0 GB" in out
 
 
 def test_clearing_in_json_names_what_was_removed(
@@ -634,7 +634,7 @@ def test_verifying_removes_what_cannot_be_verified_and_passes_over_older_version
     assert not pixels.exists()
     status, out = command("--verify", capsys=capsys, monkeypatch=monkeypatch)
     assert status == 0
-    assert "1 entry of an older version, which nothing reads any more: headstart cache --clear." in out
+    assert "1 entry of an older version, no longer read. Remove with headstart cache --clear." in out
 
 
 def test_verifying_and_clearing_at_once_is_a_named_mistake(

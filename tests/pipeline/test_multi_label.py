@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from pictures import COLOURS, write_mixtures
 from PIL import Image
 from sklearn.metrics import average_precision_score
-from typer.testing import CliRunner
 
 import headstart as hs
 from headstart.cli.main import app

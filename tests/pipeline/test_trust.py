@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from pictures import mislabel, picture, write_classes
 from PIL import Image
-from typer.testing import CliRunner
 
 import headstart as hs
 from headstart.cli.main import app

@@ -1,9 +1,10 @@
-"""The command without the interpreter's start."""
+"""The command without the interpreter's start, and its subcommands."""
 
 from __future__ import annotations
 
 import sys
 
+import click
 import pytest
 
 from headstart.cli import main as cli
@@ -22,3 +23,10 @@ def main(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, s
         sys.argv = before
     out, err = capsys.readouterr()
     return status, out, err
+
+
+def all_commands() -> dict[str, click.Command]:
+    """Name -> subcommand."""
+    context = click.Context(cli.app)
+    found = {name: cli.app.get_command(context, name) for name in cli.app.list_commands(context)}
+    return {name: command for name, command in found.items() if command is not None}

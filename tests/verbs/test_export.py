@@ -224,7 +224,7 @@ def test_the_command_prints_a_table_the_file_and_how_to_use_it(
     status, out, err = main("export", file, "--data", folder, capsys=capsys)
     assert status == 0, err
     lines = out.splitlines()
-    assert lines[0].split()[:3] == ["format", "right", "accuracy"]
+    assert lines[0].split()[:3] == ["format", "accuracy", "correct"]
     assert [line.split()[0] for line in lines[1:3]] == ["model", "onnx"]
     assert "1 of them are JPEGs that are reduced" in out
     assert f"File: {tmp_path / 'm.onnx'}" in lines

@@ -1,0 +1,131 @@
+"""``headstart check``: the data check."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from headstart.cli.options import (
+    FILE,
+    Command,
+    checked_options,
+    column_options,
+    data_argument,
+    device_option,
+    json_option,
+    open_source,
+    option,
+    out_option,
+    recipe_options,
+)
+from headstart.cli.process import importing
+from headstart.cli.render import print_json, print_table, printable
+
+if TYPE_CHECKING:
+    from headstart.data.inspection import Inspection
+
+SHOWN_ITEMS = 8
+"""Images of a finding that are printed."""
+
+
+@click.command("check", cls=Command)
+@data_argument
+@out_option("Folder to write findings.json and check.html into, new or empty.", "off", "FOLDER")
+@option(
+    "--write",
+    type=FILE,
+    metavar="FILE",
+    default_text="off",
+    help="Write a table (.csv) of the images without serious findings and warnings, to train on.",
+)
+@option("--strict", is_flag=True, default_text="off", help="Exit with status 1 if a finding is serious. For scripts.")
+@option(
+    "--files-only",
+    is_flag=True,
+    default_text="off",
+    help="Check the files alone, without the backbone: neither label errors nor outliers are found. Faster.",
+)
+@device_option
+@recipe_options("backbone", "image_size", first=True)
+@recipe_options("value_range", "val", "test", "seed", "weights")
+@column_options
+@json_option(group="output")
+def check_command(
+    data: Path,
+    out: Path | None,
+    write: Path | None,
+    strict: bool,
+    files_only: bool,
+    device: str,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Find unreadable, duplicate, mislabelled and out-of-place images. Changes nothing.
+
+    DATA is a folder with one folder of images per class, or a table.
+    """
+    chosen = checked_options(options)
+    with importing():
+        from headstart.files import check_suffix
+        from headstart.progress import TerminalProgress
+        from headstart.runs.folder import choose_run_folder
+        from headstart.verbs.check import check, write_check, write_clean
+
+    if write is not None:
+        check_suffix(write, [".csv"])
+    folder = None if out is None else choose_run_folder(out, data)
+    source = open_source(data, options, min_classes=1)
+    look = check(source, files_only=files_only, device=device, progress=TerminalProgress(), **chosen)
+    written = [] if folder is None else write_check(look, folder)
+    left_out = None if write is None else write_clean(look, write)
+    if as_json:
+        print_json(_document(look))
+    else:
+        _print(look)
+        for file in written:
+            print(f"Written: {file}")
+        if left_out is not None:
+            print(f"Written: {write}, {len(look.dataset) - len(left_out):,} images; {len(left_out):,} left out.")
+    if strict and any(finding.severity == "serious" for finding in look.findings):
+        raise click.exceptions.Exit(1)
+
+
+def _document(look: Inspection) -> dict[str, object]:
+    return {
+        "data": str(look.dataset.root),
+        "images": len(look.dataset),
+        "usable": int(look.scanned.usable.sum()),
+        "classes": list(look.dataset.classes),
+        "split": "given" if look.split.given else "drawn",
+        "split_origin": look.split.origin,
+        "counts": look.counts(),
+        "findings": [asdict(finding) for finding in look.findings],
+    }
+
+
+def _print(look: Inspection) -> None:
+    counts = look.counts()
+    usable = int(look.scanned.usable.sum())
+    print(f"{look.dataset.root}: {usable:,} of {len(look.dataset):,} images usable, split {look.split.origin}")
+    print_table(
+        ["class", *counts],
+        [[label, *(f"{part[label]:,}" for part in counts.values())] for label in look.dataset.classes],
+    )
+    if not look.findings:
+        print("\nNo problem was found.")
+        return
+    print()
+    print_table(
+        ["severity", "finding", "images", "description"],
+        [[f.severity, f.kind, f"{len(f.items):,}" if f.items else "-", f.message] for f in look.findings],
+    )
+    for finding in look.findings:
+        if finding.items:
+            print(f"\n{finding.kind}:")
+        for item in finding.items[:SHOWN_ITEMS]:
+            print(f"  {printable(item)}")
+        if len(finding.items) > SHOWN_ITEMS:
+            print(f"  and {len(finding.items) - SHOWN_ITEMS:,} more (--json lists all)")

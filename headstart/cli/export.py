@@ -1,0 +1,167 @@
+"""``headstart export`` and ``verify``: models as files that need no Headstart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from headstart.cli.options import (
+    FILE,
+    Command,
+    allow_loss_option,
+    column_options,
+    device_option,
+    json_option,
+    model_argument,
+    open_source,
+    option,
+    out_option,
+)
+from headstart.cli.process import importing
+from headstart.cli.render import interval, percent, print_json, print_table, say
+
+if TYPE_CHECKING:
+    from headstart.exports.parity import FormatResult
+    from headstart.verbs.export import Exported
+
+
+@click.command("export", cls=Command)
+@model_argument
+@option(
+    "--to",
+    type=click.Choice(["onnx", "torch"]),
+    default="onnx",
+    default_text="onnx",
+    help="Format. onnx: for ONNX Runtime; torch: PyTorch's ExportedProgram (.pt2).",
+)
+@out_option("File to write.", "auto (beside the model)")
+@option(
+    "--data",
+    type=FILE,
+    metavar="DATA",
+    default_text="auto (the val, test or train images of the run)",
+    help="Images to compare the exported file on: a folder or a table.",
+)
+@option(
+    "--quantize",
+    type=click.Choice(["int8"]),
+    default_text="off",
+    help="Quantize weights and activations to 8 bits, calibrated on the images. A quarter of the size.",
+)
+@allow_loss_option
+@device_option
+@column_options
+@json_option()
+def export_command(
+    run_or_model: Path,
+    to: str,
+    out: Path | None,
+    data: Path | None,
+    quantize: str | None,
+    allow_loss: bool,
+    device: str,
+    as_json: bool,
+    **columns: Any,
+) -> None:
+    """Export a model to one file that needs no Headstart: pixels of any size in, probabilities out.
+
+    MODEL is a run folder, a model file, or hf://OWNER/NAME. The file is opened in a new process and compared with the
+    model on up to 500 images; it is removed if it differs.
+    """
+    with importing():
+        from headstart.progress import TerminalProgress
+        from headstart.verbs.export import export
+
+    found = export(
+        run_or_model,
+        to,
+        out=out,
+        data=open_source(data, columns, min_classes=1),
+        quantize=quantize or "",
+        allow_loss=allow_loss,
+        device=device,
+        progress=TerminalProgress(),
+    )
+    if as_json:
+        print_json(found.as_json())
+        return
+    _print(found)
+    for language, text in found.snippets.items():
+        print(f"\n{language}:\n\n{text}")
+
+
+@click.command("verify", cls=Command)
+@click.argument("file", type=FILE)
+@click.argument("data", type=FILE)
+@option(
+    "--model",
+    type=FILE,
+    metavar="MODEL",
+    default_text="auto (the model of a run, else the labels alone)",
+    help="Run or model file to compare with.",
+)
+@allow_loss_option
+@device_option
+@column_options
+@json_option()
+def verify_command(
+    file: Path, data: Path, model: Path | None, allow_loss: bool, device: str, as_json: bool, **columns: Any
+) -> None:
+    """Compare an exported file (.onnx or .pt2) with its model again. Exit status 1 if it differs.
+
+    DATA is a folder with one folder of images per class, a table, or a run, whose val images and model are used.
+    """
+    with importing():
+        from headstart.progress import TerminalProgress
+        from headstart.verbs.export import verify
+
+    found = verify(
+        file,
+        open_source(data, columns, min_classes=1),
+        model=model,
+        allow_loss=allow_loss,
+        device=device,
+        progress=TerminalProgress(),
+    )
+    if as_json:
+        print_json(found.as_json())
+    else:
+        _print(found)
+    if found.faults:
+        say(f"Error: {file}: {'; '.join(found.faults)}.")
+        raise click.exceptions.Exit(1)
+
+
+def _print(found: Exported) -> None:
+    """One row for each format, and the effect of decoding by other programs."""
+    print_table(
+        ["format", "accuracy", "correct", "95 % CI", "same answer", "largest difference", "size", "images/s"],
+        [_row(one) for one in found.formats],
+    )
+    print(f"Compared on {found.formats[-1].images:,} images, {found.images}.")
+    if found.quantised is not None:
+        print(f"Quantized: {found.quantised}.")
+    if (whole := found.formats[-1].whole) is not None:
+        print(
+            f"{whole.images:,} of them are JPEGs that are reduced while they are decoded. Decoded whole, as other "
+            f"programs do, {whole.same:,} get the same answer, {whole.correct:,} are correct instead of "
+            f"{whole.correct_reduced:,}, and a probability differs by up to {whole.largest:.2f}."
+        )
+    print(f"File: {found.file}")
+
+
+def _row(one: FormatResult) -> list[str]:
+    from headstart.cache.entries import size_text
+
+    return [
+        one.name,
+        percent(one.accuracy),
+        f"{one.correct:,}/{one.images:,}",
+        interval(one.low, one.high),
+        "-" if one.clear is None else f"{one.same:,}/{one.clear:,}",
+        "-" if one.largest is None else f"{one.largest:.1e}",
+        size_text(one.bytes) if one.bytes else "-",
+        f"{one.rate:.0f}",
+    ]

@@ -1,0 +1,164 @@
+"""``headstart extract`` and ``layers``: features of images, and the backbones that compute them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from headstart.cli.options import (
+    Command,
+    checked_options,
+    column_options,
+    data_argument,
+    device_option,
+    json_option,
+    open_source,
+    option,
+    out_option,
+    recipe_options,
+)
+from headstart.cli.process import importing
+from headstart.cli.render import print_json, print_table
+
+if TYPE_CHECKING:
+    from headstart.backbone.layers import LayerGroup
+    from headstart.backbone.split import SplittableBackbone
+
+
+@click.command("extract", cls=Command)
+@data_argument
+@out_option("File to write (.npz or .parquet).", required=True)
+@recipe_options("backbone", "weights", "image_size", "pool", "cut", first=True)
+@device_option
+@column_options
+@json_option()
+def extract_command(data: Path, out: Path, device: str, as_json: bool, **options: Any) -> None:
+    """Write the backbone's features of every image to a file, with path and label, for use in other tools.
+
+    DATA is a folder with one folder of images per class, or a table.
+    """
+    chosen = checked_options(options)
+    with importing():
+        from headstart.features.export import export_features
+        from headstart.progress import TerminalProgress
+
+    count, length = export_features(
+        open_source(data, options, min_classes=2),
+        out,
+        backbone=chosen["backbone"] or "",
+        weights=chosen["weights"],
+        image_size=chosen["image_size"],
+        pool=chosen["pool"],
+        cut=chosen["cut"] or "",
+        device=device,
+        progress=TerminalProgress(),
+    )
+    if as_json:
+        print_json({"file": str(out), "images": count, "features": length})
+    else:
+        print(f"{out}: {count:,} images, {length:,} features each")
+
+
+@click.command("layers", cls=Command)
+@click.argument("backbone")
+@recipe_options("image_size", first=True)
+@option(
+    "--classes",
+    type=click.IntRange(0),
+    default=1000,
+    metavar="N",
+    help="Outputs of the classifier; 0: no classifier.",
+    default_text="1000",
+)
+@option(
+    "--unfreeze",
+    multiple=True,
+    metavar="LAYER",
+    help="Layer to count as trainable; may be repeated.",
+    default_text="auto (the classifier alone)",
+)
+@json_option()
+def layers_command(
+    backbone: str, image_size: int | None, classes: int, unfreeze: tuple[str, ...], as_json: bool
+) -> None:
+    """List the layer groups of a backbone in execution order, and the boundaries where it can be split.
+
+    BACKBONE is a timm architecture, for example resnet50. The size of a boundary's activation is given in half
+    precision; its cost is the share of the forward pass's operations before it; weights behind it do not include the
+    classifier.
+    """
+    chosen = checked_options({"image_size": image_size})
+    with importing():
+        from headstart.backbone.layers import freeze, layer_groups
+        from headstart.backbone.names import resolve_architecture
+        from headstart.backbone.split import SplittableBackbone
+        from headstart.backbone.weights import build_architecture, classifier_names, preprocessing_of
+
+    size: int | None = chosen["image_size"]
+    backbone = resolve_architecture(backbone)
+    module = build_architecture(backbone, image_size=size, classes=classes)
+    freeze(module, trainable=unfreeze or (classifier_names(module) if classes else ()))
+    expected = preprocessing_of(module, size)
+    groups = layer_groups(module, input_shape=(3, expected.height, expected.width))
+    headless = build_architecture(backbone, image_size=size)
+    split = SplittableBackbone(headless, height=expected.height, width=expected.width)
+    if as_json:
+        print_json(_document(backbone, groups, split))
+        return
+    print(f"{backbone}, images of {expected.height} x {expected.width} pixels")
+    _print_groups(groups)
+    _print_boundaries(split)
+
+
+def _document(backbone: str, groups: list[LayerGroup], split: SplittableBackbone) -> dict[str, object]:
+    return {
+        "backbone": backbone,
+        "groups": [asdict(group) for group in groups],
+        "parameters": sum(group.parameters for group in groups),
+        "trainable": sum(group.trainable for group in groups),
+        "statistics": sum(group.statistics for group in groups),
+        "boundaries": [asdict(boundary) for boundary in split.boundaries],
+        "obstacle": split.obstacle,
+    }
+
+
+def _print_groups(groups: list[LayerGroup]) -> None:
+    rows = [
+        [
+            group.name,
+            group.kind,
+            " x ".join(map(str, group.output_shape)) or "-",
+            f"{group.parameters:,}",
+            _trainable_text(group.parameters, group.trainable),
+        ]
+        for group in groups
+    ]
+    total, trainable = sum(group.parameters for group in groups), sum(group.trainable for group in groups)
+    print_table(["layer group", "kind", "output", "weights", "trainable"], rows)
+    print(f"Weights: {total:,}, {trainable:,} trainable and {total - trainable:,} frozen.")
+    print(f"BatchNorm statistics, updated by no gradient: {sum(group.statistics for group in groups):,}.\n")
+
+
+def _trainable_text(parameters: int, trainable: int) -> str:
+    if not parameters:
+        return "-"
+    return "yes" if trainable == parameters else "no" if not trainable else f"{trainable:,}"
+
+
+def _print_boundaries(split: SplittableBackbone) -> None:
+    rows = [
+        [
+            boundary.name,
+            " x ".join(map(str, boundary.shape)),
+            f"{boundary.bytes_per_image:,}",
+            f"{100 * boundary.cost_before:.0f} %",
+            f"{boundary.parameters_after:,}",
+        ]
+        for boundary in split.boundaries
+    ]
+    print_table(["boundary after", "activation", "bytes per image", "cost before", "weights behind"], rows)
+    if split.obstacle:
+        print(f"It can be split at the head alone: {split.obstacle}.")

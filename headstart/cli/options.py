@@ -1,0 +1,238 @@
+"""Command-line options: those of a recipe, made from their declaration, and those that commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args, overload
+
+import click
+
+from headstart.errors import OptionError
+from headstart.hub import is_address
+from headstart.training.option import Group, choices_of, default_text, flag_name
+from headstart.training.recipe import (
+    PRETRAINED,
+    RENAMED,
+    check_options,
+    defaults,
+    option_types,
+    options_of,
+)
+
+if TYPE_CHECKING:
+    from headstart.data.dataset import Dataset
+
+Callback = Callable[..., Any]
+Decorator = Callable[[Callback], Callback]
+
+FORMER_FLAGS = {
+    **{flag_name(former): flag_name(name) for former, name in RENAMED.items()},
+    "--wanted-accuracy": "--target-accuracy",
+    "--live-batchnorm": "--update-batchnorm",
+}
+"""Former name of an option on the command line -> its name."""
+
+COLUMNS = {
+    "path_column": ("image paths", "auto (path)"),
+    "label_column": ("labels", "auto (label or labels)"),
+    "split_column": ("splits: train, val or test", "auto (split, if there is one)"),
+    "group_column": (
+        "groups, such as cameras or patients; images of one group are kept in the same split",
+        "auto (group, if there is one)",
+    ),
+}
+"""Column option of a table -> what the column holds, and its default."""
+
+
+class OptionWithDefault(click.Option):
+    """A command-line option whose help ends with its default.
+
+    Args:
+        flags: its names on the command line and its parameter.
+        help: what it does and when to use it.
+        default_text: the default in words; "" for a required or hidden option.
+        group: heading under which ``Command`` lists it; "" for the first one.
+        **settings: see ``click.Option``.
+    """
+
+    def __init__(self, flags: list[str], *, help: str, default_text: str = "", group: str = "", **settings: Any):
+        self.group, self.default_text = group, default_text
+        super().__init__(flags, help=f"{help} [default: {default_text}]" if default_text else help, **settings)
+
+    def get_help_extra(self, ctx: click.Context) -> dict[str, Any]:  # type: ignore[override]  # noqa: ARG002
+        """Nothing: the help names the default, and ranges of ports and counts need no mention."""
+        return {}
+
+
+class Command(click.Command):
+    """A command whose help lists its options under the headings of their groups."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the options without a group first, then each group in turn."""
+        for group in ("", *get_args(Group)):
+            records = [
+                record
+                for parameter in self.get_params(ctx)
+                if isinstance(parameter, click.Option)
+                and getattr(parameter, "group", "") == group
+                and (record := parameter.get_help_record(ctx)) is not None
+            ]
+            if records:
+                with formatter.section(group.capitalize() or "Options"):
+                    formatter.write_dl(records, col_max=26)
+
+
+class OrAuto(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
+    """A value of another type, or "auto" for None."""
+
+    def __init__(self, kind: click.ParamType[Any]) -> None:
+        self.kind, self.name = kind, kind.name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Converts the text of the command line."""
+        return None if value == "auto" else self.kind.convert(value, param, ctx)
+
+
+def option(*flags: str, help: str, **settings: Any) -> Decorator:
+    """``click.option`` with the default in its help; see ``OptionWithDefault``."""
+    return click.option(*flags, cls=OptionWithDefault, help=help, **settings)
+
+
+def recipe_options(*names: str, first: bool | None = None) -> Decorator:
+    """Options of a recipe, by their declaration.
+
+    Args:
+        *names: of the options, in the order in which help lists them.
+        first: whether to list them before all groups; None for what is declared.
+    """
+
+    def decorate(function: Callback) -> Callback:
+        for name in reversed(names):
+            function = _recipe_option(name, first)(function)
+        return function
+
+    return decorate
+
+
+def _recipe_option(name: str, first: bool | None) -> Decorator:
+    declared, annotation, default = options_of()[name], option_types()[name], defaults()[name]
+    is_first = declared.is_basic if first is None else first
+    settings: dict[str, Any] = {
+        "help": declared.help,
+        "default": default,
+        "default_text": default_text(default, declared.auto),
+        "group": "" if is_first else declared.group,
+    }
+    if annotation is bool:
+        flags = f"{flag_name(name)}/--no-{flag_name(name)[2:]}" if default else flag_name(name)
+        return option(flags, name, is_flag=True, **settings)
+    kinds = get_args(annotation) or (annotation,)
+    if choices := choices_of(annotation):
+        return option(flag_name(name), name, type=click.Choice(choices), **settings)
+    kind = click.INT if int in kinds else click.FLOAT if float in kinds else click.STRING
+    metavar = declared.metavar or ("N" if int in kinds else "X")
+    return option(
+        flag_name(name), name, type=OrAuto(kind) if type(None) in kinds else kind, metavar=metavar, **settings
+    )
+
+
+def checked_options(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a recipe among a command's parameters, ready to be passed on: paths are absolute.
+
+    Raises:
+        OptionError: a value is out of range, or two options contradict each other; names them by their flags.
+    """
+    given = {name: values[name] for name in options_of() if name in values}
+    check_options({**defaults(), **given}, flag_name)
+    return {name: _absolute(value) if options_of()[name].is_path else value for name, value in given.items()}
+
+
+def _absolute(path: str | None) -> str | None:
+    """A path that holds from any folder; an address on the hub and ``pretrained`` stay as they are."""
+    from headstart.files import user_path
+
+    return path if path is None or path == PRETRAINED or is_address(path) else str(user_path(path).resolve())
+
+
+def column_options(function: Callback) -> Callback:
+    """``--path-column``, ``--label-column``, ``--split-column`` and ``--group-column`` of a table."""
+    for name, (content, default) in reversed(COLUMNS.items()):
+        text = f"Table column of the {content}."
+        function = option(flag_name(name), help=text, metavar="NAME", default_text=default, group="data")(function)
+    return function
+
+
+@overload
+def open_source(data: Path, values: Mapping[str, Any], *, min_classes: int) -> Path | Dataset: ...
+@overload
+def open_source(data: Path | None, values: Mapping[str, Any], *, min_classes: int) -> Path | Dataset | None: ...
+def open_source(data: Path | None, values: Mapping[str, Any], *, min_classes: int) -> Path | Dataset | None:
+    """The data for a verb: the folder or table, opened if columns of a table are named.
+
+    Args:
+        data: the folder or table; None for no data.
+        values: a command's parameters, with those of ``column_options``.
+        min_classes: see ``open_data``.
+
+    Raises:
+        DataError: see ``open_data``.
+        click.UsageError: a column is named, and no data.
+    """
+    columns = {name: values[name] or "" for name in COLUMNS}
+    named = [name for name, column in columns.items() if column]
+    if not named:
+        return data
+    if data is None:
+        raise click.UsageError(f"{flag_name(named[0])} belongs to a table: name the data as well.")
+    from headstart.data.dataset import open_data
+
+    return open_data(data, min_classes=min_classes, **columns)
+
+
+def in_flags(error: OptionError) -> str:
+    """The message of an error about an option, with the option's flag in place of its Python name."""
+    name, mark, rest = str(error).partition(":")
+    option_name, _, value = name.partition(" ")
+    if mark and option_name in options_of() and " " not in value:
+        return f"{flag_name(option_name)}{f' {value}' if value else ''}:{rest}"
+    return str(error)
+
+
+FILE = click.Path(path_type=Path)
+
+data_argument = click.argument("data", type=FILE)
+run_argument = click.argument("run", type=FILE)
+model_argument = click.argument("run_or_model", metavar="MODEL", type=FILE)
+
+
+def out_option(help: str, default_text: str = "", metavar: str = "FILE", **settings: Any) -> Decorator:
+    """``--out``: where a command writes."""
+    return option("--out", type=FILE, metavar=metavar, help=help, default_text=default_text, **settings)
+
+
+def json_option(group: str = "") -> Decorator:
+    """``--json``: results as one JSON document on stdout."""
+    text = "Print the results as one JSON document to stdout."
+    return option("--json", "as_json", is_flag=True, help=text, default_text="off", group=group)
+
+
+device_option = option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+    default="auto",
+    help="Device that computes. auto: a GPU if there is one that works, else the CPU.",
+    default_text="auto",
+)
+ignore_unknown_option = option(
+    "--ignore-unknown",
+    is_flag=True,
+    help="Leave out images whose class the model does not have, instead of refusing the data.",
+    default_text="off",
+)
+allow_loss_option = option(
+    "--allow-loss",
+    is_flag=True,
+    help="Accept an int8 file that loses more than 1 percentage point of accuracy.",
+    default_text="off",
+)

@@ -1,0 +1,189 @@
+"""``headstart predict`` and ``evaluate``: a model on images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from headstart.cli.options import (
+    FILE,
+    Command,
+    column_options,
+    device_option,
+    ignore_unknown_option,
+    json_option,
+    model_argument,
+    open_source,
+    option,
+    out_option,
+)
+from headstart.cli.process import importing
+from headstart.cli.render import interval, percent, print_json, print_results, print_table, printable, say
+
+if TYPE_CHECKING:
+    from headstart.evaluation.metrics import AnyScores
+    from headstart.evaluation.predictions import Evaluated
+    from headstart.prediction import Prediction
+
+
+@click.command("predict", cls=Command)
+@model_argument
+@click.argument("paths", metavar="IMAGES...", nargs=-1, required=True, type=FILE)
+@out_option("Write the predictions to this file (.csv, .json or .parquet).", "auto (print them)")
+@option(
+    "--excel",
+    is_flag=True,
+    default_text="off",
+    help="With --out NAME.csv: write a file that Excel opens correctly in any language.",
+)
+@option(
+    "--top",
+    type=click.IntRange(1),
+    default=1,
+    metavar="N",
+    help="Most probable classes to list for each image.",
+    default_text="1",
+)
+@device_option
+@json_option()
+def predict_command(
+    run_or_model: Path, paths: tuple[Path, ...], out: Path | None, excel: bool, top: int, device: str, as_json: bool
+) -> None:
+    """Classify images.
+
+    MODEL is a run folder, a model file, or hf://OWNER/NAME. IMAGES are files or folders; an image that cannot be read
+    has a row that says why.
+    """
+    with importing():
+        from headstart.evaluation.tables import TABLE_FORMATS, prediction_document, write_predictions
+        from headstart.files import check_suffix
+        from headstart.model import load
+        from headstart.progress import TerminalProgress
+
+    if out is not None:
+        check_suffix(out, [".csv"] if excel else TABLE_FORMATS)
+    elif excel:
+        raise click.UsageError("--excel writes a file: name it with --out NAME.csv.")
+    model = load(run_or_model)
+    predictions = model.predict(list(paths), top=top, device=device, progress=TerminalProgress())
+    if out is not None:
+        write_predictions(out, predictions, excel=excel)
+    uncalibrated = {} if model.calibration.images else {"uncalibrated": model.calibration_text}
+    if uncalibrated:
+        say(model.calibration_text)
+    if as_json:
+        print_json([prediction_document(prediction) | uncalibrated for prediction in predictions])
+    elif out is None:
+        for prediction in predictions:
+            print(f"{printable(prediction.path)}\t{_answer(prediction)}")
+    else:
+        print(f"{out}: {len(predictions):,} images")
+    _say_unreadable(predictions)
+
+
+def _say_unreadable(predictions: list[Prediction]) -> None:
+    """Names images that cannot be read; exit status 1 if none can."""
+    unread = [prediction for prediction in predictions if prediction.label is None]
+    if unread:
+        first = f"{printable(unread[0].path)}: {unread[0].error}"
+        say(f"{len(unread):,} of {len(predictions):,} images cannot be read; the first, {first}.")
+        if len(unread) == len(predictions):
+            raise click.exceptions.Exit(1)
+
+
+def _answer(prediction: Prediction) -> str:
+    """Labels with their probabilities, or why there are none."""
+    if prediction.label is None:
+        return prediction.error or ""
+
+    def words(pairs: Iterable[tuple[str, float]]) -> str:
+        return "  ".join(f"{label} {percent(probability)}" for label, probability in pairs)
+
+    if prediction.answer not in (prediction.label, ""):
+        return f"{prediction.answer} (nearest: {words(prediction.top)})"
+    if prediction.labels is None:
+        return words(prediction.top)
+    return words(prediction.labels) or f"none of the labels (nearest: {words(prediction.top)})"
+
+
+@click.command("evaluate", cls=Command)
+@model_argument
+@click.argument("data", required=False, type=FILE)
+@out_option("Write every prediction to this .csv file.", "off")
+@ignore_unknown_option
+@device_option
+@column_options
+@json_option()
+def evaluate_command(
+    run_or_model: Path,
+    data: Path | None,
+    out: Path | None,
+    ignore_unknown: bool,
+    device: str,
+    as_json: bool,
+    **columns: Any,
+) -> None:
+    """Score a model on labelled images: the val and test images of its run, or DATA.
+
+    MODEL is a run folder, a model file, or hf://OWNER/NAME. DATA is a folder with one folder of images per class, or a
+    table.
+    """
+    with importing():
+        from headstart.evaluation.predictions import predictions_csv
+        from headstart.files import check_suffix, write_csv_file
+        from headstart.progress import TerminalProgress
+        from headstart.verbs.evaluate import evaluate
+
+    if out is not None:
+        check_suffix(out, [".csv"])
+    source = open_source(data, columns, min_classes=2)
+    evaluated = evaluate(
+        run_or_model, source, ignore_unknown=ignore_unknown, device=device, progress=TerminalProgress()
+    )
+    if out is not None:
+        write_csv_file(out, predictions_csv(evaluated))
+    if as_json:
+        print_json({part.scores.name: part.scores.as_json() | _groups_document(part) for part in evaluated})
+        return
+    print_results(part.scores for part in evaluated)
+    for part in evaluated:
+        print_table(*_class_table(part.scores))
+        if part.by_group:
+            print_table(*_group_table(part))
+
+
+def _groups_document(part: Evaluated) -> dict[str, object]:
+    return {} if part.groups is None else {"groups": [asdict(group) for group in part.by_group]}
+
+
+def _class_table(scores: AnyScores) -> tuple[list[str], list[list[str]]]:
+    """Header and rows."""
+    from headstart.evaluation.metrics import LabelScores, class_figures, share_words
+
+    header = ["precision", "recall", "F1", "support"]
+    rows = [
+        [c.label, *map(share_words, (c.precision, c.recall, c.f1)), f"{c.support:,}"] for c in class_figures(scores)
+    ]
+    if not isinstance(scores, LabelScores):
+        return [f"{scores.name}: class", *header], rows
+    more = [[percent(label.average_precision), f"{label.threshold:.2f}"] for label in scores.classes]
+    header = [f"{scores.name}: label", *header, "average precision", "threshold"]
+    return header, [[*row, *added] for row, added in zip(rows, more, strict=True)]
+
+
+def _group_table(part: Evaluated) -> tuple[list[str], list[list[str]]]:
+    """Header and rows."""
+    rows = [
+        [
+            group.group or "no group",
+            percent(group.correct / group.count),
+            f"{group.correct:,}/{group.count:,}",
+            interval(group.low, group.high),
+        ]
+        for group in part.by_group
+    ]
+    return [f"{part.scores.name}: group", "accuracy", "correct", "95 % CI"], rows

@@ -1,0 +1,57 @@
+"""``headstart report`` and ``push``: results for others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from headstart.cli.options import Command, json_option, option, out_option, run_argument
+from headstart.cli.process import importing
+from headstart.cli.render import print_json
+
+
+@click.command("report", cls=Command)
+@run_argument
+@out_option("File to write (.html).", "auto (report.html in the run folder)")
+@json_option()
+def report_command(run: Path, out: Path | None, as_json: bool) -> None:
+    """Write the report of a finished run again: one HTML file that needs no other."""
+    with importing():
+        from headstart.files import check_suffix
+        from headstart.verbs.report import report
+
+    if out is not None:
+        check_suffix(out, [".html"])
+    file = report(run, out)
+    if as_json:
+        print_json({"report": str(file), "bytes": file.stat().st_size})
+    else:
+        print(f"Report: {file}")
+
+
+@click.command("push", cls=Command)
+@run_argument
+@click.argument("repository")
+@option("--private", is_flag=True, default_text="off", help="Make a new repository private.")
+@option(
+    "--with-report",
+    is_flag=True,
+    default_text="off",
+    help="Share the report as well, with the small images in it.",
+)
+@json_option()
+def push_command(run: Path, repository: str, private: bool, with_report: bool, as_json: bool) -> None:
+    """Share the model of a finished run on the Hugging Face hub, with its model card.
+
+    REPOSITORY is OWNER/NAME; it is created if it does not exist. Images are not uploaded. hs.load("hf://OWNER/NAME")
+    and every command that takes a model read it from there.
+    """
+    with importing():
+        from headstart.verbs.report import push
+
+    url = push(run, repository, private=private, with_report=with_report)
+    if as_json:
+        print_json({"repository": repository, "url": url, "model": f"hf://{repository}"})
+    else:
+        print(f"{url}\nModel: hf://{repository}")

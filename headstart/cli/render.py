@@ -1,0 +1,89 @@
+"""Output of commands: result lines, tables and JSON on stdout, remarks on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from headstart.evaluation.metrics import AnyScores
+    from headstart.runs.folder import Run
+
+MAX_NUMBER_WIDTH = 24
+"""Characters up to which a column that begins with digits is aligned to the right."""
+
+
+def say(text: str) -> None:
+    """Prints one line to stderr."""
+    print(text, file=sys.stderr)
+
+
+def print_json(document: object) -> None:
+    """Prints one JSON document to stdout."""
+    from headstart.files import json_text
+
+    print(json_text(document, indent=1))
+
+
+def print_results(scores: Iterable[AnyScores]) -> None:
+    """Prints a result line for each set of images."""
+    for one in scores:
+        print(result_line(one))
+
+
+def result_line(scores: AnyScores) -> str:
+    """A result in words: "val accuracy 92.4 % (508/550), 95 % CI 89.8-94.3, macro F1 0.921"."""
+    from headstart.evaluation.metrics import LabelScores
+
+    accuracy = accuracy_text(scores.correct, scores.count, scores.low, scores.high)
+    if not isinstance(scores, LabelScores):
+        return f"{scores.name} accuracy {accuracy}, macro F1 {scores.macro_f1:.3f}"
+    precision = f"{percent(scores.mean_average_precision)}, 95 % CI {interval(scores.map_low, scores.map_high)}"
+    return f"{scores.name} mAP {precision}, all labels correct {accuracy}, macro F1 {scores.macro_f1:.3f}"
+
+
+def accuracy_text(correct: int, count: int, low: float, high: float) -> str:
+    """Percent first, count and interval after: "92.4 % (508/550), 95 % CI 89.8-94.3"."""
+    return f"{percent(correct / count if count else 0.0)} ({correct:,}/{count:,}), 95 % CI {interval(low, high)}"
+
+
+def percent(share: float) -> str:
+    """A share as "92.4 %"."""
+    return f"{100 * share:.1f} %"
+
+
+def interval(low: float, high: float) -> str:
+    """Both ends of an interval in percent: "89.8-94.3"."""
+    return f"{100 * low:.1f}-{100 * high:.1f}"
+
+
+def run_files(run: Run) -> dict[str, str]:
+    """The files of a run that its JSON document names."""
+    return {"run": str(run.folder), "model": str(run.model_path), "report": str(run.report_path)}
+
+
+def print_run_files(run: Run) -> None:
+    """Prints where report and model are."""
+    print(f"Report: {run.report_path}\nModel:  {run.model_path}", flush=True)
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints columns aligned by width: words to the left, numbers to the right."""
+    table = [[printable(cell) for cell in row] for row in [header, *rows]]
+    columns = list(zip(*table, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    numbers = [
+        place > 0 and any(cell[:1].isdigit() for cell in column[1:]) and widths[place] <= MAX_NUMBER_WIDTH
+        for place, column in enumerate(columns)
+    ]
+    for row in table:
+        cells = zip(row, widths, numbers, strict=True)
+        print("  ".join(c.rjust(w) if number else c.ljust(w) for c, w, number in cells).rstrip())
+
+
+def printable(text: str) -> str:
+    """A file name without what would break the line: control characters and bytes that are no Unicode are escaped."""
+    from headstart.files import unicode_text
+
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in unicode_text(text))

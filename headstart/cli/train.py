@@ -1,0 +1,199 @@
+"""``headstart train``, ``retrain`` and ``demo``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from headstart.cli.options import (
+    FILE,
+    Command,
+    checked_options,
+    column_options,
+    device_option,
+    json_option,
+    open_source,
+    option,
+    out_option,
+    recipe_options,
+    run_argument,
+)
+from headstart.cli.process import importing
+from headstart.cli.render import print_json, print_results, print_run_files, printable, run_files, say
+from headstart.training.recipe import options_of
+
+GO_WITH_RESUME = ("resume", "as_json", "watch", "watch_port")
+"""Parameters of ``headstart train`` that a run can be resumed with."""
+
+FIRST = tuple(name for name, declared in options_of().items() if declared.is_basic)
+"""Options of a recipe that help lists first."""
+
+
+@click.command("train", cls=Command)
+@click.argument("data", type=FILE, required=False)
+@out_option("Folder to write the run into, new or empty.", "auto (runs/NAME)", "FOLDER")
+@recipe_options(*FIRST)
+@device_option
+@option("--watch", is_flag=True, help="Show the run on a page while it trains, in the browser.", default_text="off")
+@option(
+    "--resume",
+    type=FILE,
+    metavar="RUN",
+    default_text="off",
+    help="Continue this interrupted run, with the data and options that it began with. Only --json, --watch and "
+    "--watch-port can be combined with it.",
+)
+@recipe_options(*(name for name in options_of() if name not in FIRST))
+@column_options
+@option(
+    "--watch-port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    metavar="PORT",
+    group="output",
+    default_text="auto (any free port)",
+    help="Port of the page of --watch on this machine; implies --watch.",
+)
+@json_option(group="output")
+@click.pass_context
+def train_command(
+    context: click.Context,
+    /,
+    data: Path | None,
+    out: Path | None,
+    resume: Path | None,
+    device: str,
+    watch: bool,
+    watch_port: int,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Train a classifier on labelled images.
+
+    DATA is a folder with one folder of images per class, or a CSV, TSV or Parquet table with a column of image paths
+    and one of labels. Model, scores, predictions and report are written into a run folder.
+    """
+    if (data is None) == (resume is None):
+        raise click.UsageError("Missing argument DATA, or an interrupted run to --resume; one of the two.", context)
+    if resume is not None:
+        _refuse_options(context)
+    chosen = checked_options(options)
+    with importing():
+        from headstart.files import user_path
+        from headstart.pipeline.train import resume as resume_run
+        from headstart.pipeline.train import train
+        from headstart.progress import TerminalProgress
+        from headstart.runs.folder import choose_run_folder
+        from headstart.training.recipe import Recipe
+
+    is_watched = watch or watch_port > 0
+    folder = user_path(resume) if resume is not None else out
+    if data is not None and is_watched:
+        folder = choose_run_folder(out, data)
+    with _watched(folder if is_watched else None, watch_port):
+        if data is None or resume is not None:
+            run = resume_run(resume or "", progress=TerminalProgress())
+        else:
+            recipe = Recipe(**chosen)
+            source = open_source(data, options, min_classes=recipe.min_classes)
+            run = train(source, out=folder, recipe=recipe, device=device, progress=TerminalProgress())
+    if as_json:
+        scores = {name: scores.as_json() for name, scores in run.results.items()}
+        print_json(run_files(run) | {"scores": scores, "seconds": run.seconds})
+    else:
+        print_results(run.results.values())
+        print_run_files(run)
+
+
+def _refuse_options(context: click.Context) -> None:
+    """A run is resumed with its own options: others are errors."""
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        is_given = context.get_parameter_source(name) in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+        if is_given and name not in GO_WITH_RESUME:
+            raise click.UsageError(
+                f"{parameter.opts[-1]}: a run is resumed with the options that it began with; leave it out. Only "
+                "--json, --watch and --watch-port go with --resume.",
+                context,
+            )
+
+
+@contextmanager
+def _watched(folder: Path | None, port: int) -> Iterator[None]:
+    """Shows a run on a page as long as the block takes; None: no page."""
+    if folder is None:
+        yield
+        return
+    from headstart.serve.watch.process import open_in_browser, watched_beside
+
+    try:
+        with watched_beside(folder, port=port) as address:
+            where = address()
+            say(f"Watch the run at {where}")
+            open_in_browser(where)
+            yield
+    finally:
+        if (folder / "recipe.json").is_file():
+            say(f"To open that page again: headstart watch {printable(str(folder))}")
+
+
+@click.command("retrain", cls=Command)
+@run_argument
+@option(
+    "--corrections",
+    type=FILE,
+    metavar="FOLDER",
+    default_text="auto (RUN-corrections)",
+    help="Folder of corrected images, with one folder per class, as the page of headstart serve writes it.",
+)
+@out_option("Folder to write the new run into, new or empty.", "auto (RUN-2, RUN-3, ...)", "FOLDER")
+@device_option
+@json_option()
+def retrain_command(run: Path, corrections: Path | None, out: Path | None, device: str, as_json: bool) -> None:
+    """Train a finished run again with corrected labels, and compare before and after.
+
+    The new run has the options and the split of RUN. Corrected images of the run stay in train, val or test, with
+    their new labels; other images are added to train.
+    """
+    with importing():
+        from headstart.progress import TerminalProgress
+        from headstart.verbs.retrain import retrain
+
+    done = retrain(run, corrections, out=out, device=device, progress=TerminalProgress())
+    if as_json:
+        scores = {name: scores.as_json() for name, scores in done.run.results.items()}
+        changes = [change.as_json() for change in done.changes]
+        print_json(run_files(done.run) | {"scores": scores, "changes": changes})
+        return
+    print_results(done.run.results.values())
+    for sentence in done.sentences or ["No held-out image has a prediction of both runs: nothing to compare."]:
+        print(sentence)
+    print_run_files(done.run)
+
+
+@click.command("demo", cls=Command)
+@out_option("Folder to write the images and the run into.", "headstart-demo", "FOLDER", default=Path("headstart-demo"))
+@device_option
+def demo_command(out: Path, device: str) -> None:
+    """Write 1,797 images of handwritten digits to a folder, and train on them.
+
+    Needs neither network nor data.
+    """
+    with importing():
+        from headstart.demo import write_digits
+        from headstart.files import user_path
+        from headstart.pipeline.train import train
+        from headstart.progress import TerminalProgress
+        from headstart.runs.folder import next_free
+
+    out = user_path(out)
+    count = write_digits(out / "digits")
+    say(f"Wrote {count:,} images of handwritten digits to {out / 'digits'}.")
+    run = train(out / "digits", out=next_free(out / "run"), device=device, progress=TerminalProgress())
+    print_results(run.results.values())
+    print_run_files(run)
