@@ -21,13 +21,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from headstart.pipeline.prepare import Preparation
 
 from headstart.data.dataset import Dataset, find_images, open_data
 from headstart.demo import write_digits
 from headstart.engine.plan import EnginePlan
 from headstart.evaluation.metrics import wilson
 from headstart.model import Model, load
-from headstart.pipeline.prepare import Preparation
 from headstart.pipeline.train import train
 from headstart.progress import SilentProgress
 from headstart.training.recipe import Recipe

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from headstart.model import Model as Model
     from headstart.model import load as load
     from headstart.pipeline.custom_loop import prepare as prepare
-    from headstart.pipeline.train import resume as resume
+    from headstart.pipeline.resume import resume as resume
     from headstart.pipeline.train import train as train
     from headstart.pipeline.train_events import train_events as train_events
     from headstart.prediction import Prediction as Prediction
@@ -68,7 +68,7 @@ _MODULES = {
     "prepare": "headstart.pipeline.custom_loop",
     "push": "headstart.verbs.report",
     "report": "headstart.verbs.report",
-    "resume": "headstart.pipeline.train",
+    "resume": "headstart.pipeline.resume",
     "retrain": "headstart.verbs.retrain",
     "train": "headstart.pipeline.train",
     "train_events": "headstart.pipeline.train_events",

@@ -85,7 +85,7 @@ def train_command(
     chosen = checked_options(options)
     with importing():
         from headstart.files import user_path
-        from headstart.pipeline.train import resume as resume_run
+        from headstart.pipeline.resume import resume as resume_run
         from headstart.pipeline.train import train
         from headstart.progress import TerminalProgress
         from headstart.runs.folder import choose_run_folder

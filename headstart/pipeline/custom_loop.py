@@ -1,7 +1,7 @@
-"""The pieces of a run for a training loop of one's own.
+"""Custom training loops: the steps of a run up to the fitted head, and what a loop needs from there on.
 
 What is frozen has been computed when the loop begins: its batches are activations at the freeze boundary, its
-classifier is what lies behind, with the head that was fitted on frozen features.
+classifier is the rest of the network, with the head that was fitted on frozen features.
 """
 
 from __future__ import annotations
@@ -23,7 +23,13 @@ from headstart.errors import OptionError, first_line
 from headstart.evaluation.metrics import AnyScores
 from headstart.evaluation.predictions import evaluate_predictions
 from headstart.model import Model
-from headstart.pipeline.prepare import Preparation, RungSamples
+from headstart.pipeline.evaluate import TrainedClassifier, evaluate
+from headstart.pipeline.featurise import featurise
+from headstart.pipeline.fit import Prepared, fit_head
+from headstart.pipeline.inspect_images import inspect_images, report_images, with_value_range
+from headstart.pipeline.load import Job, load
+from headstart.pipeline.plan import measure, plan
+from headstart.pipeline.rung_activations import RungActivations
 from headstart.progress import Progress, SilentProgress
 from headstart.training.custom_heads import describe
 from headstart.training.finetune import Classifier, epoch_order, logits_of, trained_names
@@ -43,7 +49,7 @@ def prepare(
     progress: Progress | None = None,
     **options: Unpack[RecipeOptions],
 ) -> Workbench:
-    """Does all that comes before training by steps, for a training loop of one's own.
+    """Runs every step up to the fitted head, for a custom training loop.
 
         bench = hs.prepare("flowers/", unfreeze="blocks.6", views=3)
         optimizer = torch.optim.AdamW(bench.classifier.trainable_parameters(), lr=1e-3)
@@ -71,52 +77,54 @@ def prepare(
         OptionError: an option has a value that it cannot take, or leaves nothing to train.
     """
     recipe = Recipe.of(recipe, options if recipe else {"effort": "quick", **options})
-    prepared = Preparation(open_data(source), recipe, device=device, cache=cache, progress=progress or SilentProgress())
-    prepared.read_images()
-    prepared.say_findings()
-    prepared.measure()
-    prepared.plan()
-    if not prepared.rungs:
+    job = Job(open_data(source), recipe, device, cache, progress or SilentProgress())
+    loaded = load(job)
+    loaded = with_value_range(job, loaded)
+    inspected = inspect_images(job, loaded)
+    report_images(job, inspected)
+    measured = measure(job, loaded, inspected)
+    planned = plan(job, loaded, inspected, measured)
+    if not planned.rungs:
         raise OptionError(
-            f"effort {recipe.effort!r} of {prepared.backbone.architecture}: nothing is left to "
-            "train. Choose another effort, or a backbone that can be cut (see headstart layers)."
+            f"effort {recipe.effort!r} of {loaded.backbone.architecture}: nothing is left to train. Choose another "
+            "effort, or a backbone with freeze boundaries (see headstart layers)."
         )
-    prepared.run_backbone()
-    prepared.fit()
-    return Workbench(prepared)
+    featurised = featurise(job, loaded, inspected, planned)
+    fitted = fit_head(job, loaded, inspected, planned, featurised)
+    return Workbench(Prepared(job, loaded, inspected, planned, featurised, fitted))
 
 
 @final
 class Workbench:
-    """What a training loop needs.
+    """What a custom training loop needs.
 
     Args:
-        prepared: as far as ``fit``, with a rung; the deepest one is taken.
+        prepared: a run up to the fitted head, with a rung; the deepest one is taken.
 
     Attributes:
         classifier: activation -> logits; trained by the loop.
         classes: names, in the order of the logits.
         boundary: name of the freeze boundary.
         views: augmented views of each training image, which follow each other from epoch to epoch.
-        preprocessing: what became of a picture before the network saw it.
+        preprocessing: how an image becomes the network's input.
     """
 
-    def __init__(self, prepared: Preparation) -> None:
-        assert prepared.frozen is not None
+    def __init__(self, prepared: Prepared) -> None:
+        splittable = prepared.loaded.splittable
+        assert splittable is not None
         self._prepared = prepared
-        rung = prepared.rungs[-1]
-        self._samples = RungSamples(prepared)
-        self._train, self._val = self._samples.of(rung)
-        self._split = prepared.frozen.copied()
+        rung = prepared.planned.rungs[-1]
+        self._train, self._val = RungActivations(prepared, splittable).train_and_val(rung)
+        self._split = splittable.copied()
         self._split.module.cpu()
-        self.classes: tuple[str, ...] = prepared.look.dataset.classes
+        self.classes: tuple[str, ...] = prepared.inspected.dataset.classes
         self.boundary, self.views = rung.boundary.name, rung.views
-        self.preprocessing: Preprocessing = prepared.backbone.preprocessing
+        self.preprocessing: Preprocessing = prepared.loaded.backbone.preprocessing
         self.classifier = Classifier(
             self._split,
             self.boundary,
             copy.deepcopy(prepared.fitted.head),
-            dtype=self._samples.dtype,
+            dtype=prepared.planned.engines.training_dtype,
             live_norms=rung.settings.live_norms,
         )
         self._trained = trained_names(self._split, self.boundary, live_norms=rung.settings.live_norms)
@@ -150,7 +158,7 @@ class Workbench:
             raise OptionError(f"no batches of {split!r}: there are train{' and val' if self._val else ''}.")
         samples = self._train if split == "train" or self._val is None else self._val
         count = len(samples.labels)
-        order = epoch_order(self._prepared.recipe.seed, epoch, count).tolist() if split == "train" else range(count)
+        order = epoch_order(self._prepared.job.recipe.seed, epoch, count).tolist() if split == "train" else range(count)
         for start in range(0, count, batch_size):
             images = list(order[start : start + batch_size])
             labels = torch.from_numpy(samples.labels[images])
@@ -158,12 +166,12 @@ class Workbench:
             yield samples.activations.read(samples.rows(images, epoch)), labels.float() if several else labels
 
     def _check_head(self) -> None:
-        """Refuses a head of the user's own before it is trained, and not when it is to be saved."""
+        """Refuses a custom head that cannot be saved before it is trained, and not when it is to be saved."""
         head = self.classifier.head
         if hasattr(head, "about"):
             return
         describe(head)
-        features = torch.from_numpy(self._prepared.train.features[:1])
+        features = torch.from_numpy(self._prepared.featurised.train.features[:1])
         try:
             with torch.no_grad():
                 shape = tuple(copy.deepcopy(head).eval()(features).shape)
@@ -180,10 +188,11 @@ class Workbench:
         Raises:
             OptionError: there are none.
         """
-        if self._val is None or self._prepared.val is None:
+        val = self._prepared.featurised.val
+        if self._val is None or val is None:
             raise OptionError("scores: the data have no validation images.")
         logits = logits_of(self._split, self.boundary, self._val, self.classifier.head.eval())
-        files, labels = list(self._prepared.val.pictures.files), self._val.labels
+        files, labels = list(val.images.files), self._val.labels
         several = are_several(labels)
         chances = probabilities_of(logits, several=several)
         thresholds = best_thresholds(chances, labels).tolist() if several else None
@@ -200,11 +209,12 @@ class Workbench:
         after = digests_of(tensors_of(self._split.module), without=self._trained)
         require_unchanged(self._frozen, after, where="the training loop")
         module = copy.deepcopy(self._split.module).requires_grad_(False)
-        was = self._prepared.backbone
+        was = self._prepared.loaded.backbone
         backbone = replace(
             was,
             module=module,
             fingerprint=fingerprint(module.state_dict()),
             source=f"{was.source}, fine-tuned behind {self.boundary}",
         )
-        return self._prepared.finish(backbone, copy.deepcopy(self.classifier.head))[0]
+        trained = TrainedClassifier(backbone, copy.deepcopy(self.classifier.head))
+        return evaluate(self._prepared, trained).model

@@ -5,26 +5,22 @@ from __future__ import annotations
 import os
 import queue
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Unpack, final
+from typing import Any, Unpack
 
 from headstart.data.dataset import Dataset
 from headstart.errors import OptionError
-from headstart.pipeline.train import resume, train
-from headstart.progress import Progress, SilentProgress
-from headstart.runs.log import Event
+from headstart.pipeline.resume import resume
+from headstart.pipeline.train import train
+from headstart.progress import Progress
+from headstart.runs.events import Event
 from headstart.training.recipe import Recipe
 from headstart.training.recipe_options import RecipeOptions
 
-PROGRESS_EVERY = 0.2
-"""Seconds between two events of one task's progress, at least."""
-
 
 class _Stopped(BaseException):
-    """Nobody listens any more."""
+    """The loop over the events was left."""
 
 
 def train_events(
@@ -59,7 +55,7 @@ def train_events(
         **options: fields of ``Recipe``, instead of ``recipe``. A run is resumed with the options that it began with.
 
     Yields:
-        Events, see ``runs.log.Event``.
+        Events, see ``runs.events.Event``.
 
     Raises:
         HeadstartError: see ``train`` and ``resume``; raised in the loop.
@@ -78,12 +74,11 @@ def train_events(
 
     def work() -> None:
         try:
-            progress_too = _Telling(listener, progress or SilentProgress())
             if source is not None:
                 places: dict[str, Any] = {"out": out, "device": device, "cache": cache}
-                train(source, recipe=recipe, progress=progress_too, listener=listener, **places, **options)
+                train(source, recipe=recipe, progress=progress, listener=listener, **places, **options)
             elif resume_from is not None:
-                resume(resume_from, cache=cache, progress=progress_too, listener=listener, **refused)
+                resume(resume_from, cache=cache, progress=progress, listener=listener, **refused)
         except _Stopped:
             pass
         except BaseException as error:  # raised again where the caller is
@@ -101,38 +96,3 @@ def train_events(
     finally:
         left.set()
         thread.join()
-
-
-@final
-class _Telling:
-    """A ``Progress`` that makes events of what it is told, and hands it on."""
-
-    def __init__(self, listener: Callable[[Event], None], also: Progress) -> None:
-        self._listener, self._also = listener, also
-
-    def say(self, text: str) -> None:
-        """A "message"."""
-        self._also.say(text)
-        self._tell("message", text=text)
-
-    @contextmanager
-    def task(self, name: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
-        """A "progress" at the start, at the end and a few times a second."""
-        done, last = 0, time.monotonic()
-        own: dict[str, Any] = {"task": name, "total": total, "unit": unit}
-        self._tell("progress", done=0, **own)
-        with self._also.task(name, total, unit) as also:
-
-            def advance(count: int) -> None:
-                nonlocal done, last
-                done += count
-                also(count)
-                if time.monotonic() - last >= PROGRESS_EVERY:
-                    last = time.monotonic()
-                    self._tell("progress", done=done, **own)
-
-            yield advance
-        self._tell("progress", done=done, **own)
-
-    def _tell(self, kind: str, **fields: Any) -> None:
-        self._listener(Event(kind, time.time(), fields))

@@ -1,4 +1,4 @@
-"""What is trained at each stage of a run, layer group by layer group: said, and written into the log."""
+"""Which layer groups each stage of a run trains: reported to the user and in the log."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from torch import nn
 
 from headstart.backbone.layers import LayerGroup, groups_trained, layer_groups
 from headstart.backbone.pixel_net import FeatureNet
-from headstart.progress import Progress
-from headstart.runs.log import RunLog
+from headstart.runs.events import EventStream, StageBegun
 
 
 @final
-class Stages:
-    """The layer groups of a backbone, from stem to head.
+class TrainedLayers:
+    """The layer groups of a backbone, from stem to head, by name and number of weights.
 
     Args:
-        net: the backbone; nothing is kept of it but names and numbers.
+        net: the backbone.
     """
 
     def __init__(self, net: FeatureNet) -> None:
@@ -28,63 +27,63 @@ class Stages:
         self._used = set(net.state())
 
     def groups(self, trained: Collection[str]) -> list[LayerGroup]:
-        """Those that play a part, with the number of weights that are trained of each.
+        """The groups that are used, with the number of trained weights of each.
 
         Args:
-            trained: names of the parameters, and of BatchNorm's statistics where they are learnt.
+            trained: names of the parameters, and of BatchNorm's statistics where these are updated.
         """
         return groups_trained(self._groups, self._module, trained=trained, used=self._used)
 
-    def tell(
+    def report(
         self,
         stage: str,
         trained: Collection[str],
         head: nn.Module,
-        log: RunLog,
-        progress: Progress,
+        events: EventStream,
         *,
         head_frozen: int = 0,
-        **more: Any,
+        more: dict[str, Any] | None = None,
     ) -> None:
-        """Says, and writes down, what a stage trains.
+        """Says, and logs, what a stage trains.
 
         Args:
             stage: its name.
             trained: see ``groups``.
-            head: behind the backbone.
-            log: of the run.
-            progress: told of it in a sentence.
+            head: of the network.
+            events: of the run.
             head_frozen: numbers of the head that stay as they are.
-            **more: for the log.
+            more: how activations are obtained, for the log.
 
         Raises:
             RunError: the log cannot be written.
         """
         groups = self.groups(trained)
-        own = sum(p.numel() for p in head.parameters()) or sum(b.numel() for b in head.buffers())
-        trained_head = own - head_frozen
-        trainable = trained_head + sum(g.trainable for g in groups)
-        total = own + sum(g.parameters for g in groups)
-        statistics, learns = sum(g.statistics for g in groups), any(n.endswith("running_mean") for n in trained)
-        behind = [g for g in groups if g.trainable]
-        before = [g for g in groups if g.parameters and not g.trainable]
-        text = (
-            f"trains {_span(behind)} and the head"
-            if behind
-            else f"trains {'rows of the head' if head_frozen else 'the head'} alone"
-        )
-        text += f", {trainable:,} of {total:,} weights"
-        text += f"; frozen: {_span(before)}" if before else "; nothing is frozen"
+        head_weights = sum(p.numel() for p in head.parameters()) or sum(b.numel() for b in head.buffers())
+        trained_head = head_weights - head_frozen
+        trainable = trained_head + sum(group.trainable for group in groups)
+        total = head_weights + sum(group.parameters for group in groups)
+        statistics = sum(group.statistics for group in groups)
+        learns_statistics = any(name.endswith("running_mean") for name in trained)
+        text = f"trains {_trained_text(groups, head_frozen)}, {trainable:,} of {total:,} weights"
+        fixed = [group for group in groups if group.parameters and not group.trainable]
+        text += f"; frozen: {_span(fixed)}" if fixed else "; nothing is frozen"
         if statistics:
-            text += (
-                f"; {statistics:,} BatchNorm statistics, {'learnt where they are trained' if learns else 'constant'}"
-            )
-        progress.say(f"Stage {stage}: {text}.")
-        layers = [[g.name, g.parameters, g.trainable] for g in groups] + [["head", own, trained_head]]
-        counts = {"trainable": trainable, "frozen": total - trainable, "statistics": statistics}
-        log.event("stage", stage=stage, **counts, learns_statistics=learns, layers=layers, **more)
+            state = "updated where they are trained" if learns_statistics else "constant"
+            text += f"; {statistics:,} BatchNorm statistics, {state}"
+        events.say(f"Stage {stage}: {text}.")
+        layers: list[list[Any]] = [[group.name, group.parameters, group.trainable] for group in groups]
+        layers.append(["head", head_weights, trained_head])
+        frozen = total - trainable
+        events.emit(StageBegun(stage, trainable, frozen, statistics, learns_statistics, layers, more or {}))
+
+
+def _trained_text(groups: Sequence[LayerGroup], head_frozen: int) -> str:
+    trained = [group for group in groups if group.trainable]
+    if trained:
+        return f"{_span(trained)} and the head"
+    return "rows of the head alone" if head_frozen else "the head alone"
 
 
 def _span(groups: Sequence[LayerGroup]) -> str:
-    weighty = [g.name for g in groups if g.parameters]
-    return weighty[0] if len(weighty) == 1 else f"{weighty[0]} to {weighty[-1]}"
+    names = [group.name for group in groups if group.parameters]
+    return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"

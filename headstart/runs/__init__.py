@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from headstart.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from headstart.runs.events import Event as Event
     from headstart.runs.folder import Run as Run
     from headstart.runs.folder import load_run as load_run
-    from headstart.runs.log import Event as Event
 
 _MODULES = {
-    "Event": "headstart.runs.log",
+    "Event": "headstart.runs.events",
     "Run": "headstart.runs.folder",
     "load_run": "headstart.runs.folder",
 }

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import torch
 
+from headstart.backbone.weights import Backbone
 from headstart.engine.conv_bn_fusion import has_bfloat16
 from headstart.engine.device import resolve_device
 from headstart.errors import RunError
 from headstart.files import user_path
 from headstart.model import MODEL_FILE
-from headstart.pipeline.prepare import Preparation
-from headstart.training.recipe import PRETRAINED
+from headstart.training.recipe import PRETRAINED, Recipe
 
 LIBRARIES = ("headstart", "torch", "timm", "onnxruntime", "scikit-learn", "numpy")
 
@@ -26,17 +26,22 @@ Conditions = dict[str, str]
 """What it is, in words for the user -> its value."""
 
 
-def conditions_of(prepared: Preparation) -> Conditions:
-    """The conditions under which a run works now."""
-    recipe = prepared.recipe
+def conditions_of(recipe: Recipe, backbone: Backbone, device: str) -> Conditions:
+    """The conditions under which a run works in this process.
+
+    Args:
+        recipe: of the run.
+        backbone: that it loaded.
+        device: as it was asked for.
+    """
     found: Conditions = {}
     if recipe.weights:
         found["weights file"] = _sha256(user_path(recipe.weights))
     if recipe.extend not in (None, PRETRAINED):
         found["model that is extended"] = _sha256(user_path(recipe.extend))
-    found["backbone"] = prepared.backbone.fingerprint
+    found["backbone"] = backbone.fingerprint
     found |= {f"version of {name}": version(name) for name in LIBRARIES}
-    return found | {"device": _device(prepared.device), "processor": _processor()}
+    return found | {"device": _device(device), "processor": _processor()}
 
 
 def require_same(folder: Path, begun: Mapping[str, str], now: Mapping[str, str]) -> None:

@@ -42,10 +42,18 @@ from headstart.errors import DataError, RunError
 from headstart.evaluation.metrics import CROSS_VALIDATION, AnyScores, scores_from_json, shown_first
 from headstart.evaluation.predictions import Evaluated, predictions_csv
 from headstart.evaluation.reliability import reliabilities, usual_kept
-from headstart.files import csv_text, json_text, not_written, text_bytes, user_path, write_atomically, writing_run
+from headstart.files import (
+    csv_text,
+    json_text,
+    not_written,
+    read_rows,
+    text_bytes,
+    user_path,
+    write_atomically,
+    writing_run,
+)
 from headstart.html import data_address, paragraph, picture, table
 from headstart.model import MODEL_FILE, Model
-from headstart.pipeline.base_classifier import REMEMBERED_FILE
 from headstart.reports.calibration_chart import calibration_charts
 from headstart.reports.curves import CurvePoint, curve_charts
 from headstart.reports.image_map import MAP_FILE, ImageMap
@@ -62,6 +70,8 @@ FINDINGS_FILE = "findings.json"
 PREDICTIONS_FILE = "predictions.csv"
 CROSS_VALIDATION_FILE = "cross-validation.csv"
 REPORT_FILE = "report.html"
+REHEARSAL_FILE = "remembered.csv"
+"""Images of the old classes, where a model was extended."""
 
 
 @dataclass(frozen=True)
@@ -275,6 +285,18 @@ def open_like(run: Path | None, source: str | os.PathLike[str] | Dataset, *, min
         raise error
 
 
+def split_rows(folder: Path, name: str = "split.csv") -> list[dict[str, str]]:
+    """The rows of a run's table of images.
+
+    Raises:
+        RunError: there is none.
+    """
+    try:
+        return read_rows(folder / name)
+    except OSError as error:
+        raise RunError(f"{folder / name}: {error.strerror}. Name the data to score the model on.") from error
+
+
 def write_results(
     run: Run,
     model: Model,
@@ -329,7 +351,7 @@ def write_results(
     with writing_run(folder):
         write_atomically(folder / "split.csv", text_bytes(_split_csv(look)))
         if remembered:
-            write_atomically(folder / REMEMBERED_FILE, text_bytes(remembered))
+            write_atomically(folder / REHEARSAL_FILE, text_bytes(remembered))
         write_findings(folder / FINDINGS_FILE, run.findings)
         model.save(folder / MODEL_FILE)
         if image_map is not None:

@@ -1,7 +1,7 @@
-"""What a run is at in this moment, beside its log: for whoever watches, and gone once the run has finished.
+"""Live status of a run: now.json, for pages that watch it, removed once the run has finished; and the run's lock.
 
-A run holds a lock on its folder while it works. The system lets go of it when the process ends, however it ends: so a
-run that was killed is told from one that is at work, and no two processes go on with the same run.
+A run holds a lock on its folder while it works. The system releases the lock when the process ends, however it ends: so
+a killed run can be told from a running one, and no two processes work on the same run.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -21,37 +22,38 @@ from filelock import FileLock, Timeout
 
 from headstart.errors import RunError
 from headstart.files import json_text
-from headstart.progress import Progress, call_repeatedly
+from headstart.progress import call_repeatedly
+from headstart.runs.events import Event
 
-NOW_FILE = "now.json"
+STATUS_FILE = "now.json"
 LOCK_FILE = "lock"
 
 BEAT = 1.0
-"""Seconds between two writings where a task does not tell how far it is."""
+"""Seconds between two writes while a task does not advance."""
 
-NOTE_EVERY = 0.5
-"""Seconds between two writings, at least."""
+WRITE_EVERY = 0.5
+"""Seconds between two writes while a task advances, at least."""
 
-SAID = 40
-"""Sentences that are kept."""
+MESSAGES = 40
+"""Latest messages that the status holds."""
 
 WAIT = 1.0
-"""Seconds that a run waits for its lock: who watches holds it for an instant."""
+"""Seconds that a run waits for its lock: a page that watches holds it for an instant."""
 
 
 @contextmanager
-def under_way(folder: Path) -> Iterator[None]:
-    """The time in which a run works.
+def run_lock(folder: Path) -> Iterator[None]:
+    """Holds the run's lock while it works.
 
     Raises:
-        RunError: another process is at work on it.
+        RunError: another process is working on the run.
     """
     lock = FileLock(folder / LOCK_FILE, timeout=WAIT)
     try:
         lock.acquire()
     except Timeout:
-        raise RunError(f"{folder}: another process is at work on this run. Wait for it, or stop it first.") from None
-    except (OSError, NotImplementedError):  # a file system without locks: nobody can tell whether it is at work
+        raise RunError(f"{folder}: another process is working on this run. Wait for it, or stop it first.") from None
+    except (OSError, NotImplementedError):  # a file system without locks
         yield
         return
     try:
@@ -60,8 +62,8 @@ def under_way(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def is_under_way(folder: Path) -> bool:
-    """Whether a process is at work on a run."""
+def is_running(folder: Path) -> bool:
+    """Whether a process is working on a run."""
     file = folder / LOCK_FILE
     if not file.exists():
         return False
@@ -74,87 +76,98 @@ def is_under_way(folder: Path) -> bool:
         return False
 
 
-def forget_now(folder: Path) -> None:
-    """Removes what tells of the moment: the run has finished."""
-    for name in (NOW_FILE, LOCK_FILE):
+def remove_status(folder: Path) -> None:
+    """Removes status and lock of a run that has finished."""
+    for name in (STATUS_FILE, LOCK_FILE):
         with contextlib.suppress(OSError):
             (folder / name).unlink()
 
 
-def read_now(folder: Path) -> dict[str, Any] | None:
-    """What was last written: ``time`` (seconds since 1970), ``task``, ``left``, ``said``; None where there is nothing.
+def read_status(folder: Path) -> dict[str, Any] | None:
+    """The live status that was written last; None where there is none.
 
-    ``task`` is null, or holds ``name``, ``done``, ``total``, ``unit``, and ``seconds`` since it began. ``left`` are the
-    seconds that are left of the run, null before there is a plan. ``said`` are the last sentences, each with its time.
+    Returns:
+        ``time`` (seconds since 1970); ``task``, null or ``name``, ``done``, ``total``, ``unit`` and ``seconds`` since
+        it began; ``left``, estimated seconds left of the run, null before there is a plan; ``said``, the latest
+        messages, each with its time.
     """
     try:
-        found: dict[str, Any] = json.loads((folder / NOW_FILE).read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads((folder / STATUS_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return found
 
 
 @final
-class Noted:
-    """A ``Progress`` that writes down what it is told, and hands it on.
+class LiveStatus:
+    """Writes the live status of a run; a consumer of events.
 
     Args:
-        folder: of the run.
-        also: told as well.
-
-    Attributes:
-        left: gives the seconds that are left of the run, once there is a plan.
+        folder: of the run. Nothing is written as long as it does not exist, and a full disk ends nothing.
     """
 
-    left: Callable[[], float] | None = None
-
-    def __init__(self, folder: Path, also: Progress) -> None:
-        self._folder, self._also = folder, also
-        self._said: deque[tuple[float, str]] = deque(maxlen=SAID)
-        self._task: dict[str, Any] | None = None
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._messages: deque[tuple[float, str]] = deque(maxlen=MESSAGES)
+        self._tasks: list[_RunningTask] = []
+        self._left: tuple[float, float] | None = None  # seconds left of the run, and when that was estimated
         self._written = 0.0
         self._lock = threading.Lock()
 
-    def say(self, text: str) -> None:
-        """Keeps the sentence among the last ones."""
-        self._also.say(text)
-        self._said.append((round(time.time(), 3), text))
-        self._write()
+    def __call__(self, event: Event) -> None:
+        """Consumes "message" and "progress": writes at most every ``WRITE_EVERY`` seconds while a task advances."""
+        if event.kind == "message":
+            self._messages.append((round(event.time, 3), event["text"]))
+            self._write()
+        elif event.kind == "progress":
+            self._progress(event)
 
-    @contextmanager
-    def task(self, name: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
-        """Writes how far it is, twice a second at most, and every second where it does not tell."""
-        outer, started = self._task, time.monotonic()
-        own: dict[str, Any] = {"name": name, "done": 0, "total": total, "unit": unit, "seconds": 0.0}
-        self._task = own
-        self._write()
+    def _progress(self, event: Event) -> None:
+        if event["left"] is not None:
+            self._left = event["left"], time.monotonic()
+        if event["began"]:
+            task = _RunningTask(event["task"], event["total"], event["unit"], time.monotonic(), ExitStack())
+            self._tasks.append(task)
+            self._write()
+            task.beat.enter_context(call_repeatedly(lambda: self._beat(task), BEAT))
+            return
+        running = [own for own in self._tasks if own.name == event["task"]]
+        if not running:
+            return
+        task = running[-1]
+        task.done = event["done"]
+        if event["ended"]:
+            task.beat.close()
+            self._tasks.remove(task)
+            self._write()
+        elif time.monotonic() - self._written >= WRITE_EVERY:
+            self._write()
 
-        def beat() -> None:
-            own["seconds"] = round(time.monotonic() - started, 2)
-            if self._task is own:
-                self._write()
-
-        try:
-            with self._also.task(name, total, unit) as also, call_repeatedly(beat, BEAT):
-
-                def advance(count: int) -> None:
-                    also(count)
-                    own["done"] += count
-                    own["seconds"] = round(time.monotonic() - started, 2)
-                    if time.monotonic() - self._written >= NOTE_EVERY:
-                        self._write()
-
-                yield advance
-        finally:
-            self._task = outer
+    def _beat(self, task: _RunningTask) -> None:
+        if self._tasks[-1:] == [task]:
             self._write()
 
     def _write(self) -> None:
-        """Without waiting for the disk: it is for the moment, and worth no failure."""
-        self._written = time.monotonic()
-        left = None if self.left is None else round(self.left(), 1)
-        document = {"time": round(time.time(), 3), "task": self._task, "left": left, "said": list(self._said)}
-        partial = self._folder / f".{NOW_FILE}.{os.getpid()}.partial"
+        """Without waiting for the disk: a lost status is worth no failure."""
+        now = self._written = time.monotonic()
+        task = self._tasks[-1].as_json(now) if self._tasks else None
+        left = None if self._left is None else round(max(0.0, self._left[0] - (now - self._left[1])), 1)
+        document = {"time": round(time.time(), 3), "task": task, "left": left, "said": list(self._messages)}
+        partial = self._folder / f".{STATUS_FILE}.{os.getpid()}.partial"
         with contextlib.suppress(OSError), self._lock:
             partial.write_bytes(json_text(document).encode())
-            os.replace(partial, self._folder / NOW_FILE)
+            os.replace(partial, self._folder / STATUS_FILE)
+
+
+@dataclass(eq=False)
+class _RunningTask:
+    name: str
+    total: int
+    unit: str
+    started: float
+    beat: ExitStack
+    done: int = 0
+
+    def as_json(self, now: float) -> dict[str, Any]:
+        seconds = round(now - self.started, 2)
+        return {"name": self.name, "done": self.done, "total": self.total, "unit": self.unit, "seconds": seconds}

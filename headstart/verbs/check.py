@@ -14,7 +14,13 @@ from headstart.data.inspection import Inspection, by_severity, images_to_exclude
 from headstart.data.splits import SplitShares
 from headstart.errors import DataError
 from headstart.files import csv_text, text_bytes, user_path, write_atomically, write_csv_file, writing_run
-from headstart.pipeline.prepare import Preparation
+from headstart.pipeline.base_classifier import load_base
+from headstart.pipeline.extend import load_network
+from headstart.pipeline.featurise import featurise
+from headstart.pipeline.fit import check_labels, fit_head
+from headstart.pipeline.inspect_images import inspect_images, run_inspection, with_value_range
+from headstart.pipeline.load import Job, load
+from headstart.pipeline.plan import measure, plan
 from headstart.progress import Progress, SilentProgress
 from headstart.reports.run_report import render_check
 from headstart.runs.folder import FINDINGS_FILE, make_run_folder, write_findings
@@ -57,17 +63,21 @@ def check(
     dataset = open_data(source, min_classes=1)
     if files_only:
         return inspect(dataset, seed=recipe.seed, shares=shares, cache=cache, progress=progress)
-    prepared = Preparation(dataset, recipe, device=device, cache=cache, progress=progress)
-    look = prepared.inspect_images()
+    job = Job(dataset, recipe, device, cache, progress)
+    loaded = load_network(job, load_base(recipe)) if recipe.extend else with_value_range(job, load(job))
+    inspection = run_inspection(job, loaded.backbone.preprocessing)
     try:
-        prepared.read_images(look)
+        inspected = inspect_images(job, loaded, inspection)
     except DataError as error:
         unlearnable = Finding("not-trainable", "serious", str(error))
-        return replace(look, findings=by_severity([*look.findings, unlearnable]))
-    prepared.measure()
-    prepared.run_backbone()
-    prepared.fit()
-    return prepared.check_labels()
+        return replace(inspection, findings=by_severity([*inspection.findings, unlearnable]))
+    if recipe.extend:  # labels are not checked: there may be no images of the classes that the model has
+        return inspection
+    loaded = replace(loaded, splittable=None)  # nothing is fine-tuned, so no activations are kept
+    planned = plan(job, loaded, inspected, measure(job, loaded, inspected))
+    featurised = featurise(job, loaded, inspected, planned)
+    fitted = fit_head(job, loaded, inspected, planned, featurised)
+    return check_labels(job, loaded, inspected, featurised, fitted).inspection
 
 
 def write_check(look: Inspection, folder: Path) -> list[Path]:

@@ -20,14 +20,15 @@ from headstart.data.splits import SplitShares, check_shares
 from headstart.errors import HeadstartError, OptionError
 from headstart.evaluation.comparison import Compared, comparison_markdown
 from headstart.files import json_text, text_bytes, write_atomically, writing_run
-from headstart.pipeline.prepare import Preparation
+from headstart.pipeline.inspect_images import inspect_images, with_value_range
+from headstart.pipeline.load import Job, load
+from headstart.pipeline.plan import measure
+from headstart.pipeline.run_setup import run_events, set_up
 from headstart.pipeline.train import carry_out
 from headstart.progress import Progress, SilentProgress
 from headstart.reports.comparison_chart import comparison_chart
 from headstart.reports.svg_chart import svg_file
-from headstart.runs.environment import conditions_of
-from headstart.runs.folder import Run, Start, choose_run_folder, make_run_folder, write_start
-from headstart.runs.status import Noted
+from headstart.runs.folder import Run, choose_run_folder, make_run_folder, write_start
 from headstart.training.classical import CLASSICAL
 from headstart.training.fit_head import LOGISTIC
 from headstart.training.ladder import MOST_EPOCHS, SHARES, TRAINING_COST, deepest_at
@@ -124,43 +125,46 @@ def compare(
     shares = SplitShares(plain.val, plain.test)
     dataset = open_data(source)
     check_shares(dataset, shares)
-    prepared = Preparation(dataset, plain, device=device, cache=cache, progress=progress)
-    loaded = prepared.backbone
-    split = split_backbone(loaded)
+    job = Job(dataset, plain, device, cache, progress)
+    loaded = load(job)
+    split = split_backbone(loaded.backbone)
     if split.obstacle and not {"probes", "heads"} & set(only):
-        raise OptionError(f"compare {', '.join(only)}: {loaded.architecture} cannot be cut ({split.obstacle}).")
+        raise OptionError(
+            f"compare {', '.join(only)}: {loaded.backbone.architecture} has no freeze boundaries ({split.obstacle})."
+        )
     folder = make_run_folder(choose_run_folder(out, dataset.root))
-    look = prepared.read_images()
-    rate = prepared.measure().training_rate
-    train = len(prepared.keys["train"])
+    loaded = with_value_range(job, loaded)
+    inspected = inspect_images(job, loaded)
+    look = inspected.inspection
+    rate = measure(job, loaded, inspected).engines.training_rate
+    train = len(inspected.keys["train"])
     several = look.dataset.multi_label
     ways = _ways(plain, split, only, several=several, train=train, rate=rate, seconds=seconds)
-    start = Start(str(dataset.root.resolve()), device, columns=dataset.columns.as_options())
     rows: list[Compared] = []
     shared = 0.0
     for number, way in enumerate(ways, start=1):
         progress.say(f"{number} of {len(ways)}: {way.name}.")
-        run = _run(way, look, folder / "runs" / _file_name(way.name), start, cache, progress)
+        run = _run(way, look, folder / "runs" / _file_name(way.name), job)
         shared = shared or run.seconds["run the backbone"]
         own = run.seconds["fit the head"] + run.seconds.get("fine-tune", 0.0)
         rows.append(_row(way, run, shared + own))
         last = rows[-1]
-        progress.say(f"{way.name}: {last.correct} of {last.count} right, {last.seconds:.0f} s.")
+        accuracy = f"{100 * last.correct / last.count:.1f} % ({last.correct:,}/{last.count:,})"
+        progress.say(f"{way.name}: accuracy {accuracy}, {last.seconds:.0f} s.")
         _write(folder, look, rows, run.scores.name)
     return Comparison(folder, run.scores.name, tuple(rows))
 
 
-def _run(way: _Way, look: Inspection, folder: Path, start: Start, cache: Path | None, progress: Progress) -> Run:
+def _run(way: _Way, look: Inspection, folder: Path, job: Job) -> Run:
+    """One run of the comparison, from the images that were read already."""
     try:
-        prepared = Preparation(
-            look.dataset, way.recipe, device=start.device, cache=cache, progress=Noted(folder, SilentProgress())
-        )
-        start = replace(start, conditions=conditions_of(prepared))
+        events = run_events(folder, SilentProgress(), None)
+        setup = set_up(Job(look.dataset, way.recipe, job.device, job.cache, events), folder, events)
         make_run_folder(folder)
-        write_start(folder, way.recipe, start)
-        return carry_out(prepared, folder, start, look=look, insist=True, brief=True)
+        write_start(folder, way.recipe, setup.start)
+        return carry_out(setup, inspection=look, keeps_last=True, is_brief=True)
     except HeadstartError:
-        progress.say(f"{way.name} ended with an error; what was finished is in {folder.parent.parent}.")
+        job.progress.say(f"{way.name} ended with an error; what was finished is in {folder.parent.parent}.")
         raise
 
 

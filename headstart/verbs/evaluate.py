@@ -19,9 +19,8 @@ from headstart.errors import DataError, RunError
 from headstart.evaluation.predictions import Evaluated, evaluate_predictions
 from headstart.files import user_path
 from headstart.model import load
-from headstart.pipeline.base_classifier import split_rows
 from headstart.progress import Progress, SilentProgress, with_example
-from headstart.runs.folder import open_like
+from headstart.runs.folder import open_like, split_rows
 from headstart.runs.test_audit import note_use, read_uses, uses_text
 
 

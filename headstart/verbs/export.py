@@ -30,9 +30,8 @@ from headstart.exports.torch_export import capture, write_program
 from headstart.files import check_suffix, not_written, user_path
 from headstart.hub import read_address
 from headstart.model import MODEL_FILE, Model, load
-from headstart.pipeline.base_classifier import split_rows
 from headstart.progress import Progress, SilentProgress
-from headstart.runs.folder import open_like
+from headstart.runs.folder import open_like, split_rows
 from headstart.runs.test_audit import note_use
 from headstart.verbs.evaluate import Answering, LabelledImages, other_images, own_images
 

@@ -18,8 +18,8 @@ from headstart.evaluation.mcnemar import Paired, paired
 from headstart.files import csv_text, read_rows, text_bytes, user_path, write_atomically
 from headstart.pipeline.train import train
 from headstart.progress import Progress, SilentProgress
+from headstart.runs.events import Listener
 from headstart.runs.folder import Run, choose_run_folder, load_run, next_free
-from headstart.runs.log import Listener
 from headstart.serve.corrections import corrections_folder
 from headstart.training.recipe import Recipe
 

@@ -18,7 +18,7 @@ import headstart as hs
 from headstart.errors import DataError
 from headstart.evaluation.mcnemar import paired
 from headstart.evaluation.metrics import score_groups
-from headstart.pipeline import prepare
+from headstart.pipeline import evaluate, fit
 from headstart.runs.test_audit import Use, note_use, read_uses, uses_text
 from headstart.training.losses import learnable_folds
 from headstart.trust.ood import OodDetector
@@ -184,7 +184,7 @@ def test_cross_validation_tears_no_group_apart(
 ) -> None:
     folder, seen = grouped[0], []
     monkeypatch.setattr(
-        prepare,
+        evaluate,
         "learnable_folds",
         lambda *args, **told: seen.append(told["together"]) or learnable_folds(*args, **told),
     )
@@ -198,17 +198,15 @@ def test_no_step_of_a_run_divides_a_group(
 ) -> None:
     """Of 7 groups in all: every step that leaves images out is given the groups of those that it judges."""
     seen: dict[str, int] = {}
-    steps = {
-        name: getattr(prepare, name)
-        for name in ("fit_classifier", "inspect_features", "calibrate", "cross_fitted_scores")
-    }
-    for name in steps:
+    places = {"fit_classifier": fit, "inspect_features": fit, "calibrate": evaluate, "cross_fitted_scores": evaluate}
+    steps = {name: getattr(place, name) for name, place in places.items()}
+    for name, place in places.items():
 
         def noted(*args: Any, step: str = name, **given: Any) -> Any:
             seen[step] = len(set(given["together"].tolist()))
             return steps[step](*args, **given)
 
-        monkeypatch.setattr(prepare, name, noted)
+        monkeypatch.setattr(place, name, noted)
     apart = []
     distances = OodDetector.distances
     monkeypatch.setattr(

@@ -26,7 +26,7 @@ from headstart.features import activations as module
 from headstart.features import extract
 from headstart.features.activations import Activations, Continuation, ImageFiles, Views
 from headstart.features.extract import compute_features
-from headstart.pipeline.prepare import tap_at
+from headstart.pipeline.featurise import tap_at
 from headstart.training.finetune import TuneSettings
 
 CPU = torch.device("cpu")

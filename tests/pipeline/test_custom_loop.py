@@ -48,7 +48,7 @@ def test_batches_show_every_image_once_an_epoch_in_an_order_of_the_seed(bench: W
 
 def test_only_what_lies_behind_the_boundary_is_trained(bench: Workbench) -> None:
     net = bench.classifier.train()
-    frozen = copy.deepcopy(bench._prepared.backbone.module.state_dict())
+    frozen = copy.deepcopy(bench._prepared.loaded.backbone.module.state_dict())
     optimizer = torch.optim.SGD(net.trainable_parameters(), lr=0.1)
     for x, labels in bench.batches("train"):
         optimizer.zero_grad()
@@ -59,7 +59,9 @@ def test_only_what_lies_behind_the_boundary_is_trained(bench: Workbench) -> None
     assert changed == {name.removeprefix("backbone.") for name in net.trainable() if name.startswith("backbone.")}
     assert {name.split(".")[0] for name in changed} == {"blocks", "conv_head", "bn2"}
     assert frozen.keys() == tuned.keys()
-    assert all(torch.equal(own, frozen[name]) for name, own in bench._prepared.backbone.module.state_dict().items())
+    assert all(
+        torch.equal(own, frozen[name]) for name, own in bench._prepared.loaded.backbone.module.state_dict().items()
+    )
 
 
 def test_the_model_gives_what_the_classifier_gives(bench: Workbench, tmp_path: Path) -> None:
@@ -71,7 +73,7 @@ def test_the_model_gives_what_the_classifier_gives(bench: Workbench, tmp_path: P
     assert model.scores["val"]["correct"] == bench.scores().correct
     assert model.scores["val"]["log_loss"] == pytest.approx(bench.scores().log_loss, abs=1e-4)
     loaded = hs.load(model.save(tmp_path / "model.safetensors"))
-    files = list(bench._prepared.val.pictures.files)  # type: ignore[union-attr]
+    files = list(bench._prepared.featurised.val.images.files)  # type: ignore[union-attr]
     with torch.no_grad():
         ours = torch.cat([bench.classifier(x) for x, _ in bench.batches("val")]).softmax(1).numpy()
     assert np.abs(loaded.predict_proba(files)[0] - ours).max() < 0.02  # bfloat16 against float32
@@ -139,7 +141,7 @@ def test_a_head_of_ones_own_layers_is_trained_saved_and_loaded(bench: Workbench,
         optimizer.step()
     model = bench.model()
     loaded = hs.load(model.save(tmp_path / "model.safetensors"))
-    files = list(bench._prepared.val.pictures.files)  # type: ignore[union-attr]
+    files = list(bench._prepared.featurised.val.images.files)  # type: ignore[union-attr]
     assert np.array_equal(loaded.predict_proba(files)[0], model.predict_proba(files)[0])
     assert loaded.version == model.version
 

@@ -29,7 +29,7 @@ from headstart.backbone.split import INPUT, SplittableBackbone
 from headstart.backbone.weights import fingerprint, load_backbone, random_backbone
 from headstart.data import open_table
 from headstart.errors import DataError, HeadstartError, OptionError, RunError
-from headstart.pipeline.train import resume
+from headstart.pipeline.resume import resume
 from headstart.progress import SilentProgress
 from headstart.runs import Event
 from headstart.runs.folder import open_like, read_start
@@ -100,8 +100,8 @@ def test_a_rung_begins_from_pretrained_weights_and_probe_unless_it_goes_on(
         begun.append((boundary, fingerprint(split.module.state_dict()), fingerprint(head.state_dict())))
         return fine_tune(split, boundary, head, *rest, **given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("headstart.pipeline.climb.fine_tune", noting)
-    monkeypatch.setattr("headstart.pipeline.climb.paired_p", lambda before, after: 0.0)
+    monkeypatch.setattr("headstart.pipeline.train_rung.fine_tune", noting)
+    monkeypatch.setattr("headstart.pipeline.fine_tune.paired_p", lambda before, after: 0.0)
     choices = CHOICES | {"effort": "standard", "unfreeze": None, "epochs": 1, "gradual_unfreezing": gradual}
     hs.train(hard, out=tmp_path / "run", **choices)
     first, second = (own[-1] for own in (begun[: len(begun) // 2], begun[len(begun) // 2 :]))  # the folds come before
@@ -116,13 +116,13 @@ GRADUAL = {"effort": "standard", "epochs": 1, "views": 1, "gradual_unfreezing": 
 @pytest.fixture
 def climbing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every rung is climbed, and reports are brief."""
-    from headstart.pipeline import train
+    from headstart.pipeline import write
 
-    write = train.write_report
-    monkeypatch.setattr(train, "write_report", lambda *given, **named: write(*given, **named | {"brief": True}))
-    monkeypatch.setattr("headstart.pipeline.prepare.Preparation.map_images", lambda _self: None)
-    monkeypatch.setattr("headstart.pipeline.climb.paired_p", lambda before, after: 0.0)
-    monkeypatch.setattr("headstart.pipeline.climb.DEEPER_FROM", 0.0)
+    report = write.write_report
+    monkeypatch.setattr(write, "write_report", lambda *given, **named: report(*given, **named | {"brief": True}))
+    monkeypatch.setattr("headstart.pipeline.train.map_images", lambda *_given: None)
+    monkeypatch.setattr("headstart.pipeline.fine_tune.paired_p", lambda before, after: 0.0)
+    monkeypatch.setattr("headstart.pipeline.fine_tune.DEEPER_FROM", 0.0)
 
 
 def test_gradual_folds_go_on_from_the_rung_below_too_and_after_a_stop_as_well(
@@ -138,7 +138,7 @@ def test_gradual_folds_go_on_from_the_rung_below_too_and_after_a_stop_as_well(
         ended.append((fingerprint(split.module.state_dict()), fingerprint(tuned.head.state_dict())))
         return tuned
 
-    monkeypatch.setattr("headstart.pipeline.climb.fine_tune", noting)
+    monkeypatch.setattr("headstart.pipeline.train_rung.fine_tune", noting)
     whole = hs.train(hard, out=tmp_path / "whole", **tiny, **GRADUAL)
     first = FOLDS + 1  # trainings of the first rung: each fold, and all images
     assert len(begun) == 2 * first
@@ -224,8 +224,8 @@ def test_every_step_of_a_cross_validated_run_tells_of_its_work_in_small_pieces(
 def test_where_the_probe_leaves_little_nothing_deeper_is_tried(
     hard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headstart.pipeline.climb.DEEPER_FROM", 100.0)
-    monkeypatch.setattr("headstart.pipeline.climb.paired_p", lambda before, after: 0.0)
+    monkeypatch.setattr("headstart.pipeline.fine_tune.DEEPER_FROM", 100.0)
+    monkeypatch.setattr("headstart.pipeline.fine_tune.paired_p", lambda before, after: 0.0)
     run = hs.train(hard, out=tmp_path / "run", **CHOICES | {"effort": "standard", "unfreeze": None, "epochs": 1})
     assert [rung.name for rung in run.rungs] == ["kNN", "probe", "behind blocks.5"]
     assert "below 100.0 it ends here" in run.rungs[2].decision
@@ -278,7 +278,7 @@ def test_from_scratch_means_random_weights_and_all_of_them_are_trained(hard: Pat
         return fine_tune(split, boundary, *rest, **given)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("headstart.pipeline.climb.fine_tune", noting)
+        patch.setattr("headstart.pipeline.train_rung.fine_tune", noting)
         choices = {"image_size": 32, "device": "cpu", "effort": "quick", "epochs": 1, "scratch": True}
         run = hs.train(hard, out=tmp_path / "run", **choices)
     pretrained = load_backbone(image_size=32).module.state_dict()
@@ -298,24 +298,24 @@ def test_so_does_one_with_another_head_and_batchnorm_that_learns(
     hard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Law 4."""
-    from headstart.pipeline import climb
+    from headstart.pipeline import train_rung
     from headstart.runs import log
 
     choices = CHOICES | {"head": "8-0.2", "update_batchnorm": True}
     whole = hs.train(hard, out=tmp_path / "whole", **choices)
-    monkeypatch.setattr(climb, "SAVE_EVERY", 0.0)
-    monkeypatch.setattr(climb, "SAVE_AT_MOST", 1e9)
-    event = log.RunLog.event
+    monkeypatch.setattr(train_rung, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(train_rung, "SAVE_AT_MOST", 1e9)
+    write = log.RunLog.__call__
 
-    def stopping(self: log.RunLog, kind: str, **fields: object) -> None:
-        event(self, kind, **fields)
-        if kind == "epoch" and fields["epoch"] == 2:
+    def stopping(self: log.RunLog, event: hs.Event) -> None:
+        write(self, event)
+        if event.kind == "epoch" and event["epoch"] == 2:
             raise Stopped
 
-    monkeypatch.setattr(log.RunLog, "event", stopping)
+    monkeypatch.setattr(log.RunLog, "__call__", stopping)
     with pytest.raises(Stopped):
         hs.train(hard, out=tmp_path / "run", **choices)
-    monkeypatch.setattr(log.RunLog, "event", event)
+    monkeypatch.setattr(log.RunLog, "__call__", write)
     assert resume(tmp_path / "run").model_path.read_bytes() == whole.model_path.read_bytes()
 
 
@@ -325,24 +325,24 @@ def test_a_run_that_was_stopped_ends_as_if_it_never_had_been(
     stop_at: float, run: hs.Run, hard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Law 4, in one process: stopped at the end of an epoch, right before its checkpoint."""
-    from headstart.pipeline import climb
+    from headstart.pipeline import train_rung
     from headstart.runs import log
 
-    monkeypatch.setattr(climb, "SAVE_EVERY", 0.0)
-    monkeypatch.setattr(climb, "SAVE_AT_MOST", 1e9)
-    event = log.RunLog.event
+    monkeypatch.setattr(train_rung, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(train_rung, "SAVE_AT_MOST", 1e9)
+    write = log.RunLog.__call__
 
-    def stopping(self: log.RunLog, kind: str, **fields: object) -> None:
-        event(self, kind, **fields)
-        if kind == "epoch" and fields["epoch"] == stop_at:
+    def stopping(self: log.RunLog, event: hs.Event) -> None:
+        write(self, event)
+        if event.kind == "epoch" and event["epoch"] == stop_at:
             raise Stopped
 
-    monkeypatch.setattr(log.RunLog, "event", stopping)
+    monkeypatch.setattr(log.RunLog, "__call__", stopping)
     with pytest.raises(Stopped):
         hs.train(hard, out=tmp_path / "run", **CHOICES)
     with pytest.raises(RunError, match="--resume"):
         hs.load_run(tmp_path / "run")
-    monkeypatch.setattr(log.RunLog, "event", event)
+    monkeypatch.setattr(log.RunLog, "__call__", write)
     again = resume(tmp_path / "run")
     assert again.model_path.read_bytes() == run.model_path.read_bytes()
     assert [e["epoch"] for e in read_log(again.folder) if e["event"] == "epoch"] == [0, 1, 2, 3]
@@ -393,7 +393,7 @@ def test_ctrl_c_says_how_to_go_on(hard: Path, tmp_path: Path) -> None:
 
 
 def test_resuming_on_other_images_is_refused(hard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from headstart.pipeline import prepare as module
+    from headstart.pipeline import fit as module
 
     data = shutil.copytree(hard, tmp_path / "data")
     monkeypatch.setattr(module, "fit_classifier", lambda *_given, **_named: (_ for _ in ()).throw(Stopped))
@@ -471,8 +471,8 @@ def test_a_run_of_an_earlier_version_that_wrote_no_conditions_is_refused(stopped
         file.write_text(begun)
 
 
-def test_a_run_is_resumed_with_its_own_choices_alone(stopped: Path) -> None:
-    with pytest.raises(OptionError, match="epochs: a run is resumed with the choices that it began with"):
+def test_a_run_is_resumed_with_the_options_that_it_began_with(stopped: Path) -> None:
+    with pytest.raises(OptionError, match="epochs: a run is resumed with the options that it began with"):
         resume(stopped, epochs=20)
 
 

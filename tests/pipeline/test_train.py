@@ -25,7 +25,6 @@ from headstart.data import open_table
 from headstart.errors import DataError, HeadstartError, OptionError, RunError
 from headstart.evaluation.tables import write_predictions
 from headstart.files import read_rows, unicode_text
-from headstart.pipeline.prepare import Preparation
 from headstart.prediction import Prediction
 from headstart.progress import SilentProgress
 from headstart.verbs.report import report
@@ -305,10 +304,10 @@ def test_a_failure_before_anything_is_learnt_leaves_the_folder_free_for_the_next
         def say(self, text: str) -> None:
             said.append(text)
 
-    def stop(self: Preparation, *_given: object) -> None:
+    def stop(*_given: object) -> None:
         raise error
 
-    monkeypatch.setattr(Preparation, "fit", stop)
+    monkeypatch.setattr("headstart.pipeline.train.fit_head", stop)
     for error in (DataError("data.csv: no"), KeyboardInterrupt()):
         with pytest.raises(type(error)):
             hs.train(three_colours, out=tmp_path / "run", progress=Saying(), **QUICK)
@@ -330,10 +329,10 @@ def test_after_something_was_learnt_ctrl_c_says_how_to_resume(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Preparation, "finish", stop)
+        patch.setattr("headstart.pipeline.train.evaluate", stop)
         with pytest.raises(KeyboardInterrupt):
             hs.train(three_colours, out=tmp_path / "run", progress=Saying(), **QUICK)
-    assert said[-1] == f"To go on with this run: headstart train --resume {tmp_path / 'run'}"
+    assert said[-1] == f"To resume this run: headstart train --resume {tmp_path / 'run'}"
     assert hs.resume(tmp_path / "run").scores.count
 
 

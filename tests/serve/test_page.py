@@ -43,7 +43,7 @@ def png(seed: int, colour: str) -> bytes:
 def _plain_engine() -> Iterator[None]:
     """To prepare others takes longer than all that is tested here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("headstart.pipeline.prepare.measure_engines", lambda *_args, **_options: EnginePlan())
+        patch.setattr("headstart.pipeline.plan.measure_engines", lambda *_args, **_options: EnginePlan())
         patch.setattr("headstart.serve.batching.EXPECTED_IMAGES", 1)
         yield
 

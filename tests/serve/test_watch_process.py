@@ -23,9 +23,18 @@ from servers import serving
 
 from headstart.engine.plan import EnginePlan
 from headstart.errors import RunError
-from headstart.progress import SilentProgress
+from headstart.pipeline.train_rung import emit_epoch
+from headstart.runs.events import (
+    EventStream,
+    FindingsUpdated,
+    ImagesRead,
+    MistakesFound,
+    PlanLine,
+    RungJudged,
+    StageBegun,
+)
 from headstart.runs.log import RunLog
-from headstart.runs.status import Noted, under_way
+from headstart.runs.status import LiveStatus, run_lock
 from headstart.serve.middleware import ServerState
 from headstart.serve.watch import process as viewer
 from headstart.serve.watch.process import view_app, watched_beside
@@ -77,13 +86,13 @@ def events(site: str, *, after: str = "", least: int = 1) -> list[tuple[str, str
     return found
 
 
-def begin(folder: Path) -> RunLog:
+def begin(folder: Path) -> EventStream:
     folder.mkdir()
     (folder / "recipe.json").write_text("{}")
-    log = RunLog(folder)
-    log.event("images", run=str(folder), counts={"train": {"a": 40, "b": 40}, "val": {"a": 10, "b": 10}}, findings=1)
-    log.event("findings", found=FOUND)
-    log.event("plan", text="Plan: features of 100 images and a probe, about 3 s.")
+    log = EventStream([RunLog(folder)])
+    log.emit(ImagesRead(str(folder), {"train": {"a": 40, "b": 40}, "val": {"a": 10, "b": 10}}, 1))
+    log.emit(FindingsUpdated(FOUND))
+    log.emit(PlanLine("Plan: features of 100 images and a probe, about 3 s."))
     return log
 
 
@@ -94,7 +103,7 @@ def test_events_go_on_where_a_reader_was_and_end_with_the_run(tmp_path: Path) ->
         first = events(site, least=4)
         assert [kind for kind, _, _ in first] == ["state", "log", "log", "log"]
         assert [data["event"] for _, _, data in first[1:]] == ["images", "findings", "plan"]
-        log.event("rung", name="probe", **RUNG)
+        log.emit(RungJudged({"name": "probe", **RUNG}))
         again = events(site, after=first[2][1], least=3)
         assert [data.get("event") for _, _, data in again] == [None, "plan", "rung"]
         (run / "run.json").write_text("{}")
@@ -138,9 +147,10 @@ def test_findings_open_their_images_and_the_ladder_fits_a_phone(browser: Browser
     picture(1).save(tmp_path / "odd.png")
     log = begin(run)
     images = [[str(tmp_path / "odd.png"), "odd.png: 2.1 times as far"], [str(tmp_path / "gone.png"), "gone.png: far"]]
-    log.event("findings", found=[FOUND[0] | {"cases": 40, "images": images}])
-    log.event("rung", name="kNN", epochs=0, p=1.0, decision="a reference, never kept", **RUNG | {"log_loss": 0.0})
-    log.event("rung", name="probe", epochs=0, p=1.0, decision="", **RUNG)
+    log.emit(FindingsUpdated([FOUND[0] | {"cases": 40, "images": images}]))
+    reference = {"name": "kNN", "epochs": 0, "p": 1.0, "decision": "a reference, never kept"}
+    log.emit(RungJudged(reference | RUNG | {"log_loss": 0.0}))
+    log.emit(RungJudged({"name": "probe", "epochs": 0, "p": 1.0, "decision": "", **RUNG}))
     with shown(run) as site, browsing(browser, site, "/watch", width=390) as (page, wrong):
         until(page, "document.querySelectorAll('#ladder tr').length === 2")
         page.get_by_text("Show 2 images").click()
@@ -148,7 +158,7 @@ def test_findings_open_their_images_and_the_ladder_fits_a_phone(browser: Browser
         until(page, "document.querySelector('.cases').textContent.includes('File not found')")
         assert page.locator(".cases a").get_attribute("href").startswith("blob:")
         assert "lists all 40" in page.locator(".cases").inner_text()
-        log.event("plan", text="Plan: more.")  # what is open stays open
+        log.emit(PlanLine("Plan: more."))  # what is open stays open
         until(page, "document.querySelectorAll('#plan li').length === 2")
         assert page.locator(".cases[open] a img").is_visible()
         first = page.locator("#ladder tr").first
@@ -166,15 +176,15 @@ def test_a_run_is_seen_as_it_goes_after_a_reload_and_when_it_was_killed(browser:
     with watching(run) as site, browsing(browser, site, "/watch") as (page, wrong):
         until(page, "document.querySelector('#state-words').textContent === 'Starting'")
         log = begin(run)
-        with under_way(run), Noted(run, SilentProgress()).task("Fine-tuning", 200) as advance:
+        with run_lock(run), EventStream([LiveStatus(run)]).task("Fine-tuning", 200) as advance:
             advance(50)
             items = [[str(tmp_path / "wrong <1>.png"), "a", "b"], [str(tmp_path / "gone.png"), "b", "<b>"]]
-            log.event("mistakes", stage="probe", count=2, of=18, items=items)
-            log.event("stage", stage="probe", layers=[])
-            log.event("rung", name="probe", epochs=0, p=1.0, decision="", **RUNG)
+            log.emit(MistakesFound("probe", {"count": 2, "of": 18, "items": items}))
+            log.emit(StageBegun("probe", 0, 0, 0, False, []))
+            log.emit(RungJudged({"name": "probe", "epochs": 0, "p": 1.0, "decision": "", **RUNG}))
             for epoch in range(3):
                 entry = {"epoch": epoch, "loss": 0.5, "accuracy": 0.8, "correct": 15, "log_loss": 0.4}
-                log.epoch("behind blocks.5", entry, 18)
+                emit_epoch(log, "behind blocks.5", entry, 18)
             until(page, "document.querySelector('#state-words').textContent === 'Training'")
             until(page, "document.querySelector('#now-title').textContent === 'Fine-tuning'")
             until(page, "document.querySelectorAll('#ladder tr').length === 1")
@@ -199,7 +209,7 @@ def test_a_training_says_where_it_is_watched_and_the_end_is_seen(
 ) -> None:
     data = write_classes(tmp_path / "data", {"blue": 12, "red": 12})
     opened: list[str] = []
-    monkeypatch.setattr("headstart.pipeline.prepare.measure_engines", lambda *_args, **_options: EnginePlan())
+    monkeypatch.setattr("headstart.pipeline.plan.measure_engines", lambda *_args, **_options: EnginePlan())
     monkeypatch.setenv("DISPLAY", ":99")
     monkeypatch.setattr("webbrowser.open", opened.append)
     run = tmp_path / "run"

@@ -13,9 +13,9 @@ import pytest
 
 from headstart.data.finding import Finding
 from headstart.errors import RunError
-from headstart.progress import SilentProgress
+from headstart.runs.events import EventStream, FindingsUpdated, MistakesFound, PlanLine
 from headstart.runs.log import RunLog
-from headstart.runs.status import Noted, forget_now, is_under_way, read_now, under_way
+from headstart.runs.status import LiveStatus, is_running, read_status, remove_status, run_lock
 from headstart.serve.watch.run_reader import LogPosition, RunReader, read_tail
 
 
@@ -72,16 +72,16 @@ def test_a_run_that_is_killed_is_told_from_one_at_work(tmp_path: Path) -> None:
     run.mkdir()
     watched = RunReader(run)
     assert watched.state()["state"] == "gone"
-    RunLog(run).event("plan", text="a line")
+    EventStream([RunLog(run)]).emit(PlanLine("a line"))
     script = (
-        "import sys, time; from pathlib import Path; from headstart.runs.status import under_way\n"
-        "with under_way(Path(sys.argv[1])): print('at work', flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from headstart.runs.status import run_lock\n"
+        "with run_lock(Path(sys.argv[1])): print('at work', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", script, str(run)], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
         assert watched.state()["state"] == "running"
-        with pytest.raises(RunError, match="another process"), under_way(run):
+        with pytest.raises(RunError, match="another process"), run_lock(run):
             pass
         process.kill()
     assert watched.state()["state"] == "stopped"
@@ -99,13 +99,13 @@ def test_a_run_that_is_about_to_begin_is_waited_for(tmp_path: Path) -> None:
 
 
 def test_the_moment_is_noted_and_handed_on(tmp_path: Path) -> None:
-    noted = Noted(tmp_path, SilentProgress())
+    noted = EventStream([LiveStatus(tmp_path)])
     noted.say("It begins.")
     with noted.task("Reading images", 10) as advance:
         advance(3)
         time.sleep(0.6)
         advance(1)
-        now = read_now(tmp_path)
+        now = read_status(tmp_path)
         assert now is not None
         assert {k: now["task"][k] for k in ("name", "done", "total", "unit")} == {
             "name": "Reading images",
@@ -114,26 +114,27 @@ def test_the_moment_is_noted_and_handed_on(tmp_path: Path) -> None:
             "unit": "images",
         }
         assert now["task"]["seconds"] >= 0.6
-    now = read_now(tmp_path)
+    now = read_status(tmp_path)
     assert now is not None
     assert now["task"] is None
     assert [text for _, text in now["said"]] == ["It begins."]
-    with under_way(tmp_path):
-        assert is_under_way(tmp_path)
-    forget_now(tmp_path)
+    with run_lock(tmp_path):
+        assert is_running(tmp_path)
+    remove_status(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_moment_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
-    noted = Noted(tmp_path / "gone", SilentProgress())
+    noted = EventStream([LiveStatus(tmp_path / "gone")])
     noted.say("Nobody reads this.")
     with noted.task("Reading images", 1) as advance:
         advance(1)
-    assert read_now(tmp_path / "gone") is None
+    assert read_status(tmp_path / "gone") is None
 
 
 def test_only_pictures_that_a_page_was_told_of_are_shown(tmp_path: Path) -> None:
-    RunLog(tmp_path).event("mistakes", stage="probe", count=1, of=2, items=[["/data/a/1.jpg", "a", "b"]])
+    mistakes = {"count": 1, "of": 2, "items": [["/data/a/1.jpg", "a", "b"]]}
+    EventStream([RunLog(tmp_path)]).emit(MistakesFound("probe", mistakes))
     watched = RunReader(tmp_path)
     ((_, line),) = watched.tail(LogPosition()).lines
     ((path, right, given, chance, key),) = json.loads(line)["items"]
@@ -149,7 +150,7 @@ def test_findings_have_their_images(tmp_path: Path) -> None:
     )
     many = Finding("duplicate", "note", "40 pairs", ("x",) * 40, (("a/3.jpg", "a/4.jpg"),) * 40)
     briefs = [own.brief(tmp_path / "data") for own in (found, many, Finding("name", "note", "a name", ("b",)))]
-    RunLog(tmp_path).event("findings", found=briefs)
+    EventStream([RunLog(tmp_path)]).emit(FindingsUpdated(briefs))
     watched = RunReader(tmp_path)
     ((_, line),) = watched.tail(LogPosition()).lines
     first, second, third = json.loads(line)["found"]

@@ -17,7 +17,7 @@ from headstart.backbone.pixel_net import FeatureNet
 from headstart.backbone.weights import random_backbone
 from headstart.engine.streaming import run_stream
 from headstart.engine.torch_engine import TorchEngine
-from headstart.pipeline.train import resume
+from headstart.pipeline.resume import resume
 from headstart.training import finetune
 from headstart.training.finetune import TuneSettings, fine_tune, logits_of
 

@@ -15,9 +15,10 @@ from torch import Tensor
 import headstart as hs
 from headstart.backbone.weights import random_backbone
 from headstart.errors import TrainingError
-from headstart.pipeline import climb
-from headstart.pipeline.prepare import Preparation
-from headstart.runs.log import Event
+from headstart.pipeline import train, train_rung, write
+from headstart.pipeline.inspect_images import Inspected
+from headstart.pipeline.load import Job, Loaded
+from headstart.runs.events import Event
 from headstart.training.finetune import Progressed, fine_tune
 from headstart.training.frozen_proof import combined, digests_of, require_unchanged, tensors_of
 from headstart.training.ladder import FOLDS
@@ -42,11 +43,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports without map and heat maps."""
-    from headstart.pipeline import train
-
-    write = train.write_report
-    monkeypatch.setattr(Preparation, "map_images", lambda _self: None)
-    monkeypatch.setattr(train, "write_report", lambda *given, **named: write(*given, **named | {"brief": True}))
+    report = write.write_report
+    monkeypatch.setattr(train, "map_images", lambda *_given: None)
+    monkeypatch.setattr(write, "write_report", lambda *given, **named: report(*given, **named | {"brief": True}))
 
 
 def test_digests_tell_values_shapes_and_dtypes_apart() -> None:
@@ -89,7 +88,7 @@ def altered(monkeypatch: pytest.MonkeyPatch, name: str, *, at: int) -> None:
 
         return fine_tune(split, *given, checkpoint=alter, **named)
 
-    monkeypatch.setattr(climb, "fine_tune", tune)
+    monkeypatch.setattr(train_rung, "fine_tune", tune)
 
 
 @pytest.mark.parametrize(
@@ -121,14 +120,14 @@ def test_a_rung_that_finished_before_a_stop_brings_its_proof_along(
     with pytest.raises(Stopped):
         hs.train(data, out=tmp_path / "run", listener=stopping, **choices, **TUNED)
     file = tmp_path / "run" / "checkpoints" / "rung-1.safetensors"
-    held = climb.load_checkpoint(file)
+    held = train_rung.load_checkpoint(file)
     assert held is not None
     document, tensors = held
     other = document["frozen"] | {"conv1.0.weight": "0" * 64}
-    climb.save_checkpoint(file, document | {"frozen": other}, tensors)
+    train_rung.save_checkpoint(file, document | {"frozen": other}, tensors)
     with pytest.raises(TrainingError, match=r"conv1\.0\.weight"):
         hs.resume(tmp_path / "run")
-    climb.save_checkpoint(file, document, tensors)
+    train_rung.save_checkpoint(file, document, tensors)
     proof = json.loads((hs.resume(tmp_path / "run").folder / "run.json").read_text())["frozen"]
     assert proof["frozen_before"] == proof["frozen_after"]
 
@@ -137,14 +136,14 @@ def test_a_rung_that_finished_before_a_stop_brings_its_proof_along(
 def test_a_head_alone_is_proven_by_the_backbone_that_ran(
     own: dict[str, Any], data: Path, choices: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fit = Preparation.fit
+    fit = train.fit_head
 
-    def altering(self: Preparation) -> Any:
-        tensors: dict[str, Tensor] = tensors_of(self.backbone.module)
+    def altering(job: Job, loaded: Loaded, inspected: Inspected, *more: Any) -> Any:
+        tensors: dict[str, Tensor] = tensors_of(loaded.backbone.module)
         tensors["layer1.0.bn1.running_mean"].view(-1)[0] += 1
-        return fit(self)
+        return fit(job, loaded, inspected, *more)
 
-    monkeypatch.setattr(Preparation, "fit", altering)
+    monkeypatch.setattr(train, "fit_head", altering)
     with pytest.raises(TrainingError, match=r"layer1\.0\.bn1\.running_mean"):
         hs.train(data, out=tmp_path / "run", **choices, **own)
 
@@ -152,7 +151,7 @@ def test_a_head_alone_is_proven_by_the_backbone_that_ran(
 def test_classes_that_stay_are_proven_where_a_model_is_extended(
     data: Path, choices: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from headstart.pipeline import base_classifier as known
+    from headstart.pipeline import extend as known
 
     first = hs.train(data, out=tmp_path / "first", **choices)
     more = write_classes(tmp_path / "more", {"c": 15}, first_seed=100)

@@ -17,7 +17,7 @@ from headstart.data.finding import Finding
 from headstart.errors import RunError
 from headstart.files import path_of, read_rows, unicode_text
 from headstart.runs.log import LOG_FILE, read_log
-from headstart.runs.status import is_under_way, read_now
+from headstart.runs.status import is_running, read_status
 
 SHOWN_MISTAKES: Final = 24
 
@@ -119,7 +119,7 @@ class RunReader:
 
     def status(self) -> JsonObject | None:
         """Live status of the run: task, progress and messages. See ``runs.status``."""
-        return read_now(self.folder)
+        return read_status(self.folder)
 
     def tail(self, after: LogPosition) -> LogTail:
         """New lines of the log, see ``read_tail``. Images in them have the keys of ``image_path``."""
@@ -166,7 +166,7 @@ class RunReader:
     def _state(self) -> str:
         if (self.folder / "run.json").is_file():
             return "finished"
-        if is_under_way(self.folder):
+        if is_running(self.folder):
             self._has_run = True
             return "running"
         if not self._has_run and self._expected is not None and self._expected():

@@ -1,0 +1,207 @@
+"""The ladder of a run: what all its rungs share, and what each of them gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from headstart.backbone.split import SplittableBackbone
+from headstart.engine.device import training_device
+from headstart.pipeline.evaluate import TrainedClassifier, training_folds
+from headstart.pipeline.fit import Prepared
+from headstart.pipeline.rung_activations import RungActivations
+from headstart.pipeline.trained_layers import TrainedLayers
+from headstart.runs.events import (
+    EventStream,
+)
+from headstart.runs.time_estimate import Timetable
+from headstart.training.finetune import (
+    State,
+    Tuned,
+    trained_names,
+)
+from headstart.training.frozen_proof import Digests, digests_of, tensors_of
+from headstart.training.ladder import (
+    FOLDS,
+    Rung,
+    RungResult,
+)
+from headstart.training.losses import Folds, Labels, judged_places, right_of
+from headstart.training.out_of_fold import OutOfFold
+from headstart.trust.temperature import calibrated_losses
+
+Correct = npt.NDArray[np.bool_]
+Losses = npt.NDArray[np.float64]
+
+CHECKPOINTS = "checkpoints"
+CURRENT = "current.safetensors"
+"""Checkpoint of the rung under way."""
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """The best rung.
+
+    Attributes:
+        classifier: its backbone and head.
+        results: of every rung, the kNN reference first.
+        best: the name of the rung that was kept.
+        frozen: digest of every tensor that the best rung did not train, in the trained module after the last step.
+        pretrained: digests of these tensors before anything was trained.
+        num_trained: number of the backbone's weights that it trained.
+    """
+
+    classifier: TrainedClassifier
+    results: tuple[RungResult, ...]
+    best: str
+    frozen: Digests
+    pretrained: Digests
+    num_trained: int
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """What all rungs of a run share.
+
+    Attributes:
+        prepared: the run up to the head on frozen features; its backbone is not touched.
+        splittable: a copy of its backbone, which is trained.
+        activations: what rungs are trained on.
+        layers: reports what each rung trains.
+        folder: of checkpoints.
+        events: of the run.
+        timetable: of the run.
+        folds: of the cross-validation that judges rungs where val is small; none where it is not.
+        pretrained: the copy's weights before anything was trained.
+        digests: of these.
+        keeps_last: whether every rung is tried and the last one kept, whatever those before gave.
+    """
+
+    prepared: Prepared
+    splittable: SplittableBackbone
+    activations: RungActivations
+    layers: TrainedLayers
+    folder: Path
+    events: EventStream
+    timetable: Timetable
+    folds: Folds
+    pretrained: State
+    digests: Digests
+    keeps_last: bool
+
+    @property
+    def device(self) -> torch.device:
+        """Where rungs are trained."""
+        return training_device(self.prepared.job.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which rungs are trained."""
+        return self.prepared.planned.engines.training_dtype
+
+    @property
+    def labels(self) -> Labels:
+        """Labels of the images that rungs are compared on: val, and where it is small what folds judge too."""
+        train, val = self.prepared.featurised.train, self.prepared.featurised.val
+        parts = [] if val is None else [val.labels]
+        return np.concatenate([*parts, train.labels[judged_places(self.folds)]]) if self.folds else parts[0]
+
+    def trained_names(self, rung: Rung) -> list[str]:
+        """Names of the tensors that a rung trains."""
+        return trained_names(self.splittable, rung.boundary.name, live_norms=rung.settings.live_norms)
+
+
+@dataclass(frozen=True)
+class JudgedRung:
+    """A rung that was trained and judged.
+
+    Attributes:
+        tuned: the outcome of training.
+        correct: (N,) whether each compared image is correct.
+        losses: (N,) their losses.
+        out_of_fold: predictions by cross-validation; None where val suffices.
+        seconds: that it took.
+        fold_ends: fold -> what was trained in it, where the next rung goes on from that.
+    """
+
+    tuned: Tuned
+    correct: Correct
+    losses: Losses
+    out_of_fold: OutOfFold | None
+    seconds: float
+    fold_ends: dict[int, State]
+
+
+@dataclass(frozen=True)
+class BestRung:
+    """The best rung so far.
+
+    Attributes:
+        result: its figures.
+        correct: see ``JudgedRung``.
+        losses: likewise.
+        head: its head.
+        state: tensors of the backbone that it trained; none for the probe.
+        boundary: its name; "" for the probe.
+        frozen: digests of the tensors that it did not train.
+        out_of_fold: see ``JudgedRung``; None for the probe, for which ``evaluate`` affords more folds.
+    """
+
+    result: RungResult
+    correct: Correct
+    losses: Losses
+    head: nn.Module
+    state: State
+    boundary: str
+    frozen: Digests
+    out_of_fold: OutOfFold | None = None
+
+
+def begin_ladder(
+    prepared: Prepared,
+    splittable: SplittableBackbone,
+    run: Path,
+    events: EventStream,
+    timetable: Timetable,
+    *,
+    keeps_last: bool = False,
+) -> Ladder:
+    """Copies the backbone and settles how rungs are judged.
+
+    Args:
+        prepared: the run up to the head.
+        splittable: its backbone.
+        run: the run folder.
+        events: of the run.
+        timetable: of the run.
+        keeps_last: see ``Ladder``; also where the recipe names a depth.
+    """
+    own = splittable.copied()
+    recipe = prepared.job.recipe
+    return Ladder(
+        prepared,
+        own,
+        RungActivations(prepared, splittable),
+        TrainedLayers(prepared.loaded.net),
+        run / CHECKPOINTS,
+        events,
+        timetable,
+        training_folds(prepared.inspected, FOLDS, recipe.seed) if prepared.planned.cross_validates else [],
+        {name: tensor.clone() for name, tensor in own.module.state_dict().items()},
+        digests_of(tensors_of(own.module)),
+        keeps_last or recipe.is_named_depth,
+    )
+
+
+def judge_images(
+    ladder: Ladder, val_logits: npt.NDArray[np.float64] | None, outside: OutOfFold | None
+) -> tuple[Correct, Losses]:
+    """(whether each compared image is correct, its loss), from logits of these images."""
+    parts = [] if val_logits is None else [val_logits]
+    logits = np.concatenate([*parts, outside.logits] if outside is not None else parts)
+    return right_of(logits, ladder.labels), calibrated_losses(logits, ladder.labels)

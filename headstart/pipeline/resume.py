@@ -1,0 +1,58 @@
+"""Resuming: a run that was stopped goes on, and ends as if it had never been stopped."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from headstart.data.dataset import open_data
+from headstart.errors import OptionError
+from headstart.files import user_path
+from headstart.pipeline.load import Job
+from headstart.pipeline.run_setup import run_events, set_up
+from headstart.pipeline.train import carry_out, say_stopped
+from headstart.progress import Progress, SilentProgress
+from headstart.runs.environment import conditions_of, require_same
+from headstart.runs.events import Listener
+from headstart.runs.folder import Run, read_start
+
+
+def resume(
+    folder: str | os.PathLike[str],
+    *,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+    listener: Listener | None = None,
+    **options: Any,
+) -> Run:
+    """Resumes a run that was stopped; on a CPU the model is bit for bit that of a run which was not.
+
+    Args:
+        folder: of the run.
+        cache: the cache folder of the run.
+        progress: receives messages and the progress of each task.
+        listener: receives each event from here on.
+        **options: none; a run is resumed with the options that it began with.
+
+    Raises:
+        OptionError: an option is given.
+        RunError: no unfinished run there; or its images, weights, library versions, processor or device have changed.
+
+    Example:
+        >>> run = headstart.resume("runs/flowers")
+    """
+    if options:
+        raise OptionError(f"{next(iter(options))}: a run is resumed with the options that it began with; leave it out.")
+    path = user_path(folder)
+    recipe, start = read_start(path)
+    progress = progress or SilentProgress()
+    dataset = open_data(start.data, min_classes=recipe.min_classes, **start.columns)
+    events = run_events(path, progress, listener)
+    setup = set_up(Job(dataset, recipe, start.device, cache, events), path, events, start)
+    require_same(path, start.conditions, conditions_of(recipe, setup.loaded.backbone, start.device))
+    try:
+        return carry_out(setup)
+    except KeyboardInterrupt:
+        say_stopped(path, progress)
+        raise
