@@ -66,7 +66,7 @@ def backbone_for(tutorial: Tutorial, weights: Path | None) -> dict[str, Any]:
             raise
         print(f"{tutorial.backbone} cannot be had here ({str(error).split(':')[0]}); the offline default stands in.")
         return {}
-    return {"backbone": tutorial.backbone, "weights": str(weights or "")}
+    return {"backbone": tutorial.backbone, "weights": str(weights) if weights else None}
 
 
 def some_of(data: hs.Dataset) -> hs.Dataset:
@@ -92,7 +92,7 @@ def side_by_side(tutorial: Tutorial, ways: dict[str, dict[str, Any]], given: arg
         started = time.monotonic()
         out = given.out / f"{len(rows) + 1}" if given.out else None
         data = some_of(whole) if given.short and way.startswith("tutorial") else whole
-        weights = {"weights": ""} if choices.get("scratch") else {}
+        weights = {"weights": None} if choices.get("scratch") else {}
         run = hs.train(data, out=out, progress=hs.TerminalProgress(), **own | choices | weights)
         rows.append(Row(way, run.scores, time.monotonic() - started, run))
     width = max(len(row.way) for row in rows)
