@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 import headstart as hs
 from headstart.data import open_table
-from headstart.data.inspection import clean, inspect, summary_lines
+from headstart.data.inspection import images_to_exclude, inspect, summary_lines
 from headstart.data.preprocessing import Preprocessing
 from headstart.data.table import SEPARATOR
 from headstart.verbs.check import check, write_clean
@@ -112,7 +112,7 @@ def test_of_two_labels_on_one_picture_both_go_and_of_copies_the_first_stays(tmp_
     shutil.copy(root / "blue" / "1.png", root / "red" / "twice.png")
     shutil.copy(root / "blue" / "2.png", root / "blue" / "copy.png")
     look = inspect(root)
-    gone = {look.dataset.paths[i]: kind for i, kind in clean(look).items()}
+    gone = {look.dataset.paths[i]: kind for i, kind in images_to_exclude(look).items()}
     assert gone == {
         "blue/1.png": "conflicting-labels",
         "red/twice.png": "conflicting-labels",
@@ -179,7 +179,7 @@ def test_images_that_use_few_of_their_bits_are_named_with_the_remedy_and_are_not
     assert "30 images have 16 bits per channel and use 12 of them" in found["bit-depth"].message
     assert "--value-range data" in found["bit-depth"].message
     assert not {"dark", "blank", "blurred"} & set(found)
-    assert clean(look) == {}
+    assert images_to_exclude(look) == {}
     scaled = Preprocessing(height=32, width=32, value_range=(0.0, 0.0625))
     look = inspect(tmp_path / "data", cache=tmp_path / "cache", preprocessing=scaled)
     assert "bit-depth" not in {finding.kind for finding in look.findings}
