@@ -143,7 +143,7 @@ def extend_rows(
         progress: told of each fit.
     """
     progress = progress or SilentProgress()
-    task = _Task(old, features, labels, remembered, classes)
+    task = _ExtensionFit(old, features, labels, remembered, classes)
     new_folds, old_folds = _folds(len(features), seed), _folds(len(remembered.features), seed + 1)
     if together is not None and len(set(together.tolist())) >= FOLDS:
         names, place = np.unique(together, return_inverse=True)
@@ -215,7 +215,7 @@ def imagine(old: Rows, average: Doubles, features: Features, labels: Labels, *, 
     return Remembered(made.astype(np.float32), np.full(len(made), -1), imagined=True)
 
 
-class _Task:
+class _ExtensionFit:
     """Standardised features, and of the old classifier the one number of each image that new rows compete with.
 
     Attributes:

@@ -164,6 +164,8 @@ def test_finished_is_told_once_everything_is_on_disk(
     def listener(event: Event) -> None:
         if event.kind == "finished":
             there.append({file.name for file in (tmp_path / "run").iterdir()})
+            assert not (tmp_path / "run" / "checkpoints" / "current.safetensors").exists()
+        assert event.kind == "finished" or not there  # it is the last one
 
     hs.train(hard, out=tmp_path / "run", listener=listener, **tiny)
     assert len(there) == 1
