@@ -1,4 +1,4 @@
-"""Limits of TCP connections: how many are open, how long headers may take, how long a client may not read.
+"""Limits of TCP connections: how many are open, how long clients may not send or read, and fair use of the event loop.
 
 ``BoundedConnection`` is an asyncio protocol around the HTTP protocol of the server (uvicorn). It uses the documented
 callbacks of ``asyncio.Protocol`` only, and learns from an ASGI middleware when a request begins and ends.
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
-from typing import Any, TypeAlias, cast, final
+from typing import Any, Final, TypeAlias, cast, final
 
 from h11 import LocalProtocolError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -23,6 +24,13 @@ Address: TypeAlias = tuple[Any, ...]
 """Host and port of the server, host and port of the client: ``server`` and ``client`` of the ASGI scope."""
 
 
+SLICE_BYTES: Final = 8192
+"""Bytes that are parsed at a time. A body in chunks of one byte takes 20 us a chunk, 27 ms for a slice."""
+
+PARSE_SECONDS: Final = 0.005
+"""Seconds per iteration of the event loop in which bytes are parsed; at least one slice."""
+
+
 @final
 class ConnectionRegistry:
     """Open connections by their two addresses, and the limits and counters that they share."""
@@ -30,11 +38,57 @@ class ConnectionRegistry:
     def __init__(self, limits: ServerLimits, state: ServerState) -> None:
         self.limits, self.state = limits, state
         self.by_address: dict[Address, BoundedConnection] = {}
+        self.parse_queue = ParseQueue()
 
     def close_lingering(self) -> None:
         """Closes the connections that wait for refused clients to read their response."""
         for connection in list(self.by_address.values()):
             connection.abort_if_lingering()
+
+
+@final
+class ParseQueue:
+    """Fair queue of received bytes: parsing yields to the event loop, and connections that were cheap so far go first.
+
+    One read returns up to 256 KB. In chunks of one byte that is most of a second of parsing, so that a few such clients
+    would delay all others by many seconds.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: set[BoundedConnection] = set()
+        self._is_scheduled = False
+        self._spent = 0.0
+
+    def add(self, connection: BoundedConnection) -> None:
+        """Parses the bytes of a connection, now or in one of the next iterations of the event loop."""
+        self._waiting.add(connection)
+        if not self._is_scheduled:
+            self._start_iteration()
+        self._parse()
+
+    def discard(self, connection: BoundedConnection) -> None:
+        """Removes a connection that is lost."""
+        self._waiting.discard(connection)
+
+    def _start_iteration(self) -> None:
+        self._is_scheduled, self._spent = True, 0.0
+        asyncio.get_running_loop().call_soon(self._next_iteration)
+
+    def _next_iteration(self) -> None:
+        self._is_scheduled = False
+        if self._waiting:
+            self._start_iteration()
+            self._parse()
+
+    def _parse(self) -> None:
+        while self._waiting and self._spent < PARSE_SECONDS:
+            connection = min(self._waiting, key=lambda waiting: waiting.parse_seconds)
+            started = time.perf_counter()
+            if not connection.parse_slice():
+                self._waiting.discard(connection)
+            seconds = time.perf_counter() - started
+            connection.parse_seconds += seconds
+            self._spent += seconds
 
 
 @final
@@ -75,6 +129,7 @@ class BoundedConnection(asyncio.Protocol):
     Attributes:
         response_expected: whether the application has begun a response whose status line is not sent yet.
         is_lingering: whether the connection only waits for a refused client; see ``LINGER_SECONDS``.
+        parse_seconds: time that its bytes took to parse.
     """
 
     def __init__(self, registry: ConnectionRegistry, create_http: Callable[[], asyncio.Protocol]) -> None:
@@ -83,7 +138,10 @@ class BoundedConnection(asyncio.Protocol):
         self._http: asyncio.Protocol | None = None
         self._is_open = False
         self._num_active = self._discarded_bytes = 0
+        self._received = bytearray()
+        self._http_reads = True
         self.response_expected = self.is_lingering = False
+        self.parse_seconds = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Accepts the connection, or refuses it with 503."""
@@ -106,6 +164,7 @@ class BoundedConnection(asyncio.Protocol):
         self._send_deadline.cancel()
         self._read_deadline.cancel()
         self._registry.by_address.pop(self._address, None)
+        self._registry.parse_queue.discard(self)
         self._state.lingering_connections -= self.is_lingering
         self._state.open_connections -= self._is_open
 
@@ -119,10 +178,38 @@ class BoundedConnection(asyncio.Protocol):
         elif self._http is not None:
             if not self._num_active and not self._send_deadline.is_running:
                 self._send_deadline.start(self._limits.header_timeout)
+            self._received += data
+            self._registry.parse_queue.add(self)
+            if self._received:
+                self._transport.pause_reading()
+
+    def parse_slice(self) -> bool:
+        """Passes the next bytes to the HTTP protocol; False if there are no more."""
+        data = bytes(self._received[:SLICE_BYTES])
+        del self._received[:SLICE_BYTES]
+        if self._http is not None:
             try:
                 self._http.data_received(data)
             except LocalProtocolError:  # invalid HTTP in a request body whose response has begun
                 self._linger()
+        if self.is_lingering:
+            self._received.clear()
+        if not self._received:
+            self._apply_reading()
+        return bool(self._received)
+
+    def set_http_reading(self, reads: bool) -> None:
+        """Flow control of the HTTP protocol; reading also pauses while received bytes wait to be parsed."""
+        self._http_reads = reads
+        self._apply_reading()
+
+    def _apply_reading(self) -> None:
+        if self._transport.is_closing():
+            return
+        if self.is_lingering or (self._http_reads and not self._received):
+            self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
 
     def eof_received(self) -> None:
         """The client has closed its sending side: the transport closes."""
@@ -179,7 +266,7 @@ class BoundedConnection(asyncio.Protocol):
         self.is_lingering = True
         self._state.lingering_connections += 1
         self._transport.write_eof()
-        self._transport.resume_reading()
+        self._apply_reading()
         self._read_deadline.start(LINGER_SECONDS)
         self._send_deadline.start(self._limits.body_timeout)
 
@@ -211,6 +298,12 @@ class _WatchedTransport:
                 return
             connection.response_expected = False
         self._transport.write(data)
+
+    def pause_reading(self) -> None:
+        self._connection.set_http_reading(False)
+
+    def resume_reading(self) -> None:
+        self._connection.set_http_reading(True)
 
     def close(self) -> None:
         self._connection.close()

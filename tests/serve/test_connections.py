@@ -1,15 +1,22 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from functools import partial
 
+import httpx
 import pytest
 from served import Served, jpeg, served, tiny_model, until
 
+from headstart.serve import connections
+from headstart.serve.connections import SLICE_BYTES, BoundedConnection, ConnectionRegistry
 from headstart.serve.limits import ServerLimits
+from headstart.serve.middleware import ServerState
 
 
 @pytest.fixture(scope="module")
@@ -184,8 +191,110 @@ def test_who_does_not_read_its_answers_is_let_go(server: Served) -> None:
         until(lambda: not server.service.state.open_connections)
 
 
-def test_a_picture_may_still_be_sent_after_all_that(server: Served) -> None:
-    import httpx
+class RecordingHttp(asyncio.Protocol):
+    """Stands for the HTTP protocol: notes how many bytes it got, and when."""
 
+    def __init__(self, order: list[tuple[str, int]], name: str) -> None:
+        self.order, self.name = order, name
+
+    def data_received(self, data: bytes) -> None:
+        self.order.append((self.name, len(data)))
+
+
+class StubTransport(asyncio.Transport):
+    def __init__(self, port: int) -> None:
+        super().__init__({"sockname": ("127.0.0.1", 80), "peername": ("127.0.0.1", port)})
+        self.reads = True
+
+    def pause_reading(self) -> None:
+        self.reads = False
+
+    def resume_reading(self) -> None:
+        self.reads = True
+
+    def is_closing(self) -> bool:
+        return False
+
+
+def test_bytes_are_parsed_in_slices_and_a_new_connection_does_not_wait_for_a_large_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connections, "PARSE_SECONDS", 1e-9)  # one slice per iteration of the event loop
+    order: list[tuple[str, int]] = []
+
+    async def both() -> None:
+        registry = ConnectionRegistry(ServerLimits(), ServerState())
+        made = []
+        for port, name in enumerate(["large", "small"]):
+            connection, transport = (
+                BoundedConnection(registry, partial(RecordingHttp, order, name)),
+                StubTransport(port),
+            )
+            connection.connection_made(transport)
+            made.append((connection, transport))
+        (large, large_transport), (small, small_transport) = made
+        large.data_received(bytes(5 * SLICE_BYTES + 1))
+        assert order == [("large", SLICE_BYTES)]
+        assert not large_transport.reads  # until its bytes are parsed
+        small.data_received(b"GET")
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert large_transport.reads
+        assert small_transport.reads
+        for connection, _ in made:
+            connection.connection_lost(None)
+
+    asyncio.run(both())
+    assert order.index(("small", 3)) <= 2
+    assert sum(size for name, size in order if name == "large") == 5 * SLICE_BYTES + 1
+    assert order[-1] == ("large", 1)
+
+
+def chunks_of_one_byte(port: int, stop: threading.Event) -> None:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port)) as plug:
+        plug.sendall(POST + b"Content-Type: multipart/form-data; boundary=b\r\nTransfer-Encoding: chunked\r\n\r\n")
+        while not stop.is_set():
+            plug.sendall(b"1\r\nx\r\n" * 10_000)
+
+
+@pytest.mark.exhaustive
+def test_bodies_in_tiny_chunks_do_not_delay_others_for_long() -> None:
+    """Before bytes were parsed in slices, two such clients kept a health check waiting for more than 10 seconds."""
+    with served(tiny_model(), limits=ServerLimits(body_timeout=60)) as server:
+        stop = threading.Event()
+        attackers = [threading.Thread(target=chunks_of_one_byte, args=(server.port, stop)) for _ in range(2)]
+        for attacker in attackers:
+            attacker.start()
+        time.sleep(0.5)
+        took = []
+        for _ in range(5):
+            began = time.monotonic()
+            assert server.client.get("/healthz").status_code == 200
+            took.append(time.monotonic() - began)
+        stop.set()
+        for attacker in attackers:
+            attacker.join()
+    assert sorted(took)[2] < 3, took
+
+
+@pytest.mark.exhaustive
+def test_hundreds_of_connections_that_send_their_headers_slowly_are_cut_off() -> None:
+    limits = ServerLimits(max_connections=32, header_timeout=1.0, body_timeout=2.0)
+    with served(tiny_model(), limits=limits) as server, ExitStack() as stack:
+        plugs = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port))) for _ in range(300)]
+        end, answered = time.monotonic() + 20, 0
+        while time.monotonic() < end and answered < 5:
+            for plug in plugs:
+                with suppress(OSError):
+                    plug.send(b"X")
+            time.sleep(0.1)
+            with suppress(httpx.TransportError):
+                answered += httpx.get(f"{server.url}/healthz", trust_env=False).status_code == 200
+        assert answered == 5
+        assert server.service.state.lingering_connections <= 32
+        until(lambda: not server.service.state.lingering_connections)
+
+
+def test_a_picture_may_still_be_sent_after_all_that(server: Served) -> None:
     reply = httpx.post(f"{server.url}/v1/predict", files={"files": ("a.jpg", jpeg())}, trust_env=False)
     assert reply.status_code == 200

@@ -12,6 +12,7 @@ import httpx
 import numpy as np
 import pytest
 from browser import browsing, chromium, until
+from fastapi import FastAPI
 from pictures import COLOURS, picture, write_classes
 from PIL import Image
 from served import tiny_model
@@ -427,3 +428,19 @@ def test_a_hundred_pictures_are_answered_and_the_page_stays_awake(browser: Brows
         assert page.locator("#status").inner_text() == "100 images"
         assert page.evaluate("window.longest") < 1000
         assert not wrong
+
+
+@pytest.mark.exhaustive
+def test_mounted_under_a_prefix_the_pages_work(
+    browser: Browser, run: hs.Run, model: hs.Model, files: list[Path], tmp_path: Path
+) -> None:
+    service, parent = InferenceService(model, run=run.folder, device="cpu"), FastAPI()
+    parent.mount("/colours", build_app(service, corrections=Corrections(tmp_path / "kept"), log=None))
+    with serving(parent, service.state) as where, browsing(browser, where, "/colours/") as (page, wrong):
+        page.set_input_files("input[type=file] >> nth=0", [str(file) for file in files[:3]])
+        until(page, "document.querySelectorAll('.card .bars').length === 3")
+        page.get_by_role("link", name="Run").click()
+        until(page, "document.querySelector('#state-words').textContent === 'Finished'")
+        assert page.url == f"{where}/colours/watch"
+        assert not wrong
+    service.close()

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -243,6 +243,35 @@ def test_under_another_server_with_workers_it_answers(model_file: Path) -> None:
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
+
+
+@pytest.mark.exhaustive
+def test_asked_to_stop_under_load_it_resets_no_connection(model_file: Path) -> None:
+    """Each request is answered, refused with 503, or never accepted."""
+    with started(model_file) as (process, url, lines):
+        seen: list[object] = []
+
+        def ask_again_and_again(client: httpx.Client) -> None:
+            try:
+                while True:
+                    seen.append(client.post("/v1/predict", files=form(("a.jpg", jpeg()))).status_code)
+            except httpx.ConnectError:  # it does not listen any more
+                pass
+            except httpx.TransportError as error:
+                seen.append(repr(error))
+
+        with ExitStack() as stack:
+            clients = [stack.enter_context(httpx.Client(base_url=url, timeout=60, trust_env=False)) for _ in range(12)]
+            threads = [threading.Thread(target=ask_again_and_again, args=(client,)) for client in clients]
+            for thread in threads:
+                thread.start()
+            until(lambda: seen.count(200) > 5, 60)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+            for thread in threads:
+                thread.join()
+    assert set(seen) <= {200, 503}, set(seen)
+    assert not [line for line in lines if "Traceback" in line]
 
 
 @pytest.mark.exhaustive

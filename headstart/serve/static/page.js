@@ -233,7 +233,7 @@ class Item {
     parts.push(make("ul", { class: "bars", "aria-label": "Probabilities" }, ...bars));
     this.tools = make("div", { class: "tools" });
     this.looked = this.tool("Heat map", () => this.heat(best.label), "pressed");
-    if (model.nearest) this.alike = this.tool("Similar images", () => this.near());
+    if (model.nearest) this.alike = this.tool("Similar", () => this.near());
     if (model.corrections) this.fix = this.tool("Correct", () => this.correct());
     this.head.after(...parts, this.tools);
     this.describe();

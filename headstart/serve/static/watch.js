@@ -222,7 +222,7 @@ async function summary() {
   if (reply.report && !hasKey()) links.push(make("a", { href: "watch/report", target: "_blank", rel: "noopener", text: "Open the report" }));
   links.push(make("span", { class: "soft" }, "Selected: ", make("strong", { text: reply.best }), ` · ${duration(reply.seconds)} in total · model `, make("code", { text: reply.model })));
   byId("result-links").replaceChildren(...links);
-  if (reply.mistakes) mistakes(reply.mistakes.items, `${count(reply.mistakes.count)} of ${count(reply.mistakes.of)} ${reply.mistakes.split} images, most confident first`);
+  if (reply.mistakes) mistakes(reply.mistakes.items, `${count(reply.mistakes.count)} of ${count(reply.mistakes.of)} ${reply.mistakes.split} images${reply.mistakes.count ? ", most confident first" : ""}`);
   log.findings = reply.findings;
   drawSoon();
 }
