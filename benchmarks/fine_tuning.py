@@ -32,9 +32,10 @@ from headstart.engine.device import keep_freed_memory
 from headstart.engine.measure import measure_engines
 from headstart.engine.select import SAMPLE_SIZE, choose_engine
 from headstart.features.activations import Activations, ImageFiles
-from headstart.training.finetune import Samples, TuneSettings, fine_tune
+from headstart.training.finetune import FineTuneSettings, fine_tune
 from headstart.training.heads import linear_head
 from headstart.training.ladder import boundary_before
+from headstart.training.sampling import Samples
 
 BATCH = 32
 
@@ -93,9 +94,9 @@ def cached_epoch(backbone: Backbone, part: str, pictures: ImageFiles, labels: np
     head = linear_head(np.zeros((5, frozen.boundaries[-1].shape[0]), np.float32), np.zeros(5, np.float32))
     samples = Samples(made, labels, pictures.keys, 0)
     dtype = plan.training_dtype
-    fine_tune(split, boundary.name, head, _first(samples, BATCH), None, TuneSettings(epochs=1), dtype=dtype)
+    fine_tune(split, boundary.name, head, _first(samples, BATCH), None, FineTuneSettings(epochs=1), dtype=dtype)
     started = time.monotonic()
-    fine_tune(split, boundary.name, head, samples, None, TuneSettings(epochs=1), dtype=dtype)
+    fine_tune(split, boundary.name, head, samples, None, FineTuneSettings(epochs=1), dtype=dtype)
     return time.monotonic() - started
 
 

@@ -35,10 +35,11 @@ from headstart.engine.select import SAMPLE_SIZE, choose_engine
 from headstart.engine.streaming import run_stream
 from headstart.engine.torch_engine import TorchEngine
 from headstart.features.activations import Activations, ImageFiles
-from headstart.training.finetune import Samples, TuneSettings, fine_tune
+from headstart.training.finetune import FineTuneSettings, fine_tune
 from headstart.training.head_spec import HeadSpec
 from headstart.training.heads import build_head
 from headstart.training.ladder import boundary_before
+from headstart.training.sampling import Samples
 
 PARTS = {"resnet50": ["layer4", "layer3"], "vit_small_patch16_224": ["blocks.9", "blocks.6"]}
 """Backbone -> the parts from which on it is trained."""
@@ -180,14 +181,14 @@ def kept_epochs(backbone: Backbone, part: str, pictures: ImageFiles, labels: np.
     rows = [Row(name, f"activations before {part}", "made and kept on disk", count / making, 0)] if made.keep else []
     head = build_head(HeadSpec(), frozen.boundaries[-1].shape, CLASSES)
     samples = Samples(made, labels, pictures.keys, 0)
-    settings = TuneSettings(epochs=epochs, batch_size=BATCH)
+    settings = FineTuneSettings(epochs=epochs, batch_size=BATCH)
     ends: list[float] = []
 
     def note(done: Any, _: object) -> None:
         if len(done.history) > len(ends):
             ends.append(time.perf_counter())
 
-    def tune(settings: TuneSettings = settings) -> None:
+    def tune(settings: FineTuneSettings = settings) -> None:
         tuned_on = frozen.copied()
         fine_tune(
             tuned_on, boundary.name, head, samples, None, settings, dtype=torch.bfloat16, device=CUDA, checkpoint=note

@@ -32,11 +32,13 @@ from headstart.pipeline.plan import measure, plan
 from headstart.pipeline.rung_activations import RungActivations
 from headstart.progress import Progress, SilentProgress
 from headstart.training.custom_heads import describe
-from headstart.training.finetune import Classifier, epoch_order, logits_of, trained_names
 from headstart.training.frozen_proof import digests_of, require_unchanged, tensors_of
 from headstart.training.losses import are_several, probabilities_of
 from headstart.training.recipe import Recipe
 from headstart.training.recipe_options import RecipeOptions
+from headstart.training.sampling import epoch_order
+from headstart.training.suffix_classifier import SuffixClassifier, trained_names
+from headstart.training.suffix_evaluation import logits_of
 from headstart.trust.thresholds import best_thresholds
 
 
@@ -120,7 +122,7 @@ class Workbench:
         self.classes: tuple[str, ...] = prepared.inspected.dataset.classes
         self.boundary, self.views = rung.boundary.name, rung.views
         self.preprocessing: Preprocessing = prepared.loaded.backbone.preprocessing
-        self.classifier = Classifier(
+        self.classifier = SuffixClassifier(
             self._split,
             self.boundary,
             copy.deepcopy(prepared.fitted.head),

@@ -20,9 +20,6 @@ from headstart.pipeline.train_rung import run_rung
 from headstart.runs.events import (
     RungJudged,
 )
-from headstart.training.finetune import (
-    State,
-)
 from headstart.training.frozen_proof import digests_of, require_unchanged, tensors_of
 from headstart.training.heads import logits_on
 from headstart.training.ladder import (
@@ -35,6 +32,7 @@ from headstart.training.ladder import (
     room_for_gain,
 )
 from headstart.training.out_of_fold import in_order, of_frozen_features
+from headstart.training.trained_weights import TensorDict
 
 NUM_NEIGHBOURS = 10
 """Of the reference classifier."""
@@ -55,7 +53,7 @@ def climb_ladder(ladder: Ladder, probe_seconds: float) -> FineTuned:
     for result in results:
         ladder.events.say(f"{result.name}: {_accuracy_text(result)}.")
         ladder.events.emit(RungJudged(asdict(result)))
-    probe, head, fold_ends = best.result, best.head, dict[int, State]()
+    probe, head, fold_ends = best.result, best.head, dict[int, TensorDict]()
     for number, rung in enumerate(ladder.prepared.planned.rungs, start=1):
         if not ladder.keeps_last and not room_for_gain(best.correct):
             results[-1] = _without_room(ladder, results[-1], best)

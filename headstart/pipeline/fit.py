@@ -13,9 +13,9 @@ from headstart.pipeline.inspect_images import Inspected
 from headstart.pipeline.load import Job, Loaded
 from headstart.pipeline.plan import CHECKED, Planned
 from headstart.progress import with_example
-from headstart.training.finetune import Samples
 from headstart.training.fit_head import Fitted, fit_classifier
 from headstart.training.head_spec import LINEAR
+from headstart.training.sampling import Samples
 from headstart.trust.feature_findings import inspect_features
 
 FASTEST = 10**6

@@ -20,11 +20,7 @@ from headstart.runs.events import (
     EventStream,
 )
 from headstart.runs.time_estimate import Timetable
-from headstart.training.finetune import (
-    State,
-    Tuned,
-    trained_names,
-)
+from headstart.training.finetune import FineTuneResult
 from headstart.training.frozen_proof import Digests, digests_of, tensors_of
 from headstart.training.ladder import (
     FOLDS,
@@ -33,6 +29,8 @@ from headstart.training.ladder import (
 )
 from headstart.training.losses import Folds, Labels, judged_places, right_of
 from headstart.training.out_of_fold import OutOfFold
+from headstart.training.suffix_classifier import trained_names
+from headstart.training.trained_weights import TensorDict
 from headstart.trust.temperature import calibrated_losses
 
 Correct = npt.NDArray[np.bool_]
@@ -90,7 +88,7 @@ class Ladder:
     events: EventStream
     timetable: Timetable
     folds: Folds
-    pretrained: State
+    pretrained: TensorDict
     digests: Digests
     keeps_last: bool
 
@@ -129,12 +127,12 @@ class JudgedRung:
         fold_ends: fold -> what was trained in it, where the next rung goes on from that.
     """
 
-    tuned: Tuned
+    tuned: FineTuneResult
     correct: Correct
     losses: Losses
     out_of_fold: OutOfFold | None
     seconds: float
-    fold_ends: dict[int, State]
+    fold_ends: dict[int, TensorDict]
 
 
 @dataclass(frozen=True)
@@ -156,7 +154,7 @@ class BestRung:
     correct: Correct
     losses: Losses
     head: nn.Module
-    state: State
+    state: TensorDict
     boundary: str
     frozen: Digests
     out_of_fold: OutOfFold | None = None

@@ -16,8 +16,8 @@ from headstart.engine.interface import Engine
 from headstart.engine.select import choose_engine
 from headstart.features.activations import Activations, Continuation, ImageFiles, Views
 from headstart.pipeline.fit import FASTEST, Prepared
-from headstart.training.finetune import Samples
 from headstart.training.ladder import FOLDS, Rung
+from headstart.training.sampling import Samples
 
 
 @final

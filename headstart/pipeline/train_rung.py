@@ -26,15 +26,7 @@ from headstart.runs.events import (
 )
 from headstart.runs.log import log_size
 from headstart.training.checkpoint import load_checkpoint, save_checkpoint
-from headstart.training.finetune import (
-    Progressed,
-    Samples,
-    State,
-    Tuned,
-    features_of,
-    fine_tune,
-    logits_of,
-)
+from headstart.training.finetune import FineTuneCheckpoint, FineTuneResult, TrainingStep, fine_tune
 from headstart.training.frozen_proof import require_unchanged
 from headstart.training.heads import logits_on, vectors_of
 from headstart.training.ladder import (
@@ -43,6 +35,9 @@ from headstart.training.ladder import (
 )
 from headstart.training.losses import judged_places
 from headstart.training.out_of_fold import OutOfFold, in_order
+from headstart.training.sampling import Samples
+from headstart.training.suffix_evaluation import features_of, logits_of
+from headstart.training.trained_weights import TensorDict
 from headstart.trust.ood import MAX_REFERENCES_FINE_TUNED, choose_references, held_out_distances
 
 SAVE_AT_MOST = 0.05
@@ -52,7 +47,7 @@ SAVE_EVERY = 5.0
 """Seconds between two checkpoints, at least."""
 
 
-def run_rung(ladder: Ladder, number: int, rung: Rung, head: nn.Module, fold_ends: dict[int, State]) -> JudgedRung:
+def run_rung(ladder: Ladder, number: int, rung: Rung, head: nn.Module, fold_ends: dict[int, TensorDict]) -> JudgedRung:
     """Trains and judges one rung, or restores it where it finished before the run was stopped."""
     file = ladder.folder / f"rung-{number}.safetensors"
     done = load_checkpoint(file)
@@ -77,7 +72,9 @@ def run_rung(ladder: Ladder, number: int, rung: Rung, head: nn.Module, fold_ends
     return judged
 
 
-def _train_rung(ladder: Ladder, number: int, rung: Rung, head: nn.Module, train: Samples, val: Samples | None) -> Tuned:
+def _train_rung(
+    ladder: Ladder, number: int, rung: Rung, head: nn.Module, train: Samples, val: Samples | None
+) -> FineTuneResult:
     begun = _begun(ladder, number)
     return fine_tune(
         ladder.splittable,
@@ -90,12 +87,14 @@ def _train_rung(ladder: Ladder, number: int, rung: Rung, head: nn.Module, train:
         dtype=ladder.dtype,
         device=ladder.device,
         start=begun,
-        checkpoint=_saver(ladder, number, rung, len(begun.history) if begun else 0),
+        on_step=_saver(ladder, number, rung, len(begun.history) if begun else 0),
         progress=ladder.prepared.job.progress,
     )
 
 
-def _val_logits(ladder: Ladder, rung: Rung, tuned: Tuned, val: Samples | None) -> npt.NDArray[np.float64] | None:
+def _val_logits(
+    ladder: Ladder, rung: Rung, tuned: FineTuneResult, val: Samples | None
+) -> npt.NDArray[np.float64] | None:
     if val is None:
         return None
     progress = ladder.prepared.job.progress
@@ -105,12 +104,12 @@ def _val_logits(ladder: Ladder, rung: Rung, tuned: Tuned, val: Samples | None) -
 
 
 def _cross_validate(
-    ladder: Ladder, rung: Rung, train: Samples, fold_ends: dict[int, State]
-) -> tuple[OutOfFold, dict[int, State]]:
+    ladder: Ladder, rung: Rung, train: Samples, fold_ends: dict[int, TensorDict]
+) -> tuple[OutOfFold, dict[int, TensorDict]]:
     """Predictions for each training image that folds judge, by a network that was fine-tuned without it."""
     plain = ladder.activations.plain(rung)
     progress = ladder.prepared.job.progress
-    logits, distances, ends = [], [], dict[int, State]()
+    logits, distances, ends = [], [], dict[int, TensorDict]()
     for place, (learn, judge) in enumerate(ladder.folds):
         tuned = fine_tune(
             ladder.splittable,
@@ -125,9 +124,9 @@ def _cross_validate(
         )
         if ladder.prepared.job.recipe.gradual_unfreezing:
             ends[place] = _state_of(ladder, rung, tuned.head)
-        features = features_of(ladder.splittable, rung.boundary.name, plain, device=ladder.device, progress=progress)
-        logits.append(logits_on(tuned.head, features[judge]))
-        distances.append(_fold_distances(ladder, train, features, learn, judge))
+        features = _features(ladder, rung, plain, judge)
+        logits.append(logits_on(tuned.head, features))
+        distances.append(_fold_distances(ladder, rung, plain, features, learn))
     outside = OutOfFold(
         judged_places(ladder.folds),
         in_order(ladder.folds, logits),
@@ -137,22 +136,39 @@ def _cross_validate(
     return outside, ends
 
 
+def _features(ladder: Ladder, rung: Rung, samples: Samples, images: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """Features of some images by the network with its current weights."""
+    progress = ladder.prepared.job.progress
+    boundary = rung.boundary.name
+    return features_of(ladder.splittable, boundary, samples, images=images, device=ladder.device, progress=progress)
+
+
 def _fold_distances(
     ladder: Ladder,
-    train: Samples,
-    features: npt.NDArray[np.float32],
+    rung: Rung,
+    samples: Samples,
+    judged: npt.NDArray[np.float32],
     learn: npt.NDArray[np.int64],
-    judge: npt.NDArray[np.int64],
 ) -> npt.NDArray[np.float64]:
-    """Distances of the images that a fold judges to those that it learnt from, for out-of-distribution detection."""
-    vectors = vectors_of(features, Layout.of(ladder.splittable.module))
+    """Distances of the images that a fold judges to those that it learnt from, for out-of-distribution detection.
+
+    Args:
+        ladder: with the network that was fine-tuned in the fold.
+        rung: of the ladder.
+        samples: the training images as they are.
+        judged: features of the images that the fold judges.
+        learn: the images that it learnt from; features are computed of the references among them only.
+    """
+    layout = Layout.of(ladder.splittable.module)
+    vectors = vectors_of(judged, layout)
     length = vectors.shape[1]
-    kept = choose_references([train.keys[i] for i in learn], length, MAX_REFERENCES_FINE_TUNED)
-    references = len(choose_references(train.keys, length, MAX_REFERENCES_FINE_TUNED))
-    return held_out_distances(vectors[learn[kept]], vectors[judge], references=references)
+    kept = choose_references([samples.keys[i] for i in learn], length, MAX_REFERENCES_FINE_TUNED)
+    references = vectors_of(_features(ladder, rung, samples, learn[kept]), layout)
+    num_references = len(choose_references(samples.keys, length, MAX_REFERENCES_FINE_TUNED))
+    return held_out_distances(references, vectors, references=num_references)
 
 
-def _begin_fold(ladder: Ladder, learn: npt.NDArray[np.int64], below: State | None) -> nn.Module:
+def _begin_fold(ladder: Ladder, learn: npt.NDArray[np.int64], below: TensorDict | None) -> nn.Module:
     """The head that a fold begins with; the network's weights are set: pretrained, or those of the rung below."""
     ladder.splittable.module.load_state_dict(ladder.pretrained)
     if not ladder.prepared.job.recipe.gradual_unfreezing or below is None:
@@ -160,24 +176,23 @@ def _begin_fold(ladder: Ladder, learn: npt.NDArray[np.int64], below: State | Non
     return _restored(ladder, below)
 
 
-def _begun(ladder: Ladder, number: int) -> Progressed | None:
+def _begun(ladder: Ladder, number: int) -> FineTuneCheckpoint | None:
     """Where the training of a rung was stopped; None where it was not begun."""
     found = load_checkpoint(ladder.folder / CURRENT)
     if found is None or found[0]["rung"] != number:
         return None
     document, tensors = found
-    done = document["progressed"]
-    return Progressed(done["step"], done["history"], done["best"], tuple(done["sums"]), tensors)
+    return FineTuneCheckpoint.of(document["progressed"], tensors)
 
 
-def _saver(ladder: Ladder, number: int, rung: Rung, reported: int) -> Callable[[Progressed, Callable[[], State]], None]:
+def _saver(ladder: Ladder, number: int, rung: Rung, reported: int) -> Callable[[TrainingStep], None]:
     """A function that emits each step and epoch, and writes a checkpoint now and then."""
     saved, cost = time.monotonic(), 0.0
     val = ladder.prepared.featurised.val
 
-    def save(done: Progressed, snapshot: Callable[[], State]) -> None:
+    def save(done: TrainingStep) -> None:
         nonlocal saved, cost, reported
-        ladder.events.emit(StepDone(rung.name, dict(done.last)))
+        ladder.events.emit(StepDone(rung.name, done.figures()))
         for entry in done.history[reported:]:
             emit_epoch(ladder.events, rung.name, entry, 0 if val is None else len(val.labels))
         ended, reported = len(done.history) > reported, len(done.history)
@@ -185,8 +200,9 @@ def _saver(ladder: Ladder, number: int, rung: Rung, reported: int) -> Callable[[
         if now - saved < max(SAVE_EVERY, cost / SAVE_AT_MOST) and not (ended and now - saved > cost / SAVE_AT_MOST):
             return
         file = ladder.folder / CURRENT
-        document = {"rung": number, "progressed": done.as_json(), "log": log_size(ladder.folder.parent)}
-        save_checkpoint(file, document, snapshot())
+        kept = done.checkpoint()
+        document = {"rung": number, "progressed": kept.as_json(), "log": log_size(ladder.folder.parent)}
+        save_checkpoint(file, document, kept.tensors)
         ladder.events.emit(CheckpointSaved(rung.name, done.step, str(file)))
         saved = time.monotonic()
         cost = saved - now
@@ -200,7 +216,7 @@ def emit_epoch(events: EventStream, stage: str, entry: dict[str, float], num_val
     Args:
         events: of the run.
         stage: its name.
-        entry: see ``training.finetune.Progressed``.
+        entry: see ``training.finetune.EpochFigures``.
         num_val: validation images.
     """
     epoch = int(entry["epoch"])
@@ -233,9 +249,9 @@ def _save_rung(ladder: Ladder, rung: Rung, judged: JudgedRung, file: Path, *, ke
     (ladder.folder / CURRENT).unlink(missing_ok=True)
 
 
-def _restore_rung(ladder: Ladder, rung: Rung, document: dict[str, Any], tensors: State) -> JudgedRung:
+def _restore_rung(ladder: Ladder, rung: Rung, document: dict[str, Any], tensors: TensorDict) -> JudgedRung:
     """A rung that finished before the run was stopped; the network has its weights afterwards."""
-    tuned = Tuned(_restored(ladder, tensors), document["history"], document["best"], document["frozen"])
+    tuned = FineTuneResult(_restored(ladder, tensors), document["history"], document["best"], document["frozen"])
     require_frozen(ladder, rung, tuned)
     fold_ends = {place: _under(f"fold{place}.", tensors) for place in range(len(ladder.folds))}
     outside = None
@@ -252,7 +268,7 @@ def _restore_rung(ladder: Ladder, rung: Rung, document: dict[str, Any], tensors:
     )
 
 
-def require_frozen(ladder: Ladder, rung: Rung, tuned: Tuned) -> None:
+def require_frozen(ladder: Ladder, rung: Rung, tuned: FineTuneResult) -> None:
     """Checks the trained module's frozen tensors against the pretrained ones.
 
     Raises:
@@ -264,14 +280,14 @@ def require_frozen(ladder: Ladder, rung: Rung, tuned: Tuned) -> None:
     require_unchanged(expected, found, where=rung.name)
 
 
-def _state_of(ladder: Ladder, rung: Rung, head: nn.Module) -> State:
+def _state_of(ladder: Ladder, rung: Rung, head: nn.Module) -> TensorDict:
     """What a rung trained, by names that ``_restored`` understands."""
     state = ladder.splittable.module.state_dict()
     tensors = {f"backbone.{name}": state[name].clone() for name in ladder.trained_names(rung)}
     return tensors | {f"head.{name}": tensor.clone() for name, tensor in head.state_dict().items()}
 
 
-def _restored(ladder: Ladder, tensors: State) -> nn.Module:
+def _restored(ladder: Ladder, tensors: TensorDict) -> nn.Module:
     """Sets the network's weights to those of ``_state_of``, and returns the head."""
     ladder.splittable.module.load_state_dict(_under("backbone.", tensors), strict=False)
     head = copy.deepcopy(ladder.prepared.fitted.head)
@@ -279,5 +295,5 @@ def _restored(ladder: Ladder, tensors: State) -> nn.Module:
     return head
 
 
-def _under(prefix: str, tensors: State) -> State:
+def _under(prefix: str, tensors: TensorDict) -> TensorDict:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""Variety that costs nothing: activations jittered, blended and pasted into one another as they are read."""
+"""Augmentation of activations when they are read: channel jitter, mixup and CutMix."""
 
 from __future__ import annotations
 
@@ -11,56 +11,81 @@ from torch import Tensor
 from headstart.backbone.layers import Layout
 
 
-def jittered(x: Tensor, deviation: float, layout: Layout, chance: np.random.Generator) -> Tensor:
-    """Each channel of each activation times a factor around 1.
+def augment(
+    x: Tensor, layout: Layout, rng: np.random.Generator, *, jitter: float, cutmix_share: float, mixup_alpha: float
+) -> tuple[Tensor, Tensor, float]:
+    """Channel jitter, then CutMix or mixup of a batch.
+
+    Args:
+        x: (N, ...) activations.
+        layout: meaning of their axes.
+        rng: random generator of this step.
+        jitter: see ``jitter_channels``; 0: none.
+        cutmix_share: probability of CutMix.
+        mixup_alpha: see ``mixup``, which is used in the other steps; 0: none.
+
+    Returns:
+        The batch; (N,) int64, the partner of each image; the share of the image itself in the mixture, 0-1.
+    """
+    if jitter:
+        x = jitter_channels(x, jitter, layout, rng)
+    if rng.random() < cutmix_share:
+        return cutmix(x, layout, rng)
+    if mixup_alpha:
+        return mixup(x, mixup_alpha, rng)
+    return x, torch.arange(len(x)), 1.0
+
+
+def jitter_channels(x: Tensor, deviation: float, layout: Layout, rng: np.random.Generator) -> Tensor:
+    """Multiplies each channel of each activation by a random factor with mean 1.
 
     Args:
         x: (N, ...).
         deviation: standard deviation of the factors.
-        layout: says which axis holds the channels.
-        chance: of the draw.
+        layout: tells which axis holds the channels.
+        rng: random generator.
 
     Source: after Bär et al., "Frozen Feature Augmentation for Few-Shot Image Classification", CVPR 2024.
     """
     first = x.ndim == 4 and not layout.channels_last
     shape = (*x.shape[:2], 1, 1) if first else (len(x), *[1] * (x.ndim - 2), x.shape[-1])
-    return x * torch.from_numpy((1 + deviation * chance.standard_normal(shape)).astype(np.float32)).to(x.device)
+    return x * torch.from_numpy((1 + deviation * rng.standard_normal(shape)).astype(np.float32)).to(x.device)
 
 
-def blended(x: Tensor, alpha: float, chance: np.random.Generator) -> tuple[Tensor, Tensor, float]:
-    """Weighted means of pairs.
+def mixup(x: Tensor, alpha: float, rng: np.random.Generator) -> tuple[Tensor, Tensor, float]:
+    """Mixup: weighted means of pairs of activations.
 
     Args:
         x: (N, ...).
-        alpha: both parameters of the beta distribution of the first one's share.
-        chance: of the draw.
+        alpha: both parameters of the beta distribution of the share.
+        rng: random generator.
 
     Returns:
-        The blend; (N,) int64, the second of each pair; the share of the first, 0.5-1.
+        The means; (N,) int64, the partner of each activation; the share of the activation itself, 0.5-1.
 
     Source: Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018.
     """
-    share = float(chance.beta(alpha, alpha))
-    share, other = max(share, 1 - share), torch.from_numpy(chance.permutation(len(x)))
+    share = float(rng.beta(alpha, alpha))
+    share, other = max(share, 1 - share), torch.from_numpy(rng.permutation(len(x)))
     return share * x + (1 - share) * x[other], other, share
 
 
-def pasted(x: Tensor, layout: Layout, chance: np.random.Generator) -> tuple[Tensor, Tensor, float]:
-    """A rectangle of each activation replaced by that of another one, at the same place.
+def cutmix(x: Tensor, layout: Layout, rng: np.random.Generator) -> tuple[Tensor, Tensor, float]:
+    """CutMix: a rectangle of each activation is replaced by the same rectangle of another one.
 
     Args:
         x: (N, ...).
-        layout: says which axes hold the places; without them nothing is pasted.
-        chance: of the draw.
+        layout: tells which axes are positions; activations without positions are not changed.
+        rng: random generator.
 
     Returns:
-        As ``blended``; the share is that of the area, 0-1.
+        As ``mixup``; the share is that of the area, 0-1.
 
     Source: Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features", ICCV
-    2019, with pictures; the places of an activation stand for those of its picture.
+    2019, for images; here the positions of an activation take the place of pixels.
     """
-    other = torch.from_numpy(chance.permutation(len(x)))
-    side, down, right = math.sqrt(1 - float(chance.random())), float(chance.random()), float(chance.random())
+    other = torch.from_numpy(rng.permutation(len(x)))
+    side, down, right = math.sqrt(1 - float(rng.random())), float(rng.random()), float(rng.random())
     grid = layout.grid(x.shape)
     if grid is None:
         return x, other, 1.0
@@ -69,8 +94,8 @@ def pasted(x: Tensor, layout: Layout, chance: np.random.Generator) -> tuple[Tens
     rows, columns = slice(top, top + height), slice(left, left + width)
     x = x.clone()
     if x.ndim == 3:
-        places = torch.arange(grid[0] * grid[1]).view(grid)[rows, columns].flatten() + layout.prefix_tokens
-        x[:, places] = x[other][:, places]
+        positions = torch.arange(grid[0] * grid[1]).view(grid)[rows, columns].flatten() + layout.prefix_tokens
+        x[:, positions] = x[other][:, positions]
     elif layout.channels_last:
         x[:, rows, columns] = x[other][:, rows, columns]
     else:

@@ -16,13 +16,13 @@ from headstart.backbone.layers import Layout
 from headstart.errors import OptionError
 from headstart.progress import Progress
 from headstart.training.classical import CLASSICAL
-from headstart.training.finetune import FeatureRows, Samples
 from headstart.training.head_search import SweepSettings, train_heads
 from headstart.training.head_spec import LINEAR, HeadSpec, parse_heads
 from headstart.training.heads import PLAIN, build_head, linear_head
 from headstart.training.losses import Labels, Parts, are_several
 from headstart.training.probe import Features, fit_probe, refit_probe, require_learnable
 from headstart.training.recipe import Recipe
+from headstart.training.sampling import FeatureRows, Samples
 
 LOGISTIC = "logistic"
 

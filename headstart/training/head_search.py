@@ -23,13 +23,6 @@ from headstart.backbone.layers import Layout
 from headstart.errors import TrainingError
 from headstart.progress import Progress, SilentProgress
 from headstart.training.ema import update_average
-from headstart.training.finetune import (
-    AT_ONCE,
-    Samples,
-    epoch_order,
-    rate,
-    seeded,
-)
 from headstart.training.head_spec import HeadSpec
 from headstart.training.heads import PLAIN, LayeredHead, Pool, build_head
 from headstart.training.losses import (
@@ -45,6 +38,9 @@ from headstart.training.losses import (
     soft_targets,
 )
 from headstart.training.probe import floored
+from headstart.training.sampling import Samples, epoch_order, seeded
+from headstart.training.schedule import warmup_cosine
+from headstart.training.suffix_evaluation import EVALUATION_BATCH_SIZE
 
 HELD_OUT = 0.2
 """Share of the training images that the settings are chosen on where there is no validation set."""
@@ -66,7 +62,7 @@ class SweepSettings:
         epochs: passes over the training images.
         batch_size: images of a step.
         smoothing: share of the target that is spread over all classes.
-        warmup: share of the steps in which the learning rate rises to its full value.
+        warmup: share of the steps in which the learning warmup_cosine rises to its full value.
         ema: of the averaged weights, per step.
         clip: largest norm of a head's gradient.
         balance: weigh the classes alike.
@@ -91,7 +87,7 @@ class Candidate:
 
     Attributes:
         spec: its layers.
-        lr: its learning rate.
+        lr: its learning warmup_cosine.
         penalty: its weight decay.
         correct: validation images right, at its best epoch.
         log_loss: mean over the validation images then, in nats.
@@ -106,7 +102,7 @@ class Candidate:
     epoch: int = 0
 
     def __str__(self) -> str:
-        return f"{self.spec}, learning rate {self.lr:g}, weight decay {self.penalty:g}"
+        return f"{self.spec}, learning warmup_cosine {self.lr:g}, weight decay {self.penalty:g}"
 
 
 @dataclass(frozen=True)
@@ -266,7 +262,7 @@ class _Sweep:
         x = self._standardised(self._read(self.train, images, epoch))
         target, weight = self.targets[images], self.weights[images]
         labels, first = torch.from_numpy(self.train.labels[images]), 0
-        now = self.fastest * rate(step, steps, self.settings.warmup)
+        now = self.fastest * warmup_cosine(step, steps, self.settings.warmup)
         with seeded(self.settings.seed, 5, step):
             for stack in self.stacks:
                 with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
@@ -286,8 +282,8 @@ class _Sweep:
         """Of the averaged weights; those of a head's best epoch are kept."""
         labels, targets = torch.from_numpy(val.labels), soft_targets(val.labels, self.classes, 0.0)
         parts: list[list[Tensor]] = [[] for _ in self.stacks]
-        for start in range(0, len(labels), AT_ONCE):
-            x = self._standardised(self._read(val, range(start, min(start + AT_ONCE, len(labels)))))
+        for start in range(0, len(labels), EVALUATION_BATCH_SIZE):
+            x = self._standardised(self._read(val, range(start, min(start + EVALUATION_BATCH_SIZE, len(labels)))))
             for part, stack in zip(parts, self.stacks, strict=True):
                 part.append(stack.judged(x))
         first = 0
@@ -330,8 +326,8 @@ class _Stack:
 
     Args:
         heads: H of them.
-        shares: of each, its learning rate over the largest.
-        decays: of each, its learning rate times its weight decay.
+        shares: of each, its learning warmup_cosine over the largest.
+        decays: of each, its learning warmup_cosine times its weight decay.
     """
 
     def __init__(self, heads: Sequence[LayeredHead], shares: Sequence[float], decays: Sequence[float]) -> None:
@@ -392,12 +388,12 @@ class _Stack:
                 x = layer(x)
         return x
 
-    def step(self, loss: Tensor, rate: float, clip: float) -> None:
+    def step(self, loss: Tensor, warmup_cosine: float, clip: float) -> None:
         """One step down the sum of the heads' losses.
 
         Args:
             loss: the sum.
-            rate: of the head that learns fastest.
+            warmup_cosine: of the head that learns fastest.
             clip: largest norm of each head's gradient.
         """
         gradients = torch.autograd.grad(loss, self.live)
@@ -407,14 +403,14 @@ class _Stack:
             parameter.grad = (gradient * _along(cut, gradient)).contiguous()  # as the fused AdamW takes it to be
         before = [] if self.alike else [p.detach().clone() for p in self.live]
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = warmup_cosine
         self.optimizer.step()
         with torch.no_grad():
             for parameter, old in zip(self.live, before, strict=False):
                 parameter.lerp_(old, 1 - _along(self.shares, parameter))
             for parameter in self.live:
                 if parameter.ndim > 2:
-                    parameter.mul_(1 - rate * _along(self.decays, parameter))
+                    parameter.mul_(1 - warmup_cosine * _along(self.decays, parameter))
 
     def follow(self, share: float) -> None:
         """Moves the averages towards the weights."""
@@ -479,8 +475,10 @@ def _moments(train: Samples) -> tuple[Tensor, Tensor]:
     total: Any = 0.0
     squares: Any = 0.0
     count = len(train.labels)
-    for start in range(0, count, AT_ONCE):
-        x = train.activations.read([(image, 0) for image in range(start, min(start + AT_ONCE, count))]).double()
+    for start in range(0, count, EVALUATION_BATCH_SIZE):
+        x = train.activations.read(
+            [(image, 0) for image in range(start, min(start + EVALUATION_BATCH_SIZE, count))]
+        ).double()
         total, squares = total + x.sum(0), squares + x.square().sum(0)
     mean = total / count
     deviation = floored((squares / count - mean.square()).clamp(min=0).sqrt().numpy())

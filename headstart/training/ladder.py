@@ -17,7 +17,7 @@ from scipy.stats import ttest_1samp
 from headstart.backbone.layers import BatchNorm
 from headstart.backbone.split import HEAD, Boundary, SplittableBackbone
 from headstart.errors import OptionError, suggestion
-from headstart.training.finetune import TuneSettings
+from headstart.training.finetune import FineTuneSettings
 from headstart.training.recipe import Recipe
 from headstart.trust.temperature import Losses
 
@@ -83,7 +83,7 @@ LAST_LR = 2e-3
 """Learning rate behind the boundary of depth "last" and behind later ones: few layers learn best by larger steps.
 
 By cross-validation on the training images of flowers; 3e-3 did as well there, and worse on small sets (LOG.md). Behind
-earlier boundaries it is ``TuneSettings.lr``.
+earlier boundaries it is ``FineTuneSettings.lr``.
 """
 
 LR_WITHOUT_BATCHNORM = 1e-4
@@ -118,7 +118,7 @@ class Rung:
     """
 
     boundary: Boundary
-    settings: TuneSettings
+    settings: FineTuneSettings
     views: int
     seconds: float
     why: str
@@ -238,7 +238,7 @@ def plan_text(rungs: Sequence[Rung], *, images: int, train: int, folds: int, fir
     return lines
 
 
-def fold_settings(settings: TuneSettings) -> TuneSettings:
+def fold_settings(settings: FineTuneSettings) -> FineTuneSettings:
     """How a rung is trained in each fold of its cross-validation."""
     return replace(settings, epochs=max(1, round(FOLD_EPOCHS * settings.epochs)))
 
@@ -305,11 +305,11 @@ def _lr(boundary: Boundary, split: SplittableBackbone) -> float:
     if not any(isinstance(part, BatchNorm) for part in split.module.modules()):
         return LR_WITHOUT_BATCHNORM
     last = deepest_at(SHARES["last"], split)
-    return LAST_LR if last is not None and boundary.cost_before >= last.cost_before else TuneSettings.lr
+    return LAST_LR if last is not None and boundary.cost_before >= last.cost_before else FineTuneSettings.lr
 
 
-def _settings(recipe: Recipe, effort: Effort, epochs: int, train: int, *, lr: float) -> TuneSettings:
-    settings = TuneSettings(
+def _settings(recipe: Recipe, effort: Effort, epochs: int, train: int, *, lr: float) -> FineTuneSettings:
+    settings = FineTuneSettings(
         epochs=epochs,
         lr=recipe.lr or lr,
         smoothing=effort.smoothing if recipe.label_smoothing is None else recipe.label_smoothing,

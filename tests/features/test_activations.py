@@ -27,7 +27,7 @@ from headstart.features import extract
 from headstart.features.activations import Activations, Continuation, ImageFiles, Views
 from headstart.features.extract import compute_features
 from headstart.pipeline.featurise import tap_at
-from headstart.training.finetune import TuneSettings
+from headstart.training.finetune import FineTuneSettings
 
 CPU = torch.device("cpu")
 
@@ -205,8 +205,8 @@ def test_a_step_of_fine_tuning_makes_its_rows_and_no_more(
     source = early, Continuation("layer2", part, torch.float32)
     through = activations(backbone, pictures, tmp_path / "cache", boundary="layer3", keep=False, source=source)
     rows = [(image, view) for image in range(16) for view in (0, 1)]
-    assert through.read(rows).shape == (TuneSettings(1).batch_size, *through.shape)
-    assert made == [TuneSettings(1).batch_size]
+    assert through.read(rows).shape == (FineTuneSettings(1).batch_size, *through.shape)
+    assert made == [FineTuneSettings(1).batch_size]
 
 
 def test_where_reading_is_dearer_nothing_is_kept(

@@ -14,7 +14,8 @@ from torch import nn
 import headstart as hs
 from headstart.errors import OptionError
 from headstart.pipeline.custom_loop import Workbench
-from headstart.training.finetune import TuneSettings, fine_tune, rate
+from headstart.training.finetune import FineTuneSettings, fine_tune
+from headstart.training.schedule import warmup_cosine
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def test_the_model_gives_what_the_classifier_gives(bench: Workbench, tmp_path: P
 
 @pytest.mark.exhaustive
 def test_a_loop_by_hand_ends_where_the_built_in_one_does(data: Path) -> None:
-    plain = TuneSettings(epochs=3, smoothing=0.0, cutmix=0.0, jitter=0.0)
+    plain = FineTuneSettings(epochs=3, smoothing=0.0, cutmix=0.0, jitter=0.0)
     ours, theirs = bench_on(data), bench_on(data)
     tuned = fine_tune(
         theirs._split, theirs.boundary, theirs.classifier.head, theirs._train, None, plain, dtype=theirs._samples.dtype
@@ -95,7 +96,7 @@ def test_a_loop_by_hand_ends_where_the_built_in_one_does(data: Path) -> None:
     for epoch in range(3):
         for x, labels in ours.batches("train", epoch=epoch, batch_size=size):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * rate(step, steps, plain.warmup)
+                group["lr"] = peak * warmup_cosine(step, steps, plain.warmup)
             optimizer.zero_grad()
             nn.functional.cross_entropy(net(x), labels).backward()
             nn.utils.clip_grad_norm_(net.trainable_parameters(), plain.clip)

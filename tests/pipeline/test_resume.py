@@ -34,8 +34,9 @@ from headstart.progress import SilentProgress
 from headstart.runs import Event
 from headstart.runs.folder import open_like, read_start
 from headstart.runs.log import read_log
-from headstart.training.finetune import Tuned, fine_tune, trained_names
+from headstart.training.finetune import FineTuneResult, fine_tune
 from headstart.training.ladder import FOLDS
+from headstart.training.suffix_classifier import trained_names
 
 
 class Stopped(Exception):
@@ -96,7 +97,9 @@ def test_a_rung_begins_from_pretrained_weights_and_probe_unless_it_goes_on(
 ) -> None:
     begun: list[tuple[str, str, str]] = []
 
-    def noting(split: SplittableBackbone, boundary: str, head: nn.Module, *rest: object, **given: object) -> Tuned:
+    def noting(
+        split: SplittableBackbone, boundary: str, head: nn.Module, *rest: object, **given: object
+    ) -> FineTuneResult:
         begun.append((boundary, fingerprint(split.module.state_dict()), fingerprint(head.state_dict())))
         return fine_tune(split, boundary, head, *rest, **given)  # type: ignore[arg-type]
 
@@ -132,7 +135,9 @@ def test_gradual_folds_go_on_from_the_rung_below_too_and_after_a_stop_as_well(
     begun: list[tuple[str, str]] = []
     ended: list[tuple[str, str]] = []
 
-    def noting(split: SplittableBackbone, boundary: str, head: nn.Module, *rest: object, **given: object) -> Tuned:
+    def noting(
+        split: SplittableBackbone, boundary: str, head: nn.Module, *rest: object, **given: object
+    ) -> FineTuneResult:
         begun.append((fingerprint(split.module.state_dict()), fingerprint(head.state_dict())))
         tuned = fine_tune(split, boundary, head, *rest, **given)  # type: ignore[arg-type]
         ended.append((fingerprint(split.module.state_dict()), fingerprint(tuned.head.state_dict())))
@@ -273,7 +278,7 @@ def test_from_scratch_means_random_weights_and_all_of_them_are_trained(hard: Pat
     """Law 14."""
     begun: list[dict[str, Tensor]] = []
 
-    def noting(split: SplittableBackbone, boundary: str, *rest: object, **given: object) -> Tuned:
+    def noting(split: SplittableBackbone, boundary: str, *rest: object, **given: object) -> FineTuneResult:
         begun.append({name: tensor.clone() for name, tensor in split.module.state_dict().items()})
         assert boundary == INPUT
         assert rest[3].live_norms  # type: ignore[attr-defined]

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from headstart.backbone.split import SplittableBackbone
 from headstart.backbone.weights import random_backbone
-from headstart.training.finetune import Samples, TuneSettings
+from headstart.training.finetune import FineTuneSettings
 from headstart.training.heads import linear_head
+from headstart.training.sampling import Samples
 
-SETTINGS = TuneSettings(epochs=6, lr=1e-3, batch_size=8, smoothing=0.1, cutmix=0.5)
+SETTINGS = FineTuneSettings(epochs=6, lr=1e-3, batch_size=8, smoothing=0.1, cutmix=0.5)
 
 
 class Held:

@@ -19,7 +19,8 @@ from headstart.engine.streaming import run_stream
 from headstart.engine.torch_engine import TorchEngine
 from headstart.pipeline.resume import resume
 from headstart.training import finetune
-from headstart.training.finetune import TuneSettings, fine_tune, logits_of
+from headstart.training.finetune import FineTuneSettings, fine_tune
+from headstart.training.suffix_evaluation import logits_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 
@@ -27,7 +28,9 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 CHOICES = {"image_size": 64, "effort": "quick", "unfreeze": "blocks.6", "epochs": 4, "views": 2, "device": "cuda"}
 
 
-def tuned(settings: TuneSettings, device: torch.device, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+def tuned(
+    settings: FineTuneSettings, device: torch.device, dtype: torch.dtype = torch.float32
+) -> dict[str, torch.Tensor]:
     split, train, val, head = prepared()
     found = fine_tune(split, "layer3", head, train, val, settings, device=device, dtype=dtype)
     logits = logits_of(split, "layer3", val, found.head, device=device)
@@ -57,19 +60,19 @@ def test_a_gpu_ends_at_the_weights_of_a_cpu() -> None:
 
 def test_a_recorded_step_is_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     recorded = tuned(SETTINGS, CUDA)
-    monkeypatch.setattr(finetune._Trainer, "_record", lambda _self: None)
+    monkeypatch.setattr(finetune._Trainer, "record_step", lambda _self: None)
     assert differences(recorded, tuned(SETTINGS, CUDA)) < 1e-4
 
 
 def test_steps_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
-    record = finetune._Trainer._record
+    record = finetune._Trainer.record_step
 
     def noting(trainer: finetune._Trainer) -> None:
         record(trainer)
         seen.append(trainer.recorded is not None)
 
-    monkeypatch.setattr(finetune._Trainer, "_record", noting)
+    monkeypatch.setattr(finetune._Trainer, "record_step", noting)
     for dtype in (torch.float32, torch.bfloat16):
         tuned(SETTINGS, CUDA, dtype)
     assert seen == [True, True]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from headstart.backbone.layers import Layout
 from headstart.backbone.weights import random_backbone
-from headstart.training.feature_augment import blended, jittered, pasted
+from headstart.training.feature_augment import cutmix, jitter_channels, mixup
 
 MAPS, LAST, TOKENS = Layout(), Layout(channels_last=True), Layout(prefix_tokens=2)
 CASES = [(MAPS, (6, 5, 7, 4)), (LAST, (6, 7, 4, 5)), (TOKENS, (6, 2 + 16, 5))]
@@ -31,7 +31,7 @@ def places(x: Tensor, layout: Layout) -> Tensor:
 def test_a_rectangle_is_pasted_and_its_area_is_the_share(layout: Layout, shape: tuple[int, ...]) -> None:
     x, shares = numbered(shape), set()
     for seed in range(30):
-        mixed, other, share = pasted(x, layout, np.random.default_rng(seed))
+        mixed, other, share = cutmix(x, layout, np.random.default_rng(seed))
         assert torch.equal(x, numbered(shape))  # the original is left alone
         taken = places(mixed, layout) != places(x, layout)
         assert torch.equal(taken.all(-1), taken.any(-1))  # every channel of a place, or none
@@ -55,21 +55,21 @@ def test_a_rectangle_is_pasted_and_its_area_is_the_share(layout: Layout, shape: 
 def test_nothing_is_pasted_where_places_cannot_be_told() -> None:
     for shape in [(6, 9), (6, 11, 5)]:
         x = torch.randn(shape)
-        mixed, _, share = pasted(x, MAPS, np.random.default_rng(0))
+        mixed, _, share = cutmix(x, MAPS, np.random.default_rng(0))
         assert torch.equal(mixed, x)
         assert share == 1.0
 
 
 def test_a_blend_is_the_weighted_mean() -> None:
     x = torch.randn(8, 3, 4, 4)
-    mixed, other, share = blended(x, 0.5, np.random.default_rng(1))
+    mixed, other, share = mixup(x, 0.5, np.random.default_rng(1))
     assert 0.5 <= share <= 1
     assert torch.allclose(mixed, share * x + (1 - share) * x[other])
 
 
 @pytest.mark.parametrize(("layout", "shape"), CASES)
 def test_jitter_has_one_factor_for_each_channel(layout: Layout, shape: tuple[int, ...]) -> None:
-    factors = places(jittered(torch.ones(shape), 0.1, layout, np.random.default_rng(0)), layout)
+    factors = places(jitter_channels(torch.ones(shape), 0.1, layout, np.random.default_rng(0)), layout)
     assert torch.equal(factors, factors[:, :1, :1].expand_as(factors))
     assert len(factors[:, 0, 0].unique()) == factors[:, 0, 0].numel()
     assert 0.05 < float(factors.std()) < 0.15

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
@@ -15,22 +16,15 @@ from torch import Tensor, nn
 from headstart.backbone.split import INPUT, SplittableBackbone
 from headstart.backbone.weights import build_architecture, random_backbone
 from headstart.errors import TrainingError
-from headstart.training.finetune import (
-    Classifier,
-    Progressed,
-    Samples,
-    Tuned,
-    TuneSettings,
-    fine_tune,
-    logits_of,
-    trained_names,
-    undecayed_names,
-)
+from headstart.training.finetune import FineTuneCheckpoint, FineTuneResult, FineTuneSettings, TrainingStep, fine_tune
 from headstart.training.head_spec import HeadSpec
 from headstart.training.heads import build_head, linear_head
+from headstart.training.sampling import Samples
+from headstart.training.suffix_classifier import SuffixClassifier, trained_names, undecayed_names
+from headstart.training.suffix_evaluation import logits_of
 
 
-def tuned(settings: TuneSettings = SETTINGS, **given: object) -> tuple[SplittableBackbone, Tuned]:
+def tuned(settings: FineTuneSettings = SETTINGS, **given: object) -> tuple[SplittableBackbone, FineTuneResult]:
     split, train, val, head = prepared()
     return split, fine_tune(split, "layer3", head, train, val, settings, **given)  # type: ignore[arg-type]
 
@@ -94,9 +88,9 @@ def test_the_same_seed_gives_the_same_weights_and_another_gives_others() -> None
 
 
 def altering(split: SplittableBackbone, name: str) -> object:
-    """A checkpoint function that changes one number of a tensor at the third step."""
+    """A function that changes one number of a tensor at the third step."""
 
-    def alter(done: Progressed, _snapshot: object) -> None:
+    def alter(done: TrainingStep) -> None:
         if done.step == 3:
             tensor = split.module.state_dict()[name]
             tensor.add_(1)
@@ -113,13 +107,13 @@ def test_a_frozen_tensor_that_is_altered_while_it_trains_is_an_error_that_names_
     split, train, val, head = prepared()
     settings = replace(SETTINGS, epochs=1)
     with pytest.raises(TrainingError, match=f"layer3: {name} changed"):
-        fine_tune(split, "layer3", head, train, val, settings, checkpoint=altering(split, name))  # type: ignore[arg-type]
+        fine_tune(split, "layer3", head, train, val, settings, on_step=altering(split, name))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("name", "frozen"), [(FROZEN[1], True), (FROZEN[2], False), (FROZEN[3], False)])
 def test_where_batchnorm_learns_only_what_lies_before_the_boundary_is_frozen(name: str, frozen: bool) -> None:
     split, train, val, head = prepared()
-    settings, given = replace(SETTINGS, epochs=1, live_norms=True), {"checkpoint": altering(split, name)}
+    settings, given = replace(SETTINGS, epochs=1, live_norms=True), {"on_step": altering(split, name)}
     if frozen:
         with pytest.raises(TrainingError, match=name):
             fine_tune(split, "layer3", head, train, val, settings, **given)  # type: ignore[arg-type]
@@ -130,12 +124,12 @@ def test_where_batchnorm_learns_only_what_lies_before_the_boundary_is_frozen(nam
 def test_a_frozen_tensor_that_is_replaced_by_another_is_seen_too() -> None:
     split, train, val, head = prepared()
 
-    def replace_it(done: Progressed, _snapshot: object) -> None:
+    def replace_it(_done: TrainingStep) -> None:
         norm = split.module.get_submodule("layer4.0.bn1")
         norm.running_mean = norm.running_mean + 1
 
     with pytest.raises(TrainingError, match=r"layer4\.0\.bn1\.running_mean"):
-        fine_tune(split, "layer3", head, train, val, replace(SETTINGS, epochs=1), checkpoint=replace_it)  # type: ignore[arg-type]
+        fine_tune(split, "layer3", head, train, val, replace(SETTINGS, epochs=1), on_step=replace_it)  # type: ignore[arg-type]
 
 
 def begun(live_norms: bool) -> tuple[SplittableBackbone, Samples, Samples, nn.Module]:
@@ -147,7 +141,7 @@ def begun(live_norms: bool) -> tuple[SplittableBackbone, Samples, Samples, nn.Mo
 
 
 @cache
-def never_stopped(live_norms: bool) -> tuple[SplittableBackbone, Tuned]:
+def never_stopped(live_norms: bool) -> tuple[SplittableBackbone, FineTuneResult]:
     split, train, val, head = begun(live_norms)
     return split, fine_tune(split, "layer3", head, train, val, replace(SETTINGS, live_norms=live_norms))
 
@@ -158,24 +152,20 @@ def test_a_stop_at_any_step_changes_no_bit_of_the_end(stop_after: int, live_norm
     """Law 4, with BatchNorm and dropout at work too."""
     settings = replace(SETTINGS, live_norms=live_norms)
     whole, expected = never_stopped(live_norms)
-    saved: list[Progressed] = []
+    saved: list[FineTuneCheckpoint] = []
 
     class Stopped(Exception):
         pass
 
-    def stop(done: Progressed, snapshot: object) -> None:
+    def stop(done: TrainingStep) -> None:
         if done.step == stop_after:
-            document = done.as_json()
-            saved.append(
-                Progressed(
-                    document["step"], list(document["history"]), document["best"], tuple(document["sums"]), snapshot()
-                )  # type: ignore[operator]
-            )
+            kept = done.checkpoint()
+            saved.append(FineTuneCheckpoint.of(json.loads(json.dumps(kept.as_json())), kept.tensors))
             raise Stopped
 
     split, train, val, head = begun(live_norms)
     with pytest.raises(Stopped):
-        fine_tune(split, "layer3", head, train, val, settings, checkpoint=stop)
+        fine_tune(split, "layer3", head, train, val, settings, on_step=stop)
     split, train, val, head = begun(live_norms)
     found = fine_tune(split, "layer3", head, train, val, settings, start=saved[0])
     assert all(torch.equal(a, b) for a, b in zip(state(split).values(), state(whole).values(), strict=True))
@@ -225,7 +215,7 @@ def test_the_optimizer_is_told_what_weight_decay_leaves_alone() -> None:
     module = random_backbone("test_vit", seed=1).module
     split = SplittableBackbone(module, height=160, width=160)
     head = linear_head(np.zeros((2, split.boundaries[-1].shape[0])), np.zeros(2))
-    classifier = Classifier(split, INPUT, head)
+    classifier = SuffixClassifier(split, INPUT, head)
     decayed = {
         id(p)
         for group in classifier.parameter_groups(1e-3, weight_decay=0.05)

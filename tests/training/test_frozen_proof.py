@@ -19,7 +19,7 @@ from headstart.pipeline import train, train_rung, write
 from headstart.pipeline.inspect_images import Inspected
 from headstart.pipeline.load import Job, Loaded
 from headstart.runs.events import Event
-from headstart.training.finetune import Progressed, fine_tune
+from headstart.training.finetune import TrainingStep, fine_tune
 from headstart.training.frozen_proof import combined, digests_of, require_unchanged, tensors_of
 from headstart.training.ladder import FOLDS
 
@@ -75,18 +75,18 @@ def altered(monkeypatch: pytest.MonkeyPatch, name: str, *, at: int) -> None:
     """From the ``at``-th training on (the folds come first) a tensor is changed at the first step."""
     calls = 0
 
-    def tune(split: Any, *given: Any, checkpoint: Any = None, **named: Any) -> Any:
+    def tune(split: Any, *given: Any, on_step: Any = None, **named: Any) -> Any:
         nonlocal calls
         calls += 1
         mine = calls
 
-        def alter(done: Progressed, snapshot: Any) -> None:
+        def alter(done: TrainingStep) -> None:
             if mine == at and done.step == 1:
                 split.module.state_dict()[name].add_(1)
-            if checkpoint is not None:
-                checkpoint(done, snapshot)
+            if on_step is not None:
+                on_step(done)
 
-        return fine_tune(split, *given, checkpoint=alter, **named)
+        return fine_tune(split, *given, on_step=alter, **named)
 
     monkeypatch.setattr(train_rung, "fine_tune", tune)
 

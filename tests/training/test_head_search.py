@@ -12,10 +12,10 @@ from sklearn.datasets import make_classification
 from headstart.errors import TrainingError
 from headstart.progress import SilentProgress
 from headstart.training import head_search as sweep
-from headstart.training.finetune import FeatureRows, Samples
 from headstart.training.fit_head import in_memory
 from headstart.training.head_search import SweepSettings, train_heads
 from headstart.training.head_spec import HeadSpec
+from headstart.training.sampling import FeatureRows, Samples
 
 SETTINGS = SweepSettings(rates=(1e-3, 1e-2), penalties=(1e-2, 1.0), epochs=6, batch_size=32)
 DEEP, LINEAR, DROPS = HeadSpec.parse("16-8"), HeadSpec(), HeadSpec.parse("16-0.5")

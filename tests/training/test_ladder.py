@@ -13,7 +13,7 @@ from headstart.backbone.layers import group_names
 from headstart.backbone.split import SplittableBackbone
 from headstart.backbone.weights import build_architecture
 from headstart.errors import OptionError
-from headstart.training.finetune import TuneSettings
+from headstart.training.finetune import FineTuneSettings
 from headstart.training.ladder import (
     LAST_LR,
     boundary_before,
@@ -149,7 +149,7 @@ def test_losses_do_not_depend_on_how_sure_the_logits_are_in_all() -> None:
 
 def test_folds_are_trained_for_fewer_epochs_and_otherwise_alike() -> None:
     for epochs, expected in ((1, 1), (2, 2), (6, 4), (22, 16)):
-        settings = TuneSettings(epochs=epochs, lr=0.1)
+        settings = FineTuneSettings(epochs=epochs, lr=0.1)
         assert fold_settings(settings) == replace(settings, epochs=expected)
 
 
@@ -162,9 +162,9 @@ def test_few_layers_learn_by_larger_steps_unless_asked(split: SplittableBackbone
     def rates(**choices: Any) -> list[float]:
         return [rung.settings.lr for rung in plan_rungs(Recipe(**choices), split, train=3000, rate=200.0)]
 
-    assert rates(effort="standard") == [LAST_LR, TuneSettings.lr]
+    assert rates(effort="standard") == [LAST_LR, FineTuneSettings.lr]
     assert rates(effort="quick") == rates(effort="quick", unfreeze="conv_head") == [LAST_LR]
-    assert rates(effort="quick", unfreeze="blocks.5") == [TuneSettings.lr]
+    assert rates(effort="quick", unfreeze="blocks.5") == [FineTuneSettings.lr]
     assert rates(effort="standard", lr=0.01) == [0.01, 0.01]
 
 
