@@ -52,6 +52,7 @@ ORDER = [
     "data.dataset",
     "data.sources",
     "data.splits",
+    "data.checks",
     "data.inspection",
     "engine.torch_internals",
     "backbone.names",

@@ -175,7 +175,7 @@ def open_folder(folder: str | os.PathLike[str], *, min_classes: int = 2) -> Data
             "others elsewhere, or put every class folder under a split folder."
         )
     _note_strays(root, "", top, notes)
-    findings = [*_raw_finding(found.camera_raw), *(Finding("name", "note", note) for note in notes)]
+    findings = [*_raw_finding(found.camera_raw), *(Finding("unused-files", "note", note) for note in notes)]
     if not rows:
         seen = [finding.message for finding in findings]
         raise DataError(
@@ -416,7 +416,7 @@ def _missing_classes(
         return []
     present = {(split, name) for split, own in zip(splits, labels, strict=True) for name in own}
     return [
-        Finding("name", "note", f"{split}: no image of class {_some(missing)}")
+        Finding("split-without-class", "note", f"{split}: no image of class {_some(missing)}")
         for split in SPLITS
         if split in splits and (missing := [name for name in classes if (split, name) not in present])
     ]

@@ -1,30 +1,44 @@
-"""Findings: what is wrong with a data set, or worth knowing about it."""
+"""Findings: problems with a data set, and facts worth knowing about it."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 Severity = Literal["serious", "warning", "note"]
-
 
 SHOWN_CASES = 12
 """Cases of a finding whose images a page shows."""
 
+OLD_KINDS: Final = {
+    "two-labels": "conflicting-labels",
+    "left-out": "excluded-from-split",
+    "odd-shape": "extreme-aspect-ratio",
+    "wrong-ending": "wrong-extension",
+    "label-everywhere": "constant-label",
+    "class-missing": "missing-class",
+    "imbalance": "class-imbalance",
+    "not-learnable": "not-trainable",
+    "no-split": "row-without-split",
+    "class-names": "similar-class-names",
+    "path": "path-spelling",
+    "name": "unused-files",
+}
+"""Codes in findings.json of earlier versions -> the codes of today."""
+
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of trouble and where it is.
+    """One kind of problem, and where it occurs.
 
     Attributes:
-        kind: a short stable name, "unreadable".
+        kind: stable code, such as "unreadable".
         severity: "serious" (distorts the result), "warning" (worth a look) or "note".
         message: one sentence.
-        items: the paths, or pairs of paths, each with its reason; the most severe first.
-        images: of each item, the paths of the images that it is about, as the data set has them; empty where the items
-            are not about images.
+        items: the cases in words: paths, or pairs of paths, each with a reason; most severe first.
+        images: for each item, the paths of its images, as in the data set; empty if the items are not about images.
     """
 
     kind: str
@@ -34,7 +48,7 @@ class Finding:
     images: tuple[tuple[str, ...], ...] = ()
 
     def brief(self, base: Path) -> dict[str, Any]:
-        """What a page shows of it: the number of its cases, and the images of the first ones; a JSON document.
+        """What a web page shows: the number of cases and the images of the first ones; a JSON document.
 
         Args:
             base: folder that the data set's paths are relative to.
@@ -50,10 +64,11 @@ class Finding:
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Finding:
-        """Back from the document that ``dataclasses.asdict`` gives.
+        """Reads the document that ``dataclasses.asdict`` gives, also one of an earlier version.
 
         Raises:
-            KeyError, TypeError: it is none.
+            KeyError, TypeError: it is not such a document.
         """
         images = tuple(map(tuple, document.get("images", ())))
-        return cls(**{**document, "items": tuple(document["items"]), "images": images})
+        kind = OLD_KINDS.get(document["kind"], document["kind"])
+        return cls(**{**document, "kind": kind, "items": tuple(document["items"]), "images": images})

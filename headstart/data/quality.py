@@ -1,8 +1,10 @@
-"""Pictures that are hardly any: blank, dark, bright, blurred, tiny, of an odd shape; told from the facts of a scan."""
+"""Image quality: blank, dark, bright, blurred and tiny images and extreme aspect ratios, from the facts of a scan."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,115 +12,173 @@ import numpy.typing as npt
 from headstart.data.scan import Scan
 
 BLANK_RANGE = 12
-"""Grey tones, of 256, that nearly all pixels of a blank picture lie within."""
+"""Range of grey tones, of 256, that holds nearly all pixels of a blank image."""
 
 DARK_BELOW = 110
-"""What the largest channel of 99 % of a dark picture's pixels stays below, 0-255; cleanvision's brightness would call
-dark roses dark as well. Of 4,776 photographs two lie below, both taken at night (LOG.md)."""
+"""99 % of a dark image's pixels have a largest channel below this, 0-255. The brightness of cleanvision would call dark
+roses dark as well. Two of 4,776 photographs lie below, both taken at night."""
 
 BRIGHT_ABOVE = 0.95 * 255
-"""Grey tone that 95 % of a bright picture's pixels reach. Source: cleanvision."""
+"""95 % of a bright image's pixels reach this grey tone. Source: cleanvision."""
 
 BLURRED_BELOW = 0.11
-"""Sharpness (see ``scan.FACTS``). Of photographs blurred by 2 pixels at 224, 99 % lie below; of 4,776 as they are, one
-does (LOG.md)."""
+"""Sharpness (see ``scan.FACTS``) below which an image is blurred. Of photographs blurred by 2 pixels at a size of 224,
+99 % lie below; of 4,776 that are not, one does."""
 
 TINY_BELOW = 64
-"""Shorter side, in pixels: a network that sees 224 gets an eighth of what it could see."""
+"""Shorter side in pixels. A network with an input of 224 pixels receives an eighth of the information it could use."""
 
-ODD_BELOW = 0.35
-"""Shorter side over longer side; a crop in the middle then shows about a third. Source: cleanvision."""
+EXTREME_BELOW = 0.35
+"""Ratio of the shorter to the longer side; a center crop shows about a third of the image. Source: cleanvision."""
 
-NATURE = 0.2
-"""Share of the pictures from which on an oddity is what these data are like, and no fault of single pictures."""
+TYPICAL_SHARE = 0.2
+"""Share of the images above which an issue is typical of the data, and not a fault of single images."""
+
+UNUSED_BITS = 2
+"""Unused bits per channel from which images look dark for that reason: at most a quarter of white."""
+
+Values = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class QualityIssue:
-    """Pictures that are odd in one way.
+    """Images with one kind of quality issue.
 
     Attributes:
-        kind: a short stable name, "dark".
-        words: of many such pictures, "dark: 99 % of their pixels ...".
-        positions: of the pictures, the oddest first.
-        reasons: of each, a few words.
-        fault: whether it may spoil what is learnt, rather than be worth a look alone.
-        nature: whether so many are so that it is what the data are like.
+        kind: code of the finding, such as "dark".
+        words: of several such images, "blank: nearly a single colour".
+        positions: of the images, most severe first.
+        reasons: a few words for each.
+        is_fault: whether it may impair training, rather than merely be worth a look.
+        is_typical: whether so many images have it that it is a property of the data.
     """
 
     kind: str
     words: str
     positions: tuple[int, ...]
     reasons: tuple[str, ...]
-    fault: bool
-    nature: bool
+    is_fault: bool
+    is_typical: bool
 
 
-UNUSED_BITS = 2
-"""Bits per channel that no image uses, from which on the images are dark for that reason: a quarter of white."""
+@dataclass(frozen=True)
+class _Rule:
+    """One kind of issue.
+
+    Attributes:
+        kind: code of the finding.
+        words: see ``QualityIssue``.
+        reason: format string; its arguments are the measure's absolute value, and width w and height h.
+        measure: facts -> (N,) severity; the most severe has the lowest value.
+        limit: images with a measure below it have the issue.
+        is_fault: see ``QualityIssue``.
+        of_tones: whether it is judged by grey tones: then not for blank images and for images with unused bits.
+    """
+
+    kind: str
+    words: str
+    reason: str
+    measure: Callable[[npt.NDArray[Any]], Values]
+    limit: float
+    is_fault: bool
+    of_tones: bool
+
+
+def _tone_range(facts: npt.NDArray[Any]) -> Values:
+    low, _, high = facts["tones"].astype(np.float64).T
+    return np.asarray(high - low)
+
+
+def _sides(facts: npt.NDArray[Any]) -> tuple[Values, Values]:
+    """(N,) shorter and longer side in pixels."""
+    sides = np.stack([facts["width"], facts["height"]]).astype(np.float64)
+    return sides.min(axis=0), sides.max(axis=0)
+
+
+RULES = (
+    _Rule(
+        "dark",
+        "nearly black",
+        "99 % of the pixels below {:.0f} of 255",
+        lambda facts: facts["brightest"].astype(np.float64),
+        DARK_BELOW,
+        is_fault=True,
+        of_tones=True,
+    ),
+    _Rule(
+        "bright",
+        "nearly white",
+        "95 % of the pixels above {:.0f} of 255",
+        lambda facts: -facts["tones"][:, 1].astype(np.float64),
+        -BRIGHT_ABOVE,
+        is_fault=True,
+        of_tones=True,
+    ),
+    _Rule(
+        "blurred",
+        "blurred, or enlarged from a few pixels",
+        "sharpness {:.2f}",
+        lambda facts: facts["sharpness"].astype(np.float64),
+        BLURRED_BELOW,
+        is_fault=False,
+        of_tones=True,
+    ),
+    _Rule(
+        "tiny",
+        f"tiny: a side under {TINY_BELOW} pixels",
+        "{w} x {h} pixels",
+        lambda facts: _sides(facts)[0],
+        TINY_BELOW,
+        is_fault=False,
+        of_tones=False,
+    ),
+    _Rule(
+        "extreme-aspect-ratio",
+        "with an extreme aspect ratio: most of the image is cropped away",
+        "{w} x {h} pixels",
+        lambda facts: _sides(facts)[0] / np.maximum(1, _sides(facts)[1]),
+        EXTREME_BELOW,
+        is_fault=False,
+        of_tones=False,
+    ),
+)
+"""Registry of quality rules; "blank" comes before them, since a blank image is not dark, bright or blurred as well."""
+
+_BLANK = _Rule(
+    "blank", "blank: nearly a single colour", "tones within {:.0f} of 255", _tone_range, BLANK_RANGE, True, True
+)
 
 
 def unused_bits(scanned: Scan) -> dict[int, int]:
-    """Bits per channel of the files -> how many of them the largest value of all such images uses, where few are."""
+    """Bit depths of which no image uses all bits: bits per channel -> bits that the largest value of all needs."""
     facts = scanned.facts[scanned.usable]
     used = {int(bits): int(facts["used_bits"][facts["bits"] == bits].max()) for bits in np.unique(facts["bits"])}
     return {bits: most for bits, most in used.items() if bits > 8 and bits - most >= UNUSED_BITS}
 
 
-def quality_issues(scanned: Scan, *, scaled: bool = False) -> list[QualityIssue]:
-    """Every way in which any usable picture is odd; a blank one is called neither dark nor bright nor blurred.
+def quality_issues(scanned: Scan, *, is_scaled: bool = False) -> list[QualityIssue]:
+    """The quality issues of all usable images.
 
     Args:
-        scanned: a look at N files.
-        scaled: whether images of more than 8 bits per channel were scaled by a range of values. Where they were not
-            and use few of their bits, nothing is said of their tones.
+        scanned: facts of N files.
+        is_scaled: whether images of more than 8 bits per channel were scaled by a value range. If they were not and use
+            few of their bits, their tones are not judged.
     """
     facts, usable = scanned.facts, scanned.usable
-    judged = usable if scaled else usable & ~np.isin(facts["bits"], list(unused_bits(scanned)))
-    low, darker, high = facts["tones"].astype(np.float64).T
-    brightest = facts["brightest"].astype(np.float64)
-    short = np.minimum(facts["width"], facts["height"]).astype(np.float64)
-    shape = short / np.maximum(1, np.maximum(facts["width"], facts["height"]))
-    blank = judged & (high - low < BLANK_RANGE)
-    seen = judged & ~blank
-    sharp = facts["sharpness"].astype(np.float64)
+    judged = usable if is_scaled else usable & ~np.isin(facts["bits"], list(unused_bits(scanned)))
+    blank = judged & (_BLANK.measure(facts) < _BLANK.limit)
+    found = [_issue(_BLANK, facts, blank, usable)]
+    for rule in RULES:
+        candidates = judged & ~blank if rule.of_tones else usable
+        found.append(_issue(rule, facts, candidates & (rule.measure(facts) < rule.limit), usable))
+    return [issue for issue in found if issue.positions]
 
-    def odd(
-        kind: str, words: str, found: npt.NDArray[np.bool_], by: npt.NDArray[np.float64], reason: str
-    ) -> QualityIssue:
-        places = np.flatnonzero(found)
-        places = places[np.argsort(by[places], kind="stable")]
-        reasons = tuple(
-            reason.format(abs(by[place]), w=facts["width"][place], h=facts["height"][place]) for place in places
-        )
-        nature = len(places) > max(1.0, NATURE * usable.sum())
-        fault = kind in ("blank", "dark", "bright")
-        return QualityIssue(kind, words, tuple(places.tolist()), reasons, fault, nature)
 
-    found = [
-        odd("blank", "blank: nearly one colour all over", blank, high - low, "tones within {:.0f} of 255"),
-        odd(
-            "dark", "nearly black", seen & (brightest < DARK_BELOW), brightest, "99 % of the pixels below {:.0f} of 255"
-        ),
-        odd(
-            "bright", "nearly white", seen & (darker > BRIGHT_ABOVE), -darker, "95 % of the pixels above {:.0f} of 255"
-        ),
-        odd(
-            "blurred",
-            "blurred, or enlarged from a few pixels",
-            seen & (sharp < BLURRED_BELOW),
-            sharp,
-            "sharpness {:.2f}",
-        ),
-        odd(
-            "tiny", f"tiny: a side under {TINY_BELOW} pixels", usable & (short < TINY_BELOW), short, "{w} x {h} pixels"
-        ),
-        odd(
-            "extreme-aspect-ratio",
-            "of an odd shape: most of it is cropped away",
-            usable & (shape < ODD_BELOW),
-            shape,
-            "{w} x {h} pixels",
-        ),
-    ]
-    return [own for own in found if own.positions]
+def _issue(rule: _Rule, facts: npt.NDArray[Any], mask: Mask, usable: Mask) -> QualityIssue:
+    values = rule.measure(facts)
+    places = np.flatnonzero(mask)
+    places = places[np.argsort(values[places], kind="stable")]
+    reasons = tuple(rule.reason.format(abs(values[i]), w=facts["width"][i], h=facts["height"][i]) for i in places)
+    is_typical = len(places) > max(1.0, TYPICAL_SHARE * usable.sum())
+    return QualityIssue(rule.kind, rule.words, tuple(places.tolist()), reasons, rule.is_fault, is_typical)

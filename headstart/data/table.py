@@ -210,8 +210,8 @@ def read_table(file: Path, columns: Columns | None = None) -> ImageTable:
         raise DataError(f"{file}: no row with a path and a label.")
     findings += files.findings(file)
     if bare := sum(not row.labels for row in rows.values()):
-        message = f"{bare:,} of {len(rows):,} images bear no label: taken as pictures that show none of them"
-        findings.append(Finding("name", "note", message))
+        message = f"{bare:,} of {len(rows):,} images have no label: used as images of none of the classes"
+        findings.append(Finding("no-label", "note", message))
     return ImageTable(
         tuple(rows.values()),
         tuple(natsorted(labels.names or {label for row in rows.values() for label in row.labels})),
@@ -278,8 +278,8 @@ class _Labels:
             cells = columns[self.list]
             self.separator = next((sign for sign in SEPARATORS if any(sign in cell for cell in cells)), None)
             if self.separator is None and any(re.search(r"\s", cell) for cell in cells):
-                message = f"{file.name}: labels in {self.list!r} are taken to have blanks between them"
-                findings.append(Finding("name", "note", message))
+                message = f"{file.name}: labels in {self.list!r} are read as separated by blanks"
+                findings.append(Finding("label-format", "note", message))
             return
         others = [name for name in columns if name not in taken]
         self.names = tuple(name for name in others if _are_marks(columns[name]))
@@ -292,8 +292,8 @@ class _Labels:
         if strange := next((name for name in self.names if SEPARATOR in name), ""):
             raise DataError(f"{file}: a label is named {strange!r}; {SEPARATOR} stands between labels. Rename it.")
         if unused := [name for name in others if name not in self.names]:
-            message = f"{file.name}: column(s) {', '.join(unused)} not used: not of 0 and 1"
-            findings.append(Finding("name", "note", message))
+            message = f"{file.name}: column(s) {', '.join(unused)} not used: the cells are not 0 or 1"
+            findings.append(Finding("unused-columns", "note", message))
 
     def known(self, place: int) -> bool:
         """Whether a row says what the image bears; of several labels, none is an answer too."""
@@ -320,8 +320,8 @@ class _Labels:
         if not all(found) or not any(match and match[2] for match in found):
             return
         self.columns[column] = [cell.partition(".")[0] for cell in self.columns[column]]
-        message = f"{self.file.name}: labels in {column!r} are whole numbers written as 0.0: taken as 0 and so on"
-        findings.append(Finding("name", "note", message))
+        message = f"{self.file.name}: labels in {column!r} are integers written as 0.0: read as 0 and so on"
+        findings.append(Finding("label-format", "note", message))
 
     def together(self, number: int, first: TableRow, second: TableRow) -> TableRow:
         """Two rows of one path: what both say."""
@@ -386,7 +386,7 @@ class _Files:
         ):
             if written:
                 message = f"{file.name}: {len(written):,} path(s) {what}"
-                found.append(Finding("path", "note", message, tuple(written)))
+                found.append(Finding("path-spelling", "note", message, tuple(written)))
         return found
 
     def _names(self, folder: str) -> dict[str, list[str]]:

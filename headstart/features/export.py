@@ -15,8 +15,8 @@ from headstart.backbone.pixel_net import FeatureNet
 from headstart.backbone.pooling import Pooling
 from headstart.backbone.weights import DEFAULT_BACKBONE, load_backbone
 from headstart.cache.row_store import RowStore
+from headstart.data.checks import reading_findings
 from headstart.data.dataset import Dataset, open_data
-from headstart.data.inspection import reading_findings
 from headstart.data.scan import scan
 from headstart.errors import DataError, OptionError
 from headstart.extras import importing_extra

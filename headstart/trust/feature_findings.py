@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from headstart.data.checks import image_finding
 from headstart.data.dataset import Dataset
 from headstart.data.finding import Finding
-from headstart.data.inspection import image_finding
 from headstart.progress import Progress
 from headstart.training.losses import Labels, Parts, are_several
 from headstart.training.probe import FOLDS

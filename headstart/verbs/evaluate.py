@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from headstart.data.checks import reading_findings
 from headstart.data.dataset import Dataset
-from headstart.data.inspection import reading_findings
 from headstart.data.scan import scan
 from headstart.data.table import SEPARATOR
 from headstart.errors import DataError, RunError

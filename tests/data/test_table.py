@@ -45,8 +45,8 @@ def test_several_labels_may_stand_there_in_many_ways(tmp_path: Path, kind: str) 
     assert data.labels.dtype == np.int64
     assert data.label_names() == ["sand|sea", "", "sea|sky"]
     assert data.label_indices() == [[0, 1], [], [1, 2]]
-    assert "1 of 3 images bear no label: taken as pictures that show none of them" in data.notes
-    assert ("blanks between them" in str(data.notes)) == (kind == "blanks")
+    assert "1 of 3 images have no label: used as images of none of the classes" in data.notes
+    assert ("separated by blanks" in str(data.notes)) == (kind == "blanks")
     assert ("column(s) note not used" in str(data.notes)) == (kind == "marks")
     assert repr(data).endswith("3 labels, 3 images, no given splits)")
 
@@ -180,7 +180,7 @@ def test_paths_may_be_written_as_other_systems_and_programs_do(tmp_path: Path, f
     rows = "".join(f"{path},{i // 3}\n" for i, path in enumerate(written))
     data = open_table(table(tmp_path, f"path,label\n{rows}"))
     assert all(os.path.isfile(file) for file in data.files())
-    assert len(kinds(data)["path"].items) == (3 if "Unicode" in form else 6)
+    assert len(kinds(data)["path-spelling"].items) == (3 if "Unicode" in form else 6)
 
 
 def test_a_path_that_fits_several_files_or_has_a_backslash_in_its_name_stays(tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_whole_numbers_that_pandas_wrote_as_floats(
     data = open_data(file)
     assert data.classes == classes
     assert ("incomplete-row" in kinds(data)) == (None in labels)
-    assert ("whole numbers" in str(data.notes)) == ("0.5" not in classes)
+    assert ("integers" in str(data.notes)) == ("0.5" not in classes)
 
 
 def test_rows_that_lack_something_are_one_serious_finding(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def test_a_run_says_few_lines_however_much_is_wrong(faulty: Path) -> None:
     many = [f for f in findings if f.severity != "note"] * 3
     lines = summary_lines(many)
     assert len(lines) == 2
-    assert "findings more" in lines[1]
+    assert "more findings" in lines[1]
     assert len(summary_lines([f for f in findings if f.severity == "note"])) == 0
 
 
