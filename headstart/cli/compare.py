@@ -106,7 +106,7 @@ def _print(found: Comparison) -> None:
         for row in found.rows
     ]
     print_table(["method", "accuracy", "correct", "95 % CI", "log loss", "seconds"], rows)
-    files = ", ".join(str(found.folder / f"comparison.{ending}") for ending in ("md", "json", "png"))
+    files = ", ".join(str(found.folder / f"comparison.{ending}") for ending in ("md", "json", "svg"))
     print(f"Scored on {found.name}. Written: {files}")
 
 

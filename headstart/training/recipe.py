@@ -121,8 +121,8 @@ class Recipe:
     cut: str | None = option(
         None,
         "features",
-        "Truncate the backbone after this layer group; headstart layers lists them. Use it for textures and other "
-        "images unlike photographs, which early layers may describe better.",
+        "Truncate the backbone after this layer group; headstart layers lists them. Fewer layers are faster, and can "
+        "suit images unlike those that the backbone was trained on.",
         auto="the end of the backbone",
         metavar="BOUNDARY",
     )
@@ -157,8 +157,8 @@ class Recipe:
         "logistic",
         "head",
         "Classifier fitted on frozen features: logistic regression, a linear or Gaussian-kernel (rbf) support vector "
-        "machine, k nearest neighbours by cosine similarity, or the nearest class mean. Try centroid with fewer than "
-        "ten images per class.",
+        "machine, k nearest neighbours by cosine similarity, or the nearest class mean. Compare them with headstart "
+        "compare DATA --only probes.",
     )
     head: str = option(
         LINEAR,
@@ -283,7 +283,7 @@ class Recipe:
         False,
         "fine-tuning",
         "Let BatchNorm in the fine-tuned layers normalize by each batch and update its statistics, instead of keeping "
-        "the pretrained ones. Use it for images unlike photographs.",
+        "the pretrained ones. A training step takes about twice as long.",
         needs_fine_tuning=True,
     )
     gradual_unfreezing: bool = option(
@@ -332,7 +332,7 @@ class Recipe:
     target_accuracy: float = option(
         0.95,
         "evaluation",
-        "Accuracy that the model's answers should reach. On images where it is less certain it answers unsure.",
+        'Accuracy that the model\'s answers should reach. On images where it is less certain, it answers "unsure".',
         limits=Range(0, 1, excludes_low=True, excludes_high=True),
         metavar="FRACTION",
     )

@@ -35,8 +35,8 @@ class RecipeOptions(TypedDict, total=False):
     """Pooling of the backbone's feature map into one vector. auto: as the weights were trained. Default: auto."""
 
     cut: str | None
-    """Truncate the backbone after this layer group; headstart layers lists them. Use it for textures and other
-    images unlike photographs, which early layers may describe better. Default: auto (the end of the backbone)."""
+    """Truncate the backbone after this layer group; headstart layers lists them. Fewer layers are faster, and can
+    suit images unlike those that the backbone was trained on. Default: auto (the end of the backbone)."""
 
     value_range: RangeName
     """Scaling of images with more than 8 bits per channel. full: the full range of the file's type. data: the 0.5th
@@ -57,8 +57,8 @@ class RecipeOptions(TypedDict, total=False):
 
     probe: ProbeName
     """Classifier fitted on frozen features: logistic regression, a linear or Gaussian-kernel (rbf) support vector
-    machine, k nearest neighbours by cosine similarity, or the nearest class mean. Try centroid with fewer than ten
-    images per class. Default: logistic."""
+    machine, k nearest neighbours by cosine similarity, or the nearest class mean. Compare them with headstart
+    compare DATA --only probes. Default: logistic."""
 
     head: str
     """linear, or a head trained by gradient descent: hidden layer sizes and dropout (1024-512-0.2) or a 1x1
@@ -121,7 +121,7 @@ class RecipeOptions(TypedDict, total=False):
 
     update_batchnorm: bool
     """Let BatchNorm in the fine-tuned layers normalize by each batch and update its statistics, instead of keeping
-    the pretrained ones. Use it for images unlike photographs. Default: off."""
+    the pretrained ones. A training step takes about twice as long. Default: off."""
 
     gradual_unfreezing: bool
     """Continue each depth from the weights of the shallower one, instead of from the pretrained weights. Default:
@@ -142,5 +142,5 @@ class RecipeOptions(TypedDict, total=False):
     """Train the weights of the existing classes as well as those of the new ones. Default: off."""
 
     target_accuracy: float
-    """Accuracy that the model's answers should reach. On images where it is less certain it answers unsure.
+    """Accuracy that the model's answers should reach. On images where it is less certain, it answers "unsure".
     Default: 0.95."""

@@ -1,0 +1,30 @@
+"""Settings of the command's own process."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+
+import pytest
+
+from headstart.cli.process import importing, quiet_libraries
+
+
+def test_the_garbage_collector_is_on_again_after_imports_and_after_an_error() -> None:
+    with importing():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with pytest.raises(ImportError), importing():
+        raise ImportError
+    assert gc.isenabled()
+
+
+def test_warnings_are_silenced_and_what_the_user_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {"HF_HUB_VERBOSITY": "debug"}
+    monkeypatch.setattr("headstart.cli.process.os.environ", environment)
+    with warnings.catch_warnings(record=True) as seen:
+        quiet_libraries()
+        warnings.warn("unread", stacklevel=1)
+    assert seen == []
+    assert environment["HF_HUB_VERBOSITY"] == "debug"
+    assert environment["HF_HUB_DISABLE_TELEMETRY"] == "1"
