@@ -76,7 +76,7 @@ def serve_command(
     """
     with importing():
         from headstart.progress import TerminalProgress
-        from headstart.serve.server import serve
+        from headstart.serve import serve
 
     serve(
         run_or_model,

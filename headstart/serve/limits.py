@@ -157,5 +157,6 @@ def limits_table() -> str:
         option = _option(own)
         flag = f"`--{option.flag}`" if option.flag else ""
         default = f"{_default(own) / option.scale:,g} {option.unit}".strip()
-        lines.append(f"| {option.help.rstrip('.')} | {default} | {flag} | {option.exceeded} |")
+        what = option.help.rstrip(".").removesuffix(f", in {option.unit}")
+        lines.append(f"| {what} | {default} | {flag} | {option.exceeded} |")
     return "\n".join(lines)

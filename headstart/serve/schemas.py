@@ -91,8 +91,6 @@ class ModelInfo(BaseModel):
     detects_out_of_distribution: bool = Field(description='Whether the model can answer "none of these".')
     scores: dict[str, Any] = Field(description="Scores by split, with 95 % confidence intervals.")
     engine: str | None = Field(description="Inference engine; null until it is warmed up.")
-    several_labels: bool = Field(description="Previous name of multi_label.", deprecated=True)
-    knows_strangers: bool = Field(description="Previous name of detects_out_of_distribution.", deprecated=True)
 
 
 def model_info(model: Model, *, engine: str | None) -> ModelInfo:
@@ -103,19 +101,16 @@ def model_info(model: Model, *, engine: str | None) -> ModelInfo:
         engine: name of its inference engine; None if none has been chosen yet.
     """
     preprocessing = model.preprocessing
-    multi_label, detects_ood = model.thresholds is not None, model.ood_detector is not None
     return ModelInfo(
         version=model.version,
         classes=list(model.classes),
-        multi_label=multi_label,
+        multi_label=model.thresholds is not None,
         thresholds=None if model.thresholds is None else list(model.thresholds),
         backbone=model.net.backbone.architecture,
         preprocessing=preprocessing.pixel_key() | {"mean": preprocessing.mean, "std": preprocessing.std},
         calibrated=model.calibration.images > 0,
         calibration=model.calibration_text,
-        detects_out_of_distribution=detects_ood,
+        detects_out_of_distribution=model.ood_detector is not None,
         scores=model.scores,
         engine=engine,
-        several_labels=multi_label,
-        knows_strangers=detects_ood,
     )

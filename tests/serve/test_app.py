@@ -7,6 +7,7 @@ import socket
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -138,7 +139,11 @@ def test_strangers_and_several_labels_are_said() -> None:
     assert said["outlier"] == pytest.approx(60 / 61)
     assert [own["label"] for own in said["labels"]] == [label for label, _ in expected.labels or ()]
     assert len(said["labels"]) == 2
-    assert (about["several_labels"], about["thresholds"], about["knows_strangers"]) == (True, [0.0, 0.0, 1.0], True)
+    assert (about["multi_label"], about["thresholds"], about["detects_out_of_distribution"]) == (
+        True,
+        [0.0, 0.0, 1.0],
+        True,
+    )
 
 
 def test_unsure_answers_say_so() -> None:
@@ -284,6 +289,9 @@ def test_a_request_is_one_line_of_json_without_picture_or_query(capfd: pytest.Ca
         server.client.get("/a%0d%0aX: 1%1b[31m/" + "y" * 500)
         entry, odd = server.log[0], server.last
     assert set(entry) == {"time", "method", "path", "status", "ms", "images", "unreadable"}
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "serve.md"
+    (shown,) = [line for line in page.read_text().splitlines() if line.strip().startswith('{"time":')]
+    assert list(json.loads(shown)) == list(entry)
     assert (entry["method"], entry["path"], entry["status"]) == ("POST", "/v1/predict", 200)
     write_json_line(odd)
     line = capfd.readouterr().err

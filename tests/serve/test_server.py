@@ -300,6 +300,23 @@ def test_a_port_that_is_taken_is_said_with_the_remedy(model_file: Path, capsys: 
         listen("no.such.host.invalid", 0)
 
 
+def test_without_the_extra_the_command_says_how_to_install_it(tmp_path: Path) -> None:
+    script = """
+import sys
+
+for name in ("fastapi", "prometheus_client", "starlette", "uvicorn"):
+    sys.modules[name] = None  # as if it were not installed
+from headstart.cli import main as cli
+
+cli.run()
+"""
+    command = [sys.executable, "-c", script, "serve", str(tmp_path / "model.safetensors")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert 'Run: pip install "headstart[serve]"' in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_what_is_no_model_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, _, err = main("serve", tmp_path / "gone.safetensors", capsys=capsys)
     assert (status, "no such model file" in err) == (1, True)
