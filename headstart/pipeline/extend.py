@@ -38,6 +38,9 @@ from headstart.training.losses import Labels
 from headstart.training.recipe import PRETRAINED
 from headstart.trust.calibration import EXTENDED_MODEL, Calibration
 
+OLD_CLASSES = "old classes"
+"""Name of the set of images of the old classes."""
+
 SAME_AMONG = 20
 """Old classes from which on it means something that most images of a new class are predicted as the same one."""
 
@@ -198,7 +201,9 @@ def _among_new(
     new = probabilities[is_new][:, num_old:]
     shares = new / new.sum(axis=1, keepdims=True).clip(min=np.finfo(float).tiny)
     paths = [path for path, own in zip(part.paths, is_new, strict=True) if own]
-    return [evaluate_predictions(f"{name} among the new", paths, labels[is_new] - num_old, shares, classes[num_old:])]
+    return [
+        evaluate_predictions(f"{name}, new classes only", paths, labels[is_new] - num_old, shares, classes[num_old:])
+    ]
 
 
 def _score_old_classes(
@@ -218,7 +223,7 @@ def _score_old_classes(
     before = logits_on(base.head, features).argmax(axis=1)
     labels = np.where(images.val.labels < 0, before, images.val.labels)
     probabilities = model.probabilities(features)
-    part = evaluate_predictions("remembered", images.val.files, labels, probabilities, model.classes)
+    part = evaluate_predictions(OLD_CLASSES, images.val.files, labels, probabilities, model.classes)
     correct, same = int((before == labels).sum()), int((probabilities.argmax(axis=1) == before).sum())
     count = len(labels)
     progress.say(

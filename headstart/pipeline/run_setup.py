@@ -29,7 +29,7 @@ from headstart.runs.events import (
     ProgressConsumer,
     throttled,
 )
-from headstart.runs.folder import Start, write_start
+from headstart.runs.folder import RunStart, write_start
 from headstart.runs.log import RunLog
 from headstart.runs.status import LiveStatus
 from headstart.runs.tensorboard import TensorBoardWriter
@@ -57,11 +57,11 @@ class RunSetup:
     loaded: Loaded
     base: BaseClassifier | None
     folder: Path
-    start: Start
+    start: RunStart
     events: EventStream
 
 
-def set_up(job: Job, folder: Path, events: EventStream, start: Start | None = None) -> RunSetup:
+def set_up(job: Job, folder: Path, events: EventStream, start: RunStart | None = None) -> RunSetup:
     """Loads the network of a run and checks its options; writes nothing.
 
     Args:
@@ -78,7 +78,7 @@ def set_up(job: Job, folder: Path, events: EventStream, start: Start | None = No
     if start is None:
         conditions = conditions_of(job.recipe, loaded.backbone, job.device)
         columns = job.dataset.columns.as_options()
-        start = Start(str(job.dataset.root.resolve()), job.device, conditions=conditions, columns=columns)
+        start = RunStart(str(job.dataset.root.resolve()), job.device, conditions=conditions, columns=columns)
     return RunSetup(job, loaded, base, folder, start, events)
 
 

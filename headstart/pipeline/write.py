@@ -15,7 +15,7 @@ from headstart.pipeline.ladder_state import CHECKPOINTS, CURRENT
 from headstart.pipeline.load import Job, Loaded
 from headstart.reports.image_map import ImageMap, make_map
 from headstart.runs.folder import Run, seal, write_results
-from headstart.runs.test_audit import USES_FILE, note_use
+from headstart.runs.test_audit import AUDIT_FILE, record_test_score
 from headstart.training.fit_head import Fitted
 from headstart.verbs.report import write_card, write_report
 
@@ -71,14 +71,14 @@ def write_files(run: Run, finished: EvaluatedModel, documents: RunDocuments) -> 
         documents.inspected.inspection,
         list(finished.evaluated),
         image_map=documents.image_map,
-        remembered=documents.rehearsal,
+        rehearsal=documents.rehearsal,
         proof=documents.proof,
     )
     with writing_run(folder):
-        (folder / USES_FILE).unlink(missing_ok=True)  # a resumed run looks at the test images once, too
+        (folder / AUDIT_FILE).unlink(missing_ok=True)  # a resumed run looks at the test images once, too
     for part in finished.evaluated:
         if part.scores.name == "test":
-            note_use(folder, "train", images=part.scores.count, correct=part.scores.correct)
+            record_test_score(folder, "train", images=part.scores.count, correct=part.scores.correct)
     split = documents.splittable and documents.splittable.of(model.net.backbone.module)
     write_report(folder, document, model, run.report_path, split=split, brief=documents.is_brief)
     write_card(folder, document, model)

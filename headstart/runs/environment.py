@@ -1,6 +1,6 @@
-"""What the bits of a run depend on beside its images and its recipe: weights, library versions, processor, device.
+"""Environment of a run: weights, library versions, processor and device, on which its exact result depends.
 
-A run that is resumed must find them as they were when it began (law 4).
+A run can only be resumed in the environment in which it began.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from headstart.training.recipe import PRETRAINED, Recipe
 LIBRARIES = ("headstart", "torch", "timm", "onnxruntime", "scikit-learn", "numpy")
 
 Conditions = dict[str, str]
-"""What it is, in words for the user -> its value."""
+"""Name for the user -> value."""
 
 
 def conditions_of(recipe: Recipe, backbone: Backbone, device: str) -> Conditions:
-    """The conditions under which a run works in this process.
+    """The environment of a run in this process.
 
     Args:
         recipe: of the run.
@@ -44,23 +44,23 @@ def conditions_of(recipe: Recipe, backbone: Backbone, device: str) -> Conditions
     return found | {"device": _device(device), "processor": _processor()}
 
 
-def require_same(folder: Path, begun: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Compares the conditions of a run that is resumed with those that it began under.
+def require_same(folder: Path, begun: Mapping[str, str], current: Mapping[str, str]) -> None:
+    """Compares the environment of a resumed run with that in which it began.
 
     Raises:
-        RunError: one differs; says which, what it was and is, and what to do.
+        RunError: a condition differs; names it, both values, and what to do.
     """
-    for name in dict.fromkeys([*begun, *now]):
-        if begun.get(name) != now.get(name):
-            was, own = (_short(conditions.get(name, "unknown")) for conditions in (begun, now))
+    for name in dict.fromkeys([*begun, *current]):
+        if begun.get(name) != current.get(name):
+            was, own = (_short(conditions.get(name, "unknown")) for conditions in (begun, current))
             raise RunError(
                 f"{folder}: cannot be resumed, the {name} has changed: {was} when the run began, {own} now. "
-                "Put it back, or start a new run: what is cached is used again."
+                "Restore it, or start a new run, which uses the cache."
             )
 
 
 def _sha256(path: Path) -> str:
-    """Of a file, or of the model in a run folder; "" where there is none."""
+    """SHA-256 of a file, or of the model in a run folder; "" if there is none."""
     file = path / MODEL_FILE if path.is_dir() else path
     if not file.is_file():
         return ""
@@ -74,7 +74,7 @@ def _device(name: str) -> str:
 
 
 def _processor() -> str:
-    """The instructions that kernels are chosen by, which decide how sums are rounded."""
+    """The instruction sets by which kernels are chosen; they decide how sums are rounded."""
     low = "bfloat16" if has_bfloat16(torch.device("cpu")) else "no bfloat16"
     amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
     return f"{torch.backends.cpu.get_cpu_capability()}, {low}, {'AMX' if amx else 'no AMX'}"

@@ -1,25 +1,25 @@
-"""A run: its folder, what is in it, and reading it back.
+"""The run folder: its files, creating it, writing results into it, and opening a finished run.
 
-Private, because they name files by their absolute paths, are start.json, run.json, log.jsonl and the tables (.csv). The
-other files name no folder of this machine and can be published.
+start.json, run.json, log.jsonl and the tables (.csv) are private: they hold absolute paths. The other files hold no
+path of this machine and can be published.
 
 RUN/
-  recipe.json       every choice; written first
-  start.json        which data, on which device, which other files, and a fingerprint of the images
-  log.jsonl         what happened, an event a line; tensorboard/ holds the same curves
-  checkpoints/      finished rungs, and the one under way, to go on from
-  split.csv         which image was where, and why any was left out
-  remembered.csv    pictures of what was known before, where a model was extended
+  recipe.json       every option; written first
+  start.json        data, device, other files, and a fingerprint of the images: what resuming needs
+  log.jsonl         the events, one a line; tensorboard/ holds the same curves
+  checkpoints/      finished rungs and the current one, to resume from
+  split.csv         the split of each image, and why an image was left out
+  remembered.csv    images of the old classes, if a model was extended
   findings.json     what the data check found
-  model.safetensors the classifier
-  predictions.csv   every evaluated image: its split, right label, given label, and all probabilities
-  cross-validation.csv  where few images are held out: the same of training images, by classifiers without them
-  scores.json       the figures, by split
-  test_uses.jsonl   each time that the test images were scored
-  map.csv           where each image lies among the others, and which training images are nearest
+  model.safetensors the model
+  predictions.csv   split, label, predicted label and all probabilities of every evaluated image
+  cross-validation.csv  the same of training images by cross-validation, if few images are held out
+  scores.json       scores by split
+  test_uses.jsonl   audit: each time that the test images were scored
+  map.csv           2-D coordinates of each image, and its nearest training images
   calibration.svg   reliability diagram, and accuracy against coverage
   curves.svg        learning curves, if anything was trained by steps
-  report.html       the same for a reader
+  report.html       the report
   README.md         the model card
   run.json          written last: a run without it did not finish
 """
@@ -79,13 +79,13 @@ class Run:
     """A finished run.
 
     Attributes:
-        folder: with the files that the module's docstring lists.
-        recipe: what was asked for.
-        results: the figures by the name of the set, in the order cross-validation, val, test.
-        rungs: of the ladder, in order; the first is the reference by nearest neighbours.
+        folder: the run folder.
+        recipe: the options.
+        results: scores by set, in the order cross-validation, val, test.
+        rungs: of the ladder, in order; the first is the kNN reference.
         best: the name of the rung that was kept.
         findings: what the data check found.
-        seconds: from start to end, by step.
+        seconds: duration of each step.
     """
 
     folder: Path
@@ -98,7 +98,7 @@ class Run:
 
     @property
     def scores(self) -> AnyScores:
-        """The score that the run is known by, see ``metrics.shown_first``."""
+        """The score that is shown first, see ``metrics.shown_first``."""
         return shown_first(self.results)
 
     @property
@@ -123,14 +123,14 @@ class Run:
             rows = [
                 [
                     r.name,
-                    f"{r.correct:,} of {r.count:,}",
+                    f"{100 * r.correct / r.count:.1f} % ({r.correct:,}/{r.count:,})",
                     f"{100 * r.low:.1f}-{100 * r.high:.1f}",
                     f"{r.seconds:.1f}",
                     r.decision,
                 ]
                 for r in self.rungs
             ]
-            parts.append(table(["rung", "right", "95 % interval", "seconds", "decision"], rows))
+            parts.append(table(["rung", "accuracy", "95 % CI", "seconds", "decision"], rows))
         if self.curves_path.is_file():
             parts.append(picture(data_address(self.curves_path.read_bytes(), "svg+xml"), "learning curves", width=720))
         parts.append(paragraph(f"Kept: {self.best}. Report: {self.report_path}. Model: {self.model_path}."))
@@ -146,7 +146,7 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
     path = user_path(folder)
     if not (path / "run.json").is_file():
         if (path / "recipe.json").is_file():
-            raise RunError(f"{path}: an unfinished run. Go on with it: headstart train --resume {path}")
+            raise RunError(f"{path}: an unfinished run. Resume it: headstart train --resume {path}")
         raise RunError(f"{path}: no run. Expected a folder that headstart train wrote, with run.json in it.")
     try:
         document = json.loads((path / "run.json").read_text(encoding="utf-8"))
@@ -168,10 +168,10 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
 
 
 def choose_run_folder(out: str | os.PathLike[str] | None, source: Path) -> Path:
-    """The folder for a run; it is not made yet.
+    """Chooses the folder for a run; it is not created yet.
 
     Args:
-        out: the folder, new or empty; "runs/NAME" where it is not given.
+        out: the folder, new or empty; "runs/NAME" by default.
         source: the data, whose name the folder gets.
 
     Raises:
@@ -182,17 +182,17 @@ def choose_run_folder(out: str | os.PathLike[str] | None, source: Path) -> Path:
     folder = user_path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(
-            f"{folder}: exists and is not an empty folder; nothing is overwritten. Name another with --out, or go on "
-            "with an unfinished run by --resume."
+            f"{folder}: exists and is not an empty folder; nothing is overwritten. Name another one with --out, or "
+            "resume an unfinished run with --resume."
         )
     return folder
 
 
 def make_run_folder(folder: Path) -> Path:
-    """Makes the folder for a run, where it is not there.
+    """Creates the folder for a run if it does not exist.
 
     Raises:
-        RunError: it cannot be made.
+        RunError: it cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -208,8 +208,8 @@ def next_free(folder: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class Start:
-    """What a run began with, so that it can go on.
+class RunStart:
+    """What a run began with, and what it needs to be resumed.
 
     Attributes:
         data: absolute path of the folder or table.
@@ -228,8 +228,8 @@ class Start:
     paths: dict[str, str] = field(default_factory=dict)
 
 
-def write_start(folder: Path, recipe: Recipe, start: Start) -> None:
-    """Writes down what a run begins with: paths of this machine in the start, and not in the recipe.
+def write_start(folder: Path, recipe: Recipe, start: RunStart) -> None:
+    """Writes recipe.json and start.json; paths of this machine are in the latter alone.
 
     Raises:
         WriteError: the folder cannot be written.
@@ -240,19 +240,19 @@ def write_start(folder: Path, recipe: Recipe, start: Start) -> None:
         _write_json(folder / START_FILE, asdict(replace(start, paths=paths)))
 
 
-def read_start(folder: Path) -> tuple[Recipe, Start]:
+def read_start(folder: Path) -> tuple[Recipe, RunStart]:
     """Reads what a run began with.
 
     Raises:
         RunError: no run there, or one that is finished or damaged.
     """
     if (folder / "run.json").is_file():
-        raise RunError(f"{folder}: this run is finished; there is nothing to go on with.")
+        raise RunError(f"{folder}: this run is finished; there is nothing to resume.")
     try:
-        start = Start(**json.loads((folder / START_FILE).read_text(encoding="utf-8")))
+        start = RunStart(**json.loads((folder / START_FILE).read_text(encoding="utf-8")))
         return _read_recipe(folder, start.paths), start
     except FileNotFoundError as error:
-        raise RunError(f"{folder}: no run that could go on. Expected a folder that headstart train wrote.") from error
+        raise RunError(f"{folder}: no run to resume. Expected a folder that headstart train wrote.") from error
     except (OSError, ValueError, TypeError) as error:
         raise RunError(f"{folder}: damaged run folder ({error}). Start a new run.") from error
 
@@ -262,7 +262,7 @@ def _read_recipe(folder: Path, paths: dict[str, str]) -> Recipe:
 
 
 def open_like(run: Path | None, source: str | os.PathLike[str] | Dataset, *, min_classes: int = 2) -> Dataset:
-    """Opens data that a run's model is to be used on: a table by the columns that were chosen for the run, if it can.
+    """Opens data for a run's model; of a table, the columns that were chosen for the run are tried first.
 
     Args:
         run: the run's folder; None where there is none.
@@ -305,20 +305,20 @@ def write_results(
     evaluated: list[Evaluated],
     *,
     image_map: ImageMap | None = None,
-    remembered: str = "",
+    rehearsal: str = "",
     proof: dict[str, object],
 ) -> dict[str, Any]:
-    """Writes what a finished run leaves, all but the report and ``run.json``.
+    """Writes the files of a finished run, all but the report and ``run.json``.
 
     Args:
-        run: the figures.
-        model: the classifier.
+        run: scores and rungs.
+        model: the finished model.
         fitted: the classifier on frozen features, the first rung.
         look: the data.
-        evaluated: every prediction.
-        image_map: of all images; None for none.
-        remembered: the table of pictures of what was known before, where a model was extended.
-        proof: fingerprints of what was frozen, before and after, and the engines that ran it; a JSON document.
+        evaluated: predictions of every set.
+        image_map: map of all images; None for none.
+        rehearsal: the table of images of the old classes, where a model was extended.
+        proof: digests of what was frozen, before and after, and the engines; a JSON document.
 
     Returns:
         What ``run.json`` is to hold, see ``seal``.
@@ -350,8 +350,8 @@ def write_results(
     }
     with writing_run(folder):
         write_atomically(folder / "split.csv", text_bytes(_split_csv(look)))
-        if remembered:
-            write_atomically(folder / REHEARSAL_FILE, text_bytes(remembered))
+        if rehearsal:
+            write_atomically(folder / REHEARSAL_FILE, text_bytes(rehearsal))
         write_findings(folder / FINDINGS_FILE, run.findings)
         model.save(folder / MODEL_FILE)
         if image_map is not None:
@@ -370,7 +370,7 @@ def write_results(
 
 
 def write_findings(file: Path, findings: Sequence[Finding]) -> None:
-    """Writes findings as JSON; an OSError is the caller's to explain."""
+    """Writes findings as JSON; an OSError is left to the caller."""
     _write_json(file, [asdict(finding) for finding in findings])
 
 

@@ -1,4 +1,4 @@
-"""How often a run's test images were looked at: each look at them that leads to a choice makes them less of a test."""
+"""Audit of the test set: how often its images were scored. Each score that leads to a choice weakens the test."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from headstart.errors import RunError, WriteError
 from headstart.files import writing_run
 from headstart.progress import Progress
 
-USES_FILE = "test_uses.jsonl"
+AUDIT_FILE = "test_uses.jsonl"
 
 
 @dataclass(frozen=True)
-class Use:
-    """A look at test images.
+class AuditEntry:
+    """One time that test images were scored.
 
     Attributes:
         time: ISO 8601, UTC.
         by: "train", "evaluate", "compare", "export" or "verify".
-        images: of the run's test that were scored.
-        correct: of them.
+        images: number of the run's test images that were scored.
+        correct: number of these that were correct.
     """
 
     time: str
@@ -32,52 +32,52 @@ class Use:
     correct: int
 
 
-def note_use(folder: Path, by: str, *, images: int, correct: int, progress: Progress | None = None) -> None:
-    """Adds a line to the run's list.
+def record_test_score(folder: Path, by: str, *, images: int, correct: int, progress: Progress | None = None) -> None:
+    """Adds an entry to the run's audit.
 
     Args:
         folder: of the run.
-        by: see ``Use``.
-        images: see ``Use``.
-        correct: see ``Use``.
-        progress: told where the list cannot be written, as in the finished run of another user; that is an error where
-            it is not given.
+        by: see ``AuditEntry``.
+        images: see ``AuditEntry``.
+        correct: see ``AuditEntry``.
+        progress: receives a warning if the audit cannot be written, as in the finished run of another user; without it,
+            that is an error.
 
     Raises:
-        WriteError: the list cannot be written, and there is no ``progress``.
+        WriteError: the audit cannot be written, and there is no ``progress``.
     """
-    use = Use(datetime.now(UTC).isoformat(timespec="seconds"), by, images, correct)
-    file = folder / USES_FILE
+    entry = AuditEntry(datetime.now(UTC).isoformat(timespec="seconds"), by, images, correct)
+    file = folder / AUDIT_FILE
     try:
         with writing_run(folder, file), open(file, "a", encoding="utf-8") as opened:
-            opened.write(json.dumps(asdict(use)) + "\n")
+            opened.write(json.dumps(asdict(entry)) + "\n")
     except WriteError as error:
         if progress is None:
             raise
         progress.say(
-            f"Warning: {file}: cannot be written ({error.__cause__}): this use of the test images is not noted."
+            f"Warning: {file}: cannot be written ({error.__cause__}), so this score of the test images is not recorded."
         )
 
 
-def read_uses(folder: Path) -> list[Use]:
-    """Every use so far; none where the run has no list.
+def read_audit(folder: Path) -> list[AuditEntry]:
+    """All entries so far; none where the run has no audit.
 
     Raises:
         RunError: it is damaged.
     """
-    file = folder / USES_FILE
+    file = folder / AUDIT_FILE
     if not file.is_file():
         return []
     try:
-        return [Use(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines() if line]
+        return [AuditEntry(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines() if line]
     except (OSError, ValueError, TypeError) as error:
         raise RunError(f"{file}: damaged ({error}).") from error
 
 
-def uses_text(uses: Sequence[Use]) -> str:
-    """In words: "Test was scored once (train, 2026-11-23)"; "" for none."""
-    if not uses:
+def audit_text(entries: Sequence[AuditEntry]) -> str:
+    """A sentence: "Test was scored once (train 2026-11-23)"; "" for no entries."""
+    if not entries:
         return ""
-    often = {1: "once", 2: "twice"}.get(len(uses), f"{len(uses):,} times")
-    last = ", ".join(f"{use.by} {use.time[:10]}" for use in uses[-3:])
-    return f"Test was scored {often} ({'the last: ' if len(uses) > 3 else ''}{last})"
+    often = {1: "once", 2: "twice"}.get(len(entries), f"{len(entries):,} times")
+    last = ", ".join(f"{entry.by} {entry.time[:10]}" for entry in entries[-3:])
+    return f"Test was scored {often} ({'most recently: ' if len(entries) > 3 else ''}{last})"

@@ -21,7 +21,7 @@ from headstart.files import user_path
 from headstart.model import load
 from headstart.progress import Progress, SilentProgress, with_example
 from headstart.runs.folder import open_like, split_rows
-from headstart.runs.test_audit import note_use, read_uses, uses_text
+from headstart.runs.test_audit import audit_text, read_audit, record_test_score
 
 
 class Answering(Protocol):
@@ -102,7 +102,7 @@ def evaluate(
     else:
         rows = split_rows(run) if run else []
         images = other_images(open_like(run, source), model, rows, ignore_unknown, cache=cache, progress=progress)
-    if run and any(images.test) and (words := uses_text(read_uses(run))):
+    if run and any(images.test) and (words := audit_text(read_audit(run))):
         progress.say(f"{words} before. A choice that is made by it spends it.")
     probabilities, outliers, faults = model.predict_with_outliers(images.paths, device=device, progress=progress)
     if source is None and faults:
@@ -126,7 +126,7 @@ def evaluate(
             test = np.array([images.test[i] for i in places])
             tested, right = tested + int(test.sum()), right + int(found.right[test].sum())
     if run and tested:
-        note_use(run, by, images=tested, correct=right, progress=progress)
+        record_test_score(run, by, images=tested, correct=right, progress=progress)
     return evaluated
 
 

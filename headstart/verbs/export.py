@@ -32,7 +32,7 @@ from headstart.hub import read_address
 from headstart.model import MODEL_FILE, Model, load
 from headstart.progress import Progress, SilentProgress
 from headstart.runs.folder import open_like, split_rows
-from headstart.runs.test_audit import note_use
+from headstart.runs.test_audit import record_test_score
 from headstart.verbs.evaluate import Answering, LabelledImages, other_images, own_images
 
 ENDINGS = {"onnx": ".onnx", "torch": ".pt2"}
@@ -404,4 +404,4 @@ def _note_test(
     model: Source | Model | None, images: LabelledImages, one: FormatResult, by: str, progress: Progress
 ) -> None:
     if any(images.test) and model is not None and _is_run(model):
-        note_use(user_path(model), by, images=sum(images.test), correct=one.correct, progress=progress)
+        record_test_score(user_path(model), by, images=sum(images.test), correct=one.correct, progress=progress)

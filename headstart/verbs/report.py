@@ -28,7 +28,7 @@ from headstart.runs.folder import (
     curve_points,
     load_run,
 )
-from headstart.runs.test_audit import read_uses, uses_text
+from headstart.runs.test_audit import audit_text, read_audit
 from headstart.training.ladder import RungResult
 
 
@@ -104,7 +104,7 @@ def write_report(
         image_map=read_map(folder),
         split=split,
         brief=brief,
-        uses=uses_text(read_uses(folder)),
+        uses=audit_text(read_audit(folder)),
         proof=document["frozen"],
         seconds=document["seconds"],
     )

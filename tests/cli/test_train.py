@@ -56,7 +56,7 @@ def test_resume_goes_with_options_of_the_output(
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     assert stopped.value.code == 1
-    assert "no run that could go on" in capsys.readouterr().err
+    assert "no run to resume" in capsys.readouterr().err
 
 
 def test_help_lists_ten_options_first_and_the_others_by_group(capsys: pytest.CaptureFixture[str]) -> None:

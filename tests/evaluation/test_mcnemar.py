@@ -19,7 +19,7 @@ from headstart.errors import DataError
 from headstart.evaluation.mcnemar import paired
 from headstart.evaluation.metrics import score_groups
 from headstart.pipeline import evaluate, fit
-from headstart.runs.test_audit import Use, note_use, read_uses, uses_text
+from headstart.runs.test_audit import AuditEntry, audit_text, read_audit, record_test_score
 from headstart.training.losses import learnable_folds
 from headstart.trust.ood import OodDetector
 
@@ -109,7 +109,7 @@ def test_a_run_notes_each_look_at_its_test_images(grouped: tuple[Path, hs.Run], 
     folder, run = grouped
     copy = shutil.copytree(run.folder, tmp_path / "run")
     (copy / "test_uses.jsonl").unlink()
-    note_use(copy, "train", images=run.results["test"].count, correct=run.results["test"].correct)
+    record_test_score(copy, "train", images=run.results["test"].count, correct=run.results["test"].correct)
     said: list[str] = []
 
     class Heard(hs.TerminalProgress):
@@ -119,22 +119,22 @@ def test_a_run_notes_each_look_at_its_test_images(grouped: tuple[Path, hs.Run], 
     hs.evaluate(copy, progress=Heard())
     assert any(line.startswith("Test was scored once (train") for line in said)
     hs.evaluate(copy, folder / "t.csv")
-    uses = read_uses(copy)
+    uses = read_audit(copy)
     assert [use.by for use in uses] == ["train", "evaluate", "evaluate"]
     assert {use.images for use in uses} == {run.results["test"].count}
     assert {use.correct for use in uses} == {run.results["test"].correct}
     assert "Test was scored 3 times" in hs.report(copy).read_text()
     write_classes(tmp_path / "other", dict.fromkeys(COLOURS, 3), first_seed=900)
     hs.evaluate(copy, tmp_path / "other")  # no image of test
-    assert len(read_uses(copy)) == 3
-    assert read_uses(run.folder)[0].by == "train"
+    assert len(read_audit(copy)) == 3
+    assert read_audit(run.folder)[0].by == "train"
 
 
 def test_uses_in_words() -> None:
-    uses = [Use(f"2026-11-2{i}T10:00:00+00:00", "evaluate", 5, 4) for i in range(4)]
-    assert uses_text([]) == ""
-    assert uses_text(uses[:1]) == "Test was scored once (evaluate 2026-11-20)"
-    assert "4 times (the last: evaluate 2026-11-21" in uses_text(uses)
+    uses = [AuditEntry(f"2026-11-2{i}T10:00:00+00:00", "evaluate", 5, 4) for i in range(4)]
+    assert audit_text([]) == ""
+    assert audit_text(uses[:1]) == "Test was scored once (evaluate 2026-11-20)"
+    assert "4 times (most recently: evaluate 2026-11-21" in audit_text(uses)
 
 
 @pytest.mark.exhaustive

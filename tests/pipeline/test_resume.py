@@ -447,7 +447,7 @@ def test_resuming_under_other_conditions_is_refused_with_what_changed(name: str,
     document["conditions"][name] = CHANGED[name]
     file.write_text(json.dumps(document))
     try:
-        with pytest.raises(RunError, match=rf"the {name} has changed: .* when the run began, .* now\. Put it back"):
+        with pytest.raises(RunError, match=rf"the {name} has changed: .* when the run began, .* now\. Restore it"):
             resume(stopped)
     finally:
         file.write_text(begun)
@@ -507,7 +507,7 @@ def test_a_run_finds_its_tables_columns_again(hard: Path, tiny: dict[str, Any], 
 
 
 def test_there_is_nothing_to_resume_where_no_run_is(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="no run that could go on"):
+    with pytest.raises(RunError, match="no run to resume"):
         resume(tmp_path)
 
 

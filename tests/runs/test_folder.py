@@ -25,7 +25,7 @@ from headstart.reports.image_map import ImageMap
 from headstart.runs import folder as folders
 from headstart.runs.folder import (
     Run,
-    Start,
+    RunStart,
     choose_run_folder,
     load_run,
     make_run_folder,
@@ -68,7 +68,7 @@ def written(folder: Path, data: Path, model: hs.Model, *names: str, **more: Any)
     parts = [evaluated(name) for name in names]
     results = {part.scores.name: part.scores for part in parts}
     run = Run(folder, Recipe(seed=3), results, (RUNG,), "behind layer3", (FINDING,), {"train": 1.5})
-    write_start(make_run_folder(folder), run.recipe, Start(str(data), "cpu"))
+    write_start(make_run_folder(folder), run.recipe, RunStart(str(data), "cpu"))
     fitted: Any = SimpleNamespace(name="probe", reason="few", frozen=7, settings={"c": 0.1})
     document = write_results(run, model, fitted, look, parts, proof={"before": "x"}, **more)
     seal(folder, document)
@@ -122,7 +122,7 @@ def test_what_run_json_holds(tmp_path: Path, data: Path, model: hs.Model) -> Non
 def test_every_file_of_a_run_is_there(tmp_path: Path, data: Path, model: hs.Model) -> None:
     folder = tmp_path / "run"
     image_map = ImageMap(("a.png",), ("train",), ("red",), np.array([[0.0, 1.0]]), ((),))
-    written(folder, data, model, "val", CROSS_VALIDATION, image_map=image_map, remembered="path\nx.png\n")
+    written(folder, data, model, "val", CROSS_VALIDATION, image_map=image_map, rehearsal="path\nx.png\n")
     files = {path.name for path in folder.iterdir()}
     assert files == {
         *("recipe.json", "start.json", "run.json", "scores.json", "findings.json", "model.safetensors", "split.csv"),
@@ -199,9 +199,9 @@ def test_a_notebook_shows_results_ladder_and_where_the_rest_is(tmp_path: Path) -
     rung = replace(RUNG, correct=1234, count=2000, low=0.25, high=0.5, seconds=1.26)
     run = Run(tmp_path, Recipe(), {"val": scores}, (rung,), "probe")
     shown = run._repr_html_()
-    for piece in (scores.sentence, "1,234 of 2,000", "25.0-50.0", ">1.3<", ">kept<", ">probe<", "95 % interval"):
+    for piece in (scores.sentence, "61.7 % (1,234/2,000)", "25.0-50.0", ">1.3<", ">kept<", ">probe<", "95 % CI"):
         assert piece in shown, piece
-    for head in ("rung", "right", "seconds", "decision"):
+    for head in ("rung", "accuracy", "seconds", "decision"):
         assert f">{head}<" in shown
     assert f"Kept: probe. Report: {tmp_path / 'report.html'}. Model: {tmp_path / 'model.safetensors'}." in shown
     assert "<img" not in shown
@@ -238,22 +238,22 @@ def test_what_is_no_finished_run_is_said_with_the_remedy(tmp_path: Path) -> None
 def test_a_run_that_can_go_on_is_read_back_with_its_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     recipe = Recipe(extend="runs/old", rehearsal="more", seed=5)
-    start = Start("data", "cpu", "abc", {"torch": "2"}, {"path_column": "p"})
+    start = RunStart("data", "cpu", "abc", {"torch": "2"}, {"path_column": "p"})
     write_start(tmp_path, recipe, start)
     public = (tmp_path / "recipe.json").read_text()
     assert str(tmp_path) not in public
     own, back = read_start(tmp_path)
     assert own == replace(recipe, extend=str(tmp_path / "runs/old"), rehearsal=str(tmp_path / "more"))
     assert back == replace(start, paths={"extend": own.extend, "rehearsal": own.rehearsal})
-    assert (Start("d", "cpu").images, Start("d", "cpu").columns) == ("", {})
+    assert (RunStart("d", "cpu").images, RunStart("d", "cpu").columns) == ("", {})
     write_start(tmp_path, Recipe(weights="~/w.pth"), start)
     assert read_start(tmp_path)[0].weights == os.path.expanduser("~/w.pth")
 
 
 def test_what_cannot_go_on_is_said(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="no run that could go on"):
+    with pytest.raises(RunError, match="no run to resume"):
         read_start(tmp_path)
-    write_start(tmp_path, Recipe(), Start("d", "cpu"))
+    write_start(tmp_path, Recipe(), RunStart("d", "cpu"))
     for damage in ("{", "[]", '{"data": "d"}', '{"data": "d", "device": "cpu", "more": 1}'):
         (tmp_path / "start.json").write_text(damage)
         with pytest.raises(RunError, match="damaged run folder"):
@@ -295,7 +295,7 @@ def test_a_folder_that_cannot_be_written_is_a_named_error(
 
     monkeypatch.setattr(folders, "write_atomically", full)
     for work in (
-        lambda: write_start(tmp_path, Recipe(), Start("d", "cpu")),
+        lambda: write_start(tmp_path, Recipe(), RunStart("d", "cpu")),
         lambda: seal(tmp_path, {}),
         lambda: written(tmp_path / "run", data, model, "val"),
     ):
@@ -313,7 +313,7 @@ def test_other_data_are_opened_by_the_columns_of_the_run_where_they_have_them(tm
     (data / "other.csv").write_text("\n".join(["Datei,label", *rows]))
     (data / "one.csv").write_text("\n".join(["Datei,Art", *rows[:2]]))
     run = make_run_folder(tmp_path / "run")
-    write_start(run, Recipe(), Start("d", "cpu", columns={"path_column": "Datei", "label_column": "Art"}))
+    write_start(run, Recipe(), RunStart("d", "cpu", columns={"path_column": "Datei", "label_column": "Art"}))
     for source in ("own.csv", "usual.csv"):
         assert open_like(run, data / source).classes == ("blue", "red"), source
     assert open_like(run, data).classes == ("blue", "red")
