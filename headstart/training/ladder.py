@@ -277,7 +277,9 @@ def boundary_before(name: str, split: SplittableBackbone) -> Boundary:
     """
     inner = [b for b in split.boundaries if b.name != HEAD]
     if not inner:
-        raise OptionError(f"--unfreeze {name}: this backbone cannot be cut, and takes a probe only ({split.obstacle}).")
+        raise OptionError(
+            f"unfreeze {name!r}: this backbone cannot be split, so it is not fine-tuned ({split.obstacle})."
+        )
     if name == "all":
         return inner[0]
     firsts = [(boundary, split.parts(boundary.name)[0][0]) for boundary in inner]
@@ -290,7 +292,7 @@ def boundary_before(name: str, split: SplittableBackbone) -> Boundary:
         known += [".".join(path[:depth]) for depth in range(1, len(path) + 1)]
     known = list(dict.fromkeys(known))
     raise OptionError(
-        f"--unfreeze {name}: no part that can be trained from.{suggestion(name, known)} There are: {', '.join(known)}."
+        f"unfreeze {name!r}: no such layer group.{suggestion(name, known)} There are: {', '.join(known)}."
     )
 
 

@@ -22,7 +22,7 @@ def test_results_are_printed_after_training_and_progress_goes_to_stderr(trained:
     assert re.match(rf"cross-validation {score}", lines[0])  # before val, which is small
     assert re.match(rf"val {score}", lines[1])
     assert lines[-2:] == [f"Report: {run / 'report.html'}", f"Model:  {run / 'model.safetensors'}"]
-    assert "2 classes, train" in err
+    assert "2 classes; images: train" in err
     assert "\r" not in err
     assert "\x1b" not in err
     assert "warn" not in err.lower().replace("warning: ", "")

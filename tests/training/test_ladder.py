@@ -60,7 +60,7 @@ def test_unfreeze_names_the_first_part_that_is_trained(split: SplittableBackbone
     assert boundaries(split, effort="standard", unfreeze="blocks.5") == ["blocks.4"]
     assert boundaries(split, effort="standard", unfreeze="blocks.5.2") == ["blocks.5.1"]
     assert boundaries(split, effort="standard", unfreeze="all") == ["input"]
-    with pytest.raises(OptionError, match=r"no part.*all, .*blocks\.6"):
+    with pytest.raises(OptionError, match=r"no such layer group.*all, .*blocks\.6"):
         boundaries(split, effort="standard", unfreeze="layer4")
 
 
