@@ -298,6 +298,15 @@ def test_no_module_is_named_after_nothing() -> None:
     assert parts & {"util", "utils", "common", "helper", "helpers", "misc", "tools", "base", "core"} == set()
 
 
+def test_no_two_classes_share_a_name() -> None:
+    places: dict[str, list[str]] = {}
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(name)
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
 def test_every_module_says_in_its_first_line_what_it_is() -> None:
     for path in PACKAGE.rglob("*.py"):
         lead = (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0]

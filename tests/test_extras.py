@@ -18,7 +18,7 @@ from headstart.backbone.weights import random_backbone
 from headstart.data.decode import decode
 from headstart.errors import MissingExtra, UnreadableImage
 from headstart.extras import EXTRAS, importing_extra, install_command, is_installed
-from headstart.runs.log import BOARD
+from headstart.runs.tensorboard import BOARD_FOLDER
 
 QUICK: dict[str, Any] = {"backbone": "test_resnet", "image_size": 32, "effort": "probe"}
 
@@ -96,7 +96,7 @@ def test_training_without_tensorboard_writes_no_curves(hide: Callable[[str], Non
     hide("tensorboard")
     run = hs.train(data, out=tmp_path / "run", head="8", weights=weights, **QUICK)
     assert run.model_path.is_file()
-    assert not (run.folder / BOARD).exists()
+    assert not (run.folder / BOARD_FOLDER).exists()
 
 
 def test_another_missing_module_is_not_mistaken_for_an_extra() -> None:
