@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from headstart.extras import importing_extra
+from headstart.import_effects import restored_after_import
 
 
 def lazy_names(
@@ -32,7 +33,8 @@ def lazy_names(
             raise AttributeError(f"{package}.{name} is now {moved[name]}.")
         if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        with importing_extra(extra, f"{package}.{name}") if extra else nullcontext():
+        extra_named = importing_extra(extra, f"{package}.{name}") if extra else nullcontext()
+        with extra_named, restored_after_import():
             value = getattr(importlib.import_module(modules[name]), name)
         setattr(sys.modules[package], name, value)
         return value

@@ -15,6 +15,7 @@ import headstart as hs
 PACKAGE = Path(hs.__file__).parent
 
 ORDER = [
+    "import_effects",
     "errors",
     "extras",
     "lazy",

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from headstart.errors import RunError
 from headstart.files import csv_text, path_of, read_rows
+from headstart.import_effects import restored_after_import
 from headstart.trust.ood import unit
 
 MAP_FILE = "map.csv"
@@ -137,8 +138,9 @@ def _nearest(
 
 def _placed(directions: Features, seed: int) -> npt.NDArray[np.float64]:
     """(N, 2), each axis from 0 to 1; all in the middle where the images' features are all the same."""
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
+    with restored_after_import():
+        from sklearn.decomposition import PCA
+        from sklearn.manifold import TSNE
 
     few = _some(len(directions), PLACED, seed)
     if not directions[few].std(axis=0).max() > SPREAD:  # t-SNE divides by it, and where it is 0 the process crashes

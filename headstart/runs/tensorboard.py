@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, final
 
 from headstart.extras import is_installed
+from headstart.import_effects import restored_after_import
 from headstart.runs.events import Event
 from headstart.runs.log import read_log
 
@@ -41,7 +42,8 @@ class TensorBoardWriter:
 
     def _draw(self, event: Event) -> None:
         if self._writer is None:
-            from tensorboardX import SummaryWriter
+            with restored_after_import():
+                from tensorboardX import SummaryWriter
 
             self._writer = SummaryWriter(str(self._folder))
         part = "train" if event.kind == "epoch" else "val"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from headstart.concurrency import ignored_warnings
 from headstart.errors import DataError
+from headstart.import_effects import restored_after_import
 
 Labels = npt.NDArray[np.int64]
 Logits = npt.NDArray[np.floating[Any]]
@@ -124,7 +125,8 @@ def folds_of(labels: Labels, count: int, seed: int, *, together: Parts | None = 
         if 1 < len(first) < len(together):
             judged = [np.isin(part, judge) for _, judge in folds_of(labels[first], count, seed)]
             return [(np.flatnonzero(~own), np.flatnonzero(own)) for own in judged]
-    from sklearn.model_selection import KFold, StratifiedKFold  # a second that a prediction need not wait for
+    with restored_after_import():  # the import takes a second, which predictions do not need
+        from sklearn.model_selection import KFold, StratifiedKFold
 
     number = max(2, min(count, int(class_sizes(labels).max())))
     if are_several(labels) or class_sizes(labels).max() < number:
