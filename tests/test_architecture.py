@@ -153,6 +153,7 @@ ORDER = [
     "runs.time_estimate",
     "runs.environment",
     "runs.folder",
+    "runs.results",
     "runs.test_audit",
     "verbs.report",
     "pipeline.load",

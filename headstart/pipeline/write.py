@@ -14,7 +14,8 @@ from headstart.pipeline.inspect_images import Inspected
 from headstart.pipeline.ladder_state import CHECKPOINTS, CURRENT
 from headstart.pipeline.load import Job, Loaded
 from headstart.reports.image_map import ImageMap, make_map
-from headstart.runs.folder import Run, seal, write_results
+from headstart.runs.folder import Run, seal
+from headstart.runs.results import collect_results, write_results
 from headstart.runs.test_audit import AUDIT_FILE, record_test_score
 from headstart.training.fit_head import Fitted
 from headstart.verbs.report import write_card, write_report
@@ -64,16 +65,17 @@ def write_files(run: Run, finished: EvaluatedModel, documents: RunDocuments) -> 
         WriteError: the folder cannot be written.
     """
     folder, model = run.folder, finished.model
-    document = write_results(
+    results = collect_results(
         run,
         model,
         documents.fitted,
         documents.inspected.inspection,
-        list(finished.evaluated),
+        finished.evaluated,
+        documents.proof,
         image_map=documents.image_map,
         rehearsal=documents.rehearsal,
-        proof=documents.proof,
     )
+    document = write_results(results)
     with writing_run(folder):
         (folder / AUDIT_FILE).unlink(missing_ok=True)  # a resumed run looks at the test images once, too
     for part in finished.evaluated:

@@ -34,7 +34,7 @@ def model_card(
     Args:
         model: the classifier.
         results: its figures by set, the deciding one last.
-        document: of its run, see ``runs.folder.write_results``.
+        document: of its run, see ``runs.results.run_document``.
         repository: "owner/name" where it is going to be; "" where that is not known.
     """
     from huggingface_hub import EvalResult, ModelCard, ModelCardData

@@ -37,29 +37,18 @@ from typing import Any
 
 from headstart.data.dataset import Dataset, open_data
 from headstart.data.finding import Finding
-from headstart.data.inspection import Inspection
 from headstart.errors import DataError, RunError
-from headstart.evaluation.metrics import CROSS_VALIDATION, AnyScores, scores_from_json, shown_first
-from headstart.evaluation.predictions import Evaluated, predictions_csv
-from headstart.evaluation.reliability import reliabilities, usual_kept
+from headstart.evaluation.metrics import AnyScores, scores_from_json, shown_first
 from headstart.files import (
-    csv_text,
     json_text,
     not_written,
     read_rows,
-    text_bytes,
     user_path,
     write_atomically,
     writing_run,
 )
 from headstart.html import data_address, paragraph, picture, table
-from headstart.model import MODEL_FILE, Model
-from headstart.reports.calibration_chart import calibration_charts
-from headstart.reports.curves import CurvePoint, curve_charts
-from headstart.reports.image_map import MAP_FILE, ImageMap
-from headstart.reports.svg_chart import svg_file
-from headstart.runs.log import read_log
-from headstart.training.fit_head import Fitted
+from headstart.model import MODEL_FILE
 from headstart.training.ladder import RungResult
 from headstart.training.recipe import Recipe
 
@@ -297,78 +286,6 @@ def split_rows(folder: Path, name: str = "split.csv") -> list[dict[str, str]]:
         raise RunError(f"{folder / name}: {error.strerror}. Name the data to score the model on.") from error
 
 
-def write_results(
-    run: Run,
-    model: Model,
-    fitted: Fitted,
-    look: Inspection,
-    evaluated: list[Evaluated],
-    *,
-    image_map: ImageMap | None = None,
-    rehearsal: str = "",
-    proof: dict[str, object],
-) -> dict[str, Any]:
-    """Writes the files of a finished run, all but the report and ``run.json``.
-
-    Args:
-        run: scores and rungs.
-        model: the finished model.
-        fitted: the classifier on frozen features, the first rung.
-        look: the data.
-        evaluated: predictions of every set.
-        image_map: map of all images; None for none.
-        rehearsal: the table of images of the old classes, where a model was extended.
-        proof: digests of what was frozen, before and after, and the engines; a JSON document.
-
-    Returns:
-        What ``run.json`` is to hold, see ``seal``.
-
-    Raises:
-        WriteError: the folder cannot be written.
-    """
-    folder = run.folder
-    reliable = reliabilities(model.calibration, evaluated)
-    usual = usual_kept(model.calibration, evaluated)
-    document = {
-        "scores": {name: scores.as_json() for name, scores in run.results.items()},
-        "findings": [asdict(finding) for finding in run.findings],
-        "seconds": run.seconds,
-        "head": {"name": fitted.name, "reason": fitted.reason, "frozen": fitted.frozen} | fitted.settings,
-        "backbone": model.net.backbone.source,
-        "fingerprint": model.net.backbone.fingerprint,
-        "rungs": [asdict(rung) for rung in run.rungs],
-        "best": run.best,
-        "frozen": proof,
-        "data": model.data
-        | {"base": str(look.dataset.base), "split": look.split.origin, "sizes": look.split.sizes, "name": _name(look)},
-        "libraries": model.libraries,
-        "calibration": model.calibration.as_json()
-        | {
-            "reliability": [own.as_json() for own in reliable],
-            "usual": "; ".join(own.sentence for own in usual[-1:]),
-        },
-    }
-    with writing_run(folder):
-        write_atomically(folder / "split.csv", text_bytes(_split_csv(look)))
-        if rehearsal:
-            write_atomically(folder / REHEARSAL_FILE, text_bytes(rehearsal))
-        write_findings(folder / FINDINGS_FILE, run.findings)
-        model.save(folder / MODEL_FILE)
-        if image_map is not None:
-            write_atomically(folder / MAP_FILE, text_bytes(image_map.csv()))
-        crossed = [part for part in evaluated if part.scores.name == CROSS_VALIDATION]
-        if crossed:
-            write_atomically(folder / CROSS_VALIDATION_FILE, text_bytes(predictions_csv(crossed)))
-        own = [part for part in evaluated if part not in crossed]
-        write_atomically(folder / PREDICTIONS_FILE, text_bytes(predictions_csv(own)))
-        _write_json(folder / "scores.json", document["scores"])
-        if points := curve_points(folder):
-            write_atomically(run.curves_path, svg_file(curve_charts(points), title=folder.name))
-        if charts := calibration_charts(model.calibration, reliable, evaluated):
-            write_atomically(folder / CALIBRATION_FILE, svg_file(charts))
-    return document
-
-
 def write_findings(file: Path, findings: Sequence[Finding]) -> None:
     """Writes findings as JSON; an OSError is left to the caller."""
     _write_json(file, [asdict(finding) for finding in findings])
@@ -382,33 +299,6 @@ def seal(folder: Path, document: dict[str, Any]) -> None:
     """
     with writing_run(folder):
         _write_json(folder / "run.json", document)
-
-
-def _name(look: Inspection) -> str:
-    return look.dataset.root.resolve().name
-
-
-def curve_points(folder: Path) -> list[CurvePoint]:
-    """The epochs of a run, from its log."""
-    entries = read_log(folder)
-    val = {(e["stage"], e["epoch"]): (e["log_loss"], e["accuracy"]) for e in entries if e["event"] == "validation"}
-    return [
-        CurvePoint(e["stage"], e["epoch"], e["loss"], e["accuracy"], *val.get((e["stage"], e["epoch"]), (None, None)))
-        for e in entries
-        if e["event"] == "epoch"
-    ]
-
-
-def _split_csv(look: Inspection) -> str:
-    names = look.dataset.label_names()
-    label = "labels" if look.dataset.multi_label else "label"
-    groups = look.dataset.groups
-    rows: list[list[str]] = [["path", label, "split", "content", "left_out", *([] if groups is None else ["group"])]]
-    for i, path in enumerate(look.dataset.files()):
-        why = look.scanned.faults.get(i) or look.split.left_out.get(i, "")
-        group = [] if groups is None else [groups[i]]
-        rows.append([path, names[i], look.split.assigned[i], look.scanned.keys[i].hex(), why, *group])
-    return csv_text(rows)
 
 
 def _write_json(path: Path, document: object) -> None:

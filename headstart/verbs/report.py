@@ -25,9 +25,9 @@ from headstart.runs.folder import (
     CROSS_VALIDATION_FILE,
     PREDICTIONS_FILE,
     REPORT_FILE,
-    curve_points,
     load_run,
 )
+from headstart.runs.results import curve_points
 from headstart.runs.test_audit import audit_text, read_audit
 from headstart.training.ladder import RungResult
 

@@ -23,6 +23,7 @@ from headstart.evaluation.metrics import CROSS_VALIDATION, score
 from headstart.evaluation.predictions import Evaluated, evaluate_predictions
 from headstart.reports.image_map import ImageMap
 from headstart.runs import folder as folders
+from headstart.runs import results as result_files
 from headstart.runs.folder import (
     Run,
     RunStart,
@@ -34,9 +35,9 @@ from headstart.runs.folder import (
     read_start,
     seal,
     write_findings,
-    write_results,
     write_start,
 )
+from headstart.runs.results import collect_results, curve_points, write_results
 from headstart.training.ladder import RungResult
 from headstart.training.recipe import Recipe
 
@@ -70,7 +71,8 @@ def written(folder: Path, data: Path, model: hs.Model, *names: str, **more: Any)
     run = Run(folder, Recipe(seed=3), results, (RUNG,), "behind layer3", (FINDING,), {"train": 1.5})
     write_start(make_run_folder(folder), run.recipe, RunStart(str(data), "cpu"))
     fitted: Any = SimpleNamespace(name="probe", reason="few", frozen=7, settings={"c": 0.1})
-    document = write_results(run, model, fitted, look, parts, proof={"before": "x"}, **more)
+    results_of_run = collect_results(run, model, fitted, look, tuple(parts), {"before": "x"}, **more)
+    document = write_results(results_of_run)
     seal(folder, document)
     return run, document
 
@@ -181,7 +183,7 @@ def test_curves_are_drawn_where_anything_was_trained_by_steps(tmp_path: Path, da
     val = {"event": "validation", "stage": "head", "epoch": 1, "log_loss": 0.7, "accuracy": 0.6, "time": ""}
     other = {"event": "rung", "stage": "head"}
     (folder / "log.jsonl").write_text("".join(json.dumps(own) + "\n" for own in (*epochs, val, other)))
-    points = folders.curve_points(folder)
+    points = curve_points(folder)
     assert [(p.stage, p.epoch, p.train_loss, p.train_accuracy, p.val_loss, p.val_accuracy) for p in points] == [
         ("head", 0, 1.0, 0.5, None, None),
         ("head", 1, 0.5, 0.5, 0.7, 0.6),
@@ -294,6 +296,7 @@ def test_a_folder_that_cannot_be_written_is_a_named_error(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(folders, "write_atomically", full)
+    monkeypatch.setattr(result_files, "write_atomically", full)
     for work in (
         lambda: write_start(tmp_path, Recipe(), RunStart("d", "cpu")),
         lambda: seal(tmp_path, {}),
