@@ -6,7 +6,6 @@ import contextlib
 from dataclasses import dataclass
 from typing import Any
 
-from headstart.backbone.split import SplittableBackbone
 from headstart.files import writing_run
 from headstart.pipeline.evaluate import EvaluatedModel
 from headstart.pipeline.featurise import Featurised, image_vectors
@@ -28,7 +27,6 @@ class RunDocuments:
     Attributes:
         fitted: the head on frozen features.
         inspected: the images.
-        splittable: the backbone with its freeze boundaries; None where nothing was fine-tuned.
         image_map: of all images; None for none.
         rehearsal: table of the rehearsal images, where a model was extended.
         proof: see ``prove_frozen``.
@@ -37,7 +35,6 @@ class RunDocuments:
 
     fitted: Fitted
     inspected: Inspected
-    splittable: SplittableBackbone | None
     image_map: ImageMap | None
     rehearsal: str
     proof: dict[str, Any]
@@ -50,7 +47,7 @@ def map_images(job: Job, loaded: Loaded, inspected: Inspected, featurised: Featu
     files, names = inspected.dataset.files(), inspected.dataset.label_names()
     paths, labels = [files[i] for i in images.positions], [names[i] for i in images.positions]
     with job.progress.task("Drawing the map of images", 1, "steps"):
-        return make_map(paths, images.splits, labels, images.vectors, seed=job.recipe.seed)
+        return make_map(paths, images.splits, labels, images.vectors, seed=job.recipe.seed, cache=job.cache)
 
 
 def write_files(run: Run, finished: EvaluatedModel, documents: RunDocuments) -> dict[str, Any]:
@@ -81,8 +78,7 @@ def write_files(run: Run, finished: EvaluatedModel, documents: RunDocuments) -> 
     for part in finished.evaluated:
         if part.scores.name == "test":
             record_test_score(folder, "train", images=part.scores.count, correct=part.scores.correct)
-    split = documents.splittable and documents.splittable.of(model.net.backbone.module)
-    write_report(folder, document, model, run.report_path, split=split, brief=documents.is_brief)
+    write_report(folder, document, model, run.report_path, brief=documents.is_brief)
     write_card(folder, document, model)
     return document
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from headstart.backbone.layers import Layout
-from headstart.backbone.pixel_net import ActivationNet, split_backbone
-from headstart.backbone.split import HEAD, INPUT, Boundary, SplittableBackbone
+from headstart.backbone.layers import Layout, group_names
+from headstart.backbone.pixel_net import FeatureNet, PixelNet, split_backbone
+from headstart.backbone.split import HEAD, INPUT
 from headstart.data.decode import jpeg_bytes
 from headstart.data.preprocessing import Rgb
 from headstart.model import Model
@@ -62,26 +64,16 @@ class GradCam:
 
     Args:
         model: the classifier.
-        split: the model's backbone, cut; it is cut here if not given.
         check: called between steps, here and in ``maps``; an exception that it raises ends the work.
 
     Attributes:
         possible: whether the network has an activation with positions; ``maps`` needs one.
     """
 
-    def __init__(
-        self, model: Model, *, split: SplittableBackbone | None = None, check: Callable[[], None] = lambda: None
-    ) -> None:
-        net = model.net
-        split = split or split_backbone(net.backbone, net.pool, net.cut)
-        check()
-        layout = Layout.of(net.backbone.module)
-        boundary = _last_with_positions(split, layout)
-        self._device = net.scale.device
-        self._network = None if boundary is None else _CutClassifier(model, split, boundary.name, layout)
-        if self._network is not None:
-            self._network.to(self._device)
-        self.possible = self._network is not None
+    def __init__(self, model: Model, *, check: Callable[[], None] = lambda: None) -> None:
+        self._net, self._layer = _explained(model.net, check)
+        self._head = copy.deepcopy(model.head)
+        self.possible = self._layer is not None
 
     def maps(
         self, pixels: Sequence[Rgb], classes: Sequence[int], *, check: Callable[[], None] = lambda: None
@@ -96,26 +88,24 @@ class GradCam:
         Raises:
             ValueError: ``possible`` is False.
         """
-        if self._network is None:
+        if self._layer is None:
             raise ValueError("the network has no activation with positions: see GradCam.possible")
         found: list[HeatMap] = []
         for start in range(0, len(pixels), BATCH):
             check()
-            batch = torch.from_numpy(np.stack(pixels[start : start + BATCH])).to(self._device)
-            target = torch.tensor(classes[start : start + BATCH], device=self._device)
-            heat = _grad_cam(self._network, batch, target)
+            batch = torch.from_numpy(np.stack(pixels[start : start + BATCH])).to(self._net.scale.device)
+            target = torch.tensor(classes[start : start + BATCH], device=batch.device)
+            heat = _grad_cam(self._net, self._layer, self._head, batch, target)
             highest = heat.flatten(1).amax(1).clamp(min=1e-12)
             found += list((heat / highest[:, None, None]).cpu().numpy())
         return found
 
 
-def heat_maps(
-    model: Model, pixels: Sequence[Rgb], classes: Sequence[int], *, split: SplittableBackbone | None = None
-) -> list[HeatMap] | None:
+def heat_maps(model: Model, pixels: Sequence[Rgb], classes: Sequence[int]) -> list[HeatMap] | None:
     """``GradCam.maps`` of a few images; None if there are none, or the network has no positions."""
     if not pixels:
         return None
-    cam = GradCam(model, split=split)
+    cam = GradCam(model)
     return cam.maps(pixels, classes) if cam.possible else None
 
 
@@ -137,15 +127,19 @@ def _colours(strength: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.stack([np.interp(strength, places, stops[:, channel]) for channel in range(3)], axis=-1)
 
 
-def _grad_cam(network: _CutClassifier, pixels: Tensor, classes: Tensor) -> Tensor:
-    """(N, h, w): the channels of the activation, weighted by the mean gradient of the class's logit, positive part."""
-    with torch.inference_mode(False), torch.enable_grad():
-        made = network.prefix(pixels).float()
-        as_map, as_made = _map_view(made, network.layout)
-        as_map = as_map.detach().requires_grad_()
-        logits = network.head(network.suffix(as_made(as_map)))
-        (gradient,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), as_map)
-    return (gradient.mean((2, 3), keepdim=True) * as_map.detach()).sum(1).relu().float()
+def _grad_cam(net: PixelNet, layer: nn.Module, head: nn.Module, pixels: Tensor, classes: Tensor) -> Tensor:
+    """(N, h, w): the channels of a layer's output, weighted by the mean gradient of the logit, positive part."""
+    layout, maps = Layout.of(net.backbone.module), list[Tensor]()
+
+    def explained(_layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        as_map, as_output = _map_view(output.float(), layout)
+        maps.append(as_map.detach().requires_grad_())
+        return as_output(maps[0])
+
+    with torch.inference_mode(False), torch.enable_grad(), _hooked(layer, explained):
+        logits = head(net(pixels))
+        (gradient,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), maps[0])
+    return (gradient.mean((2, 3), keepdim=True) * maps[0].detach()).sum(1).relu().float()
 
 
 def _map_view(made: Tensor, layout: Layout) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
@@ -155,38 +149,112 @@ def _map_view(made: Tensor, layout: Layout) -> tuple[Tensor, Callable[[Tensor], 
     if made.ndim == 4:
         return made, lambda as_map: as_map
     grid = layout.grid(made.shape)
-    assert grid is not None  # a boundary without positions is not chosen
+    assert grid is not None  # a layer without positions is not chosen
     prefix, tokens = made[:, : layout.prefix_tokens], made[:, layout.prefix_tokens :]
     as_map = tokens.transpose(1, 2).reshape(len(made), -1, *grid)
     return as_map, lambda as_map: torch.cat([prefix, as_map.flatten(2).transpose(1, 2)], 1)
 
 
-@final
-class _CutClassifier(nn.Module):
-    """A classifier in two parts, with the activation that is explained between them."""
-
-    def __init__(self, model: Model, split: SplittableBackbone, boundary: str, layout: Layout) -> None:
-        super().__init__()
-        self.prefix = ActivationNet(model.net.backbone, boundary, split.prefix(boundary))
-        self.suffix = split.suffix(boundary)
-        self.head = copy.deepcopy(model.head)
-        self.layout = layout
+@contextmanager
+def _hooked(layer: nn.Module, hook: Callable[..., Tensor | None]) -> Iterator[None]:
+    handle = layer.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
-def _last_with_positions(split: SplittableBackbone, layout: Layout) -> Boundary | None:
-    """The deepest boundary with positions; of sequences of tokens the one before the last.
+@dataclass(frozen=True)
+class _Call:
+    """One call of a layer: its name, its output, and whether a layer with weights was called after it."""
 
-    Behind the last block of a vision transformer the class token alone may count.
-    """
+    name: str
+    output: Tensor
+    has_weights_after: bool
+
+
+def _explained(net: FeatureNet, check: Callable[[], None]) -> tuple[PixelNet, nn.Module | None]:
+    """The network in a form whose layers may get hooks, and the layer that is explained; None without positions."""
+    if isinstance(net.body, fx.GraphModule):  # blocks are dissolved into their layers
+        return _cut_in_two(net)
+    shared = {id(tensor): tensor for tensor in (*net.body.parameters(), *net.body.buffers())}
+    hookable = PixelNet(net.backbone, copy.deepcopy(net.body, shared)).to(net.scale.device)
+    return hookable, _deepest_layer(hookable, check)
+
+
+def _cut_in_two(net: FeatureNet) -> tuple[PixelNet, nn.Module | None]:
+    split, layout = split_backbone(net.backbone, net.pool, net.cut), Layout.of(net.backbone.module)
     inner = [b for b in split.boundaries if b.name not in (INPUT, HEAD)]
-    candidates = [b for b in inner if len(b.shape) in (2, 3) and _num_positions(b, layout) >= MIN_POSITIONS]
-    if not candidates:
-        return None
-    last = candidates[-1]
-    alike = [b for b in candidates if b.shape == last.shape]
-    return alike[-2] if len(last.shape) == 2 and len(alike) > 1 else last
+    found = [b for b in inner if _num_positions(torch.Size((1, *b.shape)), layout) >= MIN_POSITIONS]
+    if not found:
+        return net, None
+    alike = [b for b in found if b.shape == found[-1].shape]
+    boundary = alike[-2] if len(alike) > 1 and len(alike[-1].shape) == 2 else found[-1]
+    layer = nn.Identity()
+    body = nn.Sequential(split.prefix(boundary.name), layer, split.suffix(boundary.name))
+    return PixelNet(net.backbone, body).to(net.scale.device), layer
 
 
-def _num_positions(boundary: Boundary, layout: Layout) -> int:
-    grid = layout.grid(torch.Size((1, *boundary.shape)))
+def _deepest_layer(net: PixelNet, check: Callable[[], None]) -> nn.Module | None:
+    """The deepest layer whose output has positions and decides all that follows, with weights behind it.
+
+    Of sequences of tokens the one before the last such layer is taken: behind the last block of a vision transformer
+    the class token alone may count.
+    """
+    layout, size, groups = Layout.of(net.backbone.module), net.backbone.preprocessing, set(group_names(net.body))
+    noise = np.random.default_rng(0).integers(0, 256, (2, 1, size.height, size.width, 3), dtype=np.uint8)
+    images = tuple(torch.from_numpy(noise).to(net.scale.device))
+    found: list[_Call] = []
+    with torch.inference_mode():
+        calls, first = _called(net, images[0])
+        features = first, net(images[1])
+        for call in reversed(calls):
+            is_part = call.name in groups or call.name.rpartition(".")[0] in groups
+            if not is_part or not call.has_weights_after or (found and call.output.shape != found[0].output.shape):
+                continue
+            check()
+            if _num_positions(call.output.shape, layout) >= MIN_POSITIONS and _decides(net, call, images, features):
+                found.append(call)
+            if found and (found[0].output.ndim == 4 or len(found) > 1):
+                break
+    return net.body.get_submodule(found[-1].name) if found else None
+
+
+def _decides(net: PixelNet, call: _Call, images: tuple[Tensor, Tensor], features: tuple[Tensor, Tensor]) -> bool:
+    """Whether the second image has the features of the first if a layer gives what it gave for the first."""
+    with _hooked(net.body.get_submodule(call.name), lambda *_: call.output.clone()):
+        replaced = net(images[1])
+    error, difference = ((other - features[0]).abs().max() for other in (replaced, features[1]))
+    return bool(error <= 1e-3 * difference)
+
+
+def _called(net: PixelNet, pixels: Tensor) -> tuple[list[_Call], Tensor]:
+    """The layers in the order in which they end, each with its output, and the features."""
+    ended: list[tuple[str, Tensor, int]] = []
+    with_weights = 0
+    handles = []
+
+    def begin(layer: nn.Module, _inputs: object) -> None:
+        nonlocal with_weights
+        with_weights += any(True for _ in layer.parameters(recurse=False))
+
+    def end(name: str, output: object) -> None:
+        if isinstance(output, Tensor) and name:
+            ended.append((name, output.clone(), with_weights))
+
+    for name, layer in net.body.named_modules():
+        if isinstance(layer, (nn.Identity, nn.Dropout)):
+            continue
+        handles.append(layer.register_forward_pre_hook(begin))
+        handles.append(layer.register_forward_hook(lambda _l, _i, output, name=name: end(name, output)))
+    try:
+        features = net(pixels)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [_Call(name, output, before < with_weights) for name, output, before in ended], features
+
+
+def _num_positions(shape: torch.Size, layout: Layout) -> int:
+    grid = layout.grid(shape) if len(shape) in (3, 4) else None
     return grid[0] * grid[1] if grid else 0

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from headstart.errors import RunError
+from headstart.cache.keys import content_key
+from headstart.cache.row_store import DamagedRows, RowStore
+from headstart.errors import CacheError, RunError
 from headstart.files import csv_text, path_of, read_rows
 from headstart.import_effects import restored_after_import
 from headstart.trust.ood import unit
@@ -35,6 +38,9 @@ LEAST = 5
 """Images below which there is nothing to map."""
 
 AT_ONCE = 1024
+
+MAP_VERSION = 1
+"""Increased if the same features give other positions, to leave cached ones aside."""
 
 SPREAD = 1e-6
 """Largest standard deviation of a number, over features of length 1, up to which they are all the same."""
@@ -90,7 +96,13 @@ def read_map(folder: Path) -> ImageMap | None:
 
 
 def make_map(
-    paths: Sequence[str], splits: Sequence[str], labels: Sequence[str], features: Features, *, seed: int = 0
+    paths: Sequence[str],
+    splits: Sequence[str],
+    labels: Sequence[str],
+    features: Features,
+    *,
+    seed: int = 0,
+    cache: Path | None = None,
 ) -> ImageMap | None:
     """Maps images by their features.
 
@@ -100,6 +112,7 @@ def make_map(
         labels: of these.
         features: (N, D) float32.
         seed: of the projection, and of the images that are drawn where there are too many.
+        cache: the cache folder, which keeps the positions for a second map of the same features.
 
     Returns:
         None of fewer than ``LEAST`` images.
@@ -113,7 +126,7 @@ def make_map(
         tuple(paths[i] for i in drawn),
         tuple(splits[i] for i in drawn),
         tuple(labels[i] for i in drawn),
-        _placed(directions[drawn], seed),
+        _positions(directions[drawn], seed, cache),
         tuple(nearest[i] for i in drawn),
     )
 
@@ -134,6 +147,21 @@ def _nearest(
         for place, near in zip(own.tolist(), ranked, strict=True):
             found[place] = tuple(paths[i] for i in train[near].tolist())
     return found
+
+
+def _positions(directions: Features, seed: int, cache: Path | None) -> npt.NDArray[np.float64]:
+    """``_placed``, from the cache if it holds the positions of the same features."""
+    about = {"images": len(directions), "seed": seed, "version": MAP_VERSION, "t-SNE": [PLACED, COMPONENTS, ITERATIONS]}
+    store = RowStore("maps", about, dtype=np.float64, shape=(len(directions), 2), root=cache)
+    key = content_key(np.ascontiguousarray(directions).tobytes())
+    with suppress(DamagedRows):
+        if not store.missing([key]):
+            kept: npt.NDArray[np.float64] = store.read([key])[0]
+            return kept
+    points = _placed(directions, seed)
+    with suppress(CacheError):  # a full disk costs the cache, not the map
+        store.append([key], points[None])
+    return points
 
 
 def _placed(directions: Features, seed: int) -> npt.NDArray[np.float64]:

@@ -14,7 +14,6 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from headstart.backbone.split import SplittableBackbone
 from headstart.data.decode import thumbnail
 from headstart.data.finding import Finding
 from headstart.data.inspection import Inspection
@@ -85,7 +84,6 @@ class Told:
         curves: epochs of all that was trained by steps.
         reliable: calibration before and after.
         image_map: None where there is none.
-        split: see ``heat.heat_maps``.
         brief: without Grad-CAM, and with small pictures of mistakes and findings alone.
         uses: how often test was scored, in words; "" for never.
         proof: fingerprints of what was frozen, and the engines.
@@ -107,7 +105,6 @@ class Told:
     curves: Sequence[CurvePoint]
     reliable: Sequence[Reliability]
     image_map: ImageMap | None
-    split: SplittableBackbone | None
     brief: bool
     uses: str
     proof: Mapping[str, Any]
@@ -343,7 +340,7 @@ def _heats(told: Told, part: Evaluated, places: Sequence[int]) -> dict[int, str]
             wrong = part.labels[place] != given
             given = int(np.where(wrong, np.maximum(part.probabilities[place], 1e-9), 0).argmax())
         asked.append(numbers[part.classes[int(given)]])
-    maps = heat_maps(model, list(seen.values()), asked, split=told.split)
+    maps = heat_maps(model, list(seen.values()), asked)
     if maps is None:
         return {}
     pictures = (heat_map_jpeg(pixels, heat) for pixels, heat in zip(seen.values(), maps, strict=True))

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from headstart.backbone.split import SplittableBackbone
 from headstart.data.finding import Finding
 from headstart.errors import HubError
 from headstart.evaluation.metrics import scores_from_json
@@ -61,7 +60,6 @@ def write_report(
     model: Model,
     file: Path,
     *,
-    split: SplittableBackbone | None = None,
     brief: bool = False,
 ) -> Path:
     """Writes a report.
@@ -71,7 +69,6 @@ def write_report(
         document: what ``run.json`` holds, or will.
         model: of the run.
         file: to write.
-        split: see ``heat.heat_maps``.
         brief: see ``reports.run_report.Told``.
 
     Raises:
@@ -102,7 +99,6 @@ def write_report(
         curves=curve_points(folder),
         reliable=reliabilities(model.calibration, evaluated),
         image_map=read_map(folder),
-        split=split,
         brief=brief,
         uses=audit_text(read_audit(folder)),
         proof=document["frozen"],

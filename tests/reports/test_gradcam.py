@@ -12,7 +12,8 @@ from torch import nn
 from headstart.backbone.pixel_net import FeatureNet, split_backbone
 from headstart.backbone.weights import random_backbone
 from headstart.model import Model
-from headstart.reports.gradcam import heat_map_jpeg, heat_maps
+from headstart.reports import gradcam
+from headstart.reports.gradcam import GradCam, heat_map_jpeg, heat_maps
 from headstart.training.recipe import Recipe
 
 SIDE = 64
@@ -80,3 +81,24 @@ def test_the_picture_is_warm_where_the_heat_is() -> None:
     warm, cold = shown[3, 3].astype(int), shown[35, 35].astype(int)
     assert warm[0] > cold[0] + 60
     assert np.abs(cold - 90).max() < 12
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "tf_efficientnet_lite0", "convnext_atto", "vit_tiny_patch16_224"])
+def test_the_layer_found_by_hooks_is_the_deepest_place_where_the_network_can_be_cut(architecture: str) -> None:
+    model = model_of(architecture)
+    shown = pixels(2)
+    network, layer = gradcam._cut_in_two(model.net)
+    assert layer is not None
+    expected = gradcam._grad_cam(network, layer, model.head, torch.from_numpy(np.stack(shown)), torch.tensor([1, 2]))
+    maps = heat_maps(model, shown, [1, 2])
+    assert maps is not None
+    for own, whole in zip(maps, expected, strict=True):
+        assert np.allclose(own, (whole / whole.max().clamp(min=1e-12)).numpy(), atol=1e-4)
+
+
+def test_the_model_keeps_no_hook() -> None:
+    model = model_of("resnet18")
+    cam = GradCam(model)
+    assert cam.possible
+    cam.maps(pixels(1), [0])
+    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in model.net.modules())

@@ -319,3 +319,20 @@ def test_images_whose_features_are_all_the_same_lie_in_the_middle_of_the_map(val
     assert made is not None
     assert np.array_equal(made.points, np.full((40, 2), 0.5))
     assert len(made.nearest[-1]) == 3
+
+
+def test_the_positions_of_a_map_come_from_the_cache_the_second_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = np.random.default_rng(0).normal(size=(60, 16)).astype(np.float32)
+    named = [str(i) for i in range(60)], ["train"] * 60, ["a"] * 60
+    first = make_map(*named, features, cache=tmp_path)
+    monkeypatch.setattr("headstart.reports.image_map._placed", lambda *_: pytest.fail("was placed again"))
+    again = make_map(*named, features, cache=tmp_path)
+    assert first is not None
+    assert again is not None
+    assert np.array_equal(first.points, again.points)
+    with pytest.raises(pytest.fail.Exception):
+        make_map(*named, features + 1, cache=tmp_path)
+    with pytest.raises(pytest.fail.Exception):
+        make_map(*named, features, seed=1, cache=tmp_path)
