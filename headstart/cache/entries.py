@@ -30,6 +30,7 @@ STORE_NAME = re.compile(r"[0-9a-f]{24}")
 _DOCUMENT = re.compile(r"[0-9a-f]{24}\.safetensors")
 _TRASH = re.compile(r"\.trash-[0-9a-f]{24}(\.safetensors)?-[0-9a-f]{8}")
 _WORDS = {
+    "images": "{} images",
     "architecture": "{}",
     "boundary": "boundary {}",
     "cut": "cut at {}",
