@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -323,3 +324,13 @@ def test_importing_headstart_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_tree_in_architecture_md_is_the_package() -> None:
+    """A new module needs a few words there."""
+    page = (PACKAGE.parent / "ARCHITECTURE.md").read_text()
+    listed: list[str] = []
+    for folder, words in re.findall(r"^- \*\*`([\w/]+)/`\*\* (.*?)(?=^- \*\*|^## )", page, re.MULTILINE | re.DOTALL):
+        prefix = "" if folder == "headstart" else folder.replace("/", ".") + "."
+        listed += [prefix + name for name in re.findall(r"`(\w+)`", words)]
+    assert sorted(listed) == sorted(modules())

@@ -32,7 +32,6 @@ from headstart.verbs import export as exports
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 NOT_RUN = {
-    ("ARCHITECTURE.md", "folder | table"): "a drawing",
     ("first-model.md", "flowers/"): "names of folders: any folder of images, as the other pages use it",
     (
         "web-page.md",

@@ -3,7 +3,8 @@
 Two pictures are near-identical when their 64-bit perceptual hashes differ in at most ``MAX_BITS`` bits and their
 thumbnails by at most ``MAX_DIFFERENCE`` on average, as they are or once a margin is cut off one of them; both must
 hold. The hash alone takes any two blank or any two blurred pictures for the same; the thumbnail alone takes two sunsets
-for the same. Without the margins a picture that lost 3 % of two of its sides is found two times in three (LOG.md).
+for the same. Without the margins a picture that lost 3 % of two of its sides is found two times in three
+(docs/results/2026-11-23-data-check.md).
 
 Where all pictures look alike (digits, scans, parts under a fixed camera) closeness says less, so the thumbnails must
 then agree better, to ``SHARE_OF_TYPICAL`` of what two pictures of this data set typically differ by, and as they are.
@@ -30,7 +31,7 @@ MAX_DIFFERENCE = 12.0
 
 SHARE_OF_TYPICAL = 0.18
 """In photographs two pictures typically differ by 65-68 (median over random pairs), so that this changes nothing; in
-scikit-learn's digits by 18. Measured in LOG.md, 2026-11-22."""
+scikit-learn's digits by 18. Measured: docs/results/2026-11-23-data-check.md."""
 
 MARGINS = (0.0, 0.015, 0.03, 0.045)
 """Shares of a side that are tried as cut off at each end."""

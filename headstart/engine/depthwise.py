@@ -2,7 +2,8 @@
 
 In bfloat16 oneDNN has a fast gradient for depthwise filters of 3x3 and a slow one for larger filters: 1,152 channels of
 5x5 on a 7x7 map, batch 32, take 56 ms, against 0.7 ms forward (two cores). But a 5x5 filter's gradient is made of four
-3x3 ones, each of the same input shifted: 5 ms, and exact (LOG.md). In float32 its own is faster: 14 ms against 24, but
+3x3 ones, each of the same input shifted: 5 ms, and exact
+(docs/results/2026-11-22-depthwise-gradients.md). In float32 its own is faster: 14 ms against 24, but
 with the bias's gradient, which is a sum, it takes 5 ms more.
 """
 

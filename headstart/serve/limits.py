@@ -1,4 +1,4 @@
-"""Limits of the server, each declared once: the command line and the table in docs/serve.md derive from this module."""
+"""Limits of the server, each declared once: the command line and the table in docs/how-to/serve.md derive from it."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def limits_from_options(values: dict[str, float]) -> ServerLimits:
 
 
 def limits_table() -> str:
-    """Markdown table of all limits; docs/serve.md contains it."""
+    """Markdown table of all limits; docs/how-to/serve.md contains it."""
     lines = ["| limit | default | option | beyond it |", "|---|---|---|---|"]
     for own in fields(ServerLimits):
         option = _option(own)

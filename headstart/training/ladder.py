@@ -82,7 +82,8 @@ _ONLY_IF = f"only if the probe leaves more than {DEEPER_FROM} nats and the rung 
 LAST_LR = 2e-3
 """Learning rate behind the boundary of depth "last" and behind later ones: few layers learn best by larger steps.
 
-By cross-validation on the training images of flowers; 3e-3 did as well there, and worse on small sets (LOG.md). Behind
+By cross-validation on the training images of flowers; 3e-3 did as well there, and worse on small sets
+(docs/results/2026-11-27-quick.md). Behind
 earlier boundaries it is ``FineTuneSettings.lr``.
 """
 
@@ -102,7 +103,8 @@ LEAST_STEPS = 150
 MOST_EPOCHS = 30
 
 TRAINING_COST = 3.5
-"""Forward and backward pass of a suffix, in forward passes of PyTorch's own fastest engine (measured, LOG.md)."""
+"""Forward and backward pass of a suffix, in forward passes of PyTorch's own fastest engine
+(measured, docs/results/2026-11-22-heads.md)."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Linear classifiers on several sets of the same images at once: what cross-validation needs, for little more than one.
 
-Fitted one by one, folds wait for memory most of the time; one pass over the features serves all of them (LOG.md).
+Fitted one by one, folds wait for memory most of the time; one pass over the features serves all of them
+(docs/results/2026-11-22-main-job.md).
 """
 
 from __future__ import annotations

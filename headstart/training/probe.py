@@ -32,7 +32,8 @@ C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Inverse strengths of the L2 penalty that cross-validation chooses from."""
 
 C_WITHOUT_CHOICE = 0.1
-"""C for sets too small to choose on; over the five test sets it was never more than a point from the best (LOG.md)."""
+"""C for sets too small to choose on; over the five test sets it was never more than a point from the best
+(docs/results/2026-11-22-main-job.md)."""
 
 WORSE = 1.02
 """Times the least loss, above which no weaker penalty is tried: the loss has one valley, and fits take ever longer."""
@@ -49,7 +50,7 @@ STILL = 1e-6
 
 LEAST_DEVIATION = 0.05
 """Share of the median deviation of features that a feature's own is taken to have at least; of the five test sets no
-feature has less (LOG.md)."""
+feature has less (docs/results/2026-11-22-main-job.md)."""
 
 NEVER = -1e4
 """Logit of a class without training images: exp of it is 0."""

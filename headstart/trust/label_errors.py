@@ -59,7 +59,8 @@ def find_label_errors(
 ) -> LabelErrors | None:
     """Looks for labels that contradict the images, by cross-validated logistic regression and cleanlab.
 
-    Twice: what is surely wrong at first teaches nobody the second time, so that it hides nothing (LOG.md).
+    Twice: what is surely wrong at first teaches nobody the second time, so that it hides nothing
+    (docs/results/2026-11-23-data-check.md).
 
     Args:
         features: (N, D) float32.

@@ -45,10 +45,11 @@ NEIGHBOUR = 5
 STRONG = 0.95
 """Share of all numbers of the training images' features beyond which they are cut off: fine-tuning makes those that
 tell its classes apart so strong that a cosine sees little else. Of hot dogs shown to flowers tuned behind ``blocks.4``
-that finds 97 % instead of 45 % (LOG.md)."""
+that finds 97 % instead of 45 % (docs/results/2026-11-23-calibration.md)."""
 
 FAR = 2.0
-"""Of 5 and of 20 hot dogs among 3,119 flowers, 5 and 16 lie beyond, with 9 and 8 flowers (LOG.md)."""
+"""Of 5 and of 20 hot dogs among 3,119 flowers, 5 and 16 lie beyond, with 9 and 8 flowers
+(docs/results/2026-11-23-data-check.md)."""
 
 COMPARED = 20_000
 """Images of a class that each of it is compared with, at most."""

@@ -30,7 +30,8 @@ def best_thresholds(probabilities: Probabilities, labels: Labels) -> Probabiliti
     """The threshold of each label with the greatest expected F1; ``DEFAULT_THRESHOLD`` where that does as well.
 
     What is to be expected follows from the label's own probabilities once they are calibrated on these images by two
-    numbers. The threshold that was best for these very images follows chance: it was worth less than none (LOG.md).
+    numbers. The threshold that was best for these very images follows chance: it was worth less than none
+    (docs/results/2026-11-23-multi-label.md).
 
     Args:
         probabilities: (N, classes) in [0, 1].

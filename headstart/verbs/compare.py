@@ -44,13 +44,14 @@ SECONDS = 60.0
 """Seconds that each way to fine-tune gets, about."""
 
 VIEW_RATE = 400.0
-"""Augmented views a second that are made, about (LOG.md)."""
+"""Augmented views a second that are made, about (docs/results/2026-11-22-heads.md)."""
 
 LIVE_COST = 2.0
-"""Times that a step takes where BatchNorm learns and cannot be folded away (LOG.md)."""
+"""Times that a step takes where BatchNorm learns and cannot be folded away (docs/results/2026-11-22-heads.md)."""
 
 EVERYTHING_COST = 8.0
-"""As ``ladder.TRAINING_COST``, of the whole network: its first layers have large maps and few channels (LOG.md)."""
+"""As ``ladder.TRAINING_COST``, of the whole network: its first layers have large maps and few channels
+(docs/results/2026-11-22-heads.md)."""
 
 VIEWS = 3
 """Of each image, where activations are kept."""

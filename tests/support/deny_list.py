@@ -26,7 +26,7 @@ DENIED = {
     r"\bpictures?\b": "image",
     r"\btells? the rest\b": "name it",
     r"\btold\b": "flagged, given",
-    r"\bits own\b|\bof these\b|\ball of them\b": "name the thing",
+    r"\bits own\b|(?<!none )\bof these\b|\ball of them\b": "name the thing",
     r"\bdoes not know\b": "unknown",
     r"\banew\b": "again",
     r"\bmirrored picture\b": "mirrored image",

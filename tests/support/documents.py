@@ -40,7 +40,7 @@ DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 """Every page: links, names and prose are checked."""
 
 PAGES = sorted(
-    (page for page in DOCUMENTS if page.parent.name not in RECORDS and page.name not in ("CHANGELOG.md", "LOG.md")),
+    (page for page in DOCUMENTS if page.parent.name not in RECORDS and page.name != "CHANGELOG.md"),
     key=lambda page: (page.name != "export.md", page),
 )
 """Pages whose commands and Python blocks are run, the slowest first."""
@@ -165,7 +165,7 @@ class Reader:
 
     def _python(self, block: Block, names: dict[str, Any]) -> None:
         port = free_port()
-        code = compile("\n" * block.line + PORT.sub(str(port), block.text), str(block.page), "exec")
+        code = compile("\n" * block.line + PORT.sub(str(port), block.text), str(block.page), "exec", dont_inherit=True)
         with stopped_once_it_answers(port) if re.search(r"\bserve\(", block.text) else nullcontext():
             exec(code, names)
         self.said += self.capsys.readouterr().out
