@@ -381,7 +381,9 @@ def _as_labels(y: Any) -> npt.NDArray[Any]:
         )
     kinds = {"text" if isinstance(item, str) else "numbers" for item in items.tolist()}
     if len(kinds) > 1:
-        raise InputError("labels are partly text and partly numbers. Make all of them text, as with map(str, labels).")
+        raise InputError(
+            "labels are partly text and partly numbers. Convert every label to text, for example with map(str, labels)."
+        )
     labels = items if isinstance(values, np.ndarray) else np.asarray(items.tolist())
     try:
         check_classification_targets(labels)
@@ -405,7 +407,7 @@ def _as_weights(sample_weight: Any, count: int) -> npt.NDArray[np.float64] | Non
     if weights.shape != (count,):
         raise InputError(f"sample_weight of shape {weights.shape}: expected ({count},), a number for each path.")
     if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
-        raise InputError("sample_weight: expected finite numbers of 0 or more, not all of them 0.")
+        raise InputError("sample_weight: expected finite numbers of 0 or more, at least one above 0.")
     return weights
 
 

@@ -218,8 +218,8 @@ def _preferred(path: Path, fits: list[_Attempt]) -> _Attempt:
         if any(not torch.equal(own, other.state[name]) for name, own in first.state.items() if name in other.state):
             names = [repr(own.where.path) if own.where.path else "its own names" for own in (first, other)]
             raise WeightsError(
-                f"{path}: holds several networks that fit, under {' and '.join(names)}. Save the one to use in a file "
-                "of its own."
+                f"{path}: holds several networks that fit, under {' and '.join(names)}. Save the one to use in a "
+                "separate file."
             )
     return first
 

@@ -210,7 +210,7 @@ def build_architecture(
     except (TypeError, AssertionError, RuntimeError, ValueError) as error:
         if not image_size:
             raise
-        raise OptionError(f"{name} does not take pictures of {image_size} pixels: {_short(error)}") from error
+        raise OptionError(f"{name} does not accept images of {image_size} pixels: {_short(error)}") from error
     return module
 
 
@@ -307,8 +307,8 @@ def _require_varied(backbone: Backbone, path: Path) -> None:
         raise WeightsError(f"{path}: its features are not finite. Use another file.")
     if float((one - other).abs().max()) <= SAME_FEATURES * float(one.abs().max()):
         raise WeightsError(
-            f"{path}: these weights give the same features for every image, so nothing can be told apart by them. Was "
-            "the file written before the training, or its layers set to zero? Use another file."
+            f"{path}: these weights give the same features for every image, so no classifier can be trained on them. "
+            "Was the file written before the training, or its layers set to zero? Use another file."
         )
 
 

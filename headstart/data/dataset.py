@@ -259,7 +259,7 @@ def _dataset(
 ) -> Dataset:
     if len(classes) < min_classes:
         if not classes:
-            raise DataError(f"{root}: no image bears a label.")
+            raise DataError(f"{root}: no labelled images found.")
         deeper = _deeper(base, classes[0]) if base == root else ""
         raise DataError(f"{root}: found one class, {_some(classes)}; a classifier needs at least two.{deeper}")
     number = {name: index for index, name in enumerate(classes)}
@@ -357,7 +357,7 @@ def find_images(path: UserPath) -> list[str]:
     images, others = _images_below(path)
     found = natsorted([*images, *_camera_raw(images, others)])
     if not found:
-        raise DataError(f"{path}: no pictures in this folder.")
+        raise DataError(f"{path}: no images in this folder.")
     return [os.path.join(path, name) for name in found]
 
 

@@ -281,7 +281,7 @@ def _look_again(path: str | None, key: bytes, preprocessing: Preprocessing | Non
         DataError: its file has gone or changed.
     """
     if path is None:
-        raise CacheError("a damaged row of pixels was dropped. Run the same command again; it reads the image anew.")
+        raise CacheError("a damaged row of pixels was dropped. Run the same command again; it reads the image again.")
     try:
         data = Path(path).read_bytes()
     except OSError as error:

@@ -332,7 +332,7 @@ class _Labels:
             said = [", ".join(row.labels) + (f" ({row.split})" if row.split else "") for row in (first, second)]
             raise DataError(
                 f"{self.file}, row {number}: {first.path} stands twice, as {said[0]!r} and as {said[1]!r}. Keep the "
-                "row that is right" + ("." if self.several else ", or name the column labels if it bears both.")
+                "row that is right" + ("." if self.several else ", or name the column labels if it has both.")
             )
         return first
 

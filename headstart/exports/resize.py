@@ -86,7 +86,7 @@ class ResizeAndCrop(nn.Module):
         super().__init__()
         if preprocessing.interpolation not in FILTERS:
             raise ExportError(
-                f"pictures are resized by {preprocessing.interpolation!r}, which cannot be exported; expected one of "
+                f"images are resized by {preprocessing.interpolation!r}, which cannot be exported; expected one of "
                 f"{', '.join(FILTERS)}."
             )
         self.preprocessing = preprocessing

@@ -71,7 +71,7 @@ def run_in_subprocess(file: Path, paths: Sequence[str], *, whole: bool = False) 
             raise ExportError((folder / FAULT_FILE).read_text(encoding="utf-8"))
         if done.returncode or not (folder / ANSWERS_FILE).is_file():
             said = done.stderr.decode(errors="replace").strip().splitlines() or [f"status {done.returncode}"]
-            raise ExportError(f"{file}: cannot be run in a process of its own ({said[-1]}).")
+            raise ExportError(f"{file}: cannot be run in a separate process ({said[-1]}).")
         with np.load(folder / ANSWERS_FILE) as found:
             metadata = ExportMetadata.read(str(found["metadata"]), file)
             return FilePredictions(

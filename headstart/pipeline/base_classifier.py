@@ -113,7 +113,7 @@ def load_base(recipe: Recipe) -> BaseClassifier:
     model = load(recipe.extend or "")
     if model.thresholds is not None:
         raise OptionError(
-            f"{recipe.extend}: a model with any number of labels per image cannot be extended. Train it anew on a "
+            f"{recipe.extend}: a model with any number of labels per image cannot be extended. Train it again on a "
             "table that has the new labels as well."
         )
     if not isinstance(model.head, LayeredHead):
@@ -137,7 +137,7 @@ def find_rehearsal_images(job: Job, base: BaseClassifier) -> RehearsalImages:
     if job.recipe.rehearsal:
         named = _read(job, base, find_images(job.recipe.rehearsal), None)
         if not named.files:
-            raise DataError(f"{job.recipe.rehearsal}: none of these images can be read.")
+            raise DataError(f"{job.recipe.rehearsal}: no image in this folder can be read.")
         parts.append(named.divide([key[0] < 128 for key in named.keys]))
     return RehearsalImages(_joined([train for train, _ in parts]), _joined([val for _, val in parts]))
 

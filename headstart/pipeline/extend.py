@@ -80,7 +80,7 @@ def _after_old_classes(old: tuple[str, ...], dataset: Dataset) -> Dataset:
     new = [name for name in dataset.classes if name not in old]
     if not new:
         raise DataError(
-            f"{dataset.root}: the model has all of these classes already ({', '.join(dataset.classes[:10])}). Add "
+            f"{dataset.root}: the model has every class of the data already ({', '.join(dataset.classes[:10])}). Add "
             "images of a new class."
         )
     classes = (*old, *new)

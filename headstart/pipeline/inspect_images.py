@@ -189,8 +189,8 @@ def require_learnable(inspection: Inspection, *, least: int) -> None:
         labels = inspection.dataset.labels[inspection.split.positions("train")]
         if not count_learnable(labels):
             raise DataError(
-                f"{root}: {len(labels):,} training image(s), and every label is on all of them or on none: there is "
-                "nothing to tell apart. Add images, or choose smaller shares for val and test."
+                f"{root}: {len(labels):,} training image(s), and every label is on every image or on none: there is "
+                "nothing to learn. Add images, or choose smaller shares for val and test."
             )
     elif len(learnable) < least:
         raise DataError(

@@ -64,8 +64,8 @@ def describe(head: nn.Module) -> nn.Module:
         shapes = {name: tensor.shape for name, tensor in head.state_dict().items()}
         if {name: tensor.shape for name, tensor in _built(about["module"], 1).state_dict().items()} != shapes:
             raise OptionError(
-                f"head: {type(head).__name__} has weights beside those of its layers (a parametrisation or parameters "
-                "of its own), and a model file cannot hold them. Remove them, as with "
+                f"head: {type(head).__name__} has weights beside those of its layers (a parametrisation or added "
+                "parameters), and a model file cannot hold them. Remove them, as with "
                 "torch.nn.utils.parametrize.remove_parametrizations."
             )
         head.about = about  # type: ignore[assignment]  # any attribute that is no tensor is kept as it is

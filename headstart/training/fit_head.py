@@ -168,8 +168,8 @@ def check_classes(recipe: Recipe, classes: int, *, several: bool) -> None:
     }
     if several and (names := [name for name, given in asked.items() if given]):
         raise OptionError(
-            f"{names[0]}: is for images of one class each, and the data have any number of labels to an image, each "
-            "with a threshold of its own; leave it out."
+            f"{names[0]}: is for images of one class each, and the data have any number of labels to an image, with "
+            "one threshold per label; leave it out."
         )
     if recipe.single_logit and classes != 2:
         raise OptionError(f"single_logit: it tells two classes apart, and there are {classes}.")

@@ -58,7 +58,7 @@ def require_unchanged(before: Digests, after: Digests, *, where: str) -> None:
         more = f" and {len(changed) - NAMED_AT_MOST:,} more" if len(changed) > NAMED_AT_MOST else ""
         raise TrainingError(
             f"{where}: {', '.join(changed[:NAMED_AT_MOST])}{more} changed during training although frozen. The run has "
-            "no result. Remove whatever alters the network while it is trained (a hook, a listener), and start anew."
+            "no result. Remove whatever alters the network while it is trained (a hook, a listener), and start again."
         )
 
 

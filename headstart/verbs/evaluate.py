@@ -194,7 +194,7 @@ def other_images(
         kinds = "one class to an image", "any number of labels to an image (a column labels)"
         raise DataError(
             f"{dataset.root}: the data have {kinds[dataset.multi_label]}, and the model gives {kinds[several]}. Score "
-            "it on data of its own kind."
+            "it on data of the same kind."
         )
     scanned = scan(dataset.files(), cache=cache, progress=progress)
     names = [[dataset.classes[i] for i in own] for own in dataset.label_indices()]
@@ -202,8 +202,8 @@ def other_images(
     if strange and not ignore_unknown:
         counts = [f"{name} ({sum(name in own for own in names):,} images)" for name in strange]
         raise DataError(
-            f"{dataset.root}: the model does not know {', '.join(counts[:5])}{', ...' if len(counts) > 5 else ''}. It "
-            f"knows {', '.join(model.classes[:10])}{', ...' if len(model.classes) > 10 else ''}. Give them the names "
+            f"{dataset.root}: the model has no class {', '.join(counts[:5])}{', ...' if len(counts) > 5 else ''}. "
+            f"It has {', '.join(model.classes[:10])}{', ...' if len(model.classes) > 10 else ''}. Give them the names "
             "that the model has, or leave them out of the score with --ignore-unknown."
         )
     if strange and several:

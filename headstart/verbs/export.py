@@ -150,7 +150,7 @@ def export(
     with _whole_or_nothing(file) as partial, tempfile.TemporaryDirectory(prefix="headstart-") as scratch:
         metadata, written = _write(loaded, to, quantize, images.learnt, partial, Path(scratch), progress)
         count = f"{len(images.compared.paths):,} images ({images.words})"
-        progress.say(f"Comparing with the model on {count}, in a process of its own.")
+        progress.say(f"Comparing with the model on {count}, in a separate process.")
         expected = _expected(loaded, images.compared, device=device, progress=progress)
         formats = [model_format(expected, loaded.thresholds, size=_size_of(model))]
         for name, own in written.items():
@@ -201,7 +201,7 @@ def verify(
             "the one that it was made from, or export this one."
         )
     images = _images_for(metadata, data, model, calibrate=False, cache=cache, progress=progress)
-    progress.say(f"Running {path.name} on {len(images.compared.paths):,} images, in a process of its own.")
+    progress.say(f"Running {path.name} on {len(images.compared.paths):,} images, in a separate process.")
     answers = run_in_subprocess(path, images.compared.paths, whole=True)
     expected, formats = ReferencePredictions(tuple(images.compared.paths), images.compared.labels), []
     if loaded is not None:
@@ -240,7 +240,7 @@ def _output(model: Source | Model, to: str, quantize: str, out: Source | None) -
     ending = ENDINGS[to]
     if out is None:
         if isinstance(model, Model) or read_address(model):
-            raise OptionError(f"the model is not in a folder of its own; name the file to write, --out NAME{ending}.")
+            raise OptionError(f"the model is not in a run folder; name the file to write, --out NAME{ending}.")
         path = user_path(model)
         path = path / MODEL_FILE if path.is_dir() else path
         out = path.with_name(f"{path.stem}{f'-{quantize}' if quantize else ''}{ending}")

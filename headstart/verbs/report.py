@@ -170,7 +170,7 @@ def _check_publishable(files: Mapping[str, Path | bytes], paths: set[str]) -> No
         for path in (path for path in paths if os.path.isabs(path) and len(Path(path).parts) > 1):
             if any(_holds(own, words.encode()) for words in {f"{path}{os.sep}", json.dumps(f"{path}{os.sep}")[1:-1]}):
                 raise HubError(
-                    f"{name}: names a folder of this machine, {path}, and is not published. Write it anew "
+                    f"{name}: names a folder of this machine, {path}, and is not published. Write it again "
                     "(headstart report RUN), or train again with this version."
                 )
 

@@ -272,7 +272,7 @@ def test_the_offline_default_is_trained_and_carries_its_preprocessing() -> None:
 @pytest.mark.exhaustive
 def test_a_fixed_size_network_is_rebuilt_for_another_size_or_refuses() -> None:
     assert random_backbone("test_vit", image_size=64).module(torch.zeros(1, 3, 64, 64)).shape[0] == 1
-    with pytest.raises(OptionError, match="does not take pictures of 20 pixels"):
+    with pytest.raises(OptionError, match="does not accept images of 20 pixels"):
         random_backbone("vgg11", image_size=20)
 
 

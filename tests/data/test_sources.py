@@ -189,13 +189,13 @@ def test_a_single_path_that_does_not_exist_raises_and_in_a_list_its_row_says_so(
 
 
 def test_an_empty_folder_says_so(model: Model, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no pictures in this folder"):
+    with pytest.raises(DataError, match="no images in this folder"):
         model.predict(tmp_path)
 
 
 @pytest.mark.parametrize("top", [0, -1, "3", 1.0, None, True])
 def test_top_is_a_number_from_one_on(model: Model, file: Path, top: Any) -> None:
-    with pytest.raises(OptionError, match=r"top .*: expected a whole number from 1 on"):
+    with pytest.raises(OptionError, match=r"top .*: expected a whole number of at least 1"):
         model.predict(file, top=top)
 
 

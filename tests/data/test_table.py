@@ -89,11 +89,11 @@ def test_splits_and_groups_go_with_several_labels(tmp_path: Path) -> None:
         ("path,cat,dog\na,1,0\nb,0,\nc,0,1\n", "row 3: 'dog' is ''. Expected 0 or 1"),
         ("path,kind\na,x\nb,y\n", "no label column. Found: path, kind. Expected one named label,"),
         ("path,kind\na,x\nb,y\n", "labels, tags, with | between them, or a column of 0 and 1 for each."),
-        ("path,labels\na,\nb,\n", "no image bears a label"),
+        ("path,labels\na,\nb,\n", "no labelled images found"),
         ("path,x|y\na,1\nb,0\n", "a label is named 'x|y'"),
         ("path,labels,split\na,x,train\na,y,val\nb,y,val\n", "row 3: a stands twice, as 'x (train)' and as 'y (val)'"),
         ("path,cat\na,1\na,0\n", "row 3: a stands twice, as 'cat' and as ''. Keep the row that is right."),
-        ("path,label\na,x\na,y\n", "or name the column labels if it bears both"),
+        ("path,label\na,x\na,y\n", "or name the column labels if it has both"),
     ],
 )
 def test_faulty_tables_name_the_row_and_the_remedy(tmp_path: Path, text: str, message: str) -> None:

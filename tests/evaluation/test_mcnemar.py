@@ -172,7 +172,7 @@ def test_models_of_different_classes_are_compared_on_what_both_know(
     data = write_classes(tmp_path / "d", {"blue": 12, "red": 12}, first_seed=700)
     two = hs.train(data, out=tmp_path / "two", image_size=64)
     both = write_classes(tmp_path / "both", dict.fromkeys(COLOURS, 6), first_seed=800)
-    with pytest.raises(DataError, match="does not know green"):
+    with pytest.raises(DataError, match="has no class green"):
         hs.compare_models(run.folder, two.folder, both)
     (found,) = hs.compare_models(run.folder, two.folder, both, ignore_unknown=True).results
     assert found.count == 12

@@ -242,7 +242,7 @@ def test_labels_that_stand_on_every_image_or_on_none_are_named(weights: Path, tm
     assert found["constant-label"].items == ("picture",)
     assert "moon" in found["missing-class"].items
     (tmp_path / "t.csv").write_text("path,picture\n" + "\n".join(line[: line.index(",") + 2] for line in lines))
-    with pytest.raises(DataError, match="every label is on all of them or on none"):
+    with pytest.raises(DataError, match="every label is on every image or on none"):
         hs.train(tmp_path / "t.csv", out=tmp_path / "run", backbone=BACKBONE, weights=str(weights), image_size=64)
 
 

@@ -144,7 +144,7 @@ def test_evaluating_on_other_data_scores_what_the_model_knows(run: hs.Run, tmp_p
     write_classes(tmp_path / "d" / "train", {"blue": 5, "red": 5, "purple": 3}, first_seed=900)
     write_classes(tmp_path / "d" / "test", {"green": 4, "red": 2, "blue": 1}, first_seed=950)
     listener = Listener()
-    with pytest.raises(DataError, match=r"does not know purple \(3 images\).*--ignore-unknown"):
+    with pytest.raises(DataError, match=r"has no class purple \(3 images\).*--ignore-unknown"):
         hs.evaluate(run.model_path, tmp_path / "d", device="cpu")
     found = hs.evaluate(run.model_path, tmp_path / "d", ignore_unknown=True, device="cpu", progress=listener)
     parts = {p.scores.name: p.scores for p in found}

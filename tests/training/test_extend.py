@@ -205,7 +205,7 @@ def test_imagenets_classes_are_extended_from_pictures_to_remember(folders: Path)
 
 
 def test_what_cannot_be_extended_is_refused(folders: Path, grown: hs.Run, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="has all of these classes already"):
+    with pytest.raises(DataError, match="has every class of the data already"):
         hs.train(folders / "two", out=tmp_path / "a", extend=str(grown.folder), device="cpu")
     with pytest.raises(OptionError, match="no image of its classes was found"):
         hs.train(folders / "one", out=tmp_path / "b", extend=str(grown.model_path), device="cpu")

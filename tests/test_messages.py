@@ -1,0 +1,50 @@
+"""Messages to users contain no word of the deny list."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from deny_list import denied_words
+
+import headstart
+
+PACKAGE = Path(headstart.__file__).parent
+MODULES = sorted(PACKAGE.rglob("*.py"))
+SAYING = ("say", "print")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_message_contains_a_word_of_the_deny_list(path: Path) -> None:
+    found = {line: words for line, text in messages(path.read_text(encoding="utf-8")) if (words := denied_words(text))}
+    assert found == {}
+
+
+def messages(source: str) -> Iterator[tuple[int, str]]:
+    """Line and text of each error that is raised and each line that is printed; "_" stands for a value in it."""
+    for node in ast.walk(ast.parse(source)):
+        call = node.exc if isinstance(node, ast.Raise) else node
+        if not isinstance(call, ast.Call):
+            continue
+        function = getattr(call.func, "attr", getattr(call.func, "id", ""))
+        if isinstance(node, ast.Raise) or function in SAYING:
+            yield from ((call.lineno, text) for text in map(text_of, call.args) if text)
+
+
+def text_of(node: ast.expr) -> str:
+    """The text that an expression is built from; "" for a value that is no text."""
+    if isinstance(node, ast.Constant):
+        return node.value if isinstance(node.value, str) else ""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(text_of(part) if isinstance(part, ast.Constant) else "_" for part in node.values)
+    if isinstance(node, ast.BinOp):
+        return text_of(node.left) + text_of(node.right)
+    return f"{text_of(node.body)} / {text_of(node.orelse)}" if isinstance(node, ast.IfExp) else ""
+
+
+def test_words_in_messages_are_found() -> None:
+    source = 'def f(x):\n    print(x, f"the {x} pictures")\n    raise ValueError("told" if x else "no" + "anew")\n'
+    assert sorted(messages(source)) == [(2, "the _ pictures"), (3, "told / noanew")]
+    assert denied_words("the _ pictures") == ["'pictures': write 'image'"]
