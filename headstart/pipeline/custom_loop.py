@@ -69,8 +69,8 @@ def prepare(
         recipe: every option at once; what concerns the steps themselves (learning rate, CutMix, smoothing, ...) is left
             to the loop.
         device: where the frozen part runs: "auto", "cpu", "cuda" or "mps". The loop's own part is on the CPU.
-        cache: the cache folder; the default one where it is not given.
-        progress: told of each step.
+        cache: the cache folder; the default one if None.
+        progress: receives messages and the progress of each task.
         **options: fields of ``Recipe``, instead of ``recipe``; the effort is "quick" where none is named.
 
     Raises:

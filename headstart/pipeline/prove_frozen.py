@@ -22,7 +22,7 @@ def frozen_digests(
         job: its recipe says whether old classes are frozen too.
         loaded: the backbone.
         base: the classifier that is extended, if one is.
-        head: of the finished model; that of the base classifier where it is not given.
+        head: of the finished model; that of the base classifier if None.
     """
     digests = digests_of(tensors_of(loaded.backbone.module))
     if base is not None and not job.recipe.train_old_classes:

@@ -255,7 +255,7 @@ def _clean_up(folder: Path, stop: BaseException, progress: Progress) -> None:
     Args:
         folder: of the run.
         stop: what ended it.
-        progress: told after Ctrl-C whether the run can be resumed.
+        progress: says after Ctrl-C whether the run can be resumed.
     """
     entries = read_log(folder)
     if isinstance(stop, WriteError):

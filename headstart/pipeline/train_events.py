@@ -1,4 +1,4 @@
-"""A training run as a stream of events, for notebooks, pages and listeners of every kind."""
+"""Training as an iterator of events, for notebooks and pages."""
 
 from __future__ import annotations
 
@@ -34,24 +34,23 @@ def train_events(
     progress: Progress | None = None,
     **options: Unpack[RecipeOptions],
 ) -> Iterator[Event]:
-    """Trains, and yields what happens while it happens; the run is under way in a thread of its own.
+    """Trains in a thread, and yields the events of the run as they happen.
 
         for event in hs.train_events("flowers/", effort="quick"):
             if event.kind == "validation":
                 print(event["epoch"], event["accuracy"])
         run = hs.load_run(event["run"])
 
-    The last event is "finished". Leaving the loop early stops the run at its next step; it can be gone on with by
-    ``resume_from``.
+    The last event is "finished". Leaving the loop early stops the run at its next step; ``resume_from`` resumes it.
 
     Args:
         source: as ``train`` takes it; None with ``resume_from``.
-        resume_from: the folder of a run that was stopped, in place of ``source``.
+        resume_from: the folder of a run that was stopped, instead of ``source``.
         out: the run folder, see ``train``.
         recipe: every option at once.
         device: "auto", "cpu", "cuda" or "mps".
-        cache: the cache folder; the default one where it is not given.
-        progress: told as well.
+        cache: the cache folder; the default one if None.
+        progress: receives messages and the progress of each task as well.
         **options: fields of ``Recipe``, instead of ``recipe``. A run is resumed with the options that it began with.
 
     Yields:
@@ -64,13 +63,13 @@ def train_events(
         raise OptionError("give a source to train on, or resume_from; one of the two.")
     given = {"out": out is not None, "recipe": recipe is not None, "device": device != "auto"}
     refused: dict[str, Any] = {**{name: True for name, is_given in given.items() if is_given}, **options}
-    told: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
+    received: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
     left = threading.Event()
 
     def listener(event: Event) -> None:
         if left.is_set():
             raise _Stopped
-        told.put(event)
+        received.put(event)
 
     def work() -> None:
         try:
@@ -82,14 +81,14 @@ def train_events(
         except _Stopped:
             pass
         except BaseException as error:  # raised again where the caller is
-            told.put(error)
+            received.put(error)
         finally:
-            told.put(None)
+            received.put(None)
 
     thread = threading.Thread(target=work, name="headstart-train", daemon=True)
     thread.start()
     try:
-        while (event := told.get()) is not None:
+        while (event := received.get()) is not None:
             if isinstance(event, BaseException):
                 raise event
             yield event

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
 
 from headstart.progress import Progress
@@ -56,7 +56,7 @@ class EventData:
 
     def fields(self) -> dict[str, Any]:
         """Name -> value; a dictionary called ``more`` is merged into the others."""
-        document = {own.name: getattr(self, own.name) for own in fields(self)}
+        document = vars(self).copy()
         more: dict[str, Any] = document.pop("more", {})
         return document | more
 
@@ -367,19 +367,18 @@ class ProgressConsumer:
             context = self._progress.task(event["task"], event["total"], event["unit"])
             self._tasks.append(_OpenTask(event["task"], context, context.__enter__()))
             return
-        place = max((i for i, task in enumerate(self._tasks) if task.name == event["task"]), default=None)
-        if place is None:
+        task = next((own for own in reversed(self._tasks) if own.name == event["task"]), None)
+        if task is None:
             return
-        task = self._tasks[place]
         if event["ended"]:
-            del self._tasks[place]
+            self._tasks.remove(task)
             task.context.__exit__(None, None, None)
         else:
             task.advance(event["done"] - task.done)
             task.done = event["done"]
 
 
-@dataclass
+@dataclass(eq=False)
 class _OpenTask:
     name: str
     context: Any

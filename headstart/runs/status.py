@@ -126,15 +126,11 @@ class LiveStatus:
         if event["left"] is not None:
             self._left = event["left"], time.monotonic()
         if event["began"]:
-            task = _RunningTask(event["task"], event["total"], event["unit"], time.monotonic(), ExitStack())
-            self._tasks.append(task)
-            self._write()
-            task.beat.enter_context(call_repeatedly(lambda: self._beat(task), BEAT))
+            self._begin(_RunningTask(event["task"], event["total"], event["unit"], time.monotonic(), ExitStack()))
             return
-        running = [own for own in self._tasks if own.name == event["task"]]
-        if not running:
+        task = next((own for own in reversed(self._tasks) if own.name == event["task"]), None)
+        if task is None:
             return
-        task = running[-1]
         task.done = event["done"]
         if event["ended"]:
             task.beat.close()
@@ -142,6 +138,11 @@ class LiveStatus:
             self._write()
         elif time.monotonic() - self._written >= WRITE_EVERY:
             self._write()
+
+    def _begin(self, task: _RunningTask) -> None:
+        self._tasks.append(task)
+        self._write()
+        task.beat.enter_context(call_repeatedly(lambda: self._beat(task), BEAT))
 
     def _beat(self, task: _RunningTask) -> None:
         if self._tasks[-1:] == [task]:
