@@ -22,12 +22,12 @@ from small_architectures import SMALL, small_architectures
 
 import headstart as hs
 from headstart.backbone.weights import fingerprint
+from headstart.exports.formats import onnx as onnx_format
 from headstart.model import Model
 from headstart.serve.corrections import Corrections
 from headstart.training import fit_head as classifiers
 from headstart.training import ladder
 from headstart.training.head_search import SweepSettings
-from headstart.verbs import export as exports
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
@@ -53,7 +53,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(ladder, "LEAST_STEPS", 1)  # small data are shown for fewer epochs
         patch.setattr(SweepSettings, "epochs", 2)
         patch.setattr(classifiers, "EPOCHS_OF_VIEWS", 2)
-        patch.setattr(exports, "onnx_graph", _once_a_model(exports.onnx_graph))
+        patch.setattr(onnx_format, "onnx_graph", _once_a_model(onnx_format.onnx_graph))
         patch.setenv("HEADSTART_CACHE", str(folder / "cache"))
         _write_data(folder)
         run = hs.train(folder / "flowers", out=folder / "runs" / "flowers")

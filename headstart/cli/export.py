@@ -143,7 +143,7 @@ def _print(found: Exported) -> None:
     print(f"Compared on {found.formats[-1].images:,} images, {found.images}.")
     if found.quantised is not None:
         print(f"Quantized: {found.quantised}.")
-    if (whole := found.formats[-1].whole) is not None:
+    if (whole := found.formats[-1].full_size) is not None:
         print(
             f"{whole.images:,} of them are JPEGs that are reduced while they are decoded. Decoded whole, as other "
             f"programs do, {whole.same:,} get the same answer, {whole.correct:,} are correct instead of "

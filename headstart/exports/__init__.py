@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from headstart.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from headstart.exports.int8 import QuantizedLayers as QuantizedLayers
+    from headstart.exports.formats.interface import QuantizedLayers as QuantizedLayers
     from headstart.exports.metadata import ExportMetadata as ExportMetadata
     from headstart.exports.parity import FormatResult as FormatResult
     from headstart.exports.parity import FullSizeDecoding as FullSizeDecoding
@@ -16,7 +16,7 @@ _MODULES = {
     "ExportMetadata": "headstart.exports.metadata",
     "FormatResult": "headstart.exports.parity",
     "FullSizeDecoding": "headstart.exports.parity",
-    "QuantizedLayers": "headstart.exports.int8",
+    "QuantizedLayers": "headstart.exports.formats.interface",
 }
 
 __getattr__, __dir__, __all__ = lazy_names(__name__, _MODULES)

@@ -1,31 +1,46 @@
-"""The whole way from raw pixels to probabilities as one module: what is written into an exported file."""
+"""The exported graph: preprocessing, backbone, head and calibration as one module from raw pixels to probabilities."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
 from importlib.metadata import version
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from headstart.backbone.layers import Layout
-from headstart.exports.metadata import EXPORT_VERSION, ExportMetadata
+from headstart.exports.metadata import EXPORT_VERSION, INPUT, ExportMetadata
 from headstart.exports.resize import ResizeAndCrop
 from headstart.model import Model
 from headstart.prediction import NONE_OF_THESE, UNSURE
 from headstart.training.heads import mean_vectors
 from headstart.trust.ood import INLIER_SHARE, NEIGHBOUR, TINY, OodDetector
 
+EXAMPLE_SHAPE = (2, 48, 80, 3)
+"""Shape of the pixels that a graph is captured with; all but the last dimension become dynamic."""
+
+
+def example_pixels() -> Tensor:
+    """``EXAMPLE_SHAPE`` uint8 zeros, to capture a graph with."""
+    return torch.zeros(EXAMPLE_SHAPE, dtype=torch.uint8)
+
+
+def dynamic_shape() -> dict[str, dict[int, Any]]:
+    """The dynamic dimensions of a captured graph: any number of images of any size."""
+    dynamic = torch.export.Dim.DYNAMIC
+    return {INPUT: {0: dynamic, 1: dynamic, 2: dynamic}}
+
 
 class ExportGraph(nn.Module):
-    """Raw pixels -> probabilities, and how unlike the pictures are to those that were learnt from.
+    """Raw pixels -> probabilities, and outlier scores if the model has an out-of-distribution detector.
 
     Args:
-        model: whose weights are shared, not copied.
+        model: the model to export; its weights are shared, not copied.
 
     Raises:
-        ExportError: its interpolation cannot be exported.
+        ExportError: the interpolation of its preprocessing cannot be exported.
     """
 
     def __init__(self, model: Model) -> None:
@@ -34,59 +49,59 @@ class ExportGraph(nn.Module):
         self.net = model.net
         self.head = model.head
         self.temperature = model.calibration.temperature
-        self.several = model.thresholds is not None
+        self.is_multi_label = model.thresholds is not None
         layout = Layout.of(model.net.backbone.module)
-        self.unlike = None if model.ood_detector is None else OutlierScore(model.ood_detector, layout)
+        self.outlier_score = None if model.ood_detector is None else OutlierScore(model.ood_detector, layout)
         self.eval()
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """Everything that ``Model.predict_with_outliers`` does once a picture is decoded.
+        """What ``Model.predict_with_outliers`` does with decoded images.
 
         Args:
             pixels: (N, H, W, 3) uint8, 0-255, RGB, upright, any H and W.
 
         Returns:
-            (N, classes) float32 probabilities; and (N,) float32 outlier scores in [0, 1] where the model has them.
+            (N, classes) float32 probabilities; and (N,) float32 outlier scores in [0, 1] if the model has a detector.
         """
         fitted = self.fit(pixels)
         features = self.net(fitted.permute(0, 2, 3, 1))
         logits = self.head(features) / self.temperature
-        probabilities = torch.sigmoid(logits) if self.several else torch.softmax(logits, 1)
-        return (probabilities,) if self.unlike is None else (probabilities, self.unlike(features))
+        probabilities = torch.sigmoid(logits) if self.is_multi_label else torch.softmax(logits, 1)
+        return (probabilities,) if self.outlier_score is None else (probabilities, self.outlier_score(features))
 
 
 class OutlierScore(nn.Module):
-    """``outliers.OodDetector.outlier_scores`` in tensors.
+    """``trust.ood.OodDetector.outlier_scores`` in tensors.
 
     Args:
-        ood_detector: what usual pictures look like.
-        layout: what the axes of a map of features mean.
+        ood_detector: of the model.
+        layout: meaning of the axes of a feature map.
     """
 
     references: Tensor
-    usual: Tensor
+    inlier_distances: Tensor
 
     def __init__(self, ood_detector: OodDetector, layout: Layout) -> None:
         super().__init__()
         self.layout = layout
         self.limits = None if ood_detector.limits is None else [float(limit) for limit in ood_detector.limits]
         self.register_buffer("references", torch.from_numpy(ood_detector.references), persistent=False)
-        self.register_buffer("usual", torch.from_numpy(ood_detector.inlier_distances), persistent=False)
+        self.register_buffer("inlier_distances", torch.from_numpy(ood_detector.inlier_distances), persistent=False)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(N, ...) features -> (N,) outlier scores, see ``outliers.conformal_scores``."""
+        """(N, ...) features -> (N,) outlier scores, see ``trust.ood.conformal_scores``."""
         vectors = mean_vectors(features, self.layout)
         if self.limits is not None:
             vectors = vectors.clamp(*self.limits)
         length = vectors.norm(dim=1, keepdim=True).clamp(min=float(TINY))
         cosines = (vectors / length) @ self.references.float().T
         nearest = cosines.topk(min(NEIGHBOUR, len(self.references)), dim=1).values[:, -1:]
-        nearer: Tensor = self.usual < 1 - nearest
-        return nearer.float().sum(1) / (len(self.usual) + 1)
+        nearer: Tensor = self.inlier_distances < 1 - nearest
+        return nearer.float().sum(1) / (len(self.inlier_distances) + 1)
 
 
 def export_metadata(model: Model, *, written_with: dict[str, str], precision: str = "float32") -> ExportMetadata:
-    """What the file says of itself; arguments as in ``ExportMetadata``."""
+    """The metadata of an exported file; arguments as in ``ExportMetadata``."""
     return ExportMetadata(
         headstart_export=EXPORT_VERSION,
         classes=model.classes,

@@ -1,6 +1,6 @@
-"""What an exported file says of itself, so that it can be used with nothing else at hand.
+"""Metadata in an exported file: all that is needed to use the file without Headstart.
 
-Neither this nor ``opened`` imports the model: what opens a file is to know the file alone.
+This module does not import the model, so that opening a file depends on the file alone.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from headstart.data.bit_depth import ValueRange
 from headstart.errors import ExportError
 
 EXPORT_VERSION = 1
+"""Version of the document; incremented whenever a key changes its meaning."""
 
 KEY = "headstart"
-"""Under which ONNX's metadata hold the document."""
+"""Key of the document in ONNX metadata."""
 
 INPUT = "pixels"
 LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
-"""Of the exporters, which tell of each of their steps."""
+"""Loggers of the exporters, which report every step."""
 
 OUTPUTS = ("probabilities", "outlier")
-"""The second is there where the model knows what is usual."""
+"""Names of the outputs; the second only if the model has an out-of-distribution detector."""
 
 
 @dataclass(frozen=True)
@@ -32,22 +33,21 @@ class ExportMetadata:
 
     Attributes:
         headstart_export: version of the document.
-        classes: names, in the order of the probabilities.
-        thresholds: where a picture may bear any number of labels, the probability from which on it is given each; None
-            where each picture has one class.
+        classes: class names, in the order of the probabilities.
+        thresholds: multi-label models only: probability from which each label is assigned; else None.
         unsure_below: probability of the best class below which the answer is ``unsure``; 0: never.
-        none_above: outlier score above which the answer is ``none``; None where the file has no such output.
-        unsure: the words for an answer that is too unsure.
-        none: the words for a picture of something else.
+        none_above: outlier score above which the answer is ``none``; None if the file has no such output.
+        unsure: text of the answer when the probability is too low.
+        none: text of the answer for an out-of-distribution image.
         decode_at_least: shorter side, in pixels, that a JPEG may be reduced to while it is decoded (see ``decode``).
-        preprocessing: what the graph does with the pixels, see ``Preprocessing``; its ``value_range`` alone comes
-            before the graph, where a picture is decoded to 8 bits.
-        temperature: that the graph divides logits by.
+        preprocessing: preprocessing in the graph, see ``Preprocessing``. ``value_range`` is the exception: it is
+            applied before the graph, when an image is decoded to 8 bits.
+        temperature: by which the graph divides the logits.
         precision: "float32" or "int8".
-        model: ``Model.version`` of the model that it was made from.
-        backbone: its architecture.
-        headstart: the version that wrote it.
-        written_with: what else took part, by its name: version.
+        model: ``Model.version`` of the exported model.
+        backbone: architecture of the backbone.
+        headstart: version of Headstart that wrote the file.
+        written_with: other library -> version.
     """
 
     headstart_export: int
@@ -68,27 +68,30 @@ class ExportMetadata:
 
     @property
     def value_range(self) -> ValueRange | None:
-        """What becomes black and white of pictures of more than 8 bits before the graph sees them; see there."""
+        """(black, white) for images of more than 8 bits, see ``Preprocessing``; None for the full scale."""
         found = self.preprocessing.get("value_range")
         return (float(found[0]), float(found[1])) if found else None
 
     def text(self) -> str:
-        """One line of ASCII that begins with its version."""
+        """The document as one line of ASCII that begins with its version."""
         return json.dumps(asdict(self))
 
     @classmethod
     def read(cls, text: str, file: Path) -> ExportMetadata:
-        """What ``text`` wrote.
+        """Reads what ``text`` wrote.
+
+        Args:
+            text: the document.
+            file: for error messages.
 
         Raises:
-            ExportError: it is damaged, or from a newer version.
+            ExportError: the document is damaged, or was written by a newer version.
         """
         try:
             document = json.loads(text)
             if document["headstart_export"] > EXPORT_VERSION:
                 raise ExportError(f"{file}: exported by Headstart {document['headstart']}. Install a newer Headstart.")
-            several = document["thresholds"]
-            own = {"classes": tuple(document["classes"]), "thresholds": None if several is None else tuple(several)}
-            return cls(**document | own)
+            thresholds = None if document["thresholds"] is None else tuple(document["thresholds"])
+            return cls(**document | {"classes": tuple(document["classes"]), "thresholds": thresholds})
         except (ValueError, KeyError, TypeError) as error:
-            raise ExportError(f"{file}: what it says of itself is damaged ({error}). Export it again.") from error
+            raise ExportError(f"{file}: its metadata are damaged ({error}). Export it again.") from error

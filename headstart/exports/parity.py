@@ -1,4 +1,4 @@
-"""How an exported file compares with the model that it was made from, and whether that is good enough."""
+"""Parity: comparison of an exported file with its model on images, and the tolerances that the file must meet."""
 
 from __future__ import annotations
 
@@ -14,50 +14,50 @@ from headstart.training.losses import Labels
 from headstart.trust.thresholds import labels_above
 
 MARGIN = 1e-3
-"""By which an answer must win, over the next class or over its threshold, for the file to have to give the same."""
+"""Lead of an answer over the next class, or over its threshold, from which the file must give the same answer."""
 
-LARGEST = 1e-3
-"""Difference of a probability that a float32 file may show."""
+MAX_PROBABILITY_DIFFERENCE = 1e-3
+"""Largest difference of a probability that a float32 file may have."""
 
-LARGEST_OUTLIER = 0.02
-"""Difference of an outlier score, likewise: it is the place among a few hundred usual pictures, and some lie close."""
+MAX_OUTLIER_DIFFERENCE = 0.02
+"""Likewise of an outlier score, which is a rank among a few hundred images, some of them at nearly equal distances."""
 
-LOSS = 0.01
-"""Share of the pictures that an int8 file may be right in less often."""
+MAX_ACCURACY_LOSS = 0.01
+"""Accuracy that an int8 file may lose."""
 
-Chances = npt.NDArray[np.float64]
+Probabilities = npt.NDArray[np.float64]
 Right = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class ReferencePredictions:
-    """What is known of the pictures that a file is compared on.
+    """Labels, and predictions of the model, for the images of a comparison.
 
     Attributes:
-        paths: N, of the pictures.
-        labels: the right answers, see ``training.losses``.
-        probabilities: (N, classes) float64 of the model; None where there is only the file.
-        outliers: (N,) likewise, NaN where there are none.
-        seconds: that the model took from files to answers, in batches.
+        paths: of the N images.
+        labels: true labels, see ``training.losses``.
+        probabilities: (N, classes) float64 of the model; None if only the file is there.
+        outliers: (N,) outlier scores of the model, NaN without a detector; None if only the file is there.
+        seconds: time of the model from image files to predictions, in batches.
     """
 
     paths: tuple[str, ...]
     labels: Labels
-    probabilities: Chances | None = None
-    outliers: Chances | None = None
+    probabilities: Probabilities | None = None
+    outliers: Probabilities | None = None
     seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class FullSizeDecoding:
-    """What becomes of the answers where another program decodes large JPEGs whole, which Headstart reduces.
+    """Large JPEGs decoded at full size, as other programs do; Headstart reduces them while decoding.
 
     Attributes:
-        images: that are concerned.
-        same: of them, that get the same answer.
-        largest: difference of a probability.
-        correct: of them.
-        correct_reduced: of them, when they are reduced.
+        images: number of such images.
+        same: of them, images with the same answer.
+        largest: largest difference of a probability.
+        correct: correct answers at full size.
+        correct_reduced: correct answers when reduced.
     """
 
     images: int
@@ -73,17 +73,17 @@ class FormatResult:
 
     Attributes:
         name: "model", "onnx", "torch" or "onnx int8".
-        images: that were compared.
-        correct: of them; of several labels to an image, with every label right.
-        low: of the 95 % interval of the accuracy.
-        high: of it.
-        bytes: of the file.
-        rate: images a second, from files to answers; the model in batches, a file one picture after the other.
-        clear: images whose answer wins by more than ``MARGIN``; None where there is no model to compare with.
-        same: of them, that get the same answer.
-        largest: difference of a probability.
-        largest_outlier: difference of an outlier score; None where there are none.
-        whole: large JPEGs decoded whole; None where that was not tried, or there are none.
+        images: number of images.
+        correct: correct answers; for multi-label data, images with every label right.
+        low: lower bound of the accuracy's 95 % Wilson interval.
+        high: upper bound.
+        bytes: size of the file.
+        rate: images per second from files to predictions; the model in batches, a file one image at a time.
+        clear: images whose answer leads by more than ``MARGIN``; None without a model to compare with.
+        same: of them, images with the same answer.
+        largest: largest difference of a probability.
+        largest_outlier: largest difference of an outlier score; None without outlier scores.
+        full_size: large JPEGs decoded at full size; None if not tried, or if there are none.
     """
 
     name: str
@@ -97,11 +97,11 @@ class FormatResult:
     same: int | None = None
     largest: float | None = None
     largest_outlier: float | None = None
-    whole: FullSizeDecoding | None = None
+    full_size: FullSizeDecoding | None = None
 
     @property
     def accuracy(self) -> float:
-        """Share of the pictures that is right."""
+        """Share of correct answers."""
         return self.correct / self.images
 
     def as_json(self) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class FormatResult:
 
 
 def model_format(expected: ReferencePredictions, thresholds: tuple[float, ...] | None, *, size: int) -> FormatResult:
-    """The model's own row; ``size`` of its file in bytes."""
+    """The row of the model; ``size`` of its file in bytes."""
     assert expected.probabilities is not None
     right = _right(expected.probabilities, expected.labels, thresholds)
     low, high = wilson(int(right.sum()), len(right))
@@ -118,95 +118,98 @@ def model_format(expected: ReferencePredictions, thresholds: tuple[float, ...] |
 
 
 def file_format(name: str, expected: ReferencePredictions, answers: FilePredictions, *, size: int) -> FormatResult:
-    """A file's row; ``size`` of it in bytes."""
-    thresholds, chances = answers.metadata.thresholds, answers.probabilities
-    right = _right(chances, expected.labels, thresholds)
+    """The row of a file; ``size`` in bytes."""
+    thresholds, probabilities = answers.metadata.thresholds, answers.probabilities
+    right = _right(probabilities, expected.labels, thresholds)
     low, high = wilson(int(right.sum()), len(right))
     compared: dict[str, Any] = {}
     if expected.probabilities is not None:
         clear = _clear(expected.probabilities, thresholds)
-        same = _same(expected.probabilities, chances, thresholds)
+        same = _same(expected.probabilities, probabilities, thresholds)
         compared = {
             "clear": int(clear.sum()),
             "same": int((same & clear).sum()),
-            "largest": _largest(expected.probabilities, chances),
+            "largest": _largest(expected.probabilities, probabilities),
         }
         assert expected.outliers is not None
         if not np.isnan(expected.outliers).all():
             compared["largest_outlier"] = _largest(expected.outliers, answers.outliers)
-    whole = _whole(expected.labels, answers)
+    full_size = _full_size(expected.labels, answers)
     rate = len(right) / answers.seconds
-    return FormatResult(name, len(right), int(right.sum()), low, high, size, rate, **compared, whole=whole)
+    return FormatResult(name, len(right), int(right.sum()), low, high, size, rate, **compared, full_size=full_size)
 
 
 def parity_failures(one: FormatResult, model: FormatResult, *, precision: str, allow_loss: bool) -> list[str]:
-    """Why a file is not good enough, each in words; none where it is.
+    """The tolerances that a file exceeds, in words; empty if it meets all.
 
     Args:
-        one: the file's row.
-        model: the model's.
+        one: row of the file.
+        model: row of the model.
         precision: of the file, "float32" or "int8".
-        allow_loss: let an int8 file lose any accuracy.
+        allow_loss: accept any loss of accuracy of an int8 file.
     """
     if precision == "int8":
         lost = (model.correct - one.correct) / one.images
-        if lost <= LOSS or allow_loss:
+        if lost <= MAX_ACCURACY_LOSS or allow_loss:
             return []
         return [
-            f"it is right in {one.correct:,} of {one.images:,} images and the model in {model.correct:,}, a loss of "
-            f"{100 * lost:.1f} points, and {100 * LOSS:g} is allowed (--allow-loss takes it as it is)"
+            f"its accuracy is {100 * one.accuracy:.1f} % ({one.correct:,}/{one.images:,}), the model's "
+            f"{100 * model.accuracy:.1f} %: a loss of {100 * lost:.1f} points, and {100 * MAX_ACCURACY_LOSS:g} is "
+            "allowed (--allow-loss accepts it)"
         ]
     assert one.clear is not None
     assert one.same is not None
     assert one.largest is not None
-    said = []
+    failures = []
     if one.same < one.clear:
-        said.append(f"{one.clear - one.same:,} of {one.clear:,} clear answers are others")
-    if not one.largest <= LARGEST:
-        said.append(f"a probability differs by {one.largest:.1e}, and {LARGEST:.0e} is allowed")
-    if one.largest_outlier is not None and not one.largest_outlier <= LARGEST_OUTLIER:
-        said.append(f"an outlier score differs by {one.largest_outlier:.1e}, and {LARGEST_OUTLIER:g} is allowed")
-    return said
+        failures.append(f"{one.clear - one.same:,} of {one.clear:,} clear answers differ")
+    if not one.largest <= MAX_PROBABILITY_DIFFERENCE:
+        failures.append(f"a probability differs by {one.largest:.1e}, and {MAX_PROBABILITY_DIFFERENCE:.0e} is allowed")
+    if one.largest_outlier is not None and not one.largest_outlier <= MAX_OUTLIER_DIFFERENCE:
+        failures.append(
+            f"an outlier score differs by {one.largest_outlier:.1e}, and {MAX_OUTLIER_DIFFERENCE:g} is allowed"
+        )
+    return failures
 
 
-def _given(chances: Chances, thresholds: tuple[float, ...] | None) -> Labels:
-    return chances.argmax(axis=1) if thresholds is None else labels_above(thresholds, chances)
+def _given(probabilities: Probabilities, thresholds: tuple[float, ...] | None) -> Labels:
+    return probabilities.argmax(axis=1) if thresholds is None else labels_above(thresholds, probabilities)
 
 
-def _right(chances: Chances, labels: Labels, thresholds: tuple[float, ...] | None) -> Right:
-    """(N,) whether each picture is given its class, or exactly its labels; one without an answer is not."""
-    equal = _given(np.nan_to_num(chances), thresholds) == labels
-    return np.asarray((equal if thresholds is None else equal.all(axis=1)) & ~np.isnan(chances).any(axis=1))
+def _right(probabilities: Probabilities, labels: Labels, thresholds: tuple[float, ...] | None) -> Right:
+    """(N,) bool: whether each image gets its class, or exactly its labels; False for an unreadable image."""
+    equal = _given(np.nan_to_num(probabilities), thresholds) == labels
+    return np.asarray((equal if thresholds is None else equal.all(axis=1)) & ~np.isnan(probabilities).any(axis=1))
 
 
-def _same(one: Chances, two: Chances, thresholds: tuple[float, ...] | None) -> Right:
+def _same(one: Probabilities, two: Probabilities, thresholds: tuple[float, ...] | None) -> Right:
     return _right(two, _given(one, thresholds), thresholds)
 
 
-def _clear(chances: Chances, thresholds: tuple[float, ...] | None) -> Right:
+def _clear(probabilities: Probabilities, thresholds: tuple[float, ...] | None) -> Right:
     if thresholds is not None:
-        return np.asarray((np.abs(chances - np.asarray(thresholds)) > MARGIN).all(axis=1))
-    if chances.shape[1] < 2:
-        return np.ones(len(chances), dtype=bool)
-    second, first = np.sort(chances, axis=1)[:, -2:].T
+        return np.asarray((np.abs(probabilities - np.asarray(thresholds)) > MARGIN).all(axis=1))
+    if probabilities.shape[1] < 2:
+        return np.ones(len(probabilities), dtype=bool)
+    second, first = np.sort(probabilities, axis=1)[:, -2:].T
     return np.asarray(first - second > MARGIN)
 
 
-def _largest(one: Chances, two: Chances) -> float:
-    """Infinite where either lacks a number that the other has."""
+def _largest(one: Probabilities, two: Probabilities) -> float:
+    """Largest absolute difference; infinite if only one of the two has a number."""
     gap = np.abs(one - two)
     return float(np.where(np.isnan(gap), np.inf, gap).max())
 
 
-def _whole(labels: Labels, answers: FilePredictions) -> FullSizeDecoding | None:
-    places = np.flatnonzero(~np.isnan(answers.whole).any(axis=1))
+def _full_size(labels: Labels, answers: FilePredictions) -> FullSizeDecoding | None:
+    places = np.flatnonzero(~np.isnan(answers.full_size).any(axis=1))
     if not len(places):
         return None
-    thresholds, whole, reduced = answers.metadata.thresholds, answers.whole[places], answers.probabilities[places]
+    thresholds, full, reduced = answers.metadata.thresholds, answers.full_size[places], answers.probabilities[places]
     return FullSizeDecoding(
         len(places),
-        int(_same(reduced, whole, thresholds).sum()),
-        _largest(reduced, whole),
-        int(_right(whole, labels[places], thresholds).sum()),
+        int(_same(reduced, full, thresholds).sum()),
+        _largest(reduced, full),
+        int(_right(full, labels[places], thresholds).sum()),
         int(_right(reduced, labels[places], thresholds).sum()),
     )

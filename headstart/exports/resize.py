@@ -1,9 +1,9 @@
-"""``data.decode.resize_and_crop`` in tensors, so that an exported graph contains the preprocessing.
+"""Pillow's resize and crop in tensors, so that an exported graph contains the preprocessing.
 
-Pillow resizes in two passes, across and then down, each with weights of 22 bits after the point and rounded to whole
-grey levels. The same is done here by matrix products that float32 holds exactly, so that the pixels are Pillow's own.
-Where output columns lie close together their weights share a window of the picture: a product with all of its columns
-takes ten times as long for a picture of 12 megapixels.
+Pillow resizes in two passes, columns first, with fixed-point weights of 22 fractional bits, and rounds after each pass.
+Matrix products that are exact in float32 do the same here, so that the pixels equal those of
+``data.preprocessing.resize_and_crop``. Neighbouring output columns share a window of the image: a product with all
+columns takes ten times as long for an image of 12 megapixels.
 
 Source: Pillow's ``src/libImaging/Resample.c``.
 """
@@ -21,10 +21,10 @@ from headstart.data.preprocessing import Preprocessing
 from headstart.errors import ExportError
 
 WEIGHT_BITS = 22
-"""Of a weight, after the point, as in Pillow."""
+"""Fractional bits of a weight, as in Pillow."""
 
 LOW_BITS = 11
-"""Of these, those that are multiplied apart: products and sums of either half are whole numbers below 2 ** 24."""
+"""Lower bits of a weight, multiplied separately: products and sums of each half are integers below 2 ** 24."""
 
 COLUMNS = 32
 """Output columns that share a window."""
@@ -67,17 +67,17 @@ FILTERS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
     "bicubic": (_cubic, 2.0),
     "lanczos": (_lanczos, 3.0),
 }
-"""Interpolation -> its filter and how far that reaches, in pixels of the smaller picture."""
+"""Interpolation -> (filter, its support in pixels of the smaller image)."""
 
 
 class ResizeAndCrop(nn.Module):
-    """Raw pixels of any size -> the pixels that the network sees.
+    """Raw pixels of any size -> the network's input; ``resize_and_crop`` as a module.
 
     Args:
-        preprocessing: what ``resize_and_crop`` would do.
+        preprocessing: size, crop and interpolation.
 
     Raises:
-        ExportError: the interpolation has no filter.
+        ExportError: the interpolation is not one of ``FILTERS``.
     """
 
     fill: Tensor
@@ -86,7 +86,7 @@ class ResizeAndCrop(nn.Module):
         super().__init__()
         if preprocessing.interpolation not in FILTERS:
             raise ExportError(
-                f"images are resized by {preprocessing.interpolation!r}, which cannot be exported; expected one of "
+                f"interpolation {preprocessing.interpolation!r} cannot be exported; expected one of "
                 f"{', '.join(FILTERS)}."
             )
         self.preprocessing = preprocessing
@@ -99,49 +99,49 @@ class ResizeAndCrop(nn.Module):
             pixels: (N, H, W, 3) uint8, 0-255, any H and W.
 
         Returns:
-            (N, 3, height, width) float32, whole numbers in 0-255: ``resize_and_crop`` of each picture.
+            (N, 3, height, width) float32, integers in 0-255.
         """
-        own = self.preprocessing
+        target = self.preprocessing
         rows, columns = pixels.shape[1], pixels.shape[2]
         (new_h, new_w), pace = self._sizes(_as_tensor(rows), _as_tensor(columns)), self._paces(rows, columns)
-        down = _Axis(rows, new_h, own.height, own.height, pace[0], own.interpolation)
-        across = _Axis(columns, new_w, own.width, COLUMNS, pace[1], own.interpolation)
-        chosen = pixels.index_select(1, down.window.flatten())  # rows that play a part
+        down = _Axis(rows, new_h, target.height, target.height, pace[0], target.interpolation)
+        across = _Axis(columns, new_w, target.width, COLUMNS, pace[1], target.interpolation)
+        chosen = pixels.index_select(1, down.window.flatten())  # rows inside any window
         chosen = chosen.index_select(2, across.window.flatten())
         chosen = torch.unflatten(chosen, 2, across.window.shape)
         narrow = across(chosen.permute(0, 4, 2, 1, 3).float())  # (N, 3, groups, rows, columns of a group)
-        narrow = narrow.transpose(2, 3).flatten(3)[..., : own.width]
+        narrow = narrow.transpose(2, 3).flatten(3)[..., : target.width]
         fitted = down(narrow.transpose(2, 3)[:, :, None]).squeeze(2).transpose(2, 3)
-        if own.crop_mode == "border":
-            inside = down.inside[:, None] & across.inside[: own.width]
+        if target.crop_mode == "border":
+            inside = down.inside[:, None] & across.inside[: target.width]
             fitted = torch.where(inside, fitted, self.fill)
         return fitted
 
     def _sizes(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """(height, width) of the resized picture, as ``resize_and_crop`` has them; whole float64 numbers."""
-        own = self.preprocessing
-        scale_h, scale_w = own.resize_to
-        if own.crop_mode == "squash":
+        """(height, width) of the resized image, as in ``preprocessing.resize_and_crop``; float64 integers."""
+        target = self.preprocessing
+        scale_h, scale_w = target.resize_to
+        if target.crop_mode == "squash":
             return torch.full_like(rows, scale_h), torch.full_like(columns, scale_w)
-        if own.crop_mode == "border":
+        if target.crop_mode == "border":
             ratio = torch.maximum(rows / scale_h, columns / scale_w)
             return (rows / ratio).round().clamp(min=1), (columns / ratio).round().clamp(min=1)
         if scale_h == scale_w:
             short = torch.minimum(rows, columns)
             return (scale_h * rows / short).floor(), (scale_w * columns / short).floor()
         ratio = torch.minimum(rows / scale_h, columns / scale_w)
-        return (rows / ratio).round().clamp(min=own.height), (columns / ratio).round().clamp(min=own.width)
+        return (rows / ratio).round().clamp(min=target.height), (columns / ratio).round().clamp(min=target.width)
 
     def _paces(self, rows: Size, columns: Size) -> tuple[tuple[Size, int], tuple[Size, int]]:
-        """(numerator, denominator), down and across: how many pixels go into one of the resized picture, at the most.
+        """Upper bounds, down and across, on input pixels per output pixel, as (numerator, denominator).
 
-        Rounding its size to whole pixels aside, for which windows have a margin.
+        They ignore that the resized size is rounded to integers; windows have a margin for that.
         """
-        own = self.preprocessing
-        scale_h, scale_w = own.resize_to
-        if own.crop_mode == "squash":
+        target = self.preprocessing
+        scale_h, scale_w = target.resize_to
+        if target.crop_mode == "squash":
             return (rows, scale_h), (columns, scale_w)
-        if own.crop_mode == "border":  # of a narrow picture one or two columns are left, and rounding is half of them
+        if target.crop_mode == "border":  # a narrow image may shrink to one or two columns, where rounding matters
             pace = 3 * torch.sym_max(rows * scale_w, columns * scale_h), 2 * scale_h * scale_w
         else:
             pace = torch.sym_min(rows * scale_w, columns * scale_h), scale_h * scale_w
@@ -149,20 +149,20 @@ class ResizeAndCrop(nn.Module):
 
 
 class _Axis:
-    """Resizing along one axis: windows of the picture, and the weights of what lies in them.
+    """Resizing along one axis: windows of input pixels, and the weights of the pixels in each window.
 
     Args:
-        length: of the picture along it, in pixels.
-        new: of the resized picture, (), float64.
-        count: output pixels in the middle of it that are wanted.
-        group: of them, that share a window.
+        length: size of the image along the axis in pixels.
+        new: () float64 size of the resized image.
+        count: output pixels, taken from the center of the resized image.
+        group: output pixels that share a window.
         pace: see ``ResizeAndCrop._paces``.
         interpolation: one of ``FILTERS``.
 
     Attributes:
-        window: (groups, pixels of a window) int64, which pixels are looked at; 0 to ``length`` - 1.
-        weights: (groups, pixels of a window, 2 * group) float32, the upper and the lower half of each weight.
-        inside: (groups * group,) whether an output pixel lies in the resized picture.
+        window: (groups, pixels of a window) int64 positions of input pixels, 0 to ``length`` - 1.
+        weights: (groups, pixels of a window, 2 * group) float32 upper and lower half of each weight.
+        inside: (groups * group,) bool: whether an output pixel lies in the resized image.
     """
 
     def __init__(
@@ -192,7 +192,7 @@ class _Axis:
         self.group = group
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(..., groups, any, pixels of a window) -> (..., groups, any, group), rounded to whole grey levels."""
+        """(..., groups, any, pixels of a window) -> (..., groups, any, group), rounded to integers."""
         upper, lower = torch.split((x @ self.weights).double(), self.group, -1)
         exact = upper / 2 ** (WEIGHT_BITS - LOW_BITS) + lower / 2**WEIGHT_BITS
         rounded: Tensor = (exact + 0.5).floor().clamp(0, 255).float()

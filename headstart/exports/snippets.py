@@ -1,6 +1,6 @@
-"""Ten lines that use an exported file, in Python and in JavaScript, with the file's own name in them.
+"""Code snippets that use an exported file, in Python and JavaScript, with the name of the file filled in.
 
-They stand at the left margin, with an empty line behind each block, so that an interactive interpreter takes them too.
+Lines start at the left margin and blocks end with an empty line, so that an interactive interpreter accepts them too.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from headstart.exports.metadata import KEY, ExportMetadata
 
-PICTURE = "picture.jpg"
+IMAGE = "image.jpg"
 
 PACKAGES = {
     "python": "numpy, onnxruntime, pillow",
@@ -18,25 +18,25 @@ PACKAGES = {
     "javascript": "onnxruntime-web, sharp",
 }
 
-_PICTURE = """\
-picture = Image.open({picture})
-picture.draft(None, (metadata["decode_at_least"],) * 2)  # a large JPEG is reduced while it is decoded
-picture = ImageOps.exif_transpose(picture)
-if picture.has_transparency_data:
-    picture = picture.convert("RGBA")
+_IMAGE = """\
+image = Image.open({image})
+image.draft(None, (metadata["decode_at_least"],) * 2)  # a large JPEG is reduced while it is decoded
+image = ImageOps.exif_transpose(image)
+if image.has_transparency_data:
+    image = image.convert("RGBA")
 
-if picture.mode == "RGBA" and picture.getchannel("A").getextrema() != (0, 0):  # 0 everywhere means no alpha
-    picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+if image.mode == "RGBA" and image.getchannel("A").getextrema() != (0, 0):  # 0 everywhere means no alpha
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
 
-pixels = numpy.array(picture.convert("RGB"))[None]
+pixels = numpy.array(image.convert("RGB"))[None]
 """
 
-_DEEP_PICTURE = """\
-picture = Image.open({picture})
-if picture.mode.startswith("I"):  # grey of 16 bits: black and white as in training; colours: scale them likewise first
+_DEEP_IMAGE = """\
+image = Image.open({image})
+if image.mode.startswith("I"):  # 16-bit grey: the value range of training; scale colours in the same way
     low, high = metadata["preprocessing"]["value_range"]
-    scaled = (numpy.array(picture) / 65535 - low) / (high - low)
-    picture = Image.fromarray(numpy.rint(255 * scaled.clip(0, 1)).astype("uint8"))
+    scaled = (numpy.array(image) / 65535 - low) / (high - low)
+    image = Image.fromarray(numpy.rint(255 * scaled.clip(0, 1)).astype("uint8"))
 """
 
 _ONNX = """\
@@ -64,61 +64,61 @@ import sharp from "sharp";
 const file = fs.readFileSync({file});
 const metadata = JSON.parse(file.subarray(file.lastIndexOf('{{"headstart_export"')));
 const session = await ort.InferenceSession.create(file);
-const picture = sharp({picture}).rotate().flatten({{ background: "white" }}).toColourspace("srgb").raw();
-const {{ data, info }} = await picture.toBuffer({{ resolveWithObject: true }});
+const image = sharp({image}).rotate().flatten({{ background: "white" }}).toColourspace("srgb").raw();
+const {{ data, info }} = await image.toBuffer({{ resolveWithObject: true }});
 const pixels = new ort.Tensor("uint8", data, [1, info.height, info.width, 3]);
 const {{ {outputs} }} = await session.run({{ pixels }});
 """
 
 
-def python_snippet(file: Path, metadata: ExportMetadata, picture: str = PICTURE) -> str:
-    """Prints the answer and its probability; decodes as Headstart does, so that both are the model's own.
+def python_snippet(file: Path, metadata: ExportMetadata, image: str = IMAGE) -> str:
+    """Python code that prints the answer and its probability, and decodes images exactly as Headstart does.
 
     Args:
-        file: ONNX or .pt2.
-        metadata: what it says of itself.
-        picture: path of the picture.
+        file: the .onnx or .pt2 file.
+        metadata: of the file.
+        image: path of the image to predict.
     """
     torch = file.suffix.lower() == ".pt2"
-    parts = {"file": json.dumps(str(file)), "picture": json.dumps(picture), "key": KEY}
+    parts = {"file": json.dumps(str(file)), "image": json.dumps(image), "key": KEY}
     names = "probabilities" if metadata.none_above is None else "probabilities, outlier"
     run = "program(torch.from_numpy(pixels))" if torch else 'session.run(None, {"pixels": pixels})'
-    lines = [f"[{names}] = {run}", "chances = probabilities[0].tolist()"]
+    lines = [f"[{names}] = {run}", "scores = probabilities[0].tolist()"]
     if metadata.thresholds is None:
-        lines += ['answer = metadata["classes"][chances.index(max(chances))]']
-        shown = "answer, max(chances)"
+        lines += ['answer = metadata["classes"][scores.index(max(scores))]']
+        shown = "answer, max(scores)"
     else:
         lines += [
-            'answer = [own for own in zip(metadata["classes"], chances, metadata["thresholds"]) if own[1] >= own[2]]'
+            'answer = [row for row in zip(metadata["classes"], scores, metadata["thresholds"]) if row[1] >= row[2]]'
         ]
         shown = "answer"
     if metadata.none_above is not None:
         lines += ['if outlier[0] > metadata["none_above"]:', '    answer = metadata["none"]', ""]
-    decoding = _PICTURE if metadata.value_range is None else _DEEP_PICTURE + _PICTURE.partition("\n")[2]
+    decoding = _IMAGE if metadata.value_range is None else _DEEP_IMAGE + _IMAGE.partition("\n")[2]
     return (
         (_TORCH if torch else _ONNX).format(**parts) + decoding.format(**parts) + "\n".join([*lines, f"print({shown})"])
     )
 
 
-def javascript_snippet(file: Path, metadata: ExportMetadata, picture: str = PICTURE) -> str:
-    """Likewise for Node, as a module (.mjs); another decoder gives other pixels by a grey level or two.
+def javascript_snippet(file: Path, metadata: ExportMetadata, image: str = IMAGE) -> str:
+    """The same for Node, as a module (.mjs); its decoder differs from Pillow by one or two grey levels.
 
     Args:
-        file: ONNX.
-        metadata: what it says of itself.
-        picture: path of the picture.
+        file: the .onnx file.
+        metadata: of the file.
+        image: path of the image to predict.
     """
     names = "probabilities" if metadata.none_above is None else "probabilities, outlier"
-    lines = ["const chances = [...probabilities.data];"]
+    lines = ["const scores = [...probabilities.data];"]
     if metadata.thresholds is None:
-        lines += ["let answer = metadata.classes[chances.indexOf(Math.max(...chances))];"]
-        shown = "answer, Math.max(...chances)"
+        lines += ["let answer = metadata.classes[scores.indexOf(Math.max(...scores))];"]
+        shown = "answer, Math.max(...scores)"
     else:
-        lines += ["let answer = metadata.classes.filter((_, i) => chances[i] >= metadata.thresholds[i]);"]
+        lines += ["let answer = metadata.classes.filter((_, i) => scores[i] >= metadata.thresholds[i]);"]
         shown = "answer"
     if metadata.none_above is not None:
         lines += ["if (outlier.data[0] > metadata.none_above) answer = metadata.none;"]
-    text = _JAVASCRIPT.format(file=json.dumps(str(file)), picture=json.dumps(picture), outputs=names)
+    text = _JAVASCRIPT.format(file=json.dumps(str(file)), image=json.dumps(image), outputs=names)
     if metadata.value_range is not None:
-        lines.insert(0, "// pictures of more than 8 bits must be scaled by metadata.preprocessing.value_range first")
+        lines.insert(0, "// images of more than 8 bits must be scaled by metadata.preprocessing.value_range first")
     return text + "\n".join([*lines, f"console.log({shown});"])

@@ -1,4 +1,4 @@
-"""Running an exported file in a fresh process, on picture files: only what lies in the file can take part."""
+"""Running an exported file on images in a new process, so that the result depends on the file alone."""
 
 from __future__ import annotations
 
@@ -18,51 +18,52 @@ import numpy.typing as npt
 from headstart.data.decode import decode, map_images
 from headstart.data.preprocessing import Rgb
 from headstart.errors import ExportError, HeadstartError, UnreadableImage
-from headstart.exports.loaders import ExportFile, open_export
+from headstart.exports.formats.interface import ExportFile
+from headstart.exports.formats.registry import open_export
 from headstart.exports.metadata import ExportMetadata
 
-Chances = npt.NDArray[np.float64]
+Probabilities = npt.NDArray[np.float64]
 
 JOB_FILE, ANSWERS_FILE, FAULT_FILE = "job.json", "answers.npz", "fault.txt"
-"""In the folder over which the two processes speak."""
+"""Files in the folder through which the two processes communicate."""
 
-WHOLE = 10**9
-"""Shorter side, in pixels, that decoding is to keep: no picture is larger."""
+FULL_SIZE = 10**9
+"""Shorter side in pixels that decoding must keep, larger than any image: no JPEG is reduced."""
 
 
 @dataclass(frozen=True)
 class FilePredictions:
-    """What a file gave for N pictures.
+    """Predictions of an exported file for N images.
 
     Attributes:
-        metadata: what it says of itself.
-        probabilities: (N, classes) float64, NaN where a picture cannot be read.
-        outliers: (N,) float64, NaN likewise, and where the file has no such output.
-        whole: as ``probabilities``, of JPEGs that decoding reduces, but decoded whole; NaN of others.
-        seconds: from files to answers, one picture after the other; the whole ones aside.
+        metadata: of the file.
+        probabilities: (N, classes) float64; NaN for an unreadable image.
+        outliers: (N,) float64 outlier scores; NaN for an unreadable image, or if the file has no such output.
+        full_size: as ``probabilities``, for JPEGs that decoding would reduce, decoded at full size; NaN for others.
+        seconds: time from image files to predictions, one image at a time, without those at full size.
     """
 
     metadata: ExportMetadata
-    probabilities: Chances
-    outliers: Chances
-    whole: Chances
+    probabilities: Probabilities
+    outliers: Probabilities
+    full_size: Probabilities
     seconds: float
 
 
-def run_in_subprocess(file: Path, paths: Sequence[str], *, whole: bool = False) -> FilePredictions:
-    """Runs a file on pictures, in a process of its own.
+def run_in_subprocess(file: Path, paths: Sequence[str], *, full_size: bool = False) -> FilePredictions:
+    """Runs an exported file on images in a new process.
 
     Args:
-        file: which one.
-        paths: of the pictures.
-        whole: decode JPEGs whole as well.
+        file: the exported file.
+        paths: of the images.
+        full_size: predict large JPEGs a second time, decoded at full size.
 
     Raises:
-        ExportError: it cannot be used, or the process fails.
+        ExportError: the file cannot be used, or the process fails.
     """
     with tempfile.TemporaryDirectory(prefix="headstart-") as name:
         folder = Path(name)
-        job = {"file": os.path.abspath(file), "paths": list(map(os.path.abspath, paths)), "whole": whole}
+        job = {"file": os.path.abspath(file), "paths": list(map(os.path.abspath, paths)), "full_size": full_size}
         (folder / JOB_FILE).write_text(json.dumps(job))
         done = subprocess.run(
             [sys.executable, "-m", __name__, name], stdin=subprocess.DEVNULL, capture_output=True, check=False
@@ -75,12 +76,12 @@ def run_in_subprocess(file: Path, paths: Sequence[str], *, whole: bool = False) 
         with np.load(folder / ANSWERS_FILE) as found:
             metadata = ExportMetadata.read(str(found["metadata"]), file)
             return FilePredictions(
-                metadata, found["probabilities"], found["outliers"], found["whole"], float(found["seconds"])
+                metadata, found["probabilities"], found["outliers"], found["full_size"], float(found["seconds"])
             )
 
 
 def _run(folder: Path) -> None:
-    """The fresh process: what ``run_in_subprocess`` asked for."""
+    """The new process: does the job of ``run_in_subprocess``."""
     job = json.loads((folder / JOB_FILE).read_text())
     try:
         opened = open_export(Path(job["file"]))
@@ -88,26 +89,26 @@ def _run(folder: Path) -> None:
         (folder / FAULT_FILE).write_text(str(error), encoding="utf-8", errors="backslashreplace")
         return
     metadata, paths = opened.metadata, job["paths"]
-    for image in _decoded(paths[:1], metadata):  # the first run of all is slower
+    for image in _decoded(paths[:1], metadata):  # warm-up: the first run is slower
         if image is not None:
             opened(image[None])
     started = time.perf_counter()
-    probabilities, outliers = _answers(opened, _decoded(paths, metadata), len(paths))
+    probabilities, outliers = _predict(opened, _decoded(paths, metadata), len(paths))
     seconds = time.perf_counter() - started
-    whole = np.full_like(probabilities, np.nan)
-    if job["whole"]:
-        whole, _ = _answers(opened, _decoded(paths, metadata, only_whole=True), len(paths))
+    full_size = np.full_like(probabilities, np.nan)
+    if job["full_size"]:
+        full_size, _ = _predict(opened, _decoded(paths, metadata, only_reduced=True), len(paths))
     np.savez(
         folder / ANSWERS_FILE,
         probabilities=probabilities,
         outliers=outliers,
-        whole=whole,
+        full_size=full_size,
         seconds=seconds,
         metadata=opened.metadata.text(),
     )
 
 
-def _answers(opened: ExportFile, images: Iterator[Rgb | None], count: int) -> tuple[Chances, Chances]:
+def _predict(opened: ExportFile, images: Iterator[Rgb | None], count: int) -> tuple[Probabilities, Probabilities]:
     probabilities, outliers = np.full((count, len(opened.metadata.classes)), np.nan), np.full(count, np.nan)
     for place, image in enumerate(images):
         if image is not None:
@@ -118,15 +119,15 @@ def _answers(opened: ExportFile, images: Iterator[Rgb | None], count: int) -> tu
     return probabilities, outliers
 
 
-def _decoded(paths: Sequence[str], metadata: ExportMetadata, *, only_whole: bool = False) -> Iterator[Rgb | None]:
-    """Pictures as Headstart decodes them; or, whole, those that it reduces; None for the others."""
+def _decoded(paths: Sequence[str], metadata: ExportMetadata, *, only_reduced: bool = False) -> Iterator[Rgb | None]:
+    """Decoded images, None for unreadable ones; or only those that decoding reduces, at full size."""
 
     def one(path: str) -> Rgb | None:
         try:
             found = decode(path, min_side=metadata.decode_at_least, value_range=metadata.value_range)
-            if only_whole:
+            if only_reduced:
                 reduced = found.image.size != (found.width, found.height)
-                return np.array(decode(path, min_side=WHOLE).image) if reduced else None
+                return np.array(decode(path, min_side=FULL_SIZE).image) if reduced else None
             return np.array(found.image)
         except UnreadableImage:
             return None

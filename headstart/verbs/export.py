@@ -5,28 +5,21 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeGuard, final
 
 import numpy as np
-import onnx
-import torch
 
 from headstart.data.dataset import Dataset
-from headstart.engine.onnx_runtime import onnxruntime
 from headstart.errors import DataError, ExportError, OptionError, OutputError, RunError
-from headstart.exports.graph import export_metadata
-from headstart.exports.int8 import PICTURES, QuantizedLayers, quantize_int8, quantized_layers
-from headstart.exports.loaders import open_export
+from headstart.exports.formats.interface import NUM_CALIBRATION_IMAGES, QuantizedLayers, WriteRequest
+from headstart.exports.formats.registry import FORMATS, format_of, open_export
 from headstart.exports.metadata import ExportMetadata
-from headstart.exports.onnx import OPSET, onnx_graph, write_onnx
 from headstart.exports.parity import FormatResult, ReferencePredictions, file_format, model_format, parity_failures
-from headstart.exports.snippets import javascript_snippet, python_snippet
 from headstart.exports.subprocess_runner import run_in_subprocess
-from headstart.exports.torch_export import capture, write_program
 from headstart.files import check_suffix, not_written, user_path
 from headstart.hub import read_address
 from headstart.model import MODEL_FILE, Model, load
@@ -34,11 +27,6 @@ from headstart.progress import Progress, SilentProgress
 from headstart.runs.folder import open_like, split_rows
 from headstart.runs.test_audit import record_test_score
 from headstart.verbs.evaluate import Answering, LabelledImages, other_images, own_images
-
-ENDINGS = {"onnx": ".onnx", "torch": ".pt2"}
-"""FormatResult -> the ending of its files."""
-
-INT8 = "int8"
 
 SAMPLE = 500
 """Images that are compared, at the most."""
@@ -72,10 +60,7 @@ class Exported:
     @property
     def snippets(self) -> dict[str, str]:
         """Language -> some ten lines that use the file."""
-        own = {"python": python_snippet(self.file, self.metadata)}
-        if self.file.suffix.lower() == ENDINGS["onnx"]:
-            own["javascript"] = javascript_snippet(self.file, self.metadata)
-        return own
+        return {language: write(self.file, self.metadata) for language, write in format_of(self.file).snippets.items()}
 
     def as_json(self) -> dict[str, Any]:
         """A JSON document."""
@@ -148,18 +133,22 @@ def export(
     source = model if data is None else data
     images = _images_for(loaded, source, model, calibrate=bool(quantize), cache=cache, progress=progress)
     with _whole_or_nothing(file) as partial, tempfile.TemporaryDirectory(prefix="headstart-") as scratch:
-        metadata, written = _write(loaded, to, quantize, images.learnt, partial, Path(scratch), progress)
+        progress.say(f"Writing {loaded.net.backbone.architecture} as {file.suffix[1:]}.")
+        written = FORMATS[to].write(WriteRequest(loaded, partial, quantize, images.learnt, Path(scratch), progress))
         count = f"{len(images.compared.paths):,} images ({images.words})"
         progress.say(f"Comparing with the model on {count}, in a separate process.")
         expected = _expected(loaded, images.compared, device=device, progress=progress)
         formats = [model_format(expected, loaded.thresholds, size=_size_of(model))]
-        for name, own in written.items():
-            answers = run_in_subprocess(own, expected.paths, whole=own == partial)
+        for name, own in written.files.items():
+            answers = run_in_subprocess(own, expected.paths, full_size=own == partial)
             formats.append(file_format(name, expected, answers, size=own.stat().st_size))
-        if faults := parity_failures(formats[-1], formats[0], precision=metadata.precision, allow_loss=allow_loss):
+        if faults := parity_failures(
+            formats[-1], formats[0], precision=written.metadata.precision, allow_loss=allow_loss
+        ):
             raise ExportError(f"{file}: not written: {'; '.join(faults)}.")
     _note_test(model, images.compared, formats[-1], "export", progress)
-    return Exported(file, metadata, tuple(formats), images.words, quantised=_quantised(file, metadata))
+    quantised = _quantised(file, written.metadata)
+    return Exported(file, written.metadata, tuple(formats), images.words, quantised=quantised)
 
 
 def verify(
@@ -202,15 +191,15 @@ def verify(
         )
     images = _images_for(metadata, data, model, calibrate=False, cache=cache, progress=progress)
     progress.say(f"Running {path.name} on {len(images.compared.paths):,} images, in a separate process.")
-    answers = run_in_subprocess(path, images.compared.paths, whole=True)
+    answers = run_in_subprocess(path, images.compared.paths, full_size=True)
     expected, formats = ReferencePredictions(tuple(images.compared.paths), images.compared.labels), []
     if loaded is not None:
         expected = _expected(loaded, images.compared, device=device, progress=progress)
         assert model is not None
         formats.append(model_format(expected, loaded.thresholds, size=_size_of(model)))
-    name = next(kind for kind, ending in ENDINGS.items() if path.suffix.lower() == ending)
-    if metadata.precision == INT8:
-        name += f" {INT8}"
+    name = format_of(path).name
+    if metadata.precision in FORMATS[name].variants:
+        name += f" {metadata.precision}"
     formats.append(file_format(name, expected, answers, size=path.stat().st_size))
     _note_test(model, images.compared, formats[-1], "verify", progress)
     faults = (
@@ -222,22 +211,20 @@ def verify(
 
 
 def _quantised(file: Path, metadata: ExportMetadata) -> QuantizedLayers | None:
-    if metadata.precision != INT8:
-        return None
-    try:
-        return quantized_layers(onnx.load(file))
-    except ExportError as error:
-        raise ExportError(f"{file}: {error}") from error
+    count = format_of(file).count_quantized
+    return None if count is None or metadata.precision == "float32" else count(file)
 
 
 def _output(model: Source | Model, to: str, quantize: str, out: Source | None) -> Path:
-    if to not in ENDINGS:
-        raise OptionError(f"to {to!r}: expected one of {', '.join(ENDINGS)}.")
-    if quantize not in ("", INT8):
-        raise OptionError(f"quantize {quantize!r}: expected {INT8}.")
-    if quantize and to != "onnx":
-        raise OptionError(f"quantize {quantize}: is for ONNX alone. Leave one of the two out.")
-    ending = ENDINGS[to]
+    if to not in FORMATS:
+        raise OptionError(f"to {to!r}: expected one of {', '.join(FORMATS)}.")
+    variants = {variant for one in FORMATS.values() for variant in one.variants}
+    if quantize and quantize not in variants:
+        raise OptionError(f"quantize {quantize!r}: expected {' or '.join(sorted(variants))}.")
+    if quantize and quantize not in FORMATS[to].variants:
+        able = [name for name, one in FORMATS.items() if quantize in one.variants]
+        raise OptionError(f"quantize {quantize}: not available for --to {to}, only for {', '.join(able)}.")
+    ending = FORMATS[to].suffix
     if out is None:
         if isinstance(model, Model) or read_address(model):
             raise OptionError(f"the model is not in a run folder; name the file to write, --out NAME{ending}.")
@@ -285,7 +272,7 @@ def _images_for(
     if missing:
         raise DataError(f"{missing[0]}: gone, and {len(missing) - 1:,} more of {words}. Name others with --data.")
     compared = images.some(_spread(len(images.paths), SAMPLE))
-    return _Images(compared, [learnt[i] for i in _spread(len(learnt), PICTURES)], words)
+    return _Images(compared, [learnt[i] for i in _spread(len(learnt), NUM_CALIBRATION_IMAGES)], words)
 
 
 def _is_run(source: Source | Model | Dataset | None) -> TypeGuard[Source]:
@@ -299,31 +286,6 @@ def _name(source: Source | Model | Dataset) -> str:
 def _spread(count: int, most: int) -> list[int]:
     """At most so many places, evenly over all."""
     return sorted({int(place) for place in np.linspace(0, count - 1, min(count, most))}) if count else []
-
-
-def _write(
-    model: Model, to: str, quantize: str, learnt: Sequence[str], file: Path, scratch: Path, progress: Progress
-) -> tuple[ExportMetadata, dict[str, Path]]:
-    """Name of the format -> the file, ``file`` last; before an int8 one its float32 twin."""
-    about_torch = {"torch": str(torch.__version__)}
-    progress.say(f"Writing {model.net.backbone.architecture} as {file.suffix[1:]}.")
-    if to == "torch":
-        metadata = export_metadata(model, written_with=about_torch)
-        write_program(capture(model), metadata, file)
-        return metadata, {to: file}
-    proto = onnx_graph(model)
-    made_by = about_torch | {"onnxruntime": onnxruntime.__version__, "opset": str(OPSET)}
-    metadata = export_metadata(model, written_with=made_by)
-    if not quantize:
-        write_onnx(proto, metadata, file)
-        return metadata, {to: file}
-    progress.say(f"Measuring ranges of activations on {len(learnt):,} images that are not compared on.")
-    small = quantize_int8(proto, learnt, decode_at_least=metadata.decode_at_least, value_range=metadata.value_range)
-    twin = scratch / "float32.onnx"
-    write_onnx(proto, metadata, twin)
-    metadata = export_metadata(model, written_with=made_by, precision=quantize)
-    write_onnx(small, metadata, file)
-    return metadata, {to: twin, f"{to} {quantize}": file}
 
 
 @contextmanager

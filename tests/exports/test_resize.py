@@ -48,5 +48,5 @@ def test_a_batch_is_what_its_pictures_are() -> None:
 
 
 def test_an_interpolation_without_a_filter_is_refused_by_name() -> None:
-    with pytest.raises(ExportError, match="'nearest', which cannot be exported"):
+    with pytest.raises(ExportError, match="'nearest' cannot be exported"):
         ResizeAndCrop(Preprocessing(32, 32, interpolation="nearest"))

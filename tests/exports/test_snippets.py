@@ -17,11 +17,11 @@ from PIL import Image
 from small_models import small_model
 
 from headstart.data.decode import decode
+from headstart.exports.formats.onnx import write_onnx
 from headstart.exports.graph import export_metadata
 from headstart.exports.metadata import ExportMetadata
-from headstart.exports.onnx import write_onnx
 from headstart.exports.parity import FormatResult
-from headstart.exports.snippets import PICTURE
+from headstart.exports.snippets import IMAGE, javascript_snippet
 from headstart.verbs import export as export_module
 
 
@@ -83,7 +83,7 @@ def test_the_printed_snippet_runs_as_it_is(
     write_onnx(mean_colour(outlier=kind == "outlier"), metadata, file)
     image = picture(3, (40, 60, 200))
     zero = kind.startswith("alpha")
-    (alpha_zero(image) if zero else image).save(tmp_path / PICTURE, format="PNG")
+    (alpha_zero(image) if zero else image).save(tmp_path / IMAGE, format="PNG")
     text = printed(file, metadata, monkeypatch, capsys)["python"]
     assert not text.startswith((" ", "\n"))
     given = {"args": [text]} if how == ["-c"] else {"input": text}
@@ -96,7 +96,7 @@ def test_the_printed_snippet_runs_as_it_is(
         check=True,
     )
     assert "Error" not in done.stderr
-    expected = np.array(decode(tmp_path / PICTURE).image).mean((0, 1)) / 30
+    expected = np.array(decode(tmp_path / IMAGE).image).mean((0, 1)) / 30
     chances = np.exp(expected) / np.exp(expected).sum()
     if kind == "several labels":
         assert "'blue'" in done.stdout
@@ -113,5 +113,5 @@ def test_the_javascript_snippet_stands_at_the_left_margin(
     metadata = export_metadata(small_model(), written_with={})
     text = printed(tmp_path / "model.onnx", metadata, monkeypatch, capsys)["javascript"]
     assert text.startswith('import fs from "node:fs";\n')
-    assert text == export_module.javascript_snippet(tmp_path / "model.onnx", metadata) + "\n"
+    assert text == javascript_snippet(tmp_path / "model.onnx", metadata) + "\n"
     assert not any(line.startswith(" ") for line in text.splitlines())

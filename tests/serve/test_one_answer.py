@@ -52,15 +52,15 @@ def test_a_picture_has_the_same_probabilities_by_predict_the_export_the_server_a
     monkeypatch.setattr("headstart.serve.batching.EXPECTED_IMAGES", 1)
     data = write_classes(tmp_path / "colours", {"blue": 30, "green": 30, "red": 30})
     run = hs.train(data, out=tmp_path / "run", image_size=64, device="cpu")
-    taken = photograph(tmp_path / "picture.jpg")
+    taken = photograph(tmp_path / "image.jpg")
     model = hs.load(run.folder)
-    expected = model.predict(tmp_path / "picture.jpg", top=3)
+    expected = model.predict(tmp_path / "image.jpg", top=3)
     assert expected.label is not None
     assert 0.01 < expected.probability < 0.9999  # or the ways could differ unseen
     chances = dict(expected.top)
 
     exported = hs.export(run.folder, out=tmp_path / "model.onnx")
-    script = exported.snippets["python"].replace("picture.jpg", str(tmp_path / "picture.jpg"))
+    script = exported.snippets["python"].replace("image.jpg", str(tmp_path / "image.jpg"))
     script += "\nprint(json.dumps(dict(zip(metadata['classes'], chances))))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     by_export = json.loads(done.stdout.splitlines()[-1])
@@ -72,13 +72,13 @@ def test_a_picture_has_the_same_probabilities_by_predict_the_export_the_server_a
     app = build_app(service, corrections=Corrections(tmp_path / "kept"), log=None)
     with serving(app, service.state) as site:
         until(lambda: httpx.get(f"{site}/readyz").status_code == 200, seconds=60)
-        (told,) = httpx.post(f"{site}/v1/predict", files={"files": ("picture.jpg", taken)}).json()["predictions"]
+        (told,) = httpx.post(f"{site}/v1/predict", files={"files": ("image.jpg", taken)}).json()["predictions"]
         by_server = {own["label"]: own["probability"] for own in told["probabilities"]}
         for way in (by_export, by_server):
             assert way == pytest.approx(chances, abs=WITHIN)
         assert told["answer"] == expected.answer
         with chromium() as browser, browsing(browser, site) as (page, wrong):
-            page.set_input_files("input[type=file] >> nth=0", str(tmp_path / "picture.jpg"))
+            page.set_input_files("input[type=file] >> nth=0", str(tmp_path / "image.jpg"))
             page.get_by_role("button", name="Heat map").wait_for()
             shown = page.locator("main").inner_text().replace("\xa0", " ")
             assert not wrong
@@ -132,7 +132,7 @@ def test_the_exported_file_and_its_snippet_scale_by_the_models_range(tmp_path: P
     run = hs.train(data, out=tmp_path / "run", value_range="data", image_size=64, device="cpu")
     exported = hs.export(run.folder, out=tmp_path / "model.onnx")  # refused where a probability differs
     picture = str(data / "light" / "0.png")
-    script = exported.snippets["python"].replace("picture.jpg", picture)
+    script = exported.snippets["python"].replace("image.jpg", picture)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     expected = hs.load(run.folder).predict(picture)
     answer, best = done.stdout.splitlines()[0].rsplit(" ", 1)

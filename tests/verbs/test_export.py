@@ -22,9 +22,11 @@ from small_models import CLASSES, shown, small_model
 import headstart as hs
 from headstart.backbone.weights import load_backbone, random_backbone
 from headstart.errors import DataError, ExportError, OptionError, OutputError, RunError
+from headstart.exports.formats.interface import WriteRequest
+from headstart.exports.formats.onnx import OnnxFile, write_onnx
+from headstart.exports.formats.registry import FORMATS, open_export
+from headstart.exports.formats.torch_export import TorchExportFile
 from headstart.exports.graph import export_metadata
-from headstart.exports.loaders import OnnxFile, TorchExportFile, open_export
-from headstart.exports.onnx import write_onnx
 from headstart.exports.parity import ReferencePredictions, file_format, model_format, parity_failures
 from headstart.exports.snippets import javascript_snippet, python_snippet
 from headstart.exports.subprocess_runner import FilePredictions
@@ -65,7 +67,7 @@ def exported(model: Model, folder: Path, tmp_path_factory: pytest.TempPathFactor
 def same_graph(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> onnx.ModelProto:
     """What ``onnx_graph`` would give for ``model``, without the seconds that it takes; tests may change it."""
     proto = onnx.load(exported.file)
-    monkeypatch.setattr(export_module, "onnx_graph", lambda model: proto)
+    monkeypatch.setattr("headstart.exports.formats.onnx.onnx_graph", lambda model: proto)
     return proto
 
 
@@ -92,8 +94,8 @@ def test_the_comparison_has_a_row_for_each_format_and_finds_them_alike(exported:
     assert written.largest < 1e-4
     assert own.correct == written.correct
     assert written.bytes == exported.file.stat().st_size
-    assert written.whole is not None
-    assert written.whole.images == 1
+    assert written.full_size is not None
+    assert written.full_size.images == 1
 
 
 def test_raw_pixels_of_odd_sizes_get_what_the_model_gives(exported: Exported, model: Model) -> None:
@@ -230,10 +232,10 @@ def test_the_command_prints_a_table_the_file_and_how_to_use_it(
     assert f"File: {tmp_path / 'm.onnx'}" in lines
     assert "import json, numpy, onnxruntime" in lines
     assert 'import fs from "node:fs";' in lines
-    shown(7).save(tmp_path / "picture.jpg")
+    shown(7).save(tmp_path / "image.jpg")
     text = out.partition("\npython:\n\n")[2].partition("\njavascript:\n\n")[0]
     done = subprocess.run([sys.executable, "-I", "-c", text], capture_output=True, text=True, check=True, cwd=tmp_path)
-    expected = model.predict(tmp_path / "picture.jpg")
+    expected = model.predict(tmp_path / "image.jpg")
     assert done.stdout.strip().rpartition(" ")[0] == expected.answer or expected.unsure
 
 
@@ -278,7 +280,7 @@ def test_files_of_others_and_damaged_ones_are_refused(exported: Exported, folder
     whole = exported.file.read_bytes()
     cases = {
         "gone.onnx": (None, "no such file"),
-        "half.onnx": (whole[: len(whole) // 2], "damaged, or no ONNX file"),
+        "half.onnx": (whole[: len(whole) // 2], "damaged, or not an ONNX file"),
         "other.txt": (b"text", r"\.onnx or \.pt2"),
         "half.pt2": (b"PK\x03\x04", "damaged, or no exported program"),
     }
@@ -318,7 +320,7 @@ def test_a_program_agrees_and_nothing_in_it_is_unpickled(model: Model, folder: P
         with zipfile.ZipFile(tmp_path / "hostile.pt2", "w") as archive:
             for entry, own in (entries | {f"{top}/{name}": data}).items():
                 archive.writestr(entry, own)
-        with pytest.raises(ExportError, match="holds what torch would unpickle"):
+        with pytest.raises(ExportError, match="contains entries that torch would unpickle"):
             open_export(tmp_path / "hostile.pt2")
 
 
@@ -377,7 +379,7 @@ def test_exports_of_a_backbone_agree_on_pictures_of_odd_sizes(name: str, tmp_pat
 
 def written(model: Model, folder: Path) -> Iterator[Path]:
     """The model as ONNX and as a program, without the comparison."""
-    for to, ending in export_module.ENDINGS.items():
-        file = folder / f"model{ending}"
-        export_module._write(model, to, "", [], file, folder, hs.TerminalProgress())
+    for one in FORMATS.values():
+        file = folder / f"model{one.suffix}"
+        one.write(WriteRequest(model, file, "", [], folder, hs.TerminalProgress()))
         yield file

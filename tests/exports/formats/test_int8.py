@@ -11,9 +11,9 @@ from onnx import TensorProto, helper, numpy_helper
 from pictures import picture
 
 from headstart.errors import ExportError
-from headstart.exports.int8 import FIRST, quantize_int8, quantized_layers
+from headstart.exports.formats.int8 import FLOAT_CONVOLUTIONS, quantize_int8, quantized_layers
 
-CONVOLUTIONS = FIRST + 2
+CONVOLUTIONS = FLOAT_CONVOLUTIONS + 2
 
 
 def graph(*, scopes: bool = True) -> onnx.ModelProto:

@@ -1,0 +1,1 @@
+"""Export formats: one file a format; ``registry`` lists them."""

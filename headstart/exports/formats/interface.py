@@ -1,0 +1,109 @@
+"""What an export format provides: a writer, a reader that needs the file alone, and code that uses the file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from headstart.exports.metadata import ExportMetadata
+from headstart.progress import Progress
+
+if TYPE_CHECKING:
+    from headstart.model import Model
+
+NUM_CALIBRATION_IMAGES = 100
+"""Training images on which a quantised variant measures ranges of activations."""
+
+
+class ExportFile(Protocol):
+    """An opened exported file."""
+
+    @property
+    def metadata(self) -> ExportMetadata:
+        """The metadata in the file."""
+
+    def __call__(self, pixels: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float32]]:
+        """(N, H, W, 3) uint8 -> (N, classes) probabilities, and (N,) outlier scores if the file has them."""
+
+
+@dataclass(frozen=True)
+class WriteRequest:
+    """What a writer needs.
+
+    Attributes:
+        model: the model to export.
+        file: where to write it.
+        variant: "" for float32, or one of the format's variants.
+        calibration_images: paths of training images, for variants that measure ranges of activations.
+        scratch: an empty folder for intermediate files.
+        progress: receives messages.
+    """
+
+    model: Model
+    file: Path
+    variant: str
+    calibration_images: Sequence[str]
+    scratch: Path
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class WrittenFiles:
+    """What a writer wrote.
+
+    Attributes:
+        metadata: of the exported file.
+        files: name of each row of the comparison -> its file; the exported one last, before it files to compare with.
+    """
+
+    metadata: ExportMetadata
+    files: dict[str, Path]
+
+
+@dataclass(frozen=True)
+class QuantizedLayers:
+    """How much of a graph computes in 8 bits, counted in the graph itself.
+
+    Attributes:
+        convolutions: (in 8 bits, all) convolutions.
+        products: (in 8 bits, all) matrix products with weights.
+    """
+
+    convolutions: tuple[int, int]
+    products: tuple[int, int]
+
+    def __str__(self) -> str:
+        parts = [
+            f"{done:,} of {count:,} {what}"
+            for what, (done, count) in (("convolutions", self.convolutions), ("matrix products", self.products))
+            if count
+        ]
+        return f"{' and '.join(parts)} in 8 bits"
+
+
+@dataclass(frozen=True)
+class ExportFormat:
+    """An export format; an entry of ``registry.FORMATS``.
+
+    Attributes:
+        name: value of the option ``--to``.
+        suffix: of its files.
+        write: writes a model; raises ``ExportError`` if the format cannot express it.
+        open: opens a file with nothing but the file; raises ``ExportError``.
+        variants: other precisions than float32.
+        snippets: language -> function from (file, metadata) to a few lines of code that use the file.
+        count_quantized: counts the layers of a quantised file; None for a format without such variants.
+    """
+
+    name: str
+    suffix: str
+    write: Callable[[WriteRequest], WrittenFiles]
+    open: Callable[[Path], ExportFile]
+    variants: tuple[str, ...] = ()
+    snippets: Mapping[str, Callable[[Path, ExportMetadata], str]] = field(default_factory=dict)
+    count_quantized: Callable[[Path], QuantizedLayers] | None = None

@@ -1,0 +1,36 @@
+"""The registry of export formats. A new format is a file beside this one and a line in ``FORMATS``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from headstart.errors import ExportError
+from headstart.exports.formats import onnx, torch_export
+from headstart.exports.formats.interface import ExportFile, ExportFormat
+
+FORMATS: dict[str, ExportFormat] = {one.name: one for one in (onnx.FORMAT, torch_export.FORMAT)}
+"""Name -> format."""
+
+
+def format_of(file: Path) -> ExportFormat:
+    """The format of a file, by its suffix.
+
+    Raises:
+        ExportError: no format has this suffix.
+    """
+    for one in FORMATS.values():
+        if file.suffix.lower() == one.suffix:
+            return one
+    suffixes = " or ".join(one.suffix for one in FORMATS.values())
+    raise ExportError(f"{file}: expected a file written by headstart export, ending in {suffixes}.")
+
+
+def open_export(file: Path) -> ExportFile:
+    """Opens an exported file.
+
+    Raises:
+        ExportError: the file does not exist, is damaged, or is not an export.
+    """
+    if not file.is_file():
+        raise ExportError(f"{file}: no such file.")
+    return format_of(file).open(file)
