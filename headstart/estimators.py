@@ -27,10 +27,11 @@ from headstart.backbone.layers import Layout
 from headstart.backbone.pixel_net import FeatureNet, feature_shape
 from headstart.backbone.pooling import Pooling
 from headstart.backbone.weights import DEFAULT_BACKBONE, load_backbone
+from headstart.data.fingerprint import data_fingerprint
 from headstart.data.scan import scan
 from headstart.errors import DataError, InputError, OptionError, WeightsError, first_line
 from headstart.features.extract import compute_features
-from headstart.model import Model, data_fingerprint
+from headstart.model import Model
 from headstart.training.fit_head import fit_classifier
 from headstart.training.head_spec import LINEAR
 from headstart.training.recipe import Recipe

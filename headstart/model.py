@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -16,11 +14,9 @@ from typing import Any, final, overload
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from headstart.backbone.pixel_net import FeatureNet
-from headstart.backbone.weights import Backbone, build_architecture
 from headstart.data.preprocessing import Preprocessing, Rgb
 from headstart.data.sources import ImageSource, OneImage, Picture, read_sources
 from headstart.engine.device import settle_after_fork
@@ -28,7 +24,17 @@ from headstart.errors import ModelFileError, OptionError, first_line
 from headstart.files import not_written, unicode_text, user_path, write_atomically
 from headstart.html import paragraph, table
 from headstart.hub import fetch, read_address
-from headstart.model_file import FORMAT_VERSION, KEY, check_model, digest, read_model_file
+from headstart.model_file import (
+    MODEL_FILE,
+    ModelContent,
+    backbone_of,
+    digest,
+    model_bytes,
+    ood_detector_of,
+    ood_tensors,
+    read_model_file,
+)
+from headstart.model_schema import FORMAT_VERSION
 from headstart.prediction import NONE_OF_THESE, Prediction, unreadable_prediction
 from headstart.predictor import Predictor
 from headstart.progress import Progress, SilentProgress
@@ -39,9 +45,6 @@ from headstart.training.recipe import Recipe
 from headstart.trust.calibration import Calibration
 from headstart.trust.ood import OodDetector
 
-MODEL_FILE = "model.safetensors"
-"""File name of the model in a run folder."""
-
 LIBRARIES = ("headstart", "torch", "timm", "torchvision", "numpy", "pillow", "scikit-learn", "safetensors")
 """Libraries whose versions a model file records."""
 
@@ -50,7 +53,7 @@ SHOWN_CLASSES = 12
 
 
 @final
-@dataclass(frozen=False, eq=False, repr=False, init=False)
+@dataclass(frozen=True, eq=False, repr=False, init=False)
 class Model:
     """A trained image classifier: backbone, head, class names, preprocessing and provenance.
 
@@ -361,10 +364,7 @@ class Model:
         Raises:
             ModelFileError: a value is one that ``load`` would refuse.
         """
-        tensors, header = self._tensors(), json.loads(json.dumps(self._header()))
-        check_model(header, tensors)
-        header["sha256"] = digest(header, tensors)
-        return save(tensors, {KEY: json.dumps(header)})
+        return model_bytes(self._header(), self._tensors())
 
     @cached_property
     def version(self) -> str:
@@ -372,14 +372,10 @@ class Model:
         return digest(self._header(), self._tensors())
 
     def _tensors(self) -> dict[str, Tensor]:
-        tensors = {f"backbone.{name}": t.cpu() for name, t in self.net.state().items()}
+        tensors = {f"backbone.{name}": tensor.cpu() for name, tensor in self.net.state().items()}
         tensors |= {f"head.{name}": tensor.cpu() for name, tensor in self.head.state_dict().items()}
-        if self.ood_detector is not None:
-            tensors["familiar.references"] = torch.from_numpy(self.ood_detector.references)
-            tensors["familiar.usual"] = torch.from_numpy(self.ood_detector.inlier_distances)
-            if self.ood_detector.limits is not None:
-                tensors["familiar.limits"] = torch.from_numpy(self.ood_detector.limits)
-        return {name: t.detach().clone().contiguous() for name, t in tensors.items()}
+        tensors |= ood_tensors(self.ood_detector) if self.ood_detector is not None else {}
+        return {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
 
     def _header(self) -> dict[str, Any]:
         backbone = self.net.backbone
@@ -406,25 +402,29 @@ class Model:
 
 
 def load(run_or_model: str | os.PathLike[str]) -> Model:
-    """Reads a model file, the one in a run folder, or one on the Hugging Face hub.
+    """Loads a model from a run folder, a model file or the Hugging Face hub.
 
     Args:
-        run_or_model: a run folder, a model file, or ``hf://OWNER/NAME``, perhaps with ``@REVISION``.
+        run_or_model: a run folder, a model file, or ``hf://OWNER/NAME``, optionally with ``@REVISION``.
 
     Raises:
-        HubError: it cannot be fetched.
+        HubError: the model cannot be downloaded.
         ModelFileError: no such file, damaged, not a Headstart model, or of a newer format.
+
+    Example:
+        >>> headstart.load("runs/flowers").classes
+        ('roses', 'tulips')
     """
     address = read_address(run_or_model)
     path = fetch(address, MODEL_FILE) if address else user_path(run_or_model)
     if path.is_dir():
         path = path / MODEL_FILE
-    header, tensors = read_model_file(path)
+    content = read_model_file(path)
     try:
-        model = _build(header, tensors)
-        _rehearse(model)
+        model = _build(content)
+        _try_prediction(model)
     except Exception as error:  # timm's and torch's constructors raise whatever they like
-        written = ", ".join(f"{k} {v}" for k, v in header["libraries"].items())
+        written = ", ".join(f"{k} {v}" for k, v in content.header["libraries"].items())
         raise ModelFileError(
             f"{path}: cannot be loaded with the installed library versions ({first_line(error)}). It was written with "
             f"{written}."
@@ -432,14 +432,14 @@ def load(run_or_model: str | os.PathLike[str]) -> Model:
     return model
 
 
-def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> Model:
-    backbone = _backbone(header, _under("backbone.", tensors))
-    net = FeatureNet(backbone, pool=header["backbone"]["pool"], cut=header["backbone"]["cut"])
-    if missing := [name for name in net.state() if f"backbone.{name}" not in tensors]:
+def _build(content: ModelContent) -> Model:
+    header = content.header
+    net = FeatureNet(backbone_of(content), pool=header["backbone"]["pool"], cut=header["backbone"]["cut"])
+    if missing := [name for name in net.state() if f"backbone.{name}" not in content.tensors]:
         raise ModelFileError(f"tensor backbone.{missing[0]}: missing")
-    return Model(
+    model = Model(
         net,
-        head_from(header["head"], _under("head.", tensors), len(header["classes"])),
+        head_from(header["head"], content.tensors_of("head"), len(header["classes"])),
         header["classes"],
         recipe=Recipe.from_json(header["recipe"]),
         data=header["data"],
@@ -447,15 +447,17 @@ def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> Model:
         libraries=header["libraries"],
         thresholds=header.get("thresholds"),
         calibration=Calibration.from_json(header.get("calibration", {})),
-        ood_detector=_ood_detector(_under("familiar.", tensors)),
+        ood_detector=ood_detector_of(content),
     )
+    model.__dict__["version"] = content.sha256  # of a file in an earlier format it cannot be computed again
+    return model
 
 
-def _rehearse(model: Model) -> None:
-    """Runs one made-up image, so that parts that do not fit together are found here and not at a prediction.
+def _try_prediction(model: Model) -> None:
+    """Predicts a random image, so that parts that do not fit together are found here and not at a prediction.
 
     Raises:
-        ModelFileError: the numbers are not finite, or not one for each class.
+        ModelFileError: the features or probabilities are not finite, or not one for each class.
     """
     size = model.preprocessing
     pixels = np.random.default_rng(0).integers(0, 256, (1, size.height, size.width, 3), dtype=np.uint8)
@@ -467,45 +469,3 @@ def _rehearse(model: Model) -> None:
     probabilities, _ = model.predict_features(features)
     if probabilities.shape != (1, len(model.classes)) or not np.isfinite(probabilities).all():
         raise ModelFileError(f"the head does not give one probability for each of {len(model.classes):,} classes")
-
-
-def _backbone(header: dict[str, Any], state: dict[str, Tensor]) -> Backbone:
-    about = header["backbone"]
-    built = about["build"]
-    module = build_architecture(built["name"], image_size=built["image_size"], drawn=bool(about["cut"]), tried=False)
-    own = module.state_dict()
-    for name, tensor in state.items():
-        if name not in own or own[name].shape != tensor.shape:
-            found = f"{tuple(tensor.shape)}, expected {tuple(own[name].shape)}" if name in own else "unknown"
-            raise ModelFileError(f"tensor backbone.{name:.100} does not fit {built['name']}: {found}")
-    module.load_state_dict(state, strict=not about["cut"])
-    preprocessing: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in header["preprocessing"].items()
-    }
-    return Backbone(
-        architecture=about["architecture"],
-        source=about["source"],
-        module=module.requires_grad_(False),
-        preprocessing=Preprocessing(**preprocessing),
-        fingerprint=about["fingerprint"],
-        build=built,
-    )
-
-
-def data_fingerprint(keys: Iterable[bytes], labels: Iterable[str]) -> str:
-    """SHA-256 of a labelled set of images, whatever their order and names."""
-    lines = sorted(key.hex() + " " + label for key, label in zip(keys, labels, strict=True))
-    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
-
-
-def _ood_detector(tensors: dict[str, Tensor]) -> OodDetector | None:
-    if not tensors:
-        return None
-    limits = tensors.get("limits")
-    return OodDetector(
-        tensors["references"].numpy(), tensors["usual"].numpy(), None if limits is None else limits.numpy()
-    )
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import re
 import struct
@@ -20,7 +21,7 @@ from headstart.backbone.weights import fingerprint, random_backbone
 from headstart.engine.select import choose_engine
 from headstart.errors import ModelFileError
 from headstart.model import Model, load
-from headstart.model_file import FORMAT_VERSION
+from headstart.model_schema import FORMAT_VERSION
 from headstart.prediction import Prediction
 from headstart.training.head_spec import HeadSpec
 from headstart.training.heads import build_head, linear_head
@@ -245,3 +246,9 @@ def test_replacing_a_value_gives_another_model_that_shares_weights_and_engines(m
     assert warmer.version != model.version
     with pytest.raises(TypeError, match="no_such_value"):
         model.replace(no_such_value=1)
+
+
+def test_a_model_cannot_be_changed_after_it_was_made(model: Model) -> None:
+    for name in ("calibration", "classes", "head", "net", "thresholds", "anything"):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(model, name, None)

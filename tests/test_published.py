@@ -155,7 +155,7 @@ def test_files_of_an_earlier_version_are_cleaned_or_refused(
     model, recipe = hs.load(run.folder), (run.folder / "recipe.json").read_text()
     before, report = run.model_path.read_bytes(), run.report_path.read_bytes()
     try:
-        model.recipe = Recipe(weights=str(home / "w.pth"))
+        model = model.replace(recipe=Recipe(weights=str(home / "w.pth")))
         with monkeypatch.context() as patch:
             patch.setattr(Recipe, "without_paths", lambda self: self)  # as it was
             model.save(run.model_path)

@@ -11,10 +11,11 @@ from torch import nn
 
 from headstart.backbone.pixel_net import FeatureNet
 from headstart.backbone.weights import Backbone
+from headstart.data.fingerprint import data_fingerprint
 from headstart.data.inspection import Inspection
 from headstart.evaluation.metrics import CROSS_VALIDATION, AnyScores
 from headstart.evaluation.predictions import Evaluated, evaluate_predictions
-from headstart.model import Model, data_fingerprint
+from headstart.model import Model
 from headstart.pipeline.featurise import uncached_features
 from headstart.pipeline.fit import Prepared
 from headstart.pipeline.inspect_images import Inspected

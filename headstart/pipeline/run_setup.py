@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from headstart.data.fingerprint import data_fingerprint
 from headstart.engine.plan import read_plan, write_plan
 from headstart.errors import RunError
 from headstart.files import writing_run
-from headstart.model import data_fingerprint
 from headstart.pipeline.base_classifier import BaseClassifier, load_base
 from headstart.pipeline.extend import load_network
 from headstart.pipeline.inspect_images import Inspected

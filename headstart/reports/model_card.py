@@ -15,7 +15,8 @@ from headstart.evaluation.metrics import (
     share_words,
     shown_first,
 )
-from headstart.model import MODEL_FILE, Model
+from headstart.model import Model
+from headstart.model_file import MODEL_FILE
 from headstart.prediction import NONE_OF_THESE, UNSURE
 from headstart.training.recipe import Recipe
 from headstart.trust.ood import INLIER_SHARE

@@ -17,7 +17,7 @@ from headstart.engine.conv_bn_fusion import has_bfloat16
 from headstart.engine.device import resolve_device
 from headstart.errors import RunError
 from headstart.files import user_path
-from headstart.model import MODEL_FILE
+from headstart.model_file import MODEL_FILE
 from headstart.training.recipe import PRETRAINED, Recipe
 
 LIBRARIES = ("headstart", "torch", "timm", "onnxruntime", "scikit-learn", "numpy")

@@ -48,7 +48,7 @@ from headstart.files import (
     writing_run,
 )
 from headstart.html import data_address, paragraph, picture, table
-from headstart.model import MODEL_FILE
+from headstart.model_file import MODEL_FILE
 from headstart.training.ladder import RungResult
 from headstart.training.recipe import Recipe
 

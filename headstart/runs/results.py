@@ -12,7 +12,8 @@ from headstart.evaluation.metrics import CROSS_VALIDATION
 from headstart.evaluation.predictions import Evaluated, predictions_csv
 from headstart.evaluation.reliability import Reliability, reliabilities, usual_kept
 from headstart.files import csv_text, json_text, text_bytes, write_atomically, writing_run
-from headstart.model import MODEL_FILE, Model
+from headstart.model import Model
+from headstart.model_file import MODEL_FILE
 from headstart.reports.calibration_chart import calibration_charts
 from headstart.reports.curves import CurvePoint, curve_charts
 from headstart.reports.image_map import MAP_FILE, ImageMap

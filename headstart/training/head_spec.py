@@ -16,7 +16,10 @@ MapPooling = Literal["flatten", "avg", "max", "avgmax"]
 
 EXAMPLES = "linear, 1024-512-0.2 (hidden layers, then dropout), conv1280-flatten (a 1x1 convolution, then pooling)"
 
-_CONV = re.compile(r"conv(\d+)")
+MAX_DIGITS = 9
+"""Digits of a width; Python refuses to read numbers of some thousand digits."""
+
+_CONV = re.compile(r"conv(\d{1,9})")
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class HeadSpec:
                 spec = replace(spec, channels=int(found[1]))
             elif place == 1 and spec.channels and part in get_args(MapPooling):
                 spec = replace(spec, pool=cast(MapPooling, part))
-            elif part.isdecimal() and int(part) > 0 and not spec.dropout:
+            elif part.isdecimal() and len(part) <= MAX_DIGITS and int(part) > 0 and not spec.dropout:
                 spec = replace(spec, widths=(*spec.widths, int(part)))
             elif re.fullmatch(r"0?\.\d+", part) and 0 < float(part) < 1 and place == len(parts) - 1:
                 spec = replace(spec, dropout=float(part))

@@ -22,7 +22,8 @@ from headstart.exports.parity import FormatResult, ReferencePredictions, file_fo
 from headstart.exports.subprocess_runner import run_in_subprocess
 from headstart.files import check_suffix, not_written, user_path
 from headstart.hub import read_address
-from headstart.model import MODEL_FILE, Model, load
+from headstart.model import Model, load
+from headstart.model_file import MODEL_FILE
 from headstart.progress import Progress, SilentProgress
 from headstart.runs.folder import open_like, split_rows
 from headstart.runs.test_audit import record_test_score

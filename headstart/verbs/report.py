@@ -16,7 +16,8 @@ from headstart.evaluation.predictions import read_predictions
 from headstart.evaluation.reliability import reliabilities
 from headstart.files import path_of, text_bytes, user_path, write_atomically, writing_run
 from headstart.hub import push as push_files
-from headstart.model import MODEL_FILE, Model, load
+from headstart.model import Model, load
+from headstart.model_file import MODEL_FILE
 from headstart.reports.image_map import read_map
 from headstart.reports.model_card import CARD_FILE, model_card
 from headstart.reports.run_report import Told, render_report

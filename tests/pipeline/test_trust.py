@@ -158,7 +158,7 @@ def test_without_val_training_images_calibrate_by_cross_validation(folded: tuple
 
 def test_what_is_missing_is_said_in_one_sentence_everywhere(folded: tuple[hs.Run, str], tmp_path: Path) -> None:
     model = hs.load(folded[0].folder)
-    model.calibration = Calibration(missing="it is too warm. Remedy: open a window")
+    model = model.replace(calibration=Calibration(missing="it is too warm. Remedy: open a window"))
     sentence = "Not calibrated: it is too warm. Remedy: open a window."
     assert model.calibration_text == sentence
     file = model.save(tmp_path / "m.safetensors")

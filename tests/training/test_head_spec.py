@@ -25,7 +25,20 @@ def test_a_head_is_one_word(text: str, spec: HeadSpec) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "deep", "512-", "0.5-512", "1.5", "0", "flatten-512", "conv8-median", "512-conv8"]
+    "text",
+    [
+        "",
+        "deep",
+        "512-",
+        "0.5-512",
+        "1.5",
+        "0",
+        "flatten-512",
+        "conv8-median",
+        "512-conv8",
+        "9" * 5000,
+        "conv" + "9" * 5000,
+    ],
 )
 def test_what_cannot_be_read_is_refused_with_examples(text: str) -> None:
     with pytest.raises(OptionError, match="Examples: linear"):

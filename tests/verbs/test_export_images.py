@@ -10,7 +10,8 @@ from small_models import CLASSES, small_model
 
 import headstart as hs
 from headstart.errors import DataError
-from headstart.model import MODEL_FILE, Model
+from headstart.model import Model
+from headstart.model_file import MODEL_FILE
 from headstart.verbs import export as export_module
 
 
