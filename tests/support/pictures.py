@@ -40,6 +40,17 @@ def mislabel(folder: Path, one: str, other: str, count: int) -> Path:
     return folder
 
 
+def write_grouped_table(folder: Path) -> Path:
+    """``folder/t.csv``: images of three classes, some mislabelled, of seven groups that are spread over all classes."""
+    data = mislabel(write_classes(folder / "d", dict.fromkeys(COLOURS, 60)), "blue", "red", 40)
+    rows = [
+        f"{path.relative_to(folder)},{path.parent.name},site {i % 7}"
+        for i, path in enumerate(sorted(data.rglob("*.png")))
+    ]
+    (folder / "t.csv").write_text("\n".join(["path,label,group", *rows]))
+    return folder / "t.csv"
+
+
 def write_mixtures(folder: Path, count: int, *, first_seed: int = 0) -> list[tuple[str, tuple[str, ...]]]:
     """``folder/<n>.png``: pictures that show none, one, two or all of COLOURS, a stripe each; (name, colours)."""
     folder.mkdir(parents=True, exist_ok=True)
