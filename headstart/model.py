@@ -181,7 +181,7 @@ class Model:
         Rows sum to 1, except those of a multi-label model.
         """
         logits = self.logits(features) / self.calibration.temperature
-        return probabilities_of(logits, several=self.thresholds is not None)
+        return probabilities_of(logits, multi_label=self.thresholds is not None)
 
     def logits(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
         """(N, ...) float32 features -> (N, classes) float64 logits, before temperature scaling."""

@@ -14,7 +14,7 @@ from headstart.data.table import SEPARATOR, join_labels
 from headstart.errors import RunError
 from headstart.evaluation.metrics import AnyScores, GroupScore, score, score_groups, score_labels
 from headstart.files import csv_text, read_rows
-from headstart.training.losses import Parts, are_several
+from headstart.training.losses import Parts, is_multi_label
 from headstart.trust.thresholds import cross_fitted_labels, labels_above
 
 MANY_CLASSES = 200
@@ -49,7 +49,7 @@ class Evaluated:
     def right(self) -> npt.NDArray[np.bool_]:
         """(N,) whether each answer is right; of several labels to an image, whether all are."""
         same = self.labels == self.given
-        return np.asarray(same.all(axis=1) if are_several(self.labels) else same)
+        return np.asarray(same.all(axis=1) if is_multi_label(self.labels) else same)
 
     @property
     def together(self) -> Parts | None:
@@ -63,7 +63,7 @@ class Evaluated:
 
     def mistakes(self) -> list[int]:
         """Positions of the wrong answers, the surest first; of several labels, by the surest that is wrong."""
-        if are_several(self.labels):
+        if is_multi_label(self.labels):
             surest = np.where(self.labels > 0, 1 - self.probabilities, self.probabilities)
             sure = np.where(self.labels != self.given, surest, -1.0).max(axis=1)
             wrong = np.flatnonzero(sure >= 0)
@@ -74,7 +74,7 @@ class Evaluated:
 
     def names_of(self, answers: npt.NDArray[np.int64]) -> list[str]:
         """``labels`` or ``given`` in words; of several labels, a cell each of a table's column of labels."""
-        if are_several(answers):
+        if is_multi_label(answers):
             return join_labels([[self.classes[i] for i in own.nonzero()[0]] for own in answers])
         return [self.classes[i] for i in answers]
 
@@ -128,7 +128,7 @@ def predictions_csv(evaluated: Sequence[Evaluated]) -> str:
     probabilities of all stands the outlier score, empty where it is not known, and before that, where the data have
     groups, the group.
     """
-    several = any(are_several(part.labels) for part in evaluated)
+    several = any(is_multi_label(part.labels) for part in evaluated)
     classes = tuple(dict.fromkeys(name for part in evaluated for name in part.classes))
     grouped = any(part.groups is not None for part in evaluated)
     rows = []

@@ -12,7 +12,7 @@ from scipy.special import logit
 
 from headstart.evaluation.metrics import wilson
 from headstart.evaluation.predictions import Evaluated
-from headstart.training.losses import are_several, probabilities_of
+from headstart.training.losses import is_multi_label, probabilities_of
 from headstart.trust.calibration import Calibration, cross_fitted_probabilities
 from headstart.trust.ood import INLIER_SHARE
 
@@ -158,12 +158,12 @@ def reliabilities(calibration: Calibration, evaluated: Sequence[Evaluated]) -> l
         if part.scores.name == "test":
             found.append(reliability("test", *_answers(part, part.probabilities)))
         if part.scores.name == "val":
-            several = are_several(part.labels)
+            multi_label = is_multi_label(part.labels)
             chances = (
-                np.clip(part.probabilities, TINY, NEARLY_SURE) if several else np.maximum(part.probabilities, TINY)
+                np.clip(part.probabilities, TINY, NEARLY_SURE) if multi_label else np.maximum(part.probabilities, TINY)
             )
-            logits = calibration.temperature * (logit(chances) if several else np.log(chances))
-            plain = probabilities_of(logits, several=several)
+            logits = calibration.temperature * (logit(chances) if multi_label else np.log(chances))
+            plain = probabilities_of(logits, multi_label=multi_label)
             found.append(reliability(BEFORE if calibration.images else "val", *_answers(part, plain)))
             if calibration.images:
                 after = cross_fitted_probabilities(logits, part.labels, together=part.together)
@@ -172,7 +172,7 @@ def reliabilities(calibration: Calibration, evaluated: Sequence[Evaluated]) -> l
 
 
 def _answers(part: Evaluated, chances: Chances) -> tuple[Chances, npt.NDArray[np.bool_]]:
-    if are_several(part.labels):
+    if is_multi_label(part.labels):
         return chances.ravel(), part.labels.ravel() > 0
     return chances.max(axis=1), chances.argmax(axis=1) == part.labels
 

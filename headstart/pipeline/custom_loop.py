@@ -33,7 +33,7 @@ from headstart.pipeline.rung_activations import RungActivations
 from headstart.progress import Progress, SilentProgress
 from headstart.training.custom_heads import describe
 from headstart.training.frozen_proof import digests_of, require_unchanged, tensors_of
-from headstart.training.losses import are_several, probabilities_of
+from headstart.training.losses import is_multi_label, probabilities_of
 from headstart.training.recipe import Recipe
 from headstart.training.recipe_options import RecipeOptions
 from headstart.training.sampling import epoch_order
@@ -136,7 +136,7 @@ class Workbench:
 
     def __repr__(self) -> str:
         weights = sum(p.numel() for p in self.classifier.trainable_parameters())
-        return f"Workbench({len(self.classes)} classes, {weights:,} weights to train behind {self.boundary})"
+        return f"Workbench({len(self.classes)} classes, {weights:,} weights to train after {self.boundary})"
 
     def batches(self, split: str = "train", *, epoch: int = 0, batch_size: int = 32) -> Iterator[tuple[Tensor, Tensor]]:
         """Labelled activations, a batch at a time.
@@ -164,8 +164,8 @@ class Workbench:
         for start in range(0, count, batch_size):
             images = list(order[start : start + batch_size])
             labels = torch.from_numpy(samples.labels[images])
-            several = are_several(samples.labels)
-            yield samples.activations.read(samples.rows(images, epoch)), labels.float() if several else labels
+            multi_label = is_multi_label(samples.labels)
+            yield samples.activations.read(samples.rows(images, epoch)), labels.float() if multi_label else labels
 
     def _check_head(self) -> None:
         """Refuses a custom head that cannot be saved before it is trained, and not when it is to be saved."""
@@ -195,9 +195,9 @@ class Workbench:
             raise OptionError("scores: the data have no validation images.")
         logits = logits_of(self._split, self.boundary, self._val, self.classifier.head.eval())
         files, labels = list(val.images.files), self._val.labels
-        several = are_several(labels)
-        chances = probabilities_of(logits, several=several)
-        thresholds = best_thresholds(chances, labels).tolist() if several else None
+        multi_label = is_multi_label(labels)
+        chances = probabilities_of(logits, multi_label=multi_label)
+        thresholds = best_thresholds(chances, labels).tolist() if multi_label else None
         return evaluate_predictions(
             "val", files, labels, chances, self.classes, thresholds=thresholds, chose=True
         ).scores
@@ -216,7 +216,7 @@ class Workbench:
             was,
             module=module,
             fingerprint=fingerprint(module.state_dict()),
-            source=f"{was.source}, fine-tuned behind {self.boundary}",
+            source=f"{was.source}, fine-tuned after {self.boundary}",
         )
         trained = TrainedClassifier(backbone, copy.deepcopy(self.classifier.head))
         return evaluate(self._prepared, trained).model

@@ -200,8 +200,8 @@ def _evaluated(
 def _cross_validated(prepared: Prepared, model: Model, outside: OutOfFold, most: int) -> Evaluated:
     """Out-of-fold predictions as a set of their own, where hardly any image is held out."""
     positions = [prepared.inspected.positions["train"][i] for i in outside.places]
-    several = model.thresholds is not None
-    probabilities = probabilities_of(outside.logits / model.calibration.temperature, several=several)
+    multi_label = model.thresholds is not None
+    probabilities = probabilities_of(outside.logits / model.calibration.temperature, multi_label=multi_label)
     prepared.job.progress.say(
         f"Only {most} image(s) held out: the first score is of training images, each predicted by a classifier that "
         f"did not learn from it ({outside.folds}-fold cross-validation)."
@@ -255,7 +255,7 @@ def _calibrated(prepared: Prepared, model: Model, val: Features | None, outside:
     )
     thresholds = model.thresholds
     if thresholds is not None:
-        probabilities = probabilities_of(all_logits / calibration.temperature, several=True)
+        probabilities = probabilities_of(all_logits / calibration.temperature, multi_label=True)
         thresholds = tuple(best_thresholds(probabilities, all_labels).tolist())
     return model.replace(calibration=calibration, thresholds=thresholds)
 
@@ -343,7 +343,7 @@ def mistakes_on_val(prepared: Prepared, logits: npt.NDArray[np.floating[Any]]) -
         "val",
         [files[i] for i in positions],
         dataset.labels[positions],
-        probabilities_of(np.asarray(logits, np.float64), several=dataset.multi_label),
+        probabilities_of(np.asarray(logits, np.float64), multi_label=dataset.multi_label),
         dataset.classes,
         thresholds=[DEFAULT_THRESHOLD] * len(dataset.classes) if dataset.multi_label else None,
     )

@@ -59,7 +59,7 @@ def load_network(job: Job, base: BaseClassifier) -> Loaded:
     started = time.monotonic()
     resolve_device(job.device)
     prepare_backbone(job, base.net.backbone)
-    check_classes(job.recipe, len(job.dataset.classes), several=job.dataset.multi_label)
+    check_classes(job.recipe, len(job.dataset.classes), multi_label=job.dataset.multi_label)
     return Loaded(base.net.backbone, base.net, None, round(time.monotonic() - started, 2))
 
 

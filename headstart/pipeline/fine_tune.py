@@ -28,8 +28,8 @@ from headstart.training.ladder import (
     KNN,
     Rung,
     RungResult,
+    can_improve,
     paired_p,
-    room_for_gain,
 )
 from headstart.training.out_of_fold import in_order, of_frozen_features
 from headstart.training.trained_weights import TensorDict
@@ -55,7 +55,7 @@ def climb_ladder(ladder: Ladder, probe_seconds: float) -> FineTuned:
         ladder.events.emit(RungJudged(asdict(result)))
     probe, head, fold_ends = best.result, best.head, dict[int, TensorDict]()
     for number, rung in enumerate(ladder.prepared.planned.rungs, start=1):
-        if not ladder.keeps_last and not room_for_gain(best.correct):
+        if not ladder.keeps_last and not can_improve(best.correct):
             results[-1] = _without_room(ladder, results[-1], best)
             break
         if not ladder.prepared.job.recipe.gradual_unfreezing:
@@ -174,7 +174,7 @@ def _finish(ladder: Ladder, results: list[RungResult], best: BestRung) -> FineTu
             backbone,
             module=module,
             fingerprint=fingerprint(module.state_dict()),
-            source=f"{backbone.source}, fine-tuned behind {best.boundary}",
+            source=f"{backbone.source}, fine-tuned after {best.boundary}",
         )
     return FineTuned(
         TrainedClassifier(backbone, best.head, best.out_of_fold),

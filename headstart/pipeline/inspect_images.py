@@ -126,7 +126,7 @@ def inspect_images(job: Job, loaded: Loaded, inspection: Inspection | None = Non
     inspection = inspection or run_inspection(job, loaded.backbone.preprocessing)
     require_learnable(inspection, least=job.recipe.min_classes)
     dataset = inspection.dataset
-    check_classes(job.recipe, len(dataset.classes), several=dataset.multi_label)
+    check_classes(job.recipe, len(dataset.classes), multi_label=dataset.multi_label)
     return inspected_images(inspection)
 
 

@@ -27,7 +27,7 @@ from headstart.training.ladder import (
     Rung,
     RungResult,
 )
-from headstart.training.losses import Folds, Labels, judged_places, right_of
+from headstart.training.losses import Folds, Labels, are_correct, evaluated_images
 from headstart.training.out_of_fold import OutOfFold
 from headstart.training.suffix_classifier import trained_names
 from headstart.training.trained_weights import TensorDict
@@ -107,7 +107,7 @@ class Ladder:
         """Labels of the images that rungs are compared on: val, and where it is small what folds judge too."""
         train, val = self.prepared.featurised.train, self.prepared.featurised.val
         parts = [] if val is None else [val.labels]
-        return np.concatenate([*parts, train.labels[judged_places(self.folds)]]) if self.folds else parts[0]
+        return np.concatenate([*parts, train.labels[evaluated_images(self.folds)]]) if self.folds else parts[0]
 
     def trained_names(self, rung: Rung) -> list[str]:
         """Names of the tensors that a rung trains."""
@@ -202,4 +202,4 @@ def judge_images(
     """(whether each compared image is correct, its loss), from logits of these images."""
     parts = [] if val_logits is None else [val_logits]
     logits = np.concatenate([*parts, outside.logits] if outside is not None else parts)
-    return right_of(logits, ladder.labels), calibrated_losses(logits, ladder.labels)
+    return are_correct(logits, ladder.labels), calibrated_losses(logits, ladder.labels)

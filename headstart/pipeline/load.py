@@ -78,7 +78,7 @@ def load(job: Job) -> Loaded:
         backbone = load_backbone(name, weights=recipe.weights, image_size=image_size)
     prepare_backbone(job, backbone)
     net = FeatureNet(backbone, pool=recipe.pooling, cut=recipe.cut or "")
-    check_classes(recipe, len(job.dataset.classes), several=job.dataset.multi_label)
+    check_classes(recipe, len(job.dataset.classes), multi_label=job.dataset.multi_label)
     if recipe.head != LINEAR:
         check_heads(recipe, feature_shape(net), len(job.dataset.classes), Layout.of(backbone.module))
     splittable = None if recipe.effort == "probe" else split_backbone(backbone, recipe.pooling, recipe.cut or "")

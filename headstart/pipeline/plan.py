@@ -129,7 +129,7 @@ def plan(job: Job, loaded: Loaded, inspected: Inspected, measured: Measured, *, 
             rate=engines.rate,
             folds=folds,
             training_rate=engines.training_rate,
-            several=inspected.dataset.multi_label,
+            multi_label=inspected.dataset.multi_label,
         )
     first = _first_steps(job, loaded, inspected, engines, checks_labels=checks_labels)
     last = _last_step(inspected, engines, fine_tunes=bool(rungs))

@@ -33,7 +33,7 @@ from headstart.training.ladder import (
     Rung,
     fold_settings,
 )
-from headstart.training.losses import judged_places
+from headstart.training.losses import evaluated_images
 from headstart.training.out_of_fold import OutOfFold, in_order
 from headstart.training.sampling import Samples
 from headstart.training.suffix_evaluation import features_of, logits_of
@@ -128,7 +128,7 @@ def _cross_validate(
         logits.append(logits_on(tuned.head, features))
         distances.append(_fold_distances(ladder, rung, plain, features, learn))
     outside = OutOfFold(
-        judged_places(ladder.folds),
+        evaluated_images(ladder.folds),
         in_order(ladder.folds, logits),
         len(ladder.folds),
         in_order(ladder.folds, distances),
@@ -257,7 +257,7 @@ def _restore_rung(ladder: Ladder, rung: Rung, document: dict[str, Any], tensors:
     outside = None
     if ladder.folds:
         logits, distances = tensors["outside.logits"].numpy(), tensors["outside.distances"].numpy()
-        outside = OutOfFold(judged_places(ladder.folds), logits, len(ladder.folds), distances)
+        outside = OutOfFold(evaluated_images(ladder.folds), logits, len(ladder.folds), distances)
     return JudgedRung(
         tuned,
         tensors["right"].numpy(),

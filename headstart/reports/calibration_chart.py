@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from headstart.evaluation.predictions import Evaluated
 from headstart.evaluation.reliability import BEFORE, Reliability, coverage_curve
 from headstart.reports.svg_chart import BLUE, GREEN, ORANGE, Series, line_chart
-from headstart.training.losses import are_several
+from headstart.training.losses import is_multi_label
 from headstart.trust.calibration import Calibration
 
 _COLOURS = {BEFORE: ORANGE, "val": BLUE, "val, after": BLUE, "test": GREEN}
@@ -28,7 +28,7 @@ def calibration_charts(
     """
     if not found:
         return []
-    curves = [part for part in evaluated if part.scores.name in ("val", "test") and not are_several(part.labels)]
+    curves = [part for part in evaluated if part.scores.name in ("val", "test") and not is_multi_label(part.labels)]
     return [_reliability_diagram(found), *([_coverage_chart(calibration, curves)] if curves else [])]
 
 

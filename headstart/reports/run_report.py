@@ -31,7 +31,7 @@ from headstart.reports.curves import CurvePoint, curve_charts
 from headstart.reports.gradcam import heat_map_jpeg, heat_maps
 from headstart.reports.image_map import ImageMap
 from headstart.training.ladder import KNN, RungResult
-from headstart.training.losses import are_several
+from headstart.training.losses import is_multi_label
 from headstart.trust.ood import INLIER_SHARE
 
 MISTAKES = 24
@@ -314,7 +314,7 @@ def _mistakes(
     for place in places:
         path = part.paths[place]
         right, given, chances = part.labels[place], part.given[place], part.probabilities[place]
-        if are_several(part.labels):
+        if is_multi_label(part.labels):
             names = [", ".join(part.classes[i] for i in own.nonzero()[0]) or "none" for own in (right, given)]
             wrong = [(i, "missed" if right[i] else "wrongly") for i in (right != given).nonzero()[0]]
             words = "; ".join(f"{how} {part.classes[i]} ({100 * chances[i]:.1f} %)" for i, how in wrong)
@@ -336,7 +336,7 @@ def _heats(told: Told, part: Evaluated, places: Sequence[int]) -> dict[int, str]
     asked = []
     for place in seen:
         given = part.given[place]
-        if are_several(part.labels):
+        if is_multi_label(part.labels):
             wrong = part.labels[place] != given
             given = int(np.where(wrong, np.maximum(part.probabilities[place], 1e-9), 0).argmax())
         asked.append(numbers[part.classes[int(given)]])

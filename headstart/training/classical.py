@@ -26,9 +26,9 @@ from headstart.training.losses import (
     Labels,
     Parts,
     class_sizes,
-    judged_places,
+    evaluated_images,
+    has_other_part,
     learnable_folds,
-    several_parts,
 )
 from headstart.training.probe import CHOOSE_FROM, FOLDS, NEVER, Features, as_rows, standardised
 from headstart.trust.temperature import best_scale, calibrated_losses
@@ -247,7 +247,7 @@ def fit_neighbours(
         reason = f"{neighbours} neighbours, not chosen: {len(x)} training images leave too little to choose on"
     else:
         pairs = [(k, t) for k in NEIGHBOURS for t in TEMPERATURES]
-        judged = np.ones(len(labels), dtype=bool) if together is None else several_parts(labels, together)
+        judged = np.ones(len(labels), dtype=bool) if together is None else has_other_part(labels, together)
         if not judged.any():  # every class is one part: single images are left out instead
             together, judged = None, ~judged
         heads = [head(*pair) for pair in pairs]
@@ -296,7 +296,7 @@ def _chosen(
     if sizes.max() < 2:
         return {"C": middle, "scale": 1.0}, "not chosen: classes of 1 image each leave nothing to choose on"
     folds = learnable_folds(labels, FOLDS, seed, together=together)
-    judged = judged_places(folds)
+    judged = evaluated_images(folds)
     tried = grid if len(judged) >= CHOOSE_FROM else (middle,)
     own = np.unique(labels, return_inverse=True)[1][judged]
     found = {}

@@ -31,7 +31,7 @@ from headstart.progress import Progress, SilentProgress
 from headstart.training.cuda_graph import RecordedStep
 from headstart.training.feature_augment import augment
 from headstart.training.frozen_proof import Digests, digests_of, require_unchanged, tensors_of
-from headstart.training.losses import are_several, image_weights, losses_in, right_in, soft_targets
+from headstart.training.losses import correct_in, image_weights, is_multi_label, loss_per_image, soft_targets
 from headstart.training.sampling import BatchOrder, Samples, seeded
 from headstart.training.schedule import warmup_cosine
 from headstart.training.suffix_classifier import SuffixClassifier
@@ -305,7 +305,7 @@ class _Trainer:
         self.val_reader = None if val is None else activation_reader(val.activations, device, rows=len(val.labels))
         with torch.no_grad():
             self.num_classes = self.head(torch.zeros(1, *split.boundaries[-1].shape, device=device)).shape[1]
-        self.is_multi_label = are_several(train.labels)
+        self.is_multi_label = is_multi_label(train.labels)
         self.targets = soft_targets(train.labels, self.num_classes, settings.smoothing)
         self.image_weights = image_weights(train.labels, self.num_classes, balance=settings.balance)
         self.recorded: RecordedStep | None = None
@@ -347,8 +347,8 @@ class _Trainer:
         is_recorded = self.recorded is not None and self.recorded.accepts(*inputs)
         loss, logits = self.recorded(*inputs) if self.recorded and is_recorded else self._update(*inputs)
         labels = torch.from_numpy(self.train.labels[images])
-        right = share * right_in(logits, labels.to(self.device)).float().mean()
-        right += (1 - share) * right_in(logits, labels[partner].to(self.device)).float().mean()
+        right = share * correct_in(logits, labels.to(self.device)).float().mean()
+        right += (1 - share) * correct_in(logits, labels[partner].to(self.device)).float().mean()
         self.unread.append(torch.stack([loss.float(), right]))
         self.step += 1
         if self.device == CPU or index + 1 == self.order.per_epoch or len(self.unread) == UNREAD_LOSSES:
@@ -358,7 +358,7 @@ class _Trainer:
         """Moves the weights by the gradient of a batch; its loss and (N, classes) logits."""
         with self._dropout(self.step), self.classifier.learning_statistics(len(x)):
             logits = self.classifier(x)
-            loss = (losses_in(logits, target, several=self.is_multi_label) * weight).mean()
+            loss = (loss_per_image(logits, target, multi_label=self.is_multi_label) * weight).mean()
         self.weights.step(loss, self.settings.clip)
         return loss.detach(), logits.detach()
 
@@ -425,8 +425,8 @@ class _Trainer:
             return {}
         logits = compute_in_batches(self.val, self.val_reader, self.classifier, self.device)
         targets = soft_targets(self.val.labels, self.num_classes, 0.0)
-        correct = right_in(logits, torch.from_numpy(self.val.labels)).sum()
-        loss = losses_in(logits, targets, several=self.is_multi_label).mean()
+        correct = correct_in(logits, torch.from_numpy(self.val.labels)).sum()
+        loss = loss_per_image(logits, targets, multi_label=self.is_multi_label).mean()
         return {"correct": float(correct), "log_loss": float(loss)}
 
     def _estimate_statistics(self, epoch: int) -> None:

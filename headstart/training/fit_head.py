@@ -19,7 +19,7 @@ from headstart.training.classical import CLASSICAL
 from headstart.training.head_search import SweepSettings, train_heads
 from headstart.training.head_spec import LINEAR, HeadSpec, parse_heads
 from headstart.training.heads import PLAIN, build_head, linear_head
-from headstart.training.losses import Labels, Parts, are_several
+from headstart.training.losses import Labels, Parts, is_multi_label
 from headstart.training.probe import Features, fit_probe, refit_probe, require_learnable
 from headstart.training.recipe import Recipe
 from headstart.training.sampling import FeatureRows, Samples
@@ -94,7 +94,7 @@ def fit_classifier(
         OptionError: a head that does not go with the features, the classes or with ``sample_weight``.
     """
     require_learnable(labels)
-    check_classes(recipe, classes, several=are_several(labels))
+    check_classes(recipe, classes, multi_label=is_multi_label(labels))
     specs = check_heads(recipe, features.shape[1:], classes, layout)
     if sample_weight is not None and (recipe.head != LINEAR or recipe.probe != LOGISTIC):
         other = f"head {recipe.head!r}" if recipe.head != LINEAR else f"probe {recipe.probe!r}"
@@ -153,7 +153,7 @@ def check_heads(recipe: Recipe, shape: Sequence[int], classes: int, layout: Layo
     return specs
 
 
-def check_classes(recipe: Recipe, classes: int, *, several: bool) -> None:
+def check_classes(recipe: Recipe, classes: int, *, multi_label: bool) -> None:
     """Checks that what a recipe asks for goes with so many classes, or with several labels to an image.
 
     Raises:
@@ -166,7 +166,7 @@ def check_classes(recipe: Recipe, classes: int, *, several: bool) -> None:
         "balance_classes": recipe.balance_classes,
         "extend": bool(recipe.extend),
     }
-    if several and (names := [name for name, given in asked.items() if given]):
+    if multi_label and (names := [name for name, given in asked.items() if given]):
         raise OptionError(
             f"{names[0]}: is for images of one class each, and the data have any number of labels to an image, with "
             "one threshold per label; leave it out."

@@ -27,14 +27,14 @@ from headstart.training.head_spec import HeadSpec
 from headstart.training.heads import PLAIN, LayeredHead, Pool, build_head
 from headstart.training.losses import (
     Parts,
-    are_several,
     can_keep_together,
     class_sizes,
+    correct_in,
     count_learnable,
     image_weights,
+    is_multi_label,
     learnable_folds,
-    losses_in,
-    right_in,
+    loss_per_image,
     soft_targets,
 )
 from headstart.training.probe import floored
@@ -229,7 +229,7 @@ class _Sweep:
             with seeded(settings.seed, 4):
                 heads = [build_head(spec, shape, classes, layout) for _ in own]
             self.stacks.append(_Stack(heads, shares, decays))
-        self.classes, self.several = classes, are_several(train.labels)
+        self.classes, self.multi_label = classes, is_multi_label(train.labels)
         self.targets = soft_targets(train.labels, classes, settings.smoothing)
         self.weights = image_weights(train.labels, classes, balance=settings.balance)
         self.history: list[list[dict[str, float]]] = [[] for _ in self.candidates]
@@ -268,10 +268,10 @@ class _Sweep:
                 with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
                     logits = stack.logits(x)
                 logits = logits.float()
-                losses = (losses_in(logits, target, several=self.several) * weight).mean(1)
+                losses = (loss_per_image(logits, target, multi_label=self.multi_label) * weight).mean(1)
                 own = slice(first, first + stack.count)
                 self.sums[0, own] += losses.detach()
-                self.sums[1, own] += right_in(logits.detach(), labels).float().mean(1)
+                self.sums[1, own] += correct_in(logits.detach(), labels).float().mean(1)
                 first += stack.count
                 stack.step(losses.sum(), now, self.settings.clip)
         keep = min(self.settings.ema, (2 + step) / (11 + step))
@@ -289,8 +289,8 @@ class _Sweep:
         first = 0
         for part, stack in zip(parts, self.stacks, strict=True):
             logits = torch.cat(part, 1)
-            correct = right_in(logits, labels).sum(1).tolist()
-            losses = losses_in(logits, targets, several=self.several).mean(1)
+            correct = correct_in(logits, labels).sum(1).tolist()
+            losses = loss_per_image(logits, targets, multi_label=self.multi_label).mean(1)
             better = []
             for i, (right, loss) in enumerate(zip(correct, losses.tolist(), strict=True)):
                 self.history[first + i][-1] |= {"correct": right, "log_loss": loss}
@@ -462,7 +462,7 @@ def _held_out(train: Samples, seed: int, together: Parts | None) -> tuple[Sample
         return train.some(learn), replace(train.some(judge), views=0)
     sizes = class_sizes(train.labels)
     alone, others = np.flatnonzero(sizes < 2), np.flatnonzero(sizes > 1)  # what is alone of its class is learnt from
-    alike = None if are_several(train.labels) else train.labels[others]
+    alike = None if is_multi_label(train.labels) else train.labels[others]
     too_few = alike is not None and HELD_OUT * len(others) < count_learnable(alike)
     if len(others) < LEAST_HELD_OUT or too_few:
         return None

@@ -1,8 +1,10 @@
-"""The ladder: how deep to fine-tune, decided by measurement.
+"""The ladder: how many layers to fine-tune, decided by measurement.
 
-Rungs from the probe to ever earlier freeze boundaries; each begins from the pretrained weights and the probe's head, or
-goes on from the rung below (gradual unfreezing). The ladder is climbed while the gain is more than noise, and the best
-rung is kept, not the last.
+The lowest rung is the probe; each higher rung fine-tunes from an earlier freeze boundary. A rung starts from the
+pretrained weights and the probe's head, or continues from the rung below (gradual unfreezing). Rungs are tried while
+the gain is statistically significant, and the best rung is kept, not the last.
+
+A new depth is a line in ``SHARES``; an effort that uses it is a line in ``EFFORTS``.
 """
 
 from __future__ import annotations
@@ -15,52 +17,52 @@ import numpy.typing as npt
 from scipy.stats import ttest_1samp
 
 from headstart.backbone.layers import BatchNorm
-from headstart.backbone.split import HEAD, Boundary, SplittableBackbone
+from headstart.backbone.split import HEAD, INPUT, Boundary, SplittableBackbone
 from headstart.errors import OptionError, suggestion
 from headstart.training.finetune import FineTuneSettings
 from headstart.training.recipe import Recipe
 from headstart.trust.temperature import Losses
 
 ALPHA = 0.05
-"""A gain counts as more than noise where chance alone would give one as large less often than this."""
+"""Significance level: a gain counts if noise alone would cause one as large less often than this."""
 
 CROSS_VALIDATE_BELOW = 100
-"""Validation images below which rungs are compared by cross-validation on the training images as well."""
+"""Number of validation images below which rungs are also compared by cross-validation on the training images."""
 
 FOLDS = 2
-"""Of that cross-validation: each half is judged by a network that learnt from the other.
+"""Folds of this cross-validation: each half is evaluated by a network that was trained on the other.
 
-Together the halves cost no more than the training itself; three folds cost twice as much and say the same
+Both halves together take no longer than the training itself; three folds take twice as long and have the same result
 (docs/results/2026-11-29-calibration.md).
 """
 
 FOLD_EPOCHS = 0.75
-"""Share of a rung's epochs that folds are trained for: fewer images are learnt in fewer steps (as above)."""
+"""Share of a rung's epochs in a fold, which has fewer images to learn (docs/results/2026-11-29-calibration.md)."""
 
 KNN = "kNN"
-"""Name of the reference by nearest neighbours: it gives no probabilities, so it has no log loss."""
+"""Name of the nearest-neighbour reference, which has no probabilities and therefore no log loss."""
 
 DEEPER_FROM = 0.15
-"""Log loss of the probe, in nats, below which nothing deeper than the first rung is tried, unless it is asked for.
+"""Log loss of the probe, in nats, below which only the first rung is tried, unless a depth is requested.
 
-Measured on five data sets (docs/concepts/ladder.md): where the probe left 0.02 to 0.12, no depth gained more than the
-first rung did; where it left 0.20 and 0.22, deeper ones did.
+Measured on five data sets (docs/concepts/ladder.md): where the probe's log loss was 0.02 to 0.12, no depth was better
+than the first rung; where it was 0.20 and 0.22, deeper rungs were.
 """
 
 SHARES = {"last": 0.90, "half": 0.65}
-"""Depth -> largest share of the forward pass that lies before the boundary."""
+"""Depth -> largest share of the forward pass before the boundary."""
 
 
 @dataclass(frozen=True)
 class Effort:
-    """What an effort tries.
+    """The rungs of an effort, and defaults of their training.
 
     Attributes:
-        depths: of its rungs, in order.
+        depths: of its rungs, in order; names in ``SHARES``.
         epochs: of each rung.
-        views: of each training image.
-        cutmix: see ``finetune.TuneSettings``; few layers in few epochs learn best without.
-        smoothing: see there; this is the home of its default, as of CutMix's.
+        views: augmented views of each training image.
+        cutmix: see ``finetune.FineTuneSettings``; few layers in few epochs learn best without it.
+        smoothing: see ``finetune.FineTuneSettings``.
     """
 
     depths: tuple[str, ...]
@@ -77,34 +79,33 @@ EFFORTS = {
     "thorough": Effort(("last", "half"), (3, 18), 8),
 }
 
-_ONLY_IF = f"only if the probe leaves more than {DEEPER_FROM} nats and the rung below gained more than noise"
+_ONLY_IF = f"only if the probe's log loss is above {DEEPER_FROM} and the rung below is significantly better"
 
 LAST_LR = 2e-3
-"""Learning rate behind the boundary of depth "last" and behind later ones: few layers learn best by larger steps.
+"""Default learning rate from the boundary of depth "last" or a later one: few layers learn best in larger steps.
 
-By cross-validation on the training images of flowers; 3e-3 did as well there, and worse on small sets
-(docs/results/2026-11-27-quick.md). Behind
-earlier boundaries it is ``FineTuneSettings.lr``.
+Chosen by cross-validation on the training images of flowers; 3e-3 was as good there, and worse on small data sets
+(docs/results/2026-11-27-quick.md). From earlier boundaries the default is ``FineTuneSettings.lr``.
 """
 
 LR_WITHOUT_BATCHNORM = 1e-4
-"""Learning rate for networks without BatchNorm (VGG, ConvNeXt, vision transformers), where nothing else is asked for.
+"""Default learning rate for networks without BatchNorm (VGG, ConvNeXt, vision transformers).
 
-Ten times less than with it, as the field does; not measured here.
+Ten times less than with BatchNorm, as is common; not measured here.
 """
 
 SCRATCH_EPOCHS = 30
 SCRATCH_LR = 3e-3
-"""Epochs and learning rate of random weights, where nothing else is asked for."""
+"""Default epochs and learning rate when training from random weights."""
 
 LEAST_STEPS = 150
-"""Steps that a rung has at least; small sets get more epochs, up to ``MOST_EPOCHS``."""
+"""Minimum number of steps of a rung; small data sets get more epochs, up to ``MOST_EPOCHS``."""
 
 MOST_EPOCHS = 30
 
 TRAINING_COST = 3.5
-"""Forward and backward pass of a suffix, in forward passes of PyTorch's own fastest engine
-(measured, docs/results/2026-11-22-heads.md)."""
+"""Time of a forward and backward pass of a suffix, in forward passes of the fastest PyTorch engine
+(docs/results/2026-11-22-heads.md)."""
 
 
 @dataclass(frozen=True)
@@ -112,14 +113,16 @@ class Rung:
     """One depth of fine-tuning.
 
     Attributes:
-        boundary: the freeze boundary; what lies behind it is trained.
-        settings: how.
-        views: of each training image.
-        seconds: expected, for activations and training together.
+        boundary: the freeze boundary; everything after it is trained.
+        first_part: the first part that is trained, "blocks.6", as ``recipe.unfreeze`` takes it.
+        settings: how it is trained.
+        views: augmented views of each training image.
+        seconds: expected time of activations and training.
         why: a clause for the user.
     """
 
     boundary: Boundary
+    first_part: str
     settings: FineTuneSettings
     views: int
     seconds: float
@@ -127,26 +130,26 @@ class Rung:
 
     @property
     def name(self) -> str:
-        """For tables: "behind blocks.4"."""
-        return f"behind {self.boundary.name}"
+        """For tables: "fine-tune from blocks.6"."""
+        return "fine-tune all layers" if self.boundary.name == INPUT else f"fine-tune from {self.first_part}"
 
 
 @dataclass(frozen=True)
 class RungResult:
-    """What a rung gave.
+    """The evaluation of a rung.
 
     Attributes:
-        name: "kNN", "probe", "behind blocks.4".
-        boundary: its name; ``HEAD`` for kNN and probe.
-        correct: images right, of ``count`` that rungs are compared on.
-        count: validation images, with the training images of a cross-validation where there are few.
-        low: of the 95 % Wilson interval.
-        high: of the 95 % Wilson interval.
+        name: "kNN", "probe", "fine-tune from blocks.6".
+        boundary: name of the freeze boundary; ``HEAD`` for kNN and probe.
+        correct: number of correct images, of ``count``.
+        count: validation images; if there are few, with the training images of a cross-validation.
+        low: lower end of the 95 % Wilson interval of the accuracy, 0-1.
+        high: upper end of this interval.
         log_loss: mean of ``temperature.calibrated_losses``, in nats.
-        seconds: that it took.
+        seconds: time that it took.
         epochs: trained.
-        p: chance that noise alone gives such a gain in log loss on the best rung below; None for the first.
-        decision: what followed, in words.
+        p: p-value of the gain in log loss over the best rung below; None for the first.
+        decision: what was decided and why, in words.
     """
 
     name: str
@@ -170,69 +173,84 @@ def plan_rungs(
     rate: float,
     folds: int = 0,
     training_rate: float | None = None,
-    several: bool = False,
+    multi_label: bool = False,
 ) -> list[Rung]:
-    """The rungs that a recipe asks for, shallowest first.
+    """The rungs of a recipe, shallowest first.
 
     Args:
-        recipe: effort, and what overrides it.
+        recipe: effort, and the options that override it.
         split: the backbone.
-        train: training images.
-        rate: images a second of the whole backbone in the fast engine.
-        folds: of the cross-validation by which rungs are judged as well; 0 for none.
-        training_rate: the same of the fastest of PyTorch's own engines; ``rate`` where it is not given.
-        several: whether an image may bear any number of labels. Then CutMix and label smoothing, which are for one
-            class, are off where nothing else is asked for (measured, docs/how-to/multi-label.md).
+        train: number of training images.
+        rate: images per second of the whole backbone in the fast engine.
+        folds: of the cross-validation that rungs are compared by; 0 for none.
+        training_rate: images per second of the fastest PyTorch engine; default ``rate``.
+        multi_label: images may have any number of labels. CutMix and label smoothing, which are for one class, are then
+            off by default (measured, docs/how-to/multi-label.md).
 
     Raises:
-        OptionError: no such boundary to unfreeze behind; lists those that there are.
+        OptionError: ``recipe.unfreeze`` is not a part of the backbone; lists the parts.
     """
     effort = EFFORTS[recipe.effort]
-    if several:
+    if multi_label:
         effort = replace(effort, cutmix=0.0, smoothing=0.0)
-    if recipe.unfreeze or recipe.scratch:
-        chosen = [boundary_before(recipe.unfreeze or "all", split)]
-        epochs = [recipe.epochs or (SCRATCH_EPOCHS if recipe.scratch else max(effort.epochs))]
-        whys = ["random weights" if recipe.scratch else "as asked"]
-    else:
-        depths = [(depth, deepest_at(SHARES[depth], split)) for depth in effort.depths]
-        found = [(d, b, e) for (d, b), e in zip(depths, effort.epochs, strict=True) if b is not None]
-        distinct = [(d, b, e) for i, (d, b, e) in enumerate(found) if b not in [other for _, other, _ in found[:i]]]
-        chosen = [b for _, b, _ in distinct]
-        epochs = [recipe.epochs or e for _, _, e in distinct]
-        whys = [f"{100 * (1 - b.cost_before):.0f} % of the forward pass is trained" for b in chosen]
-    settings = [_settings(recipe, effort, n, train, lr=_lr(b, split)) for b, n in zip(chosen, epochs, strict=True)]
+    depths = _requested_depth(recipe, effort, split) or _depths_of(recipe, effort, split)
+    settings = [_settings(recipe, effort, epochs, train, lr=_lr(b, split)) for b, epochs, _ in depths]
     if recipe.gradual_unfreezing:
-        settings = [replace(own, first_view=sum(o.epochs for o in settings[:i])) for i, own in enumerate(settings)]
-    shown = max((own.first_view + own.epochs for own in settings), default=0)
-    views = (
-        shown
-        if recipe.fresh_views or (recipe.scratch and not recipe.views)
-        else recipe.views or min(effort.views or 4, shown)
-    )
-    rungs = [Rung(b, own, views, 0.0, why) for b, own, why in zip(chosen, settings, whys, strict=True)]
+        settings = [replace(one, first_view=sum(o.epochs for o in settings[:i])) for i, one in enumerate(settings)]
+    most_views = max((one.first_view + one.epochs for one in settings), default=0)
+    if recipe.fresh_views or (recipe.scratch and not recipe.views):
+        views = most_views
+    else:
+        views = recipe.views or min(effort.views or 4, most_views)
+    rungs = [
+        Rung(boundary, unfreeze_name(boundary, split), one, views, 0.0, why)
+        for (boundary, _, why), one in zip(depths, settings, strict=True)
+    ]
     return _with_seconds(rungs, train, rate, training_rate or rate, folds)
 
 
+_Depth = tuple[Boundary, int, str]
+"""(boundary, epochs, why it is tried)."""
+
+
+def _requested_depth(recipe: Recipe, effort: Effort, split: SplittableBackbone) -> list[_Depth]:
+    """The depth that the recipe names; none if the effort determines the depths."""
+    if not (recipe.unfreeze or recipe.scratch):
+        return []
+    epochs = recipe.epochs or (SCRATCH_EPOCHS if recipe.scratch else max(effort.epochs))
+    why = "random weights" if recipe.scratch else "as requested"
+    return [(boundary_before(recipe.unfreeze or "all", split), epochs, why)]
+
+
+def _depths_of(recipe: Recipe, effort: Effort, split: SplittableBackbone) -> list[_Depth]:
+    """The depths of an effort; of depths at the same boundary only the first."""
+    found: dict[str, _Depth] = {}
+    for depth, epochs in zip(effort.depths, effort.epochs, strict=True):
+        boundary = deepest_at(SHARES[depth], split)
+        if boundary is not None:
+            why = f"{100 * (1 - boundary.cost_before):.0f} % of the forward pass is trained"
+            found.setdefault(boundary.name, (boundary, recipe.epochs or epochs, why))
+    return list(found.values())
+
+
 def plan_text(rungs: Sequence[Rung], *, images: int, train: int, folds: int, first: float, last: float) -> list[str]:
-    """What is going to be done, the time that it is expected to take, and why; a line each.
+    """The plan for the user: each step, its expected time and the reason for it, one line each.
 
     Args:
-        rungs: of the ladder; none for a probe alone.
-        images: in all.
-        train: training images.
-        folds: of the cross-validation by which rungs are judged as well; 0 for none.
+        rungs: of the ladder; none for a probe only.
+        images: number of images.
+        train: number of training images.
+        folds: of the cross-validation that rungs are compared by; 0 for none.
         first: seconds for features, probe and label check.
         last: seconds for evaluation, map and report.
     """
     lines = [f"Plan: features of {images:,} images and a probe, about {first:.0f} s."]
-    judged = f", once for each of {folds} folds and once on all" if folds else ""
+    repeated = f", once in each of {folds} folds and once on all images" if folds else ""
     for number, rung in enumerate(rungs, start=1):
         lines.append(
-            f"Plan, rung {number}: train what lies behind {rung.boundary.name} ({rung.why}; "
-            f"{rung.boundary.parameters_after:,} weights) from {rung.views} views of {train:,} images, "
-            f"{rung.settings.epochs} epochs{judged}, about {rung.seconds:.0f} s"
-            + ("." if number == 1 else f"; {_ONLY_IF}.")
+            f"Plan, rung {number}: {rung.name} ({rung.why}; {rung.boundary.parameters_after:,} weights), "
+            f"{rung.views} views of {train:,} images, {rung.settings.epochs} epochs{repeated}, "
+            f"about {rung.seconds:.0f} s" + ("." if number == 1 else f"; {_ONLY_IF}.")
         )
     whole = first + last + sum(rung.seconds for rung in rungs[:1])
     without = " without later rungs" if len(rungs) > 1 else ""
@@ -246,9 +264,9 @@ def fold_settings(settings: FineTuneSettings) -> FineTuneSettings:
 
 
 def paired_p(before: Losses, after: Losses) -> float:
-    """Chance that noise alone lowers the mean loss by as much, given how the differences scatter.
+    """p-value of a lower mean loss: one-sided paired t-test of the images' losses.
 
-    Losses tell more than right and wrong: a short rung that mends few images may make many of them much likelier.
+    Losses are more sensitive than accuracy: a short rung that corrects few images may make many of them more likely.
 
     Args:
         before: (N,) of each image, see ``temperature.calibrated_losses``.
@@ -262,20 +280,20 @@ def paired_p(before: Losses, after: Losses) -> float:
     return float(ttest_1samp(gain, 0.0, alternative="greater").pvalue)
 
 
-def room_for_gain(right: npt.NDArray[np.bool_]) -> bool:
-    """Whether mending every mistake that is left would be more than noise."""
-    return 0.5 ** int((~right).sum()) < ALPHA
+def can_improve(correct: npt.NDArray[np.bool_]) -> bool:
+    """True if correcting every remaining mistake would be significant (sign test)."""
+    return 0.5 ** int((~correct).sum()) < ALPHA
 
 
 def boundary_before(name: str, split: SplittableBackbone) -> Boundary:
     """The boundary right before a part of the network.
 
     Args:
-        name: of a layer group, of a part of one, or of anything that they lie in; "all".
+        name: of a layer group, of a part of one, or of a module that contains them; or "all".
         split: the network.
 
     Raises:
-        OptionError: no part of that name can be trained from; lists those that can, and suggests a similar one.
+        OptionError: no such part, or it cannot be trained from; lists the parts and suggests a similar name.
     """
     inner = [b for b in split.boundaries if b.name != HEAD]
     if not inner:
@@ -285,27 +303,38 @@ def boundary_before(name: str, split: SplittableBackbone) -> Boundary:
     if name == "all":
         return inner[0]
     firsts = [(boundary, split.parts(boundary.name)[0][0]) for boundary in inner]
-    wanted = next((first for _, first in firsts if first == name or first.startswith(f"{name}.")), None)
-    if wanted is not None:  # the last of those that lie before it: an activation or a pooling may stand between
-        return [boundary for boundary, first in firsts if first == wanted][-1]
-    known = ["all"]
+    part = next((first for _, first in firsts if first == name or first.startswith(f"{name}.")), None)
+    if part is not None:  # the last boundary before it: an activation or a pooling may be in between
+        return [boundary for boundary, first in firsts if first == part][-1]
+    names = ["all"]
     for _, first in firsts:
         path = first.split(".")
-        known += [".".join(path[:depth]) for depth in range(1, len(path) + 1)]
-    known = list(dict.fromkeys(known))
+        names += [".".join(path[:depth]) for depth in range(1, len(path) + 1)]
+    names = list(dict.fromkeys(names))
     raise OptionError(
-        f"unfreeze {name!r}: no such layer group.{suggestion(name, known)} There are: {', '.join(known)}."
+        f"unfreeze {name!r}: no such layer group.{suggestion(name, names)} There are: {', '.join(names)}."
     )
 
 
+def unfreeze_name(boundary: Boundary, split: SplittableBackbone) -> str:
+    """The shortest name that ``boundary_before`` accepts for the first part after a boundary: "blocks.6"."""
+    first = split.parts(boundary.name)[0][0]
+    path = first.split(".")
+    for length in range(1, len(path)):
+        name = ".".join(path[:length])
+        if split.parts(boundary_before(name, split).name)[0][0] == first:
+            return name
+    return first
+
+
 def deepest_at(share: float, split: SplittableBackbone) -> Boundary | None:
-    """The last boundary before which at most a share of the forward pass lies; None where there is none."""
+    """The last boundary with at most ``share`` of the forward pass before it; None if there is none."""
     fitting = [b for b in split.boundaries if b.name != HEAD and b.cost_before <= share]
     return max(fitting, key=lambda b: b.cost_before, default=None)
 
 
 def _lr(boundary: Boundary, split: SplittableBackbone) -> float:
-    """The learning rate behind a boundary, where nothing else is asked for."""
+    """The default learning rate for fine-tuning from a boundary."""
     if not any(isinstance(part, BatchNorm) for part in split.module.modules()):
         return LR_WITHOUT_BATCHNORM
     last = deepest_at(SHARES["last"], split)
@@ -333,25 +362,23 @@ def _settings(recipe: Recipe, effort: Effort, epochs: int, train: int, *, lr: fl
 
 
 def trained_images(rung: Rung, train: int, folds: int) -> int:
-    """Images that the steps of a rung show in all, in every epoch, on all training images and in each fold.
-
-    Each fold leaves one part of ``folds`` out.
-    """
+    """Number of images that training a rung shows, over all epochs, on all training images and in the folds."""
     in_folds = max(0, folds - 1) * fold_settings(rung.settings).epochs
     return train * (rung.settings.epochs + in_folds)
 
 
 def _with_seconds(rungs: list[Rung], train: int, rate: float, training_rate: float, folds: int) -> list[Rung]:
-    """The deepest boundary's activations are made from pixels, with the first rung; the others from those.
+    """The rungs with their expected times.
 
-    The first view comes with the features. Folds are judged on the images as they are, which need activations too.
+    The first rung computes the activations at the deepest boundary from pixels; the others start from these. The first
+    view is computed together with the features. Folds are evaluated without augmentation, which needs activations too.
     """
     timed = []
-    for place, rung in enumerate(rungs):
+    for index, rung in enumerate(rungs):
         cost = rung.boundary.cost_before
-        made = train * (rung.views - 1 + bool(folds))
-        making = made * (max(cost, 0.05) + 0.2) / rate if place == 0 else 0.0
+        num_views = train * (rung.views - 1 + bool(folds))
+        activations = num_views * (max(cost, 0.05) + 0.2) / rate if index == 0 else 0.0
         training = trained_images(rung, train, folds) * TRAINING_COST * (1 - cost) / training_rate
-        judging = train * bool(folds) * (1 - cost) / training_rate
-        timed.append(replace(rung, seconds=making + training + judging))
+        evaluation = train * bool(folds) * (1 - cost) / training_rate
+        timed.append(replace(rung, seconds=activations + training + evaluation))
     return timed

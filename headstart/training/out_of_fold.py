@@ -12,7 +12,7 @@ import numpy.typing as npt
 from headstart.progress import Progress, SilentProgress
 from headstart.training.fit_head import Fitted
 from headstart.training.heads import logits_on
-from headstart.training.losses import Folds, judged_places
+from headstart.training.losses import Folds, evaluated_images
 from headstart.training.probe import Features
 from headstart.trust.ood import Scores
 
@@ -56,4 +56,4 @@ def of_frozen_features(
         for learn, judge in folds:
             logits.append(logits_on(fitted.refit(learn), features[judge]))
             advance(1)
-    return OutOfFold(judged_places(folds), in_order(folds, logits), len(folds))
+    return OutOfFold(evaluated_images(folds), in_order(folds, logits), len(folds))

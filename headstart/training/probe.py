@@ -21,9 +21,9 @@ from headstart.training.linear_fits import ROUNDS, LinearFits, balanced_weights,
 from headstart.training.losses import (
     Labels,
     Parts,
-    are_several,
     class_sizes,
     count_learnable,
+    is_multi_label,
     learnable_folds,
     log_losses,
 )
@@ -147,7 +147,7 @@ def _refitted(
 ) -> tuple[Features, Features, bool]:
     """Weight and bias as ``refit_probe``, and whether the fit converged."""
     mean, scale, x = standardised(features, sample_weight)
-    if are_several(labels):
+    if is_multi_label(labels):
         weight, bias, converged = _fit_each(x, labels, c)
     else:
         weights = sample_weight
@@ -168,9 +168,9 @@ def require_learnable(labels: Labels) -> None:
         DataError: under two classes have images; or each label stands on all images or on none.
     """
     found = count_learnable(labels)
-    if are_several(labels) and not found:
+    if is_multi_label(labels) and not found:
         raise DataError("each label stands on all training images or on none: there is nothing to tell apart.")
-    if not are_several(labels) and found < 2:
+    if not is_multi_label(labels) and found < 2:
         raise DataError(f"training images of {found} class(es): a classifier needs at least two.")
 
 
@@ -220,26 +220,26 @@ def choose_c(
         together: see ``fit_probe``.
         progress: told of each fold.
     """
-    several = are_several(labels)
+    multi_label = is_multi_label(labels)
     judged = int((class_sizes(labels) > 1).sum())
     if judged < CHOOSE_FROM:
         why = f"{judged} training images of classes that have at least two"
         return C_WITHOUT_CHOICE, f"C = {C_WITHOUT_CHOICE}, not chosen: {why} leave too little to choose on", {}
     where, weights = "the training images", sample_weight
     if len(labels) > CHOOSE_ON:
-        alike = None if several or class_sizes(labels).min() < 2 else labels
+        alike = None if multi_label or class_sizes(labels).min() < 2 else labels
         positions = np.arange(len(labels))
         kept, _ = train_test_split(positions, train_size=CHOOSE_ON, stratify=alike, random_state=seed)
         x, labels, weights = x[kept], labels[kept], None if weights is None else weights[kept]
         together = None if together is None else together[kept]
         where = f"{CHOOSE_ON:,} of the training images"
     folds = learnable_folds(labels, FOLDS, seed, together=together)
-    own = labels if several else np.unique(labels, return_inverse=True)[1]
+    own = labels if multi_label else np.unique(labels, return_inverse=True)[1]
     groups = linear_fits(
         x,
         own,
         [learn for learn, _ in folds],
-        loss="binary" if several else "logistic",
+        loss="binary" if multi_label else "logistic",
         balance=balance,
         sample_weight=weights,
     )

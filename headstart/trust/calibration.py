@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import binomtest
 
-from headstart.training.losses import Labels, Logits, Parts, are_several, folds_of, probabilities_of, right_of
+from headstart.training.losses import Labels, Logits, Parts, are_correct, folds_of, is_multi_label, probabilities_of
 from headstart.trust.temperature import best_scale
 
 LEAST = 50
@@ -159,14 +159,14 @@ def agreement(scores: Logits, labels: Labels) -> Agreement:
         scores: (N, classes) logits; the highest is the answer, of several labels all above 0 are.
         labels: of these images.
     """
-    if are_several(labels):
+    if is_multi_label(labels):
         given = scores > 0
         by_chance = given.mean(axis=0) * labels.mean(axis=0) + (1 - given.mean(axis=0)) * (1 - labels.mean(axis=0))
         return Agreement(int((given == (labels > 0)).sum()), float(by_chance.sum() * len(labels)), labels.size)
     classes = scores.shape[1]
     given_often, true_often = (np.bincount(own, minlength=classes) for own in (scores.argmax(axis=1), labels))
     expected = float(given_often @ true_often) / max(1, len(labels))
-    return Agreement(int(right_of(scores, labels).sum()), expected, len(labels))
+    return Agreement(int(are_correct(scores, labels).sum()), expected, len(labels))
 
 
 def calibrate(
@@ -192,9 +192,9 @@ def calibrate(
     if not found.learnt:
         return Calibration(missing=found.sentence)
     scale = calibrated_scale(logits, labels)
-    if are_several(labels):
+    if is_multi_label(labels):
         return Calibration(1 / scale, len(labels), source=source)
-    chances = probabilities_of(scale * logits, several=False)
+    chances = probabilities_of(scale * logits, multi_label=False)
     right, best = chances.argmax(axis=1) == labels, chances.max(axis=1)
     sure = np.zeros(len(labels), dtype=bool)
     for learn, judge in folds_of(labels, FOLDS, 0, together=together):
@@ -227,12 +227,12 @@ def cross_fitted_probabilities(logits: Logits, labels: Labels, *, together: Part
         together: (N,) numbers of parts (groups, near copies) that the fifths do not divide.
     """
     chances = np.empty(logits.shape)
-    several = are_several(labels)
+    multi_label = is_multi_label(labels)
     if len(labels) < LEAST:
-        return probabilities_of(logits, several=several)
+        return probabilities_of(logits, multi_label=multi_label)
     for learn, judge in folds_of(labels, FOLDS, 0, together=together):
         scale = calibrated_scale(logits[learn], labels[learn])
-        chances[judge] = probabilities_of(scale * logits[judge], several=several)
+        chances[judge] = probabilities_of(scale * logits[judge], multi_label=multi_label)
     return chances
 
 

@@ -11,7 +11,7 @@ from headstart.data.checks import image_finding
 from headstart.data.dataset import Dataset
 from headstart.data.finding import Finding
 from headstart.progress import Progress
-from headstart.training.losses import Labels, Parts, are_several
+from headstart.training.losses import Labels, Parts, is_multi_label
 from headstart.training.probe import FOLDS
 from headstart.trust.label_errors import LabelErrors, find_label_errors
 from headstart.trust.ood import find_outliers
@@ -70,7 +70,7 @@ def _judged(
 ) -> tuple[npt.NDArray[np.int64], Labels, tuple[str, ...]]:
     """(places in ``positions``, labels, class names) of what cross-validation can judge: classes of five and more."""
     labels = dataset.labels[positions]
-    if are_several(labels):
+    if is_multi_label(labels):
         bearing = labels.sum(axis=0)
         kept = np.flatnonzero((bearing >= FOLDS) & (bearing <= len(labels) - FOLDS))
         return np.arange(len(positions)), labels[:, kept], tuple(dataset.classes[i] for i in kept)
@@ -81,7 +81,7 @@ def _judged(
 
 def _disagreement(issues: LabelErrors, labels: Labels, classes: Sequence[str], place: int) -> str:
     chances = issues.chances[place]
-    if are_several(labels):
+    if is_multi_label(labels):
         wrong = [i for i in range(len(classes)) if (chances[i] > 0.5) != (labels[place, i] > 0)]
         wrong = wrong or [int(np.where(labels[place] > 0, chances, 1 - chances).argmin())]
         parts = [f"{'not ' if labels[place, i] else ''}{classes[i]} ({100 * chances[i]:.1f} %)" for i in wrong]

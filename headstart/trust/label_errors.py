@@ -15,10 +15,10 @@ from headstart.training.losses import (
     Folds,
     Labels,
     Parts,
-    are_several,
     class_sizes,
     count_learnable,
-    judged_places,
+    evaluated_images,
+    is_multi_label,
     learnable_folds,
     probabilities_of,
 )
@@ -81,17 +81,17 @@ def find_label_errors(
     if (
         len(labels) < CHOOSE_FROM
         or class_sizes(labels).min() < FOLDS
-        or count_learnable(labels) < 2 - are_several(labels)
+        or count_learnable(labels) < 2 - is_multi_label(labels)
     ):
         return None
     x = standardised(features)[2]
     if c is None:
         c = choose_c(x, labels, balance=False, seed=seed, together=together, progress=progress or SilentProgress())[0]
     folds = learnable_folds(labels, FOLDS, seed, together=together)
-    judged = judged_places(folds)
+    judged = evaluated_images(folds)
     with (progress or SilentProgress()).task("Looking for wrong labels", 2 * FOLDS, unit="fits") as advance:
         first = _held_out(x, labels, folds, c, advance)
-        found_first = agreement(first[judged] - 0.5 * are_several(labels), labels[judged])
+        found_first = agreement(first[judged] - 0.5 * is_multi_label(labels), labels[judged])
         if not found_first.learnt or found_first.kappa < LEAST_KAPPA:
             return None
         surely = np.zeros(len(labels), dtype=bool)
@@ -102,17 +102,17 @@ def find_label_errors(
 
 
 def _held_out(x: Features, labels: Labels, folds: Folds, c: float, advance: Callable[[int], None]) -> Chances:
-    several = are_several(labels)
-    classes = labels.shape[1] if several else int(labels.max()) + 1
+    multi_label = is_multi_label(labels)
+    classes = labels.shape[1] if multi_label else int(labels.max()) + 1
     chances = np.full((len(x), classes), np.nan)
     judge = iter([judged for _, judged in folds])
-    for group in linear_fits(x, labels, [learn for learn, _ in folds], loss="binary" if several else "logistic"):
+    for group in linear_fits(x, labels, [learn for learn, _ in folds], loss="binary" if multi_label else "logistic"):
         group.fit(c, lambda: advance(0))
         advance(len(group.learn))
         scores = group.scores()
         for place in range(len(group.learn)):
             own = next(judge)
-            chances[own] = probabilities_of(scores[own, place], several=several)
+            chances[own] = probabilities_of(scores[own, place], multi_label=multi_label)
     return chances
 
 
@@ -127,7 +127,7 @@ def _doubted(labels: Labels, chances: Chances, *, surely: bool) -> npt.NDArray[n
     """(N,) by cleanlab; ``surely`` where both of its rules say so."""
     rule = "both" if surely else "prune_by_noise_rate"
     with ignored_warnings():
-        if are_several(labels):
+        if is_multi_label(labels):
             from cleanlab.multilabel_classification.filter import find_label_issues as find_in_several
 
             names = [own.nonzero()[0].tolist() for own in labels]
@@ -139,6 +139,6 @@ def _doubted(labels: Labels, chances: Chances, *, surely: bool) -> npt.NDArray[n
 
 def _agreement(labels: Labels, chances: Chances) -> Chances:
     """(N,) probability of the label; of several, that of the answer that is least believed."""
-    if are_several(labels):
+    if is_multi_label(labels):
         return np.asarray(np.where(labels > 0, chances, 1 - chances).min(axis=1))
     return np.asarray(chances[np.arange(len(labels)), labels])

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from headstart.training.losses import Labels, Parts, are_several
+from headstart.training.losses import Labels, Parts, is_multi_label
 
 MAX_REFERENCES = 1000
 """Training images that are kept, at most."""
@@ -248,7 +248,7 @@ def find_outliers(features: Features, labels: Labels) -> dict[int, float]:
     """
     far = np.full(len(features), np.nan)
     groups = (
-        [np.arange(len(labels))] if are_several(labels) else [np.flatnonzero(labels == i) for i in np.unique(labels)]
+        [np.arange(len(labels))] if is_multi_label(labels) else [np.flatnonzero(labels == i) for i in np.unique(labels)]
     )
     for own in groups:
         if len(own) > NEIGHBOUR:

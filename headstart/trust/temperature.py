@@ -7,7 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from headstart.training.losses import Labels, Logits, are_several, log_losses, mean_losses
+from headstart.training.losses import Labels, Logits, is_multi_label, log_losses, mean_losses
 
 Losses = npt.NDArray[np.float64]
 
@@ -27,7 +27,7 @@ def best_scale(logits: Logits, labels: Labels, *, doubt: float = 0.0) -> float:
     """
     from scipy.optimize import minimize_scalar  # which a prediction need not wait for
 
-    spread = float((logits if are_several(labels) else logits - logits.mean(axis=1, keepdims=True)).std())
+    spread = float((logits if is_multi_label(labels) else logits - logits.mean(axis=1, keepdims=True)).std())
     if not spread:
         return 1.0
     found = minimize_scalar(

@@ -139,8 +139,8 @@ def compare(
     look = inspected.inspection
     rate = measure(job, loaded, inspected).engines.training_rate
     train = len(inspected.keys["train"])
-    several = look.dataset.multi_label
-    ways = _ways(plain, split, only, several=several, train=train, rate=rate, seconds=seconds)
+    multi_label = look.dataset.multi_label
+    ways = _ways(plain, split, only, multi_label=multi_label, train=train, rate=rate, seconds=seconds)
     rows: list[Compared] = []
     shared = 0.0
     for number, way in enumerate(ways, start=1):
@@ -174,13 +174,13 @@ def _ways(
     split: SplittableBackbone,
     only: Sequence[str],
     *,
-    several: bool,
+    multi_label: bool,
     train: int,
     rate: float,
     seconds: float,
 ) -> list[_Way]:
     ways = []
-    if "probes" in only and several:
+    if "probes" in only and multi_label:
         ways.append(_Way("probes", "logistic regression", plain))  # the others tell classes apart
     elif "probes" in only:
         ways += [

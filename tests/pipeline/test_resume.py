@@ -80,10 +80,10 @@ def run(hard: Path, tmp_path_factory: pytest.TempPathFactory) -> hs.Run:
 
 def test_the_ladder_names_every_rung_and_keeps_what_was_asked_for_by_name(run: hs.Run) -> None:
     assert [rung.name for rung in run.rungs][:2] == ["kNN", "probe"]
-    assert run.rungs[2].name == "behind blocks.5"
+    assert run.rungs[2].name == "fine-tune from blocks.6"
     assert run.rungs[2].epochs > 0
     assert run.rungs[2].decision
-    assert run.best == "behind blocks.5"
+    assert run.best == "fine-tune from blocks.6"
     probe = run.rungs[1]
     assert run.rungs[2].decision.startswith(f"kept as asked; the probe gave {probe.correct} of {probe.count}; ")
     assert "kept as asked; the probe gave" in run.report_path.read_text()
@@ -150,7 +150,7 @@ def test_gradual_folds_go_on_from_the_rung_below_too_and_after_a_stop_as_well(
     assert begun[first:] == ended[:first]
 
     def stop(event: Event) -> None:
-        if event.kind == "rung" and event["name"].startswith("behind"):
+        if event.kind == "rung" and event["name"].startswith("fine-tune"):
             raise Stopped
 
     with pytest.raises(Stopped):
@@ -234,7 +234,7 @@ def test_where_the_probe_leaves_little_nothing_deeper_is_tried(
     monkeypatch.setattr("headstart.pipeline.fine_tune.DEEPER_FROM", 100.0)
     monkeypatch.setattr("headstart.pipeline.fine_tune.paired_p", lambda before, after: 0.0)
     run = hs.train(hard, out=tmp_path / "run", **CHOICES | {"effort": "standard", "unfreeze": None, "epochs": 1})
-    assert [rung.name for rung in run.rungs] == ["kNN", "probe", "behind blocks.5"]
+    assert [rung.name for rung in run.rungs] == ["kNN", "probe", "fine-tune from blocks.6"]
     assert "below 100.0 it ends here" in run.rungs[2].decision
 
 
@@ -296,7 +296,7 @@ def test_from_scratch_means_random_weights_and_all_of_them_are_trained(hard: Pat
         if tensor.ndim == 4:
             assert not torch.equal(tensor, pretrained[name])
             assert not torch.equal(tensor, other[name])
-    assert run.rungs[2].name == "behind input"
+    assert run.rungs[2].name == "fine-tune all layers"
     assert json.loads((run.folder / "run.json").read_text())["backbone"].startswith("random, seed 0")
 
 

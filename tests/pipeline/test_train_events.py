@@ -58,9 +58,9 @@ def test_the_log_holds_what_was_told_but_for_steps(told: list[Event]) -> None:
 def test_each_stage_says_which_groups_it_trains(told: list[Event]) -> None:
     stages = [event for event in told if event.kind == "stage"]
     probe, tuned = stages
-    assert (probe["stage"], tuned["stage"]) == ("probe", "behind blocks.5")
+    assert (probe["stage"], tuned["stage"]) == ("probe", "fine-tune from blocks.6")
     trained = {stage["stage"]: [name for name, _, trained in stage["layers"] if trained] for stage in stages}
-    assert trained == {"probe": ["head"], "behind blocks.5": ["blocks.6", "conv_head", "bn2", "head"]}
+    assert trained == {"probe": ["head"], "fine-tune from blocks.6": ["blocks.6", "conv_head", "bn2", "head"]}
     for stage in stages:
         assert stage["trainable"] + stage["frozen"] == sum(weights for _, weights, _ in stage["layers"])
         assert stage["trainable"] == sum(own for _, _, own in stage["layers"])
@@ -125,7 +125,7 @@ def test_curves_are_a_picture_of_every_stage() -> None:
 def test_run_model_and_data_show_themselves_in_a_notebook(told: list[Event], data: Path, tmp_path: Path) -> None:
     run = hs.load_run(told[-1]["run"])
     shown = run._repr_html_()
-    for piece in (run.scores.sentence, "behind blocks.5", "data:image/svg+xml;base64,", str(run.report_path)):
+    for piece in (run.scores.sentence, "fine-tune from blocks.6", "data:image/svg+xml;base64,", str(run.report_path)):
         assert piece in shown
     model = hs.load(run.model_path)._repr_html_()
     assert "tf_efficientnet_lite0" in model

@@ -131,7 +131,7 @@ def test_quick_fine_tuning_of_flowers_reaches_95_percent(command: Callable[..., 
     assert done.status == 0, done.err
     assert json.loads(done.out)["scores"]["val"]["accuracy"] >= 0.95
     run = hs.load_run(tmp_path / "run")
-    assert run.best == "behind blocks.5"
+    assert run.best == "fine-tune from blocks.6"
     frozen = json.loads((tmp_path / "run" / "run.json").read_text())["frozen"]
     assert frozen["frozen_before"] == frozen["frozen_after"]
 

@@ -22,7 +22,7 @@ def test_a_loop_by_hand_reaches_what_the_built_in_one_reaches(tmp_path: Path) ->
     built_in = hs.train(data, out=tmp_path / "run", effort="quick", unfreeze="blocks.6", epochs=4, views=3)
     ours, theirs = (
         model.scores["val"]["correct"],
-        next(r for r in built_in.rungs if r.name == "behind blocks.5").correct,
+        next(r for r in built_in.rungs if r.name == "fine-tune from blocks.6").correct,
     )
     assert abs(ours - theirs) <= 3 * (2 * 153 * 0.05 * 0.95) ** 0.5
     assert ours >= 0.935 * 153

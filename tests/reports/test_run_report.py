@@ -112,7 +112,7 @@ def test_where_folds_decide_the_report_says_so_and_val_is_scored_for_the_curves(
     assert "Cross-validation on the training images, with val, chose the depth" in report
     assert hs.load(run.folder).calibration.source.endswith(" training images by 2-fold cross-validation")
     scored = [entry for entry in read_log(run.folder) if entry["event"] == "validation"]
-    assert [(entry["stage"], entry["epoch"]) for entry in scored] == [("behind blocks.5", 0)]
+    assert [(entry["stage"], entry["epoch"]) for entry in scored] == [("fine-tune from blocks.6", 0)]
     assert scored[0]["accuracy"] == scored[0]["correct"] / run.results["val"].count
 
 

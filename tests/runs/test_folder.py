@@ -68,7 +68,7 @@ def written(folder: Path, data: Path, model: hs.Model, *names: str, **more: Any)
     look = hs.check(data, files_only=True)
     parts = [evaluated(name) for name in names]
     results = {part.scores.name: part.scores for part in parts}
-    run = Run(folder, Recipe(seed=3), results, (RUNG,), "behind layer3", (FINDING,), {"train": 1.5})
+    run = Run(folder, Recipe(seed=3), results, (RUNG,), "fine-tune from layer4", (FINDING,), {"train": 1.5})
     write_start(make_run_folder(folder), run.recipe, RunStart(str(data), "cpu"))
     fitted: Any = SimpleNamespace(name="probe", reason="few", frozen=7, settings={"c": 0.1})
     results_of_run = collect_results(run, model, fitted, look, tuple(parts), {"before": "x"}, **more)
@@ -81,7 +81,7 @@ def test_a_run_is_read_back_as_it_was_written(tmp_path: Path, data: Path, model:
     run, document = written(tmp_path / "run", data, model, "val", "test")
     back = load_run(tmp_path / "run")
     assert back == run
-    assert (back.findings, back.seconds, back.best) == ((FINDING,), {"train": 1.5}, "behind layer3")
+    assert (back.findings, back.seconds, back.best) == ((FINDING,), {"train": 1.5}, "fine-tune from layer4")
     assert back.scores.name == "test"
     assert back.model_path == tmp_path / "run" / "model.safetensors"
     assert back.report_path == tmp_path / "run" / "report.html"
@@ -103,7 +103,7 @@ def test_what_run_json_holds(tmp_path: Path, data: Path, model: hs.Model) -> Non
     assert document["scores"] == {"val": run.results["val"].as_json()}
     assert document["head"] == {"name": "probe", "reason": "few", "frozen": 7, "c": 0.1}
     assert (document["best"], document["frozen"], document["seconds"]) == (
-        "behind layer3",
+        "fine-tune from layer4",
         {"before": "x"},
         {"train": 1.5},
     )

@@ -184,7 +184,7 @@ def test_a_run_is_seen_as_it_goes_after_a_reload_and_when_it_was_killed(browser:
             log.emit(RungJudged({"name": "probe", "epochs": 0, "p": 1.0, "decision": "", **RUNG}))
             for epoch in range(3):
                 entry = {"epoch": epoch, "loss": 0.5, "accuracy": 0.8, "correct": 15, "log_loss": 0.4}
-                emit_epoch(log, "behind blocks.5", entry, 18)
+                emit_epoch(log, "fine-tune from blocks.6", entry, 18)
             until(page, "document.querySelector('#state-words').textContent === 'Training'")
             until(page, "document.querySelector('#now-title').textContent === 'Fine-tuning'")
             until(page, "document.querySelectorAll('#ladder tr').length === 1")

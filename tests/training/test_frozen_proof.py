@@ -114,7 +114,7 @@ def test_a_rung_that_finished_before_a_stop_brings_its_proof_along(
     data: Path, choices: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stopping(event: Event) -> None:
-        if event.kind == "rung" and event["name"].startswith("behind"):
+        if event.kind == "rung" and event["name"].startswith("fine-tune"):
             raise Stopped
 
     with pytest.raises(Stopped):

@@ -17,11 +17,11 @@ from headstart.training.finetune import FineTuneSettings
 from headstart.training.ladder import (
     LAST_LR,
     boundary_before,
+    can_improve,
     fold_settings,
     paired_p,
     plan_rungs,
     plan_text,
-    room_for_gain,
     trained_images,
 )
 from headstart.training.recipe import Recipe
@@ -108,9 +108,9 @@ def test_the_plan_says_what_how_long_and_why(split: SplittableBackbone) -> None:
     text = plan_text(rungs, images=3500, train=3000, folds=0, first=25.0, last=12.0)
     assert len(text) == 4
     assert "features of 3,500 images" in text[0]
-    assert "behind blocks.5 (" in text[1]
+    assert "fine-tune from blocks.6 (" in text[1]
     assert f"about {rungs[0].seconds:.0f} s" in text[1]
-    assert "and the rung below gained" in text[2]
+    assert "and the rung below is significantly better" in text[2]
     assert f"about 12 s; about {37 + rungs[0].seconds:.0f} s in all without later rungs" in text[3]
 
 
@@ -121,7 +121,7 @@ def test_the_plan_counts_the_folds_of_a_cross_validation(split: SplittableBackbo
     assert more == 300 * fold_settings(alone.settings).epochs  # half the images in each of two folds
     assert 1.5 < judged.seconds / alone.seconds < 2.2
     text = plan_text([judged], images=350, train=300, folds=2, first=9.0, last=9.0)
-    assert "once for each of 2 folds and once on all" in text[1]
+    assert "once in each of 2 folds and once on all images" in text[1]
 
 
 def test_a_gain_is_more_than_noise_by_a_paired_test_of_the_losses() -> None:
@@ -154,8 +154,8 @@ def test_folds_are_trained_for_fewer_epochs_and_otherwise_alike() -> None:
 
 
 def test_with_four_mistakes_left_no_gain_could_be_shown() -> None:
-    assert not room_for_gain(np.array([True] * 96 + [False] * 4))
-    assert room_for_gain(np.array([True] * 95 + [False] * 5))
+    assert not can_improve(np.array([True] * 96 + [False] * 4))
+    assert can_improve(np.array([True] * 95 + [False] * 5))
 
 
 def test_few_layers_learn_by_larger_steps_unless_asked(split: SplittableBackbone) -> None:
@@ -188,9 +188,9 @@ def test_what_is_for_one_class_to_an_image_is_off_for_several_labels_unless_aske
     split: SplittableBackbone,
 ) -> None:
     for effort in ("quick", "standard", "thorough"):
-        for rung in plan_rungs(Recipe(effort=effort), split, train=3000, rate=200.0, several=True):
+        for rung in plan_rungs(Recipe(effort=effort), split, train=3000, rate=200.0, multi_label=True):
             assert (rung.settings.cutmix, rung.settings.smoothing) == (0.0, 0.0)
-    asked = plan_rungs(Recipe(effort="quick", cutmix=0.4, label_smoothing=0.1), split, train=9, rate=1.0, several=True)[
-        0
-    ]
+    asked = plan_rungs(
+        Recipe(effort="quick", cutmix=0.4, label_smoothing=0.1), split, train=9, rate=1.0, multi_label=True
+    )[0]
     assert (asked.settings.cutmix, asked.settings.smoothing) == (0.4, 0.1)

@@ -22,7 +22,7 @@ def test_losses_are_pytorchs_own() -> None:
     assert np.allclose(targets.log_losses(LOGITS, SEVERAL), binary.sum(1))
     for labels, expected in ((ONE, plain), (SEVERAL, binary.sum(1))):
         goal = targets.soft_targets(labels, 3, 0.0)
-        found = targets.losses_in(x.expand(2, 4, 3), goal, several=labels.ndim == 2)
+        found = targets.loss_per_image(x.expand(2, 4, 3), goal, multi_label=labels.ndim == 2)
         assert found.shape == (2, 4)  # any number of heads at once
         assert torch.allclose(found.double(), expected.expand(2, 4), atol=1e-6)
 
@@ -34,14 +34,14 @@ def test_smoothing_spreads_over_what_could_be_answered() -> None:
 
 def test_an_image_is_right_where_all_of_its_labels_are() -> None:
     logits = np.array([[1.0, -2, 3], [-1, 2, -1], [1, 1, 1], [-1, 1, -1]])
-    assert targets.right_of(logits, SEVERAL).tolist() == [True, False, True, True]
-    assert targets.right_of(logits, ONE).tolist() == [True, False, False, True]
+    assert targets.are_correct(logits, SEVERAL).tolist() == [True, False, True, True]
+    assert targets.are_correct(logits, ONE).tolist() == [True, False, False, True]
 
 
 def test_probabilities_of_one_class_sum_to_1_and_those_of_several_labels_do_not_compete() -> None:
-    assert np.allclose(targets.probabilities_of(LOGITS, several=False).sum(1), 1)
+    assert np.allclose(targets.probabilities_of(LOGITS, multi_label=False).sum(1), 1)
     changed = LOGITS + np.array([0, 0, 5])
-    before, after = (targets.probabilities_of(x, several=True) for x in (LOGITS, changed))
+    before, after = (targets.probabilities_of(x, multi_label=True) for x in (LOGITS, changed))
     assert np.array_equal(before[:, :2], after[:, :2])
     assert np.allclose(before, 1 / (1 + np.exp(-LOGITS)))
 
@@ -73,7 +73,7 @@ def test_an_image_that_is_alone_of_its_class_is_always_learnt_from_and_never_jud
     assert len(folds) == 5
     assert all(40 in learn for learn, _ in folds)
     assert sorted(np.concatenate([judge for _, judge in folds])) == list(range(40))
-    with pytest.raises(DataError, match="every class has one image only"):
+    with pytest.raises(DataError, match="every class has a single image"):
         targets.learnable_folds(np.arange(4), 5, 0)
 
 

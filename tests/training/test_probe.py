@@ -226,11 +226,11 @@ class Saying(SilentProgress):
         self.said.append(text)
 
 
-@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("multi_label", [False, True])
 def test_a_fit_that_does_not_converge_says_so_once_with_the_remedy(
-    several: bool, monkeypatch: pytest.MonkeyPatch
+    multi_label: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    x, labels = several_labels() if several else some_data(120, 3)
+    x, labels = several_labels() if multi_label else some_data(120, 3)
     said = Saying()
     fit_probe(x, labels, classes=3, progress=said)
     assert said.said == []
