@@ -172,7 +172,7 @@ class Model:
         """One sentence: what was calibrated on which images, or why nothing was and what to do."""
         text = self.calibration.sentence
         if self.ood_detector is None:
-            text = f'{text.rstrip(".")}; it never answers "{NONE_OF_THESE}".'
+            text += f' It has no out-of-distribution detector, so it never answers "{NONE_OF_THESE}".'
         return text
 
     def probabilities(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

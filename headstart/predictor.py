@@ -20,6 +20,7 @@ from headstart.backbone.pixel_net import FeatureNet
 from headstart.concurrency import ProcessLock
 from headstart.data.decode import as_rgb, decode, map_images
 from headstart.data.preprocessing import Preprocessing, Rgb, resize_and_crop
+from headstart.data.quality import UNUSED_BITS, describe_unused_bits
 from headstart.data.sources import ImageSource, Picture, read_source
 from headstart.engine.device import resolve_device, settle_after_fork
 from headstart.engine.interface import Engine
@@ -87,25 +88,44 @@ class Predictor:
         self, image: Picture, *, max_pixels: int | None = None, max_decoded_pixels: int | None = None
     ) -> Rgb | str:
         """Decodes, crops and resizes an image; see ``Model.preprocess``."""
+        return self._preprocess(image, max_pixels=max_pixels, max_decoded_pixels=max_decoded_pixels)
+
+    def _preprocess(
+        self,
+        image: Picture,
+        *,
+        max_pixels: int | None = None,
+        max_decoded_pixels: int | None = None,
+        depths: list[tuple[int, int]] | None = None,
+    ) -> Rgb | str:
+        """As ``preprocess``; appends (bits per channel, bits used) of an image file to ``depths``."""
         content, size = read_source(image).content, self.preprocessing
         try:
             if isinstance(content, (Image.Image, np.ndarray)):
                 rgb = as_rgb(content, value_range=size.value_range)
             else:
-                rgb = decode(
+                decoded = decode(
                     content,
                     min_side=size.decode_at_least,
                     value_range=size.value_range,
                     max_pixels=max_pixels,
                     max_decoded_pixels=max_decoded_pixels,
-                ).image
+                )
+                rgb = decoded.image
+                if depths is not None and decoded.bits > 8:
+                    depths.append((decoded.bits, decoded.used_bits))
             return resize_and_crop(rgb, size, max_decoded_pixels=max_decoded_pixels)
         except UnreadableImage as error:
             return error.reason
 
     def batches(self, sources: Sequence[ImageSource], device: str, progress: Progress) -> Iterator[FeatureBatch]:
         """Features of images, in batches and in order; images are decoded in threads meanwhile."""
-        for batch in _batches(enumerate(map_images(self.preprocess, sources)), BATCH_SIZE):
+        depths: list[tuple[int, int]] = []  # appended to by the threads
+
+        def preprocess(source: ImageSource) -> Rgb | str:
+            return self._preprocess(source, depths=depths)
+
+        for batch in _batches(enumerate(map_images(preprocess, sources)), BATCH_SIZE):
             errors = {position: pixels for position, pixels in batch if isinstance(pixels, str)}
             readable = [(position, pixels) for position, pixels in batch if not isinstance(pixels, str)]
             features = None
@@ -113,6 +133,8 @@ class Predictor:
                 stacked = np.stack([pixels for _, pixels in readable])
                 features = run_in_batches(self.engine(len(sources), stacked, device, progress), stacked)
             yield FeatureBatch([position for position, _ in readable], features, errors)
+        if self.preprocessing.value_range is None:
+            _warn_unused_bits(depths, progress)
 
     def engine(self, num_images: int, sample: npt.NDArray[np.uint8], device: str, progress: Progress) -> Engine:
         """The inference engine for a number of images; built once per process and device.
@@ -148,3 +170,14 @@ def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
+
+
+def _warn_unused_bits(depths: Sequence[tuple[int, int]], progress: Progress) -> None:
+    """Reports images that look dark because they use few of their bits, as ``headstart check`` does."""
+    for bits in sorted({bits for bits, _ in depths}):
+        used = [used for other, used in depths if other == bits]
+        if bits - max(used) >= UNUSED_BITS:
+            progress.say(
+                f"Warning: {describe_unused_bits(len(used), bits, max(used))}, and the model was trained without a "
+                "value range. If its training images were brighter, scale these images in the same way."
+            )

@@ -11,7 +11,7 @@ from headstart.data.dataset import Dataset
 from headstart.data.duplicates import DuplicatePair
 from headstart.data.finding import Finding, Severity
 from headstart.data.image_formats import has_expected_suffix
-from headstart.data.quality import quality_issues, unused_bits
+from headstart.data.quality import describe_unused_bits, quality_issues, unused_bits
 from headstart.data.scan import Scan
 from headstart.data.splits import Split
 
@@ -142,11 +142,9 @@ def _bit_depth(given: CheckInput) -> list[Finding]:
     found = []
     for bits, used in unused_bits(given.scanned).items():
         count = int((given.scanned.facts["bits"][given.scanned.usable] == bits).sum())
-        white = f"{100 / 2 ** (bits - used):.2g} % of white"
         message = (
-            f"{count:,} images have {bits} bits per channel and use {used} of them: at full scale their brightest "
-            f"pixel has {white}. Train with --value-range data, which scales values by the range measured on the "
-            "training images"
+            f"{describe_unused_bits(count, bits, used)}. Train with --value-range data, which scales values by the "
+            "range measured on the training images"
         )
         found.append(Finding("bit-depth", "warning", message))
     return found

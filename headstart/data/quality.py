@@ -157,6 +157,15 @@ def unused_bits(scanned: Scan) -> dict[int, int]:
     return {bits: most for bits, most in used.items() if bits > 8 and bits - most >= UNUSED_BITS}
 
 
+def describe_unused_bits(count: int, bits: int, used: int) -> str:
+    """A clause about images that use few of their bits."""
+    white = f"{100 / 2 ** (bits - used):.2g} % of white"
+    return (
+        f"{count:,} image(s) have {bits} bits per channel and use {used} of them: at full scale their brightest pixel "
+        f"has {white}"
+    )
+
+
 def quality_issues(scanned: Scan, *, is_scaled: bool = False) -> list[QualityIssue]:
     """The quality issues of all usable images.
 

@@ -1,4 +1,4 @@
-"""What the features say of the data: labels that are probably wrong, and images that belong to no class."""
+"""Findings from features: probable label errors, and outliers that fit no class."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def inspect_features(
     together: Parts | None = None,
     progress: Progress | None = None,
 ) -> list[Finding]:
-    """Findings about labels and images, the likeliest first in each.
+    """Findings about probable label errors and outliers.
 
     Args:
         dataset: the images.
-        positions: of N of them.
-        features: (N, D) float32 of these.
+        positions: positions of N images to judge.
+        features: (N, D) float32 features of them.
         c: see ``find_label_errors``.
         seed: of the folds of cross-validation.
         together: (N,) numbers of parts (groups, near copies) that cross-validation does not divide.
@@ -55,12 +55,12 @@ def inspect_features(
         message = f"{len(wrong):,} of {len(labels):,} labels are probably wrong"
         found.append(image_finding(WRONG_LABEL, "warning", message, dataset, reasons))
     mislabelled = set(wrong.tolist())
-    strays = {int(of[i]): far for i, far in find_outliers(own, labels).items() if i not in mislabelled}
-    if strays:
-        message = f"{len(strays):,} image(s) unlike all others of their class"
+    outliers = {int(of[i]): far for i, far in find_outliers(own, labels).items() if i not in mislabelled}
+    if outliers:
+        message = f"{len(outliers):,} image(s) are unlike all others of their class"
         if dataset.multi_label:
-            message = f"{len(strays):,} image(s) unlike all others"
-        reasons = {i: f"{far:.1f} times as far from the others as is usual" for i, far in strays.items()}
+            message = f"{len(outliers):,} image(s) are unlike all others"
+        reasons = {i: f"{far:.1f} times the median distance to other images" for i, far in outliers.items()}
         found.append(image_finding(OUTLIER, "warning", message, dataset, reasons))
     return found
 
@@ -68,7 +68,7 @@ def inspect_features(
 def _judged(
     dataset: Dataset, positions: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], Labels, tuple[str, ...]]:
-    """(places in ``positions``, labels, class names) of what cross-validation can judge: classes of five and more."""
+    """(places in ``positions``, labels, class names) of the classes with at least five images, for cross-validation."""
     labels = dataset.labels[positions]
     if is_multi_label(labels):
         bearing = labels.sum(axis=0)
@@ -80,13 +80,13 @@ def _judged(
 
 
 def _disagreement(issues: LabelErrors, labels: Labels, classes: Sequence[str], place: int) -> str:
-    chances = issues.chances[place]
+    probabilities = issues.probabilities[place]
     if is_multi_label(labels):
-        wrong = [i for i in range(len(classes)) if (chances[i] > 0.5) != (labels[place, i] > 0)]
-        wrong = wrong or [int(np.where(labels[place] > 0, chances, 1 - chances).argmin())]
-        parts = [f"{'not ' if labels[place, i] else ''}{classes[i]} ({100 * chances[i]:.1f} %)" for i in wrong]
+        wrong = [i for i in range(len(classes)) if (probabilities[i] > 0.5) != (labels[place, i] > 0)]
+        wrong = wrong or [int(np.where(labels[place] > 0, probabilities, 1 - probabilities).argmin())]
+        parts = [f"{'not ' if labels[place, i] else ''}{classes[i]} ({100 * probabilities[i]:.1f} %)" for i in wrong]
         return f"rather {', '.join(parts)}"
-    best = int(chances.argmax())
+    best = int(probabilities.argmax())
     own = labels[place]
-    given = f"labelled {classes[own]} ({100 * chances[own]:.1f} %)"
-    return f"{given}, rather {classes[best]} ({100 * chances[best]:.1f} %)" if best != own else given
+    given = f"labelled {classes[own]} ({100 * probabilities[own]:.1f} %)"
+    return f"{given}, rather {classes[best]} ({100 * probabilities[best]:.1f} %)" if best != own else given

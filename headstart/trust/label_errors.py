@@ -1,4 +1,4 @@
-"""Labels that are probably wrong, by what a classifier says that did not learn from the image (confident learning)."""
+"""Label errors by confident learning (Northcutt et al., 2021) on cross-validated predictions."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from headstart.training.probe import CHOOSE_FROM, FOLDS, choose_c, standardised
 from headstart.trust.calibration import agreement
 
 LEAST_KAPPA = 0.3
-"""Agreement of answers and labels beyond chance below which no label is called wrong: a classifier that is often wrong
-itself accuses right labels. Features of random weights reach 0.18 on hot dogs, and a third of the labels was accused;
-of two classes of which 30 % of the labels are wrong, a perfect classifier reaches 0.4."""
+"""Cohen's kappa of the classifier below which no label is reported: a poor classifier contradicts correct labels.
+Features of random weights reach 0.18 on hot dogs and contradicted a third of the labels; with two classes and 30 %
+wrong labels, a perfect classifier reaches 0.4."""
 
 Features = npt.NDArray[np.float32]
-Chances = npt.NDArray[np.float64]
+Probabilities = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,12 @@ class LabelErrors:
     """Images whose labels are probably wrong, among N.
 
     Attributes:
-        positions: (M,) int64, the likeliest to be wrong first.
-        chances: (N, classes) float64, probabilities by a classifier that did not learn from the image; NaN where none
-            could be had without its own part.
+        positions: (M,) int64, most likely errors first.
+        probabilities: (N, classes) float64 out-of-fold probabilities; NaN for images that are not judged.
     """
 
     positions: npt.NDArray[np.int64]
-    chances: Chances
+    probabilities: Probabilities
 
 
 def find_label_errors(
@@ -57,24 +56,24 @@ def find_label_errors(
     together: Parts | None = None,
     progress: Progress | None = None,
 ) -> LabelErrors | None:
-    """Looks for labels that contradict the images, by cross-validated logistic regression and cleanlab.
+    """Finds label errors with cross-validated logistic regression and cleanlab, in two rounds.
 
-    Twice: what is surely wrong at first teaches nobody the second time, so that it hides nothing
+    Certain errors of the first round are excluded from training in the second, where they would hide other errors
     (docs/results/2026-11-23-data-check.md).
 
     Args:
         features: (N, D) float32.
         labels: see ``training.losses``; every class has images.
-        c: inverse strength of the L2 penalty; chosen by cross-validation where it is not given.
+        c: inverse strength of the L2 penalty; None: chosen by cross-validation.
         seed: of the folds.
         together: (N,) numbers of parts (groups, near copies) that cross-validation does not divide, see
-            ``losses.learnable_folds``: a copy with the same wrong label would defend it. Images of a class that is one
-            part are not judged.
+            ``losses.learnable_folds``: a copy with the same wrong label would confirm it. Images of a class with a
+            single part are not judged.
         progress: told of each fit.
 
     Returns:
-        None where there are too few images to tell: under ``probe.CHOOSE_FROM`` in all or five of a class; or where
-        the classifier is not well above chance (``LEAST_KAPPA``).
+        None if there are fewer than ``probe.CHOOSE_FROM`` images, or five of a class, or if the classifier is not
+        clearly better than chance (``LEAST_KAPPA``).
 
     Source: Northcutt et al., "Confident Learning: Estimating Uncertainty in Dataset Labels", JAIR 2021.
     """
@@ -96,15 +95,15 @@ def find_label_errors(
             return None
         surely = np.zeros(len(labels), dtype=bool)
         surely[judged] = _doubted(labels[judged], first[judged], surely=True)
-        chances = _held_out(x, labels, _without(folds, surely, labels), c, advance)
-    found = judged[_doubted(labels[judged], chances[judged], surely=False)]
-    return LabelErrors(found[np.argsort(_agreement(labels, chances)[found], kind="stable")], chances)
+        probabilities = _held_out(x, labels, _without(folds, surely, labels), c, advance)
+    found = judged[_doubted(labels[judged], probabilities[judged], surely=False)]
+    return LabelErrors(found[np.argsort(_agreement(labels, probabilities)[found], kind="stable")], probabilities)
 
 
-def _held_out(x: Features, labels: Labels, folds: Folds, c: float, advance: Callable[[int], None]) -> Chances:
+def _held_out(x: Features, labels: Labels, folds: Folds, c: float, advance: Callable[[int], None]) -> Probabilities:
     multi_label = is_multi_label(labels)
     classes = labels.shape[1] if multi_label else int(labels.max()) + 1
-    chances = np.full((len(x), classes), np.nan)
+    probabilities = np.full((len(x), classes), np.nan)
     judge = iter([judged for _, judged in folds])
     for group in linear_fits(x, labels, [learn for learn, _ in folds], loss="binary" if multi_label else "logistic"):
         group.fit(c, lambda: advance(0))
@@ -112,33 +111,33 @@ def _held_out(x: Features, labels: Labels, folds: Folds, c: float, advance: Call
         scores = group.scores()
         for place in range(len(group.learn)):
             own = next(judge)
-            chances[own] = probabilities_of(scores[own, place], multi_label=multi_label)
-    return chances
+            probabilities[own] = probabilities_of(scores[own, place], multi_label=multi_label)
+    return probabilities
 
 
 def _without(folds: Folds, doubted: npt.NDArray[np.bool_], labels: Labels) -> Folds:
-    """The folds, which do not learn from what is doubted as long as something of each class is left."""
+    """The folds without the doubted images in training, if each class keeps training images in every fold."""
     kept = [(learn[~doubted[learn]], judge) for learn, judge in folds]
     classes = count_learnable(labels)
     return kept if all(count_learnable(labels[learn]) == classes for learn, _ in kept) else folds
 
 
-def _doubted(labels: Labels, chances: Chances, *, surely: bool) -> npt.NDArray[np.bool_]:
-    """(N,) by cleanlab; ``surely`` where both of its rules say so."""
+def _doubted(labels: Labels, probabilities: Probabilities, *, surely: bool) -> npt.NDArray[np.bool_]:
+    """(N,) bool by cleanlab; ``surely``: only if both of its rules agree."""
     rule = "both" if surely else "prune_by_noise_rate"
     with ignored_warnings():
         if is_multi_label(labels):
             from cleanlab.multilabel_classification.filter import find_label_issues as find_in_several
 
             names = [own.nonzero()[0].tolist() for own in labels]
-            return np.asarray(find_in_several(names, chances, filter_by=rule, n_jobs=1))
+            return np.asarray(find_in_several(names, probabilities, filter_by=rule, n_jobs=1))
         from cleanlab.filter import find_label_issues as find_in_one
 
-        return np.asarray(find_in_one(labels, chances, filter_by=rule, n_jobs=1))
+        return np.asarray(find_in_one(labels, probabilities, filter_by=rule, n_jobs=1))
 
 
-def _agreement(labels: Labels, chances: Chances) -> Chances:
+def _agreement(labels: Labels, probabilities: Probabilities) -> Probabilities:
     """(N,) probability of the label; of several, that of the answer that is least believed."""
     if is_multi_label(labels):
-        return np.asarray(np.where(labels > 0, chances, 1 - chances).min(axis=1))
-    return np.asarray(chances[np.arange(len(labels)), labels])
+        return np.asarray(np.where(labels > 0, probabilities, 1 - probabilities).min(axis=1))
+    return np.asarray(probabilities[np.arange(len(labels)), labels])

@@ -1,4 +1,4 @@
-"""Out-of-distribution detection: the distance of an image's features to those of training images.
+"""Out-of-distribution detection by nearest-neighbour distance (Sun et al., 2022).
 
 The threshold is split conformal: of n held-out in-distribution images it is the distance with the first rank above
 (n + 1) * ``INLIER_SHARE``. At least ``INLIER_SHARE`` of further images like these lie no farther, on average over all
@@ -22,42 +22,42 @@ import numpy.typing as npt
 from headstart.training.losses import Labels, Parts, is_multi_label
 
 MAX_REFERENCES = 1000
-"""Training images that are kept, at most."""
+"""Training images that serve as references, at most."""
 
 MAX_REFERENCES_FINE_TUNED = 500
-"""Likewise where the network has changed, and they must go through it once more."""
+"""The same for a fine-tuned network, whose references pass through the network once more."""
 
 NUMBERS = 1_500_000
-"""Numbers that they may have together (3 MB): fewer images where features are long."""
+"""Numbers in all references together (3 MB): fewer images if features are long."""
 
 MIN_REFERENCES = 50
-"""Training images below which there is nothing to go by."""
+"""Training images below which there is no detector."""
 
 MIN_INLIERS = 20
-"""Usual images that were not learnt from below which no distance keeps ``INLIER_SHARE`` of the next ones."""
+"""Held-out in-distribution images below which no threshold accepts ``INLIER_SHARE`` of further ones."""
 
 FOLDS = 5
-"""Parts of the usual images, each of which is judged by the others."""
+"""Folds of cross-fitting among the held-out images."""
 
 NEIGHBOUR = 5
-"""The distance is that to the fifth nearest."""
+"""Rank k of the nearest-neighbour distance."""
 
 STRONG = 0.95
-"""Share of all numbers of the training images' features beyond which they are cut off: fine-tuning makes those that
-tell its classes apart so strong that a cosine sees little else. Of hot dogs shown to flowers tuned behind ``blocks.4``
-that finds 97 % instead of 45 % (docs/results/2026-11-23-calibration.md)."""
+"""Quantile of the features at which they are clipped. Fine-tuning makes features that separate the classes so strong
+that they dominate the cosine. Of hot dogs shown to a flowers model fine-tuned from ``blocks.5``, clipping finds 97 %
+instead of 45 % (docs/results/2026-11-23-calibration.md)."""
 
 FAR = 2.0
-"""Of 5 and of 20 hot dogs among 3,119 flowers, 5 and 16 lie beyond, with 9 and 8 flowers
-(docs/results/2026-11-23-data-check.md)."""
+"""Outlier rule in interquartile ranges. Of 5 and of 20 hot dogs among 3,119 flowers it finds 5 and 16, with 9 and 8
+flowers (docs/results/2026-11-23-data-check.md)."""
 
 COMPARED = 20_000
-"""Images of a class that each of it is compared with, at most."""
+"""Images of a class that each of its images is compared with, at most."""
 
 TINY = np.float32(1e-12)
 
 INLIER_SHARE = 0.95
-"""Share of the usual pictures that is to be taken for usual."""
+"""Share of in-distribution images that the detector accepts."""
 
 Features = npt.NDArray[np.float32]
 Halves = npt.NDArray[np.float16]
@@ -66,15 +66,15 @@ Scores = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class OodDetector:
-    """What usual pictures look like.
+    """Out-of-distribution detector: cosine distance to the k-th nearest training image.
 
     Attributes:
-        references: (R, D) float16 features of training images, of length 1.
+        references: (R, D) float16 features of training images, normalised to length 1.
         inlier_distances: (Q,) float32 ascending, distances of held-out in-distribution images.
-        limits: (2,) float32, what features are cut off at below and above, before they are brought to length 1; None
-            of models that were made before there was such a thing.
+        limits: (2,) float32 bounds at which features are clipped before normalisation; None for
+            models of earlier versions, whose features are not clipped.
 
-    Source: Sun et al., "Out-of-Distribution Detection with Deep Nearest Neighbors", ICML 2022; cutting off: Sun, Guo
+    Source: Sun et al., "Out-of-Distribution Detection with Deep Nearest Neighbors", ICML 2022; clipping: Sun, Guo
     and Li, "ReAct: Out-of-distribution Detection With Rectified Activations", NeurIPS 2021.
     """
 
@@ -83,65 +83,65 @@ class OodDetector:
     limits: npt.NDArray[np.float32] | None = None
 
     def outlier_scores(self, features: Features) -> Scores:
-        """Share of the usual pictures, and of this one, that are nearer to what was learnt.
+        """Conformal outlier scores: the share of in-distribution images with a smaller distance.
 
         Args:
             features: (N, D) float32.
 
         Returns:
-            (N,) float64 in [0, 1); beyond ``INLIER_SHARE`` a picture is taken for something else altogether.
+            (N,) float64 in [0, 1); an image above ``INLIER_SHARE`` counts as out-of-distribution.
         """
         return conformal_scores(self.inlier_distances, self.distances(features))
 
     def distances(
         self, features: Features, *, parts: tuple[Parts, Parts] | None = None, rank: float = NEIGHBOUR
     ) -> Scores:
-        """(N,) float64, 1 - cosine to the reference that is the fifth nearest.
+        """(N,) float64 distances: 1 - cosine similarity to the k-th nearest reference.
 
         Args:
             features: (N, D) float32.
-            parts: (N,) and (R,) numbers of the parts that the images and the references belong to: an image is not
-                compared with itself, with near copies or with its group. None: with all references.
-            rank: in place of 5; between two whole numbers, between the distances of both.
+            parts: (N,) and (R,) part numbers of images and references: an image is not compared with references of
+                its part (itself, near copies, its group). None: compare with all references.
+            rank: k; the distance is interpolated if k is not an integer.
 
         Returns:
-            Infinite where too few references are left.
+            Infinite if too few references are left.
         """
-        return _distances(self._known, _cut_off(features, self.limits), parts=parts, rank=rank)
+        return _distances(self._references, _clip(features, self.limits), parts=parts, rank=rank)
 
     def similarities(self, features: Features) -> Features:
-        """(N, D) float32 -> (N, R) cosines to each of the references."""
-        return unit(_cut_off(features, self.limits)) @ self._known.T
+        """(N, D) float32 -> (N, R) cosine similarities to all references."""
+        return unit(_clip(features, self.limits)) @ self._references.T
 
     @cached_property
-    def _known(self) -> Features:
-        """(R, D) the references to compute with: predictions come in many small batches."""
+    def _references(self) -> Features:
+        """(R, D) float32, converted once: predictions come in many small batches."""
         return self.references.astype(np.float32)
 
     def with_inlier_distances(self, distances: Scores) -> OodDetector | None:
-        """The same references, and what images that were not learnt from say is usual.
+        """The same references, calibrated on held-out images.
 
         Args:
-            distances: (N,) of these images.
+            distances: (N,) of held-out in-distribution images.
 
         Returns:
-            None where they are too few for any promise.
+            None if there are fewer than ``MIN_INLIERS``.
         """
         return replace(self, inlier_distances=_quantiles(distances)) if len(distances) >= MIN_INLIERS else None
 
 
-def conformal_scores(usual: npt.NDArray[np.floating[Any]], distances: Scores) -> Scores:
-    """(N,) share of the usual images, and of the one that is judged, that lie nearer.
+def conformal_scores(inlier_distances: npt.NDArray[np.floating[Any]], distances: Scores) -> Scores:
+    """(N,) conformal scores: rank of a distance among those of held-out in-distribution images, in [0, 1).
 
-    At least ``INLIER_SHARE`` of images like the usual ones have a score of ``INLIER_SHARE`` or less.
+    At least ``INLIER_SHARE`` of further in-distribution images have a score of ``INLIER_SHARE`` or less.
 
     Args:
-        usual: (Q,) ascending distances of usual images that were not learnt from.
-        distances: (N,) to judge.
+        inlier_distances: (Q,) ascending distances of held-out in-distribution images.
+        distances: (N,) distances to score.
     """
-    # Both rounded as a model file keeps them: an image at the distance of a usual one lies no farther.
-    nearer = np.searchsorted(usual.astype(np.float32), distances.astype(np.float32))
-    return np.asarray(nearer / (len(usual) + 1))
+    # Both rounded to float32 as in a model file, so that equal distances stay equal.
+    nearer = np.searchsorted(inlier_distances.astype(np.float32), distances.astype(np.float32))
+    return np.asarray(nearer / (len(inlier_distances) + 1))
 
 
 def cross_fitted_scores(distances: Scores, *, together: Parts | None = None) -> Scores:
@@ -163,30 +163,30 @@ def cross_fitted_scores(distances: Scores, *, together: Parts | None = None) -> 
 
 
 def choose_references(keys: Sequence[bytes], length: int, most: int = MAX_REFERENCES) -> list[int]:
-    """Places of the training images to keep, drawn by their content.
+    """Positions of the training images that become references, drawn by content hash.
 
     Args:
         keys: N content hashes.
-        length: of one image's features.
-        most: images at the most.
+        length: features per image.
+        most: maximum number of references.
     """
     count = min(most, max(MIN_REFERENCES, NUMBERS // length))
     return sorted(sorted(range(len(keys)), key=lambda i: keys[i])[:count])
 
 
 def make_ood_detector(references: Features) -> OodDetector | None:
-    """References without usual distances yet, see ``OodDetector.with_inlier_distances``.
+    """A detector that is not calibrated yet, see ``OodDetector.with_inlier_distances``.
 
     Args:
         references: (R, D) float32 features of training images.
 
     Returns:
-        None where they are too few.
+        None if there are fewer than ``MIN_REFERENCES``.
     """
     if len(references) < MIN_REFERENCES:
         return None
     limits = _limits(references)
-    return OodDetector(unit(_cut_off(references, limits)).astype(np.float16), np.empty(0, np.float32), limits)
+    return OodDetector(unit(_clip(references, limits)).astype(np.float16), np.empty(0, np.float32), limits)
 
 
 def held_out_distances(learnt: Features, held_out: Features, *, references: int) -> Scores:
@@ -202,26 +202,26 @@ def held_out_distances(learnt: Features, held_out: Features, *, references: int)
         references: images that the finished model keeps.
     """
     limits = _limits(learnt)
-    known = OodDetector(unit(_cut_off(learnt, limits)).astype(np.float16), np.empty(0, np.float32), limits)
+    known = OodDetector(unit(_clip(learnt, limits)).astype(np.float16), np.empty(0, np.float32), limits)
     rank = max(1.0, NEIGHBOUR * len(learnt) / references)
     return known.distances(held_out, rank=rank) / typical_distance(known, learnt, rank=rank)
 
 
-def typical_distance(known: OodDetector, references: Features, *, rank: float = NEIGHBOUR) -> float:
-    """The median distance of the references to each other, of each without itself.
+def typical_distance(detector: OodDetector, references: Features, *, rank: float = NEIGHBOUR) -> float:
+    """The median distance among the references, each compared with all others.
 
     Args:
-        known: made of the references.
-        references: (R, D) float32, their features.
-        rank: of the neighbour.
+        detector: made from the references.
+        references: (R, D) float32 features.
+        rank: see ``OodDetector.distances``.
     """
     each = np.arange(len(references))
-    distances = known.distances(references, parts=(each, each), rank=rank)
+    distances = detector.distances(references, parts=(each, each), rank=rank)
     return max(float(np.median(distances)), float(TINY))
 
 
 def _limits(features: Features) -> npt.NDArray[np.float32]:
-    """(2,) where strong features are cut off; where nearly all are 0, at the middle of those that are not."""
+    """(2,) clipping bounds: quantiles of all features; if nearly all are 0, the median of the others."""
     low, high = np.quantile(features, [1 - STRONG, STRONG])
     if high <= 0 <= low:
         strong = np.abs(features[features != 0])
@@ -230,48 +230,55 @@ def _limits(features: Features) -> npt.NDArray[np.float32]:
     return np.array([min(low, 0.0), max(high, 0.0)], np.float32)
 
 
-def _cut_off(features: Features, limits: npt.NDArray[np.float32] | None) -> Features:
+def _clip(features: Features, limits: npt.NDArray[np.float32] | None) -> Features:
     return features if limits is None else np.clip(features, *limits)
 
 
 def find_outliers(features: Features, labels: Labels) -> dict[int, float]:
-    """Images that are unlike all others of their own class; of several labels to an image, unlike all others.
+    """Outliers: images far from all others of their class, or in multi-label data from all others.
 
     Args:
         features: (N, D) float32.
         labels: see ``training.losses``.
 
     Returns:
-        Position -> how many times as far from the fifth nearest as is usual (the median over all images), the
-        strangest first: those that lie beyond the third quartile by more than ``FAR`` times the distance of the
-        quartiles. Classes of under six images have none.
+        Position -> distance to the fifth nearest image relative to the median over all images, farthest first; of
+        images beyond the third quartile by more than ``FAR`` interquartile ranges. Classes of fewer than six images
+        are not judged.
     """
     far = np.full(len(features), np.nan)
     groups = (
         [np.arange(len(labels))] if is_multi_label(labels) else [np.flatnonzero(labels == i) for i in np.unique(labels)]
     )
-    for own in groups:
-        if len(own) > NEIGHBOUR:
-            known = (
-                own if len(own) <= COMPARED else np.sort(np.random.default_rng(0).choice(own, COMPARED, replace=False))
-            )
-            inside = np.isin(own, known)
-            references = unit(features[known])
-            each = np.arange(len(references))
-            far[own[inside]] = _distances(references, features[own[inside]], parts=(each, each))
-            far[own[~inside]] = _distances(references, features[own[~inside]])
+    for members in groups:
+        if len(members) > NEIGHBOUR:
+            far[members] = _distances_within(features[members])
     judged = far[~np.isnan(far)]
     if len(judged) < MIN_REFERENCES:
         return {}
-    low, usual, high = np.quantile(judged, [0.25, 0.5, 0.75])
+    low, median, high = np.quantile(judged, [0.25, 0.5, 0.75])
     found = np.flatnonzero(far > high + FAR * (high - low))
-    return {int(i): float(far[i] / max(usual, TINY)) for i in found[np.argsort(-far[found], kind="stable")]}
+    return {int(i): float(far[i] / max(median, TINY)) for i in found[np.argsort(-far[found], kind="stable")]}
+
+
+def _distances_within(features: Features) -> Scores:
+    """(N,) distance of each image to the others, or to a sample of ``COMPARED`` of them."""
+    count = len(features)
+    sample = np.arange(count)
+    if count > COMPARED:
+        sample = np.sort(np.random.default_rng(0).choice(count, COMPARED, replace=False))
+    is_sampled = np.isin(np.arange(count), sample)
+    references, each = unit(features[sample]), np.arange(len(sample))
+    found = np.empty(count)
+    found[is_sampled] = _distances(references, features[is_sampled], parts=(each, each))
+    found[~is_sampled] = _distances(references, features[~is_sampled])
+    return found
 
 
 def _distances(
     known: Features, features: Features, *, parts: tuple[Parts, Parts] | None = None, rank: float = NEIGHBOUR
 ) -> Scores:
-    """See ``OodDetector.distances``; where no image has ``rank`` references: to the farthest."""
+    """See ``OodDetector.distances``; if no image has ``rank`` references, the distance to the farthest."""
     found = []
     usable = len(known)
     if parts is not None and len(features):
@@ -288,19 +295,19 @@ def _distances(
 
 
 def _fewest_in_common(parts: Parts, references: Parts) -> int:
-    """The least number of references that lie in the part of an image, over all images."""
+    """Minimum over all images of the number of references in the image's part."""
     names, counts = np.unique(references, return_counts=True)
     place = np.searchsorted(names, parts).clip(max=len(names) - 1)
     return int(np.where(names[place] == parts, counts[place], 0).min())
 
 
 def _quantiles(distances: Scores) -> npt.NDArray[np.float32]:
-    """Ascending; of very many, quantiles at equal steps."""
+    """The distances, ascending; more than ``MAX_REFERENCES`` are reduced to quantiles."""
     if len(distances) > MAX_REFERENCES:
         distances = np.quantile(distances, np.linspace(0, 1, MAX_REFERENCES + 1))
     return np.sort(distances).astype(np.float32)
 
 
 def unit(features: Features) -> Features:
-    """(N, D) float32, each row of length 1."""
+    """(N, D) float32 with each row normalised to length 1."""
     return np.asarray(features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), TINY))

@@ -1,4 +1,4 @@
-"""From which probability on an image is given a label, where it may bear any number of them."""
+"""Decision thresholds for multi-label data that maximise expected F1 (Lipton et al., 2014)."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from headstart.training.losses import Labels, Parts, folds_of
 Probabilities = npt.NDArray[np.float64]
 
 DEFAULT_THRESHOLD = 0.5
-"""The threshold where nothing says better."""
+"""Threshold of a label with too few images to choose one."""
 
 LEAST = 5
-"""Images that bear a label, and others that do not, below which its threshold is not chosen."""
+"""Minimum number of images with a label, and of images without, to choose its threshold."""
 
 FOLDS = 5
 
 NEARLY = 1e-6
-"""Probabilities are taken to be no nearer to 0 and 1."""
+"""Distance from 0 and 1 to which probabilities are clipped."""
 
 CALIBRATION_C = 1e3
-"""Inverse strength of the penalty on the two numbers that calibrate a label: next to none."""
+"""Inverse L2 penalty of Platt scaling: nearly none."""
 
 
 def best_thresholds(probabilities: Probabilities, labels: Labels) -> Probabilities:
     """The threshold of each label with the greatest expected F1; ``DEFAULT_THRESHOLD`` where that does as well.
 
-    What is to be expected follows from the label's own probabilities once they are calibrated on these images by two
-    numbers. The threshold that was best for these very images follows chance: it was worth less than none
+    The expectation uses the label's probabilities after Platt scaling on these images. The threshold with the best F1
+    on the images themselves overfits: it was worse than the default threshold
     (docs/results/2026-11-23-multi-label.md).
 
     Args:
@@ -38,23 +38,23 @@ def best_thresholds(probabilities: Probabilities, labels: Labels) -> Probabiliti
         labels: (N, classes) int64 of 0 and 1.
 
     Returns:
-        (classes,) float64; a label is given where its probability is at least that.
+        (classes,) float64; a label is assigned if its probability is at least its threshold.
 
-    Source: Lipton et al., "Optimal Thresholding of Classifiers to Maximize F1 Measure", ECML 2014; the calibration is
-    that of Platt, "Probabilistic Outputs for Support Vector Machines", 1999.
+    Source: Lipton et al., "Optimal Thresholding of Classifiers to Maximize F1 Measure", ECML 2014; Platt scaling:
+    Platt, "Probabilistic Outputs for Support Vector Machines", 1999.
     """
     return np.array([_best(probabilities[:, i], labels[:, i]) for i in range(labels.shape[1])])
 
 
 def labels_above(thresholds: npt.ArrayLike, probabilities: Probabilities) -> Labels:
-    """(N, classes) int64 of 0 and 1: the labels that images are given."""
+    """(N, classes) int64, 1 for labels whose probability reaches the threshold."""
     return (probabilities >= np.asarray(thresholds)).astype(np.int64)
 
 
 def cross_fitted_labels(probabilities: Probabilities, labels: Labels, *, together: Parts | None = None) -> Labels:
-    """As ``labels_above``, but each fifth of the images by the thresholds that are best for the others.
+    """Cross-fitted ``labels_above``: each fold by the best thresholds of the others.
 
-    So images on which thresholds are chosen say honestly how good such thresholds are.
+    So the images on which thresholds are chosen give an unbiased estimate of their quality.
 
     Args:
         probabilities: (N, classes) in [0, 1].
@@ -69,15 +69,15 @@ def cross_fitted_labels(probabilities: Probabilities, labels: Labels, *, togethe
     return given
 
 
-def _best(chances: Probabilities, bears: Labels) -> float:
-    total = int(bears.sum())
-    if min(total, len(bears) - total) < LEAST:
+def _best(probabilities: Probabilities, has_label: Labels) -> float:
+    total = int(has_label.sum())
+    if min(total, len(has_label) - total) < LEAST:
         return DEFAULT_THRESHOLD
-    odds = logit(np.clip(chances, NEARLY, 1 - NEARLY))[:, None]
-    calibrated = LogisticRegression(C=CALIBRATION_C).fit(odds, bears).predict_proba(odds)[:, 1]
-    order = np.argsort(-chances, kind="stable")
-    ranked, hits = chances[order], np.cumsum(calibrated[order])
-    ends = np.flatnonzero(np.diff(ranked, append=-1.0))  # equal probabilities are given together or not at all
+    odds = logit(np.clip(probabilities, NEARLY, 1 - NEARLY))[:, None]
+    calibrated = LogisticRegression(C=CALIBRATION_C).fit(odds, has_label).predict_proba(odds)[:, 1]
+    order = np.argsort(-probabilities, kind="stable")
+    ranked, hits = probabilities[order], np.cumsum(calibrated[order])
+    ends = np.flatnonzero(np.diff(ranked, append=-1.0))  # equal probabilities are assigned together or not at all
     f1 = 2 * hits[ends] / (ends + 1 + hits[-1])
     end = ends[f1.argmax()]
     high, low = ranked[end], ranked[end + 1] if end + 1 < len(ranked) else 0.0

@@ -205,10 +205,10 @@ def test_reliability_follows_from_the_predictions_alone() -> None:
 def test_a_threshold_that_is_none_is_said_to_be() -> None:
     words = [Calibration(1, 90, 0.95, own).threshold_sentence for own in (0.0, 1e-5, 0.62, 1.01)]
     assert words == [
-        "The model is right in 95 % of its answers whatever their probability, so it is never unsure.",
-        "To be right in 95 % of its answers, the model is unsure below a probability of 0.1 %: ask a person.",
-        "To be right in 95 % of its answers, the model is unsure below a probability of 62.0 %: ask a person.",
-        "No probability is high enough to be right in 95 % of its answers, so it is always unsure: ask a person.",
+        "All answers together reach the target accuracy of 95 %, so the model is never unsure.",
+        "For the target accuracy of 95 %, the model is unsure below a probability of 0.1 %: ask a person.",
+        "For the target accuracy of 95 %, the model is unsure below a probability of 62.0 %: ask a person.",
+        "Answers of no probability reach the target accuracy of 95 %, so the model is always unsure: ask a person.",
     ]
 
 

@@ -28,8 +28,8 @@ def test_most_flipped_labels_are_found_the_surest_first_and_little_else() -> Non
     assert hits.sum() >= 24
     assert hits.mean() >= 0.6
     assert hits[:10].all()
-    assert found.chances.shape == (600, CLASSES)
-    assert (found.chances[flipped].argmax(1) == right[flipped]).mean() > 0.8
+    assert found.probabilities.shape == (600, CLASSES)
+    assert (found.probabilities[flipped].argmax(1) == right[flipped]).mean() > 0.8
 
 
 def test_of_several_labels_one_that_is_missing_and_one_too_many_are_found() -> None:
@@ -63,9 +63,9 @@ def test_a_class_of_one_group_is_not_judged() -> None:
     group = np.where(labels == 3, 0, 1 + np.arange(600) // 3)
     found = find_label_errors(features, labels, together=group)
     assert found is not None
-    assert np.isnan(found.chances[labels == 3]).all()
+    assert np.isnan(found.probabilities[labels == 3]).all()
     assert not np.isin(found.positions, np.flatnonzero(labels == 3)).any()
-    assert np.isfinite(found.chances[labels != 3]).all()
+    assert np.isfinite(found.probabilities[labels != 3]).all()
 
 
 def test_too_few_images_say_nothing() -> None:

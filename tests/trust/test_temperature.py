@@ -29,11 +29,11 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray, doubt: float = 0.0) ->
 @pytest.mark.parametrize("doubt", [0.0, 0.1, 0.4])
 def test_no_other_scale_has_a_smaller_log_loss(doubt: float) -> None:
     logits, labels = some()
-    found = best_scale(logits, labels, doubt=doubt)
+    found = best_scale(logits, labels, smoothing=doubt)
     grid = found * np.linspace(0.8, 1.25, 46)
     losses = [cross_entropy(scale * logits, labels, doubt) for scale in grid]
     assert grid[int(np.argmin(losses))] == pytest.approx(found, rel=0.011)
-    assert inspect.signature(best_scale).parameters["doubt"].default == 0
+    assert inspect.signature(best_scale).parameters["smoothing"].default == 0
     if not doubt:
         assert found == best_scale(logits, labels)
     else:

@@ -176,7 +176,7 @@ def test_images_that_use_few_of_their_bits_are_named_with_the_remedy_and_are_not
     look = inspect(write_12_bits(tmp_path / "data", {"a": 15, "b": 15}), cache=tmp_path / "cache")
     found = {finding.kind: finding for finding in look.findings}
     assert found["bit-depth"].severity == "warning"
-    assert "30 images have 16 bits per channel and use 12 of them" in found["bit-depth"].message
+    assert "30 image(s) have 16 bits per channel and use 12 of them" in found["bit-depth"].message
     assert "--value-range data" in found["bit-depth"].message
     assert not {"dark", "blank", "blurred"} & set(found)
     assert images_to_exclude(look) == {}
