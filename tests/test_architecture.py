@@ -304,6 +304,11 @@ def test_no_module_is_named_after_nothing() -> None:
     assert parts & {"util", "utils", "common", "helper", "helpers", "misc", "tools", "base", "core"} == set()
 
 
+def test_no_module_is_long() -> None:
+    lengths = {name: len(path.read_text().splitlines()) for name, path in modules().items()}
+    assert {name: length for name, length in lengths.items() if length > 500} == {}
+
+
 def test_no_two_classes_share_a_name() -> None:
     places: dict[str, list[str]] = {}
     for name, path in modules().items():
