@@ -5,22 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from headstart.evaluation.metrics import share_text
+
 
 @dataclass(frozen=True)
 class Compared:
-    """One way to train.
+    """Results of one training method in a comparison.
 
     Attributes:
         group: "probes", "heads", "depths", "batchnorm", "weights".
-        name: of the way.
-        correct: images right, of ``count``.
-        count: images that it was scored on.
-        low: of the 95 % Wilson interval.
-        high: of the 95 % Wilson interval.
-        log_loss: mean, in nats.
-        seconds: that it takes, the features that all share counted for each.
-        epochs: of fine-tuning.
-        run: its run folder, below the comparison's.
+        name: of the method.
+        correct: number of correct predictions.
+        count: number of images in the evaluated set.
+        low: lower end of the 95 % Wilson interval of the accuracy, 0-1.
+        high: upper end of that interval.
+        log_loss: mean over the images, in nats.
+        seconds: training time; the frozen pass, which all methods share, is counted for each.
+        epochs: of fine-tuning; 0 without.
+        run: its run folder, relative to the comparison's.
     """
 
     group: str
@@ -36,22 +38,22 @@ class Compared:
 
     @property
     def accuracy(self) -> float:
-        """0-1."""
+        """Share of correct predictions, 0-1."""
         return self.correct / self.count
 
 
 def comparison_markdown(title: str, rows: Sequence[Compared]) -> str:
-    """A title and a table, the rows in the order in which they come."""
+    """The comparison as a Markdown page: a title and a table, rows in the order given."""
     lines = [
         f"# {title}",
         "",
-        "| way | right | accuracy (95 % interval) | log loss | epochs | seconds |",
+        "| method | accuracy | 95 % CI | log loss | epochs | seconds |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
-        interval = f"{100 * row.accuracy:.1f} % ({100 * row.low:.1f}-{100 * row.high:.1f})"
-        cells = [row.name, f"{row.correct} of {row.count}", interval, f"{row.log_loss:.3f}"]
+        accuracy, _, interval = share_text(row.correct, row.count, (row.low, row.high)).partition(", 95 % CI ")
+        cells = [row.name, accuracy, interval, f"{row.log_loss:.3f}"]
         cells += [str(row.epochs) if row.epochs else "", f"{row.seconds:.0f}"]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "Seconds count what all share, running the frozen backbone, for each way.", ""]
+    lines += ["", "Seconds include the frozen pass, which all methods share, for each method.", ""]
     return "\n".join(lines)

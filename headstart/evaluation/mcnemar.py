@@ -1,4 +1,4 @@
-"""Two classifiers on the same images: where they differ, and whether that is more than chance."""
+"""McNemar's test: compares two classifiers on the same images."""
 
 from __future__ import annotations
 
@@ -7,26 +7,25 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binomtest
 
 Z = 1.959964
-"""Of a normal distribution, for 95 %."""
+"""Quantile of the normal distribution for a 95 % interval."""
 
 
 @dataclass(frozen=True)
 class Paired:
-    """Two classifiers, image by image.
+    """Paired comparison of classifiers A (the first) and B (the second).
 
     Attributes:
-        name: of the images.
-        count: of them.
-        both: images that both have right.
-        first: that the first alone has right.
-        second: that the second alone has right.
-        difference: accuracy of the second less that of the first, -1 to 1.
-        low: lower end of its 95 % interval.
-        high: its upper end.
-        p: chance that two classifiers that are equally good differ as much (McNemar's test, exact, two sides).
+        name: of the evaluated set.
+        count: number of images.
+        both: images that both predict correctly.
+        first: images that only A predicts correctly.
+        second: images that only B predicts correctly.
+        difference: accuracy of B minus accuracy of A, -1 to 1.
+        low: lower end of the 95 % interval of the difference.
+        high: upper end of that interval.
+        p: p-value of McNemar's exact two-sided test.
     """
 
     name: str
@@ -41,30 +40,34 @@ class Paired:
 
     @property
     def sentence(self) -> str:
-        """In words: "val: A right in 507, B in 519 of 550; ..."."""
-        won = "no more than chance would give" if self.p >= 0.05 else "more than chance would give"
+        """In words: "val accuracy: A 92.2 % (507/550), B 94.4 % (519/550); B - A = +2.2 points, ..."."""
+        verdict = "not significant" if self.p >= 0.05 else "significant"
+        first, second = self.both + self.first, self.both + self.second
         return (
-            f"{self.name}: A right in {self.both + self.first:,}, B in {self.both + self.second:,} of {self.count:,}; "
-            f"only A in {self.first:,}, only B in {self.second:,}: B - A = {100 * self.difference:+.1f} points "
-            f"(95 % interval {100 * self.low:+.1f} to {100 * self.high:+.1f}), p = {self.p:.2g}: {won}"
+            f"{self.name} accuracy: A {100 * first / max(1, self.count):.1f} % ({first:,}/{self.count:,}), "
+            f"B {100 * second / max(1, self.count):.1f} % ({second:,}/{self.count:,}); only A correct on "
+            f"{self.first:,}, only B on {self.second:,}; B - A = {100 * self.difference:+.1f} points, 95 % CI "
+            f"{100 * self.low:+.1f} to {100 * self.high:+.1f}, p = {self.p:.2g}: {verdict}"
         )
 
     def as_json(self) -> dict[str, Any]:
-        """A JSON document of all that is here."""
+        """The attributes as a JSON document."""
         return asdict(self)
 
 
 def paired(name: str, first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> Paired:
-    """Compares two classifiers.
+    """Compares two classifiers image by image.
 
     Args:
-        name: of the images.
-        first: (N,) whether the first is right on each.
-        second: (N,) likewise.
+        name: of the evaluated set.
+        first: (N,) whether A predicts each image correctly.
+        second: (N,) likewise for B.
 
-    Source: McNemar, Psychometrika 1947; the interval is Bonett and Price's (Statistics in Medicine 2012), which holds
-    for few differences as well.
+    Source: McNemar, Psychometrika 1947; the interval is Bonett and Price's (Statistics in Medicine 2012), which also
+    holds for few differences.
     """
+    from scipy.stats import binomtest  # half a second that loading a model needs not
+
     count = len(first)
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     differ = only_first + only_second

@@ -1,42 +1,44 @@
-"""Scores that say how sure they are: counts, intervals, per-class figures, the confusion matrix.
+"""Metrics with 95 % confidence intervals: accuracy, precision, recall, F1, log loss, mAP, the confusion matrix.
 
-``Scores`` where each image has one class, ``LabelScores`` where it may bear any number of labels.
+``Scores`` if each image has one class, ``LabelScores`` if it may have any number of labels.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binomtest
-from sklearn.metrics import average_precision_score, confusion_matrix, precision_recall_fscore_support
 
 CROSS_VALIDATION = "cross-validation"
-"""Name of the training images as a set that is scored: each by a classifier that did not learn from it."""
+"""Name of the training images as an evaluated set: each is predicted by a classifier that did not learn from it."""
 
 SHOWN_FIRST = (CROSS_VALIDATION, "test", "val")
-"""Sets by which a run is known, the first of them that it has."""
+"""Evaluated sets by how much they say of a run; its headline result is of the first that it has."""
 
 RESAMPLES = 1000
-"""Of the images, for an interval of the mean average precision."""
+"""Bootstrap samples of the images for the interval of the mean average precision."""
 
 AT_ONCE = 4_000_000
-"""Numbers that are resampled at once."""
+"""Numbers that are resampled at once, to bound memory."""
+
+Z_95 = 1.959963984540054
+"""Quantile of the normal distribution for a 95 % interval."""
 
 
 @dataclass(frozen=True)
 class ClassScore:
-    """One class's figures.
+    """Precision, recall and F1 of one class.
 
     Attributes:
-        label: its name.
-        precision: share of the images given this label that bear it; 0 where none was given it.
-        recall: share of the images that bear this label that were given it; 0 where none bears it.
-        f1: harmonic mean of the two.
-        support: images that bear the label.
+        label: name of the class.
+        precision: share of the images predicted as this class that belong to it, 0-1; 0 if none was predicted.
+        recall: share of the images of this class that were predicted as it, 0-1; 0 if the set has none.
+        f1: harmonic mean of precision and recall, 0-1.
+        support: number of images of this class.
     """
 
     label: str
@@ -48,19 +50,19 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class Scores:
-    """How a classifier did on one named set of images.
+    """Metrics of a classifier on one evaluated set of images, each of one class.
 
     Attributes:
         name: of the set: "val", "test", "cross-validation", "all".
-        correct: images given their own label.
-        count: images.
-        accuracy: correct / count.
+        correct: number of correct predictions.
+        count: number of images.
+        accuracy: correct / count, 0-1.
         low: lower end of the 95 % Wilson interval of the accuracy.
-        high: its upper end.
-        macro_f1: mean of the F1 of the classes that have images in the set.
-        log_loss: mean over the images of -ln(probability of the right class), in nats.
-        classes: each class's figures.
-        confusion: [right class][given class] -> images.
+        high: upper end of that interval.
+        macro_f1: mean F1 of the classes that have images in the set, 0-1.
+        log_loss: mean over the images of -ln(predicted probability of the true class), in nats.
+        classes: metrics of each class.
+        confusion: [true class][predicted class] -> number of images.
     """
 
     name: str
@@ -76,28 +78,25 @@ class Scores:
 
     @property
     def unpredicted(self) -> tuple[str, ...]:
-        """Classes that no image was given."""
-        named = (sum(column) for column in zip(*self.confusion, strict=True))
-        return tuple(own.label for own, count in zip(self.classes, named, strict=True) if not count)
+        """Classes that were predicted for no image."""
+        predicted = (sum(column) for column in zip(*self.confusion, strict=True))
+        return tuple(one.label for one, count in zip(self.classes, predicted, strict=True) if not count)
 
     def __str__(self) -> str:
         return f"accuracy {self.accuracy:.3f} ({self.low:.3f}-{self.high:.3f}), n={self.count}"
 
     @property
     def sentence(self) -> str:
-        """The score in words: "val: 507 of 550 right, 92.2 % (95 % interval 89.6-94.1)"."""
-        return (
-            f"{self.name}: {self.correct:,} of {self.count:,} right, {100 * self.accuracy:.1f} % "
-            f"(95 % interval {100 * self.low:.1f}-{100 * self.high:.1f})"
-        )
+        """The result in words: "val accuracy 92.4 % (508/550), 95 % CI 89.8-94.3"."""
+        return f"{self.name} accuracy {share_text(self.correct, self.count, (self.low, self.high))}"
 
     def as_json(self) -> dict[str, Any]:
-        """A JSON document of all that is here."""
+        """The attributes as a JSON document."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Scores:
-        """Reads what ``as_json`` gave, also after a journey through JSON."""
+        """The inverse of ``as_json``."""
         classes = tuple(ClassScore(**entry) for entry in document["classes"])
         confusion = tuple(tuple(row) for row in document["confusion"])
         return cls(**{**document, "classes": classes, "confusion": confusion})
@@ -105,12 +104,11 @@ class Scores:
 
 @dataclass(frozen=True)
 class LabelScore(ClassScore):
-    """One label's figures, where an image may bear any number.
+    """Metrics of one label, if an image may have any number of labels.
 
     Attributes:
-        average_precision: mean, over the images that bear it, of the precision among those ranked as high; 0 where
-            none bears it.
-        threshold: probability from which on the model gives it.
+        average_precision: area under the precision-recall curve, 0-1; 0 if no image has the label.
+        threshold: probability from which on the model predicts the label, 0-1.
     """
 
     average_precision: float
@@ -119,23 +117,23 @@ class LabelScore(ClassScore):
 
 @dataclass(frozen=True)
 class LabelScores:
-    """How a classifier did on one named set of images that may bear any number of labels.
+    """Metrics of a classifier on one evaluated set of images that may have any number of labels.
 
     Attributes:
         name: of the set: "val", "test", "cross-validation", "all".
-        correct: images of which every label is right.
-        count: images.
-        accuracy: correct / count.
+        correct: number of images with every label predicted correctly.
+        count: number of images.
+        accuracy: correct / count (subset accuracy), 0-1.
         low: lower end of the 95 % Wilson interval of the accuracy.
-        high: its upper end.
-        mean_average_precision: mean of the average precision of the labels that stand in the set (mAP); 0-1.
-        map_low: lower end of its 95 % interval, by resampling the images (percentile bootstrap).
-        map_high: its upper end.
-        micro_f1: F1 of all labels of all images taken together.
-        macro_f1: mean of the F1 of the labels that stand in the set.
-        log_loss: mean over the images of the sum of their labels' binary cross-entropy, in nats.
-        classes: each label's figures.
-        unpredicted: labels that no image was given.
+        high: upper end of that interval.
+        mean_average_precision: mean average precision (mAP) of the labels that occur in the set, 0-1.
+        map_low: lower end of its 95 % interval (percentile bootstrap over the images).
+        map_high: upper end of that interval.
+        micro_f1: F1 over all labels of all images together, 0-1.
+        macro_f1: mean F1 of the labels that occur in the set, 0-1.
+        log_loss: mean over the images of the summed binary cross-entropy of their labels, in nats.
+        classes: metrics of each label.
+        unpredicted: labels that were predicted for no image.
     """
 
     name: str
@@ -158,20 +156,20 @@ class LabelScores:
 
     @property
     def sentence(self) -> str:
-        """The score in words: "val: mAP 91.2 % (95 % interval 89.0-93.1); every label right on 412 of 550 images"."""
+        """The result in words: "val mAP 91.2 %, 95 % CI 89.0-93.1; all labels correct 74.9 % (412/550), ..."."""
         return (
-            f"{self.name}: mAP {100 * self.mean_average_precision:.1f} % (95 % interval {100 * self.map_low:.1f}-"
-            f"{100 * self.map_high:.1f}); every label right on {self.correct:,} of {self.count:,} images, "
-            f"{100 * self.accuracy:.1f} % ({100 * self.low:.1f}-{100 * self.high:.1f})"
+            f"{self.name} mAP {100 * self.mean_average_precision:.1f} %, 95 % CI {100 * self.map_low:.1f}-"
+            f"{100 * self.map_high:.1f}; all labels correct "
+            f"{share_text(self.correct, self.count, (self.low, self.high))}"
         )
 
     def as_json(self) -> dict[str, Any]:
-        """A JSON document of all that is here."""
+        """The attributes as a JSON document."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> LabelScores:
-        """Reads what ``as_json`` gave, also after a journey through JSON."""
+        """The inverse of ``as_json``."""
         classes = tuple(LabelScore(**entry) for entry in document["classes"])
         return cls(**{**document, "classes": classes, "unpredicted": tuple(document.get("unpredicted", ()))})
 
@@ -181,14 +179,14 @@ AnyScores = Scores | LabelScores
 
 @dataclass(frozen=True)
 class GroupScore:
-    """How a classifier did on the images of one group: of one camera, site or person.
+    """Accuracy on the images of one group: of one camera, site or person.
 
     Attributes:
-        group: its name; "" of images in none.
-        correct: images right, of several labels all of them.
-        count: images.
+        group: its name; "" for images without a group.
+        correct: number of correct predictions; of multi-label data, images with every label correct.
+        count: number of images.
         low: lower end of the 95 % Wilson interval of the accuracy.
-        high: its upper end.
+        high: upper end of that interval.
     """
 
     group: str
@@ -199,30 +197,30 @@ class GroupScore:
 
 
 def score_groups(groups: Sequence[str], right: npt.NDArray[np.bool_]) -> tuple[GroupScore, ...]:
-    """Each group apart, the worst first.
+    """Accuracy of each group, the lowest first.
 
     Args:
-        groups: of N images.
-        right: (N,) whether each is right.
+        groups: group names of N images.
+        right: (N,) whether each prediction is correct.
     """
-    own = np.array(groups)
+    names = np.array(groups)
     found = []
     for name in dict.fromkeys(groups):
-        count, correct = int((own == name).sum()), int(right[own == name].sum())
+        count, correct = int((names == name).sum()), int(right[names == name].sum())
         found.append(GroupScore(name, correct, count, *wilson(correct, count)))
     return tuple(sorted(found, key=lambda score: (score.correct / score.count, score.group)))
 
 
 @dataclass(frozen=True)
 class ClassFigures:
-    """One class's figures for a table: None where there is nothing that they could be of.
+    """Metrics of one class for a table: None instead of 0 where the metric is undefined.
 
     Attributes:
-        label: its name.
-        precision: None where no image was given the label, or none bears it.
-        recall: None where no image bears the label.
+        label: name of the class.
+        precision: None if no image was predicted as the class, or none belongs to it.
+        recall: None if no image belongs to the class.
         f1: likewise.
-        support: images that bear the label.
+        support: number of images of the class.
     """
 
     label: str
@@ -235,43 +233,58 @@ class ClassFigures:
 def class_figures(scores: AnyScores) -> list[ClassFigures]:
     """A row for each class, in the order of the scores."""
     found = []
-    for own in scores.classes:
-        precision = None if own.label in scores.unpredicted or not own.support else own.precision
-        recall, f1 = (own.recall, own.f1) if own.support else (None, None)
-        found.append(ClassFigures(own.label, precision, recall, f1, own.support))
+    for one in scores.classes:
+        precision = None if one.label in scores.unpredicted or not one.support else one.precision
+        recall, f1 = (one.recall, one.f1) if one.support else (None, None)
+        found.append(ClassFigures(one.label, precision, recall, f1, one.support))
     return found
 
 
 def share_words(share: float | None) -> str:
-    """A share as "97.3 %", or "-" where there is no value."""
+    """A share as "97.3 %", or "-" if it is undefined."""
     return "-" if share is None else f"{100 * share:.1f} %"
 
 
-def scores_from_json(document: dict[str, Any]) -> AnyScores:
-    """Whichever of the two it is."""
-    return (LabelScores if "mean_average_precision" in document else Scores).from_json(document)
-
-
-def shown_first(results: Mapping[str, AnyScores]) -> AnyScores:
-    """The score that a run is known by, of results by the name of the set; see ``SHOWN_FIRST``."""
-    return next(results[name] for name in SHOWN_FIRST if name in results)
-
-
-def wilson(correct: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The Wilson score interval of a share.
+def share_text(correct: int, count: int, interval: tuple[float, float] | None = None) -> str:
+    """A share as percent, count and 95 % interval: "92.4 % (508/550), 95 % CI 89.8-94.3".
 
     Args:
         correct: successes, 0 to ``count``.
         count: trials, at least 1.
-        confidence: of the interval, in (0, 1).
+        interval: (low, high), 0-1; the Wilson interval if not given.
+    """
+    low, high = interval or wilson(correct, count)
+    return f"{100 * correct / count:.1f} % ({correct:,}/{count:,}), 95 % CI {100 * low:.1f}-{100 * high:.1f}"
+
+
+def scores_from_json(document: dict[str, Any]) -> AnyScores:
+    """``Scores`` or ``LabelScores`` from what ``as_json`` gave."""
+    return (LabelScores if "mean_average_precision" in document else Scores).from_json(document)
+
+
+def shown_first(results: Mapping[str, AnyScores]) -> AnyScores:
+    """The headline result of a run, see ``SHOWN_FIRST``.
+
+    Args:
+        results: name of the evaluated set -> its scores.
+    """
+    return next(results[name] for name in SHOWN_FIRST if name in results)
+
+
+def wilson(correct: int, count: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a share (E. B. Wilson, JASA 22, 1927).
+
+    Args:
+        correct: successes, 0 to ``count``.
+        count: trials, at least 1.
 
     Returns:
         (low, high), each in [0, 1]. 18 of 20 gives (0.699, 0.972).
-
-    Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
     """
-    interval = binomtest(correct, count).proportion_ci(confidence, method="wilson")
-    return float(interval.low), float(interval.high)
+    share, spread = correct / count, Z_95**2 / count
+    middle = (share + spread / 2) / (1 + spread)
+    half = math.sqrt(share * (1 - share) * spread + spread**2 / 4) / (1 + spread)
+    return (0.0 if correct == 0 else middle - half), (1.0 if correct == count else middle + half)
 
 
 def score(
@@ -281,17 +294,19 @@ def score(
     *,
     name: str,
 ) -> Scores:
-    """Scores N predictions.
+    """Metrics of N predictions of one class each.
 
     Args:
         probabilities: (N, classes), rows that sum to 1.
-        labels: (N,) the right classes, as indices.
-        classes: their names.
-        name: of the set of images.
+        labels: (N,) int64, the true classes as indices.
+        classes: names of the classes.
+        name: of the evaluated set.
 
     Raises:
         ValueError: N is 0.
     """
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support  # not needed to load a model
+
     if not len(labels):
         raise ValueError(f"{name}: no images to score")
     given = probabilities.argmax(axis=1)
@@ -326,19 +341,21 @@ def score_labels(
     thresholds: Sequence[float],
     name: str,
 ) -> LabelScores:
-    """Scores N predictions of any number of labels.
+    """Metrics of N predictions of any number of labels each.
 
     Args:
         probabilities: (N, classes) in [0, 1].
-        labels: (N, classes) int64, 1 for each label that the image bears.
-        given: (N, classes) int64, 1 for each label that it was given.
+        labels: (N, classes) int64, 1 for each true label.
+        given: (N, classes) int64, 1 for each predicted label.
         classes: names of the labels.
-        thresholds: of the model, for the table.
-        name: of the set of images.
+        thresholds: the model's threshold of each label, which the scores list.
+        name: of the evaluated set.
 
     Raises:
         ValueError: N is 0.
     """
+    from sklearn.metrics import average_precision_score
+
     if not len(labels):
         raise ValueError(f"{name}: no images to score")
     hits, named, support = (labels & given).sum(axis=0), given.sum(axis=0), labels.sum(axis=0)
@@ -389,9 +406,10 @@ def score_labels(
 def _resampled_map(
     probabilities: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float64]:
-    """(RESAMPLES,) mean average precision of as many images, drawn from these with replacement.
+    """(RESAMPLES,) mean average precision of bootstrap samples.
 
-    scikit-learn's average precision with whole numbers as weights, of all draws at once: one by one it takes minutes.
+    Equals scikit-learn's average precision with the draws as sample weights, for all samples at once; one by one it
+    takes minutes.
     """
     count = len(labels)
     chance = np.random.default_rng(0)
@@ -411,7 +429,7 @@ def _resampled_map(
 def _average_precisions(
     chances: npt.NDArray[np.floating[Any]], bears: npt.NDArray[np.int64], times: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float64]:
-    """Average precision of one label for each row of (draws, N) weights; NaN where no image of it was drawn."""
+    """Average precision of one label for each row of (draws, N) weights; NaN if no image with the label was drawn."""
     order = np.argsort(-chances, kind="stable")
     ends = np.flatnonzero(np.diff(chances[order], append=-1.0))
     hits = np.cumsum(times[:, order] * bears[order], axis=1)[:, ends]

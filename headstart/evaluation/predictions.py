@@ -1,4 +1,4 @@
-"""Predictions on a named set of images, with the right answers beside them."""
+"""Predictions on an evaluated set of images, with the true labels."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from headstart.training.losses import Parts, is_multi_label
 from headstart.trust.thresholds import cross_fitted_labels, labels_above
 
 MANY_CLASSES = 200
-"""Classes from which on those that do not occur are left out of a set's figures."""
+"""Number of classes above which those that do not occur are left out of a set's metrics."""
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Predictions and scores on one named set of images.
+    """Predictions and metrics on one evaluated set of N images.
 
     Attributes:
-        scores: the figures.
+        scores: the metrics.
         paths: N paths.
-        labels: the right answers, see ``training.losses``.
-        given: the answers given, likewise.
-        probabilities: (N, classes) float64.
-        classes: the names.
+        labels: (N,) int64, the true classes; of multi-label data (N, classes), 0 or 1.
+        given: the predicted classes or labels, likewise.
+        probabilities: (N, classes) float64, 0-1.
+        classes: names of the classes.
         outliers: (N,) float64, see ``outliers.OodDetector``; None where they are not known.
         groups: names of the groups that the images belong to, "" for none; None where the data have no groups.
     """
@@ -47,7 +47,7 @@ class Evaluated:
 
     @property
     def right(self) -> npt.NDArray[np.bool_]:
-        """(N,) whether each answer is right; of several labels to an image, whether all are."""
+        """(N,) whether each prediction is correct; of multi-label data, whether all labels are."""
         same = self.labels == self.given
         return np.asarray(same.all(axis=1) if is_multi_label(self.labels) else same)
 
@@ -58,11 +58,11 @@ class Evaluated:
 
     @property
     def by_group(self) -> tuple[GroupScore, ...]:
-        """Each group's figures, the worst first; none where the data have no groups."""
+        """Accuracy of each group, the lowest first; empty if the data have no groups."""
         return () if self.groups is None else score_groups(self.groups, self.right)
 
     def mistakes(self) -> list[int]:
-        """Positions of the wrong answers, the surest first; of several labels, by the surest that is wrong."""
+        """Positions of the wrong predictions, most confident first; multi-label: by the most confident wrong label."""
         if is_multi_label(self.labels):
             surest = np.where(self.labels > 0, 1 - self.probabilities, self.probabilities)
             sure = np.where(self.labels != self.given, surest, -1.0).max(axis=1)
@@ -73,7 +73,7 @@ class Evaluated:
         return [int(place) for place in wrong[np.argsort(-sure[wrong], kind="stable")]]
 
     def names_of(self, answers: npt.NDArray[np.int64]) -> list[str]:
-        """``labels`` or ``given`` in words; of several labels, a cell each of a table's column of labels."""
+        """``labels`` or ``given`` as names; of multi-label data, the cells of a table's column "labels"."""
         if is_multi_label(answers):
             return join_labels([[self.classes[i] for i in own.nonzero()[0]] for own in answers])
         return [self.classes[i] for i in answers]
@@ -90,20 +90,19 @@ def evaluate_predictions(
     chose: bool = False,
     together: Parts | None = None,
 ) -> Evaluated:
-    """Scores N predictions and keeps them; arguments as in ``Evaluated``.
+    """Computes the metrics of N predictions.
 
-    Of very many classes, of which each image has one, those that no image bears and none was given are left out of what
-    is kept.
+    Of more than ``MANY_CLASSES`` classes, those that are neither true nor predicted for any image are left out.
 
     Args:
-        name: of the set.
+        name: of the evaluated set.
         paths: N.
         labels: see ``Evaluated``.
         probabilities: (N, classes).
         classes: the names.
-        thresholds: of the model, where each image may bear any number of labels; None where it has one class.
-        chose: whether the thresholds were chosen on these images. Then each fifth of them is given labels by the
-            thresholds that are best for the others.
+        thresholds: the model's threshold of each label if an image may have any number of labels; None otherwise.
+        chose: whether the thresholds were chosen on these images. Then they are cross-fitted: each fifth of the images
+            gets the thresholds that are best for the others.
         together: (N,) numbers of parts (groups, near copies) that these fifths do not divide.
     """
     if thresholds is not None:
@@ -122,11 +121,11 @@ def evaluate_predictions(
 
 
 def predictions_csv(evaluated: Sequence[Evaluated]) -> str:
-    """A table of every evaluated image: path, split, right label, given label, its probability, every class's.
+    """The table ``predictions.csv``, a row for each evaluated image.
 
-    Of several labels to an image: path, split, right labels, given labels, and every label's probability. Before the
-    probabilities of all stands the outlier score, empty where it is not known, and before that, where the data have
-    groups, the group.
+    Columns: path, split, label, predicted, probability (of the predicted class), group (if the data have groups),
+    outlier (the outlier score, may be empty), and ``p:NAME``, the probability of each class. Of multi-label data:
+    labels in place of label, and no probability.
     """
     several = any(is_multi_label(part.labels) for part in evaluated)
     classes = tuple(dict.fromkeys(name for part in evaluated for name in part.classes))
@@ -142,9 +141,9 @@ def predictions_csv(evaluated: Sequence[Evaluated]) -> str:
             for place, chance in zip(places, p.tolist(), strict=True):
                 cells[place] = repr(chance)
             rows.append(
-                [path, part.scores.name, *names, *([] if several else [repr(float(p.max()))]), *group, outlier, *cells]
+                [path, part.scores.name, *names, *([] if multi_label else [repr(float(p.max()))]), *group, outlier, *cells]
             )
-    own = ["labels", "predicted"] if several else ["label", "predicted", "probability"]
+    own = ["labels", "predicted"] if multi_label else ["label", "predicted", "probability"]
     own += [*(["group"] if grouped else []), "outlier"]
     return csv_text([["path", "split", *own, *(f"p:{name}" for name in classes)], *rows])
 
@@ -152,15 +151,15 @@ def predictions_csv(evaluated: Sequence[Evaluated]) -> str:
 def read_predictions(
     file: Path, classes: Sequence[str], *, thresholds: Sequence[float] | None = None
 ) -> list[Evaluated]:
-    """Reads what ``predictions_csv`` wrote, and scores it anew.
+    """Reads a table of ``predictions_csv`` and computes its metrics.
 
     Args:
         file: the table.
-        classes: of the model.
-        thresholds: of the model, where an image may bear any number of labels.
+        classes: names of the model's classes.
+        thresholds: the model's threshold of each label, of multi-label data.
 
     Raises:
-        RunError: no such file, or it is damaged.
+        RunError: the file does not exist, or is damaged.
     """
     try:
         rows = read_rows(file)

@@ -1,4 +1,4 @@
-"""Calibration as it is shown: reliability, calibration error, accuracy against coverage, usual images that are kept."""
+"""Calibration metrics: reliability, expected calibration error, coverage, and accepted in-distribution images."""
 
 from __future__ import annotations
 
@@ -17,27 +17,30 @@ from headstart.trust.calibration import Calibration, cross_fitted_probabilities
 from headstart.trust.ood import INLIER_SHARE
 
 BINS = 15
+"""Bins of equal width over the predicted probability (Guo et al., 2017)."""
 
 BEFORE = "val, before"
-"""Val by plain probabilities, where a temperature was fitted."""
-"""Of equal width, as in the source of ``calibrated_scale``."""
+"""Name of val with its probabilities before temperature scaling."""
 
 TINY, NEARLY_SURE = 1e-300, 1 - 2**-53
-"""What 0 and 1 are taken for, whose logits are infinite."""
+"""Replacements for the probabilities 0 and 1, whose logits are infinite."""
 
-Chances = npt.NDArray[np.float64]
+CROSS_FITTED = "held-out and cross-fitted"
+"""Name of val and the out-of-fold training images together, on which the detector was fitted."""
+
+Probabilities = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Bin:
-    """Answers whose probabilities lie in (low, high].
+    """One bin of a reliability diagram: predictions whose probability is in (low, high].
 
     Attributes:
-        low: see above.
-        high: see above.
-        count: of them.
-        confidence: mean of their probabilities.
-        accuracy: share of them that is right.
+        low: lower bound, 0-1.
+        high: upper bound, 0-1.
+        count: number of predictions.
+        confidence: their mean probability, 0-1.
+        accuracy: share of them that is correct, 0-1.
     """
 
     low: float
@@ -49,12 +52,12 @@ class Bin:
 
 @dataclass(frozen=True)
 class Reliability:
-    """Answers by their probability.
+    """A reliability diagram (Guo et al., "On calibration of modern neural networks", ICML 2017).
 
     Attributes:
-        name: of the images.
-        bins: those that hold answers, ascending.
-        error: mean distance of confidence and accuracy over all answers (expected calibration error), 0-1.
+        name: of the evaluated set.
+        bins: bins with predictions, ascending.
+        error: expected calibration error: mean distance of confidence and accuracy over all predictions, 0-1.
     """
 
     name: str
@@ -62,20 +65,20 @@ class Reliability:
     error: float
 
     def as_json(self) -> dict[str, Any]:
-        """A JSON document of all that is here."""
+        """The attributes as a JSON document."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class UsualKept:
-    """How many usual images are taken for usual, beside what "none of these" promises.
+    """How many in-distribution images out-of-distribution detection accepts, to compare with its nominal share.
 
     Attributes:
-        name: of the images.
-        kept: images that are not answered with "none of these".
-        count: images.
-        low: lower end of the 95 % Wilson interval of their share.
-        high: its upper end.
+        name: of the evaluated set.
+        kept: number of images that are not answered with "none of these".
+        count: number of images.
+        low: lower end of the 95 % Wilson interval of their share, 0-1.
+        high: upper end of that interval.
     """
 
     name: str
@@ -86,32 +89,30 @@ class UsualKept:
 
     @property
     def sentence(self) -> str:
-        """The share beside the promise, in words."""
-        interval = f"95 % interval {100 * self.low:.1f}-{100 * self.high:.1f}"
+        """The measured and the nominal share in words."""
         return (
-            f'"none of these" is to keep {100 * INLIER_SHARE:g} % of usual images: of {self.name} it keeps '
-            f"{self.kept:,} of {self.count:,}, {100 * self.kept / self.count:.1f} % ({interval})"
+            f"Out-of-distribution detection accepts {100 * self.kept / self.count:.1f} % of the {self.name} images "
+            f"({self.kept:,}/{self.count:,}), 95 % CI {100 * self.low:.1f}-{100 * self.high:.1f}; "
+            f"nominal {100 * INLIER_SHARE:g} %"
         )
 
     @property
     def warning(self) -> str:
-        """What to do where the promise lies outside the interval; "" where it lies inside."""
+        """What to do if the nominal share is outside the interval; "" if it is inside."""
         if self.low <= INLIER_SHARE <= self.high:
             return ""
-        how = (
-            "differ from the training images"
-            if self.high < INLIER_SHARE
-            else "are nearer to the training images than usual"
-        )
+        how = "differ from the training images" if self.high < INLIER_SHARE else "are unusually close to them"
         return f"Warning: {self.sentence}. These images {how}: check the split."
 
 
 def usual_kept(calibration: Calibration, evaluated: Sequence[Evaluated]) -> list[UsualKept]:
-    """Of test, of val (each fifth by the distances of the others), and of all images that say what is usual.
+    """Accepted in-distribution images of val and test, and of all images that the detector was fitted on.
+
+    Images that the detector was fitted on are judged by cross-fitting, each fifth by the distances of the others.
 
     Args:
         calibration: of the model.
-        evaluated: its predictions; sets other than val and test, and of unknown outlier scores, are left aside.
+        evaluated: its predictions; sets other than val and test, and sets without outlier scores, are left out.
     """
     found = []
     for part in evaluated:
@@ -119,39 +120,43 @@ def usual_kept(calibration: Calibration, evaluated: Sequence[Evaluated]) -> list
             found.append((part.scores.name, int((part.outliers <= INLIER_SHARE).sum()), len(part.outliers)))
     judged = sum(count for name, _, count in found if name == "val")
     if calibration.num_inliers > judged:
-        own = "the images it did not learn from, each fifth judged by the others,"
-        found.insert(0, (own, calibration.num_inliers_accepted, calibration.num_inliers))
+        found.insert(0, (CROSS_FITTED, calibration.num_inliers_accepted, calibration.num_inliers))
     return [UsualKept(name, kept, count, *wilson(kept, count)) for name, kept, count in found]
 
 
-def reliability(name: str, chances: Chances, right: npt.NDArray[np.bool_]) -> Reliability:
-    """Bins of N answers.
+def reliability(name: str, probabilities: Probabilities, right: npt.NDArray[np.bool_]) -> Reliability:
+    """The reliability diagram of N predictions.
 
     Args:
-        name: of the images.
-        chances: (N,) probability of each answer, in [0, 1].
-        right: (N,) whether it is right.
+        name: of the evaluated set.
+        probabilities: (N,) predicted probability of each prediction, 0-1.
+        right: (N,) whether it is correct.
     """
-    places = np.clip(np.ceil(chances * BINS).astype(np.int64) - 1, 0, BINS - 1)
+    places = np.clip(np.ceil(probabilities * BINS).astype(np.int64) - 1, 0, BINS - 1)
     bins = tuple(
-        Bin(i / BINS, (i + 1) / BINS, int(own.sum()), float(chances[own].mean()), float(right[own].mean()))
+        Bin(
+            i / BINS,
+            (i + 1) / BINS,
+            int(inside.sum()),
+            float(probabilities[inside].mean()),
+            float(right[inside].mean()),
+        )
         for i in range(BINS)
-        if (own := places == i).any()
+        if (inside := places == i).any()
     )
-    error = sum(b.count * abs(b.confidence - b.accuracy) for b in bins) / max(1, len(chances))
+    error = sum(b.count * abs(b.confidence - b.accuracy) for b in bins) / max(1, len(probabilities))
     return Reliability(name, bins, error)
 
 
 def reliabilities(calibration: Calibration, evaluated: Sequence[Evaluated]) -> list[Reliability]:
-    """Of val before the temperature and after it (each fifth of the images by that of the others), and of test.
+    """Reliability of val before and after temperature scaling, and of test.
 
-    Where no temperature was fitted there is neither a before nor an after.
-
-    Of several labels to an image, each probability of each label is an answer.
+    Val after scaling is cross-fitted: each fifth has the temperature of the others. Without a fitted temperature there
+    is one diagram of val. Of multi-label data, each probability of each label is one prediction.
 
     Args:
         calibration: of the model.
-        evaluated: its predictions; sets other than val and test are left aside.
+        evaluated: its predictions; sets other than val and test are left out.
     """
     found = []
     for part in evaluated:
@@ -159,10 +164,10 @@ def reliabilities(calibration: Calibration, evaluated: Sequence[Evaluated]) -> l
             found.append(reliability("test", *_answers(part, part.probabilities)))
         if part.scores.name == "val":
             multi_label = is_multi_label(part.labels)
-            chances = (
+            probabilities = (
                 np.clip(part.probabilities, TINY, NEARLY_SURE) if multi_label else np.maximum(part.probabilities, TINY)
             )
-            logits = calibration.temperature * (logit(chances) if multi_label else np.log(chances))
+            logits = calibration.temperature * (logit(probabilities) if multi_label else np.log(probabilities))
             plain = probabilities_of(logits, multi_label=multi_label)
             found.append(reliability(BEFORE if calibration.images else "val", *_answers(part, plain)))
             if calibration.images:
@@ -171,14 +176,19 @@ def reliabilities(calibration: Calibration, evaluated: Sequence[Evaluated]) -> l
     return found
 
 
-def _answers(part: Evaluated, chances: Chances) -> tuple[Chances, npt.NDArray[np.bool_]]:
+def _answers(part: Evaluated, probabilities: Probabilities) -> tuple[Probabilities, npt.NDArray[np.bool_]]:
+    """(predicted probabilities, whether each prediction is correct), one for each prediction."""
     if is_multi_label(part.labels):
-        return chances.ravel(), part.labels.ravel() > 0
-    return chances.max(axis=1), chances.argmax(axis=1) == part.labels
+        return probabilities.ravel(), part.labels.ravel() > 0
+    return probabilities.max(axis=1), probabilities.argmax(axis=1) == part.labels
 
 
-def coverage_curve(part: Evaluated) -> tuple[Chances, Chances]:
-    """(N,) shares of the images, the surest first, and (N,) the accuracy among them; one class to an image."""
+def coverage_curve(part: Evaluated) -> tuple[Probabilities, Probabilities]:
+    """Accuracy against coverage (selective prediction), for predictions of one class each.
+
+    Returns:
+        (N,) shares of the images, most confident first, and (N,) the accuracy on these; both 0-1.
+    """
     order = np.argsort(-part.probabilities.max(axis=1), kind="stable")
     right = (part.given == part.labels)[order]
     ranks = np.arange(1, len(right) + 1)

@@ -1,4 +1,4 @@
-"""Predictions as a table: CSV, JSON or Parquet."""
+"""Prediction tables: CSV, JSON and Parquet."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ TABLE_FORMATS = (".csv", ".json", ".parquet")
 
 
 def prediction_document(prediction: Prediction) -> dict[str, Any]:
-    """A JSON document of one prediction; label and probability are null where the picture cannot be read.
+    """One prediction as a JSON document; label and probability are null if the image cannot be read.
 
-    "answer" is the label, or that the model would rather give none, see ``Prediction.answer``.
-
-    Where a picture may bear any number of labels, "labels" are those that it is given.
+    "answer" is the label, "unsure" or "none of these", see ``Prediction.answer``. Of multi-label models, "labels" are
+    the predicted labels.
     """
     read = prediction.label is not None
     document = {
@@ -40,21 +39,20 @@ def _pairs(ranked: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
 
 
 def write_predictions(file: Path, predictions: Sequence[Prediction], *, excel: bool = False) -> None:
-    """Writes one row for each prediction, in order, also for pictures that cannot be read.
+    """Writes one row for each prediction, in order, also for images that cannot be read.
 
-    CSV and Parquet have the columns path, label, probability, then label2, probability2 and so on as far as classes are
-    listed, answer (the label, or that the model would rather give none), outlier and error. Where a picture may bear
-    any number of labels, those that it is given stand in labels, after path.
+    Columns of CSV and Parquet: path, label, probability, label2, probability2 and so on for further classes, answer
+    (the label, "unsure" or "none of these"), outlier and error. Of multi-label models, labels follows path.
 
     Args:
-        file: to write.
-        predictions: of N pictures.
-        excel: write a .csv file that Excel opens right whatever its language: UTF-16 with a byte order mark and tabs
-            between the cells, since the separator and the decimal sign of other files depend on the language; for the
-            same reason probabilities and outlier scores are whole per cent. ``read_table`` reads it as well.
+        file: to write, .csv, .json or .parquet.
+        predictions: of N images.
+        excel: write a .csv file that Excel opens correctly in any language: UTF-16 with a byte order mark and tabs
+            between the cells, since separator and decimal sign of other files depend on the language; for the same
+            reason probabilities and outlier scores are whole per cent. ``read_table`` reads it as well.
 
     Raises:
-        OutputError: another ending than .csv, .json or .parquet, or a file that cannot be written.
+        OutputError: another file ending, or the file cannot be written.
     """
     with output_file(file, TABLE_FORMATS) as partial:
         if file.suffix.lower() == ".json":

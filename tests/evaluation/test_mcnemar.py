@@ -31,14 +31,14 @@ def test_the_test_is_mcnemars_exact_one() -> None:
     assert (found.both, found.first, found.second, found.count) == (480, 9, 21, 550)
     assert found.difference == pytest.approx(12 / 550)
     assert found.low < found.difference < found.high
-    assert "A right in 489, B in 501 of 550" in found.sentence
+    assert "A 88.9 % (489/550), B 91.1 % (501/550)" in found.sentence
 
 
 def test_equal_models_are_told_to_be_equal() -> None:
     same = paired("val", *rights(90, 0, 0, 10))
     assert same.p == 1
     assert same.low < 0 < same.high
-    assert "no more than chance" in same.sentence
+    assert "not significant" in same.sentence
     assert paired("val", *rights(50, 0, 20, 0)).p < 1e-4
 
 

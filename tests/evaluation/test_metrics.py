@@ -54,8 +54,7 @@ def test_every_figure_equals_scikit_learns() -> None:
         )
         assert row.support == report[str(i)]["support"]
     assert np.sum(scores.confusion) == 200
-    assert scores.sentence.startswith(f"val: {scores.correct} of 200 right, ")
-    assert "95 % interval" in scores.sentence
+    assert f"({scores.correct}/200), 95 % CI " in scores.sentence
 
 
 def test_a_figure_of_nothing_is_no_zero() -> None:
@@ -79,7 +78,7 @@ def test_scores_in_words() -> None:
     probabilities = np.eye(2)[np.r_[labels[:1900], 1 - labels[1900:]]]
     scores = score(probabilities, labels, ["a", "b"], name="val")
     assert str(scores) == "accuracy 0.950 (0.940-0.959), n=2000"
-    assert scores.sentence == "val: 1,900 of 2,000 right, 95.0 % (95 % interval 94.0-95.9)"
+    assert scores.sentence == "val accuracy 95.0 % (1,900/2,000), 95 % CI 94.0-95.9"
     several = np.stack([labels, 1 - labels], axis=1)
     given = np.where(np.arange(2000)[:, None] < 1900, several, 1 - several)
     found = score_labels(given * 0.8 + 0.1, several, given, ["a", "b"], thresholds=[0.5, 0.5], name="val")
@@ -88,8 +87,8 @@ def test_scores_in_words() -> None:
     assert str(found) == f"mAP {first:.3f} ({low:.3f}-{high:.3f}), n=2000"
     first, low, high = (100 * own for own in (first, low, high))
     assert found.sentence == (
-        f"val: mAP {first:.1f} % (95 % interval {low:.1f}-{high:.1f}); every label right on 1,900 of 2,000 images, "
-        "95.0 % (94.0-95.9)"
+        f"val mAP {first:.1f} %, 95 % CI {low:.1f}-{high:.1f}; "
+        "all labels correct 95.0 % (1,900/2,000), 95 % CI 94.0-95.9"
     )
 
 

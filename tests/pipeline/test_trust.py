@@ -153,7 +153,7 @@ def test_without_val_training_images_calibrate_by_cross_validation(folded: tuple
         assert "80 training images by 5-fold cross-validation" in text
     assert "Val chose" not in run.report_path.read_text()
     kept = [row for row in rows(run) if float(row["outlier"]) <= 0.95]
-    assert f"of test it keeps {len(kept)} of 32" in told
+    assert f"of the test images ({len(kept)}/32)" in told
 
 
 def test_what_is_missing_is_said_in_one_sentence_everywhere(folded: tuple[hs.Run, str], tmp_path: Path) -> None:
@@ -185,8 +185,8 @@ def test_where_few_images_are_held_out_a_cross_validated_score_comes_first(tmp_p
     assert hs.load_run(run.folder).results == run.results
     assert list(hs.load(run.folder).scores) == ["cross-validation", "val"]
     report, card = run.report_path.read_text(), (run.folder / "README.md").read_text()
-    assert report.index("cross-validation: ") < report.index("val: 1 of 1")
-    assert card.index("cross-validation: ") < card.index("val: 1 of 1")
+    assert report.index("cross-validation accuracy ") < report.index("val accuracy 100.0 % (1/1)")
+    assert card.index("cross-validation accuracy ") < card.index("val accuracy 100.0 % (1/1)")
     assert "Not calibrated" in report
     assert "Remedy: add labelled images" in card
 

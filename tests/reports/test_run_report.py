@@ -82,7 +82,8 @@ def test_every_figure_is_recomputed_from_the_predictions(run: hs.Run, rows: list
             expected[f"{split}|mistake|{name}"] = f"{100 * sure:.1f} % against {100 * left:.1f} %"
         correct = len(own) - len(wrong)
         assert (
-            f"{split}: {correct} of {len(own)} right, {100 * correct / len(own):.1f} %" in run.report_path.read_text()
+            f"{split} accuracy {100 * correct / len(own):.1f} % ({correct}/{len(own)}), 95 % CI "
+            in run.report_path.read_text()
         )
         if split == "test":
             expected["calibration|test"] = f"{100 * error(chances, places):.1f}"
@@ -95,8 +96,7 @@ def test_every_figure_is_recomputed_from_the_predictions(run: hs.Run, rows: list
                 f"{100 * error(cross_fitted_probabilities(logits, np.array(places)), places):.1f}"
             )
     own = hs.load(run.folder).calibration
-    judged = "the images it did not learn from, each fifth judged by the others,"
-    expected[f"kept|{judged}"] = str(own.num_inliers_accepted)
+    expected["kept|held-out and cross-fitted"] = str(own.num_inliers_accepted)
     expected |= {"coverage": f"{100 * own.coverage:.1f} %", "covered-accuracy": f"{100 * own.accuracy:.1f} %"}
     with open(run.folder / "split.csv", newline="") as file:
         images = [(row["split"], row["label"]) for row in csv.DictReader(file)]

@@ -207,7 +207,7 @@ def test_a_notebook_shows_results_ladder_and_where_the_rest_is(tmp_path: Path) -
         assert f">{head}<" in shown
     assert f"Kept: probe. Report: {tmp_path / 'report.html'}. Model: {tmp_path / 'model.safetensors'}." in shown
     assert "<img" not in shown
-    assert "<b>val:" in shown
+    assert "<b>val accuracy" in shown
     assert "</p><table" in shown
     assert Run(tmp_path, Recipe(), {"val": scores}).best == "probe"
     assert "<table" not in Run(tmp_path, Recipe(), {"val": scores})._repr_html_()

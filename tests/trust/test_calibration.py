@@ -112,7 +112,7 @@ def test_kept_usual_images_are_reported_with_their_interval_and_a_warning_outsid
     for kept, warned in ((190, False), (160, True), (200, True)):
         scores = np.where(np.arange(200) < kept, 0.5, 0.99)
         (found,) = usual_kept(Calibration(), [replace(part, outliers=scores)])
-        assert f"of test it keeps {kept} of 200" in found.sentence
+        assert f"of the test images ({kept}/200), 95 % CI " in found.sentence
         assert bool(found.warning) == warned
     assert usual_kept(Calibration(), [part]) == []
     first = usual_kept(Calibration(num_inliers=245, num_inliers_accepted=233), [part])[0]

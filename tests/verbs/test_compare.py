@@ -44,7 +44,7 @@ def test_every_way_is_a_run_and_every_figure_is_the_runs(tmp_path: Path) -> None
     document = json.loads((found.folder / "comparison.json").read_text())
     assert [row["name"] for row in document["rows"]] == names
     text = (found.folder / "comparison.md").read_text()
-    assert all(f"| {row.name} | {row.correct} of {row.count} |" in text for row in found.rows)
+    assert all(f"| {row.name} | {100 * row.accuracy:.1f} % ({row.correct}/{row.count}) |" in text for row in found.rows)
     chart = ElementTree.parse(found.folder / "comparison.svg")
     assert all(row.name in [text.text for text in chart.iter(f"{SVG}text")] for row in found.rows)
 
@@ -68,7 +68,7 @@ def test_the_table_and_the_picture_take_any_row() -> None:
         Compared("weights", "scratch", 3, 3, 0.44, 1.0, 0.1, 900.0, 7, "runs/two"),
     ]
     text = comparison_markdown("title", rows)
-    assert "| scratch | 3 of 3 | 100.0 % (44.0-100.0) | 0.100 | 7 | 900 |" in text
+    assert "| scratch | 100.0 % (3/3) | 44.0-100.0 | 0.100 | 7 | 900 |" in text
     chart = ElementTree.fromstring(comparison_chart(rows))
     assert len(list(chart.iter(f"{SVG}circle"))) == 2
     short, long = (float(bar.get("width", "")) for bar in list(chart.iter(f"{SVG}rect"))[1:])
