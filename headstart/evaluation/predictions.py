@@ -127,7 +127,7 @@ def predictions_csv(evaluated: Sequence[Evaluated]) -> str:
     outlier (the outlier score, may be empty), and ``p:NAME``, the probability of each class. Of multi-label data:
     labels in place of label, and no probability.
     """
-    several = any(is_multi_label(part.labels) for part in evaluated)
+    multi_label = any(is_multi_label(part.labels) for part in evaluated)
     classes = tuple(dict.fromkeys(name for part in evaluated for name in part.classes))
     grouped = any(part.groups is not None for part in evaluated)
     rows = []
@@ -141,7 +141,15 @@ def predictions_csv(evaluated: Sequence[Evaluated]) -> str:
             for place, chance in zip(places, p.tolist(), strict=True):
                 cells[place] = repr(chance)
             rows.append(
-                [path, part.scores.name, *names, *([] if multi_label else [repr(float(p.max()))]), *group, outlier, *cells]
+                [
+                    path,
+                    part.scores.name,
+                    *names,
+                    *([] if multi_label else [repr(float(p.max()))]),
+                    *group,
+                    outlier,
+                    *cells,
+                ]
             )
     own = ["labels", "predicted"] if multi_label else ["label", "predicted", "probability"]
     own += [*(["group"] if grouped else []), "outlier"]
