@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from deny_list import denied_words
-from documents import DOCUMENTS, ROOT
+from documents import DOCUMENTS, PAGES, RECORDS, ROOT
 
 MAX_COLUMNS = 120
 CODE = re.compile(r"^```.*?^```$|(?<=\n\n)(?: {4}[^\n]*\n+)+", re.MULTILINE | re.DOTALL)
@@ -42,6 +42,20 @@ def test_long_lines_and_odd_words_are_seen() -> None:
 def test_the_landing_page_and_the_architecture_page_are_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
     assert len((ROOT / "ARCHITECTURE.md").read_text().splitlines()) <= 150
+
+
+@pytest.mark.parametrize("folder", RECORDS)
+def test_an_index_lists_every_page_of_its_folder(folder: str) -> None:
+    index = (ROOT / "docs" / folder / "README.md").read_text()
+    pages = [page.name for page in (ROOT / "docs" / folder).glob("*.md") if page.name != "README.md"]
+    assert [name for name in pages if f"({name})" not in index] == []
+
+
+def test_the_site_lists_every_page_that_is_no_record() -> None:
+    listed = set(re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text()))
+    assert {
+        page.relative_to(ROOT / "docs").as_posix() for page in PAGES if page.is_relative_to(ROOT / "docs")
+    } <= listed
 
 
 def test_no_file_refers_to_the_former_log() -> None:
