@@ -1,4 +1,4 @@
-"""Cats and dogs: the Keras guide to transfer learning, Xception at 150 x 150, and what Headstart does by itself.
+"""Cats and dogs: the Keras guide to transfer learning, Xception at 150 x 150, and Headstart's defaults.
 
     python examples/cats_dogs.py [FOLDER] [--weights legacy_xception.pth]
 
@@ -16,8 +16,8 @@ TUTORIAL = Tutorial(
     backbone="legacy_xception",
     known="after the head 97.38 at best, 97.12 at last; after fine-tuning 98.67 at best, 98.45 at last (val)",
     traps=[
-        "the best epoch of a curve flatters; here images for test are scored apart, where the data have any.",
-        "the frozen network is run again in every epoch; here it is run once for each view of a picture.",
+        "the best epoch of a curve is optimistic; here test images are scored separately, if there are any.",
+        "the frozen network is run again in every epoch; here it is run once for each view of an image.",
     ],
     stand_in="cats_dogs",
 )
@@ -32,7 +32,7 @@ def main(given: Sequence[str] | None = None) -> list[Row]:
     ways = {
         "tutorial: dropout and one logit on frozen features": head,
         "tutorial: then everything at 1e-5": head | everything,
-        "Headstart by itself": {"effort": "probe" if chosen.short else "standard"},
+        "Headstart's defaults": {"effort": "probe" if chosen.short else "standard"},
     }
     return side_by_side(TUTORIAL, ways, chosen)
 

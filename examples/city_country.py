@@ -14,12 +14,12 @@ from side_by_side import Row, Tutorial, arguments, side_by_side
 import headstart as hs
 
 TUTORIAL = Tutorial(
-    title="City or country: 72 photographs to learn from, 20 to judge by",
+    title="City or country: 72 training photographs, 20 for validation",
     backbone="resnet50",
     known="train 78 %, val 90 % (18 of 20, so 70-97 %)",
     traps=[
-        "20 images tell little: an accuracy without its interval says more than is known.",
-        "val above train is no wonder: train is averaged while the model learns, with dropout at work (curves.svg).",
+        "20 images are few: an accuracy without its interval claims too much.",
+        "val above train is normal: train is averaged while the model learns, with dropout (curves.svg).",
     ],
     stand_in="urban_rural",
 )
@@ -32,7 +32,7 @@ def main(given: Sequence[str] | None = None) -> list[Row]:
     ways = {
         "tutorial: softmax on pooled features": head,
         "tutorial: the same again, same seed": head,
-        "Headstart by itself": {"effort": "probe" if chosen.short else "standard", "seed": 42},
+        "Headstart's defaults": {"effort": "probe" if chosen.short else "standard", "seed": 42},
     }
     rows = side_by_side(TUTORIAL, ways, chosen)
     first, second = (hs.load(row.run.model_path).head.state_dict() for row in rows[:2])

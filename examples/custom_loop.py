@@ -1,4 +1,4 @@
-"""A training loop of one's own, from Headstart's pieces: what is frozen has been computed before it begins.
+"""A hand-written training loop on cached activations: what is frozen has been computed before the loop starts.
 
 python examples/custom_loop.py flowers/
 """
@@ -12,7 +12,7 @@ import headstart as hs
 
 
 def fine_tune(data: str, *, unfreeze: str = "blocks.6", views: int = 3, epochs: int = 6, seed: int = 0) -> hs.Model:
-    """Trains what lies behind a freeze boundary, from the head that was fitted on frozen features."""
+    """Trains everything after a freeze boundary, starting from the head fitted on frozen features."""
     bench = hs.prepare(data, unfreeze=unfreeze, views=views, seed=seed, progress=hs.TerminalProgress())
     net = bench.classifier
     average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.99))

@@ -14,11 +14,11 @@ from side_by_side import Row, Tutorial, arguments, side_by_side
 import headstart as hs
 
 TUTORIAL = Tutorial(
-    title="Five flowers with MobileNetV2: heads, an inner layer, the last layers, and classes behind ImageNet's",
+    title="Five flowers with MobileNetV2: heads, an inner layer, the last layers, and classes added to ImageNet's",
     backbone="mobilenetv2_100",
     known="no accuracy is stated; 20 % held out",
     traps=[
-        "it predicts from a shuffled generator, so that no answer belongs to its file; here each prediction names it."
+        "it predicts from a shuffled generator, so no prediction matches its file; here each prediction names its file."
     ],
     stand_in="flowers",
 )
@@ -34,12 +34,12 @@ def main(given: Sequence[str] | None = None) -> list[Row]:
         "tutorial: cut at an inner layer, convolution head": cut | epochs,
         "tutorial: the last layers unfrozen": {"effort": "quick", "unfreeze": "conv_head", "views": 1}
         | ({"epochs": 1} if chosen.short else {}),
-        "tutorial: behind ImageNet's 1,000 classes": {"extend": "pretrained"},
-        "Headstart by itself": {"effort": "probe" if chosen.short else "standard"},
+        "tutorial: added to ImageNet's 1,000 classes": {"extend": "pretrained"},
+        "Headstart's defaults": {"effort": "probe" if chosen.short else "standard"},
     }
     rows = side_by_side(TUTORIAL, ways, chosen)
-    among = rows[3].run.results[f"{rows[3].scores.name} among the new"]
-    print(f"Behind ImageNet's classes, told apart among the five: {among.sentence}")
+    among = rows[3].run.results[f"{rows[3].scores.name}, new classes only"]
+    print(f"Added to ImageNet's classes, among the five: {among.sentence}")
     folder = hs.open_data(chosen.data)
     for prediction in hs.load(rows[-1].run.model_path).predict(folder.files()[:: max(1, len(folder) // 5)]):
         print(f"  {prediction.path}: {prediction.label} {prediction.probability:.2f}")

@@ -16,7 +16,7 @@ TUTORIAL = Tutorial(
     backbone="vgg16",
     known="after the head 78 %, then 87 % of 3,347 test images; weakest F1: Bread .62 to .82, Dairy .64 to .74",
     traps=[
-        "the mean subtraction that it sets up is never applied; here the weights say what becomes of a pixel.",
+        "the mean subtraction that it sets up is never applied; here preprocessing comes with the weights.",
         "whether to unfreeze more is left open; docs/concepts/ladder.md measures it.",
     ],
     stand_in="flowers",
@@ -34,10 +34,10 @@ def main(given: Sequence[str] | None = None) -> list[Row]:
         "tutorial: features into a linear SVM": {"probe": "svm"},
         "tutorial: a new head, 512 and dropout 0.5": head | views,
         "tutorial: then the last block unfrozen": head | {"views": 1 if chosen.short else 2} | deeper,
-        "Headstart by itself": {"effort": "probe" if chosen.short else "standard"},
+        "Headstart's defaults": {"effort": "probe" if chosen.short else "standard"},
     }
     rows = side_by_side(TUTORIAL, ways, chosen)
-    print("Class by class, by Headstart itself:")
+    print("Per class, with Headstart's defaults:")
     for c in rows[-1].scores.classes:
         print(f"  {c.label:<14} precision {c.precision:.2f}  recall {c.recall:.2f}  F1 {c.f1:.2f}  support {c.support}")
     return rows

@@ -17,8 +17,8 @@ TUTORIAL = Tutorial(
     known="fine-tuned .940, from scratch .850 (ResNet-18, 5 epochs, 800 test images)",
     traps=[
         'the "scratch" network of one edition loads ImageNet weights; --scratch here reads no file of weights.',
-        "its head stands on the 1,000-way softmax; here on the pooled features.",
-        "its pixels are scaled otherwise than the weights expect; here the weights say how.",
+        "its head is attached to the 1,000-way softmax; here to the pooled features.",
+        "its pixels are not scaled as the weights expect; here preprocessing comes with the weights.",
     ],
     stand_in="hotdog",
 )
@@ -31,7 +31,7 @@ def main(given: Sequence[str] | None = None) -> list[Row]:
     ways = {
         "tutorial: everything fine-tuned": {"effort": "quick", "unfreeze": "all", "lr": 5e-4} | epochs,
         "tutorial: from scratch, as long": {"effort": "quick", "scratch": True, "lr": 5e-4} | epochs,
-        "Headstart by itself": {"effort": "probe" if chosen.short else "standard"},
+        "Headstart's defaults": {"effort": "probe" if chosen.short else "standard"},
     }
     return side_by_side(TUTORIAL, ways, chosen)
 

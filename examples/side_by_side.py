@@ -1,4 +1,4 @@
-"""What the five tutorial examples share: their arguments, the backbone that can be had, and ways side by side."""
+"""Shared code of the five tutorial examples: arguments, backbone, and training methods side by side."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Tutorial:
     """A tutorial that an example follows.
 
     Attributes:
-        title: of the tutorial, and what it trains.
-        backbone: that it uses, in timm's name.
-        known: the figures that it gives.
-        traps: in it, and what is done here instead.
-        stand_in: the data set that may stand in for its own.
+        title: title of the tutorial and what it trains.
+        backbone: timm name of its backbone.
+        known: the accuracy it states.
+        traps: its pitfalls, and what is done here instead.
+        stand_in: data set used if the tutorial's data are not available.
     """
 
     title: str
@@ -36,7 +36,7 @@ class Tutorial:
 
 @dataclass(frozen=True)
 class Row:
-    """One way and what it gave."""
+    """One training method and its result."""
 
     way: str
     scores: Scores
@@ -45,44 +45,44 @@ class Row:
 
 
 def arguments(tutorial: Tutorial, text: str | None, given: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments that every example takes."""
+    """Command-line arguments of every example."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     shared = Path(os.environ.get("HEADSTART_DATA", "../shared/data")) / tutorial.stand_in
     parser.add_argument("data", nargs="?", type=Path, default=shared, help="your copy of the data set, or a stand-in")
-    parser.add_argument("--weights", type=Path, help=f"a file of weights for {tutorial.backbone}")
+    parser.add_argument("--weights", type=Path, help=f"weights file for {tutorial.backbone}")
     parser.add_argument("--out", type=Path, help="a new folder for the runs")
     parser.add_argument(
-        "--short", action="store_true", help="few images and epochs, and no fine-tuning of Headstart's own"
+        "--short", action="store_true", help="fewer images and epochs, and no fine-tuning with Headstart's defaults"
     )
     return parser.parse_args(given)
 
 
 def backbone_for(tutorial: Tutorial, weights: Path | None) -> dict[str, Any]:
-    """The tutorial's own backbone where its weights can be had, else the offline default; says which."""
+    """The tutorial's backbone if its weights are available, otherwise the offline default; prints which."""
     try:
         load_backbone(tutorial.backbone, weights=weights)
     except hs.HeadstartError as error:
         if weights is not None:
             raise
-        print(f"{tutorial.backbone} cannot be had here ({str(error).split(':')[0]}); the offline default stands in.")
+        print(f"{tutorial.backbone} is not available here ({str(error).split(':')[0]}); the offline default is used instead.")
         return {}
     return {"backbone": tutorial.backbone, "weights": str(weights) if weights else None}
 
 
 def some_of(data: hs.Dataset) -> hs.Dataset:
-    """About 300 of the images, spread over all of them."""
+    """About 300 of the images, evenly spaced."""
     kept = range(0, len(data), max(1, len(data) // 300))
     splits = tuple(data.splits[i] for i in kept) if data.splits else None
     return replace(data, paths=tuple(data.paths[i] for i in kept), labels=data.labels[list(kept)], splits=splits)
 
 
 def side_by_side(tutorial: Tutorial, ways: dict[str, dict[str, Any]], given: argparse.Namespace) -> list[Row]:
-    """Trains in each way, and prints what each gave beside what the tutorial gives.
+    """Trains with each method and prints its result beside the tutorial's.
 
     Args:
-        tutorial: which one.
-        ways: name -> fields of a recipe.
-        given: see ``arguments``.
+        tutorial: the tutorial.
+        ways: name of each method -> options of a recipe.
+        given: command-line arguments, see ``arguments``.
     """
     print(f"{tutorial.title}\n")
     own, rows = backbone_for(tutorial, given.weights), []
