@@ -64,7 +64,8 @@ def backbone_for(tutorial: Tutorial, weights: Path | None) -> dict[str, Any]:
     except hs.HeadstartError as error:
         if weights is not None:
             raise
-        print(f"{tutorial.backbone} is not available here ({str(error).split(':')[0]}); the offline default is used instead.")
+        reason = str(error).split(":")[0]
+        print(f"{tutorial.backbone} is not available here ({reason}); the offline default is used instead.")
         return {}
     return {"backbone": tutorial.backbone, "weights": str(weights) if weights else None}
 

@@ -65,7 +65,7 @@ def test_the_tutorials_run_shortened_and_headstart_reaches_the_probes_bar(
     rows = main([str(photographs(stand_in)), "--short", "--out", str(tmp_path / "runs")])
     assert rows[-1].scores.accuracy >= least
     said = capsys.readouterr().out
-    for piece in ("The tutorial gives: ", "the offline default is used instead", "Trap: ", "95 % CI"):
+    for piece in ("The tutorial gives: ", "the offline default is used instead", "Trap: ", "95 %"):
         assert piece in said
     assert all(row.way in said for row in rows)
     if name == "city_country":
