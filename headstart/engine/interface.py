@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from headstart.engine.onnx_runtime import onnxruntime
+from headstart.engine.onnx_runtime import onnxruntime_version
 
 ENGINE_VERSION = 5
 """Incremented whenever an engine's output would change in any bit; part of every cache key."""
@@ -56,7 +56,7 @@ def engine_identity(engine: str, precision: str, device: torch.device) -> Identi
     return {
         "engine": engine,
         "precision": precision,
-        "library": f"onnxruntime {onnxruntime.__version__}" if is_onnx else f"torch {torch.__version__}",
+        "library": f"onnxruntime {onnxruntime_version()}" if is_onnx else f"torch {torch.__version__}",
         "machine": device_name(device) + ("" if is_onnx else f", {torch.get_num_threads()} threads"),
         "engine version": str(ENGINE_VERSION),
     }

@@ -19,7 +19,7 @@ from headstart.engine.agreement import require_agreement
 from headstart.engine.candidates import build_engine, calibrate_mixed, candidates
 from headstart.engine.device import resolve_device
 from headstart.engine.interface import ENGINE_VERSION, Engine, Pixels, device_name
-from headstart.engine.onnx_runtime import onnxruntime
+from headstart.engine.onnx_runtime import onnxruntime_version
 from headstart.engine.plan import EnginePlan, read_plan, write_plan
 from headstart.engine.streaming import run_in_batches
 from headstart.engine.torch_engine import TorchEngine
@@ -137,7 +137,7 @@ def _machine_and_network(net: PixelNet, device: torch.device) -> dict[str, Any]:
         "engine version": ENGINE_VERSION,
         "input": [net.backbone.preprocessing.height, net.backbone.preprocessing.width],
         "torch": torch.__version__,
-        "onnxruntime": onnxruntime.__version__,
+        "onnxruntime": onnxruntime_version(),
         "device": f"{device_name(device)}, {torch.get_num_threads()} threads",
     }
 

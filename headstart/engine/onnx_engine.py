@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import numpy as np
 import torch
 
 from headstart.backbone.pixel_net import PixelNet
 from headstart.engine.interface import Features, Pixels, engine_identity
-from headstart.engine.onnx_lowering import onnx_bytes
-from headstart.engine.onnx_runtime import onnxruntime
+
+if TYPE_CHECKING:
+    from headstart.engine.onnx_runtime import onnxruntime
 
 
 @final
@@ -35,6 +36,8 @@ class OnnxEngine:
 
     def __init__(self, net: PixelNet) -> None:
         self.identity = engine_identity("onnxruntime", self.precision, torch.device("cpu"))
+        from headstart.engine.onnx_lowering import onnx_bytes  # imports onnx, which other engines do not need
+
         self._graph = onnx_bytes(net)
         self._threads = torch.get_num_threads()
         self._single_threaded = self._session(1)
@@ -52,6 +55,8 @@ class OnnxEngine:
         return np.concatenate(list(self._pool.map(partial(run_session, self._single_threaded), images)))
 
     def _session(self, threads: int) -> onnxruntime.InferenceSession:
+        from headstart.engine.onnx_runtime import onnxruntime
+
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = threads

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import ttest_1samp
 
 from headstart.backbone.layers import BatchNorm
 from headstart.backbone.split import HEAD, INPUT, Boundary, SplittableBackbone
@@ -277,6 +276,8 @@ def paired_p(before: Losses, after: Losses) -> float:
     gain = before - after
     if len(gain) < 2 or float(np.ptp(gain)) == 0.0:
         return 0.0 if len(gain) and gain[0] > 0 else 1.0
+    from scipy.stats import ttest_1samp  # an import of 0.3 s, which predictions do not need
+
     return float(ttest_1samp(gain, 0.0, alternative="greater").pvalue)
 
 

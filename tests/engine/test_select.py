@@ -24,7 +24,7 @@ from headstart.backbone.pixel_net import ActivationNet, FeatureNet, PixelNet, Ta
 from headstart.backbone.split import SplittableBackbone
 from headstart.backbone.weights import Backbone, random_backbone
 from headstart.cache.sealed_document import seal_document
-from headstart.engine import agreement, candidates, interface, measure, onnx_engine
+from headstart.engine import agreement, candidates, interface, measure, onnx_engine, onnx_lowering
 from headstart.engine.agreement import difference
 from headstart.engine.conv_bn_fusion import can_fold_for_inference
 from headstart.engine.device import give_back_freed_memory, keep_freed_memory
@@ -419,7 +419,7 @@ def test_a_network_that_cannot_be_lowered_runs_by_another_engine_and_that_is_sai
     def lacking(_: PixelNet) -> bytes:
         raise NotLowered("fft_rfft is not known")
 
-    monkeypatch.setattr(onnx_engine, "onnx_bytes", lacking)
+    monkeypatch.setattr(onnx_lowering, "onnx_bytes", lacking)
     heard = Listener()
     without = measure_plan(net, tmp_path / "lacking", progress=heard)
     assert (without.exact, without.fast) == ("folded", "folded")
