@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from headstart.backbone.pixel_net import FeatureNet
 from headstart.data.preprocessing import Preprocessing, Rgb
-from headstart.data.sources import ImageSource, OneImage, Picture, read_sources
+from headstart.data.sources import ImageLike, ImageSource, OneImage, read_sources
 from headstart.engine.device import settle_after_fork
 from headstart.errors import ModelFileError, OptionError, first_line
 from headstart.files import not_written, unicode_text, user_path, write_atomically
@@ -202,7 +202,7 @@ class Model:
 
     @overload
     def predict(
-        self, images: Iterable[Picture], *, top: int = 5, device: str = "auto", progress: Progress | None = None
+        self, images: Iterable[ImageLike], *, top: int = 5, device: str = "auto", progress: Progress | None = None
     ) -> list[Prediction]: ...
 
     def predict(
@@ -321,7 +321,7 @@ class Model:
         )
 
     def preprocess(
-        self, image: Picture, *, max_pixels: int | None = None, max_decoded_pixels: int | None = None
+        self, image: ImageLike, *, max_pixels: int | None = None, max_decoded_pixels: int | None = None
     ) -> Rgb | str:
         """Decodes, crops and resizes an image as the backbone's input.
 

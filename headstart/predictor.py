@@ -21,7 +21,7 @@ from headstart.concurrency import ProcessLock
 from headstart.data.decode import as_rgb, decode, map_images
 from headstart.data.preprocessing import Preprocessing, Rgb, resize_and_crop
 from headstart.data.quality import UNUSED_BITS, describe_unused_bits
-from headstart.data.sources import ImageSource, Picture, read_source
+from headstart.data.sources import ImageLike, ImageSource, read_source
 from headstart.engine.device import resolve_device, settle_after_fork
 from headstart.engine.interface import Engine
 from headstart.engine.measure import MEASURE_FROM
@@ -85,14 +85,14 @@ class Predictor:
         return self.net.backbone.preprocessing
 
     def preprocess(
-        self, image: Picture, *, max_pixels: int | None = None, max_decoded_pixels: int | None = None
+        self, image: ImageLike, *, max_pixels: int | None = None, max_decoded_pixels: int | None = None
     ) -> Rgb | str:
         """Decodes, crops and resizes an image; see ``Model.preprocess``."""
         return self._preprocess(image, max_pixels=max_pixels, max_decoded_pixels=max_decoded_pixels)
 
     def _preprocess(
         self,
-        image: Picture,
+        image: ImageLike,
         *,
         max_pixels: int | None = None,
         max_decoded_pixels: int | None = None,

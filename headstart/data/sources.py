@@ -1,10 +1,13 @@
-"""Where image bytes come from: everything that predictions accept as an image, or as several."""
+"""Image sources: everything that predictions accept as an image, or as several images.
+
+A new way to get images is a function here and a line in ``READERS`` (one image) or ``COLLECTIONS`` (several).
+"""
 
 from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -24,8 +27,8 @@ OneImage = (
 )
 """One image in memory or on disk; see ``ACCEPTED``."""
 
-Picture = OneImage | Any
-"""One image: other objects that read like a file are welcome as well."""
+ImageLike = OneImage | Any
+"""One image, also as any other object that reads like a file."""
 
 ACCEPTED = (
     "a path; a file's bytes; an open binary file; a Pillow image; an array of shape (H, W) or (H, W, 1, 3 or 4), of "
@@ -42,33 +45,40 @@ class ImageSource:
     """One image to decode.
 
     Attributes:
-        name: its path as it was given, the name of an open file, or "<bytes>", "<image>", "<array>", "<tensor>".
-        content: path, bytes of a file, Pillow image, or (H, W) or (H, W, C) array of uint8 or uint16.
+        name: path as given, name of an open file, or "<bytes>", "<image>", "<array>", "<tensor>".
+        content: path, content of a file, Pillow image, or (H, W) or (H, W, C) array of uint8 or uint16.
     """
 
     name: str
     content: str | bytes | Image.Image | npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 
-def read_sources(images: object) -> tuple[list[ImageSource], bool]:
-    """Images in any form that has a plain meaning.
+Reader = Callable[[Any, str], ImageSource | None]
+"""(object, prefix of error messages) -> the image; None if the object is of another kind."""
 
-    A folder stands for the images in it, in natural order; a frame of pandas, polars or pyarrow for those in its
-    column of paths (``table.PATH_COLUMNS``). Open files are read from their beginning where they can be rewound.
+Collection = Callable[[Any], Iterable[object] | None]
+"""Object -> its images; None if the object is of another kind."""
+
+
+def read_sources(images: object) -> tuple[list[ImageSource], bool]:
+    """Reads one image or several, in any accepted form.
+
+    A folder gives the images in it, in natural order; a pandas, polars or pyarrow table those in its column of paths
+    (``table.PATH_COLUMNS``). Open files are read from the start if they are seekable.
 
     Args:
-        images: one image or several, see ``ACCEPTED``.
+        images: see ``ACCEPTED``.
 
     Returns:
-        The images, and whether one was given rather than several.
+        The images, and whether a single image was given.
 
     Raises:
-        OptionError: it is none of these; says what is accepted, and which entry of a list is wrong.
-        DataError: a single path does not exist, or a folder holds no image.
+        OptionError: not an accepted form; the message lists these and names the wrong entry of a list.
+        DataError: a single path does not exist, or a folder has no images.
     """
-    several = _several(images)
-    if several is not None:
-        return [source for place, own in enumerate(several) for source in _entries(own, f"image {place}: ")], False
+    collection = _collection(images)
+    if collection is not None:
+        return [one for place, entry in enumerate(collection) for one in _entries(entry, f"image {place}: ")], False
     if isinstance(images, (str, os.PathLike)):
         path = user_path(images)
         if path.is_dir():
@@ -78,82 +88,124 @@ def read_sources(images: object) -> tuple[list[ImageSource], bool]:
     return [read_source(images)], True
 
 
-def read_source(image: Picture, where: str = "") -> ImageSource:
-    """One image.
+def read_source(image: ImageLike, where: str = "") -> ImageSource:
+    """Reads one image.
 
     Args:
         image: see ``ACCEPTED``.
-        where: begins the message of an error.
+        where: prefix of error messages.
 
     Raises:
-        OptionError: it is none of these.
+        OptionError: not an accepted form.
     """
-    if isinstance(image, ImageSource):
-        return image
-    if isinstance(image, (str, os.PathLike)):
-        return ImageSource(os.fspath(image), os.fspath(user_path(image)))
-    if isinstance(image, (bytes, bytearray, memoryview)):
-        return ImageSource("<bytes>", bytes(image))
-    if isinstance(image, Image.Image):
-        return ImageSource("<image>", image)
-    if isinstance(image, np.ndarray):
-        return ImageSource("<array>", _pixels(image, where))
-    if isinstance(image, torch.Tensor):
-        return ImageSource("<tensor>", _pixels(_from_tensor(image, where), where))
-    if callable(getattr(image, "read", None)):
-        return ImageSource(_file_name(image), _file_bytes(image, where))
+    for read in READERS:
+        if (source := read(image, where)) is not None:
+            return source
     raise OptionError(f"{where}{type(image).__name__} is no image. Accepted: {ACCEPTED}.")
 
 
-def _several(images: object) -> Iterable[object] | None:
-    """The entries where there are several; None where it is a single image, or no image at all."""
-    if isinstance(images, Dataset):
-        return images.files()
+def _source(image: Any, _: str) -> ImageSource | None:
+    return image if isinstance(image, ImageSource) else None
+
+
+def _path(image: Any, _: str) -> ImageSource | None:
+    if not isinstance(image, (str, os.PathLike)):
+        return None
+    return ImageSource(os.fspath(image), os.fspath(user_path(image)))
+
+
+def _bytes(image: Any, _: str) -> ImageSource | None:
+    return ImageSource("<bytes>", bytes(image)) if isinstance(image, (bytes, bytearray, memoryview)) else None
+
+
+def _pillow(image: Any, _: str) -> ImageSource | None:
+    return ImageSource("<image>", image) if isinstance(image, Image.Image) else None
+
+
+def _array(image: Any, where: str) -> ImageSource | None:
+    return ImageSource("<array>", _pixels(image, where)) if isinstance(image, np.ndarray) else None
+
+
+def _tensor(image: Any, where: str) -> ImageSource | None:
+    if not isinstance(image, torch.Tensor):
+        return None
+    return ImageSource("<tensor>", _pixels(_from_tensor(image, where), where))
+
+
+def _file(image: Any, where: str) -> ImageSource | None:
+    if not callable(getattr(image, "read", None)):
+        return None
+    return ImageSource(_file_name(image), _file_bytes(image, where))
+
+
+READERS: tuple[Reader, ...] = (_source, _path, _bytes, _pillow, _array, _tensor, _file)
+"""Registry of forms of a single image; the first that does not return None is used."""
+
+
+def _collection(images: object) -> Iterable[object] | None:
+    """The images of a collection; None for a single image, and for anything else."""
     if isinstance(images, dict):
         raise OptionError(f"dict is no image. Accepted: {ACCEPTED}.")
-    if (column := _paths_in(images)) is not None:
-        return column
+    for read in COLLECTIONS:
+        if (found := read(images)) is not None:
+            return found
+    return None
+
+
+def _dataset(images: Any) -> Iterable[object] | None:
+    return images.files() if isinstance(images, Dataset) else None
+
+
+def _table(images: Any) -> Iterable[object] | None:
+    """The column of paths of a pandas, polars or pyarrow table, or the entries of a column."""
+    library = type(images).__module__.partition(".")[0]
+    if library not in ("pandas", "polars", "pyarrow"):
+        return None
+    names = getattr(images, "column_names", None)
+    if names is None:
+        names = getattr(images, "columns", None)
+    if names is None or callable(names):  # a column
+        values = images.to_pylist() if hasattr(images, "to_pylist") else getattr(images, "to_list", lambda: None)()
+        return cast("list[object] | None", values)
+    by_name = {str(name).strip().lower(): name for name in names}
+    column = next((by_name[name] for name in PATH_COLUMNS if name in by_name), None)
+    if column is None:
+        raise OptionError(
+            f"a table without a column of paths ({', '.join(PATH_COLUMNS)}); it has {', '.join(map(str, names))}."
+        )
+    return _table(images[column])
+
+
+def _array_of_images(images: Any) -> Iterable[object] | None:
+    """The images of a 4-d array or tensor, or the entries of an array of paths."""
     if isinstance(images, np.ndarray) and images.ndim:
         if images.dtype.kind in "OUS":
             return cast(Iterable[object], images.ravel().tolist())
         return images if images.ndim == 4 else None
-    if isinstance(images, torch.Tensor):
-        return cast(Iterable[object], images) if images.ndim == 4 else None
-    is_one = isinstance(images, (str, bytes, bytearray, memoryview, os.PathLike, Image.Image, ImageSource, np.ndarray))
-    if is_one or hasattr(images, "read") or not isinstance(images, Iterable):
+    return cast(Iterable[object], images) if isinstance(images, torch.Tensor) and images.ndim == 4 else None
+
+
+def _iterable(images: Any) -> Iterable[object] | None:
+    """The entries of a list or any other iterable that is not an image itself."""
+    single = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image, ImageSource, np.ndarray, torch.Tensor)
+    if isinstance(images, single) or hasattr(images, "read") or not isinstance(images, Iterable):
         return None
     return images
 
 
+COLLECTIONS: tuple[Collection, ...] = (_dataset, _table, _array_of_images, _iterable)
+"""Registry of forms of several images; the first that does not return None is used."""
+
+
 def _entries(image: object, where: str) -> list[ImageSource]:
+    """The images of one entry of a collection: a folder may have several."""
     if isinstance(image, (str, os.PathLike)) and (path := user_path(image)).is_dir():
         return [ImageSource(name, name) for name in find_images(path)]
     return [read_source(image, where)]
 
 
-def _paths_in(images: object) -> list[object] | None:
-    """Of a frame, its column of paths; of a column, its entries; None of anything else."""
-    library = type(images).__module__.partition(".")[0]
-    if library not in ("pandas", "polars", "pyarrow"):
-        return None
-    frame: Any = images
-    names = getattr(frame, "column_names", None)
-    if names is None:
-        names = getattr(frame, "columns", None)
-    if names is None or callable(names):  # a column
-        values = frame.to_pylist() if hasattr(frame, "to_pylist") else getattr(frame, "to_list", lambda: None)()
-        return cast("list[object] | None", values)
-    known = {str(name).strip().lower(): name for name in names}
-    found = next((known[name] for name in PATH_COLUMNS if name in known), None)
-    if found is None:
-        raise OptionError(
-            f"a table without a column of paths ({', '.join(PATH_COLUMNS)}); it has {', '.join(map(str, names))}."
-        )
-    return _paths_in(frame[found])
-
-
 def _from_tensor(tensor: torch.Tensor, where: str) -> npt.NDArray[Any]:
-    """(C, H, W) where the first axis is one of channels, else (H, W, C) or (H, W) as it is."""
+    """(C, H, W) becomes (H, W, C) if the first axis has 1, 3 or 4 entries; other shapes stay."""
     tensor = tensor.detach().cpu()
     if tensor.dtype.is_floating_point:
         tensor = tensor.float()
@@ -165,7 +217,7 @@ def _from_tensor(tensor: torch.Tensor, where: str) -> npt.NDArray[Any]:
 
 
 def _pixels(array: npt.NDArray[Any], where: str) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
-    """(H, W) or (H, W, C) uint8, or uint16 where there was more."""
+    """(H, W) or (H, W, C) uint8; uint16 for floats of more precision and for uint16."""
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in CHANNELS) or not array.size:
         raise OptionError(f"{where}an array of shape {array.shape} is no image: expected (H, W) or (H, W, 1, 3 or 4).")
     if array.dtype in (np.uint8, np.uint16):
@@ -174,14 +226,18 @@ def _pixels(array: npt.NDArray[Any], where: str) -> npt.NDArray[np.uint8] | npt.
         return array.astype(np.uint8) * np.uint8(255)
     if array.dtype.kind != "f":
         raise OptionError(
-            f"{where}an array of {array.dtype} has no agreed white: expected uint8, uint16, bool, or floats in [0, 1]."
+            f"{where}an array of {array.dtype} has no defined white: expected uint8, uint16, bool, or floats in [0, 1]."
         )
+    return _from_floats(array, where)
+
+
+def _from_floats(array: npt.NDArray[Any], where: str) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
     if not np.isfinite(array).all():
         raise OptionError(f"{where}an array with values that are not finite (NaN or infinity) is no image.")
     low, high = float(array.min()), float(array.max())
     if not (low >= 0 and high <= 1):
         raise OptionError(f"{where}floats from {low:g} to {high:g}: expected [0, 1]. Divide by the value of white.")
-    if array.dtype == np.float16:  # has no more than 11 bits
+    if array.dtype == np.float16:  # has 11 significant bits at most
         return np.rint(array.astype(np.float32) * 255).astype(np.uint8)
     return np.rint(array.astype(np.float64) * UINT16_MAX).astype(np.uint16)
 
@@ -195,7 +251,7 @@ def _file_bytes(file: Any, where: str) -> bytes:
     if inspect.iscoroutinefunction(file.read):  # an upload of Starlette or FastAPI
         file = getattr(file, "file", file)
     if inspect.iscoroutinefunction(file.read):
-        raise OptionError(f"{where}{type(file).__name__}: its read() has to be awaited; hand over the bytes.")
+        raise OptionError(f"{where}{type(file).__name__}: its read() is a coroutine; await it and pass the bytes.")
     try:
         if callable(getattr(file, "seek", None)) and getattr(file, "seekable", lambda: True)():
             file.seek(0)

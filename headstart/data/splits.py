@@ -1,18 +1,17 @@
-"""Train, val and test for data that come without them, and val for data that come with train and test alone.
+"""Splits into train, val and test: given with the data, or drawn by content hash.
 
-Each image is drawn by a hash of the seed and its own content (or of its group's name), and of nothing else: whatever is
-added later, no old image changes sides. The price is that the shares hold within each class only on average, as for any
+A drawn split assigns each image by a hash of the seed and the image's content (or the name of its group) and nothing
+else, so that adding images never moves an old one. The shares hold within each class on average only, as for any
 independent draw.
 
-Near-identical images would otherwise be drawn apart, and a model would be examined on what it was taught. Moving one of
-them would move old images when a new one arrives between them; so the one with the lesser claim is left out instead
-(train keeps its images, then val, then test), and is named.
+Near-identical images could be drawn into different splits, and the score would be too high. Moving one of them would
+break the first rule, so one is excluded instead: train keeps its images, then val, then test.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,27 +22,27 @@ from headstart.data.scan import Scan
 from headstart.errors import DataError, OptionError
 
 UNUSED = ""
-"""The split of an image that is left out."""
+"""The split of an excluded image."""
 
 DEFAULT_SHARE = 0.15
-"""Share of the images for val, and for test, where no share is given."""
+"""Default share of val, and of test."""
 
 MIN_DRAWN_VAL = 100
-"""Expected images below which no val is drawn from a given train unless a share is given: so few would choose badly,
-and train would miss them. Cross-validation takes their place."""
+"""Expected validation images below which none are drawn from a given train, unless a share is given. So few would
+choose settings badly, and training needs them; cross-validation takes their place."""
 
 
 @dataclass(frozen=True)
 class SplitShares:
-    """Shares of the images, each in [0, 1); train gets the rest.
+    """Shares of the images in a drawn split, each in [0, 1); train gets the rest.
 
     Attributes:
-        val: validation images: they choose settings, calibrate, and give the score of a run without test images. None:
-            ``DEFAULT_SHARE``, and of a given train only where that is at least ``MIN_DRAWN_VAL`` images.
-        test: images that score the finished classifier once; None: ``DEFAULT_SHARE``.
+        val: share of validation images, which choose settings and calibrate. None: ``DEFAULT_SHARE``; with a given
+            train, only if that is at least ``MIN_DRAWN_VAL`` images.
+        test: share of test images, which score the finished classifier once. None: ``DEFAULT_SHARE``.
 
     Raises:
-        OptionError: val is not above 0, test is negative, or their sum is not below 1.
+        OptionError: val is not above 0, test is negative, or their sum is 1 or more.
     """
 
     val: float | None = None
@@ -68,13 +67,13 @@ class SplitShares:
 
 @dataclass(frozen=True)
 class Split:
-    """Which image is where.
+    """The split of each image.
 
     Attributes:
-        assigned: N of "train", "val", "test", or "" for an image that is left out.
-        given: whether the data came with train and with val or test.
-        left_out: position -> why an image that could be read is in no split.
-        leaks: pairs of positions that show the same picture on two sides; only given splits can have any.
+        assigned: N of "train", "val", "test", or "" for an excluded image.
+        given: whether the data came with train, and with val or test.
+        left_out: position -> why a readable image is excluded.
+        leaks: near-identical pairs divided between two splits; only given splits can have any.
         val_drawn: whether val was drawn from the given train.
     """
 
@@ -86,7 +85,7 @@ class Split:
 
     @property
     def origin(self) -> str:
-        """Where the split comes from, in words: "as given with the data"."""
+        """Where the split comes from, in words, such as "as given with the data"."""
         if not self.given:
             return "drawn by content"
         return "as given with the data" + (", val drawn from train by content" if self.val_drawn else "")
@@ -102,8 +101,30 @@ class Split:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Split name -> images, in the same order."""
+        """Split name -> number of images, in the order train, val, test."""
         return {name: self.assigned.count(name) for name in self.names}
+
+
+@dataclass(frozen=True)
+class SplitInput:
+    """What a split rule decides from; all fields describe the same N images.
+
+    Attributes:
+        dataset: with the given splits and groups, if any.
+        scanned: which images are usable.
+        duplicates: pairs of positions.
+        draws: N numbers in [0, 1), each from the seed and the image's content or group.
+        shares: of val and test.
+    """
+
+    dataset: Dataset
+    scanned: Scan
+    duplicates: Sequence[DuplicatePair]
+    draws: Sequence[float]
+    shares: SplitShares
+
+
+Rule = Callable[[SplitInput], Split | None]
 
 
 def make_split(
@@ -114,102 +135,124 @@ def make_split(
     seed: int = 0,
     shares: SplitShares | None = None,
 ) -> Split:
-    """The data's own split where it has one, and a drawn one otherwise; unreadable images are in neither.
-
-    Data that come with a train split alone are drawn from as well: something must be held out. Of data that come with
-    train and test alone, val is drawn from train where that gives enough images or a share is given.
+    """Splits a data set by the first rule of ``RULES`` that applies; unreadable images are in no split.
 
     Args:
         dataset: N images.
-        scanned: of the same N images, in the same order.
+        scanned: facts of the same N images.
         duplicates: of the same scan.
-        seed: another seed draws another split.
-        shares: of a drawn split.
+        seed: of a drawn split.
+        shares: of a drawn split; default: 15 % val and 15 % test.
 
     Raises:
-        DataError: the data come with splits of which none is train.
+        DataError: the data come with splits, but without train.
         OptionError: see ``check_shares``.
     """
     shares = shares or SplitShares()
     check_shares(dataset, shares)
     if dataset.splits is not None and "train" not in dataset.splits:
         given = ", ".join(sorted(set(dataset.splits)))
-        raise DataError(f"{dataset.root}: found the splits {given} and no train; there is nothing to learn from.")
-    places = _places(dataset, scanned, seed=seed)
-    if dataset.splits is None or set(dataset.splits) == {"train"}:
-        test, val = shares.test_share, shares.test_share + shares.val_share
-        drawn = [("test" if place < test else "val" if place < val else "train") for place in places]
-        assigned = [split if ok else UNUSED for split, ok in zip(drawn, scanned.usable, strict=True)]
-        left_out = _separate(assigned, scanned, duplicates, dataset)
-        return Split(tuple(assigned), given=False, left_out=left_out, leaks=())
-    assigned = [split if ok else UNUSED for split, ok in zip(dataset.splits, scanned.usable, strict=True)]
-    expected = shares.val_share * assigned.count("train")
-    val_drawn = "val" not in dataset.splits and (shares.val is not None or expected >= MIN_DRAWN_VAL)
-    left_out = {}
-    if val_drawn:
-        assigned = [
-            "val" if split == "train" and place < shares.val_share else split
-            for split, place in zip(assigned, places, strict=True)
-        ]
-        left_out = _separate(assigned, scanned, duplicates, dataset, splits=("val",))
-    leaks = tuple(p for p in duplicates if _parted(assigned[p.first], assigned[p.second]))
-    return Split(tuple(assigned), given=True, left_out=left_out, leaks=leaks, val_drawn=val_drawn)
+        raise DataError(f"{dataset.root}: found the splits {given}, but no train. Rename one of them to train.")
+    source = SplitInput(dataset, scanned, duplicates, _draws(dataset, scanned, seed=seed), shares)
+    return next(split for rule in RULES if (split := rule(source)) is not None)
+
+
+def _drawn(source: SplitInput) -> Split | None:
+    """Train, val and test drawn by content: for data without splits, or with train alone."""
+    given = source.dataset.splits
+    if given is not None and set(given) != {"train"}:
+        return None
+    test, val = source.shares.test_share, source.shares.test_share + source.shares.val_share
+    drawn = ["test" if draw < test else "val" if draw < val else "train" for draw in source.draws]
+    assigned = _usable_only(source.scanned, drawn)
+    excluded = _separate(assigned, source)
+    return Split(tuple(assigned), given=False, left_out=excluded, leaks=())
+
+
+def _given_without_val(source: SplitInput) -> Split | None:
+    """Train and test as given, val drawn from train: if that gives enough images, or if a share is asked for."""
+    if "val" in (source.dataset.splits or ()):
+        return None
+    assigned = _usable_only(source.scanned, source.dataset.splits or ())
+    share = source.shares.val_share
+    if source.shares.val is None and share * assigned.count("train") < MIN_DRAWN_VAL:
+        return None
+    pairs = zip(assigned, source.draws, strict=True)
+    assigned = ["val" if split == "train" and draw < share else split for split, draw in pairs]
+    excluded = _separate(assigned, source, splits=("val",))
+    return Split(tuple(assigned), True, excluded, _leaks(assigned, source.duplicates), val_drawn=True)
+
+
+def _given(source: SplitInput) -> Split | None:
+    """The splits as given with the data."""
+    assigned = _usable_only(source.scanned, source.dataset.splits or ())
+    return Split(tuple(assigned), True, {}, _leaks(assigned, source.duplicates))
+
+
+RULES: tuple[Rule, ...] = (_drawn, _given_without_val, _given)
+"""Registry of split rules: each returns None where it does not apply."""
 
 
 def check_shares(dataset: Dataset, shares: SplitShares) -> None:
-    """Checks that no share is asked for of what the data come with.
+    """Checks that no share is given for a split that the data come with.
 
     Raises:
-        OptionError: a share of val where the data come with val, or of test where they come with splits.
+        OptionError: a share of val for data with val, or a share of test for data with splits.
     """
     given = [name for name in SPLITS if name in set(dataset.splits or ())]
     if "train" not in given:
-        return  # a drawn split; or data without train, which is the graver error
-    own = f"{dataset.root} comes with its own split ({', '.join(given)}); leave the option out."
+        return  # a drawn split; or data without train, which is reported as such
+    reason = f"{dataset.root} comes with the split ({', '.join(given)}); leave the option out."
     if shares.val is not None and "val" in given:
-        raise OptionError(f"val {shares.val}: {own}")
+        raise OptionError(f"val {shares.val}: {reason}")
     if shares.test is not None and len(given) > 1:
-        raise OptionError(f"test {shares.test}: {own}")
+        raise OptionError(f"test {shares.test}: {reason}")
 
 
-def _parted(one: str, two: str) -> bool:
+def _usable_only(scanned: Scan, splits: Sequence[str]) -> list[str]:
+    return [split if ok else UNUSED for split, ok in zip(splits, scanned.usable, strict=True)]
+
+
+def _leaks(assigned: Sequence[str], duplicates: Sequence[DuplicatePair]) -> tuple[DuplicatePair, ...]:
+    """Near-identical pairs that are divided between two splits."""
+    return tuple(pair for pair in duplicates if _divided(assigned[pair.first], assigned[pair.second]))
+
+
+def _divided(one: str, two: str) -> bool:
     return one != two and UNUSED not in (one, two)
 
 
-def _places(dataset: Dataset, scanned: Scan, *, seed: int) -> list[float]:
-    """Of each image a number in [0, 1) that decides its side: by its group's name, or by its content."""
-    places = []
+def _draws(dataset: Dataset, scanned: Scan, *, seed: int) -> list[float]:
+    """For each image a number in [0, 1): from the name of its group, or from its content."""
+    draws = []
     for position, key in enumerate(scanned.keys):
         group = dataset.groups[position] if dataset.groups else ""
         name = b"group:" + group.encode(errors="surrogateescape") if group else b"image:" + key
-        places.append(_uniform(seed, name))
-    return places
+        draws.append(_uniform(seed, name))
+    return draws
 
 
 def _uniform(seed: int, name: bytes) -> float:
-    """A number in [0, 1) that depends on the seed and the name alone."""
+    """A number in [0, 1) that depends on seed and name only."""
     digest = hashlib.blake2b(name, digest_size=8, salt=seed.to_bytes(8, "big", signed=True)).digest()
     return int.from_bytes(digest, "big") / 2**64
 
 
-def _separate(
-    assigned: list[str],
-    scanned: Scan,
-    duplicates: Sequence[DuplicatePair],
-    dataset: Dataset,
-    *,
-    splits: Sequence[str] = ("val", "test"),
-) -> dict[int, str]:
-    """Takes out of drawn splits what near-identically stands in a split before them; changes ``assigned``.
+def _separate(assigned: list[str], source: SplitInput, *, splits: Sequence[str] = ("val", "test")) -> dict[int, str]:
+    """Excludes images of drawn splits that are near-identical to an image of an earlier split; changes ``assigned``.
 
-    A twin in the same split, or one that is itself left out, keeps nobody out. Byte-identical files are drawn alike
-    unless their groups differ.
+    An image in the same split, or one that is excluded itself, excludes no other. Byte-identical files are drawn into
+    the same split unless their groups differ.
+
+    Returns:
+        Position -> reason.
     """
+    scanned, dataset = source.scanned, source.dataset
     places: dict[bytes, list[int]] = {}
     alike: dict[bytes, set[bytes]] = {}
     for position in np.flatnonzero(scanned.usable).tolist():
         places.setdefault(scanned.keys[position], []).append(position)
-    for pair in duplicates:
+    for pair in source.duplicates:
         one, two = scanned.keys[pair.first], scanned.keys[pair.second]
         alike.setdefault(one, {one}).add(two)
         alike.setdefault(two, {two}).add(one)
@@ -228,7 +271,7 @@ def _separate(
 
 
 def split_counts(dataset: Dataset, split: Split) -> dict[str, dict[str, int]]:
-    """Split name -> class name -> images; one with several labels counts for each."""
+    """Split name -> class name -> number of images; a multi-label image counts for each of its labels."""
     assigned = np.array(split.assigned)
     return {
         name: {

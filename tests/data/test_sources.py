@@ -18,8 +18,9 @@ from PIL import Image
 from small_models import small_model
 
 import headstart as hs
+from headstart.data import sources
 from headstart.data.decode import as_rgb
-from headstart.data.sources import read_source, read_sources
+from headstart.data.sources import ImageSource, read_source, read_sources
 from headstart.errors import DataError, OptionError
 from headstart.model import Model
 from headstart.prediction import Prediction
@@ -141,7 +142,7 @@ def test_several_images_in_any_form_give_a_list(model: Model, file: Path, tmp_pa
         ([{"a": 1}], "image 0: dict is no image"),
         ([["a.png"]], "image 0: list is no image"),
         ([b"", None], "image 1: NoneType is no image"),
-        (np.zeros((4, 4), np.int64), "int64 has no agreed white"),
+        (np.zeros((4, 4), np.int64), "int64 has no defined white"),
         (np.full((4, 4), 200.0), r"floats from 200 to 200: expected \[0, 1\]. Divide by"),
         (np.full((4, 4), np.nan), "not finite"),
         (np.full((4, 4), -0.1), "floats from -0.1"),
@@ -150,7 +151,7 @@ def test_several_images_in_any_form_give_a_list(model: Model, file: Path, tmp_pa
         (np.zeros(5, np.uint8), r"shape \(5,\) is no image"),
         (np.array([1 + 2j, 0]), "is no image"),
         (torch.zeros(2, 5, 5), "is no image"),
-        (torch.zeros(3, 4, 4, dtype=torch.int64), "int64 has no agreed white"),
+        (torch.zeros(3, 4, 4, dtype=torch.int64), "int64 has no defined white"),
         (torch.eye(4).to_sparse(), "is no image"),
         (io.StringIO("text"), 'opened as text; open it with mode "rb"'),
         (pandas.DataFrame({"x": ["a.png"]}), "a table without a column of paths .*; it has x"),
@@ -207,3 +208,17 @@ def test_bool_is_black_and_white_and_floats_keep_sixteen_bits() -> None:
     assert deep.tolist() == [[0, 32768, 65535]]
     assert np.asarray(as_rgb(deep, value_range=(0.0, 0.5)))[0, :, 0].tolist() == [0, 255, 255]
     assert read_sources(np.zeros((2, 2), np.uint8))[1]
+
+
+def test_a_form_of_images_in_the_registry_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Camera:
+        frames = (b"one", b"two")
+
+    monkeypatch.setattr(sources, "COLLECTIONS", (lambda own: getattr(own, "frames", None), *sources.COLLECTIONS))
+    read, is_single = read_sources(Camera())
+    assert ([one.content for one in read], is_single) == ([b"one", b"two"], False)
+    monkeypatch.setattr(
+        sources, "READERS", (lambda own, _: ImageSource("camera", own.frames[0]) if own is camera else None,)
+    )
+    camera = Camera()
+    assert read_source(camera).content == b"one"

@@ -174,9 +174,9 @@ def test_a_val_drawn_from_train_holds_no_near_copy_of_it_and_no_group_of_it(tmp_
 @pytest.mark.parametrize(
     ("given", "shares", "named"),
     [
-        ("val", SplitShares(val=0.2), r"val 0\.2: .*its own split \(train, val\)"),
-        ("val", SplitShares(test=0.2), r"test 0\.2: .*its own split \(train, val\)"),
-        ("test", SplitShares(test=0.2), r"test 0\.2: .*its own split \(train, test\)"),
+        ("val", SplitShares(val=0.2), r"val 0\.2: .*the split \(train, val\)"),
+        ("val", SplitShares(test=0.2), r"test 0\.2: .*the split \(train, val\)"),
+        ("test", SplitShares(test=0.2), r"test 0\.2: .*the split \(train, test\)"),
     ],
 )
 def test_a_share_of_what_the_data_come_with_is_refused(
@@ -309,7 +309,7 @@ def test_unreadable_images_are_nowhere_and_train_alone_is_drawn_from() -> None:
     given, scan = made(4, splits=("train", "val", "test", "train"), faults={1: "empty"})
     assert make_split(given, scan, []).assigned == ("train", "", "test", "train")
     without, scan = made(3, splits=("val", "test", "val"))
-    with pytest.raises(DataError, match="found the splits test, val and no train"):
+    with pytest.raises(DataError, match="found the splits test, val, but no train"):
         make_split(without, scan, [])
     with pytest.raises(DataError, match="no train"):
         make_split(without, scan, [], shares=SplitShares(val=0.2, test=0.2))
@@ -332,7 +332,7 @@ def test_a_share_is_for_what_the_data_come_without(
 ) -> None:
     dataset, _ = made(2, splits=given)
     if refused:
-        with pytest.raises(OptionError, match=r"comes with its own split \(train, "):
+        with pytest.raises(OptionError, match=r"comes with the split \(train, "):
             check_shares(dataset, shares)
     else:
         check_shares(dataset, shares)
@@ -400,3 +400,14 @@ def test_images_of_each_class_and_split_are_counted() -> None:
     assert split_counts(dataset, split) == {"train": {"a": 1, "b": 2}, "test": {"a": 2, "b": 0}}
     several = replace(dataset, labels=np.ones((6, 2), np.int64))
     assert split_counts(several, split) == {"train": {"a": 3, "b": 3}, "test": {"a": 2, "b": 2}}
+
+
+def test_the_first_rule_of_the_registry_that_applies_makes_the_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset, scanned = made(6)
+
+    def all_train(source: splits_module.SplitInput) -> splits_module.Split | None:
+        assert len(source.draws) == len(source.dataset) == 6
+        return splits_module.Split(("train",) * 6, given=False, left_out={}, leaks=())
+
+    monkeypatch.setattr(splits_module, "RULES", (lambda source: None, all_train, *splits_module.RULES))
+    assert make_split(dataset, scanned, ()).sizes == {"train": 6}
