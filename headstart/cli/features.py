@@ -20,7 +20,7 @@ from headstart.cli.options import (
     out_option,
     recipe_options,
 )
-from headstart.cli.process import importing
+from headstart.cli.process_settings import importing
 from headstart.cli.render import print_json, print_table
 
 if TYPE_CHECKING:

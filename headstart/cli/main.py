@@ -15,7 +15,7 @@ from typing import Any, NoReturn, cast
 import click
 
 from headstart.cli.deferred_imports import defer_compiler
-from headstart.cli.process import quiet_libraries
+from headstart.cli.process_settings import quiet_libraries
 from headstart.cli.render import say
 from headstart.errors import HeadstartError, OptionError
 

@@ -21,7 +21,7 @@ from headstart.cli.options import (
     option,
     out_option,
 )
-from headstart.cli.process import importing
+from headstart.cli.process_settings import importing
 from headstart.cli.render import interval, percent, print_json, print_results, print_table, printable, say
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from headstart.cli.options import Command, json_option, option, out_option, run_argument
-from headstart.cli.process import importing
+from headstart.cli.process_settings import importing
 from headstart.cli.render import print_json
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from headstart.cli.options import FILE, Callback, Command, device_option, model_argument, option, run_argument
-from headstart.cli.process import importing
+from headstart.cli.process_settings import importing
 from headstart.cli.render import say
 from headstart.serve.limits import limit_option, limits_from_options
 

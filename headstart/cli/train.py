@@ -23,7 +23,7 @@ from headstart.cli.options import (
     recipe_options,
     run_argument,
 )
-from headstart.cli.process import importing
+from headstart.cli.process_settings import importing
 from headstart.cli.render import print_json, print_results, print_run_files, printable, run_files, say
 from headstart.training.recipe import options_of
 

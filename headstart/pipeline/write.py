@@ -15,7 +15,7 @@ from headstart.pipeline.load import Job, Loaded
 from headstart.reports.image_map import ImageMap, make_map
 from headstart.runs.folder import Run, seal
 from headstart.runs.results import collect_results, write_results
-from headstart.runs.test_audit import AUDIT_FILE, record_test_score
+from headstart.runs.test_set_audit import AUDIT_FILE, record_test_score
 from headstart.training.fit_head import Fitted
 from headstart.verbs.report import write_card, write_report
 

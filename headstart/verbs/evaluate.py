@@ -21,7 +21,7 @@ from headstart.files import user_path
 from headstart.model import load
 from headstart.progress import Progress, SilentProgress, with_example
 from headstart.runs.folder import open_like, split_rows
-from headstart.runs.test_audit import audit_text, read_audit, record_test_score
+from headstart.runs.test_set_audit import audit_text, read_audit, record_test_score
 
 
 class Answering(Protocol):

@@ -26,7 +26,7 @@ from headstart.model import Model, load
 from headstart.model_file import MODEL_FILE
 from headstart.progress import Progress, SilentProgress
 from headstart.runs.folder import open_like, split_rows
-from headstart.runs.test_audit import record_test_score
+from headstart.runs.test_set_audit import record_test_score
 from headstart.verbs.evaluate import Answering, LabelledImages, other_images, own_images
 
 SAMPLE = 500

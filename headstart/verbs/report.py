@@ -28,7 +28,7 @@ from headstart.runs.folder import (
     load_run,
 )
 from headstart.runs.results import curve_points
-from headstart.runs.test_audit import audit_text, read_audit
+from headstart.runs.test_set_audit import audit_text, read_audit
 from headstart.training.ladder import RungResult
 
 

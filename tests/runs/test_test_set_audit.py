@@ -9,7 +9,7 @@ import pytest
 from pictures import COLOURS, write_classes, write_grouped_table
 
 import headstart as hs
-from headstart.runs.test_audit import AuditEntry, audit_text, read_audit, record_test_score
+from headstart.runs.test_set_audit import AuditEntry, audit_text, read_audit, record_test_score
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 
-from headstart.cli.process import importing, quiet_libraries
+from headstart.cli.process_settings import importing, quiet_libraries
 
 
 def test_the_garbage_collector_is_on_again_after_imports_and_after_an_error() -> None:
@@ -21,7 +21,7 @@ def test_the_garbage_collector_is_on_again_after_imports_and_after_an_error() ->
 
 def test_warnings_are_silenced_and_what_the_user_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     environment = {"HF_HUB_VERBOSITY": "debug"}
-    monkeypatch.setattr("headstart.cli.process.os.environ", environment)
+    monkeypatch.setattr("headstart.cli.process_settings.os.environ", environment)
     with warnings.catch_warnings(record=True) as seen:
         quiet_libraries()
         warnings.warn("unread", stacklevel=1)
