@@ -1,6 +1,6 @@
-"""The index of a data set: paths, class names, given splits and groups, read from names alone.
+"""Data set index: paths, labels, classes, given splits and groups, read from a folder or a table.
 
-No image is opened here (``scan`` does that). What was seen and not used is told in ``Dataset.findings``.
+Images are not opened here (``scan`` does that). What was ignored is reported in ``Dataset.findings``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from headstart.html import paragraph, picture, table
 SPLITS: Final = ("train", "val", "test")
 
 SHOWN_CLASSES, SHOWN_IMAGES, SHOWN_SIDE = 12, 4, 96
-"""Classes, pictures of each, and pixels of their side, where a notebook shows a data set."""
+"""In notebooks: classes shown, images of each, and side of a thumbnail in pixels."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,15 @@ class Dataset:
     """N labelled images.
 
     Attributes:
-        root: the folder, or the table's file, as it was named.
-        base: the folder, or the table's folder, absolute.
+        root: the folder or table, as given.
+        base: absolute path of the folder, or of the folder of the table; ``paths`` are relative to it.
         paths: N paths, relative to ``base``, in natural order within class and split.
-        labels: (N,) int64, indices into ``classes``; or, where an image may bear any number of labels, (N, classes)
-            int64, 1 for each that it bears and 0 for the others.
+        labels: (N,) int64, indices into ``classes``; or, for multi-label data, (N, classes) int64 of 0 and 1.
         classes: class names in natural order ("2" before "10").
-        splits: N of "train", "val", "test" as the data gives them; None where it gives none.
-        groups: N names of groups that must stay on one side of a split, "" for none; None where there are no groups.
-        findings: what was found and not used, or was not read as it stands there.
-        columns: of the table, as they were chosen.
+        splits: N of "train", "val", "test", if given with the data; else None.
+        groups: N names of groups that must stay in one split, "" for none; None without groups.
+        findings: what was ignored, and what was read differently from how it is written.
+        columns: chosen columns of the table.
     """
 
     root: Path
@@ -59,7 +58,7 @@ class Dataset:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """The findings, a sentence each."""
+        """Messages of the findings."""
         return tuple(finding.message for finding in self.findings)
 
     def __len__(self) -> int:
@@ -71,19 +70,19 @@ class Dataset:
         return f"Dataset({str(self.root)!r}: {len(self.classes)} {kind}, {len(self):,} images, {given})"
 
     def _repr_html_(self) -> str:
-        """For a notebook: images by class and split, and the first pictures of each class."""
+        """HTML for notebooks: images by class and split, and the first images of each class."""
         splits: list[str] = [s for s in SPLITS if s in (self.splits or ())]
         files, of = self.files(), np.array(self.splits or [""] * len(self))
         rows, shown = [], []
         for number, name in enumerate(self.classes[:SHOWN_CLASSES]):
-            bears = self.has_label(number)
-            rows.append([name, *(f"{int((bears & (of == split)).sum()):,}" for split in splits or [""])])
-            own = [files[i] for i in bears.nonzero()[0][:SHOWN_IMAGES]]
+            has_label = self.has_label(number)
+            rows.append([name, *(f"{int((has_label & (of == split)).sum()):,}" for split in splits or [""])])
+            own = [files[i] for i in has_label.nonzero()[0][:SHOWN_IMAGES]]
             addresses = [address for path in own if (address := thumbnail(path, SHOWN_SIDE))]
             shown.append(paragraph(name) + "".join(picture(address, name) for address in addresses))
         parts = [paragraph(repr(self), strong=True), table(["class", *(splits or ["images"])], rows)]
         if len(self.classes) > SHOWN_CLASSES:
-            parts.append(paragraph(f"and {len(self.classes) - SHOWN_CLASSES:,} classes more"))
+            parts.append(paragraph(f"and {len(self.classes) - SHOWN_CLASSES:,} more classes"))
         return "".join([*parts, *shown, *map(paragraph, self.notes[:SHOWN_CLASSES])])
 
     def files(self) -> list[str]:
@@ -92,19 +91,19 @@ class Dataset:
 
     @property
     def multi_label(self) -> bool:
-        """Whether an image may bear any number of labels."""
+        """Whether an image may have any number of labels."""
         return self.labels.ndim == 2
 
     def has_label(self, number: int) -> npt.NDArray[np.bool_]:
-        """(N,) bool: which images bear the label of that number."""
+        """(N,) bool: which images have the label with this index."""
         return self.labels[:, number] > 0 if self.multi_label else self.labels == number
 
     def label_indices(self) -> list[list[int]]:
-        """N lists of the numbers of an image's labels: one each, or any number."""
+        """N lists of label indices; one entry each unless the data are multi-label."""
         return [own.nonzero()[0].tolist() for own in self.labels] if self.multi_label else self.labels[:, None].tolist()
 
     def label_names(self) -> list[str]:
-        """N class names; of several labels to an image, a cell each of a table's column of labels."""
+        """N class names; for multi-label data, N cells for a table's column of labels."""
         names = [[self.classes[i] for i in own] for own in self.label_indices()]
         return join_labels(names) if self.multi_label else [own[0] for own in names]
 
@@ -118,19 +117,22 @@ def open_data(
     split_column: str = "",
     group_column: str = "",
 ) -> Dataset:
-    """Opens a folder or a table, whichever ``source`` is.
+    """Opens a folder or a table of labelled images.
 
     Args:
-        source: a folder, a table, or a data set that is open already.
-        min_classes: that are asked for; one is enough to extend a model.
-        path_column: the table's column of paths; by the usual names where it is "" (see ``open_table``).
+        source: a folder, a table, or an opened data set, which is returned unchanged.
+        min_classes: minimum number of classes; extending a model needs one.
+        path_column: the table's column of paths; "": found by name (see ``open_table``).
         label_column: its column of labels, likewise.
         split_column: its column of splits, likewise.
         group_column: its column of groups, likewise.
 
+    Returns:
+        The data set; no image has been opened.
+
     Raises:
-        DataError: there is no such folder or table, or it cannot be used; says what was found and expected.
-        OptionError: columns are named for something that is no table.
+        DataError: the folder or table does not exist or cannot be used; the message says what was found and expected.
+        OptionError: columns are given for a folder.
     """
     if isinstance(source, Dataset):
         return source
@@ -148,13 +150,17 @@ def open_data(
 
 
 def open_folder(folder: str | os.PathLike[str], *, min_classes: int = 2) -> Dataset:
-    """Indexes a folder with one folder per class, or with train / val / test folders above the class folders.
+    """Indexes a folder with one subfolder per class, or with train / val / test folders of class folders.
 
-    Class folders are searched in depth. Hidden files and folders, files that are no images, and empty class folders
-    are told in ``findings`` and are not classes; so are camera raw files.
+    Class folders are searched recursively. Hidden files and folders, other files, camera raw files and empty class
+    folders are ignored and reported in ``findings``.
+
+    Args:
+        folder: path of the folder.
+        min_classes: minimum number of classes.
 
     Raises:
-        DataError: no such folder, no images in it, fewer than two classes, or splits and classes side by side.
+        DataError: the folder does not exist, has no images or too few classes, or mixes split and class folders.
     """
     root = user_path(folder)
     if not root.is_dir():
@@ -171,8 +177,8 @@ def open_folder(folder: str | os.PathLike[str], *, min_classes: int = 2) -> Data
     else:
         others = natsorted(set(top) - set(named_split))
         raise DataError(
-            f"{root}: split folders ({', '.join(named_split)}) stand beside other folders ({_some(others)}). Move the "
-            "others elsewhere, or put every class folder under a split folder."
+            f"{root}: split folders ({', '.join(named_split)}) are next to other folders ({_some(others)}). Move the "
+            "others elsewhere, or put every class folder into a split folder."
         )
     _note_strays(root, "", top, notes)
     findings = [*_raw_finding(found.camera_raw), *(Finding("unused-files", "note", note) for note in notes)]
@@ -205,22 +211,22 @@ def open_table(
     split_column: str = "",
     group_column: str = "",
 ) -> Dataset:
-    """Indexes a CSV, TSV or Parquet table: in each row a path, one label or any number, perhaps a split and a group.
+    """Indexes a CSV, TSV or Parquet table with a row per image: path, label or labels, and optionally split and group.
 
-    ``table.read_table`` says by which names its columns go where they are not named here. Relative paths start at the
-    table's folder. Rows without a path, a label or (where the table has the column) a split are told in ``findings``.
-    The ``split.csv`` of a run is such a table.
+    Columns that are not named are found by usual names (see ``table.read_table``). Relative paths start at the table's
+    folder. Rows without path, label or split (if the table has that column) are reported in ``findings``. A run's
+    ``split.csv`` is such a table.
 
     Args:
-        table: the file.
+        table: path of the file.
         path_column: name of the column of paths.
-        label_column: of labels: one to an image, or any number with "|" between them.
-        split_column: of train, val or test.
-        group_column: of names of groups that must stay on one side of a split.
-        min_classes: that are asked for, where each image has one; of several to an image, one label will do.
+        label_column: name of the column of labels; several labels of an image are separated by "|".
+        split_column: name of the column of splits: train, val or test.
+        group_column: name of the column of groups; a group stays in one split.
+        min_classes: minimum number of classes; multi-label data need one label.
 
     Raises:
-        DataError: no such file, columns missing, a split that is not known, one path with two labels, or too few
+        DataError: the file or a column is missing, a split is unknown, a path has two labels, or there are too few
             classes.
     """
     file = user_path(table)
@@ -232,13 +238,13 @@ def open_table(
         paths=[row.path for row in read.rows],
         labels=[row.labels for row in read.rows],
         classes=read.classes,
-        several=read.several,
+        is_multi_label=read.is_multi_label,
         splits=[row.split for row in read.rows] if read.has_splits else None,
         groups=[row.group for row in read.rows] if read.has_groups else None,
         findings=read.findings,
         spellings=read.spellings,
         columns=columns,
-        min_classes=1 if read.several else min_classes,
+        min_classes=1 if read.is_multi_label else min_classes,
     )
 
 
@@ -249,7 +255,7 @@ def _dataset(
     paths: list[str],
     labels: list[tuple[str, ...]],
     classes: tuple[str, ...],
-    several: bool = False,
+    is_multi_label: bool = False,
     splits: list[str] | None,
     groups: list[str] | None,
     findings: Iterable[Finding],
@@ -266,10 +272,10 @@ def _dataset(
     rank = {path: place for place, path in enumerate(natsorted(paths))}
 
     def place(i: int) -> tuple[int, int, int]:
-        return SPLITS.index(splits[i]) if splits else 0, 0 if several else number[labels[i][0]], rank[paths[i]]
+        return SPLITS.index(splits[i]) if splits else 0, 0 if is_multi_label else number[labels[i][0]], rank[paths[i]]
 
     order = sorted(range(len(paths)), key=place)
-    if several:
+    if is_multi_label:
         numbers = np.zeros((len(paths), len(classes)), dtype=np.int64)
         for row, i in enumerate(order):
             numbers[row, [number[name] for name in labels[i]]] = 1
@@ -290,11 +296,11 @@ def _dataset(
 
 @dataclass(frozen=True)
 class _Found:
-    """What is noticed while class folders are read.
+    """Collected while class folders are read.
 
     Attributes:
         spellings: of the folders' names.
-        camera_raw: paths of camera raw files without a picture of the same name beside them.
+        camera_raw: paths of camera raw files without an image of the same name.
     """
 
     spellings: Spellings
@@ -302,7 +308,7 @@ class _Found:
 
 
 def _class_rows(root: Path, split: str, notes: list[str], found: _Found) -> list[tuple[str, str]]:
-    """(path, class) of every image in the class folders below ``root/split``."""
+    """(path, class) of every image in the class folders of ``root/split``."""
     rows: list[tuple[str, str]] = []
     classes = _subfolders(root / split, notes if split else [])
     for name in classes:
@@ -312,9 +318,9 @@ def _class_rows(root: Path, split: str, notes: list[str], found: _Found) -> list
         found.camera_raw.extend(os.path.join(inside, file) for file in raw)
         others = [file for file in others if file not in raw]
         if not images:
-            notes.append(f"{inside}: no images in it; not a class")
+            notes.append(f"{inside}: contains no images; not a class")
         if others:
-            notes.append(f"{inside}: {len(others)} other file(s) not used: {_some(others)}")
+            notes.append(f"{inside}: {len(others)} other file(s) ignored: {_some(others)}")
         if images:
             label = found.spellings.name(name)
             rows += [(os.path.join(inside, image), label) for image in images]
@@ -334,7 +340,7 @@ def _subfolders(folder: Path, notes: list[str]) -> list[str]:
 
 
 def _images_below(folder: Path) -> tuple[list[str], list[str]]:
-    """Image files and other visible files below a folder, in depth, relative to it, in natural order."""
+    """(image files, other files) below a folder, relative to it, in natural order; without hidden ones."""
     images: list[str] = []
     others: list[str] = []
     for path in walk_files(folder):
@@ -343,13 +349,13 @@ def _images_below(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def find_images(path: UserPath) -> list[str]:
-    """The picture itself, or every picture below a folder, in natural order.
+    """The images of a folder in natural order, or the path of a single file.
 
-    A file is taken as it is, whatever its ending. Camera raw files without a picture of the same name beside them are
-    listed too, so that they are named.
+    A single file may have any suffix. Camera raw files without an image of the same name are included, so that their
+    predictions say why they cannot be read.
 
     Raises:
-        DataError: a folder without pictures.
+        DataError: the folder contains no images.
     """
     path = user_path(path)
     if not path.is_dir():
@@ -362,7 +368,7 @@ def find_images(path: UserPath) -> list[str]:
 
 
 def _camera_raw(images: Sequence[str], others: Sequence[str]) -> list[str]:
-    """Camera raw files without a picture of the same name beside them, which cameras may write as well."""
+    """Camera raw files without an image of the same name, which many cameras write next to them."""
     pictured = {os.path.splitext(name)[0] for name in images}
     return [
         name
@@ -374,12 +380,12 @@ def _camera_raw(images: Sequence[str], others: Sequence[str]) -> list[str]:
 def _raw_finding(paths: Sequence[str]) -> list[Finding]:
     if not paths:
         return []
-    message = f"{len(paths):,} file(s) are not used: {RAW_REMEDY}"
+    message = f"{len(paths):,} file(s) ignored: {RAW_REMEDY}"
     return [Finding("camera-raw", "warning", message, tuple(paths))]
 
 
 def walk_files(folder: Path) -> Iterator[str]:
-    """Every file below a folder that is not hidden, relative to it; links to folders are followed, loops are not."""
+    """Every visible file below a folder, relative to it. Links to folders are followed, loops are not."""
     seen: set[str] = set()
     for place, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
@@ -399,13 +405,13 @@ def _note_strays(root: Path, inside: str, folders: Iterable[str], notes: list[st
     images = [name for name in strays if Path(name).suffix.lower() in SUFFIXES]
     where = inside or root.name
     if images and not any(True for _ in folders):
-        notes.append(f"{where}: {len(images)} image(s) without a class folder; not used, they have no label")
+        notes.append(f"{where}: {len(images)} image(s) outside a class folder ignored: they have no label")
     else:
-        notes.append(f"{where}: {len(strays)} stray file(s) not used: {_some(natsorted(strays))}")
+        notes.append(f"{where}: {len(strays)} file(s) outside the class folders ignored: {_some(natsorted(strays))}")
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of that name is passed over."""
+    """Whether a file or folder of this name is ignored."""
     return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir")
 
 
@@ -414,7 +420,7 @@ def _missing_classes(
 ) -> list[Finding]:
     if splits is None:
         return []
-    present = {(split, name) for split, own in zip(splits, labels, strict=True) for name in own}
+    present = {(split, name) for split, names in zip(splits, labels, strict=True) for name in names}
     return [
         Finding("split-without-class", "note", f"{split}: no image of class {_some(missing)}")
         for split in SPLITS

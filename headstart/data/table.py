@@ -1,4 +1,4 @@
-"""Tables of images: which columns hold paths, labels, splits and groups, and what stands in their rows."""
+"""Tables of labelled images: finding the columns of paths, labels, splits and groups, and reading the rows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SPLIT_NAMES: Final = {
     "test": "test",
     "testing": "test",
 }
-"""Names of folders, or values of a table's split column, and the split that they mean (case does not matter)."""
+"""Folder name, or value of a split column, in lower case -> the split."""
 
 PATH_COLUMNS: Final = (
     "path",
@@ -42,32 +42,32 @@ PATH_COLUMNS: Final = (
 )
 LABEL_COLUMNS: Final = ("label", "class", "class_name", "category", "target")
 LABELS_COLUMNS: Final = ("labels", "tags", "classes", "categories", "targets")
-"""Names of a column whose cells hold any number of labels."""
+"""Names of a column with any number of labels per cell."""
 
 SPLIT_COLUMNS: Final = ("split", "set", "subset")
 GROUP_COLUMNS: Final = ("group", "group_id")
 
 SEPARATOR: Final = LIST_SEPARATOR
-"""Between the labels of one image, where a table is written."""
+"""Separator of the labels of an image in tables that Headstart writes."""
 
 SEPARATORS: Final = (SEPARATOR, ";", ",")
-"""Between the labels of one cell: the first of these that the column has anywhere, or else blanks."""
+"""Separators of labels in a cell: the first that occurs anywhere in the column, or else blanks."""
 
 MARKS: Final = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
-"""Cells of a column that says of each image whether it bears the label after which the column is named."""
+"""Cells of an indicator column, which says whether an image has the label that the column is named after."""
 
 SHARE_OF_MARKS: Final = 0.5
-"""Of a column's cells that must be marks, for the rest to be mistakes and the column one of labels."""
+"""Share of indicator cells from which a column is an indicator column, and other cells in it are errors."""
 
 _WHOLE_NUMBER: Final = re.compile(r"(-?\d+)(\.0+)?")
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a table are used.
+    """Columns of a table, by name.
 
     Attributes:
-        path: name of the column; "" for the first of ``PATH_COLUMNS`` that the table has.
+        path: column of paths; "" for the first of ``PATH_COLUMNS`` that the table has.
         label: likewise, of ``LABEL_COLUMNS`` or ``LABELS_COLUMNS``.
         split: likewise, of ``SPLIT_COLUMNS``.
         group: likewise, of ``GROUP_COLUMNS``.
@@ -79,19 +79,19 @@ class Columns:
     group: str = ""
 
     def as_options(self) -> dict[str, str]:
-        """The arguments of ``open_data`` for it; without those that are ""."""
+        """The arguments of ``open_data`` for these columns, without empty ones."""
         return {f"{name}_column": column for name, column in asdict(self).items() if column}
 
 
 @dataclass(frozen=True)
 class TableRow:
-    """An image.
+    """A row: an image.
 
     Attributes:
-        path: as it stands there.
-        labels: that it bears; one where the table has a label for each image.
-        split: "train", "val" or "test"; "" where the table has no such column.
-        group: likewise.
+        path: as in the table.
+        labels: of the image; exactly one for single-label data.
+        split: "train", "val" or "test"; "" without such a column.
+        group: name of the group; "" without such a column.
     """
 
     path: str
@@ -102,21 +102,21 @@ class TableRow:
 
 @dataclass(frozen=True)
 class ImageTable:
-    """What a table says.
+    """The content of a table.
 
     Attributes:
-        rows: each path once.
+        rows: one per path.
         classes: names of the labels, in natural order.
-        several: whether an image may bear any number of labels.
-        has_splits: whether there is such a column.
-        has_groups: likewise.
-        findings: what was found and not used, or was not read as it stands there.
-        spellings: see ``Spellings``.
+        is_multi_label: whether an image may have any number of labels.
+        has_splits: whether the table has a split column.
+        has_groups: whether the table has a group column.
+        findings: what was ignored, and what was read differently from how it is written.
+        spellings: of the class names.
     """
 
     rows: tuple[TableRow, ...]
     classes: tuple[str, ...]
-    several: bool
+    is_multi_label: bool
     has_splits: bool
     has_groups: bool
     findings: tuple[Finding, ...]
@@ -126,16 +126,16 @@ class ImageTable:
 @final
 @dataclass(frozen=True)
 class Spellings:
-    """How class names are written where they come from.
+    """Spellings of class names.
 
     Attributes:
-        seen: name in Unicode's composed form (NFC) -> its forms, as they were met.
+        seen: name in Unicode's composed form (NFC) -> its spellings in the data.
     """
 
     seen: dict[str, set[str]] = field(default_factory=dict)
 
     def name(self, written: str) -> str:
-        """The class that is meant; bytes of a folder's name that are not UTF-8 are read as cp1252."""
+        """The class of a spelling. Folder names that are not UTF-8 are read as cp1252."""
         try:
             written.encode()
         except UnicodeEncodeError:
@@ -146,10 +146,10 @@ class Spellings:
         return name
 
     def findings(self) -> list[Finding]:
-        """Names that are probably one class, or were taken as one."""
+        """Class names that were merged, or that probably mean one class."""
         found = []
         if forms := [name for name, written in natsorted(self.seen.items()) if len(written) > 1]:
-            message = f"{len(forms):,} class name(s) have two Unicode forms, which look alike: taken as one class"
+            message = f"{len(forms):,} class name(s) occur in two Unicode forms, which look alike: read as one class"
             found.append(Finding("unicode-form", "note", message, tuple(forms)))
         alike: dict[str, list[str]] = {}
         for name in natsorted(self.seen):
@@ -157,27 +157,30 @@ class Spellings:
             alike.setdefault(re.sub(r"[\s_-]+", " ", key).strip(), []).append(name)
         if groups := [", ".join(names) for names in alike.values() if len(names) > 1]:
             message = (
-                f"{len(groups):,} group(s) of class names differ only by case, spacing or Unicode form: {groups[0]}"
-                f"{'; ...' if len(groups) > 1 else ''}. They stay separate classes; give them one name if "
-                "they are one class"
+                f"{len(groups):,} group(s) of class names differ only in case, spacing or Unicode form: {groups[0]}"
+                f"{'; ...' if len(groups) > 1 else ''}. They stay separate classes; rename them if "
+                "they mean one class"
             )
             found.append(Finding("similar-class-names", "warning", message, tuple(groups)))
         return found
 
 
 def read_table(file: Path, columns: Columns | None = None) -> ImageTable:
-    """Reads a CSV, TSV or Parquet table with a path and labels in each row, and perhaps a split and a group.
+    """Reads a CSV, TSV or Parquet table with a row per image.
 
-    Columns that are not named go by the names in ``PATH_COLUMNS``, ``SPLIT_COLUMNS`` and ``GROUP_COLUMNS`` (case does
-    not matter). A column named in ``LABEL_COLUMNS`` holds the one label of each image. One named in ``LABELS_COLUMNS``,
-    or with ``SEPARATOR`` in its cells, holds any number of them, and the rows of one path are taken together. Where
-    there is neither, columns of ``MARKS`` are labels, of which an image may bear any number.
+    Columns that are not named are found by the names in ``PATH_COLUMNS``, ``SPLIT_COLUMNS`` and ``GROUP_COLUMNS``,
+    ignoring case. A column in ``LABEL_COLUMNS`` has one label per image. A column in ``LABELS_COLUMNS``, or with
+    ``SEPARATOR`` in its cells, has any number, and rows of the same path are merged. Without either, indicator columns
+    (``MARKS``) are the labels.
 
-    Paths may have backslashes between folders, and may lack the ending of their file. Whole numbers that were written
-    as 0.0 and 1.0 are the labels 0 and 1.
+    Paths may use backslashes and may lack the file's suffix. Integers written as 0.0 and 1.0 become the labels 0 and 1.
+
+    Args:
+        file: path of the table.
+        columns: chosen columns; default: found by name.
 
     Raises:
-        DataError: no such file, columns missing, a split or a mark that is not known, or one path with two labels.
+        DataError: the file or a column is missing, a split or an indicator is unknown, or a path has two labels.
     """
     if not file.is_file():
         raise DataError(f"{file}: no such table.")
@@ -198,7 +201,7 @@ def read_table(file: Path, columns: Columns | None = None) -> ImageTable:
             continue
         used += 1
         number = place + read.first_row
-        if lacks := _lacks(written, labels.known(place), not split_column or bool(cells[split_column][place])):
+        if lacks := _lacks(written, labels.is_labelled(place), not split_column or bool(cells[split_column][place])):
             missing[lacks].append(number)
             continue
         split = _split_value(file, number, cells[split_column][place]) if split_column else ""
@@ -215,7 +218,7 @@ def read_table(file: Path, columns: Columns | None = None) -> ImageTable:
     return ImageTable(
         tuple(rows.values()),
         tuple(natsorted(labels.names or {label for row in rows.values() for label in row.labels})),
-        labels.several,
+        labels.is_multi_label,
         split_column is not None,
         group_column is not None,
         tuple(findings),
@@ -224,27 +227,27 @@ def read_table(file: Path, columns: Columns | None = None) -> ImageTable:
 
 
 def join_labels(labels: Sequence[Sequence[str]]) -> list[str]:
-    """Cells of a column of labels, from which ``read_table`` reads the same again."""
+    """Cells of a column of labels that ``read_table`` reads back unchanged."""
     cells = [SEPARATOR.join(own) for own in labels]
     if any(SEPARATOR in cell for cell in cells):
         return cells
-    return [cell and cell + SEPARATOR for cell in cells]  # else another separator might be taken for one
+    return [cell and cell + SEPARATOR for cell in cells]  # or a comma in a label would be read as a separator
 
 
 class _Labels:
-    """The labels of a table's rows, however they stand there.
+    """The labels of a table's rows, in any of the supported layouts.
 
     Args:
         file: for errors.
-        columns: by name.
-        chosen: name of the column; "" for the usual names.
-        taken: names of columns that hold something else.
+        columns: name -> cells.
+        chosen: name of the label column; "": found by name.
+        taken: names of columns with other content.
         first_row: see ``TableFile``.
-        findings: are added to.
+        findings: list to append to.
 
     Attributes:
-        several: whether an image may bear any number.
-        names: of all labels, where the columns name them.
+        is_multi_label: whether an image may have any number of labels.
+        names: labels of indicator columns; () for other layouts.
         spellings: of the labels.
     """
 
@@ -269,7 +272,7 @@ class _Labels:
             self.one = _column(file, columns, "", LABEL_COLUMNS, "label")
             self.list = _column(file, columns, "", LABELS_COLUMNS, "label")
         self.names: tuple[str, ...] = ()
-        self.several = self.one is None
+        self.is_multi_label = self.one is None
         self.separator: str | None = None
         if self.one is not None:
             self._read_whole_numbers(self.one, findings)
@@ -285,18 +288,18 @@ class _Labels:
         self.names = tuple(name for name in others if _are_marks(columns[name]))
         if not self.names:
             raise DataError(
-                f"{file}: no label column. {_expected(columns, LABEL_COLUMNS, 'label')}; for any number of labels to "
-                f"an image {', '.join(LABELS_COLUMNS[:2])}, with {SEPARATOR} between them, or a column of 0 and 1 for "
-                "each."
+                f"{file}: no label column. {_expected(columns, LABEL_COLUMNS, 'label')}; for any number of labels "
+                f"per image {', '.join(LABELS_COLUMNS[:2])}, separated by {SEPARATOR}, or a column of 0 and 1 for each "
+                "label."
             )
         if strange := next((name for name in self.names if SEPARATOR in name), ""):
-            raise DataError(f"{file}: a label is named {strange!r}; {SEPARATOR} stands between labels. Rename it.")
+            raise DataError(f"{file}: the label {strange!r} contains {SEPARATOR}, which separates labels. Rename it.")
         if unused := [name for name in others if name not in self.names]:
             message = f"{file.name}: column(s) {', '.join(unused)} not used: the cells are not 0 or 1"
             findings.append(Finding("unused-columns", "note", message))
 
-    def known(self, place: int) -> bool:
-        """Whether a row says what the image bears; of several labels, none is an answer too."""
+    def is_labelled(self, place: int) -> bool:
+        """Whether a row has a label; in multi-label data an empty cell means no labels."""
         return self.one is None or bool(self.columns[self.one][place])
 
     def of(self, place: int) -> tuple[str, ...]:
@@ -315,7 +318,7 @@ class _Labels:
         return tuple(found)
 
     def _read_whole_numbers(self, column: str, findings: list[Finding]) -> None:
-        """Pandas turns a column of whole numbers in which some are missing into one of floats."""
+        """Undoes pandas, which turns a column of integers with missing values into floats."""
         found = [_WHOLE_NUMBER.fullmatch(cell) for cell in self.columns[column] if cell]
         if not all(found) or not any(match and match[2] for match in found):
             return
@@ -324,15 +327,15 @@ class _Labels:
         findings.append(Finding("label-format", "note", message))
 
     def together(self, number: int, first: TableRow, second: TableRow) -> TableRow:
-        """Two rows of one path: what both say."""
+        """Merges two rows of one path."""
         if self.list is not None and (first.split, first.group) == (second.split, second.group):
             labels = tuple(dict.fromkeys((*first.labels, *second.labels)))
             return TableRow(first.path, labels, first.split, first.group)
         if first != second:
             said = [", ".join(row.labels) + (f" ({row.split})" if row.split else "") for row in (first, second)]
             raise DataError(
-                f"{self.file}, row {number}: {first.path} stands twice, as {said[0]!r} and as {said[1]!r}. Keep the "
-                "row that is right" + ("." if self.several else ", or name the column labels if it has both.")
+                f"{self.file}, row {number}: {first.path} occurs twice, as {said[0]!r} and as {said[1]!r}. Keep the "
+                "correct row" + ("." if self.is_multi_label else ", or name the column labels if both are correct.")
             )
         return first
 
@@ -344,10 +347,10 @@ def _are_marks(cells: Sequence[str]) -> bool:
 
 @final
 class _Files:
-    """Finds the files that a table's paths mean.
+    """Finds the files of a table's paths.
 
     Args:
-        base: the folder that relative paths start at.
+        base: folder that relative paths start at.
     """
 
     def __init__(self, base: Path) -> None:
@@ -357,10 +360,10 @@ class _Files:
         self._listed: dict[str, dict[str, list[str]]] = {}
 
     def find(self, written: str) -> str:
-        """The path as it is written where there is such a file, else one that differs only in how it is written.
+        """The path as written if the file exists, else the path of the one file that it probably means.
 
-        That is: with backslashes between the folders, without the file's ending, or in another Unicode form. A path
-        that fits no file, or several, stays as it is.
+        That is: with slashes for backslashes, with the missing suffix, or in another Unicode form. A path that matches
+        no file, or more than one, stays as written.
         """
         if os.path.exists(os.path.join(self.base, written)):
             return written
@@ -378,11 +381,11 @@ class _Files:
         return os.path.join(folder, fitting[0])
 
     def findings(self, file: Path) -> list[Finding]:
-        """Which paths were read in another way than they are written."""
+        """Paths that were read differently from how they are written."""
         found = []
         for written, what in (
-            (self.turned, "have backslashes: taken as separators of folders"),
-            (self.completed, "lack the file's ending, or have another Unicode form: the file that fits is taken"),
+            (self.turned, "have backslashes: read as slashes"),
+            (self.completed, "lack the file's suffix, or have another Unicode form: the matching file is used"),
         ):
             if written:
                 message = f"{file.name}: {len(written):,} path(s) {what}"
@@ -390,7 +393,7 @@ class _Files:
         return found
 
     def _names(self, folder: str) -> dict[str, list[str]]:
-        """Names of image files, with and without their ending, in Unicode's composed form -> the files."""
+        """Names of image files, with and without suffix, in Unicode's composed form -> the files."""
         if folder not in self._listed:
             names: dict[str, list[str]] = {}
             try:
@@ -407,12 +410,12 @@ class _Files:
 
 
 def _lacks(path: str, has_label: bool, has_split: bool) -> str:
-    """What a row needs and has not; "" for nothing."""
+    """What a row lacks: "path", "label", "split", or "" for nothing."""
     return "path" if not path else "label" if not has_label else "" if has_split else "split"
 
 
 def _incomplete(file: Path, missing: dict[str, list[int]], rows: int) -> list[Finding]:
-    """Rows that are left out; one without a split may be left out on purpose, as those of a run's own table are."""
+    """Findings about ignored rows. Rows without a split are ignored on purpose in the ``split.csv`` of a run."""
     found = []
     lost = {what: numbers for what, numbers in missing.items() if numbers and what != "split"}
     if lost:
@@ -433,12 +436,12 @@ def _incomplete(file: Path, missing: dict[str, list[int]], rows: int) -> list[Fi
 
 
 def _column(file: Path, columns: Iterable[str], chosen: str, names: Sequence[str], what: str) -> str | None:
-    """The column that was chosen, or one of a usual name; None where there is none."""
+    """The chosen column, or one of a usual name; None if there is none."""
     if not chosen:
         return next((column for name in names for column in columns if column.lower() == name), None)
-    wanted = unicodedata.normalize("NFC", chosen)
-    found = next((column for column in columns if column == wanted), None)
-    found = found or next((column for column in columns if column.lower() == wanted.lower()), None)
+    name = unicodedata.normalize("NFC", chosen)
+    found = next((column for column in columns if column == name), None)
+    found = found or next((column for column in columns if column.lower() == name.lower()), None)
     if found is None:
         raise DataError(f"{file}: no column {chosen!r}, named by --{what}-column. Found: {', '.join(columns)}.")
     return found

@@ -1,4 +1,4 @@
-"""Table files: CSV of any usual encoding and separator, and Parquet, as columns of text."""
+"""Table files: CSV in any common encoding and dialect, TSV and Parquet, read as columns of text."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from headstart.files import original
 TABLE_SUFFIXES: Final = (".csv", ".tsv", ".txt", ".parquet")
 
 LIST_SEPARATOR: Final = "|"
-"""Between the entries of a list, as Parquet holds them, in a cell of text."""
+"""Separator of the entries of a Parquet list, in a cell of text."""
 
 CELL_SEPARATORS: Final = ",;\t|"
-"""Between the cells of a line: the one that the header has most often."""
+"""Separators of cells: the one that occurs most often in the header is used."""
 
 _BYTE_ORDER_MARKS: Final = (
     (codecs.BOM_UTF8, "utf-8", "UTF-8"),
@@ -32,10 +32,10 @@ _BYTE_ORDER_MARKS: Final = (
     (codecs.BOM_UTF16_LE, "utf-16-le", "UTF-16"),
     (codecs.BOM_UTF16_BE, "utf-16-be", "UTF-16"),
 )
-"""(mark, codec, name); those of UTF-32 first, since one of them begins like one of UTF-16."""
+"""(mark, codec, name); UTF-32 first, because its little-endian mark starts with that of UTF-16."""
 
 _SEPARATOR_LINE: Final = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
-"""A first line by which Excel is told the separator."""
+"""First line that names the separator for Excel."""
 
 _REMEDY: Final = 'Save it as "CSV UTF-8"'
 
@@ -45,9 +45,9 @@ class TableFile:
     """The text of a table.
 
     Attributes:
-        columns: name -> cells, without blanks around them; names are in Unicode's composed form (NFC).
-        first_row: number of the first row below the header, as editors count.
-        findings: how the file was read, where that may matter.
+        columns: name in Unicode's composed form (NFC) -> cells without surrounding blanks.
+        first_row: line number of the first row below the header.
+        findings: about the encoding.
     """
 
     columns: dict[str, list[str]]
@@ -58,11 +58,11 @@ class TableFile:
 def read_table_file(file: Path) -> TableFile:
     """Reads a CSV, TSV or Parquet file.
 
-    Text may be UTF-8, UTF-16 or UTF-32 with a byte order mark, UTF-8 without one, or else cp1252 (Windows), which a
-    finding says.
+    Text is UTF-8, UTF-16 or UTF-32 with a byte order mark, UTF-8 without one, or else cp1252 (Windows), which a finding
+    reports.
 
     Raises:
-        DataError: it cannot be read as a table; names the place and the remedy.
+        DataError: the file cannot be read as a table; the message names the place and the remedy.
     """
     if file.suffix.lower() == ".parquet":
         return TableFile(_read_parquet(file))
@@ -72,11 +72,11 @@ def read_table_file(file: Path) -> TableFile:
         raise DataError(f"{file}: cannot be read as a table: {error.strerror or error}.") from error
     text, findings = _decoded(file, data)
     first_line = text.partition("\n")[0]
-    told = _SEPARATOR_LINE.fullmatch(first_line.rstrip("\r"))
-    if told:
+    named = _SEPARATOR_LINE.fullmatch(first_line.rstrip("\r"))
+    if named:
         text = text[len(first_line) + 1 :]
-    first_row = 3 if told else 2
-    return TableFile(_read_text(file, text, told[1] if told else "", first_row), first_row, findings)
+    first_row = 3 if named else 2
+    return TableFile(_read_text(file, text, named[1] if named else "", first_row), first_row, findings)
 
 
 def _decoded(file: Path, data: bytes) -> tuple[str, tuple[Finding, ...]]:
@@ -86,12 +86,14 @@ def _decoded(file: Path, data: bytes) -> tuple[str, tuple[Finding, ...]]:
                 text = data[len(mark) :].decode(codec)
             except UnicodeDecodeError as error:
                 place = f"byte {len(mark) + error.start:,}"
-                raise DataError(f"{file}: begins as {name} and is damaged at {place}. {_REMEDY}.") from error
+                raise DataError(f"{file}: starts as {name} and is damaged at {place}. {_REMEDY}.") from error
             usual = name == "UTF-8"
             return text, () if usual else (Finding("encoding", "note", f"{file.name}: read as {name}"),)
     if b"\0" in data:
         place = _place(data, data.index(b"\0"))
-        raise DataError(f"{file}: holds zero bytes ({place}): UTF-16 without a byte order mark, or no text. {_REMEDY}.")
+        raise DataError(
+            f"{file}: contains zero bytes ({place}): UTF-16 without a byte order mark, or not a text file. {_REMEDY}."
+        )
     try:
         return data.decode("utf-8"), ()
     except UnicodeDecodeError as error:
@@ -99,13 +101,15 @@ def _decoded(file: Path, data: bytes) -> tuple[str, tuple[Finding, ...]]:
         replaced = data.decode("utf-8", errors="replace")
         broken = replaced.count("\ufffd")
         if sum(c > "\x7f" for c in replaced) > 2 * broken:
-            raise DataError(f"{file}: is UTF-8 but for {broken:,} place(s), first {fault}. {_REMEDY}.") from error
+            raise DataError(
+                f"{file}: is UTF-8 except for {broken:,} place(s), the first {fault}. {_REMEDY}."
+            ) from error
         try:
             text = data.decode("cp1252")
         except UnicodeDecodeError as other:
             second = f"byte 0x{data[other.start]:02x} at {_place(data, other.start)}"
             raise DataError(
-                f"{file}: its encoding is unknown: neither UTF-8 ({fault}) nor cp1252, which Excel writes on Windows "
+                f"{file}: unknown encoding: neither UTF-8 ({fault}) nor cp1252, which Excel writes on Windows "
                 f"({second}). {_REMEDY}."
             ) from error
     message = f"{file.name}: read as cp1252 (Windows), since it is not UTF-8. {_REMEDY} if names look wrong"
@@ -129,7 +133,7 @@ def _read_text(file: Path, text: str, separator: str, first_row: int) -> dict[st
         raise DataError(f"{file}: empty. Expected a header with the columns path and label.")
     rows = [[original(cell.strip()) for cell in row] for row in rows]
     header = [unicodedata.normalize("NFC", cell) for cell in rows[0]]
-    while header and not header[-1]:  # spreadsheets write empty columns behind the last
+    while header and not header[-1]:  # spreadsheets add empty columns at the end
         header.pop()
     for number, row in enumerate(rows[1:], start=first_row):
         while len(row) > len(header) and not row[-1]:

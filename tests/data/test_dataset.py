@@ -51,7 +51,7 @@ def test_what_is_no_class_is_named(tmp_path: Path) -> None:
     data = open_folder(tmp_path)
     assert data.classes == ("cat", "dog")
     notes = "\n".join(data.notes)
-    for named in (".ipynb_checkpoints", "bird: no images", "notes.txt", "labels.csv", "__MACOSX"):
+    for named in (".ipynb_checkpoints", "bird: contains no images", "notes.txt", "labels.csv", "__MACOSX"):
         assert named in notes
     assert ".DS_Store" not in notes
 
@@ -100,12 +100,12 @@ def test_camera_raw_files_are_named_once_with_what_to_do(tmp_path: Path) -> None
     data = open_folder(tmp_path)
     (finding,) = [f for f in data.findings if f.kind == "camera-raw"]
     assert finding.severity == "warning"
-    assert finding.message == "3 file(s) are not used: camera raw: export it as JPEG or TIFF first"
+    assert finding.message == "3 file(s) ignored: camera raw: export it as JPEG or TIFF first"
     assert finding.items == ("a/5.CR2", "a/6.nef", "b/7.dng")
     assert [Path(path).name for path in find_images(tmp_path / "a")] == ["0.png", "1.png", "5.CR2", "6.nef"]
     for path in tmp_path.rglob("*.png"):
         path.unlink()
-    with pytest.raises(DataError, match=r"no images found.*4 file.s. are not used: camera raw: export"):
+    with pytest.raises(DataError, match=r"no images found.*4 file.s. ignored: camera raw: export"):
         open_folder(tmp_path)
 
 
@@ -120,7 +120,7 @@ def test_unusable_folders_say_what_was_found_and_expected(tmp_path: Path) -> Non
     write_classes(tmp_path / "mixed" / "train", {"a": 1, "b": 1})
     write_classes(tmp_path / "mixed" / "val", {"a": 1, "b": 1})
     write_classes(tmp_path / "mixed", {"c": 1})
-    with pytest.raises(DataError, match=r"stand beside other folders \(c\)"):
+    with pytest.raises(DataError, match=r"are next to other folders \(c\)"):
         open_folder(tmp_path / "mixed")
 
 
@@ -131,7 +131,7 @@ def test_unlabelled_test_pictures_are_named_and_not_used(tmp_path: Path) -> None
     picture(9).save(tmp_path / "test" / "1.png")
     data = open_folder(tmp_path)
     assert set(data.splits or ()) == {"train", "val"}
-    assert any("test: 1 image(s) without a class folder" in note for note in data.notes)
+    assert any("test: 1 image(s) outside a class folder" in note for note in data.notes)
 
 
 @pytest.mark.parametrize("kind", ["csv", "semicolon", "tsv", "bom", "parquet"])
@@ -167,7 +167,7 @@ def test_faulty_tables_name_the_row_and_the_remedy(tmp_path: Path) -> None:
         ("path,label\na,x\n", "one class, x"),
         ("path,label,split\na,x,train\nb,y,eval\n", "row 3: split is 'eval'"),
         ("path,label,split\na,x,\nb,y,\n", "no row"),
-        ("path,label\na,x\n\na,y\n", "row 4: a stands twice, as 'x' and as 'y'"),
+        ("path,label\na,x\n\na,y\n", "row 4: a occurs twice, as 'x' and as 'y'"),
     ]:
         with pytest.raises(DataError, match=message.replace("(", r"\(")):
             open_table(table(text))
@@ -190,5 +190,5 @@ def test_pictures_of_a_folder_are_found_in_natural_order(tmp_path: Path) -> None
     assert [Path(p).name for p in find_images(tmp_path)] == [f"{i}.png" for i in range(11)]
     assert find_images(tmp_path / "gone.jpg") == [str(tmp_path / "gone.jpg")]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no pictures"):
+    with pytest.raises(DataError, match="no images"):
         find_images(tmp_path / "empty")

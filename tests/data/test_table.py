@@ -88,12 +88,12 @@ def test_splits_and_groups_go_with_several_labels(tmp_path: Path) -> None:
         ("path,cat,dog\na,1,0\nb,0,2\nc,0,1\n", "row 3: 'dog' is '2'. Expected 0 or 1"),
         ("path,cat,dog\na,1,0\nb,0,\nc,0,1\n", "row 3: 'dog' is ''. Expected 0 or 1"),
         ("path,kind\na,x\nb,y\n", "no label column. Found: path, kind. Expected one named label,"),
-        ("path,kind\na,x\nb,y\n", "labels, tags, with | between them, or a column of 0 and 1 for each."),
+        ("path,kind\na,x\nb,y\n", "labels, tags, separated by |, or a column of 0 and 1 for each label."),
         ("path,labels\na,\nb,\n", "no labelled images found"),
-        ("path,x|y\na,1\nb,0\n", "a label is named 'x|y'"),
-        ("path,labels,split\na,x,train\na,y,val\nb,y,val\n", "row 3: a stands twice, as 'x (train)' and as 'y (val)'"),
-        ("path,cat\na,1\na,0\n", "row 3: a stands twice, as 'cat' and as ''. Keep the row that is right."),
-        ("path,label\na,x\na,y\n", "or name the column labels if it has both"),
+        ("path,x|y\na,1\nb,0\n", "the label 'x|y' contains |"),
+        ("path,labels,split\na,x,train\na,y,val\nb,y,val\n", "row 3: a occurs twice, as 'x (train)' and as 'y (val)'"),
+        ("path,cat\na,1\na,0\n", "row 3: a occurs twice, as 'cat' and as ''. Keep the correct row."),
+        ("path,label\na,x\na,y\n", "or name the column labels if both are correct"),
     ],
 )
 def test_faulty_tables_name_the_row_and_the_remedy(tmp_path: Path, text: str, message: str) -> None:
@@ -140,10 +140,13 @@ def test_tables_of_every_usual_encoding_and_separator(
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (GERMAN.encode("utf-16-le"), "holds zero bytes (offset 1, line 1): UTF-16 without a byte order mark"),
+        (GERMAN.encode("utf-16-le"), "contains zero bytes (offset 1, line 1): UTF-16 without a byte order mark"),
         (b"path,label\na,x\nb,\xe4\x81\n", "line 3) nor cp1252, which Excel writes on Windows (byte 0x81 at offset 18"),
-        ("path,label\na,äöüß\nb,é".encode() + b"\xe4\n", "is UTF-8 but for 1 place(s), first byte 0xe4 at offset 26"),
-        (b"\xff\xfep\0a\0t\0h", "begins as UTF-16 and is damaged at byte 8"),
+        (
+            "path,label\na,äöüß\nb,é".encode() + b"\xe4\n",
+            "is UTF-8 except for 1 place(s), the first byte 0xe4 at offset 26",
+        ),
+        (b"\xff\xfep\0a\0t\0h", "starts as UTF-16 and is damaged at byte 8"),
     ],
 )
 def test_other_encodings_are_named_with_the_place_and_the_remedy(tmp_path: Path, data: bytes, message: str) -> None:
@@ -203,7 +206,7 @@ def test_a_path_that_is_not_utf8_is_found_by_the_text_that_stands_for_it(tmp_pat
 
 def test_two_rows_of_one_file_are_found_however_it_is_written(tmp_path: Path) -> None:
     write_classes(tmp_path, {"a": 1})
-    with pytest.raises(DataError, match=r"row 3: a/0\.png stands twice"):
+    with pytest.raises(DataError, match=r"row 3: a/0\.png occurs twice"):
         open_table(table(tmp_path, "path,label\na/0.png,x\na\\0,y\n"))
 
 
