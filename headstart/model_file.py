@@ -163,7 +163,9 @@ def backbone_of(content: ModelContent) -> Backbone:
     """
     about, state = content.header["backbone"], content.tensors_of("backbone")
     build = about["build"]
-    module = build_architecture(build["name"], image_size=build["image_size"], drawn=bool(about["cut"]), tried=False)
+    module = build_architecture(
+        build["name"], image_size=build["image_size"], initialise=bool(about["cut"]), try_size=False
+    )
     expected = module.state_dict()
     for name, tensor in state.items():
         if name not in expected or expected[name].shape != tensor.shape:

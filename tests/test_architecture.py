@@ -21,6 +21,7 @@ ORDER = [
     "extras",
     "lazy",
     "concurrency",
+    "quiet",
     "files",
     "html",
     "progress",

@@ -25,12 +25,13 @@ from torch import nn
 
 from headstart import concurrency
 from headstart.backbone.tracing import trace
-from headstart.backbone.weights import quiet, random_backbone
+from headstart.backbone.weights import random_backbone
 from headstart.concurrency import ProcessLock, SharedScope, ignored_warnings, usable_cpus
 from headstart.data.decode import decode, jpeg_bytes, map_images
 from headstart.engine.onnx_engine import OnnxEngine
 from headstart.model import Model, load
 from headstart.prediction import Prediction
+from headstart.quiet import quiet
 
 THREADS = 8
 

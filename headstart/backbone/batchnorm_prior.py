@@ -1,4 +1,4 @@
-"""What an average picture looks like to a backbone: its last BatchNorm knows, without a picture."""
+"""Mean features of the pretraining data, computed from the statistics of the backbone's last BatchNorm."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _POINTS = 64
 
 
 def average_features(net: FeatureNet) -> npt.NDArray[np.float64] | None:
-    """(D,) features of an average picture of those that the network was trained on.
+    """(D,) mean features of the images that the network was pretrained on.
 
-    Behind a BatchNorm, a channel has the mean of its shift and the deviation of its scale; taken for normal, what an
-    activation makes of it has a mean that can be worked out, and pooling by the mean keeps that.
+    After a BatchNorm, a channel has its shift as mean and its scale as standard deviation. Assuming a normal
+    distribution, the mean of an activation of it can be computed (Gauss-Hermite quadrature), and mean pooling keeps it.
 
     Returns:
-        None where the features are not the mean of the last BatchNorm's activated map: that is tried on one input.
+        None if the features are not the mean of the last BatchNorm's activated map, which is tested on one input.
     """
     seen: list[tuple[BatchNorm, Tensor]] = []
     hooks = [
-        part.register_forward_hook(lambda own, _inputs, out: seen.append((own, out.clone())))
+        part.register_forward_hook(lambda norm, _inputs, out: seen.append((norm, out.clone())))
         for part in net.body.modules()
         if isinstance(part, BatchNorm)
     ]
@@ -48,12 +48,12 @@ def average_features(net: FeatureNet) -> npt.NDArray[np.float64] | None:
     if not seen or seen[-1][1].ndim != 4 or features.ndim != 2:
         return None
     norm, out = seen[-1]
-    own: Callable[[Tensor], Tensor] = getattr(norm, "act", nn.Identity())
+    act: Callable[[Tensor], Tensor] = getattr(norm, "act", nn.Identity())
     for activation in _ACTIVATIONS:
         pooled = activation(out).mean((2, 3))
         if pooled.shape == features.shape and torch.allclose(pooled, features, atol=1e-3, rtol=1e-3):
             points, weights = np.polynomial.hermite_e.hermegauss(_POINTS)
             scale, shift = norm.weight.detach().double(), norm.bias.detach().double()
-            values = activation(own(shift + scale * torch.from_numpy(points)[:, None]))
+            values = activation(act(shift + scale * torch.from_numpy(points)[:, None]))
             return np.asarray(weights @ values.numpy() / weights.sum())
     return None

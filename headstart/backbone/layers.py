@@ -1,4 +1,4 @@
-"""The one enumeration of a backbone's layer groups, from stem to head in execution order, and freezing by it."""
+"""Layer groups of a backbone, from stem to head in execution order, and freezing by group."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from headstart.errors import OptionError
 
 CONTAINERS = ("blocks", "stages", "layers", "features")
-"""Names that timm gives to a backbone's one list of stages; its entries are groups of their own."""
+"""Timm's names of the list of a backbone's stages; each of its entries is a group."""
 
 BatchNorm: TypeAlias = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 """Layers with running statistics, and their subclasses."""
@@ -22,16 +22,16 @@ BatchNorm: TypeAlias = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.Syn
 
 @dataclass(frozen=True)
 class LayerGroup:
-    """A group of layers that is frozen or trained as one.
+    """A group of layers that is frozen or trained together.
 
     Attributes:
-        name: the module's dotted name in timm's network, "blocks.4", "layer3"; or of a parameter beside the modules.
+        name: dotted name of the module in timm's network, "blocks.4", "layer3"; or of parameters outside of modules.
         kind: the module's class.
-        output_shape: of one image, without the batch axis; () where it is not a single tensor, or the network
+        output_shape: for one image, without the batch axis; () if the output is not a single tensor, or the network
             reads the group's weights without calling it.
         parameters: number of weights.
         trainable: how many of them are trained.
-        statistics: number of BatchNorm statistics (running means and variances), which no gradient changes.
+        statistics: number of BatchNorm statistics (running means and variances).
     """
 
     name: str
@@ -44,11 +44,11 @@ class LayerGroup:
 
 @dataclass(frozen=True)
 class Layout:
-    """What the axes of activations mean.
+    """The meaning of the axes of activations.
 
     Attributes:
         channels_last: maps are (N, H, W, C) rather than (N, C, H, W).
-        prefix_tokens: tokens of sequences (N, tokens, C) that stand for no place in the picture.
+        prefix_tokens: number of tokens of a sequence (N, tokens, C) without a position in the image.
     """
 
     channels_last: bool = False
@@ -56,11 +56,11 @@ class Layout:
 
     @classmethod
     def of(cls, module: nn.Module) -> Layout:
-        """As a timm network states it."""
+        """The layout that a timm network declares."""
         return cls(getattr(module, "output_fmt", "NCHW") == "NHWC", int(getattr(module, "num_prefix_tokens", 0)))
 
     def grid(self, shape: torch.Size) -> tuple[int, int] | None:
-        """(rows, columns) of places; None where there are none, or nobody can tell."""
+        """(rows, columns) of positions; None if there are none or they cannot be determined."""
         if len(shape) == 4:
             return (shape[1], shape[2]) if self.channels_last else (shape[2], shape[3])
         side = math.isqrt(max(0, shape[1] - self.prefix_tokens)) if len(shape) == 3 else 0
@@ -68,17 +68,17 @@ class Layout:
 
 
 def layer_groups(module: nn.Module, *, input_shape: tuple[int, int, int]) -> list[LayerGroup]:
-    """Lists a timm network's groups in the order in which it runs them.
+    """A timm network's layer groups in execution order.
 
-    The order and the shapes are seen, not declared: one picture's worth of zeros is run through the network.
+    Order and shapes are observed by running the network on one image of zeros.
 
     Args:
-        module: made by timm; with or without a classifier.
+        module: created by timm; with or without a classifier.
         input_shape: (channels, height, width).
     """
     order, shapes = _run_order(module, input_shape)
     named = dict(module.named_modules())
-    groups = [_own_parameters(module)] if list(module.parameters(recurse=False)) else []
+    groups = [_top_level_parameters(module)] if list(module.parameters(recurse=False)) else []
     uncalled = [name for name in group_names(module) if name not in shapes]
     for name in order + uncalled:
         part = named[name]
@@ -99,7 +99,7 @@ def layer_groups(module: nn.Module, *, input_shape: tuple[int, int, int]) -> lis
 
 
 def group_names(module: nn.Module) -> list[str]:
-    """Names of the groups in the order in which timm defines them, without running the network."""
+    """Names of the layer groups in the order of their definition, without running the network."""
     names = []
     for name, part in module.named_children():
         if isinstance(part, (nn.Sequential, nn.ModuleList)) and name in CONTAINERS:
@@ -110,17 +110,17 @@ def group_names(module: nn.Module) -> list[str]:
 
 
 def freeze(module: nn.Module, *, trainable: Sequence[str] = ()) -> None:
-    """Freezes every weight but those of the named layers; a layer is frozen or trained with all that is beneath it.
+    """Freezes all weights except those of the named layers and the layers inside them.
 
     Args:
-        module: made by timm.
-        trainable: names of layer groups, or of any layer inside one.
+        module: created by timm.
+        trainable: names of layer groups, or of layers inside them.
 
     Raises:
-        OptionError: a name is no layer of this network; lists the groups.
+        OptionError: the network has no such layer; lists the groups.
     """
-    known = {name for name, _ in module.named_modules()} - {""}
-    unknown = [name for name in trainable if name not in known]
+    names = {name for name, _ in module.named_modules()} - {""}
+    unknown = [name for name in trainable if name not in names]
     if unknown:
         raise OptionError(f"no layer group named {', '.join(unknown)}. There are: {', '.join(group_names(module))}.")
     module.requires_grad_(False)
@@ -131,27 +131,27 @@ def freeze(module: nn.Module, *, trainable: Sequence[str] = ()) -> None:
 def groups_trained(
     groups: Sequence[LayerGroup], module: nn.Module, *, trained: Collection[str], used: Collection[str]
 ) -> list[LayerGroup]:
-    """The same groups, with what a stage of training changes in each.
+    """Layer groups with the number of weights that a stage of training changes.
 
     Args:
-        groups: of ``module``, as ``layer_groups`` lists them.
+        groups: of ``module``, as listed by ``layer_groups``.
         module: the network.
         trained: names of the parameters that are trained.
-        used: names of the parameters that play a part; groups of weights that play none are left out.
+        used: names of the parameters that are used; groups without any of them are left out.
     """
     sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
     found = []
     for group in groups:
-        parts = group.name.split(", ")  # of a network's own parameters, see ``_own_parameters``
-        own = {n: size for n, size in sizes.items() if n in parts or n.startswith(tuple(f"{p}." for p in parts))}
-        if not own or any(name in used for name in own):
-            found.append(replace(group, trainable=sum(size for name, size in own.items() if name in trained)))
+        parts = group.name.split(", ")  # parameters outside of modules, see ``_top_level_parameters``
+        inside = {n: size for n, size in sizes.items() if n in parts or n.startswith(tuple(f"{p}." for p in parts))}
+        if not inside or any(name in used for name in inside):
+            found.append(replace(group, trainable=sum(size for name, size in inside.items() if name in trained)))
     return found
 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for every part, and afterwards for each part the mode that it had."""
+    """Context in which all layers are in inference mode; afterwards each has its previous mode."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
@@ -167,12 +167,12 @@ def _run_order(module: nn.Module, input_shape: tuple[int, int, int]) -> tuple[li
     hooks = []
     for name in group_names(module):
 
-        def seen(_part: nn.Module, _inputs: object, output: object, name: str = name) -> None:
+        def record(_part: nn.Module, _inputs: object, output: object, name: str = name) -> None:
             if name not in shapes:
                 order.append(name)
                 shapes[name] = tuple(output.shape[1:]) if isinstance(output, Tensor) else ()
 
-        hooks.append(module.get_submodule(name).register_forward_hook(seen))
+        hooks.append(module.get_submodule(name).register_forward_hook(record))
     first = next(module.parameters())
     try:
         with evaluating(module), torch.inference_mode():
@@ -183,15 +183,15 @@ def _run_order(module: nn.Module, input_shape: tuple[int, int, int]) -> tuple[li
     return order, shapes
 
 
-def _own_parameters(module: nn.Module) -> LayerGroup:
-    """Weights that belong to no part: a vision transformer's class token and position table."""
-    own = dict(module.named_parameters(recurse=False))
+def _top_level_parameters(module: nn.Module) -> LayerGroup:
+    """Weights outside of modules: a vision transformer's class token and position embedding."""
+    parameters = dict(module.named_parameters(recurse=False))
     return LayerGroup(
-        name=", ".join(own),
+        name=", ".join(parameters),
         kind="Parameter",
         output_shape=(),
-        parameters=sum(p.numel() for p in own.values()),
-        trainable=sum(p.numel() for p in own.values() if p.requires_grad),
+        parameters=sum(p.numel() for p in parameters.values()),
+        trainable=sum(p.numel() for p in parameters.values() if p.requires_grad),
         statistics=0,
     )
 

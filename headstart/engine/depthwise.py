@@ -1,10 +1,10 @@
 """Depthwise convolution with a fast gradient of its filters on a CPU.
 
 In bfloat16 oneDNN has a fast gradient for depthwise filters of 3x3 and a slow one for larger filters: 1,152 channels of
-5x5 on a 7x7 map, batch 32, take 56 ms, against 0.7 ms forward (two cores). But a 5x5 filter's gradient is made of four
-3x3 ones, each of the same input shifted: 5 ms, and exact
-(docs/results/2026-11-22-depthwise-gradients.md). In float32 its own is faster: 14 ms against 24, but
-with the bias's gradient, which is a sum, it takes 5 ms more.
+5x5 on a 7x7 map, batch 32, take 56 ms, against 0.7 ms forward (two cores). The gradient of a 5x5 filter consists of
+four 3x3 gradients, each of the same input shifted: 5 ms, and exact (docs/results/2026-11-22-depthwise-gradients.md). In
+float32 oneDNN's own gradient is faster, 14 ms against 24; but together with the bias's gradient, which is a sum, it
+takes 5 ms longer.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 TILE = 3
-"""Side of the filter whose gradient is fast."""
+"""Side of the filters whose gradient is fast in oneDNN."""
 
 Edges = tuple[tuple[int, int], tuple[int, int]]
 """((top, bottom), (left, right)) in pixels."""
 
 
 def is_depthwise(conv: nn.Conv2d) -> bool:
-    """Whether each channel has a filter of its own, and nothing else is unusual."""
+    """True if each channel has its own filter, without dilation."""
     return conv.groups == conv.in_channels == conv.out_channels > 1 and tuple(conv.dilation) == (1, 1)
 
 
@@ -35,7 +35,7 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor, *, stride: tuple[int
         weight: (C, 1, h, w), of the same dtype.
         bias: (C,), of the same dtype.
         stride: (down, right).
-        padding: zeros around ``x``.
+        padding: rows and columns of zeros around ``x``.
 
     Returns:
         (N, C, H', W').
@@ -49,7 +49,7 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor, *, stride: tuple[int
 
 
 def evenly_padded(x: Tensor, padding: Edges) -> tuple[Tensor, tuple[int, int]]:
-    """(the input, padded where its edges differ; the equal padding that is left to the convolution)."""
+    """(the input, padded if its padding is asymmetric; the symmetric padding that is left to the convolution)."""
     (top, bottom), (left, right) = padding
     if (top, left) == (bottom, right):
         return x, (top, left)
@@ -70,7 +70,7 @@ class _LargeDepthwise(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         to_x = to_weight = to_bias = None
         if x.dtype == torch.float32:
-            to_x, to_weight = _own_gradients(x, gradient, weight, ctx.stride, ctx.padding, ctx.needs_input_grad[:2])
+            to_x, to_weight = _pytorch_gradients(x, gradient, weight, ctx.stride, ctx.padding, ctx.needs_input_grad[:2])
         else:
             if ctx.needs_input_grad[0]:
                 to_x = _input_gradient(gradient, weight, x.shape, ctx.stride, ctx.padding)
@@ -81,10 +81,10 @@ class _LargeDepthwise(torch.autograd.Function):
         return to_x, to_weight, to_bias, None, None
 
 
-def _own_gradients(
+def _pytorch_gradients(
     x: Tensor, gradient: Tensor, weight: Tensor, stride: tuple[int, ...], padding: Edges, needed: tuple[bool, ...]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """PyTorch's own, of the input and of the filters, where they are needed."""
+    """PyTorch's gradients of the input and of the filters, if they are needed."""
     padded, edge = evenly_padded(x, padding)
     to_padded, to_weight, _ = torch.ops.aten.convolution_backward(
         gradient, padded, weight, None, stride, edge, [1, 1], False, [0, 0], len(weight), [*needed, False]
@@ -99,7 +99,7 @@ def _own_gradients(
 def _input_gradient(
     gradient: Tensor, weight: Tensor, shape: torch.Size, stride: tuple[int, ...], padding: Edges
 ) -> Tensor:
-    """The gradient, convolved with the filters turned by half a turn; phase by phase where there is a stride."""
+    """The gradient convolved with the flipped filters; with a stride, phase by phase."""
     (top, bottom), (left, right) = padding
     height, width = weight.shape[2:]
     before, after = (height - 1 - top, width - 1 - left), (height - 1 - bottom, width - 1 - right)
@@ -118,7 +118,7 @@ def _input_gradient(
 
 
 def _filter_gradient(x: Tensor, gradient: Tensor, weight: Tensor, stride: tuple[int, ...], padding: Edges) -> Tensor:
-    """(C, 1, h, w), phase by phase and tile by tile; where tiles overlap they agree."""
+    """(C, 1, h, w), phase by phase and tile by tile; overlapping tiles have equal values."""
     (top, bottom), (left, right) = padding
     padded = functional.pad(x, [left, right, top, bottom])
     out = torch.empty_like(weight)
@@ -150,7 +150,7 @@ def _filter_gradient(x: Tensor, gradient: Tensor, weight: Tensor, stride: tuple[
 
 
 def _phases(stride: tuple[int, ...]) -> list[tuple[slice, slice]]:
-    """A convolution with a stride is a sum of plain ones, each of every so-manieth row and column."""
+    """A strided convolution is a sum of convolutions without stride, each of every n-th row and column."""
     return [(slice(i, None, stride[0]), slice(j, None, stride[1])) for i in range(stride[0]) for j in range(stride[1])]
 
 
@@ -160,5 +160,5 @@ def _channels_last_zeros(like: Tensor, shape: tuple[int, int, int, int]) -> Tens
 
 
 def _starts(side: int) -> list[int]:
-    """Where tiles begin that cover a filter's side."""
+    """Start positions of the tiles that cover a filter's side."""
     return sorted({*range(0, side - TILE, TILE), max(0, side - TILE)})

@@ -16,9 +16,9 @@ from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.svm import SVC, LinearSVC
 from torch import Tensor, nn
 
-from headstart.backbone.weights import quiet
 from headstart.errors import DataError
 from headstart.progress import Progress, SilentProgress
+from headstart.quiet import quiet
 from headstart.training.heads import NeighbourHead, RbfHead, float_tensor, linear_head
 from headstart.training.linear_fits import linear_fits
 from headstart.training.losses import (

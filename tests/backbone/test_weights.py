@@ -86,7 +86,7 @@ def test_prefixes_of_training_tools_are_removed_and_said(tmp_path: Path, prefix:
     assert backbone.fingerprint == fingerprint(without_classifier(state))
     (note,) = backbone.notes
     assert note == (
-        f"Weights of w.pth: removed '{prefix}' from the names of its tensors; left aside 1 outside it (loss.centre)."
+        f"Weights of w.pth: removed '{prefix}' from the names of its tensors; ignored 1 outside it (loss.centre)."
     )
 
 
@@ -115,7 +115,7 @@ def test_of_several_networks_the_one_that_its_authors_evaluate_is_taken(tmp_path
         torch.save(content, tmp_path / "w.pth")
         backbone = load_backbone(SMALL, weights=tmp_path / "w.pth")
         assert backbone.fingerprint == fingerprint(without_classifier(state))
-        assert ": took " in backbone.notes[0]
+        assert ": used " in backbone.notes[0]
 
 
 def test_several_networks_that_fit_equally_are_refused(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_prefix_behind_which_a_part_is_missing_is_named_with_what_is_missing(t
     assert "missing: layer2." in text
     assert "Tried without the prefix model." in text
     assert len(text) < 600
-    with pytest.raises(WeightsError, match="holds no tensors"):
+    with pytest.raises(WeightsError, match="contains no tensors"):
         load_backbone(SMALL, weights=saved({}, tmp_path / "empty.pth", wrap="state_dict"))
 
 
@@ -146,7 +146,7 @@ def test_a_prefix_behind_which_a_part_is_missing_is_named_with_what_is_missing(t
 def test_weights_that_are_not_finite_are_refused_by_the_name_of_the_tensor(tmp_path: Path, value: float) -> None:
     state = some_weights()
     state["layer1.0.conv1.weight"].view(-1)[3] = value
-    with pytest.raises(WeightsError, match=r"w\.pth: layer1\.0\.conv1\.weight holds values that are not finite"):
+    with pytest.raises(WeightsError, match=r"w\.pth: layer1\.0\.conv1\.weight contains values that are not finite"):
         load_backbone(SMALL, weights=saved(state, tmp_path / "w.pth"))
 
 
@@ -191,7 +191,7 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
     torch.save({"state_dict": some_weights(), "args": bomb}, tmp_path / "w.pth")
     (tmp_path / "raw.pth").write_bytes(pickle.dumps(bomb))
     for name in ("w.pth", "raw.pth"):
-        with pytest.raises(WeightsError, match=r"unpickles nothing|damaged"):
+        with pytest.raises(WeightsError, match=r"does not unpickle|damaged"):
             load_backbone(SMALL, weights=tmp_path / name)
     assert not (tmp_path / "exploded").exists()
 
@@ -242,7 +242,8 @@ def test_a_resolved_name_is_used_and_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "near"), [("resnet-50", "Near it: resnet50,"), ("ViT-B/16", "Near it: vit_base_patch16_224"), ("", "none")]
+    ("name", "near"),
+    [("resnet-50", "Similar names: resnet50,"), ("ViT-B/16", "Similar names: vit_base_patch16_224"), ("", "none")],
 )
 def test_the_right_name_is_suggested(name: str, near: str) -> None:
     with pytest.raises(OptionError, match=near):
@@ -330,7 +331,7 @@ def test_weights_come_from_the_hub_once_and_from_its_cache_without_a_network(tmp
     assert gone.stdout.replace("2.npz", "1.npz") == first.stdout
     never = headstart(*command, tmp_path / "3.npz", HF_HOME=str(tmp_path / "empty"), HF_ENDPOINT=address, timeout=60)
     assert never.returncode == 1
-    assert never.stderr.startswith("Error: the weights of test_resnet are not in timm's cache and cannot be fetched")
+    assert never.stderr.startswith("Error: the weights of test_resnet are not in timm's cache and cannot be downloaded")
     assert "--weights" in never.stderr
     assert len(never.stderr.splitlines()) == 1
 
@@ -341,7 +342,7 @@ def test_weights_come_from_the_hub_once_and_from_its_cache_without_a_network(tmp
 def test_weights_that_are_not_drawn_leave_nothing_behind_once_they_are_loaded_over(name: str) -> None:
     drawn = build_architecture(name)
     before = torch.get_rng_state()
-    bare = build_architecture(name, drawn=False)
+    bare = build_architecture(name, initialise=False)
     assert torch.equal(torch.get_rng_state(), before)
     bare.load_state_dict(drawn.state_dict())
     theirs = dict(drawn.named_buffers()) | dict(drawn.named_parameters())

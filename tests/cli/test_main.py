@@ -56,7 +56,7 @@ def test_every_command_is_imported_from_the_module_that_the_group_names() -> Non
         (["predict", "nowhere", "x.jpg"], 1, "no such model file"),
         (["predict", "nowhere", "x.jpg", "--out", "x.xls"], 1, ".csv or .json or .parquet"),
         (["extract", ".", "--out", "x.txt"], 1, ".npz or .parquet"),
-        (["layers", "resnet81"], 1, "Near it: resnet"),
+        (["layers", "resnet81"], 1, "Similar names: resnet"),
         (["check", "nowhere"], 1, "no such folder"),
         (["fly"], 2, "No such command"),
         (["train", "nowhere", "--epoch", "3"], 2, "No such option '--epoch'"),

@@ -133,7 +133,7 @@ def test_a_file_of_weights_brings_its_own_classifier(tmp_path: Path) -> None:
         assert torch.allclose(backbone.module(x) @ known.weight.T + known.bias, module(x), atol=1e-4)
     bare = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith("fc.")}
     save_file(bare, tmp_path / "bare.safetensors")
-    with pytest.raises(WeightsError, match="holds no classifier"):
+    with pytest.raises(WeightsError, match="contains no classifier"):
         load_with_classifier("resnet18", weights=tmp_path / "bare.safetensors", image_size=64)
 
 

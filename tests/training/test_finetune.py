@@ -202,7 +202,7 @@ def test_a_loss_that_is_no_number_ends_training_with_the_remedy() -> None:
     ],
 )
 def test_weight_decay_leaves_positions_tokens_biases_and_norms_alone(architecture: str, spared: set[str]) -> None:
-    module = build_architecture(architecture, drawn=False)
+    module = build_architecture(architecture, initialise=False)
     undecayed = undecayed_names(module)
     named = getattr(module, "no_weight_decay", set)()
     assert spared | (set(named) & {name for name, _ in module.named_parameters()}) <= undecayed

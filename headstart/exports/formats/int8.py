@@ -10,13 +10,13 @@ from typing import Any, final
 import numpy as np
 import onnx
 
-from headstart.backbone.weights import quiet
 from headstart.data.bit_depth import ValueRange
 from headstart.data.decode import decode, map_images
 from headstart.engine.onnx_runtime import onnxruntime  # noqa: F401  # before onnxruntime.quantization: switches telemetry off
 from headstart.errors import ExportError, UnreadableImage, first_line
 from headstart.exports.formats.interface import QuantizedLayers
 from headstart.exports.metadata import INPUT
+from headstart.quiet import quiet
 
 # isort: split
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static

@@ -75,8 +75,8 @@ def onnx_graph(model: Model) -> onnx.ModelProto:
     require_extra("export", "exporting to ONNX")
     import torch
 
-    from headstart.backbone.weights import quiet
     from headstart.exports.graph import ExportGraph, dynamic_shape, example_pixels
+    from headstart.quiet import quiet
 
     graph = ExportGraph(model)
     try:

@@ -55,7 +55,7 @@ class TorchExportFile:
     def __init__(self, file: Path) -> None:
         import torch
 
-        from headstart.backbone.weights import quiet
+        from headstart.quiet import quiet
 
         self.metadata = _read_metadata(file)
         try:
@@ -109,8 +109,8 @@ def capture(model: Model) -> torch.export.ExportedProgram:
     """
     import torch
 
-    from headstart.backbone.weights import quiet
     from headstart.exports.graph import ExportGraph, dynamic_shape, example_pixels
+    from headstart.quiet import quiet
 
     graph = ExportGraph(model)
     try:
@@ -128,7 +128,7 @@ def write_program(program: torch.export.ExportedProgram, metadata: ExportMetadat
     """
     import torch
 
-    from headstart.backbone.weights import quiet
+    from headstart.quiet import quiet
 
     program.example_inputs = None
     for node in program.graph.nodes:
