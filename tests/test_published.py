@@ -23,7 +23,7 @@ from headstart.backbone.weights import random_backbone
 from headstart.errors import HubError
 from headstart.exports.formats.onnx import write_onnx
 from headstart.exports.graph import export_metadata
-from headstart.reports.run_report import shown_path
+from headstart.reports.report_page import shown_path
 from headstart.runs.folder import load_run, read_start
 from headstart.training.recipe import Recipe
 

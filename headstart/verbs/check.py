@@ -22,7 +22,7 @@ from headstart.pipeline.inspect_images import inspect_images, run_inspection, wi
 from headstart.pipeline.load import Job, load
 from headstart.pipeline.plan import measure, plan
 from headstart.progress import Progress, SilentProgress
-from headstart.reports.run_report import render_check
+from headstart.reports.check_report import render_check
 from headstart.runs.folder import FINDINGS_FILE, make_run_folder, write_findings
 from headstart.training.recipe import Recipe
 from headstart.training.recipe_options import RecipeOptions

@@ -13,14 +13,14 @@ from headstart.data.finding import Finding
 from headstart.errors import HubError
 from headstart.evaluation.metrics import scores_from_json
 from headstart.evaluation.predictions import read_predictions
-from headstart.evaluation.reliability import reliabilities
 from headstart.files import path_of, text_bytes, user_path, write_atomically, writing_run
 from headstart.hub import push as push_files
 from headstart.model import Model, load
 from headstart.model_file import MODEL_FILE
 from headstart.reports.image_map import read_map
 from headstart.reports.model_card import CARD_FILE, model_card
-from headstart.reports.run_report import Told, render_report
+from headstart.reports.report_data import ReportData
+from headstart.reports.run_report import render_report
 from headstart.runs.folder import (
     CROSS_VALIDATION_FILE,
     PREDICTIONS_FILE,
@@ -70,7 +70,7 @@ def write_report(
         document: what ``run.json`` holds, or will.
         model: of the run.
         file: to write.
-        brief: see ``reports.run_report.Told``.
+        brief: see ``reports.report_data.ReportData.is_brief``.
 
     Raises:
         RunError: the folder is damaged.
@@ -79,12 +79,12 @@ def write_report(
     files = [folder / CROSS_VALIDATION_FILE, folder / PREDICTIONS_FILE]
     evaluated = [
         part
-        for own in files
-        if own == files[-1] or own.is_file()
-        for part in read_predictions(own, model.classes, thresholds=model.thresholds)
+        for table in files
+        if table == files[-1] or table.is_file()
+        for part in read_predictions(table, model.classes, thresholds=model.thresholds)
     ]
     head, data = document["head"], document["data"]
-    told = Told(
+    data_shown = ReportData(
         name=data["name"],
         base=Path(path_of(data.get("base", "")) or os.path.commonpath([p for part in evaluated for p in part.paths])),
         model=model,
@@ -98,14 +98,13 @@ def write_report(
         rungs=[RungResult(**rung) for rung in document["rungs"]],
         best=document["best"],
         curves=curve_points(folder),
-        reliable=reliabilities(model.calibration, evaluated),
         image_map=read_map(folder),
-        brief=brief,
-        uses=audit_text(read_audit(folder)),
+        is_brief=brief,
+        test_audit=audit_text(read_audit(folder)),
         proof=document["frozen"],
         seconds=document["seconds"],
     )
-    text = render_report(told)
+    text = render_report(data_shown)
     with writing_run(folder, file):
         write_atomically(file, text_bytes(text))
     return file

@@ -20,7 +20,7 @@ def test_it_takes_under_20_seconds_and_15_megabytes(command: Callable[..., Timed
 @pytest.mark.untimed
 def test_every_section_is_there_and_nothing_leaves_the_page(flowers_run: Path) -> None:
     with opened(flowers_run / "report.html") as (page, wrong):
-        for section in ("result", "set-1", "trust", "map", "data-section", "model"):
+        for section in ("result", "set-1", "calibration", "map", "images", "model"):
             assert page.locator(f"section#{section}").is_visible()
         assert page.locator("circle.mark").count() == 3119
         assert page.locator(".mistakes li").count() == 24

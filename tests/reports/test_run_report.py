@@ -109,7 +109,7 @@ def test_where_folds_decide_the_report_says_so_and_val_is_scored_for_the_curves(
     report = " ".join(run.report_path.read_text().split())
     assert run.results["val"].count < 100
     assert "Val chose" not in report
-    assert "Cross-validation on the training images, with val, chose the depth" in report
+    assert "Cross-validation on the training images and val chose the depth" in report
     assert hs.load(run.folder).calibration.source.endswith(" training images by 2-fold cross-validation")
     scored = [entry for entry in read_log(run.folder) if entry["event"] == "validation"]
     assert [(entry["stage"], entry["epoch"]) for entry in scored] == [("fine-tune from blocks.6", 0)]
@@ -129,7 +129,7 @@ PLACE = "one => [Number(one.getAttribute('cx')), Number(one.getAttribute('cy'))]
 def test_the_page_works_by_itself(run: hs.Run) -> None:
     with opened(run.report_path) as (page, wrong):
         assert page.title() == "d: Headstart report"
-        for section in ("result", "ladder", "curves", "set-1", "set-2", "trust", "map", "data-section", "model"):
+        for section in ("result", "ladder", "curves", "set-1", "set-2", "calibration", "map", "images", "model"):
             assert page.locator(f"section#{section}").count() == 1, section
         for link in page.locator("nav a").all():
             assert page.locator(link.get_attribute("href")).count() == 1
@@ -204,7 +204,7 @@ def test_what_has_no_value_is_a_dash(run: hs.Run) -> None:
     text = run.report_path.read_text()
     (row,) = re.findall(r'<tr><th scope="row">kNN</th>.*?</tr>', text)
     assert '<td data-label="log loss">-</td>' in row
-    (probe,) = re.findall(r'<tr><th scope="row">probe</th><td data-label="right">.*?</tr>', text)
+    (probe,) = re.findall(r'<tr><th scope="row">probe</th><td data-label="accuracy">.*?</tr>', text)
     assert re.search(r'<td data-label="log loss">\d\.\d{3}</td>', probe)
 
 
@@ -304,7 +304,7 @@ def test_what_never_was_a_picture_is_no_picture_that_is_gone(tmp_path: Path) -> 
 def test_a_map_of_very_many_classes_names_the_largest_and_the_rest_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headstart.reports.run_report.LEGEND", 2)
+    monkeypatch.setattr("headstart.reports.map_drawing.LEGEND", 2)
     data = write_classes(tmp_path / "d", {"blue": 30, "green": 18, "red": 24})
     run = hs.train(data, out=tmp_path / "run", image_size=64)
     legend = re.findall(r'class="dot" style="background:#\w+"></span>(\w+)<', run.report_path.read_text())

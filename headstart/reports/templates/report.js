@@ -1,5 +1,5 @@
 "use strict";
-const data = JSON.parse(document.getElementById("data").textContent);
+const data = JSON.parse(document.getElementById("report-data").textContent);
 const make = (tag, text, name) => {
   const made = document.createElement(tag);
   if (text) made.textContent = text;
@@ -13,7 +13,7 @@ function tile(number, words) {
   made.setAttribute("aria-label", words);
   if (number < 0) {
     made.classList.add("gone");
-    made.textContent = "no picture";
+    made.textContent = "no image";
     return made;
   }
   const own = number % data.sheet;
@@ -32,11 +32,10 @@ for (const button of document.querySelectorAll(".matrix button")) {
     if (open) return;
     button.setAttribute("aria-expanded", "true");
     const part = data.parts[button.dataset.part];
-    const [right, given] = [Number(button.dataset.right), Number(button.dataset.given)];
-    const images = part.cells[`${right}-${given}`];
+    const [label, predicted] = [Number(button.dataset.label), Number(button.dataset.predicted)];
+    const images = part.cells[`${label}-${predicted}`];
     const count = Number(button.dataset.count);
-    const what = right === given ? "rightly named" : `taken for ${part.classes[given]}`;
-    place.append(make("h4", `${part.classes[right]}, ${what}: ${count} image${count > 1 ? "s" : ""}`));
+    place.append(make("h4", `${part.classes[label]}, predicted ${part.classes[predicted]}: ${count} image${count > 1 ? "s" : ""}`));
     const list = make("ul", "", "tiles");
     for (const [number, path, chance] of images) {
       const item = make("li");
@@ -44,7 +43,7 @@ for (const button of document.querySelectorAll(".matrix button")) {
       list.append(item);
     }
     place.append(list);
-    if (count > images.length) place.append(make("p", `and ${count - images.length} more, in predictions.csv`, "soft"));
+    if (count > images.length) place.append(make("p", `${count - images.length} more in predictions.csv`, "soft"));
     place.scrollIntoView({ block: "nearest" });
   });
 }

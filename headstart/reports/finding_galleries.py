@@ -1,0 +1,58 @@
+"""Findings of the data check with the images of each case."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from headstart.data.finding import Finding
+from headstart.files import path_of
+from headstart.reports.report_page import shown_path
+
+LISTED_CASES = 20
+"""Cases of a finding that a page lists; findings.json has all of them."""
+
+
+@dataclass(frozen=True)
+class FindingGallery:
+    """A finding with the first of its cases.
+
+    Attributes:
+        finding: the finding.
+        cases: (words, paths of its images) of each case.
+        num_hidden: further cases, which are not listed.
+    """
+
+    finding: Finding
+    cases: tuple[tuple[str, tuple[str, ...]], ...]
+    num_hidden: int
+
+
+def finding_galleries(findings: Sequence[Finding], base: Path) -> list[FindingGallery]:
+    """The galleries of several findings, in the order given.
+
+    Args:
+        findings: of a data check.
+        base: the data's folder, which the findings' paths are relative to.
+    """
+    return [_gallery(finding, base) for finding in findings]
+
+
+def gallery_paths(galleries: Sequence[FindingGallery]) -> Iterator[str]:
+    """Paths of all images that the galleries show."""
+    for gallery in galleries:
+        for _, paths in gallery.cases:
+            yield from paths
+
+
+def _gallery(finding: Finding, base: Path) -> FindingGallery:
+    images: Sequence[tuple[str, ...]] = finding.images or ((),) * len(finding.items)
+    cases = []
+    for words, paths in zip(finding.items[:LISTED_CASES], images, strict=False):
+        files = tuple(path_of(os.path.join(base, path)) for path in paths)
+        for path, file in zip(paths, files, strict=True):
+            words = words.replace(path, shown_path(file, base))
+        cases.append((words, () if finding.kind == "unreadable" else files))
+    return FindingGallery(finding, tuple(cases), max(0, len(finding.items) - LISTED_CASES))

@@ -1,0 +1,79 @@
+"""What the report of a run is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from headstart.data.finding import Finding
+from headstart.evaluation.predictions import Evaluated
+from headstart.model import Model
+from headstart.reports.curves import CurvePoint
+from headstart.reports.image_map import ImageMap
+from headstart.training.ladder import RungResult
+
+MAX_MISTAKES = 24
+"""Mistakes of each evaluated set that the report shows."""
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """The contents of a run folder, as far as the report shows them.
+
+    Attributes:
+        name: of the data.
+        base: the data's folder; paths are shown relative to it.
+        model: the finished classifier.
+        head: its name, the reason for its settings ("reason"), and how many of its weights were frozen ("frozen").
+        counts: split -> class -> number of images.
+        sizes: split -> number of images.
+        split_origin: where the split comes from, see ``data.splits.Split.origin``.
+        fingerprint: SHA-256 of the training images and their labels.
+        findings: of the data check.
+        evaluated: predictions by evaluated set.
+        rungs: results of the ladder; empty without fine-tuning.
+        best: name of the rung that was kept.
+        curves: metrics of each epoch of everything that was trained by steps.
+        image_map: None if the run has none.
+        is_brief: no Grad-CAM, and images of mistakes and findings only.
+        test_audit: how often the test set was scored, a sentence; "" for never.
+        proof: fingerprints of the frozen weights before and after training, and the engines.
+        seconds: by step.
+    """
+
+    name: str
+    base: Path
+    model: Model
+    head: Mapping[str, Any]
+    counts: Mapping[str, Mapping[str, int]]
+    sizes: Mapping[str, int]
+    split_origin: str
+    fingerprint: str
+    findings: Sequence[Finding]
+    evaluated: Sequence[Evaluated]
+    rungs: Sequence[RungResult]
+    best: str
+    curves: Sequence[CurvePoint]
+    image_map: ImageMap | None
+    is_brief: bool
+    test_audit: str
+    proof: Mapping[str, Any]
+    seconds: Mapping[str, float]
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether an image may have any number of labels."""
+        return self.model.thresholds is not None
+
+    @cached_property
+    def shown_mistakes(self) -> list[list[int]]:
+        """Positions of the mistakes that the report shows, for each of ``evaluated``."""
+        return [part.mistakes()[:MAX_MISTAKES] for part in self.evaluated]
+
+    @cached_property
+    def nearest(self) -> Mapping[str, tuple[str, ...]]:
+        """Path of an image -> paths of the training images nearest to it; empty without a map."""
+        return {} if self.image_map is None else dict(zip(self.image_map.paths, self.image_map.nearest, strict=True))

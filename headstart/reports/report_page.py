@@ -1,0 +1,95 @@
+"""What all HTML reports share: the template environment, styles, paths as shown, and tiles of the contact sheets."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from headstart.reports.contact_sheets import ACROSS, DOWN, SIDE, Sheets
+
+
+def render(template: str, sheets: Sheets, base: Path, **values: Any) -> str:
+    """Renders a page from a template.
+
+    Args:
+        template: its name.
+        sheets: the contact sheets of all images that the page shows.
+        base: the data's folder; paths are shown relative to it.
+        **values: what the template needs beside these.
+    """
+    shared = {
+        "sheets": sheets,
+        "style": asset("report.css"),
+        "tile_at": TilePlaces(sheets.tiles),
+        "side": SIDE,
+        "shown_path": PathsShown(base),
+    }
+    return _environment().get_template(template).render(**shared, **values)
+
+
+def asset(name: str) -> Markup:
+    """A file beside the templates, as text that is not escaped."""
+    return Markup((Path(__file__).parent / "templates" / name).read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True)
+class TilePlaces:
+    """Finds an image's tile: number of its sheet and offset in pixels; None if it has none."""
+
+    tiles: dict[str, int]
+
+    def __call__(self, path: str) -> dict[str, int] | None:
+        """The tile of one image."""
+        tile = self.tiles.get(path)
+        if tile is None:
+            return None
+        sheet, place = divmod(tile, ACROSS * DOWN)
+        return {"sheet": sheet, "x": -SIDE * (place % ACROSS), "y": -SIDE * (place // ACROSS)}
+
+
+class PathsShown:
+    """``shown_path`` for one data folder, whose parents are found once.
+
+    Args:
+        base: the data's folder.
+    """
+
+    def __init__(self, base: Path) -> None:
+        self._base = os.path.abspath(base)
+        self._inside = os.path.join(self._base, "")
+        self._homes = {str(parent) for parent in Path.home().parents}
+
+    def __call__(self, path: str) -> str:
+        """One path as shown."""
+        path = os.path.abspath(path)
+        common = self._base if path.startswith(self._inside) else os.path.commonpath([path, self._base])
+        if common in self._homes:
+            return os.path.join("...", os.path.basename(path))
+        return os.path.relpath(path, self._base) if common != self._base else path.removeprefix(self._inside)
+
+
+def shown_path(path: str, base: Path) -> str:
+    """A path as a report shows it: relative to the data's folder; only its name if it would show a user's home.
+
+    Args:
+        path: absolute.
+        base: the data's folder.
+    """
+    return PathsShown(base)(path)
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("headstart.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
