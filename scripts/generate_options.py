@@ -11,8 +11,9 @@ import textwrap
 from pathlib import Path
 from typing import get_args
 
+from headstart.training.former_options import RENAMED
 from headstart.training.option import Group, Option, choices_of, default_text, flag_name
-from headstart.training.recipe import RENAMED, Recipe, defaults, option_types, options_of
+from headstart.training.recipe import Recipe, defaults, option_types, options_of
 
 ROOT = Path(__file__).parents[1]
 TYPED_DICT = ROOT / "headstart" / "training" / "recipe_options.py"
@@ -48,7 +49,7 @@ def typed_dict() -> str:
 
 
 def page() -> str:
-    """``docs/options.md``: one table for each group."""
+    """``docs/options.md``: a section for each group."""
     lines = [
         "# Options",
         "",

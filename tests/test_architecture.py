@@ -35,6 +35,7 @@ ORDER = [
     "cache.row_store",
     "training.option",
     "training.head_spec",
+    "training.former_options",
     "training.recipe",
     "training.recipe_options",
     "data.tiff",

@@ -10,10 +10,10 @@ import click
 
 from headstart.errors import OptionError
 from headstart.hub import is_address
+from headstart.training.former_options import RENAMED
 from headstart.training.option import Group, choices_of, default_text, flag_name
 from headstart.training.recipe import (
     PRETRAINED,
-    RENAMED,
     check_options,
     defaults,
     option_types,

@@ -62,7 +62,7 @@ class SweepSettings:
         epochs: passes over the training images.
         batch_size: images of a step.
         smoothing: share of the target that is spread over all classes.
-        warmup: share of the steps in which the learning warmup_cosine rises to its full value.
+        warmup: share of the steps in which the learning rate rises to its full value.
         ema: of the averaged weights, per step.
         clip: largest norm of a head's gradient.
         balance: weigh the classes alike.
@@ -87,7 +87,7 @@ class Candidate:
 
     Attributes:
         spec: its layers.
-        lr: its learning warmup_cosine.
+        lr: its learning rate.
         penalty: its weight decay.
         correct: validation images right, at its best epoch.
         log_loss: mean over the validation images then, in nats.
@@ -102,7 +102,7 @@ class Candidate:
     epoch: int = 0
 
     def __str__(self) -> str:
-        return f"{self.spec}, learning warmup_cosine {self.lr:g}, weight decay {self.penalty:g}"
+        return f"{self.spec}, learning rate {self.lr:g}, weight decay {self.penalty:g}"
 
 
 @dataclass(frozen=True)
@@ -326,8 +326,8 @@ class _Stack:
 
     Args:
         heads: H of them.
-        shares: of each, its learning warmup_cosine over the largest.
-        decays: of each, its learning warmup_cosine times its weight decay.
+        shares: of each, its learning rate over the largest.
+        decays: of each, its learning rate times its weight decay.
     """
 
     def __init__(self, heads: Sequence[LayeredHead], shares: Sequence[float], decays: Sequence[float]) -> None:
@@ -388,12 +388,12 @@ class _Stack:
                 x = layer(x)
         return x
 
-    def step(self, loss: Tensor, warmup_cosine: float, clip: float) -> None:
+    def step(self, loss: Tensor, rate: float, clip: float) -> None:
         """One step down the sum of the heads' losses.
 
         Args:
             loss: the sum.
-            warmup_cosine: of the head that learns fastest.
+            rate: learning rate of the head that learns fastest.
             clip: largest norm of each head's gradient.
         """
         gradients = torch.autograd.grad(loss, self.live)
@@ -403,14 +403,14 @@ class _Stack:
             parameter.grad = (gradient * _along(cut, gradient)).contiguous()  # as the fused AdamW takes it to be
         before = [] if self.alike else [p.detach().clone() for p in self.live]
         for group in self.optimizer.param_groups:
-            group["lr"] = warmup_cosine
+            group["lr"] = rate
         self.optimizer.step()
         with torch.no_grad():
             for parameter, old in zip(self.live, before, strict=False):
                 parameter.lerp_(old, 1 - _along(self.shares, parameter))
             for parameter in self.live:
                 if parameter.ndim > 2:
-                    parameter.mul_(1 - warmup_cosine * _along(self.decays, parameter))
+                    parameter.mul_(1 - rate * _along(self.decays, parameter))
 
     def follow(self, share: float) -> None:
         """Moves the averages towards the weights."""

@@ -72,6 +72,7 @@ class Option:
         is_path: whether the value may name a file or folder of this machine.
         is_basic: whether ``headstart train --help`` lists it among the first options.
         needs_fine_tuning: whether it concerns fine-tuning alone, and so makes effort "auto" mean "quick".
+        also_trains_heads: whether heads trained by gradient descent use it as well, without fine-tuning.
     """
 
     group: Group
@@ -85,6 +86,7 @@ class Option:
     is_path: bool = False
     is_basic: bool = False
     needs_fine_tuning: bool = False
+    also_trains_heads: bool = False
 
 
 def option(default: Any, group: Group, help: str, **declaration: Any) -> Any:

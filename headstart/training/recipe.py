@@ -10,6 +10,7 @@ from typing import Any, Literal, get_type_hints
 
 from headstart.errors import OptionError
 from headstart.hub import is_address
+from headstart.training.former_options import FORMER_AUTO, RENAMED, WITHOUT_EFFECT
 from headstart.training.head_spec import LINEAR, parse_heads
 from headstart.training.option import (
     Name,
@@ -30,35 +31,6 @@ RangeName = Literal["full", "data"]
 
 PRETRAINED = "pretrained"
 """In place of a model to extend: the classifier that the backbone's weights came with."""
-
-RENAMED = {
-    "range": "value_range",
-    "smoothing": "label_smoothing",
-    "jitter": "feature_jitter",
-    "balance": "balance_classes",
-    "live_norms": "update_batchnorm",
-    "gradual": "gradual_unfreezing",
-    "remember": "rehearsal",
-    "train_old": "train_old_classes",
-    "wanted": "target_accuracy",
-}
-"""Former name -> name of an option. Files written with the former names can be read."""
-
-FORMER_AUTO: dict[str, object] = {
-    "backbone": "",
-    "weights": "",
-    "image_size": 0,
-    "cut": "",
-    "head_epochs": 0,
-    "head_lr": 0.0,
-    "unfreeze": "",
-    "epochs": 0,
-    "lr": 0.0,
-    "views": 0,
-    "extend": "",
-    "rehearsal": "",
-}
-"""Option -> the value that stood for "auto" in files written with the former names; it is None today."""
 
 _COUNT = Range(1, 10_000)
 _RATE = Range(0, 1, excludes_low=True)
@@ -233,6 +205,7 @@ class Recipe:
         auto="set by effort",
         limits=_COUNT,
         needs_fine_tuning=True,
+        also_trains_heads=True,
     )
     fresh_views: bool = option(
         False,
@@ -240,6 +213,7 @@ class Recipe:
         "Compute a new augmented view of each image in every epoch instead of reusing views. Slower; use it for long "
         "training.",
         needs_fine_tuning=True,
+        also_trains_heads=True,
     )
     flip: bool = option(
         True,
@@ -254,6 +228,8 @@ class Recipe:
         auto="0.05 or 0.1 by effort; 0 with multi-label data",
         limits=Range(0, 1, excludes_high=True),
         metavar="FRACTION",
+        needs_fine_tuning=True,
+        also_trains_heads=True,
     )
     cutmix: float | None = option(
         None,
@@ -262,6 +238,7 @@ class Recipe:
         auto="set by effort; 0 with multi-label data",
         limits=Range(0, 1),
         metavar="FRACTION",
+        needs_fine_tuning=True,
     )
     mixup: float = option(
         0.0,
@@ -270,6 +247,7 @@ class Recipe:
         "without CutMix. 0: off; 0.2 is common.",
         limits=Range(0, 10),
         metavar="ALPHA",
+        needs_fine_tuning=True,
     )
     feature_jitter: float = option(
         0.1,
@@ -278,6 +256,7 @@ class Recipe:
         "0: off.",
         limits=Range(0, 1),
         metavar="STD",
+        needs_fine_tuning=True,
     )
     update_batchnorm: bool = option(
         False,
@@ -404,8 +383,10 @@ class Recipe:
         """Reads what ``as_json`` wrote, also with former names; options of newer versions are ignored."""
         current = {RENAMED.get(name, name): value for name, value in document.items()}
         former = {name for name, value in FORMER_AUTO.items() if name in current and current[name] == value}
-        known = {name: value for name, value in current.items() if name in options_of()}
-        return cls(**known | dict.fromkeys(former))
+        known = {name: value for name, value in current.items() if name in options_of()} | dict.fromkeys(former)
+        if known.get("effort") == "probe" and known.get("head", LINEAR) == LINEAR:
+            known |= {name: defaults()[name] for name in WITHOUT_EFFECT}
+        return cls(**known)
 
 
 @cache
@@ -482,10 +463,10 @@ def _check_extending(values: Mapping[str, Any], shown: Name) -> None:
 
 
 def _fine_tuning_options(values: Mapping[str, Any]) -> Iterator[str]:
-    """The options given that concern fine-tuning alone; augmented views are also used by heads other than linear."""
+    """The options given that concern fine-tuning alone; some are also used by heads trained by gradient descent."""
     for name, declared in options_of().items():
         is_given = declared.needs_fine_tuning and values[name] != defaults()[name]
-        if is_given and (name not in ("views", "fresh_views") or values["head"] == LINEAR):
+        if is_given and not (declared.also_trains_heads and values["head"] != LINEAR):
             yield name
 
 

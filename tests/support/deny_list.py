@@ -33,7 +33,7 @@ DENIED = {
     r"\bgoes on learning\b": "is updated",
     r"\bweigh the classes alike\b": "weight each class equally",
 }
-"""Regular expression, without regard to case -> what to write instead (STYLE.md, section 1)."""
+"""Regular expression, without regard to case -> what to write instead."""
 
 
 def denied_words(text: str) -> list[str]:

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from headstart.errors import OptionError
+from headstart.training.former_options import FORMER_AUTO, RENAMED
 from headstart.training.option import flag_name
-from headstart.training.recipe import FORMER_AUTO, RENAMED, Recipe, check_options, defaults, option_types, options_of
+from headstart.training.recipe import Recipe, check_options, defaults, option_types, options_of
 from headstart.training.recipe_options import RecipeOptions
 
 ROOT = Path(__file__).parents[2]
@@ -154,6 +155,23 @@ def test_a_recipe_with_the_former_names_means_the_same() -> None:
     found = Recipe.from_json(extended)
     assert (found.extend, found.rehearsal, found.train_old_classes) == ("run", "images", True)
     assert Recipe.from_json(found.as_json()) == found
+
+
+@pytest.mark.parametrize(
+    "given", [{"label_smoothing": 0.2}, {"cutmix": 0.5}, {"mixup": 0.2}, {"feature_jitter": 0.0}, {"views": 3}]
+)
+def test_an_option_that_only_fine_tuning_uses_is_never_without_effect(given: dict[str, Any]) -> None:
+    assert Recipe(**given).effort == "quick"
+    with pytest.raises(OptionError, match=f"{next(iter(given))}: effort probe trains no backbone weights"):
+        Recipe(effort="probe", **given)
+    old = Recipe().as_json() | given | {"effort": "probe"}
+    if "views" not in given:  # files of earlier versions may hold it
+        assert Recipe.from_json(old) == Recipe(effort="probe")
+
+
+def test_heads_trained_by_gradient_descent_use_label_smoothing_and_views_without_fine_tuning() -> None:
+    assert Recipe(head="64", label_smoothing=0.2).effort == Recipe(head="64", views=3).effort == "probe"
+    assert Recipe(head="64", cutmix=0.5).effort == "quick"
 
 
 def test_the_files_derived_from_the_declaration_are_up_to_date() -> None:
