@@ -16,7 +16,7 @@ TUTORIAL = Tutorial(
     backbone="resnetv2_50",
     known="fine-tuned .940, from scratch .850 (ResNet-18, 5 epochs, 800 test images)",
     traps=[
-        'the "scratch" network of one edition loads ImageNet weights; --scratch here reads no file of weights.',
+        'the "scratch" network of one edition loads ImageNet weights; --scratch here loads no weights file.',
         "its head is attached to the 1,000-way softmax; here to the pooled features.",
         "its pixels are not scaled as the weights expect; here preprocessing comes with the weights.",
     ],

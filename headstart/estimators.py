@@ -190,7 +190,9 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         recipe = self._recipe()
         if recipe.effort != "probe":
-            raise OptionError(f"effort {recipe.effort!r}: ImageClassifier knows 'probe'; headstart.train fine-tunes.")
+            raise OptionError(
+                f"effort {recipe.effort!r}: ImageClassifier supports only 'probe'. To fine-tune, use headstart.train."
+            )
         names, labels = _as_paths(X), _as_labels(y)
         if len(labels) != len(names):
             raise InputError(f"{len(names)} paths and {len(labels)} labels: expected one label for each path.")
@@ -302,8 +304,8 @@ def _restore_net(estimator: Any) -> None:
     net = _net(estimator)
     if net.backbone.fingerprint != expected:
         raise WeightsError(
-            f"{estimator.weights or net.backbone.source}: not the weights that this {type(estimator).__name__} was "
-            "fitted with. Put them back, or fit it again."
+            f"{estimator.weights or net.backbone.source}: these are not the weights that this "
+            f"{type(estimator).__name__} was fitted with. Restore them, or fit it again."
         )
     estimator.net_ = net
 
@@ -371,8 +373,8 @@ def _as_labels(y: Any) -> npt.NDArray[Any]:
         items = items[:, 0]
     if items.ndim != 1:
         raise InputError(
-            f"labels of shape {items.shape}: expected one for each path. headstart.train takes a table with any number "
-            "of labels to an image."
+            f"labels of shape {items.shape}: expected one for each path. For several labels per image, use "
+            "headstart.train with a table."
         )
     missing = [place for place, item in enumerate(items.tolist()) if _is_missing(item)]
     if missing:

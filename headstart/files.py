@@ -38,15 +38,15 @@ def user_path(path: UserPath) -> Path:
     if not isinstance(path, (str, os.PathLike)) or not isinstance(text := os.fspath(path), str):
         raise OptionError(f"expected a path (str or pathlib.Path), got {type(path).__name__}.")
     if not text or "\0" in text:
-        raise OptionError(f"{text!r}: not a path; {'it holds a zero byte' if text else 'it is empty'}.")
+        raise OptionError(f"{text!r}: not a path; {'it contains a zero byte' if text else 'it is empty'}.")
     try:
         return Path(path_of(text)).expanduser()
     except RuntimeError as error:
         if os.path.lexists(text):
             return Path(text)
         user = Path(text).parts[0][1:]
-        why = f"no user {user!r} on this machine" if user else "no home folder is known here (HOME is not set)"
-        raise OptionError(f"{text}: {why}. Write the folder out.") from error
+        why = f"no user {user!r} on this machine" if user else "this user has no home folder (HOME is not set)"
+        raise OptionError(f"{text}: {why}. Give the full path.") from error
 
 
 @contextmanager
@@ -88,7 +88,7 @@ def writing_run(folder: Path, file: Path | None = None) -> Iterator[None]:
             raise
         again = "run the same command again"
         if (folder / "start.json").exists() and not (folder / "run.json").exists():
-            again = f"go on with it: headstart train --resume {folder}"
+            again = f"continue the run: headstart train --resume {folder}"
         raise WriteError(f"{not_written(file or folder, cause)}, then {again}") from cause
 
 
@@ -129,7 +129,7 @@ def check_suffix(path: UserPath, suffixes: Sequence[str]) -> Path:
     if path.suffix.lower() not in suffixes:
         raise OutputError(f"{path}: expected a name that ends in {' or '.join(suffixes)}.")
     if path.is_dir():
-        raise OutputError(f"{path}: is a folder; name a file in it.")
+        raise OutputError(f"{path}: is a folder; give the name of a file in it.")
     if path.suffix.lower() == ".parquet":
         require_extra("parquet", f"writing {path}")
     return path

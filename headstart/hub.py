@@ -66,15 +66,17 @@ def fetch(address: Address, file: str) -> Path:
             hf_hub_download(address.repository, file, revision=address.revision, endpoint=os.environ.get("HF_ENDPOINT"))
         )
     except LocalEntryNotFoundError as error:
-        raise HubError(f"{address}: cannot be reached, and was not fetched before. Is there a network?") from error
+        raise HubError(
+            f"{address}: cannot be reached, and is not in the local cache of the hub. Check the network connection."
+        ) from error
     except RepositoryNotFoundError as error:
         raise HubError(
             f"{address}: no such repository, or it is private and this machine is not logged in (hf auth login)."
         ) from error
     except EntryNotFoundError as error:
-        raise HubError(f"{address}: holds no {file}; is it a Headstart model?") from error
+        raise HubError(f"{address}: contains no {file}, so it is not a Headstart model. Check the name.") from error
     except Exception as error:  # the hub's library raises what its client for HTTP does
-        raise HubError(f"{address}: cannot be fetched ({_line(error)}).") from error
+        raise HubError(f"{address}: cannot be downloaded ({_line(error)}).") from error
 
 
 def push(repository: str, files: Mapping[str, Path | bytes], *, private: bool, message: str) -> str:
@@ -106,16 +108,17 @@ def push(repository: str, files: Mapping[str, Path | bytes], *, private: bool, m
         api.create_commit(repository, operations, commit_message=message)
         return str(url)
     except LocalTokenNotFoundError as error:
-        raise HubError(f"{repository}: nobody is logged in. Run hf auth login, or set HF_TOKEN.") from error
+        raise HubError(f"{repository}: not logged in to the hub. Run hf auth login, or set HF_TOKEN.") from error
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else 0
         if status in (401, 403):
             raise HubError(
-                f"{repository}: the hub refuses ({status}). Run hf auth login with a token that may write there."
+                f"{repository}: the hub refuses access ({status}). Run hf auth login with a token that may write "
+                "to this repository."
             ) from error
-        raise HubError(f"{repository}: the hub refuses ({_line(error)}).") from error
+        raise HubError(f"{repository}: the hub refuses access ({_line(error)}).") from error
     except Exception as error:  # the hub's library raises what its client for HTTP does
-        raise HubError(f"{repository}: cannot be pushed ({_line(error)}).") from error
+        raise HubError(f"{repository}: cannot be uploaded ({_line(error)}).") from error
 
 
 def _line(error: Exception) -> str:

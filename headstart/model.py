@@ -158,7 +158,7 @@ class Model:
             ["head", f"{sum(t.numel() for t in self.head.state_dict().values()):,} weights"],
             ["input", f"{size.height} x {size.width} pixels"],
         ]
-        metric = "accuracy" if self.thresholds is None else "all labels right"
+        metric = "accuracy" if self.thresholds is None else "all labels correct"
         figures = table(["set", metric, "95 % CI"], scored) if scored else ""
         return paragraph(repr(self), strong=True) + figures + table(["", ""], parts)
 
@@ -172,7 +172,7 @@ class Model:
         """One sentence: what was calibrated on which images, or why nothing was and what to do."""
         text = self.calibration.sentence
         if self.ood_detector is None:
-            text += f' It has no out-of-distribution detector, so it never answers "{NONE_OF_THESE}".'
+            text += f' There is no out-of-distribution detector, so the model never answers "{NONE_OF_THESE}".'
         return text
 
     def probabilities(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

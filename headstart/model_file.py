@@ -81,7 +81,10 @@ def read_model_file(path: Path) -> ModelContent:
     except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise ModelFileError(f"{path}: damaged, or not a model file ({first_line(error)}).") from error
     if KEY not in metadata:
-        raise ModelFileError(f"{path}: holds tensors, but no Headstart model. Was it given to --weights before?")
+        raise ModelFileError(
+            f"{path}: contains tensors, but not a Headstart model. If these are backbone weights, train with the "
+            "option weights."
+        )
     return read_content(metadata[KEY], tensors, path)
 
 
@@ -107,11 +110,13 @@ def read_content(text: str, tensors: Mapping[str, Tensor], path: Path) -> ModelC
             check_tensor(name, tensor, earlier=_RENAMED_TENSORS)
         sha256 = header.pop("sha256", None)
         if sha256 != digest(header, tensors):
-            raise ModelFileError(f"{path}: damaged: its content is not what was saved. Copy it again.")
+            raise ModelFileError(f"{path}: damaged: the checksum does not match the content. Copy the file again.")
         header, current = upgraded(header, tensors)
         check_model(header, current)
     except InvalidField as error:
-        raise ModelFileError(f"{path}: {error}. Headstart did not write this file, or it was changed since.") from error
+        raise ModelFileError(
+            f"{path}: {error}. The file was not written by Headstart, or was changed afterwards."
+        ) from error
     return ModelContent(header, current, sha256)
 
 

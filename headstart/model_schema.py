@@ -132,7 +132,7 @@ def _text(longest: int = LONGEST_TEXT, *, pattern: re.Pattern[str] | None = None
         if not isinstance(value, str) or not shortest <= len(value) <= longest:
             raise InvalidField(field, f"expected text of {shortest} to {longest:,} characters, {_found(value)}")
         if pattern is not None and not pattern.fullmatch(value):
-            raise InvalidField(field, f"not a name that can stand here, {_found(value)}")
+            raise InvalidField(field, f"not an allowed name, {_found(value)}")
 
     return check
 
@@ -214,7 +214,7 @@ def _table(each: Check, most: int) -> Check:
 def _class_names(field: str, value: Any) -> None:
     _list(_text(LONGEST_NAME, shortest=1), 1, MOST_CLASSES)(field, value)
     if len(set(value)) < len(value):
-        raise InvalidField(field, f"{next(name for name in value if value.count(name) > 1)!r:.60} stands there twice")
+        raise InvalidField(field, f"{next(name for name in value if value.count(name) > 1)!r:.60} is listed twice")
 
 
 def _value_range(field: str, value: Any) -> None:
@@ -226,7 +226,7 @@ def _value_range(field: str, value: Any) -> None:
 def _architecture(field: str, value: Any) -> None:
     _text(200, pattern=_ARCHITECTURE)(field, value)
     if not timm.is_model(value.split(".")[0]):
-        raise InvalidField(field, f"no architecture of timm {timm.__version__}, {_found(value)}")
+        raise InvalidField(field, f"not an architecture of timm {timm.__version__}, {_found(value)}")
 
 
 def _recipe(field: str, value: Any) -> None:
@@ -322,7 +322,7 @@ def check_tensor(name: str, tensor: Tensor, *, earlier: Collection[str] = ()) ->
         InvalidField: it belongs to no part of a model, or holds values that are not finite.
     """
     if not name.startswith(PARTS) and name not in earlier:
-        raise InvalidField(f"tensor {name!r:.60}", "belongs to no part of a model")
+        raise InvalidField(f"tensor {name!r:.60}", "is not part of a model")
     if tensor.dtype not in DTYPES:
         raise InvalidField(f"tensor {name!r:.60}", f"of type {tensor.dtype}")
     if tensor.is_floating_point() and not math.isfinite(tensor.sum(dtype=torch.float64)):

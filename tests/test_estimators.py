@@ -287,7 +287,7 @@ def test_who_takes_no_weights_says_so(
     small: tuple[list[str], list[str], dict[str, Any]], extra: dict[str, Any]
 ) -> None:
     paths, labels, arguments = small
-    with pytest.raises(OptionError, match="sample_weight: only probe 'logistic' with a linear head takes it"):
+    with pytest.raises(OptionError, match="sample_weight: supported only by probe 'logistic' with a linear head"):
         hs.ImageClassifier(**arguments, **extra).fit(paths, labels, sample_weight=[1.0] * 18)
 
 

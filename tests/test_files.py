@@ -114,9 +114,9 @@ def test_a_user_without_a_home_folder_is_told_what_to_set(monkeypatch: pytest.Mo
         raise KeyError("uid not found")
 
     monkeypatch.setattr("pwd.getpwuid", nobody)
-    with pytest.raises(CacheError, match=r"no home folder is known here.*Set HEADSTART_CACHE"):
+    with pytest.raises(CacheError, match=r"this user has no home folder.*Set HEADSTART_CACHE"):
         cache_root()
-    with pytest.raises(OptionError, match="no home folder is known here"):
+    with pytest.raises(OptionError, match="this user has no home folder"):
         user_path("~/data")
 
 

@@ -99,7 +99,7 @@ def test_without_a_network_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         raise LocalEntryNotFoundError("neither there nor here")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", unreachable)
-    with pytest.raises(HubError, match="cannot be reached, and was not fetched before"):
+    with pytest.raises(HubError, match="cannot be reached, and is not in the local cache"):
         hs.load("hf://me/colours")
 
 

@@ -250,7 +250,7 @@ def test_a_file_of_format_2_with_its_old_keys_gives_the_same_answers(originals: 
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("classes", ["a", "a", "b"], "classes: 'a' stands there twice"),
+        ("classes", ["a", "a", "b"], "classes: 'a' is listed twice"),
         ("classes", ["a", "", "b"], r"classes\[1\]: expected text"),
         ("preprocessing.std", [0.2, 0, 0.2], r"preprocessing.std\[1\]: expected a number from 0.0001"),
         ("preprocessing.height", 10**9, "preprocessing.height: expected a whole number"),
@@ -286,7 +286,7 @@ def test_the_message_names_file_and_field(
 
 def test_what_load_would_refuse_is_not_saved(tmp_path: Path) -> None:
     model = small_model(image_size=32).replace(classes=("a", "a", "b"))
-    with pytest.raises(ModelFileError, match="classes: 'a' stands there twice"):
+    with pytest.raises(ModelFileError, match="classes: 'a' is listed twice"):
         model.save(tmp_path / "m.safetensors")
     assert not list(tmp_path.iterdir())
 

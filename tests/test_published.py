@@ -164,7 +164,7 @@ def test_files_of_an_earlier_version_are_cleaned_or_refused(
         hs.push(run.folder, "me/old")
         assert not any(named(content) for content in hub.repositories["me/old"].values())
         run.report_path.write_bytes(report + f"<td>{home}/w.pth</td>".encode())
-        with pytest.raises(HubError, match=r"report\.html: names a folder of this machine"):
+        with pytest.raises(HubError, match=r"report\.html: contains a path of this machine"):
             hs.push(run.folder, "me/never", with_report=True)
         assert "me/never" not in hub.repositories
     finally:

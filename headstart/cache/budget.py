@@ -70,9 +70,9 @@ def make_space(root: Path, needed: int, *, folder: Path, keep: Collection[Path])
     if required > 0:
         raise CacheError(
             f"{folder}: the cache needs {size_text(needed)} more. Its limit is {size_text(limit)} and it holds "
-            f"{size_text(held)}, of which {size_text(held - removable)} are in use or were within the last "
-            f"{IN_USE / 60:.0f} minutes; {size_text(disk.free)} are free on the disk. Set HEADSTART_CACHE_LIMIT (GB) "
-            "higher, set HEADSTART_CACHE to a folder on a larger disk, or run headstart cache --clear."
+            f"{size_text(held)}, of which {size_text(held - removable)} are in use or were used within the last "
+            f"{IN_USE / 60:.0f} minutes; {size_text(disk.free)} are free on the disk. Increase HEADSTART_CACHE_LIMIT "
+            "(GB), set HEADSTART_CACHE to a folder on a larger disk, or run headstart cache --clear."
         )
 
 

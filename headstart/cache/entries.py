@@ -139,8 +139,8 @@ def clear_cache(entries: Iterable[CacheEntry]) -> int:
             failed.append(f"{entry.path}: {error.strerror or error}")
     if failed:
         raise CacheError(
-            f"{len(failed):,} of the cache's entries cannot be removed. The first: {failed[0]}. {size_text(freed)} "
-            "were freed. Stop the runs that write to the others, or check the folder's permissions."
+            f"{len(failed):,} cache entries cannot be removed. First error: {failed[0]}. {size_text(freed)} were "
+            "freed. Stop the runs that use them, or check the folder's permissions."
         )
     return freed
 

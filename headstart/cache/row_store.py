@@ -319,7 +319,7 @@ class RowStore:
             while run.nbytes:  # one call reads at most 2 GB
                 got = file.readinto(run)
                 if not got:
-                    raise OSError(errno.EIO, "rows.bin is shorter than it was; remove the folder")
+                    raise OSError(errno.EIO, "rows.bin is shorter than before; remove the folder")
                 run = run[got:]
 
     def _refresh(self) -> None:
@@ -357,7 +357,7 @@ class RowStore:
         """Writes at ``offset``; cuts off what an interrupted writer left after it."""
         with open(self.folder / name, "ab") as file:
             if file.seek(0, os.SEEK_END) < offset:
-                raise OSError(errno.EIO, f"{name} is shorter than it was; remove the folder")
+                raise OSError(errno.EIO, f"{name} is shorter than before; remove the folder")
             file.truncate(offset)
             file.write(data)
 

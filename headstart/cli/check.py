@@ -46,7 +46,7 @@ SHOWN_ITEMS = 8
     "--files-only",
     is_flag=True,
     default_text="off",
-    help="Check the files alone, without the backbone: neither label errors nor outliers are found. Faster.",
+    help="Check only the files, without computing features: faster, but label errors and outliers are not found.",
 )
 @device_option
 @recipe_options("backbone", "image_size", first=True)
@@ -88,7 +88,7 @@ def check_command(
         for file in written:
             print(f"Written: {file}")
         if left_out is not None:
-            print(f"Written: {write}, {len(look.dataset) - len(left_out):,} images; {len(left_out):,} left out.")
+            print(f"Written: {write}, {len(look.dataset) - len(left_out):,} images; {len(left_out):,} excluded.")
     if strict and any(finding.severity == "serious" for finding in look.findings):
         raise click.exceptions.Exit(1)
 

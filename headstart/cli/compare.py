@@ -138,4 +138,4 @@ def _compare_models(
     for result in found.results:
         print(f"{result.sentence}.")
     if out is not None:
-        print(f"{out}: the {len(found.differing):,} images on which they differ")
+        print(f"{out}: the {len(found.differing):,} images that the two models classify differently")

@@ -99,7 +99,7 @@ def export_command(
     "--model",
     type=FILE,
     metavar="MODEL",
-    default_text="auto (the model of a run, else the labels alone)",
+    default_text="auto (the model of a run, else only the labels)",
     help="Run or model file to compare with.",
 )
 @allow_loss_option
@@ -145,9 +145,9 @@ def _print(found: Exported) -> None:
         print(f"Quantized: {found.quantised}.")
     if (whole := found.formats[-1].full_size) is not None:
         print(
-            f"{whole.images:,} of them are JPEGs that are reduced while they are decoded. Decoded whole, as other "
-            f"programs do, {whole.same:,} get the same answer, {whole.correct:,} are correct instead of "
-            f"{whole.correct_reduced:,}, and a probability differs by up to {whole.largest:.2f}."
+            f"{whole.images:,} of them are JPEGs that Headstart decodes at reduced size. Decoded at full size, as "
+            f"other programs do, {whole.same:,} get the same answer, {whole.correct:,} are classified correctly "
+            f"instead of {whole.correct_reduced:,}, and probabilities differ by at most {whole.largest:.2f}."
         )
     print(f"File: {found.file}")
 

@@ -70,7 +70,7 @@ def extract_command(data: Path, out: Path, device: str, as_json: bool, **options
     type=click.IntRange(0),
     default=1000,
     metavar="N",
-    help="Outputs of the classifier; 0: no classifier.",
+    help="Number of classifier outputs; 0: no classifier.",
     default_text="1000",
 )
 @option(
@@ -78,7 +78,7 @@ def extract_command(data: Path, out: Path, device: str, as_json: bool, **options
     multiple=True,
     metavar="LAYER",
     help="Layer to count as trainable; may be repeated.",
-    default_text="auto (the classifier alone)",
+    default_text="auto (only the classifier)",
 )
 @json_option()
 def layers_command(
@@ -139,7 +139,7 @@ def _print_groups(groups: list[LayerGroup]) -> None:
     total, trainable = sum(group.parameters for group in groups), sum(group.trainable for group in groups)
     print_table(["layer group", "kind", "output", "weights", "trainable"], rows)
     print(f"Weights: {total:,}, {trainable:,} trainable and {total - trainable:,} frozen.")
-    print(f"BatchNorm statistics, updated by no gradient: {sum(group.statistics for group in groups):,}.\n")
+    print(f"BatchNorm statistics, not updated by gradients: {sum(group.statistics for group in groups):,}.\n")
 
 
 def _trainable_text(parameters: int, trainable: int) -> str:
@@ -161,4 +161,4 @@ def _print_boundaries(split: SplittableBackbone) -> None:
     ]
     print_table(["boundary after", "activation", "bytes per image", "cost before", "weights behind"], rows)
     if split.obstacle:
-        print(f"It can be split at the head alone: {split.obstacle}.")
+        print(f"The only freeze boundary is before the head: {split.obstacle}.")

@@ -184,7 +184,7 @@ def open_source(data: Path | None, values: Mapping[str, Any], *, min_classes: in
     if not named:
         return data
     if data is None:
-        raise click.UsageError(f"{flag_name(named[0])} belongs to a table: name the data as well.")
+        raise click.UsageError(f"{flag_name(named[0])}: describes a table; give the data as well.")
     from headstart.data.dataset import open_data
 
     return open_data(data, min_classes=min_classes, **columns)

@@ -90,7 +90,7 @@ def _say_unreadable(predictions: list[Prediction]) -> None:
     unread = [prediction for prediction in predictions if prediction.label is None]
     if unread:
         first = f"{printable(unread[0].path)}: {unread[0].error}"
-        say(f"{len(unread):,} of {len(predictions):,} images cannot be read; the first, {first}.")
+        say(f"{len(unread):,} of {len(predictions):,} images cannot be read. The first: {first}.")
         if len(unread) == len(predictions):
             raise click.exceptions.Exit(1)
 

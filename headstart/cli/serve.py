@@ -39,7 +39,7 @@ def _limit_options(function: Callback) -> Callback:
     default="127.0.0.1",
     metavar="ADDRESS",
     default_text="127.0.0.1",
-    help="Address to listen on. 127.0.0.1: this machine alone; 0.0.0.0: other machines as well.",
+    help="Address to listen on. 127.0.0.1: only this machine; 0.0.0.0: other machines as well.",
 )
 @option("--port", type=PORT, default=8000, metavar="PORT", help="Port; 0: any free port.", default_text="8000")
 @option(
@@ -100,7 +100,7 @@ def serve_command(
     help="Port of the page on this machine.",
     default_text="auto (any free port)",
 )
-@option("--beside", is_flag=True, hidden=True, help="Stop with the process that started this one; for train --watch.")
+@option("--beside", is_flag=True, hidden=True, help="Stop when the parent process stops; used by train --watch.")
 def watch_command(run: Path, port: int, beside: bool) -> None:
     """Show a run on a page: plan, progress, curves, findings, most confident mistakes. Stop it with Ctrl-C.
 

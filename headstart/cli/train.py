@@ -45,8 +45,8 @@ FIRST = tuple(name for name, declared in options_of().items() if declared.is_bas
     type=FILE,
     metavar="RUN",
     default_text="off",
-    help="Continue this interrupted run, with the data and options that it began with. Only --json, --watch and "
-    "--watch-port can be combined with it.",
+    help="Continue this interrupted run with its original data and options. Can be combined only with --json, "
+    "--watch and --watch-port.",
 )
 @recipe_options(*(name for name in options_of() if name not in FIRST))
 @column_options
@@ -79,7 +79,7 @@ def train_command(
     and one of labels. Model, scores, predictions and report are written into a run folder.
     """
     if (data is None) == (resume is None):
-        raise click.UsageError("Missing argument DATA, or an interrupted run to --resume; one of the two.", context)
+        raise click.UsageError("Missing argument DATA. Give the data, or an interrupted run with --resume.", context)
     if resume is not None:
         _refuse_options(context)
     chosen = checked_options(options)
@@ -117,8 +117,8 @@ def _refuse_options(context: click.Context) -> None:
         is_given = context.get_parameter_source(name) in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
         if is_given and name not in GO_WITH_RESUME:
             raise click.UsageError(
-                f"{parameter.opts[-1]}: a run is resumed with the options that it began with; leave it out. Only "
-                "--json, --watch and --watch-port go with --resume.",
+                f"{parameter.opts[-1]}: a resumed run keeps its original options; leave this one out. Only --json, "
+                "--watch and --watch-port can be combined with --resume.",
                 context,
             )
 
@@ -149,7 +149,7 @@ def _watched(folder: Path | None, port: int) -> Iterator[None]:
     type=FILE,
     metavar="FOLDER",
     default_text="auto (RUN-corrections)",
-    help="Folder of corrected images, with one folder per class, as the page of headstart serve writes it.",
+    help="Folder of corrected images with one subfolder per class, as written by the page of headstart serve.",
 )
 @out_option("Folder to write the new run into, new or empty.", "auto (RUN-2, RUN-3, ...)", "FOLDER")
 @device_option
@@ -171,7 +171,7 @@ def retrain_command(run: Path, corrections: Path | None, out: Path | None, devic
         print_json(run_files(done.run) | {"scores": scores, "changes": changes})
         return
     print_results(done.run.results.values())
-    for sentence in done.sentences or ["No held-out image has a prediction of both runs: nothing to compare."]:
+    for sentence in done.sentences or ["The runs cannot be compared: no held-out image has a prediction of both."]:
         print(sentence)
     print_run_files(done.run)
 

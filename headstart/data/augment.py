@@ -57,7 +57,7 @@ class Augmentation:
         if not 0 <= self.rotate <= 180:
             raise OptionError(f"rotate {self.rotate}: expected 0 to 180 degrees.")
         if not 0 <= self.colour < 1:
-            raise OptionError(f"colour {self.colour}: expected 0 or more and less than 1; 0 leaves colours alone.")
+            raise OptionError(f"colour {self.colour}: expected 0 or more and less than 1; 0 leaves colours unchanged.")
 
     def describe(self) -> dict[str, Any]:
         """What decides a view beside picture, number, seed and preprocessing; JSON-able, for a cache key."""

@@ -143,8 +143,8 @@ def _bit_depth(given: CheckInput) -> list[Finding]:
     for bits, used in unused_bits(given.scanned).items():
         count = int((given.scanned.facts["bits"][given.scanned.usable] == bits).sum())
         message = (
-            f"{describe_unused_bits(count, bits, used)}. Train with --value-range data, which scales values by the "
-            "range measured on the training images"
+            f"{describe_unused_bits(count, bits, used)}. Train with value_range data (--value-range data), which "
+            "scales values by the range measured on the training images"
         )
         found.append(Finding("bit-depth", "warning", message))
     return found
@@ -156,7 +156,10 @@ def _quality(given: CheckInput) -> list[Finding]:
     for issue in quality_issues(given.scanned, is_scaled=given.is_scaled):
         count = len(issue.positions)
         if issue.is_typical:
-            message = f"{count:,} of {len(given.dataset):,} images are {issue.words}: typical of these data"
+            message = (
+                f"{count:,} of {len(given.dataset):,} images are {issue.words}: most likely a property of the data, "
+                "not a fault"
+            )
             found.append(Finding(issue.kind, "note", message))
         else:
             message = f"{count:,} image(s) {issue.words}"
@@ -173,7 +176,7 @@ def _missing_classes(given: CheckInput) -> list[Finding]:
     for name in sorted(given.split.names, key="train".__eq__):  # train last
         missing = tuple(label for label, count in given.counts[name].items() if count == 0)
         if missing:
-            message = f"{name} has no image of {len(missing)} of {total} classes: its score does not cover them"
+            message = f"{name} has no images of {len(missing)} of {total} classes: its score does not include them"
             if name == "train":
                 message = f"train has no image of {len(missing)} class(es): the classifier cannot learn them"
             found.append(Finding("missing-class", "serious", message, missing))
@@ -204,8 +207,8 @@ def _class_imbalance(given: CheckInput) -> list[Finding]:
     if given.dataset.multi_label or not sizes or max(sizes) < IMBALANCE_RATIO * min(sizes):
         return []
     message = (
-        f"the largest class has {max(sizes) / min(sizes):.1f} times the training images of the smallest; "
-        "--balance weights all classes equally"
+        f"the largest class has {max(sizes) / min(sizes):.1f} times the training images of the smallest; the option "
+        "balance_classes weights all classes equally"
     )
     return [Finding("class-imbalance", "warning", message, tuple(f"{k}: {v}" for k, v in counts.items()))]
 
@@ -216,7 +219,7 @@ def _wrong_extensions(given: CheckInput) -> list[Finding]:
     usable: Sequence[int] = np.flatnonzero(given.scanned.usable).tolist()
     paths = given.dataset.paths
     reasons = {i: f"is {forms[i]}" for i in usable if not has_expected_suffix(paths[i], forms[i])}
-    message = f"{len(reasons):,} file(s) have the suffix of another format; they are read by content"
+    message = f"{len(reasons):,} file(s) have the suffix of another format; the format is detected from the content"
     return [image_finding("wrong-extension", "note", message, given.dataset, reasons)] if reasons else []
 
 

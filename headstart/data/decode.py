@@ -270,7 +270,9 @@ def _orientation(image: Image.Image) -> int:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
-        raise UnreadableImage("", "signed, 32-bit or float pixels have no defined white: save it with 8 or 16 bits")
+        raise UnreadableImage(
+            "", "signed, 32-bit or float pixels have no defined range: save the image with 8 or 16 bits per channel"
+        )
     if image.mode == "La":
         image = image.convert("LA")
     if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:

@@ -87,8 +87,8 @@ def inspect(
     if len(scanned.faults) == len(dataset):
         first = min(scanned.faults)
         raise DataError(
-            f"{dataset.root}: none of its {len(dataset):,} images can be read. "
-            f"The first, {dataset.paths[first]}: {scanned.faults[first]}."
+            f"{dataset.root}: none of the {len(dataset):,} images can be read. The first: {dataset.paths[first]}: "
+            f"{scanned.faults[first]}."
         )
     duplicates = tuple(find_duplicates(scanned))
     split = make_split(dataset, scanned, duplicates, seed=seed, shares=shares)

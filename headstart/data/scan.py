@@ -264,7 +264,7 @@ def measure_value_range(paths: Sequence[str], *, progress: Progress | None = Non
     def histogram(path: str) -> npt.NDArray[np.float64]:
         values = read_values(path)
         if values is None:
-            raise UnreadableImage(path, "has 8 bits per channel; the file has changed since it was looked at")
+            raise UnreadableImage(path, "has 8 bits per channel now; the file has changed since it was first read")
         return values.histogram()
 
     with progress.task("Measuring the range of values", len(paths)) as advance:
@@ -286,7 +286,8 @@ def _look_again(path: str | None, key: bytes, preprocessing: Preprocessing | Non
         data = Path(path).read_bytes()
     except OSError as error:
         raise DataError(
-            f"{path}: {error.strerror or error}. It could be read before; run the command again."
+            f"{path}: {error.strerror or error}. It was readable earlier in this run; check the file and run the "
+            "command again."
         ) from error
     if content_key(data) != key:
         raise DataError(f"{path}: has changed since this command first read it. Run the command again.")

@@ -49,7 +49,7 @@ def resolve_device(name: str = "auto") -> torch.device:
     if not isinstance(name, str) or name.split(":")[0] not in here:
         raise OptionError(f"device {name!r}: expected auto, cpu, cuda or mps.")
     if not here[name.split(":")[0]]:
-        raise OptionError(f"device {name!r} is not available on this machine. Use --device auto.")
+        raise OptionError(f"device {name!r} is not available on this machine. Use device auto (--device auto).")
     if name.startswith("cuda") and is_cuda_unusable_after_fork():
         raise OptionError(
             "device 'cuda': this process was forked from one that has already used the GPU, which CUDA does not allow. "

@@ -90,7 +90,7 @@ def _choose(net: PixelNet, sample: Pixels, device: torch.device, progress: Progr
                     plan = replace(tried, errors=tried.errors | {name: error})
                 except Exception as error:  # for example a kernel that this processor or PyTorch lacks
                     rejected.add(name)
-                    progress.say(f"The engine {name!r} is not used: {first_line(error)}.")
+                    progress.say(f"Engine {name!r} is not used: {first_line(error)}.")
                     continue
             plan = replace(plan, exact=name) if exact else replace(plan, fast=name)
             break

@@ -98,7 +98,7 @@ def choose_engine(
             engine = build_engine(name, plan, net, target)
             require_agreement(engine, sample, expected)
         except Exception as error:  # runtimes and kernels raise exceptions of their own; another engine can be used
-            progress.say(f"The engine {name!r} is not used: {first_line(error)}.")
+            progress.say(f"Engine {name!r} is not used: {first_line(error)}.")
         else:
             return engine
     return plain

@@ -55,5 +55,5 @@ def comparison_markdown(title: str, rows: Sequence[Compared]) -> str:
         cells = [row.name, accuracy, interval, f"{row.log_loss:.3f}"]
         cells += [str(row.epochs) if row.epochs else "", f"{row.seconds:.0f}"]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "Seconds include the frozen pass, which all methods share, for each method.", ""]
+    lines += ["", "Seconds of each method include the frozen pass, which is computed once for all methods.", ""]
     return "\n".join(lines)

@@ -94,4 +94,4 @@ class ExportMetadata:
             thresholds = None if document["thresholds"] is None else tuple(document["thresholds"])
             return cls(**document | {"classes": tuple(document["classes"]), "thresholds": thresholds})
         except (ValueError, KeyError, TypeError) as error:
-            raise ExportError(f"{file}: its metadata are damaged ({error}). Export it again.") from error
+            raise ExportError(f"{file}: the metadata is damaged ({error}). Export it again.") from error

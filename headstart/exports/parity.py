@@ -154,8 +154,8 @@ def parity_failures(one: FormatResult, model: FormatResult, *, precision: str, a
             return []
         return [
             f"its accuracy is {100 * one.accuracy:.1f} % ({one.correct:,}/{one.images:,}), the model's "
-            f"{100 * model.accuracy:.1f} %: a loss of {100 * lost:.1f} points, and {100 * MAX_ACCURACY_LOSS:g} is "
-            "allowed (--allow-loss accepts it)"
+            f"{100 * model.accuracy:.1f} %: a loss of {100 * lost:.1f} points; at most {100 * MAX_ACCURACY_LOSS:g} "
+            "is allowed (allow_loss, --allow-loss, accepts it)"
         ]
     assert one.clear is not None
     assert one.same is not None
@@ -164,10 +164,14 @@ def parity_failures(one: FormatResult, model: FormatResult, *, precision: str, a
     if one.same < one.clear:
         failures.append(f"{one.clear - one.same:,} of {one.clear:,} clear answers differ")
     if not one.largest <= MAX_PROBABILITY_DIFFERENCE:
-        failures.append(f"a probability differs by {one.largest:.1e}, and {MAX_PROBABILITY_DIFFERENCE:.0e} is allowed")
+        failures.append(
+            f"probabilities differ by up to {one.largest:.1e}, more than the allowed "
+            f"{MAX_PROBABILITY_DIFFERENCE:.0e} is allowed"
+        )
     if one.largest_outlier is not None and not one.largest_outlier <= MAX_OUTLIER_DIFFERENCE:
         failures.append(
-            f"an outlier score differs by {one.largest_outlier:.1e}, and {MAX_OUTLIER_DIFFERENCE:g} is allowed"
+            f"outlier scores differ by up to {one.largest_outlier:.1e}, more than the allowed "
+            f"{MAX_OUTLIER_DIFFERENCE:g} is allowed"
         )
     return failures
 

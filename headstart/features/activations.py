@@ -178,7 +178,7 @@ class Activations:
         self.shape = shape
         self.views = views
         self.keep = keep
-        self.reason = "kept on disk" if keep else "made anew each time, as asked"
+        self.reason = "kept on disk" if keep else "recomputed each time, as requested"
         self.engine = engine
         if is_asynchronous(engine):
             cast(TorchEngine, engine).output_dtype = torch.float16
@@ -215,7 +215,7 @@ class Activations:
         try:
             self.store.require_space(len(missing))
         except CacheError as error:
-            self.keep, self.reason = False, f"made anew each time: {error}"
+            self.keep, self.reason = False, f"recomputed each time: {error}"
             progress.say(f"Activations at {self.net.boundary}: {self.reason}")
             return
         what = f"Running the backbone up to {self.net.boundary}"
@@ -317,7 +317,8 @@ class Activations:
 
     def _too_large(self) -> CacheError:
         return CacheError(
-            f"activations at {self.net.boundary} exceed half precision. Train from another part: --unfreeze."
+            f"activations at {self.net.boundary} exceed the range of half precision. Fine-tune from another "
+            "layer group (option unfreeze)."
         )
 
     def _as_they_are(self, rows: Sequence[Row], size: int) -> Iterator[Pixels]:
@@ -347,7 +348,9 @@ class Activations:
                 )
             except (OSError, UnreadableImage) as error:
                 why = error.reason if isinstance(error, UnreadableImage) else error.strerror
-                raise DataError(f"{path}: {why}. It could be read before; run the command again.") from error
+                raise DataError(
+                    f"{path}: {why}. It was readable earlier in this run; check the file and run the command again."
+                ) from error
 
         if is_asynchronous(self.engine):
             yield from map_images(see, jobs, ahead=AHEAD)
@@ -382,11 +385,11 @@ class Activations:
         reading, writing = (1e3 * span / len(made) for span in (time.monotonic() - written, written - started))
         making = 1e3 * seconds / len(made)
         figures = (
-            f"a row of {self.row_bytes / 1e3:.0f} kB takes {making:.2f} ms to make, {writing:.2f} ms to write, "
+            f"a row of {self.row_bytes / 1e3:.0f} kB takes {making:.2f} ms to compute, {writing:.2f} ms to write, "
             f"{reading:.2f} ms to read"
         )
         self.keep = reading + (writing if is_asynchronous(self.engine) else 0) < making
-        self.reason = f"{'kept on disk' if self.keep else 'made anew each time'}: {figures}"
+        self.reason = f"{'kept on disk' if self.keep else 'recomputed each time'}: {figures}"
         if not self.keep:
             progress.say(f"Activations at {self.net.boundary} are {self.reason}.")
         return self.keep

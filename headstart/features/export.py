@@ -69,7 +69,9 @@ def export_features(
     progress = progress or SilentProgress()
     file = check_suffix(out, FORMATS)
     if pool == "none":
-        raise OptionError("pool 'none' gives maps, and a table has a row of numbers for each image: choose 'flatten'.")
+        raise OptionError(
+            "pool 'none' gives feature maps, but a table needs one row of numbers per image: choose 'flatten'."
+        )
     dataset = open_data(source)
     loaded = load_backbone(backbone or DEFAULT_BACKBONE, weights=weights, image_size=image_size)
     for note in loaded.notes:
@@ -80,7 +82,7 @@ def export_features(
         progress.say(with_example(f"{finding.severity.capitalize()}: {finding.message}", finding.items))
     used = np.flatnonzero(scanned.usable).tolist()
     if not used:
-        raise DataError(f"{dataset.root}: none of its {len(dataset):,} images can be read.")
+        raise DataError(f"{dataset.root}: none of the {len(dataset):,} images can be read.")
     keys = [scanned.keys[i] for i in used]
     files, names = dataset.files(), dataset.label_names()
     sources = {scanned.keys[i]: files[i] for i in used}

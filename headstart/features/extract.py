@@ -128,7 +128,7 @@ def compute_features(
         warn_damaged("features", store.folder, progress)
     count = len(store.missing(keys))
     if not count:
-        progress.say(f"Features of all {len(keys):,} images were kept from before; the backbone is not run.")
+        progress.say(f"Features of all {len(keys):,} images are in the cache; the backbone does not run.")
         return store
     if tap is not None and not _has_room(tap.store(planned), count):
         tap = None
@@ -186,9 +186,9 @@ def require_finite(net: PixelNet, rows: npt.NDArray[np.floating[Any]]) -> None:
     if not np.isfinite(rows).all():
         backbone = net.backbone
         raise WeightsError(
-            f"{backbone.architecture} ({backbone.source}): its output is not finite (NaN or infinity) on these images: "
-            "its weights are damaged, or their training diverged. Use other weights (--weights FILE, --backbone NAME), "
-            "or train with a lower --lr."
+            f"{backbone.architecture} ({backbone.source}): the features of the images contain NaN or infinity: the "
+            "weights are damaged, or their training diverged. Use other weights (options weights, backbone), or a "
+            "lower learning rate (option lr)."
         )
 
 

@@ -113,13 +113,13 @@ def load_base(recipe: Recipe) -> BaseClassifier:
     model = load(recipe.extend or "")
     if model.thresholds is not None:
         raise OptionError(
-            f"{recipe.extend}: a model with any number of labels per image cannot be extended. Train it again on a "
-            "table that has the new labels as well."
+            f"{recipe.extend}: a multi-label model cannot be extended. Train a new model on a table that includes "
+            "the new labels."
         )
     if not isinstance(model.head, LayeredHead):
         raise OptionError(
-            f"{recipe.extend}: its classifier ({type(model.head).__name__}) has no row for each class; train it with "
-            "--probe logistic, or with a --head, to extend it."
+            f"{recipe.extend}: its classifier ({type(model.head).__name__}) has no weights per class, so it cannot "
+            "be extended. Train it with probe logistic, or with a trained head (option head)."
         )
     path = user_path(recipe.extend or "")
     return BaseClassifier(model.net, model.classes, model.head, path if path.is_dir() else None)
@@ -189,7 +189,10 @@ def kept_tensors(base: BaseClassifier, head: nn.Module) -> dict[str, Tensor]:
     assert isinstance(head, LayeredHead)
     rows, count, last = last_rows(head), len(base.classes), f"{last_linear(head)}."
     kept = {f"head.{name}": tensor for name, tensor in head.state_dict().items() if not name.startswith(last)}
-    old = {"head, rows of old classes": rows.weight[:count], "head, biases of old classes": rows.bias[:count]}
+    old = {
+        ("head, weights of the old classes"): rows.weight[:count],
+        "head, biases of the old classes": rows.bias[:count],
+    }
     return kept | {name: torch.from_numpy(array) for name, array in old.items()}
 
 

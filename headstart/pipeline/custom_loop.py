@@ -88,8 +88,8 @@ def prepare(
     planned = plan(job, loaded, inspected, measured)
     if not planned.rungs:
         raise OptionError(
-            f"effort {recipe.effort!r} of {loaded.backbone.architecture}: nothing is left to train. Choose another "
-            "effort, or a backbone with freeze boundaries (see headstart layers)."
+            f"effort {recipe.effort!r} of {loaded.backbone.architecture}: no backbone layers would be trained. "
+            "Choose another effort, or a backbone with freeze boundaries (see headstart layers)."
         )
     featurised = featurise(job, loaded, inspected, planned)
     fitted = fit_head(job, loaded, inspected, planned, featurised)
@@ -157,7 +157,7 @@ class Workbench:
         """
         self._check_head()
         if split not in ("train", "val") or (split == "val" and self._val is None):
-            raise OptionError(f"no batches of {split!r}: there are train{' and val' if self._val else ''}.")
+            raise OptionError(f"no batches of {split!r}: the splits are train{' and val' if self._val else ''}.")
         samples = self._train if split == "train" or self._val is None else self._val
         count = len(samples.labels)
         order = epoch_order(self._prepared.job.recipe.seed, epoch, count).tolist() if split == "train" else range(count)
@@ -179,10 +179,13 @@ class Workbench:
                 shape = tuple(copy.deepcopy(head).eval()(features).shape)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise OptionError(
-                f"head: does not take features of shape {tuple(features.shape[1:])} ({first_line(error)})."
+                f"head: does not accept features of shape {tuple(features.shape[1:])} ({first_line(error)})."
             ) from error
         if shape != (1, len(self.classes)):
-            raise OptionError(f"head: gives {shape[1:]} for an image, and there are {len(self.classes)} classes.")
+            raise OptionError(
+                f"head: the output per image has shape {shape[1:]}; the number of classes is {len(self.classes)} "
+                "classes."
+            )
 
     def scores(self) -> AnyScores:
         """Of the classifier as it is, on the validation images, in float32.
@@ -192,7 +195,7 @@ class Workbench:
         """
         val = self._prepared.featurised.val
         if self._val is None or val is None:
-            raise OptionError("scores: the data have no validation images.")
+            raise OptionError("scores: the data has no validation images. Choose val_share above 0.")
         logits = logits_of(self._split, self.boundary, self._val, self.classifier.head.eval())
         files, labels = list(val.images.files), self._val.labels
         multi_label = is_multi_label(labels)

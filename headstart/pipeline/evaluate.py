@@ -203,8 +203,8 @@ def _cross_validated(prepared: Prepared, model: Model, outside: OutOfFold, most:
     multi_label = model.thresholds is not None
     probabilities = probabilities_of(outside.logits / model.calibration.temperature, multi_label=multi_label)
     prepared.job.progress.say(
-        f"Only {most} image(s) held out: the first score is of training images, each predicted by a classifier that "
-        f"did not learn from it ({outside.folds}-fold cross-validation)."
+        f"Only {most} image(s) held out, so the main score comes from cross-validation: each training image is "
+        f"predicted by a classifier that was not trained on it ({outside.folds}-fold cross-validation)."
     )
     return _evaluated(prepared, CROSS_VALIDATION, positions, model, probabilities, None, chose=True)
 

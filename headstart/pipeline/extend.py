@@ -80,7 +80,7 @@ def _after_old_classes(old: tuple[str, ...], dataset: Dataset) -> Dataset:
     new = [name for name in dataset.classes if name not in old]
     if not new:
         raise DataError(
-            f"{dataset.root}: the model has every class of the data already ({', '.join(dataset.classes[:10])}). Add "
+            f"{dataset.root}: the model already has every class of the data ({', '.join(dataset.classes[:10])}). Add "
             "images of a new class."
         )
     classes = (*old, *new)
@@ -142,7 +142,7 @@ def _as_fitted(
 
 
 def _no_refit(_learn: Labels) -> nn.Module:
-    raise NotImplementedError("a model that is extended is not cross-validated")
+    raise NotImplementedError("skipped when extending a model")
 
 
 def _last_layer_input(base: BaseClassifier, features: Features) -> Features:
@@ -155,8 +155,8 @@ def _synthesised(job: Job, base: BaseClassifier, x: Features, y: Labels) -> Reme
     average = average_features(base.net) if job.recipe.extend == PRETRAINED else None
     if average is None:
         raise OptionError(
-            f"extend {job.recipe.extend}: no image of its classes was found, and without any it would forget them. "
-            "Name some with --rehearsal FOLDER (labels are not needed)."
+            f"extend {job.recipe.extend}: no images of its existing classes were found, and without them it would "
+            "forget these classes. Give a folder of such images as the option rehearsal (labels are not needed)."
         )
     return imagine(base.rows, average, x, y, seed=job.recipe.seed)
 
@@ -170,7 +170,8 @@ def _warn_of_same_classes(job: Job, base: BaseClassifier, x: Features, y: Labels
         if counts.max() > SAME_CLASS * counts.sum():
             job.progress.say(
                 f"Warning: {100 * counts.max() / counts.sum():.0f} % of the images of {name!r} were predicted as "
-                f"{base.classes[counts.argmax()]!r} before: both may be the same class, and then compete."
+                f"{base.classes[counts.argmax()]!r} by the model before extension: the two may be the same class. If "
+                "so, give them one name."
             )
 
 
@@ -213,8 +214,8 @@ def _score_old_classes(
     progress = prepared.job.progress
     if not images.val.files:
         progress.say(
-            "The accuracy on the old classes was not measured: there are no images of them. Name some with --rehearsal "
-            "FOLDER."
+            "The accuracy on the old classes was not measured: there are no images of them. Give some with the "
+            "option rehearsal."
         )
         return []
     features = feature_rows(
@@ -228,6 +229,6 @@ def _score_old_classes(
     count = len(labels)
     progress.say(
         f"Old classes: accuracy {100 * part.scores.correct / count:.1f} % ({part.scores.correct:,}/{count:,}), "
-        f"{100 * correct / count:.1f} % ({correct:,}/{count:,}) before; {same:,} predictions are as before."
+        f"{100 * correct / count:.1f} % ({correct:,}/{count:,}) before; {same:,} predictions are unchanged."
     )
     return [part]

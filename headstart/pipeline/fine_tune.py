@@ -126,12 +126,12 @@ def _neighbour_reference(ladder: Ladder) -> RungResult:
     labels = ladder.labels
     correct = (np.concatenate(parts).reshape(labels.shape) == labels).reshape(len(labels), -1).all(axis=1)
     result = rung_result(KNN, HEAD, correct, np.zeros(len(correct)), time.monotonic() - started)
-    return replace(result, decision="a reference, never kept")
+    return replace(result, decision="reference only, never kept")
 
 
 def _without_room(ladder: Ladder, result: RungResult, best: BestRung) -> RungResult:
     wrong = int((~best.correct).sum())
-    text = f"no rung tried: even correcting all {wrong} remaining mistakes would be no more than noise"
+    text = f"no rung tried: correcting all {wrong} remaining mistakes would not be a significant gain"
     ladder.events.say(f"{result.name}: {text}.")
     return replace(result, decision=text)
 
@@ -148,10 +148,13 @@ def _decide(
     leaves_little = not ladder.keeps_last and probe.log_loss < DEEPER_FROM
     decision = "kept; " if is_kept else "not kept; "
     if ladder.keeps_last:
-        decision = f"kept as asked; the {probe.name} gave {probe.correct:,} of {probe.count:,}; "
-    decision += "the gain is more than noise" if gained else "no gain beyond noise"
+        decision = f"kept as requested; {probe.name}: {probe.correct:,} of {probe.count:,}; "
+    decision += "the gain is significant" if gained else "no significant gain"
     if not is_last and gained and leaves_little:
-        decision += f"; stopping: the probe left {probe.log_loss:.3f} nats, and below {DEEPER_FROM} it ends here"
+        decision += (
+            f"; stopping, because the log loss of the probe is {probe.log_loss:.3f} nats, and below {DEEPER_FROM} it "
+            "ends here"
+        )
     elif not is_last:
         decision += "; trying the next rung" if gained else "; stopping"
     why = f"log loss {best.result.log_loss:.3f} to {result.log_loss:.3f}, p = {p:.2g}"

@@ -81,8 +81,8 @@ def with_value_range(job: Job, loaded: Loaded) -> Loaded:
     deep = [i for i in inspection.split.positions("train") if bits[i] > 8]
     if not deep:
         raise DataError(
-            f"{inspection.dataset.root}: no training image has more than 8 bits per channel, which --value-range data "
-            "scales. Leave the option out."
+            f"{inspection.dataset.root}: no training image has more than 8 bits per channel, so value_range data has "
+            "no effect. Leave the option out."
         )
     value_range = measure_value_range([files[i] for i in deep], progress=job.progress)
     backbone = replace(loaded.backbone, preprocessing=replace(loaded.backbone.preprocessing, value_range=value_range))
@@ -164,7 +164,7 @@ def report_images(job: Job, inspected: Inspected, *, num_old_classes: int = 0) -
     if has_parts and not num_old_classes and not can_keep_together(labels, parts):
         job.progress.say(
             "Warning: each class has training images of one group only (or near copies of one image), so "
-            "cross-validation divides groups and its figures are too high. Add images of further groups."
+            "cross-validation has to divide groups, and its scores are too high. Add images of other groups."
         )
 
 
@@ -181,16 +181,16 @@ def require_learnable(inspection: Inspection, *, least: int) -> None:
     root, usable = inspection.dataset.root, int(inspection.scanned.usable.sum())
     if usable > 1 and inspection.num_distinct_images() == 1:
         raise DataError(
-            f"{root}: its {usable:,} files are one image, identical or nearly so: there is nothing to learn. Add "
-            "images that differ."
+            f"{root}: all {usable:,} files show the same image (identical or nearly so), so nothing can be learned. "
+            "Add different images."
         )
     learnable = [label for label, count in inspection.counts().get("train", {}).items() if count]
     if inspection.dataset.multi_label:
         labels = inspection.dataset.labels[inspection.split.positions("train")]
         if not count_learnable(labels):
             raise DataError(
-                f"{root}: {len(labels):,} training image(s), and every label is on every image or on none: there is "
-                "nothing to learn. Add images, or choose smaller shares for val and test."
+                f"{root}: {len(labels):,} training image(s), and every label applies to all of them or to none, so "
+                "nothing can be learned. Add images, or choose smaller shares for val and test."
             )
     elif len(learnable) < least:
         raise DataError(

@@ -118,8 +118,8 @@ def plan(job: Job, loaded: Loaded, inspected: Inspected, measured: Measured, *, 
     rungs: list[Rung] = []
     if splittable is not None and splittable.obstacle:
         job.progress.say(
-            f"{loaded.backbone.architecture} has no freeze boundary but the head ({splittable.obstacle}): only a probe "
-            "is fitted."
+            f"{loaded.backbone.architecture} has no freeze boundary except before the head ({splittable.obstacle}), "
+            "so it is not fine-tuned; a probe is fitted."
         )
     elif splittable is not None:
         rungs = plan_rungs(

@@ -43,7 +43,7 @@ def resume(
         >>> run = headstart.resume("runs/flowers")
     """
     if options:
-        raise OptionError(f"{next(iter(options))}: a run is resumed with the options that it began with; leave it out.")
+        raise OptionError(f"{next(iter(options))}: a resumed run keeps its original options; leave this one out.")
     path = user_path(folder)
     recipe, start = read_start(path)
     progress = progress or SilentProgress()

@@ -148,8 +148,8 @@ def _require_same_images(setup: RunSetup, inspected: Inspected) -> None:
     images = data_fingerprint([key for key, _ in labelled], [label for _, label in labelled])
     if setup.start.images and setup.start.images != images:
         raise RunError(
-            f"{setup.folder}: the images in {setup.start.data} are not those that this run began with. Put them back, "
-            "or start a new run: what was computed of the others is kept."
+            f"{setup.folder}: the images in {setup.start.data} have changed since this run began. Restore them, or "
+            "start a new run, which reuses the cached features of unchanged images."
         )
     if not setup.start.images:
         write_start(setup.folder, setup.job.recipe, replace(setup.start, images=images))

@@ -275,4 +275,4 @@ def say_stopped(folder: Path, progress: Progress) -> None:
     if (folder / "start.json").exists():
         progress.say(f"To resume this run: headstart train --resume {folder}")
     else:
-        progress.say(f"Nothing was learnt yet, and {folder} was removed. Images that were read are cached.")
+        progress.say(f"Training had not begun, so {folder} was removed. Images that were already read are cached.")

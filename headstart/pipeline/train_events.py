@@ -60,7 +60,7 @@ def train_events(
         HeadstartError: see ``train`` and ``resume``; raised in the loop.
     """
     if (source is None) == (resume_from is None):
-        raise OptionError("give a source to train on, or resume_from; one of the two.")
+        raise OptionError("give either a source to train on or resume_from.")
     given = {"out": out is not None, "recipe": recipe is not None, "device": device != "auto"}
     refused: dict[str, Any] = {**{name: True for name, is_given in given.items() if is_given}, **options}
     received: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()

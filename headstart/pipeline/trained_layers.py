@@ -68,7 +68,7 @@ class TrainedLayers:
         fixed = [group for group in groups if group.parameters and not group.trainable]
         text += f"; frozen: {_span(fixed)}" if fixed else "; nothing is frozen"
         if statistics:
-            state = "updated where they are trained" if learns_statistics else "constant"
+            state = "updated in the trained layers" if learns_statistics else "constant"
             text += f"; {statistics:,} BatchNorm statistics, {state}"
         events.say(f"Stage {stage}: {text}.")
         layers: list[list[Any]] = [[group.name, group.parameters, group.trainable] for group in groups]
@@ -81,7 +81,7 @@ def _trained_text(groups: Sequence[LayerGroup], head_frozen: int) -> str:
     trained = [group for group in groups if group.trainable]
     if trained:
         return f"{_span(trained)} and the head"
-    return "rows of the head alone" if head_frozen else "the head alone"
+    return "only weights of the new classes in the head" if head_frozen else "only the head"
 
 
 def _span(groups: Sequence[LayerGroup]) -> str:

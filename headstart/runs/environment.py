@@ -38,7 +38,7 @@ def conditions_of(recipe: Recipe, backbone: Backbone, device: str) -> Conditions
     if recipe.weights:
         found["weights file"] = _sha256(user_path(recipe.weights))
     if recipe.extend not in (None, PRETRAINED):
-        found["model that is extended"] = _sha256(user_path(recipe.extend))
+        found["model to extend"] = _sha256(user_path(recipe.extend))
     found["backbone"] = backbone.fingerprint
     found |= {f"version of {name}": version(name) for name in LIBRARIES}
     return found | {"device": _device(device), "processor": _processor()}

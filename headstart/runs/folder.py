@@ -136,7 +136,7 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
     if not (path / "run.json").is_file():
         if (path / "recipe.json").is_file():
             raise RunError(f"{path}: an unfinished run. Resume it: headstart train --resume {path}")
-        raise RunError(f"{path}: no run. Expected a folder that headstart train wrote, with run.json in it.")
+        raise RunError(f"{path}: not a run folder. Expected a folder written by headstart train, with run.json in it.")
     try:
         document = json.loads((path / "run.json").read_text(encoding="utf-8"))
         paths: dict[str, str] = {}
@@ -171,8 +171,8 @@ def choose_run_folder(out: str | os.PathLike[str] | None, source: Path) -> Path:
     folder = user_path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(
-            f"{folder}: exists and is not an empty folder; nothing is overwritten. Name another one with --out, or "
-            "resume an unfinished run with --resume."
+            f"{folder}: already exists and is not empty; nothing is overwritten. Choose another folder (option out), "
+            "or resume an unfinished run (headstart train --resume)."
         )
     return folder
 
@@ -186,7 +186,7 @@ def make_run_folder(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"{not_written(folder, error)}, or name another folder with --out.") from error
+        raise RunError(f"{not_written(folder, error)}, or choose another folder (option out).") from error
     return folder
 
 
@@ -283,7 +283,7 @@ def split_rows(folder: Path, name: str = "split.csv") -> list[dict[str, str]]:
     try:
         return read_rows(folder / name)
     except OSError as error:
-        raise RunError(f"{folder / name}: {error.strerror}. Name the data to score the model on.") from error
+        raise RunError(f"{folder / name}: {error.strerror}. Give the data to score the model on.") from error
 
 
 def write_findings(file: Path, findings: Sequence[Finding]) -> None:

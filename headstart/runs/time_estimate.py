@@ -170,5 +170,5 @@ class Timetable:
         if (factor > CORRECT_FROM or factor < 1 / CORRECT_FROM) and abs(whole - self._reported) > MIN_CORRECTION:
             before, self._reported, self._reported_at = self._reported, whole, now
             self._progress.say(
-                f"Time estimate corrected: about {left:.0f} s left, {whole:.0f} s in total instead of {before:.0f} s."
+                f"New time estimate: about {left:.0f} s left, {whole:.0f} s in total instead of {before:.0f} s."
             )

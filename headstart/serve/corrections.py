@@ -145,7 +145,8 @@ class Corrections:
             before = entries.get(key)
             if before is None and len(entries) >= MAX_CORRECTIONS:
                 raise OptionError(
-                    f"{self.folder}: full ({MAX_CORRECTIONS:,} images). Train with them, then move the folder."
+                    f"{self.folder}: full ({MAX_CORRECTIONS:,} images). Train with these corrections, then move "
+                    "the folder elsewhere."
                 )
             if before is None or not before.file.is_file():
                 write_atomically(file, data)

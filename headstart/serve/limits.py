@@ -100,7 +100,7 @@ class ServerLimits:
     )
     batch_wait_ms: float = _limit(
         5.0,
-        "Milliseconds for which an image waits for others that are being decoded, to run in one batch.",
+        "Milliseconds for which a batch waits for further images that are being decoded.",
         "runs without them",
         flag="gather",
         unit="ms",

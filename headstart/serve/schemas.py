@@ -30,8 +30,8 @@ class ImagePrediction(BaseModel):
     none_of_these: bool = Field(description="Whether the image is flagged as out-of-distribution.")
     unsure: bool = Field(description="Whether the probability is too low for the requested accuracy.")
     outlier: float | None = Field(
-        description="Out-of-distribution score: share of usual images that are closer to the training images; null if "
-        "the model has none.",
+        description="Out-of-distribution score: share of in-distribution images that are closer to the training "
+        "images; null if the model has no detector.",
         ge=0,
         le=1,
     )

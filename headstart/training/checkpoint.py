@@ -38,4 +38,6 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | No
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
             return json.loads(opened.metadata()["headstart"]), tensors
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{path}: damaged checkpoint ({error}). Remove it to repeat that part of the run.") from error
+        raise RunError(
+            f"{path}: damaged checkpoint ({error}). Remove the file; resuming then repeats that part of the run."
+        ) from error

@@ -116,8 +116,8 @@ def fit_svm(
         machine.fit(x, labels)
     if progress is not None and machine.n_iter_ >= SVM_ROUNDS:
         progress.say(
-            f"Warning: the support vector machine stopped after {SVM_ROUNDS:,} rounds and has not converged; its "
-            "figures may be off. Choose --probe logistic."
+            f"Warning: the support vector machine stopped after {SVM_ROUNDS:,} rounds without converging; its "
+            "results may be inaccurate. Choose probe logistic."
         )
     weight, bias = _scaled(chosen["scale"], *as_rows(machine, classes))
     return Classical(linear_head(weight / scale, bias - (weight / scale) @ mean), reason, chosen)
@@ -144,7 +144,7 @@ def fit_rbf(
     if len(features) > MOST_FOR_RBF:
         raise DataError(
             f"a Gaussian kernel compares all pairs of images, and there are {len(features):,}; at most "
-            f"{MOST_FOR_RBF:,} is sensible. Choose --probe svm or logistic."
+            f"{MOST_FOR_RBF:,} are practical. Choose probe svm or logistic."
         )
     mean, scale, x = standardised(features)
     gamma = 1 / x.shape[1]
@@ -244,7 +244,7 @@ def fit_neighbours(
         return Classical(head(int(settings["neighbours"]), settings["temperature"]), "as before", settings)
     if len(x) < CHOOSE_FROM:
         neighbours, temperature = NEIGHBOUR_RULE
-        reason = f"{neighbours} neighbours, not chosen: {len(x)} training images leave too little to choose on"
+        reason = f"{neighbours} neighbours (default: {len(x)} training images are too few to choose the number)"
     else:
         pairs = [(k, t) for k in NEIGHBOURS for t in TEMPERATURES]
         judged = np.ones(len(labels), dtype=bool) if together is None else has_other_part(labels, together)
@@ -254,7 +254,7 @@ def fit_neighbours(
         outside = _left_out_votes(x, heads, together=together, progress=progress or SilentProgress())
         losses = [float(_plain_losses(logits[judged], labels[judged]).mean()) for logits in outside]
         neighbours, temperature = pairs[int(np.argmin(losses))]
-        reason = f"{neighbours} neighbours, temperature {temperature:g}, by the log loss of each image left out"
+        reason = f"{neighbours} neighbours, temperature {temperature:g}, by leave-one-out log loss"
     chosen = {"neighbours": float(neighbours), "temperature": temperature}
     return Classical(head(neighbours, temperature), reason, chosen)
 
@@ -294,7 +294,7 @@ def _chosen(
     middle = grid[len(grid) // 2]
     sizes = class_sizes(labels)
     if sizes.max() < 2:
-        return {"C": middle, "scale": 1.0}, "not chosen: classes of 1 image each leave nothing to choose on"
+        return {"C": middle, "scale": 1.0}, "default: no class has a second image to choose it on"
     folds = learnable_folds(labels, FOLDS, seed, together=together)
     judged = evaluated_images(folds)
     tried = grid if len(judged) >= CHOOSE_FROM else (middle,)
@@ -308,7 +308,7 @@ def _chosen(
     best = min(found, key=lambda c: found[c][0])
     reason = f"scaled by {len(folds)}-fold cross-validation on the training images"
     if len(tried) > 1:
-        reason = f"C = {best:g}, of {len(tried)} tried, and {reason}"
+        reason = f"C = {best:g}, chosen from {len(tried)}; {reason}"
     return {"C": best, "scale": found[best][1]}, reason
 
 

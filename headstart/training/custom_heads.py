@@ -64,8 +64,8 @@ def describe(head: nn.Module) -> nn.Module:
         shapes = {name: tensor.shape for name, tensor in head.state_dict().items()}
         if {name: tensor.shape for name, tensor in _built(about["module"], 1).state_dict().items()} != shapes:
             raise OptionError(
-                f"head: {type(head).__name__} has weights beside those of its layers (a parametrisation or added "
-                "parameters), and a model file cannot hold them. Remove them, as with "
+                f"head: {type(head).__name__} has weights outside its layers (a parametrisation or added "
+                "parameters), which a model file cannot store. Remove them, for example with "
                 "torch.nn.utils.parametrize.remove_parametrizations."
             )
         head.about = about  # type: ignore[assignment]  # any attribute that is no tensor is kept as it is
@@ -100,8 +100,8 @@ def _described(module: nn.Module, where: str, level: int) -> dict[str, Any]:
     if found is None or type(module) is not found[0] or has_forward_hooks(module):
         what = f"{kind} with hooks" if found is not None and type(module) is found[0] else kind
         raise OptionError(
-            f"head: {where} ({what}) cannot be restored from a model file, which holds no code. Build the head of "
-            f"nn.Sequential and these layers: {', '.join(LAYERS)}."
+            f"head: {where} ({what}) cannot be restored from a model file, which contains no code. Build the head "
+            f"from nn.Sequential and these layers: {', '.join(LAYERS)}."
         )
     arguments: dict[str, Any] = {name: getattr(module, name) for name in found[1]}
     if kind in ("Linear", "Conv2d", "LayerNorm"):

@@ -167,20 +167,26 @@ def extend_rows(
         advance(1)
     if not task.converged:
         progress.say(
-            f"Warning: the fit of the new classes stopped after {ROUNDS} rounds and has not converged; its figures "
-            "may be off. Look for images that hardly differ (headstart check), or add images of the existing classes "
-            "(--rehearsal)."
+            f"Warning: the fit of the new classes stopped after {ROUNDS} rounds without converging; its results may "
+            "be inaccurate. Look for near-duplicate images (headstart check), or add images of the existing classes "
+            "(option rehearsal)."
         )
     if remembered.imagined:
         step_back = max(0.0, float(np.quantile(new, 1 - FOUND)))
-        why = f"until {100 * FOUND:.0f} % of the new images are still found, as nothing real is remembered"
+        why = (
+            f"until {100 * FOUND:.0f} % of the new images are still recognised (there are no images of the old classes)"
+        )
     else:
         step_back = max(0.0, float(np.quantile(kept, 1 - FORGOTTEN, method="higher")))
-        why = f"until at most {100 * FORGOTTEN:g} % of what is remembered goes over"
+        why = f"until at most {100 * FORGOTTEN:g} % of the rehearsal images are predicted as a new class"
     weight = np.concatenate([moved[0].weight, moved[1].weight])
     bias = np.concatenate([moved[0].bias, moved[1].bias - step_back])
-    reason = f"penalty {penalty:g}, of {len(PENALTIES)} tried by {FOLDS}-fold cross-validation; "
-    reason += f"the new classes stepped back by {step_back:.2f} {why}" if step_back else "no step back was needed"
+    reason = f"penalty {penalty:g}, chosen from {len(PENALTIES)} by {FOLDS}-fold cross-validation; "
+    reason += (
+        f"the logits of the new classes were lowered by {step_back:.2f} {why}"
+        if step_back
+        else ("the logits of the new classes were not lowered")
+    )
     return Extension(
         Rows(weight, bias),
         penalty,

@@ -408,8 +408,8 @@ class _Trainer:
         self.sums = (0.0, 0.0, 0)
         if not math.isfinite(entry["loss"]):
             raise Diverged(
-                f"Fine-tuning diverged: in epoch {epoch + 1} the loss is not a finite number. Choose a smaller --lr "
-                f"than {self.settings.lr:g}."
+                f"Fine-tuning diverged: in epoch {epoch + 1} the loss is not a finite number. Choose a learning rate "
+                f"(option lr) below {self.settings.lr:g}."
             )
         with self.weights.averaged():
             if self.classifier.norms:

@@ -98,7 +98,7 @@ def fit_classifier(
     specs = check_heads(recipe, features.shape[1:], classes, layout)
     if sample_weight is not None and (recipe.head != LINEAR or recipe.probe != LOGISTIC):
         other = f"head {recipe.head!r}" if recipe.head != LINEAR else f"probe {recipe.probe!r}"
-        raise OptionError(f"sample_weight: only probe {LOGISTIC!r} with a linear head takes it, not {other}.")
+        raise OptionError(f"sample_weight: supported only by probe {LOGISTIC!r} with a linear head, not by {other}.")
     if recipe.head != LINEAR:
         return _trained(recipe, specs, features, labels, classes, layout, dtype, shown, val, together, progress)
     if recipe.probe != LOGISTIC:
@@ -168,11 +168,11 @@ def check_classes(recipe: Recipe, classes: int, *, multi_label: bool) -> None:
     }
     if multi_label and (names := [name for name, given in asked.items() if given]):
         raise OptionError(
-            f"{names[0]}: is for images of one class each, and the data have any number of labels to an image, with "
-            "one threshold per label; leave it out."
+            f"{names[0]}: applies to images of one class each, but the data is multi-label, with a threshold per "
+            "label; leave the option out."
         )
     if recipe.single_logit and classes != 2:
-        raise OptionError(f"single_logit: it tells two classes apart, and there are {classes}.")
+        raise OptionError(f"single_logit: requires two classes, and the data has {classes}.")
 
 
 def _linear(weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32], *, single: bool) -> nn.Module:

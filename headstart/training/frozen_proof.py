@@ -57,8 +57,9 @@ def require_unchanged(before: Digests, after: Digests, *, where: str) -> None:
     if changed:
         more = f" and {len(changed) - NAMED_AT_MOST:,} more" if len(changed) > NAMED_AT_MOST else ""
         raise TrainingError(
-            f"{where}: {', '.join(changed[:NAMED_AT_MOST])}{more} changed during training although frozen. The run has "
-            "no result. Remove whatever alters the network while it is trained (a hook, a listener), and start again."
+            f"{where}: {', '.join(changed[:NAMED_AT_MOST])}{more} changed during training although frozen, so the "
+            "run was stopped without a result. Remove the code that changes the network during training (a hook, a "
+            "listener), and train again."
         )
 
 

@@ -173,7 +173,7 @@ def train_heads(
     held = _held_out(train, settings.seed, together) if len(candidates) > 1 else None
     if held is None:
         chosen, found = candidates[len(candidates) // 2], []
-        reason = f"{chosen}: not chosen, as {len(train.labels):,} training images leave too little to choose on"
+        reason = f"{chosen}: default, as {len(train.labels):,} training images are too few to choose it"
     else:
         found, _ = _Sweep(candidates, held[0], settings, classes, layout, dtype).run(held[1], progress)
         chosen = max(found, key=_rank)
@@ -196,13 +196,13 @@ def _require_learnt(history: Sequence[dict[str, float]], chosen: Candidate, prog
         TrainingError: the loss is not a finite number.
     """
     first, last = history[0]["loss"], history[-1]["loss"]
-    remedy = f"Choose a smaller --head-lr than {chosen.lr:g}"
+    remedy = f"Choose a learning rate (option head_lr) below {chosen.lr:g}"
     if not math.isfinite(last):
         raise TrainingError(f"Training the head {chosen.spec} diverged: its loss is not a finite number. {remedy}.")
     if len(history) > 1 and last > first:
         progress.say(
-            f"Warning: training the head {chosen.spec} has not converged: its loss rose from {first:.3f} to "
-            f"{last:.3f}. {remedy}, or more --head-epochs."
+            f"Warning: training the head {chosen.spec} did not converge: the loss rose from {first:.3f} to "
+            f"{last:.3f}. {remedy}, or more epochs (option head_epochs)."
         )
 
 

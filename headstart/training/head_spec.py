@@ -81,5 +81,8 @@ def parse_heads(text: str) -> tuple[HeadSpec, ...]:
     """
     specs = tuple(dict.fromkeys(HeadSpec.parse(part) for part in text.split(",")))
     if len({bool(spec.channels) for spec in specs}) > 1:
-        raise OptionError(f"head {text!r}: a convolution wants a map, the others pooled features; train them apart.")
+        raise OptionError(
+            f"head {text!r}: a convolution head needs feature maps, the other heads pooled features. Train them in "
+            "separate runs."
+        )
     return specs

@@ -55,7 +55,7 @@ def build_head(spec: HeadSpec, shape: Sequence[int], classes: int, layout: Layou
             more or fewer than two classes.
     """
     if spec.single and classes != 2:
-        raise OptionError(f"one logit tells two classes apart, and there are {classes}.")
+        raise OptionError(f"a single logit requires two classes, and there are {classes}.")
     if bool(spec.channels) != (len(shape) > 1):
         raise OptionError(
             f"head {spec}: a convolution needs a map, and the features are pooled (shape {tuple(shape)})."

@@ -78,7 +78,7 @@ EFFORTS = {
     "thorough": Effort(("last", "half"), (3, 18), 8),
 }
 
-_ONLY_IF = f"only if the probe's log loss is above {DEEPER_FROM} and the rung below is significantly better"
+_ONLY_IF = f"only if the log loss of the probe is above {DEEPER_FROM} and the previous rung is a significant gain"
 
 LAST_LR = 2e-3
 """Default learning rate from the boundary of depth "last" or a later one: few layers learn best in larger steps.

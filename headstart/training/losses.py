@@ -186,7 +186,7 @@ def learnable_folds(labels: Labels, count: int, seed: int, *, together: Parts | 
             return [(learn, judge) for learn, judge in folds if len(judge)]
     single = class_sizes(labels) == 1
     if single.all():
-        raise DataError("every class has a single image: none is left to evaluate a classifier on. Add images.")
+        raise DataError("every class has only one image, so none can be held out for evaluation. Add images.")
     alone, others = np.flatnonzero(single), np.flatnonzero(~single)
     folds = folds_of(labels[others], count, seed)
     return [(np.sort(np.concatenate([others[learn], alone])), others[judge]) for learn, judge in folds]

@@ -188,5 +188,5 @@ def as_type(name: str, value: Any, annotation: Any) -> Any:
         return os.fspath(value)
     words = {str: "text", bool: "True or False", int: "a whole number", float: "a number", type(None): "None"}
     given = " ".join(repr(value).split())[:60]
-    remedy = " To train a module of your own, see hs.prepare." if name == "head" else ""
+    remedy = " To train a custom module, see headstart.prepare." if name == "head" else ""
     raise OptionError(f"{name}: expected {' or '.join(words[kind] for kind in kinds)}, got {given}.{remedy}")

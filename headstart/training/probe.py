@@ -56,8 +56,8 @@ NEVER = -1e4
 """Logit of a class without training images: exp of it is 0."""
 
 NOT_CONVERGED = (
-    f"Warning: the fit of the classifier stopped after {ROUNDS:,} rounds and has not converged; its figures may be "
-    "off. Look for images that are all alike or hardly differ (headstart check), or choose --probe svm."
+    f"Warning: the fit of the classifier stopped after {ROUNDS:,} rounds without converging; its results may be "
+    "inaccurate. Look for near-duplicate images (headstart check), or choose probe svm."
 )
 
 Features = npt.NDArray[np.float32]
@@ -169,7 +169,7 @@ def require_learnable(labels: Labels) -> None:
     """
     found = count_learnable(labels)
     if is_multi_label(labels) and not found:
-        raise DataError("each label stands on all training images or on none: there is nothing to tell apart.")
+        raise DataError("each label applies to all training images or to none, so nothing can be learned. Add images.")
     if not is_multi_label(labels) and found < 2:
         raise DataError(f"training images of {found} class(es): a classifier needs at least two.")
 
@@ -224,7 +224,7 @@ def choose_c(
     judged = int((class_sizes(labels) > 1).sum())
     if judged < CHOOSE_FROM:
         why = f"{judged} training images of classes that have at least two"
-        return C_WITHOUT_CHOICE, f"C = {C_WITHOUT_CHOICE}, not chosen: {why} leave too little to choose on", {}
+        return C_WITHOUT_CHOICE, f"C = {C_WITHOUT_CHOICE} (default: {why} are too few to choose it)", {}
     where, weights = "the training images", sample_weight
     if len(labels) > CHOOSE_ON:
         alike = None if multi_label or class_sizes(labels).min() < 2 else labels
@@ -261,7 +261,7 @@ def choose_c(
                 advance(len(folds) * (len(C_GRID) - len(losses)))
                 break
     best = min(losses, key=lambda c: losses[c])
-    reason = f"C = {best:g}, of {len(losses)} tried, by the log loss of {len(folds)}-fold cross-validation on {where}"
+    reason = f"C = {best:g}, chosen from {len(losses)} by the log loss of {len(folds)}-fold cross-validation on {where}"
     return best, reason, losses
 
 

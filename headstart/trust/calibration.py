@@ -33,10 +33,10 @@ LEARNT_P = 0.01
 """Significance level of the binomial test against chance agreement."""
 
 EXTENDED_MODEL = (
-    "the model extends another one, so its validation images cover only the new classes. Remedy: train on images of "
-    "all classes together"
+    "the model extends another one, and its validation images cover only the new classes. To calibrate, train on "
+    "images of all classes together"
 )
-OLDER = "the model file was written without calibration. Remedy: train again"
+OLDER = "the model file was written without calibration. To calibrate, train again"
 
 OLD_KEYS: Final = {"wanted": "target_accuracy", "usual_images": "num_inliers", "usual_kept": "num_inliers_accepted"}
 """Keys of documents that earlier versions wrote -> the field's name today."""
@@ -101,11 +101,11 @@ class Calibration:
         """One sentence: below which probability the answer is "unsure"."""
         target = f"the target accuracy of {100 * self.target_accuracy:g} %"
         if self.threshold <= 0:
-            return f"All answers together reach {target}, so the model is never unsure."
+            return f'The answers to all images reach {target}, so the model never answers "unsure".'
         if self.threshold > 1:
-            return f"Answers of no probability reach {target}, so the model is always unsure: ask a person."
+            return f'No answers, however probable, reach {target}, so the model always answers "unsure: ask a person".'
         least = "0.1" if self.threshold < 0.001 else f"{100 * self.threshold:.1f}"
-        return f"For {target}, the model is unsure below a probability of {least} %: ask a person."
+        return f'For {target}, the model answers "unsure: ask a person" below a probability of {least} %.'
 
 
 def with_current_keys(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,9 +147,9 @@ class Agreement:
     def sentence(self) -> str:
         """For a classifier at chance level: the evidence and the remedy."""
         return (
-            f"the classifier learnt nothing: {self.correct:,} of {self.count:,} held-out predictions are correct, and "
-            f"{self.expected:.0f} are expected by chance. Remedy: use pretrained weights or more images, or check that "
-            "the images show what the labels say"
+            f"the classifier is no better than chance: {self.correct:,} of {self.count:,} held-out predictions are "
+            f"correct, and {self.expected:.0f} are expected by chance. Use pretrained weights or more images, or "
+            "check that the labels are correct"
         )
 
 
@@ -186,8 +186,7 @@ def calibrate(
     """
     if len(labels) < LEAST:
         return Calibration(
-            missing=f"at least {LEAST} held-out images are needed, and there are {len(labels)}. Remedy: add labelled "
-            "images"
+            missing=f"at least {LEAST} held-out images are needed, and there are {len(labels)}. Add labelled images"
         )
     found = agreement(logits, labels)
     if not found.learnt:

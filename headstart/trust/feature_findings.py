@@ -57,9 +57,9 @@ def inspect_features(
     mislabelled = set(wrong.tolist())
     outliers = {int(of[i]): far for i, far in find_outliers(own, labels).items() if i not in mislabelled}
     if outliers:
-        message = f"{len(outliers):,} image(s) are unlike all others of their class"
+        message = f"{len(outliers):,} image(s) are outliers in their class"
         if dataset.multi_label:
-            message = f"{len(outliers):,} image(s) are unlike all others"
+            message = f"{len(outliers):,} image(s) are outliers"
         reasons = {i: f"{far:.1f} times the median distance to other images" for i, far in outliers.items()}
         found.append(image_finding(OUTLIER, "warning", message, dataset, reasons))
     return found

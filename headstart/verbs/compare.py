@@ -112,12 +112,14 @@ def compare(
     progress = progress or SilentProgress()
     only = [only] if isinstance(only, str) else only
     if not isinstance(only, Iterable) or not all(isinstance(name, str) for name in only):
-        raise OptionError(f"only: expected some of {', '.join(GROUPS)}, got {only!r:.60}.")
+        raise OptionError(f"only: expected one or more of {', '.join(GROUPS)}, got {only!r:.60}.")
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
         raise OptionError(f"seconds: expected a number, got {seconds!r:.60}.")
     unknown = [name for name in only if name not in GROUPS]
     if unknown or not only:
-        raise OptionError(f"compare {', '.join(unknown) or 'nothing'}: there are {', '.join(GROUPS)}.")
+        raise OptionError(
+            f"compare {', '.join(unknown) or 'nothing'}: no such group. The groups are {', '.join(GROUPS)}."
+        )
     if seconds <= 0:
         raise OptionError(f"seconds {seconds:g}: expected more than 0.")
     plain = Recipe.of(None, options)
@@ -165,7 +167,7 @@ def _run(way: _Way, look: Inspection, folder: Path, job: Job) -> Run:
         write_start(folder, way.recipe, setup.start)
         return carry_out(setup, inspection=look, keeps_last=True, is_brief=True)
     except HeadstartError:
-        job.progress.say(f"{way.name} ended with an error; what was finished is in {folder.parent.parent}.")
+        job.progress.say(f"{way.name} stopped with an error; the finished methods are in {folder.parent.parent}.")
         raise
 
 
@@ -215,7 +217,7 @@ def _ways(
     if {"depths", "weights"} & set(only):
         ways.append(_Way("depths", "everything", tuned("all", 0.0)))
     if "weights" in only:
-        ways.append(_Way("weights", "everything, from scratch", tuned("all", 0.0, scratch=True)))
+        ways.append(_Way("weights", "all layers, from scratch", tuned("all", 0.0, scratch=True)))
     return ways
 
 

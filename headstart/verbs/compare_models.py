@@ -75,7 +75,10 @@ def compare_models(
             results.append(paired(name, one.right[mine], two.right[theirs]))
             differing += _differing(one, two, places)
     if not results:
-        raise DataError(f"{source}: the two models know different classes; there is no image that both can score.")
+        raise DataError(
+            f"{source}: the two models have no class in common, so no image can be scored by both. Give two models "
+            "with common classes."
+        )
     return ModelComparison(tuple(results), tuple(differing))
 
 

@@ -103,12 +103,14 @@ def evaluate(
         rows = split_rows(run) if run else []
         images = other_images(open_like(run, source), model, rows, ignore_unknown, cache=cache, progress=progress)
     if run and any(images.test) and (words := audit_text(read_audit(run))):
-        progress.say(f"{words} before. A choice that is made by it spends it.")
+        progress.say(
+            f"{words} before. If you choose a model by this score, it becomes too optimistic; use new test images then."
+        )
     probabilities, outliers, faults = model.predict_with_outliers(images.paths, device=device, progress=progress)
     if source is None and faults:
         first = min(faults)
         raise DataError(
-            f"{len(faults)} of the run's images cannot be read; the first, {images.paths[first]}: {faults[first]}."
+            f"{len(faults)} of the run's images cannot be read. The first: {images.paths[first]}: {faults[first]}."
         )
     evaluated = []
     tested = right = 0
@@ -153,7 +155,7 @@ def own_images(folder: Path, model: Answering, sets: Sequence[str] = ("val", "te
         RunError: a model file alone, or no table of images in the folder.
     """
     if not folder.is_dir():
-        raise RunError(f"{folder}: a model file alone; name the data to score it on.")
+        raise RunError(f"{folder}: a model file without its run; give the data to score it on.")
     rows = [row for row in split_rows(folder) if row["split"] in sets]
     rows.sort(key=lambda row: sets.index(row["split"]))
     if model.thresholds is None:
@@ -191,10 +193,10 @@ def other_images(
     """
     several = model.thresholds is not None
     if dataset.multi_label != several:
-        kinds = "one class to an image", "any number of labels to an image (a column labels)"
+        kinds = "one class per image", "several labels per image (a column labels)"
         raise DataError(
-            f"{dataset.root}: the data have {kinds[dataset.multi_label]}, and the model gives {kinds[several]}. Score "
-            "it on data of the same kind."
+            f"{dataset.root}: the data has {kinds[dataset.multi_label]}, but the model predicts {kinds[several]}. "
+            "Score it on data of the same kind."
         )
     scanned = scan(dataset.files(), cache=cache, progress=progress)
     names = [[dataset.classes[i] for i in own] for own in dataset.label_indices()]
@@ -202,17 +204,17 @@ def other_images(
     if strange and not ignore_unknown:
         counts = [f"{name} ({sum(name in own for own in names):,} images)" for name in strange]
         raise DataError(
-            f"{dataset.root}: the model has no class {', '.join(counts[:5])}{', ...' if len(counts) > 5 else ''}. "
-            f"It has {', '.join(model.classes[:10])}{', ...' if len(model.classes) > 10 else ''}. Give them the names "
-            "that the model has, or leave them out of the score with --ignore-unknown."
+            f"{dataset.root}: the model has no class {', '.join(counts[:5])}{', ...' if len(counts) > 5 else ''}. It "
+            f"has {', '.join(model.classes[:10])}{', ...' if len(model.classes) > 10 else ''}. Rename them to the "
+            "model's classes, or exclude their images with ignore_unknown (--ignore-unknown)."
         )
     if strange and several:
         progress.say(
-            with_example(f"Warning: {len(strange):,} label(s) that the model does not know count not", strange)
+            with_example(f"Warning: {len(strange):,} label(s) that the model does not have are ignored", strange)
         )
     elif strange:
         count = sum(own[0] in strange for own in names)
-        text = f"Warning: {count:,} images of classes that the model does not know are not scored"
+        text = f"Warning: {count:,} images of classes that the model does not have are not scored"
         progress.say(with_example(text, strange))
     for finding in reading_findings(dataset, scanned):
         progress.say(with_example(f"{finding.severity.capitalize()}: {finding.message}", finding.items))
@@ -220,7 +222,7 @@ def other_images(
     keep = [i for i, own in enumerate(names) if (several or own[0] in known) and i not in scanned.faults]
     if not keep or not known & set(dataset.classes):
         raise DataError(
-            f"{dataset.root}: no readable image of a class that the model knows. It knows "
+            f"{dataset.root}: no readable image of a class of the model. Its classes are "
             f"{', '.join(model.classes[:10])}; found {', '.join(dataset.classes[:10])}."
         )
     split_of = {row["content"]: row["split"] for row in rows}

@@ -187,8 +187,8 @@ def verify(
     assert loaded is None or isinstance(loaded, Model)
     if loaded is not None and loaded.version != metadata.model:
         raise ExportError(
-            f"{path}: was made from another model ({metadata.model[:12]}; this one is {loaded.version[:12]}). Name "
-            "the one that it was made from, or export this one."
+            f"{path}: was exported from another model ({metadata.model[:12]}; this one is {loaded.version[:12]}). "
+            "Compare with that model, or export this one."
         )
     images = _images_for(metadata, data, model, calibrate=False, cache=cache, progress=progress)
     progress.say(f"Running {path.name} on {len(images.compared.paths):,} images, in a separate process.")
@@ -224,11 +224,13 @@ def _output(model: Source | Model, to: str, quantize: str, out: Source | None) -
         raise OptionError(f"quantize {quantize!r}: expected {' or '.join(sorted(variants))}.")
     if quantize and quantize not in FORMATS[to].variants:
         able = [name for name, one in FORMATS.items() if quantize in one.variants]
-        raise OptionError(f"quantize {quantize}: not available for --to {to}, only for {', '.join(able)}.")
+        raise OptionError(f"quantize {quantize}: not available for format {to}, only for {', '.join(able)}.")
     ending = FORMATS[to].suffix
     if out is None:
         if isinstance(model, Model) or read_address(model):
-            raise OptionError(f"the model is not in a run folder; name the file to write, --out NAME{ending}.")
+            raise OptionError(
+                f"the model is not in a run folder. Give the file to write (option out), for example NAME{ending}."
+            )
         path = user_path(model)
         path = path / MODEL_FILE if path.is_dir() else path
         out = path.with_name(f"{path.stem}{f'-{quantize}' if quantize else ''}{ending}")
@@ -245,7 +247,7 @@ def _images_for(
     progress: Progress,
 ) -> _Images:
     if isinstance(source, Model) or (not isinstance(source, Dataset) and user_path(source).suffix == ".safetensors"):
-        raise RunError(f"{_name(source)}: a model alone; name the images to compare on, --data DATA.")
+        raise RunError(f"{_name(source)}: a model file without its run. Give the images to compare on (option data).")
     if _is_run(source):
         folder = user_path(source)
         rows = split_rows(folder)
@@ -266,12 +268,17 @@ def _images_for(
         learnt = images.some(range(1, len(images.paths), 2)).paths
         images = images.some(range(0, len(images.paths), 2))
     if not images.paths:
-        raise DataError(f"{_name(source)}: no image to compare on. Name others with --data.")
+        raise DataError(f"{_name(source)}: no images to compare on. Give others (option data).")
     if calibrate and not learnt:
-        raise DataError(f"{_name(source)}: no image left to measure ranges on. Name more with --data.")
+        raise DataError(
+            f"{_name(source)}: no images left to measure ranges of activations on. Give more (option data)."
+        )
     missing = [path for path in images.paths if not Path(path).is_file()]
     if missing:
-        raise DataError(f"{missing[0]}: gone, and {len(missing) - 1:,} more of {words}. Name others with --data.")
+        raise DataError(
+            f"{missing[0]}: no longer exists, nor do {len(missing) - 1:,} more of {words}. Give other images "
+            "(option data)."
+        )
     compared = images.some(_spread(len(images.paths), SAMPLE))
     return _Images(compared, [learnt[i] for i in _spread(len(learnt), NUM_CALIBRATION_IMAGES)], words)
 

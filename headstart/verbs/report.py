@@ -88,7 +88,7 @@ def write_report(
         name=data["name"],
         base=Path(path_of(data.get("base", "")) or os.path.commonpath([p for part in evaluated for p in part.paths])),
         model=model,
-        head={"reason": "as its settings say", "frozen": 0} | head,
+        head={"reason": "by its settings", "frozen": 0} | head,
         counts=data["counts"],
         sizes=data.get("sizes") or {split: sum(own.values()) for split, own in data["counts"].items()},
         split_origin=data.get("split", "as given with the data" if data.get("given", True) else "drawn by content"),
@@ -170,7 +170,7 @@ def _check_publishable(files: Mapping[str, Path | bytes], paths: set[str]) -> No
         for path in (path for path in paths if os.path.isabs(path) and len(Path(path).parts) > 1):
             if any(_holds(own, words.encode()) for words in {f"{path}{os.sep}", json.dumps(f"{path}{os.sep}")[1:-1]}):
                 raise HubError(
-                    f"{name}: names a folder of this machine, {path}, and is not published. Write it again "
+                    f"{name}: contains a path of this machine ({path}), so it is not published. Write it again "
                     "(headstart report RUN), or train again with this version."
                 )
 

@@ -114,14 +114,17 @@ def corrected_rows(run: Path, corrections: Path, progress: Progress) -> list[Row
         table = [row for row in read_rows(run / "split.csv") if row["split"]]
         if table and "label" not in table[0]:
             raise OptionError(
-                f"{run}: this run gives several labels to an image; such answers cannot be corrected yet."
+                f"{run}: a multi-label run; corrections of several labels are not supported yet. Correct the "
+                "table, and train again."
             )
         kept = [(row["path"], row["label"], row["split"], row.get("group") or "", row["content"]) for row in table]
     except (OSError, KeyError) as error:
-        raise RunError(f"{run}: its table of images cannot be read ({error}).") from error
+        raise RunError(f"{run}: the table of its images cannot be read ({error}).") from error
     corrected = {content_key(file.read_bytes()).hex(): (file, label) for file, label in _corrected_files(corrections)}
     if not corrected:
-        raise DataError(f"{corrections}: no corrections there. Correct answers on the page of headstart serve {run}.")
+        raise DataError(
+            f"{corrections}: contains no corrections. Correct answers on the page of headstart serve {run}."
+        )
     rows: list[Row] = []
     for path, label, split, group, content in kept:
         rows.append((path, corrected[content][1] if content in corrected else label, split, group))
@@ -178,9 +181,9 @@ def _predictions(run: Path) -> list[dict[str, str]]:
 
 def change_sentence(own: Paired) -> str:
     """One set in words: right before, right after, and whether the difference is more than chance."""
-    won = "no more than chance would give" if own.p >= 0.05 else "more than chance would give"
+    won = "no significant difference" if own.p >= 0.05 else "a significant difference"
     return (
-        f"{own.name}: before {own.both + own.first:,} of {own.count:,} right, after {own.both + own.second:,}; "
-        f"{100 * own.difference:+.1f} points (95 % interval {100 * own.low:+.1f} to {100 * own.high:+.1f}), "
-        f"p = {own.p:.2g}: {won}"
+        f"{own.name}: before {own.both + own.first:,} of {own.count:,} correct, after {own.both + own.second:,}; "
+        f"{100 * own.difference:+.1f} points (95 % CI {100 * own.low:+.1f} to {100 * own.high:+.1f}), p = "
+        f"{own.p:.2g}: {won}"
     )

@@ -54,7 +54,7 @@ def test_layers_prints_groups_in_order_with_totals(capsys: pytest.CaptureFixture
     assert re.search(r"layer4 .* 512 x 7 x 7 +8,393,728 +yes", out)
     assert re.search(r"layer3 .* no", out)
     assert "Weights: 11,179,077, 8,396,293 trainable and 2,782,784 frozen." in out
-    assert "BatchNorm statistics, updated by no gradient: 9,600." in out
+    assert "BatchNorm statistics, not updated by gradients: 9,600." in out
 
 
 @pytest.mark.parametrize(("backbone", "trained"), [("resnet18", 513_000), ("convnext_atto", 321_000)])

@@ -67,7 +67,7 @@ def test_every_command_is_imported_from_the_module_that_the_group_names() -> Non
         (["train", "nowhere", "--head", "8-relu"], 1, "--head '8-relu': 'relu' is not understood"),
         (["check", "nowhere", "--backbone", ""], 1, "--backbone: the text is empty"),
         (["compare", "a", "b"], 2, "expected DATA, or MODEL_A MODEL_B DATA"),
-        (["evaluate", "nowhere", "--label-column", "x"], 2, "--label-column belongs to a table"),
+        (["evaluate", "nowhere", "--label-column", "x"], 2, "--label-column: describes a table"),
     ],
 )
 def test_a_users_mistake_is_one_clear_line_and_a_status(

@@ -55,7 +55,7 @@ def test_what_most_pictures_are_is_their_nature_and_faults_no_single_one(tmp_pat
                 )
     found = [f for f in inspect(tmp_path / "d", cache=tmp_path / "cache").findings if f.kind == "tiny"]
     assert [f.severity for f in found] == ["note"]
-    assert "typical of these data" in found[0].message
+    assert "most likely a property of the data" in found[0].message
     assert not found[0].items
 
 

@@ -1,4 +1,4 @@
-"""Activations: the same numbers whether they are kept or made anew; nothing is lost by a kill."""
+"""Activations: the same numbers whether they are kept or recomputed; nothing is lost by a kill."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ def test_where_reading_is_dearer_nothing_is_kept(
     monkeypatch.setattr(module.time, "monotonic", lambda: now)
     slow.prepare()
     assert not slow.keep
-    assert "made anew each time: a row of" in slow.reason
+    assert "recomputed each time: a row of" in slow.reason
     assert len(slow.store) < 3 * 90
     assert slow.read([(3, 1)]).shape == (1, *slow.shape)
 

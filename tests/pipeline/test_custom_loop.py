@@ -110,7 +110,7 @@ def test_a_loop_by_hand_ends_where_the_built_in_one_does(data: Path) -> None:
 
 
 def test_what_cannot_be_trained_is_refused(data: Path, bench: Workbench, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="nothing is left to train"):
+    with pytest.raises(OptionError, match="no backbone layers would be trained"):
         bench_on(data, effort="probe", unfreeze=None, views=None)
     with pytest.raises(OptionError, match="train and val"):
         next(bench.batches("tset"))
@@ -150,10 +150,10 @@ def test_a_head_of_ones_own_layers_is_trained_saved_and_loaded(bench: Workbench,
 @pytest.mark.parametrize(
     ("head", "words"),
     [
-        (OwnHead(1280), r"OwnHead \(OwnHead\) cannot be restored from a model file, which holds no code"),
+        (OwnHead(1280), r"OwnHead \(OwnHead\) cannot be restored from a model file, which contains no code"),
         (nn.Sequential(nn.Linear(1280, 8), nn.Softmax(1)), r"Sequential\.1 \(Softmax\)"),
-        (nn.Linear(1280, 3), r"gives \(3,\) for an image, and there are 2 classes"),
-        (nn.Linear(64, 2), r"does not take features of shape \(1280,\)"),
+        (nn.Linear(1280, 3), r"the output per image has shape \(3,\); the number of classes is 2"),
+        (nn.Linear(64, 2), r"does not accept features of shape \(1280,\)"),
         (nn.utils.parametrizations.weight_norm(nn.Linear(1280, 2)), "ParametrizedLinear"),
     ],
     ids=["module", "softmax", "classes", "features", "parametrised"],

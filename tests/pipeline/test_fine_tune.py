@@ -83,8 +83,8 @@ def test_the_best_rung_is_kept_and_not_the_last(
     assert all(torch.equal(tensor, rungs.states[1][name]) for name, tensor in kept.items())
     assert any(not torch.equal(tensor, rungs.states[2][name]) for name, tensor in kept.items())
     decisions = [rung.decision for rung in run.rungs[-2:]]
-    assert decisions[0].startswith("kept; the gain is more than noise; trying the next rung")
-    assert decisions[1].startswith("not kept; no gain beyond noise")
+    assert decisions[0].startswith("kept; the gain is significant; trying the next rung")
+    assert decisions[1].startswith("not kept; no significant gain")
 
 
 @pytest.mark.parametrize("diverges", [1, 2])

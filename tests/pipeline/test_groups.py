@@ -110,5 +110,5 @@ def test_classes_of_one_group_each_are_named_in_a_warning(tmp_path: Path) -> Non
     hs.train(tmp_path / "t.csv", out=tmp_path / "run", image_size=64, progress=Heard())
     assert [line for line in said if "one group only" in line] == [
         "Warning: each class has training images of one group only (or near copies of one image), so cross-validation "
-        "divides groups and its figures are too high. Add images of further groups."
+        "has to divide groups, and its scores are too high. Add images of other groups."
     ]

@@ -207,7 +207,7 @@ def test_one_label_alone_is_given_or_not(weights: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        ({"probe": "svm"}, "probe svm: is for images of one class each"),
+        ({"probe": "svm"}, "probe svm: applies to images of one class each"),
         ({"balance_classes": True}, "balance_classes: is for"),
         ({"single_logit": True}, "single_logit: is for"),
         ({"extend": "pretrained"}, "extend: is for"),
@@ -225,12 +225,12 @@ def test_what_tells_classes_apart_is_refused_by_name(
 def test_models_and_data_of_two_kinds_are_not_mixed(
     run: hs.Run, data: Path, weights: Path, three_colours: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match="one class to an image, and the model gives any number of labels"):
+    with pytest.raises(DataError, match="one class per image, but the model predicts several labels"):
         hs.evaluate(run.folder, three_colours)
-    with pytest.raises(OptionError, match="gives any number of labels"):
+    with pytest.raises(OptionError, match="a multi-label model cannot be extended"):
         hs.train(three_colours, out=tmp_path / "extended", extend=str(run.folder))
     single = hs.train(three_colours, out=tmp_path / "one", backbone=BACKBONE, weights=str(weights), image_size=64)
-    with pytest.raises(DataError, match=r"any number of labels to an image .*, and the model gives one class"):
+    with pytest.raises(DataError, match=r"several labels per image .*, but the model predicts one class"):
         hs.evaluate(single.folder, data)
 
 
@@ -242,7 +242,7 @@ def test_labels_that_stand_on_every_image_or_on_none_are_named(weights: Path, tm
     assert found["constant-label"].items == ("picture",)
     assert "moon" in found["missing-class"].items
     (tmp_path / "t.csv").write_text("path,picture\n" + "\n".join(line[: line.index(",") + 2] for line in lines))
-    with pytest.raises(DataError, match="every label is on every image or on none"):
+    with pytest.raises(DataError, match="every label applies to every image or to none"):
         hs.train(tmp_path / "t.csv", out=tmp_path / "run", backbone=BACKBONE, weights=str(weights), image_size=64)
 
 

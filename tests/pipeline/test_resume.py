@@ -85,8 +85,8 @@ def test_the_ladder_names_every_rung_and_keeps_what_was_asked_for_by_name(run: h
     assert run.rungs[2].decision
     assert run.best == "fine-tune from blocks.6"
     probe = run.rungs[1]
-    assert run.rungs[2].decision.startswith(f"kept as asked; the probe gave {probe.correct} of {probe.count}; ")
-    assert "kept as asked; the probe gave" in run.report_path.read_text()
+    assert run.rungs[2].decision.startswith(f"kept as requested; probe: {probe.correct} of {probe.count}; ")
+    assert "kept as requested; probe: " in run.report_path.read_text()
     assert hs.load_run(run.folder).rungs == run.rungs
 
 
@@ -408,7 +408,7 @@ def test_resuming_on_other_images_is_refused(hard: Path, tmp_path: Path, monkeyp
         hs.train(data, out=tmp_path / "run", **CHOICES)
     monkeypatch.undo()
     (data / "first" / "0.png").unlink()
-    with pytest.raises(RunError, match="not those that this run began with"):
+    with pytest.raises(RunError, match="have changed since this run began"):
         resume(tmp_path / "run")
 
 
@@ -479,7 +479,7 @@ def test_a_run_of_an_earlier_version_that_wrote_no_conditions_is_refused(stopped
 
 
 def test_a_run_is_resumed_with_the_options_that_it_began_with(stopped: Path) -> None:
-    with pytest.raises(OptionError, match="epochs: a run is resumed with the options that it began with"):
+    with pytest.raises(OptionError, match="epochs: a resumed run keeps its original options"):
         resume(stopped, epochs=20)
 
 

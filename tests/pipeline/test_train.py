@@ -150,7 +150,7 @@ def test_evaluating_on_other_data_scores_what_the_model_knows(run: hs.Run, tmp_p
     parts = {p.scores.name: p.scores for p in found}
     assert {name: s.count for name, s in parts.items()} == {"train": 10, "test": 7}
     assert any(
-        "3 images of classes that the model does not know" in text and "purple" in text for text in listener.said
+        "3 images of classes that the model does not have" in text and "purple" in text for text in listener.said
     )
     write_classes(tmp_path / "none", {"x": 2, "y": 2})
     with pytest.raises(DataError, match="no readable image of a class that the model knows"):
@@ -180,7 +180,7 @@ def test_a_second_run_does_not_run_the_backbone_and_says_so(run: hs.Run, tmp_pat
     listener = Listener()
     data = Path(rows(run.folder / "split.csv")[0]["path"]).parent.parent
     again = hs.train(data, out=tmp_path / "run", progress=listener, **QUICK)
-    assert any("kept from before; the backbone is not run" in text for text in listener.said)
+    assert any("are in the cache; the backbone does not run" in text for text in listener.said)
     assert (again.folder / "predictions.csv").read_bytes() == (run.folder / "predictions.csv").read_bytes()
 
 

@@ -67,7 +67,7 @@ def test_each_stage_says_which_groups_it_trains(told: list[Event]) -> None:
         assert stage["statistics"] == 42_016
         assert not stage["learns_statistics"]
     said = [event["text"] for event in told if event.kind == "message" and event["text"].startswith("Stage ")]
-    assert "trains the head alone, 2,562 of 3,373,570 weights; frozen: conv_stem to bn2" in said[0]
+    assert "trains only the head, 2,562 of 3,373,570 weights; frozen: conv_stem to bn2" in said[0]
     assert "trains blocks.6 to bn2 and the head" in said[1]
 
 
@@ -92,7 +92,7 @@ def test_a_run_that_is_left_before_anything_was_learnt_leaves_nothing_behind(dat
 def test_an_error_of_the_run_rises_in_the_loop(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
         list(hs.train_events(tmp_path / "nowhere"))
-    with pytest.raises(OptionError, match="one of the two"):
+    with pytest.raises(OptionError, match="either a source to train on or resume_from"):
         list(hs.train_events())
 
 

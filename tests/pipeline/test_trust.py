@@ -158,8 +158,8 @@ def test_without_val_training_images_calibrate_by_cross_validation(folded: tuple
 
 def test_what_is_missing_is_said_in_one_sentence_everywhere(folded: tuple[hs.Run, str], tmp_path: Path) -> None:
     model = hs.load(folded[0].folder)
-    model = model.replace(calibration=Calibration(missing="it is too warm. Remedy: open a window"))
-    sentence = "Not calibrated: it is too warm. Remedy: open a window."
+    model = model.replace(calibration=Calibration(missing="it is too warm. Open a window"))
+    sentence = "Not calibrated: it is too warm. Open a window."
     assert model.calibration_text == sentence
     file = model.save(tmp_path / "m.safetensors")
     assert hs.load(file).calibration_text == sentence
@@ -188,7 +188,7 @@ def test_where_few_images_are_held_out_a_cross_validated_score_comes_first(tmp_p
     assert report.index("cross-validation accuracy ") < report.index("val accuracy 100.0 % (1/1)")
     assert card.index("cross-validation accuracy ") < card.index("val accuracy 100.0 % (1/1)")
     assert "Not calibrated" in report
-    assert "Remedy: add labelled images" in card
+    assert "Add labelled images" in card
 
 
 def test_files_that_are_all_one_image_are_an_error_that_says_so(tmp_path: Path) -> None:

@@ -216,7 +216,7 @@ def test_a_notebook_shows_results_ladder_and_where_the_rest_is(tmp_path: Path) -
 
 
 def test_what_is_no_finished_run_is_said_with_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"no run\. Expected a folder that headstart train wrote"):
+    with pytest.raises(RunError, match=r"not a run folder\. Expected a folder written by headstart train"):
         load_run(tmp_path)
     (tmp_path / "recipe.json").write_text(json.dumps(Recipe().as_json()))
     with pytest.raises(RunError, match=f"unfinished run.*--resume {tmp_path}"):
@@ -276,7 +276,7 @@ def test_a_run_folder_is_new_or_empty_and_named_after_its_data(tmp_path: Path, m
     assert choose_run_folder(tmp_path / "runs" / "flowers", Path("x")) == tmp_path / "runs" / "flowers"  # empty
     (tmp_path / "file").write_text("")
     for taken in (tmp_path / "runs", tmp_path / "file"):
-        with pytest.raises(RunError, match="not an empty folder; nothing is overwritten"):
+        with pytest.raises(RunError, match="already exists and is not empty; nothing is overwritten"):
             choose_run_folder(taken, Path("x"))
     assert choose_run_folder("~/nowhere/run", Path("x")) == Path(os.path.expanduser("~/nowhere/run"))
     assert make_run_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"

@@ -148,7 +148,7 @@ def test_findings_open_their_images_and_the_ladder_fits_a_phone(browser: Browser
     log = begin(run)
     images = [[str(tmp_path / "odd.png"), "odd.png: 2.1 times as far"], [str(tmp_path / "gone.png"), "gone.png: far"]]
     log.emit(FindingsUpdated([FOUND[0] | {"cases": 40, "images": images}]))
-    reference = {"name": "kNN", "epochs": 0, "p": 1.0, "decision": "a reference, never kept"}
+    reference = {"name": "kNN", "epochs": 0, "p": 1.0, "decision": "reference only, never kept"}
     log.emit(RungJudged(reference | RUNG | {"log_loss": 0.0}))
     log.emit(RungJudged({"name": "probe", "epochs": 0, "p": 1.0, "decision": "", **RUNG}))
     with shown(run) as site, browsing(browser, site, "/watch", width=390) as (page, wrong):

@@ -188,7 +188,7 @@ def test_later_parts_learn_faster_than_earlier_ones() -> None:
 
 
 def test_a_loss_that_is_no_number_ends_training_with_the_remedy() -> None:
-    with pytest.raises(TrainingError, match=r"in epoch 1 .* Choose a smaller --lr than 1e\+30"):
+    with pytest.raises(TrainingError, match=r"in epoch 1 .* Choose a learning rate \(option lr\) below 1e\+30"):
         tuned(replace(SETTINGS, lr=1e30, clip=1e30))
 
 

@@ -160,7 +160,7 @@ def test_classes_that_stay_are_proven_where_a_model_is_extended(
     assert proof["frozen_before"] == proof["frozen_after"]
     with_rows = known.head_with_rows
     monkeypatch.setattr(known, "head_with_rows", lambda head, weight, bias: with_rows(head, weight * 1.001, bias))
-    with pytest.raises(TrainingError, match="rows of old classes"):
+    with pytest.raises(TrainingError, match="weights of the old classes"):
         hs.train(more, out=tmp_path / "broken", extend=str(first.folder), device="cpu")
 
 

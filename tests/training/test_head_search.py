@@ -76,7 +76,7 @@ def test_without_validation_some_training_images_choose() -> None:
     assert "40 training images that were held out" in swept.reason
     assert right(swept.head, some(100, seed=1)) > 60
     small = train_heads([DEEP], some(12), None, SETTINGS, classes=3)
-    assert "not chosen" in small.reason
+    assert "too few to choose it" in small.reason
 
 
 def test_a_class_of_one_image_does_not_keep_the_others_from_choosing() -> None:
@@ -133,7 +133,7 @@ def test_a_head_that_does_not_converge_says_so_and_one_that_diverges_is_an_error
     assert said.said == []
     train_heads([spec], data, None, replace(calm, rates=(30.0,), epochs=3), classes=3, progress=said)
     assert len(said.said) == 1
-    assert "Choose a smaller --head-lr than 30" in said.said[0]
+    assert "Choose a learning rate (option head_lr) below 30" in said.said[0]
     broken = replace(data, activations=FeatureRows(torch.full((60, 20), float("nan"))))
     with pytest.raises(TrainingError, match="its loss is not a finite number"):
         train_heads([spec], broken, None, calm, classes=3)

@@ -160,5 +160,5 @@ def test_a_layer_with_a_hook_or_with_other_weights_is_refused() -> None:
         describe(hooked)
     more = nn.Sequential(nn.Linear(6, 3))
     more.register_parameter("scale", nn.Parameter(torch.ones(3)))
-    with pytest.raises(OptionError, match="weights beside those of its layers"):
+    with pytest.raises(OptionError, match="weights outside its layers"):
         describe(more)

@@ -110,7 +110,7 @@ def test_the_plan_says_what_how_long_and_why(split: SplittableBackbone) -> None:
     assert "features of 3,500 images" in text[0]
     assert "fine-tune from blocks.6 (" in text[1]
     assert f"about {rungs[0].seconds:.0f} s" in text[1]
-    assert "and the rung below is significantly better" in text[2]
+    assert "and the previous rung is a significant gain" in text[2]
     assert f"about 12 s; about {37 + rungs[0].seconds:.0f} s in all without later rungs" in text[3]
 
 

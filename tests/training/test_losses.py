@@ -73,7 +73,7 @@ def test_an_image_that_is_alone_of_its_class_is_always_learnt_from_and_never_jud
     assert len(folds) == 5
     assert all(40 in learn for learn, _ in folds)
     assert sorted(np.concatenate([judge for _, judge in folds])) == list(range(40))
-    with pytest.raises(DataError, match="every class has a single image"):
+    with pytest.raises(DataError, match="every class has only one image"):
         targets.learnable_folds(np.arange(4), 5, 0)
 
 

@@ -202,7 +202,7 @@ def test_c_of_several_labels_is_the_one_with_the_least_loss_over_the_folds() -> 
 def test_labels_that_stand_everywhere_or_nowhere_cannot_be_learnt() -> None:
     x, y = several_labels()
     y[:] = [1, 0, 1, 0]
-    with pytest.raises(DataError, match="nothing to tell apart"):
+    with pytest.raises(DataError, match="nothing can be learned"):
         fit_probe(x, y, classes=4)
 
 

@@ -71,7 +71,7 @@ def test_few_images_calibrate_nothing() -> None:
     logits, labels = some(LEAST - 1)
     found = calibrate(logits, labels, target_accuracy=0.9)
     assert (found.images, found.temperature, found.threshold) == (0, 1, 0)
-    assert "there are 49. Remedy: add labelled images" in found.sentence
+    assert "there are 49. Add labelled images" in found.sentence
     assert np.allclose(cross_fitted_probabilities(logits, labels), softmax(logits, axis=1))
 
 
@@ -82,7 +82,7 @@ def test_a_classifier_no_better_than_chance_gets_no_temperature_and_is_said_to_h
     rng = np.random.default_rng(0)
     found = calibrate(rng.normal(size=(200, classes)), rng.integers(0, classes, 200), target_accuracy=0.9)
     assert (found.images, found.temperature) == (0, 1)
-    assert "learnt nothing" in found.sentence
+    assert "no better than chance" in found.sentence
     several = calibrate(rng.normal(size=(200, classes)), rng.integers(0, 2, (200, classes)), target_accuracy=0.9)
     assert several.images == 0
 
@@ -205,10 +205,10 @@ def test_reliability_follows_from_the_predictions_alone() -> None:
 def test_a_threshold_that_is_none_is_said_to_be() -> None:
     words = [Calibration(1, 90, 0.95, own).threshold_sentence for own in (0.0, 1e-5, 0.62, 1.01)]
     assert words == [
-        "All answers together reach the target accuracy of 95 %, so the model is never unsure.",
-        "For the target accuracy of 95 %, the model is unsure below a probability of 0.1 %: ask a person.",
-        "For the target accuracy of 95 %, the model is unsure below a probability of 62.0 %: ask a person.",
-        "Answers of no probability reach the target accuracy of 95 %, so the model is always unsure: ask a person.",
+        'The answers to all images reach the target accuracy of 95 %, so the model never answers "unsure".',
+        'For the target accuracy of 95 %, the model answers "unsure: ask a person" below a probability of 0.1 %.',
+        'For the target accuracy of 95 %, the model answers "unsure: ask a person" below a probability of 62.0 %.',
+        'No answers, however probable, reach the target accuracy of 95 %, so the model always answers "unsure: ask a person".',
     ]
 
 

@@ -60,7 +60,7 @@ def test_the_features_are_those_of_a_run_and_are_computed_once(faulty: Path, tmp
             said.append(text)
 
     run = hs.train(faulty, out=tmp_path / "run", image_size=128, progress=Heard())
-    assert sum("were kept from before" in line for line in said) == 2
+    assert sum("are in the cache; the backbone does not run" in line for line in said) == 2
     kinds = {finding.kind for finding in run.findings}
     assert {"unreadable", "leak", "wrong-label"} <= kinds
     assert {f["kind"] for f in json.loads((run.folder / "findings.json").read_text())} == kinds
@@ -144,7 +144,7 @@ def test_the_command_ranks_writes_and_is_strict(
     )
     assert code == 1
     assert out.index("serious  ") < out.index("warning  ")
-    assert "left out." in out
+    assert "excluded." in out
     assert (tmp_path / "clean.csv").is_file()
     code, out, _ = main("check", faulty, "--json", "--files-only", capsys=capsys)
     document = json.loads(out)

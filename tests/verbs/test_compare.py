@@ -32,7 +32,7 @@ def test_every_way_is_a_run_and_every_figure_is_the_runs(tmp_path: Path) -> None
         "nearest class mean",
     ]
     assert [row.group for row in found.rows[5:]] == ["depths", "batchnorm", "depths", "weights"]
-    assert names[-1] == "everything, from scratch"
+    assert names[-1] == "all layers, from scratch"
     for row in found.rows:
         run = hs.load_run(found.folder / row.run)
         assert (row.correct, row.count, row.log_loss) == (run.scores.correct, run.scores.count, run.scores.log_loss)
@@ -80,8 +80,8 @@ def test_the_table_and_the_picture_take_any_row() -> None:
     [
         ({"seconds": "3"}, "seconds: expected a number, got '3'"),
         ({"seconds": None}, "seconds: expected a number"),
-        ({"only": 3}, "only: expected some of probes"),
-        ({"only": [1]}, "only: expected some of probes"),
+        ({"only": 3}, "only: expected one or more of probes"),
+        ({"only": [1]}, "only: expected one or more of probes"),
         ({"only": "nonsense"}, "compare nonsense: there are"),
         ({"seed": "1"}, "seed: expected a whole number"),
         ({"device": 3}, "device 3: expected auto"),

@@ -61,10 +61,10 @@ def test_ranges_are_not_measured_on_training_images_that_are_compared_on(model: 
     assert len(found.compared.paths) == 4
     assert len(found.learnt) == 3
     assert not set(found.compared.paths) & set(found.learnt)
-    with pytest.raises(DataError, match="no image left to measure ranges on"):
+    with pytest.raises(DataError, match="no images left to measure ranges of activations on"):
         chosen(model, run_with(tmp_path / "one", model, ["train"]), calibrate=True)
 
 
 def test_a_run_without_any_image_names_the_remedy(model: Model, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no image to compare on\. Name others with --data"):
+    with pytest.raises(DataError, match=r"no images to compare on\. Give others \(option data\)"):
         chosen(model, run_with(tmp_path / "run", model, []))

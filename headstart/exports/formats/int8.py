@@ -57,8 +57,8 @@ def quantized_layers(proto: onnx.ModelProto) -> QuantizedLayers:
     lost = found.convolutions[1] > FLOAT_CONVOLUTIONS and not found.convolutions[0]
     if lost or not (found.convolutions[0] or found.products[0]):
         raise ExportError(
-            f"the graph is not quantised: {found}. Export without --quantize, or report this backbone with the "
-            "versions of torch and onnxruntime."
+            f"the graph is not quantised: {found}. Export without quantize (--quantize), or report this backbone "
+            "with the versions of torch and onnxruntime."
         )
     return found
 

@@ -56,7 +56,7 @@ class OnnxFile:
             raise ExportError(f"{file}: damaged, or not an ONNX file ({first_line(error)}).") from error
         properties = self.session.get_modelmeta().custom_metadata_map
         if KEY not in properties:
-            raise ExportError(f"{file}: no export of Headstart. Expected a file written by headstart export.")
+            raise ExportError(f"{file}: not written by Headstart. Expected a file written by headstart export.")
         self.metadata = ExportMetadata.read(properties[KEY], file)
 
     def __call__(self, pixels: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float32]]:
@@ -129,7 +129,9 @@ def write_onnx(proto: onnx.ModelProto, metadata: ExportMetadata, file: Path) -> 
     try:
         data = proto.SerializeToString()
     except ValueError as error:
-        raise ExportError(f"{file}: an ONNX file holds 2 GB at most. Export with --to torch.") from error
+        raise ExportError(
+            f"{file}: the model exceeds 2 GB, the limit of an ONNX file. Export to torch (--to torch)."
+        ) from error
     assert data.endswith(metadata.text().encode())
     write_atomically(file, data)
 

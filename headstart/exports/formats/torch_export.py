@@ -79,12 +79,12 @@ def _read_metadata(file: Path) -> ExportMetadata:
         with zipfile.ZipFile(file) as archive:
             entries = {name.partition("/")[2]: name for name in archive.namelist()}
             if f"extra/{METADATA_FILE}" not in entries:
-                raise ExportError(f"{file}: no export of Headstart. Expected a file written by headstart export.")
+                raise ExportError(f"{file}: not written by Headstart. Expected a file written by headstart export.")
             pickled = _pickled_entries(archive, entries)
             if pickled:
                 raise ExportError(
-                    f"{file}: contains entries that torch would unpickle ({', '.join(pickled[:3])}), and no "
-                    "export of Headstart does. It is not opened."
+                    f"{file}: contains entries that torch would unpickle ({', '.join(pickled[:3])})), which an "
+                    "export of Headstart never does. It is not opened."
                 )
             return ExportMetadata.read(archive.read(entries[f"extra/{METADATA_FILE}"]).decode(), file)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:

@@ -152,7 +152,9 @@ def _address_of(process: subprocess.Popen[bytes]) -> str:
     try:
         message: dict[str, Any] = json.loads(lines[0])
     except (IndexError, ValueError):
-        raise ServerError("The view of the run did not start. Train without --watch and open the report.") from None
+        raise ServerError(
+            "The page of the run did not start. Train without watch, and open the report at the end."
+        ) from None
     if "address" not in message:
         raise ServerError(f"{message.get('error')}")
     return str(message["address"])
