@@ -82,7 +82,7 @@ def test_what_goes_wrong_is_said_in_a_line(
     hub.repositories["me/other"] = {"readme.txt": b"hello"}
     for address, words in (
         ("hf://me/none", "no such repository"),
-        ("hf://me/other", "holds no model.safetensors"),
+        ("hf://me/other", "contains no model.safetensors"),
         ("hf://me", "expected hf://OWNER/NAME"),
     ):
         code, _, err = main("predict", address, run.model_path, capsys=capsys)

@@ -189,7 +189,7 @@ def require_learnable(inspection: Inspection, *, least: int) -> None:
         labels = inspection.dataset.labels[inspection.split.positions("train")]
         if not count_learnable(labels):
             raise DataError(
-                f"{root}: {len(labels):,} training image(s), and every label applies to all of them or to none, so "
+                f"{root}: {len(labels):,} training image(s), and every label applies to every image or to none, so "
                 "nothing can be learned. Add images, or choose smaller shares for val and test."
             )
     elif len(learnable) < least:

@@ -103,7 +103,7 @@ class Calibration:
         if self.threshold <= 0:
             return f'The answers to all images reach {target}, so the model never answers "unsure".'
         if self.threshold > 1:
-            return f'No answers, however probable, reach {target}, so the model always answers "unsure: ask a person".'
+            return f'No answers, however probable, reach {target}, so the model always answers "unsure".'
         least = "0.1" if self.threshold < 0.001 else f"{100 * self.threshold:.1f}"
         return f'For {target}, the model answers "unsure: ask a person" below a probability of {least} %.'
 

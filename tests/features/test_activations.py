@@ -247,7 +247,7 @@ def test_rows_too_large_for_half_precision_are_refused(
     source = activations(backbone, pictures, tmp_path / "cache")
     too_large = np.full((16, *source.shape), 1e6, np.float32)
     monkeypatch.setattr(TorchEngine, "start", lambda _self, pixels: lambda: too_large[: len(pixels)])
-    with pytest.raises(Exception, match="exceed half precision"):
+    with pytest.raises(Exception, match="exceed the range of half precision"):
         source.prepare()
 
 
@@ -267,5 +267,5 @@ def test_rows_made_from_others_are_refused_alike(backbone: Backbone, pictures: I
         boundary="layer3",
         source=(early, Continuation("layer2", TooLarge(), torch.float32)),
     )
-    with pytest.raises(CacheError, match="exceed half precision"):
+    with pytest.raises(CacheError, match="exceed the range of half precision"):
         through.prepare()

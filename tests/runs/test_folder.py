@@ -281,7 +281,7 @@ def test_a_run_folder_is_new_or_empty_and_named_after_its_data(tmp_path: Path, m
     assert choose_run_folder("~/nowhere/run", Path("x")) == Path(os.path.expanduser("~/nowhere/run"))
     assert make_run_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
     assert make_run_folder(tmp_path / "a" / "b").is_dir()
-    with pytest.raises(RunError, match=r"file/b: cannot be written .*--out"):
+    with pytest.raises(RunError, match=r"file/b: cannot be written .*option out"):
         make_run_folder(tmp_path / "file" / "b")
     names = (tmp_path / f"n{end}" for end in ("", "-2", "-3"))
     for path in itertools.islice(names, 3):

@@ -208,7 +208,7 @@ def test_a_threshold_that_is_none_is_said_to_be() -> None:
         'The answers to all images reach the target accuracy of 95 %, so the model never answers "unsure".',
         'For the target accuracy of 95 %, the model answers "unsure: ask a person" below a probability of 0.1 %.',
         'For the target accuracy of 95 %, the model answers "unsure: ask a person" below a probability of 62.0 %.',
-        'No answers, however probable, reach the target accuracy of 95 %, so the model always answers "unsure: ask a person".',
+        'No answers, however probable, reach the target accuracy of 95 %, so the model always answers "unsure".',
     ]
 
 

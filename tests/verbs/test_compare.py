@@ -51,7 +51,7 @@ def test_every_way_is_a_run_and_every_figure_is_the_runs(tmp_path: Path) -> None
 
 def test_what_cannot_be_compared_is_refused_before_anything_is_done(tmp_path: Path) -> None:
     data = write_classes(tmp_path / "mixed", {"first": 9, "second": 9})
-    with pytest.raises(OptionError, match="there are probes, heads"):
+    with pytest.raises(OptionError, match="The groups are probes, heads"):
         hs.compare(data, out=tmp_path / "out", only=["forests"])
     with pytest.raises(OptionError, match="more than 0"):
         hs.compare(data, out=tmp_path / "out", seconds=0)
@@ -82,7 +82,7 @@ def test_the_table_and_the_picture_take_any_row() -> None:
         ({"seconds": None}, "seconds: expected a number"),
         ({"only": 3}, "only: expected one or more of probes"),
         ({"only": [1]}, "only: expected one or more of probes"),
-        ({"only": "nonsense"}, "compare nonsense: there are"),
+        ({"only": "nonsense"}, "compare nonsense: no such group"),
         ({"seed": "1"}, "seed: expected a whole number"),
         ({"device": 3}, "device 3: expected auto"),
     ],
