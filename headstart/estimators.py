@@ -131,7 +131,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         cut: the boundary at which the backbone ends, as ``headstart layers`` lists it; "" for its own end.
         probe: "logistic", "svm", "rbf", "knn" or "centroid".
         head: "linear", or heads that are trained by steps, as "1024-512-0.2".
-        balance: weigh the classes alike, however many images each has.
+        balance_classes: weight each class equally, however many images it has.
         seed: of cross-validation's folds.
         device: "auto", "cpu", "cuda" or "mps".
 
@@ -152,7 +152,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         cut: str = "",
         probe: str = "logistic",
         head: str = LINEAR,
-        balance: bool = False,
+        balance_classes: bool = False,
         seed: int = 0,
         device: str = "auto",
     ) -> None:
@@ -164,7 +164,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.cut = cut
         self.probe = probe
         self.head = head
-        self.balance = balance
+        self.balance_classes = balance_classes
         self.seed = seed
         self.device = device
 
@@ -260,7 +260,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             cut=self.cut or None,
             probe=cast(Any, self.probe),
             head=self.head,
-            balance_classes=self.balance,
+            balance_classes=self.balance_classes,
             seed=self.seed,
         )
 

@@ -40,7 +40,7 @@ def labelled(three_colours: Path) -> tuple[list[Path], list[str]]:
 
 
 def test_constructors_only_store_and_clone_works() -> None:
-    for estimator in (hs.FeatureExtractor("resnet18", pool="max"), hs.ImageClassifier(balance=True, seed=3)):
+    for estimator in (hs.FeatureExtractor("resnet18", pool="max"), hs.ImageClassifier(balance_classes=True, seed=3)):
         copied = clone(estimator)
         assert copied.get_params() == estimator.get_params()
         assert copied is not estimator

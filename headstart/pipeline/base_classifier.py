@@ -21,7 +21,7 @@ from headstart.files import csv_text, user_path
 from headstart.model import load
 from headstart.pipeline.load import Job
 from headstart.progress import with_example
-from headstart.runs.folder import REHEARSAL_FILE, split_rows
+from headstart.runs.folder import rehearsal_rows, split_rows
 from headstart.training.extend import Rows
 from headstart.training.heads import LayeredHead, OneLogit, linear_head
 from headstart.training.losses import Labels
@@ -145,8 +145,7 @@ def find_rehearsal_images(job: Job, base: BaseClassifier) -> RehearsalImages:
 def _images_of_run(job: Job, base: BaseClassifier, folder: Path) -> tuple[ImageSet, ImageSet]:
     number = {name: i for i, name in enumerate(base.classes)}
     rows = [row for row in split_rows(folder) if row["split"] and row["label"] in number]
-    if (folder / REHEARSAL_FILE).is_file():
-        rows += split_rows(folder, REHEARSAL_FILE)
+    rows += rehearsal_rows(folder)
     there = [row for row in rows if os.path.isfile(row["path"])]
     if len(there) < len(rows):
         gone = sorted({row["path"] for row in rows} - {row["path"] for row in there})

@@ -134,8 +134,12 @@ def _as_fitted(
     what = "synthesised features" if remembered.imagined else "images"
     classes = f"{len(names)} new class{'es' if len(names) > 1 else ''} after {len(base.classes):,} old ones"
     reason = f"{classes}, against {count:,} {what} of the old classes: {found.reason}"
-    settings = found.as_json() | {"known": len(base.classes), "new": list(names), "remembered": count}
-    settings["imagined"] = remembered.imagined
+    settings = found.as_json() | {
+        "old_classes": len(base.classes),
+        "new": list(names),
+        "rehearsal_samples": count,
+        "is_synthesised": remembered.imagined,
+    }
     kept = 0 if job.recipe.train_old_classes else sum(t.numel() for t in base.head.state_dict().values())
     head = head_with_rows(base.head, found.rows.weight, found.rows.bias)
     return Fitted(head, "extension", reason, settings, _no_refit, frozen=kept)

@@ -9,7 +9,7 @@ RUN/
   log.jsonl         the events, one a line; tensorboard/ holds the same curves
   checkpoints/      finished rungs and the current one, to resume from
   split.csv         the split of each image, and why an image was left out
-  remembered.csv    images of the old classes, if a model was extended
+  rehearsal.csv     images of the old classes, if a model was extended
   findings.json     what the data check found
   model.safetensors the model
   predictions.csv   split, label, predicted label and all probabilities of every evaluated image
@@ -59,8 +59,11 @@ FINDINGS_FILE = "findings.json"
 PREDICTIONS_FILE = "predictions.csv"
 CROSS_VALIDATION_FILE = "cross-validation.csv"
 REPORT_FILE = "report.html"
-REHEARSAL_FILE = "remembered.csv"
+REHEARSAL_FILE = "rehearsal.csv"
 """Images of the old classes, where a model was extended."""
+
+FORMER_REHEARSAL_FILE = "remembered.csv"
+"""Name of ``REHEARSAL_FILE`` in runs of earlier versions."""
 
 
 @dataclass(frozen=True)
@@ -284,6 +287,12 @@ def split_rows(folder: Path, name: str = "split.csv") -> list[dict[str, str]]:
         return read_rows(folder / name)
     except OSError as error:
         raise RunError(f"{folder / name}: {error.strerror}. Give the data to score the model on.") from error
+
+
+def rehearsal_rows(folder: Path) -> list[dict[str, str]]:
+    """The rows of a run's table of images of the old classes; none if the run did not extend a model."""
+    names = (REHEARSAL_FILE, FORMER_REHEARSAL_FILE)
+    return [row for name in names if (folder / name).is_file() for row in split_rows(folder, name)]
 
 
 def write_findings(file: Path, findings: Sequence[Finding]) -> None:

@@ -31,6 +31,9 @@ from headstart.runs.results import curve_points
 from headstart.runs.test_set_audit import audit_text, read_audit
 from headstart.training.ladder import RungResult
 
+FORMER_HEAD_KEYS = {"known": "old_classes", "remembered": "rehearsal_samples", "imagined": "is_synthesised"}
+"""Keys of a head's description in ``run.json`` of earlier versions -> the keys of today."""
+
 
 def report(run: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
     """Writes the report of a finished run anew.
@@ -88,7 +91,7 @@ def write_report(
         name=data["name"],
         base=Path(path_of(data.get("base", "")) or os.path.commonpath([p for part in evaluated for p in part.paths])),
         model=model,
-        head={"reason": "by its settings", "frozen": 0} | head,
+        head={"reason": "by its settings", "frozen": 0} | with_current_keys(head),
         counts=data["counts"],
         sizes=data.get("sizes") or {split: sum(own.values()) for split, own in data["counts"].items()},
         split_origin=data.get("split", "as given with the data" if data.get("given", True) else "drawn by content"),
@@ -180,3 +183,8 @@ def _holds(content: Path | bytes, words: bytes) -> bool:
         return words in content
     with open(content, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return data.find(words) >= 0
+
+
+def with_current_keys(head: Mapping[str, Any]) -> dict[str, Any]:
+    """The description of a head in ``run.json``, with keys of earlier versions replaced by those of today."""
+    return {FORMER_HEAD_KEYS.get(key, key): value for key, value in head.items()}

@@ -33,6 +33,7 @@ from headstart.runs.folder import (
     next_free,
     open_like,
     read_start,
+    rehearsal_rows,
     seal,
     write_findings,
     write_start,
@@ -128,9 +129,9 @@ def test_every_file_of_a_run_is_there(tmp_path: Path, data: Path, model: hs.Mode
     files = {path.name for path in folder.iterdir()}
     assert files == {
         *("recipe.json", "start.json", "run.json", "scores.json", "findings.json", "model.safetensors", "split.csv"),
-        *("predictions.csv", "cross-validation.csv", "map.csv", "remembered.csv", "calibration.svg"),
+        *("predictions.csv", "cross-validation.csv", "map.csv", "rehearsal.csv", "calibration.svg"),
     }
-    assert (folder / "remembered.csv").read_text() == "path\nx.png\n"
+    assert (folder / "rehearsal.csv").read_text() == "path\nx.png\n"
     assert (folder / "map.csv").read_text() == image_map.csv()
     assert json.loads((folder / "findings.json").read_text()) == [json.loads(json.dumps(asdict(FINDING)))]
     assert set(json.loads((folder / "scores.json").read_text())) == {"val", CROSS_VALIDATION}
@@ -141,7 +142,7 @@ def test_every_file_of_a_run_is_there(tmp_path: Path, data: Path, model: hs.Mode
     assert hs.load(folder).classes == CLASSES
     written(tmp_path / "bare", data, model, "val")
     bare = {path.name for path in (tmp_path / "bare").iterdir()}
-    assert files - bare == {"cross-validation.csv", "map.csv", "remembered.csv"}
+    assert files - bare == {"cross-validation.csv", "map.csv", "rehearsal.csv"}
 
 
 def test_the_split_names_every_file_with_its_content_and_why_it_is_left_out(
@@ -334,3 +335,10 @@ def test_other_data_are_opened_by_the_columns_of_the_run_where_they_have_them(tm
     with pytest.raises(DataError):
         open_like(run, data / "own.csv")
     assert open_like(tmp_path / "gone", data / "usual.csv").classes == ("blue", "red")
+
+
+@pytest.mark.parametrize("name", ["rehearsal.csv", "remembered.csv"])
+def test_images_of_old_classes_are_read_from_runs_of_today_and_of_earlier_versions(name: str, tmp_path: Path) -> None:
+    assert rehearsal_rows(tmp_path) == []
+    (tmp_path / name).write_text("path,label,split\nx.png,a,train\n")
+    assert rehearsal_rows(tmp_path) == [{"path": "x.png", "label": "a", "split": "train"}]

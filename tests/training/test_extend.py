@@ -164,7 +164,7 @@ def test_a_models_classes_stay_and_the_new_ones_stand_behind(grown: hs.Run, fold
     assert sum(p.label == "red" for p in reds) >= 14
     document = json.loads((grown.folder / "run.json").read_text())
     assert document["head"]["name"] == "extension"
-    assert document["head"]["known"] == 2
+    assert document["head"]["old_classes"] == 2
     again = {part.scores.name: part.scores for part in hs.evaluate(grown.folder)}
     assert again["val"].correct == grown.results["val"].correct
 
@@ -174,7 +174,7 @@ def test_later_classes_are_added_in_the_same_way(grown: hs.Run, folders: Path) -
     """All that the first models learnt from is remembered still."""
     third = hs.train(folders / "one", out=folders / "third", extend=str(grown.folder), device="cpu")
     assert hs.load(third.model_path).classes == ("blue", "green", "red", "grey")
-    with open(third.folder / "remembered.csv", newline="") as file:
+    with open(third.folder / "rehearsal.csv", newline="") as file:
         remembered = list(csv.DictReader(file))
     assert {row["label"] for row in remembered} == {"blue", "green", "red"}
     assert {row["split"] for row in remembered} == {"train", "val"}
@@ -186,7 +186,7 @@ def test_imagenets_classes_are_extended_from_imagination(folders: Path) -> None:
     imagined = hs.train(folders / "two", out=folders / "imagined", extend="pretrained", **SMALL)
     assert imagined.results["val, new classes only"].accuracy > 0.8
     assert "old classes" not in imagined.results
-    assert json.loads((imagined.folder / "run.json").read_text())["head"]["imagined"] is True
+    assert json.loads((imagined.folder / "run.json").read_text())["head"]["is_synthesised"] is True
 
 
 @pytest.mark.exhaustive
@@ -198,7 +198,7 @@ def test_imagenets_classes_are_extended_from_pictures_to_remember(folders: Path)
     assert model.classes[-2:] == ("blue", "green")
     assert real.results["val, new classes only"].accuracy > 0.8
     assert real.results["old classes"].count > 0
-    assert json.loads((real.folder / "run.json").read_text())["head"]["imagined"] is False
+    assert json.loads((real.folder / "run.json").read_text())["head"]["is_synthesised"] is False
     assert "1002 classes" in real.report_path.read_text()
     header = (real.folder / "predictions.csv").read_text().splitlines()[0]
     assert header.count("p:") < 50  # classes that do not occur are left out
