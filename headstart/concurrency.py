@@ -17,6 +17,8 @@ from types import TracebackType
 from typing import final
 from weakref import WeakSet
 
+from headstart.import_effects import scoped_filters
+
 CGROUPS = Path("/sys/fs/cgroup")
 """Where Linux mounts control groups; containers see their own there."""
 
@@ -102,12 +104,14 @@ def ignored_warnings(module: str = "", category: type[Warning] = Warning) -> Ite
     """
     rule = ("ignore", None, category, re.compile(module) if module else None, 0)
     with _FILTERS:
+        scoped_filters.append(rule)
         filters = warnings.filters
         filters.insert(0, rule)  # type: ignore[attr-defined]  # typeshed calls it a sequence
     try:
         yield
     finally:
         with _FILTERS:
+            scoped_filters[:] = [entry for entry in scoped_filters if entry is not rule]
             for held in (filters, warnings.filters):  # somebody else may have put a copy in its place
                 place = next((i for i, own in enumerate(held) if own is rule), None)
                 if place is not None:

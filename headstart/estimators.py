@@ -17,11 +17,20 @@ from typing import Any, Self, cast
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
-from sklearn.exceptions import DataConversionWarning
-from sklearn.utils import Tags
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted
+
+from headstart.deferred_compiler import compiler_deferred
+from headstart.import_effects import restored_after_import
+
+with restored_after_import(), compiler_deferred():  # this module is imported by itself, not as a lazy name
+    import huggingface_hub  # noqa: F401
+    import timm  # noqa: F401
+    from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
+    from sklearn.exceptions import DataConversionWarning
+    from sklearn.utils import Tags
+    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.validation import check_is_fitted
+
+    from headstart.training.fit_head import fit_classifier
 
 from headstart.backbone.layers import Layout
 from headstart.backbone.pixel_net import FeatureNet, feature_shape
@@ -32,7 +41,6 @@ from headstart.data.scan import scan
 from headstart.errors import DataError, InputError, OptionError, WeightsError, first_line
 from headstart.features.extract import compute_features
 from headstart.model import Model
-from headstart.training.fit_head import fit_classifier
 from headstart.training.head_spec import LINEAR
 from headstart.training.recipe import Recipe
 

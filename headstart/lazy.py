@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
+from headstart.deferred_compiler import compiler_deferred
 from headstart.extras import importing_extra
-from headstart.import_effects import restored_after_import
+from headstart.import_effects import collection_paused, restored_after_import
 
 
 def lazy_names(
@@ -34,7 +35,7 @@ def lazy_names(
         if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         extra_named = importing_extra(extra, f"{package}.{name}") if extra else nullcontext()
-        with extra_named, restored_after_import():
+        with extra_named, restored_after_import(), collection_paused(), compiler_deferred():
             value = getattr(importlib.import_module(modules[name]), name)
         setattr(sys.modules[package], name, value)
         return value

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeVar, final
+from typing import TYPE_CHECKING, Any, TypeVar, final
 
 import numpy as np
 import numpy.typing as npt
@@ -23,13 +23,12 @@ from headstart.data.preprocessing import Preprocessing, Rgb, resize_and_crop
 from headstart.data.quality import UNUSED_BITS, describe_unused_bits
 from headstart.data.sources import ImageLike, ImageSource, read_source
 from headstart.engine.device import resolve_device, settle_after_fork
-from headstart.engine.interface import Engine
-from headstart.engine.measure import MEASURE_FROM
-from headstart.engine.select import choose_engine
-from headstart.engine.streaming import run_in_batches
 from headstart.errors import UnreadableImage
 from headstart.progress import Progress
 from headstart.training.heads import logits_on, vectors_of
+
+if TYPE_CHECKING:
+    from headstart.engine.interface import Engine
 
 BATCH_SIZE = 32
 
@@ -120,6 +119,8 @@ class Predictor:
 
     def batches(self, sources: Sequence[ImageSource], device: str, progress: Progress) -> Iterator[FeatureBatch]:
         """Features of images, in batches and in order; images are decoded in threads meanwhile."""
+        from headstart.engine.streaming import run_in_batches
+
         depths: list[tuple[int, int]] = []  # appended to by the threads
 
         def preprocess(source: ImageSource) -> Rgb | str:
@@ -145,6 +146,9 @@ class Predictor:
             device: "auto", "cpu", "cuda" or "mps".
             progress: receives the reason of the choice.
         """
+        from headstart.engine.measure import MEASURE_FROM  # here and below: a model is loaded without ONNX
+        from headstart.engine.select import choose_engine
+
         resolved = str(resolve_device(device))
         key = os.getpid(), resolved, num_images >= MEASURE_FROM
         with _ENGINE_LOCK:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from pictures import write_classes
 
-from headstart.cli.deferred_imports import defer_compiler
+from headstart.deferred_compiler import defer_compiler
 
 defer_compiler()  # as the command does
 

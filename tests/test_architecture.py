@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from small_models import small_model
 
 import headstart as hs
 
@@ -19,6 +20,7 @@ ORDER = [
     "import_effects",
     "errors",
     "extras",
+    "deferred_compiler",
     "lazy",
     "concurrency",
     "quiet",
@@ -216,7 +218,6 @@ ORDER = [
     "serve.watch.process",
     "estimators",
     "demo",
-    "cli.deferred_imports",
     "cli.process_settings",
     "cli.render",
     "cli.options",
@@ -332,6 +333,18 @@ def test_every_module_says_in_its_first_line_what_it_is() -> None:
         lead = (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0]
         assert lead.endswith((".", ":")), path
         assert len(lead) > 15, path
+
+
+def test_loading_a_model_imports_only_what_it_needs(tmp_path: Path) -> None:
+    small_model(image_size=32, ood_detector=True).save(tmp_path / "m.safetensors")
+    slow = ("captum", "cleanlab", "matplotlib", "onnx", "onnxruntime", "scipy", "sklearn", "torch._dynamo", "triton")
+    script = (
+        "import sys, headstart; before = list(sys.meta_path); "
+        f"headstart.load({str(tmp_path / 'm.safetensors')!r}); "
+        f"print([name for name in {slow} if name in sys.modules], sys.meta_path == before)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[] True"
 
 
 def test_importing_headstart_imports_nothing_heavy() -> None:

@@ -121,7 +121,7 @@ def predicted_in_child(model: Model, images: list[Any], out: Any) -> None:
 def test_a_forked_child_gives_the_same_predictions(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """OpenMP's threads, those of ONNX Runtime and those of a pool do not survive a fork."""
     if engine == "onnxruntime":
-        monkeypatch.setattr("headstart.predictor.choose_engine", lambda net, **_: OnnxEngine(net))
+        monkeypatch.setattr("headstart.engine.select.choose_engine", lambda net, **_: OnnxEngine(net))
     model, count = small_model("test_resnet", image_size=64), 3
     images = [shown(i) for i in range(count)]
     with torch_threads(2):

@@ -211,7 +211,7 @@ def test_the_engine_is_built_once_and_nothing_is_written(
         built.append(count)
         return choose_engine(net, count=count, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("headstart.predictor.choose_engine", choose)
+    monkeypatch.setattr("headstart.engine.select.choose_engine", choose)
     images = [picture(i) for i in range(32)]
     for _ in range(3):
         fresh.predict_with_outliers(images)

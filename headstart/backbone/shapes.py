@@ -11,7 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from headstart.backbone.layers import BatchNorm
-from headstart.engine.torch_internals import FlopCounter, fake_tensors, version_of
+from headstart.engine.torch_internals import fake_tensors, flop_counter, version_of
 
 BATCHES = (2, 3)
 """Batch sizes that the graph is run with, to find the sizes that depend on the batch."""
@@ -96,7 +96,7 @@ class ShapeRecorder(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         """Runs a node and records its value."""
         if self.count_flops:
-            with FlopCounter() as counter:
+            with flop_counter() as counter:
                 value = super().run_node(n)
             self.flops[n.name] = counter.get_total_flops()
         else:

@@ -14,9 +14,9 @@ from typing import Any, NoReturn, cast
 
 import click
 
-from headstart.cli.deferred_imports import defer_compiler
 from headstart.cli.process_settings import quiet_libraries
 from headstart.cli.render import say
+from headstart.deferred_compiler import defer_compiler
 from headstart.errors import HeadstartError, OptionError
 
 STOPPED = 130

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from scipy.fft import dct
+
+from headstart.import_effects import import_quietly
 
 SIDE = 32
 """Pixels per side of the grey image that is transformed."""
@@ -28,5 +29,6 @@ def perceptual_hash(image: Image.Image) -> npt.NDArray[np.bool_]:
     Source: Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010.
     """
     grey = np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS), dtype=np.float64)
+    dct = import_quietly("scipy.fft").dct  # scans alone need it
     low = dct(dct(grey, axis=0), axis=1)[:FREQUENCIES, :FREQUENCIES]
     return np.asarray(low > np.median(low))

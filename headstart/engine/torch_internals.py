@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
 
 T = TypeVar("T", bound=Tensor)
 
@@ -52,12 +54,13 @@ def fake_tensors() -> AbstractContextManager[object]:
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
-class FlopCounter(FlopCounterMode):
+def flop_counter() -> FlopCounterMode:
     """Counts floating-point operations without module hooks, which would affect networks in all threads."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton, a fifth of a second
 
-    def __init__(self) -> None:
-        super().__init__(display=False)
-        self.mod_tracker = cast(Any, _NoModules())
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = cast(Any, _NoModules())
+    return counter
 
 
 class _NoModules:

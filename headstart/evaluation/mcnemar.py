@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from headstart.import_effects import import_quietly
+
 Z = 1.959964
 """Quantile of the normal distribution for a 95 % interval."""
 
@@ -66,7 +68,7 @@ def paired(name: str, first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_
     Source: McNemar, Psychometrika 1947; the interval is Bonett and Price's (Statistics in Medicine 2012), which also
     holds for few differences.
     """
-    from scipy.stats import binomtest  # half a second that loading a model needs not
+    binomtest = import_quietly("scipy.stats").binomtest  # a second of CPU time that loading a model does not need
 
     count = len(first)
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())

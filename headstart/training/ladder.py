@@ -18,6 +18,7 @@ import numpy.typing as npt
 from headstart.backbone.layers import BatchNorm
 from headstart.backbone.split import HEAD, INPUT, Boundary, SplittableBackbone
 from headstart.errors import OptionError, suggestion
+from headstart.import_effects import import_quietly
 from headstart.training.finetune import FineTuneSettings
 from headstart.training.recipe import Recipe
 from headstart.trust.temperature import Losses
@@ -276,7 +277,7 @@ def paired_p(before: Losses, after: Losses) -> float:
     gain = before - after
     if len(gain) < 2 or float(np.ptp(gain)) == 0.0:
         return 0.0 if len(gain) and gain[0] > 0 else 1.0
-    from scipy.stats import ttest_1samp  # an import of 0.3 s, which predictions do not need
+    ttest_1samp = import_quietly("scipy.stats").ttest_1samp  # an import of 0.3 s, which predictions do not need
 
     return float(ttest_1samp(gain, 0.0, alternative="greater").pvalue)
 

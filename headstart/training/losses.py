@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.special import expit, log_expit, log_softmax, softmax
 from torch import Tensor, nn
 
 from headstart.concurrency import ignored_warnings
 from headstart.errors import DataError
-from headstart.import_effects import restored_after_import
+from headstart.import_effects import import_quietly, restored_after_import
 
 Labels = npt.NDArray[np.int64]
 Logits = npt.NDArray[np.floating[Any]]
@@ -42,23 +41,31 @@ def count_learnable(labels: Labels) -> int:
 def probabilities_of(logits: Logits, *, multi_label: bool) -> npt.NDArray[np.float64]:
     """(N, classes) logits -> (N, classes) float64 in [0, 1], by softmax, or by sigmoid if multi-label."""
     exact = logits.astype(np.float64)
-    return np.asarray(expit(exact) if multi_label else softmax(exact, axis=1))
+    if multi_label:
+        return np.asarray(import_quietly("scipy.special").expit(exact))
+    powers = np.exp(exact - exact.max(axis=1, keepdims=True))  # SciPy's softmax; a model is loaded without SciPy
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 
 def log_losses(logits: Logits, labels: Labels) -> npt.NDArray[np.float64]:
     """(N,) cross-entropy of each image in nats; multi-label: the sum of the labels' binary cross-entropies."""
     exact = logits.astype(np.float64)
     if is_multi_label(labels):
-        return np.asarray(-log_expit(np.where(labels > 0, exact, -exact)).sum(axis=1))
-    return np.asarray(-log_softmax(exact, axis=1)[np.arange(len(labels)), labels])
+        return np.asarray(-import_quietly("scipy.special").log_expit(np.where(labels > 0, exact, -exact)).sum(axis=1))
+    return np.asarray(-import_quietly("scipy.special").log_softmax(exact, axis=1)[np.arange(len(labels)), labels])
 
 
 def mean_losses(logits: Logits, labels: Labels) -> npt.NDArray[np.float64]:
     """(N,) mean of ``log_losses`` over all possible labels, as label smoothing needs it."""
     exact = logits.astype(np.float64)
     if is_multi_label(labels):
-        return np.asarray(-0.5 * (log_expit(exact) + log_expit(-exact)).sum(axis=1))
-    return np.asarray(-log_softmax(exact, axis=1).mean(axis=1))
+        return np.asarray(
+            -0.5
+            * (
+                import_quietly("scipy.special").log_expit(exact) + import_quietly("scipy.special").log_expit(-exact)
+            ).sum(axis=1)
+        )
+    return np.asarray(-import_quietly("scipy.special").log_softmax(exact, axis=1).mean(axis=1))
 
 
 def are_correct(logits: Logits, labels: Labels) -> npt.NDArray[np.bool_]:

@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from headstart.import_effects import import_quietly
 from headstart.training.losses import Labels, Logits, Parts, are_correct, folds_of, is_multi_label, probabilities_of
 from headstart.trust.temperature import best_scale
 
@@ -130,7 +131,7 @@ class Agreement:
     @property
     def learnt(self) -> bool:
         """Whether agreement exceeds chance: exact binomial test at level ``LEARNT_P``."""
-        from scipy.stats import binomtest  # a slow import that predictions do not need
+        binomtest = import_quietly("scipy.stats").binomtest  # a slow import that predictions do not need
 
         share = min(1.0, self.expected / self.count)
         return bool(binomtest(self.correct, self.count, share, alternative="greater").pvalue < LEARNT_P)

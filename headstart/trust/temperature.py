@@ -7,6 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from headstart.import_effects import import_quietly
 from headstart.training.losses import Labels, Logits, is_multi_label, log_losses, mean_losses
 
 Losses = npt.NDArray[np.float64]
@@ -25,7 +26,7 @@ def best_scale(logits: Logits, labels: Labels, *, smoothing: float = 0.0) -> flo
 
     Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
     """
-    from scipy.optimize import minimize_scalar  # a slow import that predictions do not need
+    minimize_scalar = import_quietly("scipy.optimize").minimize_scalar  # a slow import that predictions do not need
 
     spread = float((logits if is_multi_label(labels) else logits - logits.mean(axis=1, keepdims=True)).std())
     if not spread:

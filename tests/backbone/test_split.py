@@ -255,7 +255,7 @@ def test_shapes_and_costs_on_the_meta_device_are_those_of_fake_tensors(
 def test_cutting_a_backbone_does_not_import_the_compiler() -> None:
     code = (
         "import sys\n"
-        "from headstart.cli.deferred_imports import defer_compiler\n"
+        "from headstart.deferred_compiler import defer_compiler\n"
         "defer_compiler()\n"
         "from headstart.backbone.split import SplittableBackbone\n"
         "from headstart.backbone.weights import build_architecture\n"

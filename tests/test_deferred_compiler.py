@@ -9,7 +9,7 @@ import pytest
 
 START = """
 import sys
-from headstart.cli.deferred_imports import defer_compiler
+from headstart.deferred_compiler import defer_compiler
 defer_compiler()
 import torch
 
@@ -66,6 +66,48 @@ else: assert False
 assert torch.equal(exempt(weight), 2 * weight)
 """,
 }
+
+
+SCOPED = {
+    "nothing is left behind": """
+assert "torch._dynamo" not in sys.modules and "_dynamo" not in vars(torch) and sys.meta_path == before
+""",
+    "the compiler is imported as usual": """
+import torch._dynamo
+assert real() and torch._dynamo.__spec__.origin == torch._dynamo.__file__
+""",
+    "a question asked through torchvision": """
+from torchvision.ops.roi_align import is_compile_supported
+assert is_compile_supported("cpu") in (True, False) and real()
+""",
+    "a function of torchvision that is exempt": """
+from torchvision.tv_tensors import Image, wrap
+image = Image(torch.zeros(3, 2, 2))
+assert type(wrap(torch.ones(3, 2, 2), like=image)) is Image
+f = torch.compile(lambda x: wrap(x + 1, like=image), backend="eager")
+for _ in range(2): assert torch.equal(f(torch.zeros(3, 2, 2)).as_subclass(torch.Tensor), torch.ones(3, 2, 2))
+assert real()
+""",
+}
+
+IMPORT = """
+import sys
+before = list(sys.meta_path)
+import torch
+import headstart
+assert headstart.load
+assert "timm" in sys.modules and "torchvision" in sys.modules
+
+def real():
+    return hasattr(sys.modules["torch._dynamo"], "__file__")
+"""
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("use", SCOPED)
+def test_after_an_import_of_the_library_the_compiler_is_as_it_would_be_without(use: str) -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORT + SCOPED[use]], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.exhaustive

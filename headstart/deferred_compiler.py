@@ -14,7 +14,8 @@ import functools
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.machinery import ModuleSpec
 from types import FunctionType, ModuleType
 from typing import Any
@@ -27,10 +28,26 @@ STAND_INS = (COMPILER, UTILITIES)
 def defer_compiler() -> None:
     """Defers the import of the compiler to its first use; does nothing if it is imported already.
 
-    For the command's own process. The library does not call it: a program that imports Headstart decides for itself.
+    For the process of a command. The library defers it during its own imports only, see ``compiler_deferred``.
     """
     if COMPILER not in sys.modules and _FINDER not in sys.meta_path:
         sys.meta_path.insert(0, _FINDER)  # without the ABC, whose import takes 40 ms
+
+
+@contextmanager
+def compiler_deferred() -> Iterator[None]:
+    """Context for imports that name the compiler but do not use it; afterwards no trace of it is left.
+
+    Whoever uses the compiler later imports it as usual.
+    """
+    if COMPILER in sys.modules or _FINDER in sys.meta_path:
+        yield
+        return
+    defer_compiler()
+    try:
+        yield
+    finally:
+        _remove_stand_ins()
 
 
 class _StandIn(ModuleType):
@@ -88,13 +105,24 @@ _exempt: list[_Exempt] = []
 def _import(name: str) -> ModuleType:
     """Imports the real module of this name; the stand-ins are removed."""
     if _FINDER in sys.meta_path:
-        sys.meta_path.remove(_FINDER)
-        for stand_in in STAND_INS:
-            sys.modules.pop(stand_in, None)
+        _remove_stand_ins()
         compiler = importlib.import_module(COMPILER)
         while _exempt:
-            _exempt.pop().register(compiler)
+            exempt = _exempt.pop()
+            if not exempt.is_registered:
+                exempt.register(compiler)
     return importlib.import_module(name)
+
+
+def _remove_stand_ins() -> None:
+    with suppress(ValueError):
+        sys.meta_path.remove(_FINDER)
+    for stand_in in STAND_INS:
+        if isinstance(sys.modules.get(stand_in), _StandIn):
+            del sys.modules[stand_in]
+    torch = sys.modules.get("torch")
+    if isinstance(vars(torch).get("_dynamo") if torch else None, _StandIn):
+        del torch._dynamo  # type: ignore[union-attr]
 
 
 class _Exempt:
@@ -102,8 +130,10 @@ class _Exempt:
 
     def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         self.run, self.arguments, self.keywords = function, arguments, keywords
+        self.is_registered = False
 
     def register(self, compiler: ModuleType) -> None:
+        self.is_registered = True
         self.run = compiler.disable(self.run, *self.arguments, **self.keywords)
 
 
@@ -118,6 +148,9 @@ def _disable(fn: Any = None, *arguments: Any, **keywords: Any) -> Any:
 
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Any:
+        compiler = sys.modules.get(COMPILER)
+        if not exempt.is_registered and compiler is not None and not isinstance(compiler, _StandIn):
+            exempt.register(compiler)  # imported by another program, after ``compiler_deferred``
         return exempt.run(*args, **kwargs)
 
     return call
