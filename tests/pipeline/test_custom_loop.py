@@ -164,6 +164,6 @@ def test_a_head_that_could_not_be_saved_is_refused_before_it_is_trained(
     bench.classifier.head = head
     with pytest.raises(OptionError, match=words):
         next(bench.batches("train"))
-    with pytest.raises(OptionError, match=r"head: expected text, got .*see hs\.prepare") as raised:
+    with pytest.raises(OptionError, match=r"head: expected text, got .*see headstart\.prepare") as raised:
         hs.train("nowhere", head=head)
     assert "\n" not in str(raised.value)
