@@ -1,4 +1,4 @@
-"""Views: seeded augmentations of a picture, each a pure function of the picture, a number and a seed."""
+"""Data augmentation: seeded views of an image, each a pure function of image, view number and seed."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from headstart.data.preprocessing import Preprocessing, Rgb
 from headstart.errors import OptionError
 
 AUGMENT_VERSION = 1
-"""Counted up whenever ``view`` would give other pixels; part of every cache key (``Augmentation.describe``)."""
+"""Incremented whenever ``view`` gives other pixels; part of every cache key (``Augmentation.describe``)."""
 
 SHRINKS_FROM = 1.1
-"""Pixels of the picture to one of the view, above which the crop must be resampled with care before it is turned."""
+"""Input pixels per output pixel above which a crop is downsampled with antialiasing before it is rotated."""
 
 _LUMA = (0.299, 0.587, 0.114)
-"""Shares of R, G and B in grey (ITU-R 601-2, as Pillow's "L")."""
+"""Weights of R, G and B in grey (ITU-R 601-2, as in Pillow's mode "L")."""
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far a view may be from its picture.
+    """Parameters of augmentation.
 
     Attributes:
-        flip: left and right are swapped in half of the views; False where the sides matter.
-        scale: (low, high) share of the picture's area that the crop keeps, uniform, 0 < low <= high <= 1. Less is
-            kept where a crop of an allowed ratio, turned, would not fit into the picture.
+        flip: whether half of the views are flipped horizontally; False if left and right matter.
+        scale: (low, high) share of the image's area that the crop keeps, uniform, 0 < low <= high <= 1. It keeps less
+            if a rotated crop of an allowed ratio does not fit into the image.
         ratio: (low, high) width / height of the crop relative to that of the network's input, log-uniform.
-        rotate: largest angle to either side in degrees, uniform, 0-180.
+        rotate: largest rotation angle in degrees to either side, uniform, 0-180.
         colour: brightness, contrast and saturation are each multiplied by a factor that is uniform in
-            [1 - colour, 1 + colour], 0 <= colour < 1; 0 is none.
+            [1 - colour, 1 + colour], 0 <= colour < 1; 0: unchanged.
 
     Raises:
-        OptionError: a value is out of its range.
+        OptionError: a value is out of range.
 
     Source: torchvision's ``RandomResizedCrop``, ``RandomHorizontalFlip``, ``RandomRotation`` and ``ColorJitter``.
     """
@@ -60,7 +60,7 @@ class Augmentation:
             raise OptionError(f"colour {self.colour}: expected 0 or more and less than 1; 0 leaves colours unchanged.")
 
     def describe(self) -> dict[str, Any]:
-        """What decides a view beside picture, number, seed and preprocessing; JSON-able, for a cache key."""
+        """The parameters as a JSON document, for a cache key."""
         return {"version": AUGMENT_VERSION} | asdict(self) | {"scale": list(self.scale), "ratio": list(self.ratio)}
 
 
@@ -73,28 +73,28 @@ def view(
     augmentation: Augmentation,
     preprocessing: Preprocessing,
 ) -> Rgb:
-    """One view: a crop, resampled, turned, perhaps mirrored, its colours changed.
+    """One view: random crop, resize, rotation, flip and colour jitter.
 
-    The same arguments give the same bits in every thread and process, whatever was computed before. Only pixels of the
-    image are shown: no corner is filled, whatever ``crop_mode`` says.
+    The same arguments give the same bits in every thread and process. A view contains only pixels of the image: corners
+    are never filled, whatever ``crop_mode`` is.
 
     Args:
         image: mode RGB, upright, of any size.
-        key: the 16-byte content hash of the picture's file.
-        number: which of the picture's views.
-        seed: of the whole set of views.
-        augmentation: how far from the picture.
-        preprocessing: gives the size and the interpolation.
+        key: 16-byte content hash of the image file.
+        number: number of the view.
+        seed: of all views.
+        augmentation: parameters.
+        preprocessing: size and interpolation.
 
     Returns:
         (height, width, 3) uint8, 0-255.
     """
-    chance = _Chance(key, number, seed)
-    angle = math.radians(augmentation.rotate * (2 * chance.angle - 1))
-    flip = augmentation.flip and chance.flip < 0.5
+    random = _Random(key, number, seed)
+    angle = math.radians(augmentation.rotate * (2 * random.angle - 1))
+    flip = augmentation.flip and random.flip < 0.5
     size = (preprocessing.width, preprocessing.height)
     frame = _frame(size, angle)
-    box = _box(image.size, size, frame, chance, augmentation)
+    box = _box(image.size, size, frame, random, augmentation)
     if angle and max((box[2] - box[0]) / frame[0], (box[3] - box[1]) / frame[1]) <= SHRINKS_FROM:
         image = _turn(image, box, size, frame, angle, flip=flip)
     else:
@@ -103,7 +103,7 @@ def view(
             image = _turn(image, (0, 0, *frame), size, frame, angle, flip=flip)
         elif flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return np.asarray(_recolour(image, chance, augmentation.colour) if augmentation.colour else image)
+    return np.asarray(_recolour(image, random, augmentation.colour) if augmentation.colour else image)
 
 
 def views(
@@ -115,12 +115,12 @@ def views(
     augmentation: Augmentation,
     preprocessing: Preprocessing,
 ) -> Rgb:
-    """Several views of one file, which is decoded once, no larger than they need.
+    """Several views of one file, which is decoded once, at the size that they need.
 
     Args:
         source: the file's bytes, or its path.
-        key: the 16-byte content hash of the file.
-        numbers: which views, N of them.
+        key: 16-byte content hash of the file.
+        numbers: numbers of N views.
         seed: as in ``view``.
         augmentation: as in ``view``.
         preprocessing: as in ``view``.
@@ -129,12 +129,12 @@ def views(
         (N, height, width, 3) uint8, 0-255.
 
     Raises:
-        UnreadableImage: the file is no usable picture.
+        UnreadableImage: the file is not a usable image.
     """
     min_side = _decode_at_least(augmentation, preprocessing)
     image = decode(source, min_side=min_side, value_range=preprocessing.value_range).image
     excess = min(image.size) // min_side
-    if excess > 1:  # no JPEG, which ``decode`` has reduced, or one too large even for its 1/8
+    if excess > 1:  # not a JPEG, which ``decode`` has reduced, or one that is too large at 1/8
         image = image.reduce(excess)
     made = np.empty((len(numbers), preprocessing.height, preprocessing.width, 3), dtype=np.uint8)
     for row, number in zip(made, numbers, strict=True):
@@ -143,12 +143,12 @@ def views(
 
 
 def view_key(key: bytes, number: int) -> bytes:
-    """The 16-byte name of a view's row in a store whose description holds the seed and the augmentation."""
+    """16-byte cache key of a view; seed and augmentation are in the description of the cache."""
     return _digest(b"headstart row", key, number)
 
 
-class _Chance:
-    """Nine numbers in [0, 1) for one view; each always of the same draw, so that one setting never moves another."""
+class _Random:
+    """Nine random numbers in [0, 1) for one view. Each has a fixed place, so that no parameter affects another."""
 
     def __init__(self, key: bytes, number: int, seed: int) -> None:
         state = int.from_bytes(_digest(b"headstart view", key, number, seed), "little")
@@ -161,46 +161,46 @@ def _digest(purpose: bytes, key: bytes, *numbers: int) -> bytes:
 
 
 def _decode_at_least(augmentation: Augmentation, preprocessing: Preprocessing) -> int:
-    """Shorter side in pixels from which a crop of middling scale is not enlarged."""
+    """Shorter side in pixels at which a crop of average scale is not enlarged."""
     share = sum(augmentation.scale) / 2
     side = max(preprocessing.height, preprocessing.width) / math.sqrt(share)
     return max(preprocessing.decode_at_least, math.ceil(side))
 
 
 def _frame(size: tuple[int, int], angle: float) -> tuple[int, int]:
-    """(width, height) of the upright rectangle that holds one of ``size`` after a turn, in the same pixels."""
+    """(width, height) of the upright bounding box of a rectangle of ``size`` rotated by ``angle``."""
     width, height = size
     cos, sin = abs(math.cos(angle)), abs(math.sin(angle))
     return math.ceil(width * cos + height * sin), math.ceil(width * sin + height * cos)
 
 
 def _box(
-    picture: tuple[int, int],
+    image_size: tuple[int, int],
     size: tuple[int, int],
     frame: tuple[int, int],
-    chance: _Chance,
+    random: _Random,
     augmentation: Augmentation,
 ) -> tuple[float, float, float, float]:
-    """(left, top, right, bottom) of the frame around the crop, in the picture's pixels, always inside the picture.
+    """(left, top, right, bottom) of the bounding box of the crop in pixels, always inside the image.
 
-    Where torchvision tries ten crops and then takes the middle, the ratio is drawn from those that fit; where none
-    does, the largest crop is taken whose ratio is the nearest to what would.
+    torchvision tries ten crops and falls back to the center. Here the ratio is drawn from those that fit; if none fits,
+    the largest crop with the nearest allowed ratio is used.
     """
     grow_x, grow_y = frame[0] / size[0], frame[1] / size[1]
-    most_w, most_h = picture[0] / grow_x, picture[1] / grow_y
-    area = _between(*augmentation.scale, chance.scale) * picture[0] * picture[1]
+    most_w, most_h = image_size[0] / grow_x, image_size[1] / grow_y
+    area = _between(*augmentation.scale, random.scale) * image_size[0] * image_size[1]
     aspect = size[0] / size[1]
     lowest, highest = (bound * aspect for bound in augmentation.ratio)
     low, high = max(lowest, area / most_h**2), min(highest, most_w**2 / area)
     if low <= high:
-        ratio = low * (high / low) ** chance.ratio
+        ratio = low * (high / low) ** random.ratio
     else:
         ratio = min(max(most_w / most_h, lowest), highest)
         area = min(area, most_w**2 / ratio, most_h**2 * ratio)
-    width = min(math.sqrt(area * ratio) * grow_x, picture[0])
-    height = min(math.sqrt(area / ratio) * grow_y, picture[1])
-    left, top = chance.left * (picture[0] - width), chance.top * (picture[1] - height)
-    return left, top, min(left + width, picture[0]), min(top + height, picture[1])
+    width = min(math.sqrt(area * ratio) * grow_x, image_size[0])
+    height = min(math.sqrt(area / ratio) * grow_y, image_size[1])
+    left, top = random.left * (image_size[0] - width), random.top * (image_size[1] - height)
+    return left, top, min(left + width, image_size[0]), min(top + height, image_size[1])
 
 
 def _turn(
@@ -212,7 +212,7 @@ def _turn(
     *,
     flip: bool,
 ) -> Image.Image:
-    """The middle of a box, scaled to the frame, turned about its centre and cut to ``size``, perhaps mirrored."""
+    """A box scaled to the frame, rotated about its center, cropped to ``size`` and optionally flipped."""
     cos, sin = math.cos(angle), math.sin(angle)
     side = -1 if flip else 1
     across, down = (box[2] - box[0]) / frame[0], (box[3] - box[1]) / frame[1]
@@ -223,9 +223,9 @@ def _turn(
     return image.transform(size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
 
 
-def _recolour(image: Image.Image, chance: _Chance, colour: float) -> Image.Image:
-    """Brightness, then contrast around the view's mean grey, then saturation, as one matrix; clipped once."""
-    brightness, contrast, saturation = (_between(1 - colour, 1 + colour, u) for u in chance.colour)
+def _recolour(image: Image.Image, random: _Random, colour: float) -> Image.Image:
+    """Brightness, contrast around the mean grey, and saturation, as one matrix; clipped once."""
+    brightness, contrast, saturation = (_between(1 - colour, 1 + colour, u) for u in random.colour)
     mean = np.asarray(image.resize((1, 1), Image.Resampling.BOX))[0, 0]
     grey = brightness * float(mean @ np.array(_LUMA))
     gain, offset = brightness * contrast, (1 - contrast) * grey
@@ -236,8 +236,8 @@ def _recolour(image: Image.Image, chance: _Chance, colour: float) -> Image.Image
     return image.convert("RGB", tuple(matrix))
 
 
-def _between(low: float, high: float, chance: float) -> float:
-    return low + (high - low) * chance
+def _between(low: float, high: float, random: float) -> float:
+    return low + (high - low) * random
 
 
 def _require_range(name: str, bounds: Sequence[float], *, most: float) -> None:

@@ -1,13 +1,12 @@
-"""Pictures that are the same: byte for byte, or to the eye.
+"""Duplicate detection: byte-identical and near-identical images, by perceptual hash and thumbnail.
 
-Two pictures are near-identical when their 64-bit perceptual hashes differ in at most ``MAX_BITS`` bits and their
-thumbnails by at most ``MAX_DIFFERENCE`` on average, as they are or once a margin is cut off one of them; both must
-hold. The hash alone takes any two blank or any two blurred pictures for the same; the thumbnail alone takes two sunsets
-for the same. Without the margins a picture that lost 3 % of two of its sides is found two times in three
-(docs/results/2026-11-23-data-check.md).
+Two images are near-identical if their 64-bit perceptual hashes differ in at most ``MAX_BITS`` bits, and their
+thumbnails by at most ``MAX_DIFFERENCE`` on average, possibly after a margin is cropped from one of them. The hash alone
+would match any two blank or blurred images, the thumbnail alone any two sunsets. Without margins, an image that lost
+3 % at two sides is found in two cases of three (docs/results/2026-11-23-data-check.md).
 
-Where all pictures look alike (digits, scans, parts under a fixed camera) closeness says less, so the thumbnails must
-then agree better, to ``SHARE_OF_TYPICAL`` of what two pictures of this data set typically differ by, and as they are.
+If all images look alike (digits, scans, parts under a fixed camera), similarity means less: the limit is then
+``SHARE_OF_TYPICAL`` of the typical difference in this data set, without margins.
 """
 
 from __future__ import annotations
@@ -20,27 +19,27 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from headstart.data.scan import GREY, THUMB, Scan
 
 MAX_BITS = 14
+"""Largest number of different bits of two 64-bit perceptual hashes."""
+
 MAX_DIFFERENCE = 12.0
-"""Mean absolute difference of the two 16x16 thumbnails over pixels and channels, on the scale 0-255."""
+"""Largest mean absolute difference of two 16 x 16 thumbnails over pixels and channels, 0-255."""
 
 SHARE_OF_TYPICAL = 0.18
-"""In photographs two pictures typically differ by 65-68 (median over random pairs), so that this changes nothing; in
+"""Two photographs typically differ by 65 to 68 (median over random pairs), so that ``MAX_DIFFERENCE`` applies; two of
 scikit-learn's digits by 18. Measured: docs/results/2026-11-23-data-check.md."""
 
 MARGINS = (0.0, 0.015, 0.03, 0.045)
-"""Shares of a side that are tried as cut off at each end."""
+"""Margins that are tried at each end, as shares of a side."""
 
 MOST_CUT = 0.075
-"""Share of a side that both margins together may have."""
+"""Largest sum of both margins, as a share of a side."""
 
 WORTH_A_TRY = 2.25
-"""Times the largest difference, up to which pictures are laid over each other with margins cut off."""
+"""Multiple of the limit up to which pairs are compared again with margins."""
 
 _TYPICAL_FROM = 4
 _TYPICAL_PAIRS = 20_000
@@ -52,7 +51,7 @@ _BANDS = 4
 
 @dataclass(frozen=True)
 class DuplicatePair:
-    """Two positions in a scan, ``first < second``, that show the same picture.
+    """Two positions in a scan, ``first < second``, of identical or near-identical images.
 
     Attributes:
         first: position of one file.
@@ -68,13 +67,16 @@ class DuplicatePair:
 def connected_parts(
     places: Sequence[int], groups: Sequence[str] | None, duplicates: Sequence[DuplicatePair]
 ) -> npt.NDArray[np.int64]:
-    """(N,) numbers of the parts that images fall into: those of one group, and near copies, are in one.
+    """(N,) part numbers: images of one group and near-identical images are in one part (connected components).
 
     Args:
         places: positions of N images in the data.
-        groups: of each image of the data, "" for none; None where there are none at all.
+        groups: name of the group of each image of the data, "" for none; None without groups.
         duplicates: of the data.
     """
+    from scipy.sparse import coo_array  # slow imports that a scan does not need
+    from scipy.sparse.csgraph import connected_components
+
     number = {place: index for index, place in enumerate(places)}
     first: dict[str, int] = {}
     ties = [(first.setdefault(groups[p], i), i) for p, i in number.items() if groups[p]] if groups else []
@@ -85,13 +87,11 @@ def connected_parts(
 
 
 def find_duplicates(scan: Scan) -> list[DuplicatePair]:
-    """Every pair of usable pictures that are identical or near-identical, in order of position.
+    """All pairs of identical or near-identical usable images, in order of position.
 
-    Of k byte-identical files k - 1 pairs are given (each with the first of them), and only the first is compared with
-    other pictures.
-
-    Up to 100,000 pictures every pair is compared; above, only those that share one of four 16-bit bands of the hash,
-    which finds all that differ in up to three bits and most of the rest.
+    Of k byte-identical files, k - 1 pairs are returned, each with the first of them, and only the first is compared
+    with other images. Up to 100,000 images all pairs are compared; beyond, only pairs that share one of four 16-bit
+    bands of the hash, which finds all pairs that differ in up to three bits and most others.
     """
     first_of: dict[bytes, int] = {}
     pairs: list[DuplicatePair] = []
@@ -116,7 +116,7 @@ def find_duplicates(scan: Scan) -> list[DuplicatePair]:
 
 
 def _largest_difference(thumbs: npt.NDArray[Any]) -> float:
-    """What near-identical thumbnails of this data set may differ by, 0-255."""
+    """The limit for thumbnails of this data set, 0-255."""
     if len(thumbs) < _TYPICAL_FROM:
         return MAX_DIFFERENCE
     left, right = np.random.default_rng(0).integers(0, len(thumbs), (2, _TYPICAL_PAIRS))
@@ -128,7 +128,7 @@ def _largest_difference(thumbs: npt.NDArray[Any]) -> float:
 def _candidates(
     hashes: npt.NDArray[np.uint64],
 ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-    """Pairs of positions whose hashes differ in at most ``MAX_BITS`` bits, in pieces."""
+    """Pairs of positions whose hashes differ in at most ``MAX_BITS`` bits, in blocks."""
     if len(hashes) <= _EXHAUSTIVE_BELOW:
         yield from _close(hashes, np.arange(len(hashes)))
         return
@@ -144,11 +144,11 @@ def _candidates(
 def _close(
     hashes: npt.NDArray[np.uint64], members: npt.NDArray[np.int64]
 ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-    own = hashes[members]
+    chosen = hashes[members]
     step = max(1, _BLOCK_ELEMENTS // len(members))
     for start in range(0, len(members), step):
-        block = own[start : start + step]
-        bits = np.bitwise_count(block[:, None] ^ own[None, start:])
+        block = chosen[start : start + step]
+        bits = np.bitwise_count(block[:, None] ^ chosen[None, start:])
         left, right = np.nonzero(bits <= MAX_BITS)
         later = right > left
         if later.any():
@@ -158,7 +158,7 @@ def _close(
 def _thumb_difference(
     thumbs: npt.NDArray[Any], left: npt.NDArray[np.int64], right: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float64]:
-    """(pairs,) float64, 0-255. Worked in pieces: where every picture looks alike there may be millions of pairs."""
+    """(pairs,) float64, 0-255. In blocks: if all images look alike there may be millions of pairs."""
     out = np.empty(len(left))
     for start in range(0, len(left), 4096):
         piece = slice(start, start + 4096)
@@ -168,7 +168,7 @@ def _thumb_difference(
 
 
 def _difference_without_margins(one: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]) -> float:
-    """The least mean difference, 0-255, of one grey thumbnail to the other with margins cut off, whichever is cut."""
+    """Smallest mean difference, 0-255, of two grey thumbnails, one of them with margins cropped."""
     windows, least = _windows(), np.inf
     for cut, whole in ((one, other), (other, one)):
         target = windows[0] @ whole.astype(np.float32) @ windows[0].T
@@ -180,7 +180,7 @@ def _difference_without_margins(one: npt.NDArray[np.uint8], other: npt.NDArray[n
 
 @cache
 def _windows() -> npt.NDArray[np.float32]:
-    """(windows, THUMB, GREY): each averages what is left of a side of GREY pixels to THUMB; the first cuts nothing."""
+    """(windows, THUMB, GREY): each averages the rest of a side of GREY pixels to THUMB; the first has no margin."""
     found = []
     for start, end in itertools.product(MARGINS, MARGINS):
         if start + end <= MOST_CUT:

@@ -1,7 +1,7 @@
-"""One look at every file: content hash, size, perceptual hash, fault; and, on the way, its pixels into the cache.
+"""Scan of all image files: content hash, facts (size, hashes, tones, bit depth) and faults; fills the pixel cache.
 
-A file is decoded once. What is learnt of it is kept under its content hash, so that the same picture in another folder,
-under another name or in a later run costs no more than reading its bytes.
+A file is decoded once. Its facts are cached by content hash, so that the same image in another folder, under another
+name or in a later run costs only reading its bytes.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ THUMB = 16
 """Side of the thumbnail that confirms a near duplicate, in pixels."""
 
 GREY = 32
-"""Side of the grey thumbnail by which one picture is laid over a part of another, in pixels."""
+"""Side of the grey thumbnail that is compared with cropped images, in pixels."""
 
 LEAST_RANGE = 8
-"""Of grey tones, 0-255, that sharpness is a share of: below it there is noise alone."""
+"""Minimum range of grey tones, 0-255, that sharpness is divided by: below it there is only noise."""
 
 JUDGED_AT = 224
-"""Shorter side, in pixels, at which tones and sharpness are judged: about what a network sees."""
+"""Shorter side in pixels at which tones and sharpness are measured, about a network's input."""
 
 BATCH = 128
 
-_TOLD: WeakKeyDictionary[Progress, set[Path]] = WeakKeyDictionary()
-"""Folders of the cache whose damage a listener has heard of."""
+_WARNED: WeakKeyDictionary[Progress, set[Path]] = WeakKeyDictionary()
+"""Cache folders whose damage was reported, per listener."""
 
 FACTS = np.dtype(
     [
@@ -59,24 +59,23 @@ FACTS = np.dtype(
         ("used_bits", "u1"),
     ]
 )
-"""What is kept of every image: its size upright in pixels, Pillow's format name, a 64-bit perceptual hash (see
-``data.perceptual_hash``), a thumbnail, RGB 0-255, a finer one in grey, the 1st, 5th and 99th percentile of its grey
-tones, 0-255, the 99th of each pixel's largest channel, and the 99.7th of its second differences (Laplacian) as a share
-of the range of its tones; bits per channel, and how many of them are used (see ``decode.DecodedImage``)."""
-
+"""Facts of an image: upright size in pixels, Pillow's format name, 64-bit perceptual hash (see
+``data.perceptual_hash``), RGB thumbnail, finer grey thumbnail; 1st, 5th and 99th percentile of the grey tones, 0-255;
+99th percentile of each pixel's largest channel; sharpness, which is the 99.7th percentile of second differences
+(Laplacian) relative to the range of tones; bits per channel, and bits used (see ``decode.DecodedImage``)."""
 
 SHARES = (0.005, 0.995)
-"""Of all values, those that lie at or below black and white where a range of values is measured."""
+"""Quantiles of all values that become black and white when a value range is measured."""
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What a look at N files gave.
+    """The result of a scan of N files.
 
     Attributes:
-        keys: N content hashes; ``b""`` where the file could not even be read.
+        keys: N content hashes; ``b""`` for a file that could not be read.
         faults: position of each unusable file -> the reason.
-        facts: (N,) of dtype ``FACTS``; zeros where the file is unusable.
+        facts: (N,) of dtype ``FACTS``; zeros for unusable files.
     """
 
     keys: list[bytes]
@@ -85,14 +84,16 @@ class Scan:
 
     @property
     def usable(self) -> npt.NDArray[np.bool_]:
-        """(N,) bool: which files are usable pictures."""
+        """(N,) bool: which files are usable images."""
         mask = np.ones(len(self.keys), dtype=bool)
         mask[list(self.faults)] = False
         return mask
 
 
 @dataclass(frozen=True)
-class _Look:
+class _ScannedFile:
+    """The scan of one file; ``facts`` are None if they are cached or the file has a fault."""
+
     key: bytes = b""
     fault: str | None = None
     facts: npt.NDArray[Any] | None = None
@@ -100,7 +101,7 @@ class _Look:
 
 
 def facts_store(root: Path | None = None, *, value_range: ValueRange | None = None) -> RowStore:
-    """Where the facts of every picture ever seen are kept; of deep ones they depend on the range of values."""
+    """The cache of facts; those of images with more than 8 bits depend on the value range."""
     about = {"decoder": DECODER_VERSION, "facts": 3, "fields": ", ".join(FACTS.names or ())}
     if value_range is not None:
         about["value_range"] = list(value_range)
@@ -108,20 +109,20 @@ def facts_store(root: Path | None = None, *, value_range: ValueRange | None = No
 
 
 def pixel_store(preprocessing: Preprocessing, root: Path | None = None) -> RowStore:
-    """Where the pixels for one preprocessing are kept: rows of (height, width, 3) uint8."""
+    """The cache of pixels for one preprocessing: rows of (height, width, 3) uint8."""
     shape = (preprocessing.height, preprocessing.width, 3)
     return RowStore("pixels", preprocessing.pixel_key(), dtype=np.uint8, shape=shape, root=root)
 
 
 @final
 class PixelReader:
-    """The pixels of images, from the cache; rows that are found damaged are decoded again, which is said once.
+    """Reads preprocessed pixels from the cache. Damaged rows are decoded again, which is reported once.
 
     Args:
         preprocessing: see ``pixel_store``.
         sources: content hash of each image -> its file.
         cache: the cache folder; ``store.cache_root()`` where it is not given.
-        progress: told of damaged rows.
+        progress: receives the report.
     """
 
     def __init__(
@@ -141,31 +142,31 @@ class PixelReader:
 
         Raises:
             KeyError: a key has no row.
-            DataError: the file of a damaged row has gone or changed.
+            DataError: the file of a damaged row is missing or has changed.
             CacheError: the cache cannot be read or written.
         """
         try:
             return self.store.read(keys)
         except DamagedRows as damaged:
             warn_damaged("pixels", self.store.folder, self._progress)
-            looks = [_look_again(self._sources.get(key), key, self._preprocessing) for key in damaged.keys]
+            looks = [_decode_again(self._sources.get(key), key, self._preprocessing) for key in damaged.keys]
             self.store.append(damaged.keys, np.stack([seen.pixels for seen in looks if seen.pixels is not None]))
         return self.store.read(keys)
 
 
 def warn_damaged(what: str, folder: Path, progress: Progress) -> None:
-    """Says that rows of a cache were found damaged and are made again; once for a folder and a listener.
+    """Reports that cached rows were damaged and are computed again; once per folder and listener.
 
     Args:
-        what: the rows are.
-        folder: of the store.
-        progress: who is told.
+        what: what the rows are, such as "pixels".
+        folder: of the cache.
+        progress: receives the report.
     """
-    with suppress(TypeError):  # a listener of the user's that can be no key: it hears of it each time
-        told = _TOLD.setdefault(progress, set())
-        if folder in told:
+    with suppress(TypeError):  # a listener that is not hashable hears of it each time
+        warned = _WARNED.setdefault(progress, set())
+        if folder in warned:
             return
-        told.add(folder)
+        warned.add(folder)
     progress.say(
         f"Warning: some {what} in the cache ({folder}) were damaged, by a power cut or a failing disk; they are "
         "computed again. To check all of the cache: headstart cache --verify."
@@ -179,38 +180,37 @@ def scan(
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Scan:
-    """Looks at every file once.
+    """Scans every file once.
 
     Args:
-        paths: the files.
-        preprocessing: where it is given, the pixels of every usable picture are in ``pixel_store(preprocessing)``
-            afterwards.
+        paths: of the files.
+        preprocessing: if given, the pixels of all usable images are in ``pixel_store(preprocessing)`` afterwards.
         cache: the cache folder; ``store.cache_root()`` where it is not given.
-        progress: told of each file.
+        progress: receives a step per file.
 
     Raises:
-        CacheError: the cache cannot be written, or the disk is too small for the pixels.
+        CacheError: the cache cannot be written, or the disk has no space for the pixels.
     """
     progress = progress or SilentProgress()
     known = facts_store(cache, value_range=preprocessing.value_range if preprocessing else None)
     pixels = pixel_store(preprocessing, cache) if preprocessing else None
 
-    def look(path: str) -> _Look:
+    def look(path: str) -> _ScannedFile:
         try:
             data = Path(path).read_bytes()
         except OSError as error:
-            return _Look(fault=(error.strerror or str(error)).lower())
+            return _ScannedFile(fault=(error.strerror or str(error)).lower())
         key = content_key(data)
         if key in known and (pixels is None or key in pixels):
-            return _Look(key)
+            return _ScannedFile(key)
         try:
             return _decode_once(data, key, preprocessing)
         except UnreadableImage as error:
-            return _Look(key, fault=error.reason)
+            return _ScannedFile(key, fault=error.reason)
 
     keys: list[bytes] = []
     faults: dict[int, str] = {}
-    fresh: list[_Look] = []
+    fresh: list[_ScannedFile] = []
 
     def keep() -> None:
         if pixels is not None:
@@ -239,21 +239,21 @@ def scan(
     except DamagedRows as damaged:
         warn_damaged("facts of images", known.folder, progress)
         sources = {keys[i]: paths[i] for i in usable}
-        looks = [_look_again(sources[key], key, None) for key in damaged.keys]
+        looks = [_decode_again(sources[key], key, None) for key in damaged.keys]
         known.append(damaged.keys, np.array([seen.facts for seen in looks], dtype=FACTS))
         facts[usable] = known.read(own)
     return Scan(keys, faults, facts)
 
 
 def measure_value_range(paths: Sequence[str], *, progress: Progress | None = None) -> ValueRange:
-    """The range that most values of some images lie in: the percentiles of ``SHARES``, each image counting the same.
+    """Measures a value range: the quantiles ``SHARES`` of all values, with equal weight for each image.
 
     Args:
-        paths: image files of more than 8 bits per channel; at least one.
-        progress: told of each file.
+        paths: image files with more than 8 bits per channel; at least one.
+        progress: receives a step per file.
 
     Returns:
-        (black, white) as shares of the full scale.
+        (black, white) as shares of the full scale, in [0, 1].
 
     Raises:
         UnreadableImage: a file cannot be read, or has 8 bits.
@@ -267,18 +267,18 @@ def measure_value_range(paths: Sequence[str], *, progress: Progress | None = Non
             raise UnreadableImage(path, "has 8 bits per channel now; the file has changed since it was first read")
         return values.histogram()
 
-    with progress.task("Measuring the range of values", len(paths)) as advance:
+    with progress.task("Measuring the value range", len(paths)) as advance:
         for own in map_images(histogram, paths):
             total, count = total + own, count + 1
             advance(1)
     return range_of(total / count, SHARES)
 
 
-def _look_again(path: str | None, key: bytes, preprocessing: Preprocessing | None) -> _Look:
-    """At a picture that was read before.
+def _decode_again(path: str | None, key: bytes, preprocessing: Preprocessing | None) -> _ScannedFile:
+    """Decodes an image again whose cached row is damaged.
 
     Raises:
-        DataError: its file has gone or changed.
+        DataError: its file is missing or has changed.
     """
     if path is None:
         raise CacheError("a damaged row of pixels was dropped. Run the same command again; it reads the image again.")
@@ -294,16 +294,16 @@ def _look_again(path: str | None, key: bytes, preprocessing: Preprocessing | Non
     return _decode_once(data, key, preprocessing)
 
 
-def _decode_once(data: bytes, key: bytes, preprocessing: Preprocessing | None) -> _Look:
-    """Facts come from the same decode on every path, so that they never depend on the backbone that is in use."""
+def _decode_once(data: bytes, key: bytes, preprocessing: Preprocessing | None) -> _ScannedFile:
+    """Facts come from the same decoding for every backbone, so that they never depend on its input size."""
     value_range = preprocessing.value_range if preprocessing else None
     decoded = decode(data, value_range=value_range)
     facts = _facts(decoded)
     if preprocessing is None:
-        return _Look(key, facts=facts)
+        return _ScannedFile(key, facts=facts)
     if preprocessing.decode_at_least > MIN_DECODED_SIDE:
         decoded = decode(data, min_side=preprocessing.decode_at_least, value_range=value_range)
-    return _Look(key, facts=facts, pixels=resize_and_crop(decoded.image, preprocessing))
+    return _ScannedFile(key, facts=facts, pixels=resize_and_crop(decoded.image, preprocessing))
 
 
 def _facts(decoded: DecodedImage) -> npt.NDArray[Any]:
@@ -332,6 +332,6 @@ def _tones_and_sharpness(image: Image.Image) -> tuple[list[int], int, float]:
 
 
 def _percentiles(counts: npt.NDArray[np.int64], shares: Sequence[float]) -> list[int]:
-    """Values that these shares, in per cent, of all do not exceed; ``counts`` of the values 0, 1, 2, ..."""
+    """Percentiles of a histogram; ``counts`` of the values 0, 1, 2, ..."""
     reached = np.cumsum(counts) / counts.sum()
     return [int(np.searchsorted(reached, share / 100)) for share in shares]

@@ -1,1 +1,1 @@
-"""Running the frozen backbone once over the images, and keeping what it gave."""
+"""The frozen pass: features and activations of a frozen backbone, computed once and cached."""

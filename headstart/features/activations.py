@@ -1,7 +1,7 @@
-"""Activations at a freeze boundary: made once for every view of every image, kept in half precision, read in any order.
+"""Activations at a freeze boundary: computed once per view and image, cached in half precision.
 
-Where reading a row costs more than making it again (an early boundary, a slow disk), or the rows do not fit, nothing is
-kept and each row is made when it is asked for; the numbers are the same.
+If reading a row takes longer than computing it (an early boundary, a slow disk), or if the rows do not fit on the disk,
+rows are computed on demand instead; the numbers are the same.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ from headstart.features.extract import half_precision, should_write
 from headstart.progress import Progress, SilentProgress
 
 ACTIVATIONS_VERSION = 2
-"""Counted up whenever the same images and weights would give other rows; part of the cache key."""
+"""Incremented whenever the same images and weights give other rows; part of the cache key."""
 
 TRIAL = 64
-"""Rows after which reading is compared with making."""
+"""Rows after which reading is compared with computing."""
 
 BLOCK = 32
-"""Images whose views are made at once."""
+"""Images whose views are computed together."""
 
 CONTINUED = 32
-"""Rows that are made at once from those at an earlier boundary: as many as a step of fine-tuning asks for."""
+"""Rows that are computed together from an earlier boundary: the batch size of fine-tuning."""
 
 AHEAD = 256
-"""Images whose views may be made ahead of an engine that computes elsewhere."""
+"""Images whose views are prefetched for an engine on another device."""
 
 Half = npt.NDArray[np.float16]
 Row = tuple[int, int]
-"""(image, view); view 0 is the image as it is."""
+"""(image, view); view 0 is the unaugmented image."""
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Images by their place in a list.
+    """Image files, addressed by position.
 
     Attributes:
         files: N paths.
@@ -70,12 +70,12 @@ class ImageFiles:
 
 @dataclass(frozen=True)
 class Views:
-    """Which views of each image there are.
+    """The views of each image.
 
     Attributes:
-        count: views of each image, numbered from 0; the first is the image as it is.
-        seed: of the others.
-        augmentation: how far they are from their image.
+        count: views per image, numbered from 0; view 0 is the unaugmented image.
+        seed: of the augmented views.
+        augmentation: their parameters.
     """
 
     count: int
@@ -85,12 +85,12 @@ class Views:
 
 @dataclass(frozen=True)
 class Continuation:
-    """The way from an earlier boundary's activations to later ones.
+    """The layers between an earlier boundary and this one, which compute activations from cached ones.
 
     Attributes:
-        boundary: the earlier one.
-        part: the network between; PyTorch runs it.
-        dtype: that it computes in.
+        boundary: the earlier boundary.
+        part: the layers between, run by PyTorch.
+        dtype: precision of the computation.
     """
 
     boundary: str
@@ -99,11 +99,11 @@ class Continuation:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device of the layers."""
         return next((tensor.device for tensor in self.part.parameters()), torch.device("cpu"))
 
     def describe(self) -> dict[str, Any]:
-        """What decides its output, given the earlier activations and the network."""
+        """What determines the output, besides network and input; for the cache key."""
         return {"boundary": self.boundary} | engine_identity("torch", str(self.dtype), self.device)
 
 
@@ -116,17 +116,17 @@ def activation_store(
     through: Continuation | None = None,
     cache: Path | None = None,
 ) -> RowStore:
-    """Where activations are kept: rows of ``shape``, float16.
+    """The cache of activations: rows of ``shape``, float16.
 
     Args:
         net: pixels -> activation.
         shape: of one activation.
-        identity: of the engine that makes them, or that made those which they are made from.
-        views: seed and augmentation of the views; None: images as they are, found by their content.
-        through: what they are made from instead of pixels, if so.
-        cache: the cache folder; the default one where it is not given.
+        identity: of the engine that computes them, or that computed the activations at the earlier boundary.
+        views: seed and augmentation; None for unaugmented images.
+        through: the layers from an earlier boundary; None to compute from pixels.
+        cache: cache folder; default: ``cache_root()``.
     """
-    about = (
+    description = (
         net.describe()
         | identity
         | {
@@ -137,33 +137,33 @@ def activation_store(
             "version": ACTIVATIONS_VERSION,
         }
     )
-    return RowStore("activations", about, dtype=np.float16, shape=shape, root=cache)
+    return RowStore("activations", description, dtype=np.float16, shape=shape, root=cache)
 
 
 @final
 class Activations:
-    """The activations of some images at one boundary.
+    """Activations of images at one boundary, cached or computed on demand.
 
     Args:
         net: pixels -> activation.
-        pictures: the images; their pixels are in ``pixel_store(net.backbone.preprocessing)``.
+        images: the image files; their pixels are in ``pixel_store(net.backbone.preprocessing)``.
         shape: of one activation.
-        engine: runs ``net``; with ``source``, the one that made those.
-        views: which views; None: the images as they are alone.
-        keep: whether rows are kept on disk where that pays.
-        cache: the cache folder; the default one where it is not given.
-        source: activations at an earlier boundary of the same images and views, and the way from there; these rows
-            are then made from those instead of from pixels.
-        progress: told of damaged rows.
+        engine: runs ``net``; with ``source``, the engine that computed the source's activations.
+        views: views of each image; None: only the unaugmented images.
+        keep: whether rows are cached on disk if that is faster.
+        cache: cache folder; default: ``cache_root()``.
+        source: activations of the same images and views at an earlier boundary, and the layers from there; rows are
+            then computed from these instead of from pixels.
+        progress: receives reports of damaged rows.
 
     Attributes:
-        reason: why rows are kept or not, once ``prepare`` has measured it.
+        reason: why rows are cached or not, known after ``prepare``.
     """
 
     def __init__(
         self,
         net: ActivationNet | FeatureNet,
-        pictures: ImageFiles,
+        images: ImageFiles,
         *,
         shape: tuple[int, ...],
         engine: Engine,
@@ -174,7 +174,7 @@ class Activations:
         progress: Progress | None = None,
     ) -> None:
         self.net = net
-        self.pictures = pictures
+        self.images = images
         self.shape = shape
         self.views = views
         self.keep = keep
@@ -183,7 +183,7 @@ class Activations:
         if is_asynchronous(engine):
             cast(TorchEngine, engine).output_dtype = torch.float16
         self._source = source
-        sources = dict(zip(pictures.keys, pictures.files, strict=True))
+        sources = dict(zip(images.keys, images.files, strict=True))
         self._pixels = PixelReader(net.backbone.preprocessing, sources, cache=cache, progress=progress)
         self._progress = progress or SilentProgress()
         through = None if source is None else source[1]
@@ -200,10 +200,13 @@ class Activations:
         return self.store.row_bytes
 
     def prepare(self, progress: Progress | None = None) -> None:
-        """Makes what is not on disk yet, unless making is found cheaper than reading.
+        """Computes the rows that are not cached, unless computing on demand is faster than reading.
+
+        Args:
+            progress: receives a step per row.
 
         Raises:
-            DataError: an image has gone or changed since it was read.
+            DataError: an image is missing or has changed since it was read.
             CacheError: the cache cannot be written.
         """
         progress = progress or SilentProgress()
@@ -239,27 +242,26 @@ class Activations:
         """Activations in the order of ``rows``.
 
         Returns:
-            (len(rows), *shape) float32, each value one of half precision; channels last in memory where it has four
-            axes.
+            (len(rows), *shape) float32, rounded to half precision; in channels-last memory format if 4-d.
 
         Raises:
-            DataError: an image has gone or changed since it was read (where rows are not kept).
+            DataError: an image is missing or has changed (if rows are computed on demand).
             CacheError: the cache cannot be read.
         """
         tensor = torch.from_numpy(self.read_half(rows)).float()
         return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
     def read_half(self, rows: Sequence[Row]) -> Half:
-        """As ``read``, in the half precision that they are kept in: (len(rows), *shape) float16."""
+        """As ``read``, but (len(rows), *shape) float16."""
         if self.keep:
             return self._read(rows)
-        wanted = sorted(set(rows))
-        made = {row: value for part in self._make(wanted) for row, value in part}
+        distinct = sorted(set(rows))
+        made = {row: value for part in self._make(distinct) for row, value in part}
         return np.stack([made[row] for row in rows])
 
     def _missing(self) -> list[Row]:
-        """Rows that are not on disk: the images as they are, then the views, those of one image after another."""
-        plain = [(image, 0) for image in range(len(self.pictures))]
+        """Rows that are not cached: unaugmented images first, then the views, image by image."""
+        plain = [(image, 0) for image in range(len(self.images))]
         seen = [(image, number) for image, _ in plain for number in range(1, self.views.count if self.views else 1)]
         return [rows[place] for rows in (plain, seen) for place in self._store_of(rows).missing(self._names(rows))]
 
@@ -267,18 +269,18 @@ class Activations:
         return self.store if rows and rows[0][1] else self.plain
 
     def _names(self, rows: Sequence[Row]) -> list[bytes]:
-        keys = self.pictures.keys
+        keys = self.images.keys
         return [view_key(keys[image], number) if number else keys[image] for image, number in rows]
 
     def _read(self, rows: Sequence[Row]) -> Half:
         out = np.empty((len(rows), *self.shape), dtype=np.float16)
         for places in _by_kind(rows):
-            own = [rows[place] for place in places]
-            store, names = self._store_of(own), self._names(own)
+            chosen = [rows[place] for place in places]
+            store, names = self._store_of(chosen), self._names(chosen)
             try:
                 out[places] = store.read(names)
             except DamagedRows as damaged:
-                self._make_again(own, names, set(damaged.keys), store)
+                self._make_again(chosen, names, set(damaged.keys), store)
                 out[places] = store.read(names)
         return out
 
@@ -291,11 +293,11 @@ class Activations:
     def _append(self, made: Sequence[tuple[Row, Half]]) -> None:
         rows = [row for row, _ in made]
         for places in _by_kind(rows):
-            own = [rows[place] for place in places]
-            self._store_of(own).append(self._names(own), np.stack([made[place][1] for place in places]))
+            chosen = [rows[place] for place in places]
+            self._store_of(chosen).append(self._names(chosen), np.stack([made[place][1] for place in places]))
 
     def _make(self, rows: Sequence[Row]) -> Iterator[list[tuple[Row, Half]]]:
-        """Rows, a batch at a time; images as they are come first, otherwise in order."""
+        """Computes rows in batches; unaugmented images first, otherwise in order."""
         if self._source is not None:
             yield from self._continue(rows)
             return
@@ -323,17 +325,17 @@ class Activations:
 
     def _as_they_are(self, rows: Sequence[Row], size: int) -> Iterator[Pixels]:
         for start in range(0, len(rows), size):
-            yield self._pixels.read([self.pictures.keys[image] for image, _ in rows[start : start + size]])
+            yield self._pixels.read([self.images.keys[image] for image, _ in rows[start : start + size]])
 
     def _see(self, rows: Sequence[Row]) -> Iterator[Pixels]:
-        """The views of one image after the other."""
+        """Pixels of the views, image by image."""
         jobs = [(image, [number for _, number in group]) for image, group in groupby(rows, key=lambda row: row[0])]
         plan = self.views
 
         def see(job: tuple[int, list[int]]) -> Pixels:
             image, numbers = job
             assert plan is not None
-            path, key = self.pictures.files[image], self.pictures.keys[image]
+            path, key = self.images.files[image], self.images.keys[image]
             try:
                 data = Path(path).read_bytes()
                 if content_key(data) != key:
@@ -355,7 +357,7 @@ class Activations:
         if is_asynchronous(self.engine):
             yield from map_images(see, jobs, ahead=AHEAD)
             return
-        for start in range(0, len(jobs), BLOCK):  # never while the engine runs: they would fight for the cores
+        for start in range(0, len(jobs), BLOCK):  # not while the engine runs: both would compete for the cores
             yield from list(map_images(see, jobs[start : start + BLOCK]))
 
     def _continue(self, rows: Sequence[Row]) -> Iterator[list[tuple[Row, Half]]]:
@@ -365,7 +367,7 @@ class Activations:
         for start in range(0, len(rows), CONTINUED):
             batch = rows[start : start + CONTINUED]
             x = earlier.read(batch)
-            if len(batch) < CONTINUED:  # kernels may differ with the size of a batch
+            if len(batch) < CONTINUED:  # kernels may differ with the batch size
                 x = torch.cat([x, x.new_zeros((CONTINUED - len(batch), *x.shape[1:]))])
                 x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
             with torch.inference_mode(), exact_float32(device):
@@ -373,9 +375,9 @@ class Activations:
             yield list(zip(batch, self._half(out), strict=True))
 
     def _reading_pays(self, made: Sequence[tuple[Row, Half]], seconds: float, progress: Progress) -> bool:
-        """Writes a few rows, reads them back in another order, and compares with what it took to make them.
+        """Writes some rows, reads them in another order, and compares with the time to compute them.
 
-        Rows are shown more than once, or nobody would keep them; with a GPU to make them, writing may still cost more.
+        Rows are read more than once, so writing counts only if a GPU computes them.
         """
         started = time.monotonic()
         self._append(made)
@@ -395,10 +397,10 @@ class Activations:
         return self.keep
 
     def describe(self) -> dict[str, Any]:
-        """For the run's log."""
+        """A summary for the run's log."""
         return {
             "boundary": self.net.boundary,
-            "images": len(self.pictures),
+            "images": len(self.images),
             "views": self.views.count if self.views else 0,
             "kept": self.keep,
             "reason": self.reason,
@@ -407,7 +409,7 @@ class Activations:
 
 
 def _by_kind(rows: Sequence[Row]) -> list[npt.NDArray[np.intp]]:
-    """Places of images as they are, and places of other views; none that is empty."""
+    """Places of unaugmented images and places of other views, without empty ones."""
     views = np.array([number > 0 for _, number in rows], dtype=bool)
     return [places for places in (np.flatnonzero(~views), np.flatnonzero(views)) if len(places)]
 

@@ -1,4 +1,4 @@
-"""Features as a file for any other tool: NumPy's .npz or Parquet, written piece by piece."""
+"""Export of features for other tools as NumPy .npz or Parquet, written in chunks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from headstart.progress import Progress, SilentProgress, with_example
 
 FORMATS = (".npz", ".parquet")
 PIECE = 4096
-"""Rows that are in memory at once."""
+"""Rows per chunk."""
 
 
 def export_features(
@@ -42,29 +42,29 @@ def export_features(
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[int, int]:
-    """Computes the features of every readable image and writes them with path, label and split.
+    """Computes the features of all readable images and writes them with path, label and split.
 
     The .npz holds ``features`` (N, D) float32 and ``paths``, ``labels``, ``splits`` (N,) str; the Parquet file holds
-    the columns path, label, split and features (a list of D float32). ``split`` is "" where the data come without.
+    the columns path, label, split and features (a list of D float32). ``split`` is "" for data without splits.
 
     Args:
-        source: a folder, a table, or a data set that is open already.
-        out: the file, ending in .npz or .parquet.
+        source: a folder, a table, or an opened data set.
+        out: path of the file, ending in .npz or .parquet.
         backbone: a timm architecture; "" for the offline default.
-        weights: a file of weights.
-        image_size: side of the input in pixels; what the weights were trained with where it is not given.
+        weights: path of a weights file.
+        image_size: side of the input in pixels; default: that of the pretrained weights.
         pool: see ``backbone.pooling.Pooling``, without "none".
-        cut: the boundary at which the backbone ends, as ``headstart layers`` lists it; "" for its own end.
+        cut: boundary at which the backbone ends, as listed by ``headstart layers``; "": the whole backbone.
         device: "auto", "cpu", "cuda" or "mps".
-        cache: the cache folder; the default one where it is not given.
-        progress: told of each image.
+        cache: cache folder; default: ``cache_root()``.
+        progress: receives a step per image.
 
     Returns:
         (N, D).
 
     Raises:
         DataError, WeightsError, OptionError, CacheError: as ``train``.
-        OutputError: another ending, or a file that cannot be written.
+        OutputError: the suffix is another one, or the file cannot be written.
     """
     progress = progress or SilentProgress()
     file = check_suffix(out, FORMATS)

@@ -1,4 +1,4 @@
-"""Pixels -> features, each image once: what the frozen backbone gave is kept on disk and never computed again."""
+"""Feature extraction: the frozen backbone runs once per image, and its features are cached."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from headstart.errors import CacheError, WeightsError
 from headstart.progress import Progress, SilentProgress
 
 FEATURES_VERSION = 2
-"""Counted up whenever the same pixels and weights would give other features; part of the cache key."""
+"""Incremented whenever the same pixels and weights give other features; part of the cache key."""
 
 APPEND = 128
-"""Rows that are written at once; a kill loses no more."""
+"""Rows that are written together; a killed process loses no more."""
 
 APPEND_BYTES = 1 << 26
-"""Bytes that are written at once, about."""
+"""Approximate number of bytes that are written together."""
 
 
 @dataclass(frozen=True)
 class Tap:
-    """What else to keep of a pass: the activation at a boundary, which fine-tuning will begin with.
+    """Caching of intermediate activations during the frozen pass, for a fine-tuning that starts there.
 
     Attributes:
-        net: gives both.
-        store: where activations are kept, by the identity of the engine that makes them.
+        net: computes features and activations.
+        store: identity of the engine -> cache of the activations.
     """
 
     net: TappedNet
@@ -48,18 +48,18 @@ class Tap:
 
 
 def pick_sample(keys: Sequence[bytes], labels: npt.NDArray[np.int64], count: int = SAMPLE_SIZE) -> list[int]:
-    """A stratified sample of a run's training images, to calibrate and compare engines on.
+    """A stratified sample of training images, to calibrate and compare engines.
 
-    One image of each class in turn. Which, follows from the images' content hashes alone: not from their order and
-    names, and not from the run's seed, so that another seed finds the features that were computed before.
+    One image of each class in turn, chosen by content hash alone: not by order or name, and not by the run's seed, so
+    that a run with another seed finds the cached features.
 
     Args:
         keys: N content hashes.
-        labels: (N,), or (N, classes) of 0 and 1, whose combinations are then the classes.
-        count: images to pick; all where there are fewer.
+        labels: (N,), or (N, classes) of 0 and 1, whose combinations count as classes.
+        count: number of images; all if there are fewer.
 
     Returns:
-        Positions, without two images of the same content.
+        Positions of images with different content.
     """
     classes = np.unique(labels, axis=0, return_inverse=True)[1].reshape(-1)
     first = {key: place for place, key in reversed(list(enumerate(keys)))}
@@ -73,13 +73,15 @@ def pick_sample(keys: Sequence[bytes], labels: npt.NDArray[np.int64], count: int
 
 
 def feature_store(net: FeatureNet, identity: Identity, cache: Path | None = None) -> RowStore:
-    """Where the features of one frozen pass are kept: rows of (D,) float32, or of the map where nothing is pooled.
+    """The cache of features: rows of (D,) float32, or of the feature map without pooling.
 
-    The key holds the weights' fingerprint, pooling, cut, preprocessing, decoder, format version, and the identity of
-    the engine that made the rows; the rows are found by the content of the images.
+    Its key has the fingerprint of the weights, pooling, cut, preprocessing, decoder version, format version and the
+    identity of the engine; rows are found by the content hash of the image.
     """
-    about = net.describe() | identity | {"pixels": net.backbone.preprocessing.pixel_key(), "version": FEATURES_VERSION}
-    return RowStore("features", about, dtype=np.float32, shape=feature_shape(net), root=cache)
+    description = (
+        net.describe() | identity | {"pixels": net.backbone.preprocessing.pixel_key(), "version": FEATURES_VERSION}
+    )
+    return RowStore("features", description, dtype=np.float32, shape=feature_shape(net), root=cache)
 
 
 def compute_features(
@@ -95,29 +97,28 @@ def compute_features(
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> RowStore:
-    """Makes sure that every image's features are on disk; runs the backbone on those that have none yet.
+    """Runs the frozen backbone on all images whose features are not cached.
 
-    Which engine runs never follows from what the cache holds already: by ``engines``, or by the number of ``keys``.
+    The engine depends on ``engines``, or on the number of ``keys``, and never on what the cache already has.
 
     Args:
         net: the frozen pass.
         keys: content hashes of images whose pixels are in ``pixel_store(net.backbone.preprocessing)``.
-        sources: content hash of each image -> its file, for pixels that are found damaged in the cache.
-        engines: what was found for a run's data; the preferred exact engine where it is not given.
-        sample: (n, H, W, 3) of the run's images to compare engines on; made-up pixels where it is not given.
-        exact: whether the features are reported or handed out (float32), or only learnt from; the latter needs
-            ``engines``.
-        tap: what to keep on the way; left out where there is no room for it, or a value exceeds half precision.
-        device: see ``device.resolve_device``.
-        cache: the cache folder; the default one where it is not given.
-        progress: told of each batch, and of what was kept from before.
+        sources: content hash of each image -> its file, to decode damaged pixels again.
+        engines: engines chosen for the run's data; default: the preferred exact engine.
+        sample: (n, H, W, 3) images to compare engines on; default: synthetic pixels.
+        exact: whether features are reported (float32), or only used for training, which needs ``engines``.
+        tap: activations to cache on the way; skipped if the disk has no space, or a value exceeds half precision.
+        device: see ``engine.device.resolve_device``.
+        cache: cache folder; default: ``cache_root()``.
+        progress: receives a step per batch, and a message about cached features.
 
     Returns:
         The store; ``store.read(keys)`` gives (N, D) float32.
 
     Raises:
         CacheError: the cache cannot be read or written.
-        WeightsError: the backbone gives values that are not finite.
+        WeightsError: the backbone's output is not finite.
     """
     progress = progress or SilentProgress()
     if engines is None:
@@ -130,7 +131,7 @@ def compute_features(
     if not count:
         progress.say(f"Features of all {len(keys):,} images are in the cache; the backbone does not run.")
         return store
-    if tap is not None and not _has_room(tap.store(planned), count):
+    if tap is not None and not _has_space(tap.store(planned), count):
         tap = None
     size = net.backbone.preprocessing
     engine = choose_engine(
@@ -163,7 +164,7 @@ def compute_features(
             held = sum(map(len, waiting))
             if should_write(held, rows[0].nbytes) or done + held == len(missing):
                 out, own = np.concatenate(waiting), missing[done : done + held]
-                if activations is not None:  # first: features without their activations would never get them
+                if activations is not None:  # first: features without activations would never get them
                     _keep_activations(activations, own, out[:, width:])
                     out = out[:, :width].reshape(-1, *store.shape)
                 require_finite(net, out)
@@ -172,16 +173,16 @@ def compute_features(
     kept = len(set(keys)) - len(missing)
     progress.say(
         f"Ran {net.backbone.architecture} on {len(missing):,} images by {engine.name}"
-        + (f"; features of {kept:,} were kept from before." if kept else ".")
+        + (f"; features of {kept:,} were cached." if kept else ".")
     )
     return store
 
 
 def require_finite(net: PixelNet, rows: npt.NDArray[np.floating[Any]]) -> None:
-    """Checks what a backbone gave.
+    """Checks the output of a backbone.
 
     Raises:
-        WeightsError: NaN or infinity.
+        WeightsError: it contains NaN or infinity.
     """
     if not np.isfinite(rows).all():
         backbone = net.backbone
@@ -193,18 +194,18 @@ def require_finite(net: PixelNet, rows: npt.NDArray[np.floating[Any]]) -> None:
 
 
 def should_write(count: int, row_bytes: int) -> bool:
-    """Whether so many rows of so many bytes are enough to be written at once."""
+    """Whether rows should be written to the cache now, by number and size."""
     return count >= APPEND or count * row_bytes >= APPEND_BYTES
 
 
 def half_precision(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float16] | None:
-    """The rows in float16; None where a value is too large for it."""
+    """The rows in float16; None if a value is out of range."""
     with np.errstate(over="ignore"):
         half = rows.astype(np.float16)
     return half if np.isfinite(half).all() else None
 
 
-def _has_room(store: RowStore, count: int) -> bool:
+def _has_space(store: RowStore, count: int) -> bool:
     try:
         store.require_space(count)
     except CacheError:

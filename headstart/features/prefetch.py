@@ -1,4 +1,4 @@
-"""Activations where the training is: on a GPU they are read ahead, and stay there as far as there is room."""
+"""Prefetches activations to the training device, and keeps them there as far as memory allows."""
 
 from __future__ import annotations
 
@@ -17,52 +17,52 @@ Row = tuple[int, int]
 """(image, view)."""
 
 GROUP = 4
-"""Batches that are read at once: an engine that makes them anew runs many pictures at a time."""
+"""Batches that are read together: an engine that computes them on demand is faster with many images."""
 
 AHEAD = 3
-"""Groups that are read while others are trained on."""
+"""Groups that are read ahead."""
 
 READERS = 3
-"""Threads that read; one alone gives some 2 GB a second from memory that the system keeps of the disk."""
+"""Reader threads; one reads about 2 GB/s from the page cache."""
 
 SHARE = 0.5
-"""Of the GPU's free memory that activations may take."""
+"""Share of the GPU's free memory for activations."""
 
 
 class ActivationSource(Protocol):
     """Activations by (image, view)."""
 
     def read(self, rows: Sequence[Row]) -> Tensor:
-        """(len(rows), *shape) float32, on the CPU; channels last in memory where it has four axes."""
+        """(len(rows), *shape) float32 on the CPU; in channels-last memory format if 4-d."""
 
     def read_half(self, rows: Sequence[Row]) -> npt.NDArray[np.float16 | np.float32]:
-        """The same numbers as they are kept: (len(rows), *shape)."""
+        """As ``read``, in the precision of the cache: (len(rows), *shape)."""
 
 
 class ActivationReader(Protocol):
-    """Activations on the device that trains."""
+    """Reads activations to the training device."""
 
     def expect(self, batches: Iterable[Sequence[Row]]) -> None:
-        """Says what will be read next, in this order."""
+        """Announces the batches that will be read, in order."""
 
     def read(self, rows: Sequence[Row]) -> Tensor:
-        """(len(rows), *shape) float32 on the device; channels last in memory where it has four axes."""
+        """(len(rows), *shape) float32 on the device; in channels-last memory format if 4-d."""
 
 
 def activation_reader(source: ActivationSource, device: torch.device, *, rows: int) -> ActivationReader:
-    """What training reads from.
+    """A reader for a device: prefetching on CUDA, direct elsewhere.
 
     Args:
-        source: where activations are kept.
-        device: where they are wanted.
-        rows: how many different ones will be asked for.
+        source: the activations.
+        device: training device.
+        rows: number of different rows that will be read.
     """
     return PrefetchingReader(source, device, rows=rows) if device.type == "cuda" else DirectReader(source)
 
 
 @final
 class DirectReader:
-    """Reads when it is asked: on a CPU there is nobody else to do it meanwhile."""
+    """Reads on demand: on a CPU, reading ahead would take cores from training."""
 
     def __init__(self, source: ActivationSource) -> None:
         self.source = source
@@ -77,18 +77,20 @@ class DirectReader:
 
 @final
 class PrefetchingReader:
-    """Reads ahead in threads, and keeps on the device what it has read.
+    """Reads ahead in threads, and keeps rows on the device.
 
     Args:
-        source: where activations are kept.
-        device: where they are wanted.
-        rows: how many different ones will be asked for.
-        room: bytes that may be kept there; ``SHARE`` of what is free where it is not given.
+        source: the activations.
+        device: training device.
+        rows: number of different rows that will be read.
+        max_bytes: memory for rows on the device; default: ``SHARE`` of its free memory.
     """
 
-    def __init__(self, source: ActivationSource, device: torch.device, *, rows: int, room: int | None = None) -> None:
+    def __init__(
+        self, source: ActivationSource, device: torch.device, *, rows: int, max_bytes: int | None = None
+    ) -> None:
         self.source, self.device, self.rows = source, device, rows
-        self.room = int(SHARE * torch.cuda.mem_get_info(device)[0]) if room is None else room
+        self.max_bytes = int(SHARE * torch.cuda.mem_get_info(device)[0]) if max_bytes is None else max_bytes
         self._place: dict[Row, int] = {}
         self._kept: Tensor | None = None
         self._readers = ThreadPoolExecutor(READERS)
@@ -129,7 +131,7 @@ class PrefetchingReader:
             self._reading.append((batches, self._readers.submit(self._read_missing, batches)))
 
     def _read_missing(self, batches: Sequence[Sequence[Row]]) -> Tensor | None:
-        """As they are kept, in memory from which a GPU copies by itself; None where all are on the device already."""
+        """Rows in the precision of the cache, in pinned memory; None if all are on the device already."""
         rows = [row for batch in batches for row in batch]
         if all(row in self._place for row in rows):
             return None
@@ -137,11 +139,11 @@ class PrefetchingReader:
         return read.pin_memory() if self.device.type == "cuda" else read
 
     def _to_device(self, rows: Sequence[Row], read: Tensor) -> Tensor:
-        """Channels in the last of four axes; the rows that there is room for are kept."""
+        """Moves rows to the device, channels last if 4-d, and keeps those that fit."""
         x = read.to(self.device, non_blocking=True)
         x = x.permute(0, 2, 3, 1).contiguous() if x.ndim == 4 else x
         if self._kept is None:
-            count = min(self.rows, self.room // max(1, x[0].numel() * x.element_size()))
+            count = min(self.rows, self.max_bytes // max(1, x[0].numel() * x.element_size()))
             self._kept = torch.empty((count, *x.shape[1:]), dtype=x.dtype, device=self.device)
         first = len(self._place)
         new = {row: place for place, row in enumerate(rows) if row not in self._place}

@@ -29,7 +29,7 @@ ROW = 12 * 2
 
 @pytest.mark.parametrize("room", [0, 3 * ROW, 1 << 20])
 def test_a_feed_gives_what_its_source_gives_whatever_it_keeps(room: int) -> None:
-    feed = PrefetchingReader(source := Counted(), CPU, rows=5, room=room)
+    feed = PrefetchingReader(source := Counted(), CPU, rows=5, max_bytes=room)
     for epoch in range(3):
         feed.expect(BATCHES)
         for batch in BATCHES:
@@ -41,7 +41,7 @@ def test_a_feed_gives_what_its_source_gives_whatever_it_keeps(room: int) -> None
 
 
 def test_what_is_kept_is_read_once() -> None:
-    feed = PrefetchingReader(source := Counted(), CPU, rows=5, room=1 << 20)
+    feed = PrefetchingReader(source := Counted(), CPU, rows=5, max_bytes=1 << 20)
     for _ in range(3):
         feed.expect(BATCHES)
         for batch in BATCHES:
@@ -50,7 +50,7 @@ def test_what_is_kept_is_read_once() -> None:
 
 
 def test_without_room_everything_is_read_again_and_only_what_is_asked_for() -> None:
-    feed = PrefetchingReader(source := Counted(), CPU, rows=5, room=0)
+    feed = PrefetchingReader(source := Counted(), CPU, rows=5, max_bytes=0)
     for _ in range(2):
         feed.expect(BATCHES)
         for batch in BATCHES:
@@ -59,7 +59,7 @@ def test_without_room_everything_is_read_again_and_only_what_is_asked_for() -> N
 
 
 def test_what_was_not_announced_is_read_as_well() -> None:
-    feed = PrefetchingReader(Counted(), CPU, rows=5, room=2 * ROW)
+    feed = PrefetchingReader(Counted(), CPU, rows=5, max_bytes=2 * ROW)
     feed.expect(BATCHES)
     for rows in ([(3, 1), (0, 0)], [(0, 0)], [(0, 0), (0, 0), (4, 1)]):
         assert torch.equal(feed.read(rows), Counted().read(rows))
@@ -70,7 +70,7 @@ def test_an_error_of_the_source_reaches_who_reads() -> None:
         def read_half(self, rows: list[Row]) -> np.ndarray:
             raise OSError("gone")
 
-    feed = PrefetchingReader(Broken(), CPU, rows=5, room=0)
+    feed = PrefetchingReader(Broken(), CPU, rows=5, max_bytes=0)
     feed.expect(BATCHES)
     with pytest.raises(OSError, match="gone"):
         feed.read(BATCHES[0])
