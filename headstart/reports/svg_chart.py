@@ -18,7 +18,7 @@ WIDTH, HEIGHT = 460, 350
 
 FONT_SIZE = 12
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 42
-LEGEND_LINE, ROW = 17, 26
+LEGEND_LINE, LEGEND_GAP, ROW = 17, 8, 26
 MAX_POINTS = 400
 """Points of a line beyond which it is thinned out."""
 
@@ -103,7 +103,7 @@ def line_chart(
         whole_x: ticks of the horizontal axis are whole numbers.
     """
     points = [point for one in series for point in one.points] + ([(0.0, 0.0), (100.0, 100.0)] if diagonal else [])
-    top = TOP + LEGEND_LINE * len(series) + (LEGEND_LINE if sections else 0)
+    top = TOP + LEGEND_LINE * len(series) + (LEGEND_LINE if sections else 0) + LEGEND_GAP
     x_ticks = _ticks([x for x, _ in points], whole=whole_x)
     y_ticks = _ticks([y for _, y in points] + ([] if guide is None else [guide]))
     x = _Scale(x_ticks[0], x_ticks[-1], LEFT, WIDTH - RIGHT)
