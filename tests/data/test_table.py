@@ -295,7 +295,7 @@ def test_the_command_takes_the_names_of_columns(tmp_path: Path, capsys: pytest.C
     assert "Found: Datei, Art" in err
     status, _, err = main("evaluate", tmp_path / "run", "--label-column", "Art", capsys=capsys)
     assert status == 2
-    assert "--label-column belongs to a table: name the data as well." in err
+    assert "--label-column: describes a table; give the data as well." in err
 
 
 def test_classes_that_differ_by_case_spacing_or_unicode_form_are_a_finding(tmp_path: Path) -> None:
