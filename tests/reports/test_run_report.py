@@ -231,7 +231,7 @@ def test_where_images_are_gone_it_says_so(run: hs.Run, tmp_path: Path) -> None:
 
 def test_what_is_no_finished_run_is_named(run: hs.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = main("report", tmp_path, capsys=capsys)
-    assert (code, "no run" in err) == (1, True)
+    assert (code, "not a run folder" in err) == (1, True)
     folder = shutil.copytree(run.folder, tmp_path / "run")
     (folder / "predictions.csv").write_text("path,split\n1.jpg,val\n")
     code, _, err = main("report", folder, capsys=capsys)
