@@ -1,4 +1,4 @@
-"""Checkpoints: a document and tensors in one safetensors file, written whole or not at all."""
+"""Checkpoints: a JSON document and tensors in one safetensors file, written atomically."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def save_checkpoint(path: Path, document: dict[str, Any], tensors: dict[str, Ten
     """Writes a checkpoint.
 
     Raises:
-        WriteError: the disk is full, or the folder cannot be written. An older checkpoint of that name is still whole.
+        WriteError: the disk is full, or the folder cannot be written. An older checkpoint of this name stays intact.
     """
     data = save({name: t.detach().contiguous() for name, t in tensors.items()}, {"headstart": json.dumps(document)})
     with writing_run(path.parent.parent, path):
@@ -26,7 +26,7 @@ def save_checkpoint(path: Path, document: dict[str, Any], tensors: dict[str, Ten
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """Reads a checkpoint; None where there is none.
+    """Reads a checkpoint; None if it does not exist.
 
     Raises:
         RunError: it is damaged.

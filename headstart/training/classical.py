@@ -1,7 +1,7 @@
 """Classical classifiers on features: support vector machines, nearest neighbours, nearest class mean.
 
-Each becomes a head like any other, with logits that are as sure as they are right: their scores are scaled by what
-images say that were left out of the fit.
+Each becomes a head like any other. Its scores are scaled by temperature scaling on out-of-fold images, so that they are
+calibrated logits. A new classifier is a function here and a line in ``CLASSICAL``.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ from headstart.training.probe import CHOOSE_FROM, FOLDS, NEVER, Features, as_row
 from headstart.trust.temperature import best_scale, calibrated_losses
 
 LINEAR_C = (1e-4, 1e-3, 1e-2)
-"""Strengths that a linear machine's C is chosen from; the middle one where there is too little to choose on."""
+"""Values that C of a linear SVM is chosen from; the middle one if there are too few images to choose."""
 
 RBF_C = (1.0, 10.0, 100.0)
 
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
 TEMPERATURES = (0.02, 0.05, 0.1)
 NEIGHBOUR_RULE = (10, 0.05)
-"""Neighbours and temperature where there is too little to choose on."""
+"""Neighbours and temperature if there are too few images to choose them."""
 
 AT_ONCE = 1024
-"""Images that are compared with all others at once."""
+"""Images per batch that are compared with all others."""
 
 MOST_FOR_RBF = 20_000
-"""Training images above which a kernel of all pairs is no longer sensible (3 GB and hours)."""
+"""Maximum number of training images for a kernel of all pairs, which takes 3 GB and hours beyond."""
 
 SVM_ROUNDS = 5000
-"""Rounds of liblinear after which a fit that has not converged stops."""
+"""Maximum iterations of liblinear."""
 
 Scores = npt.NDArray[np.float64]
 Outside = Callable[[Folds, float], Scores]
-"""(folds, C) -> (N, classes that have images) scores of each image from a fit that left it out."""
+"""(folds, C) -> (N, classes with images) out-of-fold scores of the images."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class Classical:
 
     Attributes:
         head: (N, D) features -> (N, classes) logits.
-        reason: how its settings were come by, a clause.
-        settings: that ``refit`` of other images takes.
+        reason: why its settings were chosen, a clause.
+        settings: with which it can be fitted on other images.
     """
 
     head: nn.Module
@@ -83,24 +83,24 @@ def fit_svm(
     together: Parts | None = None,
     progress: Progress | None = None,
 ) -> Classical:
-    """A linear support vector machine for each class against the rest (liblinear, squared hinge).
+    """One-vs-rest linear support vector machines (liblinear, squared hinge loss).
 
     Args:
         features: (N, D) float32.
-        labels: (N,) int64 in [0, classes), of two classes at least.
-        classes: number of classes; one without an image is never predicted.
-        balance: weigh each class by the inverse of its share.
+        labels: (N,) int64 in [0, classes), of at least two classes.
+        classes: number of classes; a class without images is never predicted.
+        balance: weight each class by the inverse of its share.
         seed: of the folds.
-        settings: of an earlier fit, to take over; chosen by cross-validation where they are not given.
-        together: (N,) numbers of parts that cross-validation does not divide, see ``losses.learnable_folds``.
-        progress: told of each fit.
+        settings: of an earlier fit, to be used again; default: chosen by cross-validation.
+        together: (N,) part of each image; parts are not divided, see ``losses.learnable_folds``.
+        progress: receives the number of fits done.
     """
     mean, scale, x = standardised(features)
-    present, own = np.unique(labels, return_inverse=True)
+    present, indices = np.unique(labels, return_inverse=True)
 
     def outside(folds: Folds, c: float) -> Scores:
         out = np.empty((len(x), len(present)))
-        for group in linear_fits(x, own, [learn for learn, _ in folds], loss="squared_hinge", balance=balance):
+        for group in linear_fits(x, indices, [learn for learn, _ in folds], loss="squared_hinge", balance=balance):
             group.fit(c)
             scores = group.scores()
             for i, learn in enumerate(group.learn):
@@ -134,12 +134,12 @@ def fit_rbf(
     together: Parts | None = None,
     progress: Progress | None = None,
 ) -> Classical:
-    """A support vector machine with a Gaussian kernel for each class against the rest.
+    """One-vs-rest support vector machines with a Gaussian (RBF) kernel (libsvm).
 
-    The kernel's gamma is 1 / D, for standardised features; libsvm. Arguments as ``fit_svm``.
+    The kernel's gamma is 1 / D, for standardised features. Arguments as ``fit_svm``.
 
     Raises:
-        DataError: more images than a kernel of all pairs is sensible for.
+        DataError: more than ``MOST_FOR_RBF`` images.
     """
     if len(features) > MOST_FOR_RBF:
         raise DataError(
@@ -152,12 +152,12 @@ def fit_rbf(
     weights = "balanced" if balance else None
 
     def fit(learn: npt.NDArray[np.int64], c: float) -> tuple[Scores, Scores]:
-        """Coefficients of all images, 0 for those that do not matter, and offsets."""
+        """Coefficients of all images, 0 except for support vectors, and offsets."""
         coefficients, offsets = np.zeros((len(x), classes)), np.full(classes, NEVER)
         present = np.unique(labels[learn])
-        own = kernel[np.ix_(learn, learn)]
+        train_kernel = kernel[np.ix_(learn, learn)]
         for label in present[1:] if len(present) == 2 else present:
-            machine = SVC(kernel="precomputed", C=c, class_weight=weights).fit(own, labels[learn] == label)
+            machine = SVC(kernel="precomputed", C=c, class_weight=weights).fit(train_kernel, labels[learn] == label)
             coefficients[learn[machine.support_], label] = machine.dual_coef_[0]
             offsets[label] = machine.intercept_[0]
         if len(present) == 2:
@@ -173,16 +173,16 @@ def fit_rbf(
         _one_by_one(scores, labels), labels, RBF_C, settings, seed=seed, together=together, progress=progress
     )
     coefficients, offsets = _scaled(chosen["scale"], *fit(np.arange(len(x)), chosen["C"]))
-    matters = np.flatnonzero(np.abs(coefficients).max(axis=1) > 0)
+    support = np.flatnonzero(np.abs(coefficients).max(axis=1) > 0)
     head = RbfHead(
-        float_tensor(x[matters]),
+        float_tensor(x[support]),
         float_tensor(mean),
         float_tensor(scale),
-        float_tensor(coefficients[matters]),
+        float_tensor(coefficients[support]),
         float_tensor(offsets),
         gamma,
     )
-    return Classical(head.eval(), f"{reason}; {len(matters):,} support vectors", chosen)
+    return Classical(head.eval(), f"{reason}; {len(support):,} support vectors", chosen)
 
 
 def fit_centroid(
@@ -196,7 +196,7 @@ def fit_centroid(
     together: Parts | None = None,
     progress: Progress | None = None,
 ) -> Classical:
-    """The nearest class mean, by the distance of standardised features; arguments as ``fit_svm``."""
+    """Nearest class mean by the distance of standardised features; arguments as ``fit_svm``."""
     mean, scale, x = standardised(features)
 
     def fit(learn: npt.NDArray[np.int64]) -> tuple[Scores, Scores]:
@@ -228,17 +228,15 @@ def fit_neighbours(
     together: Parts | None = None,
     progress: Progress | None = None,
 ) -> Classical:
-    """The nearest neighbours by cosine; how many and how sharply is chosen by leaving each image out.
+    """Weighted k-nearest neighbours by cosine; k and temperature are chosen by leave-one-out cross-validation.
 
-    With ``together``, each image is left out with its whole part.
-
-    Arguments as ``fit_svm``.
+    With ``together``, the whole part of an image is left out. Arguments as ``fit_svm``.
     """
     x = nn.functional.normalize(torch.from_numpy(features), dim=1)
-    own = torch.from_numpy(labels)
+    indices = torch.from_numpy(labels)
 
     def head(neighbours: int, temperature: float) -> NeighbourHead:
-        return NeighbourHead(x, own, classes, min(neighbours, len(x) - 1), temperature).eval()
+        return NeighbourHead(x, indices, classes, min(neighbours, len(x) - 1), temperature).eval()
 
     if settings is not None:
         return Classical(head(int(settings["neighbours"]), settings["temperature"]), "as before", settings)
@@ -261,12 +259,13 @@ def fit_neighbours(
 
 Fit = Callable[..., Classical]
 CLASSICAL: dict[str, Fit] = {"svm": fit_svm, "rbf": fit_rbf, "knn": fit_neighbours, "centroid": fit_centroid}
+"""Name of ``recipe.probe`` -> function that fits it."""
 
 
 def _one_by_one(
     scores: Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64], float], Scores], labels: Labels
 ) -> Outside:
-    """From (images to learn from, images to judge, C) -> scores of the latter."""
+    """Out-of-fold scores from a function (training images, evaluation images, C) -> scores of the latter."""
     present = np.unique(labels)
 
     def outside(folds: Folds, c: float) -> Scores:
@@ -288,7 +287,7 @@ def _chosen(
     together: Parts | None,
     progress: Progress | None,
 ) -> tuple[dict[str, float], str]:
-    """C and the scale of the scores, by the log loss of images that were left out of the fit."""
+    """C and the scale of the scores, by the log loss of out-of-fold images."""
     if settings is not None:
         return settings, "as before"
     middle = grid[len(grid) // 2]
@@ -319,7 +318,7 @@ def _scaled(scale: float, weight: Scores, bias: Scores) -> tuple[Scores, Scores]
 def _left_out_votes(
     x: Tensor, heads: list[NeighbourHead], *, together: Parts | None, progress: Progress
 ) -> list[Scores]:
-    """Leave-one-out: for each head the (N, classes) logits of the images, by the images of other parts."""
+    """Leave-one-out: for each head the (N, classes) logits of the images, from images of other parts."""
     part = torch.arange(len(x)) if together is None else torch.from_numpy(together)
     parts: list[list[Scores]] = [[] for _ in heads]
     with progress.task("Comparing images", len(x)) as advance:
@@ -333,4 +332,4 @@ def _left_out_votes(
 
 
 def _plain_losses(logits: Scores, labels: Labels) -> Scores:
-    return np.asarray(-logits[np.arange(len(labels)), labels])  # they are logarithms of probabilities
+    return np.asarray(-logits[np.arange(len(labels)), labels])  # the logits are logarithms of probabilities

@@ -1,12 +1,13 @@
-"""Adding classes to a linear classifier that knows others, without forgetting them.
+"""Class-incremental learning: adding classes to a linear classifier without forgetting its old classes.
 
-The old rows stay as they are unless it is asked otherwise; the new ones are fitted against them, on the new images and
-on what is remembered of the old: features of images, with the right class or with what the old classifier said of them
-("Learning without Forgetting", Li and Hoiem, ECCV 2016). Where no image is at hand, features are imagined from what the
-network still knows of the pictures that it was trained on (compare "Dreaming to Distill", Yin et al., CVPR 2020): the
-scale and shift of its last BatchNorm say what an average picture looks like.
+The weights of the old classes (rows) stay unchanged by default. The new rows are fitted on the new images and on
+rehearsal features of the old classes, with their labels or with the old classifier's probabilities as targets
+("Learning without Forgetting", Li and Hoiem, ECCV 2016). Without images of the old classes, features are synthesised
+from the statistics of the last BatchNorm, which describe the pretraining data (compare "Dreaming to Distill", Yin et
+al., CVPR 2020).
 
-At the end all new rows step back by the same amount, until what is remembered stays: that changes nothing among them.
+Finally the biases of all new classes are lowered by the same amount until the rehearsal features are not assigned to
+new classes; that changes nothing among the new classes.
 """
 
 from __future__ import annotations
@@ -26,27 +27,28 @@ from headstart.training.losses import Labels, Parts
 from headstart.training.probe import floored
 
 PENALTIES = (1e-3, 1e-2, 1e-1)
-"""Of the new rows on standardised features; cross-validation chooses."""
+"""L2 penalties of the new rows on standardised features, from which cross-validation chooses."""
 
 FOLDS = 3
 FORGOTTEN = 0.005
-"""Share of what is remembered that may go over to the new classes, outside the fold that a row was fitted on."""
+"""Share of the rehearsal features that may be assigned to new classes, out of fold."""
 
 FOUND = 0.75
-"""Share of the new images that must still be given to a new class where nothing real is remembered.
+"""Share of the new images that must still be assigned to a new class if the rehearsal features are synthetic.
 
-Measured with five flowers behind ImageNet's 1,000: of 1,657 other photographs 0.2 % went over then, and 1.2 % at 0.85
+Measured with five flowers added to ImageNet's 1,000: of 1,657 other photographs 0.2 % were assigned to them, and 1.2 %
+with 0.85
 (docs/results/2026-11-22-extending.md).
 """
 
 IMAGINED = 4
-"""Imagined features of each old class."""
+"""Synthetic features of each old class."""
 
 TOWARDS = 2.0
-"""How far imagined features go from the average picture towards their class: rows times the features' variances."""
+"""Distance of synthetic features from the mean towards their class, in rows times the features' variances."""
 
-OLD_DEARER = 10.0
-"""Times the penalty of the new rows that moving the old ones costs, where that is asked for."""
+OLD_ROWS_COST = 10.0
+"""Penalty of changing the old rows, relative to that of the new rows, if they are trained too."""
 
 ROUNDS = 200
 Features = npt.NDArray[np.float32]
@@ -72,12 +74,12 @@ class Rows:
 
 @dataclass(frozen=True)
 class Remembered:
-    """What is remembered of the old classes.
+    """Rehearsal features of the old classes.
 
     Attributes:
         features: (M, D) float32.
-        labels: (M,) int64, the right classes; -1 where the old classifier's own probabilities stand for them.
-        imagined: no image stands behind the features.
+        labels: (M,) int64, the classes; -1 where the old classifier's probabilities are the targets.
+        imagined: the features are synthetic, not computed from images.
     """
 
     features: Features
@@ -87,15 +89,15 @@ class Remembered:
 
 @dataclass(frozen=True)
 class Extension:
-    """A classifier with more classes than it had.
+    """A classifier with added classes.
 
     Attributes:
-        rows: the old classes' first, then the new ones'.
-        penalty: that was chosen.
-        step_back: by which the new classes' biases were lowered at the end.
-        reason: how both were come by, a clause.
-        found: share of the new training images that are given to a new class, outside the fold that was fitted on.
-        lost: likewise, share of what is remembered that goes over to a new class.
+        rows: of the old classes, then of the new ones.
+        penalty: the chosen L2 penalty.
+        step_back: by how much the biases of the new classes were lowered.
+        reason: why both were chosen, a clause.
+        found: share of the new training images that are assigned to a new class, out of fold.
+        lost: share of the rehearsal features that are assigned to a new class, out of fold.
     """
 
     rows: Rows
@@ -131,16 +133,15 @@ def extend_rows(
     """Fits rows for new classes.
 
     Args:
-        old: the rows that there are.
+        old: rows of the old classes.
         features: (N, D) float32 of images of the new classes.
         labels: (N,) int64 in [0, classes), each class at least once.
-        remembered: of the old classes.
-        classes: number of new ones.
-        train_old: the old rows may move as well, at a price.
+        remembered: rehearsal features of the old classes.
+        classes: number of new classes.
+        train_old: train the old rows too, with a penalty on changes.
         seed: of the folds.
-        together: (N,) numbers of parts (groups, near copies) that cross-validation does not divide; ignored where there
-            are fewer than folds.
-        progress: told of each fit.
+        together: (N,) part of each image; parts are not divided by folds. Ignored if there are fewer parts than folds.
+        progress: receives the number of fits done.
     """
     progress = progress or SilentProgress()
     task = _ExtensionFit(old, features, labels, remembered, classes)
@@ -198,16 +199,16 @@ def extend_rows(
 
 
 def imagine(old: Rows, average: Doubles, features: Features, labels: Labels, *, seed: int = 0) -> Remembered:
-    """Features of the old classes without a picture of them.
+    """Synthetic features of the old classes.
 
-    Each is an average picture, moved towards its class, with the scatter that a picture of a new class shows.
+    Each is the mean of the pretraining data, moved towards its class, plus the residual of an image of a new class.
 
     Args:
-        old: the rows that there are.
-        average: (D,) features of an average picture.
+        old: rows of the old classes.
+        average: (D,) mean features of the pretraining data.
         features: (N, D) float32 of images of the new classes.
         labels: (N,) int64 of them.
-        seed: of the scatter.
+        seed: of the residuals.
     """
     x = features.astype(np.float64)
     means = np.stack([x[labels == k].mean(axis=0) for k in np.unique(labels)])
@@ -216,16 +217,16 @@ def imagine(old: Rows, average: Doubles, features: Features, labels: Labels, *, 
     which = np.repeat(np.arange(len(old.weight)), IMAGINED)
     drawn = scatter[np.random.default_rng((seed, 6)).integers(0, len(x), len(which))]
     made = average + TOWARDS * towards[which] + drawn
-    if x.min() >= 0:  # behind a rectifier
+    if x.min() >= 0:  # the features are outputs of a ReLU
         made = made.clip(min=0)
     return Remembered(made.astype(np.float32), np.full(len(made), -1), imagined=True)
 
 
 class _ExtensionFit:
-    """Standardised features, and of the old classifier the one number of each image that new rows compete with.
+    """Standardised features, and for each image the log-sum-exp of the old logits, with which new rows compete.
 
     Attributes:
-        converged: whether the last fit did.
+        converged: True if the last fit did.
     """
 
     converged: bool = True
@@ -237,14 +238,14 @@ class _ExtensionFit:
         x = torch.from_numpy((both - self.mean) / self.scale)
         self.new, self.kept = x[: len(features)], x[len(features) :]
         logits = old.logits(features), old.logits(remembered.features)
-        self.new_rivals, self.kept_rivals = (torch.from_numpy(logsumexp(own, axis=1)) for own in logits)
-        self.new_best, self.kept_best = (torch.from_numpy(own.max(axis=1)) for own in logits)
-        targets, told = softmax(logits[1], axis=1), remembered.labels >= 0
-        targets[told] = np.eye(len(old.weight))[remembered.labels[told]]
+        self.new_rivals, self.kept_rivals = (torch.from_numpy(logsumexp(part, axis=1)) for part in logits)
+        self.new_best, self.kept_best = (torch.from_numpy(part.max(axis=1)) for part in logits)
+        targets, has_label = softmax(logits[1], axis=1), remembered.labels >= 0
+        targets[has_label] = np.eye(len(old.weight))[remembered.labels[has_label]]
         self.targets = torch.from_numpy(targets)
 
     def fit(self, penalty: float, new: npt.NDArray[np.bool_], kept: npt.NDArray[np.bool_]) -> Rows:
-        """The new rows alone, on some of the images."""
+        """Fits the new rows on some of the images."""
         weight = torch.zeros(self.classes, self.new.shape[1], dtype=torch.float64)
         bias = torch.zeros(self.classes, dtype=torch.float64)
         self.converged = _minimise(
@@ -253,31 +254,31 @@ class _ExtensionFit:
         return self._rows(weight, bias)
 
     def fit_all(self, penalty: float, rows: Rows) -> tuple[Rows, Rows]:
-        """(old, new) rows, all of them moved, from where they are."""
-        start = [self._standard(own) for own in (self.old, rows)]
-        weight, bias = (torch.cat([own[i] for own in start]) for i in (0, 1))
+        """Trains old and new rows together, starting from their current values: (old, new)."""
+        start = [self._standard(part) for part in (self.old, rows)]
+        weight, bias = (torch.cat([part[i] for part in start]) for i in (0, 1))
         fixed = torch.cat([start[0][0], torch.zeros_like(start[1][0])])
         labels = self.labels + len(self.old.weight)
-        dearer = torch.ones(len(weight), dtype=torch.float64)
-        dearer[: len(self.old.weight)] = OLD_DEARER
+        cost = torch.ones(len(weight), dtype=torch.float64)
+        cost[: len(self.old.weight)] = OLD_ROWS_COST
 
         def loss() -> Tensor:
             log_new = (self.new @ weight.T + bias).log_softmax(1)
             log_kept = (self.kept @ weight.T + bias).log_softmax(1)[:, : len(self.old.weight)]
-            taught = -log_new[torch.arange(len(labels)), labels].mean()
-            moved = ((weight - fixed).square().sum(1) * dearer).sum()
-            return taught - (self.targets * log_kept).sum(1).mean() + penalty / 2 * moved
+            new_loss = -log_new[torch.arange(len(labels)), labels].mean()
+            moved = ((weight - fixed).square().sum(1) * cost).sum()
+            return new_loss - (self.targets * log_kept).sum(1).mean() + penalty / 2 * moved
 
         self.converged = _minimise([weight, bias], loss)
-        known = len(self.old.weight)
-        return self._rows(weight[:known], bias[:known]), self._rows(weight[known:], bias[known:])
+        count = len(self.old.weight)
+        return self._rows(weight[:count], bias[:count]), self._rows(weight[count:], bias[count:])
 
     def loss(self, rows: Rows, new: npt.NDArray[np.bool_], kept: npt.NDArray[np.bool_]) -> float:
-        """Mean log loss on new images, plus that on what is remembered less what the old rows alone have."""
+        """Mean log loss on new images, plus the increase of the log loss on rehearsal features."""
         return float(self._loss(*self._standard(rows), new, kept))
 
     def leads(self, rows: Rows, new: npt.NDArray[np.bool_], kept: npt.NDArray[np.bool_]) -> tuple[Doubles, Doubles]:
-        """By how much the best new class leads the best old one, on new images and on what is remembered."""
+        """Margins of the best new class over the best old one, on new images and on rehearsal features."""
         weight, bias = self._standard(rows)
         return (
             ((self.new[new] @ weight.T + bias).amax(1) - self.new_best[new]).numpy(),
@@ -285,11 +286,11 @@ class _ExtensionFit:
         )
 
     def _loss(self, weight: Tensor, bias: Tensor, new: npt.NDArray[np.bool_], kept: npt.NDArray[np.bool_]) -> Tensor:
-        """The old rows enter by their logarithm of a sum of exponentials alone: they are constants."""
+        """The old rows are constants, so only the log-sum-exp of their logits is needed."""
         scores = torch.cat([self.new_rivals[new, None], self.new[new] @ weight.T + bias], 1)
-        taught = torch.nn.functional.cross_entropy(scores, self.labels[new] + 1)
+        new_loss = torch.nn.functional.cross_entropy(scores, self.labels[new] + 1)
         rivals = (self.kept[kept] @ weight.T + bias).logsumexp(1)
-        return taught + torch.nn.functional.softplus(rivals - self.kept_rivals[kept]).mean()
+        return new_loss + torch.nn.functional.softplus(rivals - self.kept_rivals[kept]).mean()
 
     def _rows(self, weight: Tensor, bias: Tensor) -> Rows:
         plain = weight.numpy() / self.scale
@@ -301,16 +302,16 @@ class _ExtensionFit:
 
 
 def _minimise(variables: Sequence[Tensor], loss: Any) -> bool:
-    """Whether it converged within ``ROUNDS``."""
+    """Minimises a loss with L-BFGS; True if it converged within ``ROUNDS`` iterations."""
     for variable in variables:
         variable.requires_grad_(True)
     optimizer: Any = torch.optim.LBFGS(variables, max_iter=ROUNDS, line_search_fn="strong_wolfe", tolerance_grad=1e-6)
 
     def closure() -> float:
         optimizer.zero_grad()
-        now = loss()
-        now.backward()
-        return float(now.detach())
+        value = loss()
+        value.backward()
+        return float(value.detach())
 
     optimizer.step(closure)
     for variable in variables:
@@ -319,5 +320,5 @@ def _minimise(variables: Sequence[Tensor], loss: Any) -> bool:
 
 
 def _folds(count: int, seed: int) -> Labels:
-    """(N,) the fold of each image, as evenly as it goes."""
+    """(N,) the fold of each image, in folds of equal size (to one image)."""
     return np.random.default_rng((seed, 7)).permutation(count) % FOLDS

@@ -1,4 +1,4 @@
-"""What is put on frozen features: logistic regression, another classical classifier, or heads trained by steps."""
+"""Fitting a classifier on frozen features: logistic regression, another classical classifier, or trained heads."""
 
 from __future__ import annotations
 
@@ -27,24 +27,23 @@ from headstart.training.sampling import FeatureRows, Samples
 LOGISTIC = "logistic"
 
 EPOCHS_OF_VIEWS = 30
-"""Epochs of heads that see a new view of each image for a while; of one view alone they have enough sooner."""
-
+"""Default epochs of trained heads with augmented views; without views fewer epochs are enough."""
 
 Refit = Callable[[npt.NDArray[np.int64]], nn.Module]
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A classifier on features.
+    """A classifier that was fitted on features.
 
     Attributes:
         head: (N, ...) features -> (N, classes) logits.
         name: for tables: "probe", "probe svm", "head 512-0.5".
-        reason: how its settings were come by, a sentence.
-        settings: them and what they were chosen by, a JSON document.
-        refit: numbers of training images -> a head with the same settings that saw no other. It holds the features.
-        frozen: how many of the head's numbers were there before and stayed as they were.
-        history: of each epoch of a head that was trained by steps, see ``sweep.Swept``.
+        reason: why its settings were chosen, a sentence.
+        settings: the settings and how they were chosen, a JSON document.
+        refit: indices of training images -> a head with the same settings that is fitted on these only.
+        frozen: number of the head's weights that existed before and were not changed.
+        history: figures of each epoch of a trained head, see ``head_search.Swept``.
     """
 
     head: nn.Module
@@ -70,28 +69,27 @@ def fit_classifier(
     together: Parts | None = None,
     progress: Progress | None = None,
 ) -> Fitted:
-    """Fits what a recipe asks for.
+    """Fits the classifier of a recipe.
 
     Args:
-        recipe: its ``probe``, ``head``, ``single_logit``, ``balance`` and ``seed``, and for heads that are trained by
-            steps ``head_epochs`` and ``head_lr``.
+        recipe: its ``probe``, ``head``, ``single_logit``, ``balance_classes`` and ``seed``, and for trained heads
+            ``head_epochs`` and ``head_lr``.
         features: (N, D) float32 of the training images, or their maps.
         labels: see ``training.losses``.
         classes: number of classes.
-        layout: what the axes of a map mean.
-        dtype: in which hidden layers and convolutions are trained: float32 or bfloat16.
-        shown: the same images in augmented views, for heads that are trained by steps; ``features`` alone where they
-            are not given.
-        val: features and labels that choose among heads; some training images do where they are not given.
-        sample_weight: (N,) weights of the images, above 0, for the logistic regression alone; as in scikit-learn, a
-            weight of 2 counts like the same image twice.
-        together: (N,) numbers of parts (groups, near copies) that cross-validation and held-out images do not divide,
-            see ``losses.learnable_folds``.
-        progress: told of each fit.
+        layout: meaning of the axes of a map.
+        dtype: of hidden layers and convolutions in training: float32 or bfloat16.
+        shown: augmented views of the same images, for trained heads; default: ``features``.
+        val: features and labels on which trained heads are compared; default: held-out training images.
+        sample_weight: (N,) weights of the images, above 0, for logistic regression only; as in scikit-learn, a weight
+            of 2 counts like the same image twice.
+        together: (N,) part of each image; parts are not divided by folds or held-out images, see
+            ``losses.learnable_folds``.
+        progress: receives the number of fits done.
 
     Raises:
-        DataError: there is nothing to tell apart.
-        OptionError: a head that does not go with the features, the classes or with ``sample_weight``.
+        DataError: fewer than two classes have images.
+        OptionError: a head is not possible for the features or classes, or does not support ``sample_weight``.
     """
     require_learnable(labels)
     check_classes(recipe, classes, multi_label=is_multi_label(labels))
@@ -135,16 +133,16 @@ def _refit_logistic(
 
 
 def check_heads(recipe: Recipe, shape: Sequence[int], classes: int, layout: Layout = PLAIN) -> list[HeadSpec]:
-    """The heads that a recipe names, checked against the features that they will see.
+    """The heads of a recipe, checked against the features.
 
     Args:
         recipe: its ``head`` and ``single_logit``.
         shape: of the features of one image.
         classes: number of classes.
-        layout: what the axes of a map mean.
+        layout: meaning of the axes of a map.
 
     Raises:
-        OptionError: one does not go with the features or the classes.
+        OptionError: a head is not possible for the features or classes.
     """
     specs = [replace(spec, single=recipe.single_logit) for spec in parse_heads(recipe.head)]
     with torch.device("meta"):
@@ -154,11 +152,10 @@ def check_heads(recipe: Recipe, shape: Sequence[int], classes: int, layout: Layo
 
 
 def check_classes(recipe: Recipe, classes: int, *, multi_label: bool) -> None:
-    """Checks that what a recipe asks for goes with so many classes, or with several labels to an image.
+    """Checks that a recipe's options are possible for the number of classes, or for multi-label data.
 
     Raises:
-        OptionError: one logit for more than two; or, for several labels, what tells classes apart of which an image
-            has one.
+        OptionError: a single logit for more than two classes; or multi-label data with a single-label option.
     """
     asked = {
         "single_logit": recipe.single_logit,
@@ -176,7 +173,7 @@ def check_classes(recipe: Recipe, classes: int, *, multi_label: bool) -> None:
 
 
 def _linear(weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32], *, single: bool) -> nn.Module:
-    """Of two classes the one logit is the difference of both: the same probabilities."""
+    """A linear head; a single logit is the difference of both logits, with the same probabilities."""
     if single:
         return linear_head(weight[1:] - weight[:1], bias[1:] - bias[:1], single=True)
     return linear_head(weight, bias)
@@ -257,5 +254,5 @@ def _refit_trained(
 
 
 def in_memory(features: Features, labels: Labels) -> Samples:
-    """Samples that are there already; each image has one view."""
+    """Features in memory as samples with one view of each image."""
     return Samples(FeatureRows(torch.from_numpy(features)), labels, [b""] * len(labels), 0)

@@ -1,7 +1,7 @@
 """Proof that frozen tensors stay bit-identical during training.
 
-Tensors are hashed before the first step and again after the last one, in the module that was trained, before anything
-is restored or reloaded. Parameters and buffers count alike: BatchNorm's running statistics are buffers.
+Tensors are hashed before the first step and after the last one, in the module that was trained, before anything is
+restored or reloaded. Buffers are included, since BatchNorm's running statistics are buffers.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ Digests = dict[str, str]
 """Name of a tensor -> SHA-256 of its shape, dtype and bytes."""
 
 NAMED_AT_MOST = 3
-"""Changed tensors that an error lists by name."""
+"""Maximum number of changed tensors that an error lists."""
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer of a module by its name, those that ``state_dict`` leaves out included."""
+    """All parameters and buffers of a module by name, including those that ``state_dict`` omits."""
     return dict(module.named_parameters()) | dict(module.named_buffers())
 
 
@@ -30,15 +30,15 @@ def digests_of(tensors: Mapping[str, Tensor], *, without: Collection[str] = ()) 
     """Hashes tensors one by one.
 
     Args:
-        tensors: of any device.
-        without: names that are left out, as of tensors that are trained.
+        tensors: on any device.
+        without: names of tensors to skip, because they are trained.
     """
-    left_out = set(without)
-    return {name: _digest(tensor) for name, tensor in tensors.items() if name not in left_out}
+    skipped = set(without)
+    return {name: _digest(tensor) for name, tensor in tensors.items() if name not in skipped}
 
 
 def combined(digests: Digests) -> str:
-    """SHA-256 over names and digests, in the order of the names."""
+    """SHA-256 over names and digests, sorted by name."""
     return hashlib.sha256("".join(f"{name} {digests[name]}\n" for name in sorted(digests)).encode()).hexdigest()
 
 
@@ -64,7 +64,7 @@ def require_unchanged(before: Digests, after: Digests, *, where: str) -> None:
 
 
 def _digest(tensor: Tensor) -> str:
-    own = tensor.detach().cpu().contiguous()
-    digest = hashlib.sha256(f"{tuple(own.shape)}|{own.dtype}|".encode())
-    digest.update(own.reshape(-1).view(torch.uint8).numpy().data)
+    data = tensor.detach().cpu().contiguous()
+    digest = hashlib.sha256(f"{tuple(data.shape)}|{data.dtype}|".encode())
+    digest.update(data.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -9,7 +9,7 @@ from typing import Literal, cast, get_args
 from headstart.errors import OptionError
 
 LINEAR = "linear"
-"""The head that is one linear layer."""
+"""Specification of a head with a single linear layer."""
 
 MapPooling = Literal["flatten", "avg", "max", "avgmax"]
 """How the feature map of a convolution head is pooled into one vector."""
@@ -17,21 +17,21 @@ MapPooling = Literal["flatten", "avg", "max", "avgmax"]
 EXAMPLES = "linear, 1024-512-0.2 (hidden layers, then dropout), conv1280-flatten (a 1x1 convolution, then pooling)"
 
 MAX_DIGITS = 9
-"""Digits of a width; Python refuses to read numbers of some thousand digits."""
+"""Maximum digits of a width; Python refuses to parse numbers with thousands of digits."""
 
 _CONV = re.compile(r"conv(\d{1,9})")
 
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """What a head is made of.
+    """The layers of a head.
 
     Attributes:
-        channels: of a 1x1 convolution with BatchNorm and ReLU, on a map that is not pooled; 0 for none.
-        pool: of the map behind that convolution.
-        widths: of the hidden layers, each with a ReLU behind it.
-        dropout: share of the numbers that are set to 0 before the last layer, in training.
-        single: whether two classes share one logit, as binary cross-entropy has it: that of the second class.
+        channels: of a 1x1 convolution with BatchNorm and ReLU, on an unpooled map; 0 for none.
+        pool: pooling after this convolution.
+        widths: of the hidden layers, each followed by a ReLU.
+        dropout: dropout rate before the last layer.
+        single: two classes share a single logit, that of the second class (binary cross-entropy).
     """
 
     channels: int = 0
@@ -42,13 +42,13 @@ class HeadSpec:
 
     @classmethod
     def parse(cls, text: str) -> HeadSpec:
-        """Reads what ``str`` writes: parts in the order of the layers, with "-" between them.
+        """Parses a specification: layers in order, separated by "-"; the inverse of ``str``.
 
         "linear"; "512-0.5": a hidden layer of 512, then dropout of 0.5; "conv1280-flatten": a convolution to 1,280
-        channels, then all of its numbers.
+        channels, then flattening.
 
         Raises:
-            OptionError: it cannot be read so.
+            OptionError: a part is not understood.
         """
         spec, parts = cls(), text.strip().lower().split("-")
         if parts == [LINEAR]:
@@ -74,10 +74,10 @@ class HeadSpec:
 
 
 def parse_heads(text: str) -> tuple[HeadSpec, ...]:
-    """Heads with "," between them, each once.
+    """Parses head specifications separated by ","; duplicates are dropped.
 
     Raises:
-        OptionError: one cannot be read, or some want a map and others features.
+        OptionError: a part is not understood, or some heads need a map and others pooled features.
     """
     specs = tuple(dict.fromkeys(HeadSpec.parse(part) for part in text.split(",")))
     if len({bool(spec.channels) for spec in specs}) > 1:

@@ -1,12 +1,13 @@
-"""Heads: what is put on a backbone, from one linear layer to a convolution with hidden layers behind it.
+"""Classification heads, from one linear layer to a convolution with hidden layers.
 
-A head is an ordinary PyTorch module, (N, ...) features -> (N, classes) logits. What it is made of is a ``HeadSpec``,
-which people write as one word ("1024-512-0.2") and the model file keeps.
+A head is a PyTorch module, (N, ...) features -> (N, classes) logits. Its attribute ``about`` is a JSON document that
+the model file stores. A new kind of head is a module here with ``about["kind"]``, and a line in ``HEAD_KINDS`` that
+rebuilds it; a head of ordinary layers is described by a ``HeadSpec`` ("1024-512-0.2").
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -23,17 +24,17 @@ from headstart.training.head_spec import HeadSpec
 
 PLAIN = Layout()
 AT_ONCE = 1024
-"""Images whose features go through a head at once."""
+"""Images per batch when a head is evaluated."""
 
 NO_VOTE = 1e-6
-"""Share of the votes that a class without any is taken to have."""
+"""Smallest share of the votes, for classes without votes."""
 
 
 class LayeredHead(nn.Sequential):
-    """A head of ordinary layers.
+    """A head that is a sequence of layers.
 
     Attributes:
-        about: what it takes to build one like it, a JSON document; the tensors are its ``state_dict``.
+        about: JSON document from which an equal head is built; its tensors are the ``state_dict``.
     """
 
     def __init__(self, layers: Sequence[nn.Module], about: dict[str, Any]) -> None:
@@ -42,17 +43,17 @@ class LayeredHead(nn.Sequential):
 
 
 def build_head(spec: HeadSpec, shape: Sequence[int], classes: int, layout: Layout = PLAIN) -> LayeredHead:
-    """A head with new weights, drawn from PyTorch's own generator.
+    """A head with random weights from PyTorch's global generator.
 
     Args:
-        spec: what it is made of.
-        shape: of the features of one picture: (D,), or of the map for a convolution.
+        spec: its layers.
+        shape: of the features of one image: (D,), or of the map for a convolution.
         classes: number of classes.
-        layout: what the axes of a map mean.
+        layout: meaning of the axes of a map.
 
     Raises:
-        OptionError: a convolution on features that are pooled already, anything else on a map, or one logit for
-            more or fewer than two classes.
+        OptionError: a convolution on pooled features, another head on a map, or a single logit if the number of
+            classes is not two.
     """
     if spec.single and classes != 2:
         raise OptionError(f"a single logit requires two classes, and there are {classes}.")
@@ -86,7 +87,7 @@ def build_head(spec: HeadSpec, shape: Sequence[int], classes: int, layout: Layou
 def linear_head(
     weight: npt.NDArray[np.floating[Any]], bias: npt.NDArray[np.floating[Any]], *, single: bool = False
 ) -> LayeredHead:
-    """A head of one linear layer: (classes, D) weight, (classes,) bias; ``single``: one row, of the second of two."""
+    """A linear head from (classes, D) weight and (classes,) bias; ``single``: one row, for the second class."""
     state = {"0.weight": float_tensor(weight).clone(), "0.bias": float_tensor(bias).clone()}
     head = _restored(HeadSpec(single=single), weight.shape[1:], 2 if single else len(weight), PLAIN, state)
     return head.requires_grad_(False).eval()
@@ -95,7 +96,7 @@ def linear_head(
 def _restored(
     spec: HeadSpec, shape: Sequence[int], classes: int, layout: Layout, state: dict[str, Tensor]
 ) -> LayeredHead:
-    """A head of these tensors; none is drawn, so that PyTorch's own generator stays as it is."""
+    """A head with given tensors; PyTorch's global generator is not used."""
     with torch.device("meta"):
         head = build_head(spec, shape, classes, layout)
     head.load_state_dict(state, assign=True)
@@ -105,7 +106,7 @@ def _restored(
 def head_with_rows(
     head: LayeredHead, weight: npt.NDArray[np.floating[Any]], bias: npt.NDArray[np.floating[Any]]
 ) -> LayeredHead:
-    """The same layers, but for the last: (classes, D) weight and (classes,) bias take its place."""
+    """The same head with another last layer: (classes, D) weight and (classes,) bias."""
     about = head.about
     spec = HeadSpec.parse(about["spec"])
     other = build_head(spec, about["shape"], len(weight), Layout(**about["layout"]))
@@ -117,19 +118,19 @@ def head_with_rows(
 
 
 class NeighbourHead(nn.Module):
-    """The nearest training images, by the cosine of their features: each votes by how near it is.
+    """Weighted k-nearest-neighbour classifier by cosine similarity.
 
-    A class's logit is the logarithm of its share of the votes exp(cosine / ``temperature``).
+    The logit of a class is the logarithm of its share of the votes exp(cosine / ``temperature``) of the neighbours.
 
     Args:
-        features: (N, D) float32, of length 1.
+        features: (N, D) float32 of the training images, with norm 1.
         labels: (N,) int64.
         classes: number of classes.
-        neighbours: that vote.
-        temperature: see above.
+        neighbours: number of neighbours.
+        temperature: of the votes.
 
-    Source: Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR 2018, as DINO
-    evaluates features.
+    Source: Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR 2018; used by
+    DINO to evaluate features.
     """
 
     features: Tensor
@@ -155,10 +156,10 @@ class NeighbourHead(nn.Module):
 
 
 class RbfHead(nn.Module):
-    """Support vector machines with a Gaussian kernel, one class against the rest.
+    """One-vs-rest support vector machines with a Gaussian (RBF) kernel.
 
     Args:
-        support: (S, D) float32 standardised features of the images that matter.
+        support: (S, D) float32, standardised features of the support vectors.
         mean: (D,) of the standardisation.
         scale: (D,) of the standardisation.
         coefficients: (S, classes).
@@ -170,21 +171,21 @@ class RbfHead(nn.Module):
         self, support: Tensor, mean: Tensor, scale: Tensor, coefficients: Tensor, bias: Tensor, gamma: float
     ) -> None:
         super().__init__()
-        own = {"support": support, "mean": mean, "scale": scale, "coefficients": coefficients, "bias": bias}
-        for name, tensor in own.items():
+        buffers = {"support": support, "mean": mean, "scale": scale, "coefficients": coefficients, "bias": bias}
+        for name, tensor in buffers.items():
             self.register_buffer(name, tensor)
         self.gamma = gamma
         self.about = {"kind": "rbf", "gamma": gamma}
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, D) -> (N, classes)."""
-        own = dict(self.named_buffers())
-        squares = torch.cdist((x - own["mean"]) / own["scale"], own["support"]).square()
-        return (-self.gamma * squares).exp() @ own["coefficients"] + own["bias"]
+        buffers = dict(self.named_buffers())
+        squares = torch.cdist((x - buffers["mean"]) / buffers["scale"], buffers["support"]).square()
+        return (-self.gamma * squares).exp() @ buffers["coefficients"] + buffers["bias"]
 
 
 def head_from(about: dict[str, Any], tensors: dict[str, Tensor], classes: int) -> nn.Module:
-    """The head that a model file tells of.
+    """The head that a model file describes.
 
     Args:
         about: its ``about``.
@@ -194,18 +195,34 @@ def head_from(about: dict[str, Any], tensors: dict[str, Tensor], classes: int) -
     Raises:
         KeyError, RuntimeError: the document or the tensors are not those of a head.
     """
-    head: nn.Module
-    if about["kind"] == "neighbours":
-        own = {name: about[name] for name in ("classes", "neighbours", "temperature")}
-        head = NeighbourHead(tensors["features"], tensors["labels"], **own)
-    elif about["kind"] == "rbf":
-        head = RbfHead(**tensors, gamma=about["gamma"])
-    elif about["kind"] == KIND:
-        head = build_custom_head(about, tensors)
-    else:
-        spec = replace(HeadSpec.parse(about["spec"]), single=about["single"])
-        head = _restored(spec, about["shape"], classes, Layout(**about["layout"]), tensors)
-    return head.requires_grad_(False).eval()
+    return HEAD_KINDS[about["kind"]](about, tensors, classes).requires_grad_(False).eval()
+
+
+def _layered(about: dict[str, Any], tensors: dict[str, Tensor], classes: int) -> nn.Module:
+    spec = replace(HeadSpec.parse(about["spec"]), single=about["single"])
+    return _restored(spec, about["shape"], classes, Layout(**about["layout"]), tensors)
+
+
+def _neighbours(about: dict[str, Any], tensors: dict[str, Tensor], _classes: int) -> nn.Module:
+    options = {name: about[name] for name in ("classes", "neighbours", "temperature")}
+    return NeighbourHead(tensors["features"], tensors["labels"], **options)
+
+
+def _rbf(about: dict[str, Any], tensors: dict[str, Tensor], _classes: int) -> nn.Module:
+    return RbfHead(**tensors, gamma=about["gamma"])
+
+
+def _custom(about: dict[str, Any], tensors: dict[str, Tensor], _classes: int) -> nn.Module:
+    return build_custom_head(about, tensors)
+
+
+HEAD_KINDS: dict[str, Callable[[dict[str, Any], dict[str, Tensor], int], nn.Module]] = {
+    "layers": _layered,
+    "neighbours": _neighbours,
+    "rbf": _rbf,
+    KIND: _custom,
+}
+"""``about["kind"]`` -> (about, tensors, number of classes) -> head."""
 
 
 def logits_on(
@@ -214,9 +231,9 @@ def logits_on(
     """(N, classes) logits of features in memory.
 
     Args:
-        head: whose weights are of ``dtype``.
+        head: with weights of ``dtype``.
         features: (N, ...).
-        dtype: in which it is computed.
+        dtype: of the computation.
     """
     starts = range(0, max(1, len(features)), AT_ONCE)
     with torch.no_grad():
@@ -225,19 +242,19 @@ def logits_on(
 
 
 def vectors_of(features: npt.NDArray[np.float32], layout: Layout) -> npt.NDArray[np.float32]:
-    """(N, D) features as they are; of maps the means of their places, (N, C)."""
+    """(N, D) features unchanged; for maps, the means over their positions, (N, C)."""
     return np.asarray(mean_vectors(torch.from_numpy(features), layout).numpy())
 
 
 def mean_vectors(features: Tensor, layout: Layout) -> Tensor:
-    """``vectors_of`` in tensors."""
+    """As ``vectors_of``, for tensors."""
     return features if features.ndim == 2 else _as_map(features, layout).mean((2, 3))
 
 
 class OneLogit(nn.Module):
-    """(N, 1) logit of the second class -> (N, 2) logits of both.
+    """(N, 1) logit of the second class -> (N, 2) logits of both classes.
 
-    The softmax of (0, z) is the sigmoid of z, and its cross-entropy the binary one.
+    The softmax of (0, z) equals the sigmoid of z, and its cross-entropy the binary cross-entropy.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -246,7 +263,7 @@ class OneLogit(nn.Module):
 
 
 class ToMap(nn.Module):
-    """An activation of any layout -> (N, C, H, W); a sequence without its prefix tokens, as a map one place wide."""
+    """An activation of any layout -> (N, C, H, W); a sequence becomes a map of width 1 without prefix tokens."""
 
     def __init__(self, layout: Layout) -> None:
         super().__init__()
@@ -258,7 +275,7 @@ class ToMap(nn.Module):
 
 
 class Pool(nn.Module):
-    """A map -> one vector, see ``pooling.pooled``."""
+    """A map -> a vector, see ``pooling.pooled``."""
 
     def __init__(self, pool: Pooling) -> None:
         super().__init__()
@@ -276,5 +293,5 @@ def _as_map(x: Tensor, layout: Layout) -> Tensor:
 
 
 def float_tensor(array: npt.NDArray[Any]) -> Tensor:
-    """The same numbers in float32."""
+    """A float32 tensor of an array."""
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))

@@ -1,6 +1,6 @@
-"""Linear classifiers on several sets of the same images at once: what cross-validation needs, for little more than one.
+"""Batched linear classifiers: fits on all folds of a cross-validation at once take little longer than one.
 
-Fitted one by one, folds wait for memory most of the time; one pass over the features serves all of them
+Fitted one by one, folds wait for memory most of the time; here one pass over the features serves all folds
 (docs/results/2026-11-22-main-job.md).
 """
 
@@ -15,14 +15,13 @@ import torch
 from torch import Tensor, nn
 
 WEIGHTS_AT_ONCE = 1_000_000
-"""Weights that the optimizer holds at once; it keeps some twenty copies of each."""
+"""Maximum number of weights in one optimizer, which keeps about twenty copies of each."""
 
 ROUNDS = 1000
-"""Rounds of L-BFGS after which a fit that has not converged stops."""
+"""Maximum iterations of L-BFGS."""
 
 Loss = Literal["logistic", "binary", "squared_hinge"]
-"""scikit-learn's ``LogisticRegression``; that for each of several labels; or ``LinearSVC`` for each class against the
-rest."""
+"""As scikit-learn's ``LogisticRegression``; logistic regression of each label; or one-vs-rest ``LinearSVC``."""
 
 
 def linear_fits(
@@ -34,22 +33,22 @@ def linear_fits(
     balance: bool = False,
     sample_weight: npt.NDArray[np.float64] | None = None,
 ) -> list[LinearFits]:
-    """As few groups as memory allows; arguments as ``LinearFits``."""
+    """Fits in as few groups as memory allows; arguments as ``LinearFits``."""
     classes = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
     at_once = max(1, WEIGHTS_AT_ONCE // (x.shape[1] * classes))
     parts = [learn[i : i + at_once] for i in range(0, len(learn), at_once)]
-    return [LinearFits(x, labels, own, loss=loss, balance=balance, sample_weight=sample_weight) for own in parts]
+    return [LinearFits(x, labels, part, loss=loss, balance=balance, sample_weight=sample_weight) for part in parts]
 
 
 class LinearFits:
-    """Fits that share one optimizer and its line search; each is held to the tolerance that it would have alone.
+    """Fits that share an optimizer and its line search; each has the tolerance that it would have alone.
 
     Args:
         x: (N, D) float32.
-        labels: (N,) int64 in [0, classes), each of them in each set; for "binary" (N, classes) int64 of 0 and 1.
-        learn: of each set, the numbers of its images.
+        labels: (N,) int64 in [0, classes), with every class in every set; for "binary" (N, classes) int64 of 0 and 1.
+        learn: indices of the training images of each set.
         loss: see ``Loss``.
-        balance: weigh each class by the inverse of its share in the set; not for "binary".
+        balance: weight each class by the inverse of its share in the set; not for "binary".
         sample_weight: (N,) weights of the images, above 0; not for "binary".
     """
 
@@ -64,31 +63,31 @@ class LinearFits:
         sample_weight: npt.NDArray[np.float64] | None = None,
     ) -> None:
         self.x, self.learn, self.loss = torch.from_numpy(x), learn, loss
-        told = torch.from_numpy(labels)
-        target = (told if loss == "binary" else nn.functional.one_hot(told)).float()
+        indices = torch.from_numpy(labels)
+        target = (indices if loss == "binary" else nn.functional.one_hot(indices)).float()
         self.target = target[:, None]
         self.share = torch.zeros(len(x), len(learn), 1)
         self.penalty = torch.zeros(len(learn), 1, dtype=torch.float64)
-        for i, own in enumerate(learn):
-            weight = np.ones(len(own)) if sample_weight is None else sample_weight[own]
+        for i, images in enumerate(learn):
+            weight = np.ones(len(images)) if sample_weight is None else sample_weight[images]
             if balance:
-                weight = weight * balanced_weights(labels[own], weight)
-            self.share[own, i, 0] = torch.from_numpy(weight / weight.sum()).float()
+                weight = weight * balanced_weights(labels[images], weight)
+            self.share[images, i, 0] = torch.from_numpy(weight / weight.sum()).float()
             self.penalty[i] = 1 / weight.sum()
         if loss == "logistic" and target.shape[1] == 2:
-            self.penalty *= 2  # scikit-learn fits the difference of the two alone, which bears half of what both would
+            self.penalty *= 2  # scikit-learn fits the difference of the two, which has half the penalty of both
         self.weight = torch.zeros(x.shape[1], len(learn), target.shape[1], dtype=torch.float64)
         self.bias = torch.zeros(self.weight.shape[1:], dtype=torch.float64)
 
     def fit(self, c: float, tick: Callable[[], object] = lambda: None) -> bool:
-        """Goes on from the weights that are there.
+        """Minimises the loss, starting from the current weights.
 
         Args:
             c: inverse strength of the L2 penalty.
-            tick: called in every round.
+            tick: called in every iteration.
 
         Returns:
-            Whether it converged within ``ROUNDS``.
+            True if it converged within ``ROUNDS`` iterations.
         """
         penalty = self.penalty / c
         optimizer = torch.optim.LBFGS(
@@ -115,12 +114,12 @@ class LinearFits:
         return rounds < ROUNDS and bool(torch.isfinite(self.weight).all())
 
     def scores(self) -> npt.NDArray[np.float64]:
-        """(N, sets, classes): the logits, or the distances from the margins, of all images in all sets' classifiers."""
+        """(N, sets, classes) logits, or SVM decision values, of all images for the classifiers of all sets."""
         scores: npt.NDArray[np.float64] = self._scores().double().numpy()
         return scores
 
     def _losses(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, sets, classes) losses, and their gradients with regard to the scores."""
+        """(N, sets, classes) losses, and their gradients with respect to the scores."""
         if self.loss == "logistic":
             log_odds = scores.log_softmax(2)
             return -self.target * log_odds, log_odds.exp() - self.target
@@ -138,8 +137,8 @@ class LinearFits:
 
 
 def balanced_weights(labels: npt.NDArray[np.int64], sample_weight: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """(N,) factors of the images' weights by which all classes weigh the same, as scikit-learn's "balanced"."""
-    _, own = np.unique(labels, return_inverse=True)
-    totals = np.bincount(own, weights=sample_weight)
-    factors: npt.NDArray[np.float64] = (totals.sum() / (len(totals) * totals))[own]
+    """(N,) factors that give all classes the same total weight, as scikit-learn's "balanced"."""
+    _, indices = np.unique(labels, return_inverse=True)
+    totals = np.bincount(indices, weights=sample_weight)
+    factors: npt.NDArray[np.float64] = (totals.sum() / (len(totals) * totals))[indices]
     return factors

@@ -1,4 +1,4 @@
-"""Out-of-fold predictions: what a classifier says of training images that it did not learn from (cross-validation)."""
+"""Out-of-fold predictions: cross-validated predictions of the training images."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from headstart.trust.ood import Scores
 
 @dataclass(frozen=True)
 class OutOfFold:
-    """Predictions of M training images, each by a classifier that was fitted without it.
+    """Predictions of M training images, each by a classifier that was trained without the image.
 
     Attributes:
-        places: (M,) int64 ascending, which of the training images; all but those that are alone of their class.
-        logits: (M, classes) float64, before any temperature.
-        folds: number of parts that were left out in turn.
-        distances: (M,) float64, in typical distances, see ``outliers.held_out_distances``; None where the backbone
-            stays as it is: then distances among training images are like those of any other image.
+        places: (M,) int64 ascending, indices of the training images; the only image of a class is not included.
+        logits: (M, classes) float64, before temperature scaling.
+        folds: number of folds.
+        distances: (M,) float64, see ``ood.held_out_distances``; None if the backbone is not trained, because distances
+            among training images are then like those of other images.
     """
 
     places: npt.NDArray[np.int64]
@@ -36,20 +36,20 @@ class OutOfFold:
 
 
 def in_order(folds: Folds, parts: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """(M, ...) rows of the judged images of each fold, in the order of ``judged_places``."""
+    """(M, ...) rows of the evaluated images of each fold, in the order of ``evaluated_images``."""
     return np.asarray(np.concatenate(parts)[np.argsort(np.concatenate([judge for _, judge in folds]))])
 
 
 def of_frozen_features(
     fitted: Fitted, features: Features, folds: Folds, *, progress: Progress | None = None
 ) -> OutOfFold:
-    """Of a classifier on frozen features.
+    """Out-of-fold predictions of a classifier on frozen features.
 
     Args:
-        fitted: its settings; it is fitted anew without each fold.
+        fitted: the classifier, which is fitted again in each fold with the same settings.
         features: (N, D) float32 of the training images, or their maps.
-        folds: of these, see ``targets.learnable_folds``.
-        progress: told of each fold.
+        folds: see ``losses.learnable_folds``.
+        progress: receives the number of folds done.
     """
     logits = []
     with (progress or SilentProgress()).task("Cross-validating the classifier", len(folds), unit="folds") as advance:

@@ -1,6 +1,6 @@
 """The linear probe: logistic regression on standardised features, folded into one linear layer.
 
-Multinomial where each image has one class; one for each label where an image may bear any number.
+Multinomial for single-label data; one binary regression per label for multi-label data.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Inverse strengths of the L2 penalty that cross-validation chooses from."""
 
 C_WITHOUT_CHOICE = 0.1
-"""C for sets too small to choose on; over the five test sets it was never more than a point from the best
+"""C for data sets too small to choose on; on the five test sets it was at most one point worse than the best
 (docs/results/2026-11-22-main-job.md)."""
 
 WORSE = 1.02
-"""Times the least loss, above which no weaker penalty is tried: the loss has one valley, and fits take ever longer."""
+"""Ratio to the smallest loss from which on no larger C is tried: the loss has one minimum, and fits get slower."""
 
 FOLDS = 5
 CHOOSE_FROM = 50
-"""Training images below which C is not chosen: the folds' scores would be noise."""
+"""Number of training images below which C is not chosen, because the folds' losses would be noise."""
 
 CHOOSE_ON = 10_000
-"""Training images above which C is chosen on a stratified sample of so many."""
+"""Size of the stratified sample that C is chosen on if there are more training images."""
 
 STILL = 1e-6
-"""Standard deviation of a feature below which it never moved."""
+"""Standard deviation below which a feature counts as constant."""
 
 LEAST_DEVIATION = 0.05
-"""Share of the median deviation of features that a feature's own is taken to have at least; of the five test sets no
-feature has less (docs/results/2026-11-22-main-job.md)."""
+"""Lower bound of a feature's standard deviation, relative to the median; no feature of the five test sets is below it
+ (docs/results/2026-11-22-main-job.md)."""
 
 NEVER = -1e4
 """Logit of a class without training images: exp of it is 0."""
@@ -66,14 +66,14 @@ SampleWeight = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Probe:
-    """One linear layer on the raw features: logits = features @ weight.T + bias.
+    """A linear classifier of the raw features: logits = features @ weight.T + bias.
 
     Attributes:
-        weight: (classes, D) float32; the standardisation is folded in.
+        weight: (classes, D) float32, with the standardisation merged into it.
         bias: (classes,) float32.
         c: inverse strength of the L2 penalty.
-        reason: how ``c`` was come by, a sentence.
-        losses: C that was tried -> mean log loss over the folds, in nats; empty where C was not chosen.
+        reason: why this C was chosen, a sentence.
+        losses: C -> mean log loss over the folds, in nats; empty if C was not chosen.
     """
 
     weight: Features
@@ -94,20 +94,20 @@ def fit_probe(
     together: Parts | None = None,
     progress: Progress | None = None,
 ) -> Probe:
-    """Fits the probe, its C chosen by cross-validation where there are enough images.
+    """Fits the probe; C is chosen by cross-validation if there are enough images.
 
     Args:
         features: (N, D) float32.
         labels: see ``training.losses``.
-        classes: number of classes; one without an image in ``labels`` is never predicted.
-        balance: weigh each class by the inverse of its share; not for several labels.
-        sample_weight: (N,) weights of the images, above 0; not for several labels.
+        classes: number of classes; a class without images is never predicted.
+        balance: weight each class by the inverse of its share; single-label only.
+        sample_weight: (N,) weights of the images, above 0; single-label only.
         seed: of the folds.
-        together: (N,) numbers of parts that cross-validation does not divide, see ``losses.learnable_folds``.
-        progress: told of each fold.
+        together: (N,) part of each image; parts are not divided, see ``losses.learnable_folds``.
+        progress: receives the number of fits done.
 
     Raises:
-        DataError: there is nothing to tell apart.
+        DataError: fewer than two classes have images.
     """
     progress = progress or SilentProgress()
     require_learnable(labels)
@@ -132,7 +132,7 @@ def refit_probe(
     balance: bool = False,
     sample_weight: SampleWeight | None = None,
 ) -> tuple[Features, Features]:
-    """The probe for a C that is known: (classes, D) weight and (classes,) bias, float32."""
+    """The probe for a given C: (classes, D) weight and (classes,) bias, float32."""
     return _refitted(features, labels, classes=classes, c=c, balance=balance, sample_weight=sample_weight)[:2]
 
 
@@ -145,7 +145,7 @@ def _refitted(
     balance: bool,
     sample_weight: SampleWeight | None,
 ) -> tuple[Features, Features, bool]:
-    """Weight and bias as ``refit_probe``, and whether the fit converged."""
+    """Weight and bias as ``refit_probe``, and True if the fit converged."""
     mean, scale, x = standardised(features, sample_weight)
     if is_multi_label(labels):
         weight, bias, converged = _fit_each(x, labels, c)
@@ -162,10 +162,10 @@ def _refitted(
 
 
 def require_learnable(labels: Labels) -> None:
-    """Checks that there is something to tell apart.
+    """Checks that a classifier can be trained.
 
     Raises:
-        DataError: under two classes have images; or each label stands on all images or on none.
+        DataError: fewer than two classes have images; multi-label: no label has images with and without it.
     """
     found = count_learnable(labels)
     if is_multi_label(labels) and not found:
@@ -177,7 +177,7 @@ def require_learnable(labels: Labels) -> None:
 def standardised(
     features: Features, sample_weight: SampleWeight | None = None
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], Features]:
-    """(D,) means, (D,) standard deviations and (N, D) float32 features less the ones, by the others."""
+    """(D,) means, (D,) standard deviations, and (N, D) float32 standardised features."""
     if sample_weight is None:
         mean = features.mean(axis=0, dtype=np.float64)
         scale = features.std(axis=0, dtype=np.float64)
@@ -189,10 +189,10 @@ def standardised(
 
 
 def floored(deviations: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Standard deviations of features to divide by: none much less than is usual among those that move at all.
+    """Standard deviations with a lower bound of ``LEAST_DEVIATION`` times the median of non-constant features.
 
-    A feature that hardly ever moved in training says little, and must not be blown up where it does: one such picture
-    has logits of thousands.
+    A feature that is nearly constant in training must not be scaled up: a single image in which it differs would have
+    logits of thousands.
     """
     moving = deviations[deviations > STILL]
     least = LEAST_DEVIATION * float(np.median(moving)) if len(moving) else 1.0
@@ -209,7 +209,7 @@ def choose_c(
     together: Parts | None = None,
     progress: Progress,
 ) -> tuple[float, str, dict[float, float]]:
-    """C by cross-validation, where there are enough images: (C, how it was come by, C that was tried -> loss).
+    """Chooses C by cross-validation if there are enough images: (C, why it was chosen, C -> loss).
 
     Args:
         x: (N, D) float32, standardised.
@@ -218,7 +218,7 @@ def choose_c(
         sample_weight: see ``fit_probe``.
         seed: of the folds.
         together: see ``fit_probe``.
-        progress: told of each fold.
+        progress: receives the number of fits done.
     """
     multi_label = is_multi_label(labels)
     judged = int((class_sizes(labels) > 1).sum())
@@ -234,10 +234,10 @@ def choose_c(
         together = None if together is None else together[kept]
         where = f"{CHOOSE_ON:,} of the training images"
     folds = learnable_folds(labels, FOLDS, seed, together=together)
-    own = labels if multi_label else np.unique(labels, return_inverse=True)[1]
+    targets = labels if multi_label else np.unique(labels, return_inverse=True)[1]
     groups = linear_fits(
         x,
-        own,
+        targets,
         [learn for learn, _ in folds],
         loss="binary" if multi_label else "logistic",
         balance=balance,
@@ -254,10 +254,10 @@ def choose_c(
                 for i in range(len(group.learn)):
                     judge = next(judges)
                     counted = None if weights is None else weights[judge]
-                    outside.append(float(np.average(log_losses(scores[judge, i], own[judge]), weights=counted)))
+                    outside.append(float(np.average(log_losses(scores[judge, i], targets[judge]), weights=counted)))
                 advance(len(group.learn))
             losses[c] = float(np.mean(outside))
-            if losses[c] > WORSE * min(losses.values()):  # and with less penalty yet it would only overfit more
+            if losses[c] > WORSE * min(losses.values()):  # a weaker penalty would overfit more
                 advance(len(folds) * (len(C_GRID) - len(losses)))
                 break
     best = min(losses, key=lambda c: losses[c])
@@ -266,17 +266,17 @@ def choose_c(
 
 
 def _fit_each(x: Features, labels: Labels, c: float) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], bool]:
-    """(labels, D) weight, (labels,) bias, and whether the fit converged.
+    """(labels, D) weight, (labels,) bias, and True if the fit converged.
 
-    Where all images answer alike, a bias alone: the odds that one more would say.
+    A label that is on all images or on none has only a bias: the log odds with half an image added to each side.
     """
     fits = LinearFits(x, labels, [np.arange(len(x))], loss="binary")
     converged = fits.fit(c)
     weight, bias = fits.weight[:, 0].T.numpy().copy(), fits.bias[0].numpy().copy()
-    bearing = labels.sum(axis=0)
-    alike = (bearing == 0) | (bearing == len(labels))
-    weight[alike] = 0
-    bias[alike] = np.log((bearing[alike] + 0.5) / (len(labels) - bearing[alike] + 0.5))
+    counts = labels.sum(axis=0)
+    constant = (counts == 0) | (counts == len(labels))
+    weight[constant] = 0
+    bias[constant] = np.log((counts[constant] + 0.5) / (len(labels) - counts[constant] + 0.5))
     return weight, bias, converged
 
 
@@ -287,7 +287,7 @@ def _fit(x: Features, labels: Labels, c: float, sample_weight: SampleWeight | No
 
 
 def as_rows(fitted: Any, classes: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """(classes, D) weight and (classes,) bias: scikit-learn has one row for two classes, and none without images."""
+    """(classes, D) weight and (classes,) bias; scikit-learn has one row for two classes, and none for empty classes."""
     weight = fitted.coef_.astype(np.float64)
     bias = fitted.intercept_.astype(np.float64)
     if len(weight) == 1:

@@ -103,7 +103,7 @@ def test_a_class_of_one_image_does_not_keep_c_from_being_chosen(kind: str) -> No
     keep = np.r_[np.flatnonzero(y != 2)[:120], np.flatnonzero(y == 2)[:1]]
     reason = CLASSICAL[kind](x[keep], y[keep], classes=3).reason
     assert "5-fold" in reason
-    assert "tried" in reason
+    assert "chosen from" in reason
 
 
 def test_balance_finds_more_of_the_rare_class() -> None:
@@ -120,5 +120,5 @@ def test_balance_finds_more_of_the_rare_class() -> None:
 def test_a_kernel_of_too_many_pairs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(classical, "MOST_FOR_RBF", 100)
     x, y, _, _ = some_data(2)
-    with pytest.raises(DataError, match="--probe svm"):
+    with pytest.raises(DataError, match="Choose probe svm"):
         CLASSICAL["rbf"](x, y, classes=2)

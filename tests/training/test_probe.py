@@ -238,5 +238,5 @@ def test_a_fit_that_does_not_converge_says_so_once_with_the_remedy(
     monkeypatch.setattr(linear_fits, "ROUNDS", 1)
     fit_probe(x, labels, classes=3, progress=said)
     assert len(said.said) == 1
-    assert "has not converged" in said.said[0]
-    assert "--probe svm" in said.said[0]
+    assert "without converging" in said.said[0]
+    assert "probe svm" in said.said[0]
