@@ -6,6 +6,7 @@ locks are made anew in a child, and what owns threads is kept by process id (see
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import threading
@@ -116,6 +117,20 @@ def ignored_warnings(module: str = "", category: type[Warning] = Warning) -> Ite
                 place = next((i for i, own in enumerate(held) if own is rule), None)
                 if place is not None:
                     del held[place]  # type: ignore[attr-defined]
+
+
+@contextmanager
+def start_method_kept() -> Iterator[None]:
+    """Context after which multiprocessing's start method is unset again if it was before.
+
+    A lock of tqdm, which torch.fx uses, and tensorboardX's queue set it; the program could not choose another one then.
+    """
+    was_unset = multiprocessing.get_start_method(allow_none=True) is None
+    try:
+        yield
+    finally:
+        if was_unset and multiprocessing.get_start_method(allow_none=True) is not None:
+            multiprocessing.set_start_method(None, force=True)
 
 
 def usable_cpus() -> int:

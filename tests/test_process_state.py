@@ -5,28 +5,37 @@ from __future__ import annotations
 import decimal
 import gc
 import logging
+import multiprocessing
 import os
 import random
 import signal
+import socket
+import subprocess
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import pytest
 import torch
 from pictures import write_classes
 from PIL import Image, ImageFile
+from public_names import PUBLIC
 from safetensors.torch import save_file
 from torch import nn
 
 import headstart as hs
 from headstart.backbone import load_backbone
 from headstart.backbone.weights import random_backbone
-from headstart.data import inspect
+from headstart.data import inspect, open_folder, open_table
+from headstart.runs import Event
+from headstart.serve import create_app
+from headstart.serve.corrections import Corrections
 
 
 def state() -> dict[str, Any]:
@@ -60,8 +69,22 @@ def state() -> dict[str, Any]:
         "collector": (gc.isenabled(), gc.get_threshold()),
         "Pillow": (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES),
         "imports": list(sys.meta_path),
+        "hooks": (sys.excepthook, threading.excepthook, sys.unraisablehook, sys.displayhook),
+        "interpreter": (sys.getrecursionlimit(), sys.getswitchinterval(), socket.getdefaulttimeout()),
+        "start method": multiprocessing.get_start_method(allow_none=True),
+        "torch backends": (
+            torch.backends.cuda.matmul.allow_tf32,
+            torch.backends.mkldnn.enabled,
+            torch.backends.mkldnn.matmul.fp32_precision,
+            torch.is_inference_mode_enabled(),
+            torch.utils.deterministic.fill_uninitialized_memory,
+        ),
         "threads": sorted(own.name for own in threading.enumerate() if not own.daemon),
     }
+
+
+class Stopped(Exception):
+    """Stops a run, to be resumed."""
 
 
 @pytest.fixture(scope="module")
@@ -72,25 +95,56 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     data = write_classes(folder / "d", {"blue": 24, "red": 24})
     options = {"backbone": "test_resnet", "weights": weights, "image_size": 32}
     run = hs.train(data, out=folder / "run", **options)
-    return {"data": data, "run": run.folder, "options": options, "folder": folder, "image": data / "red" / "0.png"}
+    images = {"data": data, "run": run.folder, "options": options, "folder": folder, "image": data / "red" / "0.png"}
+    with pytest.raises(Stopped):
+        hs.train(data, out=folder / "stopped", listener=stop, seed=2, **options)
+    Corrections(folder / "run-corrections").keep(images["image"].read_bytes(), "blue")
+    hs.export(run.folder, "torch", out=folder / "exported.pt2")
+    return images
+
+
+def stop(event: Event) -> None:
+    if event.kind == "stage":
+        raise Stopped
 
 
 CALLS: dict[str, Callable[[dict[str, Any]], object]] = {
     "open_data": lambda m: hs.open_data(m["data"]),
-    "inspect": lambda m: inspect(m["data"]),
+    "data.open_folder": lambda m: open_folder(m["data"]),
+    "data.open_table": lambda m: open_table(table(m)),
+    "data.inspect": lambda m: inspect(m["data"]),
     "check": lambda m: hs.check(m["data"], **m["options"]),
-    "load_backbone": lambda m: load_backbone("test_resnet", weights=m["options"]["weights"]),
+    "backbone.load_backbone": lambda m: load_backbone("test_resnet", weights=m["options"]["weights"]),
     "load": lambda m: hs.load(m["run"]),
     "load_run": lambda m: hs.load_run(m["run"]),
-    "predict": lambda m: hs.load(m["run"]).predict(m["image"]),
-    "predict many": lambda m: hs.load(m["run"]).predict(m["data"]),
+    "predict one image": lambda m: hs.load(m["run"]).predict(m["image"]),
+    "predict a folder": lambda m: hs.load(m["run"]).predict(m["data"]),
+    "save": lambda m: hs.load(m["run"]).save(m["folder"] / "saved.safetensors"),
     "evaluate": lambda m: hs.evaluate(m["run"]),
     "report": lambda m: hs.report(m["run"], m["folder"] / "r.html"),
+    "compare": lambda m: hs.compare(m["data"], out=m["folder"] / "compared", only=["heads"], **m["options"]),
     "compare_models": lambda m: hs.compare_models(m["run"], m["run"], m["data"]),
     "train": lambda m: hs.train(m["data"], out=m["folder"] / "again", seed=1, **m["options"]),
+    "train_events": lambda m: list(hs.train_events(m["data"], out=m["folder"] / "events", seed=3, **m["options"])),
+    "resume": lambda m: hs.resume(m["folder"] / "stopped"),
+    "retrain": lambda m: hs.retrain(m["run"]),
+    "prepare": lambda m: hs.prepare(m["data"], **m["options"]),
+    "export": lambda m: hs.export(m["run"], "torch", out=m["folder"] / "again.pt2"),
+    "verify": lambda m: hs.verify(m["folder"] / "exported.pt2", m["run"]),
+    "push": lambda m: failed(lambda: hs.push(m["run"], "nobody")),
+    "serve.create_app": lambda m: create_app(m["run"], local=False).state.service.close(),
     "FeatureExtractor": lambda m: features(m),
-    "error": lambda m: failed(m),
+    "ImageClassifier": lambda m: classifier(m),
+    "HeadstartError": lambda m: failed(lambda: hs.train(m["data"], out=m["folder"] / "e", backbone="none")),
+    "TerminalProgress": lambda m: hs.check(m["data"], files_only=True, progress=hs.TerminalProgress()),
 }
+"""Every public function, and what classes do that does more than hold values."""
+
+HOLD_VALUES = {"Dataset", "Model", "Prediction", "Recipe", "Run"}
+
+
+def test_every_public_name_is_called() -> None:
+    assert set(hs.__all__) <= {*CALLS, *HOLD_VALUES}
 
 
 def wait_for_threads(names: list[str]) -> None:
@@ -102,13 +156,28 @@ def wait_for_threads(names: list[str]) -> None:
         time.sleep(0.05)
 
 
+def table(made: dict[str, Any]) -> Path:
+    file: Path = made["folder"] / "table.csv"
+    rows = [f"{path},{path.parent.name}" for path in sorted(made["data"].glob("*/*.png"))]
+    file.write_text("\n".join(["path,label", *rows]))
+    return file
+
+
 def features(made: dict[str, Any]) -> None:
-    hs.FeatureExtractor("test_resnet", weights=str(made["options"]["weights"])).fit_transform([str(made["image"])])
+    extractor = hs.FeatureExtractor("test_resnet", weights=str(made["options"]["weights"]))
+    joblib.hash(extractor.fit_transform([str(made["image"])]))
 
 
-def failed(made: dict[str, Any]) -> None:
+def classifier(made: dict[str, Any]) -> None:
+    paths = [str(path) for path in sorted(made["data"].glob("*/*.png"))]
+    weights = str(made["options"]["weights"])
+    estimator = hs.ImageClassifier(backbone="test_resnet", weights=weights, image_size=32)
+    estimator.fit(paths, [Path(path).parent.name for path in paths]).predict(paths[:2])
+
+
+def failed(call: Callable[[], object]) -> None:
     with pytest.raises(hs.HeadstartError):
-        hs.train(made["data"], out=made["folder"] / "e", backbone="none")
+        call()
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -132,3 +201,37 @@ def test_a_change_of_state_would_be_seen() -> None:
         torch.rand(1)
         changed = {name for name, own in state().items() if own != before[name]}
     assert changed == {"warning filters", "torch random"}
+
+
+IMPORTS = """
+import gc, importlib, json, logging, os, random, signal, sys, threading, warnings
+import numpy, torch  # their effects are theirs
+
+def state():
+    return [
+        dict(os.environ), list(warnings.filters), warnings.showwarning, random.getstate(),
+        str(numpy.random.get_state()),
+        numpy.geterr(), signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), logging.getLogger().level,
+        list(logging.getLogger().handlers), list(sys.meta_path), threading.enumerate(), gc.isenabled(), os.getcwd(),
+        sys.excepthook, torch.get_num_threads(), torch.get_default_dtype(), sys.getrecursionlimit(),
+    ]
+
+before, changed = state(), []
+for module in MODULES:
+    module = importlib.import_module(module)
+    for name in getattr(module, "__all__", ["__doc__"]):
+        getattr(module, name)
+        after = state()
+        changed += [(module.__name__, name, i) for i, own in enumerate(after) if own != before[i]]
+        before = after
+print(changed)
+"""
+
+
+@pytest.mark.parametrize("first", ["headstart", "headstart.estimators"])
+def test_importing_every_public_name_changes_nothing_in_the_process(first: str) -> None:
+    modules = [first, *sorted(PUBLIC - {first})]
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTS.replace("MODULES", repr(modules))], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"

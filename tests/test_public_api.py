@@ -16,29 +16,10 @@ from typing import Any
 
 import pytest
 from documents import PAGES, ROOT, blocks_of
+from public_names import PUBLIC, SUBMODULES
 
 import headstart as hs
 from headstart import errors
-
-SUBMODULES = (
-    "backbone",
-    "data",
-    "engine",
-    "errors",
-    "estimators",
-    "evaluation",
-    "exports",
-    "pipeline",
-    "progress",
-    "runs",
-    "serve",
-    "training",
-    "trust",
-    "verbs",
-)
-"""Documented submodules of ``headstart``; all others are private."""
-
-PUBLIC = {"headstart", *(f"headstart.{name}" for name in SUBMODULES)}
 
 
 def submodules() -> list[ModuleType]:

@@ -11,6 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from headstart.backbone.layers import BatchNorm
+from headstart.concurrency import start_method_kept
 from headstart.engine.torch_internals import fake_tensors, flop_counter, version_of
 
 BATCHES = (2, 3)
@@ -39,7 +40,7 @@ def record_on_meta(graph: fx.Graph, module: nn.Module, height: int, width: int) 
     runs = []
     for count in BATCHES:
         recorder = ShapeRecorder(fx.GraphModule(shadow, graph), count_flops=count == BATCHES[0], device=device)
-        with torch.inference_mode(False), torch.no_grad(), _UncountedAttention():
+        with torch.inference_mode(False), torch.no_grad(), _UncountedAttention(), start_method_kept():
             recorder.run(blank_input(shadow, (count, 3, height, width)))
         runs.append(recorder)
     return runs
@@ -50,7 +51,7 @@ def record_with_fake_tensors(graph: fx.Graph, module: nn.Module, height: int, wi
     runs = []
     for count in BATCHES:
         recorder = ShapeRecorder(fx.GraphModule(module, graph), count_flops=count == BATCHES[0])
-        with torch.inference_mode(False), fake_tensors(), torch.no_grad():
+        with torch.inference_mode(False), fake_tensors(), torch.no_grad(), start_method_kept():
             recorder.run(blank_input(module, (count, 3, height, width)))
         runs.append(recorder)
     return runs

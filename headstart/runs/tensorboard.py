@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any, final
 
+from headstart.concurrency import start_method_kept
 from headstart.extras import is_installed
 from headstart.import_effects import restored_after_import
 from headstart.runs.events import Event
@@ -45,7 +46,8 @@ class TensorBoardWriter:
             with restored_after_import():
                 from tensorboardX import SummaryWriter
 
-            self._writer = SummaryWriter(str(self._folder))
+            with start_method_kept():
+                self._writer = SummaryWriter(str(self._folder))
         part = "train" if event.kind == "epoch" else "val"
         for name in CURVES[event.kind]:
             self._writer.add_scalar(f"{event['stage']}/{part} {name}", event[name], event["epoch"], event.time)
