@@ -13,7 +13,7 @@ EXTRAS: Final[dict[str, tuple[str, ...]]] = {
     "export": ("onnxscript",),
     "heif": ("pillow_heif",),
     "parquet": ("pyarrow",),
-    "serve": ("fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn"),
+    "serve": ("fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn", "h11"),
     "tensorboard": ("tensorboardX",),
 }
 """Extra -> modules that it installs."""

@@ -193,9 +193,9 @@ def test_a_file_that_was_cut_short_is_a_named_error(tmp_path: Path) -> None:
     with open(store.folder / "rows.bin", "ab") as file:
         file.truncate(12)
     assert np.array_equal(store.read(keys(1)), rows(1))
-    with pytest.raises(CacheError, match="shorter than it was"):
+    with pytest.raises(CacheError, match="shorter than before"):
         store.read(keys(2))
-    with pytest.raises(CacheError, match="shorter than it was"):
+    with pytest.raises(CacheError, match="shorter than before"):
         store.append(keys(3), rows(3))
     assert np.array_equal(open_store(tmp_path).read(keys(1)), rows(1))
 

@@ -46,7 +46,7 @@ def test_resume_takes_no_other_option(
     assert stopped.value.code == 2
     err = capsys.readouterr().err
     assert named in err
-    assert "a run is resumed" in err
+    assert "a resumed run keeps its original options" in err
 
 
 def test_resume_goes_with_options_of_the_output(

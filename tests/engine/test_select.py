@@ -423,7 +423,7 @@ def test_a_network_that_cannot_be_lowered_runs_by_another_engine_and_that_is_sai
     heard = Listener()
     without = measure_plan(net, tmp_path / "lacking", progress=heard)
     assert (without.exact, without.fast) == ("folded", "folded")
-    assert heard.said[0] == "The engine 'onnxruntime' is not used: fft_rfft is not known."
+    assert heard.said[0] == "Engine 'onnxruntime' is not used: fft_rfft is not known."
     assert NAMES[choose(net, plan=plan, progress=heard).name] == "folded"
     assert "'onnxruntime' is not used" in heard.said[-1]
 
@@ -539,7 +539,7 @@ def test_a_kernel_that_fails_is_no_engine_for_here(
     monkeypatch.setattr(candidates, "fold_for_inference", lacking)
     heard = Listener()
     assert measure_plan(net, tmp_path, progress=heard).fast == "torch"
-    assert heard.said[0] == "The engine 'folded' is not used: bf16 path needs the cpu support avx512."
+    assert heard.said[0] == "Engine 'folded' is not used: bf16 path needs the cpu support avx512."
 
 
 def test_a_network_that_cannot_be_traced_runs_plain(rates: Rates, backbone: Backbone, tmp_path: Path) -> None:

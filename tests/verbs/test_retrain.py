@@ -53,7 +53,7 @@ def rows_of(run: Path, kept: Corrections) -> dict[str, tuple[str, str]]:
 
 def test_corrected_images_stay_in_their_split_and_others_are_for_training(run: Path, tmp_path: Path) -> None:
     kept, images = Corrections(tmp_path / "run-corrections"), tmp_path / "data"
-    with pytest.raises(DataError, match=f"no corrections there.*headstart serve {run}"):
+    with pytest.raises(DataError, match=f"contains no corrections.*headstart serve {run}"):
         rows_of(run, kept)
     for place in range(4):
         kept.keep((images / "a" / f"{place}.png").read_bytes(), "b")
@@ -104,7 +104,7 @@ def test_before_and_after_are_compared_on_the_same_images_by_the_corrected_label
     assert (test.name, test.count, test.both, test.first, test.second) == ("test", 1, 0, 0, 1)
     assert compare_runs(tmp_path, tmp_path) == ()
     first, second = np.array([True] * 8 + [False] * 2), np.array([True] * 9 + [False])
-    assert change_sentence(paired("val", first, second)).startswith("val: before 8 of 10 right, after 9; +10.0 points")
+    assert change_sentence(paired("val", first, second)).startswith("val: before 8 of 10 correct, after 9; +10.0 points")
 
 
 @pytest.fixture(scope="module")
