@@ -99,7 +99,6 @@ def evaluated_section(content: ReportContent) -> Iterator[Block]:
     paths_shown = PathsShown(content.data.base)
     for number, (part, mistakes) in enumerate(zip(content.data.evaluated, content.mistakes, strict=True), start=1):
         rows = confusion_rows(part)
-        cells = {"cells": cell_images(part, content.sheets.tiles, paths_shown), "classes": part.classes}
         values = {
             "part": part,
             "name": part.scores.name,
@@ -110,7 +109,11 @@ def evaluated_section(content: ReportContent) -> Iterator[Block]:
             "many": MANY_CLASSES,
             "listed": LISTED_CASES,
         }
-        yield Block(f"set-{number}", part.scores.name, values, {"parts": {part.scores.name: cells}} if rows else {})
+        script: dict[str, Any] = {}
+        if rows:
+            cells = cell_images(part, content.sheets.tiles, paths_shown)
+            script = {"parts": {part.scores.name: {"cells": cells, "classes": part.classes}}}
+        yield Block(f"set-{number}", part.scores.name, values, script)
 
 
 def calibration_section(content: ReportContent) -> Iterator[Block]:

@@ -38,7 +38,7 @@ def test_a_run_on_a_table_with_groups_scores_them_and_keeps_them(
     }
     assert expected
     report = run.report_path.read_text()
-    assert "Group by group" in report
+    assert "Accuracy by group, lowest first" in report
     for group, right in expected.items():
         assert f'data-figure="val|group|{group}">{100 * np.mean(right):.1f} %' in report
     document = json.loads(main("evaluate", run.folder, "--json", capsys=capsys)[1])

@@ -73,7 +73,7 @@ def test_a_run_tells_what_it_found_of_each_label(run: hs.Run) -> None:
     assert [c.label for c in scores.classes] == list(COLOURS)
     assert scores.mean_average_precision > 0.7  # chance: 0.5
     assert scores.map_low < scores.mean_average_precision < scores.map_high
-    assert scores.sentence.startswith("test: mAP ")
+    assert scores.sentence.startswith("test mAP ")
     again = hs.load_run(run.folder)
     assert again.results == run.results
     report = run.report_path.read_text()
@@ -208,9 +208,9 @@ def test_one_label_alone_is_given_or_not(weights: Path, tmp_path: Path) -> None:
     ("choices", "message"),
     [
         ({"probe": "svm"}, "probe svm: applies to images of one class each"),
-        ({"balance_classes": True}, "balance_classes: is for"),
-        ({"single_logit": True}, "single_logit: is for"),
-        ({"extend": "pretrained"}, "extend: is for"),
+        ({"balance_classes": True}, "balance_classes: applies to images of one class each"),
+        ({"single_logit": True}, "single_logit: applies to images of one class each"),
+        ({"extend": "pretrained"}, "extend: applies to images of one class each"),
     ],
 )
 def test_what_tells_classes_apart_is_refused_by_name(

@@ -104,7 +104,9 @@ def test_before_and_after_are_compared_on_the_same_images_by_the_corrected_label
     assert (test.name, test.count, test.both, test.first, test.second) == ("test", 1, 0, 0, 1)
     assert compare_runs(tmp_path, tmp_path) == ()
     first, second = np.array([True] * 8 + [False] * 2), np.array([True] * 9 + [False])
-    assert change_sentence(paired("val", first, second)).startswith("val: before 8 of 10 correct, after 9; +10.0 points")
+    assert change_sentence(paired("val", first, second)).startswith(
+        "val: before 8 of 10 correct, after 9; +10.0 points"
+    )
 
 
 @pytest.fixture(scope="module")
