@@ -28,6 +28,8 @@ def hide(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Makes the modules of an extra impossible to import, as if they were not installed."""
 
     def hidden(extra: str) -> None:
+        if "headstart.serve" in sys.modules:  # the attribute is restored with the modules
+            monkeypatch.setattr(sys.modules["headstart"], "serve", sys.modules["headstart.serve"])
         for name in [name for name in sys.modules if name.startswith("headstart.serve")]:
             monkeypatch.delitem(sys.modules, name)
         for module in EXTRAS[extra]:

@@ -125,7 +125,7 @@ def test_foreign_newer_and_missing_files_are_refused_with_the_remedy(model: Mode
     with pytest.raises(ModelFileError, match="damaged: the checksum"):
         load(changed_header(file, tmp_path / "other.safetensors", {"classes": ["10", "9", "é"]}))
     save_file({"x": torch.zeros(3)}, tmp_path / "w.safetensors")
-    with pytest.raises(ModelFileError, match="no Headstart model"):
+    with pytest.raises(ModelFileError, match="not a Headstart model"):
         load(tmp_path / "w.safetensors")
     with pytest.raises(ModelFileError, match="no such model file"):
         load(tmp_path / "gone.safetensors")

@@ -77,7 +77,7 @@ def test_a_run_tells_what_it_found_of_each_label(run: hs.Run) -> None:
     again = hs.load_run(run.folder)
     assert again.results == run.results
     report = run.report_path.read_text()
-    for text in ("3 labels, any number to an image", "average precision", "threshold", "label by label", "micro-F1"):
+    for text in ("3 labels (multi-label)", "average precision", "threshold", "metrics by label", "micro F1"):
         assert text in report
     assert "Confusion" not in report
     assert scores.sentence in report

@@ -249,7 +249,7 @@ def test_the_run_writes_down_its_log_its_curves_and_what_stayed_frozen(run: hs.R
     assert list((run.folder / "tensorboard").glob("events.out.tfevents.*"))
     document = json.loads((run.folder / "run.json").read_text())
     assert document["frozen"]["frozen_before"] == document["frozen"]["frozen_after"]
-    assert "The ladder" in run.report_path.read_text()
+    assert 'id="ladder"' in run.report_path.read_text()
 
 
 def test_the_saved_model_gives_the_probabilities_that_the_run_wrote_down(run: hs.Run) -> None:

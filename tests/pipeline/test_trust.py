@@ -54,11 +54,11 @@ def test_a_run_calibrates_its_model_and_writes_down_what_it_found(run: hs.Run) -
     report = re.sub("</?span[^>]*>", "", run.report_path.read_text())
     kept = sum(float(row["outlier"]) <= 0.95 for row in part)
     for text in (
-        "How far its probabilities can be taken at their word",
-        f"temperature of {own.temperature:.2f}",
+        'id="calibration"',
+        f"Temperature scaling: {own.temperature:.2f}",
         f"test {100 * test['error']:.1f} points",
-        "To be right in 93 % of its answers",
-        f"of test {kept} of {len(part)} are kept",
+        "the target accuracy of 93 %",
+        f"({kept}/{len(part)}), 95 % CI",
     ):
         assert text in " ".join(report.split())
 
@@ -196,5 +196,5 @@ def test_files_that_are_all_one_image_are_an_error_that_says_so(tmp_path: Path) 
         (tmp_path / "d" / label).mkdir(parents=True)
         for i in range(5):
             picture(1).save(tmp_path / "d" / label / f"{i}.png")
-    with pytest.raises(DataError, match="its 10 files are one image"):
+    with pytest.raises(DataError, match="all 10 files show the same image"):
         hs.train(tmp_path / "d", out=tmp_path / "run", image_size=64)

@@ -65,7 +65,7 @@ def test_a_slower_step_corrects_the_plan_once_and_what_is_left_follows_the_measu
             clock.now += 30.0
             advance(100)
     assert 90.0 < plan.left() < 130.0  # 300 images at 0.3 s, and a report that takes longer too
-    corrections = [text for text in said.said if text.startswith("Time estimate corrected")]
+    corrections = [text for text in said.said if text.startswith("New time estimate")]
     assert len(corrections) == 1
     assert "instead of 130 s" in corrections[0]
     left = plan.left()
@@ -84,7 +84,7 @@ def test_a_quicker_run_corrects_the_plan_too() -> None:
         for _ in range(10):
             clock.now += 2.0
             advance(100)
-    assert any("Time estimate corrected" in text for text in said.said)
+    assert any("New time estimate" in text for text in said.said)
     assert plan.left() < 7.0
 
 
