@@ -99,7 +99,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     with pytest.raises(Stopped):
         hs.train(data, out=folder / "stopped", listener=stop, seed=2, **options)
     Corrections(folder / "run-corrections").keep(images["image"].read_bytes(), "blue")
-    hs.export(run.folder, "torch", out=folder / "exported.pt2")
     return images
 
 
@@ -129,8 +128,8 @@ CALLS: dict[str, Callable[[dict[str, Any]], object]] = {
     "resume": lambda m: hs.resume(m["folder"] / "stopped"),
     "retrain": lambda m: hs.retrain(m["run"]),
     "prepare": lambda m: hs.prepare(m["data"], **m["options"]),
-    "export": lambda m: hs.export(m["run"], "torch", out=m["folder"] / "again.pt2"),
-    "verify": lambda m: hs.verify(m["folder"] / "exported.pt2", m["run"]),
+    "export": lambda m: exported(m),
+    "verify": lambda m: hs.verify(exported(m), m["run"]),
     "push": lambda m: failed(lambda: hs.push(m["run"], "nobody")),
     "serve.create_app": lambda m: create_app(m["run"], local=False).state.service.close(),
     "FeatureExtractor": lambda m: features(m),
@@ -139,6 +138,9 @@ CALLS: dict[str, Callable[[dict[str, Any]], object]] = {
     "TerminalProgress": lambda m: hs.check(m["data"], files_only=True, progress=hs.TerminalProgress()),
 }
 """Every public function, and what classes do that does more than hold values."""
+
+LONG = {"compare", "export", "verify"}
+"""Calls of ten seconds and more."""
 
 HOLD_VALUES = {"Dataset", "Model", "Prediction", "Recipe", "Run"}
 
@@ -154,6 +156,11 @@ def wait_for_threads(names: list[str]) -> None:
         if sorted(own.name for own in threading.enumerate() if not own.daemon) == names:
             return
         time.sleep(0.05)
+
+
+def exported(made: dict[str, Any]) -> Path:
+    file: Path = made["folder"] / "exported.pt2"
+    return file if file.is_file() else hs.export(made["run"], "torch", out=file).file
 
 
 def table(made: dict[str, Any]) -> Path:
@@ -180,7 +187,9 @@ def failed(call: Callable[[], object]) -> None:
         call()
 
 
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    "call", [pytest.param(call, marks=pytest.mark.exhaustive) if call in LONG else call for call in CALLS]
+)
 def test_the_process_is_as_before_after_each_call(
     call: str, made: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,7 +237,7 @@ print(changed)
 """
 
 
-@pytest.mark.parametrize("first", ["headstart", "headstart.estimators"])
+@pytest.mark.parametrize("first", ["headstart", pytest.param("headstart.estimators", marks=pytest.mark.exhaustive)])
 def test_importing_every_public_name_changes_nothing_in_the_process(first: str) -> None:
     modules = [first, *sorted(PUBLIC - {first})]
     done = subprocess.run(
