@@ -418,7 +418,7 @@ def _as_weights(sample_weight: Any, count: int) -> npt.NDArray[np.float64] | Non
     if weights.shape != (count,):
         raise InputError(f"sample_weight of shape {weights.shape}: expected ({count},), a number for each path.")
     if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
-        raise InputError("sample_weight: expected finite numbers of 0 or more, at least one above 0.")
+        raise InputError("sample_weight: expected finite weights of zero or more, at least one above zero.")
     return weights
 
 
