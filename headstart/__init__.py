@@ -3,7 +3,7 @@
     import headstart as hs
 
     run = hs.train("flowers/")
-    print(run.scores)                      # val accuracy 92.2 % (507/550), 95 % CI 89.6-94.1
+    print(run.scores.sentence)             # val accuracy 92.2 % (507/550), 95 % CI 89.6-94.1
     model = hs.load(run.model_path)
     model.predict("rose.jpg")              # Prediction(label='roses', probability=0.97, ...)
 

@@ -21,6 +21,7 @@ from headstart.data.preprocessing import Preprocessing, Rgb
 from headstart.data.sources import ImageLike, ImageSource, OneImage, read_sources
 from headstart.engine.device import settle_after_fork
 from headstart.errors import ModelFileError, OptionError, first_line
+from headstart.figures import count_text, interval_text
 from headstart.files import not_written, unicode_text, user_path, write_atomically
 from headstart.html import paragraph, table
 from headstart.hub import fetch, read_address
@@ -147,8 +148,8 @@ class Model:
         scored = [
             [
                 name,
-                f"{100 * s['correct'] / max(1, s['count']):.1f} % ({s['correct']:,}/{s['count']:,})",
-                f"{100 * s['low']:.1f}-{100 * s['high']:.1f}",
+                count_text(s["correct"], s["count"]),
+                interval_text(s["low"], s["high"]),
             ]
             for name, s in self.scores.items()
         ]

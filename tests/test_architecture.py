@@ -19,6 +19,7 @@ PACKAGE = Path(hs.__file__).parent
 ORDER = [
     "import_effects",
     "errors",
+    "figures",
     "extras",
     "deferred_compiler",
     "lazy",

@@ -22,7 +22,8 @@ from headstart.cli.options import (
     recipe_options,
 )
 from headstart.cli.process_settings import importing
-from headstart.cli.render import interval, percent, print_json, print_table
+from headstart.cli.render import print_json, print_table
+from headstart.figures import interval_text, percent_text
 
 if TYPE_CHECKING:
     from headstart.data.dataset import Dataset
@@ -97,9 +98,9 @@ def _print(found: Comparison) -> None:
     rows = [
         [
             row.name,
-            percent(row.accuracy),
+            percent_text(row.accuracy),
             f"{row.correct:,}/{row.count:,}",
-            interval(row.low, row.high),
+            interval_text(row.low, row.high),
             f"{row.log_loss:.3f}",
             f"{row.seconds:.0f}",
         ]

@@ -20,7 +20,8 @@ from headstart.cli.options import (
     out_option,
 )
 from headstart.cli.process_settings import importing
-from headstart.cli.render import interval, percent, print_json, print_table, say
+from headstart.cli.render import print_json, print_table, say
+from headstart.figures import interval_text, percent_text
 
 if TYPE_CHECKING:
     from headstart.exports.parity import FormatResult
@@ -157,9 +158,9 @@ def _row(one: FormatResult) -> list[str]:
 
     return [
         one.name,
-        percent(one.accuracy),
+        percent_text(one.accuracy),
         f"{one.correct:,}/{one.images:,}",
-        interval(one.low, one.high),
+        interval_text(one.low, one.high),
         "-" if one.clear is None else f"{one.same:,}/{one.clear:,}",
         "-" if one.largest is None else f"{one.largest:.1e}",
         size_text(one.bytes) if one.bytes else "-",

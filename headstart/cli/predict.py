@@ -22,7 +22,8 @@ from headstart.cli.options import (
     out_option,
 )
 from headstart.cli.process_settings import importing
-from headstart.cli.render import interval, percent, print_json, print_results, print_table, printable, say
+from headstart.cli.render import print_json, print_results, print_table, printable, say
+from headstart.figures import interval_text, percent_text
 
 if TYPE_CHECKING:
     from headstart.evaluation.metrics import AnyScores
@@ -101,7 +102,7 @@ def _answer(prediction: Prediction) -> str:
         return prediction.error or ""
 
     def words(pairs: Iterable[tuple[str, float]]) -> str:
-        return "  ".join(f"{label} {percent(probability)}" for label, probability in pairs)
+        return "  ".join(f"{label} {percent_text(probability)}" for label, probability in pairs)
 
     if prediction.answer not in (prediction.label, ""):
         return f"{prediction.answer} (nearest: {words(prediction.top)})"
@@ -170,7 +171,7 @@ def _class_table(scores: AnyScores) -> tuple[list[str], list[list[str]]]:
     ]
     if not isinstance(scores, LabelScores):
         return [f"{scores.name}: class", *header], rows
-    more = [[percent(label.average_precision), f"{label.threshold:.2f}"] for label in scores.classes]
+    more = [[percent_text(label.average_precision), f"{label.threshold:.2f}"] for label in scores.classes]
     header = [f"{scores.name}: label", *header, "average precision", "threshold"]
     return header, [[*row, *added] for row, added in zip(rows, more, strict=True)]
 
@@ -180,9 +181,9 @@ def _group_table(part: Evaluated) -> tuple[list[str], list[list[str]]]:
     rows = [
         [
             group.group or "no group",
-            percent(group.correct / group.count),
+            percent_text(group.correct / group.count),
             f"{group.correct:,}/{group.count:,}",
-            interval(group.low, group.high),
+            interval_text(group.low, group.high),
         ]
         for group in part.by_group
     ]

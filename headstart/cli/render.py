@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from headstart.figures import interval_text, percent_text, share_text
+
 if TYPE_CHECKING:
     from headstart.evaluation.metrics import AnyScores
     from headstart.runs.folder import Run
@@ -36,26 +38,15 @@ def result_line(scores: AnyScores) -> str:
     """A result in words: "val accuracy 92.4 % (508/550), 95 % CI 89.8-94.3, macro F1 0.921"."""
     from headstart.evaluation.metrics import LabelScores
 
-    accuracy = accuracy_text(scores.correct, scores.count, scores.low, scores.high)
     if not isinstance(scores, LabelScores):
-        return f"{scores.name} accuracy {accuracy}, macro F1 {scores.macro_f1:.3f}"
-    precision = f"{percent(scores.mean_average_precision)}, 95 % CI {interval(scores.map_low, scores.map_high)}"
-    return f"{scores.name} mAP {precision}, all labels correct {accuracy}, macro F1 {scores.macro_f1:.3f}"
-
-
-def accuracy_text(correct: int, count: int, low: float, high: float) -> str:
-    """Percent first, count and interval after: "92.4 % (508/550), 95 % CI 89.8-94.3"."""
-    return f"{percent(correct / count if count else 0.0)} ({correct:,}/{count:,}), 95 % CI {interval(low, high)}"
-
-
-def percent(share: float) -> str:
-    """A share as "92.4 %"."""
-    return f"{100 * share:.1f} %"
-
-
-def interval(low: float, high: float) -> str:
-    """Both ends of an interval in percent: "89.8-94.3"."""
-    return f"{100 * low:.1f}-{100 * high:.1f}"
+        return f"{scores.sentence}, macro F1 {scores.macro_f1:.3f}"
+    precision = percent_text(scores.mean_average_precision)
+    interval = interval_text(scores.map_low, scores.map_high)
+    accuracy = share_text(scores.correct, scores.count, scores.low, scores.high)
+    return (
+        f"{scores.name} mAP {precision}, 95 % CI {interval}, all labels correct {accuracy}, "
+        f"macro F1 {scores.macro_f1:.3f}"
+    )
 
 
 def run_files(run: Run) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from headstart.evaluation.metrics import share_text
+from headstart.figures import count_text, interval_text
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def comparison_markdown(title: str, rows: Sequence[Compared]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
-        accuracy, _, interval = share_text(row.correct, row.count, (row.low, row.high)).partition(", 95 % CI ")
+        accuracy, interval = count_text(row.correct, row.count), interval_text(row.low, row.high)
         cells = [row.name, accuracy, interval, f"{row.log_loss:.3f}"]
         cells += [str(row.epochs) if row.epochs else "", f"{row.seconds:.0f}"]
         lines.append(f"| {' | '.join(cells)} |")

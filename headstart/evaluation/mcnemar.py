@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from headstart.figures import count_text
 from headstart.import_effects import import_quietly
 
 Z = 1.959964
@@ -46,10 +47,9 @@ class Paired:
         verdict = "not significant" if self.p >= 0.05 else "significant"
         first, second = self.both + self.first, self.both + self.second
         return (
-            f"{self.name} accuracy: A {100 * first / max(1, self.count):.1f} % ({first:,}/{self.count:,}), "
-            f"B {100 * second / max(1, self.count):.1f} % ({second:,}/{self.count:,}); only A correct on "
-            f"{self.first:,}, only B on {self.second:,}; B - A = {100 * self.difference:+.1f} points, 95 % CI "
-            f"{100 * self.low:+.1f} to {100 * self.high:+.1f}, p = {self.p:.2g}: {verdict}"
+            f"{self.name} accuracy: A {count_text(first, self.count)}, B {count_text(second, self.count)}; only A "
+            f"correct on {self.first:,}, only B on {self.second:,}; B - A = {100 * self.difference:+.1f} points, 95 % "
+            f"CI {100 * self.low:+.1f} to {100 * self.high:+.1f}, p = {self.p:.2g}: {verdict}"
         )
 
     def as_json(self) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from headstart.figures import interval_text, percent_text, share_text
+
 CROSS_VALIDATION = "cross-validation"
 """Name of the training images as an evaluated set: each is predicted by a classifier that did not learn from it."""
 
@@ -88,7 +90,7 @@ class Scores:
     @property
     def sentence(self) -> str:
         """The result in words: "val accuracy 92.4 % (508/550), 95 % CI 89.8-94.3"."""
-        return f"{self.name} accuracy {share_text(self.correct, self.count, (self.low, self.high))}"
+        return f"{self.name} accuracy {share_text(self.correct, self.count, self.low, self.high)}"
 
     def as_json(self) -> dict[str, Any]:
         """The attributes as a JSON document."""
@@ -158,9 +160,9 @@ class LabelScores:
     def sentence(self) -> str:
         """The result in words: "val mAP 91.2 %, 95 % CI 89.0-93.1; all labels correct 74.9 % (412/550), ..."."""
         return (
-            f"{self.name} mAP {100 * self.mean_average_precision:.1f} %, 95 % CI {100 * self.map_low:.1f}-"
-            f"{100 * self.map_high:.1f}; all labels correct "
-            f"{share_text(self.correct, self.count, (self.low, self.high))}"
+            f"{self.name} mAP {percent_text(self.mean_average_precision)}, 95 % CI "
+            f"{interval_text(self.map_low, self.map_high)}; all labels correct "
+            f"{share_text(self.correct, self.count, self.low, self.high)}"
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -242,19 +244,7 @@ def class_figures(scores: AnyScores) -> list[ClassFigures]:
 
 def share_words(share: float | None) -> str:
     """A share as "97.3 %", or "-" if it is undefined."""
-    return "-" if share is None else f"{100 * share:.1f} %"
-
-
-def share_text(correct: int, count: int, interval: tuple[float, float] | None = None) -> str:
-    """A share as percent, count and 95 % interval: "92.4 % (508/550), 95 % CI 89.8-94.3".
-
-    Args:
-        correct: successes, 0 to ``count``.
-        count: trials, at least 1.
-        interval: (low, high), 0-1; the Wilson interval if not given.
-    """
-    low, high = interval or wilson(correct, count)
-    return f"{100 * correct / count:.1f} % ({correct:,}/{count:,}), 95 % CI {100 * low:.1f}-{100 * high:.1f}"
+    return "-" if share is None else percent_text(share)
 
 
 def scores_from_json(document: dict[str, Any]) -> AnyScores:

@@ -16,6 +16,7 @@ from headstart.data.inspection import Inspection
 from headstart.engine.device import resolve_device
 from headstart.errors import DataError, OptionError
 from headstart.evaluation.predictions import Evaluated, evaluate_predictions
+from headstart.figures import count_text
 from headstart.model import Model
 from headstart.pipeline.base_classifier import BaseClassifier, RehearsalImages, last_linear
 from headstart.pipeline.evaluate import (
@@ -232,7 +233,7 @@ def _score_old_classes(
     correct, same = int((before == labels).sum()), int((probabilities.argmax(axis=1) == before).sum())
     count = len(labels)
     progress.say(
-        f"Old classes: accuracy {100 * part.scores.correct / count:.1f} % ({part.scores.correct:,}/{count:,}), "
-        f"{100 * correct / count:.1f} % ({correct:,}/{count:,}) before; {same:,} predictions are unchanged."
+        f"Old classes: accuracy {count_text(part.scores.correct, count)}, {count_text(correct, count)} before; "
+        f"{same:,} predictions are unchanged."
     )
     return [part]

@@ -14,12 +14,11 @@ from headstart.backbone.split import HEAD
 from headstart.backbone.weights import fingerprint
 from headstart.errors import Diverged
 from headstart.evaluation.metrics import wilson
+from headstart.figures import share_text
 from headstart.pipeline.evaluate import TrainedClassifier
 from headstart.pipeline.ladder_state import BestRung, Correct, FineTuned, JudgedRung, Ladder, Losses, judge_images
 from headstart.pipeline.train_rung import run_rung
-from headstart.runs.events import (
-    RungJudged,
-)
+from headstart.runs.events import RungJudged
 from headstart.training.frozen_proof import digests_of, require_unchanged, tensors_of
 from headstart.training.heads import logits_on
 from headstart.training.ladder import (
@@ -197,11 +196,7 @@ def rung_result(name: str, boundary: str, correct: Correct, losses: Losses, seco
 
 
 def _accuracy_text(result: RungResult) -> str:
-    """Accuracy with count and interval: "accuracy 92.4 % (508/550), 95 % CI 89.8-94.3"."""
-    return (
-        f"accuracy {100 * result.correct / result.count:.1f} % ({result.correct:,}/{result.count:,}), "
-        f"95 % CI {100 * result.low:.1f}-{100 * result.high:.1f}"
-    )
+    return f"accuracy {share_text(result.correct, result.count, result.low, result.high)}"
 
 
 def _rung_text(result: RungResult, before: RungResult) -> str:

@@ -39,6 +39,7 @@ from headstart.data.dataset import Dataset, open_data
 from headstart.data.finding import Finding
 from headstart.errors import DataError, RunError
 from headstart.evaluation.metrics import AnyScores, scores_from_json, shown_first
+from headstart.figures import count_text, interval_text
 from headstart.files import (
     json_text,
     not_written,
@@ -115,8 +116,8 @@ class Run:
             rows = [
                 [
                     r.name,
-                    f"{100 * r.correct / r.count:.1f} % ({r.correct:,}/{r.count:,})",
-                    f"{100 * r.low:.1f}-{100 * r.high:.1f}",
+                    count_text(r.correct, r.count),
+                    interval_text(r.low, r.high),
                     f"{r.seconds:.1f}",
                     r.decision,
                 ]

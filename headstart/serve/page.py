@@ -20,6 +20,7 @@ from headstart.data.decode import decode, jpeg_bytes, thumbnail
 from headstart.engine.interface import Pixels
 from headstart.errors import OptionError, OutputError, UnreadableImage
 from headstart.evaluation.metrics import SHOWN_FIRST
+from headstart.figures import share_text
 from headstart.files import unicode_text
 from headstart.reports.gradcam import GradCam, heat_map_jpeg
 from headstart.serve.batching import InferenceService, TaskKind
@@ -287,9 +288,7 @@ class PageBackend:
 
 
 def _accuracy_in_words(scores: dict[str, Any]) -> str:
-    share = 100 * scores["correct"] / max(1, scores["count"])
-    low, high = 100 * scores["low"], 100 * scores["high"]
-    return f"accuracy {share:.1f} % ({scores['correct']:,}/{scores['count']:,}), 95 % CI {low:.1f}-{high:.1f}"
+    return f"accuracy {share_text(scores['correct'], scores['count'], scores['low'], scores['high'])}"
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from headstart.data.inspection import Inspection
 from headstart.data.splits import SplitShares, check_shares
 from headstart.errors import HeadstartError, OptionError
 from headstart.evaluation.comparison import Compared, comparison_markdown
+from headstart.figures import count_text
 from headstart.files import json_text, text_bytes, write_atomically, writing_run
 from headstart.pipeline.inspect_images import inspect_images, with_value_range
 from headstart.pipeline.load import Job, load
@@ -152,8 +153,7 @@ def compare(
         own = run.seconds["fit the head"] + run.seconds.get("fine-tune", 0.0)
         rows.append(_row(way, run, shared + own))
         last = rows[-1]
-        accuracy = f"{100 * last.correct / last.count:.1f} % ({last.correct:,}/{last.count:,})"
-        progress.say(f"{way.name}: accuracy {accuracy}, {last.seconds:.0f} s.")
+        progress.say(f"{way.name}: accuracy {count_text(last.correct, last.count)}, {last.seconds:.0f} s.")
         _write(folder, look, rows, run.scores.name)
     return Comparison(folder, run.scores.name, tuple(rows))
 
