@@ -14,6 +14,7 @@ from typing import Any, NoReturn, cast
 
 import click
 
+from headstart.cli.options import FORMER_FLAGS, HELP_OPTION, in_flags
 from headstart.cli.process_settings import quiet_libraries
 from headstart.cli.render import say
 from headstart.deferred_compiler import defer_compiler
@@ -66,7 +67,7 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
 
-@click.group(cls=LazyGroup, name="headstart", context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, name="headstart", context_settings=HELP_OPTION)
 @click.version_option(package_name="headstart", message="%(version)s")
 def app() -> None:
     """Train an image classifier from a folder of labelled images, by transfer learning.
@@ -118,8 +119,6 @@ def _status(arguments: list[str]) -> int:
         say(f"Error: {_usage_text(error)}")
         return error.exit_code
     except HeadstartError as error:
-        from headstart.cli.options import in_flags
-
         say(f"Error: {in_flags(error) if isinstance(error, OptionError) else error}")
         return 1
     except (KeyboardInterrupt, click.Abort):
@@ -132,11 +131,8 @@ def _status(arguments: list[str]) -> int:
 
 def _usage_text(error: click.ClickException) -> str:
     """A usage error and where to read on; an option under its former name is answered with its name of today."""
-    if isinstance(error, click.NoSuchOption):
-        from headstart.cli.options import FORMER_FLAGS
-
-        if error.option_name in FORMER_FLAGS:
-            return f"{error.option_name} is now called {FORMER_FLAGS[error.option_name]}."
+    if isinstance(error, click.NoSuchOption) and error.option_name in FORMER_FLAGS:
+        return f"{error.option_name} is now called {FORMER_FLAGS[error.option_name]}."
     text = " ".join(error.format_message().split())
     context = getattr(error, "ctx", None)
     return text if context is None else f"{text} See {context.command_path} --help."

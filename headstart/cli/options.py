@@ -65,8 +65,15 @@ class OptionWithDefault(click.Option):
         return {}
 
 
+HELP_OPTION: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
+"""Context settings of the group and of every command: click keeps the option that a command's first context made."""
+
+
 class Command(click.Command):
     """A command whose help lists its options under the headings of their groups."""
+
+    def __init__(self, name: str | None, **settings: Any) -> None:
+        super().__init__(name, context_settings=HELP_OPTION, **settings)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the options without a group first, then each group in turn."""

@@ -10,7 +10,8 @@ import pytest
 from commands import all_commands
 from deny_list import denied_words
 
-from headstart.cli.options import FORMER_FLAGS, OptionWithDefault, checked_options, in_flags
+from headstart.cli import main as cli
+from headstart.cli.options import FORMER_FLAGS, Command, OptionWithDefault, checked_options, in_flags
 from headstart.errors import OptionError
 from headstart.training.option import flag_name
 from headstart.training.recipe import defaults, options_of
@@ -80,6 +81,14 @@ def test_options_are_checked_by_their_flags_and_paths_become_absolute(
 )
 def test_an_error_about_an_option_of_python_names_its_flag(message: str, shown: str) -> None:
     assert in_flags(OptionError(message)) == shown
+
+
+def test_help_has_the_same_names_in_a_command_by_itself_and_in_the_group() -> None:
+    command = click.command("alone", cls=Command)(lambda: None)
+    for parent in (None, cli.app.make_context("headstart", ["train"])):
+        context = command.make_context("alone", [], parent=parent)
+        assert command.get_help_option_names(context) == ["-h", "--help"]
+        assert "-h, --help" in command.get_help(context)
 
 
 def test_former_flags_lead_to_options_that_exist() -> None:
