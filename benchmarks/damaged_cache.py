@@ -3,10 +3,10 @@
     python benchmarks/damaged_cache.py [--damages 3000] [--runs 28] [--seed 0]
 
 A damage is one file with a flipped bit, cut short, zeroed, rotated by a row, noise, emptied, removed, replaced by a
-folder or by another file of the cache, ... (tests/damage.py). After each, all that a run reads is read twice in this
-process: facts, pixels, engine plan, features and activations of twelve images; every number must be what it was. Then
-whole ``headstart train`` commands run on damaged caches, in processes of their own: each must end with status 0,
-without a traceback, and with the same model file.
+folder or by another file of the cache, ... (tests/support/damage.py). After each, all that a run reads is read twice
+in this process: facts, pixels, engine plan, features and activations of twelve images; every number must be what it
+was. Then whole ``headstart train`` commands run on damaged caches, in processes of their own: each must end with
+status 0, without a traceback, and with the same model file.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ compiled for, and to exempt functions from compilation. What it imports in turn 
 and few commands compile anything. The stand-in answers these two; any other use imports the compiler, and then
 everything is as if it had been imported from the beginning.
 
-This is the only place that touches ``torch._dynamo``; tests/cli/test_deferred_imports.py names what it relies on.
+This is the only place that touches ``torch._dynamo``; tests/test_deferred_compiler.py names what it relies on.
 """
 
 from __future__ import annotations

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from headstart.import_effects import collection_paused
 
 
 def quiet_libraries() -> None:
@@ -25,11 +26,8 @@ def importing() -> Iterator[None]:
 
     Memory that the process frees is kept for its next activations from then on, see ``keep_freed_memory``.
     """
-    gc.disable()
-    try:
+    with collection_paused():
         yield
         from headstart.engine.device import keep_freed_memory
 
         keep_freed_memory()
-    finally:
-        gc.enable()

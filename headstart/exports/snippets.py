@@ -12,12 +12,6 @@ from headstart.exports.metadata import KEY, ExportMetadata
 
 IMAGE = "image.jpg"
 
-PACKAGES = {
-    "python": "numpy, onnxruntime, pillow",
-    "torch": "numpy, torch, pillow",
-    "javascript": "onnxruntime-web, sharp",
-}
-
 _IMAGE = """\
 image = Image.open({image})
 image.draft(None, (metadata["decode_at_least"],) * 2)  # a large JPEG is reduced while it is decoded

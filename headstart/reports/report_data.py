@@ -68,6 +68,11 @@ class ReportData:
         """Whether an image may have any number of labels."""
         return self.model.thresholds is not None
 
+    @property
+    def is_cross_validated(self) -> bool:
+        """Whether rungs were judged on training images as well, because val is small."""
+        return bool(self.rungs) and self.rungs[0].count > self.sizes.get("val", 0)
+
     @cached_property
     def shown_mistakes(self) -> list[list[int]]:
         """Positions of the mistakes that the report shows, for each of ``evaluated``."""

@@ -67,11 +67,9 @@ class Block:
     script: Mapping[str, Any] = field(default_factory=dict)
 
 
-def result_section(content: ReportContent) -> Iterator[Block]:
+def result_section(_content: ReportContent) -> Iterator[Block]:
     """The headline results, and what chose them."""
-    rungs = content.data.rungs
-    is_cross_validated = bool(rungs) and rungs[0].count > content.data.sizes.get("val", 0)
-    yield Block("result", "Result", {"is_cross_validated": is_cross_validated})
+    yield Block("result", "Result")
 
 
 def ladder_section(content: ReportContent) -> Iterator[Block]:
@@ -83,9 +81,7 @@ def ladder_section(content: ReportContent) -> Iterator[Block]:
         Compared("depths", r.name, r.correct, r.count, r.low, r.high, r.log_loss, r.seconds, r.epochs, "")
         for r in data.rungs
     ]
-    is_cross_validated = data.rungs[0].count > data.sizes.get("val", 0)
-    values = {"charts": [Markup(comparison_chart(rows))], "knn": KNN, "is_cross_validated": is_cross_validated}
-    yield Block("ladder", "Ladder", values)
+    yield Block("ladder", "Ladder", {"charts": [Markup(comparison_chart(rows))], "knn": KNN})
 
 
 def curves_section(content: ReportContent) -> Iterator[Block]:

@@ -29,11 +29,13 @@ class Event:
             "rung", "message", "progress" or "finished", which is the last one.
         time: seconds since 1970.
         fields: a JSON document.
+        is_logged: whether log.jsonl holds it.
     """
 
     kind: str
     time: float
     fields: dict[str, Any]
+    is_logged: bool = True
 
     def __getitem__(self, name: str) -> Any:
         return self.fields[name]
@@ -48,7 +50,7 @@ class EventData:
 
     Attributes:
         kind: its name.
-        is_logged: whether log.jsonl holds it.
+        is_logged: whether log.jsonl holds it; not what is too much, or too fleeting, to keep.
     """
 
     kind: ClassVar[str]
@@ -314,7 +316,7 @@ class EventStream:
 
     def emit(self, data: EventData) -> None:
         """Passes one event on."""
-        event = Event(data.kind, time.time(), data.fields())
+        event = Event(data.kind, time.time(), data.fields(), data.is_logged)
         for consumer in list(self._consumers):
             consumer(event)
 

@@ -9,12 +9,9 @@ from typing import Any, final
 
 from headstart.errors import WriteError
 from headstart.files import json_text, writing_run
-from headstart.runs.events import Event, Message, StepDone, TaskProgress
+from headstart.runs.events import Event
 
 LOG_FILE = "log.jsonl"
-
-NOT_LOGGED = {data.kind for data in (Message, StepDone, TaskProgress)}
-"""Kinds of events that are too many, or too fleeting, to keep."""
 
 
 @final
@@ -41,7 +38,7 @@ class RunLog:
             WriteError: the disk is full, or the folder cannot be written. A run is complete even if its last event
                 cannot be written.
         """
-        if event.kind in NOT_LOGGED:
+        if not event.is_logged:
             return
         with contextlib.suppress(WriteError) if event.kind == "finished" else contextlib.nullcontext():
             self._append({"event": event.kind, "time": round(event.time, 3), **event.fields})

@@ -23,9 +23,6 @@ LEAST = 50
 
 FOLDS = 5
 
-DEFAULT_TARGET_ACCURACY = 0.95
-"""Default of the option target_accuracy."""
-
 HIGHEST = 20.0
 """Largest temperature, and 1 / the smallest. Trained networks stay far inside; beyond, the fit follows a few images or
 noise."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import child_of
 from filelock import FileLock
 from safetensors.numpy import save
 
@@ -381,7 +382,6 @@ def test_a_store_never_takes_a_new_folder_of_its_name_for_its_own(tmp_path: Path
 def test_clearing_beside_a_writer_never_mixes_rows_up(tmp_path: Path) -> None:
     """One process appends and reads back, and opens anew whenever this one has cleared the cache under it."""
     script = (
-        "import sys; sys.path[:0] = sys.argv[2:]; from test_cache_commands import *\n"
         "root, lost = Path(sys.argv[1]), 0\n"
         "s = open_store(root)\n"
         "for n in range(10**6):\n"
@@ -391,14 +391,7 @@ def test_clearing_beside_a_writer_never_mixes_rows_up(tmp_path: Path) -> None:
         "    except CacheError:\n"
         "        s, lost = open_store(root), lost + 1; print(lost, flush=True)\n"
     )
-    command = [
-        sys.executable,
-        "-c",
-        script,
-        str(tmp_path),
-        str(Path(__file__).parent),
-        str(Path(__file__).parents[1] / "support"),
-    ]
+    command = child_of(__file__, script, tmp_path)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     told = []

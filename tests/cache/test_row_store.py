@@ -5,13 +5,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import platformdirs
 import pytest
+from commands import child_of
 from damage import DAMAGES, files_of
 
 from headstart.cache import entries
@@ -74,19 +74,11 @@ def test_what_a_killed_writer_left_is_cut_off(tmp_path: Path, tail: bytes) -> No
 
 def test_a_writer_killed_at_random_moments_loses_no_finished_row(tmp_path: Path) -> None:
     script = (
-        "import sys; sys.path[:0] = sys.argv[2:]; from pathlib import Path; from test_row_store import *\n"
         "s = open_store(Path(sys.argv[1]))\n"
         "print('go', flush=True)\n"
         "for n in range(len(s), 10**6): s.append(keys(n), rows(n))"
     )
-    command = [
-        sys.executable,
-        "-c",
-        script,
-        str(tmp_path),
-        str(Path(__file__).parent),
-        str(Path(__file__).parents[1] / "support"),
-    ]
+    command = child_of(__file__, script, tmp_path)
     before = 0
     for wait in (0.02, 0.05, 0.11):
         process = subprocess.Popen(command, stdout=subprocess.PIPE)
@@ -158,21 +150,13 @@ def test_reading_does_not_keep_the_file_in_memory(tmp_path: Path) -> None:
 def test_a_large_request_takes_no_memory_but_its_rows(tmp_path: Path) -> None:
     big_store(tmp_path)
     script = (
-        "import sys; sys.path[:0] = sys.argv[2:]; from test_row_store import *\n"
         "store = RowStore('big', {}, dtype=np.uint8, shape=(1 << 20,), root=Path(sys.argv[1]))\n"
         "wanted = [n * 7 % 160 for n in range(160)]\n"
         "before = resident_mb('VmHWM'); got = store.read(keys(*wanted))\n"
         "assert [row[0] for row in got] == [n // 16 * 16 for n in wanted]\n"
         "print(resident_mb('VmHWM') - before)"
     )
-    command = [
-        sys.executable,
-        "-c",
-        script,
-        str(tmp_path),
-        str(Path(__file__).parent),
-        str(Path(__file__).parents[1] / "support"),
-    ]
+    command = child_of(__file__, script, tmp_path)
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert 150 < float(done.stdout) < 160 + 30
 

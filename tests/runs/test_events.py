@@ -143,6 +143,15 @@ def test_the_log_keeps_events_as_lines_but_for_what_is_fleeting(tmp_path: Path) 
     assert read_log(tmp_path) == [first]
 
 
+def test_an_event_is_logged_or_not_as_its_class_declares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = EventStream([RunLog(tmp_path)])
+    monkeypatch.setattr(RungJudged, "is_logged", False)
+    monkeypatch.setattr(Message, "is_logged", True)
+    stream.emit(RungJudged({"name": "probe"}))
+    stream.say("a sentence")
+    assert [entry["event"] for entry in read_log(tmp_path)] == ["message"]
+
+
 def test_a_full_disk_ends_a_run_but_for_the_line_that_says_it_has_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

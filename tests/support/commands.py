@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -23,6 +24,19 @@ def main(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, s
         sys.argv = before
     out, err = capsys.readouterr()
     return status, out, err
+
+
+def child_of(test_file: str, script: str, *arguments: object) -> list[str]:
+    """The command line of a Python process that has every name of a test file, and runs a script.
+
+    Args:
+        test_file: ``__file__`` of the test.
+        script: what the process runs; ``sys.argv[1:]`` are the arguments.
+        *arguments: of the script.
+    """
+    folders = [str(Path(test_file).parent), str(Path(__file__).parent)]
+    start = f"import sys; sys.path[:0] = {folders!r}; from {Path(test_file).stem} import *\n"
+    return [sys.executable, "-c", start + script, *map(str, arguments)]
 
 
 def all_commands() -> dict[str, click.Command]:
