@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import decimal
 import gc
+import importlib
 import logging
 import multiprocessing
 import os
@@ -89,6 +90,7 @@ class Stopped(Exception):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    importlib.import_module("torch._dynamo.config")  # optimisers import it: it ends our hook and sets a variable
     folder = tmp_path_factory.mktemp("state")
     weights = folder / "w.safetensors"
     save_file(random_backbone("test_resnet").module.state_dict(), weights)

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from headstart.backbone.layers import BatchNorm
 from headstart.concurrency import start_method_kept
+from headstart.deferred_compiler import compiler_deferred
 from headstart.engine.torch_internals import fake_tensors, flop_counter, version_of
 
 BATCHES = (2, 3)
@@ -93,6 +94,11 @@ class ShapeRecorder(fx.Interpreter):
         self.tensors: set[str] = set()
         self.flops: dict[str, int] = {}
         self.versions: dict[str, tuple[Tensor, int]] = {}  # each tensor with its version when it was created
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the graph; some operations name PyTorch's compiler, none needs it."""
+        with compiler_deferred():
+            return super().run(*args, **kwargs)
 
     def run_node(self, n: fx.Node) -> Any:
         """Runs a node and records its value."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from headstart.backbone.pixel_net import PixelNet
+from headstart.deferred_compiler import compiler_deferred
 from headstart.engine import onnx_array_operations as array
 from headstart.engine import onnx_layer_operations as layer
 from headstart.engine.onnx_graph import GraphWriter, Lowering
@@ -35,7 +36,7 @@ def onnx_bytes(net: PixelNet) -> bytes:
     size = net.backbone.preprocessing
     shape_of = dict.fromkeys(BATCH_NORMS, _batch_norm_outputs)
     writer = GraphWriter(size.height, size.width, OPERATIONS, CONSTANT_FIRST, shape_of)
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), compiler_deferred():  # shape inference names it, no more
         return writer.finish(net(writer.pixels))
 
 
