@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # What is compiled is kept, wherever this runs: half a second of every start.
 export PYTHONDONTWRITEBYTECODE :=
-# Two processes of one thread each: small pictures gain little from two threads in one.
+# Two processes of one thread each: small images gain little from two threads in one.
 SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # What the snippet for JavaScript needs; its test skips by name without.

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 from damage import DAMAGES, files_of
 from damaged_reading import Reading, tally
-from pictures import write_classes
+from random_images import write_classes
 
 TIMEOUT = 300
 

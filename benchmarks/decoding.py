@@ -1,4 +1,4 @@
-"""From files to pixels: a picture decoded whole, decoded no larger than needed, and read back from the pixel cache.
+"""From files to pixels: an image decoded whole, decoded no larger than needed, and read back from the pixel cache.
 
     python benchmarks/decoding.py FOLDER [--images 600] [--rounds 3]
 

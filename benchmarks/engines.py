@@ -120,9 +120,9 @@ def write_pixels(file: Path, count: int, folder: Path | None, preprocessing: Pre
             out[i] = generator.integers(0, 256, shape, dtype=np.uint8)
         return count
     found = 0
-    for picture in map_images(lambda path: photograph(path, preprocessing), photographs(folder)):
-        if picture is not None and found < count:
-            out[found] = picture
+    for image in map_images(lambda path: photograph(path, preprocessing), photographs(folder)):
+        if image is not None and found < count:
+            out[found] = image
             found += 1
     if not found:
         raise SystemExit(f"no photographs in {folder}")

@@ -1,7 +1,7 @@
 """An epoch of fine-tuning from kept activations against the same epoch in a plain PyTorch loop.
 
 The plain loop is what a tutorial has: frozen layers under ``no_grad``, the others trained by AdamW, float32, default
-layout, every image through the whole network in every epoch. Both get pictures that are decoded and cropped already,
+layout, every image through the whole network in every epoch. Both get images that are decoded and cropped already,
 each in a process of its own, in turns.
 
     python benchmarks/fine_tuning.py FOLDER [--backbones NAME ...] [--parts PART ...] [--images 320] [--rounds 3]
@@ -52,7 +52,7 @@ def backbone_of(name: str) -> Backbone:
     return load_backbone(DEFAULT_BACKBONE) if name == DEFAULT_BACKBONE else random_backbone(name)
 
 
-def plain_epoch(backbone: Backbone, part: str, pictures: ImageFiles, labels: np.ndarray) -> float:
+def plain_epoch(backbone: Backbone, part: str, images: ImageFiles, labels: np.ndarray) -> float:
     """Seconds."""
     module = backbone.module
     split = split_backbone(backbone)
@@ -64,7 +64,7 @@ def plain_epoch(backbone: Backbone, part: str, pictures: ImageFiles, labels: np.
     for parameter in trained:
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW([*trained, *head.parameters()], lr=1e-4)
-    pixels = torch.from_numpy(pixel_store(backbone.preprocessing).read(list(pictures.keys)))
+    pixels = torch.from_numpy(pixel_store(backbone.preprocessing).read(list(images.keys)))
     order = np.random.default_rng(0).permutation(len(pixels))
     started = time.monotonic()
     for first in range(0, len(order), BATCH):
@@ -79,20 +79,20 @@ def plain_epoch(backbone: Backbone, part: str, pictures: ImageFiles, labels: np.
     return time.monotonic() - started
 
 
-def cached_epoch(backbone: Backbone, part: str, pictures: ImageFiles, labels: np.ndarray) -> float:
+def cached_epoch(backbone: Backbone, part: str, images: ImageFiles, labels: np.ndarray) -> float:
     """Seconds; making the activations is not counted, reading them is."""
     keep_freed_memory()
     frozen = split_backbone(backbone)
     split = frozen.copied()
     boundary = boundary_before(part, frozen)
-    pixels = pixel_store(backbone.preprocessing).read(list(pictures.keys[:SAMPLE_SIZE]))
+    pixels = pixel_store(backbone.preprocessing).read(list(images.keys[:SAMPLE_SIZE]))
     plan = measure_engines(FeatureNet(backbone), pixels, count=10_000)
     net = ActivationNet(backbone, boundary.name, frozen.prefix(boundary.name))
     engine = choose_engine(net, count=10_000, sample=pixels, plan=plan, exact=False)
-    made = Activations(net, pictures, shape=boundary.shape, engine=engine, views=None)
+    made = Activations(net, images, shape=boundary.shape, engine=engine, views=None)
     made.prepare()
     head = linear_head(np.zeros((5, frozen.boundaries[-1].shape[0]), np.float32), np.zeros(5, np.float32))
-    samples = Samples(made, labels, pictures.keys, 0)
+    samples = Samples(made, labels, images.keys, 0)
     dtype = plan.training_dtype
     fine_tune(split, boundary.name, head, _first(samples, BATCH), None, FineTuneSettings(epochs=1), dtype=dtype)
     started = time.monotonic()

@@ -4,7 +4,7 @@
 
 Photographs of the folder are written anew, slightly cropped, until there are enough; weights are random (for the time
 it is all the same). The plain loops are what a careful user of PyTorch writes: bfloat16 autocast, channels last, fused
-AdamW, decoded pictures in memory. "waits" is the share of the time in which no kernel ran, by the profiler, in an epoch
+AdamW, decoded images in memory. "waits" is the share of the time in which no kernel ran, by the profiler, in an epoch
 of its own. Prints a table and one JSON line.
 """
 
@@ -61,7 +61,7 @@ class Row:
     waits: float
 
 
-def write_pictures(folder: Path, out: Path, count: int) -> list[str]:
+def write_images(folder: Path, out: Path, count: int) -> list[str]:
     files = find_images(folder)
 
     def write(number: int) -> str:
@@ -102,9 +102,9 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def frozen_pass(backbone: Backbone, pictures: ImageFiles, pixels: np.ndarray) -> list[Row]:
+def frozen_pass(backbone: Backbone, images: ImageFiles, pixels: np.ndarray) -> list[Row]:
     net = FeatureNet(backbone)
-    name, count = backbone.architecture, len(pictures)
+    name, count = backbone.architecture, len(images)
     plan = measure_engines(net, pixels[:SAMPLE_SIZE], count=count, device="cuda")
     print(f"{name}: {plan.reason(exact=False)}; for what is reported: {plan.exact}", flush=True)
     rows = []
@@ -123,7 +123,7 @@ def frozen_pass(backbone: Backbone, pictures: ImageFiles, pixels: np.ndarray) ->
     for exact in (False, True):
         engine = choose_engine(net, count=count, sample=pixels[:SAMPLE_SIZE], plan=plan, exact=exact, device="cuda")
         assert isinstance(engine, TorchEngine)
-        keys, size = list(pictures.keys), engine.batch_size
+        keys, size = list(images.keys), engine.batch_size
 
         def stream(engine: TorchEngine = engine, keys: list[bytes] = keys, size: int = size) -> None:
             for _ in run_stream(engine, (store.read(keys[i : i + size]) for i in range(0, len(keys), size))):
@@ -167,20 +167,20 @@ def plain_epochs(backbone: Backbone, part: str, pixels: np.ndarray, labels: np.n
     return Row(backbone.architecture, f"epoch from {part}", "plain loop, bf16", rate, waits)
 
 
-def kept_epochs(backbone: Backbone, part: str, pictures: ImageFiles, labels: np.ndarray, epochs: int) -> list[Row]:
+def kept_epochs(backbone: Backbone, part: str, images: ImageFiles, labels: np.ndarray, epochs: int) -> list[Row]:
     frozen = split_backbone(backbone)
     boundary = boundary_before(part, frozen)
-    pixels = pixel_store(backbone.preprocessing).read(list(pictures.keys[:SAMPLE_SIZE]))
-    plan = measure_engines(FeatureNet(backbone), pixels, count=len(pictures), device="cuda")
+    pixels = pixel_store(backbone.preprocessing).read(list(images.keys[:SAMPLE_SIZE]))
+    plan = measure_engines(FeatureNet(backbone), pixels, count=len(images), device="cuda")
     net = ActivationNet(backbone, boundary.name, frozen.prefix(boundary.name))
-    engine = choose_engine(net, count=len(pictures), sample=pixels, plan=plan, exact=False, device="cuda")
-    made = Activations(net, pictures, shape=boundary.shape, engine=engine, views=None)
-    name, count = backbone.architecture, len(pictures)
+    engine = choose_engine(net, count=len(images), sample=pixels, plan=plan, exact=False, device="cuda")
+    made = Activations(net, images, shape=boundary.shape, engine=engine, views=None)
+    name, count = backbone.architecture, len(images)
     making = timed(made.prepare)
     print(f"{name} before {part}: {made.reason}", flush=True)
     rows = [Row(name, f"activations before {part}", "made and kept on disk", count / making, 0)] if made.keep else []
     head = build_head(HeadSpec(), frozen.boundaries[-1].shape, CLASSES)
-    samples = Samples(made, labels, pictures.keys, 0)
+    samples = Samples(made, labels, images.keys, 0)
     settings = FineTuneSettings(epochs=epochs, batch_size=BATCH)
     ends: list[float] = []
 
@@ -215,18 +215,18 @@ def main() -> None:
         raise SystemExit("no CUDA device on this machine")
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        files = write_pictures(given.data, Path(folder), given.images)
+        files = write_images(given.data, Path(folder), given.images)
         for name in given.backbones:
             backbone = random_backbone(name)
             keys = scan(files, preprocessing=backbone.preprocessing).keys
-            pictures, labels = ImageFiles(files, keys), np.arange(len(files)) % CLASSES
+            images, labels = ImageFiles(files, keys), np.arange(len(files)) % CLASSES
             pixels = pixel_store(backbone.preprocessing).read(list(keys))
-            rows += frozen_pass(backbone, pictures, pixels)
+            rows += frozen_pass(backbone, images, pixels)
             for part in PARTS.get(name, []):
                 rows.append(plain_epochs(random_backbone(name), part, pixels, labels))
-                rows += kept_epochs(backbone, part, pictures, labels, given.epochs)
+                rows += kept_epochs(backbone, part, images, labels, given.epochs)
             torch.cuda.empty_cache()
-    print(f"{torch.cuda.get_device_name()}, {given.images} pictures, bfloat16")
+    print(f"{torch.cuda.get_device_name()}, {given.images} images, bfloat16")
     for row in rows:
         print(f"{row.backbone:24} {row.what:26} {row.way:42} {row.rate:9.0f} images/s  waits {100 * row.waits:4.0f} %")
     print(json.dumps({"benchmark": "gpu", "device": torch.cuda.get_device_name(), "rows": [vars(r) for r in rows]}))

@@ -95,13 +95,13 @@ def served(model: str, *options: str) -> Iterator[Server]:
             print(line, file=sys.stderr)
 
 
-def form(pictures: list[tuple[str, bytes]], field: str = "files") -> tuple[bytes, dict[str, str]]:
+def form(images: list[tuple[str, bytes]], field: str = "files") -> tuple[bytes, dict[str, str]]:
     """Body and headers of a request."""
     parts = [
         f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{field}"; filename="{name}"\r\n\r\n'.encode()
         + data
         + b"\r\n"
-        for name, data in pictures
+        for name, data in images
     ]
     return b"".join([*parts, f"--{BOUNDARY}--\r\n".encode()]), {
         "Content-Type": f"multipart/form-data; boundary={BOUNDARY}"
@@ -274,7 +274,7 @@ NAMES = [
     "\x00\x1b[31mred",
     "x" * 5000,
     "\u202e gpj.exe",
-    "'; DROP TABLE pictures; --",
+    "'; DROP TABLE images; --",
     "<script>alert(1)</script>.jpg",
     "%s%n%x",
     "",
@@ -332,8 +332,8 @@ def fuzz_cases(photos: list[bytes], chance: random.Random) -> Callable[[], tuple
     multipart = f"multipart/form-data; boundary={BOUNDARY}"
 
     def malformed(kind: int) -> bytes:
-        pictures = [(f"{i}.jpg", damaged()) for i in range(chance.choice([1, 1, 2, 10]))]
-        body, _ = form(pictures)
+        images = [(f"{i}.jpg", damaged()) for i in range(chance.choice([1, 1, 2, 10]))]
+        body, _ = form(images)
         if kind < 5:
             return request(body, multipart)
         if kind == 5:
@@ -365,7 +365,7 @@ def fuzz_cases(photos: list[bytes], chance: random.Random) -> Callable[[], tuple
             return request(line % (BOUNDARY.encode(), BOUNDARY.encode()), f"{multipart}; charset={charset}")
         if kind == 10:
             field = chance.choice(["file", "", "x" * 3000, "files[]"])
-            return request(form(pictures, field)[0], multipart)
+            return request(form(images, field)[0], multipart)
         if kind == 11:
             top = chance.choice(["0", "-1", "x", "1e9", "9" * 40, "%00", "1&top=2"])
             return request(body, multipart, path=f"/v1/predict?top={top}")
@@ -443,7 +443,7 @@ def fuzz(given: argparse.Namespace) -> dict[str, object]:
 
     Flat: what the server holds once a tenth of the requests is answered and nothing is under way, and the most that it
     held meanwhile, is in the last three tenths within 5 % of the third to fifth. The median under load is told as well,
-    but goes by how much of the time a picture of 49 megapixels is under way: about half, so it tosses a coin.
+    but goes by how much of the time an image of 49 megapixels is under way: about half, so it tosses a coin.
     """
     chance = random.Random(given.seed)
     photos = [path.read_bytes() for path in photographs(given.folders, 40, given.seed)]
@@ -477,7 +477,7 @@ def fuzz(given: argparse.Namespace) -> dict[str, object]:
             if number % 100 == 99:
                 reply = send_all(server.port, [lambda: (good, headers)], 1)[0]
                 if reply is None or reply.status != 200:
-                    failed.append(f"a good picture after {number}: {reply}")
+                    failed.append(f"a good image after {number}: {reply}")
 
     with served(given.model, *given.option) as server:
         for tenth in range(10):
@@ -504,7 +504,7 @@ def fuzz(given: argparse.Namespace) -> dict[str, object]:
         "forms": dict(sorted(forms.items(), key=str)),
         "what is no form": dict(sorted(others.items(), key=str)),
         "drawn to be left halfway": drawn,
-        "good pictures refused": failed,
+        "good images refused": failed,
         "MB at rest after each tenth": [round(own) for own in rest],
         "MB under load in each tenth, median": [round(median(own)) for own in busy],
         "MB under load in each tenth, most": [round(own) for own in most],

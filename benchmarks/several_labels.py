@@ -1,8 +1,8 @@
-"""Several labels to an image: what CutMix and label smoothing do to them, on flowers pasted four to a picture.
+"""Several labels to an image: what CutMix and label smoothing do to them, on flowers pasted four to an image.
 
     python benchmarks/several_labels.py OUT FLOWERS [--epochs 6] [--unfreeze blocks.5]
 
-Writes ``OUT/mosaic.csv`` and its pictures (1,500 to learn from, 400 to judge, each of one to three kinds of flower),
+Writes ``OUT/mosaic.csv`` and its images (1,500 to learn from, 400 to judge, each of one to three kinds of flower),
 and a run for each setting. One JSON line for each as it ends, and a table at the end.
 """
 

@@ -1,4 +1,4 @@
-"""Data for a first run without any network: scikit-learn's handwritten digits, as a folder of PNG files."""
+"""Demo data set: scikit-learn's handwritten digits as a folder of PNG files, for a first run without a download."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 MARGIN = 3
-"""White around the 8x8 pixels, in their own size: the backbone's crop must not cut into the digit."""
+"""White margin around the 8x8 pixels, before enlargement; without it the centre crop would cut into the digit."""
 
 SCALE = 8
-"""Enlargement, smooth, as a scanner would give it: the backbone has never seen squares of eight pixels."""
+"""Enlargement factor; bicubic, because pretrained backbones expect smooth edges, not square blocks."""
 
 
 def write_digits(folder: Path) -> int:
     """Writes the 1,797 digits as ``folder/<digit>/<number>.png``, 112x112 pixels, dark on white.
 
     Args:
-        folder: made where it does not exist; pictures that are there already are written again.
+        folder: created if it does not exist; existing images of the same names are overwritten.
 
     Returns:
-        The number of pictures.
+        Number of images written.
 
     Source: scikit-learn's ``load_digits``, from the UCI repository (Alpaydin and Kaynak, 1998).
     """
     digits = load_digits()
-    for number, (picture, digit) in enumerate(zip(digits.images, digits.target, strict=True)):
+    for number, (image, digit) in enumerate(zip(digits.images, digits.target, strict=True)):
         path = folder / str(digit) / f"{number:04d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        grey = (255 - picture * (255 / 16)).round().astype(np.uint8)
+        grey = (255 - image * (255 / 16)).round().astype(np.uint8)
         sheet = Image.fromarray(np.pad(grey, MARGIN, constant_values=255))
         sheet.resize((SCALE * sheet.width, SCALE * sheet.height), Image.Resampling.BICUBIC).save(path)
     return len(digits.target)

@@ -1,4 +1,4 @@
-"""Small pieces of HTML, for notebooks: everything that is shown is escaped."""
+"""HTML elements for notebook output; every text is escaped."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from html import escape
 
 
 def data_address(data: bytes, kind: str) -> str:
-    """A data: address of a picture's bytes; ``kind`` is "png" or "jpeg"."""
+    """The data: URL of an encoded image; ``kind`` is the subtype of its media type: "png", "jpeg" or "svg+xml"."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table; the first cell of each row is its heading."""
+    """A ``table`` element; the first cell of each row is the row's heading."""
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
     body = "".join(
         f'<tr><th scope="row" style="text-align:left">{escape(row[0])}</th>'
@@ -25,17 +25,17 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def paragraph(text: str, *, strong: bool = False) -> str:
-    """A paragraph."""
+    """A ``p`` element, in bold if ``strong``."""
     return f"<p><b>{escape(text)}</b></p>" if strong else f"<p>{escape(text)}</p>"
 
 
-def picture(address: str, words: str, *, width: int | None = None) -> str:
-    """A picture.
+def image_element(address: str, alternative: str, *, width: int | None = None) -> str:
+    """An ``img`` element.
 
     Args:
-        address: a data: address.
-        words: that stand for it.
-        width: in pixels.
+        address: a data: URL.
+        alternative: alternative text, shown when the image cannot be.
+        width: in pixels; None for the width of the image.
     """
     size = f' width="{width}"' if width else ""
-    return f'<img src="{escape(address)}" alt="{escape(words)}"{size} style="max-width:100%">'
+    return f'<img src="{escape(address)}" alt="{escape(alternative)}"{size} style="max-width:100%">'

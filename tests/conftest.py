@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from pictures import write_classes
+from random_images import write_classes
 
 from headstart.deferred_compiler import defer_compiler
 

@@ -17,7 +17,7 @@ import torch
 from commands import all_commands
 from documents import DOCUMENTS, PAGES, ROOT, Block, Reader, blocks_of
 from hub import hub_for_tests
-from pictures import picture, write_classes, write_mixtures
+from random_images import random_image, write_classes, write_mixtures
 from small_architectures import SMALL, small_architectures
 
 import headstart as hs
@@ -84,15 +84,15 @@ def _once_a_model(capture: Callable[[Model], onnx.ModelProto]) -> Callable[[Mode
 def _write_data(folder: Path) -> None:
     write_classes(folder / "flowers", {"roses": 25, "tulips": 25})
     for number, path in enumerate(sorted((folder / "flowers").glob("*/*.png"))):
-        picture(number, (90 + 60 * (path.parent.name == "roses"), 90, 90)).save(path.with_suffix(".jpg"))
+        random_image(number, (90 + 60 * (path.parent.name == "roses"), 90, 90)).save(path.with_suffix(".jpg"))
         path.unlink()
-    shutil.copytree(folder / "flowers", folder / "pictures")
+    shutil.copytree(folder / "flowers", folder / "images")
     write_classes(folder / "FOLDER", {"roses": 12, "tulips": 12}, first_seed=900)
     for part, count in (("train", 8), ("val", 4)):
         write_classes(folder / "your-folder" / part, {"roses": count, "tulips": count}, first_seed=600 + 20 * count)
     write_classes(folder / "orchids", {"orchids": 20}, first_seed=700)
     for number, name in enumerate(("rose", "tulip", "blurred", "lunch", "photo", "wasp")):
-        picture(500 + number).save(folder / f"{name}.jpg")
+        random_image(500 + number).save(folder / f"{name}.jpg")
     _write_table(
         folder / "beaches.csv",
         ["path", "labels"],

@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from pictures import COLOURS, write_classes
 from PIL import Image
+from random_images import COLOURS, write_classes
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -224,13 +224,13 @@ def test_paths_are_taken_from_columns_and_frames_of_one_column(
 @pytest.mark.parametrize(
     ("paths", "words"),
     [
-        ("picture.png", r"got one str. Pass \[path\]"),
-        (Path("picture.png"), r"Pass \[path\]"),
-        (b"picture.png", r"Pass \[path\]"),
-        ({"picture.png"}, "has no order"),
-        ({"path": ["picture.png"]}, "has no order"),
+        ("image.png", r"got one str. Pass \[path\]"),
+        (Path("image.png"), r"Pass \[path\]"),
+        (b"image.png", r"Pass \[path\]"),
+        ({"image.png"}, "has no order"),
+        ({"path": ["image.png"]}, "has no order"),
         (pd.DataFrame({"a": ["x"], "b": ["y"]}), r"table of shape \(1, 2\)"),
-        (["picture.png", None], "no value at position 1"),
+        (["image.png", None], "no value at position 1"),
         ([1.5], "found float at position 0"),
         (7, "got int"),
         (None, "got NoneType"),
@@ -292,7 +292,7 @@ def test_who_takes_no_weights_says_so(
 
 
 NEEDS_ARRAY_API = {"check_array_api_input": "needs SCIPY_ARRAY_API in the environment; paths are no tensors"}
-"""scikit-learn's checks that are left out -> why. All others run, each row of their matrices as a picture."""
+"""scikit-learn's checks that are left out -> why. All others run, each row of their matrices as an image."""
 
 FAST_CHECKS = {
     "check_classifiers_one_label",
@@ -314,8 +314,8 @@ FAST_CHECKS = {
 }
 
 
-def as_pictures(X: Any, folder: Path) -> list[str]:
-    """Each row of a matrix as a picture of twelve patches."""
+def as_images(X: Any, folder: Path) -> list[str]:
+    """Each row of a matrix as an image of twelve patches."""
     paths = []
     for row in np.asarray(X, dtype=float):
         patches = np.resize((255 / (1 + np.exp(-row / 2))).astype(np.uint8), (3, 4, 3))
@@ -327,7 +327,7 @@ def as_pictures(X: Any, folder: Path) -> list[str]:
 
 
 def on_matrices(kind: type, method: str) -> type:
-    """A subclass that takes matrices as scikit-learn's own estimators do, and makes pictures of their rows.
+    """A subclass that takes matrices as scikit-learn's own estimators do, and makes images of their rows.
 
     Args:
         kind: of the estimator.
@@ -348,11 +348,11 @@ def on_matrices(kind: type, method: str) -> type:
         self.folder = folder
 
     def fit(self: Any, X: Any, y: Any = None, **more: Any) -> Any:
-        return kind.fit(self, as_pictures(validate_data(self, X), self.folder), y, **more)
+        return kind.fit(self, as_images(validate_data(self, X), self.folder), y, **more)
 
     def given(self: Any, X: Any) -> Any:
         check_is_fitted(self)
-        return getattr(kind, method)(self, as_pictures(validate_data(self, X, reset=False), self.folder))
+        return getattr(kind, method)(self, as_images(validate_data(self, X, reset=False), self.folder))
 
     def tags(self: Any) -> Any:
         own = kind.__sklearn_tags__(self)

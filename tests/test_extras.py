@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pictures import write_classes
+from random_images import write_classes
 from safetensors.torch import save_file
 from small_models import small_model
 

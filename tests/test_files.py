@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pictures import picture, write_classes
+from random_images import random_image, write_classes
 from small_models import small_model
 
 import headstart as hs
@@ -100,7 +100,7 @@ def test_home_folders_are_expanded_in_every_place(tmp_path: Path, monkeypatch: p
 
 def test_a_file_whose_name_begins_with_a_tilde_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    picture(0).save("~1.png")
+    random_image(0).save("~1.png")
     assert user_path("~1.png") == Path("~1.png")
     assert find_images("~1.png") == ["~1.png"]
 

@@ -10,7 +10,7 @@ from commands import main
 from hub import Hub, hub_for_tests
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import LocalEntryNotFoundError
-from pictures import COLOURS, write_classes
+from random_images import COLOURS, write_classes
 
 import headstart as hs
 from headstart.errors import HubError
@@ -38,18 +38,18 @@ def test_a_model_goes_there_and_comes_back_the_same(run: hs.Run, hub: Hub, capsy
     assert set(files) == {"README.md", "model.safetensors", "recipe.json", "scores.json"}
     assert files["model.safetensors"] == run.model_path.read_bytes()
     assert not hub.private
-    picture = next((run.folder.parent / "three|colours" / "red").iterdir())
-    there = hs.load("hf://me/colours").predict(picture)
-    assert there == hs.load(run.folder).predict(picture)
-    code, out, err = main("predict", "hf://me/colours", picture, capsys=capsys)
+    image = next((run.folder.parent / "three|colours" / "red").iterdir())
+    there = hs.load("hf://me/colours").predict(image)
+    assert there == hs.load(run.folder).predict(image)
+    code, out, err = main("predict", "hf://me/colours", image, capsys=capsys)
     assert (code, err) == (0, "")
-    assert out.startswith(f"{picture}\t")
+    assert out.startswith(f"{image}\t")
     hub.asked.clear()
     hs.load("hf://me/colours@main")
     assert not [path for method, path in hub.asked if method == "GET"]  # it lies in the cache
 
 
-def test_pictures_are_shared_only_where_one_asks_for_it(run: hs.Run, hub: Hub) -> None:
+def test_images_are_shared_only_where_one_asks_for_it(run: hs.Run, hub: Hub) -> None:
     url = hs.push(run.folder, "me/with", private=True, with_report=True)
     assert url == f"{hub.address}/me/with"
     assert "report.html" in hub.repositories["me/with"]

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pictures import picture
 from PIL import Image
+from random_images import random_image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -71,8 +71,8 @@ def test_a_model_file_gives_back_everything(model: Model, tmp_path: Path) -> Non
     assert again.data == {"a": 1}
     assert again.libraries == model.libraries
     assert fingerprint(again.net.backbone.module.state_dict()) == model.net.backbone.fingerprint
-    pictures = [picture(i) for i in range(3)]
-    assert [p.top for p in again.predict(pictures)] == [p.top for p in model.predict(pictures)]
+    images = [random_image(i) for i in range(3)]
+    assert [p.top for p in again.predict(images)] == [p.top for p in model.predict(images)]
 
 
 @pytest.mark.parametrize(
@@ -89,8 +89,8 @@ def test_a_backbone_that_ends_early_is_saved_without_what_lies_behind(
         saved = list(opened.keys())
     assert any(name.startswith(f"backbone.{cut}") for name in saved)
     assert not any(name.startswith("backbone.layer4") for name in saved)
-    pictures = [picture(i) for i in range(3)]
-    assert [p.top for p in again.predict(pictures)] == [p.top for p in model.predict(pictures)]
+    images = [random_image(i) for i in range(3)]
+    assert [p.top for p in again.predict(images)] == [p.top for p in model.predict(images)]
 
 
 def test_saving_twice_writes_the_same_bytes(model: Model, tmp_path: Path) -> None:
@@ -133,9 +133,9 @@ def test_foreign_newer_and_missing_files_are_refused_with_the_remedy(model: Mode
         load(tmp_path)
 
 
-def test_one_picture_gives_one_prediction_and_many_give_many_in_order(model: Model, tmp_path: Path) -> None:
+def test_one_image_gives_one_prediction_and_many_give_many_in_order(model: Model, tmp_path: Path) -> None:
     for i in range(3):
-        picture(i).save(tmp_path / f"{i}.png")
+        random_image(i).save(tmp_path / f"{i}.png")
     paths = [tmp_path / f"{i}.png" for i in (2, 0, 1)]
     many = model.predict(paths, top=2)
     assert [p.path for p in many] == [str(p) for p in paths]
@@ -152,10 +152,10 @@ def test_one_picture_gives_one_prediction_and_many_give_many_in_order(model: Mod
     assert model.predict([]) == []
 
 
-def test_a_picture_that_cannot_be_read_says_so_in_its_own_row(model: Model, tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_read_says_so_in_its_own_row(model: Model, tmp_path: Path) -> None:
     """Law 8, in prediction."""
     for i in range(40):
-        picture(i).save(tmp_path / f"{i}.png")
+        random_image(i).save(tmp_path / f"{i}.png")
     paths = [str(tmp_path / f"{i}.png") for i in range(40)]
     expected = {p.path: p.top for p in model.predict(paths)}
     (tmp_path / "bad.png").write_bytes(b"")
@@ -183,7 +183,7 @@ def test_nothing_in_the_package_unpickles() -> None:
 
 
 def test_a_files_bytes_are_predicted_as_the_file_is(model: Model, tmp_path: Path) -> None:
-    picture(3).save(tmp_path / "a.png")
+    random_image(3).save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
     one = model.predict(data)
     assert (one.path, one.top) == ("<bytes>", model.predict(tmp_path / "a.png").top)
@@ -212,7 +212,7 @@ def test_the_engine_is_built_once_and_nothing_is_written(
         return choose_engine(net, count=count, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr("headstart.engine.select.choose_engine", choose)
-    images = [picture(i) for i in range(32)]
+    images = [random_image(i) for i in range(32)]
     for _ in range(3):
         fresh.predict_with_outliers(images)
         fresh.predict(images)
@@ -223,7 +223,7 @@ def test_the_engine_is_built_once_and_nothing_is_written(
 
 
 def test_a_model_can_be_copied_after_it_has_predicted(model: Model) -> None:
-    images = [picture(i) for i in range(2)]
+    images = [random_image(i) for i in range(2)]
     expected = model.predict(images)
     assert copy.deepcopy(model).predict(images) == expected
 
@@ -237,12 +237,12 @@ def test_class_names_of_an_earlier_version_that_cannot_be_written_become_text(mo
 
 
 def test_replacing_a_value_gives_another_model_that_shares_weights_and_engines(model: Model) -> None:
-    before = model.predict([picture(0)])
+    before = model.predict([random_image(0)])
     warmer = model.replace(calibration=Calibration(temperature=2.0, images=10), scores={"val": {"correct": 1}})
     assert (warmer.net, warmer.head, warmer._predictor) == (model.net, model.head, model._predictor)
     assert (warmer.calibration.temperature, model.calibration.temperature) == (2.0, 1.0)
-    assert warmer.predict([picture(0)])[0].probability < before[0].probability
-    assert model.predict([picture(0)]) == before
+    assert warmer.predict([random_image(0)])[0].probability < before[0].probability
+    assert model.predict([random_image(0)]) == before
     assert warmer.version != model.version
     with pytest.raises(TypeError, match="no_such_value"):
         model.replace(no_such_value=1)

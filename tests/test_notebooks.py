@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from documents import ROOT, blocks_of
-from pictures import write_classes
+from random_images import write_classes
 
 GENERATOR: dict[str, Any] = runpy.run_path(str(ROOT / "scripts" / "generate_notebooks.py"))
 PAGES: list[Path] = GENERATOR["PAGES"]

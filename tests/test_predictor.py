@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from pictures import write_12_bits, write_classes
+from random_images import write_12_bits, write_classes
 from small_models import small_model
 
 from headstart.model import Model

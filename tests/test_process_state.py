@@ -24,9 +24,9 @@ import joblib
 import numpy as np
 import pytest
 import torch
-from pictures import write_classes
 from PIL import Image, ImageFile
 from public_names import PUBLIC
+from random_images import write_classes
 from safetensors.torch import save_file
 from torch import nn
 

@@ -15,7 +15,7 @@ from commands import main
 from hub import TOKEN, Hub, hub_on_this_machine
 from huggingface_hub import constants
 from onnx import TensorProto, helper, numpy_helper
-from pictures import COLOURS, write_classes
+from random_images import COLOURS, write_classes
 from small_models import small_model
 
 import headstart as hs
@@ -41,7 +41,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("machine") / "home" / USER
         write_classes(folder / "photos", dict.fromkeys(COLOURS, 24))
-        (folder / "photos" / "red" / "broken.png").write_bytes(b"no picture")
+        (folder / "photos" / "red" / "broken.png").write_bytes(b"no image")
         torch.save(random_backbone("test_resnet").module.state_dict(), folder / "w.pth")
         patch.setenv("HOME", str(folder))
         patch.chdir(folder)
@@ -60,7 +60,7 @@ def extended(home: Path, run: hs.Run) -> hs.Run:
     table = home.parent.parent / "tables" / "new.csv"
     table.parent.mkdir()
     new = write_classes(home / "new", {"yellow": 12, "white": 12}, first_seed=700)
-    (new / "white" / "broken.png").write_bytes(b"no picture")
+    (new / "white" / "broken.png").write_bytes(b"no image")
     rows = [["path", "label"], *([str(path), path.parent.name] for path in sorted(new.glob("*/*.png")))]
     with table.open("w", newline="") as file:
         csv.writer(file).writerows(rows)

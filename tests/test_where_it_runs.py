@@ -12,7 +12,7 @@ from typing import Any
 import joblib
 import numpy as np
 import pytest
-from pictures import write_classes
+from random_images import write_classes
 from safetensors.torch import save_file
 from small_models import shown, small_model
 

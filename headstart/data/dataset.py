@@ -22,7 +22,7 @@ from headstart.data.table import SPLIT_NAMES, Columns, Spellings, join_labels, r
 from headstart.data.table_file import TABLE_SUFFIXES
 from headstart.errors import DataError, OptionError
 from headstart.files import UserPath, user_path
-from headstart.html import paragraph, picture, table
+from headstart.html import image_element, paragraph, table
 
 SPLITS: Final = ("train", "val", "test")
 
@@ -79,7 +79,7 @@ class Dataset:
             rows.append([name, *(f"{int((has_label & (of == split)).sum()):,}" for split in splits or [""])])
             own = [files[i] for i in has_label.nonzero()[0][:SHOWN_IMAGES]]
             addresses = [address for path in own if (address := thumbnail(path, SHOWN_SIDE))]
-            shown.append(paragraph(name) + "".join(picture(address, name) for address in addresses))
+            shown.append(paragraph(name) + "".join(image_element(address, name) for address in addresses))
         parts = [paragraph(repr(self), strong=True), table(["class", *(splits or ["images"])], rows)]
         if len(self.classes) > SHOWN_CLASSES:
             parts.append(paragraph(f"and {len(self.classes) - SHOWN_CLASSES:,} more classes"))
@@ -369,11 +369,11 @@ def find_images(path: UserPath) -> list[str]:
 
 def _camera_raw(images: Sequence[str], others: Sequence[str]) -> list[str]:
     """Camera raw files without an image of the same name, which many cameras write next to them."""
-    pictured = {os.path.splitext(name)[0] for name in images}
+    stems_of_images = {os.path.splitext(name)[0] for name in images}
     return [
         name
         for name in others
-        if os.path.splitext(name)[1].lower() in CAMERA_RAW and os.path.splitext(name)[0] not in pictured
+        if os.path.splitext(name)[1].lower() in CAMERA_RAW and os.path.splitext(name)[0] not in stems_of_images
     ]
 
 

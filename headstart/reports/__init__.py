@@ -1,1 +1,1 @@
-"""What people read about a run: the HTML reports, the model card and their pictures."""
+"""Reports for readers: HTML reports, model card, charts and image galleries."""

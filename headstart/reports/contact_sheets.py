@@ -1,4 +1,4 @@
-"""Contact sheets: small pictures of very many images in few files, so that a page can show any of them."""
+"""Contact sheets: thumbnails of many images in a few JPEG files, for pages that can show any of them."""
 
 from __future__ import annotations
 

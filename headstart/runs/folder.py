@@ -48,7 +48,7 @@ from headstart.files import (
     write_atomically,
     writing_run,
 )
-from headstart.html import data_address, paragraph, picture, table
+from headstart.html import data_address, image_element, paragraph, table
 from headstart.model_file import MODEL_FILE
 from headstart.training.ladder import RungResult
 from headstart.training.recipe import Recipe
@@ -125,7 +125,9 @@ class Run:
             ]
             parts.append(table(["rung", "accuracy", "95 % CI", "seconds", "decision"], rows))
         if self.curves_path.is_file():
-            parts.append(picture(data_address(self.curves_path.read_bytes(), "svg+xml"), "learning curves", width=720))
+            parts.append(
+                image_element(data_address(self.curves_path.read_bytes(), "svg+xml"), "learning curves", width=720)
+            )
         parts.append(paragraph(f"Kept: {self.best}. Report: {self.report_path}. Model: {self.model_path}."))
         return "".join(parts)
 

@@ -81,7 +81,7 @@ def check(
 
 
 def write_check(look: Inspection, folder: Path) -> list[Path]:
-    """Writes what was found as ``findings.json``, and as ``check.html`` with the pictures.
+    """Writes what was found as ``findings.json``, and as ``check.html`` with the images.
 
     Args:
         look: what was found.

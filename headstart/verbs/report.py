@@ -38,7 +38,7 @@ FORMER_HEAD_KEYS = {"known": "old_classes", "remembered": "rehearsal_samples", "
 def report(run: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
     """Writes the report of a finished run anew.
 
-    Every figure in it comes from the run's predictions; pictures come from the images where they still are.
+    Every figure in it comes from the run's predictions; thumbnails come from the image files that still exist.
 
     Args:
         run: its folder.
@@ -129,7 +129,7 @@ def write_card(folder: Path, document: Mapping[str, Any], model: Model) -> Path:
 def push(run: str | os.PathLike[str], repository: str, *, private: bool = False, with_report: bool = False) -> str:
     """Shares the model of a finished run on the Hugging Face hub: model file, model card, recipe and figures.
 
-    No image leaves the machine unless the report is asked for, which holds small pictures of them.
+    No image leaves the machine unless the report is asked for, which contains thumbnails.
 
     Args:
         run: its folder.

@@ -32,7 +32,7 @@ BACKBONES = {
     "vit_small_patch16_dinov3": 64,
     "swin_tiny_patch4_window7_224": 224,
 }
-"""Side of the pictures, in pixels: small, for the test's sake."""
+"""Side of the images, in pixels: small, for the test's sake."""
 
 QUICK = [
     "tf_efficientnet_lite0",
@@ -61,16 +61,16 @@ def assert_law_1(name: str, *, at_most: int) -> None:
     split = SplittableBackbone(module, height=side, width=side)
     assert split.obstacle == ""
     assert len(split.boundaries) >= 7
-    pictures = torch.randn(2, 3, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    images = torch.randn(2, 3, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     step = -(-len(split.boundaries) // at_most)
     with torch.no_grad():
-        whole = module(pictures)
+        whole = module(images)
         close = {"rtol": 0, "atol": 1e-9 * float((whole[0] - whole[1]).abs().max())}
         for boundary in [*split.boundaries[step // 2 : -1 : step], split.boundaries[-1]]:
-            activation = split.prefix(boundary.name)(pictures)
+            activation = split.prefix(boundary.name)(images)
             kept = activation.clone()
             assert tuple(activation.shape[1:]) == boundary.shape
-            assert activation.numel() == boundary.bytes_per_image  # two pictures, two bytes a number
+            assert activation.numel() == boundary.bytes_per_image  # two images, two bytes a number
             suffix = split.suffix(boundary.name)
             assert torch.allclose(suffix(activation), whole, **close), boundary
             assert torch.equal(activation, kept), f"the suffix behind {boundary.name} overwrites its input"
@@ -147,8 +147,8 @@ def test_a_backbone_that_cannot_be_traced_offers_the_head_alone_and_says_why() -
     split = SplittableBackbone(module, height=8, width=8)
     assert [b.name for b in split.boundaries] == [HEAD]
     assert "cannot trace" in split.obstacle
-    pictures = torch.randn(2, 3, 8, 8)
-    assert torch.equal(split.suffix(HEAD)(split.prefix(HEAD)(pictures)), module(pictures))
+    images = torch.randn(2, 3, 8, 8)
+    assert torch.equal(split.suffix(HEAD)(split.prefix(HEAD)(images)), module(images))
     with pytest.raises(OptionError, match=r"'layer1'.*head.*cannot trace"):
         split.prefix("layer1")
 
@@ -167,15 +167,15 @@ def test_a_copy_has_the_same_cuts_and_weights_of_its_own() -> None:
     module = lively("resnet18", 64)
     split = SplittableBackbone(module, height=64, width=64)
     copied = split.copied()
-    pictures = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     assert copied.boundaries == split.boundaries
     with torch.no_grad():
-        expected = module(pictures)
-        assert torch.equal(copied.suffix("layer2")(copied.prefix("layer2")(pictures)), expected)
+        expected = module(images)
+        assert torch.equal(copied.suffix("layer2")(copied.prefix("layer2")(images)), expected)
         for parameter in copied.suffix("layer2").parameters():
             parameter.zero_()
-        assert not torch.equal(copied.suffix("layer2")(split.prefix("layer2")(pictures)), expected)
-        assert torch.equal(module(pictures), expected)
+        assert not torch.equal(copied.suffix("layer2")(split.prefix("layer2")(images)), expected)
+        assert torch.equal(module(images), expected)
 
 
 ENDED = ["tf_efficientnet_lite0", "vgg16", "resnetv2_50", "vit_small_patch16_224", "swin_tiny_patch4_window7_224"]
@@ -204,17 +204,17 @@ def assert_law_1_ended(name: str, pool: Pooling) -> None:
     assert names == [b.name for b in inner[: len(names)]]
     assert len(inner) * 2 // 3 - 1 <= len(names) <= len(inner) * 2 // 3  # no weights may lie right before the end
     assert split.boundaries[0].parameters_after < sum(p.numel() for p in module.parameters())
-    pictures = torch.randn(2, 3, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    images = torch.randn(2, 3, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     layout = Layout.of(module)
     with torch.no_grad():
-        at_end = plain.prefix(end.name)(pictures)
+        at_end = plain.prefix(end.name)(images)
         expected = pooled(at_end, pool, layout.channels_last, layout.prefix_tokens)
         assert tuple(expected.shape[1:]) == split.boundaries[-1].shape
         close = {"rtol": 0, "atol": 1e-9 * float(expected.abs().max())}
-        assert torch.allclose(split.whole()(pictures), expected, **close)
-        activation = split.prefix(before.name)(pictures)
+        assert torch.allclose(split.whole()(images), expected, **close)
+        activation = split.prefix(before.name)(images)
         assert torch.allclose(split.suffix(before.name)(activation), expected, **close)
-        features, tapped = split.tapped(before.name)(pictures)
+        features, tapped = split.tapped(before.name)(images)
         assert torch.allclose(features, expected, **close)
         assert torch.equal(tapped, activation)
     behind = [n for _, own in split.parts(before.name) for n in own]
@@ -225,12 +225,12 @@ def assert_law_1_ended(name: str, pool: Pooling) -> None:
 
 def test_another_pooling_is_one_of_the_last_map() -> None:
     module = lively("resnet18", 64)
-    pictures = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     with torch.no_grad():
-        last = module.forward_features(pictures)  # type: ignore[operator]
+        last = module.forward_features(images)  # type: ignore[operator]
         split = SplittableBackbone(module, height=64, width=64, pool="max")
-        assert torch.allclose(split.whole()(pictures), last.amax((2, 3)))
-        assert torch.allclose(split.suffix("layer3")(split.prefix("layer3")(pictures)), last.amax((2, 3)))
+        assert torch.allclose(split.whole()(images), last.amax((2, 3)))
+        assert torch.allclose(split.suffix("layer3")(split.prefix("layer3")(images)), last.amax((2, 3)))
 
 
 def test_an_end_that_is_none_is_refused() -> None:

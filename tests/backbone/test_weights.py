@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from pictures import write_classes
+from random_images import write_classes
 from safetensors.torch import save_file
 
 from headstart.backbone.names import TORCHVISION, resolution_note, resolve_architecture

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from pictures import write_classes
+from random_images import write_classes
 
 
 @pytest.fixture(scope="session")

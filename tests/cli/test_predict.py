@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 from commands import main
-from pictures import picture
 from pyarrow import parquet
+from random_images import random_image
 
 
-def test_predict_lists_every_picture_and_says_what_it_cannot_read(
+def test_predict_lists_every_image_and_says_what_it_cannot_read(
     run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = tmp_path / "bad.jpg"
@@ -32,11 +32,11 @@ def test_predictions_go_to_csv_json_and_parquet_alike(
     run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     strange = tmp_path / 'ä, "quoted"\n.png'
-    picture(3).save(strange)
+    random_image(3).save(strange)
     gone = tmp_path / "gone.png"
-    pictures = [data / "red" / "1.png", strange, gone]
+    images = [data / "red" / "1.png", strange, gone]
     for ending in ("csv", "json", "parquet"):
-        code, _, err = main("predict", run, *pictures, "--top", 2, "--out", tmp_path / f"p.{ending}", capsys=capsys)
+        code, _, err = main("predict", run, *images, "--top", 2, "--out", tmp_path / f"p.{ending}", capsys=capsys)
         assert code == 0
         assert "gone.png: no such file" in err
     import csv
@@ -45,13 +45,13 @@ def test_predictions_go_to_csv_json_and_parquet_alike(
         table = list(csv.DictReader(file))
     document = json.loads((tmp_path / "p.json").read_text())
     columns = parquet.read_table(tmp_path / "p.parquet").to_pydict()
-    assert [r["path"] for r in table] == [d["path"] for d in document] == columns["path"] == [str(p) for p in pictures]
+    assert [r["path"] for r in table] == [d["path"] for d in document] == columns["path"] == [str(p) for p in images]
     assert [r["label"] or None for r in table] == [d["label"] for d in document] == columns["label"]
     assert columns["probability2"][1] == document[1]["top"][1]["probability"] == float(table[1]["probability2"])
     assert table[2]["error"] == document[2]["error"] == columns["error"][2] == "no such file or directory"
 
 
-def test_only_unreadable_pictures_are_a_failure(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_unreadable_images_are_a_failure(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = main("predict", run, "gone.png", capsys=capsys)
     assert code == 1
     assert "no such file" in out
@@ -92,7 +92,7 @@ def test_file_names_that_are_no_unicode_are_carried_through(
     headstart,
 ) -> None:
     name = os.fsencode(tmp_path) + b"/odd\xff.png"
-    picture(1).save(tmp_path / "x.png")
+    random_image(1).save(tmp_path / "x.png")
     try:
         os.rename(os.fsencode(tmp_path / "x.png"), name)
     except OSError:

@@ -10,8 +10,8 @@ from dataclasses import fields
 import numpy as np
 import numpy.typing as npt
 import pytest
-from pictures import picture
 from PIL import Image
+from random_images import random_image
 
 from headstart.data.augment import Augmentation, view, view_key, views
 from headstart.data.preprocessing import CropMode, Preprocessing, Rgb
@@ -50,13 +50,13 @@ def steps(pixels: Rgb) -> npt.NDArray[np.float64]:
 
 
 def sides(pixels: Rgb) -> tuple[float, float]:
-    """(width, height) of the crop, in the picture's pixels, from an unturned view of ``where``."""
+    """(width, height) of the crop, in the image's pixels, from an unturned view of ``where``."""
     (across, _), (_, down) = steps(pixels)
     return abs(across) * pixels.shape[1], down * pixels.shape[0]
 
 
 def test_a_view_depends_on_nothing_but_its_arguments() -> None:
-    image = picture(1, size=(300, 200))
+    image = random_image(1, size=(300, 200))
     numbers = list(range(24))
     alone = [seen(image, Augmentation(), number) for number in numbers]
     np.random.seed(0)
@@ -85,7 +85,7 @@ print(hashlib.sha256(np.stack(made).tobytes()).hexdigest())
 
 
 def test_number_seed_and_key_each_give_another_view() -> None:
-    image = picture(2)
+    image = random_image(2)
     made = [seen(image, Augmentation(), number) for number in range(20)]
     made += [seen(image, Augmentation(), seed=seed) for seed in range(2, 20)]
     made += [seen(image, Augmentation(), key=bytes([n]) * 16) for n in range(20)]
@@ -93,8 +93,8 @@ def test_number_seed_and_key_each_give_another_view() -> None:
     assert len({pixels.tobytes() for pixels in made}) == len(made)
 
 
-def test_without_any_change_a_view_is_the_resized_picture() -> None:
-    image = picture(3, size=(200, 200))
+def test_without_any_change_a_view_is_the_resized_image() -> None:
+    image = random_image(3, size=(200, 200))
     expected = np.asarray(image.resize((64, 64), Image.Resampling.BICUBIC))
     assert np.array_equal(seen(image, NOTHING), expected)
     linear = Preprocessing(64, 64, interpolation="bilinear")
@@ -111,7 +111,7 @@ def test_half_of_the_views_are_mirrored_and_none_where_sides_matter() -> None:
 
 @pytest.mark.parametrize("rotate", [0, 10])
 def test_mirroring_decides_nothing_else(rotate: float) -> None:
-    image, mirrored = picture(4), []
+    image, mirrored = random_image(4), []
     for number in range(30):
         plain = seen(image, Augmentation(flip=False, rotate=rotate), number).astype(int)
         either = seen(image, Augmentation(flip=True, rotate=rotate), number)
@@ -167,7 +167,7 @@ def test_the_angle_keeps_to_its_bounds_and_goes_to_both_sides() -> None:
 
 @pytest.mark.parametrize("rotate", [10, 45, 180])
 @pytest.mark.parametrize("size", [(300, 200), (64, 64), (20, 400)])
-def test_only_pixels_of_the_picture_are_shown(rotate: float, size: tuple[int, int]) -> None:
+def test_only_pixels_of_the_image_are_shown(rotate: float, size: tuple[int, int]) -> None:
     white = Image.new("RGB", size, "white")
     for number in range(60):
         for preprocessing in (SMALL, Preprocessing(height=40, width=90)):
@@ -179,7 +179,7 @@ def test_colours_change_within_their_bounds_and_grey_stays_grey() -> None:
     flat = Image.new("RGB", (50, 40), (120, 120, 120))
     grey = np.array([seen(flat, Augmentation(), number)[0, 0] for number in range(200)]).astype(int)
     assert np.ptp(grey, axis=1).max() == 0
-    assert 96 <= grey.min() < 102  # only brightness moves a picture without contrast
+    assert 96 <= grey.min() < 102  # only brightness moves an image without contrast
     assert 138 < grey.max() <= 144
     kept = Augmentation(flip=False, scale=(1, 1), ratio=(1, 1), rotate=0, colour=0.3)
     halves = Image.fromarray(np.repeat(np.array([[[70] * 3] * 8, [[130] * 3] * 8], dtype=np.uint8), 4, axis=0))
@@ -196,7 +196,7 @@ def test_colours_change_within_their_bounds_and_grey_stays_grey() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (9, 1), (2, 3), (1, 3000), (2500, 2)])
-def test_the_smallest_pictures_have_views(size: tuple[int, int]) -> None:
+def test_the_smallest_images_have_views(size: tuple[int, int]) -> None:
     for number in range(30):
         pixels = seen(Image.new("RGB", size, (200, 100, 50)), Augmentation(colour=0, rotate=30), number)
         assert pixels.shape == (64, 64, 3)
@@ -212,8 +212,8 @@ def encoded(image: Image.Image, kind: str) -> bytes:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("size", [(300, 280), (2300, 1700)])
-def test_views_of_a_file_are_the_views_of_its_picture(kind: str, size: tuple[int, int]) -> None:
-    image = picture(5, size=size)
+def test_views_of_a_file_are_the_views_of_its_image(kind: str, size: tuple[int, int]) -> None:
+    image = random_image(5, size=size)
     numbers = [7, 0, 3]
     made = views(encoded(image, kind), KEY, numbers, seed=1, augmentation=Augmentation(), preprocessing=SMALL)
     assert made.shape == (3, 64, 64, 3)
@@ -225,7 +225,7 @@ def test_views_of_a_file_are_the_views_of_its_picture(kind: str, size: tuple[int
 
 
 def test_no_numbers_give_no_views_and_a_damaged_file_is_named() -> None:
-    data = encoded(picture(6), "PNG")
+    data = encoded(random_image(6), "PNG")
     assert views(data, KEY, [], seed=1, augmentation=NOTHING, preprocessing=SMALL).shape == (0, 64, 64, 3)
     with pytest.raises(UnreadableImage, match="truncated"):
         views(data[:300], KEY, [0], seed=1, augmentation=NOTHING, preprocessing=SMALL)

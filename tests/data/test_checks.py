@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from pictures import write_classes
+from random_images import write_classes
 
 from headstart.data import checks, inspection
 from headstart.data.finding import OLD_KINDS, Finding

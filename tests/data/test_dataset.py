@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from pictures import picture, write_classes
 from pyarrow import parquet
+from random_images import random_image, write_classes
 
 from headstart.data.dataset import find_images, open_data, open_folder, open_table
 from headstart.errors import DataError
@@ -59,7 +59,7 @@ def test_what_is_no_class_is_named(tmp_path: Path) -> None:
 def test_class_folders_are_searched_in_depth_and_link_loops_end(tmp_path: Path) -> None:
     write_classes(tmp_path, {"a": 1, "b": 1})
     (tmp_path / "a" / "deep" / "er").mkdir(parents=True)
-    picture(5).save(tmp_path / "a" / "deep" / "er" / "x.PNG")
+    random_image(5).save(tmp_path / "a" / "deep" / "er" / "x.PNG")
     (tmp_path / "a" / "loop").symlink_to(tmp_path / "a")
     assert len(open_folder(tmp_path)) == 3
 
@@ -95,7 +95,7 @@ def test_a_class_folder_whose_name_is_not_utf8_gets_a_name_that_can_be_written(t
 
 def test_camera_raw_files_are_named_once_with_what_to_do(tmp_path: Path) -> None:
     write_classes(tmp_path, {"a": 2, "b": 2})
-    for name in ("a/5.CR2", "a/6.nef", "b/7.dng", "a/1.cr2"):  # the last has a picture of its name beside it
+    for name in ("a/5.CR2", "a/6.nef", "b/7.dng", "a/1.cr2"):  # the last has an image of its name beside it
         (tmp_path / name).write_bytes(b"x")
     data = open_folder(tmp_path)
     (finding,) = [f for f in data.findings if f.kind == "camera-raw"]
@@ -124,11 +124,11 @@ def test_unusable_folders_say_what_was_found_and_expected(tmp_path: Path) -> Non
         open_folder(tmp_path / "mixed")
 
 
-def test_unlabelled_test_pictures_are_named_and_not_used(tmp_path: Path) -> None:
+def test_unlabelled_test_images_are_named_and_not_used(tmp_path: Path) -> None:
     write_classes(tmp_path / "train", {"a": 1, "b": 1})
     write_classes(tmp_path / "val", {"a": 1, "b": 1}, first_seed=5)
     (tmp_path / "test").mkdir()
-    picture(9).save(tmp_path / "test" / "1.png")
+    random_image(9).save(tmp_path / "test" / "1.png")
     data = open_folder(tmp_path)
     assert set(data.splits or ()) == {"train", "val"}
     assert any("test: 1 image(s) outside a class folder" in note for note in data.notes)
@@ -185,7 +185,7 @@ def test_faulty_tables_name_the_row_and_the_remedy(tmp_path: Path) -> None:
         open_data(tmp_path / "a.doc")
 
 
-def test_pictures_of_a_folder_are_found_in_natural_order(tmp_path: Path) -> None:
+def test_images_of_a_folder_are_found_in_natural_order(tmp_path: Path) -> None:
     write_classes(tmp_path, {"a": 11})
     assert [Path(p).name for p in find_images(tmp_path)] == [f"{i}.png" for i in range(11)]
     assert find_images(tmp_path / "gone.jpg") == [str(tmp_path / "gone.jpg")]

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import timm
-from pictures import picture
 from PIL import Image
+from random_images import random_image
 from timm.data import create_transform
 
 from headstart.data.decode import as_rgb, decode, map_images
@@ -69,7 +69,7 @@ def test_every_exif_orientation_comes_out_upright(
 def test_a_turned_jpeg_that_is_reduced_while_decoding_reports_its_full_upright_size() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    decoded = decode(encoded(picture(0, size=(1200, 2000)), "JPEG", exif=exif), min_side=256)
+    decoded = decode(encoded(random_image(0, size=(1200, 2000)), "JPEG", exif=exif), min_side=256)
     assert (decoded.width, decoded.height) == (2000, 1200)
     assert decoded.image.size == (500, 300)
 
@@ -77,22 +77,22 @@ def test_a_turned_jpeg_that_is_reduced_while_decoding_reports_its_full_upright_s
 def test_jpegs_are_never_decoded_below_what_is_needed() -> None:
     for side in (256, 511, 512, 1024, 1030, 3000):
         for min_side in (64, 256, 300):
-            short = min(decode(encoded(picture(1, size=(side, side + 9)), "JPEG"), min_side=min_side).image.size)
+            short = min(decode(encoded(random_image(1, size=(side, side + 9)), "JPEG"), min_side=min_side).image.size)
             assert short >= min(side, min_side)
             assert short <= 2 * min_side or side / short > 7.9  # 1/8 is the smallest scale that JPEG has
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
-def test_every_format_gives_the_same_picture(kind: str) -> None:
+def test_every_format_gives_the_same_image(kind: str) -> None:
     settings = {"quality": 95} if kind in ("JPEG", "WEBP", "AVIF") else {}
-    decoded = decode(encoded(picture(2), kind, **settings))
+    decoded = decode(encoded(random_image(2), kind, **settings))
     assert decoded.format == kind
-    gap = np.abs(np.asarray(decoded.image).astype(int) - np.asarray(picture(2)))
+    gap = np.abs(np.asarray(decoded.image).astype(int) - np.asarray(random_image(2)))
     assert gap.mean() < 6
 
 
 def test_cmyk_grey_palette_and_one_bit_become_rgb() -> None:
-    image = picture(3)
+    image = random_image(3)
     for mode, kind, limit in [("CMYK", "JPEG", 12), ("CMYK", "TIFF", 2), ("L", "PNG", 0), ("P", "PNG", 20)]:
         decoded = decode(encoded(image.convert(mode), kind)).image
         expected = image.convert(mode).convert("RGB")
@@ -142,7 +142,7 @@ def test_transparency_is_laid_over_white() -> None:
 
 @pytest.mark.parametrize("kind", ["TGA", "PNG", "BMP V5", "LA", "PA", "16 bits"])
 def test_an_alpha_channel_that_is_zero_everywhere_is_no_alpha(kind: str) -> None:
-    image = picture(3)
+    image = random_image(3)
     expected = image.convert("L").convert("RGB") if kind == "LA" else image
     bare = image.convert("RGBA")
     bare.putalpha(0)
@@ -170,7 +170,7 @@ def bmp_v5(image: Image.Image) -> bytes:
 @pytest.mark.parametrize("most", [200, 1023, 4095, 65535])
 @pytest.mark.parametrize("kind", [b"P5", b"P6", b"P2"])
 def test_pgm_and_ppm_are_scaled_by_their_maximum(most: int, kind: bytes) -> None:
-    image = picture(3) if kind == b"P6" else picture(3).convert("L")
+    image = random_image(3) if kind == b"P6" else random_image(3).convert("L")
     values = np.rint(np.asarray(image) / 255 * most).astype("u1" if most < 256 else ">u2")
     body = " ".join(map(str, values.ravel())).encode() if kind == b"P2" else values.tobytes()
     decoded = decode(kind + f" 48 40 {most}\n".encode() + body)
@@ -257,14 +257,14 @@ def test_a_deep_image_that_exif_turns_comes_out_upright() -> None:
 
 
 def test_a_value_range_leaves_files_of_8_bits_alone() -> None:
-    data = encoded(picture(1), "PNG")
-    assert np.array_equal(decode(data, value_range=(0, 0.1)).image, picture(1))
+    data = encoded(random_image(1), "PNG")
+    assert np.array_equal(decode(data, value_range=(0, 0.1)).image, random_image(1))
     assert (decode(data).bits, decode(data).used_bits) == (8, 8)
 
 
 @pytest.mark.parametrize("flags", [(1, 0), (1, 1), (4, 0), (0, 0), (0, 1)])
 def test_of_a_tiff_the_thumbnail_before_the_page_is_passed_over(flags: tuple[int, int]) -> None:
-    small, large = picture(1, size=(60, 40)), picture(1, size=(300, 200))
+    small, large = random_image(1, size=(60, 40)), random_image(1, size=(300, 200))
     data = bytearray(encoded(small, "TIFF", save_all=True, append_images=[large], tiffinfo={254: 77}))
     for flag in flags:
         place = data.index(struct.pack("<HHII", 254, 4, 1, 77)) + 8
@@ -297,7 +297,7 @@ def test_of_an_animation_the_first_frame_is_taken(kind: str) -> None:
 
 def test_the_content_decides_the_format_whatever_the_name(tmp_path: Path) -> None:
     path = tmp_path / "größe ☃ 图.jpg"
-    path.write_bytes(encoded(picture(4), "PNG"))
+    path.write_bytes(encoded(random_image(4), "PNG"))
     decoded = decode(path)
     assert decoded.format == "PNG"
     assert not has_expected_suffix(str(path), decoded.format)
@@ -308,10 +308,10 @@ def test_the_content_decides_the_format_whatever_the_name(tmp_path: Path) -> Non
     ("data", "reason"),
     [
         (b"", "empty file"),
-        (encoded(picture(5, size=(300, 300)), "JPEG")[:2000], "truncated"),
-        (encoded(picture(5, size=(300, 300)), "PNG")[:2000], "truncated"),
-        (encoded(picture(5, size=(300, 300)), "WEBP")[:900], "damaged|truncated|beginning"),
-        (b"just some words, no picture\n" * 9, "a text file"),
+        (encoded(random_image(5, size=(300, 300)), "JPEG")[:2000], "truncated"),
+        (encoded(random_image(5, size=(300, 300)), "PNG")[:2000], "truncated"),
+        (encoded(random_image(5, size=(300, 300)), "WEBP")[:900], "damaged|truncated|beginning"),
+        (b"just some words, no image\n" * 9, "a text file"),
         (bytes(5000), "only zero bytes"),
         (png(50_000, 50_000), "too large"),
         (png(0, 0), "no pixels"),
@@ -319,7 +319,7 @@ def test_the_content_decides_the_format_whatever_the_name(tmp_path: Path) -> Non
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC|heif|not an image"),
     ],
 )
-def test_what_is_no_picture_is_refused_with_its_reason(data: bytes, reason: str) -> None:
+def test_what_is_no_image_is_refused_with_its_reason(data: bytes, reason: str) -> None:
     with pytest.raises(UnreadableImage, match=reason):
         decode(data)
 
@@ -332,8 +332,8 @@ def test_a_missing_file_and_a_folder_are_refused_by_name(tmp_path: Path) -> None
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_damaged_exif_does_not_lose_the_picture() -> None:
-    data = encoded(picture(6), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff garbage")
+def test_damaged_exif_does_not_lose_the_image() -> None:
+    data = encoded(random_image(6), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff garbage")
     assert decode(data).image.size == (48, 40)
 
 
@@ -356,16 +356,16 @@ def test_pixels_equal_timms_own_evaluation_transform(crop_mode: str, name: str, 
         crop_mode=crop_mode,
         use_prefetcher=True,
     )
-    image = picture(7, size=size)
+    image = random_image(7, size=size)
     expected = np.asarray(theirs(image))
     expected = expected.transpose(1, 2, 0) if expected.shape[0] == 3 else expected
     apart = np.abs(resize_and_crop(image, own).astype(int) - expected)
-    tall = size[1] > 2 * size[0]  # from 13 on, Pillow resizes such pictures down before across
+    tall = size[1] > 2 * size[0]  # from 13 on, Pillow resizes such images down before across
     assert apart.max() <= (1 if tall else 0)
 
 
-def test_tall_pictures_are_resized_across_first_whatever_the_version_of_pillow() -> None:
-    image = picture(7, size=(90, 400))
+def test_tall_images_are_resized_across_first_whatever_the_version_of_pillow() -> None:
+    image = random_image(7, size=(90, 400))
     across = image.resize((60, 400), Image.Resampling.BICUBIC)
     expected = np.asarray(across.resize((60, 80), Image.Resampling.BICUBIC))
     assert np.array_equal(resize_and_crop(image, Preprocessing(80, 60, 1.0, crop_mode="squash")), expected)
@@ -381,7 +381,7 @@ def test_arrays_and_pillow_images_in_memory() -> None:
     ignored = np.full((3, 4, 4), 7, dtype=np.uint8)
     ignored[..., 3] = 0
     assert np.asarray(as_rgb(ignored)).max() == 7
-    assert as_rgb(picture(0).convert("CMYK")).mode == "RGB"
+    assert as_rgb(random_image(0).convert("CMYK")).mode == "RGB"
     for wrong in (grey.astype(np.float32), np.zeros((2, 2, 5), np.uint8), np.zeros((0, 4, 3), np.uint8)):
         with pytest.raises(UnreadableImage, match="array"):
             as_rgb(wrong)
@@ -400,11 +400,11 @@ def test_map_images_keeps_order_and_never_runs_far_ahead() -> None:
     assert list(results) == [i * i for i in range(3, 1000)]
 
 
-def test_a_picture_of_too_many_pixels_is_refused_by_its_header() -> None:
-    picture_data = encoded(quadrants(64), "PNG")
-    assert decode(picture_data, max_pixels=64 * 32).image.size == (64, 32)
+def test_an_image_of_too_many_pixels_is_refused_by_its_header() -> None:
+    image_data = encoded(quadrants(64), "PNG")
+    assert decode(image_data, max_pixels=64 * 32).image.size == (64, 32)
     with pytest.raises(UnreadableImage, match=r"too large: 64 x 32 pixels; the limit is 0\.002 million"):
-        decode(picture_data, max_pixels=2000)
+        decode(image_data, max_pixels=2000)
     header_alone = encoded(quadrants(64), "PNG")[:50]
     with pytest.raises(UnreadableImage, match="too large"):
         decode(header_alone, max_pixels=2000)
@@ -460,7 +460,7 @@ def test_what_lies_behind_a_jpegs_end_counts_not() -> None:
     assert decode(plain[:2] + exif + plain[2:]).image.size == (64, 32)
 
 
-def test_only_formats_of_pictures_are_opened() -> None:
+def test_only_formats_of_images_are_opened() -> None:
     for kind in ("EPS", "PDF", "ICNS", "PCX"):
         data = encoded(quadrants(64), kind)
         with pytest.raises(UnreadableImage, match="not an image"):

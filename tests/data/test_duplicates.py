@@ -4,8 +4,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from pictures import picture
 from PIL import Image
+from random_images import random_image
 
 from headstart.data.duplicates import DuplicatePair, connected_parts, find_duplicates
 from headstart.data.scan import scan
@@ -15,7 +15,7 @@ def test_copies_and_near_copies_are_found_and_nothing_else(tmp_path: Path) -> No
     paths = []
     for i in range(40):
         paths.append(tmp_path / f"{i}.png")
-        picture(i, size=(300, 260)).save(paths[-1])
+        random_image(i, size=(300, 260)).save(paths[-1])
     shutil.copy(paths[3], tmp_path / "copy.png")
     shutil.copy(paths[3], tmp_path / "copy2.png")
     original = Image.open(paths[7])
@@ -30,8 +30,8 @@ def test_copies_and_near_copies_are_found_and_nothing_else(tmp_path: Path) -> No
     assert all(a in (7, 42, 43, 44) and b in (42, 43, 44) for a, b in near)
 
 
-def test_where_all_pictures_look_alike_they_are_not_taken_for_one(tmp_path: Path) -> None:
-    """Two marks on a white sheet, as under a fixed camera: alike to a hash, yet each a picture of its own."""
+def test_where_all_images_look_alike_they_are_not_taken_for_one(tmp_path: Path) -> None:
+    """Two marks on a white sheet, as under a fixed camera: alike to a hash, yet each an image of its own."""
     paths = []
     for i in range(60):
         sheet = Image.new("L", (160, 160), 240)
@@ -45,14 +45,14 @@ def test_where_all_pictures_look_alike_they_are_not_taken_for_one(tmp_path: Path
     assert len(pairs) < 20
 
 
-def test_two_pictures_alone_can_be_near_identical(tmp_path: Path) -> None:
-    picture(1, size=(300, 300)).save(tmp_path / "a.png")
-    picture(1, size=(300, 300)).resize((200, 200)).save(tmp_path / "b.png")
+def test_two_images_alone_can_be_near_identical(tmp_path: Path) -> None:
+    random_image(1, size=(300, 300)).save(tmp_path / "a.png")
+    random_image(1, size=(300, 300)).resize((200, 200)).save(tmp_path / "b.png")
     assert len(find_duplicates(scan([str(tmp_path / "a.png"), str(tmp_path / "b.png")], cache=tmp_path / "cache"))) == 1
 
 
 @pytest.mark.exhaustive
-def test_pictures_that_lost_a_margin_are_found_and_strangers_are_not(tmp_path: Path) -> None:
+def test_images_that_lost_a_margin_are_found_and_strangers_are_not(tmp_path: Path) -> None:
     paths = []
     for i in range(60):
         paths.append(tmp_path / f"{i}.png")
@@ -72,8 +72,8 @@ def test_pictures_that_lost_a_margin_are_found_and_strangers_are_not(tmp_path: P
 
 def detailed(seed: int) -> Image.Image:
     """Coarse and fine patches, as photographs have both."""
-    fine = picture(seed + 1000, size=(300, 260)).resize((30, 26)).resize((300, 260), Image.Resampling.NEAREST)
-    return Image.blend(picture(seed, size=(300, 260)), fine, 0.35)
+    fine = random_image(seed + 1000, size=(300, 260)).resize((30, 26)).resize((300, 260), Image.Resampling.NEAREST)
+    return Image.blend(random_image(seed, size=(300, 260)), fine, 0.35)
 
 
 def test_groups_and_near_copies_make_parts() -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import picture
 from PIL import Image, ImageFilter
+from random_images import random_image
 
 from headstart.data.inspection import inspect
 from headstart.data.quality import quality_issues
@@ -14,7 +14,7 @@ from headstart.data.scan import scan
 
 def detailed(seed: int) -> Image.Image:
     """Sharp: edges from one pixel to the next."""
-    return picture(seed, size=(300, 260)).resize((30, 26)).resize((300, 260), Image.Resampling.NEAREST)
+    return random_image(seed, size=(300, 260)).resize((30, 26)).resize((300, 260), Image.Resampling.NEAREST)
 
 
 def white_page() -> Image.Image:
@@ -35,7 +35,7 @@ ODD = {
 
 
 @pytest.mark.parametrize("kind", ODD)
-def test_an_odd_picture_is_named_with_its_reason_and_no_other(tmp_path: Path, kind: str) -> None:
+def test_an_odd_image_is_named_with_its_reason_and_no_other(tmp_path: Path, kind: str) -> None:
     paths = [tmp_path / f"{i}.png" for i in range(12)]
     for i, path in enumerate(paths):
         (ODD[kind]() if i == 5 else detailed(i)).save(path)
@@ -45,7 +45,7 @@ def test_an_odd_picture_is_named_with_its_reason_and_no_other(tmp_path: Path, ki
     assert any(character.isdigit() for character in found[kind].reasons[0])
 
 
-def test_what_most_pictures_are_is_their_nature_and_faults_no_single_one(tmp_path: Path) -> None:
+def test_what_most_images_are_is_their_nature_and_faults_no_single_one(tmp_path: Path) -> None:
     for split in ("train", "val"):
         for label in ("a", "b"):
             (tmp_path / "d" / split / label).mkdir(parents=True)

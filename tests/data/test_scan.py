@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import picture
 from PIL import Image
+from random_images import random_image
 
 from headstart.data import scan as scanning
 from headstart.data.decode import decode
@@ -20,9 +20,9 @@ SMALL = Preprocessing(height=32, width=32)
 def test_unusable_files_are_named_and_the_others_keep_their_places(tmp_path: Path) -> None:
     paths = [tmp_path / f"{i}.png" for i in range(6)]
     for i in (0, 2, 5):
-        picture(i).save(paths[i])
+        random_image(i).save(paths[i])
     paths[1].write_bytes(b"")
-    paths[3].write_text("no picture")
+    paths[3].write_text("no image")
     result = scan([str(p) for p in paths], preprocessing=SMALL, cache=tmp_path / "cache")
     assert set(result.faults) == {1, 3, 4}
     assert result.faults[4] == "no such file or directory"
@@ -37,7 +37,7 @@ def test_nothing_is_decoded_twice_not_even_elsewhere_under_another_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for i in range(3):
-        picture(i).save(tmp_path / f"{i}.png")
+        random_image(i).save(tmp_path / f"{i}.png")
     first = scan([str(tmp_path / f"{i}.png") for i in range(3)], preprocessing=SMALL, cache=tmp_path / "cache")
     shutil.copy(tmp_path / "1.png", tmp_path / "copy.png")
 
@@ -51,7 +51,7 @@ def test_nothing_is_decoded_twice_not_even_elsewhere_under_another_name(
 
 
 def test_facts_do_not_depend_on_the_preprocessing(tmp_path: Path) -> None:
-    picture(0, size=(1500, 1300)).save(tmp_path / "a.jpg")
+    random_image(0, size=(1500, 1300)).save(tmp_path / "a.jpg")
     plain = scan([str(tmp_path / "a.jpg")], cache=tmp_path / "1")
     large = Preprocessing(height=700, width=700)
     with_pixels = scan([str(tmp_path / "a.jpg")], preprocessing=large, cache=tmp_path / "2")
@@ -74,6 +74,6 @@ def test_the_range_of_values_is_that_of_percentiles_over_all_images_alike(tmp_pa
     assert (round(low * 65535), round(high * 65535)) == (1000, 3000)
     low, high = measure_value_range(paths[:1])
     assert 0 <= low < high <= 1
-    picture(0).save(tmp_path / "dark.png")
+    random_image(0).save(tmp_path / "dark.png")
     with pytest.raises(UnreadableImage, match="8 bits per channel"):
         measure_value_range(paths)

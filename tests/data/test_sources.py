@@ -13,8 +13,8 @@ import pandas
 import pyarrow
 import pytest
 import torch
-from pictures import picture, write_classes
 from PIL import Image
+from random_images import random_image, write_classes
 from small_models import small_model
 
 import headstart as hs
@@ -34,7 +34,7 @@ def model() -> Model:
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("files") / "a.png"
-    picture(3).save(path)
+    random_image(3).save(path)
     return path
 
 

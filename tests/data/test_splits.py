@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import picture, write_classes
 from PIL import Image
+from random_images import random_image, write_classes
 
 from headstart.data import splits as splits_module
 from headstart.data.dataset import Dataset
@@ -205,7 +205,7 @@ def test_impossible_shares_are_refused(val: float, test: float) -> None:
 def test_imbalance_small_classes_and_two_labels_are_found(tmp_path: Path) -> None:
     write_classes(tmp_path / "d" / "train", {"a": 40, "b": 5})
     write_classes(tmp_path / "d" / "val", {"a": 4, "b": 4}, first_seed=100)
-    picture(0, (40, 60, 200)).save(tmp_path / "d/train/b/as-in-a.png")
+    random_image(0, (40, 60, 200)).save(tmp_path / "d/train/b/as-in-a.png")
     kinds = {f.kind for f in look(tmp_path / "d", shares=SplitShares()).findings}
     assert {"class-imbalance", "few-images", "conflicting-labels"} <= kinds
 

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from commands import main
-from pictures import write_classes
 from pyarrow import parquet
+from random_images import write_classes
 
 from headstart.data.dataset import Dataset, open_data, open_table
 from headstart.data.finding import Finding

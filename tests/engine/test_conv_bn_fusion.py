@@ -44,7 +44,7 @@ SIDE = 32
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """As fast on pictures of this size, and fast on a machine that does something else as well."""
+    """As fast on images of this size, and fast on a machine that does something else as well."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -66,7 +66,7 @@ def network(name: str) -> nn.Module:
     return lively(create_model(name, num_classes=0, **NETWORKS[name]))
 
 
-def pictures(count: int = 2, side: int = SIDE, channels: int = 3) -> Tensor:
+def images(count: int = 2, side: int = SIDE, channels: int = 3) -> Tensor:
     return torch.randn(count, channels, side, side, generator=torch.Generator().manual_seed(1))
 
 
@@ -77,7 +77,7 @@ def folded(module: nn.Module, sample: Tensor, **options: Any) -> fx.GraphModule:
 
 
 def gap(given: Tensor, expected: Tensor) -> float:
-    """The largest difference, over what two pictures differ by."""
+    """The largest difference, over what two images differ by."""
     return float((given - expected).abs().max() / (expected[0] - expected[1]).abs().max())
 
 
@@ -86,11 +86,11 @@ def test_folded_inference_gives_what_the_networks_own_layers_give(name: str) -> 
     module = network(name)
     before = {key: tensor.clone() for key, tensor in module.state_dict().items()}
     with torch.inference_mode():
-        expected = module(pictures())
-        fast = folded(module, pictures())
-        assert gap(fast(pictures()), expected) < 1e-4
-        assert gap(fast(pictures(3)), module(pictures(3))) < 1e-4
-        low = folded(module, pictures(), low_precision_from=0)(pictures()).float()
+        expected = module(images())
+        fast = folded(module, images())
+        assert gap(fast(images()), expected) < 1e-4
+        assert gap(fast(images(3)), module(images(3))) < 1e-4
+        low = folded(module, images(), low_precision_from=0)(images()).float()
         assert 1e-4 < float((low - expected).norm() / expected.norm()) < 0.05
     assert all(torch.equal(tensor, before[key]) for key, tensor in module.state_dict().items())
 
@@ -119,9 +119,9 @@ def test_units_are_found(name: str, convolutions: int, norms: int, activations: 
 def test_folding_from_a_convolution_on_leaves_what_is_before_it_in_float32() -> None:
     module = network("resnet18")
     with torch.inference_mode():
-        expected = module(pictures())
+        expected = module(images())
         errors = [
-            float((folded(module, pictures(), low_precision_from=start)(pictures()).float() - expected).norm())
+            float((folded(module, images(), low_precision_from=start)(images()).float() - expected).norm())
             for start in (0, 12, 20)
         ]
     assert errors[0] > errors[1] > 100 * errors[2]
@@ -200,7 +200,7 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
 def test_unusual_networks_fold_right_too(kind: str) -> None:
     torch.manual_seed(0)
     module = lively(BLOCKS[kind]())
-    x = pictures(channels=8, side=17)
+    x = images(channels=8, side=17)
     with torch.inference_mode():
         kept = x.clone()
         fast = folded(module, x)
@@ -232,7 +232,7 @@ def test_activations_are_the_networks_own(activation: nn.Module) -> None:
     module = lively(nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), activation))
     with torch.no_grad():
         module[1].weight.mul_(5)
-    x = pictures(channels=8, side=17)
+    x = images(channels=8, side=17)
     with torch.inference_mode():
         assert torch.allclose(folded(module, x)(x), module(x), atol=1e-5)
     assert_trains_alike(module, x, dtype=torch.float64, tolerance=1e-9)
@@ -273,7 +273,7 @@ def test_a_norm_in_training_mode_is_left_to_itself() -> None:
 
 def test_layers_outside_the_units_read_float32_in_low_precision_too() -> None:
     module = lively(nn.Sequential(conv(), nn.BatchNorm2d(8), nn.Flatten(1), nn.Linear(8 * 64, 8), nn.LayerNorm(8)))
-    x = pictures(channels=8, side=8)
+    x = images(channels=8, side=8)
     with torch.inference_mode():
         low = folded(module, x, low_precision_from=0)(x)
         assert low.dtype == torch.float32
@@ -373,7 +373,7 @@ def suffix(name: str, boundary: str) -> tuple[nn.Module, Tensor]:
     """(the part behind a boundary, what goes into it)."""
     split = SplittableBackbone(network(name), height=64, width=64)
     with torch.no_grad():
-        activation = split.prefix(boundary)(pictures(4, 64)).contiguous(memory_format=torch.channels_last)
+        activation = split.prefix(boundary)(images(4, 64)).contiguous(memory_format=torch.channels_last)
     return split.suffix(boundary), activation
 
 
@@ -428,13 +428,13 @@ def test_its_gradients_are_as_good_in_float32_and_no_further_off_than_autocasts_
 def test_a_frozen_norm_stays_frozen_and_the_rest_is_trained() -> None:
     module = lively(nn.Sequential(conv(), nn.BatchNorm2d(8), nn.ReLU(), conv(), nn.BatchNorm2d(8)))
     module[1].requires_grad_(False)
-    _, _, given = gradients(module, fold_for_training(trace(module), torch.float32), pictures(channels=8))
+    _, _, given = gradients(module, fold_for_training(trace(module), torch.float32), images(channels=8))
     assert sorted(given) == ["0.bias", "0.weight", "3.bias", "3.weight", "4.bias", "4.weight"]
 
 
 def test_folding_sees_later_changes_of_the_parameters_in_training_and_none_in_inference() -> None:
     module = lively(nn.Sequential(conv(), nn.BatchNorm2d(8), nn.ReLU()))
-    x = pictures(channels=8)
+    x = images(channels=8)
     training, inference = fold_for_training(trace(module), torch.float32), folded(module, x)
     with torch.no_grad():
         before = module(x)

@@ -40,7 +40,7 @@ ARCHITECTURES = {
     "vit_small_patch16_dinov3": 64,
     "swin_tiny_patch4_window7_224": 224,
 }
-"""Side of the pictures, in pixels: small, for the test's sake."""
+"""Side of the images, in pixels: small, for the test's sake."""
 
 
 def pixels(count: int, side: int, seed: int = 0) -> np.ndarray:
@@ -48,7 +48,7 @@ def pixels(count: int, side: int, seed: int = 0) -> np.ndarray:
 
 
 def lively(name: str, side: int) -> Backbone:
-    """Random weights with statistics of the pictures, so that activations are neither large nor nothing."""
+    """Random weights with statistics of the images, so that activations are neither large nor nothing."""
     backbone = random_backbone(name, image_size=side)
     generator = torch.Generator().manual_seed(0)
     for module in backbone.module.modules():

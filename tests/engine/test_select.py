@@ -52,7 +52,7 @@ folding = pytest.mark.skipif(not can_fold_for_inference(torch.device("cpu")), re
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """As fast on pictures of this size, and fast on a machine that does something else as well."""
+    """As fast on images of this size, and fast on a machine that does something else as well."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -76,7 +76,7 @@ def pixels(count: int, seed: int = 0) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def backbone() -> Backbone:
-    """Its statistics are those of the pictures, so that activations are neither large nor nothing."""
+    """Its statistics are those of the images, so that activations are neither large nor nothing."""
     made = random_backbone("resnet10t", image_size=SIDE)
     for module in made.module.modules():
         if isinstance(module, nn.BatchNorm2d):

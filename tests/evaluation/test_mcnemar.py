@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import main
-from pictures import COLOURS, write_classes, write_grouped_table
+from random_images import COLOURS, write_classes, write_grouped_table
 
 import headstart as hs
 from headstart.errors import DataError

@@ -33,4 +33,4 @@ def test_raw_pixels_get_what_examine_gives(kind: str) -> None:
         assert np.abs(first[0].numpy() - chance).max() < 1e-4
         assert bool(others) == (model.ood_detector is not None)
         if others:
-            assert others[0][0].item() == pytest.approx(outlier, abs=0.04)  # one of 64 usual pictures more or less
+            assert others[0][0].item() == pytest.approx(outlier, abs=0.04)  # one of 64 usual images more or less

@@ -38,7 +38,7 @@ def test_pixels_of_any_size_become_what_fit_to_gives(interpolation: str, mode: s
                 assert not gap.any(), size
 
 
-def test_a_batch_is_what_its_pictures_are() -> None:
+def test_a_batch_is_what_its_images_are() -> None:
     pixels = np.stack([noisy(50, 90), noisy(90, 50).transpose(1, 0, 2)])
     fit = ResizeAndCrop(Preprocessing(32, 32))
     both = fit(torch.from_numpy(pixels))

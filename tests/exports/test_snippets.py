@@ -12,8 +12,8 @@ import onnx
 import pytest
 from commands import main
 from onnx import TensorProto, helper, numpy_helper
-from pictures import picture
 from PIL import Image
+from random_images import random_image
 from small_models import small_model
 
 from headstart.data.decode import decode
@@ -26,7 +26,7 @@ from headstart.verbs import export as export_module
 
 
 def mean_colour(*, outlier: bool) -> onnx.ModelProto:
-    """A "classifier": the softmax of a picture's mean colour, a class for each channel."""
+    """A "classifier": the softmax of an image's mean colour, a class for each channel."""
     nodes = [
         helper.make_node("Cast", ["pixels"], ["float"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["float", "axes"], ["colour"], keepdims=0),
@@ -81,7 +81,7 @@ def test_the_printed_snippet_runs_as_it_is(
     monkeypatch.chdir(tmp_path)
     file = Path("model.onnx")
     write_onnx(mean_colour(outlier=kind == "outlier"), metadata, file)
-    image = picture(3, (40, 60, 200))
+    image = random_image(3, (40, 60, 200))
     zero = kind.startswith("alpha")
     (alpha_zero(image) if zero else image).save(tmp_path / IMAGE, format="PNG")
     text = printed(file, metadata, monkeypatch, capsys)["python"]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from damage import DAMAGES
 from damaged_reading import Reading, tally
-from pictures import mislabel, write_classes
+from random_images import mislabel, write_classes
 from safetensors.torch import save_file
 
 import headstart as hs
@@ -214,12 +214,12 @@ def test_what_is_damaged_is_said_once_and_read_from_the_images_again(images: lis
 
 def test_damaged_pixels_whose_image_has_gone_are_a_named_error(images: list[str], tmp_path: Path) -> None:
     size = random_backbone("test_resnet", image_size=32).preprocessing
-    copy = tmp_path / "picture.png"
+    copy = tmp_path / "image.png"
     shutil.copy(images[0], copy)
     keys = scan([str(copy)], preprocessing=size, cache=tmp_path / "cache").keys
     for change, error, message in (
-        (lambda: copy.write_bytes(b"x"), DataError, "picture.png: has changed since"),
-        (copy.unlink, DataError, "picture.png: No such file.*run the command again"),
+        (lambda: copy.write_bytes(b"x"), DataError, "image.png: has changed since"),
+        (copy.unlink, DataError, "image.png: No such file.*run the command again"),
     ):
         change()
         store = pixel_store(size, tmp_path / "cache")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pictures import write_classes
+from random_images import write_classes
 from torch import nn
 
 import headstart as hs
@@ -35,12 +35,12 @@ def bench(data: Path) -> Workbench:
 def test_batches_show_every_image_once_an_epoch_in_an_order_of_the_seed(bench: Workbench) -> None:
     epochs = [list(bench.batches("train", epoch=epoch, batch_size=8)) for epoch in (0, 0, 1, 2)]
     labels = [torch.cat([own for _, own in batches]) for batches in epochs]
-    pictures = [torch.cat([x for x, _ in batches]) for batches in epochs]
+    images = [torch.cat([x for x, _ in batches]) for batches in epochs]
     assert all(len(x) <= 8 for batches in epochs for x, _ in batches)
     assert labels[0].tolist() == labels[1].tolist() != labels[2].tolist()
     assert all(sorted(own.tolist()) == sorted(labels[0].tolist()) for own in labels)
-    assert torch.equal(pictures[0], pictures[1])
-    seen = [{row.numpy().tobytes() for row in own} for own in pictures]
+    assert torch.equal(images[0], images[1])
+    seen = [{row.numpy().tobytes() for row in own} for own in images]
     assert not seen[0] & seen[2]  # two views of each image, in turn
     assert seen[0] == seen[3]
     val = list(bench.batches("val"))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pictures import mislabel, write_classes
+from random_images import mislabel, write_classes
 from safetensors.torch import save_file
 
 import headstart as hs

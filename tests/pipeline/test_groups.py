@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import main
-from pictures import write_classes, write_grouped_table
+from random_images import write_classes, write_grouped_table
 
 import headstart as hs
 from headstart.pipeline import evaluate, fit

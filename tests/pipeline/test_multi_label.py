@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from pictures import COLOURS, write_mixtures
 from PIL import Image
+from random_images import COLOURS, write_mixtures
 from sklearn.metrics import average_precision_score
 
 import headstart as hs
@@ -28,12 +28,12 @@ BACKBONE = "mobilenetv3_small_050"
 
 def write_table(folder: Path, count: int, *, train: int | None = None) -> Path:
     """A table of mixtures beside their folder; the first ``train`` for train, the others for val."""
-    rows = write_mixtures(folder / "pictures", count)
+    rows = write_mixtures(folder / "images", count)
     cells = join_labels([labels for _, labels in rows])
     lines = ["path,labels" + (",split" if train else "")]
     for i, ((name, _), cell) in enumerate(zip(rows, cells, strict=True)):
         side = "" if train is None else ",train" if i < train else ",val"
-        lines.append(f"pictures/{name},{cell}{side}")
+        lines.append(f"images/{name},{cell}{side}")
     (folder / "colours.csv").write_text("\n".join(lines) + "\n")
     return folder / "colours.csv"
 
@@ -124,7 +124,7 @@ def test_the_model_gives_labels_by_its_thresholds_and_is_the_same_when_it_is_loa
     again = hs.load(model.save(tmp_path / "m.safetensors"))
     assert again.thresholds == model.thresholds
     assert again.predict([row["path"] for row in rows]) == predictions
-    (tmp_path / "none.jpg").write_text("no picture")
+    (tmp_path / "none.jpg").write_text("no image")
     unread = model.predict(tmp_path / "none.jpg")
     assert unread.error is not None
     assert unread.labels is None
@@ -194,13 +194,13 @@ def test_a_loop_by_hand_gets_targets_for_binary_cross_entropy(data: Path, weight
 
 
 def test_one_label_alone_is_given_or_not(weights: Path, tmp_path: Path) -> None:
-    rows = write_mixtures(tmp_path / "pictures", 60)
-    lines = [f"pictures/{name},{int('red' in labels)}" for name, labels in rows]
+    rows = write_mixtures(tmp_path / "images", 60)
+    lines = [f"images/{name},{int('red' in labels)}" for name, labels in rows]
     (tmp_path / "red.csv").write_text("path,red\n" + "\n".join(lines))
     run = hs.train(
         tmp_path / "red.csv", out=tmp_path / "run", backbone=BACKBONE, weights=str(weights), image_size=64, val=0.3
     )
-    assert hs.load(run.folder).predict_proba([tmp_path / "pictures" / "0.png"])[0].shape == (1, 1)
+    assert hs.load(run.folder).predict_proba([tmp_path / "images" / "0.png"])[0].shape == (1, 1)
     assert isinstance(run.scores, LabelScores)
 
 
@@ -235,13 +235,13 @@ def test_models_and_data_of_two_kinds_are_not_mixed(
 
 
 def test_labels_that_stand_on_every_image_or_on_none_are_named(weights: Path, tmp_path: Path) -> None:
-    rows = write_mixtures(tmp_path / "pictures", 40)
-    lines = [f"pictures/{name},1,{int('red' in labels)},0" for name, labels in rows]
-    (tmp_path / "t.csv").write_text("path,picture,red,moon\n" + "\n".join(lines))
+    rows = write_mixtures(tmp_path / "images", 40)
+    lines = [f"images/{name},1,{int('red' in labels)},0" for name, labels in rows]
+    (tmp_path / "t.csv").write_text("path,image,red,moon\n" + "\n".join(lines))
     found = {finding.kind: finding for finding in inspect(tmp_path / "t.csv").findings}
-    assert found["constant-label"].items == ("picture",)
+    assert found["constant-label"].items == ("image",)
     assert "moon" in found["missing-class"].items
-    (tmp_path / "t.csv").write_text("path,picture\n" + "\n".join(line[: line.index(",") + 2] for line in lines))
+    (tmp_path / "t.csv").write_text("path,image\n" + "\n".join(line[: line.index(",") + 2] for line in lines))
     with pytest.raises(DataError, match="every label applies to every image or to none"):
         hs.train(tmp_path / "t.csv", out=tmp_path / "run", backbone=BACKBONE, weights=str(weights), image_size=64)
 
@@ -256,14 +256,14 @@ def test_the_commands_speak_of_labels(run: hs.Run, data: Path, tmp_path: Path) -
     assert "test mAP" in scored
     assert "average precision  threshold" in scored
     Image.new("RGB", (48, 40), (128, 128, 128)).save(tmp_path / "grey.png")
-    pictures = [data.parent / "pictures" / "7.png", tmp_path / "grey.png"]
-    predictions = hs.load(run.folder).predict(pictures)
-    for line, prediction in zip(said("predict", run.folder, *pictures).splitlines(), predictions, strict=True):
+    images = [data.parent / "images" / "7.png", tmp_path / "grey.png"]
+    predictions = hs.load(run.folder).predict(images)
+    for line, prediction in zip(said("predict", run.folder, *images).splitlines(), predictions, strict=True):
         words = "  ".join(f"{label} {100 * chance:.1f} %" for label, chance in prediction.labels or ())
         assert words in line if words else "none of the labels (nearest: " in line
-    document = json.loads(said("predict", run.folder, *pictures, "--json"))
+    document = json.loads(said("predict", run.folder, *images, "--json"))
     assert [pair["label"] for pair in document[0]["labels"]] == [name for name, _ in predictions[0].labels or ()]
-    said("predict", run.folder, *pictures, "--out", tmp_path / "p.csv")
+    said("predict", run.folder, *images, "--out", tmp_path / "p.csv")
     table = rows_of(tmp_path / "p.csv")
     assert list(table[0])[:2] == ["path", "labels"]
     assert set(table[0]["labels"].strip("|").split("|")) == {name for name, _ in predictions[0].labels or ()}

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import torch
-from pictures import mislabel, write_classes
+from random_images import mislabel, write_classes
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -61,7 +61,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def hard(data: Path) -> Path:
-    """Labels that the pictures do not decide: a third of each class is of the other."""
+    """Labels that the images do not decide: a third of each class is of the other."""
     return mislabel(data, "first", "second", 24)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pictures import picture, write_classes
+from random_images import random_image, write_classes
 from safetensors.torch import save_file
 from served import served
 
@@ -50,7 +50,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> hs.Run:
     folder = tmp_path_factory.mktemp("data")
     data = write_classes(folder / "colours", {"blue": 40, "green": 40, "red": 40})
     (data / "red" / "broken é.jpg").write_bytes(b"")
-    (data / "blue" / "words.png").write_text("no picture")
+    (data / "blue" / "words.png").write_text("no image")
     return hs.train(data, out=folder / "run", **QUICK)
 
 
@@ -355,7 +355,7 @@ def test_the_cache_is_where_it_was_asked_for(tmp_path: Path) -> None:
 
 def test_the_report_stands_alone_and_escapes_names(tmp_path: Path) -> None:
     data = write_classes(tmp_path / "d", {"<b>bold": 30, "red": 30})
-    picture(99).save(data / "red" / "wrong & here.jpg")
+    random_image(99).save(data / "red" / "wrong & here.jpg")
     run = hs.train(data, out=tmp_path / "run", **QUICK)
     text = run.report_path.read_text()
     assert "<b>bold" not in text
@@ -441,15 +441,15 @@ def test_names_that_are_no_utf8_or_begin_like_formulas_go_through_everything(tmp
     assert len(open_table(run.folder / "split.csv").files()) == 40
     assert all(os.path.isfile(file) for file in open_table(run.folder / "split.csv").files())
     assert "cannot be read any more" not in report(run.folder).read_text(encoding="utf-8")
-    pictures = sorted(map(str, data.rglob("*.png")))[:3]
-    predictions = model.predict(pictures, device="cpu")
+    images = sorted(map(str, data.rglob("*.png")))[:3]
+    predictions = model.predict(images, device="cpu")
     for ending in ("csv", "json", "parquet"):
         write_predictions(tmp_path / f"p.{ending}", predictions)
-    assert [p["path"] for p in json.loads((tmp_path / "p.json").read_bytes())] == [unicode_text(p) for p in pictures]
-    assert [row["path"] for row in read_rows(tmp_path / "p.csv")] == pictures
+    assert [p["path"] for p in json.loads((tmp_path / "p.json").read_bytes())] == [unicode_text(p) for p in images]
+    assert [row["path"] for row in read_rows(tmp_path / "p.csv")] == images
     with served(model) as server:
         assert server.client.get("/v1/model").json()["classes"] == ["=1+1", "Gänse"]
-        assert server.predict(("-1.png", Path(pictures[0]).read_bytes())).status_code == 200
+        assert server.predict(("-1.png", Path(images[0]).read_bytes())).status_code == 200
 
 
 def test_a_table_for_excel_opens_alike_in_every_language(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from pictures import mislabel, write_classes
+from random_images import mislabel, write_classes
 
 import headstart as hs
 from headstart.errors import DataError, OptionError
@@ -111,7 +111,7 @@ def test_heads_that_are_trained_by_steps_have_curves_too(data: Path, tmp_path: P
     assert run.curves_path.read_text().count("<polyline") == 4
 
 
-def test_curves_are_a_picture_of_every_stage() -> None:
+def test_curves_are_an_image_of_every_stage() -> None:
     points = [CurvePoint("one", i, 1.0 / (i + 1), 0.5, 0.9, 0.6) for i in range(3)]
     points += [CurvePoint("two", 0, 0.2, 0.9)]
     for chart in curve_charts(points):

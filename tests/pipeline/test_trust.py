@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from pictures import mislabel, picture, write_classes
 from PIL import Image
+from random_images import mislabel, random_image, write_classes
 
 import headstart as hs
 from headstart.cli.main import app
@@ -90,14 +90,14 @@ def test_the_command_gives_the_answer_and_what_it_would_have_been(run: hs.Run, t
     Image.fromarray(board.astype(np.uint8)).save(tmp_path / "board.png")
     (tmp_path / "empty.png").write_bytes(b"")
     sure = next(row["path"] for row in rows(run) if float(row["probability"]) > 0.95 and float(row["outlier"]) < 0.9)
-    pictures = [str(tmp_path / "board.png"), sure, str(tmp_path / "empty.png")]
-    said = CliRunner().invoke(app, ["predict", str(run.folder), *pictures]).stdout.splitlines()
+    images = [str(tmp_path / "board.png"), sure, str(tmp_path / "empty.png")]
+    said = CliRunner().invoke(app, ["predict", str(run.folder), *images]).stdout.splitlines()
     assert "none of these (nearest: " in said[0]
     assert "nearest" not in said[1]
-    documents = json.loads(CliRunner().invoke(app, ["predict", str(run.folder), *pictures, "--json"]).stdout)
+    documents = json.loads(CliRunner().invoke(app, ["predict", str(run.folder), *images, "--json"]).stdout)
     assert [d["answer"] for d in documents] == ["none of these", documents[1]["label"], None]
     assert documents[0]["outlier"] > 0.99
-    CliRunner().invoke(app, ["predict", str(run.folder), *pictures, "--out", str(tmp_path / "p.csv")])
+    CliRunner().invoke(app, ["predict", str(run.folder), *images, "--out", str(tmp_path / "p.csv")])
     table = list(csv.DictReader((tmp_path / "p.csv").open(newline="")))
     assert [row["answer"] for row in table] == ["none of these", documents[1]["label"], ""]
     assert table[2]["outlier"] == ""
@@ -164,10 +164,10 @@ def test_what_is_missing_is_said_in_one_sentence_everywhere(folded: tuple[hs.Run
     file = model.save(tmp_path / "m.safetensors")
     assert hs.load(file).calibration_text == sentence
     assert model_info(model, engine=None).calibration == sentence
-    picture = next(row["path"] for row in rows(folded[0]))
-    said = CliRunner().invoke(app, ["predict", str(file), picture])
+    image = next(row["path"] for row in rows(folded[0]))
+    said = CliRunner().invoke(app, ["predict", str(file), image])
     assert sentence in said.stderr
-    (document,) = json.loads(CliRunner().invoke(app, ["predict", str(file), picture, "--json"]).stdout)
+    (document,) = json.loads(CliRunner().invoke(app, ["predict", str(file), image, "--json"]).stdout)
     assert document["uncalibrated"] == sentence
     document = json.loads((folded[0].folder / "run.json").read_text())
     assert sentence in model_card(model, folded[0].results, document)
@@ -195,6 +195,6 @@ def test_files_that_are_all_one_image_are_an_error_that_says_so(tmp_path: Path) 
     for label in ("a", "b"):
         (tmp_path / "d" / label).mkdir(parents=True)
         for i in range(5):
-            picture(1).save(tmp_path / "d" / label / f"{i}.png")
+            random_image(1).save(tmp_path / "d" / label / f"{i}.png")
     with pytest.raises(DataError, match="all 10 files show the same image"):
         hs.train(tmp_path / "d", out=tmp_path / "run", image_size=64)

@@ -67,7 +67,7 @@ def test_the_two_flowers_in_both_splits_are_named(flowers: tuple[Path, dict, Tim
     assert sum(" = " in item for item in leak["items"]) == 2
 
 
-def test_predicting_one_picture_takes_under_8_seconds(
+def test_predicting_one_image_takes_under_8_seconds(
     flowers: tuple[Path, dict, Timed], command: Callable[..., Timed]
 ) -> None:
     """In a cold process; and it says what the run wrote down (law 5)."""

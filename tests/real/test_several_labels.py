@@ -18,16 +18,16 @@ GENERAL = {
     "hymenoptera": ["animal", "insect"],
     "urban_rural": ["place"],
 }
-"""Data set -> what all of its pictures show, beside the name of their folder."""
+"""Data set -> what all of its images show, beside the name of their folder."""
 
 
 def write_table(file: Path) -> None:
     rows = [
-        (picture, "|".join([*labels, kind.name]), split)
+        (image, "|".join([*labels, kind.name]), split)
         for name, labels in GENERAL.items()
         for split in ("train", "val")
         for kind in sorted((photographs(name) / split).iterdir())
-        for picture in sorted(kind.iterdir())
+        for image in sorted(kind.iterdir())
     ]
     with open(file, "w", newline="") as lines:
         csv.writer(lines).writerows([("path", "labels", "split"), *rows])

@@ -37,7 +37,7 @@ def test_each_image_has_a_tile_where_it_is_said_to_be(tmp_path: Path) -> None:
 
 def test_what_cannot_be_read_is_named_and_shifts_no_other(tmp_path: Path) -> None:
     paths = written(tmp_path, 3)
-    Path(paths[1]).write_text("no picture")
+    Path(paths[1]).write_text("no image")
     made = make_sheets(paths)
     assert made.unread == (paths[1],)
     assert made.tiles == {paths[0]: 0, paths[2]: 1}

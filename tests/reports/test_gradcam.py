@@ -5,8 +5,8 @@ import io
 import numpy as np
 import pytest
 import torch
-from pictures import COLOURS, picture
 from PIL import Image
+from random_images import COLOURS, random_image
 from torch import nn
 
 from headstart.backbone.pixel_net import FeatureNet, split_backbone
@@ -28,7 +28,7 @@ def model_of(architecture: str, *, side: int = SIDE, pool: str = "auto") -> Mode
 
 
 def pixels(count: int, side: int = SIDE) -> list[np.ndarray]:
-    return [np.asarray(picture(i, size=(side, side))) for i in range(count)]
+    return [np.asarray(random_image(i, size=(side, side))) for i in range(count)]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_nothing_that_is_asked_about_gives_nothing() -> None:
     assert heat_maps(model_of("resnet18"), [], []) is None
 
 
-def test_the_picture_is_warm_where_the_heat_is() -> None:
+def test_the_image_is_warm_where_the_heat_is() -> None:
     grey = np.full((40, 40, 3), 90, np.uint8)
     heat = np.zeros((4, 4), np.float32)
     heat[0, 0] = 1

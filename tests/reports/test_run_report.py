@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from browser import opened
 from commands import main
-from pictures import COLOURS, mislabel, write_classes
+from random_images import COLOURS, mislabel, write_classes
 
 import headstart as hs
 from headstart.reports.image_map import LEAST, make_map, read_map
@@ -144,7 +144,7 @@ def test_the_page_works_by_itself(run: hs.Run) -> None:
         assert shown.first.locator(".tile").evaluate("one => getComputedStyle(one).backgroundImage").startswith("url(")
         page.keyboard.press("Enter")
         assert page.locator("#cell-val li").count() == 0
-        page.locator("#map-picture").focus()
+        page.locator("#map-drawing").focus()
         page.keyboard.press("ArrowRight")  # the first key chooses an image, the next one that lies its way, if any does
         marks = page.locator("circle.mark").evaluate_all(f"all => all.map({PLACE})")
         moved = 0
@@ -291,9 +291,9 @@ def test_the_map_survives_its_file(run: hs.Run) -> None:
     (run.folder / "copy.csv").unlink()
 
 
-def test_what_never_was_a_picture_is_no_picture_that_is_gone(tmp_path: Path) -> None:
+def test_what_never_was_an_image_is_no_image_that_is_gone(tmp_path: Path) -> None:
     data = write_classes(tmp_path / "d", {"blue": 24, "red": 24})
-    (data / "red" / "words.jpg").write_text("no picture")
+    (data / "red" / "words.jpg").write_text("no image")
     run = hs.train(data, out=tmp_path / "run", image_size=64)
     text = run.report_path.read_text()
     assert "words.jpg: not an image" in text

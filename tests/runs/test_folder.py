@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pictures import write_classes
+from random_images import write_classes
 from small_models import CLASSES, small_model
 
 import headstart as hs
@@ -49,7 +49,7 @@ RUNG = RungResult("probe", "", 3, 4, 0.3, 0.95, 0.25, 1.25, decision="kept")
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_classes(tmp_path_factory.mktemp("data") / "colours", dict.fromkeys(CLASSES, 4))
-    (folder / "red" / "broken.png").write_bytes(b"no picture")
+    (folder / "red" / "broken.png").write_bytes(b"no image")
     return folder
 
 

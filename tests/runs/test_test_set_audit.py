@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from pictures import COLOURS, write_classes, write_grouped_table
+from random_images import COLOURS, write_classes, write_grouped_table
 
 import headstart as hs
 from headstart.runs.test_set_audit import AuditEntry, audit_text, read_audit, record_test_score

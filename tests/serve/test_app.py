@@ -99,7 +99,7 @@ def test_the_server_says_what_predict_says(server: Served) -> None:
         assert (said["none_of_these"], said["unsure"], said["outlier"], said["labels"]) == (False, False, None, None)
 
 
-def test_one_bad_picture_of_ten_has_its_reason_and_the_nine_have_their_answers(server: Served) -> None:
+def test_one_bad_image_of_ten_has_its_reason_and_the_nine_have_their_answers(server: Served) -> None:
     sent = [(f"{i}.jpg", jpeg(i)) for i in range(10)]
     sent[3] = ("bad.jpg", jpeg(3)[:300])
     said = server.predict(*sent).json()["predictions"]
@@ -113,7 +113,7 @@ def test_one_bad_picture_of_ten_has_its_reason_and_the_nine_have_their_answers(s
     assert server.last["unreadable"] == 1
 
 
-def test_a_picture_with_too_many_pixels_is_refused_by_its_header_and_alone(server: Served) -> None:
+def test_an_image_with_too_many_pixels_is_refused_by_its_header_and_alone(server: Served) -> None:
     sent = ("a.png", bomb(1_001, 1_000)), ("b.png", bomb(60_000, 60_000)), ("good.jpg", jpeg())
     said = server.predict(*sent).json()["predictions"]
     assert said[0]["error"] == "too large: 1,001 x 1,000 pixels; the limit is 1 million"
@@ -200,7 +200,7 @@ def test_a_body_beyond_its_bound_is_refused_while_it_is_sent(server: Served) -> 
     assert server.last["status"] == 413
 
 
-def test_too_many_pictures_in_a_request_are_refused(server: Served) -> None:
+def test_too_many_images_in_a_request_are_refused(server: Served) -> None:
     assert is_problem(server.predict(*((f"{i}.jpg", b"x") for i in range(11))), 413)
 
 
@@ -281,7 +281,7 @@ def test_metrics_count_what_was_answered(server: Served) -> None:
     assert after["headstart_queue"] == 0
 
 
-def test_a_request_is_one_line_of_json_without_picture_or_query(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_request_is_one_line_of_json_without_image_or_query(capfd: pytest.CaptureFixture[str]) -> None:
     from headstart.serve.middleware import write_json_line
 
     with served(tiny_model()) as server:
@@ -302,7 +302,7 @@ def test_a_request_is_one_line_of_json_without_picture_or_query(capfd: pytest.Ca
 def test_a_fault_of_ours_is_said_in_the_log_and_not_to_the_client(
     server: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fail(self: InferenceService, pictures: Any) -> Any:
+    async def fail(self: InferenceService, images: Any) -> Any:
         raise RuntimeError("inner workings")
 
     monkeypatch.setattr(InferenceService, "predict", fail)
@@ -317,7 +317,7 @@ def test_whoever_leaves_is_not_worked_for(monkeypatch: pytest.MonkeyPatch) -> No
     model = tiny_model()
     given_up: list[bool] = []
 
-    async def wait(self: InferenceService, pictures: Any) -> Any:
+    async def wait(self: InferenceService, images: Any) -> Any:
         try:
             await asyncio.sleep(30)
         except asyncio.CancelledError:

@@ -48,7 +48,7 @@ def at_work(model: Model, use: Callable[[InferenceService], Coroutine[Any, Any, 
 
 
 class Gate:
-    """An engine that stands still until it is let go, and remembers how many pictures each batch had."""
+    """An engine that stands still until it is let go, and remembers how many images each batch had."""
 
     def __init__(self, model: Model) -> None:
         self.open = threading.Event()
@@ -74,12 +74,12 @@ def alike(one: Prediction, two: Prediction) -> bool:
     return dict(one.top) == pytest.approx(dict(two.top), abs=1e-6) and one.label == two.label
 
 
-def test_answers_are_those_of_predict_in_order_and_a_bad_picture_spoils_no_other() -> None:
+def test_answers_are_those_of_predict_in_order_and_a_bad_image_spoils_no_other() -> None:
     model = tiny_model()
     data = [jpeg(i) for i in range(9)]
     expected = model.predict(data, top=3)
     sent = [(f"{i}.jpg", own) for i, own in enumerate(data)]
-    sent.insert(4, ("bad.jpg", b"no picture"))
+    sent.insert(4, ("bad.jpg", b"no image"))
     answers: list[Prediction] = at_work(model, lambda service: service.predict(sent))
     assert [own.path for own in answers] == [name for name, _ in sent]
     assert answers[4].error == "not an image: a text file"
@@ -87,7 +87,7 @@ def test_answers_are_those_of_predict_in_order_and_a_bad_picture_spoils_no_other
     assert all(alike(one, two) for one, two in zip(good, expected, strict=True))
 
 
-def test_pictures_that_arrive_while_the_engine_runs_run_together() -> None:
+def test_images_that_arrive_while_the_engine_runs_run_together() -> None:
     model = tiny_model()
     gate = Gate(model)
 
@@ -108,7 +108,7 @@ def test_pictures_that_arrive_while_the_engine_runs_run_together() -> None:
 
 
 def slow_to_decode(model: Model) -> threading.Event:
-    """Pictures whose bytes end in "slow" are not decoded before it is set."""
+    """Images whose bytes end in "slow" are not decoded before it is set."""
     decode, slow = model.preprocess, threading.Event()
 
     def pixels(data: Any, **options: Any) -> Any:
@@ -120,7 +120,7 @@ def slow_to_decode(model: Model) -> threading.Event:
     return slow
 
 
-def test_a_batch_waits_for_what_is_being_decoded_and_a_lone_picture_for_nothing() -> None:
+def test_a_batch_waits_for_what_is_being_decoded_and_a_lone_image_for_nothing() -> None:
     model = tiny_model()
     gate = Gate(model)
     slow = slow_to_decode(model)
@@ -141,7 +141,7 @@ def test_a_batch_waits_for_what_is_being_decoded_and_a_lone_picture_for_nothing(
     assert gate.sizes == [1, 2]
 
 
-def test_no_picture_waits_for_others_longer_than_agreed() -> None:
+def test_no_image_waits_for_others_longer_than_agreed() -> None:
     model = tiny_model()
     gate = Gate(model)
     slow = slow_to_decode(model)
@@ -486,13 +486,13 @@ def test_an_engine_that_cannot_start_is_said() -> None:
 
 
 def raw(width: int, height: int) -> bytes:
-    """A picture with transparency that is quickly written and takes 16 bytes a pixel while it is decoded."""
+    """An image with transparency that is quickly written and takes 16 bytes a pixel while it is decoded."""
     data = io.BytesIO()
     Image.new("RGBA", (width, height), "red").save(data, "TIFF")
     return data.getvalue()
 
 
-def test_large_pictures_are_decoded_within_their_bound_and_hold_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_images_are_decoded_within_their_bound_and_hold_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(services, "SMALL_IMAGE_PIXELS", 10_000)
     monkeypatch.setattr("headstart.serve.batching.usable_cpus", lambda: 4)
     model = tiny_model()
@@ -533,7 +533,7 @@ def test_large_pictures_are_decoded_within_their_bound_and_hold_up_no_other(monk
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc" or sys.platform != "linux", reason="glibc only")
-def test_a_large_picture_leaves_no_memory_behind() -> None:
+def test_a_large_image_leaves_no_memory_behind() -> None:
     def resident() -> float:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
 

@@ -295,6 +295,6 @@ def test_hundreds_of_connections_that_send_their_headers_slowly_are_cut_off() ->
         until(lambda: not server.service.state.lingering_connections)
 
 
-def test_a_picture_may_still_be_sent_after_all_that(server: Served) -> None:
+def test_an_image_may_still_be_sent_after_all_that(server: Served) -> None:
     reply = httpx.post(f"{server.url}/v1/predict", files={"files": ("a.jpg", jpeg())}, trust_env=False)
     assert reply.status_code == 200

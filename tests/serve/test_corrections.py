@@ -1,4 +1,4 @@
-"""Corrections: a folder that training takes, each picture once, nothing outside of it."""
+"""Corrections: a folder that training takes, each image once, nothing outside of it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 
 import pytest
-from pictures import picture
+from random_images import random_image
 
 from headstart.data import open_folder
 from headstart.errors import OptionError, UnreadableImage
@@ -15,7 +15,7 @@ from headstart.serve.corrections import Corrections, corrections_folder, folder_
 
 def data(seed: int, kind: str = "PNG") -> bytes:
     held = io.BytesIO()
-    picture(seed).save(held, kind)
+    random_image(seed).save(held, kind)
     return held.getvalue()
 
 
@@ -31,7 +31,7 @@ def test_what_is_kept_is_a_folder_that_training_takes(tmp_path: Path) -> None:
     assert sorted(one.label for one in own.all()) == ["Jäger, 2. Art", "rose", "rose", "tulip"]
 
 
-def test_a_picture_stands_there_once_and_moves_when_it_is_corrected_again(tmp_path: Path) -> None:
+def test_an_image_stands_there_once_and_moves_when_it_is_corrected_again(tmp_path: Path) -> None:
     own = Corrections(tmp_path / "kept")
     first = own.keep(data(1, "JPEG"), "rose")
     assert own.keep(data(1, "JPEG"), "rose").file == first.file
@@ -59,9 +59,9 @@ def test_a_label_is_written_as_training_reads_it() -> None:
     assert folder_name("Ja\u0308ger") == "J\u00e4ger"
 
 
-def test_what_is_no_picture_is_not_kept(tmp_path: Path) -> None:
+def test_what_is_no_image_is_not_kept(tmp_path: Path) -> None:
     with pytest.raises(UnreadableImage, match="text file"):
-        Corrections(tmp_path / "kept").keep(b"no picture at all", "rose")
+        Corrections(tmp_path / "kept").keep(b"no image at all", "rose")
     assert not list(tmp_path.iterdir())
 
 

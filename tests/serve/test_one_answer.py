@@ -1,4 +1,4 @@
-"""What was measured in training is what runs in production: one picture, four ways, the same probabilities."""
+"""What was measured in training is what runs in production: one image, four ways, the same probabilities."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from browser import browsing, chromium
-from pictures import write_12_bits, write_classes
 from PIL import ExifTags, Image
+from random_images import write_12_bits, write_classes
 from safetensors.torch import save_file
 from served import served, until
 from servers import serving
@@ -46,7 +46,7 @@ def photograph(path: Path) -> bytes:
 
 
 @pytest.mark.exhaustive
-def test_a_picture_has_the_same_probabilities_by_predict_the_export_the_server_and_the_page(
+def test_an_image_has_the_same_probabilities_by_predict_the_export_the_server_and_the_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("headstart.serve.batching.EXPECTED_IMAGES", 1)
@@ -131,10 +131,10 @@ def test_the_exported_file_and_its_snippet_scale_by_the_models_range(tmp_path: P
     data = write_12_bits(tmp_path / "data", {"dark": 20, "light": 20})
     run = hs.train(data, out=tmp_path / "run", value_range="data", image_size=64, device="cpu")
     exported = hs.export(run.folder, out=tmp_path / "model.onnx")  # refused where a probability differs
-    picture = str(data / "light" / "0.png")
-    script = exported.snippets["python"].replace("image.jpg", picture)
+    image = str(data / "light" / "0.png")
+    script = exported.snippets["python"].replace("image.jpg", image)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    expected = hs.load(run.folder).predict(picture)
+    expected = hs.load(run.folder).predict(image)
     answer, best = done.stdout.splitlines()[0].rsplit(" ", 1)
     assert answer == expected.answer
     assert float(best) == pytest.approx(expected.probability, abs=WITHIN)

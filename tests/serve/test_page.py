@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from browser import browsing, chromium, until
 from fastapi import FastAPI
-from pictures import COLOURS, picture, write_classes
 from PIL import Image
+from random_images import COLOURS, random_image, write_classes
 from served import tiny_model
 from servers import serving
 
@@ -36,7 +36,7 @@ EXTERNAL = re.compile(r"""(?:src|href)\s*=\s*["'](?:https?:)?//|url\(\s*["']?(?:
 
 def png(seed: int, colour: str) -> bytes:
     held = io.BytesIO()
-    picture(seed, COLOURS[colour]).save(held, "PNG")
+    random_image(seed, COLOURS[colour]).save(held, "PNG")
     return held.getvalue()
 
 
@@ -103,7 +103,7 @@ def test_the_page_asks_nothing_of_anyone_else_and_says_so(site: str) -> None:
         assert httpx.get(site + path).status_code == 404, path
 
 
-def test_where_the_model_looked_is_a_picture(site: str) -> None:
+def test_where_the_model_looked_is_an_image(site: str) -> None:
     answer = httpx.post(f"{site}/v1/explain", **sent(png(1, "red"), label="red"), timeout=60)
     assert answer.headers["content-type"] == "image/jpeg"
     assert Image.open(io.BytesIO(answer.content)).size == (64, 64)
@@ -113,7 +113,7 @@ def test_where_the_model_looked_is_a_picture(site: str) -> None:
     assert httpx.post(f"{site}/v1/explain", **sent(b"text", label="red")).status_code == 422
 
 
-def test_a_training_picture_is_most_like_itself(site: str, run: hs.Run, model: hs.Model) -> None:
+def test_a_training_image_is_most_like_itself(site: str, run: hs.Run, model: hs.Model) -> None:
     table = [line.split(",") for line in (run.folder / "split.csv").read_text().splitlines()[1:]]
     path, label = next((row[0], row[1]) for row in table if row[2] == "train")
     told = httpx.post(f"{site}/v1/nearest", **sent(Path(path).read_bytes()), timeout=60).json()
@@ -126,7 +126,7 @@ def test_a_training_picture_is_most_like_itself(site: str, run: hs.Run, model: h
     assert alike == sorted(alike, reverse=True)
 
 
-def test_a_training_picture_that_is_gone_is_said_to_be(run: hs.Run, model: hs.Model, tmp_path: Path) -> None:
+def test_a_training_image_that_is_gone_is_said_to_be(run: hs.Run, model: hs.Model, tmp_path: Path) -> None:
     moved = (run.folder / "split.csv").read_text().replace(str(run.folder.parent), str(tmp_path / "gone"))
     (tmp_path / "split.csv").write_text(moved)
     page = PageBackend(InferenceService(model, run=tmp_path, device="cpu"), None)
@@ -218,7 +218,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("mine")
     for seed, name in enumerate(["blue", "green", "red"], start=300):
         (folder / f"{name} <one>.png").write_bytes(png(seed, name))
-    (folder / "broken.jpg").write_bytes(b"no picture")
+    (folder / "broken.jpg").write_bytes(b"no image")
     return [*(folder / f"{name} <one>.png" for name in ("blue", "green", "red")), folder / "broken.jpg"]
 
 
@@ -227,7 +227,7 @@ def words(chance: float) -> str:
     return "> 99.9\u00a0%" if chance > 0.999 else f"{100 * chance:.1f}\u00a0%"
 
 
-def test_pictures_are_dropped_answered_corrected_and_still_there_after_a_reload(
+def test_images_are_dropped_answered_corrected_and_still_there_after_a_reload(
     browser: Browser, site: str, model: hs.Model, files: list[Path], kept: Corrections
 ) -> None:
     with browsing(browser, site) as (page, wrong):
@@ -349,7 +349,7 @@ def test_a_phone_needs_no_scrolling_to_the_side(browser: Browser, site: str, fil
 
 
 @pytest.mark.exhaustive
-def test_pictures_are_pasted_and_photographed_and_a_busy_or_absent_server_is_waited_for(
+def test_images_are_pasted_and_photographed_and_a_busy_or_absent_server_is_waited_for(
     browser: Browser, site: str, files: list[Path]
 ) -> None:
     with browsing(browser, site) as (page, wrong):
@@ -406,7 +406,7 @@ def test_a_key_is_asked_for_kept_for_the_tab_and_asked_again_where_it_is_wrong(
 
 
 @pytest.mark.exhaustive
-def test_a_hundred_pictures_are_answered_and_the_page_stays_awake(browser: Browser, site: str, tmp_path: Path) -> None:
+def test_a_hundred_images_are_answered_and_the_page_stays_awake(browser: Browser, site: str, tmp_path: Path) -> None:
     many = []
     for i in range(100):
         many.append(tmp_path / f"{i}.png")

@@ -18,7 +18,7 @@ import httpx
 import pytest
 from browser import browsing, chromium, until
 from commands import main
-from pictures import mislabel, picture, write_classes
+from random_images import mislabel, random_image, write_classes
 from servers import serving
 
 from headstart.engine.plan import EnginePlan
@@ -144,7 +144,7 @@ def browser() -> Iterator[Browser]:
 
 def test_findings_open_their_images_and_the_ladder_fits_a_phone(browser: Browser, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    picture(1).save(tmp_path / "odd.png")
+    random_image(1).save(tmp_path / "odd.png")
     log = begin(run)
     images = [[str(tmp_path / "odd.png"), "odd.png: 2.1 times as far"], [str(tmp_path / "gone.png"), "gone.png: far"]]
     log.emit(FindingsUpdated([FOUND[0] | {"cases": 40, "images": images}]))
@@ -166,13 +166,13 @@ def test_findings_open_their_images_and_the_ladder_fits_a_phone(browser: Browser
         ends = "[...document.querySelectorAll('#ladder td')].map((one) => one.getBoundingClientRect().right)"
         assert max(page.evaluate(ends)) <= 390
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
-        assert not [text for text in wrong if "404" not in text]  # the picture that is gone
+        assert not [text for text in wrong if "404" not in text]  # the image that is gone
 
 
 @pytest.mark.exhaustive
 def test_a_run_is_seen_as_it_goes_after_a_reload_and_when_it_was_killed(browser: Browser, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    picture(1).save(tmp_path / "wrong <1>.png")
+    random_image(1).save(tmp_path / "wrong <1>.png")
     with watching(run) as site, browsing(browser, site, "/watch") as (page, wrong):
         until(page, "document.querySelector('#state-words').textContent === 'Starting'")
         log = begin(run)
@@ -199,7 +199,7 @@ def test_a_run_is_seen_as_it_goes_after_a_reload_and_when_it_was_killed(browser:
         until(page, "!document.querySelector('#stopped').hidden")
         assert page.locator("#resume-command").inner_text() == f"headstart train --resume {run} --watch"
         assert page.evaluate("document.documentElement.scrollWidth") <= 1200
-        wrong[:] = [text for text in wrong if "404" not in text]  # the picture that is gone
+        wrong[:] = [text for text in wrong if "404" not in text]  # the image that is gone
         assert not wrong
 
 

@@ -132,7 +132,7 @@ def test_a_moment_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
     assert read_status(tmp_path / "gone") is None
 
 
-def test_only_pictures_that_a_page_was_told_of_are_shown(tmp_path: Path) -> None:
+def test_only_images_that_a_page_was_told_of_are_shown(tmp_path: Path) -> None:
     mistakes = {"count": 1, "of": 2, "items": [["/data/a/1.jpg", "a", "b"]]}
     EventStream([RunLog(tmp_path)]).emit(MistakesFound("probe", mistakes))
     watched = RunReader(tmp_path)

@@ -31,7 +31,7 @@ ROUTES = (
     ("GET", "/watch/summary"),
     ("GET", "/watch/events"),
     ("GET", "/watch/report"),
-    ("GET", "/watch/pictures/0123"),
+    ("GET", "/watch/images/0123"),
 )
 
 HEADERS = [

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from pictures import picture
+from random_images import random_image
 
 import headstart.serve.batching as services
 from headstart.backbone.pixel_net import FeatureNet, feature_shape
@@ -43,12 +43,12 @@ def tiny_model(**more: Any) -> Model:
 
 def jpeg(seed: int = 0, kind: str = "JPEG", **size: tuple[int, int]) -> bytes:
     data = io.BytesIO()
-    picture(seed, **size).save(data, kind)
+    random_image(seed, **size).save(data, kind)
     return data.getvalue()
 
 
-def form(*pictures: tuple[str, bytes]) -> list[tuple[str, tuple[str, bytes]]]:
-    return [("files", own) for own in pictures]
+def form(*images: tuple[str, bytes]) -> list[tuple[str, tuple[str, bytes]]]:
+    return [("files", own) for own in images]
 
 
 @dataclass
@@ -67,8 +67,8 @@ class Served:
         until(lambda: not self.service.state.active_requests)
         return self.log[-1]
 
-    def predict(self, *pictures: tuple[str, bytes], **options: Any) -> httpx.Response:
-        return self.client.post("/v1/predict", files=form(*pictures), **options)
+    def predict(self, *images: tuple[str, bytes], **options: Any) -> httpx.Response:
+        return self.client.post("/v1/predict", files=form(*images), **options)
 
 
 @contextmanager

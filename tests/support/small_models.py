@@ -1,4 +1,4 @@
-"""Classifiers with random weights whose answers differ from picture to picture."""
+"""Classifiers with random weights whose answers differ from image to image."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from pictures import COLOURS, picture
 from PIL import Image
+from random_images import COLOURS, random_image
 from torch import nn
 
 from headstart.backbone.layers import Layout
@@ -23,9 +23,9 @@ from headstart.trust.calibration import Calibration
 from headstart.trust.ood import OodDetector, make_ood_detector
 
 CLASSES = ("blue", "green", "red")
-PICTURES = 64
+IMAGES = 64
 SPREAD = 3.0
-"""Standard deviation of the logits over pictures."""
+"""Standard deviation of the logits over images."""
 
 
 def small_model(
@@ -41,9 +41,9 @@ def small_model(
     """``head``: a spec, "single" (of two classes), "rbf" or "neighbours"."""
     own = architecture if isinstance(architecture, Backbone) else random_backbone(architecture, image_size=image_size)
     net = FeatureNet(own, pool=pool, cut=cut)
-    pixels = np.stack([resize_and_crop(shown(i), own.preprocessing) for i in range(PICTURES)])
+    pixels = np.stack([resize_and_crop(shown(i), own.preprocessing) for i in range(IMAGES)])
     with torch.no_grad():
-        features = np.concatenate([net(torch.from_numpy(pixels[i : i + 8])).numpy() for i in range(0, PICTURES, 8)])
+        features = np.concatenate([net(torch.from_numpy(pixels[i : i + 8])).numpy() for i in range(0, IMAGES, 8)])
     classes = CLASSES[:2] if head == "single" else CLASSES
     return Model(
         net,
@@ -59,25 +59,25 @@ def small_model(
 
 
 def _ood_detector(vectors: np.ndarray) -> OodDetector | None:
-    """The pictures themselves as references, and as usual what each is to the others."""
+    """The images themselves as references, and as usual what each is to the others."""
     known = make_ood_detector(vectors)
     each = np.arange(len(vectors))
     return None if known is None else known.with_inlier_distances(known.distances(vectors, parts=(each, each)))
 
 
 def shown(seed: int) -> Image.Image:
-    """A picture in one of three colours."""
-    return picture(seed, list(COLOURS.values())[seed % 3])
+    """An image in one of three colours."""
+    return random_image(seed, list(COLOURS.values())[seed % 3])
 
 
 def _head(kind: str, features: np.ndarray, classes: int, shape: tuple[int, ...]) -> nn.Module:
     tensor = torch.from_numpy(features)
     if kind == "neighbours":
-        labels = torch.arange(PICTURES) % classes
+        labels = torch.arange(IMAGES) % classes
         return NeighbourHead(nn.functional.normalize(tensor, dim=1), labels, classes, 10, 0.05)
     if kind == "rbf":
         mean, scale = tensor.mean(0), tensor.std(0).clamp(min=1e-6)
-        coefficients = torch.randn(PICTURES, classes, generator=torch.Generator().manual_seed(0))
+        coefficients = torch.randn(IMAGES, classes, generator=torch.Generator().manual_seed(0))
         kernel = RbfHead(
             (tensor - mean) / scale, mean, scale, coefficients, torch.zeros(classes), 1 / features.shape[1]
         )

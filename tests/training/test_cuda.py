@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pictures import mislabel, write_classes
+from random_images import mislabel, write_classes
 from small_fine_tuning import SETTINGS, prepared
 
 import headstart as hs

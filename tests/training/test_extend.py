@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pictures import write_classes
+from random_images import write_classes
 from safetensors.torch import save_file
 
 import headstart as hs
@@ -80,7 +80,7 @@ def test_stepping_back_changes_nothing_among_the_new() -> None:
     assert np.array_equal(forward.argmax(axis=1), found.rows.logits(x)[:, 6:].argmax(axis=1))
 
 
-def test_imagined_features_show_their_classes_about_an_average_picture() -> None:
+def test_imagined_features_show_their_classes_about_an_average_image() -> None:
     x, y = clouds(8, 60)
     old = all_of(ideal_rows(8))
     made = imagine(old, np.zeros(12), x[y >= 6], y[y >= 6] - 6)
@@ -91,7 +91,7 @@ def test_imagined_features_show_their_classes_about_an_average_picture() -> None
     assert (given == np.repeat(np.arange(6), len(given) // 6)).mean() > 0.8
 
 
-def test_an_average_picture_is_what_the_last_batchnorm_says() -> None:
+def test_an_average_image_is_what_the_last_batchnorm_says() -> None:
     net = FeatureNet(load_backbone(image_size=64))
     average = average_features(net)
     assert average is not None
@@ -190,7 +190,7 @@ def test_imagenets_classes_are_extended_from_imagination(folders: Path) -> None:
 
 
 @pytest.mark.exhaustive
-def test_imagenets_classes_are_extended_from_pictures_to_remember(folders: Path) -> None:
+def test_imagenets_classes_are_extended_from_images_to_remember(folders: Path) -> None:
     named = {"extend": "pretrained", "rehearsal": str(folders / "others")}
     real = hs.train(folders / "two", out=folders / "real", **named, **SMALL)
     model = hs.load(real.model_path)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from pictures import mislabel, write_classes
+from random_images import mislabel, write_classes
 from safetensors.torch import save_file
 from torch import Tensor
 

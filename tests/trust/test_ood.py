@@ -38,7 +38,7 @@ def knowing(references: np.ndarray, held_out: np.ndarray) -> OodDetector:
     return judges
 
 
-def test_usual_pictures_are_kept_and_others_are_not() -> None:
+def test_usual_images_are_kept_and_others_are_not() -> None:
     known = knowing(usual(300, 0), usual(400, 1))
     kept = known.outlier_scores(usual(2000, 2)) <= INLIER_SHARE
     assert kept.mean() == pytest.approx(INLIER_SHARE, abs=0.02)

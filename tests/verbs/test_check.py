@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import main
-from pictures import COLOURS, picture, write_12_bits, write_classes
 from PIL import Image, ImageDraw
+from random_images import COLOURS, random_image, write_12_bits, write_classes
 
 import headstart as hs
 from headstart.data import open_table
@@ -21,13 +21,13 @@ from headstart.verbs.check import check, write_clean
 
 @pytest.fixture(scope="module")
 def faulty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two splits of three colours; with a leak, a wrong label, a file that is none, and a stray picture."""
+    """Two splits of three colours; with a leak, a wrong label, a file that is none, and a stray image."""
     root = tmp_path_factory.mktemp("faulty") / "d"
     write_classes(root / "train", dict.fromkeys(COLOURS, 24))
     write_classes(root / "val", dict.fromkeys(COLOURS, 8), first_seed=500)
     shutil.copy(root / "val" / "red" / "3.png", root / "train" / "red" / "leak.png")
-    picture(900, COLOURS["red"]).save(root / "train" / "blue" / "mislabelled.png")
-    (root / "train" / "green" / "no.jpg").write_text("no picture")
+    random_image(900, COLOURS["red"]).save(root / "train" / "blue" / "mislabelled.png")
+    (root / "train" / "green" / "no.jpg").write_text("no image")
     page = Image.new("RGB", (48, 40), "white")
     ImageDraw.Draw(page).multiline_text((2, 2), "Terms\nand so\non", fill="black")
     page.save(root / "train" / "green" / "page.png")
@@ -92,7 +92,7 @@ def test_a_clean_table_leaves_out_what_is_wrong_and_can_be_trained_on(faulty: Pa
 def test_a_clean_table_beside_its_images_has_relative_paths_and_keeps_labels_and_groups(tmp_path: Path) -> None:
     rows = [["path", "labels", "group"]]
     for i in range(12):
-        picture(i).save(tmp_path / f"{i}.png")
+        random_image(i).save(tmp_path / f"{i}.png")
         rows.append([f"{i}.png", f"a{SEPARATOR}b" if i % 2 else "a", f"g{i % 3}"])
     shutil.copy(tmp_path / "4.png", tmp_path / "copy.png")
     rows.append(["copy.png", "a", "g1"])
@@ -107,7 +107,7 @@ def test_a_clean_table_beside_its_images_has_relative_paths_and_keeps_labels_and
     assert {row["group"] for row in written} == {"g0", "g1", "g2"}
 
 
-def test_of_two_labels_on_one_picture_both_go_and_of_copies_the_first_stays(tmp_path: Path) -> None:
+def test_of_two_labels_on_one_image_both_go_and_of_copies_the_first_stays(tmp_path: Path) -> None:
     root = write_classes(tmp_path / "d", {"blue": 12, "red": 12})
     shutil.copy(root / "blue" / "1.png", root / "red" / "twice.png")
     shutil.copy(root / "blue" / "2.png", root / "blue" / "copy.png")
@@ -156,7 +156,7 @@ def test_the_command_ranks_writes_and_is_strict(
     assert (code, "clean.txt" in err) == (1, True)
 
 
-def test_a_folder_of_findings_shows_their_pictures(
+def test_a_folder_of_findings_shows_their_images(
     faulty: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out, _ = main("check", faulty, "--files-only", "--out", tmp_path / "found", capsys=capsys)

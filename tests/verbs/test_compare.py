@@ -1,4 +1,4 @@
-"""Several ways side by side: the figures are those of the runs, the table and the picture hold all of them."""
+"""Several ways side by side: the figures are those of the runs, the table and the image hold all of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from pictures import write_classes
+from random_images import write_classes
 
 import headstart as hs
 from headstart.errors import OptionError, RunError
@@ -62,7 +62,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_done(tmp_path: Pa
         hs.compare(data, out=tmp_path / "out")
 
 
-def test_the_table_and_the_picture_take_any_row() -> None:
+def test_the_table_and_the_image_take_any_row() -> None:
     rows = [
         Compared("probes", "one | two", 0, 3, 0.0, 0.56, 0.7, 1.0, 0, "runs/one"),
         Compared("weights", "scratch", 3, 3, 0.44, 1.0, 0.1, 900.0, 7, "runs/two"),

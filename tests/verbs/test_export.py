@@ -44,8 +44,8 @@ ODD_SIZES = [(333, 251), (97, 61), (640, 123), (65, 400), (225, 224)]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Thirty pictures in three classes, of several sizes, one of them a large JPEG."""
-    folder = tmp_path_factory.mktemp("pictures")
+    """Thirty images in three classes, of several sizes, one of them a large JPEG."""
+    folder = tmp_path_factory.mktemp("images")
     for i in range(30):
         (folder / CLASSES[i % 3]).mkdir(exist_ok=True)
         shown(i).resize((60 + 7 * i, 90 - i)).save(folder / CLASSES[i % 3] / f"{i}.png")
@@ -135,12 +135,12 @@ KINDS: dict[str, Callable[[Path], None]] = {
 def test_the_python_snippet_prints_what_predict_answers(
     kind: str, exported: Exported, model: Model, tmp_path: Path
 ) -> None:
-    picture = tmp_path / kind
-    KINDS[kind](picture)
-    text = python_snippet(exported.file, exported.metadata, str(picture))
+    image = tmp_path / kind
+    KINDS[kind](image)
+    text = python_snippet(exported.file, exported.metadata, str(image))
     assert python_snippet(exported.file, exported.metadata).splitlines() == exported.snippets["python"].splitlines()
     done = subprocess.run([sys.executable, "-I", "-c", text], capture_output=True, text=True, check=True)
-    expected = model.predict(picture)
+    expected = model.predict(image)
     answer, _, chance = done.stdout.strip().rpartition(" ")
     assert answer == ("none of these" if expected.answer == "none of these" else expected.label)
     assert float(chance) == pytest.approx(expected.probability, abs=1e-4)
@@ -149,15 +149,15 @@ def test_the_python_snippet_prints_what_predict_answers(
 def test_the_javascript_snippet_prints_what_predict_answers(exported: Exported, model: Model, tmp_path: Path) -> None:
     if not shutil.which("node") or not (Path(NODE_PACKAGES) / "node_modules" / "onnxruntime-web").is_dir():
         pytest.skip("no node, or no packages for it (HEADSTART_NODE_PACKAGES)")
-    picture = tmp_path / "picture.png"
-    transparent(picture)
+    image = tmp_path / "image.png"
+    transparent(image)
     script = Path(NODE_PACKAGES) / f"{tmp_path.name}.mjs"
-    script.write_text(javascript_snippet(exported.file, exported.metadata, str(picture)))
+    script.write_text(javascript_snippet(exported.file, exported.metadata, str(image)))
     try:
         done = subprocess.run(["node", str(script)], capture_output=True, text=True, check=True)
     finally:
         script.unlink()
-    expected = model.predict(picture)
+    expected = model.predict(image)
     answer, _, chance = done.stdout.strip().rpartition(" ")
     assert answer == ("none of these" if expected.answer == "none of these" else expected.label)
     assert float(chance) == pytest.approx(expected.probability, abs=0.01)  # another program lays it over white
@@ -324,9 +324,7 @@ def test_a_program_agrees_and_nothing_in_it_is_unpickled(model: Model, folder: P
             open_export(tmp_path / "hostile.pt2")
 
 
-def test_int8_is_calibrated_on_other_pictures_than_it_is_compared_on(
-    model: Model, folder: Path, tmp_path: Path
-) -> None:
+def test_int8_is_calibrated_on_other_images_than_it_is_compared_on(model: Model, folder: Path, tmp_path: Path) -> None:
     found = hs.export(model, out=tmp_path / "small.onnx", data=folder, quantize="int8", allow_loss=True)
     assert [one.name for one in found.formats] == ["model", "onnx", "onnx int8"]
     assert found.formats[2].images == 16
@@ -360,7 +358,7 @@ BACKBONES = [
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_exports_of_a_backbone_agree_on_pictures_of_odd_sizes(name: str, tmp_path: Path) -> None:
+def test_exports_of_a_backbone_agree_on_images_of_odd_sizes(name: str, tmp_path: Path) -> None:
     backbone = load_backbone() if name == "tf_efficientnet_lite0" else random_backbone(name)
     model = small_model(backbone, ood_detector=True)
     images = [np.array(shown(400 + i).resize(size)) for i, size in enumerate(ODD_SIZES)]

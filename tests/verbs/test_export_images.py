@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from pictures import picture
+from random_images import random_image
 from small_models import CLASSES, small_model
 
 import headstart as hs
@@ -26,7 +26,7 @@ def run_with(folder: Path, model: Model, sets: list[str]) -> Path:
     model.save(folder / MODEL_FILE)
     lines = ["path,label,split,content,left_out"]
     for i, name in enumerate(sets):
-        picture(i).save(folder / f"{i}.png")
+        random_image(i).save(folder / f"{i}.png")
         lines.append(f"{folder / f'{i}.png'},{CLASSES[i % 3]},{name},{i:02x},")
     (folder / "split.csv").write_text("\n".join(lines) + "\n")
     return folder

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import main
-from pictures import COLOURS, picture, write_classes
+from random_images import COLOURS, random_image, write_classes
 
 import headstart as hs
 from headstart.cache.keys import content_key
@@ -24,7 +24,7 @@ from headstart.verbs.retrain import change_sentence, compare_runs, corrected_row
 
 def png(seed: int, colour: str = "red") -> bytes:
     held = io.BytesIO()
-    picture(seed, COLOURS[colour]).save(held, "PNG")
+    random_image(seed, COLOURS[colour]).save(held, "PNG")
     return held.getvalue()
 
 

@@ -49,8 +49,8 @@ for (const button of document.querySelectorAll(".matrix button")) {
 }
 
 // The map: a pointer or the arrow keys choose a point, whose image is shown.
-const picture = document.getElementById("map-picture");
-if (picture) {
+const drawing = document.getElementById("map-drawing");
+if (drawing) {
   const { points, names } = data.map;
   const ring = document.getElementById("chosen");
   const words = document.getElementById("map-words");
@@ -75,14 +75,14 @@ if (picture) {
     return best;
   };
   const at = (event) => {
-    const box = picture.getBoundingClientRect();
-    const [, , width, height] = picture.getAttribute("viewBox").split(" ").map(Number);
-    const [left, top] = picture.getAttribute("viewBox").split(" ").map(Number);
+    const box = drawing.getBoundingClientRect();
+    const [, , width, height] = drawing.getAttribute("viewBox").split(" ").map(Number);
+    const [left, top] = drawing.getAttribute("viewBox").split(" ").map(Number);
     choose(nearest(left + width * (event.clientX - box.left) / box.width, top + height * (event.clientY - box.top) / box.height, () => true));
   };
-  picture.addEventListener("click", at);
-  picture.addEventListener("pointermove", (event) => { if (event.pointerType === "mouse") at(event); });
-  picture.addEventListener("keydown", (event) => {
+  drawing.addEventListener("click", at);
+  drawing.addEventListener("pointermove", (event) => { if (event.pointerType === "mouse") at(event); });
+  drawing.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
     if (!step) return;
     event.preventDefault();
@@ -100,7 +100,7 @@ if (picture) {
       const on = button.getAttribute("aria-pressed") !== "true";
       for (const other of document.querySelectorAll(".legend button")) other.setAttribute("aria-pressed", "false");
       button.setAttribute("aria-pressed", String(on));
-      for (const circle of picture.querySelectorAll("circle.mark")) {
+      for (const circle of drawing.querySelectorAll("circle.mark")) {
         const shown = !on || (button.dataset.odd ? circle.classList.contains("odd") : circle.dataset.label === button.dataset.label);
         circle.classList.toggle("faint", !shown);
       }

@@ -100,7 +100,7 @@ async function reasonOf(answer) {
 export const json = async (path, options) => (await call(path, options)).json();
 
 // Images are fetched, not linked, because a link cannot send the API key.
-export async function picture(path) { return URL.createObjectURL(await (await patiently(() => call(path))).blob()); }
+export async function imageAddress(path) { return URL.createObjectURL(await (await patiently(() => call(path))).blob()); }
 
 // Retries while the server is busy.
 export async function patiently(ask, busy = () => {}, tries = 6) {

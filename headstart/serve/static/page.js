@@ -1,7 +1,7 @@
 // The page that classifies images. It sends small batches, so that a hundred images neither freeze the page nor fill the
 // queue of the server.
 
-import { Trouble, byId, call, copy, count, json, make, notice, patiently, pause, percent, picture, say } from "./api.js";
+import { Trouble, byId, call, copy, count, imageAddress, json, make, notice, patiently, pause, percent, say } from "./api.js";
 
 const BATCH_IMAGES = 8, BATCH_BYTES = 16e6, AT_ONCE = 2, TRIES = 6;
 const SHOWN_WIDTH = 720, SHOWN_CLASSES = 5, CHOICES = 8, NAMES = 14;
@@ -45,8 +45,8 @@ async function loadModel() {
 function add(files) {
   const fresh = [...files].map((file) => new Item(file));
   if (!fresh.length) return;
-  byId("pictures").hidden = false;
-  document.body.classList.add("has-pictures");
+  byId("images").hidden = false;
+  document.body.classList.add("has-images");
   // Newest first; images that were added together stay in their order.
   byId("cards").prepend(...fresh.map((item) => item.card));
   items.unshift(...fresh);
@@ -140,8 +140,8 @@ byId("clear").addEventListener("click", () => {
   queue.length = toDraw.length = 0;
   asked = answered = 0;
   byId("cards").replaceChildren();
-  byId("pictures").hidden = true;
-  document.body.classList.remove("has-pictures");
+  byId("images").hidden = true;
+  document.body.classList.remove("has-images");
   byId("choose").focus();
   say("Cleared.");
 });
@@ -156,7 +156,7 @@ class Item {
     this.drawn = false;
     this.addresses = [];
     const title = `answer-${this.number}`;
-    this.shown = make("div", { class: "shown" }, make("span", { class: "no-picture", text: "" }));
+    this.shown = make("div", { class: "shown" }, make("span", { class: "no-preview", text: "" }));
     this.head = make("p", { class: "answer", id: title }, make("span", { class: "label", text: "Waiting …" }));
     this.body = make("div", { class: "card-body" }, this.head, make("p", { class: "file", text: this.name, title: this.name }));
     this.card = make("li", { class: "card waiting", "aria-labelledby": title }, this.shown, this.body);
@@ -187,7 +187,7 @@ class Item {
       this.image = make("img", { src: this.address(blob), alt: this.name });
       this.shown.replaceChildren(this.image);
     } catch {
-      this.shown.querySelector(".no-picture").textContent = "The browser cannot show this format";
+      this.shown.querySelector(".no-preview").textContent = "The browser cannot show this format";
     }
   }
 
@@ -216,7 +216,7 @@ class Item {
       this.head.className = "answer fault";
       this.head.replaceChildren(make("span", { class: "label", text: "Cannot be read" }));
       this.head.after(make("p", { class: "aside", text: reply.error }));
-      this.shown.querySelector(".no-picture")?.replaceChildren("No preview");
+      this.shown.querySelector(".no-preview")?.replaceChildren("No preview");
       return;
     }
     this.reply = reply;
@@ -267,7 +267,7 @@ class Item {
   async heat(label) {
     const on = this.looked.getAttribute("aria-pressed") === "true";
     if (on) {
-      this.shown.replaceChildren(...(this.image ? [this.image] : [make("span", { class: "no-picture", text: "The browser cannot show this format" })]));
+      this.shown.replaceChildren(...(this.image ? [this.image] : [make("span", { class: "no-preview", text: "The browser cannot show this format" })]));
       this.looked.setAttribute("aria-pressed", "false");
       return;
     }
@@ -406,7 +406,7 @@ function tile(item) {
   const show = (address) => place.replaceWith(make("img", { class: "thumb", src: address, alt: `Saved as ${item.label}` }));
   const held = kept.get(item.key)?.address;
   if (held) show(held);
-  else picture(`v1/corrections/${item.key}`).then(show, () => { place.textContent = "No preview"; });
+  else imageAddress(`v1/corrections/${item.key}`).then(show, () => { place.textContent = "No preview"; });
   return line;
 }
 

@@ -1,6 +1,6 @@
 // The live view of a run: the lines of its log and its live status, from server-sent events.
 
-import { byId, copy, count, duration, follow, hasKey, json, make, notice, percent, picture, say } from "./api.js";
+import { byId, copy, count, duration, follow, hasKey, imageAddress, json, make, notice, percent, say } from "./api.js";
 import { chart, interval } from "./chart.js";
 
 const WORDS = { starting: "Starting", running: "Training", finished: "Finished", stopped: "Stopped", gone: "Ended", closed: "Page closed" };
@@ -69,7 +69,7 @@ function state(data) {
   run = data;
   words(data.state);
   byId("run-name").textContent = data.name;
-  byId("to-pictures").hidden = !data.served;
+  byId("to-images").hidden = !data.served;
   byId("again").replaceChildren("To open this page again: ", make("code", { text: data.again }));
   byId("stopped").hidden = data.state !== "stopped";
   byId("resume-command").textContent = data.resume;
@@ -195,7 +195,7 @@ function thumb(path, key, link = false) {
     const image = make("img", { class: "thumb", src: address, alt: name });
     place.replaceWith(link ? make("a", { href: address, target: "_blank", rel: "noopener" }, image) : image);
   };
-  picture(`watch/images/${key}`).then(shown, () => { place.textContent = "File not found"; });
+  imageAddress(`watch/images/${key}`).then(shown, () => { place.textContent = "File not found"; });
   return place;
 }
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from pictures import picture
+from random_images import random_image
 
 from headstart.errors import ExportError
 from headstart.exports.formats.int8 import FLOAT_CONVOLUTIONS, quantize_int8, quantized_layers
@@ -51,31 +51,31 @@ def graph(*, scopes: bool = True) -> onnx.ModelProto:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> list[str]:
+def images(tmp_path: Path) -> list[str]:
     paths = [tmp_path / f"{i}.png" for i in range(4)]
     for i, path in enumerate(paths):
-        picture(i).save(path)
+        random_image(i).save(path)
     return list(map(str, paths))
 
 
-def test_the_layers_of_the_backbone_compute_in_8_bits_and_are_counted(pictures: list[str]) -> None:
-    small = quantize_int8(graph(), pictures, decode_at_least=48)
+def test_the_layers_of_the_backbone_compute_in_8_bits_and_are_counted(images: list[str]) -> None:
+    small = quantize_int8(graph(), images, decode_at_least=48)
     found = quantized_layers(small)
     assert (found.convolutions, found.products) == ((2, CONVOLUTIONS), (0, 1))
     assert str(found) == f"2 of {CONVOLUTIONS} convolutions and 0 of 1 matrix products in 8 bits"
 
 
-def test_a_graph_that_stayed_float32_is_refused_whatever_the_exporter_said_of_it(pictures: list[str]) -> None:
+def test_a_graph_that_stayed_float32_is_refused_whatever_the_exporter_said_of_it(images: list[str]) -> None:
     with pytest.raises(
         ExportError, match=f"not quantised: 0 of {CONVOLUTIONS} convolutions and 0 of 1 matrix products"
     ):
-        quantize_int8(graph(scopes=False), pictures, decode_at_least=48)  # as if a new exporter wrote no metadata
+        quantize_int8(graph(scopes=False), images, decode_at_least=48)  # as if a new exporter wrote no metadata
     with pytest.raises(ExportError, match="not quantised"):
         quantized_layers(graph())
 
 
-def test_weights_alone_in_8_bits_do_not_count(pictures: list[str]) -> None:
-    small = quantize_int8(graph(), pictures, decode_at_least=48)
+def test_weights_alone_in_8_bits_do_not_count(images: list[str]) -> None:
+    small = quantize_int8(graph(), images, decode_at_least=48)
     made_by = {name: node for node in small.graph.node for name in node.output}
     for node in small.graph.node:
         if node.op_type == "Conv" and made_by[node.input[0]].op_type == "DequantizeLinear":

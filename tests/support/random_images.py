@@ -1,4 +1,4 @@
-"""Small pictures, made where they are needed."""
+"""Small random images for tests, generated when needed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from PIL import Image
 COLOURS = {"blue": (40, 60, 200), "green": (40, 170, 60), "red": (200, 50, 40)}
 
 
-def picture(seed: int, colour: tuple[int, int, int] = (120, 120, 120), size: tuple[int, int] = (48, 40)) -> Image.Image:
-    """A coloured picture with eight large random patches: no two seeds are near-identical."""
+def random_image(
+    seed: int, colour: tuple[int, int, int] = (120, 120, 120), size: tuple[int, int] = (48, 40)
+) -> Image.Image:
+    """A coloured image of 6 x 6 random patches; images of different seeds are no near-duplicates."""
     rng = np.random.default_rng(seed)
     patches = rng.integers(-110, 110, (6, 6, 3)) + np.array(colour)
     small = Image.fromarray(patches.clip(0, 255).astype(np.uint8))
@@ -25,13 +27,13 @@ def write_classes(folder: Path, counts: dict[str, int], *, first_seed: int = 0) 
         (folder / name).mkdir(parents=True, exist_ok=True)
         for i in range(count):
             colour = COLOURS.get(name, list(COLOURS.values())[number % 3])
-            picture(seed, colour).save(folder / name / f"{i}.png")
+            random_image(seed, colour).save(folder / name / f"{i}.png")
             seed += 1
     return folder
 
 
 def mislabel(folder: Path, one: str, other: str, count: int) -> Path:
-    """Every third of two classes' pictures changes places, so that a probe leaves something to mend."""
+    """Swaps every third image of two classes, so that a linear probe leaves errors for fine-tuning to correct."""
     for i in range(0, count, 3):
         first, second = folder / one / f"{i}.png", folder / other / f"{i}.png"
         held = first.read_bytes()
@@ -52,26 +54,26 @@ def write_grouped_table(folder: Path) -> Path:
 
 
 def write_mixtures(folder: Path, count: int, *, first_seed: int = 0) -> list[tuple[str, tuple[str, ...]]]:
-    """``folder/<n>.png``: pictures that show none, one, two or all of COLOURS, a stripe each; (name, colours)."""
+    """``folder/<n>.png``: images with zero to three stripes in COLOURS; returns (name, colours) of each."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for i in range(count):
         shown = [name for place, name in enumerate(COLOURS) if i >> place & 1]
-        image = picture(first_seed + i)
+        image = random_image(first_seed + i)
         for place, name in enumerate(shown):
-            image.paste(picture(first_seed + i, COLOURS[name]).crop((0, 0, 16, 40)), (16 * place, 0))
+            image.paste(random_image(first_seed + i, COLOURS[name]).crop((0, 0, 16, 40)), (16 * place, 0))
         image.save(folder / f"{i}.png")
         rows.append((f"{i}.png", tuple(shown)))
     return rows
 
 
 def write_12_bits(folder: Path, counts: dict[str, int]) -> Path:
-    """``folder/<class>/<n>.png``: grey pictures whose 12 bits lie in files of 16, as microscopes write them."""
+    """``folder/<class>/<n>.png``: 12-bit grey images in 16-bit files, as microscopes write them."""
     seed = 0
     for number, (name, count) in enumerate(counts.items()):
         (folder / name).mkdir(parents=True, exist_ok=True)
         for i in range(count):
-            grey = np.asarray(picture(seed, (60 + 80 * number,) * 3).convert("L")).astype(np.uint16)
+            grey = np.asarray(random_image(seed, (60 + 80 * number,) * 3).convert("L")).astype(np.uint16)
             Image.fromarray(grey * 16).save(folder / name / f"{i}.png")
             seed += 1
     return folder
