@@ -74,7 +74,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class _Way:
+class _Method:
     group: str
     name: str
     recipe: Recipe
@@ -111,125 +111,166 @@ def compare(
         DataError, WeightsError, OptionError, RunError: as ``train``.
     """
     progress = progress or SilentProgress()
-    only = [only] if isinstance(only, str) else only
-    if not isinstance(only, Iterable) or not all(isinstance(name, str) for name in only):
-        raise OptionError(f"only: expected one or more of {', '.join(GROUPS)}, got {only!r:.60}.")
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-        raise OptionError(f"seconds: expected a number, got {seconds!r:.60}.")
-    unknown = [name for name in only if name not in GROUPS]
-    if unknown or not only:
-        raise OptionError(
-            f"compare {', '.join(unknown) or 'nothing'}: no such group. The groups are {', '.join(GROUPS)}."
-        )
-    if seconds <= 0:
-        raise OptionError(f"seconds {seconds:g}: expected more than 0.")
-    plain = Recipe.of(None, options)
-    if varied := [name for name in options if name not in COMPARE_OPTIONS]:
-        raise OptionError(f"{varied[0]}: cannot be set in a comparison; choose from {', '.join(COMPARE_OPTIONS)}.")
-    shares = SplitShares(plain.val, plain.test)
+    groups = _checked_groups(only)
+    _check_seconds(seconds)
+    recipe = _shared_recipe(options)
     dataset = open_data(source)
-    check_shares(dataset, shares)
-    job = Job(dataset, plain, device, cache, progress)
+    check_shares(dataset, SplitShares(recipe.val, recipe.test))
+    job = Job(dataset, recipe, device, cache, progress)
     loaded = load(job)
     split = split_backbone(loaded.backbone)
-    if split.obstacle and not {"probes", "heads"} & set(only):
+    if split.obstacle and not {"probes", "heads"} & set(groups):
         raise OptionError(
-            f"compare {', '.join(only)}: {loaded.backbone.architecture} has no freeze boundaries ({split.obstacle})."
+            f"compare {', '.join(groups)}: {loaded.backbone.architecture} has no freeze boundaries ({split.obstacle})."
         )
     folder = make_run_folder(choose_run_folder(out, dataset.root))
     loaded = with_value_range(job, loaded)
     inspected = inspect_images(job, loaded)
-    look = inspected.inspection
     rate = measure(job, loaded, inspected).engines.training_rate
-    train = len(inspected.keys["train"])
-    multi_label = look.dataset.multi_label
-    ways = _ways(plain, split, only, multi_label=multi_label, train=train, rate=rate, seconds=seconds)
+    fine_tuning = _FineTuning(recipe, len(inspected.keys["train"]), rate, seconds)
+    methods = _methods(fine_tuning, split, groups, multi_label=inspected.inspection.dataset.multi_label)
+    return _run_all(methods, inspected.inspection, folder, job)
+
+
+def _checked_groups(only: Sequence[str]) -> Sequence[str]:
+    groups = [only] if isinstance(only, str) else only
+    if not isinstance(groups, Iterable) or not all(isinstance(name, str) for name in groups):
+        raise OptionError(f"only: expected one or more of {', '.join(GROUPS)}, got {groups!r:.60}.")
+    unknown = [name for name in groups if name not in GROUPS]
+    if unknown or not groups:
+        raise OptionError(
+            f"compare {', '.join(unknown) or 'nothing'}: no such group. The groups are {', '.join(GROUPS)}."
+        )
+    return groups
+
+
+def _check_seconds(seconds: float) -> None:
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise OptionError(f"seconds: expected a number, got {seconds!r:.60}.")
+    if seconds <= 0:
+        raise OptionError(f"seconds {seconds:g}: expected more than 0.")
+
+
+def _shared_recipe(options: RecipeOptions) -> Recipe:
+    recipe = Recipe.of(None, options)
+    if varied := [name for name in options if name not in COMPARE_OPTIONS]:
+        raise OptionError(f"{varied[0]}: cannot be set in a comparison; choose from {', '.join(COMPARE_OPTIONS)}.")
+    return recipe
+
+
+def _run_all(methods: Sequence[_Method], inspection: Inspection, folder: Path, job: Job) -> Comparison:
+    """One run for each method; the table is written after each of them."""
     rows: list[Compared] = []
-    shared = 0.0
-    for number, way in enumerate(ways, start=1):
-        progress.say(f"{number} of {len(ways)}: {way.name}.")
-        run = _run(way, look, folder / "runs" / _file_name(way.name), job)
-        shared = shared or run.seconds["run the backbone"]
-        own = run.seconds["fit the head"] + run.seconds.get("fine-tune", 0.0)
-        rows.append(_row(way, run, shared + own))
-        last = rows[-1]
-        progress.say(f"{way.name}: accuracy {count_text(last.correct, last.count)}, {last.seconds:.0f} s.")
-        _write(folder, look, rows, run.scores.name)
+    frozen_seconds = 0.0
+    for number, method in enumerate(methods, start=1):
+        job.progress.say(f"{number} of {len(methods)}: {method.name}.")
+        run = _run(method, inspection, folder / "runs" / _file_name(method.name), job)
+        frozen_seconds = frozen_seconds or run.seconds["run the backbone"]
+        training_seconds = run.seconds["fit the head"] + run.seconds.get("fine-tune", 0.0)
+        row = _row(method, run, frozen_seconds + training_seconds)
+        rows.append(row)
+        job.progress.say(f"{method.name}: accuracy {count_text(row.correct, row.count)}, {row.seconds:.0f} s.")
+        _write(folder, inspection, rows, run.scores.name)
     return Comparison(folder, run.scores.name, tuple(rows))
 
 
-def _run(way: _Way, look: Inspection, folder: Path, job: Job) -> Run:
+def _run(method: _Method, inspection: Inspection, folder: Path, job: Job) -> Run:
     """One run of the comparison, from the images that were read already."""
     try:
         events = run_events(folder, SilentProgress(), None)
-        setup = set_up(Job(look.dataset, way.recipe, job.device, job.cache, events), folder, events)
+        setup = set_up(Job(inspection.dataset, method.recipe, job.device, job.cache, events), folder, events)
         make_run_folder(folder)
-        write_start(folder, way.recipe, setup.start)
-        return carry_out(setup, inspection=look, keeps_last=True, is_brief=True)
+        write_start(folder, method.recipe, setup.start)
+        return carry_out(setup, inspection=inspection, keeps_last=True, is_brief=True)
     except HeadstartError:
-        job.progress.say(f"{way.name} stopped with an error; the finished methods are in {folder.parent.parent}.")
+        job.progress.say(f"{method.name} stopped with an error; the finished methods are in {folder.parent.parent}.")
         raise
 
 
-def _ways(
-    plain: Recipe,
-    split: SplittableBackbone,
-    only: Sequence[str],
-    *,
-    multi_label: bool,
-    train: int,
-    rate: float,
-    seconds: float,
-) -> list[_Way]:
-    ways = []
-    if "probes" in only and multi_label:
-        ways.append(_Way("probes", "logistic regression", plain))  # the others tell classes apart
-    elif "probes" in only:
-        ways += [
-            _Way("probes", name, replace(plain, probe=cast(Any, probe)))
-            for name, probe in (("logistic regression", LOGISTIC), *((_NAMES[kind], kind) for kind in CLASSICAL))
-        ]
-    if "heads" in only:
-        ways.append(_Way("heads", f"head {HEAD}", replace(plain, head=HEAD)))
-    if split.obstacle:
-        return ways
+@dataclass(frozen=True)
+class _FineTuning:
+    """Recipes for fine-tuning that take about the same time.
 
-    def tuned(unfreeze: str, cost: float, **choices: Any) -> Recipe:
+    Attributes:
+        recipe: what they have in common.
+        images: number of training images.
+        rate: images per second through the frozen network, for training.
+        seconds: of each recipe, about.
+    """
+
+    recipe: Recipe
+    images: int
+    rate: float
+    seconds: float
+
+    def of(self, unfreeze: str, cost: float, **choices: Any) -> Recipe:
+        """The recipe to fine-tune from a layer group.
+
+        Args:
+            unfreeze: the first group to train, or "all".
+            cost: share of the network's cost that lies before it.
+            **choices: further fields of the recipe, with which BatchNorm learns.
+        """
         live = LIVE_COST if choices else 1.0
-        if unfreeze == "all":  # every epoch makes its views anew
-            making, epoch = 0.0, train * (EVERYTHING_COST * live / rate + 1 / VIEW_RATE)
+        if unfreeze == "all":  # every epoch computes new views
+            view_seconds, epoch = 0.0, self.images * (EVERYTHING_COST * live / self.rate + 1 / VIEW_RATE)
         else:
-            making = (VIEWS - 1) * train * (cost / rate + 1 / VIEW_RATE)
-            epoch = train * TRAINING_COST * live * (1 - cost) / rate
-        epochs = min(MOST_EPOCHS, max(1, int((seconds - making) / epoch)))
-        shown = {"fresh_views": True} if unfreeze == "all" else {"views": VIEWS}
-        return replace(plain, effort="standard", unfreeze=unfreeze, epochs=epochs, **shown, **choices)
+            view_seconds = (VIEWS - 1) * self.images * (cost / self.rate + 1 / VIEW_RATE)
+            epoch = self.images * TRAINING_COST * live * (1 - cost) / self.rate
+        epochs = min(MOST_EPOCHS, max(1, int((self.seconds - view_seconds) / epoch)))
+        views = {"fresh_views": True} if unfreeze == "all" else {"views": VIEWS}
+        return replace(self.recipe, effort="standard", unfreeze=unfreeze, epochs=epochs, **views, **choices)
 
+
+def _methods(
+    fine_tuning: _FineTuning, split: SplittableBackbone, groups: Sequence[str], *, multi_label: bool
+) -> list[_Method]:
+    recipe, methods = fine_tuning.recipe, []
+    if "probes" in groups:
+        methods += _probes(recipe, multi_label=multi_label)
+    if "heads" in groups:
+        methods.append(_Method("heads", f"head {HEAD}", replace(recipe, head=HEAD)))
+    return methods if split.obstacle else methods + _fine_tuned(fine_tuning, split, groups)
+
+
+def _probes(recipe: Recipe, *, multi_label: bool) -> list[_Method]:
+    if multi_label:
+        return [_Method("probes", "logistic regression", recipe)]  # the others predict one class per image
+    probes = [("logistic regression", LOGISTIC), *((_NAMES[kind], kind) for kind in CLASSICAL)]
+    return [_Method("probes", name, replace(recipe, probe=cast(Any, probe))) for name, probe in probes]
+
+
+def _fine_tuned(fine_tuning: _FineTuning, split: SplittableBackbone, groups: Sequence[str]) -> list[_Method]:
+    methods = []
     depths = [(name, deepest_at(SHARES[depth], split)) for name, depth in (("last groups", "last"), ("half", "half"))]
-    places = [(name, split.parts(b.name)[0][0], b.cost_before) for name, b in depths if b is not None]
-    if "depths" in only:
-        ways += [_Way("depths", f"{name} (from {first})", tuned(first, cost)) for name, first, cost in places]
-    if "batchnorm" in only and places:
-        name, first, cost = places[-1]
-        if "depths" not in only:
-            ways.append(_Way("depths", f"{name} (from {first})", tuned(first, cost)))
-        ways.append(_Way("batchnorm", f"{name}, live BatchNorm", tuned(first, cost, update_batchnorm=True)))
-    if {"depths", "weights"} & set(only):
-        ways.append(_Way("depths", "everything", tuned("all", 0.0)))
-    if "weights" in only:
-        ways.append(_Way("weights", "all layers, from scratch", tuned("all", 0.0, scratch=True)))
-    return ways
+    starts = [(name, split.parts(b.name)[0][0], b.cost_before) for name, b in depths if b is not None]
+    by_depth = [
+        _Method("depths", f"{name} (from {first})", fine_tuning.of(first, cost)) for name, first, cost in starts
+    ]
+    if "depths" in groups:
+        methods += by_depth
+    if "batchnorm" in groups and starts:
+        name, first, cost = starts[-1]
+        if "depths" not in groups:
+            methods.append(by_depth[-1])
+        live = fine_tuning.of(first, cost, update_batchnorm=True)
+        methods.append(_Method("batchnorm", f"{name}, live BatchNorm", live))
+    if {"depths", "weights"} & set(groups):
+        methods.append(_Method("depths", "everything", fine_tuning.of("all", 0.0)))
+    if "weights" in groups:
+        methods.append(_Method("weights", "all layers, from scratch", fine_tuning.of("all", 0.0, scratch=True)))
+    return methods
 
 
 _NAMES = {"svm": "linear SVM", "rbf": "Gaussian SVM", "knn": "nearest neighbours", "centroid": "nearest class mean"}
 
 
-def _row(way: _Way, run: Run, seconds: float) -> Compared:
+def _row(method: _Method, run: Run, seconds: float) -> Compared:
     scores = run.scores
     epochs = run.rungs[-1].epochs if run.rungs else 0
     return Compared(
-        way.group,
-        way.name,
+        method.group,
+        method.name,
         scores.correct,
         scores.count,
         scores.low,
@@ -241,9 +282,9 @@ def _row(way: _Way, run: Run, seconds: float) -> Compared:
     )
 
 
-def _write(folder: Path, look: Inspection, rows: Sequence[Compared], name: str) -> None:
-    title = f"{look.dataset.root.resolve().name}: {rows[0].count:,} images of {name}"
-    document = {"data": str(look.dataset.root), "scored_on": name, "rows": [asdict(row) for row in rows]}
+def _write(folder: Path, inspection: Inspection, rows: Sequence[Compared], name: str) -> None:
+    title = f"{inspection.dataset.root.resolve().name}: {rows[0].count:,} images of {name}"
+    document = {"data": str(inspection.dataset.root), "scored_on": name, "rows": [asdict(row) for row in rows]}
     with writing_run(folder):
         write_atomically(folder / "comparison.md", text_bytes(comparison_markdown(title, rows)))
         write_atomically(folder / "comparison.json", json_text(document, indent=1).encode())

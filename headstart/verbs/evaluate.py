@@ -24,8 +24,8 @@ from headstart.runs.folder import open_like, split_rows
 from headstart.runs.test_set_audit import audit_text, read_audit, record_test_score
 
 
-class Answering(Protocol):
-    """What gives classes their numbers: a model, or what an exported file says of itself."""
+class HasClasses(Protocol):
+    """What numbers the classes: a model, or the metadata of an exported file."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -45,21 +45,21 @@ class LabelledImages:
         labels: see ``training.losses``.
         sets: names of the sets that they belong to.
         groups: see ``Evaluated.groups``.
-        test: whether each is one of the run's test images.
+        is_test: whether each is one of the run's test images.
     """
 
     paths: list[str]
     labels: npt.NDArray[np.int64]
     sets: list[str]
     groups: list[str] | None
-    test: list[bool]
+    is_test: list[bool]
 
-    def some(self, places: Sequence[int]) -> LabelledImages:
-        """Those at some places."""
-        groups = None if self.groups is None else [self.groups[i] for i in places]
-        columns: tuple[list[Any], ...] = (self.paths, self.sets, self.test)
-        own = [[column[i] for i in places] for column in columns]
-        return LabelledImages(own[0], self.labels[list(places)], own[1], groups, own[2])
+    def some(self, positions: Sequence[int]) -> LabelledImages:
+        """Those at some positions."""
+        columns: tuple[list[Any], ...] = (self.paths, self.sets, self.is_test)
+        paths, sets, is_test = ([column[i] for i in positions] for column in columns)
+        groups = None if self.groups is None else [self.groups[i] for i in positions]
+        return LabelledImages(paths, self.labels[list(positions)], sets, groups, is_test)
 
 
 def evaluate(
@@ -102,7 +102,7 @@ def evaluate(
     else:
         rows = split_rows(run) if run else []
         images = other_images(open_like(run, source), model, rows, ignore_unknown, cache=cache, progress=progress)
-    if run and any(images.test) and (words := audit_text(read_audit(run))):
+    if run and any(images.is_test) and (words := audit_text(read_audit(run))):
         progress.say(
             f"{words} before. If you choose a model by this score, it becomes too optimistic; use new test images then."
         )
@@ -113,37 +113,55 @@ def evaluate(
             f"{len(faults)} of the run's images cannot be read. The first: {images.paths[first]}: {faults[first]}."
         )
     evaluated = []
-    tested = right = 0
+    num_tested = num_correct = 0
     for name in dict.fromkeys(images.sets):
-        places = [i for i, own in enumerate(images.sets) if own == name and i not in faults]
-        if places:
-            part, own, chances = [images.paths[i] for i in places], images.labels[places], probabilities[places]
-            chose = source is None and name == "val"
-            found = evaluate_predictions(
-                name, part, own, chances, model.classes, thresholds=model.thresholds, chose=chose
+        positions = [i for i, image_set in enumerate(images.sets) if image_set == name and i not in faults]
+        if positions:
+            part, odd = images.some(positions), None if model.ood_detector is None else outliers[positions]
+            scored = _score_set(
+                name, part, probabilities[positions], odd, model, chose=source is None and name == "val"
             )
-            groups = None if images.groups is None else tuple(images.groups[i] for i in places)
-            odd = None if model.ood_detector is None else outliers[places]
-            evaluated.append(replace(found, outliers=odd, groups=groups))
-            test = np.array([images.test[i] for i in places])
-            tested, right = tested + int(test.sum()), right + int(found.right[test].sum())
-    if run and tested:
-        record_test_score(run, by, images=tested, correct=right, progress=progress)
+            evaluated.append(scored)
+            num_tested += sum(part.is_test)
+            num_correct += int(scored.right[np.array(part.is_test)].sum())
+    if run and num_tested:
+        record_test_score(run, by, images=num_tested, correct=num_correct, progress=progress)
     return evaluated
 
 
-def _numbers(names: list[list[str]], model: Answering) -> npt.NDArray[np.int64]:
+def _score_set(
+    name: str,
+    images: LabelledImages,
+    probabilities: npt.NDArray[np.float64],
+    outliers: npt.NDArray[np.float64] | None,
+    model: HasClasses,
+    *,
+    chose: bool,
+) -> Evaluated:
+    scored = evaluate_predictions(
+        name,
+        images.paths,
+        images.labels,
+        probabilities,
+        model.classes,
+        thresholds=model.thresholds,
+        chose=chose,
+    )
+    return replace(scored, outliers=outliers, groups=None if images.groups is None else tuple(images.groups))
+
+
+def _numbers(names: list[list[str]], model: HasClasses) -> npt.NDArray[np.int64]:
     """Labels of images by their names, as ``training.losses`` has them; unknown ones of several are left aside."""
     number = {name: i for i, name in enumerate(model.classes)}
     if model.thresholds is None:
-        return np.array([number[own[0]] for own in names], dtype=np.int64)
+        return np.array([number[image_names[0]] for image_names in names], dtype=np.int64)
     labels = np.zeros((len(names), len(number)), dtype=np.int64)
-    for row, own in zip(labels, names, strict=True):
-        row[[number[name] for name in own if name in number]] = 1
+    for row, image_names in zip(labels, names, strict=True):
+        row[[number[name] for name in image_names if name in number]] = 1
     return labels
 
 
-def own_images(folder: Path, model: Answering, sets: Sequence[str] = ("val", "test")) -> LabelledImages:
+def own_images(folder: Path, model: HasClasses, sets: Sequence[str] = ("val", "test")) -> LabelledImages:
     """A run's own images.
 
     Args:
@@ -171,7 +189,7 @@ def own_images(folder: Path, model: Answering, sets: Sequence[str] = ("val", "te
 
 def other_images(
     dataset: Dataset,
-    model: Answering,
+    model: HasClasses,
     rows: Sequence[dict[str, str]],
     ignore_unknown: bool,
     *,
@@ -191,50 +209,68 @@ def other_images(
     Raises:
         DataError: see ``evaluate``.
     """
-    several = model.thresholds is not None
-    if dataset.multi_label != several:
-        kinds = "one class per image", "several labels per image (a column labels)"
-        raise DataError(
-            f"{dataset.root}: the data has {kinds[dataset.multi_label]}, but the model predicts {kinds[several]}. "
-            "Score it on data of the same kind."
-        )
+    _check_kind(dataset, model)
     scanned = scan(dataset.files(), cache=cache, progress=progress)
-    names = [[dataset.classes[i] for i in own] for own in dataset.label_indices()]
-    strange = [name for name in dataset.classes if name not in model.classes]
-    if strange and not ignore_unknown:
-        counts = [f"{name} ({sum(name in own for own in names):,} images)" for name in strange]
-        raise DataError(
-            f"{dataset.root}: the model has no class {', '.join(counts[:5])}{', ...' if len(counts) > 5 else ''}. It "
-            f"has {', '.join(model.classes[:10])}{', ...' if len(model.classes) > 10 else ''}. Rename them to the "
-            "model's classes, or exclude their images with ignore_unknown (--ignore-unknown)."
-        )
-    if strange and several:
-        progress.say(
-            with_example(f"Warning: {len(strange):,} label(s) that the model does not have are ignored", strange)
-        )
-    elif strange:
-        count = sum(own[0] in strange for own in names)
-        text = f"Warning: {count:,} images of classes that the model does not have are not scored"
-        progress.say(with_example(text, strange))
+    names = [[dataset.classes[i] for i in indices] for indices in dataset.label_indices()]
+    unknown = [name for name in dataset.classes if name not in model.classes]
+    if unknown:
+        _handle_unknown(dataset, unknown, names, model, ignore_unknown, progress)
     for finding in reading_findings(dataset, scanned):
         progress.say(with_example(f"{finding.severity.capitalize()}: {finding.message}", finding.items))
     known = set(model.classes)
-    keep = [i for i, own in enumerate(names) if (several or own[0] in known) and i not in scanned.faults]
+    is_scored = [model.thresholds is not None or image_names[0] in known for image_names in names]
+    keep = [i for i in range(len(names)) if is_scored[i] and i not in scanned.faults]
     if not keep or not known & set(dataset.classes):
         raise DataError(
             f"{dataset.root}: no readable image of a class of the model. Its classes are "
             f"{', '.join(model.classes[:10])}; found {', '.join(dataset.classes[:10])}."
         )
     split_of = {row["content"]: row["split"] for row in rows}
-    taught = [dataset.paths[i] for i in keep if split_of.get(scanned.keys[i].hex()) == "train"]
-    if taught:
-        text = f"Serious: the model was trained on {len(taught):,} of these {len(keep):,} images: the score is too high"
-        progress.say(with_example(text, taught))
+    run_splits = [split_of.get(scanned.keys[i].hex()) for i in keep]
+    trained_on = [dataset.paths[i] for i, name in zip(keep, run_splits, strict=True) if name == "train"]
+    if trained_on:
+        text = f"Serious: the model was trained on {len(trained_on):,} of these {len(keep):,} images"
+        progress.say(with_example(f"{text}: the score is too high", trained_on))
     files, splits, groups = dataset.files(), dataset.splits, dataset.groups
     return LabelledImages(
         [files[i] for i in keep],
         _numbers([names[i] for i in keep], model),
         [splits[i] if splits else "all" for i in keep],
         None if groups is None else [groups[i] for i in keep],
-        [split_of.get(scanned.keys[i].hex()) == "test" for i in keep],
+        [name == "test" for name in run_splits],
     )
+
+
+def _check_kind(dataset: Dataset, model: HasClasses) -> None:
+    """Single-label data goes with a single-label model, and multi-label data with a multi-label one."""
+    is_multi_label = model.thresholds is not None
+    if dataset.multi_label != is_multi_label:
+        kinds = "one class per image", "several labels per image (a column labels)"
+        raise DataError(
+            f"{dataset.root}: the data has {kinds[dataset.multi_label]}, but the model predicts "
+            f"{kinds[is_multi_label]}. Score it on data of the same kind."
+        )
+
+
+def _handle_unknown(
+    dataset: Dataset,
+    unknown: Sequence[str],
+    names: Sequence[Sequence[str]],
+    model: HasClasses,
+    ignore_unknown: bool,
+    progress: Progress,
+) -> None:
+    """Refuses, or reports as ignored, the classes that the model does not have."""
+    if not ignore_unknown:
+        counts = [f"{name} ({sum(name in image_names for image_names in names):,} images)" for name in unknown]
+        raise DataError(
+            f"{dataset.root}: the model has no class {', '.join(counts[:5])}{', ...' if len(counts) > 5 else ''}. It "
+            f"has {', '.join(model.classes[:10])}{', ...' if len(model.classes) > 10 else ''}. Rename them to the "
+            "model's classes, or exclude their images with ignore_unknown (--ignore-unknown)."
+        )
+    if model.thresholds is not None:
+        text = f"Warning: {len(unknown):,} label(s) that the model does not have are ignored"
+    else:
+        count = sum(image_names[0] in unknown for image_names in names)
+        text = f"Warning: {count:,} images of classes that the model does not have are not scored"
+    progress.say(with_example(text, unknown))

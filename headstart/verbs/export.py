@@ -27,7 +27,7 @@ from headstart.model_file import MODEL_FILE
 from headstart.progress import Progress, SilentProgress
 from headstart.runs.folder import open_like, split_rows
 from headstart.runs.test_set_audit import record_test_score
-from headstart.verbs.evaluate import Answering, LabelledImages, other_images, own_images
+from headstart.verbs.evaluate import HasClasses, LabelledImages, other_images, own_images
 
 SAMPLE = 500
 """Images that are compared, at the most."""
@@ -83,14 +83,28 @@ class _Images:
     """What a file is compared on.
 
     Attributes:
-        compared: at most ``SAMPLE``.
-        learnt: paths of other images, to measure ranges of activations on.
+        compared: of one set.
+        calibration: paths of other images, to measure ranges of activations on.
         words: which they are.
     """
 
     compared: LabelledImages
-    learnt: list[str]
+    calibration: list[str]
     words: str
+
+    def with_calibration(self) -> _Images:
+        """Half of the images for each purpose, where there are no others to measure ranges on."""
+        if self.calibration and "train" not in self.compared.sets:
+            return self
+        count = len(self.compared.paths)
+        calibration = self.compared.some(range(1, count, 2)).paths
+        return _Images(self.compared.some(range(0, count, 2)), calibration, self.words)
+
+    def sample(self) -> _Images:
+        """At most ``SAMPLE`` to compare, and at most ``NUM_CALIBRATION_IMAGES`` to measure ranges on."""
+        compared = self.compared.some(_spread(len(self.compared.paths), SAMPLE))
+        spread = _spread(len(self.calibration), NUM_CALIBRATION_IMAGES)
+        return _Images(compared, [self.calibration[i] for i in spread], self.words)
 
 
 def export(
@@ -135,7 +149,9 @@ def export(
     images = _images_for(loaded, source, model, calibrate=bool(quantize), cache=cache, progress=progress)
     with _whole_or_nothing(file) as partial, tempfile.TemporaryDirectory(prefix="headstart-") as scratch:
         progress.say(f"Writing {loaded.net.backbone.architecture} as {file.suffix[1:]}.")
-        written = FORMATS[to].write(WriteRequest(loaded, partial, quantize, images.learnt, Path(scratch), progress))
+        written = FORMATS[to].write(
+            WriteRequest(loaded, partial, quantize, images.calibration, Path(scratch), progress)
+        )
         count = f"{len(images.compared.paths):,} images ({images.words})"
         progress.say(f"Comparing with the model on {count}, in a separate process.")
         expected = _expected(loaded, images.compared, device=device, progress=progress)
@@ -180,16 +196,9 @@ def verify(
     progress = progress or SilentProgress()
     path = user_path(file)
     metadata = open_export(path).metadata
-    quantised = _quantised(path, metadata)
     if model is None and _is_run(data):
         model = user_path(data)
-    loaded = load(model) if model is not None and not isinstance(model, Model) else model
-    assert loaded is None or isinstance(loaded, Model)
-    if loaded is not None and loaded.version != metadata.model:
-        raise ExportError(
-            f"{path}: was exported from another model ({metadata.model[:12]}; this one is {loaded.version[:12]}). "
-            "Compare with that model, or export this one."
-        )
+    loaded = None if model is None else _origin(model, path, metadata)
     images = _images_for(metadata, data, model, calibrate=False, cache=cache, progress=progress)
     progress.say(f"Running {path.name} on {len(images.compared.paths):,} images, in a separate process.")
     answers = run_in_subprocess(path, images.compared.paths, full_size=True)
@@ -201,14 +210,30 @@ def verify(
     name = format_of(path).name
     if metadata.precision in FORMATS[name].variants:
         name += f" {metadata.precision}"
-    formats.append(file_format(name, expected, answers, size=path.stat().st_size))
-    _note_test(model, images.compared, formats[-1], "verify", progress)
-    faults = (
-        parity_failures(formats[-1], formats[0], precision=metadata.precision, allow_loss=allow_loss)
-        if len(formats) > 1
-        else []
-    )
-    return Exported(path, metadata, tuple(formats), images.words, tuple(faults), quantised)
+    compared = file_format(name, expected, answers, size=path.stat().st_size)
+    _note_test(model, images.compared, compared, "verify", progress)
+    faults = [
+        fault
+        for reference in formats
+        for fault in parity_failures(compared, reference, precision=metadata.precision, allow_loss=allow_loss)
+    ]
+    quantised = _quantised(path, metadata)
+    return Exported(path, metadata, (*formats, compared), images.words, tuple(faults), quantised)
+
+
+def _origin(model: Source | Model, file: Path, metadata: ExportMetadata) -> Model:
+    """The model that a file was exported from.
+
+    Raises:
+        ExportError: it was exported from another model.
+    """
+    loaded = model if isinstance(model, Model) else load(model)
+    if loaded.version != metadata.model:
+        raise ExportError(
+            f"{file}: was exported from another model ({metadata.model[:12]}; this one is {loaded.version[:12]}). "
+            "Compare with that model, or export this one."
+        )
+    return loaded
 
 
 def _quantised(file: Path, metadata: ExportMetadata) -> QuantizedLayers | None:
@@ -238,7 +263,7 @@ def _output(model: Source | Model, to: str, quantize: str, out: Source | None) -
 
 
 def _images_for(
-    model: Answering,
+    model: HasClasses,
     source: Source | Model | Dataset,
     origin: Source | Model | None,
     *,
@@ -249,38 +274,44 @@ def _images_for(
     if isinstance(source, Model) or (not isinstance(source, Dataset) and user_path(source).suffix == ".safetensors"):
         raise RunError(f"{_name(source)}: a model file without its run. Give the images to compare on (option data).")
     if _is_run(source):
-        folder = user_path(source)
-        rows = split_rows(folder)
-        kept = next((name for name in COMPARED_SETS if any(row["split"] == name for row in rows)), "val")
-        images = own_images(folder, model, (kept,))
-        words = f"val of {folder}" if kept == "val" else f"{COMPARED_SETS[kept]} of {folder}, which has no val"
-        learnt = [row["path"] for row in rows if row["split"] == "train"]
+        images = _run_images(user_path(source), model)
     else:
         run = user_path(origin) if origin is not None and _is_run(origin) else None
-        rows = split_rows(run) if run else []
         dataset = open_like(run, source, min_classes=1)
-        images = other_images(dataset, model, rows, False, cache=cache, progress=progress)
-        learnt = [path for path, name in zip(images.paths, images.sets, strict=True) if name == "train"]
-        kept = next(name for name in (*COMPARED_SETS, *images.sets) if name in images.sets)
-        images = images.some([i for i, name in enumerate(images.sets) if name == kept])
-        words = f"{'' if kept == 'all' else f'{COMPARED_SETS.get(kept, kept)} of '}{dataset.root}"
-    if calibrate and (not learnt or kept == "train"):  # ranges are not measured on what is compared
-        learnt = images.some(range(1, len(images.paths), 2)).paths
-        images = images.some(range(0, len(images.paths), 2))
-    if not images.paths:
+        all_images = other_images(dataset, model, split_rows(run) if run else [], False, cache=cache, progress=progress)
+        images = _data_images(dataset.root, all_images)
+    if calibrate:
+        images = images.with_calibration()
+    if not images.compared.paths:
         raise DataError(f"{_name(source)}: no images to compare on. Give others (option data).")
-    if calibrate and not learnt:
+    if calibrate and not images.calibration:
         raise DataError(
             f"{_name(source)}: no images left to measure ranges of activations on. Give more (option data)."
         )
-    missing = [path for path in images.paths if not Path(path).is_file()]
+    missing = [path for path in images.compared.paths if not Path(path).is_file()]
     if missing:
         raise DataError(
-            f"{missing[0]}: no longer exists, nor do {len(missing) - 1:,} more of {words}. Give other images "
+            f"{missing[0]}: no longer exists, nor do {len(missing) - 1:,} more of {images.words}. Give other images "
             "(option data)."
         )
-    compared = images.some(_spread(len(images.paths), SAMPLE))
-    return _Images(compared, [learnt[i] for i in _spread(len(learnt), NUM_CALIBRATION_IMAGES)], words)
+    return images.sample()
+
+
+def _run_images(folder: Path, model: HasClasses) -> _Images:
+    """The first of ``COMPARED_SETS`` that a run has, and its training images."""
+    rows = split_rows(folder)
+    name = next((name for name in COMPARED_SETS if any(row["split"] == name for row in rows)), "val")
+    words = f"val of {folder}" if name == "val" else f"{COMPARED_SETS[name]} of {folder}, which has no val"
+    train = [row["path"] for row in rows if row["split"] == "train"]
+    return _Images(own_images(folder, model, (name,)), train, words)
+
+
+def _data_images(root: Path, images: LabelledImages) -> _Images:
+    """The first of ``COMPARED_SETS`` that a data set has, else its first set, and its training images."""
+    name = next(name for name in (*COMPARED_SETS, *images.sets) if name in images.sets)
+    words = f"{'' if name == 'all' else f'{COMPARED_SETS.get(name, name)} of '}{root}"
+    train = [path for path, image_set in zip(images.paths, images.sets, strict=True) if image_set == "train"]
+    return _Images(images.some([i for i, image_set in enumerate(images.sets) if image_set == name]), train, words)
 
 
 def _is_run(source: Source | Model | Dataset | None) -> TypeGuard[Source]:
@@ -373,5 +404,5 @@ def _size_of(model: Source | Model) -> int:
 def _note_test(
     model: Source | Model | None, images: LabelledImages, one: FormatResult, by: str, progress: Progress
 ) -> None:
-    if any(images.test) and model is not None and _is_run(model):
-        record_test_score(user_path(model), by, images=sum(images.test), correct=one.correct, progress=progress)
+    if any(images.is_test) and model is not None and _is_run(model):
+        record_test_score(user_path(model), by, images=sum(images.is_test), correct=one.correct, progress=progress)

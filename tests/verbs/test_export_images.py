@@ -53,14 +53,14 @@ def test_a_run_without_val_is_compared_on_test_or_on_its_training_images_and_say
     found = chosen(model, run)
     assert [Path(path).name for path in found.compared.paths] == [f"{i}.png" for i in places]
     assert found.words == words.format(run=run)
-    assert found.compared.test == [sets[i] == "test" for i in places]
+    assert found.compared.is_test == [sets[i] == "test" for i in places]
 
 
 def test_ranges_are_not_measured_on_training_images_that_are_compared_on(model: Model, tmp_path: Path) -> None:
     found = chosen(model, run_with(tmp_path / "run", model, ["train"] * 7), calibrate=True)
     assert len(found.compared.paths) == 4
-    assert len(found.learnt) == 3
-    assert not set(found.compared.paths) & set(found.learnt)
+    assert len(found.calibration) == 3
+    assert not set(found.compared.paths) & set(found.calibration)
     with pytest.raises(DataError, match="no images left to measure ranges of activations on"):
         chosen(model, run_with(tmp_path / "one", model, ["train"]), calibrate=True)
 
