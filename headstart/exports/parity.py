@@ -165,13 +165,12 @@ def parity_failures(one: FormatResult, model: FormatResult, *, precision: str, a
         failures.append(f"{one.clear - one.same:,} of {one.clear:,} clear answers differ")
     if not one.largest <= MAX_PROBABILITY_DIFFERENCE:
         failures.append(
-            f"probabilities differ by up to {one.largest:.1e}, more than the allowed "
-            f"{MAX_PROBABILITY_DIFFERENCE:.0e} is allowed"
+            f"probabilities differ by up to {one.largest:.1e}, more than the allowed {MAX_PROBABILITY_DIFFERENCE:.0e}"
         )
     if one.largest_outlier is not None and not one.largest_outlier <= MAX_OUTLIER_DIFFERENCE:
         failures.append(
             f"outlier scores differ by up to {one.largest_outlier:.1e}, more than the allowed "
-            f"{MAX_OUTLIER_DIFFERENCE:g} is allowed"
+            f"{MAX_OUTLIER_DIFFERENCE:g}"
         )
     return failures
 
