@@ -18,7 +18,7 @@ from natsort import natsorted
 from headstart.data.decode import thumbnail
 from headstart.data.finding import Finding
 from headstart.data.image_formats import CAMERA_RAW, RAW_REMEDY, SUFFIXES
-from headstart.data.table import SPLIT_NAMES, Columns, Spellings, join_labels, read_table
+from headstart.data.table import SPLIT_NAMES, Columns, ImageTable, Spellings, TableRow, join_labels, read_table
 from headstart.data.table_file import TABLE_SUFFIXES
 from headstart.errors import DataError, OptionError
 from headstart.files import UserPath, user_path
@@ -188,18 +188,16 @@ def open_folder(folder: str | os.PathLike[str], *, min_classes: int = 2) -> Data
             f"{root}: no images found. Expected one folder per class with images in it, for example "
             f"{root.name}/cat/1.jpg." + (f" Found: {_some(seen)}" if seen else "")
         )
-    return _dataset(
-        root,
-        root,
-        paths=[row[0] for row in rows],
-        labels=[(row[1],) for row in rows],
-        classes=tuple(natsorted({row[1] for row in rows})),
-        splits=[row[2] for row in rows] if has_splits else None,
-        groups=None,
-        findings=findings,
+    listing = ImageTable(
+        rows=tuple(TableRow(path, (label,), split, "") for path, label, split in rows),
+        classes=tuple(natsorted({label for _, label, _ in rows})),
+        is_multi_label=False,
+        has_splits=has_splits,
+        has_groups=False,
+        findings=tuple(findings),
         spellings=found.spellings,
-        min_classes=min_classes,
     )
+    return _dataset(root, root, listing, Columns(), min_classes=min_classes)
 
 
 def open_table(
@@ -231,66 +229,42 @@ def open_table(
     """
     file = user_path(table)
     columns = Columns(path_column, label_column, split_column, group_column)
-    read = read_table(file, columns)
-    return _dataset(
-        file,
-        file.parent,
-        paths=[row.path for row in read.rows],
-        labels=[row.labels for row in read.rows],
-        classes=read.classes,
-        is_multi_label=read.is_multi_label,
-        splits=[row.split for row in read.rows] if read.has_splits else None,
-        groups=[row.group for row in read.rows] if read.has_groups else None,
-        findings=read.findings,
-        spellings=read.spellings,
-        columns=columns,
-        min_classes=1 if read.is_multi_label else min_classes,
-    )
+    listing = read_table(file, columns)
+    return _dataset(file, file.parent, listing, columns, min_classes=1 if listing.is_multi_label else min_classes)
 
 
-def _dataset(
-    root: Path,
-    base: Path,
-    *,
-    paths: list[str],
-    labels: list[tuple[str, ...]],
-    classes: tuple[str, ...],
-    is_multi_label: bool = False,
-    splits: list[str] | None,
-    groups: list[str] | None,
-    findings: Iterable[Finding],
-    spellings: Spellings,
-    columns: Columns | None = None,
-    min_classes: int,
-) -> Dataset:
+def _dataset(root: Path, base: Path, listing: ImageTable, columns: Columns, *, min_classes: int) -> Dataset:
+    """The data set of listed images, ordered by split, class and path."""
+    classes = listing.classes
     if len(classes) < min_classes:
         if not classes:
             raise DataError(f"{root}: no labelled images found.")
         deeper = _deeper(base, classes[0]) if base == root else ""
         raise DataError(f"{root}: found one class, {_some(classes)}; a classifier needs at least two.{deeper}")
     number = {name: index for index, name in enumerate(classes)}
-    rank = {path: place for place, path in enumerate(natsorted(paths))}
+    rank = {path: position for position, path in enumerate(natsorted(row.path for row in listing.rows))}
 
-    def place(i: int) -> tuple[int, int, int]:
-        return SPLITS.index(splits[i]) if splits else 0, 0 if is_multi_label else number[labels[i][0]], rank[paths[i]]
+    def position(row: TableRow) -> tuple[int, int, int]:
+        split = SPLITS.index(row.split) if listing.has_splits else 0
+        return split, 0 if listing.is_multi_label else number[row.labels[0]], rank[row.path]
 
-    order = sorted(range(len(paths)), key=place)
-    if is_multi_label:
-        numbers = np.zeros((len(paths), len(classes)), dtype=np.int64)
-        for row, i in enumerate(order):
-            numbers[row, [number[name] for name in labels[i]]] = 1
+    rows = sorted(listing.rows, key=position)
+    if listing.is_multi_label:
+        labels = np.zeros((len(rows), len(classes)), dtype=np.int64)
+        for i, row in enumerate(rows):
+            labels[i, [number[name] for name in row.labels]] = 1
     else:
-        numbers = np.array([number[labels[i][0]] for i in order], dtype=np.int64)
+        labels = np.array([number[row.labels[0]] for row in rows], dtype=np.int64)
     return Dataset(
         root=root,
         base=Path(os.path.abspath(base)),
-        paths=tuple(paths[i] for i in order),
-        labels=numbers,
+        paths=tuple(row.path for row in rows),
+        labels=labels,
         classes=classes,
-        splits=tuple(splits[i] for i in order) if splits else None,
-        groups=tuple(groups[i] for i in order) if groups else None,
-        findings=(*findings, *spellings.findings(), *_missing_classes(classes, labels, splits)),
-        columns=columns or Columns(),
+        splits=tuple(row.split for row in rows) if listing.has_splits else None,
+        groups=tuple(row.group for row in rows) if listing.has_groups else None,
+        findings=(*listing.findings, *listing.spellings.findings(), *_missing_classes(listing)),
+        columns=columns,
     )
 
 
@@ -415,16 +389,15 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir")
 
 
-def _missing_classes(
-    classes: Sequence[str], labels: Sequence[Sequence[str]], splits: Sequence[str] | None
-) -> list[Finding]:
-    if splits is None:
+def _missing_classes(listing: ImageTable) -> list[Finding]:
+    if not listing.has_splits:
         return []
-    present = {(split, name) for split, names in zip(splits, labels, strict=True) for name in names}
+    present = {(row.split, name) for row in listing.rows for name in row.labels}
+    splits = {row.split for row in listing.rows}
     return [
         Finding("split-without-class", "note", f"{split}: no image of class {_some(missing)}")
         for split in SPLITS
-        if split in splits and (missing := [name for name in classes if (split, name) not in present])
+        if split in splits and (missing := [name for name in listing.classes if (split, name) not in present])
     ]
 
 

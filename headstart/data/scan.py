@@ -149,8 +149,8 @@ class PixelReader:
             return self.store.read(keys)
         except DamagedRows as damaged:
             warn_damaged("pixels", self.store.folder, self._progress)
-            looks = [_decode_again(self._sources.get(key), key, self._preprocessing) for key in damaged.keys]
-            self.store.append(damaged.keys, np.stack([seen.pixels for seen in looks if seen.pixels is not None]))
+            decoded = [_decode_again(self._sources.get(key), key, self._preprocessing) for key in damaged.keys]
+            self.store.append(damaged.keys, np.stack([file.pixels for file in decoded if file.pixels is not None]))
         return self.store.read(keys)
 
 
@@ -192,57 +192,68 @@ def scan(
         CacheError: the cache cannot be written, or the disk has no space for the pixels.
     """
     progress = progress or SilentProgress()
-    known = facts_store(cache, value_range=preprocessing.value_range if preprocessing else None)
-    pixels = pixel_store(preprocessing, cache) if preprocessing else None
+    scanner = _Scanner(preprocessing, cache)
+    keys: list[bytes] = []
+    faults: dict[int, str] = {}
+    fresh: list[_ScannedFile] = []
+    with progress.task("Reading images", len(paths)) as advance:
+        for position, scanned in enumerate(map_images(scanner.scan, paths)):
+            keys.append(scanned.key)
+            if scanned.fault is not None:
+                faults[position] = scanned.fault
+            elif scanned.facts is not None:
+                fresh.append(scanned)
+                if len(fresh) >= BATCH:
+                    scanner.append(fresh)
+                    fresh = []
+            advance(1)
+        if fresh:
+            scanner.append(fresh)
+    facts = np.zeros(len(keys), dtype=FACTS)
+    usable = [i for i in range(len(keys)) if i not in faults]
+    facts[usable] = scanner.read_facts([keys[i] for i in usable], [paths[i] for i in usable], progress)
+    return Scan(keys, faults, facts)
 
-    def look(path: str) -> _ScannedFile:
+
+class _Scanner:
+    """Scans single files, with the caches of facts and of pixels."""
+
+    def __init__(self, preprocessing: Preprocessing | None, cache: Path | None) -> None:
+        self.preprocessing = preprocessing
+        self.facts = facts_store(cache, value_range=preprocessing.value_range if preprocessing else None)
+        self.pixels = pixel_store(preprocessing, cache) if preprocessing else None
+
+    def scan(self, path: str) -> _ScannedFile:
         try:
             data = Path(path).read_bytes()
         except OSError as error:
             return _ScannedFile(fault=(error.strerror or str(error)).lower())
         key = content_key(data)
-        if key in known and (pixels is None or key in pixels):
+        if key in self.facts and (self.pixels is None or key in self.pixels):
             return _ScannedFile(key)
         try:
-            return _decode_once(data, key, preprocessing)
+            return _decode_once(data, key, self.preprocessing)
         except UnreadableImage as error:
             return _ScannedFile(key, fault=error.reason)
 
-    keys: list[bytes] = []
-    faults: dict[int, str] = {}
-    fresh: list[_ScannedFile] = []
+    def append(self, scanned: Sequence[_ScannedFile]) -> None:
+        """Writes what was decoded to the caches."""
+        keys = [file.key for file in scanned]
+        if self.pixels is not None:
+            self.pixels.require_space(len(scanned))
+            self.pixels.append(keys, np.stack([file.pixels for file in scanned if file.pixels is not None]))
+        self.facts.append(keys, np.array([file.facts for file in scanned], dtype=FACTS))
 
-    def keep() -> None:
-        if pixels is not None:
-            pixels.require_space(len(fresh))
-            pixels.append([f.key for f in fresh], np.stack([f.pixels for f in fresh if f.pixels is not None]))
-        known.append([f.key for f in fresh], np.array([f.facts for f in fresh], dtype=FACTS))
-        fresh.clear()
-
-    with progress.task("Reading images", len(paths)) as advance:
-        for position, seen in enumerate(map_images(look, paths)):
-            keys.append(seen.key)
-            if seen.fault is not None:
-                faults[position] = seen.fault
-            elif seen.facts is not None:
-                fresh.append(seen)
-                if len(fresh) >= BATCH:
-                    keep()
-            advance(1)
-        if fresh:
-            keep()
-    facts = np.zeros(len(keys), dtype=FACTS)
-    usable = [i for i in range(len(keys)) if i not in faults]
-    own = [keys[i] for i in usable]
-    try:
-        facts[usable] = known.read(own)
-    except DamagedRows as damaged:
-        warn_damaged("facts of images", known.folder, progress)
-        sources = {keys[i]: paths[i] for i in usable}
-        looks = [_decode_again(sources[key], key, None) for key in damaged.keys]
-        known.append(damaged.keys, np.array([seen.facts for seen in looks], dtype=FACTS))
-        facts[usable] = known.read(own)
-    return Scan(keys, faults, facts)
+    def read_facts(self, keys: Sequence[bytes], paths: Sequence[str], progress: Progress) -> npt.NDArray[Any]:
+        """(N,) facts of N files, from the cache; damaged ones are computed again."""
+        try:
+            return self.facts.read(keys)
+        except DamagedRows as damaged:
+            warn_damaged("facts of images", self.facts.folder, progress)
+            path_of = dict(zip(keys, paths, strict=True))
+            decoded = [_decode_again(path_of[key], key, None) for key in damaged.keys]
+            self.facts.append(damaged.keys, np.array([file.facts for file in decoded], dtype=FACTS))
+        return self.facts.read(keys)
 
 
 def measure_value_range(paths: Sequence[str], *, progress: Progress | None = None) -> ValueRange:
@@ -268,8 +279,8 @@ def measure_value_range(paths: Sequence[str], *, progress: Progress | None = Non
         return values.histogram()
 
     with progress.task("Measuring the value range", len(paths)) as advance:
-        for own in map_images(histogram, paths):
-            total, count = total + own, count + 1
+        for levels in map_images(histogram, paths):
+            total, count = total + levels, count + 1
             advance(1)
     return range_of(total / count, SHARES)
 
@@ -311,8 +322,10 @@ def _facts(decoded: DecodedImage) -> npt.NDArray[Any]:
     thumb = np.asarray(decoded.image.resize((THUMB, THUMB), Image.Resampling.BOX))
     word = int.from_bytes(np.packbits(bits).tobytes(), "big")
     fine = np.asarray(decoded.image.convert("L").resize((GREY, GREY), Image.Resampling.BOX))
-    own = (decoded.width, decoded.height, decoded.format.encode()[:8], word, thumb, fine)
-    return np.array((*own, *_tones_and_sharpness(decoded.image), decoded.bits, decoded.used_bits), dtype=FACTS)
+    size_and_content = (decoded.width, decoded.height, decoded.format.encode()[:8], word, thumb, fine)
+    return np.array(
+        (*size_and_content, *_tones_and_sharpness(decoded.image), decoded.bits, decoded.used_bits), dtype=FACTS
+    )
 
 
 def _tones_and_sharpness(image: Image.Image) -> tuple[list[int], int, float]:

@@ -102,14 +102,14 @@ class TableRow:
 
 @dataclass(frozen=True)
 class ImageTable:
-    """The content of a table.
+    """Labelled images as a table, or a folder, lists them.
 
     Attributes:
         rows: one per path.
         classes: names of the labels, in natural order.
         is_multi_label: whether an image may have any number of labels.
-        has_splits: whether the table has a split column.
-        has_groups: whether the table has a group column.
+        has_splits: whether it gives splits.
+        has_groups: whether it gives groups.
         findings: what was ignored, and what was read differently from how it is written.
         spellings: of the class names.
     """
@@ -186,9 +186,7 @@ def read_table(file: Path, columns: Columns | None = None) -> ImageTable:
         raise DataError(f"{file}: no such table.")
     read, chosen = read_table_file(file), columns or Columns()
     cells, findings = read.columns, list(read.findings)
-    path_column = _column(file, cells, chosen.path, PATH_COLUMNS, "path")
-    if path_column is None:
-        raise DataError(f"{file}: no path column. {_expected(cells, PATH_COLUMNS, 'path')}.")
+    path_column = _path_column(file, cells, chosen.path)
     split_column = _column(file, cells, chosen.split, SPLIT_COLUMNS, "split")
     group_column = _column(file, cells, chosen.group, GROUP_COLUMNS, "group")
     labels = _Labels(file, cells, chosen.label, [path_column, split_column, group_column], read.first_row, findings)
@@ -211,10 +209,7 @@ def read_table(file: Path, columns: Columns | None = None) -> ImageTable:
     findings += _incomplete(file, missing, used)
     if not rows:
         raise DataError(f"{file}: no row with a path and a label.")
-    findings += files.findings(file)
-    if bare := sum(not row.labels for row in rows.values()):
-        message = f"{bare:,} of {len(rows):,} images have no label: used as images of none of the classes"
-        findings.append(Finding("no-label", "note", message))
+    findings += [*files.findings(file), *_without_labels(rows)]
     return ImageTable(
         tuple(rows.values()),
         tuple(natsorted(labels.names or {label for row in rows.values() for label in row.labels})),
@@ -226,9 +221,22 @@ def read_table(file: Path, columns: Columns | None = None) -> ImageTable:
     )
 
 
+def _path_column(file: Path, cells: dict[str, list[str]], chosen: str) -> str:
+    column = _column(file, cells, chosen, PATH_COLUMNS, "path")
+    if column is None:
+        raise DataError(f"{file}: no path column. {_expected(cells, PATH_COLUMNS, 'path')}.")
+    return column
+
+
+def _without_labels(rows: dict[str, TableRow]) -> list[Finding]:
+    count = sum(not row.labels for row in rows.values())
+    message = f"{count:,} of {len(rows):,} images have no label: used as images of none of the classes"
+    return [Finding("no-label", "note", message)] if count else []
+
+
 def join_labels(labels: Sequence[Sequence[str]]) -> list[str]:
     """Cells of a column of labels that ``read_table`` reads back unchanged."""
-    cells = [SEPARATOR.join(own) for own in labels]
+    cells = [SEPARATOR.join(names) for names in labels]
     if any(SEPARATOR in cell for cell in cells):
         return cells
     return [cell and cell + SEPARATOR for cell in cells]  # or a comma in a label would be read as a separator
@@ -264,10 +272,10 @@ class _Labels:
         self.one: str | None
         self.list: str | None
         if chosen:
-            own = _column(file, columns, chosen, LABEL_COLUMNS, "label")
-            assert own is not None
-            is_list = own.lower() in LABELS_COLUMNS or any(SEPARATOR in cell for cell in columns[own])
-            self.one, self.list = (None, own) if is_list else (own, None)
+            name = _column(file, columns, chosen, LABEL_COLUMNS, "label")
+            assert name is not None
+            is_list = name.lower() in LABELS_COLUMNS or any(SEPARATOR in cell for cell in columns[name])
+            self.one, self.list = (None, name) if is_list else (name, None)
         else:
             self.one = _column(file, columns, "", LABEL_COLUMNS, "label")
             self.list = _column(file, columns, "", LABELS_COLUMNS, "label")
@@ -276,27 +284,10 @@ class _Labels:
         self.separator: str | None = None
         if self.one is not None:
             self._read_whole_numbers(self.one, findings)
-            return
-        if self.list is not None:
-            cells = columns[self.list]
-            self.separator = next((sign for sign in SEPARATORS if any(sign in cell for cell in cells)), None)
-            if self.separator is None and any(re.search(r"\s", cell) for cell in cells):
-                message = f"{file.name}: labels in {self.list!r} are read as separated by blanks"
-                findings.append(Finding("label-format", "note", message))
-            return
-        others = [name for name in columns if name not in taken]
-        self.names = tuple(name for name in others if _are_marks(columns[name]))
-        if not self.names:
-            raise DataError(
-                f"{file}: no label column. {_expected(columns, LABEL_COLUMNS, 'label')}; for any number of labels "
-                f"per image {', '.join(LABELS_COLUMNS[:2])}, separated by {SEPARATOR}, or a column of 0 and 1 for each "
-                "label."
-            )
-        if strange := next((name for name in self.names if SEPARATOR in name), ""):
-            raise DataError(f"{file}: the label {strange!r} contains {SEPARATOR}, which separates labels. Rename it.")
-        if unused := [name for name in others if name not in self.names]:
-            message = f"{file.name}: column(s) {', '.join(unused)} not used: the cells are not 0 or 1"
-            findings.append(Finding("unused-columns", "note", message))
+        elif self.list is not None:
+            self._find_separator(self.list, findings)
+        else:
+            self._find_indicators([name for name in columns if name not in taken], findings)
 
     def is_labelled(self, place: int) -> bool:
         """Whether a row has a label; in multi-label data an empty cell means no labels."""
@@ -316,6 +307,29 @@ class _Labels:
             if MARKS[cell]:
                 found.append(self.spellings.name(name))
         return tuple(found)
+
+    def _find_separator(self, column: str, findings: list[Finding]) -> None:
+        cells = self.columns[column]
+        self.separator = next((sign for sign in SEPARATORS if any(sign in cell for cell in cells)), None)
+        if self.separator is None and any(re.search(r"\s", cell) for cell in cells):
+            message = f"{self.file.name}: labels in {column!r} are read as separated by blanks"
+            findings.append(Finding("label-format", "note", message))
+
+    def _find_indicators(self, candidates: Sequence[str], findings: list[Finding]) -> None:
+        self.names = tuple(name for name in candidates if _are_marks(self.columns[name]))
+        if not self.names:
+            raise DataError(
+                f"{self.file}: no label column. {_expected(self.columns, LABEL_COLUMNS, 'label')}; for any number of "
+                f"labels per image {', '.join(LABELS_COLUMNS[:2])}, separated by {SEPARATOR}, or a column of 0 and 1 "
+                "for each label."
+            )
+        if ambiguous := next((name for name in self.names if SEPARATOR in name), ""):
+            raise DataError(
+                f"{self.file}: the label {ambiguous!r} contains {SEPARATOR}, which separates labels. Rename it."
+            )
+        if unused := [name for name in candidates if name not in self.names]:
+            message = f"{self.file.name}: column(s) {', '.join(unused)} not used: the cells are not 0 or 1"
+            findings.append(Finding("unused-columns", "note", message))
 
     def _read_whole_numbers(self, column: str, findings: list[Finding]) -> None:
         """Undoes pandas, which turns a column of integers with missing values into floats."""

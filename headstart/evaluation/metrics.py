@@ -344,26 +344,14 @@ def score_labels(
     Raises:
         ValueError: N is 0.
     """
-    from sklearn.metrics import average_precision_score
-
     if not len(labels):
         raise ValueError(f"{name}: no images to score")
-    hits, named, support = (labels & given).sum(axis=0), given.sum(axis=0), labels.sum(axis=0)
-    precision, recall, f1 = (
-        hits / np.maximum(named, 1),
-        hits / np.maximum(support, 1),
-        2 * hits / np.maximum(named + support, 1),
-    )
-    precisions = [
-        float(average_precision_score(labels[:, i], probabilities[:, i])) if support[i] else 0.0
-        for i in range(len(classes))
-    ]
-    there = np.flatnonzero(support > 0)
-    asked = int(named.sum() + support.sum())
+    by_label = _label_scores(probabilities, labels, given, classes, thresholds)
+    present = np.flatnonzero(labels.any(axis=0))
     correct = int((labels == given).all(axis=1).sum())
     low, high = wilson(correct, len(labels))
-    resampled = _resampled_map(probabilities[:, there], labels[:, there]) if len(there) else np.zeros(1)
-    chances = np.clip(np.where(labels > 0, probabilities, 1 - probabilities), 1e-12, 1)
+    resampled = _resampled_map(probabilities[:, present], labels[:, present]) if len(present) else np.zeros(1)
+    true_probabilities = np.clip(np.where(labels > 0, probabilities, 1 - probabilities), 1e-12, 1)
     return LabelScores(
         name=name,
         correct=correct,
@@ -371,26 +359,43 @@ def score_labels(
         accuracy=correct / len(labels),
         low=low,
         high=high,
-        mean_average_precision=float(np.mean([precisions[i] for i in there])) if len(there) else 0.0,
+        mean_average_precision=_mean([by_label[i].average_precision for i in present]),
         map_low=float(np.quantile(resampled, 0.025)),
         map_high=float(np.quantile(resampled, 0.975)),
-        micro_f1=float(2 * hits.sum() / max(1, asked)),
-        macro_f1=float(np.mean(f1[there])) if len(there) else 0.0,
-        log_loss=float(-np.log(chances).sum(axis=1).mean()),
-        classes=tuple(
-            LabelScore(
-                label,
-                float(precision[i]),
-                float(recall[i]),
-                float(f1[i]),
-                int(support[i]),
-                precisions[i],
-                float(thresholds[i]),
-            )
-            for i, label in enumerate(classes)
-        ),
-        unpredicted=tuple(label for label, count in zip(classes, named, strict=True) if not count),
+        micro_f1=float(2 * (labels & given).sum() / max(1, given.sum() + labels.sum())),
+        macro_f1=_mean([by_label[i].f1 for i in present]),
+        log_loss=float(-np.log(true_probabilities).sum(axis=1).mean()),
+        classes=by_label,
+        unpredicted=tuple(label for label, count in zip(classes, given.sum(axis=0), strict=True) if not count),
     )
+
+
+def _label_scores(
+    probabilities: npt.NDArray[np.floating[Any]],
+    labels: npt.NDArray[np.int64],
+    given: npt.NDArray[np.int64],
+    classes: Sequence[str],
+    thresholds: Sequence[float],
+) -> tuple[LabelScore, ...]:
+    from sklearn.metrics import average_precision_score
+
+    hits, predicted, support = (labels & given).sum(axis=0), given.sum(axis=0), labels.sum(axis=0)
+    return tuple(
+        LabelScore(
+            label,
+            precision=float(hits[i] / max(predicted[i], 1)),
+            recall=float(hits[i] / max(support[i], 1)),
+            f1=float(2 * hits[i] / max(predicted[i] + support[i], 1)),
+            support=int(support[i]),
+            average_precision=float(average_precision_score(labels[:, i], probabilities[:, i])) if support[i] else 0.0,
+            threshold=float(thresholds[i]),
+        )
+        for i, label in enumerate(classes)
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else 0.0
 
 
 def _resampled_map(
@@ -409,7 +414,10 @@ def _resampled_map(
         draws = min(at_once, RESAMPLES - start)
         times = chance.multinomial(count, np.full(count, 1 / count), size=draws)
         found.append(
-            [_average_precisions(own, bears, times) for own, bears in zip(probabilities.T, labels.T, strict=True)]
+            [
+                _average_precisions(label_probabilities, is_positive, times)
+                for label_probabilities, is_positive in zip(probabilities.T, labels.T, strict=True)
+            ]
         )
     precisions = np.concatenate([np.stack(part) for part in found], axis=1)
     drawn = ~np.isnan(precisions)
@@ -417,12 +425,12 @@ def _resampled_map(
 
 
 def _average_precisions(
-    chances: npt.NDArray[np.floating[Any]], bears: npt.NDArray[np.int64], times: npt.NDArray[np.int64]
+    probabilities: npt.NDArray[np.floating[Any]], is_positive: npt.NDArray[np.int64], times: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float64]:
     """Average precision of one label for each row of (draws, N) weights; NaN if no image with the label was drawn."""
-    order = np.argsort(-chances, kind="stable")
-    ends = np.flatnonzero(np.diff(chances[order], append=-1.0))
-    hits = np.cumsum(times[:, order] * bears[order], axis=1)[:, ends]
+    order = np.argsort(-probabilities, kind="stable")
+    ends = np.flatnonzero(np.diff(probabilities[order], append=-1.0))
+    hits = np.cumsum(times[:, order] * is_positive[order], axis=1)[:, ends]
     ranks = np.maximum(np.cumsum(times[:, order], axis=1)[:, ends], 1)
     total = hits[:, -1:]
     gained = np.diff(hits, axis=1, prepend=0)

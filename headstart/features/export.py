@@ -17,7 +17,7 @@ from headstart.backbone.weights import DEFAULT_BACKBONE, load_backbone
 from headstart.cache.row_store import RowStore
 from headstart.data.checks import reading_findings
 from headstart.data.dataset import Dataset, open_data
-from headstart.data.scan import scan
+from headstart.data.scan import Scan, scan
 from headstart.errors import DataError, OptionError
 from headstart.extras import importing_extra
 from headstart.features.extract import compute_features
@@ -78,11 +78,7 @@ def export_features(
         progress.say(note)
     net = FeatureNet(loaded, pool=pool, cut=cut)
     scanned = scan(dataset.files(), preprocessing=loaded.preprocessing, cache=cache, progress=progress)
-    for finding in reading_findings(dataset, scanned):
-        progress.say(with_example(f"{finding.severity.capitalize()}: {finding.message}", finding.items))
-    used = np.flatnonzero(scanned.usable).tolist()
-    if not used:
-        raise DataError(f"{dataset.root}: none of the {len(dataset):,} images can be read.")
+    used = _readable(dataset, scanned, progress)
     keys = [scanned.keys[i] for i in used]
     files, names = dataset.files(), dataset.label_names()
     sources = {scanned.keys[i]: files[i] for i in used}
@@ -95,6 +91,16 @@ def export_features(
     with output_file(file, FORMATS) as partial:
         (_write_npz if file.suffix.lower() == ".npz" else _write_parquet)(partial, store, keys, columns)
     return len(keys), store.shape[0]
+
+
+def _readable(dataset: Dataset, scanned: Scan, progress: Progress) -> list[int]:
+    """Positions of the images that can be read; reports the others."""
+    for finding in reading_findings(dataset, scanned):
+        progress.say(with_example(f"{finding.severity.capitalize()}: {finding.message}", finding.items))
+    used: list[int] = np.flatnonzero(scanned.usable).tolist()
+    if not used:
+        raise DataError(f"{dataset.root}: none of the {len(dataset):,} images can be read.")
+    return used
 
 
 def _write_npz(file: Path, store: RowStore, keys: list[bytes], columns: dict[str, list[str]]) -> None:

@@ -62,13 +62,13 @@ def pick_sample(keys: Sequence[bytes], labels: npt.NDArray[np.int64], count: int
         Positions of images with different content.
     """
     classes = np.unique(labels, axis=0, return_inverse=True)[1].reshape(-1)
-    first = {key: place for place, key in reversed(list(enumerate(keys)))}
-    drawn = sorted(first.values(), key=lambda place: content_key(b"engines" + keys[place]))
+    first = {key: position for position, key in reversed(list(enumerate(keys)))}
+    drawn = sorted(first.values(), key=lambda position: content_key(b"engines" + keys[position]))
     seen: Counter[int] = Counter()
     turns = {}
-    for place in drawn:
-        turns[place] = seen[classes[place]]
-        seen[classes[place]] += 1
+    for position in drawn:
+        turns[position] = seen[classes[position]]
+        seen[classes[position]] += 1
     return sorted(drawn, key=turns.__getitem__)[:count]
 
 
@@ -124,58 +124,89 @@ def compute_features(
     if engines is None:
         engines = EnginePlan() if len(set(keys)) < MEASURE_FROM else preferred_plan(net, device=device)
     planned = engines.identity(exact=exact, device=device)
-    store = feature_store(net, planned, cache)
-    if store.drop_damaged(keys):
-        warn_damaged("features", store.folder, progress)
+    store = _undamaged_store(net, keys, planned, cache, progress)
     count = len(store.missing(keys))
     if not count:
         progress.say(f"Features of all {len(keys):,} images are in the cache; the backbone does not run.")
         return store
     if tap is not None and not _has_space(tap.store(planned), count):
         tap = None
-    size = net.backbone.preprocessing
+    preprocessing = net.backbone.preprocessing
     engine = choose_engine(
         net if tap is None else tap.net,
         count=len(keys),
-        sample=synthetic_sample(size.height, size.width) if sample is None else sample,
+        sample=synthetic_sample(preprocessing.height, preprocessing.width) if sample is None else sample,
         plan=engines,
         exact=exact,
         device=device,
         progress=progress,
     )
     if engine.identity != planned:
-        store = feature_store(net, engine.identity, cache)
-        if store.drop_damaged(keys):
-            warn_damaged("features", store.folder, progress)
+        store = _undamaged_store(net, keys, engine.identity, cache, progress)
     missing = [keys[i] for i in store.missing(keys)]
     if not missing:
         return store
-    pixels = PixelReader(net.backbone.preprocessing, sources or {}, cache=cache, progress=progress)
+    pixels = PixelReader(preprocessing, sources or {}, cache=cache, progress=progress)
     store.require_space(len(missing))
-    activations = None if tap is None else tap.store(engine.identity)
-    width = math.prod(store.shape)
-    waiting: list[npt.NDArray[np.float32]] = []
-    done = 0
+    writer = _FeatureWriter(net, store, None if tap is None else tap.store(engine.identity), missing)
     batches = [missing[start : start + engine.batch_size] for start in range(0, len(missing), engine.batch_size)]
     with progress.task("Running the backbone", len(missing)) as advance:
         for batch, rows in zip(batches, run_stream(engine, map(pixels.read, batches)), strict=True):
-            waiting.append(rows)
+            writer.add(rows)
             advance(len(batch))
-            held = sum(map(len, waiting))
-            if should_write(held, rows[0].nbytes) or done + held == len(missing):
-                out, own = np.concatenate(waiting), missing[done : done + held]
-                if activations is not None:  # first: features without activations would never get them
-                    _keep_activations(activations, own, out[:, width:])
-                    out = out[:, :width].reshape(-1, *store.shape)
-                require_finite(net, out)
-                store.append(own, out)
-                done, waiting = done + held, []
-    kept = len(set(keys)) - len(missing)
+    num_cached = len(set(keys)) - len(missing)
     progress.say(
         f"Ran {net.backbone.architecture} on {len(missing):,} images by {engine.name}"
-        + (f"; features of {kept:,} were cached." if kept else ".")
+        + (f"; features of {num_cached:,} were cached." if num_cached else ".")
     )
     return store
+
+
+def _undamaged_store(
+    net: FeatureNet, keys: Sequence[bytes], identity: Identity, cache: Path | None, progress: Progress
+) -> RowStore:
+    """``feature_store`` without the damaged rows of these images, which are reported."""
+    store = feature_store(net, identity, cache)
+    if store.drop_damaged(keys):
+        warn_damaged("features", store.folder, progress)
+    return store
+
+
+class _FeatureWriter:
+    """Writes the output of a network to the caches, many rows at a time.
+
+    Args:
+        net: which computed it.
+        store: of features.
+        activations: of the activations that come after the features in each row; None if there are none.
+        keys: of all images, in the order of their rows.
+    """
+
+    def __init__(self, net: FeatureNet, store: RowStore, activations: RowStore | None, keys: Sequence[bytes]) -> None:
+        self.net, self.store, self.activations, self.keys = net, store, activations, keys
+        self.waiting: list[npt.NDArray[np.float32]] = []
+        self.num_written = 0
+
+    def add(self, rows: npt.NDArray[np.float32]) -> None:
+        """Takes the rows of the next images; writes them at once if there are enough, or if they are the last.
+
+        Raises:
+            WeightsError: features are not finite.
+            CacheError: the cache cannot be written.
+        """
+        self.waiting.append(rows)
+        end = self.num_written + sum(map(len, self.waiting))
+        if should_write(end - self.num_written, rows[0].nbytes) or end == len(self.keys):
+            self._write(self.keys[self.num_written : end], np.concatenate(self.waiting))
+            self.num_written, self.waiting = end, []
+
+    def _write(self, keys: Sequence[bytes], rows: npt.NDArray[np.float32]) -> None:
+        if self.activations is not None:  # first: features without activations would never get them
+            width = math.prod(self.store.shape)
+            _keep_activations(self.activations, keys, rows[:, width:])
+            rows = rows[:, :width].reshape(-1, *self.store.shape)
+        require_finite(self.net, rows)
+        self.store.append(keys, rows)
 
 
 def require_finite(net: PixelNet, rows: npt.NDArray[np.floating[Any]]) -> None:
