@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -26,6 +26,9 @@ from headstart.cli.options import (
 from headstart.cli.process_settings import importing
 from headstart.cli.render import print_json, print_results, print_run_files, printable, run_files, say
 from headstart.training.recipe import options_of
+
+if TYPE_CHECKING:
+    from headstart.runs.folder import Run
 
 GO_WITH_RESUME = ("resume", "as_json", "watch", "watch_port")
 """Parameters of ``headstart train`` that a run can be resumed with."""
@@ -103,11 +106,15 @@ def train_command(
             source = open_source(data, options, min_classes=recipe.min_classes)
             run = train(source, out=folder, recipe=recipe, device=device, progress=TerminalProgress())
     if as_json:
-        scores = {name: scores.as_json() for name, scores in run.results.items()}
-        print_json(run_files(run) | {"scores": scores, "seconds": run.seconds})
+        print_json(_run_json(run) | {"seconds": run.seconds})
     else:
         print_results(run.results.values())
         print_run_files(run)
+
+
+def _run_json(run: Run) -> dict[str, Any]:
+    """The files and the scores of a run."""
+    return run_files(run) | {"scores": {name: scores.as_json() for name, scores in run.results.items()}}
 
 
 def _refuse_options(context: click.Context) -> None:
@@ -166,9 +173,7 @@ def retrain_command(run: Path, corrections: Path | None, out: Path | None, devic
 
     done = retrain(run, corrections, out=out, device=device, progress=TerminalProgress())
     if as_json:
-        scores = {name: scores.as_json() for name, scores in done.run.results.items()}
-        changes = [change.as_json() for change in done.changes]
-        print_json(run_files(done.run) | {"scores": scores, "changes": changes})
+        print_json(_run_json(done.run) | {"changes": [change.as_json() for change in done.changes]})
         return
     print_results(done.run.results.values())
     for sentence in done.sentences or ["The runs cannot be compared: no held-out image has a prediction of both."]:

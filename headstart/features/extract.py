@@ -16,7 +16,7 @@ from headstart.backbone.pixel_net import FeatureNet, PixelNet, TappedNet, featur
 from headstart.cache.keys import content_key
 from headstart.cache.row_store import RowStore
 from headstart.data.scan import PixelReader, warn_damaged
-from headstart.engine.interface import Identity, Pixels
+from headstart.engine.interface import Engine, Identity, Pixels
 from headstart.engine.measure import MEASURE_FROM
 from headstart.engine.plan import EnginePlan
 from headstart.engine.select import SAMPLE_SIZE, choose_engine, preferred_plan, synthetic_sample
@@ -121,8 +121,7 @@ def compute_features(
         WeightsError: the backbone's output is not finite.
     """
     progress = progress or SilentProgress()
-    if engines is None:
-        engines = EnginePlan() if len(set(keys)) < MEASURE_FROM else preferred_plan(net, device=device)
+    engines = engines or _default_plan(net, keys, device)
     planned = engines.identity(exact=exact, device=device)
     store = _undamaged_store(net, keys, planned, cache, progress)
     count = len(store.missing(keys))
@@ -143,23 +142,13 @@ def compute_features(
     )
     if engine.identity != planned:
         store = _undamaged_store(net, keys, engine.identity, cache, progress)
-    missing = [keys[i] for i in store.missing(keys)]
-    if not missing:
-        return store
     pixels = PixelReader(preprocessing, sources or {}, cache=cache, progress=progress)
-    store.require_space(len(missing))
-    writer = _FeatureWriter(net, store, None if tap is None else tap.store(engine.identity), missing)
-    batches = [missing[start : start + engine.batch_size] for start in range(0, len(missing), engine.batch_size)]
-    with progress.task("Running the backbone", len(missing)) as advance:
-        for batch, rows in zip(batches, run_stream(engine, map(pixels.read, batches)), strict=True):
-            writer.add(rows)
-            advance(len(batch))
-    num_cached = len(set(keys)) - len(missing)
-    progress.say(
-        f"Ran {net.backbone.architecture} on {len(missing):,} images by {engine.name}"
-        + (f"; features of {num_cached:,} were cached." if num_cached else ".")
-    )
+    _compute_missing(net, keys, engine, pixels, store, None if tap is None else tap.store(engine.identity), progress)
     return store
+
+
+def _default_plan(net: FeatureNet, keys: Sequence[bytes], device: str) -> EnginePlan:
+    return EnginePlan() if len(set(keys)) < MEASURE_FROM else preferred_plan(net, device=device)
 
 
 def _undamaged_store(
@@ -207,6 +196,33 @@ class _FeatureWriter:
             rows = rows[:, :width].reshape(-1, *self.store.shape)
         require_finite(self.net, rows)
         self.store.append(keys, rows)
+
+
+def _compute_missing(
+    net: FeatureNet,
+    keys: Sequence[bytes],
+    engine: Engine,
+    pixels: PixelReader,
+    store: RowStore,
+    activations: RowStore | None,
+    progress: Progress,
+) -> None:
+    """Runs an engine on the images without features in the store."""
+    missing = [keys[i] for i in store.missing(keys)]
+    if not missing:
+        return
+    store.require_space(len(missing))
+    writer, size = _FeatureWriter(net, store, activations, missing), engine.batch_size
+    batches = [missing[start : start + size] for start in range(0, len(missing), size)]
+    with progress.task("Running the backbone", len(missing)) as advance:
+        for batch, rows in zip(batches, run_stream(engine, map(pixels.read, batches)), strict=True):
+            writer.add(rows)
+            advance(len(batch))
+    num_cached = len(set(keys)) - len(missing)
+    progress.say(
+        f"Ran {net.backbone.architecture} on {len(missing):,} images by {engine.name}"
+        + (f"; features of {num_cached:,} were cached." if num_cached else ".")
+    )
 
 
 def require_finite(net: PixelNet, rows: npt.NDArray[np.floating[Any]]) -> None:

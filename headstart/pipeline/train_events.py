@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -14,7 +14,7 @@ from headstart.errors import OptionError
 from headstart.pipeline.resume import resume
 from headstart.pipeline.train import train
 from headstart.progress import Progress
-from headstart.runs.events import Event
+from headstart.runs.events import Event, Listener
 from headstart.training.recipe import Recipe
 from headstart.training.recipe_options import RecipeOptions
 
@@ -63,21 +63,30 @@ def train_events(
         raise OptionError("give either a source to train on or resume_from.")
     given = {"out": out is not None, "recipe": recipe is not None, "device": device != "auto"}
     refused: dict[str, Any] = {**{name: True for name, is_given in given.items() if is_given}, **options}
+
+    def run(listener: Listener) -> None:
+        if source is not None:
+            places: dict[str, Any] = {"out": out, "device": device, "cache": cache}
+            train(source, recipe=recipe, progress=progress, listener=listener, **places, **options)
+        elif resume_from is not None:
+            resume(resume_from, cache=cache, progress=progress, listener=listener, **refused)
+
+    yield from _events_of(run)
+
+
+def _events_of(run: Callable[[Listener], None]) -> Iterator[Event]:
+    """The events of a function that runs in a thread; it is stopped at its next event if the loop is left."""
     received: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
-    left = threading.Event()
+    is_left = threading.Event()
 
     def listener(event: Event) -> None:
-        if left.is_set():
+        if is_left.is_set():
             raise _Stopped
         received.put(event)
 
     def work() -> None:
         try:
-            if source is not None:
-                places: dict[str, Any] = {"out": out, "device": device, "cache": cache}
-                train(source, recipe=recipe, progress=progress, listener=listener, **places, **options)
-            elif resume_from is not None:
-                resume(resume_from, cache=cache, progress=progress, listener=listener, **refused)
+            run(listener)
         except _Stopped:
             pass
         except BaseException as error:  # raised again where the caller is
@@ -93,5 +102,5 @@ def train_events(
                 raise event
             yield event
     finally:
-        left.set()
+        is_left.set()
         thread.join()

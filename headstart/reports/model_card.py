@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from headstart.concurrency import ignored_warnings
 from headstart.evaluation.metrics import (
@@ -20,6 +20,9 @@ from headstart.model_file import MODEL_FILE
 from headstart.prediction import NONE_OF_THESE, UNSURE
 from headstart.training.recipe import Recipe
 from headstart.trust.ood import INLIER_SHARE
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
 
 CARD_FILE = "README.md"
 
@@ -38,49 +41,33 @@ def model_card(
         document: of its run, see ``runs.results.run_document``.
         repository: "owner/name" where it is going to be; "" where that is not known.
     """
-    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+    from huggingface_hub import ModelCard, ModelCardData
 
-    data = document["data"]
-    backbone = model.net.backbone
-    figures = [
-        EvalResult(
-            task_type="image-classification",
-            dataset_type=_slug(data["name"]),
-            dataset_name=data["name"],
-            dataset_split=name,
-            metric_type="mAP" if isinstance(scores, LabelScores) else "accuracy",
-            metric_value=round(
-                scores.mean_average_precision if isinstance(scores, LabelScores) else scores.accuracy, 4
-            ),
-            metric_name=scores.sentence,
-        )
-        for name, scores in results.items()
-        if name in (("val", "test") if CROSS_VALIDATION not in results else (CROSS_VALIDATION,))
-    ]
-    card = ModelCardData(
+    name, backbone = document["data"]["name"], model.net.backbone
+    metadata = ModelCardData(
         library_name="headstart",
         pipeline_tag="image-classification",
         tags=["headstart", "image-classification", "transfer-learning", "timm"],
         base_model=None if model.recipe.scratch else f"timm/{backbone.architecture}",
         metrics=["accuracy"],
-        model_name=data["name"],
-        eval_results=figures or None,
+        model_name=name,
+        eval_results=_eval_results(name, results) or None,
     )
-    plain = Recipe().as_json()
+    default = Recipe().as_json()
     with ignored_warnings():
-        made = ModelCard.from_template(
-            card,
+        card = ModelCard.from_template(
+            metadata,
             template_path=str(Path(__file__).parent / "templates" / "model_card.md"),
             model=model,
-            name=data["name"],
-            data=data,
+            name=name,
+            data=document["data"],
             results=list(results.values()),
             scores=shown_first(results),
             figures=class_figures(shown_first(results)),
             share=share_words,
             several=model.thresholds is not None,
             backbone=backbone,
-            chosen={k: v for k, v in model.recipe.without_paths().as_json().items() if v != plain[k]},
+            chosen={k: v for k, v in model.recipe.without_paths().as_json().items() if v != default[k]},
             frozen=document["frozen"],
             best=document["best"],
             serious=[f["message"] for f in document["findings"] if f["severity"] == "serious"],
@@ -91,7 +78,29 @@ def model_card(
             kept=INLIER_SHARE,
             usual=document.get("calibration", {}).get("usual", ""),
         )
-    return str(made.content) + "\n"
+    return str(card.content) + "\n"
+
+
+def _eval_results(name: str, results: Mapping[str, AnyScores]) -> list[EvalResult]:
+    """The metrics of held-out images in the hub's format."""
+    from huggingface_hub import EvalResult
+
+    held_out = ("val", "test") if CROSS_VALIDATION not in results else (CROSS_VALIDATION,)
+    return [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=_slug(name),
+            dataset_name=name,
+            dataset_split=split,
+            metric_type="mAP" if isinstance(scores, LabelScores) else "accuracy",
+            metric_value=round(
+                scores.mean_average_precision if isinstance(scores, LabelScores) else scores.accuracy, 4
+            ),
+            metric_name=scores.sentence,
+        )
+        for split, scores in results.items()
+        if split in held_out
+    ]
 
 
 def _slug(name: str) -> str:

@@ -147,32 +147,11 @@ def fit_rbf(
             f"{MOST_FOR_RBF:,} are practical. Choose probe svm or logistic."
         )
     mean, scale, x = standardised(features)
-    gamma = 1 / x.shape[1]
-    kernel = np.exp(-gamma * euclidean_distances(x, squared=True))
-    weights = "balanced" if balance else None
-
-    def fit(learn: npt.NDArray[np.int64], c: float) -> tuple[Scores, Scores]:
-        """Coefficients of all images, 0 except for support vectors, and offsets."""
-        coefficients, offsets = np.zeros((len(x), classes)), np.full(classes, NEVER)
-        present = np.unique(labels[learn])
-        train_kernel = kernel[np.ix_(learn, learn)]
-        for label in present[1:] if len(present) == 2 else present:
-            machine = SVC(kernel="precomputed", C=c, class_weight=weights).fit(train_kernel, labels[learn] == label)
-            coefficients[learn[machine.support_], label] = machine.dual_coef_[0]
-            offsets[label] = machine.intercept_[0]
-        if len(present) == 2:
-            coefficients[:, present] = np.stack([-coefficients[:, present[1]], coefficients[:, present[1]]], 1) / 2
-            offsets[present] = -offsets[present[1]] / 2, offsets[present[1]] / 2
-        return coefficients, offsets
-
-    def scores(learn: npt.NDArray[np.int64], judge: npt.NDArray[np.int64], c: float) -> Scores:
-        coefficients, offsets = fit(learn, c)
-        return np.asarray(kernel[judge] @ coefficients + offsets)
-
+    machines = _KernelMachines(x, labels, classes, balance=balance)
     chosen, reason = _chosen(
-        _one_by_one(scores, labels), labels, RBF_C, settings, seed=seed, together=together, progress=progress
+        _one_by_one(machines.scores, labels), labels, RBF_C, settings, seed=seed, together=together, progress=progress
     )
-    coefficients, offsets = _scaled(chosen["scale"], *fit(np.arange(len(x)), chosen["C"]))
+    coefficients, offsets = _scaled(chosen["scale"], *machines.fit(np.arange(len(x)), chosen["C"]))
     support = np.flatnonzero(np.abs(coefficients).max(axis=1) > 0)
     head = RbfHead(
         float_tensor(x[support]),
@@ -180,9 +159,38 @@ def fit_rbf(
         float_tensor(scale),
         float_tensor(coefficients[support]),
         float_tensor(offsets),
-        gamma,
+        machines.gamma,
     )
     return Classical(head.eval(), f"{reason}; {len(support):,} support vectors", chosen)
+
+
+class _KernelMachines:
+    """One-vs-rest support vector machines on the kernel of all pairs of images."""
+
+    def __init__(self, x: Features, labels: Labels, classes: int, *, balance: bool) -> None:
+        self.labels, self.classes, self.class_weight = labels, classes, "balanced" if balance else None
+        self.gamma = 1 / x.shape[1]
+        self.kernel = np.exp(-self.gamma * euclidean_distances(x, squared=True))
+
+    def fit(self, learn: npt.NDArray[np.int64], c: float) -> tuple[Scores, Scores]:
+        """(N, classes) coefficients of all images, 0 except for support vectors, and (classes,) offsets."""
+        coefficients, offsets = np.zeros((len(self.labels), self.classes)), np.full(self.classes, NEVER)
+        labels = self.labels[learn]
+        present = np.unique(labels)
+        train_kernel = self.kernel[np.ix_(learn, learn)]
+        for label in present[1:] if len(present) == 2 else present:
+            machine = SVC(kernel="precomputed", C=c, class_weight=self.class_weight).fit(train_kernel, labels == label)
+            coefficients[learn[machine.support_], label] = machine.dual_coef_[0]
+            offsets[label] = machine.intercept_[0]
+        if len(present) == 2:
+            coefficients[:, present] = np.stack([-coefficients[:, present[1]], coefficients[:, present[1]]], 1) / 2
+            offsets[present] = -offsets[present[1]] / 2, offsets[present[1]] / 2
+        return coefficients, offsets
+
+    def scores(self, learn: npt.NDArray[np.int64], judge: npt.NDArray[np.int64], c: float) -> Scores:
+        """(n, classes) scores of the images ``judge``, of machines that were fitted on ``learn``."""
+        coefficients, offsets = self.fit(learn, c)
+        return np.asarray(self.kernel[judge] @ coefficients + offsets)
 
 
 def fit_centroid(
@@ -297,18 +305,18 @@ def _chosen(
     folds = learnable_folds(labels, FOLDS, seed, together=together)
     judged = evaluated_images(folds)
     tried = grid if len(judged) >= CHOOSE_FROM else (middle,)
-    own = np.unique(labels, return_inverse=True)[1][judged]
-    found = {}
+    targets = np.unique(labels, return_inverse=True)[1][judged]
+    results = {}
     with (progress or SilentProgress()).task("Choosing the settings", len(tried) * len(folds), unit="fits") as advance:
         for c in tried:
             scores = outside(folds, c)[judged]
-            found[c] = float(calibrated_losses(scores, own).mean()), best_scale(scores, own)
+            results[c] = float(calibrated_losses(scores, targets).mean()), best_scale(scores, targets)
             advance(len(folds))
-    best = min(found, key=lambda c: found[c][0])
+    best = min(results, key=lambda c: results[c][0])
     reason = f"scaled by {len(folds)}-fold cross-validation on the training images"
     if len(tried) > 1:
         reason = f"C = {best:g}, chosen from {len(tried)}; {reason}"
-    return {"C": best, "scale": found[best][1]}, reason
+    return {"C": best, "scale": results[best][1]}, reason
 
 
 def _scaled(scale: float, weight: Scores, bias: Scores) -> tuple[Scores, Scores]:

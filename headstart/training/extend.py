@@ -12,7 +12,7 @@ new classes; that changes nothing among the new classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,12 @@ OLD_ROWS_COST = 10.0
 """Penalty of changing the old rows, relative to that of the new rows, if they are trained too."""
 
 ROUNDS = 200
+NOT_CONVERGED = (
+    f"Warning: the fit of the new classes stopped after {ROUNDS} rounds without converging; its results may "
+    "be inaccurate. Look for near-duplicate images (headstart check), or add images of the existing classes "
+    "(option rehearsal)."
+)
+
 Features = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
@@ -70,6 +76,14 @@ class Rows:
     def logits(self, features: Features) -> Doubles:
         """(N, D) -> (N, classes)."""
         return np.asarray(features.astype(np.float64) @ self.weight.T + self.bias)
+
+    def lowered(self, step_back: float) -> Rows:
+        """The rows with lower biases."""
+        return Rows(self.weight, self.bias - step_back)
+
+    def followed_by(self, rows: Rows) -> Rows:
+        """These rows, then others."""
+        return Rows(np.concatenate([self.weight, rows.weight]), np.concatenate([self.bias, rows.bias]))
 
 
 @dataclass(frozen=True)
@@ -144,58 +158,75 @@ def extend_rows(
         progress: receives the number of fits done.
     """
     progress = progress or SilentProgress()
-    task = _ExtensionFit(old, features, labels, remembered, classes)
+    fit = _ExtensionFit(old, features, labels, remembered, classes)
     new_folds, old_folds = _folds(len(features), seed), _folds(len(remembered.features), seed + 1)
     if together is not None and len(set(together.tolist())) >= FOLDS:
-        names, place = np.unique(together, return_inverse=True)
-        new_folds = _folds(len(names), seed)[place]
-    outside: dict[float, tuple[float, Doubles, Doubles]] = {}
+        parts, part_of = np.unique(together, return_inverse=True)
+        new_folds = _folds(len(parts), seed)[part_of]
     with progress.task("Fitting the new classes", FOLDS * len(PENALTIES) + 1, unit="fits") as advance:
+        outcomes = {}
         for penalty in PENALTIES:
-            loss, new, kept = 0.0, np.empty(len(features)), np.empty(len(remembered.features))
-            for fold in range(FOLDS):
-                rows = task.fit(penalty, new_folds != fold, old_folds != fold)
-                judge_new, judge_old = new_folds == fold, old_folds == fold
-                loss += task.loss(rows, judge_new, judge_old) / FOLDS
-                new[judge_new], kept[judge_old] = task.leads(rows, judge_new, judge_old)
-                advance(1)
-            outside[penalty] = (loss, new, kept)
-        penalty = min(outside, key=lambda one: outside[one][0])
-        _, new, kept = outside[penalty]
-        everything = np.ones(len(features), bool), np.ones(len(remembered.features), bool)
-        rows = task.fit(penalty, *everything)
-        moved = task.fit_all(penalty, rows) if train_old else (old, rows)
+            outcomes[penalty] = _cross_validate(fit, penalty, new_folds, old_folds, lambda: advance(1))
+        penalty = min(outcomes, key=lambda one: outcomes[one].loss)
+        new = fit.fit(penalty, np.ones(len(features), bool), np.ones(len(remembered.features), bool))
+        old_rows, new_rows = fit.fit_all(penalty, new) if train_old else (old, new)
         advance(1)
-    if not task.converged:
-        progress.say(
-            f"Warning: the fit of the new classes stopped after {ROUNDS} rounds without converging; its results may "
-            "be inaccurate. Look for near-duplicate images (headstart check), or add images of the existing classes "
-            "(option rehearsal)."
-        )
-    if remembered.imagined:
-        step_back = max(0.0, float(np.quantile(new, 1 - FOUND)))
-        why = (
+    if not fit.converged:
+        progress.say(NOT_CONVERGED)
+    outcome = outcomes[penalty]
+    step_back, reason = _step_back(outcome, imagined=remembered.imagined)
+    chosen = f"penalty {penalty:g}, chosen from {len(PENALTIES)} by {FOLDS}-fold cross-validation"
+    return Extension(
+        old_rows.followed_by(new_rows.lowered(step_back)),
+        penalty,
+        step_back,
+        f"{chosen}; {reason}",
+        found=float((outcome.new_margins > step_back).mean()),
+        lost=float((outcome.old_margins > step_back).mean()),
+    )
+
+
+@dataclass(frozen=True)
+class _PenaltyOutcome:
+    """Results of a penalty on the images that were not trained on.
+
+    Attributes:
+        loss: see ``_ExtensionFit.loss``, mean over the folds.
+        new_margins: (N,) margins of the best new class over the best old one, on images of new classes.
+        old_margins: (M,) likewise, on rehearsal features.
+    """
+
+    loss: float
+    new_margins: Doubles
+    old_margins: Doubles
+
+
+def _cross_validate(
+    fit: _ExtensionFit, penalty: float, new_folds: Labels, old_folds: Labels, tick: Callable[[], object]
+) -> _PenaltyOutcome:
+    loss, new_margins, old_margins = 0.0, np.empty(len(new_folds)), np.empty(len(old_folds))
+    for fold in range(FOLDS):
+        rows = fit.fit(penalty, new_folds != fold, old_folds != fold)
+        judge_new, judge_old = new_folds == fold, old_folds == fold
+        loss += fit.loss(rows, judge_new, judge_old) / FOLDS
+        new_margins[judge_new], old_margins[judge_old] = fit.margins(rows, judge_new, judge_old)
+        tick()
+    return _PenaltyOutcome(loss, new_margins, old_margins)
+
+
+def _step_back(outcome: _PenaltyOutcome, *, imagined: bool) -> tuple[float, str]:
+    """By how much the biases of the new classes are lowered, and why, a clause."""
+    if imagined:
+        step_back = max(0.0, float(np.quantile(outcome.new_margins, 1 - FOUND)))
+        until = (
             f"until {100 * FOUND:.0f} % of the new images are still recognised (there are no images of the old classes)"
         )
     else:
-        step_back = max(0.0, float(np.quantile(kept, 1 - FORGOTTEN, method="higher")))
-        why = f"until at most {100 * FORGOTTEN:g} % of the rehearsal images are predicted as a new class"
-    weight = np.concatenate([moved[0].weight, moved[1].weight])
-    bias = np.concatenate([moved[0].bias, moved[1].bias - step_back])
-    reason = f"penalty {penalty:g}, chosen from {len(PENALTIES)} by {FOLDS}-fold cross-validation; "
-    reason += (
-        f"the logits of the new classes were lowered by {step_back:.2f} {why}"
-        if step_back
-        else ("the logits of the new classes were not lowered")
-    )
-    return Extension(
-        Rows(weight, bias),
-        penalty,
-        step_back,
-        reason,
-        float((new > step_back).mean()),
-        float((kept > step_back).mean()),
-    )
+        step_back = max(0.0, float(np.quantile(outcome.old_margins, 1 - FORGOTTEN, method="higher")))
+        until = f"until at most {100 * FORGOTTEN:g} % of the rehearsal images are predicted as a new class"
+    if not step_back:
+        return 0.0, "the logits of the new classes were not lowered"
+    return step_back, f"the logits of the new classes were lowered by {step_back:.2f} {until}"
 
 
 def imagine(old: Rows, average: Doubles, features: Features, labels: Labels, *, seed: int = 0) -> Remembered:
@@ -216,10 +247,10 @@ def imagine(old: Rows, average: Doubles, features: Features, labels: Labels, *, 
     towards = (old.weight - old.weight.mean(axis=0)) * x.var(axis=0)
     which = np.repeat(np.arange(len(old.weight)), IMAGINED)
     drawn = scatter[np.random.default_rng((seed, 6)).integers(0, len(x), len(which))]
-    made = average + TOWARDS * towards[which] + drawn
+    synthetic = average + TOWARDS * towards[which] + drawn
     if x.min() >= 0:  # the features are outputs of a ReLU
-        made = made.clip(min=0)
-    return Remembered(made.astype(np.float32), np.full(len(made), -1), imagined=True)
+        synthetic = synthetic.clip(min=0)
+    return Remembered(synthetic.astype(np.float32), np.full(len(synthetic), -1), imagined=True)
 
 
 class _ExtensionFit:
@@ -277,7 +308,7 @@ class _ExtensionFit:
         """Mean log loss on new images, plus the increase of the log loss on rehearsal features."""
         return float(self._loss(*self._standard(rows), new, kept))
 
-    def leads(self, rows: Rows, new: npt.NDArray[np.bool_], kept: npt.NDArray[np.bool_]) -> tuple[Doubles, Doubles]:
+    def margins(self, rows: Rows, new: npt.NDArray[np.bool_], kept: npt.NDArray[np.bool_]) -> tuple[Doubles, Doubles]:
         """Margins of the best new class over the best old one, on new images and on rehearsal features."""
         weight, bias = self._standard(rows)
         return (

@@ -19,6 +19,7 @@ from headstart.errors import DataError
 from headstart.progress import Progress, SilentProgress
 from headstart.training.linear_fits import ROUNDS, LinearFits, balanced_weights, linear_fits
 from headstart.training.losses import (
+    Folds,
     Labels,
     Parts,
     class_sizes,
@@ -220,20 +221,46 @@ def choose_c(
         together: see ``fit_probe``.
         progress: receives the number of fits done.
     """
-    multi_label = is_multi_label(labels)
     judged = int((class_sizes(labels) > 1).sum())
     if judged < CHOOSE_FROM:
         why = f"{judged} training images of classes that have at least two"
         return C_WITHOUT_CHOICE, f"C = {C_WITHOUT_CHOICE} (default: {why} are too few to choose it)", {}
     where, weights = "the training images", sample_weight
     if len(labels) > CHOOSE_ON:
-        alike = None if multi_label or class_sizes(labels).min() < 2 else labels
-        positions = np.arange(len(labels))
-        kept, _ = train_test_split(positions, train_size=CHOOSE_ON, stratify=alike, random_state=seed)
+        kept = _stratified_sample(labels, seed)
         x, labels, weights = x[kept], labels[kept], None if weights is None else weights[kept]
         together = None if together is None else together[kept]
         where = f"{CHOOSE_ON:,} of the training images"
     folds = learnable_folds(labels, FOLDS, seed, together=together)
+    losses = _out_of_fold_losses(x, labels, folds, balance=balance, weights=weights, progress=progress)
+    best = min(losses, key=lambda c: losses[c])
+    reason = f"C = {best:g}, chosen from {len(losses)} by the log loss of {len(folds)}-fold cross-validation on {where}"
+    return best, reason, losses
+
+
+def _stratified_sample(labels: Labels, seed: int) -> Labels:
+    """Indices of ``CHOOSE_ON`` images, with the classes in proportion if each has at least two images."""
+    can_stratify = not is_multi_label(labels) and class_sizes(labels).min() >= 2
+    kept, _ = train_test_split(
+        np.arange(len(labels)),
+        train_size=CHOOSE_ON,
+        stratify=labels if can_stratify else None,
+        random_state=seed,
+    )
+    return np.asarray(kept)
+
+
+def _out_of_fold_losses(
+    x: Features,
+    labels: Labels,
+    folds: Folds,
+    *,
+    balance: bool,
+    weights: SampleWeight | None,
+    progress: Progress,
+) -> dict[float, float]:
+    """C -> mean log loss over the folds, for rising C until it gets worse."""
+    multi_label = is_multi_label(labels)
     targets = labels if multi_label else np.unique(labels, return_inverse=True)[1]
     groups = linear_fits(
         x,
@@ -246,7 +273,7 @@ def choose_c(
     losses: dict[float, float] = {}
     with progress.task("Choosing the penalty", len(folds) * len(C_GRID), unit="fits") as advance:
         for c in C_GRID:
-            outside: list[float] = []
+            fold_losses: list[float] = []
             judges = iter([judge for _, judge in folds])
             for group in groups:
                 group.fit(c, lambda: advance(0))
@@ -254,15 +281,13 @@ def choose_c(
                 for i in range(len(group.learn)):
                     judge = next(judges)
                     counted = None if weights is None else weights[judge]
-                    outside.append(float(np.average(log_losses(scores[judge, i], targets[judge]), weights=counted)))
+                    fold_losses.append(float(np.average(log_losses(scores[judge, i], targets[judge]), weights=counted)))
                 advance(len(group.learn))
-            losses[c] = float(np.mean(outside))
+            losses[c] = float(np.mean(fold_losses))
             if losses[c] > WORSE * min(losses.values()):  # a weaker penalty would overfit more
                 advance(len(folds) * (len(C_GRID) - len(losses)))
                 break
-    best = min(losses, key=lambda c: losses[c])
-    reason = f"C = {best:g}, chosen from {len(losses)} by the log loss of {len(folds)}-fold cross-validation on {where}"
-    return best, reason, losses
+    return losses
 
 
 def _fit_each(x: Features, labels: Labels, c: float) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], bool]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ from headstart.data.table import SEPARATOR
 from headstart.errors import DataError, RunError
 from headstart.evaluation.predictions import Evaluated, evaluate_predictions
 from headstart.files import user_path
-from headstart.model import load
+from headstart.model import Model, load
 from headstart.progress import Progress, SilentProgress, with_example
 from headstart.runs.folder import open_like, split_rows
 from headstart.runs.test_set_audit import audit_text, read_audit, record_test_score
@@ -61,6 +61,14 @@ class LabelledImages:
         groups = None if self.groups is None else [self.groups[i] for i in positions]
         return LabelledImages(paths, self.labels[list(positions)], sets, groups, is_test)
 
+    def rows_by_set(self, *, without: Container[int]) -> dict[str, list[int]]:
+        """Set -> positions of its images, without some."""
+        rows: dict[str, list[int]] = {}
+        for i, name in enumerate(self.sets):
+            if i not in without:
+                rows.setdefault(name, []).append(i)
+        return rows
+
 
 def evaluate(
     run_or_model: str | os.PathLike[str],
@@ -100,8 +108,8 @@ def evaluate(
     if source is None:
         images = own_images(folder, model)
     else:
-        rows = split_rows(run) if run else []
-        images = other_images(open_like(run, source), model, rows, ignore_unknown, cache=cache, progress=progress)
+        rows, dataset = split_rows(run) if run else [], open_like(run, source)
+        images = other_images(dataset, model, rows, ignore_unknown, cache=cache, progress=progress)
     if run and any(images.is_test) and (words := audit_text(read_audit(run))):
         progress.say(
             f"{words} before. If you choose a model by this score, it becomes too optimistic; use new test images then."
@@ -112,20 +120,15 @@ def evaluate(
         raise DataError(
             f"{len(faults)} of the run's images cannot be read. The first: {images.paths[first]}: {faults[first]}."
         )
-    evaluated = []
-    num_tested = num_correct = 0
-    for name in dict.fromkeys(images.sets):
-        positions = [i for i, image_set in enumerate(images.sets) if image_set == name and i not in faults]
-        if positions:
-            part, odd = images.some(positions), None if model.ood_detector is None else outliers[positions]
-            scored = _score_set(
-                name, part, probabilities[positions], odd, model, chose=source is None and name == "val"
-            )
-            evaluated.append(scored)
-            num_tested += sum(part.is_test)
-            num_correct += int(scored.right[np.array(part.is_test)].sum())
-    if run and num_tested:
-        record_test_score(run, by, images=num_tested, correct=num_correct, progress=progress)
+    rows_of = images.rows_by_set(without=faults)
+    chosen_on = "val" if source is None else ""
+    parts = {name: images.some(rows) for name, rows in rows_of.items()}
+    evaluated = [
+        _score_set(name, part, probabilities[rows_of[name]], outliers[rows_of[name]], model, chose=name == chosen_on)
+        for name, part in parts.items()
+    ]
+    if run:
+        _record(run, by, list(parts.values()), evaluated, progress)
     return evaluated
 
 
@@ -133,8 +136,8 @@ def _score_set(
     name: str,
     images: LabelledImages,
     probabilities: npt.NDArray[np.float64],
-    outliers: npt.NDArray[np.float64] | None,
-    model: HasClasses,
+    outliers: npt.NDArray[np.float64],
+    model: Model,
     *,
     chose: bool,
 ) -> Evaluated:
@@ -147,7 +150,17 @@ def _score_set(
         thresholds=model.thresholds,
         chose=chose,
     )
-    return replace(scored, outliers=outliers, groups=None if images.groups is None else tuple(images.groups))
+    groups = None if images.groups is None else tuple(images.groups)
+    return replace(scored, outliers=None if model.ood_detector is None else outliers, groups=groups)
+
+
+def _record(
+    run: Path, by: str, parts: Sequence[LabelledImages], evaluated: Sequence[Evaluated], progress: Progress
+) -> None:
+    """Notes in a run's folder that its test images were scored, if they were."""
+    correct = [scored.right[np.array(part.is_test)] for part, scored in zip(parts, evaluated, strict=True)]
+    if count := sum(map(len, correct)):
+        record_test_score(run, by, images=count, correct=sum(int(part.sum()) for part in correct), progress=progress)
 
 
 def _numbers(names: list[list[str]], model: HasClasses) -> npt.NDArray[np.int64]:
