@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import re
 import shlex
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-import onnx
 import pytest
 import timm
 import torch
@@ -22,12 +25,16 @@ from small_architectures import SMALL, small_architectures
 
 import headstart as hs
 from headstart.backbone.weights import fingerprint
+from headstart.exports import graph as export_graph
+from headstart.exports import subprocess_runner
 from headstart.exports.formats import onnx as onnx_format
 from headstart.model import Model
+from headstart.pipeline import evaluate
 from headstart.serve.corrections import Corrections
+from headstart.training import classical, extend, ladder, probe
 from headstart.training import fit_head as classifiers
-from headstart.training import ladder
 from headstart.training.head_search import SweepSettings
+from headstart.trust import label_errors
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
@@ -53,7 +60,13 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(ladder, "LEAST_STEPS", 1)  # small data are shown for fewer epochs
         patch.setattr(SweepSettings, "epochs", 2)
         patch.setattr(classifiers, "EPOCHS_OF_VIEWS", 2)
-        patch.setattr(onnx_format, "onnx_graph", _once_a_model(onnx_format.onnx_graph))
+        patch.setattr(extend, "PENALTIES", extend.PENALTIES[1:])
+        patch.setattr(extend, "ROUNDS", 20)
+        for module in (evaluate, label_errors, probe, classical):
+            patch.setattr(module, "PROBE_FOLDS" if module is evaluate else "FOLDS", 2)
+        for module, name in ((onnx_format, "onnx_graph"), (export_graph, "capture")):
+            patch.setattr(module, name, _once_a_model(getattr(module, name)))
+        patch.setattr(subprocess_runner, "subprocess", SimpleNamespace(run=_run_exported, DEVNULL=subprocess.DEVNULL))
         patch.setenv("HEADSTART_CACHE", str(folder / "cache"))
         _write_data(folder)
         run = hs.train(folder / "flowers", out=folder / "runs" / "flowers")
@@ -66,19 +79,24 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-def _once_a_model(capture: Callable[[Model], onnx.ModelProto]) -> Callable[[Model], onnx.ModelProto]:
+def _once_a_model(capture: Callable[[Model], Any]) -> Callable[[Model], Any]:
     """The exporter takes seconds: for equal weights, once."""
-    held: dict[str, onnx.ModelProto] = {}
+    held: dict[str, Any] = {}
 
-    def captured(model: Model) -> onnx.ModelProto:
+    def captured(model: Model) -> Any:
         key = fingerprint(model.net.state_dict() | model.head.state_dict()) + repr(model.calibration)
         if key not in held:
             held[key] = capture(model)
-        copy = onnx.ModelProto()
-        copy.CopyFrom(held[key])
-        return copy
+        return copy.deepcopy(held[key])
 
     return captured
+
+
+def _run_exported(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
+    """Runs an exported file in this process; tests/exports sees a new one, which imports PyTorch anew for .pt2."""
+    assert command[1:-1] == ["-m", subprocess_runner.__name__]
+    subprocess_runner._run(Path(command[-1]))
+    return subprocess.CompletedProcess(command, 0, b"", b"")
 
 
 def _write_data(folder: Path) -> None:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from headstart.backbone.layers import Layout
-from headstart.exports.metadata import EXPORT_VERSION, INPUT, ExportMetadata
+from headstart.errors import ExportError, first_line
+from headstart.exports.metadata import EXPORT_VERSION, INPUT, LOGGERS, ExportMetadata
 from headstart.exports.resize import ResizeAndCrop
 from headstart.model import Model
 from headstart.prediction import NONE_OF_THESE, UNSURE
+from headstart.quiet import quiet
 from headstart.training.heads import mean_vectors
 from headstart.trust.ood import INLIER_SHARE, NEIGHBOUR, TINY, OodDetector
 
@@ -22,15 +23,20 @@ EXAMPLE_SHAPE = (2, 48, 80, 3)
 """Shape of the pixels that a graph is captured with; all but the last dimension become dynamic."""
 
 
-def example_pixels() -> Tensor:
-    """``EXAMPLE_SHAPE`` uint8 zeros, to capture a graph with."""
-    return torch.zeros(EXAMPLE_SHAPE, dtype=torch.uint8)
+def capture(model: Model) -> torch.export.ExportedProgram:
+    """A model as an ExportedProgram from raw pixels to probabilities, for any number of images of any size.
 
-
-def dynamic_shape() -> dict[str, dict[int, Any]]:
-    """The dynamic dimensions of a captured graph: any number of images of any size."""
-    dynamic = torch.export.Dim.DYNAMIC
-    return {INPUT: {0: dynamic, 1: dynamic, 2: dynamic}}
+    Raises:
+        ExportError: the exporter cannot express the model.
+    """
+    graph, dynamic = ExportGraph(model), torch.export.Dim.DYNAMIC
+    pixels = torch.zeros(EXAMPLE_SHAPE, dtype=torch.uint8)
+    try:
+        with quiet(*LOGGERS), torch.no_grad():
+            shapes = {INPUT: {0: dynamic, 1: dynamic, 2: dynamic}}
+            return torch.export.export(graph, (pixels,), dynamic_shapes=shapes, strict=False)
+    except Exception as error:  # the exporter raises its own errors, and those of the network's code
+        raise ExportError(f"{model.net.backbone.architecture} cannot be exported: {first_line(error)}.") from error
 
 
 class ExportGraph(nn.Module):

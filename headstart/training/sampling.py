@@ -134,7 +134,14 @@ _cached_order = lru_cache(maxsize=2)(epoch_order)
 
 @contextmanager
 def seeded(*numbers: int) -> Iterator[None]:
-    """Context in which PyTorch's CPU generator is seeded; it is restored afterwards."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+    """Context in which PyTorch's generators are seeded; that of the CPU is restored afterwards."""
+    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    before = torch.default_generator.get_state()
+    try:
+        if torch.cuda.is_initialized() or torch.backends.mps.is_available():
+            torch.manual_seed(seed)
+        else:  # manual_seed formats the call stack for each kind of accelerator that is not in use: milliseconds a step
+            torch.default_generator.manual_seed(seed)
         yield
+    finally:
+        torch.default_generator.set_state(before)

@@ -22,8 +22,10 @@ from headstart.backbone.weights import DEFAULT_BACKBONE, build_architecture
 SIDE = 64
 """Side of the input in pixels."""
 
-LITE = ["ds_r1_k3_s1_e1_c16", "ir_r1_k3_s2_e6_c24", "ir_r1_k5_s2_e6_c40", "ir_r1_k3_s2_e6_c80", "ir_r1_k5_s1_e6_c112"]
-LITE += ["ir_r1_k5_s2_e6_c192", "ir_r1_k3_s1_e6_c320"]
+LITE = ["ds_r1_k3_s1_e1_c16", "cn_r1_k3_s2_c24", "cn_r1_k3_s2_c40", "ds_r1_k3_s2_c80", "ds_r1_k3_s1_c112"]
+LITE += ["ds_r1_k3_s2_c192", "ir_r1_k3_s1_e6_c320"]
+"""One block for each stage, with few convolutions: each costs time whenever a network is built, traced or exported."""
+
 VGG16 = [4, 4, "M", 8, 8, "M", 16, 16, 16, "M", 32, 32, 32, "M", 32, 32, 32, "M"]
 
 

@@ -75,20 +75,18 @@ def onnx_graph(model: Model) -> onnx.ModelProto:
     require_extra("export", "exporting to ONNX")
     import torch
 
-    from headstart.exports.graph import ExportGraph, dynamic_shape, example_pixels
+    from headstart.exports.graph import capture
     from headstart.quiet import quiet
 
-    graph = ExportGraph(model)
+    captured = capture(model)
     try:
         with quiet(*LOGGERS), torch.no_grad():
             program = torch.onnx.export(
-                graph,
-                (example_pixels(),),
+                captured,
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=[INPUT],
-                output_names=list(OUTPUTS[: 1 if graph.outlier_score is None else 2]),
-                dynamic_shapes=dynamic_shape(),
+                output_names=list(OUTPUTS[: 1 if model.ood_detector is None else 2]),
                 verbose=False,
             )
         assert program is not None

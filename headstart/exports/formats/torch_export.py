@@ -23,7 +23,6 @@ from headstart.files import replacing
 if TYPE_CHECKING:
     import torch
 
-    from headstart.model import Model
 
 METADATA_FILE = f"{KEY}.json"
 """Name of the metadata among the archive's extra files."""
@@ -101,25 +100,6 @@ def _pickled_entries(archive: zipfile.ZipFile, entries: dict[str, str]) -> list[
     return found
 
 
-def capture(model: Model) -> torch.export.ExportedProgram:
-    """A model as an ExportedProgram from raw pixels to probabilities.
-
-    Raises:
-        ExportError: the exporter cannot express the model.
-    """
-    import torch
-
-    from headstart.exports.graph import ExportGraph, dynamic_shape, example_pixels
-    from headstart.quiet import quiet
-
-    graph = ExportGraph(model)
-    try:
-        with quiet(*LOGGERS), torch.no_grad():
-            return torch.export.export(graph, (example_pixels(),), dynamic_shapes=dynamic_shape(), strict=False)
-    except Exception as error:  # the exporter raises its own errors, and those of the network's code
-        raise ExportError(f"{model.net.backbone.architecture} cannot be exported: {first_line(error)}.") from error
-
-
 def write_program(program: torch.export.ExportedProgram, metadata: ExportMetadata, file: Path) -> None:
     """Writes a program with its metadata, without its example input, which torch would pickle.
 
@@ -140,7 +120,7 @@ def write_program(program: torch.export.ExportedProgram, metadata: ExportMetadat
 def _write(request: WriteRequest) -> WrittenFiles:
     import torch
 
-    from headstart.exports.graph import export_metadata
+    from headstart.exports.graph import capture, export_metadata
 
     metadata = export_metadata(request.model, written_with={"torch": str(torch.__version__)})
     write_program(capture(request.model), metadata, request.file)
