@@ -320,6 +320,37 @@ def test_no_module_is_long() -> None:
     assert {name: length for name, length in lengths.items() if length > 500} == {}
 
 
+def code_lines(source: str) -> dict[str, int]:
+    """Function -> its lines of code, without its docstring, comments and blank lines."""
+    lines, found = source.splitlines(), {}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            first = node.body[0]
+            has_docstring = ast.get_docstring(node, clean=False) is not None
+            docstring = range(first.lineno, (first.end_lineno or 0) + 1) if has_docstring else ()
+            numbers = [n for n in range(node.lineno, (node.end_lineno or 0) + 1) if n not in docstring]
+            code = [text for n in numbers if (text := lines[n - 1].strip()) and not text.startswith("#")]
+            found[f"{node.name}, line {node.lineno}"] = len(code)
+    return found
+
+
+def test_no_function_is_long() -> None:
+    """At most 40 lines of code: a longer one has a part with a name of its own."""
+    long = {
+        f"{name}: {function}": length
+        for name, path in modules().items()
+        for function, length in code_lines(path.read_text()).items()
+        if length > 40
+    }
+    assert long == {}
+
+
+def test_lines_of_code_are_those_without_docstring_comments_and_blanks() -> None:
+    source = 'def f() -> int:\n    """Two\n    lines."""\n    x = 1\n\n    # why\n    return x\n'
+    assert code_lines(source) == {"f, line 1": 3}
+    assert code_lines("def f() -> None:\n" + "    print()\n" * 41) == {"f, line 1": 42}
+
+
 def test_no_two_classes_share_a_name() -> None:
     places: dict[str, list[str]] = {}
     for name, path in modules().items():

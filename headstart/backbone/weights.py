@@ -80,6 +80,16 @@ class Backbone:
         """Number of weights, without BatchNorm statistics."""
         return sum(p.numel() for p in self.module.parameters())
 
+    def fine_tuned(self, module: nn.Module, boundary: str) -> Backbone:
+        """The backbone after fine-tuning.
+
+        Args:
+            module: the network with the trained weights, frozen.
+            boundary: the freeze boundary after which it was trained.
+        """
+        source = f"{self.source}, fine-tuned after {boundary}"
+        return replace(self, module=module, fingerprint=fingerprint(module.state_dict()), source=source)
+
 
 def load_backbone(
     name: str = DEFAULT_BACKBONE,

@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from headstart.evaluation.metrics import Z_95
 from headstart.figures import count_text
 from headstart.import_effects import import_quietly
-
-Z = 1.959964
-"""Quantile of the normal distribution for a 95 % interval."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ def paired(name: str, first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_
     differ = only_first + only_second
     p = float(binomtest(only_second, differ, 0.5).pvalue) if differ else 1.0
     one, two = (only_first + 1) / (count + 2), (only_second + 1) / (count + 2)
-    half = Z * float(np.sqrt((one + two - (two - one) ** 2) / (count + 2)))
+    half = Z_95 * float(np.sqrt((one + two - (two - one) ** 2) / (count + 2)))
     return Paired(
         name,
         count,

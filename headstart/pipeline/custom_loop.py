@@ -9,14 +9,12 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Unpack, final
 
 import torch
 from torch import Tensor
 
-from headstart.backbone.weights import fingerprint
 from headstart.data.dataset import Dataset, open_data
 from headstart.data.preprocessing import Preprocessing
 from headstart.errors import OptionError, first_line
@@ -214,12 +212,6 @@ class Workbench:
         after = digests_of(tensors_of(self._split.module), without=self._trained)
         require_unchanged(self._frozen, after, where="the training loop")
         module = copy.deepcopy(self._split.module).requires_grad_(False)
-        was = self._prepared.loaded.backbone
-        backbone = replace(
-            was,
-            module=module,
-            fingerprint=fingerprint(module.state_dict()),
-            source=f"{was.source}, fine-tuned after {self.boundary}",
-        )
+        backbone = self._prepared.loaded.backbone.fine_tuned(module, self.boundary)
         trained = TrainedClassifier(backbone, copy.deepcopy(self.classifier.head))
         return evaluate(self._prepared, trained).model

@@ -11,7 +11,6 @@ import numpy.typing as npt
 from sklearn.neighbors import KNeighborsClassifier
 
 from headstart.backbone.split import HEAD
-from headstart.backbone.weights import fingerprint
 from headstart.errors import Diverged
 from headstart.evaluation.metrics import wilson
 from headstart.figures import share_text
@@ -172,12 +171,7 @@ def _finish(ladder: Ladder, results: list[RungResult], best: BestRung) -> FineTu
     pretrained = {name: digest for name, digest in ladder.digests.items() if name not in best.state}
     require_unchanged(pretrained, kept, where=best.result.name)
     if best.state:
-        backbone = replace(
-            backbone,
-            module=module,
-            fingerprint=fingerprint(module.state_dict()),
-            source=f"{backbone.source}, fine-tuned after {best.boundary}",
-        )
+        backbone = backbone.fine_tuned(module, best.boundary)
     return FineTuned(
         TrainedClassifier(backbone, best.head, best.out_of_fold),
         tuple(results),

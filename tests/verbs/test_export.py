@@ -198,7 +198,10 @@ def test_a_file_is_refused_below_each_of_the_limits_and_not_above() -> None:
 
     assert faults_of(shifted(9e-4)) == []
     assert "probabilities differ by up to 1.1e-03" in faults_of(shifted(1.1e-3))[0]
-    assert "probabilities differ by up to inf" in faults_of(lambda answers: answers.probabilities.__setitem__((0, 0), np.nan))[-1]
+    assert (
+        "probabilities differ by up to inf"
+        in faults_of(lambda answers: answers.probabilities.__setitem__((0, 0), np.nan))[-1]
+    )
     assert "outlier scores differ by up to" in faults_of(lambda answers: answers.outliers.__iadd__(0.03))[0]
     assert faults_of(other_answers(2), precision="int8") == []
     assert "a loss of 1.5 points" in faults_of(other_answers(3), precision="int8")[0]

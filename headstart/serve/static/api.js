@@ -53,21 +53,32 @@ export function notice(words, action = "", act = null) {
 let keyAsked = null;
 export function askForKey() {
   keyAsked ??= new Promise((resolve) => {
-    const form = byId("key-form"), field = byId("key");
-    if (sessionStorage.getItem(KEY)) byId("key-words").textContent = "The server did not accept this key. Check it and try again.";
-    form.hidden = false;
+    const field = make("input", { id: "key", type: "password", autocomplete: "off", spellcheck: "false", required: true });
+    const form = keyForm(field);
+    byId("notice").after(form);
     field.focus();
     form.onsubmit = (event) => {
       event.preventDefault();
       sessionStorage.setItem(KEY, field.value.trim());
-      field.value = "";
-      form.hidden = true;
+      form.remove();
       keyAsked = null;
       resolve();
     };
   });
   return keyAsked;
 }
+
+function keyForm(field) {
+  const words = sessionStorage.getItem(KEY)
+    ? "The server did not accept this key. Check it and try again."
+    : "This server was started with an API key. The page stores the key in this tab until you close it.";
+  return make("form", { class: "panel key", id: "key-form" },
+    make("h2", { text: "API key required" }),
+    make("p", { class: "soft", text: words }),
+    make("div", { class: "row" },
+      make("label", { for: "key", text: "Key" }), field, make("button", { class: "main", text: "Use this key" })));
+}
+
 export const hasKey = () => Boolean(sessionStorage.getItem(KEY));
 
 export async function call(path, { method = "GET", body, headers = {}, signal, asked = false } = {}) {
