@@ -138,7 +138,7 @@ def seeded(*numbers: int) -> Iterator[None]:
     seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     before = torch.default_generator.get_state()
     try:
-        if torch.cuda.is_initialized() or torch.backends.mps.is_available():
+        if torch.cuda.is_initialized() or torch.backends.mps.is_available():  # type: ignore[no-untyped-call]
             torch.manual_seed(seed)
         else:  # manual_seed formats the call stack for each kind of accelerator that is not in use: milliseconds a step
             torch.default_generator.manual_seed(seed)
