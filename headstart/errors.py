@@ -14,12 +14,12 @@ class HeadstartError(Exception):
 
     Remedy: catch it to handle every error that Headstart raises on purpose; its message is written for users.
 
-    Example:
+    Examples:
         >>> try:
-        ...     headstart.train("no-such-folder/")
-        ... except headstart.HeadstartError as error:
-        ...     print(type(error).__name__)
-        DataError
+        ...     hs.train("no-such-folder/")
+        ... except hs.HeadstartError as error:
+        ...     print(error)
+        no-such-folder: no such folder or table.
     """
 
 

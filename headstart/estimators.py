@@ -1,11 +1,11 @@
-"""scikit-learn's way in: a transformer from paths to features, and a classifier on paths.
+"""scikit-learn estimators: a transformer from image paths to features, and a classifier on image paths.
 
-Both keep scikit-learn's conventions: constructors only store, what ``fit`` learns ends in ``_``, ``clone`` and
-``get_params`` work, and so do pipelines, ``cross_val_score``, grid searches and ``pickle``. Features are
-kept on disk, so the folds of a cross-validation run the backbone once.
+Both follow scikit-learn's conventions: constructors only store, fitted attributes end in ``_``, and ``clone``,
+``get_params``, pipelines, ``cross_val_score``, grid searches and ``pickle`` work. Features are cached on disk, so
+cross-validation computes them once for all folds.
 
-A pickle holds what was fitted and not the backbone, which is loaded again where it is unpickled; it refuses weights
-that have changed. To move a classifier to another machine, save ``ImageClassifier.as_model()``.
+A pickle contains the fitted attributes without the backbone. Unpickling loads the backbone again; it raises an error if
+its weights have changed. To move a classifier to another machine, save ``ImageClassifier.as_model()``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ import numpy.typing as npt
 from headstart.deferred_compiler import compiler_deferred
 from headstart.import_effects import restored_after_import
 
-with restored_after_import(), compiler_deferred():  # this module is imported by itself, not as a lazy name
+with (
+    restored_after_import(),
+    compiler_deferred(),
+):  # a public module, so users import it directly, not through a lazy name
     import huggingface_hub  # noqa: F401
     import timm  # noqa: F401
     from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
@@ -45,22 +48,28 @@ from headstart.training.head_spec import LINEAR
 from headstart.training.recipe import Recipe
 
 Paths = Sequence[str | os.PathLike[str]] | npt.NDArray[Any]
-"""N paths of images: a list, an array, or a column of a data frame (a frame of one column as well)."""
+"""N paths of images: a list, an array, a data frame column, or a data frame of one column."""
 
 
 class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
-    """Paths of images -> features of a frozen backbone.
+    """scikit-learn transformer: paths of N images -> (N, D) features of a frozen backbone.
 
     Args:
-        backbone: a timm architecture; the offline default where it is not given.
-        weights: a file of weights; the architecture's own where it is not given.
-        image_size: side of the input in pixels; what the weights were trained with where it is not given.
+        backbone: name of a timm architecture; by default the backbone that works offline.
+        weights: a weights file; None for the pretrained weights of the architecture.
+        image_size: input height and width in pixels; None for the size that the weights were trained with.
         pool: "auto", "avg", "max", "avgmax", "token" or "flatten".
-        cut: the boundary at which the backbone ends, as ``headstart layers`` lists it; "" for its own end.
+        cut: layer boundary to take the features from, as listed by ``headstart layers``; "" for the last layer.
         device: "auto", "cpu", "cuda" or "mps".
 
     Attributes:
         n_features_out_: D, the length of a feature vector.
+
+    Examples:
+        >>> paths = ["rose.jpg", "tulip.jpg"]
+        >>> features = hs.FeatureExtractor().fit_transform(paths)
+        >>> features.shape, features.dtype
+        ((2, 1280), dtype('float32'))
     """
 
     def __init__(
@@ -81,12 +90,12 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.device = device
 
     def fit(self, X: Paths, y: object = None) -> Self:  # noqa: ARG002
-        """Loads the backbone; learns nothing from the images.
+        """Loads the backbone; the images do not change it.
 
         Raises:
-            InputError: ``X`` is no list of paths.
-            WeightsError: the weights cannot be had.
-            OptionError: an argument has a value that it cannot take.
+            InputError: ``X`` is not a list of paths.
+            WeightsError: the weights cannot be loaded.
+            OptionError: a constructor argument is invalid.
         """
         _as_paths(X)
         self.net_ = _net(self)
@@ -94,7 +103,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def transform(self, X: Paths) -> npt.NDArray[np.float32]:
-        """Gives each image's features.
+        """Computes the features of each image.
 
         Args:
             X: N paths.
@@ -103,8 +112,8 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             (N, D) float32, row i from path i.
 
         Raises:
-            InputError: ``X`` is no list of paths.
-            DataError: an image cannot be read; names all of them, since no row may be missing or shifted.
+            InputError: ``X`` is not a list of paths.
+            DataError: images cannot be read; the message lists them.
         """
         check_is_fitted(self, "net_")
         return _features(self.net_, _as_paths(X), self.device)[0]
@@ -115,7 +124,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return tags
 
     def get_feature_names_out(self, input_features: object = None) -> npt.NDArray[np.object_]:  # noqa: ARG002
-        """D names, "feature0" and so on."""
+        """D names: "feature0", "feature1", ..."""
         check_is_fitted(self, "net_")
         return np.array([f"feature{i}" for i in range(self.n_features_out_)], dtype=object)
 
@@ -128,25 +137,31 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
 
 class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """Paths of images and labels -> a classifier.
+    """scikit-learn classifier on paths of images: a classifier on features of a frozen backbone.
 
     Args:
-        effort: "probe": everything frozen, a linear classifier on the features.
-        backbone: a timm architecture; the offline default where it is not given.
-        weights: a file of weights; the architecture's own where it is not given.
-        image_size: side of the input in pixels; what the weights were trained with where it is not given.
+        effort: "probe", the only effort supported here; to fine-tune the backbone, use ``train``.
+        backbone: name of a timm architecture; by default the backbone that works offline.
+        weights: a weights file; None for the pretrained weights of the architecture.
+        image_size: input height and width in pixels; None for the size that the weights were trained with.
         pool: "auto", "avg", "max", "avgmax", "token" or "flatten".
-        cut: the boundary at which the backbone ends, as ``headstart layers`` lists it; "" for its own end.
+        cut: layer boundary to take the features from, as listed by ``headstart layers``; "" for the last layer.
         probe: "logistic", "svm", "rbf", "knn" or "centroid".
-        head: "linear", or heads that are trained by steps, as "1024-512-0.2".
-        balance_classes: weight each class equally, however many images it has.
-        seed: of cross-validation's folds.
+        head: "linear", or a head trained by gradient descent, such as "1024-512-0.2".
+        balance_classes: weight each class equally, regardless of its number of images.
+        seed: random seed of the cross-validation folds.
         device: "auto", "cpu", "cuda" or "mps".
 
     Attributes:
-        classes_: the labels, sorted, as they were given.
+        classes_: the distinct labels, sorted.
         head_: (N, D) features -> (N, classes) logits, a PyTorch module.
-        settings_: what was chosen for it, such as "C", and under "reason" why.
+        settings_: chosen hyperparameters, such as "C", with the reason under "reason".
+
+    Examples:
+        >>> paths = ["flowers/roses/0.jpg", "flowers/roses/1.jpg", "flowers/tulips/0.jpg", "flowers/tulips/1.jpg"]
+        >>> classifier = hs.ImageClassifier().fit(paths, ["roses", "roses", "tulips", "tulips"])
+        >>> classifier.predict(["rose.jpg"])
+        array(['roses'], dtype='<U6')
     """
 
     def __init__(
@@ -182,19 +197,19 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         y: Sequence[Any] | npt.NDArray[Any],
         sample_weight: Sequence[float] | npt.NDArray[Any] | None = None,
     ) -> Self:
-        """Trains on N paths and N labels.
+        """Fits the classifier to N paths and N labels.
 
         Args:
             X: N paths.
-            y: N labels, all of them strings, or all of them integers or booleans.
-            sample_weight: N weights, 0 or more, for ``probe="logistic"`` with a linear head. As in scikit-learn, a
-                weight of 2 counts like the same image twice, and one of 0 leaves the image out.
+            y: N labels, either all strings, or all integers or booleans.
+            sample_weight: N weights of at least 0, for ``probe="logistic"`` with a linear head. As in scikit-learn, a
+                weight of 2 is equivalent to the same image twice, and a weight of 0 excludes the image.
 
         Raises:
             InputError: ``X``, ``y`` or ``sample_weight`` cannot be used, or there are fewer than two classes.
-            DataError: an image cannot be read; names all of them.
-            WeightsError: the weights cannot be had.
-            OptionError: an argument has a value that it cannot take.
+            DataError: images cannot be read; the message lists them.
+            WeightsError: the weights cannot be loaded.
+            OptionError: a constructor argument is invalid.
         """
         recipe = self._recipe()
         if recipe.effort != "probe":
@@ -227,27 +242,27 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def predict_proba(self, X: Paths) -> npt.NDArray[np.float64]:
-        """(N, classes) float64 for N paths, in the order of ``classes_``; rows sum to 1.
+        """Predicts probabilities: (N, classes) float64 for N paths, in the order of ``classes_``; rows sum to 1.
 
         Raises:
-            InputError: ``X`` is no list of paths.
-            DataError: an image cannot be read; names all of them.
+            InputError: ``X`` is not a list of paths.
+            DataError: images cannot be read; the message lists them.
         """
         check_is_fitted(self, "head_")
         return self.as_model().probabilities(_features(self.net_, _as_paths(X), self.device)[0])
 
     def predict(self, X: Paths) -> npt.NDArray[Any]:
-        """N labels for N paths, of the type of ``classes_``; none for none.
+        """Predicts N labels for N paths, with the dtype of ``classes_``.
 
         Raises:
-            InputError: ``X`` is no list of paths.
-            DataError: an image cannot be read; names all of them.
+            InputError: ``X`` is not a list of paths.
+            DataError: images cannot be read; the message lists them.
         """
         chances = self.predict_proba(X)
         return cast(npt.NDArray[Any], self.classes_[chances.argmax(axis=1)])
 
     def as_model(self) -> Model:
-        """The same classifier as a ``Model``, to save and to ship; its classes are names."""
+        """The fitted classifier as a ``Model``, which can be saved and exported; labels become strings."""
         check_is_fitted(self, "head_")
         return Model(
             self.net_,
@@ -295,16 +310,16 @@ def _pooling(estimator: FeatureExtractor | ImageClassifier) -> Pooling:
 
 
 def _without_net(state: dict[str, Any]) -> dict[str, Any]:
-    """What is pickled: in place of the backbone its fingerprint."""
+    """The state to pickle: the fingerprint of the backbone instead of the backbone."""
     own = {name: value for name, value in state.items() if name != "net_"}
     return own | {"_backbone": state["net_"].backbone.fingerprint} if "net_" in state else own
 
 
 def _restore_net(estimator: Any) -> None:
-    """Loads the backbone again.
+    """Loads the backbone of an unpickled estimator.
 
     Raises:
-        WeightsError: the weights cannot be had, or are not those that the estimator was fitted with.
+        WeightsError: the weights cannot be loaded, or differ from those that the estimator was fitted with.
     """
     expected = estimator.__dict__.pop("_backbone", None)
     if expected is None:
@@ -331,10 +346,10 @@ def _features(net: FeatureNet, names: list[str], device: str) -> tuple[npt.NDArr
 
 
 def _as_paths(X: Any) -> list[str]:
-    """N paths of a list, an array or a column.
+    """Validates paths and returns them as N strings.
 
     Raises:
-        InputError: it is none of these, or an item is no path.
+        InputError: ``X`` is not a list, an array or a column, or an item is not a path.
     """
     if isinstance(X, (str, bytes, os.PathLike)):
         raise InputError(f"expected a list of paths, got one {type(X).__name__}. Pass [path].")
@@ -357,17 +372,18 @@ def _as_paths(X: Any) -> list[str]:
 
 
 def _as_array(column: Any) -> Any:
-    """An array, where it is a data frame's column or gives itself as an array; else as it is."""
+    """A data frame column or array-like as a numpy array; other values unchanged."""
     if hasattr(column, "to_numpy"):
         return column.to_numpy()
     return np.asarray(column) if hasattr(column, "__array__") else column
 
 
 def _as_labels(y: Any) -> npt.NDArray[Any]:
-    """(N,) labels of a list, an array or a column.
+    """Validates labels and returns them as an array of shape (N,).
 
     Raises:
-        InputError: it is none of these, a label is missing, or labels are numbers with fractions or of several types.
+        InputError: ``y`` is not a list, an array or a column; a label is missing or fractional; or labels are partly
+            text and partly numbers.
     """
     if y is None:
         raise InputError("ImageClassifier requires y to be passed, but the target y is None.")
@@ -404,10 +420,10 @@ def _as_labels(y: Any) -> npt.NDArray[Any]:
 
 
 def _as_weights(sample_weight: Any, count: int) -> npt.NDArray[np.float64] | None:
-    """(N,) float64.
+    """Validates sample weights and returns them as (N,) float64; None for None.
 
     Raises:
-        InputError: not N numbers of 0 or more, or all of them 0.
+        InputError: not N finite numbers of at least 0, or all are 0.
     """
     if sample_weight is None:
         return None
@@ -423,12 +439,12 @@ def _as_weights(sample_weight: Any, count: int) -> npt.NDArray[np.float64] | Non
 
 
 def _is_missing(item: Any) -> bool:
-    """Whether it is None, NaN, NaT or pandas' NA."""
+    """Whether a value is None, NaN, NaT or pandas.NA."""
     if item is None:
         return True
     try:
         return bool(item != item)
-    except (TypeError, ValueError):  # pandas' NA has no truth
+    except (TypeError, ValueError):  # the truth value of pandas.NA is undefined
         return type(item).__name__ == "NAType"
 
 

@@ -77,8 +77,8 @@ class Model:
     Raises:
         OptionError: the head contains a layer that a model file cannot restore.
 
-    Example:
-        >>> model = headstart.load("runs/flowers")
+    Examples:
+        >>> model = hs.load("runs/flowers")
         >>> model.predict("rose.jpg").label
         'roses'
     """
@@ -130,7 +130,8 @@ class Model:
         Args:
             **changes: constructor arguments, such as ``calibration``, ``thresholds``, ``ood_detector`` or ``scores``.
 
-        Example:
+        Examples:
+            >>> model = hs.load("runs/flowers")
             >>> renamed = model.replace(classes=[name.upper() for name in model.classes])
         """
         other = dataclasses.replace(self, **changes)
@@ -230,10 +231,10 @@ class Model:
             OptionError: ``images`` has none of these types, or another argument is out of its range.
             DataError: a single path does not exist, or a folder contains no image.
 
-        Example:
-            >>> one = model.predict("rose.jpg")
-            >>> one.label, one.error
-            ('roses', None)
+        Examples:
+            >>> model = hs.load("runs/flowers")
+            >>> model.predict("rose.jpg").label
+            'roses'
             >>> [p.label for p in model.predict(["rose.jpg", "tulip.jpg"], top=1)]
             ['roses', 'tulips']
         """
@@ -348,9 +349,10 @@ class Model:
         Raises:
             ModelFileError: the file cannot be written, or a value is one that ``load`` would refuse.
 
-        Example:
-            >>> headstart.load(model.save("flowers.safetensors")).classes == model.classes
-            True
+        Examples:
+            >>> file = hs.load("runs/flowers").save("flowers.safetensors")
+            >>> hs.load(file).classes
+            ('roses', 'tulips')
         """
         path = user_path(file)
         try:
@@ -412,8 +414,8 @@ def load(run_or_model: str | os.PathLike[str]) -> Model:
         HubError: the model cannot be downloaded.
         ModelFileError: no such file, damaged, not a Headstart model, or of a newer format.
 
-    Example:
-        >>> headstart.load("runs/flowers").classes
+    Examples:
+        >>> hs.load("runs/flowers").classes
         ('roses', 'tulips')
     """
     address = read_address(run_or_model)

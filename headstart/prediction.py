@@ -29,10 +29,11 @@ class Prediction:
             training images than this one. None if the model has no detector, or the image cannot be read.
         unsure: whether ``probability`` is below the confidence threshold of selective prediction.
 
-    Example:
-        >>> Prediction("rose.jpg", "rose", 0.97, (("rose", 0.97), ("tulip", 0.03))).answer
-        'rose'
-        >>> Prediction("cat.jpg", "rose", 0.97, (("rose", 0.97),), outlier=0.999).answer
+    Examples:
+        >>> prediction = hs.load("runs/flowers").predict("rose.jpg")
+        >>> prediction.label, [name for name, probability in prediction.top]
+        ('roses', ['roses', 'tulips'])
+        >>> hs.Prediction("cat.jpg", "roses", 0.97, (("roses", 0.97),), outlier=0.999).answer
         'none of these'
     """
 

@@ -34,11 +34,15 @@ CLEAR_LINE = "\r\x1b[2K"
 class Progress(Protocol):
     """Receives messages and the progress of long tasks. Subclass it to show them elsewhere.
 
-    Example:
-        >>> class Quiet:
-        ...     def say(self, text): pass
+    Examples:
+        >>> import contextlib
+        >>> class Messages:
+        ...     def __init__(self): self.texts = []
+        ...     def say(self, text): self.texts.append(text)
         ...     def task(self, name, total, unit="images"): return contextlib.nullcontext(lambda count: None)
-        >>> isinstance(headstart.train("flowers/", progress=Quiet()), headstart.Run)
+        >>> messages = Messages()
+        >>> inspection = hs.check("flowers/", progress=messages)
+        >>> len(messages.texts) > 0
         True
     """
 
@@ -129,8 +133,8 @@ class TerminalProgress:
 
     Tasks of less than a second are not shown. Of nested tasks the innermost is shown.
 
-    Example:
-        >>> run = headstart.train("flowers/", progress=headstart.TerminalProgress())
+    Examples:
+        >>> inspection = hs.check("flowers/", files_only=True, progress=hs.TerminalProgress())
     """
 
     def __init__(self) -> None:

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from doctest import DocTest
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ import pytest
 import timm
 import torch
 from commands import all_commands
+from docstring_examples import examples_of, failure_of, has_example, public_examples
 from documents import DOCUMENTS, PAGES, ROOT, Block, Reader, blocks_of
 from hub import hub_for_tests
 from random_images import random_image, write_classes, write_mixtures
@@ -35,6 +37,7 @@ from headstart.training import classical, extend, ladder, probe
 from headstart.training import fit_head as classifiers
 from headstart.training.head_search import SweepSettings
 from headstart.trust import label_errors
+from headstart.verbs import compare
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
@@ -49,6 +52,10 @@ NOT_RUN = {
     ("serve.md", '{"time": "2026'): "a line of the log: test_app.py compares its keys with a real one",
 }
 """Blocks that nothing here runs, by page and beginning, and why not."""
+
+
+COLOURS = {"roses": (150, 90, 90), "tulips": (90, 90, 90), "rose": (220, 90, 90), "tulip": (80, 90, 100)}
+"""Colours of the images, by class or by name; the last two are easy to classify."""
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +79,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         run = hs.train(folder / "flowers", out=folder / "runs" / "flowers")
         for name in ("probe", "tuned"):
             shutil.copytree(run.folder, folder / "runs" / name)
+        shutil.copytree(run.folder, folder / "runs" / "interrupted")
+        (folder / "runs" / "interrupted" / "run.json").unlink()
         shutil.copy(run.model_path, folder / "model.safetensors")
         kept = Corrections(folder / "runs" / "flowers-corrections")
         kept.keep((folder / "wasp.jpg").read_bytes(), "roses")
@@ -102,7 +111,7 @@ def _run_exported(command: list[str], **_: object) -> subprocess.CompletedProces
 def _write_data(folder: Path) -> None:
     write_classes(folder / "flowers", {"roses": 25, "tulips": 25})
     for number, path in enumerate(sorted((folder / "flowers").glob("*/*.png"))):
-        random_image(number, (90 + 60 * (path.parent.name == "roses"), 90, 90)).save(path.with_suffix(".jpg"))
+        random_image(number, COLOURS[path.parent.name]).save(path.with_suffix(".jpg"))
         path.unlink()
     shutil.copytree(folder / "flowers", folder / "images")
     write_classes(folder / "FOLDER", {"roses": 12, "tulips": 12}, first_seed=900)
@@ -110,7 +119,7 @@ def _write_data(folder: Path) -> None:
         write_classes(folder / "your-folder" / part, {"roses": count, "tulips": count}, first_seed=600 + 20 * count)
     write_classes(folder / "orchids", {"orchids": 20}, first_seed=700)
     for number, name in enumerate(("rose", "tulip", "blurred", "lunch", "photo", "wasp")):
-        random_image(500 + number).save(folder / f"{name}.jpg")
+        random_image(500 + number, COLOURS.get(name, (120, 120, 120))).save(folder / f"{name}.jpg")
     _write_table(
         folder / "beaches.csv",
         ["path", "labels"],
@@ -147,6 +156,54 @@ def reader(
     monkeypatch.delenv("DISPLAY", raising=False)
     with hub_for_tests(tmp_path / "hub"):
         yield Reader(place, capsys)
+
+
+@pytest.mark.parametrize("name", hs.__all__)
+def test_every_public_name_has_an_example(name: str) -> None:
+    assert has_example(getattr(hs, name).__doc__)
+
+
+@pytest.mark.parametrize("example", public_examples(), ids=lambda example: example.name)
+def test_an_example_in_a_docstring_runs_as_shown(
+    example: DocTest, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare, "CLASSICAL", ())  # one run instead of five
+    assert failure_of(example) == ""
+
+
+@pytest.mark.parametrize(
+    "docstring",
+    [
+        None,
+        "Adds.",
+        "Adds.\n\nExamples:\n    Call it with two numbers.\n",
+        "Adds.\n\n    >>> 1 + 1\n    2\n",
+        "Adds.\n\nExamples:\n    >>> serve()  # doctest: +SKIP\n",
+    ],
+)
+def test_a_missing_example_is_found(docstring: str | None) -> None:
+    assert not has_example(docstring)
+    assert has_example("Adds.\n\nExamples:\n    >>> 1 + 1\n    2\n")
+
+
+@pytest.mark.parametrize(
+    ("statement", "output", "is_right"),
+    [
+        ("1 + 1", "2", True),
+        ("1.5", "2", True),  # numbers depend on the data
+        ("'roses'", "'roses'", True),
+        ("'roses'", "'tulips'", False),
+        ("'roses'", "", False),
+        ("nothing", "", False),
+        ("hs.no_such_name", "", False),
+    ],
+)
+def test_a_failing_example_is_found(statement: str, output: str, is_right: bool) -> None:
+    def documented() -> None: ...
+
+    documented.__doc__ = f"Adds.\n\nExamples:\n    >>> {statement}\n    {output}\n"
+    (test,) = examples_of(documented, "documented")
+    assert (failure_of(test) == "") is is_right
 
 
 def _clear_what_the_page_makes(page: Path, place: Path) -> None:

@@ -44,6 +44,11 @@ class Dataset:
         groups: N names of groups that must stay in one split, "" for none; None without groups.
         findings: what was ignored, and what was read differently from how it is written.
         columns: chosen columns of the table.
+
+    Examples:
+        >>> dataset = hs.open_data("flowers/")
+        >>> dataset.classes, len(dataset), dataset.paths[0]
+        (('roses', 'tulips'), 50, 'roses/0.jpg')
     """
 
     root: Path
@@ -133,6 +138,12 @@ def open_data(
     Raises:
         DataError: the folder or table does not exist or cannot be used; the message says what was found and expected.
         OptionError: columns are given for a folder.
+
+    Examples:
+        >>> hs.open_data("flowers/")
+        Dataset('flowers': 2 classes, 50 images, no given splits)
+        >>> hs.open_data("plants.csv", path_column="Datei", label_column="Art").classes
+        ('roses', 'tulips')
     """
     if isinstance(source, Dataset):
         return source

@@ -51,14 +51,6 @@ def prepare(
 ) -> Workbench:
     """Runs every step up to the fitted head, for a custom training loop.
 
-        bench = hs.prepare("flowers/", unfreeze="blocks.6", views=3)
-        optimizer = torch.optim.AdamW(bench.classifier.trainable_parameters(), lr=1e-3)
-        for epoch in range(6):
-            for x, labels in bench.batches("train", epoch=epoch):
-                loss = torch.nn.functional.cross_entropy(bench.classifier(x), labels)
-                ...
-        bench.model().save("flowers.safetensors")
-
     A custom head is set before the loop, ``bench.classifier.head = torch.nn.Sequential(...)``. It has to be composed of
     PyTorch's own layers, which a model file can restore (see ``training.custom_heads``).
 
@@ -75,6 +67,17 @@ def prepare(
         DataError: the data cannot be used; says what was found.
         WeightsError: the backbone's weights cannot be had.
         OptionError: an option has a value that it cannot take, or leaves nothing to train.
+
+    Examples:
+        >>> import torch
+        >>> bench = hs.prepare("flowers/", unfreeze="blocks.6", views=2)
+        >>> optimizer = torch.optim.AdamW(bench.classifier.trainable_parameters(), lr=1e-3)
+        >>> for epoch in range(2):
+        ...     for x, labels in bench.batches("train", epoch=epoch):
+        ...         optimizer.zero_grad()
+        ...         torch.nn.functional.cross_entropy(bench.classifier(x), labels).backward()
+        ...         optimizer.step()
+        >>> file = bench.model().save("flowers.safetensors")
     """
     recipe = Recipe.of(recipe, options if recipe else {"effort": "quick", **options})
     job = Job(open_data(source), recipe, device, cache, progress or SilentProgress())

@@ -39,8 +39,10 @@ def resume(
         OptionError: an option is given.
         RunError: no unfinished run there; or its images, weights, library versions, processor or device have changed.
 
-    Example:
-        >>> run = headstart.resume("runs/flowers")
+    Examples:
+        >>> run = hs.resume("runs/interrupted")
+        >>> run.model_path.is_file()
+        True
     """
     if options:
         raise OptionError(f"{next(iter(options))}: a resumed run keeps its original options; leave this one out.")

@@ -76,9 +76,10 @@ def train(
         OptionError: an option has a value that it cannot take.
         RunError: the run folder is taken, or cannot be written.
 
-    Example:
-        >>> run = headstart.train("flowers/", effort="quick")
+    Examples:
+        >>> run = hs.train("flowers/", effort="probe")
         >>> run.scores.sentence
+        'cross-validation accuracy 93.8 % (30/32), 95 % CI 79.9-98.3'
     """
     progress = progress or SilentProgress()
     recipe = Recipe.of(recipe, options)

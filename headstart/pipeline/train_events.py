@@ -36,11 +36,6 @@ def train_events(
 ) -> Iterator[Event]:
     """Trains in a thread, and yields the events of the run as they happen.
 
-        for event in hs.train_events("flowers/", effort="quick"):
-            if event.kind == "validation":
-                print(event["epoch"], event["accuracy"])
-        run = hs.load_run(event["run"])
-
     The last event is "finished". Leaving the loop early stops the run at its next step; ``resume_from`` resumes it.
 
     Args:
@@ -58,6 +53,13 @@ def train_events(
 
     Raises:
         HeadstartError: see ``train`` and ``resume``; raised in the loop.
+
+    Examples:
+        >>> for event in hs.train_events("flowers/"):
+        ...     if event.kind == "images":
+        ...         print(event["counts"]["val"])
+        {'roses': 5, 'tulips': 5}
+        >>> run = hs.load_run(event["run"])
     """
     if (source is None) == (resume_from is None):
         raise OptionError("give either a source to train on or resume_from.")

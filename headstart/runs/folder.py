@@ -79,6 +79,13 @@ class Run:
         best: the name of the rung that was kept.
         findings: what the data check found.
         seconds: duration of each step.
+
+    Examples:
+        >>> run = hs.load_run("runs/flowers")
+        >>> run.scores.sentence
+        'cross-validation accuracy 93.8 % (30/32), 95 % CI 79.9-98.3'
+        >>> run.model_path.name, run.report_path.name
+        ('model.safetensors', 'report.html')
     """
 
     folder: Path
@@ -137,6 +144,11 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
 
     Raises:
         RunError: no run there, or one that did not finish.
+
+    Examples:
+        >>> run = hs.load_run("runs/flowers")
+        >>> run.recipe.effort, run.best
+        ('probe', 'probe')
     """
     path = user_path(folder)
     if not (path / "run.json").is_file():

@@ -53,9 +53,9 @@ class ServerLimits:
         drain_timeout: seconds for active requests to finish after the server was asked to stop.
         batch_wait_ms: milliseconds for which a decoded image waits for images that are being decoded, to share a batch.
 
-    Example:
-        >>> ServerLimits(max_images=8).max_images
-        8
+    Examples:
+        >>> from headstart.serve import ServerLimits, create_app
+        >>> app = create_app("runs/flowers", limits=ServerLimits(max_images=8))
     """
 
     max_body_bytes: int = _limit(

@@ -76,10 +76,13 @@ def create_app(
         ModelFileError: the model cannot be read.
         OptionError: no model was given, the key has characters that a header cannot contain, or the device is unknown.
 
-    Example:
-        ``HEADSTART_MODEL=runs/flowers uvicorn --factory headstart.serve:create_app``, or
+    Examples:
+        ``HEADSTART_MODEL=runs/flowers uvicorn --factory headstart.serve:create_app``, or mounted:
 
-        >>> app.mount("/flowers", headstart.serve.create_app("runs/flowers"))  # doctest: +SKIP
+        >>> from fastapi import FastAPI
+        >>> from headstart.serve import create_app
+        >>> app = FastAPI()
+        >>> app.mount("/flowers", create_app("runs/flowers"))
     """
     where = run_or_model or os.environ.get("HEADSTART_MODEL")
     if not where:
@@ -129,7 +132,8 @@ def serve(
             running event loop.
         ServerError: the address cannot be used, or the model cannot be run.
 
-    Example:
+    Examples:
+        >>> from headstart.serve import serve
         >>> serve("runs/flowers", port=8000)  # doctest: +SKIP
     """
     try:

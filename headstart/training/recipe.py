@@ -44,10 +44,15 @@ class Recipe:
     value is chosen automatically. ``effort`` "auto" becomes "quick" if an option of fine-tuning is given, and "probe"
     otherwise.
 
-        hs.train("flowers/", recipe=hs.Recipe(effort="quick", seed=1))
-
     Raises:
         OptionError: a value has the wrong type or is out of range, or two options contradict each other.
+
+    Examples:
+        >>> recipe = hs.Recipe(effort="quick", seed=1)
+        >>> recipe.effort, recipe.seed, recipe.flip
+        ('quick', 1, True)
+
+        ``hs.train("flowers/", recipe=recipe)`` is the same as ``hs.train("flowers/", effort="quick", seed=1)``.
     """
 
     effort: EffortName = option(

@@ -1,4 +1,4 @@
-"""Verbs beside training: check, evaluate, compare, export, report and retrain; and the types of their results."""
+"""Commands other than training: check, evaluate, compare, export, report and retrain; and their result types."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A full look at a data set: files, duplicates and splits, and what the features say of labels and images."""
+"""The full data check: files, duplicates, splits, label errors and outliers."""
 
 from __future__ import annotations
 
@@ -37,25 +37,30 @@ def check(
     progress: Progress | None = None,
     **options: Unpack[RecipeOptions],
 ) -> Inspection:
-    """Finds what is wrong, or merely odd, with labelled images; changes nothing.
+    """Checks a labelled data set for unreadable files, duplicates, leaks, label errors and outliers; changes no file.
 
-    The backbone is run once over the images for it, and not again by a run with the same options.
+    The features are computed once and cached; a training run with the same options reuses them.
 
     Args:
-        source: a folder, a table, or a data set that is open already.
-        files_only: leave the backbone alone, and with it labels that are probably wrong and images of no class.
+        source: a folder, a table, or an open data set.
+        files_only: skip the checks that need features: label errors and outliers.
         device: "auto", "cpu", "cuda" or "mps".
-        cache: the cache folder; the default one where it is not given.
-        progress: told of each step.
-        **options: fields of ``Recipe`` that decide the features, the seed and a drawn split.
+        cache: the cache folder; the default one if None.
+        progress: receives messages and the progress of each task.
+        **options: fields of ``Recipe`` for the features, the seed and the split.
 
     Returns:
-        The data set with its split and its findings, the gravest first.
+        The data set, its split and its findings, most severe first.
 
     Raises:
-        DataError: the data cannot be used at all; says what was found.
-        WeightsError: the backbone's weights cannot be had.
-        OptionError: an option has a value that it cannot take.
+        DataError: the data cannot be used; the message says what was found.
+        WeightsError: the weights of the backbone cannot be loaded.
+        OptionError: an option is invalid.
+
+    Examples:
+        >>> inspection = hs.check("flowers/")
+        >>> [finding.message for finding in inspection.findings if finding.severity == "serious"]
+        []
     """
     progress = progress or SilentProgress()
     recipe = Recipe.of(None, options)
@@ -71,9 +76,9 @@ def check(
     except DataError as error:
         unlearnable = Finding("not-trainable", "serious", str(error))
         return replace(inspection, findings=by_severity([*inspection.findings, unlearnable]))
-    if recipe.extend:  # labels are not checked: there may be no images of the classes that the model has
+    if recipe.extend:  # no label check: the data may hold no images of the model's classes
         return inspection
-    loaded = replace(loaded, splittable=None)  # nothing is fine-tuned, so no activations are kept
+    loaded = replace(loaded, splittable=None)  # nothing is fine-tuned, so no activations are cached
     planned = plan(job, loaded, inspected, measure(job, loaded, inspected))
     featurised = featurise(job, loaded, inspected, planned)
     fitted = fit_head(job, loaded, inspected, planned, featurised)
@@ -81,14 +86,14 @@ def check(
 
 
 def write_check(look: Inspection, folder: Path) -> list[Path]:
-    """Writes what was found as ``findings.json``, and as ``check.html`` with the images.
+    """Writes the findings as ``findings.json``, and as the report ``check.html`` with images.
 
     Args:
-        look: what was found.
-        folder: new or empty.
+        look: the inspected data set.
+        folder: a new or empty folder.
 
     Returns:
-        The files.
+        The files written.
 
     Raises:
         WriteError: the folder cannot be written.
@@ -101,17 +106,17 @@ def write_check(look: Inspection, folder: Path) -> list[Path]:
 
 
 def write_clean(look: Inspection, file: str | os.PathLike[str]) -> dict[int, str]:
-    """Writes a table of the images without those that something serious or a warning is about (see ``checks.clean``).
+    """Writes a table without the images of serious findings and warnings (see ``data.inspection.images_to_exclude``).
 
-    Paths below the table's folder are relative to it, others absolute. Labels, and splits and groups that the data came
-    with, are kept; no image is touched.
+    Paths below the folder of the table are relative to it, others absolute. The table has the labels, and the splits
+    and groups if the data came with them. No image file is changed.
 
     Args:
-        look: what was found.
+        look: the inspected data set.
         file: the .csv file to write.
 
     Returns:
-        Position of each image that was left out -> the kind of the finding.
+        Position of each excluded image -> kind of the finding.
 
     Raises:
         OutputError: the file cannot be written.

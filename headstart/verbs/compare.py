@@ -1,7 +1,7 @@
-"""Several ways to train on the same data, side by side: accuracy with its interval against seconds.
+"""Comparison of training methods on the same data: accuracy with 95 % interval against seconds.
 
-Every way is a run like any other, from the same caches; what it is given is measured here. Ways that fine-tune get
-the same time each, as well as that can be told before.
+Each method is an ordinary run that uses the shared cache. Methods that fine-tune get the same time budget each: the
+number of epochs is planned from the measured speed of the backbone.
 """
 
 from __future__ import annotations
@@ -37,35 +37,35 @@ from headstart.training.recipe import Recipe
 from headstart.training.recipe_options import RecipeOptions
 
 GROUPS = ("probes", "heads", "depths", "batchnorm", "weights")
-"""What can be compared: classifiers on frozen features; heads that are trained by steps; how deep to fine-tune;
-BatchNorm frozen against live; pretrained weights against random ones."""
+"""Groups of methods: classifiers on frozen features; heads trained by gradient descent; depths of fine-tuning; frozen
+against live BatchNorm; pretrained against random weights."""
 
 HEAD = "1024-512-0.2"
 SECONDS = 60.0
-"""Seconds that each way to fine-tune gets, about."""
+"""Approximate time budget of each method that fine-tunes, in seconds."""
 
 VIEW_RATE = 400.0
-"""Augmented views a second that are made, about (docs/results/2026-11-22-heads.md)."""
+"""Augmented views computed per second, approximately (docs/results/2026-11-22-heads.md)."""
 
 LIVE_COST = 2.0
-"""Times that a step takes where BatchNorm learns and cannot be folded away (docs/results/2026-11-22-heads.md)."""
+"""Factor on the time of a training step if BatchNorm is live and not folded (docs/results/2026-11-22-heads.md)."""
 
 EVERYTHING_COST = 8.0
-"""As ``ladder.TRAINING_COST``, of the whole network: its first layers have large maps and few channels
+"""``ladder.TRAINING_COST`` for the whole network, whose first layers have large maps and few channels
 (docs/results/2026-11-22-heads.md)."""
 
 VIEWS = 3
-"""Of each image, where activations are kept."""
+"""Augmented views of each image if activations are cached."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was compared.
+    """Result of ``compare``.
 
     Attributes:
-        folder: comparison.md, comparison.json, comparison.svg, and a run in ``runs/`` for each way.
-        name: of the set that all were scored on.
-        rows: of each way, in the order in which they were tried.
+        folder: contains comparison.md, comparison.json, comparison.svg, and in ``runs/`` the run of each method.
+        name: the set that every method is scored on, such as "val".
+        rows: one row per method, in the order in which they ran.
     """
 
     folder: Path
@@ -81,7 +81,7 @@ class _Method:
 
 
 COMPARE_OPTIONS = ("backbone", "weights", "image_size", "balance_classes", "flip", "val", "test", "seed")
-"""Options of a recipe that hold for everything that is compared."""
+"""Options that may be set in a comparison; they apply to every method."""
 
 
 def compare(
@@ -95,20 +95,28 @@ def compare(
     progress: Progress | None = None,
     **options: Unpack[RecipeOptions],
 ) -> Comparison:
-    """Trains in several ways on the same data and writes one table and one picture.
+    """Trains several methods on the same data and writes a table and a chart.
 
     Args:
-        source: a folder, a table, or a data set that is open already.
-        out: the folder for it, new or empty; "runs/NAME" where it is not given.
-        only: some of ``GROUPS``.
-        seconds: that each way to fine-tune gets, about.
+        source: a folder, a table, or an open data set.
+        out: the folder of the comparison, new or empty; "runs/NAME" if None.
+        only: groups of methods, from ``GROUPS``.
+        seconds: approximate time budget of each method that fine-tunes.
         device: "auto", "cpu", "cuda" or "mps".
-        cache: the cache folder; the default one where it is not given.
-        progress: told of each step.
-        **options: fields of ``Recipe`` that hold for everything that is compared: those in ``COMPARE_OPTIONS``.
+        cache: the cache folder; the default one if None.
+        progress: receives messages and the progress of each task.
+        **options: the fields of ``Recipe`` in ``COMPARE_OPTIONS``; they apply to every method.
 
     Raises:
-        DataError, WeightsError, OptionError, RunError: as ``train``.
+        DataError: the data cannot be used; the message says what was found.
+        WeightsError: the weights of the backbone cannot be loaded.
+        OptionError: an option is invalid, or cannot be set in a comparison.
+        RunError: the folder is not empty, or cannot be written.
+
+    Examples:
+        >>> comparison = hs.compare("flowers/", out="runs/comparison", only=["probes"])
+        >>> comparison.rows[0].name
+        'logistic regression'
     """
     progress = progress or SilentProgress()
     groups = _checked_groups(only)
@@ -159,7 +167,7 @@ def _shared_recipe(options: RecipeOptions) -> Recipe:
 
 
 def _run_all(methods: Sequence[_Method], inspection: Inspection, folder: Path, job: Job) -> Comparison:
-    """One run for each method; the table is written after each of them."""
+    """Trains each method and rewrites the table after each."""
     rows: list[Compared] = []
     frozen_seconds = 0.0
     for number, method in enumerate(methods, start=1):
@@ -175,7 +183,7 @@ def _run_all(methods: Sequence[_Method], inspection: Inspection, folder: Path, j
 
 
 def _run(method: _Method, inspection: Inspection, folder: Path, job: Job) -> Run:
-    """One run of the comparison, from the images that were read already."""
+    """Trains one method, on the data set as inspected before."""
     try:
         events = run_events(folder, SilentProgress(), None)
         setup = set_up(Job(inspection.dataset, method.recipe, job.device, job.cache, events), folder, events)
@@ -189,13 +197,13 @@ def _run(method: _Method, inspection: Inspection, folder: Path, job: Job) -> Run
 
 @dataclass(frozen=True)
 class _FineTuning:
-    """Recipes for fine-tuning that take about the same time.
+    """Makes fine-tuning recipes with approximately equal training time.
 
     Attributes:
-        recipe: what they have in common.
+        recipe: the options that all recipes share.
         images: number of training images.
-        rate: images per second through the frozen network, for training.
-        seconds: of each recipe, about.
+        rate: speed of the frozen backbone on training images, in images per second.
+        seconds: approximate time budget of each recipe.
     """
 
     recipe: Recipe
@@ -204,12 +212,12 @@ class _FineTuning:
     seconds: float
 
     def of(self, unfreeze: str, cost: float, **choices: Any) -> Recipe:
-        """The recipe to fine-tune from a layer group.
+        """The recipe that fine-tunes from a layer group on.
 
         Args:
-            unfreeze: the first group to train, or "all".
-            cost: share of the network's cost that lies before it.
-            **choices: further fields of the recipe, with which BatchNorm learns.
+            unfreeze: name of the first layer group to train, or "all".
+            cost: share of the network's compute before that group, 0 to 1.
+            **choices: other fields of the recipe; with any, BatchNorm is live.
         """
         live = LIVE_COST if choices else 1.0
         if unfreeze == "all":  # every epoch computes new views

@@ -1,4 +1,4 @@
-"""Two saved models on the same images."""
+"""Paired comparison of two models on the same images (McNemar's test)."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from headstart.verbs.evaluate import evaluate
 
 @dataclass(frozen=True)
 class ModelComparison:
-    """What two models gave on the same images.
+    """Result of ``compare_models``.
 
     Attributes:
-        results: of each set of the data.
-        differing: of each image on which one is right and the other is not: its path, set, label, what the first gave,
-            what the second gave, and which is right, "A" or "B".
+        results: paired comparison on each set of the data.
+        differing: images that only one model predicts correctly, as (path, set, label, prediction of the first,
+            prediction of the second, "A" or "B" for the model that is correct).
     """
 
     results: tuple[Paired, ...]
     differing: tuple[tuple[str, str, str, str, str, str], ...]
 
     def csv(self) -> str:
-        """A table of the images on which they differ."""
+        """``differing`` as CSV text with a header."""
         return csv_text([["path", "set", "label", "A", "B", "right"], *map(list, self.differing)])
 
 
@@ -46,19 +46,24 @@ def compare_models(
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> ModelComparison:
-    """Tells whether one of two models is better than the other, image by image (McNemar's test).
+    """Tests whether two models differ significantly in accuracy on the same images (McNemar's test).
 
     Args:
         first: a run folder or a model file.
-        second: likewise.
-        source: the images, each of their splits compared apart.
+        second: a run folder or a model file.
+        source: labelled images: a folder, a table, or an open data set. Each of its splits is compared separately.
         ignore_unknown: see ``evaluate``.
-        device: see ``train``.
-        cache: the cache folder; the default one where it is not given.
-        progress: told of each step.
+        device: "auto", "cpu", "cuda" or "mps".
+        cache: the cache folder; the default one if None.
+        progress: receives messages and the progress of each task.
 
     Raises:
-        DataError: as ``evaluate``, or the two can score no image in common.
+        DataError: as for ``evaluate``, or the two models have no class in common.
+
+    Examples:
+        >>> comparison = hs.compare_models("runs/flowers", "runs/flowers", "flowers/")
+        >>> comparison.results[0].difference, comparison.differing
+        (0.0, ())
     """
     parts: list[dict[str, Evaluated]] = []
     for model in (first, second):
@@ -83,7 +88,7 @@ def compare_models(
 
 
 def _common(one: Evaluated, two: Evaluated) -> list[tuple[int, int]]:
-    """Positions of the same image in both: each may have left out classes that it does not know."""
+    """Positions of the same image in both; each may have excluded images of classes that its model does not have."""
     place = {path: i for i, path in enumerate(two.paths)}
     return [(i, place[path]) for i, path in enumerate(one.paths) if path in place]
 

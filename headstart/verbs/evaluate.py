@@ -1,4 +1,4 @@
-"""Scoring a saved model: on its run's own images, or on others."""
+"""Evaluation of a saved model, on the val and test images of its run or on other data."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ from headstart.runs.test_set_audit import audit_text, read_audit, record_test_sc
 
 
 class HasClasses(Protocol):
-    """What numbers the classes: a model, or the metadata of an exported file."""
+    """Anything with classes and thresholds: a model, or the metadata of an exported file."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names, in the order of the probabilities."""
+        """Class names, in the order of the probabilities."""
 
     @property
     def thresholds(self) -> tuple[float, ...] | None:
-        """See ``Model``."""
+        """Multi-label models: probability from which each label is assigned; otherwise None."""
 
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """N images to score.
+    """N labelled images to evaluate.
 
     Attributes:
-        paths: of them.
-        labels: see ``training.losses``.
-        sets: names of the sets that they belong to.
+        paths: N paths.
+        labels: (N,) int64, or for multi-label models (N, classes) int64 of 0 and 1.
+        sets: N names of sets, such as "val".
         groups: see ``Evaluated.groups``.
-        is_test: whether each is one of the run's test images.
+        is_test: whether each image is a test image of the run.
     """
 
     paths: list[str]
@@ -55,7 +55,7 @@ class LabelledImages:
     is_test: list[bool]
 
     def some(self, positions: Sequence[int]) -> LabelledImages:
-        """Those at some positions."""
+        """The images at the given positions."""
         columns: tuple[list[Any], ...] = (self.paths, self.sets, self.is_test)
         paths, sets, is_test = ([column[i] for i in positions] for column in columns)
         groups = None if self.groups is None else [self.groups[i] for i in positions]
@@ -80,26 +80,36 @@ def evaluate(
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> list[Evaluated]:
-    """Scores a saved model: on its run's own val and test images, or on other data.
+    """Evaluates a saved model on the val and test images of its run, or on other data.
 
-    A run writes down each time that its test images are scored.
+    Each evaluation on the test images is recorded in the run folder.
 
     Args:
         run_or_model: a run folder or a model file.
-        source: other data, each of its splits scored apart; the run's own where it is not given. Images that the
-            run was trained on are counted, and said.
-        ignore_unknown: leave images of classes that the model does not know out of the score (of several labels to an
-            image, such labels), and say how many; refused otherwise.
-        by: what it is for, in the run's list of uses.
-        device: see ``train``.
-        cache: the cache folder; the default one where it is not given.
-        progress: told of each step.
+        source: other labelled images: a folder, a table, or an open data set. Each of its splits is evaluated
+            separately, and a message reports images that the model was trained on. None for the images of the run.
+        ignore_unknown: exclude images of classes that the model does not have (for multi-label models: ignore such
+            labels) instead of raising an error.
+        by: the purpose to record if test images are evaluated.
+        device: "auto", "cpu", "cuda" or "mps".
+        cache: the cache folder; the default one if None.
+        progress: receives messages and the progress of each task.
+
+    Returns:
+        Predictions and scores of each set, in the order of the data.
 
     Raises:
-        DataError: data with a class that the model does not know, or without any that it knows; with one class to an
-            image where the model gives any number of labels, or the other way round; or a run whose images are gone.
-        RunError: a model file without data, or a folder that is no finished run.
+        DataError: the data has a class that the model does not have, or no class that it has; has single labels for a
+            multi-label model, or the reverse; or images of the run cannot be read.
+        RunError: a model file without ``source``, or a folder that is not a finished run.
         ModelFileError: the model cannot be read.
+
+    Examples:
+        >>> val, test = hs.evaluate("runs/flowers")
+        >>> test.scores.sentence
+        'test accuracy 88.9 % (8/9), 95 % CI 56.5-98.0'
+        >>> test.probabilities.shape
+        (9, 2)
     """
     progress = progress or SilentProgress()
     model = load(run_or_model)
@@ -164,7 +174,7 @@ def _record(
 
 
 def _numbers(names: list[list[str]], model: HasClasses) -> npt.NDArray[np.int64]:
-    """Labels of images by their names, as ``training.losses`` has them; unknown ones of several are left aside."""
+    """Label names as indices, or for multi-label models as rows of 0 and 1, which omit unknown labels."""
     number = {name: i for i, name in enumerate(model.classes)}
     if model.thresholds is None:
         return np.array([number[image_names[0]] for image_names in names], dtype=np.int64)
@@ -175,15 +185,15 @@ def _numbers(names: list[list[str]], model: HasClasses) -> npt.NDArray[np.int64]
 
 
 def own_images(folder: Path, model: HasClasses, sets: Sequence[str] = ("val", "test")) -> LabelledImages:
-    """A run's own images.
+    """The images of a run, by default those of val and test.
 
     Args:
-        folder: of the run.
-        model: what is to be scored.
-        sets: which of its sets, in this order.
+        folder: the run folder.
+        model: the model to evaluate.
+        sets: sets of the run, in the order of the result.
 
     Raises:
-        RunError: a model file alone, or no table of images in the folder.
+        RunError: a model file without its run, or a run folder without its table of images.
     """
     if not folder.is_dir():
         raise RunError(f"{folder}: a model file without its run; give the data to score it on.")
@@ -209,15 +219,15 @@ def other_images(
     cache: Path | None,
     progress: Progress,
 ) -> LabelledImages:
-    """The readable images of a data set whose classes are known.
+    """The readable images of a data set that belong to a class of the model.
 
     Args:
-        dataset: which one.
-        model: what is to be scored.
-        rows: of the table of images of the run that the model comes from; none where there is no run.
+        dataset: labelled images.
+        model: the model to evaluate.
+        rows: table of images of the run that the model comes from; empty without a run.
         ignore_unknown: see ``evaluate``.
-        cache: see there.
-        progress: told of what is left out.
+        cache: see ``evaluate``.
+        progress: receives messages about excluded images.
 
     Raises:
         DataError: see ``evaluate``.
@@ -255,7 +265,7 @@ def other_images(
 
 
 def _check_kind(dataset: Dataset, model: HasClasses) -> None:
-    """Single-label data goes with a single-label model, and multi-label data with a multi-label one."""
+    """Raises an error if the data is multi-label and the model is not, or the reverse."""
     is_multi_label = model.thresholds is not None
     if dataset.multi_label != is_multi_label:
         kinds = "one class per image", "several labels per image (a column labels)"
@@ -273,7 +283,7 @@ def _handle_unknown(
     ignore_unknown: bool,
     progress: Progress,
 ) -> None:
-    """Refuses, or reports as ignored, the classes that the model does not have."""
+    """Raises an error for classes that the model does not have, or reports them as ignored."""
     if not ignore_unknown:
         counts = [f"{name} ({sum(name in image_names for image_names in names):,} images)" for name in unknown]
         raise DataError(

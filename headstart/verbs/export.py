@@ -1,4 +1,4 @@
-"""Exporting a model to a file for other programs, compared with the model before it is called done, or later."""
+"""Export of a model to a file for other programs, and comparison of such a file with the model."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ from headstart.runs.test_set_audit import record_test_score
 from headstart.verbs.evaluate import HasClasses, LabelledImages, other_images, own_images
 
 SAMPLE = 500
-"""Images that are compared, at the most."""
+"""Maximum number of images to compare on."""
 
 COMPARED_SETS = {"val": "val", "test": "test", "train": "training images"}
-"""Sets to compare on, the first that there is -> what it is called."""
+"""Sets to compare on, in order of preference -> name in messages."""
 
 Source = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A file, and how it compares.
+    """An exported file and its comparison with the model; result of ``export`` and ``verify``.
 
     Attributes:
-        file: which one.
-        metadata: what it says of itself.
-        formats: the model, where it is known, then files made from it, this one last.
-        images: what was compared on, in words.
-        faults: why the file is not good enough, each in words; none where it is.
-        quantised: how much of an int8 file's graph computes in 8 bits; None for a float32 file.
+        file: the exported file.
+        metadata: classes, preprocessing and provenance, as stored in the file.
+        formats: results of the model, if it is available, then of the files made from it; ``file`` is last.
+        images: the images compared on, in words.
+        faults: messages about differences beyond the tolerance; empty if there are none.
+        quantised: number of quantised layers of an int8 file; None for a float32 file.
     """
 
     file: Path
@@ -60,11 +60,11 @@ class Exported:
 
     @property
     def snippets(self) -> dict[str, str]:
-        """Language -> some ten lines that use the file."""
+        """Language -> about ten lines of code that use the file."""
         return {language: write(self.file, self.metadata) for language, write in format_of(self.file).snippets.items()}
 
     def as_json(self) -> dict[str, Any]:
-        """A JSON document."""
+        """The comparison as a JSON document."""
         return {
             "file": str(self.file),
             "model": self.metadata.model,
@@ -80,12 +80,12 @@ class Exported:
 
 @dataclass(frozen=True)
 class _Images:
-    """What a file is compared on.
+    """Images for an export.
 
     Attributes:
-        compared: of one set.
-        calibration: paths of other images, to measure ranges of activations on.
-        words: which they are.
+        compared: the images of one set, to compare on.
+        calibration: paths of other images, which calibrate the ranges of activations for int8.
+        words: description of ``compared`` for messages.
     """
 
     compared: LabelledImages
@@ -93,7 +93,7 @@ class _Images:
     words: str
 
     def with_calibration(self) -> _Images:
-        """Half of the images for each purpose, where there are no others to measure ranges on."""
+        """Uses half of the images for calibration if there are no others: calibration images must not be compared on."""
         if self.calibration and "train" not in self.compared.sets:
             return self
         count = len(self.compared.paths)
@@ -101,7 +101,7 @@ class _Images:
         return _Images(self.compared.some(range(0, count, 2)), calibration, self.words)
 
     def sample(self) -> _Images:
-        """At most ``SAMPLE`` to compare, and at most ``NUM_CALIBRATION_IMAGES`` to measure ranges on."""
+        """At most ``SAMPLE`` images to compare on and ``NUM_CALIBRATION_IMAGES`` for calibration, evenly spaced."""
         compared = self.compared.some(_spread(len(self.compared.paths), SAMPLE))
         spread = _spread(len(self.calibration), NUM_CALIBRATION_IMAGES)
         return _Images(compared, [self.calibration[i] for i in spread], self.words)
@@ -119,28 +119,34 @@ def export(
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Exported:
-    """Writes a model as one file that needs no Headstart: raw pixels in, probabilities out.
+    """Exports a model to a single file that runs without Headstart: raw pixels in, probabilities out.
 
-    Once written it is opened in a process of its own and compared with the model on up to ``SAMPLE`` images. Where it
-    is not good enough (see ``exports.parity``), nothing is left of it.
+    The file is opened in a separate process and compared with the model on up to ``SAMPLE`` images. It is deleted if
+    the difference exceeds the tolerance (see ``exports.parity``).
 
     Args:
-        model: a run folder, a model file, ``hf://OWNER/NAME``, or a model that is loaded.
+        model: a run folder, a model file, ``hf://OWNER/NAME``, or a loaded model.
         to: "onnx", or "torch" for an ExportedProgram (.pt2).
-        out: the file; beside the model's own, under its name, where it is not given.
-        data: labelled images, a folder, a table or a data set; the run's own where it is not given. Of these val is
-            taken; test where there is no val, and else the training images.
-        quantize: "int8" for weights and activations of 8 bits (ONNX alone); "" for float32.
-        allow_loss: write an int8 file whatever accuracy it loses.
-        device: where the model runs, see ``train``.
-        cache: the cache folder; the default one where it is not given.
-        progress: told of each step.
+        out: the file to write; next to the model file, with the suffix of the format, if None.
+        data: labelled images to compare on: a folder, a table, or an open data set. Its val split is used; else test,
+            else train. None for the images of the run.
+        quantize: "int8" for 8-bit weights and activations (ONNX only); "" for float32.
+        allow_loss: accept an int8 file whatever its loss of accuracy.
+        device: device of the model: "auto", "cpu", "cuda" or "mps".
+        cache: the cache folder; the default one if None.
+        progress: receives messages and the progress of each task.
 
     Raises:
-        OptionError: no such format, or no name for the file.
+        OptionError: unknown format, or ``out`` is needed.
         OutputError: the file cannot be written.
-        ExportError: the model cannot be expressed in the format, or the file differs from it.
-        DataError, RunError: there are no images to compare on.
+        ExportError: the format cannot represent the model, or the file differs from the model.
+        DataError: there are no readable images to compare on.
+        RunError: the model has no run folder and ``data`` is None.
+
+    Examples:
+        >>> exported = hs.export("runs/flowers", "onnx", out="flowers.onnx")
+        >>> exported.file.name, exported.faults
+        ('flowers.onnx', ())
     """
     progress = progress or SilentProgress()
     file = _output(model, to, quantize, out)
@@ -178,20 +184,29 @@ def verify(
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Exported:
-    """Compares an exported file with its model once more, or with the labels alone.
+    """Compares an exported file with its model again, or evaluates it on the labels alone.
 
     Args:
-        file: that ``export`` wrote.
-        data: labelled images as for ``export``; or a run folder, whose val images and model are taken.
-        model: a run folder, a model file, ``hf://OWNER/NAME``, or a model that is loaded.
+        file: a file written by ``export``.
+        data: labelled images as for ``export``, or a run folder: its val images and its model.
+        model: a run folder, a model file, ``hf://OWNER/NAME``, or a loaded model; None to compare with the labels only.
         allow_loss: see ``export``.
-        device: where the model runs, see ``train``.
-        cache: the cache folder; the default one where it is not given.
-        progress: told of each step.
+        device: device of the model: "auto", "cpu", "cuda" or "mps".
+        cache: the cache folder; the default one if None.
+        progress: receives messages and the progress of each task.
+
+    Returns:
+        The comparison; ``faults`` lists differences beyond the tolerance.
 
     Raises:
-        ExportError: the file cannot be used, or was made from another model.
-        DataError, RunError: there are no images to compare on.
+        ExportError: the file cannot be used, or was exported from another model.
+        DataError: there are no readable images to compare on.
+        RunError: the run folder has no table of images.
+
+    Examples:
+        >>> exported = hs.export("runs/flowers", "onnx", out="flowers.onnx")
+        >>> hs.verify(exported.file, "runs/flowers").faults
+        ()
     """
     progress = progress or SilentProgress()
     path = user_path(file)
@@ -225,7 +240,7 @@ def _origin(model: Source | Model, file: Path, metadata: ExportMetadata) -> Mode
     """The model that a file was exported from.
 
     Raises:
-        ExportError: it was exported from another model.
+        ExportError: the file was exported from another model.
     """
     loaded = model if isinstance(model, Model) else load(model)
     if loaded.version != metadata.model:
@@ -323,16 +338,16 @@ def _name(source: Source | Model | Dataset) -> str:
 
 
 def _spread(count: int, most: int) -> list[int]:
-    """At most so many places, evenly over all."""
+    """At most ``most`` positions, evenly spaced."""
     return sorted({int(place) for place in np.linspace(0, count - 1, min(count, most))}) if count else []
 
 
 @contextmanager
 def _whole_or_nothing(file: Path) -> Iterator[Path]:
-    """A temporary name beside ``file``, with its ending; it becomes ``file`` when the block ends well, else nothing.
+    """A temporary file next to ``file``, renamed to it at the end of the block, or removed if the block raises.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
     """
     made = [folder for folder in (file.parent, *file.parent.parents) if not folder.exists()]
     partial = file.with_name(f".{file.stem}.{os.getpid()}.partial{file.suffix}")
@@ -363,10 +378,10 @@ def _expected(model: Model, images: LabelledImages, *, device: str, progress: Pr
 
 @final
 class _Clock:
-    """Measures how long a task takes beyond its first batch, in which an engine is chosen; passes all on.
+    """A progress that measures the duration of a task without its first batch, in which an engine is chosen.
 
     Attributes:
-        seconds: for all of it, at the pace of the batches behind the first.
+        seconds: duration of all batches, extrapolated from those after the first.
     """
 
     def __init__(self, progress: Progress) -> None:
@@ -374,12 +389,12 @@ class _Clock:
         self.seconds = 0.0
 
     def say(self, text: str) -> None:
-        """Passes on."""
+        """Forwards a message."""
         self.progress.say(text)
 
     @contextmanager
     def task(self, name: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
-        """Passes on, and notes when each batch is done."""
+        """Forwards a task and records when each batch ends."""
         begun, seen = time.perf_counter(), list[tuple[int, float]]()
 
         def note(count: int) -> None:
@@ -394,7 +409,7 @@ class _Clock:
 
 
 def _size_of(model: Source | Model) -> int:
-    """Of its file in bytes; 0 where there is none."""
+    """Size of the model file in bytes; 0 without one."""
     if isinstance(model, Model) or read_address(model):
         return 0
     path = user_path(model)

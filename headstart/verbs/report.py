@@ -1,4 +1,4 @@
-"""A run's report and model card, from what lies in its folder: when a training ends, and whenever one asks."""
+"""Report and model card of a run, written from its folder; and publishing a model on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -32,24 +32,29 @@ from headstart.runs.test_set_audit import audit_text, read_audit
 from headstart.training.ladder import RungResult
 
 FORMER_HEAD_KEYS = {"known": "old_classes", "remembered": "rehearsal_samples", "imagined": "is_synthesised"}
-"""Keys of a head's description in ``run.json`` of earlier versions -> the keys of today."""
+"""Former keys of the head's description in ``run.json`` -> current keys."""
 
 
 def report(run: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
-    """Writes the report of a finished run anew.
+    """Writes the HTML report of a finished run again.
 
-    Every figure in it comes from the run's predictions; thumbnails come from the image files that still exist.
+    The figures come from the predictions stored in the run folder; thumbnails come from the image files that still
+    exist.
 
     Args:
-        run: its folder.
-        out: the .html file; "report.html" in the run's folder where it is not given.
+        run: a run folder.
+        out: the .html file to write; "report.html" in the run folder if None.
 
     Returns:
-        The file.
+        The file written.
 
     Raises:
-        RunError: no finished run there, it is damaged, or the file cannot be written.
-        ModelFileError: its model cannot be read.
+        RunError: not a finished run, a damaged one, or the file cannot be written.
+        ModelFileError: the model of the run cannot be read.
+
+    Examples:
+        >>> hs.report("runs/flowers", "flowers.html").name
+        'flowers.html'
     """
     folder = user_path(run)
     load_run(folder)
@@ -66,13 +71,13 @@ def write_report(
     *,
     brief: bool = False,
 ) -> Path:
-    """Writes a report.
+    """Writes the HTML report of a run.
 
     Args:
-        folder: of the run, with all but ``run.json`` in it.
-        document: what ``run.json`` holds, or will.
-        model: of the run.
-        file: to write.
+        folder: the run folder; ``run.json`` need not exist yet.
+        document: content of ``run.json``.
+        model: the model of the run.
+        file: the .html file to write.
         brief: see ``reports.report_data.ReportData.is_brief``.
 
     Raises:
@@ -114,7 +119,7 @@ def write_report(
 
 
 def write_card(folder: Path, document: Mapping[str, Any], model: Model) -> Path:
-    """Writes the model card beside the model; arguments as ``write_report``.
+    """Writes the model card next to the model file; arguments as for ``write_report``.
 
     Raises:
         WriteError: the file cannot be written.
@@ -127,22 +132,27 @@ def write_card(folder: Path, document: Mapping[str, Any], model: Model) -> Path:
 
 
 def push(run: str | os.PathLike[str], repository: str, *, private: bool = False, with_report: bool = False) -> str:
-    """Shares the model of a finished run on the Hugging Face hub: model file, model card, recipe and figures.
+    """Publishes the model of a finished run on the Hugging Face hub: model file, model card, recipe and scores.
 
-    No image leaves the machine unless the report is asked for, which contains thumbnails.
+    No image is uploaded, except as thumbnails in the report if ``with_report``.
 
     Args:
-        run: its folder.
-        repository: "owner/name"; made where it is not there.
-        private: whether a new repository is.
-        with_report: share the report as well.
+        run: a run folder.
+        repository: "OWNER/NAME"; created if it does not exist.
+        private: whether a new repository is private.
+        with_report: upload the HTML report as well.
 
     Returns:
-        The repository's address for a browser.
+        URL of the repository.
 
     Raises:
-        RunError: no finished run there.
-        HubError: nobody is logged in, the hub refuses, or a file names a folder of this machine.
+        RunError: not a finished run.
+        HubError: not logged in, the hub refuses access, or a file contains a path of this machine.
+
+    Examples:
+        >>> url = hs.push("runs/flowers", "OWNER/NAME", private=True)
+        >>> hs.load("hf://OWNER/NAME").classes
+        ('roses', 'tulips')
     """
     folder = user_path(run)
     finished = load_run(folder)
@@ -164,10 +174,10 @@ def push(run: str | os.PathLike[str], repository: str, *, private: bool = False,
 
 
 def _check_publishable(files: Mapping[str, Path | bytes], paths: set[str]) -> None:
-    """Law 16: what is published names no folder of this machine.
+    """Checks that no file to publish contains a path of this machine (law 16).
 
     Raises:
-        HubError: a file does.
+        HubError: a file contains one.
     """
     for name, own in files.items():
         for path in (path for path in paths if os.path.isabs(path) and len(Path(path).parts) > 1):
@@ -186,5 +196,5 @@ def _holds(content: Path | bytes, words: bytes) -> bool:
 
 
 def with_current_keys(head: Mapping[str, Any]) -> dict[str, Any]:
-    """The description of a head in ``run.json``, with keys of earlier versions replaced by those of today."""
+    """The head's description in ``run.json``, with current keys (see ``FORMER_HEAD_KEYS``)."""
     return {FORMER_HEAD_KEYS.get(key, key): value for key, value in head.items()}

@@ -1,4 +1,4 @@
-"""Training a run again with corrected images: same recipe, same split, before and after on the same images."""
+"""Retraining with corrected labels: same recipe, same split; both models compared on the same held-out images."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from headstart.serve.corrections import corrections_folder
 from headstart.training.recipe import Recipe
 
 Row = tuple[str, str, str, str]
-"""Path, label, split and group of an image."""
+"""(path, label, split, group) of an image; group "" for none."""
 
 
 @dataclass(frozen=True)
 class Retrained:
-    """A run that was trained again.
+    """Result of ``retrain``.
 
     Attributes:
-        run: the new one.
-        table: the table that it was trained on.
-        changes: of each held-out set, the run before (the first) and the new one (the second) on the same images, by
-            the corrected labels.
+        run: the new run.
+        table: the table of images and labels that it was trained on.
+        changes: paired comparison of the former run (A) and the new run (B) on each held-out set, with corrected
+            labels.
     """
 
     run: Run
@@ -44,7 +44,7 @@ class Retrained:
 
     @property
     def sentences(self) -> list[str]:
-        """The changes in words."""
+        """One sentence per comparison in ``changes``."""
         return [change_sentence(own) for own in self.changes]
 
 
@@ -58,30 +58,36 @@ def retrain(
     progress: Progress | None = None,
     listener: Listener | None = None,
 ) -> Retrained:
-    """Trains a run again with the corrections of its answers.
+    """Trains the model of a run again with corrected labels.
 
-    Images of the run keep their split: those that were corrected have their new labels, in train, val or test as
-    before. Images that the run did not have are for training.
+    Corrected images of the run keep their split (train, val or test) and get their new labels. Images that are new to
+    the run are used for training.
 
     Args:
         run: the folder of a finished run.
-        corrections: a folder with a folder for each class; RUN-corrections where it is not given.
-        out: the new run's folder; the next free of RUN-2, RUN-3, ... where it is not given.
-        device: see ``train``.
-        cache: likewise.
-        progress: told of each step.
+        corrections: a folder with one subfolder of images per class; "RUN-corrections", where the web page stores
+            corrections, if None.
+        out: the folder of the new run; the first unused of "RUN-2", "RUN-3", ... if None.
+        device: "auto", "cpu", "cuda" or "mps".
+        cache: the cache folder; the default one if None.
+        progress: receives messages and the progress of each task.
         listener: see ``train``.
 
     Raises:
-        RunError: no finished run there.
-        OptionError: the run gives several labels to an image.
-        DataError: there are no corrections, or as ``train``.
+        RunError: not a finished run.
+        OptionError: the run is multi-label.
+        DataError: there are no corrections, or see ``train``.
+
+    Examples:
+        >>> retrained = hs.retrain("runs/flowers", out="runs/retrained")
+        >>> [change.name for change in retrained.changes]
+        ['val', 'test']
     """
     progress = progress or SilentProgress()
     before = load_run(run)
     folder = before.folder.resolve()
     place = corrections_folder(folder) if corrections is None else user_path(corrections)
-    recipe = replace(before.recipe, val=Recipe.val, test=Recipe.test)  # the split is the table's
+    recipe = replace(before.recipe, val=Recipe.val, test=Recipe.test)  # the table sets the split
     new = next_free(folder) if out is None else choose_run_folder(out, folder)
     rows = corrected_rows(folder, place, progress)
     table = new.with_name(f"{new.name}-data.csv")
@@ -91,23 +97,23 @@ def retrain(
     try:
         after = train(table, out=new, recipe=recipe, device=device, cache=cache, progress=progress, listener=listener)
     except BaseException:
-        if not new.exists():  # nothing that could be resumed
+        if not new.exists():  # nothing to resume
             table.unlink(missing_ok=True)
         raise
     return Retrained(after, table, compare_runs(before.folder, after.folder))
 
 
 def corrected_rows(run: Path, corrections: Path, progress: Progress) -> list[Row]:
-    """The images of a run and the corrections of its answers, each in its split.
+    """The images of a run with corrected labels, and new images, each with its split.
 
     Args:
-        run: its folder.
-        corrections: a folder with a folder for each class.
-        progress: told of classes that have no image for training and are left out.
+        run: the run folder.
+        corrections: a folder with one subfolder of images per class.
+        progress: receives a message about classes without training images, which are excluded.
 
     Raises:
-        RunError: the run's table of images cannot be read.
-        OptionError: the run gives several labels to an image.
+        RunError: the table of images of the run cannot be read.
+        OptionError: the run is multi-label.
         DataError: there are no corrections.
     """
     try:
@@ -141,7 +147,7 @@ def corrected_rows(run: Path, corrections: Path, progress: Progress) -> list[Row
 
 
 def _corrected_files(corrections: Path) -> Iterator[tuple[Path, str]]:
-    """Each image below a folder with a folder for each class, and its class."""
+    """(file, class) of each image in a folder with one subfolder per class."""
     try:
         folders = sorted(own for own in corrections.iterdir() if own.is_dir() and not is_hidden(own.name))
     except OSError:
@@ -154,11 +160,11 @@ def _corrected_files(corrections: Path) -> Iterator[tuple[Path, str]]:
 
 
 def compare_runs(before: Path, after: Path) -> tuple[Paired, ...]:
-    """Two runs on the held-out images that both have answers for, by the labels of the second.
+    """Compares two runs on the held-out images that both have predictions for, with the labels of the second.
 
     Args:
-        before: the folder of a finished run.
-        after: likewise.
+        before: the folder of a finished run (A).
+        after: the folder of a finished run (B).
     """
     given = {row["path"]: row["predicted"] for row in _predictions(before)}
     sets: dict[str, list[tuple[bool, bool]]] = {}
@@ -180,7 +186,7 @@ def _predictions(run: Path) -> list[dict[str, str]]:
 
 
 def change_sentence(own: Paired) -> str:
-    """One set in words: right before, right after, and whether the difference is more than chance."""
+    """Accuracy before and after on one set, and whether the difference is significant."""
     won = "no significant difference" if own.p >= 0.05 else "a significant difference"
     return (
         f"{own.name}: before {own.both + own.first:,} of {own.count:,} correct, after {own.both + own.second:,}; "
