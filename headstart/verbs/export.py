@@ -93,7 +93,7 @@ class _Images:
     words: str
 
     def with_calibration(self) -> _Images:
-        """Uses half of the images for calibration if there are no others: calibration images must not be compared on."""
+        """Uses half of the images for calibration if there are no others; those are not compared on."""
         if self.calibration and "train" not in self.compared.sets:
             return self
         count = len(self.compared.paths)
