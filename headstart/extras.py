@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Final
 
 from headstart.errors import MissingExtra
@@ -17,6 +19,16 @@ EXTRAS: Final[dict[str, tuple[str, ...]]] = {
     "tensorboard": ("tensorboardX",),
 }
 """Extra -> modules that it installs."""
+
+
+@cache
+def version_of(distribution: str) -> str:
+    """The version of an installed distribution; its metadata are read once.
+
+    Raises:
+        PackageNotFoundError: it is not installed.
+    """
+    return importlib.metadata.version(distribution)
 
 
 def is_installed(extra: str) -> bool:

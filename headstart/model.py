@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, final, overload
 
@@ -21,6 +20,7 @@ from headstart.data.preprocessing import Preprocessing, Rgb
 from headstart.data.sources import ImageLike, ImageSource, OneImage, read_sources
 from headstart.engine.device import settle_after_fork
 from headstart.errors import ModelFileError, OptionError, first_line
+from headstart.extras import version_of
 from headstart.figures import count_text, interval_text
 from headstart.files import not_written, unicode_text, user_path, write_atomically
 from headstart.html import paragraph, table
@@ -117,7 +117,7 @@ class Model:
             recipe=recipe,
             data=data,
             scores=scores,
-            libraries=libraries or {name: version(name) for name in LIBRARIES},
+            libraries=libraries or {name: version_of(name) for name in LIBRARIES},
             thresholds=None if thresholds is None else tuple(map(float, thresholds)),
             calibration=calibration or Calibration(),
             ood_detector=ood_detector,

@@ -9,7 +9,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +20,7 @@ from torch import Tensor
 from headstart.backbone.weights import Backbone, build_architecture, fingerprint
 from headstart.data.preprocessing import Preprocessing
 from headstart.errors import ModelFileError, first_line
+from headstart.extras import version_of
 from headstart.model_schema import (
     FORMAT_VERSION,
     InvalidField,
@@ -102,8 +102,8 @@ def read_content(text: str, tensors: Mapping[str, Tensor], path: Path) -> ModelC
     header = _parsed(text, path)
     if header["format_version"] > FORMAT_VERSION:
         raise ModelFileError(
-            f"{path}: written in format {header['format_version']}; this Headstart {version('headstart')} reads up to "
-            f"{FORMAT_VERSION}. Install a newer Headstart."
+            f"{path}: written in format {header['format_version']}; this Headstart {version_of('headstart')} reads "
+            f"up to {FORMAT_VERSION}. Install a newer Headstart."
         )
     try:
         for name, tensor in tensors.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import headstart as hs
 from headstart.backbone.weights import random_backbone
 from headstart.data.decode import decode
 from headstart.errors import MissingExtra, UnreadableImage
-from headstart.extras import EXTRAS, importing_extra, install_command, is_installed
+from headstart.extras import EXTRAS, importing_extra, install_command, is_installed, version_of
 from headstart.runs.tensorboard import BOARD_FOLDER
 
 QUICK: dict[str, Any] = {"backbone": "test_resnet", "image_size": 32, "effort": "probe"}
@@ -105,3 +106,10 @@ def test_another_missing_module_is_not_mistaken_for_an_extra() -> None:
     with pytest.raises(ModuleNotFoundError, match="no_such_module") as caught, importing_extra("serve", "the server"):
         import no_such_module  # type: ignore[import-not-found]  # noqa: F401
     assert not isinstance(caught.value, MissingExtra)
+
+
+def test_the_version_of_a_distribution_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    version_of.cache_clear()
+    assert version_of("torch") == importlib.metadata.version("torch")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: pytest.fail(f"{name} is read again"))
+    assert version_of("torch")

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import importlib
 import os
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError
 from typing import TYPE_CHECKING, Any
+
+from headstart.extras import version_of
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -36,6 +38,6 @@ def __getattr__(name: str) -> Any:
 def onnxruntime_version() -> str:
     """The installed version, without importing the library if its metadata can be read."""
     try:
-        return version("onnxruntime")
+        return version_of("onnxruntime")
     except PackageNotFoundError:  # another distribution, such as onnxruntime-gpu
         return str(__getattr__("onnxruntime").__version__)

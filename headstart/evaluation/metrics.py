@@ -295,14 +295,13 @@ def score(
     Raises:
         ValueError: N is 0.
     """
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support  # not needed to load a model
-
     if not len(labels):
         raise ValueError(f"{name}: no images to score")
     given = probabilities.argmax(axis=1)
-    numbers = np.arange(len(classes))
-    precision, recall, f1, support = precision_recall_fscore_support(labels, given, labels=numbers, zero_division=0.0)
-    correct = int((given == labels).sum())
+    confusion = np.bincount(labels * len(classes) + given, minlength=len(classes) ** 2).reshape(len(classes), -1)
+    support, predicted, found = confusion.sum(1), confusion.sum(0), confusion.diagonal()
+    precision, recall, f1 = _share(found, predicted), _share(found, support), _share(2 * found, support + predicted)
+    correct = int(found.sum())
     low, high = wilson(correct, len(labels))
     right = probabilities[np.arange(len(labels)), labels]
     return Scores(
@@ -318,8 +317,13 @@ def score(
             ClassScore(label, float(precision[i]), float(recall[i]), float(f1[i]), int(support[i]))
             for i, label in enumerate(classes)
         ),
-        confusion=tuple(map(tuple, confusion_matrix(labels, given, labels=numbers).tolist())),
+        confusion=tuple(map(tuple, confusion.tolist())),
     )
+
+
+def _share(part: npt.NDArray[np.int64], whole: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """``part / whole``, and 0 where both are 0."""
+    return part / np.maximum(whole, 1)
 
 
 def score_labels(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from importlib.metadata import version
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from headstart.backbone.layers import Layout
 from headstart.errors import ExportError, first_line
 from headstart.exports.metadata import EXPORT_VERSION, INPUT, LOGGERS, ExportMetadata
 from headstart.exports.resize import ResizeAndCrop
+from headstart.extras import version_of
 from headstart.model import Model
 from headstart.prediction import NONE_OF_THESE, UNSURE
 from headstart.quiet import quiet
@@ -122,6 +122,6 @@ def export_metadata(model: Model, *, written_with: dict[str, str], precision: st
         precision=precision,
         model=model.version,
         backbone=model.net.backbone.architecture,
-        headstart=version("headstart"),
+        headstart=version_of("headstart"),
         written_with=written_with,
     )

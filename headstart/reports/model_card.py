@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, Template
 
 from headstart.concurrency import ignored_warnings
 from headstart.evaluation.metrics import (
@@ -55,9 +58,8 @@ def model_card(
     )
     default = Recipe().as_json()
     with ignored_warnings():
-        card = ModelCard.from_template(
-            metadata,
-            template_path=str(Path(__file__).parent / "templates" / "model_card.md"),
+        text = _template().render(
+            card_data=metadata.to_yaml(),
             model=model,
             name=name,
             data=document["data"],
@@ -78,7 +80,15 @@ def model_card(
             kept=INLIER_SHARE,
             usual=document.get("calibration", {}).get("usual", ""),
         )
-    return str(card.content) + "\n"
+        return str(ModelCard(text).content) + "\n"
+
+
+@cache
+def _template() -> Template:
+    """Compiled once: ``ModelCard.from_template`` compiles it for each card."""
+    return Environment().from_string(
+        (Path(__file__).parent / "templates" / "model_card.md").read_text(encoding="utf-8")
+    )
 
 
 def _eval_results(name: str, results: Mapping[str, AnyScores]) -> list[EvalResult]:

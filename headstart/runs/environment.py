@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from headstart.backbone.weights import Backbone
 from headstart.engine.conv_bn_fusion import has_bfloat16
 from headstart.engine.device import resolve_device
 from headstart.errors import RunError
+from headstart.extras import version_of
 from headstart.files import user_path
 from headstart.model_file import MODEL_FILE
 from headstart.training.recipe import PRETRAINED, Recipe
@@ -40,7 +40,7 @@ def conditions_of(recipe: Recipe, backbone: Backbone, device: str) -> Conditions
     if recipe.extend not in (None, PRETRAINED):
         found["model to extend"] = _sha256(user_path(recipe.extend))
     found["backbone"] = backbone.fingerprint
-    found |= {f"version of {name}": version(name) for name in LIBRARIES}
+    found |= {f"version of {name}": version_of(name) for name in LIBRARIES}
     return found | {"device": _device(device), "processor": _processor()}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from importlib.metadata import version
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, FastAPI, Query, Request, Response, Security
@@ -16,6 +15,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Route
 
+from headstart.extras import version_of
 from headstart.serve.batching import InferenceService
 from headstart.serve.corrections import Corrections
 from headstart.serve.errors import ErrorResponse, HttpError, error_document
@@ -80,7 +80,7 @@ def build_app(
     admission = admission or AccessPolicy()
     app = FastAPI(
         title="Headstart",
-        version=version("headstart"),
+        version=version_of("headstart"),
         description=f"An image classifier with {len(service.model.classes):,} classes.",
         lifespan=_lifespan_of(service),
         docs_url=None,  # FastAPI's pages load scripts from other hosts
