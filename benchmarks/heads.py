@@ -24,7 +24,7 @@ from headstart.data.scan import scan
 from headstart.engine.device import keep_freed_memory
 from headstart.features.extract import compute_features
 from headstart.training.fit_head import in_memory
-from headstart.training.head_search import SweepSettings, train_heads
+from headstart.training.head_search import HeadSearchSettings, train_heads
 from headstart.training.head_spec import HeadSpec
 
 
@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("--heads", nargs="+", default=["linear", "512-0.5", "1024-512-0.2"])
-    parser.add_argument("--epochs", type=int, default=SweepSettings.epochs)
+    parser.add_argument("--epochs", type=int, default=HeadSearchSettings.epochs)
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     keep_freed_memory()
@@ -46,7 +46,7 @@ def main() -> None:
     learn, judge = order[: int(0.8 * len(order))], order[int(0.8 * len(order)) :]
     labels = dataset.labels[used]
     train, val = in_memory(features[learn], labels[learn]), in_memory(features[judge], labels[judge])
-    nine = replace(SweepSettings(), epochs=given.epochs)
+    nine = replace(HeadSearchSettings(), epochs=given.epochs)
     one = replace(nine, rates=nine.rates[1:2], penalties=nine.penalties[1:2])
     rows = []
     print(f"{len(learn):,} images to learn from, {features.shape[1]:,} features, {given.epochs} epochs")

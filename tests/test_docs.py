@@ -35,7 +35,7 @@ from headstart.pipeline import evaluate
 from headstart.serve.corrections import Corrections
 from headstart.training import classical, extend, ladder, probe
 from headstart.training import fit_head as classifiers
-from headstart.training.head_search import SweepSettings
+from headstart.training.head_search import HeadSearchSettings
 from headstart.trust import label_errors
 from headstart.verbs import compare
 
@@ -65,7 +65,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with small_architectures(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setattr(ladder, "LEAST_STEPS", 1)  # small data are shown for fewer epochs
-        patch.setattr(SweepSettings, "epochs", 2)
+        patch.setattr(HeadSearchSettings, "epochs", 2)
         patch.setattr(classifiers, "EPOCHS_OF_VIEWS", 2)
         patch.setattr(extend, "PENALTIES", extend.PENALTIES[1:])
         patch.setattr(extend, "ROUNDS", 20)

@@ -128,9 +128,9 @@ class Workbench:
             self.boundary,
             copy.deepcopy(prepared.fitted.head),
             dtype=prepared.planned.engines.training_dtype,
-            live_norms=rung.settings.live_norms,
+            update_batchnorm=rung.settings.update_batchnorm,
         )
-        self._trained = trained_names(self._split, self.boundary, live_norms=rung.settings.live_norms)
+        self._trained = trained_names(self._split, self.boundary, update_batchnorm=rung.settings.update_batchnorm)
         counts = {id(norm.num_batches_tracked) for norm in self.classifier.norms}  # of batches, where norms learn
         self._trained += [name for name, own in self._split.module.named_buffers() if id(own) in counts]
         self._frozen = digests_of(tensors_of(self._split.module), without=self._trained)

@@ -111,7 +111,7 @@ class Ladder:
 
     def trained_names(self, rung: Rung) -> list[str]:
         """Names of the tensors that a rung trains."""
-        return trained_names(self.splittable, rung.boundary.name, live_norms=rung.settings.live_norms)
+        return trained_names(self.splittable, rung.boundary.name, update_batchnorm=rung.settings.update_batchnorm)
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def build_custom_head(about: dict[str, Any], tensors: dict[str, Tensor]) -> nn.M
 def _described(module: nn.Module, where: str, level: int) -> dict[str, Any]:
     kind = type(module).__name__
     if type(module) is nn.Sequential and level <= DEEPEST:
-        parts = [[name, _described(own, f"{where}.{name}", level + 1)] for name, own in module.named_children()]
+        parts = [[name, _described(layer, f"{where}.{name}", level + 1)] for name, layer in module.named_children()]
         return {"layer": SEQUENTIAL, "parts": parts}
     found = LAYERS.get(kind)
     if found is None or type(module) is not found[0] or has_forward_hooks(module):

@@ -2,8 +2,8 @@
 
 Linear probing first, then fine-tuning (Kumar et al., "Fine-Tuning can Distort Pretrained Features and Underperform
 Out-of-Distribution", ICLR 2022); AdamW with layer-wise learning-rate decay, warm-up and cosine schedule; the weights
-that are evaluated and kept are an exponential moving average. BatchNorm stays in inference mode unless ``live_norms``:
-its statistics are constants.
+that are evaluated and kept are an exponential moving average. BatchNorm stays in inference mode unless
+``update_batchnorm``: its statistics are constants.
 
 Every random choice is a function of the seed and the step, so that a run that is resumed from a checkpoint ends with
 the same weights as one that was never stopped.
@@ -32,7 +32,7 @@ from headstart.training.cuda_graph import RecordedStep
 from headstart.training.feature_augment import augment
 from headstart.training.frozen_proof import Digests, digests_of, require_unchanged, tensors_of
 from headstart.training.losses import correct_in, image_weights, is_multi_label, loss_per_image, soft_targets
-from headstart.training.sampling import BatchOrder, Samples, seeded
+from headstart.training.sampling import BatchOrder, Samples, batch_size_for, seeded
 from headstart.training.schedule import warmup_cosine
 from headstart.training.suffix_classifier import SuffixClassifier
 from headstart.training.suffix_evaluation import CPU, compute_in_batches, on_device
@@ -61,16 +61,16 @@ class FineTuneSettings:
         decay: see ``lr``; 0 < decay <= 1.
         weight_decay: AdamW's, on matrices and filters only, see ``SuffixClassifier.parameter_groups``.
         batch_size: images per step.
-        smoothing: label smoothing: share of the target that is spread over all classes.
+        label_smoothing: share of the target that is spread over all classes.
         cutmix: share of the steps that use CutMix, see ``feature_augment.cutmix``.
         mixup: parameter of mixup's beta distribution in the other steps, see ``feature_augment.mixup``; 0: none.
-        jitter: standard deviation of ``feature_augment.jitter_channels``; 0: none.
+        feature_jitter: standard deviation of ``feature_augment.jitter_channels``; 0: none.
         ema: decay of the averaged weights per step.
         warmup: share of the steps in which the learning rate rises to its full value.
         clip: largest norm of the gradient.
-        balance: give all classes the same weight, however many images each has.
-        live_norms: BatchNorm after the boundary normalises by each batch, and its statistics are estimated again after
-            each epoch, as training from scratch needs; otherwise they are constants.
+        balance_classes: give all classes the same weight, however many images each has.
+        update_batchnorm: BatchNorm after the boundary normalises by each batch, and its statistics are estimated again
+            after each epoch, as training from scratch needs; otherwise they are constants.
         first_view: the view that the first epoch begins with; the rungs below have shown earlier views.
         seed: of order, CutMix, mixup and jitter.
     """
@@ -80,15 +80,15 @@ class FineTuneSettings:
     decay: float = 0.8
     weight_decay: float = 0.05
     batch_size: int = 32
-    smoothing: float = 0.0
+    label_smoothing: float = 0.0
     cutmix: float = 0.0
     mixup: float = 0.0
-    jitter: float = 0.1
+    feature_jitter: float = 0.1
     ema: float = 0.99
     warmup: float = 0.1
     clip: float = 1.0
-    balance: bool = False
-    live_norms: bool = False
+    balance_classes: bool = False
+    update_batchnorm: bool = False
     first_view: int = 0
     seed: int = 0
 
@@ -291,28 +291,28 @@ class _Trainer:
         self.val_chooses = val_chooses and val is not None
         self.network, self.layout = split.module, Layout.of(split.module)
         self.head = copy.deepcopy(head).to(device)
-        self.classifier = SuffixClassifier(split, boundary, self.head, dtype=dtype, live_norms=settings.live_norms)
-        self.classifier.to(device)  # the graph of a suffix may hold tables beside the network's tensors
+        self.classifier = SuffixClassifier(
+            split, boundary, self.head, dtype=dtype, update_batchnorm=settings.update_batchnorm
+        ).to(device)  # the graph of a suffix may hold tables beside the network's tensors
         self.dropouts = [part for part in self.head.modules() if isinstance(part, nn.Dropout)]
         groups = self.classifier.parameter_groups(settings.lr, decay=settings.decay, weight_decay=settings.weight_decay)
         self.weights = TrainedWeights(self.classifier.trainable(), self.classifier.statistics, groups, device)
         self.num_batches = [cast(Tensor, norm.num_batches_tracked) for norm in self.classifier.norms]
         self.first_num_batches = [count.clone() for count in self.num_batches]
         count = len(train.labels)
-        batch_size = min(settings.batch_size, max(4, count // 8))
+        batch_size = batch_size_for(count, settings.batch_size)
         self.order = BatchOrder(train, batch_size, settings.epochs, settings.seed, settings.first_view)
         self.reader = activation_reader(train.activations, device, rows=count * max(1, train.views))
         self.val_reader = None if val is None else activation_reader(val.activations, device, rows=len(val.labels))
         with torch.no_grad():
             self.num_classes = self.head(torch.zeros(1, *split.boundaries[-1].shape, device=device)).shape[1]
         self.is_multi_label = is_multi_label(train.labels)
-        self.targets = soft_targets(train.labels, self.num_classes, settings.smoothing)
-        self.image_weights = image_weights(train.labels, self.num_classes, balance=settings.balance)
+        self.targets = soft_targets(train.labels, self.num_classes, settings.label_smoothing)
+        self.image_weights = image_weights(train.labels, self.num_classes, balance=settings.balance_classes)
         self.recorded: RecordedStep | None = None
-        self.step = 0
+        self.step, self.sums = 0, (0.0, 0.0, 0)
         self.history: list[EpochFigures] = []
         self.best: EpochFigures | None = None
-        self.sums = (0.0, 0.0, 0)
         self.unread: list[Tensor] = []
         self.last_loss: float | None = None
 
@@ -336,7 +336,12 @@ class _Trainer:
         rng = np.random.default_rng((settings.seed, 2, self.step))
         x = self.reader.read(self.order.rows(epoch, index))
         x, partner, share = augment(
-            x, self.layout, rng, jitter=settings.jitter, cutmix_share=settings.cutmix, mixup_alpha=settings.mixup
+            x,
+            self.layout,
+            rng,
+            jitter=settings.feature_jitter,
+            cutmix_share=settings.cutmix,
+            mixup_alpha=settings.mixup,
         )
         target, weight = (
             share * values[images] + (1 - share) * values[images][partner]

@@ -16,7 +16,7 @@ from headstart.backbone.layers import Layout
 from headstart.errors import OptionError
 from headstart.progress import Progress
 from headstart.training.classical import CLASSICAL
-from headstart.training.head_search import SweepSettings, train_heads
+from headstart.training.head_search import HeadSearchSettings, train_heads
 from headstart.training.head_spec import LINEAR, HeadSpec, parse_heads
 from headstart.training.heads import PLAIN, build_head, linear_head
 from headstart.training.losses import Labels, Parts, is_multi_label
@@ -43,7 +43,7 @@ class Fitted:
         settings: the settings and how they were chosen, a JSON document.
         refit: indices of training images -> a head with the same settings that is fitted on these only.
         frozen: number of the head's weights that existed before and were not changed.
-        history: figures of each epoch of a trained head, see ``head_search.Swept``.
+        history: figures of each epoch of a trained head, see ``head_search.HeadSearchResult``.
     """
 
     head: nn.Module
@@ -101,18 +101,18 @@ def fit_classifier(
         return _trained(recipe, specs, features, labels, classes, layout, dtype, shown, val, together, progress)
     if recipe.probe != LOGISTIC:
         return _classical(recipe, features, labels, classes, together, progress)
-    own: dict[str, Any] = {"classes": classes, "balance": recipe.balance_classes}
+    options: dict[str, Any] = {"classes": classes, "balance": recipe.balance_classes}
     probe = fit_probe(
         features,
         labels,
-        **own,
+        **options,
         sample_weight=sample_weight,
         seed=recipe.seed,
         together=together,
         progress=progress,
     )
-    own |= {"c": probe.c, "single": recipe.single_logit}
-    refit = partial(_refit_logistic, features=features, labels=labels, sample_weight=sample_weight, **own)
+    options |= {"c": probe.c, "single": recipe.single_logit}
+    refit = partial(_refit_logistic, features=features, labels=labels, sample_weight=sample_weight, **options)
     losses = {str(c): loss for c, loss in probe.losses.items()}
     settings = {"C": probe.c, "reason": probe.reason, "losses": losses}
     head = _linear(probe.weight, probe.bias, single=recipe.single_logit)
@@ -188,11 +188,11 @@ def _classical(
     progress: Progress | None,
 ) -> Fitted:
     fit = CLASSICAL[recipe.probe]
-    own: dict[str, Any] = {"classes": classes, "balance": recipe.balance_classes, "seed": recipe.seed}
-    found = fit(features, labels, **own, together=together, progress=progress)
+    options: dict[str, Any] = {"classes": classes, "balance": recipe.balance_classes, "seed": recipe.seed}
+    found = fit(features, labels, **options, together=together, progress=progress)
 
     refit = partial(
-        _refit_classical, name=recipe.probe, features=features, labels=labels, **own, settings=found.settings
+        _refit_classical, name=recipe.probe, features=features, labels=labels, **options, settings=found.settings
     )
     settings = found.settings | {"reason": found.reason}
     return Fitted(found.head, f"probe {recipe.probe}", f"{recipe.probe}, {found.reason}", settings, refit)
@@ -218,39 +218,29 @@ def _trained(
     progress: Progress | None,
 ) -> Fitted:
     train = shown or in_memory(features, labels)
-    settings = SweepSettings(
-        epochs=recipe.head_epochs or (SweepSettings.epochs if shown is None else EPOCHS_OF_VIEWS),
-        rates=(recipe.head_lr,) if recipe.head_lr else SweepSettings.rates,
-        smoothing=SweepSettings.smoothing if recipe.label_smoothing is None else recipe.label_smoothing,
-        balance=recipe.balance_classes,
+    smoothing = recipe.label_smoothing
+    settings = HeadSearchSettings(
+        epochs=recipe.head_epochs or (HeadSearchSettings.epochs if shown is None else EPOCHS_OF_VIEWS),
+        rates=(recipe.head_lr,) if recipe.head_lr else HeadSearchSettings.rates,
+        label_smoothing=HeadSearchSettings.label_smoothing if smoothing is None else smoothing,
+        balance_classes=recipe.balance_classes,
         seed=recipe.seed,
     )
-
-    own: dict[str, Any] = {"classes": classes, "layout": layout, "dtype": dtype, "progress": progress}
+    options: dict[str, Any] = {"classes": classes, "layout": layout, "dtype": dtype, "progress": progress}
     held_out = None if val is None else in_memory(*val)
-    swept = train_heads(specs, train, held_out, settings, together=together, **own)
-    best = swept.best
+    found = train_heads(specs, train, held_out, settings, together=together, **options)
+    best = found.best
     alone = replace(settings, rates=(best.lr,), penalties=(best.penalty,))
-    refit = partial(_refit_trained, spec=best.spec, train=train, settings=alone, **own)
-    tried = [
-        {
-            "head": str(one.spec),
-            "lr": one.lr,
-            "weight_decay": one.penalty,
-            "correct": one.correct,
-            "log_loss": one.log_loss,
-            "epoch": one.epoch,
-        }
-        for one in swept.candidates
-    ]
-    document = {"head": str(best.spec), "reason": swept.reason, "tried": tried}
-    return Fitted(swept.head, f"head {best.spec}", swept.reason, document, refit, swept.history)
+    refit = partial(_refit_trained, spec=best.spec, train=train, settings=alone, **options)
+    tried = [candidate.as_json() for candidate in found.candidates]
+    document = {"head": str(best.spec), "reason": found.reason, "tried": tried}
+    return Fitted(found.head, f"head {best.spec}", found.reason, document, refit, found.history)
 
 
 def _refit_trained(
-    learn: npt.NDArray[np.int64], *, spec: HeadSpec, train: Samples, settings: SweepSettings, **own: Any
+    learn: npt.NDArray[np.int64], *, spec: HeadSpec, train: Samples, settings: HeadSearchSettings, **options: Any
 ) -> nn.Module:
-    return train_heads([spec], train.some(learn), None, settings, **own).head
+    return train_heads([spec], train.some(learn), None, settings, **options).head
 
 
 def in_memory(features: Features, labels: Labels) -> Samples:

@@ -38,7 +38,7 @@ from headstart.training.losses import (
     soft_targets,
 )
 from headstart.training.probe import floored
-from headstart.training.sampling import Samples, epoch_order, seeded
+from headstart.training.sampling import Samples, batch_size_for, epoch_order, seeded
 from headstart.training.schedule import warmup_cosine
 from headstart.training.suffix_evaluation import EVALUATION_BATCH_SIZE
 
@@ -46,14 +46,14 @@ HELD_OUT = 0.2
 """Share of the training images that the settings are chosen on where there is no validation set."""
 
 WEIGHTS_AT_ONCE = 40_000_000
-"""Weights that all heads of a sweep may have together; the optimizer keeps six more of each."""
+"""Weights that all heads of a search may have together; the optimizer keeps six more of each."""
 
 LEAST_HELD_OUT = 20
 """Training images below which nothing is held out: the settings in the middle are taken."""
 
 
 @dataclass(frozen=True)
-class SweepSettings:
+class HeadSearchSettings:
     """How heads are trained.
 
     Attributes:
@@ -61,11 +61,11 @@ class SweepSettings:
         penalties: weight decays; likewise.
         epochs: passes over the training images.
         batch_size: images of a step.
-        smoothing: share of the target that is spread over all classes.
+        label_smoothing: share of the target that is spread over all classes.
         warmup: share of the steps in which the learning rate rises to its full value.
         ema: of the averaged weights, per step.
         clip: largest norm of a head's gradient.
-        balance: weigh the classes alike.
+        balance_classes: weigh the classes alike.
         seed: of first weights, order and dropout.
     """
 
@@ -73,17 +73,17 @@ class SweepSettings:
     penalties: tuple[float, ...] = (1e-2, 1e-1, 1.0)
     epochs: int = 10
     batch_size: int = 128
-    smoothing: float = 0.0
+    label_smoothing: float = 0.0
     warmup: float = 0.1
     ema: float = 0.99
     clip: float = 1.0
-    balance: bool = False
+    balance_classes: bool = False
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One head of a sweep.
+    """One head of a search.
 
     Attributes:
         spec: its layers.
@@ -104,9 +104,20 @@ class Candidate:
     def __str__(self) -> str:
         return f"{self.spec}, learning rate {self.lr:g}, weight decay {self.penalty:g}"
 
+    def as_json(self) -> dict[str, Any]:
+        """A JSON document."""
+        return {
+            "head": str(self.spec),
+            "lr": self.lr,
+            "weight_decay": self.penalty,
+            "correct": self.correct,
+            "log_loss": self.log_loss,
+            "epoch": self.epoch,
+        }
+
 
 @dataclass(frozen=True)
-class Swept:
+class HeadSearchResult:
     """The outcome.
 
     Attributes:
@@ -129,14 +140,14 @@ def train_heads(
     specs: Sequence[HeadSpec],
     train: Samples,
     val: Samples | None,
-    settings: SweepSettings,
+    settings: HeadSearchSettings,
     *,
     classes: int,
     layout: Layout = PLAIN,
     dtype: torch.dtype = torch.float32,
     together: Parts | None = None,
     progress: Progress | None = None,
-) -> Swept:
+) -> HeadSearchResult:
     """Trains every head with every setting at once, and keeps the one that gets most of the validation images right.
 
     Where all heads together have too many weights for the memory, each is tried with the middle penalty alone.
@@ -159,29 +170,29 @@ def train_heads(
         TrainingError: the loss is not a finite number.
     """
     progress = progress or SilentProgress()
-    candidates = [Candidate(*own) for own in product(specs, settings.rates, settings.penalties)]
+    candidates = [Candidate(*values) for values in product(specs, settings.rates, settings.penalties)]
     if _weights(candidates, train, classes, layout) > WEIGHTS_AT_ONCE:
         middle = settings.penalties[len(settings.penalties) // 2]
         candidates = [one for one in candidates if one.penalty == middle]
     if val is not None:
-        sweep = _Sweep(candidates, train, settings, classes, layout, dtype)
-        found, heads = sweep.run(val, progress)
+        search = _HeadSearch(candidates, train, settings, classes, layout, dtype)
+        found, heads = search.run(val, progress)
         best = max(range(len(found)), key=lambda i: _rank(found[i]))
-        _require_learnt(sweep.history[best], found[best], progress)
+        _require_learnt(search.history[best], found[best], progress)
         reason = f"{found[best]}: the best of {len(found)} on {len(val.labels):,} validation images"
-        return Swept(heads[best], found[best], tuple(found), reason, sweep.history[best])
+        return HeadSearchResult(heads[best], found[best], tuple(found), reason, search.history[best])
     held = _held_out(train, settings.seed, together) if len(candidates) > 1 else None
     if held is None:
         chosen, found = candidates[len(candidates) // 2], []
         reason = f"{chosen}: default, as {len(train.labels):,} training images are too few to choose it"
     else:
-        found, _ = _Sweep(candidates, held[0], settings, classes, layout, dtype).run(held[1], progress)
+        found, _ = _HeadSearch(candidates, held[0], settings, classes, layout, dtype).run(held[1], progress)
         chosen = max(found, key=_rank)
         reason = f"{chosen}: the best of {len(found)} on {len(held[1].labels):,} training images that were held out"
-    sweep = _Sweep([chosen], train, settings, classes, layout, dtype)
-    _, heads = sweep.run(None, progress)
-    _require_learnt(sweep.history[0], chosen, progress)
-    return Swept(heads[0], chosen, tuple(found) or (chosen,), reason, sweep.history[0])
+    search = _HeadSearch([chosen], train, settings, classes, layout, dtype)
+    _, heads = search.run(None, progress)
+    _require_learnt(search.history[0], chosen, progress)
+    return HeadSearchResult(heads[0], chosen, tuple(found) or (chosen,), reason, search.history[0])
 
 
 def _rank(one: Candidate) -> tuple[int, float]:
@@ -207,12 +218,12 @@ def _require_learnt(history: Sequence[dict[str, float]], chosen: Candidate, prog
 
 
 @final
-class _Sweep:
+class _HeadSearch:
     def __init__(
         self,
         candidates: Sequence[Candidate],
         train: Samples,
-        settings: SweepSettings,
+        settings: HeadSearchSettings,
         classes: int,
         layout: Layout,
         dtype: torch.dtype,
@@ -223,33 +234,33 @@ class _Sweep:
         self.stacks = []
         self.fastest = max(one.lr for one in self.candidates)
         for spec in dict.fromkeys(one.spec for one in self.candidates):
-            own = [one for one in self.candidates if one.spec == spec]
-            shares = [one.lr / self.fastest for one in own]
-            decays = [share * one.penalty for share, one in zip(shares, own, strict=True)]
+            alike = [one for one in self.candidates if one.spec == spec]
+            shares = [one.lr / self.fastest for one in alike]
+            decays = [share * one.penalty for share, one in zip(shares, alike, strict=True)]
             with seeded(settings.seed, 4):
-                heads = [build_head(spec, shape, classes, layout) for _ in own]
+                heads = [build_head(spec, shape, classes, layout) for _ in alike]
             self.stacks.append(_Stack(heads, shares, decays))
         self.classes, self.multi_label = classes, is_multi_label(train.labels)
-        self.targets = soft_targets(train.labels, classes, settings.smoothing)
-        self.weights = image_weights(train.labels, classes, balance=settings.balance)
+        self.targets = soft_targets(train.labels, classes, settings.label_smoothing)
+        self.weights = image_weights(train.labels, classes, balance=settings.balance_classes)
         self.history: list[list[dict[str, float]]] = [[] for _ in self.candidates]
         self.sums = torch.zeros(2, len(self.candidates))
 
     def run(self, val: Samples | None, progress: Progress) -> tuple[list[Candidate], list[LayeredHead]]:
         settings, count = self.settings, len(self.train.labels)
-        size = min(settings.batch_size, max(4, count // 8))
-        places = range(0, count, size)
-        steps, step = settings.epochs * len(places), 0
+        size = batch_size_for(count, settings.batch_size)
+        starts = range(0, count, size)
+        steps, step = settings.epochs * len(starts), 0
         what = f"Training {len(self.candidates)} heads" if len(self.candidates) > 1 else "Training the head"
         with progress.task(what, settings.epochs * count) as advance:
             for epoch in range(settings.epochs):
                 order = epoch_order(settings.seed, epoch, count)
-                for start in places:
+                for start in starts:
                     self._step(order[start : start + size], epoch, step, steps)
                     step += 1
                     advance(min(size, count - start))
-                for own, (loss, right) in zip(self.history, (self.sums / len(places)).T.tolist(), strict=True):
-                    own.append({"epoch": float(epoch), "loss": loss, "accuracy": right})
+                for history, (loss, accuracy) in zip(self.history, (self.sums / len(starts)).T.tolist(), strict=True):
+                    history.append({"epoch": float(epoch), "loss": loss, "accuracy": accuracy})
                 self.sums.zero_()
                 if val is not None:
                     self._judge(val, epoch)
@@ -262,18 +273,18 @@ class _Sweep:
         x = self._standardised(self._read(self.train, images, epoch))
         target, weight = self.targets[images], self.weights[images]
         labels, first = torch.from_numpy(self.train.labels[images]), 0
-        now = self.fastest * warmup_cosine(step, steps, self.settings.warmup)
+        rate = self.fastest * warmup_cosine(step, steps, self.settings.warmup)
         with seeded(self.settings.seed, 5, step):
             for stack in self.stacks:
                 with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
                     logits = stack.logits(x)
                 logits = logits.float()
                 losses = (loss_per_image(logits, target, multi_label=self.multi_label) * weight).mean(1)
-                own = slice(first, first + stack.count)
-                self.sums[0, own] += losses.detach()
-                self.sums[1, own] += correct_in(logits.detach(), labels).float().mean(1)
+                rows = slice(first, first + stack.count)
+                self.sums[0, rows] += losses.detach()
+                self.sums[1, rows] += correct_in(logits.detach(), labels).float().mean(1)
                 first += stack.count
-                stack.step(losses.sum(), now, self.settings.clip)
+                stack.step(losses.sum(), rate, self.settings.clip)
         keep = min(self.settings.ema, (2 + step) / (11 + step))
         for stack in self.stacks:
             stack.follow(1 - keep)
@@ -294,9 +305,9 @@ class _Sweep:
             better = []
             for i, (right, loss) in enumerate(zip(correct, losses.tolist(), strict=True)):
                 self.history[first + i][-1] |= {"correct": right, "log_loss": loss}
-                own = self.candidates[first + i]
-                if epoch == 0 or (right, -loss) > (own.correct, -own.log_loss):
-                    self.candidates[first + i] = replace(own, correct=right, log_loss=loss, epoch=epoch)
+                candidate = self.candidates[first + i]
+                if epoch == 0 or (right, -loss) > (candidate.correct, -candidate.log_loss):
+                    self.candidates[first + i] = replace(candidate, correct=right, log_loss=loss, epoch=epoch)
                     better.append(i)
             stack.keep(better)
             first += stack.count
@@ -357,8 +368,7 @@ class _Stack:
         """Maps are (N, H * channels, ...) until they are pooled; then everything is (H, N, ...)."""
         shared = True  # until the first weights, all heads have the same input
         for name, layer in self.model.named_children():
-            own = {n: parameters.get(f"{name}.{n}") for n in ("weight", "bias")}
-            weight, bias = own["weight"], own["bias"]
+            weight, bias = parameters.get(f"{name}.weight"), parameters.get(f"{name}.bias")
             if isinstance(layer, nn.Linear):
                 assert weight is not None
                 assert bias is not None
@@ -418,9 +428,9 @@ class _Stack:
 
     def keep(self, heads: Sequence[int]) -> None:
         """Notes the averages of some heads as their best."""
-        own = list(heads)
+        rows = list(heads)
         for name, tensor in (self.average | self.buffers).items():
-            self.best[name][own] = tensor[own]
+            self.best[name][rows] = tensor[rows]
 
     def heads(self) -> list[LayeredHead]:
         """The best of each head, in inference mode."""

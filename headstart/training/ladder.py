@@ -62,19 +62,19 @@ class Effort:
         epochs: of each rung.
         views: augmented views of each training image.
         cutmix: see ``finetune.FineTuneSettings``; few layers in few epochs learn best without it.
-        smoothing: see ``finetune.FineTuneSettings``.
+        label_smoothing: see ``finetune.FineTuneSettings``.
     """
 
     depths: tuple[str, ...]
     epochs: tuple[int, ...]
     views: int
     cutmix: float = 0.5
-    smoothing: float = 0.1
+    label_smoothing: float = 0.1
 
 
 EFFORTS = {
     "probe": Effort((), (), 0),
-    "quick": Effort(("last",), (6,), 2, cutmix=0.0, smoothing=0.05),
+    "quick": Effort(("last",), (6,), 2, cutmix=0.0, label_smoothing=0.05),
     "standard": Effort(("last", "half"), (3, 6), 3),
     "thorough": Effort(("last", "half"), (3, 18), 8),
 }
@@ -192,7 +192,7 @@ def plan_rungs(
     """
     effort = EFFORTS[recipe.effort]
     if multi_label:
-        effort = replace(effort, cutmix=0.0, smoothing=0.0)
+        effort = replace(effort, cutmix=0.0, label_smoothing=0.0)
     depths = _requested_depth(recipe, effort, split) or _depths_of(recipe, effort, split)
     settings = [_settings(recipe, effort, epochs, train, lr=_lr(b, split)) for b, epochs, _ in depths]
     if recipe.gradual_unfreezing:
@@ -347,12 +347,12 @@ def _settings(recipe: Recipe, effort: Effort, epochs: int, train: int, *, lr: fl
     settings = FineTuneSettings(
         epochs=epochs,
         lr=recipe.lr or lr,
-        smoothing=effort.smoothing if recipe.label_smoothing is None else recipe.label_smoothing,
+        label_smoothing=effort.label_smoothing if recipe.label_smoothing is None else recipe.label_smoothing,
         cutmix=effort.cutmix if recipe.cutmix is None else recipe.cutmix,
         mixup=recipe.mixup,
-        jitter=recipe.feature_jitter,
-        balance=recipe.balance_classes,
-        live_norms=recipe.update_batchnorm or recipe.scratch,
+        feature_jitter=recipe.feature_jitter,
+        balance_classes=recipe.balance_classes,
+        update_batchnorm=recipe.update_batchnorm or recipe.scratch,
         seed=recipe.seed,
     )
     if recipe.scratch:

@@ -124,6 +124,11 @@ class BatchOrder:
         return [self.rows(epoch, later) for later in range(index, self.per_epoch)]
 
 
+def batch_size_for(count: int, largest: int) -> int:
+    """The batch size for ``count`` images: at most ``largest``, and so small that an epoch has about eight steps."""
+    return min(largest, max(4, count // 8))
+
+
 def epoch_order(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
     """The order in which an epoch shows ``count`` images: (count,) int64, a function of seed and epoch alone."""
     return np.random.default_rng((seed, 1, epoch)).permutation(count)

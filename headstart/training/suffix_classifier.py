@@ -22,14 +22,14 @@ class SuffixClassifier(nn.Module):
     """The suffix after a freeze boundary and a head: the activation at the boundary -> logits.
 
     It shares the network's parameters: training it trains the network. BatchNorm stays in inference mode, also after
-    ``train()``, and is folded into the convolutions if possible, unless ``live_norms``.
+    ``train()``, and is folded into the convolutions if possible, unless ``update_batchnorm``.
 
     Args:
         split: the network; what precedes the boundary is not touched.
         boundary: its name.
         head: (N, ...) features -> (N, classes) logits; not copied.
         dtype: in which the suffix computes: float32 or bfloat16.
-        live_norms: BatchNorm normalises by each batch inside ``learning_statistics``.
+        update_batchnorm: BatchNorm normalises by each batch inside ``learning_statistics``.
 
     Attributes:
         suffix: activation -> features.
@@ -47,13 +47,13 @@ class SuffixClassifier(nn.Module):
         head: nn.Module,
         *,
         dtype: torch.dtype = torch.float32,
-        live_norms: bool = False,
+        update_batchnorm: bool = False,
     ) -> None:
         super().__init__()
         suffix = split.suffix(boundary)
-        self.norms = batch_norms_of(suffix) if live_norms else []
-        self.statistics = running_statistics(split, suffix) if live_norms else {}
-        if isinstance(suffix, fx.GraphModule) and not live_norms:
+        self.norms = batch_norms_of(suffix) if update_batchnorm else []
+        self.statistics = running_statistics(split, suffix) if update_batchnorm else {}
+        if isinstance(suffix, fx.GraphModule) and not update_batchnorm:
             suffix = fold_for_training(suffix, dtype)
         self.suffix, self.head = _AutocastSuffix(suffix, dtype), head
         named = dict(split.module.named_parameters())
@@ -131,10 +131,10 @@ class _AutocastSuffix(nn.Module):
         return features.float()
 
 
-def trained_names(split: SplittableBackbone, boundary: str, *, live_norms: bool = False) -> list[str]:
-    """Names of the parameters after a boundary, and with ``live_norms`` of BatchNorm's statistics there."""
+def trained_names(split: SplittableBackbone, boundary: str, *, update_batchnorm: bool = False) -> list[str]:
+    """Names of the parameters after a boundary, and with ``update_batchnorm`` of BatchNorm's statistics there."""
     names = [name for _, part in split.parts(boundary) for name in part]
-    return names + (list(running_statistics(split, split.suffix(boundary))) if live_norms else [])
+    return names + (list(running_statistics(split, split.suffix(boundary))) if update_batchnorm else [])
 
 
 def undecayed_names(module: nn.Module) -> frozenset[str]:

@@ -82,7 +82,7 @@ def test_the_model_gives_what_the_classifier_gives(bench: Workbench, tmp_path: P
 
 @pytest.mark.exhaustive
 def test_a_loop_by_hand_ends_where_the_built_in_one_does(data: Path) -> None:
-    plain = FineTuneSettings(epochs=3, smoothing=0.0, cutmix=0.0, jitter=0.0)
+    plain = FineTuneSettings(epochs=3, label_smoothing=0.0, cutmix=0.0, feature_jitter=0.0)
     ours, theirs = bench_on(data), bench_on(data)
     tuned = fine_tune(
         theirs._split, theirs.boundary, theirs.classifier.head, theirs._train, None, plain, dtype=theirs._samples.dtype

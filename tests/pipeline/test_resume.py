@@ -281,7 +281,7 @@ def test_from_scratch_means_random_weights_and_all_of_them_are_trained(hard: Pat
     def noting(split: SplittableBackbone, boundary: str, *rest: object, **given: object) -> FineTuneResult:
         begun.append({name: tensor.clone() for name, tensor in split.module.state_dict().items()})
         assert boundary == INPUT
-        assert rest[3].live_norms  # type: ignore[attr-defined]
+        assert rest[3].update_batchnorm  # type: ignore[attr-defined]
         return fine_tune(split, boundary, *rest, **given)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:

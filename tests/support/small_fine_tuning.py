@@ -14,7 +14,7 @@ from headstart.training.finetune import FineTuneSettings
 from headstart.training.heads import linear_head
 from headstart.training.sampling import Samples
 
-SETTINGS = FineTuneSettings(epochs=6, lr=1e-3, batch_size=8, smoothing=0.1, cutmix=0.5)
+SETTINGS = FineTuneSettings(epochs=6, lr=1e-3, batch_size=8, label_smoothing=0.1, cutmix=0.5)
 
 
 class Held:

@@ -48,15 +48,15 @@ def test_it_learns_and_changes_only_what_lies_behind_the_boundary() -> None:
     assert (logits.argmax(1) == val.labels).sum() == found.best["correct"]
 
 
-def test_live_norms_learn_their_statistics_and_those_before_the_boundary_stay() -> None:
+def test_updated_batchnorm_layers_learn_their_statistics_and_those_before_the_boundary_stay() -> None:
     split, train, val, head = prepared()
     before = state(split)
-    found = fine_tune(split, "layer3", head, train, val, replace(SETTINGS, live_norms=True))
+    found = fine_tune(split, "layer3", head, train, val, replace(SETTINGS, update_batchnorm=True))
     changed = {name for name, tensor in split.module.state_dict().items() if not torch.equal(tensor, before[name])}
     learnt = {name for name in changed if name.endswith(("running_mean", "running_var"))}
     assert learnt
     assert all(name.startswith("layer4") for name in changed)
-    assert changed == set(trained_names(split, "layer3", live_norms=True))
+    assert changed == set(trained_names(split, "layer3", update_batchnorm=True))
     right = logits_of(split, "layer3", val, found.head).argmax(1) == val.labels
     assert right.sum() == found.best["correct"] > 0.8 * len(right)
 
@@ -113,7 +113,7 @@ def test_a_frozen_tensor_that_is_altered_while_it_trains_is_an_error_that_names_
 @pytest.mark.parametrize(("name", "frozen"), [(FROZEN[1], True), (FROZEN[2], False), (FROZEN[3], False)])
 def test_where_batchnorm_learns_only_what_lies_before_the_boundary_is_frozen(name: str, frozen: bool) -> None:
     split, train, val, head = prepared()
-    settings, given = replace(SETTINGS, epochs=1, live_norms=True), {"on_step": altering(split, name)}
+    settings, given = replace(SETTINGS, epochs=1, update_batchnorm=True), {"on_step": altering(split, name)}
     if frozen:
         with pytest.raises(TrainingError, match=name):
             fine_tune(split, "layer3", head, train, val, settings, **given)  # type: ignore[arg-type]
@@ -132,26 +132,26 @@ def test_a_frozen_tensor_that_is_replaced_by_another_is_seen_too() -> None:
         fine_tune(split, "layer3", head, train, val, replace(SETTINGS, epochs=1), on_step=replace_it)  # type: ignore[arg-type]
 
 
-def begun(live_norms: bool) -> tuple[SplittableBackbone, Samples, Samples, nn.Module]:
+def begun(update_batchnorm: bool) -> tuple[SplittableBackbone, Samples, Samples, nn.Module]:
     split, train, val, head = prepared()
-    if live_norms:
+    if update_batchnorm:
         torch.manual_seed(4)
         head = build_head(HeadSpec.parse("8-0.5"), split.boundaries[-1].shape, 2)
     return split, train, val, head
 
 
 @cache
-def never_stopped(live_norms: bool) -> tuple[SplittableBackbone, FineTuneResult]:
-    split, train, val, head = begun(live_norms)
-    return split, fine_tune(split, "layer3", head, train, val, replace(SETTINGS, live_norms=live_norms))
+def never_stopped(update_batchnorm: bool) -> tuple[SplittableBackbone, FineTuneResult]:
+    split, train, val, head = begun(update_batchnorm)
+    return split, fine_tune(split, "layer3", head, train, val, replace(SETTINGS, update_batchnorm=update_batchnorm))
 
 
-@pytest.mark.parametrize("live_norms", [False, True])
+@pytest.mark.parametrize("update_batchnorm", [False, True])
 @pytest.mark.parametrize("stop_after", [1, 7, 13])
-def test_a_stop_at_any_step_changes_no_bit_of_the_end(stop_after: int, live_norms: bool) -> None:
+def test_a_stop_at_any_step_changes_no_bit_of_the_end(stop_after: int, update_batchnorm: bool) -> None:
     """Law 4, with BatchNorm and dropout at work too."""
-    settings = replace(SETTINGS, live_norms=live_norms)
-    whole, expected = never_stopped(live_norms)
+    settings = replace(SETTINGS, update_batchnorm=update_batchnorm)
+    whole, expected = never_stopped(update_batchnorm)
     saved: list[FineTuneCheckpoint] = []
 
     class Stopped(Exception):
@@ -163,10 +163,10 @@ def test_a_stop_at_any_step_changes_no_bit_of_the_end(stop_after: int, live_norm
             saved.append(FineTuneCheckpoint.of(json.loads(json.dumps(kept.as_json())), kept.tensors))
             raise Stopped
 
-    split, train, val, head = begun(live_norms)
+    split, train, val, head = begun(update_batchnorm)
     with pytest.raises(Stopped):
         fine_tune(split, "layer3", head, train, val, settings, on_step=stop)
-    split, train, val, head = begun(live_norms)
+    split, train, val, head = begun(update_batchnorm)
     found = fine_tune(split, "layer3", head, train, val, settings, start=saved[0])
     assert all(torch.equal(a, b) for a, b in zip(state(split).values(), state(whole).values(), strict=True))
     own, other = found.head.state_dict(), expected.head.state_dict()
@@ -243,11 +243,11 @@ def test_balance_weighs_a_rare_class_like_a_common_one() -> None:
     noise = Samples(
         Held(next(b.shape for b in split.boundaries if b.name == "layer3"), np.zeros(40)), labels, train.keys, 3
     )
-    settings = replace(SETTINGS, epochs=8, lr=3e-3, mixup=0.0, jitter=0.0)
+    settings = replace(SETTINGS, epochs=8, lr=3e-3, mixup=0.0, feature_jitter=0.0)
     shares = []
     for balance in (False, True):
         split = prepared()[0]
-        found = fine_tune(split, "layer3", head, noise, None, replace(settings, balance=balance))
+        found = fine_tune(split, "layer3", head, noise, None, replace(settings, balance_classes=balance))
         logits = logits_of(split, "layer3", noise, found.head)
         odds = np.exp(logits - logits.max(1, keepdims=True))
         shares.append(float((odds / odds.sum(1, keepdims=True))[:, 1].mean()))

@@ -11,13 +11,13 @@ from sklearn.datasets import make_classification
 
 from headstart.errors import TrainingError
 from headstart.progress import SilentProgress
-from headstart.training import head_search as sweep
+from headstart.training import head_search
 from headstart.training.fit_head import in_memory
-from headstart.training.head_search import SweepSettings, train_heads
+from headstart.training.head_search import HeadSearchSettings, train_heads
 from headstart.training.head_spec import HeadSpec
 from headstart.training.sampling import FeatureRows, Samples
 
-SETTINGS = SweepSettings(rates=(1e-3, 1e-2), penalties=(1e-2, 1.0), epochs=6, batch_size=32)
+SETTINGS = HeadSearchSettings(rates=(1e-3, 1e-2), penalties=(1e-2, 1.0), epochs=6, batch_size=32)
 DEEP, LINEAR, DROPS = HeadSpec.parse("16-8"), HeadSpec(), HeadSpec.parse("16-0.5")
 
 
@@ -52,13 +52,13 @@ def test_heads_that_train_at_once_end_as_each_would_alone(spec: HeadSpec) -> Non
 
 def test_the_best_is_kept_with_the_weights_of_its_best_epoch() -> None:
     train, val = some(200), some(100, seed=1)
-    swept = train_heads([LINEAR, DEEP], train, val, SETTINGS, classes=3)
-    ranks = [(one.correct, -one.log_loss) for one in swept.candidates]
-    assert swept.best == swept.candidates[ranks.index(max(ranks))]
-    assert len({one.log_loss for one in swept.candidates}) == 8  # each has its own rate and penalty
-    assert right(swept.head, val) == swept.best.correct > 60
-    assert str(swept.best.spec) in swept.reason
-    assert not swept.head.training
+    found = train_heads([LINEAR, DEEP], train, val, SETTINGS, classes=3)
+    ranks = [(one.correct, -one.log_loss) for one in found.candidates]
+    assert found.best == found.candidates[ranks.index(max(ranks))]
+    assert len({one.log_loss for one in found.candidates}) == 8  # each has its own rate and penalty
+    assert right(found.head, val) == found.best.correct > 60
+    assert str(found.best.spec) in found.reason
+    assert not found.head.training
 
 
 def test_the_learning_rate_and_the_penalty_are_each_heads_own() -> None:
@@ -72,9 +72,9 @@ def test_the_learning_rate_and_the_penalty_are_each_heads_own() -> None:
 
 
 def test_without_validation_some_training_images_choose() -> None:
-    swept = train_heads([DEEP], some(200), None, SETTINGS, classes=3)
-    assert "40 training images that were held out" in swept.reason
-    assert right(swept.head, some(100, seed=1)) > 60
+    found = train_heads([DEEP], some(200), None, SETTINGS, classes=3)
+    assert "40 training images that were held out" in found.reason
+    assert right(found.head, some(100, seed=1)) > 60
     small = train_heads([DEEP], some(12), None, SETTINGS, classes=3)
     assert "too few to choose it" in small.reason
 
@@ -106,15 +106,15 @@ def test_batch_norm_of_a_convolution_learns_its_statistics() -> None:
     maps[labels == 1, :2] += 6
     train, val = in_memory(maps[:60], labels[:60]), in_memory(maps[60:], labels[60:])
     settings = replace(SETTINGS, rates=(1e-2, 2e-2), penalties=(0.0,), epochs=10, batch_size=12)
-    swept = train_heads([HeadSpec.parse("conv4-avg")], train, val, settings, classes=2)
-    assert right(swept.head, val) == swept.best.correct >= 18
-    assert float(swept.head[2].running_mean.abs().max()) > 0.1  # type: ignore[operator, union-attr]
+    found = train_heads([HeadSpec.parse("conv4-avg")], train, val, settings, classes=2)
+    assert right(found.head, val) == found.best.correct >= 18
+    assert float(found.head[2].running_mean.abs().max()) > 0.1  # type: ignore[operator, union-attr]
 
 
 def test_heads_with_many_weights_are_tried_with_one_penalty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep, "WEIGHTS_AT_ONCE", 1500)
-    swept = train_heads([DEEP], some(100), some(60, seed=1), replace(SETTINGS, penalties=(0.0, 0.1, 1.0)), classes=3)
-    assert [(one.lr, one.penalty) for one in swept.candidates] == [(1e-3, 0.1), (1e-2, 0.1)]
+    monkeypatch.setattr(head_search, "WEIGHTS_AT_ONCE", 1500)
+    found = train_heads([DEEP], some(100), some(60, seed=1), replace(SETTINGS, penalties=(0.0, 0.1, 1.0)), classes=3)
+    assert [(one.lr, one.penalty) for one in found.candidates] == [(1e-3, 0.1), (1e-2, 0.1)]
 
 
 class Saying(SilentProgress):
@@ -128,7 +128,7 @@ class Saying(SilentProgress):
 def test_a_head_that_does_not_converge_says_so_and_one_that_diverges_is_an_error() -> None:
     data, said = some(60), Saying()
     spec = HeadSpec.parse("8")
-    calm = SweepSettings(rates=(1e-3,), penalties=(0.0,), epochs=2)
+    calm = HeadSearchSettings(rates=(1e-3,), penalties=(0.0,), epochs=2)
     train_heads([spec], data, None, calm, classes=3, progress=said)
     assert said.said == []
     train_heads([spec], data, None, replace(calm, rates=(30.0,), epochs=3), classes=3, progress=said)
@@ -145,7 +145,7 @@ def test_no_group_is_held_out_in_part() -> None:
     group = np.repeat(np.arange(40), 10)
     x = (rng.normal(size=(40, 60))[group] + 0.05 * rng.normal(size=(400, 60))).astype(np.float32)
     y = rng.integers(0, 2, 40)[group]
-    settings = SweepSettings(epochs=3, rates=(1e-2, 1e-3))
+    settings = HeadSearchSettings(epochs=3, rates=(1e-2, 1e-3))
     torn, apart = (
         train_heads([HeadSpec()], in_memory(x, y), None, settings, classes=2, together=own) for own in (None, group)
     )

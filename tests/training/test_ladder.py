@@ -85,8 +85,8 @@ def test_choices_override_the_effort(split: SplittableBackbone) -> None:
     )
     for rung in plan_rungs(recipe, split, train=3000, rate=200.0):
         assert (rung.settings.epochs, rung.views, rung.settings.lr) == (7, 5, 0.01)
-        assert (rung.settings.smoothing, rung.settings.cutmix) == (0.2, 0.0)
-        assert rung.settings.balance
+        assert (rung.settings.label_smoothing, rung.settings.cutmix) == (0.2, 0.0)
+        assert rung.settings.balance_classes
     (quick,), (last, _) = (plan_rungs(Recipe(effort=e), split, train=3000, rate=200.0) for e in ("quick", "standard"))
     assert (quick.settings.cutmix, last.settings.cutmix) == (0.0, 0.5)
     fresh = plan_rungs(Recipe(effort="standard", epochs=7, fresh_views=True), split, train=3000, rate=200.0)
@@ -189,8 +189,8 @@ def test_what_is_for_one_class_to_an_image_is_off_for_several_labels_unless_aske
 ) -> None:
     for effort in ("quick", "standard", "thorough"):
         for rung in plan_rungs(Recipe(effort=effort), split, train=3000, rate=200.0, multi_label=True):
-            assert (rung.settings.cutmix, rung.settings.smoothing) == (0.0, 0.0)
+            assert (rung.settings.cutmix, rung.settings.label_smoothing) == (0.0, 0.0)
     asked = plan_rungs(
         Recipe(effort="quick", cutmix=0.4, label_smoothing=0.1), split, train=9, rate=1.0, multi_label=True
     )[0]
-    assert (asked.settings.cutmix, asked.settings.smoothing) == (0.4, 0.1)
+    assert (asked.settings.cutmix, asked.settings.label_smoothing) == (0.4, 0.1)
