@@ -1,7 +1,8 @@
-"""Threads, forked processes, and the processors that this process may use.
+"""Helpers for threads and forked processes, and the number of usable CPUs.
 
-A fork copies one thread. Locks that others held stay locked in the child, and thread pools have no threads there; so
-locks are made anew in a child, and what owns threads is kept by process id (see ``model.Model``, ``engine.device``).
+A fork copies only the calling thread: locks held by other threads stay locked in the child, and thread pools have no
+threads. Therefore locks are reset in a child, and objects that own threads are stored per process id (see
+``model.Model``, ``engine.device``).
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from weakref import WeakSet
 from headstart.import_effects import scoped_filters
 
 CGROUPS = Path("/sys/fs/cgroup")
-"""Where Linux mounts control groups; containers see their own there."""
+"""Mount point of control groups on Linux; a container sees its quota there."""
 
 
 @final
 class ProcessLock:
-    """A reentrant lock of one process: a forked child begins with a new one, whoever held it in the parent."""
+    """A reentrant lock that is reset in a forked child, whether or not it was held in the parent."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -39,7 +40,7 @@ class ProcessLock:
         self._lock.release()
 
     def renew(self) -> None:
-        """Forgets who holds it; for the child of a fork."""
+        """Replaces the lock by an unlocked one, in the child of a fork."""
         self._lock = threading.RLock()
 
 
@@ -57,13 +58,13 @@ if hasattr(os, "register_at_fork"):
 
 @final
 class SharedScope:
-    """A context that several threads may be in at a time: the first one sets it up, the last one undoes it.
+    """A reference-counted context manager: the first thread enters the context, the last one exits it.
 
-    Python's own contexts for process-wide state (``redirect_stdout``, torch's flags) restore what they found. Where two
-    threads overlap, the second one finds the state of the first, and leaves it behind for good.
+    Context managers for process-wide state (``redirect_stdout``, torch flags) restore the state that they found. If two
+    threads overlap, the second restores the state that the first had set, which then stays.
 
     Args:
-        context: makes the context that is set up and undone.
+        context: creates the context manager.
     """
 
     def __init__(self, context: Callable[[], AbstractContextManager[object]]) -> None:
@@ -94,14 +95,14 @@ _FILTERS = ProcessLock()
 
 @contextmanager
 def ignored_warnings(module: str = "", category: type[Warning] = Warning) -> Iterator[None]:
-    """Ignores warnings of other libraries while the block runs, in any number of threads at a time.
+    """Ignores warnings during the block. Unlike ``warnings.catch_warnings``, it may be used in overlapping threads.
 
-    ``warnings.catch_warnings`` puts back the list that it found; where two threads overlap, the filter of one stays.
-    Here one filter is put in front, and that very filter is taken out again.
+    ``catch_warnings`` restores the list of filters that it found, so with overlapping threads one filter stays. This
+    context inserts one filter and removes exactly that one.
 
     Args:
-        module: regular expression that the name of the warning's module begins with; "" for any.
-        category: of the warnings.
+        module: regular expression for the start of the module name; "" for any module.
+        category: the class of warnings to ignore.
     """
     rule = ("ignore", None, category, re.compile(module) if module else None, 0)
     with _FILTERS:
@@ -113,7 +114,7 @@ def ignored_warnings(module: str = "", category: type[Warning] = Warning) -> Ite
     finally:
         with _FILTERS:
             scoped_filters[:] = [entry for entry in scoped_filters if entry is not rule]
-            for held in (filters, warnings.filters):  # somebody else may have put a copy in its place
+            for held in (filters, warnings.filters):  # other code may have replaced the list by a copy
                 place = next((i for i, own in enumerate(held) if own is rule), None)
                 if place is not None:
                     del held[place]  # type: ignore[attr-defined]
@@ -121,9 +122,9 @@ def ignored_warnings(module: str = "", category: type[Warning] = Warning) -> Ite
 
 @contextmanager
 def start_method_kept() -> Iterator[None]:
-    """Context after which multiprocessing's start method is unset again if it was before.
+    """Restores an unset start method of multiprocessing at the end of the block.
 
-    A lock of tqdm, which torch.fx uses, and tensorboardX's queue set it; the program could not choose another one then.
+    tqdm's lock, used by torch.fx, and tensorboardX's queue set the start method, which blocks a later choice.
     """
     was_unset = multiprocessing.get_start_method(allow_none=True) is None
     try:
@@ -134,7 +135,7 @@ def start_method_kept() -> Iterator[None]:
 
 
 def usable_cpus() -> int:
-    """Processors that this process may use: its affinity mask, and on Linux the quota of its control groups."""
+    """Number of CPUs that this process may use: the affinity mask, limited by the control group's quota on Linux."""
     if hasattr(os, "process_cpu_count"):  # Python 3.13
         count = os.process_cpu_count() or 1
     elif hasattr(os, "sched_getaffinity"):
@@ -145,7 +146,7 @@ def usable_cpus() -> int:
 
 
 def _cgroup_quota() -> int | None:
-    """Processors that the container's quota amounts to, rounded up; None where there is none."""
+    """CPU quota of the control group, rounded up to whole CPUs; None without a quota."""
     try:
         quota, period = (CGROUPS / "cpu.max").read_text().split()  # version 2
     except (OSError, ValueError):

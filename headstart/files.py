@@ -1,4 +1,4 @@
-"""Paths as users write them, and files that are written whole or not at all."""
+"""User paths, atomic writes, and text encodings that are safe for CSV, JSON and spreadsheets."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from headstart.errors import HeadstartError, OptionError, OutputError, WriteErro
 from headstart.extras import require_extra
 
 UserPath = str | os.PathLike[str]
-"""A path as a caller or an environment variable names it; ``user_path`` reads it."""
+"""A path given by a caller or an environment variable; ``user_path`` parses it."""
 
 
 _SUSPECT: Final = frozenset("'=+-@\t\r\n＝＋－＠")
 _FORMULA: Final = re.compile("'*[=+\\-@\t\r\n＝＋－＠]")
-"""How a cell begins that a spreadsheet may take for a formula, perhaps behind apostrophes."""
+"""Start of a cell that a spreadsheet may evaluate as a formula, possibly after apostrophes."""
 
 _NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|-?inf|nan")
 
 
 def user_path(path: UserPath) -> Path:
-    """A path that a user named, with ``~`` and ``~name`` expanded; or as ``unicode_text`` wrote it.
+    """Parses a path given by a user: expands ``~`` and ``~name``, and undoes the escapes of ``unicode_text``.
 
-    A name that only begins with a tilde, such as the temporary file "~1.jpg", stays as it is where such a file exists.
+    An existing file whose name starts with a tilde, such as "~1.jpg", is not expanded.
 
     Raises:
-        OptionError: not a path, an empty one, or one in the home folder of a user who has none on this machine.
+        OptionError: not a path, an empty one, or ``~name`` of a user without a home folder on this machine.
     """
     if not isinstance(path, (str, os.PathLike)) or not isinstance(text := os.fspath(path), str):
         raise OptionError(f"expected a path (str or pathlib.Path), got {type(path).__name__}.")
@@ -51,7 +51,7 @@ def user_path(path: UserPath) -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path`` to write to; it becomes ``path`` when the block ends well, else is removed."""
+    """A temporary file next to ``path``, renamed to it at the end of the block, or removed if the block raises."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -64,21 +64,21 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a whole file under a temporary name and renames it."""
+    """Writes a file under a temporary name, then renames it."""
     with replacing(path) as partial:
         partial.write_bytes(data)
 
 
 @contextmanager
 def writing_run(folder: Path, file: Path | None = None) -> Iterator[None]:
-    """The time in which a file of a run is written.
+    """Context for writing a file of a run; turns OSError into an error with a remedy.
 
     Args:
-        folder: of the run.
-        file: that is written; the folder itself where it is not given.
+        folder: the run folder.
+        file: the file to write; the folder if None.
 
     Raises:
-        WriteError: it cannot be written; says why, what to do, and how the run goes on then.
+        WriteError: the file cannot be written; the message gives the reason, the remedy and how to continue the run.
     """
     try:
         yield
@@ -93,7 +93,7 @@ def writing_run(folder: Path, file: Path | None = None) -> Iterator[None]:
 
 
 def not_written(path: Path, error: OSError) -> str:
-    """Why a file cannot be written, and what to do, as the beginning of a message."""
+    """Start of a message: why a file cannot be written, and the remedy."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         remedy = "Free some space, or remove some files where the file system is out of inodes"
     elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
@@ -105,10 +105,10 @@ def not_written(path: Path, error: OSError) -> str:
 
 @contextmanager
 def output_file(path: UserPath, suffixes: Sequence[str]) -> Iterator[Path]:
-    """``replacing`` for a file that the user named.
+    """``replacing`` for a file given by a user.
 
     Raises:
-        OutputError: its ending is not one of ``suffixes``, or it cannot be written.
+        OutputError: its suffix is not one of ``suffixes``, or it cannot be written.
     """
     path = check_suffix(path, suffixes)
     try:
@@ -119,11 +119,11 @@ def output_file(path: UserPath, suffixes: Sequence[str]) -> Iterator[Path]:
 
 
 def check_suffix(path: UserPath, suffixes: Sequence[str]) -> Path:
-    """The file that the user named, see ``user_path``; its ending is checked before any work is done for it.
+    """Parses the path of an output file (see ``user_path``) and checks it before any long computation.
 
     Raises:
-        OutputError: it is none of ``suffixes``, or the path is a folder.
-        MissingExtra: it is .parquet, and pyarrow is not installed.
+        OutputError: its suffix is not one of ``suffixes``, or it is a folder.
+        MissingExtra: its suffix is .parquet, and pyarrow is not installed.
     """
     path = user_path(path)
     if path.suffix.lower() not in suffixes:
@@ -136,9 +136,9 @@ def check_suffix(path: UserPath, suffixes: Sequence[str]) -> Path:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file with a header, as ``csv_text`` and ``text_bytes`` write it; an OSError is the caller's.
+    """Reads a CSV file with a header, as written by ``csv_text`` and ``text_bytes``; does not handle OSError.
 
-    Paths are those of the files again, see ``path_of``.
+    Escaped paths are restored, see ``path_of``.
     """
     with open(path, newline="", encoding="utf-8", errors="backslashreplace") as file:
         rows = [
@@ -148,17 +148,17 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def write_csv_file(path: UserPath, text: str) -> None:
-    """Writes a table that the user named, whole or not at all.
+    """Writes a CSV file given by a user atomically.
 
     Raises:
-        OutputError: its ending is not .csv, or it cannot be written.
+        OutputError: its suffix is not .csv, or it cannot be written.
     """
     with output_file(path, [".csv"]) as partial:
         partial.write_bytes(text_bytes(text))
 
 
 def csv_text(rows: Iterable[Sequence[str]], *, separator: str = ",", line_end: str = "\n") -> str:
-    """Rows as CSV; no cell is a formula for a spreadsheet (see ``inert``)."""
+    """Rows as CSV text; cells that a spreadsheet would evaluate as formulas are escaped (see ``inert``)."""
     text = io.StringIO()
     writer = csv.writer(text, delimiter=separator, lineterminator=line_end)
     writer.writerows([inert(cell) for cell in row] for row in rows)
@@ -166,10 +166,9 @@ def csv_text(rows: Iterable[Sequence[str]], *, separator: str = ",", line_end: s
 
 
 def inert(cell: str) -> str:
-    """A cell that no spreadsheet takes for a formula: with an apostrophe before it where it begins like one.
+    """Escapes a cell that starts like a formula with an apostrophe; numbers are unchanged. ``original`` undoes it.
 
-    File names and class names come from anywhere, and a formula may run a program or send data. Numbers stay as they
-    are. ``original`` undoes it.
+    File names and class names are untrusted, and a formula may run a program or send data.
 
     Source: OWASP, CSV injection.
     """
@@ -179,32 +178,32 @@ def inert(cell: str) -> str:
 
 
 def original(cell: str) -> str:
-    """What ``inert`` made inert."""
+    """Undoes ``inert``."""
     return cell[1:] if cell[:1] == "'" and _FORMULA.match(cell, 1) else cell
 
 
 def unicode_text(text: str) -> str:
-    """Text for CSV, JSON and Parquet: bytes of a file name that are not UTF-8 become escapes, undone by ``path_of``."""
+    """Text for CSV, JSON and Parquet: escapes bytes of file names that are not UTF-8; ``path_of`` undoes it."""
     if text.isascii():
         return text
     try:
         return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
-    except UnicodeEncodeError:  # halves of a character, which no file name gives
+    except UnicodeEncodeError:  # lone surrogates that do not come from a file name
         return text.encode(errors="backslashreplace").decode()
 
 
 def text_bytes(text: str) -> bytes:
-    """UTF-8, see ``unicode_text``."""
+    """Encodes text as UTF-8 (see ``unicode_text``)."""
     return unicode_text(text).encode()
 
 
 def json_text(document: Any, *, indent: int | None = None) -> str:
-    """JSON in ASCII; texts as ``unicode_text`` has them."""
+    """A document as ASCII JSON, with texts escaped by ``unicode_text``."""
     return json.dumps(_unicode(document), indent=indent)
 
 
 def path_of(text: str) -> str:
-    """The path of a file that ``unicode_text`` wrote; the text itself where there is no such file."""
+    """The path that ``unicode_text`` escaped; the text itself if no such file exists."""
     if "\\x" not in text or os.path.lexists(text):
         return text
     raw = re.sub(rb"\\x([89a-f][0-9a-f])", lambda found: bytes.fromhex(found[1].decode()), os.fsencode(text))

@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub, or on a server that answers like it (``HF_ENDPOINT``): fetching and sharing."""
+"""Download and upload of models on the Hugging Face hub, or a compatible server (``HF_ENDPOINT``)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True)
 class Address:
-    """Where a model is.
+    """Address of a model on the hub.
 
     Attributes:
-        repository: "owner/name".
+        repository: "OWNER/NAME".
         revision: a branch, tag or commit; None for the main branch.
     """
 
@@ -31,17 +31,17 @@ class Address:
 
 
 def is_address(text: str) -> bool:
-    """Whether it begins like the address of a model on the hub."""
+    """Whether a text starts with the ``hf:`` scheme."""
     return text.startswith("hf:/")
 
 
 def read_address(text: str | os.PathLike[str]) -> Address | None:
-    """``hf://owner/name`` or ``hf://owner/name@revision``; None for what is no such address.
+    """Parses ``hf://OWNER/NAME`` or ``hf://OWNER/NAME@REVISION``; None for any other text or path.
 
-    A path of such a text, which has one slash less, is read as well.
+    ``Path`` collapses the double slash, so "hf:/" is accepted too.
 
     Raises:
-        HubError: it begins like one and is none.
+        HubError: the text starts with the ``hf:`` scheme but is not a valid address.
     """
     address = os.fspath(text) if isinstance(text, (str, os.PathLike)) else text
     if not isinstance(address, str) or not is_address(address):
@@ -53,10 +53,14 @@ def read_address(text: str | os.PathLike[str]) -> Address | None:
 
 
 def fetch(address: Address, file: str) -> Path:
-    """A file of a repository, from the hub's cache on this machine where it is there already.
+    """Downloads a file of a repository to the local cache of the hub, and returns its path there.
+
+    Args:
+        address: the repository and revision.
+        file: name of the file in the repository.
 
     Raises:
-        HubError: no such repository or file, or it can neither be reached nor is it in the cache.
+        HubError: no such repository or file, or the hub cannot be reached and the file is not cached.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
@@ -75,24 +79,24 @@ def fetch(address: Address, file: str) -> Path:
         ) from error
     except EntryNotFoundError as error:
         raise HubError(f"{address}: contains no {file}, so it is not a Headstart model. Check the name.") from error
-    except Exception as error:  # the hub's library raises what its client for HTTP does
+    except Exception as error:  # huggingface_hub passes on errors of its HTTP client
         raise HubError(f"{address}: cannot be downloaded ({_line(error)}).") from error
 
 
 def push(repository: str, files: Mapping[str, Path | bytes], *, private: bool, message: str) -> str:
-    """Puts files into a repository of the hub, which is made where it is not there.
+    """Uploads files to a repository of the hub in one commit.
 
     Args:
-        repository: "owner/name".
-        files: name in the repository -> a file, or its content.
-        private: whether a new repository is.
-        message: of the commit.
+        repository: "OWNER/NAME"; created if it does not exist.
+        files: name in the repository -> a local file, or the content.
+        private: whether a new repository is private.
+        message: the commit message.
 
     Returns:
-        The repository's address for a browser.
+        URL of the repository.
 
     Raises:
-        HubError: nobody is logged in, or the hub refuses.
+        HubError: not logged in, or the hub refuses access.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
@@ -117,7 +121,7 @@ def push(repository: str, files: Mapping[str, Path | bytes], *, private: bool, m
                 "to this repository."
             ) from error
         raise HubError(f"{repository}: the hub refuses access ({_line(error)}).") from error
-    except Exception as error:  # the hub's library raises what its client for HTTP does
+    except Exception as error:  # huggingface_hub passes on errors of its HTTP client
         raise HubError(f"{repository}: cannot be uploaded ({_line(error)}).") from error
 
 

@@ -1,1 +1,1 @@
-"""The command line: one module per group of commands, thin over the library."""
+"""Command line: one module per group of commands, thin wrappers around the library."""

@@ -74,7 +74,7 @@ def cache_command(clear: bool, kind: tuple[str, ...], older: float | None, verif
 def _print(
     root: str, limit: int, entries: Sequence[CacheEntry], chosen: Sequence[CacheEntry], freed: int | None
 ) -> None:
-    """The entries, or how much was removed (``freed`` bytes; None if nothing was to be)."""
+    """Prints the entries, or the removed size (``freed`` bytes; None without --clear)."""
     from headstart.cache.entries import size_text
 
     if not entries:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from headstart.data.inspection import Inspection
 
 SHOWN_ITEMS = 8
-"""Images of a finding that are printed."""
+"""Maximum number of cases printed per finding."""
 
 
 @click.command("check", cls=Command)
@@ -63,7 +63,7 @@ def check_command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Find unreadable, duplicate, mislabelled and out-of-place images. Changes nothing.
+    """Find unreadable, duplicate, mislabelled and out-of-distribution images. Changes no file.
 
     DATA is a folder with one folder of images per class, or a table.
     """

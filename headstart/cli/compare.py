@@ -65,8 +65,8 @@ def compare_command(
     With DATA alone: trains with each method, and writes a table and a chart of accuracy and time.
 
     With MODEL_A MODEL_B DATA: counts the images that only one of the two classifies correctly, and tests whether the
-    difference is more than chance (McNemar's test); --out lists these images. Each model is a run folder or a model
-    file. Only --out, --ignore-unknown, --device, --json and the columns of a table apply.
+    difference is significant (McNemar's test); --out lists these images. Each model is a run folder or a model
+    file. Only --out, --ignore-unknown, --device, --json and the table column options apply.
     """
     if len(paths) not in (1, 3):
         raise click.UsageError("expected DATA, or MODEL_A MODEL_B DATA.")

@@ -1,4 +1,4 @@
-"""``headstart export`` and ``verify``: models as files that need no Headstart."""
+"""``headstart export`` and ``verify``: models as files for other programs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     "--quantize",
     type=click.Choice(["int8"]),
     default_text="off",
-    help="Quantize weights and activations to 8 bits, calibrated on the images. A quarter of the size.",
+    help="Quantize weights and activations to 8 bits, calibrated on the images: about a quarter of the file size.",
 )
 @allow_loss_option
 @device_option
@@ -66,7 +66,7 @@ def export_command(
     as_json: bool,
     **columns: Any,
 ) -> None:
-    """Export a model to one file that needs no Headstart: pixels of any size in, probabilities out.
+    """Export a model to one file that runs without Headstart: pixels of any size in, probabilities out.
 
     MODEL is a run folder, a model file, or hf://OWNER/NAME. The file is opened in a new process and compared with the
     model on up to 500 images; it is removed if it differs.
@@ -147,7 +147,7 @@ def _print(found: Exported) -> None:
     if (whole := found.formats[-1].full_size) is not None:
         print(
             f"{whole.images:,} of them are JPEGs that Headstart decodes at reduced size. Decoded at full size, as "
-            f"other programs do, {whole.same:,} get the same answer, {whole.correct:,} are classified correctly "
+            f"other programs do, {whole.same:,} get the same prediction, {whole.correct:,} are classified correctly "
             f"instead of {whole.correct_reduced:,}, and probabilities differ by at most {whole.largest:.2f}."
         )
     print(f"File: {found.file}")

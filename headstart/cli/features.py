@@ -87,8 +87,7 @@ def layers_command(
     """List the layer groups of a backbone in execution order, and the boundaries where it can be split.
 
     BACKBONE is a timm architecture, for example resnet50. The size of a boundary's activation is given in half
-    precision; its cost is the share of the forward pass's operations before it; weights behind it do not include the
-    classifier.
+    precision; its cost is the fraction of the forward pass before it; the weights after it exclude the classifier.
     """
     chosen = checked_options({"image_size": image_size})
     with importing():

@@ -1,7 +1,7 @@
-"""The ``headstart`` command: its subcommands, its errors and its exit status.
+"""The ``headstart`` command: subcommands, error messages and exit status.
 
-Progress goes to stderr, results to stdout; ``--json`` prints one JSON document. Exit status: 0 done, 1 a named error,
-2 usage, 130 stopped by Ctrl-C, 141 nobody reads the output. A subcommand's module is imported when it runs, so that
+Progress goes to stderr, results to stdout; ``--json`` prints one JSON document. Exit status: 0 success, 1 error with a
+message, 2 usage error, 130 Ctrl-C, 141 closed output pipe. The module of a subcommand is imported when it runs, so that
 ``headstart --help`` imports no heavy library.
 """
 
@@ -21,10 +21,10 @@ from headstart.deferred_compiler import defer_compiler
 from headstart.errors import HeadstartError, OptionError
 
 STOPPED = 130
-"""Exit status after Ctrl-C, as in shells."""
+"""Exit status after Ctrl-C: 128 + SIGINT."""
 
 BROKEN_PIPE = 141
-"""Exit status if the reader of the output is gone, as in shells."""
+"""Exit status if the output pipe is closed: 128 + SIGPIPE."""
 
 COMMANDS = {
     "train": ("train", "Train a classifier on labelled images."),
@@ -39,12 +39,12 @@ COMMANDS = {
     "serve": ("serve", "Serve a model over HTTP, with a page."),
     "compare": ("compare", "Compare training methods, or two models."),
     "report": ("publish", "Write the report of a run again."),
-    "push": ("publish", "Share a model on the Hugging Face hub."),
+    "push": ("publish", "Publish a model on the Hugging Face hub."),
     "export": ("export", "Export a model to ONNX or PyTorch."),
     "verify": ("export", "Compare an exported file with its model."),
     "cache": ("cache", "List, verify or clear cached features."),
 }
-"""Subcommand -> the module of ``cli`` that holds it, and a summary."""
+"""Subcommand -> its module in ``cli``, and its summary."""
 
 
 class LazyGroup(click.Group):
@@ -55,7 +55,7 @@ class LazyGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        """Imports a subcommand; None if there is none of this name."""
+        """Imports a subcommand; None for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"headstart.cli.{COMMANDS[cmd_name][0]}")
@@ -106,7 +106,7 @@ def main() -> None:
 def _status(arguments: list[str]) -> int:
     """Runs a command and prints its error, if any, as one line."""
     try:
-        # not app.main(), which would answer Ctrl-C and a broken pipe with exit statuses of its own
+        # not app.main(), which uses other exit statuses for Ctrl-C and a broken pipe
         with app.make_context("headstart", arguments) as context:
             app.invoke(context)
         return 0
@@ -130,7 +130,7 @@ def _status(arguments: list[str]) -> int:
 
 
 def _usage_text(error: click.ClickException) -> str:
-    """A usage error and where to read on; an option under its former name is answered with its name of today."""
+    """Message of a usage error, with the command for help; for a renamed option, its current name."""
     if isinstance(error, click.NoSuchOption) and error.option_name in FORMER_FLAGS:
         return f"{error.option_name} is now called {FORMER_FLAGS[error.option_name]}."
     text = " ".join(error.format_message().split())

@@ -1,4 +1,4 @@
-"""Command-line options: those of a recipe, made from their declaration, and those that commands share."""
+"""Command-line options: recipe options, generated from their declaration, and options shared by several commands."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FORMER_FLAGS = {
     "--wanted-accuracy": "--target-accuracy",
     "--live-batchnorm": "--update-batchnorm",
 }
-"""Former name of an option on the command line -> its name."""
+"""Former name of a command-line option -> current name."""
 
 COLUMNS = {
     "path_column": ("image paths", "auto (path)"),
@@ -42,17 +42,17 @@ COLUMNS = {
         "auto (group, if there is one)",
     ),
 }
-"""Column option of a table -> what the column holds, and its default."""
+"""Option for a table column -> content of the column, and default."""
 
 
 class OptionWithDefault(click.Option):
     """A command-line option whose help ends with its default.
 
     Args:
-        flags: its names on the command line and its parameter.
-        help: what it does and when to use it.
+        flags: names on the command line and name of the parameter.
+        help: what the option does and when to use it.
         default_text: the default in words; "" for a required or hidden option.
-        group: heading under which ``Command`` lists it; "" for the first one.
+        group: heading under which ``Command`` lists the option; "" for no heading.
         **settings: see ``click.Option``.
     """
 
@@ -61,12 +61,12 @@ class OptionWithDefault(click.Option):
         super().__init__(flags, help=f"{help} [default: {default_text}]" if default_text else help, **settings)
 
     def get_help_extra(self, ctx: click.Context) -> dict[str, Any]:  # type: ignore[override]  # noqa: ARG002
-        """Nothing: the help names the default, and ranges of ports and counts need no mention."""
+        """Returns nothing: the help text contains the default, and click's range notation is not shown."""
         return {}
 
 
 HELP_OPTION: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
-"""Context settings of the group and of every command: click keeps the option that a command's first context made."""
+"""Context settings of every command; click caches the help option that the first context of a command creates."""
 
 
 class Command(click.Command):
@@ -91,13 +91,13 @@ class Command(click.Command):
 
 
 class OrAuto(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
-    """A value of another type, or "auto" for None."""
+    """Wraps another type so that "auto" is accepted and means None."""
 
     def __init__(self, kind: click.ParamType[Any]) -> None:
         self.kind, self.name = kind, kind.name
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Converts the text of the command line."""
+        """Converts a command-line value."""
         return None if value == "auto" else self.kind.convert(value, param, ctx)
 
 
@@ -107,11 +107,11 @@ def option(*flags: str, help: str, **settings: Any) -> Decorator:
 
 
 def recipe_options(*names: str, first: bool | None = None) -> Decorator:
-    """Options of a recipe, by their declaration.
+    """Adds recipe options, generated from their declaration.
 
     Args:
-        *names: of the options, in the order in which help lists them.
-        first: whether to list them before all groups; None for what is declared.
+        *names: names of the options, in the order of the help.
+        first: whether to list them before all groups; None for the declared place.
     """
 
     def decorate(function: Callback) -> Callback:
@@ -145,10 +145,10 @@ def _recipe_option(name: str, first: bool | None) -> Decorator:
 
 
 def checked_options(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a recipe among a command's parameters, ready to be passed on: paths are absolute.
+    """The recipe options among the parameters of a command, validated and with absolute paths.
 
     Raises:
-        OptionError: a value is out of range, or two options contradict each other; names them by their flags.
+        OptionError: a value is out of range, or two options contradict each other; the message names their flags.
     """
     given = {name: values[name] for name in options_of() if name in values}
     check_options({**defaults(), **given}, flag_name)
@@ -156,14 +156,14 @@ def checked_options(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _absolute(path: str | None) -> str | None:
-    """A path that holds from any folder; an address on the hub and ``pretrained`` stay as they are."""
+    """Makes a path absolute; addresses on the hub and "pretrained" are unchanged."""
     from headstart.files import user_path
 
     return path if path is None or path == PRETRAINED or is_address(path) else str(user_path(path).resolve())
 
 
 def column_options(function: Callback) -> Callback:
-    """``--path-column``, ``--label-column``, ``--split-column`` and ``--group-column`` of a table."""
+    """Adds ``--path-column``, ``--label-column``, ``--split-column`` and ``--group-column`` for tables."""
     for name, (content, default) in reversed(COLUMNS.items()):
         text = f"Table column of the {content}."
         function = option(flag_name(name), help=text, metavar="NAME", default_text=default, group="data")(function)
@@ -175,16 +175,16 @@ def open_source(data: Path, values: Mapping[str, Any], *, min_classes: int) -> P
 @overload
 def open_source(data: Path | None, values: Mapping[str, Any], *, min_classes: int) -> Path | Dataset | None: ...
 def open_source(data: Path | None, values: Mapping[str, Any], *, min_classes: int) -> Path | Dataset | None:
-    """The data for a verb: the folder or table, opened if columns of a table are named.
+    """The data set of a command: the path of the folder or table, opened if table columns are given.
 
     Args:
         data: the folder or table; None for no data.
-        values: a command's parameters, with those of ``column_options``.
+        values: parameters of the command, including those of ``column_options``.
         min_classes: see ``open_data``.
 
     Raises:
         DataError: see ``open_data``.
-        click.UsageError: a column is named, and no data.
+        click.UsageError: table columns are given without data.
     """
     columns = {name: values[name] or "" for name in COLUMNS}
     named = [name for name, column in columns.items() if column]
@@ -198,7 +198,7 @@ def open_source(data: Path | None, values: Mapping[str, Any], *, min_classes: in
 
 
 def in_flags(error: OptionError) -> str:
-    """The message of an error about an option, with the option's flag in place of its Python name."""
+    """The message of an OptionError, with the flag of the option instead of its Python name."""
     name, mark, rest = str(error).partition(":")
     option_name, _, value = name.partition(" ")
     if mark and option_name in options_of() and " " not in value:
@@ -214,12 +214,12 @@ model_argument = click.argument("run_or_model", metavar="MODEL", type=FILE)
 
 
 def out_option(help: str, default_text: str = "", metavar: str = "FILE", **settings: Any) -> Decorator:
-    """``--out``: where a command writes."""
+    """Adds ``--out``, the output of a command."""
     return option("--out", type=FILE, metavar=metavar, help=help, default_text=default_text, **settings)
 
 
 def json_option(group: str = "") -> Decorator:
-    """``--json``: results as one JSON document on stdout."""
+    """Adds ``--json``, which prints the results as one JSON document to stdout."""
     text = "Print the results as one JSON document to stdout."
     return option("--json", "as_json", is_flag=True, help=text, default_text="off", group=group)
 
@@ -228,13 +228,13 @@ device_option = option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda", "mps"]),
     default="auto",
-    help="Device that computes. auto: a GPU if there is one that works, else the CPU.",
+    help="Device to compute on. auto: a GPU if one is available, else the CPU.",
     default_text="auto",
 )
 ignore_unknown_option = option(
     "--ignore-unknown",
     is_flag=True,
-    help="Leave out images whose class the model does not have, instead of refusing the data.",
+    help="Exclude images of classes that the model does not have, instead of failing.",
     default_text="off",
 )
 allow_loss_option = option(

@@ -1,4 +1,4 @@
-"""``headstart predict`` and ``evaluate``: a model on images."""
+"""``headstart predict`` and ``evaluate``: predictions of a model, and their scores."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     type=click.IntRange(1),
     default=1,
     metavar="N",
-    help="Most probable classes to list for each image.",
+    help="Number of most probable classes to list for each image.",
     default_text="1",
 )
 @device_option
@@ -56,8 +56,8 @@ def predict_command(
 ) -> None:
     """Classify images.
 
-    MODEL is a run folder, a model file, or hf://OWNER/NAME. IMAGES are files or folders; an image that cannot be read
-    has a row that says why.
+    MODEL is a run folder, a model file, or hf://OWNER/NAME. IMAGES are files or folders. An image that cannot be read
+    gets a row with the reason.
     """
     with importing():
         from headstart.evaluation.tables import TABLE_FORMATS, prediction_document, write_predictions
@@ -87,7 +87,7 @@ def predict_command(
 
 
 def _say_unreadable(predictions: list[Prediction]) -> None:
-    """Names images that cannot be read; exit status 1 if none can."""
+    """Reports images that cannot be read; exit status 1 if none can be read."""
     unread = [prediction for prediction in predictions if prediction.label is None]
     if unread:
         first = f"{printable(unread[0].path)}: {unread[0].error}"
@@ -97,7 +97,7 @@ def _say_unreadable(predictions: list[Prediction]) -> None:
 
 
 def _answer(prediction: Prediction) -> str:
-    """Labels with their probabilities, or why there are none."""
+    """Predicted labels with probabilities, or the reason why there are none."""
     if prediction.label is None:
         return prediction.error or ""
 

@@ -1,4 +1,4 @@
-"""``headstart report`` and ``push``: results for others."""
+"""``headstart report`` and ``push``: the report of a run, and publishing its model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from headstart.cli.render import print_json
 @out_option("File to write (.html).", "auto (report.html in the run folder)")
 @json_option()
 def report_command(run: Path, out: Path | None, as_json: bool) -> None:
-    """Write the report of a finished run again: one HTML file that needs no other."""
+    """Write the report of a finished run again, as one self-contained HTML file."""
     with importing():
         from headstart.files import check_suffix
         from headstart.verbs.report import report
@@ -33,19 +33,19 @@ def report_command(run: Path, out: Path | None, as_json: bool) -> None:
 @click.command("push", cls=Command)
 @run_argument
 @click.argument("repository")
-@option("--private", is_flag=True, default_text="off", help="Make a new repository private.")
+@option("--private", is_flag=True, default_text="off", help="Create the repository as private if it does not exist.")
 @option(
     "--with-report",
     is_flag=True,
     default_text="off",
-    help="Share the report as well, with the small images in it.",
+    help="Upload the report as well, which contains thumbnails of the images.",
 )
 @json_option()
 def push_command(run: Path, repository: str, private: bool, with_report: bool, as_json: bool) -> None:
-    """Share the model of a finished run on the Hugging Face hub, with its model card.
+    """Publish the model of a finished run on the Hugging Face hub, with its model card.
 
     REPOSITORY is OWNER/NAME; it is created if it does not exist. Images are not uploaded. hs.load("hf://OWNER/NAME")
-    and every command that takes a model read it from there.
+    and every command with a MODEL argument load it from there.
     """
     with importing():
         from headstart.verbs.report import push

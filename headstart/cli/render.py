@@ -1,4 +1,4 @@
-"""Output of commands: result lines, tables and JSON on stdout, remarks on stderr."""
+"""Output of commands: result lines, tables and JSON on stdout, messages on stderr."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from headstart.runs.folder import Run
 
 MAX_NUMBER_WIDTH = 24
-"""Characters up to which a column that begins with digits is aligned to the right."""
+"""Maximum width of a right-aligned column of numbers, in characters."""
 
 
 def say(text: str) -> None:
@@ -50,12 +50,12 @@ def result_line(scores: AnyScores) -> str:
 
 
 def run_files(run: Run) -> dict[str, str]:
-    """The files of a run that its JSON document names."""
+    """Paths of a run for its JSON document."""
     return {"run": str(run.folder), "model": str(run.model_path), "report": str(run.report_path)}
 
 
 def print_run_files(run: Run) -> None:
-    """Prints where report and model are."""
+    """Prints the paths of report and model."""
     print(f"Report: {run.report_path}\nModel:  {run.model_path}", flush=True)
 
 
@@ -74,7 +74,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def printable(text: str) -> str:
-    """A file name without what would break the line: control characters and bytes that are no Unicode are escaped."""
+    """Escapes control characters and invalid Unicode in a file name, so that it stays on one line."""
     from headstart.files import unicode_text
 
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in unicode_text(text))

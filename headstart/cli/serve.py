@@ -1,4 +1,4 @@
-"""``headstart serve`` and ``watch``: pages of a model and of a run, over HTTP."""
+"""``headstart serve`` and ``watch``: HTTP server of a model, and live page of a run."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def _limit_options(function: Callback) -> Callback:
     "--corrections",
     type=FILE,
     metavar="FOLDER",
-    default_text="auto (NAME-corrections beside the run or model)",
-    help="Folder for images whose label is corrected on the page; headstart retrain learns from them.",
+    default_text="auto (NAME-corrections next to the run or model)",
+    help="Folder for images with labels corrected on the page; headstart retrain trains on them.",
 )
 @device_option
 def serve_command(
@@ -104,8 +104,8 @@ def serve_command(
 def watch_command(run: Path, port: int, beside: bool) -> None:
     """Show a run on a page: plan, progress, curves, findings, most confident mistakes. Stop it with Ctrl-C.
 
-    RUN is the folder of a run that is in progress, interrupted or finished. The page reads the folder alone and does
-    not slow the training down.
+    RUN is the folder of a run that is in progress, interrupted or finished. The page only reads the folder and does
+    not slow down the training.
     """
     from headstart.files import user_path
     from headstart.serve.watch.process import open_in_browser, watch, watch_for_parent

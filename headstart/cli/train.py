@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from headstart.runs.folder import Run
 
 GO_WITH_RESUME = ("resume", "as_json", "watch", "watch_port")
-"""Parameters of ``headstart train`` that a run can be resumed with."""
+"""Parameters of ``headstart train`` that can be combined with --resume."""
 
 FIRST = tuple(name for name, declared in options_of().items() if declared.is_basic)
-"""Options of a recipe that help lists first."""
+"""Recipe options that the help lists first."""
 
 
 @click.command("train", cls=Command)
@@ -118,7 +118,7 @@ def _run_json(run: Run) -> dict[str, Any]:
 
 
 def _refuse_options(context: click.Context) -> None:
-    """A run is resumed with its own options: others are errors."""
+    """Raises a usage error for options that cannot be combined with --resume."""
     for parameter in context.command.params:
         name = parameter.name or ""
         is_given = context.get_parameter_source(name) in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
@@ -132,7 +132,7 @@ def _refuse_options(context: click.Context) -> None:
 
 @contextmanager
 def _watched(folder: Path | None, port: int) -> Iterator[None]:
-    """Shows a run on a page as long as the block takes; None: no page."""
+    """Shows the live page of a run during the block; no page for None."""
     if folder is None:
         yield
         return
@@ -187,7 +187,7 @@ def retrain_command(run: Path, corrections: Path | None, out: Path | None, devic
 def demo_command(out: Path, device: str) -> None:
     """Write 1,797 images of handwritten digits to a folder, and train on them.
 
-    Needs neither network nor data.
+    Needs no network connection and no data.
     """
     with importing():
         from headstart.demo import write_digits

@@ -1,4 +1,4 @@
-"""Calibration as charts: the reliability diagram, and accuracy against coverage."""
+"""Calibration charts: reliability diagram, and accuracy against coverage."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _COLOURS = {BEFORE: ORANGE, "val": BLUE, "val, after": BLUE, "test": GREEN}
 def calibration_charts(
     calibration: Calibration, found: Sequence[Reliability], evaluated: Sequence[Evaluated]
 ) -> list[str]:
-    """The reliability diagram, and accuracy against coverage if each image has one class.
+    """Draws the reliability diagram and, for single-label models, accuracy against coverage.
 
     Args:
-        calibration: of the model.
-        found: what ``reliabilities`` gives.
-        evaluated: the model's predictions; sets other than val and test are left out.
+        calibration: calibration of the model.
+        found: result of ``evaluation.reliability.reliabilities``.
+        evaluated: predictions of the model by set; only val and test are used.
 
     Returns:
-        ``<svg>`` elements; none without answers to show.
+        ``<svg>`` elements; empty without predictions.
     """
     if not found:
         return []

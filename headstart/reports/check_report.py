@@ -1,4 +1,4 @@
-"""The report of a data check: one HTML file with the findings and their images."""
+"""Report of a data check: a self-contained HTML file with the findings and their images."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from headstart.reports.report_page import render
 
 
 def render_check(look: Inspection) -> str:
-    """The findings of a data check as an HTML page.
+    """Renders the findings of a data check as an HTML page.
 
     Args:
-        look: the result of the data check.
+        look: result of the data check.
     """
     galleries = finding_galleries(look.findings, look.dataset.base)
     return render(

@@ -1,4 +1,4 @@
-"""The comparison of several classifiers as a chart: accuracy with its interval against seconds."""
+"""Chart of a comparison of classifiers: accuracy with 95 % interval, and training time."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from headstart.evaluation.comparison import Compared
 from headstart.reports.svg_chart import BLUE, GREY, ORANGE, SKY, YELLOW, Interval, interval_chart
 
 _COLOURS = {"probes": BLUE, "heads": SKY, "depths": ORANGE, "batchnorm": YELLOW, "weights": GREY}
-"""Of the groups that ``headstart compare`` knows."""
+"""Colour of each group of methods, see ``verbs.compare.GROUPS``."""
 
 
 def comparison_chart(rows: Sequence[Compared]) -> str:
-    """An ``<svg>`` element with one row for each classifier, in the order given.
+    """Draws one row per classifier as an ``<svg>`` element.
 
     Args:
-        rows: at least one.
+        rows: at least one classifier, from top to bottom.
     """
     intervals = [
         Interval(row.name, 100 * row.accuracy, 100 * row.low, 100 * row.high, row.seconds, _COLOURS[row.group])
@@ -25,5 +25,5 @@ def comparison_chart(rows: Sequence[Compared]) -> str:
         intervals,
         x_label="accuracy, % (95 % interval)",
         bar_label="seconds",
-        description="Accuracy with its 95 % interval, and seconds; the table has the same figures",
+        description="Accuracy with 95 % interval, and training time in seconds; the table has the same figures",
     )

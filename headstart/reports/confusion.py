@@ -1,4 +1,4 @@
-"""The confusion matrix as a table whose cells show their images."""
+"""Confusion matrix of the report: a table whose cells show their images on click."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from headstart.evaluation.predictions import Evaluated
 from headstart.reports.report_page import PathsShown
 
 MAX_COLUMNS = 40
-"""Classes up to which the matrix is drawn."""
+"""Maximum number of classes for a confusion matrix."""
 
 CELL_IMAGES = 60
-"""Images that a cell shows at most; predictions.csv has all of them."""
+"""Maximum number of images per cell; predictions.csv has the rest."""
 
 
 @dataclass(frozen=True)
 class ConfusionCell:
-    """A cell of the matrix.
+    """A cell of the confusion matrix.
 
     Attributes:
         label: the true class.
         predicted: the predicted class.
         count: number of images.
-        share: of the true class's images, 0-1; sets the shade.
+        share: fraction of the images of the true class, 0-1; sets the shade of the cell.
         is_correct: whether the two classes are the same.
     """
 
@@ -38,7 +38,7 @@ class ConfusionCell:
 
 
 def confusion_rows(part: Evaluated) -> list[list[ConfusionCell]]:
-    """A row for each true class; none for multi-label data or more than ``MAX_COLUMNS`` classes."""
+    """One row per true class; empty for multi-label data or more than ``MAX_COLUMNS`` classes."""
     if not isinstance(part.scores, Scores) or len(part.classes) > MAX_COLUMNS:
         return []
     return [

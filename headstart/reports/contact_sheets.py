@@ -15,26 +15,26 @@ from headstart.errors import UnreadableImage
 from headstart.html import data_address
 
 SIDE = 88
-"""Of a tile, in pixels."""
+"""Width and height of a tile, in pixels."""
 
 ACROSS, DOWN = 20, 20
-"""Tiles of a sheet."""
+"""Number of tiles on a sheet."""
 
 QUALITY = 72
 GROUND = (238, 240, 243)
 
 MOST_BYTES = 7_000_000
-"""Of all sheets together, before they are written as text, which takes a third more."""
+"""Maximum size of all sheets, in bytes before base64, which adds a third."""
 
 
 @dataclass(frozen=True)
 class Sheets:
-    """Tiles of images.
+    """Contact sheets of a report.
 
     Attributes:
-        addresses: data: addresses of the sheets, each ``ACROSS`` tiles wide.
-        tiles: path of each image that has one -> its number, counted row by row from the first sheet on.
-        unread: paths of images that cannot be read any more.
+        addresses: data: URLs of the sheets, each ``ACROSS`` tiles wide.
+        tiles: path of an image -> number of its tile, counted row by row over all sheets.
+        unread: paths of images that can no longer be read.
     """
 
     addresses: tuple[str, ...]
@@ -43,12 +43,12 @@ class Sheets:
 
 
 def make_sheets(paths: Iterable[str], *, value_range: ValueRange | None = None, most_bytes: int = MOST_BYTES) -> Sheets:
-    """Draws images, each once, in the order given, until there is room for no more.
+    """Draws each image once, in the given order, until the sheets reach their maximum size.
 
     Args:
-        paths: of the image files.
-        value_range: of the model, see ``Preprocessing``: images are shown as it sees them.
-        most_bytes: of all sheets.
+        paths: paths of the image files, most important first.
+        value_range: see ``Preprocessing``; images are shown as the model sees them.
+        most_bytes: maximum size of all sheets, in bytes before base64.
     """
     addresses: list[str] = []
     tiles: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Learning curves: loss and accuracy on train and val, epoch by epoch."""
+"""Learning curves: loss and accuracy on train and val by epoch."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from headstart.reports.svg_chart import BLUE, ORANGE, Series, line_chart
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """The figures of one epoch.
+    """Metrics of one epoch.
 
     Attributes:
-        stage: the rung of the ladder that was trained.
-        epoch: number within the stage, from 0.
-        train_loss: mean loss of the training images as they were shown, averaged while the model learns; in nats.
-        train_accuracy: accuracy on the same images, 0-1.
-        val_loss: log loss of the averaged weights on the validation images, in nats; None without such images.
-        val_accuracy: their accuracy, 0-1; None without such images.
+        stage: name of the trained rung of the ladder.
+        epoch: number of the epoch within the stage, from 0.
+        train_loss: mean training loss over the epoch, on augmented images, in nats.
+        train_accuracy: training accuracy over the epoch, on the same images, 0-1.
+        val_loss: log loss of the averaged weights on val, in nats; None without val.
+        val_accuracy: accuracy of the averaged weights on val, 0-1; None without val.
     """
 
     stage: str
@@ -30,10 +30,10 @@ class CurvePoint:
 
 
 def curve_charts(points: Sequence[CurvePoint]) -> list[str]:
-    """Two charts, loss and accuracy, with the stages one after the other.
+    """Draws loss and accuracy as two charts, with the stages side by side.
 
     Args:
-        points: at least one, in the order of training.
+        points: metrics of at least one epoch, in the order of training.
 
     Returns:
         ``<svg>`` elements.
@@ -47,7 +47,7 @@ def _chart(
 ) -> str:
     train = [(float(number), values(point)[0]) for number, point in enumerate(points, start=1)]
     val = [(float(n), value) for n, point in enumerate(points, start=1) if (value := values(point)[1]) is not None]
-    series = [Series("train, as shown", train, ORANGE, dashed=True, markers=True)]
+    series = [Series("train (augmented images)", train, ORANGE, dashed=True, markers=True)]
     if val:
         series.append(Series("val", val, BLUE, markers=True))
     firsts = {point.stage: number for number, point in reversed(list(enumerate(points, start=1)))}
@@ -56,7 +56,7 @@ def _chart(
         series,
         x_label="epoch",
         y_label=y_label,
-        description=f"{y_label.partition(',')[0].capitalize()} on train and val, epoch by epoch",
+        description=f"{y_label.partition(',')[0].capitalize()} on train and val by epoch",
         sections=sections if len(sections) > 1 else (),
         whole_x=True,
     )

@@ -1,4 +1,4 @@
-"""Findings of the data check with the images of each case."""
+"""Galleries of findings: the findings of the data check with the images of each case."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from headstart.files import path_of
 from headstart.reports.report_page import shown_path
 
 LISTED_CASES = 20
-"""Cases of a finding that a page lists; findings.json has all of them."""
+"""Maximum number of cases listed per finding; findings.json has the rest."""
 
 
 @dataclass(frozen=True)
 class FindingGallery:
-    """A finding with the first of its cases.
+    """A finding with its first cases.
 
     Attributes:
         finding: the finding.
-        cases: (words, paths of its images) of each case.
-        num_hidden: further cases, which are not listed.
+        cases: (description, paths of its images) of each listed case.
+        num_hidden: number of cases that are not listed.
     """
 
     finding: Finding
@@ -31,17 +31,17 @@ class FindingGallery:
 
 
 def finding_galleries(findings: Sequence[Finding], base: Path) -> list[FindingGallery]:
-    """The galleries of several findings, in the order given.
+    """The galleries of findings, in the given order.
 
     Args:
-        findings: of a data check.
-        base: the data's folder, which the findings' paths are relative to.
+        findings: findings of a data check.
+        base: folder of the data; the paths in findings are relative to it.
     """
     return [_gallery(finding, base) for finding in findings]
 
 
 def gallery_paths(galleries: Sequence[FindingGallery]) -> Iterator[str]:
-    """Paths of all images that the galleries show."""
+    """Paths of all images in the galleries."""
     for gallery in galleries:
         for _, paths in gallery.cases:
             yield from paths

@@ -1,4 +1,4 @@
-"""Grad-CAM: heat maps of what a classifier's decision rests on (Selvaraju et al., ICCV 2017)."""
+"""Grad-CAM: heat maps of the image regions that support a class (Selvaraju et al., ICCV 2017)."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from headstart.data.preprocessing import Rgb
 from headstart.model import Model
 
 BATCH = 8
-"""Images that go through the network together."""
+"""Batch size."""
 
 MIN_POSITIONS = 4
-"""Positions that an activation must have to be worth a heat map."""
+"""Minimum number of spatial positions of an activation for a heat map."""
 
 OPACITY = 0.7
-"""Opacity of the hottest position over the grey image."""
+"""Maximum opacity of the heat map over the grey image."""
 
 QUALITY = 82
-"""Of the JPEG, as Pillow counts it."""
+"""JPEG quality on Pillow's scale."""
 
 _INFERNO = [
     "000004",
@@ -52,22 +52,22 @@ _INFERNO = [
     "f2ea69",
     "fcffa4",
 ]
-"""Matplotlib's colour map "inferno" at equal steps; importing Matplotlib for it would take half a second."""
+"""Matplotlib's colour map "inferno", sampled at equal steps; importing Matplotlib takes half a second."""
 
 HeatMap = npt.NDArray[np.float32]
-"""(h, w) in [0, 1], coarser than the image; 1 is the position that speaks most for the class."""
+"""(h, w) in [0, 1], coarser than the image; 1 at the position that supports the class most."""
 
 
 @final
 class GradCam:
-    """Grad-CAM of one classifier, prepared once for many images.
+    """Grad-CAM of a classifier; finds the layer to explain once for many images.
 
     Args:
         model: the classifier.
-        check: called between steps, here and in ``maps``; an exception that it raises ends the work.
+        check: called between steps, here and in ``maps``; an exception that it raises cancels the computation.
 
     Attributes:
-        possible: whether the network has an activation with positions; ``maps`` needs one.
+        possible: whether the network has a spatial activation, which ``maps`` requires.
     """
 
     def __init__(self, model: Model, *, check: Callable[[], None] = lambda: None) -> None:
@@ -78,18 +78,18 @@ class GradCam:
     def maps(
         self, pixels: Sequence[Rgb], classes: Sequence[int], *, check: Callable[[], None] = lambda: None
     ) -> list[HeatMap]:
-        """The heat map of each image for one class.
+        """Computes the heat map of each image for one class.
 
         Args:
-            pixels: N images as the network sees them, (H, W, 3) uint8.
-            classes: N class numbers, one for each image.
+            pixels: N preprocessed images, (H, W, 3) uint8.
+            classes: N class indices, one per image.
             check: called before each batch.
 
         Raises:
             ValueError: ``possible`` is False.
         """
         if self._layer is None:
-            raise ValueError("the network has no activation with positions: see GradCam.possible")
+            raise ValueError("the network has no spatial activation: see GradCam.possible")
         found: list[HeatMap] = []
         for start in range(0, len(pixels), BATCH):
             check()
@@ -102,7 +102,7 @@ class GradCam:
 
 
 def heat_maps(model: Model, pixels: Sequence[Rgb], classes: Sequence[int]) -> list[HeatMap] | None:
-    """``GradCam.maps`` of a few images; None if there are none, or the network has no positions."""
+    """``GradCam.maps`` for a few images; None without images or a spatial activation."""
     if not pixels:
         return None
     cam = GradCam(model)
@@ -110,7 +110,7 @@ def heat_maps(model: Model, pixels: Sequence[Rgb], classes: Sequence[int]) -> li
 
 
 def heat_map_jpeg(pixels: Rgb, heat: HeatMap) -> bytes:
-    """The image in grey with its heat map over it, as a JPEG; bright colours where much speaks for the class."""
+    """Overlays a heat map on the grey image, as a JPEG; bright colours support the class."""
     height, width = pixels.shape[:2]
     resized = Image.fromarray((255 * heat).astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
     strength = np.asarray(resized, dtype=np.float64) / 255
@@ -121,14 +121,14 @@ def heat_map_jpeg(pixels: Rgb, heat: HeatMap) -> bytes:
 
 
 def _colours(strength: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """(H, W) in [0, 1] -> (H, W, 3) in [0, 255]."""
+    """Applies the colour map: (H, W) in [0, 1] -> (H, W, 3) in [0, 255]."""
     stops = np.array([list(bytes.fromhex(colour)) for colour in _INFERNO])
     places = np.linspace(0, 1, len(stops))
     return np.stack([np.interp(strength, places, stops[:, channel]) for channel in range(3)], axis=-1)
 
 
 def _grad_cam(net: PixelNet, layer: nn.Module, head: nn.Module, pixels: Tensor, classes: Tensor) -> Tensor:
-    """(N, h, w): the channels of a layer's output, weighted by the mean gradient of the logit, positive part."""
+    """(N, h, w): sum of the channels of a layer's output, weighted by the mean gradient of the logit; ReLU."""
     layout, maps = Layout.of(net.backbone.module), list[Tensor]()
 
     def explained(_layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
@@ -143,13 +143,13 @@ def _grad_cam(net: PixelNet, layer: nn.Module, head: nn.Module, pixels: Tensor, 
 
 
 def _map_view(made: Tensor, layout: Layout) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """An activation as (N, C, h, w), and the function that turns such a map back into the network's layout."""
+    """An activation as (N, C, h, w), and the inverse conversion to the layout of the network."""
     if made.ndim == 4 and layout.channels_last:
         return made.permute(0, 3, 1, 2), lambda as_map: as_map.permute(0, 2, 3, 1)
     if made.ndim == 4:
         return made, lambda as_map: as_map
     grid = layout.grid(made.shape)
-    assert grid is not None  # a layer without positions is not chosen
+    assert grid is not None  # only layers with a spatial activation are chosen
     prefix, tokens = made[:, : layout.prefix_tokens], made[:, layout.prefix_tokens :]
     as_map = tokens.transpose(1, 2).reshape(len(made), -1, *grid)
     return as_map, lambda as_map: torch.cat([prefix, as_map.flatten(2).transpose(1, 2)], 1)
@@ -166,7 +166,7 @@ def _hooked(layer: nn.Module, hook: Callable[..., Tensor | None]) -> Iterator[No
 
 @dataclass(frozen=True)
 class _Call:
-    """One call of a layer: its name, its output, and whether a layer with weights was called after it."""
+    """One call of a layer: name, output, and whether a layer with weights was called after it."""
 
     name: str
     output: Tensor
@@ -174,8 +174,8 @@ class _Call:
 
 
 def _explained(net: FeatureNet, check: Callable[[], None]) -> tuple[PixelNet, nn.Module | None]:
-    """The network in a form whose layers may get hooks, and the layer that is explained; None without positions."""
-    if isinstance(net.body, fx.GraphModule):  # blocks are dissolved into their layers
+    """A network whose layers accept hooks, and the layer to explain; None without a spatial activation."""
+    if isinstance(net.body, fx.GraphModule):  # a traced graph, whose blocks are not modules
         return _cut_in_two(net)
     shared = {id(tensor): tensor for tensor in (*net.body.parameters(), *net.body.buffers())}
     hookable = PixelNet(net.backbone, copy.deepcopy(net.body, shared)).to(net.scale.device)
@@ -196,10 +196,10 @@ def _cut_in_two(net: FeatureNet) -> tuple[PixelNet, nn.Module | None]:
 
 
 def _deepest_layer(net: PixelNet, check: Callable[[], None]) -> nn.Module | None:
-    """The deepest layer whose output has positions and decides all that follows, with weights behind it.
+    """The deepest layer with a spatial output that determines the features, followed by layers with weights.
 
-    Of sequences of tokens the one before the last such layer is taken: behind the last block of a vision transformer
-    the class token alone may count.
+    For token sequences the layer before is chosen: after the last block of a vision transformer, the prediction may
+    depend on the class token only.
     """
     layout, size, groups = Layout.of(net.backbone.module), net.backbone.preprocessing, set(group_names(net.body))
     noise = np.random.default_rng(0).integers(0, 256, (2, 1, size.height, size.width, 3), dtype=np.uint8)
@@ -221,7 +221,7 @@ def _deepest_layer(net: PixelNet, check: Callable[[], None]) -> nn.Module | None
 
 
 def _decides(net: PixelNet, call: _Call, images: tuple[Tensor, Tensor], features: tuple[Tensor, Tensor]) -> bool:
-    """Whether the second image has the features of the first if a layer gives what it gave for the first."""
+    """Whether the second image gets the first one's features with the first one's output of the layer."""
     with _hooked(net.body.get_submodule(call.name), lambda *_: call.output.clone()):
         replaced = net(images[1])
     error, difference = ((other - features[0]).abs().max() for other in (replaced, features[1]))
@@ -229,7 +229,7 @@ def _decides(net: PixelNet, call: _Call, images: tuple[Tensor, Tensor], features
 
 
 def _called(net: PixelNet, pixels: Tensor) -> tuple[list[_Call], Tensor]:
-    """The layers in the order in which they end, each with its output, and the features."""
+    """Records the calls of layers, in the order in which they return, and the features."""
     ended: list[tuple[str, Tensor, int]] = []
     with_weights = 0
     handles = []

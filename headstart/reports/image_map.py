@@ -1,4 +1,4 @@
-"""Where images lie among each other: a map of all, and the training images that are nearest to each of the others."""
+"""Image map: t-SNE of the features, and the nearest training images of each val and test image."""
 
 from __future__ import annotations
 
@@ -20,44 +20,44 @@ from headstart.trust.ood import unit
 MAP_FILE = "map.csv"
 
 NEAREST = 3
-"""Training images that are named for each other image."""
+"""Number of nearest training images stored per image."""
 
 PLACED = 1500
-"""Images that t-SNE places; more are put between the nearest of these."""
+"""Maximum number of images for t-SNE; others are placed between their nearest neighbours among these."""
 
 MAPPED = 20_000
-"""Images that a map holds at most, and training images that neighbours are looked for among."""
+"""Maximum number of images on a map, and of training images to search for neighbours."""
 
 COMPONENTS = 50
-"""Principal components that t-SNE works on."""
+"""Number of principal components for t-SNE."""
 
 ITERATIONS = 300
-"""Of t-SNE; 500 take twice as long and show the same clusters."""
+"""Iterations of t-SNE; 500 take twice as long and show the same clusters."""
 
 LEAST = 5
-"""Images below which there is nothing to map."""
+"""Minimum number of images for a map."""
 
 AT_ONCE = 1024
 
 MAP_VERSION = 1
-"""Increased if the same features give other positions, to leave cached ones aside."""
+"""Version of the algorithm; incremented to invalidate cached positions."""
 
 SPREAD = 1e-6
-"""Largest standard deviation of a number, over features of length 1, up to which they are all the same."""
+"""Standard deviation of unit-length features up to which all images count as identical."""
 
 Features = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class ImageMap:
-    """N images.
+    """Positions of N images on the map.
 
     Attributes:
-        paths: of them.
-        splits: "train", "val", "test".
-        labels: names; of several labels to an image, a cell each of a table's column of labels.
+        paths: N paths.
+        splits: N of "train", "val", "test".
+        labels: N class names; for multi-label data, the labels joined as in the column of a table.
         points: (N, 2) float64, each axis from 0 to 1.
-        nearest: of each image, paths of the training images most like it, the nearest first; none of training images.
+        nearest: paths of the most similar training images of each image, most similar first; empty for training images.
     """
 
     paths: tuple[str, ...]
@@ -67,7 +67,7 @@ class ImageMap:
     nearest: tuple[tuple[str, ...], ...]
 
     def csv(self) -> str:
-        """A table: path, split, label, x, y, and the nearest training images."""
+        """CSV text with the columns path, split, label, x, y, and the nearest training images."""
         names = [f"nearest_{i + 1}" for i in range(NEAREST)]
         rows = []
         for i, path in enumerate(self.paths):
@@ -77,10 +77,10 @@ class ImageMap:
 
 
 def read_map(folder: Path) -> ImageMap | None:
-    """The map of a run; None where it has none.
+    """Reads the map of a run; None if it has none.
 
     Raises:
-        RunError: it is damaged.
+        RunError: the file is damaged.
     """
     file = folder / MAP_FILE
     if not file.is_file():
@@ -91,7 +91,7 @@ def read_map(folder: Path) -> ImageMap | None:
         points = np.array([[float(row["x"]), float(row["y"])] for row in rows]).reshape(-1, 2)
         paths, splits, labels = (tuple(row[name] for row in rows) for name in ("path", "split", "label"))
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{file}: damaged ({error}). Train again, or remove it: the report goes without.") from error
+        raise RunError(f"{file}: damaged ({error}). Remove it to write the report without a map.") from error
     return ImageMap(paths, splits, labels, points, tuple(near))
 
 
@@ -104,18 +104,18 @@ def make_map(
     seed: int = 0,
     cache: Path | None = None,
 ) -> ImageMap | None:
-    """Maps images by their features.
+    """Computes the map of N images from their features.
 
     Args:
-        paths: of N images.
-        splits: of these.
-        labels: of these.
+        paths: N paths.
+        splits: N splits.
+        labels: N labels.
         features: (N, D) float32.
-        seed: of the projection, and of the images that are drawn where there are too many.
-        cache: the cache folder, which keeps the positions for a second map of the same features.
+        seed: random seed of t-SNE, and of the sample if there are too many images.
+        cache: the cache folder, where positions of the same features are reused.
 
     Returns:
-        None of fewer than ``LEAST`` images.
+        The map; None for fewer than ``LEAST`` images.
     """
     if len(paths) < LEAST:
         return None
@@ -150,7 +150,7 @@ def _nearest(
 
 
 def _positions(directions: Features, seed: int, cache: Path | None) -> npt.NDArray[np.float64]:
-    """``_placed``, from the cache if it holds the positions of the same features."""
+    """``_placed`` with a cache keyed by the features."""
     about = {"images": len(directions), "seed": seed, "version": MAP_VERSION, "t-SNE": [PLACED, COMPONENTS, ITERATIONS]}
     store = RowStore("maps", about, dtype=np.float64, shape=(len(directions), 2), root=cache)
     key = content_key(np.ascontiguousarray(directions).tobytes())
@@ -159,19 +159,19 @@ def _positions(directions: Features, seed: int, cache: Path | None) -> npt.NDArr
             kept: npt.NDArray[np.float64] = store.read([key])[0]
             return kept
     points = _placed(directions, seed)
-    with suppress(CacheError):  # a full disk costs the cache, not the map
+    with suppress(CacheError):  # the map does not need the cache
         store.append([key], points[None])
     return points
 
 
 def _placed(directions: Features, seed: int) -> npt.NDArray[np.float64]:
-    """(N, 2), each axis from 0 to 1; all in the middle where the images' features are all the same."""
+    """(N, 2) positions, each axis from 0 to 1; all 0.5 if all features are identical."""
     with restored_after_import():
         from sklearn.decomposition import PCA
         from sklearn.manifold import TSNE
 
     few = _some(len(directions), PLACED, seed)
-    if not directions[few].std(axis=0).max() > SPREAD:  # t-SNE divides by it, and where it is 0 the process crashes
+    if not directions[few].std(axis=0).max() > SPREAD:  # t-SNE divides by it: 0 crashes the process
         return np.full((len(directions), 2), 0.5)
     components = min(COMPONENTS, len(few), directions.shape[1])
     reduced = PCA(components, svd_solver="randomized", random_state=seed).fit_transform(directions[few])

@@ -1,4 +1,4 @@
-"""The image map as it is drawn: points with class, split, mark and tile."""
+"""Drawing of the image map: points with class, split, mark and thumbnail."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from headstart.reports.report_data import ReportData
 from headstart.reports.report_page import PathsShown
 
 LEGEND = 24
-"""Classes, or combinations of labels, with a colour of their own: the most frequent ones; the rest are "others"."""
+"""Number of classes or label combinations with a separate colour, most frequent first; the rest are "others"."""
 
 MAX_POINTS = 6000
-"""Images that are drawn at most; marked ones always."""
+"""Maximum number of drawn images; marked images are always drawn."""
 
 COLOURS = (
     "#0072b2",
@@ -31,15 +31,15 @@ COLOURS = (
     "#b22222",
     "#4d4d4d",
 )
-"""Of the classes; the first six can be told apart by people with any colour vision (Okabe and Ito)."""
+"""Colours of classes; the first six are distinguishable with any colour vision (Okabe and Ito)."""
 
 MARKED_FINDINGS = ("wrong-label", "outlier")
-"""Findings whose images are marked on the map."""
+"""Kinds of findings whose images are marked on the map."""
 
 
 @dataclass(frozen=True)
 class MapPoint:
-    """One image on the map: position in the drawing, legend entry, split, reason of its mark, tile and path."""
+    """An image on the map: position, index of the legend entry, split, reason for its mark, tile and path."""
 
     x: float
     y: float
@@ -50,19 +50,19 @@ class MapPoint:
     path: str
 
     def as_list(self) -> list[object]:
-        """For the page's script."""
+        """The point as a JSON array for the script of the page."""
         return [self.x, self.y, self.label, self.split, self.mark, self.tile, self.path]
 
 
 @dataclass(frozen=True)
 class MapDrawing:
-    """The map as the page draws it.
+    """The drawing of an image map.
 
     Attributes:
-        points: marked ones last, so that they are on top.
-        names: entries of the legend.
-        colours: of these.
-        count: images of the map, drawn or not.
+        points: the drawn images; marked images last, so that they are on top.
+        names: legend entries.
+        colours: colour of each legend entry.
+        count: number of images on the map, drawn or not.
     """
 
     points: tuple[MapPoint, ...]
@@ -72,11 +72,11 @@ class MapDrawing:
 
 
 def map_drawing(data: ReportData, tiles: dict[str, int]) -> MapDrawing | None:
-    """The drawing of a run's map; None if it has none.
+    """The drawing of the image map of a run; None without a map.
 
     Args:
-        data: of the report.
-        tiles: path -> number of the image's tile.
+        data: data of the report.
+        tiles: path of an image -> number of its tile.
     """
     image_map = data.image_map
     if image_map is None:
@@ -102,7 +102,7 @@ def map_drawing(data: ReportData, tiles: dict[str, int]) -> MapDrawing | None:
 
 
 def drawn_images(data: ReportData) -> list[int]:
-    """Positions of the map's images that are drawn: all, or the marked ones and an even choice of the others."""
+    """Indices of the drawn images: all, or the marked ones and an evenly spaced sample of the others."""
     image_map = data.image_map
     count = 0 if image_map is None else len(image_map.paths)
     if image_map is None or count <= MAX_POINTS:
@@ -113,7 +113,7 @@ def drawn_images(data: ReportData) -> list[int]:
 
 
 def _legend(image_map: ImageMap, classes: tuple[str, ...]) -> list[str]:
-    """The most frequent labels in the order of the classes, then "others" if there are more."""
+    """The most frequent labels in class order, then "others" if there are more."""
     order = {name: i for i, name in enumerate(classes)}
     counts = Counter(image_map.labels)
     names = sorted((name for name, _ in counts.most_common(LEGEND)), key=lambda name: order.get(name, len(order)))
@@ -121,7 +121,7 @@ def _legend(image_map: ImageMap, classes: tuple[str, ...]) -> list[str]:
 
 
 def _marks(data: ReportData) -> dict[str, str]:
-    """Path -> why the image is marked on the map."""
+    """Path of an image -> reason for its mark on the map."""
     marks: dict[str, str] = {}
     for part in data.evaluated:
         for place in part.mistakes():

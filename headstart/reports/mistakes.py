@@ -1,4 +1,4 @@
-"""Wrong predictions with their images, Grad-CAM heat maps and nearest training images."""
+"""Misclassified images with Grad-CAM heat maps and nearest training images."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from headstart.reports.report_page import PathsShown
 from headstart.training.losses import is_multi_label
 
 THUMBNAIL_SIDE = 200
-"""Longer side of a mistake's image, in pixels."""
+"""Longer side of the image of a mistake, in pixels."""
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """One wrong prediction.
+    """A misclassified image.
 
     Attributes:
-        shown: the image's path as shown.
+        shown: path of the image, as shown.
         label: true class, or labels.
         predicted: predicted class, or labels.
-        probabilities: those of the two, in words.
-        image: data address of the image; "" if it cannot be read.
-        heat: data address of its heat map; "" for none.
+        probabilities: probabilities of both, in words.
+        image: data: URL of the image; "" if it cannot be read.
+        heat: data: URL of the heat map; "" without one.
         nearest: (path, label) of the nearest training images.
     """
 
@@ -76,9 +76,9 @@ def _texts(part: Evaluated, place: int) -> tuple[str, str, str]:
 
 
 def _heat_map_addresses(data: ReportData) -> Mapping[tuple[int, int], str]:
-    """(number of the evaluated set, position) -> data address of the heat map for the wrong prediction.
+    """(index of the evaluated set, position) -> data: URL of the heat map for the wrong prediction.
 
-    Cross-validated predictions have none: they are not the finished model's.
+    Cross-validated predictions have no heat map, because they come from other models than the finished one.
     """
     if data.is_brief:
         return {}
@@ -98,7 +98,7 @@ def _heat_map_addresses(data: ReportData) -> Mapping[tuple[int, int], str]:
 
 
 def _explained_class(part: Evaluated, place: int) -> int:
-    """The wrongly predicted class; of multi-label data, the wrong label with the highest probability."""
+    """The wrongly predicted class; for multi-label data, the wrong label with the highest probability."""
     if not is_multi_label(part.labels):
         return int(part.given[place])
     wrong: npt.NDArray[np.bool_] = part.labels[place] != part.given[place]

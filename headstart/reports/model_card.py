@@ -1,4 +1,4 @@
-"""The model card: what a stranger must know of a model before using it, in the format of the Hugging Face hub."""
+"""Model card in the format of the Hugging Face hub: usage, metrics, training and limits of a model."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ if TYPE_CHECKING:
 CARD_FILE = "README.md"
 
 LISTED_CLASSES = 50
-"""Classes whose figures the card lists."""
+"""Maximum number of classes that the card lists."""
 
 
 def model_card(
     model: Model, results: Mapping[str, AnyScores], document: Mapping[str, Any], repository: str = ""
 ) -> str:
-    """A card in Markdown with the hub's metadata above it.
+    """Renders the model card as Markdown with the metadata of the hub in front matter.
 
     Args:
         model: the classifier.
-        results: its figures by set, the deciding one last.
-        document: of its run, see ``runs.results.run_document``.
-        repository: "owner/name" where it is going to be; "" where that is not known.
+        results: scores by set; the last one is the main result.
+        document: content of ``run.json``, see ``runs.results.run_document``.
+        repository: "OWNER/NAME" on the hub; "" if unknown.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -92,7 +92,7 @@ def _template() -> Template:
 
 
 def _eval_results(name: str, results: Mapping[str, AnyScores]) -> list[EvalResult]:
-    """The metrics of held-out images in the hub's format."""
+    """Metrics on held-out images in the format of the hub."""
     from huggingface_hub import EvalResult
 
     held_out = ("val", "test") if CROSS_VALIDATION not in results else (CROSS_VALIDATION,)

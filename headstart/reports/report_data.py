@@ -1,4 +1,4 @@
-"""What the report of a run is made from."""
+"""Input data of the report of a run."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from headstart.reports.image_map import ImageMap
 from headstart.training.ladder import RungResult
 
 MAX_MISTAKES = 24
-"""Mistakes of each evaluated set that the report shows."""
+"""Maximum number of mistakes shown per evaluated set."""
 
 
 @dataclass(frozen=True)
 class ReportData:
-    """The contents of a run folder, as far as the report shows them.
+    """Contents of a run folder that the report shows.
 
     Attributes:
-        name: of the data.
-        base: the data's folder; paths are shown relative to it.
+        name: name of the data set.
+        base: folder of the data; paths are shown relative to it.
         model: the finished classifier.
-        head: its name, the reason for its settings ("reason"), and how many of its weights were frozen ("frozen").
+        head: name of the head, the reason for its settings ("reason"), and its number of frozen weights ("frozen").
         counts: split -> class -> number of images.
         sizes: split -> number of images.
         split_origin: where the split comes from, see ``data.splits.Split.origin``.
         fingerprint: SHA-256 of the training images and their labels.
-        findings: of the data check.
+        findings: findings of the data check.
         evaluated: predictions by evaluated set.
         rungs: results of the ladder; empty without fine-tuning.
         best: name of the rung that was kept.
-        curves: metrics of each epoch of everything that was trained by steps.
-        image_map: None if the run has none.
-        is_brief: no Grad-CAM, and images of mistakes and findings only.
-        test_audit: how often the test set was scored, a sentence; "" for never.
-        proof: fingerprints of the frozen weights before and after training, and the engines.
-        seconds: by step.
+        curves: metrics of each epoch; empty if nothing was trained by gradient descent.
+        image_map: the image map; None if the run has none.
+        is_brief: omit Grad-CAM, and show images of mistakes and findings only.
+        test_audit: sentence about earlier evaluations on the test set; "" for none.
+        proof: hashes of the frozen weights before and after training, and the engines.
+        seconds: duration by step.
     """
 
     name: str
@@ -70,15 +70,15 @@ class ReportData:
 
     @property
     def is_cross_validated(self) -> bool:
-        """Whether rungs were judged on training images as well, because val is small."""
+        """Whether rungs were also evaluated by cross-validation on training images, because val is small."""
         return bool(self.rungs) and self.rungs[0].count > self.sizes.get("val", 0)
 
     @cached_property
     def shown_mistakes(self) -> list[list[int]]:
-        """Positions of the mistakes that the report shows, for each of ``evaluated``."""
+        """Positions of the shown mistakes, for each of ``evaluated``."""
         return [part.mistakes()[:MAX_MISTAKES] for part in self.evaluated]
 
     @cached_property
     def nearest(self) -> Mapping[str, tuple[str, ...]]:
-        """Path of an image -> paths of the training images nearest to it; empty without a map."""
+        """Path of an image -> paths of its nearest training images; empty without a map."""
         return {} if self.image_map is None else dict(zip(self.image_map.paths, self.image_map.nearest, strict=True))

@@ -1,4 +1,4 @@
-"""What all HTML reports share: the template environment, styles, paths as shown, and tiles of the contact sheets."""
+"""Shared parts of the HTML reports: template environment, styles, displayed paths and thumbnails."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def render(template: str, sheets: Sheets, base: Path, **values: Any) -> str:
     """Renders a page from a template.
 
     Args:
-        template: its name.
-        sheets: the contact sheets of all images that the page shows.
-        base: the data's folder; paths are shown relative to it.
-        **values: what the template needs beside these.
+        template: name of the template.
+        sheets: contact sheets of all images on the page.
+        base: folder of the data; paths are shown relative to it.
+        **values: other variables of the template.
     """
     shared = {
         "sheets": sheets,
@@ -34,13 +34,13 @@ def render(template: str, sheets: Sheets, base: Path, **values: Any) -> str:
 
 
 def asset(name: str) -> Markup:
-    """A file beside the templates, as text that is not escaped."""
+    """Reads a file of the template folder as unescaped text."""
     return Markup((Path(__file__).parent / "templates" / name).read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
 class TilePlaces:
-    """Finds an image's tile: number of its sheet and offset in pixels; None if it has none."""
+    """Finds the tile of an image: index of its sheet and offset in pixels; None without a tile."""
 
     tiles: dict[str, int]
 
@@ -54,10 +54,10 @@ class TilePlaces:
 
 
 class PathsShown:
-    """``shown_path`` for one data folder, whose parents are found once.
+    """``shown_path`` for one data folder; resolves the folder once.
 
     Args:
-        base: the data's folder.
+        base: folder of the data.
     """
 
     def __init__(self, base: Path) -> None:
@@ -66,7 +66,7 @@ class PathsShown:
         self._homes = {str(parent) for parent in Path.home().parents}
 
     def __call__(self, path: str) -> str:
-        """One path as shown."""
+        """The displayed form of one path."""
         path = os.path.abspath(path)
         common = self._base if path.startswith(self._inside) else os.path.commonpath([path, self._base])
         if common in self._homes:
@@ -75,11 +75,11 @@ class PathsShown:
 
 
 def shown_path(path: str, base: Path) -> str:
-    """A path as a report shows it: relative to the data's folder; only its name if it would show a user's home.
+    """The displayed form of a path: relative to the data folder, or the file name if it would reveal a home folder.
 
     Args:
-        path: absolute.
-        base: the data's folder.
+        path: absolute path.
+        base: folder of the data.
     """
     return PathsShown(base)(path)
 

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that contains everything it shows.
+"""Report of a run: a self-contained HTML file.
 
 A section is a function from ``ReportContent`` to its blocks, a template in ``templates/sections/``, and a line in
 ``SECTIONS``.
@@ -33,14 +33,14 @@ from headstart.trust.ood import INLIER_SHARE
 
 @dataclass(frozen=True)
 class ReportContent:
-    """Everything that the sections show.
+    """Input of the sections.
 
     Attributes:
-        data: of the run.
+        data: data of the run.
         galleries: findings with their images.
-        sheets: contact sheets of all images that are shown.
-        drawing: of the map; None for none.
-        mistakes: of each evaluated set.
+        sheets: contact sheets of all images on the page.
+        drawing: drawing of the image map; None without a map.
+        mistakes: mistakes by evaluated set.
     """
 
     data: ReportData
@@ -52,13 +52,13 @@ class ReportContent:
 
 @dataclass(frozen=True)
 class Block:
-    """One section as it appears on the page.
+    """One section on the page.
 
     Attributes:
-        anchor: its id.
-        link: its name in the navigation.
-        values: what its template needs beside ``data``.
-        script: what the page's script needs of it, a JSON object.
+        anchor: id of the element.
+        link: name in the navigation.
+        values: variables of the template, in addition to ``data``.
+        script: JSON object for the script of the page.
     """
 
     anchor: str
@@ -68,12 +68,12 @@ class Block:
 
 
 def result_section(_content: ReportContent) -> Iterator[Block]:
-    """The headline results, and what chose them."""
+    """Main results, and the data that selected the model."""
     yield Block("result", "Result")
 
 
 def ladder_section(content: ReportContent) -> Iterator[Block]:
-    """The rungs of the ladder with accuracy, log loss and seconds."""
+    """Rungs of the ladder with accuracy, log loss and seconds."""
     data = content.data
     if not data.rungs:
         return
@@ -91,7 +91,7 @@ def curves_section(content: ReportContent) -> Iterator[Block]:
 
 
 def evaluated_section(content: ReportContent) -> Iterator[Block]:
-    """For each evaluated set: metrics by class and group, the confusion matrix and the mistakes."""
+    """Metrics by class and group, confusion matrix and mistakes of each evaluated set."""
     paths_shown = PathsShown(content.data.base)
     for number, (part, mistakes) in enumerate(zip(content.data.evaluated, content.mistakes, strict=True), start=1):
         rows = confusion_rows(part)
@@ -113,7 +113,7 @@ def evaluated_section(content: ReportContent) -> Iterator[Block]:
 
 
 def calibration_section(content: ReportContent) -> Iterator[Block]:
-    """Reliability diagram, coverage, and accepted in-distribution images."""
+    """Reliability diagram, accuracy against coverage, and acceptance rate of out-of-distribution detection."""
     data = content.data
     calibration, found = data.model.calibration, reliabilities(data.model.calibration, data.evaluated)
     charts = [Markup(chart) for chart in calibration_charts(calibration, found, data.evaluated)]
@@ -130,7 +130,7 @@ def calibration_section(content: ReportContent) -> Iterator[Block]:
 
 
 def map_section(content: ReportContent) -> Iterator[Block]:
-    """The image map."""
+    """Image map."""
     drawing = content.drawing
     if drawing is not None:
         script = {"names": drawing.names, "points": [point.as_list() for point in drawing.points]}
@@ -138,7 +138,7 @@ def map_section(content: ReportContent) -> Iterator[Block]:
 
 
 def images_section(content: ReportContent) -> Iterator[Block]:
-    """Numbers of images by class and split, and the findings of the data check."""
+    """Number of images by class and split, and findings of the data check."""
     data = content.data
     occurring = [name for name in data.model.classes if any(counts.get(name) for counts in data.counts.values())]
     names = occurring if len(data.model.classes) > MANY_CLASSES else data.model.classes
@@ -146,7 +146,7 @@ def images_section(content: ReportContent) -> Iterator[Block]:
 
 
 def model_section(content: ReportContent) -> Iterator[Block]:
-    """The model, the frozen proof, times, the recipe and the environment."""
+    """Model, frozen proof, time by step, recipe and environment."""
     head_weights = sum(tensor.numel() for tensor in content.data.model.head.state_dict().values())
     recipe = content.data.model.recipe.without_paths().as_json()
     yield Block("model", "Model", {"head_weights": head_weights, "recipe": recipe})
@@ -164,11 +164,11 @@ SECTIONS: Mapping[str, Section] = {
     "images": images_section,
     "model": model_section,
 }
-"""Name of the template in ``templates/sections/`` -> the section, in the order of the page."""
+"""Template name in ``templates/sections/`` -> function, in the order of the page."""
 
 
 def render_report(data: ReportData) -> str:
-    """The report as HTML, images included; images that cannot be read any more are marked."""
+    """Renders the report as HTML with embedded images; images that can no longer be read are marked."""
     galleries = finding_galleries(data.findings, data.base)
     sheets = make_sheets(_shown_images(data, galleries), value_range=data.model.preprocessing.value_range)
     drawing = map_drawing(data, sheets.tiles)
@@ -187,7 +187,7 @@ def render_report(data: ReportData) -> str:
 
 
 def _shown_images(data: ReportData, galleries: Sequence[FindingGallery]) -> Iterator[str]:
-    """Paths of all images that the page shows, the most important first, since a page has room for so many only."""
+    """Paths of all images on the page, most important first, because the size of the contact sheets is limited."""
     for part, places in zip(data.evaluated, data.shown_mistakes, strict=True):
         for place in places:
             yield part.paths[place]
@@ -204,9 +204,9 @@ def _shown_images(data: ReportData, galleries: Sequence[FindingGallery]) -> Iter
 
 
 def _script_data(blocks: Sequence[Block]) -> Markup:
-    """What the page's script needs, as JSON that is safe within HTML."""
+    """Data for the script of the page, as JSON that is safe inside HTML."""
     document: dict[str, Any] = {"side": SIDE, "across": ACROSS, "sheet": ACROSS * DOWN, "parts": {}, "map": None}
     for block in blocks:
         for name, value in block.script.items():
             document[name] = document[name] | value if name == "parts" else value
-    return Markup(json_text(document).replace("<", "\\u003c").replace("&", "\\u0026"))  # nothing ends the script
+    return Markup(json_text(document).replace("<", "\\u003c").replace("&", "\\u0026"))  # cannot close the script

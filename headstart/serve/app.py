@@ -28,7 +28,7 @@ from headstart.serve.watch.run_reader import RunReader
 from headstart.serve.watch.views import watch_router
 
 MAX_NAME_LENGTH: Final = 255
-"""Characters of an image's file name in the response."""
+"""Maximum length of an image's file name in the response, in characters."""
 
 Log = Callable[[dict[str, Any]], None]
 

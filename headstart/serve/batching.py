@@ -1,4 +1,4 @@
-"""Dynamic batching: images of concurrent requests run as one batch, and before every other kind of task."""
+"""Dynamic batching: images of concurrent requests run as one batch, with priority over all other tasks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from headstart.serve.middleware import ServerState
 from headstart.serve.prometheus import Metrics
 
 EXPECTED_IMAGES = 1_000_000
-"""Images that a server is assumed to see: enough to make the preparation of every engine worthwhile."""
+"""Assumed number of images over the life of a server; large, so that the fastest engine is chosen."""
 
 MAX_DECODE_THREADS: Final = 8
 
@@ -44,7 +44,7 @@ SMALL_IMAGE_PIXELS: Final = 4_000_000
 pixels, which bounds the memory of all of them. A JPEG counts with the size to which its decoder reduces it."""
 
 SIDE_TASK_INTERVAL: Final = 2.0
-"""Seconds after which one side task runs although images wait: under constant load heat maps are slow, not starved."""
+"""Seconds after which one side task runs even if images wait, so that constant load does not starve heat maps."""
 
 RETRY_AFTER: Final = 2
 """Seconds in the Retry-After header of a refused side task."""
@@ -57,7 +57,7 @@ Result = TypeVar("Result")
 
 
 class TaskKind(StrEnum):
-    """Kinds of tasks. Each kind has a queue of its own; predictions run first, the other kinds in turn."""
+    """Kinds of tasks. Each kind has a separate queue; predictions run first, the other kinds round robin."""
 
     predict = "predict"
     explain = "explain"
@@ -66,7 +66,7 @@ class TaskKind(StrEnum):
 
 
 class TaskCancelled(Exception):
-    """Nobody waits for the result: the client has disconnected, or the request has timed out."""
+    """The result is no longer needed: the client has disconnected, or the request has timed out."""
 
 
 @dataclass(eq=False)
@@ -229,7 +229,7 @@ class InferenceService:
             kind: as for ``run_decode``.
             decode: as ``work`` of ``run_decode``.
             work: receives the result of ``decode``, and a checkpoint function to call between its steps. A checkpoint
-                runs the images that wait, and raises ``TaskCancelled`` if nobody waits for the result.
+                runs the images that wait, and raises ``TaskCancelled`` if the result is no longer needed.
 
         Raises:
             HttpError: as ``predict``; other exceptions of ``decode`` and ``work`` are passed on.
@@ -407,7 +407,7 @@ class InferenceService:
 
 
 def _drop_cancelled(queue: deque[Queued]) -> None:
-    """Removes the entries whose result nobody waits for."""
+    """Removes the entries whose result is no longer needed."""
     kept = [entry for entry in queue if not entry.answer.done()]
     if len(kept) < len(queue):
         queue.clear()
@@ -423,7 +423,7 @@ def _run_and_release_memory(work: Callable[[int | None], Result]) -> Result:
 
 
 def _resolve_threadsafe(answer: asyncio.Future[Result], result: Result | None, error: Exception | None) -> None:
-    """Resolves a future of an event loop from another thread. Nobody waits in a loop that is closed."""
+    """Resolves a future of an event loop from another thread; does nothing if the loop is closed."""
     with suppress(RuntimeError):
         answer.get_loop().call_soon_threadsafe(_resolve, answer, result, error)
 

@@ -25,7 +25,7 @@ Address: TypeAlias = tuple[Any, ...]
 
 
 SLICE_BYTES: Final = 8192
-"""Bytes that are parsed at a time. A body in chunks of one byte takes 20 us a chunk, 27 ms for a slice."""
+"""Bytes parsed per slice. A body in chunks of one byte takes 20 us per chunk, 27 ms per slice."""
 
 PARSE_SECONDS: Final = 0.005
 """Seconds per iteration of the event loop in which bytes are parsed; at least one slice."""
@@ -48,7 +48,7 @@ class ConnectionRegistry:
 
 @final
 class ParseQueue:
-    """Fair queue of received bytes: parsing yields to the event loop, and connections that were cheap so far go first.
+    """Fair queue of received bytes: parsing yields to the event loop; the least parse time so far goes first.
 
     One read returns up to 256 KB. In chunks of one byte that is most of a second of parsing, so that a few such clients
     would delay all others by many seconds.
@@ -129,7 +129,7 @@ class BoundedConnection(asyncio.Protocol):
     Attributes:
         response_expected: whether the application has begun a response whose status line is not sent yet.
         is_lingering: whether the connection only waits for a refused client; see ``LINGER_SECONDS``.
-        parse_seconds: time that its bytes took to parse.
+        parse_seconds: time spent on parsing bytes of this connection.
     """
 
     def __init__(self, registry: ConnectionRegistry, create_http: Callable[[], asyncio.Protocol]) -> None:
@@ -271,7 +271,7 @@ class BoundedConnection(asyncio.Protocol):
         self._send_deadline.start(self._limits.body_timeout)
 
     def _end_http(self, exc: Exception | None) -> None:
-        """Tells the HTTP protocol, and with it the application, that the connection is lost."""
+        """Notifies the HTTP protocol, and thereby the application, that the connection is lost."""
         http, self._http = self._http, None
         if http is not None:
             http.connection_lost(exc)

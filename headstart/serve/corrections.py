@@ -27,10 +27,10 @@ from headstart.errors import OptionError, OutputError
 from headstart.files import user_path, write_atomically
 
 MAX_LABEL_BYTES = 200
-"""Bytes of a label. File systems allow 255 for a folder name."""
+"""Maximum length of a label in bytes. File systems allow 255 for a folder name."""
 
 MAX_CORRECTIONS = 20_000
-"""Images in one folder; the index is in memory."""
+"""Maximum number of images in the folder; the index is in memory."""
 
 KEY_LENGTH = 24
 """Hexadecimal digits of the content hash in a file name."""
@@ -62,7 +62,7 @@ class Correction:
 
 
 def corrections_folder(run_or_model: Path) -> Path:
-    """Default folder for corrections: NAME-corrections beside the run folder or the model file."""
+    """Default folder for corrections: NAME-corrections next to the run folder or the model file."""
     place = user_path(run_or_model)
     if place.is_dir():
         place = place.resolve()
@@ -235,6 +235,6 @@ class Corrections:
 
 
 def _remove_empty(folder: Path) -> None:
-    """Removes a folder without images, which every check of the data would report."""
+    """Removes an empty class folder, which the data check would report."""
     with contextlib.suppress(OSError):
         folder.rmdir()

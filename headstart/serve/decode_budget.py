@@ -19,8 +19,8 @@ Entry: TypeAlias = tuple[int, Callable[[], None]]
 class DecodeBudget:
     """Weighted FIFO semaphore in front of an executor: the weights of all running jobs add up to at most ``capacity``.
 
-    A job that is cancelled while it waits leaves its queue, together with the bytes that it refers to. A running job
-    holds its weight until it ends, even if its future was cancelled.
+    A job that is cancelled while it waits is removed from its queue, which frees its image. A running job keeps its
+    weight until it ends, even if its future was cancelled.
 
     Args:
         executor: runs the jobs.
@@ -58,7 +58,7 @@ class DecodeBudget:
 
     def _start_fitting(self, change: int = 0) -> None:
         """Adds ``change`` to the weight in use, then starts the jobs that fit."""
-        with self._lock, suppress(RuntimeError):  # the executor is shut down: nobody waits for a result
+        with self._lock, suppress(RuntimeError):  # the executor is shut down: results are no longer needed
             self._used += change
             while (queue := self._urgent or self._other) and self._used + queue[0][0] <= self._capacity:
                 weight, run = queue.popleft()

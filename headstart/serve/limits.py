@@ -36,7 +36,7 @@ RETRY: Final = "503 with Retry-After"
 
 @dataclass(frozen=True)
 class ServerLimits:
-    """Limits of the server. Everything that a client controls has one.
+    """Limits of the server, one for each resource that a client controls.
 
     Attributes:
         max_body_bytes: size of one request body.

@@ -1,4 +1,4 @@
-"""ASGI middleware of every request: access, body limits, metrics, error responses and one log line.
+"""ASGI middleware for every request: access control, body limits, metrics, error responses and a log line.
 
 All headers are controlled by the client. A header that cannot be parsed leads to an error response, never to an
 exception in the server.
@@ -31,13 +31,13 @@ from headstart.serve.prometheus import Metrics
 
 PUBLIC_PATHS: Final = frozenset({"/", "/watch", "/healthz", "/readyz"})
 PUBLIC_PREFIX: Final = "/page/"
-"""What needs no API key: health checks and the static files of the page, which contain nothing about the model."""
+"""Paths without API key: health checks, and static files of the page, which reveal nothing about the model."""
 
 LOOPBACK_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 LOGGED_METHODS: Final = SAFE_METHODS | {"POST", "PUT", "PATCH", "DELETE"}
 MAX_LOGGED_PATH: Final = 200
-"""Characters of a path in the log."""
+"""Maximum length of a path in the log, in characters."""
 
 LINGER_SECONDS: Final = 2.0
 """Lingering close: after an early error response, the rest of the request is read and discarded until nothing has
@@ -45,7 +45,7 @@ arrived for this long. A connection that is closed with unread bytes is reset, a
 before it reads would never see the response."""
 
 MAX_DISCARDED_BODIES: Final = 4
-"""Bytes that are discarded at most, as a multiple of ``ServerLimits.max_body_bytes``. They are not kept in memory."""
+"""Maximum number of discarded bytes, as a multiple of ``ServerLimits.max_body_bytes``; they are not stored."""
 
 CLIENT_CLOSED_REQUEST: Final = 499
 """Logged status if the client has disconnected before the response; as nginx logs it."""

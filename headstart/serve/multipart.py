@@ -17,17 +17,17 @@ from starlette.requests import Request
 from headstart.serve.errors import HttpError
 
 MAX_PARTS = 1_000
-"""Parts of one form; more are refused with 400."""
+"""Maximum number of parts of a form; more are refused with 400."""
 
 MAX_PART_HEADER_BYTES = 4_096
-"""Bytes of the headers of one part; more are refused with 400. Unterminated quotes take quadratic time to match: 0.4 ms
-per part of this size."""
+"""Maximum size of the headers of a part in bytes; more are refused with 400. Unterminated quotes take quadratic time to
+match: 0.4 ms per part of this size."""
 
 MAX_BOUNDARY_LENGTH = 256
-"""Characters of a boundary; RFC 2046 allows 70."""
+"""Maximum length of a boundary; RFC 2046 allows 70 characters."""
 
 MAX_FALSE_BOUNDARIES = 10_000
-"""Occurrences of the boundary text within the content; more are refused with 400, so that searching stays cheap."""
+"""Maximum number of occurrences of the boundary text in the content; more are refused with 400, to bound the search."""
 
 _PARAMETER = re.compile(r';\s*([^\s=;"]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^;\s]*))', re.DOTALL)
 _AFTER_BOUNDARY = re.compile(rb"(--)|[ \t]*\r\n")

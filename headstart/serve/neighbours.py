@@ -35,7 +35,7 @@ class Neighbour:
 class Neighbours:
     """Reference images of a model: a sample of its training images whose features are stored in the model file.
 
-    The sample is drawn by content hash, so the run's table of images says which images it consists of.
+    The sample is drawn by content hash, so the table of images in the run folder identifies its images.
 
     Args:
         model: classifier of the run.

@@ -33,10 +33,10 @@ from headstart.serve.static_files import asset
 
 NUM_NEIGHBOURS: Final = 3
 THUMBNAIL_SIZE: Final = 240
-"""Longer side of small images, in pixels."""
+"""Longer side of a thumbnail, in pixels."""
 
 MAX_LISTED: Final = 60
-"""Corrections that the page shows."""
+"""Maximum number of corrections shown on the page."""
 
 JsonObject: TypeAlias = dict[str, Any]
 
@@ -97,13 +97,13 @@ def _add_correction_routes(router: APIRouter, service: InferenceService, page: P
     @router.delete("/v1/corrections/{key}")
     async def remove(key: str) -> Response:
         if not await run_in_threadpool(page.remove, key):
-            raise HttpError(HTTPStatus.NOT_FOUND, "This correction does not exist any more.")
+            raise HttpError(HTTPStatus.NOT_FOUND, "This correction no longer exists.")
         return JSONResponse({"removed": key})
 
 
 @final
 class PageBackend:
-    """What the page requests, as JSON documents and JPEG bytes; see ``page_router``."""
+    """Responses to the requests of the page, as JSON documents and JPEG bytes; see ``page_router``."""
 
     def __init__(self, service: InferenceService, corrections: Corrections | None) -> None:
         self.service, self.model, self._corrections = service, service.model, corrections
@@ -111,7 +111,7 @@ class PageBackend:
         """Created with the first heat map; used on the engine thread only."""
 
     def describe(self) -> JsonObject:
-        """Name, description and abilities of the model."""
+        """Name, description and supported functions of the model."""
         model = self.model
         multi_label = model.thresholds is not None
         return {
@@ -234,14 +234,14 @@ class PageBackend:
             return self._enabled_corrections().remove(key)
 
     def correction_thumbnail(self, key: str, max_decoded_pixels: int | None = None) -> bytes:
-        """Small JPEG of a corrected image.
+        """JPEG thumbnail of a corrected image.
 
         Raises:
             HttpError: there is no such correction.
         """
         found = self._enabled_corrections().find(key)
         if found is None:
-            raise HttpError(HTTPStatus.NOT_FOUND, "This correction does not exist any more.")
+            raise HttpError(HTTPStatus.NOT_FOUND, "This correction no longer exists.")
         with _errors_as_http():
             image = decode(
                 found.file,

@@ -13,7 +13,7 @@ BATCH_BUCKETS: Final = (1, 2, 4, 8, 12, 16, 24, 32, 64, 128)
 
 @final
 class Metrics:
-    """Counters, gauges and histograms of one server, in a registry that no other server shares."""
+    """Counters, gauges and histograms of one server, in a separate registry."""
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()

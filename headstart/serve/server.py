@@ -1,4 +1,4 @@
-"""Running a server: from the model to the last response after SIGTERM."""
+"""Server life cycle: startup, signals and graceful shutdown."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def create_app(
         key: API key that clients must send; "" for none; default: the environment variable HEADSTART_KEY.
         local: without a key, answer only requests for localhost (protects against DNS rebinding).
         limits: limits of the server.
-        corrections: folder for corrected images; default: NAME-corrections beside the run or model.
+        corrections: folder for corrected images; default: NAME-corrections next to the run or model.
         device: see ``device.resolve_device``.
         log: called with one entry per request; None for no log.
         progress: reports which engine was chosen.
@@ -121,9 +121,9 @@ def serve(
         port: 0 for any free port.
         key: API key that clients must send; "" for none.
         limits: limits of the server.
-        corrections: folder for corrected images; default: NAME-corrections beside the run or model.
+        corrections: folder for corrected images; default: NAME-corrections next to the run or model.
         device: see ``device.resolve_device``.
-        progress: reports the engine, the URL as soon as the server is ready, and a warning if anybody may use it.
+        progress: reports the engine, the URL as soon as the server is ready, and a warning if it is open without a key.
         stop: stops the server when it is set; active requests are answered first.
 
     Raises:
@@ -195,7 +195,7 @@ async def serve_async(
 def _announcement(
     service: InferenceService, listener: socket.socket, host: str, key: str, progress: Progress | None
 ) -> Callable[[], None]:
-    """Warns if anybody may use the server, and returns the function to call when it is ready."""
+    """Warns if the server is open without a key, and returns the function to call when it is ready."""
     progress = progress or SilentProgress()
     if not is_loopback(host) and not key:
         progress.say("Warning: anybody who can reach this machine can use the server. Set a key (HEADSTART_KEY).")

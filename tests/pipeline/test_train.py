@@ -440,7 +440,7 @@ def test_names_that_are_no_utf8_or_begin_like_formulas_go_through_everything(tmp
     assert scores.scores.correct == run.results[scores.scores.name].correct
     assert len(open_table(run.folder / "split.csv").files()) == 40
     assert all(os.path.isfile(file) for file in open_table(run.folder / "split.csv").files())
-    assert "cannot be read any more" not in report(run.folder).read_text(encoding="utf-8")
+    assert "can no longer be read" not in report(run.folder).read_text(encoding="utf-8")
     images = sorted(map(str, data.rglob("*.png")))[:3]
     predictions = model.predict(images, device="cpu")
     for ending in ("csv", "json", "parquet"):

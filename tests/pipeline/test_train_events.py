@@ -117,7 +117,7 @@ def test_curves_are_an_image_of_every_stage() -> None:
     for chart in curve_charts(points):
         drawn = ElementTree.fromstring(chart)
         words = [text.text for text in drawn.iter("{http://www.w3.org/2000/svg}text")]
-        assert {"one", "two", "train, as shown", "val", "epoch"} <= set(words)
+        assert {"one", "two", "train (augmented images)", "val", "epoch"} <= set(words)
         lines = [line.get("points", "").split() for line in drawn.iter("{http://www.w3.org/2000/svg}polyline")]
         assert [len(line) for line in lines] == [4, 3]
 

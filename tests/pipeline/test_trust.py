@@ -151,7 +151,7 @@ def test_without_val_training_images_calibrate_by_cross_validation(folded: tuple
     assert set(run.results) == {"test"}
     for text in (told, run.report_path.read_text(), (run.folder / "README.md").read_text()):
         assert "80 training images by 5-fold cross-validation" in text
-    assert "Val chose" not in run.report_path.read_text()
+    assert "Val selected" not in run.report_path.read_text()
     kept = [row for row in rows(run) if float(row["outlier"]) <= 0.95]
     assert f"of the test images ({len(kept)}/32)" in told
 

@@ -109,7 +109,7 @@ def test_where_folds_decide_the_report_says_so_and_val_is_scored_for_the_curves(
     report = " ".join(run.report_path.read_text().split())
     assert run.results["val"].count < 100
     assert "Val chose" not in report
-    assert "Cross-validation on the training images and val chose the depth" in report
+    assert "Cross-validation on the training images and val selected the depth" in report
     assert hs.load(run.folder).calibration.source.endswith(" training images by 2-fold cross-validation")
     scored = [entry for entry in read_log(run.folder) if entry["event"] == "validation"]
     assert [(entry["stage"], entry["epoch"]) for entry in scored] == [("fine-tune from blocks.6", 0)]
@@ -160,7 +160,7 @@ def test_the_page_works_by_itself(run: hs.Run) -> None:
             assert not len(ahead) or (there - here) @ (right, down) > 0
             moved += len(ahead) > 0
         assert moved
-        assert "No image is chosen." not in page.locator("#map-words").inner_text()
+        assert "No image selected." not in page.locator("#map-words").inner_text()
         page.locator(".legend button").first.click()
         assert 0 < page.locator("circle.faint").count() < page.locator("circle.mark").count()
         assert not wrong
@@ -225,7 +225,7 @@ def test_where_images_are_gone_it_says_so(run: hs.Run, tmp_path: Path) -> None:
         text = (folder / name).read_text()
         (folder / name).write_text(text.replace(str(run.folder.parent / "d"), str(tmp_path / "gone")))
     text = hs.report(folder).read_text()
-    assert "cannot be read any more" in text
+    assert "can no longer be read" in text
     assert run.scores.sentence in text
 
 
@@ -297,7 +297,7 @@ def test_what_never_was_an_image_is_no_image_that_is_gone(tmp_path: Path) -> Non
     run = hs.train(data, out=tmp_path / "run", image_size=64)
     text = run.report_path.read_text()
     assert "words.jpg: not an image" in text
-    assert "cannot be read any more" not in text
+    assert "can no longer be read" not in text
 
 
 @pytest.mark.exhaustive

@@ -22,7 +22,7 @@ function tile(number, words) {
   return made;
 }
 
-// A cell of the confusion matrix shows its images.
+// Clicking a cell of the confusion matrix shows its images.
 for (const button of document.querySelectorAll(".matrix button")) {
   button.addEventListener("click", () => {
     const place = document.getElementById(button.getAttribute("aria-controls"));
@@ -48,7 +48,7 @@ for (const button of document.querySelectorAll(".matrix button")) {
   });
 }
 
-// The map: a pointer or the arrow keys choose a point, whose image is shown.
+// Image map: the pointer or the arrow keys select a point and show its image.
 const drawing = document.getElementById("map-drawing");
 if (drawing) {
   const { points, names } = data.map;
@@ -108,5 +108,5 @@ if (drawing) {
   }
 }
 
-// Paper has no clicks.
+// Expand all details for printing.
 addEventListener("beforeprint", () => { for (const part of document.querySelectorAll("details")) part.open = true; });

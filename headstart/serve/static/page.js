@@ -103,7 +103,7 @@ async function ask(batch) {
         for (const item of batch) await ask([item]);
         return;
       } else {
-        batch[0].fail(error instanceof Trouble ? error.message : `The browser cannot read this file any more (${error.message}).`);
+        batch[0].fail(error instanceof Trouble ? error.message : `The browser can no longer read this file (${error.message}).`);
         answered += 1;
         return;
       }

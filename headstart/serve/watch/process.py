@@ -1,4 +1,4 @@
-"""Live view of a run in a separate process, so that viewers neither slow down nor stop the training."""
+"""Live view of a run in a separate process, so that it can neither slow down nor stop the training."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ START_TIMEOUT: Final = 30.0
 """Seconds until the process must have reported its address."""
 
 MAX_LINGER: Final = 6.0
-"""Seconds for which the server continues after the training, at most, so that open pages fetch the result."""
+"""Maximum seconds for which the server continues after the training, so that open pages can fetch the result."""
 
 MIN_LINGER, IDLE_SECONDS = 1.0, 1.0
-"""Seconds for which it continues in any case, and seconds without a request after which no page needs it."""
+"""Minimum seconds for which it continues, and seconds without a request after which no page is open."""
 
 POLL_SECONDS: Final = 0.1
 
@@ -63,7 +63,7 @@ def watch(folder: Path, *, port: int = 0, opened: Callable[[str], None] | None =
 
 
 def watch_for_parent(folder: Path, *, port: int = 0) -> None:
-    """Shows the run of the parent process, and ends soon after it.
+    """Shows the run of the parent process, and exits soon after it.
 
     Protocol: this process writes its URL as a line of JSON to stdout; the parent has ended when stdin is closed.
 
@@ -119,7 +119,7 @@ def watched_beside(folder: Path, *, port: int = 0) -> Iterator[Callable[[], str]
 
 
 def view_app(reader: RunReader, state: ServerState) -> FastAPI:
-    """The application that shows a run, and nothing else.
+    """The ASGI application of the live view.
 
     Args:
         reader: reads the run folder.

@@ -1,4 +1,4 @@
-"""Reads a run folder while the run is active and afterwards; needs no connection to the training process."""
+"""Reads the folder of an active or finished run, without a connection to the training process."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ class RunReader:
             raise RunError(f"{self.folder}: damaged run folder ({error}).") from error
 
     def image_path(self, key: str) -> str | None:
-        """Path of an image of this run; None for a key that no page has received."""
+        """Path of an image of this run; None for a key that was not sent to a page."""
         if key not in self._paths:
             entries = read_log(self.folder)
             self._keys_of([item[0] for entry in entries if entry["event"] == "mistakes" for item in entry["items"]])
@@ -214,7 +214,7 @@ class RunReader:
         return {"split": split, "count": len(wrong), "of": len(in_split), "items": items}
 
     def _keys_of(self, paths: Iterable[str]) -> list[str]:
-        """Keys for paths, so that a page can only request images that the run names; see ``image_path``."""
+        """Keys for paths, so that a page can request only images of the run; see ``image_path``."""
         keys = []
         for path in paths:
             key = hashlib.sha256(path.encode(errors="surrogateescape")).hexdigest()[:20]

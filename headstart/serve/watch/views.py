@@ -25,7 +25,7 @@ KEEP_ALIVE_SECONDS: Final = 10.0
 """Seconds without an event after which a comment is sent, so that proxies keep the connection open."""
 
 THUMBNAIL_SIZE: Final = 320
-"""Longer side of small images, in pixels."""
+"""Longer side of a thumbnail, in pixels."""
 
 REPORT_POLICY = (
     "sandbox allow-scripts; default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
@@ -79,14 +79,14 @@ def watch_router(reader: RunReader, *, is_stopping: Callable[[], bool] = lambda:
 
 
 def _thumbnail(reader: RunReader, key: str) -> bytes | str:
-    """A small JPEG, or the reason why there is none."""
+    """A JPEG thumbnail, or the reason why there is none."""
     path = reader.image_path(key)
     if path is None:
         return "No such image in this run."
     try:
         image = decode(path, min_side=THUMBNAIL_SIZE).image
     except UnreadableImage as error:
-        return f"The image cannot be read any more: {error.reason}."
+        return f"The image can no longer be read: {error.reason}."
     image.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.LANCZOS)
     return jpeg_bytes(image, quality=82)
 
@@ -95,8 +95,8 @@ async def _events(reader: RunReader, after: LogPosition, is_stopping: Callable[[
     """Server-sent events: state and live status whenever they change, and each line of the log once.
 
     The id of a log event is the position after its line, so that a page that reconnects continues there
-    (``Last-Event-ID``). "reset" says that the log was cut by a resumed run, and starts again. "end" is the last event
-    of a finished run.
+    (``Last-Event-ID``). "reset" means that a resumed run truncated the log, which is sent again. "end" is the last
+    event of a finished run.
     """
     state: JsonObject = {}
     status: JsonObject | None = None
