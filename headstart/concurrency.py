@@ -115,9 +115,9 @@ def ignored_warnings(module: str = "", category: type[Warning] = Warning) -> Ite
         with _FILTERS:
             scoped_filters[:] = [entry for entry in scoped_filters if entry is not rule]
             for held in (filters, warnings.filters):  # other code may have replaced the list by a copy
-                place = next((i for i, own in enumerate(held) if own is rule), None)
-                if place is not None:
-                    del held[place]  # type: ignore[attr-defined]
+                position = next((i for i, entry in enumerate(held) if entry is rule), None)
+                if position is not None:
+                    del held[position]  # type: ignore[attr-defined]
 
 
 @contextmanager

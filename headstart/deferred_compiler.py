@@ -66,10 +66,10 @@ class _Finder:
         if not fullname.startswith(f"{COMPILER}."):
             return None
         _import(COMPILER)
-        there = sys.modules.get(fullname)
-        if there is None:
+        module = sys.modules.get(fullname)
+        if module is None:
             return importlib.util.find_spec(fullname)
-        return ModuleSpec(fullname, _Imported(there))  # type: ignore[arg-type]
+        return ModuleSpec(fullname, _Imported(module))  # type: ignore[arg-type]
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         module = _StandIn(spec.name)

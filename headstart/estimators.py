@@ -258,8 +258,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             InputError: ``X`` is not a list of paths.
             DataError: images cannot be read; the message lists them.
         """
-        chances = self.predict_proba(X)
-        return cast(npt.NDArray[Any], self.classes_[chances.argmax(axis=1)])
+        probabilities = self.predict_proba(X)
+        return cast(npt.NDArray[Any], self.classes_[probabilities.argmax(axis=1)])
 
     def as_model(self) -> Model:
         """The fitted classifier as a ``Model``, which can be saved and exported; labels become strings."""
@@ -311,8 +311,8 @@ def _pooling(estimator: FeatureExtractor | ImageClassifier) -> Pooling:
 
 def _without_net(state: dict[str, Any]) -> dict[str, Any]:
     """The state to pickle: the fingerprint of the backbone instead of the backbone."""
-    own = {name: value for name, value in state.items() if name != "net_"}
-    return own | {"_backbone": state["net_"].backbone.fingerprint} if "net_" in state else own
+    attributes = {name: value for name, value in state.items() if name != "net_"}
+    return attributes | {"_backbone": state["net_"].backbone.fingerprint} if "net_" in state else attributes
 
 
 def _restore_net(estimator: Any) -> None:

@@ -215,5 +215,5 @@ def _unicode(value: Any) -> Any:
     if isinstance(value, str):
         return unicode_text(value)
     if isinstance(value, dict):
-        return {_unicode(name): _unicode(own) for name, own in value.items()}
-    return [_unicode(own) for own in value] if isinstance(value, (list, tuple)) else value
+        return {_unicode(name): _unicode(entry) for name, entry in value.items()}
+    return [_unicode(entry) for entry in value] if isinstance(value, (list, tuple)) else value

@@ -107,7 +107,8 @@ def push(repository: str, files: Mapping[str, Path | bytes], *, private: bool, m
     try:
         url = api.create_repo(repository, private=private, exist_ok=True)
         operations = [
-            CommitOperationAdd(name, str(own) if isinstance(own, Path) else own) for name, own in files.items()
+            CommitOperationAdd(name, str(content) if isinstance(content, Path) else content)
+            for name, content in files.items()
         ]
         api.create_commit(repository, operations, commit_message=message)
         return str(url)

@@ -166,8 +166,8 @@ def _list(each: Check, low: int, high: int) -> Check:
     def check(field: str, value: Any) -> None:
         if not isinstance(value, list) or not low <= len(value) <= high:
             raise InvalidField(field, f"expected a list of {low} to {high:,} entries, {_found(value)}")
-        for place, own in enumerate(value):
-            each(f"{field}[{place}]", own)
+        for index, entry in enumerate(value):
+            each(f"{field}[{index}]", entry)
 
     return check
 
@@ -184,10 +184,10 @@ def _record(
 
     def check(field: str, value: Any) -> None:
         _mapping(field or "header", value)
-        for name, own in [*required.items(), *optional.items()]:
+        for name, check_field in [*required.items(), *optional.items()]:
             inner = f"{field}.{name}" if field else name
             if name in value:
-                own(inner, value[name])
+                check_field(inner, value[name])
             elif name in required:
                 raise InvalidField(inner, "missing")
         strange = [name for name in value if name not in required and name not in optional]
@@ -204,9 +204,9 @@ def _table(each: Check, most: int) -> Check:
         _mapping(field, value)
         if len(value) > most:
             raise InvalidField(field, f"expected at most {most:,} entries, found {len(value):,}")
-        for name, own in value.items():
+        for name, entry in value.items():
             _text(LONGEST_NAME)(field, name)
-            each(f"{field}.{name:.60}", own)
+            each(f"{field}.{name:.60}", entry)
 
     return check
 
@@ -438,8 +438,10 @@ def _modules(about: dict[str, Any], _tensors: Mapping[str, Tensor], _classes: in
                 pending.append((f"{field}.{name}", part, level + 1))
             continue
         _one_of(*LAYERS)(f"{field}.layer", document.get("layer"))
-        known = (*LAYERS[document["layer"]][1], "bias")
-        _record({"layer": _NAME, "arguments": _record({}, {name: _argument(name) for name in known})})(field, document)
+        arguments = (*LAYERS[document["layer"]][1], "bias")
+        _record({"layer": _NAME, "arguments": _record({}, {name: _argument(name) for name in arguments})})(
+            field, document
+        )
 
 
 def _accept(_field: str, _value: Any) -> None:

@@ -153,9 +153,9 @@ def split_backbone(backbone: Backbone, pool: Pooling = "auto", cut: str = "") ->
         if key not in _SPLIT:
             if len(_SPLIT) >= SPLITS_KEPT:
                 _SPLIT.clear()
-            made = SplittableBackbone(backbone.module, height=size.height, width=size.width, pool=pool, cut=cut)
-            _SPLIT[key] = made.of(nn.Module())
-            return made
+            split = SplittableBackbone(backbone.module, height=size.height, width=size.width, pool=pool, cut=cut)
+            _SPLIT[key] = split.of(nn.Module())
+            return split
         return _SPLIT[key].of(backbone.module)
 
 

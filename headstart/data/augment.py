@@ -136,10 +136,10 @@ def views(
     excess = min(image.size) // min_side
     if excess > 1:  # not a JPEG, which ``decode`` has reduced, or one that is too large at 1/8
         image = image.reduce(excess)
-    made = np.empty((len(numbers), preprocessing.height, preprocessing.width, 3), dtype=np.uint8)
-    for row, number in zip(made, numbers, strict=True):
+    views = np.empty((len(numbers), preprocessing.height, preprocessing.width, 3), dtype=np.uint8)
+    for row, number in zip(views, numbers, strict=True):
         row[...] = view(image, key, number, seed=seed, augmentation=augmentation, preprocessing=preprocessing)
-    return made
+    return views
 
 
 def view_key(key: bytes, number: int) -> bytes:

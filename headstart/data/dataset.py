@@ -82,8 +82,8 @@ class Dataset:
         for number, name in enumerate(self.classes[:SHOWN_CLASSES]):
             has_label = self.has_label(number)
             rows.append([name, *(f"{int((has_label & (of == split)).sum()):,}" for split in splits or [""])])
-            own = [files[i] for i in has_label.nonzero()[0][:SHOWN_IMAGES]]
-            addresses = [address for path in own if (address := thumbnail(path, SHOWN_SIDE))]
+            paths = [files[i] for i in has_label.nonzero()[0][:SHOWN_IMAGES]]
+            addresses = [address for path in paths if (address := thumbnail(path, SHOWN_SIDE))]
             shown.append(paragraph(name) + "".join(image_element(address, name) for address in addresses))
         parts = [paragraph(repr(self), strong=True), table(["class", *(splits or ["images"])], rows)]
         if len(self.classes) > SHOWN_CLASSES:
@@ -105,12 +105,16 @@ class Dataset:
 
     def label_indices(self) -> list[list[int]]:
         """N lists of label indices; one entry each unless the data are multi-label."""
-        return [own.nonzero()[0].tolist() for own in self.labels] if self.multi_label else self.labels[:, None].tolist()
+        return (
+            [image_labels.nonzero()[0].tolist() for image_labels in self.labels]
+            if self.multi_label
+            else self.labels[:, None].tolist()
+        )
 
     def label_names(self) -> list[str]:
         """N class names; for multi-label data, N cells for a table's column of labels."""
-        names = [[self.classes[i] for i in own] for own in self.label_indices()]
-        return join_labels(names) if self.multi_label else [own[0] for own in names]
+        names = [[self.classes[i] for i in indices] for indices in self.label_indices()]
+        return join_labels(names) if self.multi_label else [image_names[0] for image_names in names]
 
 
 def open_data(

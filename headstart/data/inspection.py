@@ -105,11 +105,11 @@ def by_severity(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 
 def summary_lines(findings: Sequence[Finding]) -> list[str]:
     """At most ``SUMMARY_LINES`` lines: the most severe findings with an example, then how many more; no notes."""
-    told = [finding for finding in findings if finding.severity != "note"]
-    shown = told if len(told) <= SUMMARY_LINES else told[: SUMMARY_LINES - 1]
+    listed = [finding for finding in findings if finding.severity != "note"]
+    shown = listed if len(listed) <= SUMMARY_LINES else listed[: SUMMARY_LINES - 1]
     lines = [with_example(f"{f.severity.capitalize()}: {f.message}", f.items) for f in shown]
-    if len(told) > len(shown):
-        rest = told[len(shown) :]
+    if len(listed) > len(shown):
+        rest = listed[len(shown) :]
         serious = sum(f.severity == "serious" for f in rest)
         lines.append(f"{len(rest)} more findings ({serious} serious): see findings.json and the report.")
     return lines

@@ -474,5 +474,5 @@ def _split_value(file: Path, number: int, value: str) -> str:
     try:
         return SPLIT_NAMES[value.lower()]
     except KeyError:
-        known = ", ".join(SPLIT_NAMES)
-        raise DataError(f"{file}, row {number}: split is {value!r}. Expected one of {known}.") from None
+        names = ", ".join(SPLIT_NAMES)
+        raise DataError(f"{file}, row {number}: split is {value!r}. Expected one of {names}.") from None

@@ -214,8 +214,8 @@ def reduction(kind: str, whole: str = "") -> Lowering:
         if value.batch in axes or out.dtype != torch.float32:
             raise NotLowered(f"{kind} over the batch axis")
         if whole and x.ndim == 4 and axes == [2, 3]:
-            made = w.one(whole, value.name)
-            return GraphValue(made if keepdim else w.one("Reshape", made, w.ints(-1, x.shape[1])), 0)
+            reduced = w.one(whole, value.name)
+            return GraphValue(reduced if keepdim else w.one("Reshape", reduced, w.ints(-1, x.shape[1])), 0)
         batch = value.batch - (0 if keepdim else sum(axis < value.batch for axis in axes))
         return GraphValue(w.one(kind, value.name, w.ints(*axes), keepdims=int(keepdim)), batch)
 

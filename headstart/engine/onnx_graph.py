@@ -68,10 +68,10 @@ class RecordedTensor(Tensor):
     @staticmethod
     def __new__(cls, shadow: Tensor, value: GraphValue | None, writer: GraphWriter, memory: _Memory) -> RecordedTensor:
         """A tensor that claims to be on the CPU; ``shadow`` has the same shape on the device "meta"."""
-        made = wrapper_tensor(cls, shadow, torch.device("cpu"))
-        made.shadow, made.writer, made.memory = shadow, writer, memory
-        made._value, made.changes = value, memory.changes
-        return made
+        recorded = wrapper_tensor(cls, shadow, torch.device("cpu"))
+        recorded.shadow, recorded.writer, recorded.memory = shadow, writer, memory
+        recorded._value, recorded.changes = value, memory.changes
+        return recorded
 
     @property
     def value(self) -> GraphValue:
@@ -161,9 +161,9 @@ class GraphWriter:
         """Adds a node and returns the names of its outputs."""
         number = len(self.nodes)
         names = [f"v{number}" if outputs == 1 else f"v{number}_{i}" for i in range(outputs)]
-        made = helper.make_node(kind, inputs, names, **attributes)
-        self.nodes.append(made)
-        self.producers.update(dict.fromkeys(names, made))
+        node = helper.make_node(kind, inputs, names, **attributes)
+        self.nodes.append(node)
+        self.producers.update(dict.fromkeys(names, node))
         return names
 
     def one(self, kind: str, *inputs: str, **attributes: Any) -> str:

@@ -46,8 +46,8 @@ def lower_convolution(
     source, before, after = _absorb_padding(w, x, 0.0)
     pads = [a + b for a, b in zip(padding, before, strict=True)] + [a + b for a, b in zip(padding, after, strict=True)]
     names = [source, w.name(weight), *([] if bias is None else [w.name(bias)])]
-    made = w.one("Conv", *names, strides=stride, pads=pads, dilations=dilation, group=groups)
-    return GraphValue(made, require_batch_first(x))
+    name = w.one("Conv", *names, strides=stride, pads=pads, dilations=dilation, group=groups)
+    return GraphValue(name, require_batch_first(x))
 
 
 def lower_batch_norm(
@@ -69,10 +69,10 @@ def lower_layer_norm(
     """LayerNorm."""
     scale = torch.ones(*shape) if weight is None else weight
     names = [w.name(t) for t in (x, scale, bias) if t is not None]
-    made = w.one("LayerNormalization", *names, axis=-len(shape), epsilon=eps)
+    name = w.one("LayerNormalization", *names, axis=-len(shape), epsilon=eps)
     if x.value.batch >= x.ndim - len(shape):
         raise NotLowered("a norm over the batch axis")
-    return [GraphValue(made, x.value.batch)]
+    return [GraphValue(name, x.value.batch)]
 
 
 def lower_group_norm(
@@ -92,12 +92,12 @@ def lower_group_norm(
     flat = w.one("Reshape", w.name(x), w.ints(-1, groups, channels // groups * places))
     ones, zeros = w.name(torch.ones(groups)), w.name(torch.zeros(groups))
     normal = w.one("InstanceNormalization", flat, ones, zeros, epsilon=eps)
-    made = w.one("Reshape", normal, w.ints(-1, *x.shape[1:]))
+    name = w.one("Reshape", normal, w.ints(-1, *x.shape[1:]))
     column = (channels, *[1] * (x.ndim - 2))
     for kind, tensor in (("Mul", weight), ("Add", bias)):
         if tensor is not None:
-            made = w.one(kind, made, w.name(tensor.reshape(column)))
-    return [GraphValue(made, batch)]
+            name = w.one(kind, name, w.name(tensor.reshape(column)))
+    return [GraphValue(name, batch)]
 
 
 def _to_pair(numbers: Any) -> list[int]:
@@ -129,8 +129,8 @@ def lower_max_pool(
     batch, kernel = require_batch_first(x), _to_pair(kernel)
     stride, pads, spread = _to_pair(stride) if stride else kernel, _to_pair(padding), _to_pair(dilation)
     ends = _overhang(x, out[0] if isinstance(out, tuple) else out, kernel, stride, pads, spread)
-    made = w.one("MaxPool", w.name(x), kernel_shape=kernel, strides=stride, pads=pads + ends, dilations=spread)
-    return [GraphValue(made, batch)]
+    name = w.one("MaxPool", w.name(x), kernel_shape=kernel, strides=stride, pads=pads + ends, dilations=spread)
+    return [GraphValue(name, batch)]
 
 
 def lower_average_pool(
@@ -153,10 +153,10 @@ def lower_average_pool(
         raise NotLowered("average pooling with a window that exceeds the padding")
     if counted:
         ends = pads
-    made = w.one(
+    name = w.one(
         "AveragePool", w.name(x), kernel_shape=kernel, strides=stride, pads=pads + ends, count_include_pad=counted
     )
-    return GraphValue(made, batch)
+    return GraphValue(name, batch)
 
 
 def lower_adaptive_average(w: GraphWriter, out: Tensor, x: RecordedTensor, size: Any) -> GraphValue:

@@ -75,7 +75,7 @@ class Evaluated:
     def names_of(self, answers: npt.NDArray[np.int64]) -> list[str]:
         """``labels`` or ``given`` as names; of multi-label data, the cells of a table's column "labels"."""
         if is_multi_label(answers):
-            return join_labels([[self.classes[i] for i in own.nonzero()[0]] for own in answers])
+            return join_labels([[self.classes[i] for i in image_labels.nonzero()[0]] for image_labels in answers])
         return [self.classes[i] for i in answers]
 
 
@@ -109,8 +109,8 @@ def evaluate_predictions(
         given = labels_above(thresholds, probabilities)
         if chose:
             given = cross_fitted_labels(probabilities, labels, together=together)
-        several = score_labels(probabilities, labels, given, classes, thresholds=thresholds, name=name)
-        return Evaluated(several, tuple(paths), labels, given, probabilities, classes)
+        label_scores = score_labels(probabilities, labels, given, classes, thresholds=thresholds, name=name)
+        return Evaluated(label_scores, tuple(paths), labels, given, probabilities, classes)
     if len(classes) > MANY_CLASSES:
         occur = np.union1d(labels, probabilities.argmax(axis=1))
         labels, probabilities = np.searchsorted(occur, labels), probabilities[:, occur]
@@ -151,9 +151,9 @@ def predictions_csv(evaluated: Sequence[Evaluated]) -> str:
                     *cells,
                 ]
             )
-    own = ["labels", "predicted"] if multi_label else ["label", "predicted", "probability"]
-    own += [*(["group"] if grouped else []), "outlier"]
-    return csv_text([["path", "split", *own, *(f"p:{name}" for name in classes)], *rows])
+    columns = ["labels", "predicted"] if multi_label else ["label", "predicted", "probability"]
+    columns += [*(["group"] if grouped else []), "outlier"]
+    return csv_text([["path", "split", *columns, *(f"p:{name}" for name in classes)], *rows])
 
 
 def read_predictions(
@@ -171,11 +171,11 @@ def read_predictions(
     """
     try:
         rows = read_rows(file)
-        known = [name for name in classes if rows and f"p:{name}" in rows[0]]
+        names = [name for name in classes if rows and f"p:{name}" in rows[0]]
         found = []
         for split in dict.fromkeys(row["split"] for row in rows):
-            own = [row for row in rows if row["split"] == split]
-            found.append(_read_part(split, own, [c for c in known if own[0][f"p:{c}"]], thresholds))
+            part = [row for row in rows if row["split"] == split]
+            found.append(_read_part(split, part, [c for c in names if part[0][f"p:{c}"]], thresholds))
         return found
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise RunError(f"{file}: damaged, or not the predictions of a run ({error}).") from error
@@ -185,20 +185,25 @@ def _read_part(
     split: str, rows: list[dict[str, str]], classes: Sequence[str], thresholds: Sequence[float] | None
 ) -> Evaluated:
     paths, names = [row["path"] for row in rows], tuple(classes)
-    chances = np.array([[float(row[f"p:{name}"]) for name in names] for row in rows])
+    probabilities = np.array([[float(row[f"p:{name}"]) for name in names] for row in rows])
     number = {name: i for i, name in enumerate(names)}
     if thresholds is None:
         labels = np.array([number[row["label"]] for row in rows])
         part = Evaluated(
-            score(chances, labels, names, name=split), tuple(paths), labels, chances.argmax(1), chances, names
+            score(probabilities, labels, names, name=split),
+            tuple(paths),
+            labels,
+            probabilities.argmax(1),
+            probabilities,
+            names,
         )
     else:
-        labels, given = np.zeros(chances.shape, np.int64), np.zeros(chances.shape, np.int64)
+        labels, given = np.zeros(probabilities.shape, np.int64), np.zeros(probabilities.shape, np.int64)
         for i, row in enumerate(rows):
             for numbers, cell in ((labels, row["labels"]), (given, row["predicted"])):
                 numbers[i, [number[name] for name in cell.split(SEPARATOR) if name]] = 1
-        scores = score_labels(chances, labels, given, names, thresholds=thresholds, name=split)
-        part = Evaluated(scores, tuple(paths), labels, given, chances, names)
+        scores = score_labels(probabilities, labels, given, names, thresholds=thresholds, name=split)
+        part = Evaluated(scores, tuple(paths), labels, given, probabilities, names)
     if "group" in rows[0]:
         part = replace(part, groups=tuple(row["group"] for row in rows))
     odd = [row["outlier"] for row in rows]

@@ -225,9 +225,9 @@ class Activations:
         waiting: list[tuple[Row, Half]] = []
         trial, started = len(missing) >= 4 * TRIAL, time.monotonic()
         with progress.task(what, len(missing), unit="views" if self.views else "images") as advance:
-            for made in self._make(missing):
-                waiting += made
-                advance(len(made))
+            for computed in self._make(missing):
+                waiting += computed
+                advance(len(computed))
                 if trial and len(waiting) >= TRIAL:
                     trial = False
                     if not self._reading_pays(waiting, time.monotonic() - started, progress):
@@ -256,8 +256,8 @@ class Activations:
         if self.keep:
             return self._read(rows)
         distinct = sorted(set(rows))
-        made = {row: value for part in self._make(distinct) for row, value in part}
-        return np.stack([made[row] for row in rows])
+        computed = {row: value for part in self._make(distinct) for row, value in part}
+        return np.stack([computed[row] for row in rows])
 
     def _missing(self) -> list[Row]:
         """Rows that are not cached: unaugmented images first, then the views, image by image."""
@@ -287,14 +287,14 @@ class Activations:
     def _make_again(self, rows: Sequence[Row], names: Sequence[bytes], damaged: set[bytes], store: RowStore) -> None:
         warn_damaged("activations", store.folder, self._progress)
         again = sorted({row for row, name in zip(rows, names, strict=True) if name in damaged})
-        for made in self._make(again):
-            self._append(made)
+        for computed in self._make(again):
+            self._append(computed)
 
-    def _append(self, made: Sequence[tuple[Row, Half]]) -> None:
-        rows = [row for row, _ in made]
+    def _append(self, computed: Sequence[tuple[Row, Half]]) -> None:
+        rows = [row for row, _ in computed]
         for places in _by_kind(rows):
             chosen = [rows[place] for place in places]
-            self._store_of(chosen).append(self._names(chosen), np.stack([made[place][1] for place in places]))
+            self._store_of(chosen).append(self._names(chosen), np.stack([computed[place][1] for place in places]))
 
     def _make(self, rows: Sequence[Row]) -> Iterator[list[tuple[Row, Half]]]:
         """Computes rows in batches; unaugmented images first, otherwise in order."""
@@ -374,18 +374,18 @@ class Activations:
                 out = through.part(x.to(device))[: len(batch)].float().cpu().numpy()
             yield list(zip(batch, self._half(out), strict=True))
 
-    def _reading_pays(self, made: Sequence[tuple[Row, Half]], seconds: float, progress: Progress) -> bool:
+    def _reading_pays(self, computed: Sequence[tuple[Row, Half]], seconds: float, progress: Progress) -> bool:
         """Writes some rows, reads them in another order, and compares with the time to compute them.
 
         Rows are read more than once, so writing counts only if a GPU computes them.
         """
         started = time.monotonic()
-        self._append(made)
+        self._append(computed)
         written = time.monotonic()
-        order = np.random.default_rng(0).permutation(len(made))
-        self._read([made[i][0] for i in order])
-        reading, writing = (1e3 * span / len(made) for span in (time.monotonic() - written, written - started))
-        making = 1e3 * seconds / len(made)
+        order = np.random.default_rng(0).permutation(len(computed))
+        self._read([computed[i][0] for i in order])
+        reading, writing = (1e3 * span / len(computed) for span in (time.monotonic() - written, written - started))
+        making = 1e3 * seconds / len(computed)
         figures = (
             f"a row of {self.row_bytes / 1e3:.0f} kB takes {making:.2f} ms to compute, {writing:.2f} ms to write, "
             f"{reading:.2f} ms to read"

@@ -104,12 +104,12 @@ def load_base(recipe: Recipe) -> BaseClassifier:
         WeightsError: the pretrained weights cannot be had.
     """
     if recipe.extend == PRETRAINED:
-        backbone, known = load_with_classifier(
+        backbone, classifier = load_with_classifier(
             recipe.backbone or DEFAULT_BACKBONE, weights=recipe.weights, image_size=recipe.image_size
         )
-        head = linear_head(known.weight.numpy(), known.bias.numpy())
+        head = linear_head(classifier.weight.numpy(), classifier.bias.numpy())
         assert isinstance(head, LayeredHead)
-        return BaseClassifier(FeatureNet(backbone), known.classes, head, None)
+        return BaseClassifier(FeatureNet(backbone), classifier.classes, head, None)
     model = load(recipe.extend or "")
     if model.thresholds is not None:
         raise OptionError(
@@ -146,15 +146,15 @@ def _images_of_run(job: Job, base: BaseClassifier, folder: Path) -> tuple[ImageS
     number = {name: i for i, name in enumerate(base.classes)}
     rows = [row for row in split_rows(folder) if row["split"] and row["label"] in number]
     rows += rehearsal_rows(folder)
-    there = [row for row in rows if os.path.isfile(row["path"])]
-    if len(there) < len(rows):
-        gone = sorted({row["path"] for row in rows} - {row["path"] for row in there})
+    existing = [row for row in rows if os.path.isfile(row["path"])]
+    if len(existing) < len(rows):
+        gone = sorted({row["path"] for row in rows} - {row["path"] for row in existing})
         job.progress.say(
             with_example(f"Warning: {len(gone):,} of {len(rows):,} images of {folder} no longer exist", gone)
         )
-    numbers = [number.get(row["label"], -1) for row in there]
-    read = _read(job, base, [row["path"] for row in there], numbers)
-    split = {row["path"]: row["split"] for row in there}
+    numbers = [number.get(row["label"], -1) for row in existing]
+    read = _read(job, base, [row["path"] for row in existing], numbers)
+    split = {row["path"]: row["split"] for row in existing}
     return read.divide([split[file] == "train" for file in read.files])
 
 
@@ -200,7 +200,7 @@ def last_rows(head: LayeredHead) -> Rows:
     layer: Any = head[last_linear(head)]
     weight, bias = (t.detach().double().numpy() for t in (layer.weight, layer.bias))
     if isinstance(head[-1], OneLogit):
-        weight, bias = (np.concatenate([np.zeros_like(own), own]) for own in (weight, bias))
+        weight, bias = (np.concatenate([np.zeros_like(values), values]) for values in (weight, bias))
     return Rows(weight, bias)
 
 

@@ -132,7 +132,7 @@ class Workbench:
         )
         self._trained = trained_names(self._split, self.boundary, update_batchnorm=rung.settings.update_batchnorm)
         counts = {id(norm.num_batches_tracked) for norm in self.classifier.norms}  # of batches, where norms learn
-        self._trained += [name for name, own in self._split.module.named_buffers() if id(own) in counts]
+        self._trained += [name for name, buffer in self._split.module.named_buffers() if id(buffer) in counts]
         self._frozen = digests_of(tensors_of(self._split.module), without=self._trained)
 
     def __repr__(self) -> str:
@@ -200,10 +200,10 @@ class Workbench:
         logits = logits_of(self._split, self.boundary, self._val, self.classifier.head.eval())
         files, labels = list(val.images.files), self._val.labels
         multi_label = is_multi_label(labels)
-        chances = probabilities_of(logits, multi_label=multi_label)
-        thresholds = best_thresholds(chances, labels).tolist() if multi_label else None
+        probabilities = probabilities_of(logits, multi_label=multi_label)
+        thresholds = best_thresholds(probabilities, labels).tolist() if multi_label else None
         return evaluate_predictions(
-            "val", files, labels, chances, self.classes, thresholds=thresholds, chose=True
+            "val", files, labels, probabilities, self.classes, thresholds=thresholds, chose=True
         ).scores
 
     def model(self) -> Model:

@@ -110,7 +110,7 @@ def evaluate(prepared: Prepared, trained: TrainedClassifier) -> EvaluatedModel:
         kept = int((usual.scores <= INLIER_SHARE).sum())
         calibration = replace(calibration, num_inliers=len(usual.scores), num_inliers_accepted=kept)
     model = model.replace(ood_detector=usual.detector, calibration=calibration)
-    evaluated = [score_set(prepared, model, name, own, usual.scores) for name, own in features.items()]
+    evaluated = [score_set(prepared, model, name, images, usual.scores) for name, images in features.items()]
     if outside is not None and (most := max(part.scores.count for part in evaluated)) < SCORED_BELOW:
         evaluated.insert(0, _cross_validated(prepared, model, outside, most))
     return with_scores(model, evaluated)

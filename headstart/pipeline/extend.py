@@ -206,7 +206,7 @@ def _among_new(
         return []
     new = probabilities[is_new][:, num_old:]
     shares = new / new.sum(axis=1, keepdims=True).clip(min=np.finfo(float).tiny)
-    paths = [path for path, own in zip(part.paths, is_new, strict=True) if own]
+    paths = [path for path, is_kept in zip(part.paths, is_new, strict=True) if is_kept]
     return [
         evaluate_predictions(f"{name}, new classes only", paths, labels[is_new] - num_old, shares, classes[num_old:])
     ]

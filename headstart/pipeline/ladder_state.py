@@ -179,19 +179,19 @@ def begin_ladder(
         timetable: of the run.
         keeps_last: see ``Ladder``; also where the recipe names a depth.
     """
-    own = splittable.copied()
+    copied = splittable.copied()
     recipe = prepared.job.recipe
     return Ladder(
         prepared,
-        own,
+        copied,
         RungActivations(prepared, splittable),
         TrainedLayers(prepared.loaded.net),
         run / CHECKPOINTS,
         events,
         timetable,
         training_folds(prepared.inspected, FOLDS, recipe.seed) if prepared.planned.cross_validates else [],
-        {name: tensor.clone() for name, tensor in own.module.state_dict().items()},
-        digests_of(tensors_of(own.module)),
+        {name: tensor.clone() for name, tensor in copied.module.state_dict().items()},
+        digests_of(tensors_of(copied.module)),
         keeps_last or recipe.is_named_depth,
     )
 

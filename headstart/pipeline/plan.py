@@ -78,20 +78,20 @@ class Planned:
     lines: tuple[str, ...]
 
 
-def measure(job: Job, loaded: Loaded, inspected: Inspected, known: EnginePlan | None = None) -> Measured:
+def measure(job: Job, loaded: Loaded, inspected: Inspected, previous: EnginePlan | None = None) -> Measured:
     """Chooses the engines on a sample of the training images.
 
     Args:
         job: see ``Job``.
         loaded: the backbone.
         inspected: the images.
-        known: what was chosen when a resumed run began.
+        previous: what was chosen when a resumed run began.
     """
     train = inspected.keys["train"]
     picked = pick_sample(train, inspected.dataset.labels[inspected.positions["train"]])
     sample = pixel_reader(job, loaded, inspected).read([train[place] for place in picked])
     with job.progress.task("Comparing engines", 1, "steps"):
-        engines = known or measure_engines(
+        engines = previous or measure_engines(
             loaded.net, sample, count=len(train), device=job.device, cache=job.cache, progress=job.progress
         )
     return Measured(engines, sample)

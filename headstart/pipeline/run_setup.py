@@ -144,7 +144,9 @@ def start_timetable(setup: RunSetup, planned: Planned) -> Timetable:
 def _require_same_images(setup: RunSetup, inspected: Inspected) -> None:
     """Stores a fingerprint of the images, or compares it with the one that the run began with."""
     names, scanned = inspected.dataset.label_names(), inspected.inspection.scanned
-    labelled = [(scanned.keys[i], f"{names[i]} {part}") for part, own in inspected.positions.items() for i in own]
+    labelled = [
+        (scanned.keys[i], f"{names[i]} {part}") for part, positions in inspected.positions.items() for i in positions
+    ]
     images = data_fingerprint([key for key, _ in labelled], [label for _, label in labelled])
     if setup.start.images and setup.start.images != images:
         raise RunError(

@@ -225,7 +225,7 @@ def _report_trust(setup: RunSetup, finished: EvaluatedModel) -> None:
     """Says how the model is calibrated, and whether "none of these" keeps what it promises."""
     setup.events.say(finished.model.calibration_text)
     usual = usual_kept(finished.model.calibration, list(finished.evaluated))
-    for text in [own.warning for own in usual if own.warning] or [f"{own.sentence}." for own in usual[-1:]]:
+    for text in [kept.warning for kept in usual if kept.warning] or [f"{kept.sentence}." for kept in usual[-1:]]:
         setup.events.say(text)
 
 

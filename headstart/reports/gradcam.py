@@ -142,16 +142,16 @@ def _grad_cam(net: PixelNet, layer: nn.Module, head: nn.Module, pixels: Tensor, 
     return (gradient.mean((2, 3), keepdim=True) * maps[0].detach()).sum(1).relu().float()
 
 
-def _map_view(made: Tensor, layout: Layout) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+def _map_view(activation: Tensor, layout: Layout) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """An activation as (N, C, h, w), and the inverse conversion to the layout of the network."""
-    if made.ndim == 4 and layout.channels_last:
-        return made.permute(0, 3, 1, 2), lambda as_map: as_map.permute(0, 2, 3, 1)
-    if made.ndim == 4:
-        return made, lambda as_map: as_map
-    grid = layout.grid(made.shape)
+    if activation.ndim == 4 and layout.channels_last:
+        return activation.permute(0, 3, 1, 2), lambda as_map: as_map.permute(0, 2, 3, 1)
+    if activation.ndim == 4:
+        return activation, lambda as_map: as_map
+    grid = layout.grid(activation.shape)
     assert grid is not None  # only layers with a spatial activation are chosen
-    prefix, tokens = made[:, : layout.prefix_tokens], made[:, layout.prefix_tokens :]
-    as_map = tokens.transpose(1, 2).reshape(len(made), -1, *grid)
+    prefix, tokens = activation[:, : layout.prefix_tokens], activation[:, layout.prefix_tokens :]
+    as_map = tokens.transpose(1, 2).reshape(len(activation), -1, *grid)
     return as_map, lambda as_map: torch.cat([prefix, as_map.flatten(2).transpose(1, 2)], 1)
 
 

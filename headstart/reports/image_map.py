@@ -141,10 +141,10 @@ def _nearest(
         return found
     others = np.flatnonzero(splits != "train")
     for start in range(0, len(others), AT_ONCE):
-        own = others[start : start + AT_ONCE]
-        cosines = directions[own] @ directions[train].T
+        block = others[start : start + AT_ONCE]
+        cosines = directions[block] @ directions[train].T
         ranked = np.argsort(-cosines, axis=1, kind="stable")[:, :NEAREST]
-        for place, near in zip(own.tolist(), ranked, strict=True):
+        for place, near in zip(block.tolist(), ranked, strict=True):
             found[place] = tuple(paths[i] for i in train[near].tolist())
     return found
 
@@ -182,9 +182,9 @@ def _placed(directions: Features, seed: int) -> npt.NDArray[np.float64]:
     points[few] = placed
     rest = np.setdiff1d(np.arange(len(directions)), few)
     for start in range(0, len(rest), AT_ONCE):
-        own = rest[start : start + AT_ONCE]
-        near = np.argsort(-(directions[own] @ directions[few].T), axis=1, kind="stable")[:, :NEAREST]
-        points[own] = placed[near].mean(axis=1)
+        block = rest[start : start + AT_ONCE]
+        near = np.argsort(-(directions[block] @ directions[few].T), axis=1, kind="stable")[:, :NEAREST]
+        points[block] = placed[near].mean(axis=1)
     low, high = points.min(axis=0), points.max(axis=0)
     return np.asarray((points - low) / np.maximum(high - low, 1e-12))
 

@@ -52,9 +52,9 @@ def require_same(folder: Path, begun: Mapping[str, str], current: Mapping[str, s
     """
     for name in dict.fromkeys([*begun, *current]):
         if begun.get(name) != current.get(name):
-            was, own = (_short(conditions.get(name, "unknown")) for conditions in (begun, current))
+            was, current_value = (_short(conditions.get(name, "unknown")) for conditions in (begun, current))
             raise RunError(
-                f"{folder}: cannot be resumed, the {name} has changed: {was} when the run began, {own} now. "
+                f"{folder}: cannot be resumed, the {name} has changed: {was} when the run began, {current_value} now. "
                 "Restore it, or start a new run, which uses the cache."
             )
 

@@ -369,7 +369,7 @@ class ProgressConsumer:
             context = self._progress.task(event["task"], event["total"], event["unit"])
             self._tasks.append(_OpenTask(event["task"], context, context.__enter__()))
             return
-        task = next((own for own in reversed(self._tasks) if own.name == event["task"]), None)
+        task = next((task for task in reversed(self._tasks) if task.name == event["task"]), None)
         if task is None:
             return
         if event["ended"]:

@@ -116,8 +116,8 @@ def run_document(results: RunResults) -> dict[str, Any]:
         "libraries": model.libraries,
         "calibration": model.calibration.as_json()
         | {
-            "reliability": [own.as_json() for own in results.reliability],
-            "usual": "; ".join(own.sentence for own in usual[-1:]),
+            "reliability": [entry.as_json() for entry in results.reliability],
+            "usual": "; ".join(entry.sentence for entry in usual[-1:]),
         },
     }
 

@@ -128,7 +128,7 @@ class LiveStatus:
         if event["began"]:
             self._begin(_RunningTask(event["task"], event["total"], event["unit"], time.monotonic(), ExitStack()))
             return
-        task = next((own for own in reversed(self._tasks) if own.name == event["task"]), None)
+        task = next((task for task in reversed(self._tasks) if task.name == event["task"]), None)
         if task is None:
             return
         task.done = event["done"]

@@ -142,7 +142,8 @@ def api_router(service: InferenceService) -> APIRouter:
         request.state.images = len(predictions)
         request.state.unreadable = sum(prediction.label is None for prediction in predictions)
         return PredictResponse(
-            version=service.model.version, predictions=[image_prediction(own, top=top) for own in predictions]
+            version=service.model.version,
+            predictions=[image_prediction(prediction, top=top) for prediction in predictions],
         )
 
     @router.get("/v1/model", responses=error_responses(401, 403, 503), tags=["model"])

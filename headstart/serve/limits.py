@@ -108,13 +108,13 @@ class ServerLimits:
     )
 
 
-def _option(own: Field[Any]) -> LimitOption:
-    option: LimitOption = own.metadata["limit"]
+def _option(limit_field: Field[Any]) -> LimitOption:
+    option: LimitOption = limit_field.metadata["limit"]
     return option
 
 
-def _default(own: Field[Any]) -> float:
-    default: Any = own.default
+def _default(limit_field: Field[Any]) -> float:
+    default: Any = limit_field.default
     return float(default) if isinstance(default, float) else int(default)
 
 
@@ -124,9 +124,9 @@ def limit_option(flag: str) -> tuple[LimitOption, float]:
     Raises:
         KeyError: there is no such option.
     """
-    for own in fields(ServerLimits):
-        if _option(own).flag == flag:
-            return _option(own), _default(own) / _option(own).scale
+    for limit_field in fields(ServerLimits):
+        if _option(limit_field).flag == flag:
+            return _option(limit_field), _default(limit_field) / _option(limit_field).scale
     raise KeyError(flag)
 
 
@@ -140,10 +140,10 @@ def limits_from_options(values: dict[str, float]) -> ServerLimits:
         values: flag without dashes to value, in the option's unit.
     """
     given: dict[str, Any] = {}
-    for own in fields(ServerLimits):
-        option = _option(own)
+    for limit_field in fields(ServerLimits):
+        option = _option(limit_field)
         if option.flag in values:
-            given[own.name] = type(_default(own))(option.scale * values[option.flag])
+            given[limit_field.name] = type(_default(limit_field))(option.scale * values[option.flag])
     limits = ServerLimits(**given)
     given["max_buffered_bytes"] = max(limits.max_buffered_bytes, 2 * limits.max_body_bytes)
     given["max_queued_images"] = max(limits.max_queued_images, limits.max_images)
@@ -153,10 +153,10 @@ def limits_from_options(values: dict[str, float]) -> ServerLimits:
 def limits_table() -> str:
     """Markdown table of all limits; docs/how-to/serve.md contains it."""
     lines = ["| limit | default | option | beyond it |", "|---|---|---|---|"]
-    for own in fields(ServerLimits):
-        option = _option(own)
+    for limit_field in fields(ServerLimits):
+        option = _option(limit_field)
         flag = f"`--{option.flag}`" if option.flag else ""
-        default = f"{_default(own) / option.scale:,g} {option.unit}".strip()
+        default = f"{_default(limit_field) / option.scale:,g} {option.unit}".strip()
         what = option.help.rstrip(".").removesuffix(f", in {option.unit}")
         lines.append(f"| {what} | {default} | {flag} | {option.exceeded} |")
     return "\n".join(lines)

@@ -109,7 +109,7 @@ def stop_signals() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
-    before = {own: signal.signal(own, lambda number, _frame: received.append(number)) for own in SIGNALS}
+    before = {handled: signal.signal(handled, lambda number, _frame: received.append(number)) for handled in SIGNALS}
     try:
         yield received
     finally:

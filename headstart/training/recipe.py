@@ -388,10 +388,10 @@ class Recipe:
         """Reads what ``as_json`` wrote, also with former names; options of newer versions are ignored."""
         current = {RENAMED.get(name, name): value for name, value in document.items()}
         former = {name for name, value in FORMER_AUTO.items() if name in current and current[name] == value}
-        known = {name: value for name, value in current.items() if name in options_of()} | dict.fromkeys(former)
-        if known.get("effort") == "probe" and known.get("head", LINEAR) == LINEAR:
-            known |= {name: defaults()[name] for name in WITHOUT_EFFECT}
-        return cls(**known)
+        options = {name: value for name, value in current.items() if name in options_of()} | dict.fromkeys(former)
+        if options.get("effort") == "probe" and options.get("head", LINEAR) == LINEAR:
+            options |= {name: defaults()[name] for name in WITHOUT_EFFECT}
+        return cls(**options)
 
 
 @cache

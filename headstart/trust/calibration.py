@@ -163,7 +163,7 @@ def agreement(scores: Logits, labels: Labels) -> Agreement:
         by_chance = given.mean(axis=0) * labels.mean(axis=0) + (1 - given.mean(axis=0)) * (1 - labels.mean(axis=0))
         return Agreement(int((given == (labels > 0)).sum()), float(by_chance.sum() * len(labels)), labels.size)
     classes = scores.shape[1]
-    given_often, true_often = (np.bincount(own, minlength=classes) for own in (scores.argmax(axis=1), labels))
+    given_often, true_often = (np.bincount(values, minlength=classes) for values in (scores.argmax(axis=1), labels))
     expected = float(given_often @ true_often) / max(1, len(labels))
     return Agreement(int(are_correct(scores, labels).sum()), expected, len(labels))
 

@@ -42,12 +42,12 @@ def inspect_features(
         progress: told of each fit.
     """
     places, labels, classes = _judged(dataset, np.array(positions))
-    own = features[places]
+    used = features[places]
     of = np.array(positions)[places]
     issues = None
     if len(classes):
         parts = None if together is None else together[places]
-        issues = find_label_errors(own, labels, c=c, seed=seed, together=parts, progress=progress)
+        issues = find_label_errors(used, labels, c=c, seed=seed, together=parts, progress=progress)
     wrong = issues.positions if issues is not None else np.empty(0, np.int64)
     found = []
     if issues is not None and len(wrong):
@@ -55,7 +55,7 @@ def inspect_features(
         message = f"{len(wrong):,} of {len(labels):,} labels are probably wrong"
         found.append(image_finding(WRONG_LABEL, "warning", message, dataset, reasons))
     mislabelled = set(wrong.tolist())
-    outliers = {int(of[i]): far for i, far in find_outliers(own, labels).items() if i not in mislabelled}
+    outliers = {int(of[i]): far for i, far in find_outliers(used, labels).items() if i not in mislabelled}
     if outliers:
         message = f"{len(outliers):,} image(s) are outliers in their class"
         if dataset.multi_label:
@@ -87,6 +87,6 @@ def _disagreement(issues: LabelErrors, labels: Labels, classes: Sequence[str], p
         parts = [f"{'not ' if labels[place, i] else ''}{classes[i]} ({100 * probabilities[i]:.1f} %)" for i in wrong]
         return f"rather {', '.join(parts)}"
     best = int(probabilities.argmax())
-    own = labels[place]
-    given = f"labelled {classes[own]} ({100 * probabilities[own]:.1f} %)"
-    return f"{given}, rather {classes[best]} ({100 * probabilities[best]:.1f} %)" if best != own else given
+    label = labels[place]
+    given = f"labelled {classes[label]} ({100 * probabilities[label]:.1f} %)"
+    return f"{given}, rather {classes[best]} ({100 * probabilities[best]:.1f} %)" if best != label else given

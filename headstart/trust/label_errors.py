@@ -110,8 +110,8 @@ def _held_out(x: Features, labels: Labels, folds: Folds, c: float, advance: Call
         advance(len(group.learn))
         scores = group.scores()
         for place in range(len(group.learn)):
-            own = next(judge)
-            probabilities[own] = probabilities_of(scores[own, place], multi_label=multi_label)
+            judged = next(judge)
+            probabilities[judged] = probabilities_of(scores[judged, place], multi_label=multi_label)
     return probabilities
 
 
@@ -129,7 +129,7 @@ def _doubted(labels: Labels, probabilities: Probabilities, *, surely: bool) -> n
         if is_multi_label(labels):
             from cleanlab.multilabel_classification.filter import find_label_issues as find_in_several
 
-            names = [own.nonzero()[0].tolist() for own in labels]
+            names = [image_labels.nonzero()[0].tolist() for image_labels in labels]
             return np.asarray(find_in_several(names, probabilities, filter_by=rule, n_jobs=1))
         from cleanlab.filter import find_label_issues as find_in_one
 

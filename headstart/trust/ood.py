@@ -202,9 +202,9 @@ def held_out_distances(learnt: Features, held_out: Features, *, references: int)
         references: images that the finished model keeps.
     """
     limits = _limits(learnt)
-    known = OodDetector(unit(_clip(learnt, limits)).astype(np.float16), np.empty(0, np.float32), limits)
+    fold_detector = OodDetector(unit(_clip(learnt, limits)).astype(np.float16), np.empty(0, np.float32), limits)
     rank = max(1.0, NEIGHBOUR * len(learnt) / references)
-    return known.distances(held_out, rank=rank) / typical_distance(known, learnt, rank=rank)
+    return fold_detector.distances(held_out, rank=rank) / typical_distance(fold_detector, learnt, rank=rank)
 
 
 def typical_distance(detector: OodDetector, references: Features, *, rank: float = NEIGHBOUR) -> float:
@@ -276,15 +276,15 @@ def _distances_within(features: Features) -> Scores:
 
 
 def _distances(
-    known: Features, features: Features, *, parts: tuple[Parts, Parts] | None = None, rank: float = NEIGHBOUR
+    references: Features, features: Features, *, parts: tuple[Parts, Parts] | None = None, rank: float = NEIGHBOUR
 ) -> Scores:
     """See ``OodDetector.distances``; if no image has ``rank`` references, the distance to the farthest."""
     found = []
-    usable = len(known)
+    usable = len(references)
     if parts is not None and len(features):
         usable -= _fewest_in_common(*parts)
     for start in range(0, len(features), MAX_REFERENCES):
-        cosines = unit(features[start : start + MAX_REFERENCES]) @ known.T
+        cosines = unit(features[start : start + MAX_REFERENCES]) @ references.T
         if parts is not None:
             cosines[parts[0][start : start + MAX_REFERENCES, None] == parts[1]] = -np.inf
         low, high = (max(1, min(place, usable)) for place in (math.floor(rank), math.ceil(rank)))

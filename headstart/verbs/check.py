@@ -124,7 +124,7 @@ def write_clean(look: Inspection, file: str | os.PathLike[str]) -> dict[int, str
     path = user_path(file)
     dataset, out, folder = look.dataset, images_to_exclude(look), Path(os.path.abspath(path)).parent
     columns: dict[str, Sequence[str]] = {
-        "path": [_from(folder, own) for own in dataset.files()],
+        "path": [_from(folder, path) for path in dataset.files()],
         "labels" if dataset.multi_label else "label": dataset.label_names(),
     }
     if dataset.splits is not None:

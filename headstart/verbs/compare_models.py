@@ -75,7 +75,7 @@ def compare_models(
     differing: list[tuple[str, str, str, str, str, str]] = []
     for name, one in parts[0].items():
         if name in parts[1] and (places := _common(one, parts[1][name])):
-            mine, theirs = (np.array(own) for own in zip(*places, strict=True))
+            mine, theirs = (np.array(values) for values in zip(*places, strict=True))
             two = parts[1][name]
             results.append(paired(name, one.right[mine], two.right[theirs]))
             differing += _differing(one, two, places)

@@ -162,9 +162,9 @@ def export(
         progress.say(f"Comparing with the model on {count}, in a separate process.")
         expected = _expected(loaded, images.compared, device=device, progress=progress)
         formats = [model_format(expected, loaded.thresholds, size=_size_of(model))]
-        for name, own in written.files.items():
-            answers = run_in_subprocess(own, expected.paths, full_size=own == partial)
-            formats.append(file_format(name, expected, answers, size=own.stat().st_size))
+        for name, path in written.files.items():
+            answers = run_in_subprocess(path, expected.paths, full_size=path == partial)
+            formats.append(file_format(name, expected, answers, size=path.stat().st_size))
         if faults := parity_failures(
             formats[-1], formats[0], precision=written.metadata.precision, allow_loss=allow_loss
         ):
@@ -349,7 +349,7 @@ def _whole_or_nothing(file: Path) -> Iterator[Path]:
     Raises:
         OutputError: the file cannot be written.
     """
-    made = [folder for folder in (file.parent, *file.parent.parents) if not folder.exists()]
+    created = [folder for folder in (file.parent, *file.parent.parents) if not folder.exists()]
     partial = file.with_name(f".{file.stem}.{os.getpid()}.partial{file.suffix}")
     done = False
     try:
@@ -363,7 +363,7 @@ def _whole_or_nothing(file: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
-            for folder in [] if done else made:
+            for folder in [] if done else created:
                 folder.rmdir()
 
 

@@ -98,7 +98,7 @@ def write_report(
         model=model,
         head={"reason": "by its settings", "frozen": 0} | with_current_keys(head),
         counts=data["counts"],
-        sizes=data.get("sizes") or {split: sum(own.values()) for split, own in data["counts"].items()},
+        sizes=data.get("sizes") or {split: sum(classes.values()) for split, classes in data["counts"].items()},
         split_origin=data.get("split", "as given with the data" if data.get("given", True) else "drawn by content"),
         fingerprint=data["train_sha256"],
         findings=[Finding.from_json(entry) for entry in document["findings"]],
@@ -167,7 +167,7 @@ def push(run: str | os.PathLike[str], repository: str, *, private: bool = False,
     }
     if with_report:
         files[REPORT_FILE] = folder / REPORT_FILE
-    files = {name: own for name, own in files.items() if isinstance(own, bytes) or own.is_file()}
+    files = {name: content for name, content in files.items() if isinstance(content, bytes) or content.is_file()}
     private_paths = {str(Path.home()), str(folder.resolve()), document["data"].get("base", "")}
     _check_publishable(files, private_paths | set(finished.recipe.paths.values()))
     return push_files(repository, files, private=private, message=f"Headstart model of {document['data']['name']}")
@@ -179,9 +179,11 @@ def _check_publishable(files: Mapping[str, Path | bytes], paths: set[str]) -> No
     Raises:
         HubError: a file contains one.
     """
-    for name, own in files.items():
+    for name, content in files.items():
         for path in (path for path in paths if os.path.isabs(path) and len(Path(path).parts) > 1):
-            if any(_holds(own, words.encode()) for words in {f"{path}{os.sep}", json.dumps(f"{path}{os.sep}")[1:-1]}):
+            if any(
+                _holds(content, words.encode()) for words in {f"{path}{os.sep}", json.dumps(f"{path}{os.sep}")[1:-1]}
+            ):
                 raise HubError(
                     f"{name}: contains a path of this machine ({path}), so it is not published. Write it again "
                     "(headstart report RUN), or train again with this version."

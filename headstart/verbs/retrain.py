@@ -45,7 +45,7 @@ class Retrained:
     @property
     def sentences(self) -> list[str]:
         """One sentence per comparison in ``changes``."""
-        return [change_sentence(own) for own in self.changes]
+        return [change_sentence(change) for change in self.changes]
 
 
 def retrain(
@@ -134,8 +134,10 @@ def corrected_rows(run: Path, corrections: Path, progress: Progress) -> list[Row
     rows: list[Row] = []
     for path, label, split, group, content in kept:
         rows.append((path, corrected[content][1] if content in corrected else label, split, group))
-    known = {content for *_, content in kept}
-    rows += [(str(file.resolve()), label, "train", "") for key, (file, label) in corrected.items() if key not in known]
+    run_contents = {content for *_, content in kept}
+    rows += [
+        (str(file.resolve()), label, "train", "") for key, (file, label) in corrected.items() if key not in run_contents
+    ]
     trained = {label for _, label, split, _ in rows if split == "train"}
     if unlearnt := sorted({label for _, label, _, _ in rows} - trained):
         left_out = [row for row in rows if row[1] in unlearnt]
@@ -149,7 +151,7 @@ def corrected_rows(run: Path, corrections: Path, progress: Progress) -> list[Row
 def _corrected_files(corrections: Path) -> Iterator[tuple[Path, str]]:
     """(file, class) of each image in a folder with one subfolder per class."""
     try:
-        folders = sorted(own for own in corrections.iterdir() if own.is_dir() and not is_hidden(own.name))
+        folders = sorted(folder for folder in corrections.iterdir() if folder.is_dir() and not is_hidden(folder.name))
     except OSError:
         return
     for folder in folders:
@@ -185,11 +187,12 @@ def _predictions(run: Path) -> list[dict[str, str]]:
         return []
 
 
-def change_sentence(own: Paired) -> str:
+def change_sentence(change: Paired) -> str:
     """Accuracy before and after on one set, and whether the difference is significant."""
-    won = "no significant difference" if own.p >= 0.05 else "a significant difference"
+    won = "no significant difference" if change.p >= 0.05 else "a significant difference"
+    before, after = change.both + change.first, change.both + change.second
     return (
-        f"{own.name}: before {own.both + own.first:,} of {own.count:,} correct, after {own.both + own.second:,}; "
-        f"{100 * own.difference:+.1f} points (95 % CI {100 * own.low:+.1f} to {100 * own.high:+.1f}), p = "
-        f"{own.p:.2g}: {won}"
+        f"{change.name}: before {before:,} of {change.count:,} correct, after {after:,}; "
+        f"{100 * change.difference:+.1f} points (95 % CI {100 * change.low:+.1f} to {100 * change.high:+.1f}), p = "
+        f"{change.p:.2g}: {won}"
     )
