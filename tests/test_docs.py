@@ -47,7 +47,7 @@ NOT_RUN = {
         "web-page.md",
         "runs/flowers-corrections/",
     ): "names of files: test_corrections.py and test_app.py see them written",
-    ("web-page.md", "val: before"): "what retrain prints: test_retrain.py compares its words",
+    ("web-page.md", "val accuracy: before"): "what retrain prints: test_retrain.py compares its words",
     ("serve.md", "{"): "what the server answers: its keys are compared with a real answer, here",
     ("serve.md", '{"time": "2026'): "a line of the log: test_app.py compares its keys with a real one",
 }

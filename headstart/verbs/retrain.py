@@ -15,6 +15,7 @@ from headstart.data.dataset import is_hidden
 from headstart.data.image_formats import SUFFIXES
 from headstart.errors import DataError, OptionError, RunError
 from headstart.evaluation.mcnemar import Paired, paired
+from headstart.figures import count_text
 from headstart.files import csv_text, read_rows, text_bytes, user_path, write_atomically
 from headstart.pipeline.train import train
 from headstart.progress import Progress, SilentProgress
@@ -189,10 +190,10 @@ def _predictions(run: Path) -> list[dict[str, str]]:
 
 def change_sentence(change: Paired) -> str:
     """Accuracy before and after on one set, and whether the difference is significant."""
-    won = "no significant difference" if change.p >= 0.05 else "a significant difference"
+    verdict = "not significant" if change.p >= 0.05 else "significant"
     before, after = change.both + change.first, change.both + change.second
     return (
-        f"{change.name}: before {before:,} of {change.count:,} correct, after {after:,}; "
-        f"{100 * change.difference:+.1f} points (95 % CI {100 * change.low:+.1f} to {100 * change.high:+.1f}), p = "
-        f"{change.p:.2g}: {won}"
+        f"{change.name} accuracy: before {count_text(before, change.count)}, after {count_text(after, change.count)}; "
+        f"{100 * change.difference:+.1f} points, 95 % CI {100 * change.low:+.1f} to {100 * change.high:+.1f}, "
+        f"p = {change.p:.2g}: {verdict}"
     )

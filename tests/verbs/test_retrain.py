@@ -105,7 +105,7 @@ def test_before_and_after_are_compared_on_the_same_images_by_the_corrected_label
     assert compare_runs(tmp_path, tmp_path) == ()
     first, second = np.array([True] * 8 + [False] * 2), np.array([True] * 9 + [False])
     assert change_sentence(paired("val", first, second)).startswith(
-        "val: before 8 of 10 correct, after 9; +10.0 points"
+        "val accuracy: before 80.0 % (8/10), after 90.0 % (9/10); +10.0 points"
     )
 
 
