@@ -242,7 +242,7 @@ def test_onnx_runtime_is_imported_without_its_telemetry() -> None:
     assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=30, check=False).returncode == 7
 
 
-def test_a_scope_that_threads_overlap_in_is_undone_by_the_last() -> None:
+def test_the_last_of_overlapping_threads_exits_a_shared_scope() -> None:
     state, seen = ["before"], []
 
     @contextlib.contextmanager
@@ -261,7 +261,7 @@ def test_a_scope_that_threads_overlap_in_is_undone_by_the_last() -> None:
     assert [*seen, state[0]] == ["inside", "before"]
 
 
-def test_warning_filters_are_as_before_whatever_overlaps() -> None:
+def test_overlapping_threads_leave_warning_filters_unchanged() -> None:
     before = list(warnings.filters)
     first, second, third = contextlib.ExitStack(), contextlib.ExitStack(), contextlib.ExitStack()
     first.enter_context(ignored_warnings())
@@ -273,7 +273,7 @@ def test_warning_filters_are_as_before_whatever_overlaps() -> None:
     assert list(warnings.filters) == before
 
 
-def test_ignored_warnings_are_those_of_the_module_that_is_named() -> None:
+def test_only_warnings_of_the_given_module_are_ignored() -> None:
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         with ignored_warnings("other"):
@@ -283,7 +283,7 @@ def test_ignored_warnings_are_those_of_the_module_that_is_named() -> None:
     assert [str(own.message) for own in seen] == ["b", "c"]
 
 
-def test_quiet_in_many_threads_leaves_no_trace(capsys: pytest.CaptureFixture[str]) -> None:
+def test_quiet_in_many_threads_restores_the_process(capsys: pytest.CaptureFixture[str]) -> None:
     logger = logging.getLogger("headstart-test-quiet")
     logger.setLevel(logging.INFO)
     before = sys.stdout, list(warnings.filters)
@@ -314,7 +314,7 @@ def test_a_generator_that_is_not_finished_leaves_no_warning_filter_behind() -> N
     assert list(warnings.filters) == before
 
 
-def test_pillows_remarks_are_kept_from_the_user_while_a_file_is_decoded() -> None:
+def test_warnings_of_pillow_are_silenced_during_decoding() -> None:
     data = jpeg_bytes(shown(0), quality=90)
 
     def remark(*_: object) -> None:
@@ -337,7 +337,7 @@ def test_pillows_remarks_are_kept_from_the_user_while_a_file_is_decoded() -> Non
         ({}, None),
     ],
 )
-def test_processors_are_counted_within_the_containers_quota(
+def test_usable_cpus_respects_the_quota_of_a_container(
     files: dict[str, str], quota: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, text in files.items():
@@ -348,7 +348,7 @@ def test_processors_are_counted_within_the_containers_quota(
     assert usable_cpus() == (quota or 64)
 
 
-def test_images_are_mapped_on_as_many_threads_as_there_are_usable_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_mapped_on_one_thread_per_usable_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 64)
     monkeypatch.setattr("headstart.data.decode.usable_cpus", lambda: 2)
     barrier = threading.Barrier(3)

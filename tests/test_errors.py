@@ -26,7 +26,7 @@ def test_errors_form_one_tree() -> None:
 
 
 @pytest.mark.parametrize("error", ERRORS)
-def test_each_error_says_when_it_is_raised_and_what_to_do(error: type[HeadstartError]) -> None:
+def test_each_error_documents_its_condition_and_remedy(error: type[HeadstartError]) -> None:
     when, remedy = SCRIPT["parts"](error)
     assert when.endswith(".")
     assert remedy.endswith(".")

@@ -48,7 +48,7 @@ def test_constructors_only_store_and_clone_works() -> None:
     assert hs.ImageClassifier().set_params(seed=9).seed == 9
 
 
-def test_a_classifier_learns_scores_and_speaks_the_users_labels(labelled: tuple[list[Path], list[str]]) -> None:
+def test_a_classifier_is_fitted_and_predicts_the_given_labels(labelled: tuple[list[Path], list[str]]) -> None:
     paths, labels = labelled
     numbers = [{"blue": 10, "green": 2, "red": 7}[label] for label in labels]
     classifier = hs.ImageClassifier(**QUICK).fit(paths[::2], numbers[::2])
@@ -71,7 +71,7 @@ def test_pipelines_cross_validation_and_grid_search(labelled: tuple[list[Path], 
     assert search.best_score_ > 0.8
 
 
-def test_features_stand_in_the_order_of_the_paths(labelled: tuple[list[Path], list[str]]) -> None:
+def test_features_are_in_the_order_of_the_paths(labelled: tuple[list[Path], list[str]]) -> None:
     paths, _ = labelled
     extractor = hs.FeatureExtractor(**QUICK).fit(paths)
     features = extractor.transform(paths)
@@ -168,7 +168,7 @@ def test_a_pickle_refuses_other_weights(small: tuple[list[str], list[str], dict[
 
 
 @pytest.mark.parametrize("extra", [{}, {"probe": "svm"}, {"head": "8"}], ids=str)
-def test_what_fits_again_on_other_images_is_pickled(extra: dict[str, Any]) -> None:
+def test_a_refitted_estimator_is_pickled(extra: dict[str, Any]) -> None:
     rng = np.random.default_rng(0)
     labels = np.arange(30) % 3
     features = (rng.normal(size=(30, 5)) + labels[:, None]).astype(np.float32)
@@ -237,7 +237,7 @@ def test_paths_are_taken_from_columns_and_frames_of_one_column(
     ],
     ids=repr,
 )
-def test_what_is_no_list_of_paths_is_a_value_error(paths: object, words: str) -> None:
+def test_anything_but_a_list_of_paths_is_a_value_error(paths: object, words: str) -> None:
     for call in (
         hs.FeatureExtractor(**QUICK).fit,
         lambda given: hs.ImageClassifier(**QUICK).fit(given, ["a"]),
@@ -246,7 +246,7 @@ def test_what_is_no_list_of_paths_is_a_value_error(paths: object, words: str) ->
             call(paths)
 
 
-def test_no_paths_give_no_answers_of_the_right_type(small: tuple[list[str], list[str], dict[str, Any]]) -> None:
+def test_no_paths_give_empty_predictions_of_the_right_type(small: tuple[list[str], list[str], dict[str, Any]]) -> None:
     paths, labels, arguments = small
     numbers = [sorted(COLOURS).index(label) for label in labels]
     for own in (labels, numbers):
@@ -260,7 +260,7 @@ def test_no_paths_give_no_answers_of_the_right_type(small: tuple[list[str], list
         hs.ImageClassifier(**arguments).fit([], [])
 
 
-def test_a_weight_counts_an_image_as_often_and_none_leaves_it_out(
+def test_an_integer_weight_repeats_an_image_and_zero_excludes_it(
     small: tuple[list[str], list[str], dict[str, Any]],
 ) -> None:
     paths, labels, arguments = small
@@ -283,7 +283,7 @@ def test_weights_that_cannot_be_used_are_a_value_error(
 
 
 @pytest.mark.parametrize("extra", [{"probe": "svm"}, {"probe": "knn"}, {"head": "8"}], ids=str)
-def test_who_takes_no_weights_says_so(
+def test_classifiers_without_sample_weights_raise_an_error(
     small: tuple[list[str], list[str], dict[str, Any]], extra: dict[str, Any]
 ) -> None:
     paths, labels, arguments = small

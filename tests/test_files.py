@@ -66,14 +66,14 @@ def _calls(path: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", _calls(""))
-def test_a_home_folder_that_does_not_exist_is_one_error_everywhere(name: str) -> None:
+def test_an_unknown_home_folder_is_the_same_error_everywhere(name: str) -> None:
     for path in (NOBODY, Path(NOBODY)):
         with pytest.raises(OptionError, match="no user 'nosuchuser' on this machine"):
             _calls(path)[name]()
 
 
 @pytest.mark.parametrize("name", _calls(""))
-def test_what_is_no_path_is_one_error_everywhere(name: str) -> None:
+def test_an_invalid_path_is_the_same_error_everywhere(name: str) -> None:
     for path in (3, b"bytes", "a\0b", ["a", "b"], {}, 1.5):
         with pytest.raises(HeadstartError, match="path"):
             _calls(path)[name]()
@@ -105,7 +105,7 @@ def test_a_file_whose_name_begins_with_a_tilde_is_found(tmp_path: Path, monkeypa
     assert find_images("~1.png") == ["~1.png"]
 
 
-def test_a_user_without_a_home_folder_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_missing_home_folder_has_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a container that runs under a user id without an entry in /etc/passwd."""
     for name in ("HEADSTART_CACHE", "HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
@@ -120,7 +120,7 @@ def test_a_user_without_a_home_folder_is_told_what_to_set(monkeypatch: pytest.Mo
         user_path("~/data")
 
 
-def test_the_command_says_in_one_line_that_the_cache_folder_has_no_such_user(tmp_path: Path) -> None:
+def test_a_cache_folder_of_an_unknown_user_is_a_one_line_error(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "headstart", "cache"],
         capture_output=True,
@@ -147,7 +147,7 @@ def test_no_cell_of_a_table_is_a_formula_and_all_are_read_back() -> None:
         assert original(inert(cell)) == cell
 
 
-def test_what_is_written_as_csv_is_read_as_the_same(tmp_path: Path) -> None:
+def test_csv_is_read_back_unchanged(tmp_path: Path) -> None:
     rows = [["path", "label", "@column"], *([f"{i}.png", cell, cell] for i, cell in enumerate(STRANGE + PLAIN))]
     write_csv_file(tmp_path / "t.csv", csv_text(rows))
     assert b"\n=1" not in (tmp_path / "t.csv").read_bytes()

@@ -30,7 +30,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
         yield held
 
 
-def test_a_model_goes_there_and_comes_back_the_same(run: hs.Run, hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pushed_model_is_loaded_unchanged(run: hs.Run, hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = main("push", run.folder, "me/colours", capsys=capsys)
     assert code == 0, err
     assert out.splitlines()[-1] == "Model: hf://me/colours"
@@ -49,7 +49,7 @@ def test_a_model_goes_there_and_comes_back_the_same(run: hs.Run, hub: Hub, capsy
     assert not [path for method, path in hub.asked if method == "GET"]  # it lies in the cache
 
 
-def test_images_are_shared_only_where_one_asks_for_it(run: hs.Run, hub: Hub) -> None:
+def test_the_report_is_uploaded_only_on_request(run: hs.Run, hub: Hub) -> None:
     url = hs.push(run.folder, "me/with", private=True, with_report=True)
     assert url == f"{hub.address}/me/with"
     assert "report.html" in hub.repositories["me/with"]
@@ -57,7 +57,7 @@ def test_images_are_shared_only_where_one_asks_for_it(run: hs.Run, hub: Hub) -> 
     hs.push(run.folder, "me/with")  # again, over what is there
 
 
-def test_the_card_beside_the_model_says_what_is_known(run: hs.Run, hub: Hub) -> None:
+def test_the_model_card_contains_metrics_and_usage(run: hs.Run, hub: Hub) -> None:
     text = (run.folder / "README.md").read_text()
     card = ModelCard(text)
     assert card.data.library_name == "headstart"
@@ -76,7 +76,7 @@ def test_the_card_beside_the_model_says_what_is_known(run: hs.Run, hub: Hub) -> 
     assert b'hs.load("hf://me/card")' in hub.repositories["me/card"]["README.md"]
 
 
-def test_what_goes_wrong_is_said_in_a_line(
+def test_errors_of_the_hub_are_one_line(
     run: hs.Run, hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hub.repositories["me/other"] = {"readme.txt": b"hello"}
@@ -94,7 +94,7 @@ def test_what_goes_wrong_is_said_in_a_line(
         hs.push(run.folder, "me/colours")
 
 
-def test_without_a_network_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_network_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: object, **__: object) -> str:
         raise LocalEntryNotFoundError("neither there nor here")
 

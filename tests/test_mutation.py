@@ -85,7 +85,7 @@ def test_every_mutant_changes_what_is_there(module: types.ModuleType) -> None:
     assert facts() == expected
 
 
-def test_a_fork_tells_its_result_and_is_ended_where_it_takes_too_long() -> None:
+def test_a_fork_returns_its_result_and_is_killed_after_a_timeout() -> None:
     assert _in_a_fork(lambda: [1, "é"], 20) == [1, "é"]
     assert _in_a_fork(lambda: sys.exit(1), 20) is None
     assert _in_a_fork(lambda: time.sleep(60), 0.2) is None

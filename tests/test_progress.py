@@ -29,9 +29,7 @@ def waited_for(stream: io.StringIO, text: str) -> str:
     return stream.getvalue()
 
 
-def test_a_step_that_tells_nothing_writes_lines_where_no_terminal_is(
-    quick: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_task_without_updates_writes_lines_without_a_terminal(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     written = io.StringIO()
     monkeypatch.setattr(sys, "stderr", written)
     with TerminalProgress().task("Drawing the map", 1, "steps"):
@@ -39,7 +37,7 @@ def test_a_step_that_tells_nothing_writes_lines_where_no_terminal_is(
         assert "steps" not in written.getvalue()
 
 
-def test_lines_say_how_far_it_is_and_come_rarely(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_show_progress_at_long_intervals(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     written = io.StringIO()
     monkeypatch.setattr(sys, "stderr", written)
     with TerminalProgress().task("Fine-tuning", 1200) as advance:
@@ -59,7 +57,7 @@ def test_a_short_task_writes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert written.getvalue() == ""
 
 
-def test_of_tasks_within_each_other_the_inner_one_writes(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_innermost_of_nested_tasks_is_shown(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     written = io.StringIO()
     monkeypatch.setattr(sys, "stderr", written)
     shown = TerminalProgress()
@@ -98,7 +96,7 @@ def test_a_bar_fits_into_one_line_of_the_terminal(width: int) -> None:
         )
 
 
-def test_nothing_beats_after_the_block_has_ended() -> None:
+def test_heartbeats_end_with_the_block() -> None:
     beats: list[float] = []
     with call_repeatedly(lambda: beats.append(time.monotonic()), 0.005):
         ends = time.monotonic() + 10.0

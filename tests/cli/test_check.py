@@ -9,9 +9,7 @@ import pytest
 from commands import main
 
 
-def test_check_names_what_is_wrong_and_strict_fails(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_check_lists_findings_and_strict_fails(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(data, tmp_path / "d")
     (tmp_path / "d" / "red" / "bad.jpg").write_bytes(b"")
     shutil.copy(data / "red" / "2.png", tmp_path / "d" / "red" / "again.jpg")

@@ -70,7 +70,7 @@ def test_every_command_is_imported_from_the_module_that_the_group_names() -> Non
         (["evaluate", "nowhere", "--label-column", "x"], 2, "--label-column: describes a table"),
     ],
 )
-def test_a_users_mistake_is_one_clear_line_and_a_status(
+def test_a_usage_error_is_one_line_and_an_exit_status(
     arguments: list[str], status: int, says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out, err = main(*arguments, capsys=capsys)
@@ -103,7 +103,7 @@ def test_ctrl_c_stops_with_one_line_and_leaves_no_empty_run(data: Path, tmp_path
         assert "To go on with this run" in err
 
 
-def test_a_reader_that_is_gone_ends_the_command_quietly(tmp_path: Path) -> None:
+def test_a_closed_output_pipe_ends_the_command_silently(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "headstart", "cache"],
         stdout=subprocess.PIPE,

@@ -101,7 +101,7 @@ def invoke(*arguments: str) -> dict[str, Any]:
     return all_commands()["train"].make_context("train", ["data", *arguments]).params
 
 
-def test_auto_stands_for_none() -> None:
+def test_auto_means_none() -> None:
     assert invoke("--epochs", "auto", "--backbone", "auto", "--val", "auto") == invoke()
     assert invoke("--epochs", "3")["epochs"] == 3
     with pytest.raises(click.BadParameter, match="'three' is not a valid integer"):

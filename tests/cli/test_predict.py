@@ -13,7 +13,7 @@ from pyarrow import parquet
 from random_images import random_image
 
 
-def test_predict_lists_every_image_and_says_what_it_cannot_read(
+def test_predict_lists_every_image_and_reports_unreadable_ones(
     run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = tmp_path / "bad.jpg"
@@ -28,7 +28,7 @@ def test_predict_lists_every_image_and_says_what_it_cannot_read(
     assert "1 of 32 images cannot be read" in err
 
 
-def test_predictions_go_to_csv_json_and_parquet_alike(
+def test_csv_json_and_parquet_contain_the_same_predictions(
     run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     strange = tmp_path / 'ä, "quoted"\n.png'
@@ -85,7 +85,7 @@ def test_json_is_one_document_on_stdout(
 
 
 @pytest.mark.exhaustive
-def test_file_names_that_are_no_unicode_are_carried_through(
+def test_file_names_that_are_not_unicode_are_preserved(
     run: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

@@ -19,7 +19,7 @@ def test_the_garbage_collector_is_on_again_after_imports_and_after_an_error() ->
     assert gc.isenabled()
 
 
-def test_warnings_are_silenced_and_what_the_user_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warnings_are_silenced_and_filters_of_the_user_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     environment = {"HF_HUB_VERBOSITY": "debug"}
     monkeypatch.setattr("headstart.cli.process_settings.os.environ", environment)
     with warnings.catch_warnings(record=True) as seen:

@@ -36,7 +36,7 @@ def table(folder: Path, text: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", LISTED)
-def test_several_labels_may_stand_there_in_many_ways(tmp_path: Path, kind: str) -> None:
+def test_multi_label_cells_are_read_in_several_notations(tmp_path: Path, kind: str) -> None:
     data = open_data(table(tmp_path, LISTED[kind]))
     assert data.multi_label
     assert data.classes == ("sand", "sea", "sky")

@@ -68,7 +68,7 @@ def test_its_gradients_are_the_slopes_of_its_output(
 
 
 @pytest.mark.parametrize("needed", [(True, True, True), (True, True, False), (False, True, True), (False, True, False)])
-def test_single_precision_goes_another_way_to_the_same_gradients(needed: tuple[bool, ...]) -> None:
+def test_single_precision_uses_another_algorithm_with_the_same_gradients(needed: tuple[bool, ...]) -> None:
     for kernel, stride, padding in itertools.product([(5, 5), (7, 4)], STRIDES, PADDINGS):
         exact = tensors(kernel, batch=2, size=(8, 11))
         inputs = [t.detach().float().requires_grad_(n) for t, n in zip(exact, needed, strict=True)]
@@ -109,7 +109,7 @@ def test_low_precision_and_memory_layout_change_nothing_else(layout: torch.memor
         assert float((one - other).detach().norm() / other.detach().norm()) < 0.01
 
 
-def test_large_filters_take_the_fast_way_where_their_gradient_is_wanted_and_nowhere_else() -> None:
+def test_large_filters_use_the_fast_gradient_only_when_it_is_needed() -> None:
     x = torch.randn(2, 64, 7, 7).bfloat16().contiguous(memory_format=torch.channels_last)
     bias = torch.zeros(64).bfloat16()
 

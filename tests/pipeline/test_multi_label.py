@@ -66,7 +66,7 @@ def rows_of(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(lines))
 
 
-def test_a_run_tells_what_it_found_of_each_label(run: hs.Run) -> None:
+def test_a_run_reports_scores_and_findings_of_each_label(run: hs.Run) -> None:
     assert run.scores.name == "cross-validation"  # val and test have under 30 images each
     scores = run.results["test"]
     assert isinstance(scores, LabelScores)
@@ -213,7 +213,7 @@ def test_one_label_alone_is_given_or_not(weights: Path, tmp_path: Path) -> None:
         ({"extend": "pretrained"}, "extend: applies to images of one class each"),
     ],
 )
-def test_what_tells_classes_apart_is_refused_by_name(
+def test_single_label_options_are_refused_by_name(
     data: Path, tmp_path: Path, choices: dict[str, object], message: str
 ) -> None:
     with pytest.raises(OptionError, match=message):
@@ -271,7 +271,7 @@ def test_the_commands_speak_of_labels(run: hs.Run, data: Path, tmp_path: Path) -
 
 
 @pytest.mark.exhaustive
-def test_compare_takes_the_ways_that_go_with_several_labels(data: Path, weights: Path, tmp_path: Path) -> None:
+def test_compare_runs_the_methods_that_support_multi_label_data(data: Path, weights: Path, tmp_path: Path) -> None:
     found = hs.compare(
         data,
         out=tmp_path / "compared",

@@ -205,7 +205,7 @@ class Counting(SilentProgress):
         yield own.append
 
 
-def test_every_step_of_a_cross_validated_run_tells_of_its_work_in_small_pieces(
+def test_every_step_of_a_cross_validated_run_reports_progress_in_small_steps(
     climbing: None, hard: Path, tiny: dict[str, Any], tmp_path: Path
 ) -> None:
     """Nothing is silent for long: each step is a task, and is told of a batch, a fold or a fit at a time."""

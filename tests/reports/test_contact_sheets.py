@@ -22,7 +22,7 @@ def written(folder: Path, count: int) -> list[str]:
     return paths
 
 
-def test_each_image_has_a_tile_where_it_is_said_to_be(tmp_path: Path) -> None:
+def test_each_image_has_a_tile_at_its_position(tmp_path: Path) -> None:
     count = ACROSS * DOWN + 5
     paths = written(tmp_path, count)
     made = make_sheets([*paths, paths[3]])
@@ -35,7 +35,7 @@ def test_each_image_has_a_tile_where_it_is_said_to_be(tmp_path: Path) -> None:
         assert np.abs(np.subtract(opened[sheet].getpixel((x, y)), colour(i))).max() < 12
 
 
-def test_what_cannot_be_read_is_named_and_shifts_no_other(tmp_path: Path) -> None:
+def test_an_unreadable_image_is_listed_and_shifts_no_tile(tmp_path: Path) -> None:
     paths = written(tmp_path, 3)
     Path(paths[1]).write_text("no image")
     made = make_sheets(paths)
@@ -43,7 +43,7 @@ def test_what_cannot_be_read_is_named_and_shifts_no_other(tmp_path: Path) -> Non
     assert made.tiles == {paths[0]: 0, paths[2]: 1}
 
 
-def test_there_is_an_end_to_what_a_page_can_hold(tmp_path: Path, monkeypatch: object) -> None:
+def test_the_size_of_the_sheets_is_limited(tmp_path: Path, monkeypatch: object) -> None:
     paths = written(tmp_path, 30)
     monkeypatch.setattr(sheets, "ACROSS", 2)
     monkeypatch.setattr(sheets, "DOWN", 2)

@@ -68,11 +68,11 @@ def test_the_heat_is_grad_cam() -> None:
         assert np.allclose(own, (whole / whole.max().clamp(min=1e-12)).numpy(), atol=1e-4)
 
 
-def test_nothing_that_is_asked_about_gives_nothing() -> None:
+def test_no_images_give_no_heat_maps() -> None:
     assert heat_maps(model_of("resnet18"), [], []) is None
 
 
-def test_the_image_is_warm_where_the_heat_is() -> None:
+def test_the_overlay_is_bright_where_the_map_is_high() -> None:
     grey = np.full((40, 40, 3), 90, np.uint8)
     heat = np.zeros((4, 4), np.float32)
     heat[0, 0] = 1

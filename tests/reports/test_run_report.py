@@ -104,7 +104,7 @@ def test_every_figure_is_recomputed_from_the_predictions(run: hs.Run, rows: list
     assert shown == expected
 
 
-def test_where_folds_decide_the_report_says_so_and_val_is_scored_for_the_curves(run: hs.Run) -> None:
+def test_the_report_states_cross_validation_and_val_has_curves(run: hs.Run) -> None:
     """Val has fewer than 100 images: it does not choose, and training images calibrate as well."""
     report = " ".join(run.report_path.read_text().split())
     assert run.results["val"].count < 100
@@ -166,7 +166,7 @@ def test_the_page_works_by_itself(run: hs.Run) -> None:
         assert not wrong
 
 
-def test_in_the_dark_it_is_dark_and_can_be_read(run: hs.Run) -> None:
+def test_dark_mode_is_readable(run: hs.Run) -> None:
     light = """(selector) => {
         const rgb = getComputedStyle(document.querySelector(selector));
         return [rgb.backgroundColor, rgb.color].map((own) => own.match(/[0-9.]+/g).slice(0, 3).map(Number))
@@ -208,7 +208,7 @@ def test_what_has_no_value_is_a_dash(run: hs.Run) -> None:
     assert re.search(r'<td data-label="log loss">\d\.\d{3}</td>', probe)
 
 
-def test_written_anew_it_is_the_same(run: hs.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_written_again_is_identical(run: hs.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = main("report", run.folder, "--out", tmp_path / "again.html", capsys=capsys)
     assert (code, out) == (0, f"Report: {tmp_path / 'again.html'}\n")
 
@@ -219,7 +219,7 @@ def test_written_anew_it_is_the_same(run: hs.Run, tmp_path: Path, capsys: pytest
     assert run.report_path.stat().st_size < 15e6
 
 
-def test_where_images_are_gone_it_says_so(run: hs.Run, tmp_path: Path) -> None:
+def test_missing_images_are_reported(run: hs.Run, tmp_path: Path) -> None:
     folder = shutil.copytree(run.folder, tmp_path / "run")
     for name in ("predictions.csv", "map.csv"):
         text = (folder / name).read_text()
@@ -229,7 +229,9 @@ def test_where_images_are_gone_it_says_so(run: hs.Run, tmp_path: Path) -> None:
     assert run.scores.sentence in text
 
 
-def test_what_is_no_finished_run_is_named(run: hs.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_without_a_finished_run_is_an_error(
+    run: hs.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     code, _, err = main("report", tmp_path, capsys=capsys)
     assert (code, "not a run folder" in err) == (1, True)
     folder = shutil.copytree(run.folder, tmp_path / "run")
@@ -270,7 +272,7 @@ def test_the_map_keeps_kinds_together_and_names_the_nearest_training_images() ->
     assert make_map([""] * (LEAST - 1), ["train"] * (LEAST - 1), [""] * (LEAST - 1), features[: LEAST - 1]) is None
 
 
-def test_a_map_of_very_many_places_the_rest_between_their_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_map_places_further_images_between_their_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("headstart.reports.image_map.PLACED", 60)
     rng = np.random.default_rng(0)
     kinds = np.repeat(np.arange(3), 60)
@@ -291,7 +293,7 @@ def test_the_map_survives_its_file(run: hs.Run) -> None:
     (run.folder / "copy.csv").unlink()
 
 
-def test_what_never_was_an_image_is_no_image_that_is_gone(tmp_path: Path) -> None:
+def test_a_file_that_never_was_an_image_is_not_reported_as_missing(tmp_path: Path) -> None:
     data = write_classes(tmp_path / "d", {"blue": 24, "red": 24})
     (data / "red" / "words.jpg").write_text("no image")
     run = hs.train(data, out=tmp_path / "run", image_size=64)
@@ -301,7 +303,7 @@ def test_what_never_was_an_image_is_no_image_that_is_gone(tmp_path: Path) -> Non
 
 
 @pytest.mark.exhaustive
-def test_a_map_of_very_many_classes_names_the_largest_and_the_rest_together(
+def test_a_map_of_many_classes_has_colours_for_the_largest_and_one_for_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("headstart.reports.map_drawing.LEGEND", 2)
@@ -312,7 +314,7 @@ def test_a_map_of_very_many_classes_names_the_largest_and_the_rest_together(
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
-def test_images_whose_features_are_all_the_same_lie_in_the_middle_of_the_map(value: float) -> None:
+def test_images_with_identical_features_are_placed_at_the_centre(value: float) -> None:
     """t-SNE on them ended the process with a segmentation fault."""
     features = np.full((40, 16), value, np.float32)
     made = make_map([str(i) for i in range(40)], ["train"] * 30 + ["val"] * 10, ["a"] * 40, features)

@@ -61,7 +61,7 @@ def test_names_are_escaped() -> None:
     assert "<i>" in texts(ElementTree.fromstring(interval_chart(rows, x_label="x", bar_label="s", description="<")))
 
 
-def test_a_file_holds_charts_side_by_side() -> None:
+def test_an_svg_file_contains_charts_side_by_side() -> None:
     one = line_chart([Series("a", [(0, 0), (1, 1)], "#000000")], x_label="x", y_label="y", description="A chart")
     both = ElementTree.fromstring(svg_file([one, one], title="Two <charts>"))
     assert int(both.get("width", "")) == 920

@@ -86,7 +86,7 @@ def raw(server: Served, data: bytes) -> bytes:
     return got
 
 
-def test_the_server_says_what_predict_says(server: Served) -> None:
+def test_the_server_returns_the_predictions_of_predict(server: Served) -> None:
     data = [jpeg(i) for i in range(3)]
     reply = server.predict(*((f"{i}.jpg", own) for i, own in enumerate(data)))
     assert reply.status_code == 200
@@ -99,7 +99,7 @@ def test_the_server_says_what_predict_says(server: Served) -> None:
         assert (said["none_of_these"], said["unsure"], said["outlier"], said["labels"]) == (False, False, None, None)
 
 
-def test_one_bad_image_of_ten_has_its_reason_and_the_nine_have_their_answers(server: Served) -> None:
+def test_an_unreadable_image_does_not_affect_the_other_nine(server: Served) -> None:
     sent = [(f"{i}.jpg", jpeg(i)) for i in range(10)]
     sent[3] = ("bad.jpg", jpeg(3)[:300])
     said = server.predict(*sent).json()["predictions"]
@@ -113,7 +113,7 @@ def test_one_bad_image_of_ten_has_its_reason_and_the_nine_have_their_answers(ser
     assert server.last["unreadable"] == 1
 
 
-def test_an_image_with_too_many_pixels_is_refused_by_its_header_and_alone(server: Served) -> None:
+def test_an_image_with_too_many_pixels_is_refused_by_its_header(server: Served) -> None:
     sent = ("a.png", bomb(1_001, 1_000)), ("b.png", bomb(60_000, 60_000)), ("good.jpg", jpeg())
     said = server.predict(*sent).json()["predictions"]
     assert said[0]["error"] == "too large: 1,001 x 1,000 pixels; the limit is 1 million"
@@ -121,14 +121,14 @@ def test_an_image_with_too_many_pixels_is_refused_by_its_header_and_alone(server
     assert said[2]["error"] is None
 
 
-def test_so_many_classes_are_listed_as_were_asked_for(server: Served) -> None:
+def test_top_limits_the_number_of_classes(server: Served) -> None:
     for top, listed in ((1, 1), (2, 2), (99, 3)):
         (said,) = server.predict(("a.jpg", jpeg()), params={"top": top}).json()["predictions"]
         assert len(said["probabilities"]) == listed
     assert is_problem(server.predict(("a.jpg", jpeg()), params={"top": 0}), 422)
 
 
-def test_strangers_and_several_labels_are_said() -> None:
+def test_outliers_and_multi_label_predictions_are_returned() -> None:
     unlike = OodDetector(np.full((60, LENGTH), -1, np.float16), np.linspace(0, 0.1, 60, dtype=np.float32))
     model = tiny_model(ood_detector=unlike, thresholds=[0.0, 0.0, 1.0])
     with served(model) as server:
@@ -146,14 +146,14 @@ def test_strangers_and_several_labels_are_said() -> None:
     )
 
 
-def test_unsure_answers_say_so() -> None:
+def test_low_probabilities_are_answered_with_unsure() -> None:
     with served(tiny_model(calibration=Calibration(2.0, 100, 0.95, 1.0, 0.1, 0.95))) as server:
         (said,) = server.predict(("a.jpg", jpeg())).json()["predictions"]
         assert (said["unsure"], said["answer"]) == (True, "unsure: ask a person")
         assert "Calibrated on 100 validation images" in server.client.get("/v1/model").json()["calibration"]
 
 
-def test_the_model_tells_what_it_is(server: Served) -> None:
+def test_the_model_route_returns_metadata(server: Served) -> None:
     about = server.client.get("/v1/model").json()
     assert about["classes"] == list(CLASSES)
     assert about["preprocessing"]["height"] == 64
@@ -162,7 +162,7 @@ def test_the_model_tells_what_it_is(server: Served) -> None:
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
-def test_a_hostile_name_comes_back_as_data_and_nowhere_else(server: Served, name: str) -> None:
+def test_a_hostile_file_name_is_returned_only_as_data(server: Served, name: str) -> None:
     reply = server.predict((name, jpeg()))
     assert reply.status_code == 200
     assert "set-cookie" not in reply.headers
@@ -171,7 +171,7 @@ def test_a_hostile_name_comes_back_as_data_and_nowhere_else(server: Served, name
     assert not [byte for byte in reply.content if byte < 32 or byte == 127]
 
 
-def test_charsets_and_headers_that_break_a_decoder_are_refused_or_read(server: Served) -> None:
+def test_invalid_charsets_and_headers_are_no_server_error(server: Served) -> None:
     for charset in ("idna", "utf-7", "unicode_escape", "undefined", "hex", "punycode", "utf-16", "\xff"):
         line = b'--b\r\nContent-Disposition: form-data; name="files"; filename="\\ud800\xff+2AA-"\r\n\r\nx\r\n--b--\r\n'
         kind = f"multipart/form-data; boundary=b; charset={charset}".encode("latin-1")
@@ -179,7 +179,7 @@ def test_charsets_and_headers_that_break_a_decoder_are_refused_or_read(server: S
         assert reply.status_code in (200, 400, 422), charset
 
 
-def test_a_body_beyond_its_bound_is_refused_while_it_is_sent(server: Served) -> None:
+def test_a_body_over_the_limit_is_refused_while_it_is_sent(server: Served) -> None:
     assert is_problem(server.predict(("a.jpg", bytes(300_000))), 413)
     sent = 0
 
@@ -204,13 +204,13 @@ def test_too_many_images_in_a_request_are_refused(server: Served) -> None:
     assert is_problem(server.predict(*((f"{i}.jpg", b"x") for i in range(11))), 413)
 
 
-def test_a_body_that_does_not_come_is_not_waited_for(server: Served) -> None:
+def test_a_missing_body_times_out(server: Served) -> None:
     got = raw(server, b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n--b")
     assert got.startswith(b"HTTP/1.1 408")
     assert b"connection: close" in got.lower()
 
 
-def test_bodies_of_all_together_are_bounded() -> None:
+def test_the_total_size_of_all_bodies_is_limited() -> None:
     with served(tiny_model(), limits=replace(LIMITS, max_buffered_bytes=50_000)) as server:
         reply = server.predict(("a.jpg", bytes(60_000)))
         assert is_problem(reply, 503)
@@ -218,7 +218,7 @@ def test_bodies_of_all_together_are_bounded() -> None:
         assert server.predict(("a.jpg", jpeg())).status_code == 200
 
 
-def test_every_refusal_has_one_shape(server: Served) -> None:
+def test_every_error_response_has_the_same_format(server: Served) -> None:
     client = server.client
     assert is_problem(client.get("/nothing"), 404)
     assert is_problem(client.get("/v1/predict"), 405)
@@ -230,7 +230,7 @@ def test_every_refusal_has_one_shape(server: Served) -> None:
     assert client.head("/nothing").content == b""
 
 
-def test_with_a_key_all_but_health_needs_it() -> None:
+def test_with_a_key_only_health_checks_need_none() -> None:
     with served(tiny_model(), key="s3cret!", limits=LIMITS) as server:
         client = server.client
         for headers in (
@@ -299,7 +299,7 @@ def test_a_request_is_one_line_of_json_without_image_or_query(capfd: pytest.Capt
     assert len(odd["path"]) <= 200
 
 
-def test_a_fault_of_ours_is_said_in_the_log_and_not_to_the_client(
+def test_an_internal_error_is_logged_and_not_shown_to_the_client(
     server: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fail(self: InferenceService, images: Any) -> Any:
@@ -313,7 +313,7 @@ def test_a_fault_of_ours_is_said_in_the_log_and_not_to_the_client(
     assert "inner workings" in server.log[-2]["error"]
 
 
-def test_whoever_leaves_is_not_worked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disconnected_client_cancels_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model()
     given_up: list[bool] = []
 
@@ -332,7 +332,7 @@ def test_whoever_leaves_is_not_worked_for(monkeypatch: pytest.MonkeyPatch) -> No
         assert server.last["status"] == 499
 
 
-def test_a_server_that_is_about_to_stop_is_not_ready_and_takes_nothing_new() -> None:
+def test_a_stopping_server_is_not_ready_and_refuses_requests() -> None:
     with served(tiny_model()) as server:
         server.service.state.draining = True
         assert is_problem(server.client.get("/readyz"), 503)
@@ -342,7 +342,7 @@ def test_a_server_that_is_about_to_stop_is_not_ready_and_takes_nothing_new() -> 
         assert reply.headers["retry-after"] == "5"
 
 
-def test_the_description_names_every_refusal(server: Served) -> None:
+def test_the_openapi_description_lists_every_error_response(server: Served) -> None:
     document = server.client.get("/openapi.json").json()
     posted = document["paths"]["/v1/predict"]["post"]
     assert set(posted["responses"]) == {"200", *map(str, ERROR_DESCRIPTIONS)}
@@ -415,14 +415,14 @@ def test_refused_predictions_are_counted_under_their_path() -> None:
     assert not any("0123" in name for name in counted)
 
 
-def test_a_form_whose_field_is_named_otherwise_is_told_the_name(server: Served) -> None:
+def test_a_wrong_field_name_is_answered_with_the_right_one(server: Served) -> None:
     reply = server.client.post("/v1/predict", files=[("file", ("a.jpg", jpeg()))])
     assert is_problem(reply, 422)
     assert "no field 'files'; found: 'file'" in reply.json()["error"]["reason"]
     assert "-F files=@image.jpg" in reply.json()["error"]["reason"]
 
 
-def test_forms_as_various_clients_write_them_are_understood(server: Served) -> None:
+def test_forms_of_various_clients_are_parsed(server: Served) -> None:
     head = b'--b\r\nContent-Disposition: form-data; name="files"'
     sent = [head + b"; filename*=UTF-8''%e2%82%ac.jpg", head + b'; filename="a \\"b\\".jpg"', head]
     sent = [own + b"\r\n\r\n" + jpeg(i) + b"\r\n" for i, own in enumerate(sent)]
@@ -469,10 +469,10 @@ def test_mounted_in_another_application_it_starts_with_its_first_request(monkeyp
     assert said("POST", "/v1/predict", key, (b"content-type", kind), body=body)[0] == 503
 
 
-def test_schemathesis_finds_the_description_true(server: Served) -> None:
+def test_schemathesis_confirms_the_openapi_description(server: Served) -> None:
     conform(server, 3)
 
 
 @pytest.mark.exhaustive
-def test_schemathesis_finds_the_description_true_at_length(server: Served) -> None:
+def test_schemathesis_confirms_the_openapi_description_with_many_requests(server: Served) -> None:
     conform(server, 150)

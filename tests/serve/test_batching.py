@@ -74,7 +74,7 @@ def alike(one: Prediction, two: Prediction) -> bool:
     return dict(one.top) == pytest.approx(dict(two.top), abs=1e-6) and one.label == two.label
 
 
-def test_answers_are_those_of_predict_in_order_and_a_bad_image_spoils_no_other() -> None:
+def test_predictions_are_in_order_and_an_unreadable_image_affects_no_other() -> None:
     model = tiny_model()
     data = [jpeg(i) for i in range(9)]
     expected = model.predict(data, top=3)
@@ -87,7 +87,7 @@ def test_answers_are_those_of_predict_in_order_and_a_bad_image_spoils_no_other()
     assert all(alike(one, two) for one, two in zip(good, expected, strict=True))
 
 
-def test_images_that_arrive_while_the_engine_runs_run_together() -> None:
+def test_images_that_arrive_during_a_batch_form_the_next_batch() -> None:
     model = tiny_model()
     gate = Gate(model)
 
@@ -120,7 +120,7 @@ def slow_to_decode(model: Model) -> threading.Event:
     return slow
 
 
-def test_a_batch_waits_for_what_is_being_decoded_and_a_lone_image_for_nothing() -> None:
+def test_a_batch_waits_for_images_being_decoded_and_a_single_image_does_not_wait() -> None:
     model = tiny_model()
     gate = Gate(model)
     slow = slow_to_decode(model)
@@ -141,7 +141,7 @@ def test_a_batch_waits_for_what_is_being_decoded_and_a_lone_image_for_nothing() 
     assert gate.sizes == [1, 2]
 
 
-def test_no_image_waits_for_others_longer_than_agreed() -> None:
+def test_an_image_waits_for_others_at_most_batch_wait_ms() -> None:
     model = tiny_model()
     gate = Gate(model)
     slow = slow_to_decode(model)
@@ -159,7 +159,7 @@ def test_no_image_waits_for_others_longer_than_agreed() -> None:
     assert gate.sizes == [1, 1]
 
 
-def test_a_full_queue_refuses_and_takes_again_once_it_is_empty() -> None:
+def test_a_full_queue_refuses_images_until_it_has_space() -> None:
     model = tiny_model()
     gate = Gate(model)
 
@@ -178,7 +178,7 @@ def test_a_full_queue_refuses_and_takes_again_once_it_is_empty() -> None:
     at_work(model, use, max_queued_images=4)
 
 
-def test_what_takes_too_long_is_given_up_and_leaves_nothing_behind() -> None:
+def test_a_timeout_cancels_the_request_and_frees_its_resources() -> None:
     model = tiny_model()
     gate = Gate(model)
 
@@ -196,7 +196,7 @@ def test_what_takes_too_long_is_given_up_and_leaves_nothing_behind() -> None:
     at_work(model, use, response_timeout=0.1)
 
 
-def test_an_engine_that_fails_once_fails_those_requests_alone() -> None:
+def test_an_engine_error_fails_only_the_requests_of_its_batch() -> None:
     model = tiny_model()
     judge = model.predict_features
 
@@ -230,7 +230,7 @@ async def until_true(true: Callable[[], object]) -> None:
         await asyncio.sleep(0.005)
 
 
-def test_other_heavy_work_has_its_turn_in_the_engines_thread() -> None:
+def test_side_tasks_run_on_the_engine_thread() -> None:
     async def use(service: InferenceService) -> None:
         assert await aside(service, lambda: threading.current_thread().name) == "headstart-engine"
         with pytest.raises(ZeroDivisionError):
@@ -240,7 +240,7 @@ def test_other_heavy_work_has_its_turn_in_the_engines_thread() -> None:
     at_work(tiny_model(), use)
 
 
-def test_predictions_run_before_every_other_kind_and_the_others_in_turn() -> None:
+def test_predictions_have_priority_and_other_kinds_run_round_robin() -> None:
     model = tiny_model()
     gate, ran = Gate(model), []
 
@@ -263,7 +263,7 @@ def test_predictions_run_before_every_other_kind_and_the_others_in_turn() -> Non
     assert ran == ["predict", "explain 0", "nearest", "explain 1", "explain 2"]
 
 
-def test_under_constant_predictions_other_work_still_has_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_constant_predictions_do_not_starve_side_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(services, "SIDE_TASK_INTERVAL", 0.1)
     model = tiny_model()
     gate = Gate(model)
@@ -284,7 +284,7 @@ def test_under_constant_predictions_other_work_still_has_a_turn(monkeypatch: pyt
     at_work(model, use)
 
 
-def test_what_nobody_waits_for_is_not_run_and_holds_up_no_prediction() -> None:
+def test_cancelled_side_tasks_do_not_run_or_delay_predictions() -> None:
     """A flood of heat maps whose clients have left: none of them runs, and the next prediction is answered at once."""
     model = tiny_model()
     gate, ran = Gate(model), []
@@ -315,7 +315,7 @@ def test_what_nobody_waits_for_is_not_run_and_holds_up_no_prediction() -> None:
     assert gate.sizes == [1, 1]
 
 
-def test_work_is_given_up_between_its_steps_once_nobody_waits() -> None:
+def test_a_side_task_is_cancelled_between_its_steps() -> None:
     steps: list[str] = []
     begun, left = threading.Event(), threading.Event()
 
@@ -338,7 +338,7 @@ def test_work_is_given_up_between_its_steps_once_nobody_waits() -> None:
     assert not steps
 
 
-def test_images_run_between_the_steps_of_other_work() -> None:
+def test_predictions_run_between_the_steps_of_a_side_task() -> None:
     model = tiny_model()
     gate, order = Gate(model), []
     begun, go = threading.Event(), threading.Event()
@@ -363,7 +363,7 @@ def test_images_run_between_the_steps_of_other_work() -> None:
     assert order == ["first step", "image", "second step"]
 
 
-def test_each_kind_has_a_bound_of_its_own_and_says_when_to_come_back() -> None:
+def test_each_kind_of_task_has_a_separate_limit_with_retry_after() -> None:
     model = tiny_model()
     gate = Gate(model)
 
@@ -384,7 +384,7 @@ def test_each_kind_has_a_bound_of_its_own_and_says_when_to_come_back() -> None:
     at_work(model, use, max_queued_tasks=2)
 
 
-def test_what_waits_longer_than_agreed_is_not_run() -> None:
+def test_tasks_that_wait_too_long_do_not_run() -> None:
     model = tiny_model()
     gate, ran = Gate(model), []
 
@@ -404,7 +404,7 @@ def test_what_waits_longer_than_agreed_is_not_run() -> None:
     assert ran == ["in time"]
 
 
-def test_images_to_classify_are_decoded_before_those_of_other_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_of_predictions_are_decoded_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("headstart.serve.batching.usable_cpus", lambda: 1)
     order: list[str] = []
     model = tiny_model()
@@ -434,7 +434,7 @@ def test_images_to_classify_are_decoded_before_those_of_other_requests(monkeypat
     assert order == ["predict", "other"]
 
 
-def test_the_first_request_starts_a_service_that_nobody_started_and_a_closed_one_refuses() -> None:
+def test_the_first_request_starts_the_service_and_a_closed_service_refuses() -> None:
     async def use() -> None:
         service = InferenceService(tiny_model())
         (answer,) = await service.predict([("a", jpeg(0))])
@@ -450,7 +450,7 @@ def test_the_first_request_starts_a_service_that_nobody_started_and_a_closed_one
     asyncio.run(use())
 
 
-def test_an_event_loop_that_is_gone_does_not_end_the_service() -> None:
+def test_a_closed_event_loop_does_not_end_the_service() -> None:
     """Each call has a loop of its own, as some test clients have; one closes while its request is worked on."""
     model = tiny_model()
     gate = Gate(model)
@@ -471,7 +471,7 @@ def test_an_event_loop_that_is_gone_does_not_end_the_service() -> None:
     service.close()
 
 
-def test_an_engine_that_cannot_start_is_said() -> None:
+def test_an_engine_that_cannot_start_is_reported() -> None:
     model = tiny_model()
 
     def fail(features: Any) -> Any:
@@ -492,7 +492,7 @@ def raw(width: int, height: int) -> bytes:
     return data.getvalue()
 
 
-def test_large_images_are_decoded_within_their_bound_and_hold_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_images_share_a_pixel_budget_and_delay_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(services, "SMALL_IMAGE_PIXELS", 10_000)
     monkeypatch.setattr("headstart.serve.batching.usable_cpus", lambda: 4)
     model = tiny_model()
@@ -533,7 +533,7 @@ def test_large_images_are_decoded_within_their_bound_and_hold_up_no_other(monkey
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc" or sys.platform != "linux", reason="glibc only")
-def test_a_large_image_leaves_no_memory_behind() -> None:
+def test_memory_of_a_large_image_is_freed() -> None:
     def resident() -> float:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
 

@@ -60,7 +60,7 @@ def drip(plug: socket.socket, drop: bytes, *, seconds: float) -> None:
     "sent",
     [b"", b"G", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n", b"POST /v1/predict HTTP/1.1\r\nX: " + b"y" * 99],
 )
-def test_a_connection_that_asks_for_nothing_is_closed(server: Served, sent: bytes) -> None:
+def test_an_idle_connection_is_closed(server: Served, sent: bytes) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as plug:
         plug.sendall(sent)
         began = time.monotonic()
@@ -68,14 +68,14 @@ def test_a_connection_that_asks_for_nothing_is_closed(server: Served, sent: byte
         assert time.monotonic() - began < 10
 
 
-def test_a_head_that_comes_by_drops_is_not_waited_for(server: Served) -> None:
+def test_slow_headers_time_out(server: Served) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as plug:
         plug.sendall(b"GET /healthz HTTP/1.1\r\n")
         with pytest.raises(ConnectionError):
             drip(plug, b"X", seconds=10)
 
 
-def test_an_answered_connection_may_rest_but_not_begin_and_stop(server: Served) -> None:
+def test_a_kept_alive_connection_may_idle_but_not_send_partial_headers(server: Served) -> None:
     ask = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with socket.create_connection(("127.0.0.1", server.port)) as plug:
         plug.settimeout(20)
@@ -92,7 +92,7 @@ def test_an_answered_connection_may_rest_but_not_begin_and_stop(server: Served) 
         assert time.monotonic() - began < 1.4
 
 
-def test_there_are_no_more_connections_than_agreed_and_room_again_later(server: Served) -> None:
+def test_connections_over_the_limit_are_refused_until_one_closes(server: Served) -> None:
     server.client.close()
     until(lambda: not server.service.state.open_connections)
     plugs = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(6)]
@@ -111,7 +111,7 @@ def test_there_are_no_more_connections_than_agreed_and_room_again_later(server: 
 
 
 @pytest.mark.parametrize("sent", [b"\x16\x03\x01\x02\x00\x01", b"GET / HTTP/9\r\n\r\n", b"GET /" + b"x" * 99_999])
-def test_what_is_no_http_is_told_so_in_the_one_shape(server: Served, sent: bytes) -> None:
+def test_invalid_http_gets_an_error_response_of_the_same_format(server: Served, sent: bytes) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as plug:
         plug.sendall(sent + b"\r\n\r\n")
         head, _, body = answer(plug).partition(b"\r\n\r\n")
@@ -137,7 +137,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("status", REFUSED)
-def test_whoever_writes_all_before_it_reads_learns_why_it_was_refused(server: Served, status: int) -> None:
+def test_a_client_that_sends_everything_first_receives_the_error_response(server: Served, status: int) -> None:
     others = 6 * (status == 503)
     with ExitStack() as stack:
         for _ in range(others):
@@ -154,7 +154,7 @@ def test_whoever_writes_all_before_it_reads_learns_why_it_was_refused(server: Se
 @pytest.mark.parametrize(
     "start", [b"GET / HTTP/9\r\n\r\n", POST + b"Transfer-Encoding: chunked\r\n\r\nZZ\r\n", REFUSED[413][:200]]
 )
-def test_who_is_refused_and_never_stops_is_cut_off(server: Served, start: bytes) -> None:
+def test_a_refused_client_that_keeps_sending_is_disconnected(server: Served, start: bytes) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as plug:
         plug.sendall(start)
         with pytest.raises(ConnectionError):
@@ -162,7 +162,7 @@ def test_who_is_refused_and_never_stops_is_cut_off(server: Served, start: bytes)
     until(lambda: not server.service.state.open_connections and not server.service.state.lingering_connections)
 
 
-def test_no_more_linger_than_may_be_connected() -> None:
+def test_lingering_connections_are_limited() -> None:
     with (
         served(tiny_model(), limits=ServerLimits(max_connections=2, header_timeout=0.5)) as server,
         ExitStack() as stack,
@@ -177,7 +177,7 @@ def test_no_more_linger_than_may_be_connected() -> None:
 
 
 @pytest.mark.exhaustive
-def test_who_does_not_read_its_answers_is_let_go(server: Served) -> None:
+def test_a_client_that_does_not_read_is_disconnected(server: Served) -> None:
     until(lambda: not server.service.state.open_connections)
     ask = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
     plug = socket.socket()
@@ -295,6 +295,6 @@ def test_hundreds_of_connections_that_send_their_headers_slowly_are_cut_off() ->
         until(lambda: not server.service.state.lingering_connections)
 
 
-def test_an_image_may_still_be_sent_after_all_that(server: Served) -> None:
+def test_the_server_still_works_after_all_attacks(server: Served) -> None:
     reply = httpx.post(f"{server.url}/v1/predict", files={"files": ("a.jpg", jpeg())}, trust_env=False)
     assert reply.status_code == 200

@@ -19,7 +19,7 @@ def data(seed: int, kind: str = "PNG") -> bytes:
     return held.getvalue()
 
 
-def test_what_is_kept_is_a_folder_that_training_takes(tmp_path: Path) -> None:
+def test_corrections_are_a_folder_that_training_accepts(tmp_path: Path) -> None:
     own = Corrections(tmp_path / "kept")
     for seed, label in enumerate(["tulip", "rose", "rose", "Jäger, 2. Art"]):
         own.keep(data(seed), label)
@@ -31,7 +31,7 @@ def test_what_is_kept_is_a_folder_that_training_takes(tmp_path: Path) -> None:
     assert sorted(one.label for one in own.all()) == ["Jäger, 2. Art", "rose", "rose", "tulip"]
 
 
-def test_an_image_stands_there_once_and_moves_when_it_is_corrected_again(tmp_path: Path) -> None:
+def test_an_image_is_stored_once_and_moves_to_its_latest_label(tmp_path: Path) -> None:
     own = Corrections(tmp_path / "kept")
     first = own.keep(data(1, "JPEG"), "rose")
     assert own.keep(data(1, "JPEG"), "rose").file == first.file
@@ -48,7 +48,7 @@ def test_an_image_stands_there_once_and_moves_when_it_is_corrected_again(tmp_pat
 @pytest.mark.parametrize(
     "label", ["", "  ", "../up", "a/b", "a\\b", ".hidden", "..", "nul\0", "line\nbreak\x1b", "x" * 300, "__MACOSX"]
 )
-def test_a_label_that_cannot_be_a_folder_is_refused_and_nothing_is_written(label: str, tmp_path: Path) -> None:
+def test_a_label_that_cannot_be_a_folder_name_is_refused(label: str, tmp_path: Path) -> None:
     with pytest.raises(OptionError):
         Corrections(tmp_path / "kept").keep(data(0), label)
     assert not list(tmp_path.iterdir())
@@ -59,20 +59,20 @@ def test_a_label_is_written_as_training_reads_it() -> None:
     assert folder_name("Ja\u0308ger") == "J\u00e4ger"
 
 
-def test_what_is_no_image_is_not_kept(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_image_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnreadableImage, match="text file"):
         Corrections(tmp_path / "kept").keep(b"no image at all", "rose")
     assert not list(tmp_path.iterdir())
 
 
-def test_the_folder_stands_beside_the_run_or_the_model(tmp_path: Path) -> None:
+def test_the_default_folder_is_next_to_the_run_or_model(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "model.v2.safetensors").write_bytes(b"")
     assert corrections_folder(tmp_path / "run") == tmp_path / "run-corrections"
     assert corrections_folder(tmp_path / "model.v2.safetensors") == tmp_path / "model.v2-corrections"
 
 
-def test_keeping_one_reads_no_other_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_storing_an_image_reads_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = Corrections(tmp_path / "kept")
     for seed in range(5):
         own.keep(data(seed), "rose")
@@ -92,7 +92,7 @@ def test_keeping_one_reads_no_other_image(tmp_path: Path, monkeypatch: pytest.Mo
     assert not [name for name in read if Path(name).parent.name == "rose"]
 
 
-def test_what_another_process_keeps_or_a_person_puts_there_is_seen(tmp_path: Path) -> None:
+def test_changes_of_other_processes_and_by_hand_are_seen(tmp_path: Path) -> None:
     one, two = Corrections(tmp_path / "kept"), Corrections(tmp_path / "kept")
     assert not two.all()
     first = one.keep(data(1), "rose")
@@ -109,7 +109,7 @@ def test_what_another_process_keeps_or_a_person_puts_there_is_seen(tmp_path: Pat
     assert open_folder(tmp_path / "kept", min_classes=1).classes == ("daisy",)
 
 
-def test_a_damaged_index_is_no_fault(tmp_path: Path) -> None:
+def test_a_damaged_index_is_rebuilt(tmp_path: Path) -> None:
     own = Corrections(tmp_path / "kept")
     own.keep(data(1), "rose")
     own.keep(data(2), "rose")

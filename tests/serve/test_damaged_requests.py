@@ -49,7 +49,7 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     service.close()
 
 
-def test_no_damaged_request_is_a_fault(app: Any) -> None:
+def test_damaged_requests_get_error_responses(app: Any) -> None:
     """Three hundred, drawn by a seed; ``benchmarks/damaged_requests.py`` sends 2,000."""
     chance, seen, wrong = random.Random(0), Counter[int](), []
 
@@ -65,7 +65,7 @@ def test_no_damaged_request_is_a_fault(app: Any) -> None:
     assert {200, 400, 401, 404, 405, 422} <= set(seen)
 
 
-def test_no_damaged_request_over_a_connection_is_a_fault() -> None:
+def test_damaged_requests_over_a_connection_get_error_responses() -> None:
     chance, made = random.Random(1), images()
     with served(tiny_model(), limits=LIMITS) as server:
 

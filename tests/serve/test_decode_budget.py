@@ -34,7 +34,7 @@ class TaskKind:
         return name
 
 
-def test_what_fits_runs_side_by_side_and_what_does_not_waits_its_turn() -> None:
+def test_jobs_within_the_capacity_run_concurrently_and_others_wait() -> None:
     with ThreadPoolExecutor(8) as pool:
         work = TaskKind(DecodeBudget(pool, 10))
         for name, size in {"a": 4, "b": 6, "c": 8, "d": 1, "whole": 99, "e": 1}.items():
@@ -56,7 +56,7 @@ def test_what_fits_runs_side_by_side_and_what_does_not_waits_its_turn() -> None:
         assert work.future.result(20) == "e"
 
 
-def test_what_is_given_up_while_it_waits_is_skipped_and_what_has_begun_keeps_its_room() -> None:
+def test_cancelled_jobs_are_skipped_and_running_jobs_keep_their_weight() -> None:
     with ThreadPoolExecutor(8) as pool:
         work = TaskKind(DecodeBudget(pool, 10))
         work.submit("a", 10)
@@ -73,7 +73,7 @@ def test_what_is_given_up_while_it_waits_is_skipped_and_what_has_begun_keeps_its
         assert work.begun == ["a", "c"]
 
 
-def test_what_is_given_up_while_it_waits_holds_nothing_any_longer() -> None:
+def test_a_cancelled_job_frees_what_it_refers_to() -> None:
     class Bytes:
         pass
 
@@ -91,7 +91,7 @@ def test_what_is_given_up_while_it_waits_holds_nothing_any_longer() -> None:
         gate.set()
 
 
-def test_what_fails_says_so_and_gives_its_room_back() -> None:
+def test_a_failed_job_releases_its_weight() -> None:
     with ThreadPoolExecutor(2) as pool:
         room = DecodeBudget(pool, 1)
         with pytest.raises(ZeroDivisionError):
@@ -99,7 +99,7 @@ def test_what_fails_says_so_and_gives_its_room_back() -> None:
         assert room.submit(1, lambda: "next").result(20) == "next"
 
 
-def test_after_the_executors_end_nothing_is_begun_and_nothing_raised() -> None:
+def test_jobs_after_executor_shutdown_do_not_run_or_raise() -> None:
     pool = ThreadPoolExecutor(2)
     room = DecodeBudget(pool, 1)
     pool.shutdown()

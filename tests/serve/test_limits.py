@@ -13,7 +13,7 @@ from headstart.serve.limits import ServerLimits, limit_option, limits_from_optio
 FLAGS = ["max-body", "max-images", "max-pixels", "queue", "connections", "timeout", "gather"]
 
 
-def test_every_limit_has_help_and_says_what_happens_beyond_it() -> None:
+def test_every_limit_documents_what_happens_beyond_it() -> None:
     for field in fields(ServerLimits):
         option = field.metadata["limit"]
         assert option.help.endswith("."), field.name

@@ -129,7 +129,7 @@ class Conversation:
         return str(json.loads(self.body)["error"]["reason"])
 
 
-def test_a_body_is_handed_on_piece_by_piece_and_its_bytes_are_given_back() -> None:
+def test_a_body_is_passed_on_in_pieces_and_its_memory_is_freed() -> None:
     own = Conversation()
     assert own.ask(pieces=[b"abc", b"", b"defg"]) == 200
     assert (own.bodies, own.during) == ([b"abcdefg"], [(1, 7)])
@@ -138,7 +138,7 @@ def test_a_body_is_handed_on_piece_by_piece_and_its_bytes_are_given_back() -> No
     assert own.body == b"yes"
 
 
-def test_what_is_no_request_passes_by() -> None:
+def test_other_asgi_events_are_passed_on() -> None:
     seen: list[str] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -152,7 +152,7 @@ def test_what_is_no_request_passes_by() -> None:
     assert seen == ["lifespan"]
 
 
-def test_a_body_may_be_as_large_as_its_bound_and_no_larger() -> None:
+def test_a_body_may_have_exactly_the_maximum_size() -> None:
     own = Conversation()
     assert own.ask(pieces=[b"12345", b"67890"]) == 200
     assert own.ask(pieces=[b"12345", b"678901", b""]) == 413
@@ -173,7 +173,7 @@ def test_a_body_may_be_as_large_as_its_bound_and_no_larger() -> None:
     assert own.state.buffered_bytes == 0
 
 
-def test_bodies_of_all_requests_together_have_a_bound() -> None:
+def test_the_bodies_of_all_requests_share_a_limit() -> None:
     own = Conversation(state=ServerState(buffered_bytes=9))
     assert own.ask(pieces=[b"123456"]) == 200
     assert own.ask(pieces=[b"1234567"]) == 503
@@ -182,7 +182,7 @@ def test_bodies_of_all_requests_together_have_a_bound() -> None:
     assert own.state.buffered_bytes == 9
 
 
-def test_a_body_that_does_not_come_in_time_is_a_408(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_late_body_is_a_408(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guards, "LINGER_SECONDS", 0.01)
     own = Conversation()
     own.open = True  # type: ignore[attr-defined]
@@ -193,13 +193,13 @@ def test_a_body_that_does_not_come_in_time_is_a_408(monkeypatch: pytest.MonkeyPa
     assert own.state.buffered_bytes == 0
 
 
-def test_whoever_leaves_has_no_answer_and_is_logged_as_gone() -> None:
+def test_a_client_disconnect_is_logged() -> None:
     own = Conversation()
     assert own.ask(pieces=[b"12", None]) == guards.CLIENT_CLOSED_REQUEST == 499
     assert (own.sent, own.bodies, own.state.active_requests, own.state.buffered_bytes) == ([], [], 0, 0)
 
 
-def test_a_message_that_says_nothing_of_more_is_the_last() -> None:
+def test_a_message_without_more_body_is_the_last() -> None:
     own = Conversation()
     assert own.ask(pieces=[{"type": "http.request", "body": b"1"}]) == 200
     assert own.ask(pieces=[{"type": "http.request"}]) == 200
@@ -209,7 +209,7 @@ def test_a_message_that_says_nothing_of_more_is_the_last() -> None:
     assert own.log[-1]["ms"] < 1000
 
 
-def test_behind_the_body_the_application_hears_that_the_client_left() -> None:
+def test_after_the_body_the_application_receives_the_disconnect() -> None:
     heard: list[str] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -220,7 +220,7 @@ def test_behind_the_body_the_application_hears_that_the_client_left() -> None:
     assert heard == ["http.request", "http.request", "http.disconnect"]
 
 
-def test_what_a_refused_client_still_sends_is_read_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rest_of_a_refused_request_is_discarded_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     own = Conversation(limits=ServerLimits(max_body_bytes=10, max_buffered_bytes=1000, body_timeout=5))
     assert guards.MAX_DISCARDED_BODIES == 4
     many = [b"x" * 10] * 9
@@ -241,7 +241,7 @@ def test_what_a_refused_client_still_sends_is_read_up_to_a_bound(monkeypatch: py
     assert own.status == 413
 
 
-def test_a_refused_client_that_goes_on_sending_is_read_for_as_long_as_a_body_may_take() -> None:
+def test_the_rest_of_a_refused_request_is_discarded_for_at_most_body_timeout() -> None:
     """After a 408 the body has had its time: what still comes is read for LINGER_SECONDS."""
     for status, least, most in ((413, 0.35, 1.2), (408, 0.2 + 0.05, 0.3)):
         own = Conversation(
@@ -259,7 +259,7 @@ def test_linger_is_two_seconds() -> None:
     assert guards.LINGER_SECONDS == 2
 
 
-def test_a_server_that_stops_refuses_what_is_new_and_closes_connections() -> None:
+def test_a_stopping_server_refuses_requests_and_closes_connections() -> None:
     own = Conversation(state=ServerState(draining=True))
     assert own.ask() == 503
     assert own.headers[b"retry-after"] == b"5"
@@ -314,7 +314,7 @@ def test_a_refused_head_request_has_its_status_and_no_body() -> None:
     assert (own.status, own.body) == (401, b"")
 
 
-def test_a_fault_is_logged_with_its_trace_and_told_without() -> None:
+def test_an_internal_error_is_logged_with_its_traceback_and_answered_without() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         raise ZeroDivisionError("secret")
 
@@ -362,7 +362,7 @@ def test_each_request_is_counted_and_logged_once() -> None:
     assert own.metrics.registry.get_sample_value("headstart_request_seconds_sum", {"path": "route /p"}) < 1
 
 
-def test_without_names_of_paths_all_are_other_and_without_a_log_nothing_is_said(
+def test_without_path_names_metrics_use_other_and_without_a_log_nothing_is_logged(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -394,7 +394,7 @@ def admitted(admission: AccessPolicy, method: str = "GET", path: str = "/v1/mode
     return 200
 
 
-def test_a_key_is_asked_for_but_by_health_and_the_page_itself() -> None:
+def test_a_key_is_required_except_for_health_checks_and_static_files() -> None:
     own = AccessPolicy("geheim", local=True)
     assert "geheim" not in repr(own)
     assert admitted(own) == 401
@@ -411,11 +411,11 @@ def test_a_key_is_asked_for_but_by_health_and_the_page_itself() -> None:
     assert admitted(AccessPolicy("XX")) == 401
 
 
-def test_traffic_begins_with_nothing() -> None:
+def test_counters_start_at_zero() -> None:
     assert ServerState() == ServerState(False, 0, 0, 0, 0)
 
 
-def test_without_a_key_a_server_for_this_machine_answers_to_its_names_alone() -> None:
+def test_without_a_key_a_local_server_requires_a_loopback_host() -> None:
     own = AccessPolicy()
     assert (own.key, own.local) == ("", True)
     for host in ("localhost", "localhost:8000", "127.0.0.1:1", "[::1]", "[::1]:8000", "LOCALHOST"):
@@ -426,7 +426,7 @@ def test_without_a_key_a_server_for_this_machine_answers_to_its_names_alone() ->
     assert admitted(AccessPolicy(local=False), host="example.com") == 200
 
 
-def test_what_changes_something_comes_from_the_servers_own_page() -> None:
+def test_requests_from_other_sites_are_refused() -> None:
     own = AccessPolicy(local=False)
     for method in ("POST", "PUT", "PATCH", "DELETE", "BREW"):
         assert admitted(own, method, host="a.b:1", origin="http://A.B:1") == 200
@@ -437,14 +437,14 @@ def test_what_changes_something_comes_from_the_servers_own_page() -> None:
         assert admitted(own, method, host="a.b:1", origin="http://evil") == 200
 
 
-def test_the_path_of_a_route_is_without_what_it_is_mounted_under() -> None:
+def test_the_path_of_a_route_excludes_the_mount_prefix() -> None:
     assert route_path({"path": "/a/b"}) == "/a/b"
     assert route_path({"path": "/m/b", "root_path": "/m"}) == "/b"
     assert route_path({"path": "/m", "root_path": "/m"}) == ""
     assert route_path({"path": "/more/b", "root_path": "/m"}) == "/more/b"
 
 
-def test_work_is_given_up_once_nobody_waits_for_it() -> None:
+def test_work_is_cancelled_when_the_client_disconnects() -> None:
     ended: list[str] = []
 
     async def work(seconds: float) -> str:
@@ -494,7 +494,7 @@ def test_work_is_given_up_once_nobody_waits_for_it() -> None:
     asyncio.run(failing())
 
 
-def test_a_line_of_log_is_ascii_json_and_needs_no_reader(
+def test_a_log_line_is_ascii_json_and_a_closed_stderr_is_ignored(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_json_line({"path": "/\u00e9\n\x1b[31m", "n": 1})

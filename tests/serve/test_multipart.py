@@ -54,7 +54,7 @@ def one(head: bytes, data: bytes = b"data") -> FormPart:
         (b'Content-Disposition: form-data;\r\n name="files";\r\n\tfilename="a.jpg"', "files", "a.jpg"),
     ],
 )
-def test_names_as_clients_write_them(head: bytes, name: str, filename: str) -> None:
+def test_field_and_file_names_of_various_clients(head: bytes, name: str, filename: str) -> None:
     assert one(head) == FormPart(name, filename, b"data")
 
 
@@ -88,13 +88,13 @@ def test_preamble_and_epilogue_are_ignored() -> None:
         (KIND, body(*[(HEAD, b"")] * 1_100), 400, "more than 1,000 parts"),
     ],
 )
-def test_what_is_no_form_is_refused_with_its_reason(kind: str, data: bytes, status: int, words: str) -> None:
+def test_an_invalid_form_is_refused_with_the_reason(kind: str, data: bytes, status: int, words: str) -> None:
     with pytest.raises(HttpError, match=words) as refused:
         parse_form(kind, data)
     assert refused.value.status == status
 
 
-def test_a_field_that_is_named_otherwise_is_said_with_the_right_name() -> None:
+def test_a_missing_field_is_reported_with_the_fields_found() -> None:
     form = MultipartForm([FormPart("file", "a.jpg", b""), FormPart("label", "", b"\xff")])
     with pytest.raises(
         HttpError, match=r"no field 'files'; found: 'file', 'label'.*curl -F files=@image\.jpg"
@@ -108,7 +108,7 @@ def test_a_field_that_is_named_otherwise_is_said_with_the_right_name() -> None:
     assert many.value.status == 413
 
 
-def test_content_that_is_full_of_the_boundary_costs_little() -> None:
+def test_content_full_of_boundaries_is_parsed_quickly() -> None:
     began = time.monotonic()
     for piece in (b"x--b", b"\r\n--bx\r\n"):
         with pytest.raises(HttpError, match="boundary occurs"):
@@ -122,7 +122,7 @@ def test_options_of_a_header() -> None:
     assert parse_options(";;;=;") == ("", {})
 
 
-def test_quotes_that_never_end_cost_little_however_many_parts_have_them() -> None:
+def test_unterminated_quotes_are_parsed_quickly() -> None:
     """A request of 16 MB could have kept the event loop for seconds."""
     spoilt = (b'X: "' + 4_000 // 6 * b'; a="\\')[:16_000]
     named = b'Content-Disposition: form-data; name="files"'

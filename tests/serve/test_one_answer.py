@@ -46,7 +46,7 @@ def photograph(path: Path) -> bytes:
 
 
 @pytest.mark.exhaustive
-def test_an_image_has_the_same_probabilities_by_predict_the_export_the_server_and_the_page(
+def test_predict_export_server_and_page_give_the_same_probabilities(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("headstart.serve.batching.EXPECTED_IMAGES", 1)
@@ -87,7 +87,7 @@ def test_an_image_has_the_same_probabilities_by_predict_the_export_the_server_an
         assert f"{100 * chance:.1f} %" in shown or not 0.001 < chance < 0.999
 
 
-def test_a_range_of_values_is_the_same_in_training_prediction_graph_and_server(tmp_path: Path) -> None:
+def test_the_value_range_is_the_same_in_training_prediction_graph_and_server(tmp_path: Path) -> None:
     """Law 10: black and white of images of more than 8 bits are measured once, and stored with the model."""
     weights = tmp_path / "resnet.safetensors"
     save_file(random_backbone("test_resnet", image_size=32, seed=3).module.state_dict(), weights)
@@ -118,7 +118,7 @@ def test_a_range_of_values_is_the_same_in_training_prediction_graph_and_server(t
         assert [by_server[name] for name in model.classes] == pytest.approx(chances[0], abs=WITHIN)
 
 
-def test_a_range_of_values_needs_images_of_more_than_8_bits(tmp_path: Path) -> None:
+def test_a_value_range_needs_images_of_more_than_8_bits(tmp_path: Path) -> None:
     data = write_classes(tmp_path / "colours", {"blue": 12, "red": 12})
     with pytest.raises(DataError, match="no training image has more than 8 bits per channel"):
         hs.train(data, out=tmp_path / "run", value_range="data", image_size=64, device="cpu")
@@ -127,7 +127,7 @@ def test_a_range_of_values_needs_images_of_more_than_8_bits(tmp_path: Path) -> N
 
 
 @pytest.mark.exhaustive
-def test_the_exported_file_and_its_snippet_scale_by_the_models_range(tmp_path: Path) -> None:
+def test_the_exported_file_and_its_snippet_use_the_value_range_of_the_model(tmp_path: Path) -> None:
     data = write_12_bits(tmp_path / "data", {"dark": 20, "light": 20})
     run = hs.train(data, out=tmp_path / "run", value_range="data", image_size=64, device="cpu")
     exported = hs.export(run.folder, out=tmp_path / "model.onnx")  # refused where a probability differs

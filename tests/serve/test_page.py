@@ -86,7 +86,7 @@ def sent(data: bytes, **form: str) -> dict[str, object]:
     return {"files": {"file": ("a.png", data, "image/png")}, "data": form}
 
 
-def test_the_page_asks_nothing_of_anyone_else_and_says_so(site: str) -> None:
+def test_the_page_requests_no_other_host_and_its_policy_forbids_it(site: str) -> None:
     names = [f"/{own}" for own in re.findall(r"page/[\w.]+", httpx.get(site).text)]
     assert len(names) >= 3
     for path in ["/", "/watch", *names, "/page/api.js", "/page/chart.js", "/page/watch.js"]:
@@ -103,7 +103,7 @@ def test_the_page_asks_nothing_of_anyone_else_and_says_so(site: str) -> None:
         assert httpx.get(site + path).status_code == 404, path
 
 
-def test_where_the_model_looked_is_an_image(site: str) -> None:
+def test_a_heat_map_is_an_image(site: str) -> None:
     answer = httpx.post(f"{site}/v1/explain", **sent(png(1, "red"), label="red"), timeout=60)
     assert answer.headers["content-type"] == "image/jpeg"
     assert Image.open(io.BytesIO(answer.content)).size == (64, 64)
@@ -113,7 +113,7 @@ def test_where_the_model_looked_is_an_image(site: str) -> None:
     assert httpx.post(f"{site}/v1/explain", **sent(b"text", label="red")).status_code == 422
 
 
-def test_a_training_image_is_most_like_itself(site: str, run: hs.Run, model: hs.Model) -> None:
+def test_a_training_image_is_its_own_nearest_neighbour(site: str, run: hs.Run, model: hs.Model) -> None:
     table = [line.split(",") for line in (run.folder / "split.csv").read_text().splitlines()[1:]]
     path, label = next((row[0], row[1]) for row in table if row[2] == "train")
     told = httpx.post(f"{site}/v1/nearest", **sent(Path(path).read_bytes()), timeout=60).json()
@@ -126,7 +126,7 @@ def test_a_training_image_is_most_like_itself(site: str, run: hs.Run, model: hs.
     assert alike == sorted(alike, reverse=True)
 
 
-def test_a_training_image_that_is_gone_is_said_to_be(run: hs.Run, model: hs.Model, tmp_path: Path) -> None:
+def test_a_missing_training_image_is_reported(run: hs.Run, model: hs.Model, tmp_path: Path) -> None:
     moved = (run.folder / "split.csv").read_text().replace(str(run.folder.parent), str(tmp_path / "gone"))
     (tmp_path / "split.csv").write_text(moved)
     page = PageBackend(InferenceService(model, run=tmp_path, device="cpu"), None)
@@ -135,7 +135,7 @@ def test_a_training_image_that_is_gone_is_said_to_be(run: hs.Run, model: hs.Mode
     assert all(own["path"].startswith(str(tmp_path / "gone")) for own in told["nearest"])
 
 
-def test_without_a_place_for_them_or_a_run_nothing_is_offered(model: hs.Model, tmp_path: Path) -> None:
+def test_corrections_and_neighbours_are_disabled_without_folder_or_run(model: hs.Model, tmp_path: Path) -> None:
     page = PageBackend(InferenceService(model, run=None, device="cpu"), None)
     about = page.describe()
     assert (about["run"], about["nearest"], about["corrections"]) == (False, False, False)
@@ -166,7 +166,7 @@ def test_a_model_of_several_labels_is_shown_and_not_corrected(tmp_path: Path) ->
         page.keep(png(1, "red"), "9")
 
 
-def test_a_correction_is_kept_listed_shown_and_taken_back(site: str, run: hs.Run, kept: Corrections) -> None:
+def test_a_correction_is_stored_listed_shown_and_removed(site: str, run: hs.Run, kept: Corrections) -> None:
     data = png(901, "red")
     told = httpx.post(f"{site}/v1/corrections", **sent(data, label="purple"), timeout=60).json()
     assert Path(told["file"]).read_bytes() == data
@@ -181,7 +181,7 @@ def test_a_correction_is_kept_listed_shown_and_taken_back(site: str, run: hs.Run
     assert httpx.get(f"{site}/v1/corrections").json()["count"] == 0
 
 
-def test_what_cannot_be_kept_is_refused_with_a_reason(site: str, kept: Corrections) -> None:
+def test_an_invalid_correction_is_refused_with_a_reason(site: str, kept: Corrections) -> None:
     for data, label, reason in [(png(1, "red"), "../x", "cannot contain '/'"), (b"text", "red", "a text file")]:
         answer = httpx.post(f"{site}/v1/corrections", **sent(data, label=label))
         assert answer.status_code == 422
@@ -189,7 +189,7 @@ def test_what_cannot_be_kept_is_refused_with_a_reason(site: str, kept: Correctio
     assert not kept.all()
 
 
-def test_another_site_s_page_can_change_nothing(site: str, kept: Corrections) -> None:
+def test_pages_of_other_sites_cannot_change_corrections(site: str, kept: Corrections) -> None:
     kept.keep(png(1, "red"), "red")
     key = kept.all()[0].key
     for origin in ("https://evil.example", "null", site.replace("127.0.0.1", "localhost")):
@@ -288,7 +288,9 @@ def test_images_are_dropped_answered_corrected_and_still_there_after_a_reload(
         assert not wrong
 
 
-def test_a_keyboard_alone_will_do(browser: Browser, site: str, files: list[Path], kept: Corrections) -> None:
+def test_the_page_works_with_the_keyboard_only(
+    browser: Browser, site: str, files: list[Path], kept: Corrections
+) -> None:
     with browsing(browser, site) as (page, wrong):
         page.on("filechooser", lambda _: None)  # from here on the browser asks the test instead of a person
         until(page, "document.querySelector('#model-classes li')")
@@ -328,7 +330,7 @@ def test_a_keyboard_alone_will_do(browser: Browser, site: str, files: list[Path]
         assert not wrong
 
 
-def test_a_phone_needs_no_scrolling_to_the_side(browser: Browser, site: str, files: list[Path]) -> None:
+def test_on_a_phone_the_page_does_not_scroll_sideways(browser: Browser, site: str, files: list[Path]) -> None:
     with browsing(browser, site, width=390) as (page, wrong):
         page.locator("#files").set_input_files([str(file) for file in files])
         until(page, "document.querySelectorAll('.card:not(.waiting)').length === 4")
@@ -386,7 +388,7 @@ def test_images_are_pasted_and_photographed_and_a_busy_or_absent_server_is_waite
 
 
 @pytest.mark.exhaustive
-def test_a_key_is_asked_for_kept_for_the_tab_and_asked_again_where_it_is_wrong(
+def test_the_page_asks_for_the_key_and_asks_again_if_it_is_wrong(
     browser: Browser, run: hs.Run, model: hs.Model, files: list[Path], kept: Corrections
 ) -> None:
     kept.keep(files[0].read_bytes(), "blue")
@@ -406,7 +408,7 @@ def test_a_key_is_asked_for_kept_for_the_tab_and_asked_again_where_it_is_wrong(
 
 
 @pytest.mark.exhaustive
-def test_a_hundred_images_are_answered_and_the_page_stays_awake(browser: Browser, site: str, tmp_path: Path) -> None:
+def test_a_hundred_images_do_not_freeze_the_page(browser: Browser, site: str, tmp_path: Path) -> None:
     many = []
     for i in range(100):
         many.append(tmp_path / f"{i}.png")

@@ -87,7 +87,9 @@ def started(*arguments: object, **environment: str) -> Iterator[tuple[subprocess
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
-def test_asked_to_stop_it_finishes_what_is_under_way_and_ends_well(model_file: Path, asked: signal.Signals) -> None:
+def test_a_stop_signal_finishes_active_requests_and_exits_with_status_0(
+    model_file: Path, asked: signal.Signals
+) -> None:
     with (
         started(model_file) as (process, url, lines),
         httpx.Client(base_url=url, timeout=30, trust_env=False) as client,
@@ -118,7 +120,7 @@ def test_asked_to_stop_it_finishes_what_is_under_way_and_ends_well(model_file: P
     assert not [line for line in lines if "Traceback" in line]
 
 
-def test_in_a_thread_it_handles_no_signals_and_answers_all_that_was_sent_before_it_stops(
+def test_in_a_thread_it_handles_no_signals_and_answers_pending_requests(
     model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """None is reset: neither what the engine works on, nor what no line of the server has looked at yet."""
@@ -175,7 +177,7 @@ def test_in_a_thread_it_handles_no_signals_and_answers_all_that_was_sent_before_
     assert logging.getLogger("uvicorn").level == level
 
 
-def test_in_a_running_loop_serve_names_its_twin_which_ends_when_it_is_cancelled(
+def test_in_a_running_loop_serve_names_serve_async_which_ends_when_cancelled(
     model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(services, "EXPECTED_IMAGES", 1)
@@ -246,7 +248,7 @@ def test_under_another_server_with_workers_it_answers(model_file: Path) -> None:
 
 
 @pytest.mark.exhaustive
-def test_asked_to_stop_under_load_it_resets_no_connection(model_file: Path) -> None:
+def test_a_stop_signal_under_load_resets_no_connection(model_file: Path) -> None:
     """Each request is answered, refused with 503, or never accepted."""
     with started(model_file) as (process, url, lines):
         seen: list[object] = []
@@ -289,7 +291,7 @@ def test_a_second_signal_ends_it_at_once(model_file: Path) -> None:
         assert time.monotonic() - began < 15
 
 
-def test_a_port_that_is_taken_is_said_with_the_remedy(model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_used_port_is_an_error_with_a_remedy(model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with listen("127.0.0.1", 0) as other:
         port = other.getsockname()[1]
         status, _, err = main("serve", model_file, "--port", port, capsys=capsys)
@@ -317,18 +319,18 @@ cli.run()
     assert "Traceback" not in done.stderr
 
 
-def test_what_is_no_model_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_model_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, _, err = main("serve", tmp_path / "gone.safetensors", capsys=capsys)
     assert (status, "no such model file" in err) == (1, True)
 
 
-def test_a_key_that_no_header_can_hold_is_refused(model_file: Path) -> None:
+def test_a_key_that_is_invalid_in_a_header_is_refused(model_file: Path) -> None:
     for key in ("two words", "é", "new\nline"):
         with pytest.raises(OptionError, match="key"):
             serve(model_file, key=key)
 
 
-def test_a_server_for_all_without_a_key_warns(
+def test_a_public_server_without_a_key_warns(
     model_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[object] = []
@@ -354,7 +356,7 @@ def test_limits_of_the_command_reach_the_server(
     assert (own.max_connections, own.response_timeout, own.batch_wait_ms) == (9, 3, 4)
 
 
-def test_this_machine_is_told_from_others() -> None:
+def test_loopback_addresses_are_recognised() -> None:
     assert all(map(is_loopback, ("localhost", "127.0.0.1", "127.0.1.1", "::1")))
     assert not any(map(is_loopback, ("0.0.0.0", "::", "192.168.0.1", "example.com")))
     with listen("127.0.0.1", 0) as own:

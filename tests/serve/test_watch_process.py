@@ -96,7 +96,7 @@ def begin(folder: Path) -> EventStream:
     return log
 
 
-def test_events_go_on_where_a_reader_was_and_end_with_the_run(tmp_path: Path) -> None:
+def test_events_continue_at_the_last_event_id_and_end_with_the_run(tmp_path: Path) -> None:
     run = tmp_path / "run"
     log = begin(run)
     with shown(run) as site:
@@ -112,13 +112,13 @@ def test_events_go_on_where_a_reader_was_and_end_with_the_run(tmp_path: Path) ->
         assert httpx.get(f"{site}/watch/events", headers={"Host": "evil.example"}).status_code == 403
 
 
-def test_what_is_no_run_cannot_be_watched(tmp_path: Path) -> None:
+def test_watching_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="not a run folder"):
         viewer.watch(tmp_path)
 
 
 @pytest.mark.exhaustive
-def test_a_view_ends_with_the_training_that_began_it_and_shares_its_port_with_none(
+def test_a_view_ends_with_its_training_and_does_not_share_its_port(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     begin(tmp_path / "run")
@@ -170,7 +170,7 @@ def test_findings_open_their_images_and_the_ladder_fits_a_phone(browser: Browser
 
 
 @pytest.mark.exhaustive
-def test_a_run_is_seen_as_it_goes_after_a_reload_and_when_it_was_killed(browser: Browser, tmp_path: Path) -> None:
+def test_a_run_is_shown_live_after_a_reload_and_after_a_kill(browser: Browser, tmp_path: Path) -> None:
     run = tmp_path / "run"
     random_image(1).save(tmp_path / "wrong <1>.png")
     with watching(run) as site, browsing(browser, site, "/watch") as (page, wrong):
@@ -204,7 +204,7 @@ def test_a_run_is_seen_as_it_goes_after_a_reload_and_when_it_was_killed(browser:
 
 
 @pytest.mark.exhaustive
-def test_a_training_says_where_it_is_watched_and_the_end_is_seen(
+def test_a_training_prints_the_url_of_its_view_which_shows_the_end(
     browser: Browser, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = write_classes(tmp_path / "data", {"blue": 12, "red": 12})
@@ -232,9 +232,7 @@ def test_a_training_says_where_it_is_watched_and_the_end_is_seen(
 
 
 @pytest.mark.exhaustive
-def test_a_training_that_is_killed_is_shown_to_have_stopped_and_goes_on_with_a_page(
-    browser: Browser, tmp_path: Path
-) -> None:
+def test_a_killed_training_is_shown_as_stopped_and_resumes_with_a_page(browser: Browser, tmp_path: Path) -> None:
     for split, count, seed in (("train", 24, 0), ("val", 60, 500)):  # with fewer in val, folds come before any epoch
         write_classes(tmp_path / "two" / split, {"first": count, "second": count}, first_seed=seed)
     mislabel(tmp_path / "two" / "train", "first", "second", 24)

@@ -29,7 +29,7 @@ def texts(lines: tuple[tuple[LogPosition, bytes], ...]) -> list[int]:
     return [int(json.loads(line)["text"].strip("é")) for _, line in lines]
 
 
-def test_a_reader_that_comes_back_gets_each_line_once(tmp_path: Path) -> None:
+def test_a_reconnecting_reader_gets_each_line_once(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     assert read_tail(log, LogPosition()).lines == ()
     seen: list[int] = []
@@ -51,11 +51,11 @@ def test_a_reader_that_comes_back_gets_each_line_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("after", ["", "nonsense", "-3", "99999999999999999999", "1e3"])
-def test_a_place_that_is_none_is_the_beginning(after: str) -> None:
+def test_an_invalid_position_is_the_start_of_the_log(after: str) -> None:
     assert LogPosition.read(after) == LogPosition()
 
 
-def test_a_log_that_was_cut_and_went_on_is_told_anew(tmp_path: Path) -> None:
+def test_a_truncated_log_is_sent_again(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     written(log, range(10))
     place = read_tail(log, LogPosition()).lines[-1][0]
@@ -67,7 +67,7 @@ def test_a_log_that_was_cut_and_went_on_is_told_anew(tmp_path: Path) -> None:
     assert texts(tail.lines) == [0, 1, 2, 3, *range(50, 80)]
 
 
-def test_a_run_that_is_killed_is_told_from_one_at_work(tmp_path: Path) -> None:
+def test_a_killed_run_is_distinguished_from_an_active_one(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     watched = RunReader(run)
@@ -90,7 +90,7 @@ def test_a_run_that_is_killed_is_told_from_one_at_work(tmp_path: Path) -> None:
     assert watched.state()["state"] == "finished"
 
 
-def test_a_run_that_is_about_to_begin_is_waited_for(tmp_path: Path) -> None:
+def test_a_run_that_has_not_begun_is_waited_for(tmp_path: Path) -> None:
     alive = [True]
     watched = RunReader(tmp_path / "run", expected=lambda: alive[0])
     assert watched.state()["state"] == "starting"
@@ -98,7 +98,7 @@ def test_a_run_that_is_about_to_begin_is_waited_for(tmp_path: Path) -> None:
     assert watched.state()["state"] == "gone"
 
 
-def test_the_moment_is_noted_and_handed_on(tmp_path: Path) -> None:
+def test_the_live_status_is_written_and_read(tmp_path: Path) -> None:
     noted = EventStream([LiveStatus(tmp_path)])
     noted.say("It begins.")
     with noted.task("Reading images", 10) as advance:
@@ -124,7 +124,7 @@ def test_the_moment_is_noted_and_handed_on(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_moment_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
+def test_a_status_that_cannot_be_written_does_not_stop_the_run(tmp_path: Path) -> None:
     noted = EventStream([LiveStatus(tmp_path / "gone")])
     noted.say("Nobody reads this.")
     with noted.task("Reading images", 1) as advance:
@@ -132,7 +132,7 @@ def test_a_moment_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
     assert read_status(tmp_path / "gone") is None
 
 
-def test_only_images_that_a_page_was_told_of_are_shown(tmp_path: Path) -> None:
+def test_only_images_of_the_run_are_served(tmp_path: Path) -> None:
     mistakes = {"count": 1, "of": 2, "items": [["/data/a/1.jpg", "a", "b"]]}
     EventStream([RunLog(tmp_path)]).emit(MistakesFound("probe", mistakes))
     watched = RunReader(tmp_path)

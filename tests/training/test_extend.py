@@ -170,7 +170,7 @@ def test_a_models_classes_stay_and_the_new_ones_stand_behind(grown: hs.Run, fold
 
 
 @pytest.mark.exhaustive
-def test_later_classes_are_added_in_the_same_way(grown: hs.Run, folders: Path) -> None:
+def test_a_second_extension_works_like_the_first(grown: hs.Run, folders: Path) -> None:
     """All that the first models learnt from is remembered still."""
     third = hs.train(folders / "one", out=folders / "third", extend=str(grown.folder), device="cpu")
     assert hs.load(third.model_path).classes == ("blue", "green", "red", "grey")

@@ -34,7 +34,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_every_fault_is_found_the_gravest_first(faulty: Path) -> None:
+def test_all_faults_are_found_most_severe_first(faulty: Path) -> None:
     look = check(faulty, image_size=128)
     found = {finding.kind: finding for finding in look.findings}
     assert found["unreadable"].images == (("train/green/no.jpg",),)
@@ -51,7 +51,7 @@ def test_every_fault_is_found_the_gravest_first(faulty: Path) -> None:
 
 
 @pytest.mark.exhaustive
-def test_the_features_are_those_of_a_run_and_are_computed_once(faulty: Path, tmp_path: Path) -> None:
+def test_check_and_train_share_cached_features(faulty: Path, tmp_path: Path) -> None:
     check(faulty, image_size=128)
     said: list[str] = []
 
@@ -70,7 +70,7 @@ def test_the_features_are_those_of_a_run_and_are_computed_once(faulty: Path, tmp
     assert any("labels are probably wrong" in line for line in told)
 
 
-def test_a_clean_table_leaves_out_what_is_wrong_and_can_be_trained_on(faulty: Path, tmp_path: Path) -> None:
+def test_a_clean_table_excludes_findings_and_can_be_trained_on(faulty: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in faulty.rglob("*") if path.is_file()}
     look = check(faulty, image_size=128)
     out = write_clean(look, tmp_path / "clean.csv")
@@ -89,7 +89,7 @@ def test_a_clean_table_leaves_out_what_is_wrong_and_can_be_trained_on(faulty: Pa
     assert before == {path: path.read_bytes() for path in faulty.rglob("*") if path.is_file()}
 
 
-def test_a_clean_table_beside_its_images_has_relative_paths_and_keeps_labels_and_groups(tmp_path: Path) -> None:
+def test_a_clean_table_next_to_its_images_has_relative_paths_labels_and_groups(tmp_path: Path) -> None:
     rows = [["path", "labels", "group"]]
     for i in range(12):
         random_image(i).save(tmp_path / f"{i}.png")
@@ -107,7 +107,7 @@ def test_a_clean_table_beside_its_images_has_relative_paths_and_keeps_labels_and
     assert {row["group"] for row in written} == {"g0", "g1", "g2"}
 
 
-def test_of_two_labels_on_one_image_both_go_and_of_copies_the_first_stays(tmp_path: Path) -> None:
+def test_conflicting_labels_are_all_excluded_and_duplicates_except_the_first(tmp_path: Path) -> None:
     root = write_classes(tmp_path / "d", {"blue": 12, "red": 12})
     shutil.copy(root / "blue" / "1.png", root / "red" / "twice.png")
     shutil.copy(root / "blue" / "2.png", root / "blue" / "copy.png")
@@ -120,14 +120,14 @@ def test_of_two_labels_on_one_image_both_go_and_of_copies_the_first_stays(tmp_pa
     }
 
 
-def test_data_that_cannot_be_learnt_are_looked_at_all_the_same(tmp_path: Path) -> None:
+def test_data_that_cannot_be_trained_on_is_still_checked(tmp_path: Path) -> None:
     root = write_classes(tmp_path / "d", {"blue": 6})
     look = check(root, image_size=128)
     assert [f.kind for f in look.findings if f.severity == "serious"] == ["not-trainable"]
     assert not [f for f in check(root, files_only=True).findings if f.kind == "not-trainable"]
 
 
-def test_a_run_says_few_lines_however_much_is_wrong(faulty: Path) -> None:
+def test_a_run_prints_a_bounded_number_of_findings(faulty: Path) -> None:
     findings = check(faulty, image_size=128).findings
     many = [f for f in findings if f.severity != "note"] * 3
     lines = summary_lines(many)
@@ -172,7 +172,7 @@ def test_a_folder_of_findings_shows_their_images(
     assert (code, "nothing is overwritten" in err) == (1, True)
 
 
-def test_images_that_use_few_of_their_bits_are_named_with_the_remedy_and_are_not_called_normal(tmp_path: Path) -> None:
+def test_unused_bits_are_reported_with_a_remedy(tmp_path: Path) -> None:
     look = inspect(write_12_bits(tmp_path / "data", {"a": 15, "b": 15}), cache=tmp_path / "cache")
     found = {finding.kind: finding for finding in look.findings}
     assert found["bit-depth"].severity == "warning"

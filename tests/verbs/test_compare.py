@@ -19,7 +19,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 @pytest.mark.exhaustive
-def test_every_way_is_a_run_and_every_figure_is_the_runs(tmp_path: Path) -> None:
+def test_every_method_is_a_run_with_the_scores_of_the_table(tmp_path: Path) -> None:
     data = write_classes(tmp_path / "mixed", {"first": 30, "second": 30})
     choices = {"image_size": 32, "device": "cpu", "seconds": 0.1}
     found = hs.compare(data, out=tmp_path / "out", only=["probes", "batchnorm", "weights"], **choices)
@@ -49,7 +49,7 @@ def test_every_way_is_a_run_and_every_figure_is_the_runs(tmp_path: Path) -> None
     assert all(row.name in [text.text for text in chart.iter(f"{SVG}text")] for row in found.rows)
 
 
-def test_what_cannot_be_compared_is_refused_before_anything_is_done(tmp_path: Path) -> None:
+def test_invalid_comparisons_are_refused_before_any_work(tmp_path: Path) -> None:
     data = write_classes(tmp_path / "mixed", {"first": 9, "second": 9})
     with pytest.raises(OptionError, match="The groups are probes, heads"):
         hs.compare(data, out=tmp_path / "out", only=["forests"])
@@ -62,7 +62,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_done(tmp_path: Pa
         hs.compare(data, out=tmp_path / "out")
 
 
-def test_the_table_and_the_image_take_any_row() -> None:
+def test_table_and_chart_accept_any_row() -> None:
     rows = [
         Compared("probes", "one | two", 0, 3, 0.0, 0.56, 0.7, 1.0, 0, "runs/one"),
         Compared("weights", "scratch", 3, 3, 0.44, 1.0, 0.1, 900.0, 7, "runs/two"),

@@ -71,7 +71,7 @@ def same_graph(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> onnx.Mode
     return proto
 
 
-def test_the_file_says_all_that_it_takes_to_use_it(exported: Exported, model: Model) -> None:
+def test_the_metadata_of_the_file_is_complete(exported: Exported, model: Model) -> None:
     metadata = OnnxFile(exported.file).metadata
     assert metadata == exported.metadata
     assert (metadata.classes, metadata.model) == (model.classes, model.version)
@@ -83,7 +83,7 @@ def test_the_file_says_all_that_it_takes_to_use_it(exported: Exported, model: Mo
     assert str(Path(export_module.__file__).parent).encode() not in data  # traces of the exporter
 
 
-def test_the_comparison_has_a_row_for_each_format_and_finds_them_alike(exported: Exported) -> None:
+def test_the_comparison_has_a_row_per_format_and_they_agree(exported: Exported) -> None:
     own, written = exported.formats
     assert (own.name, written.name) == ("model", "onnx")
     assert own.images == written.images == 31
@@ -98,7 +98,7 @@ def test_the_comparison_has_a_row_for_each_format_and_finds_them_alike(exported:
     assert written.full_size.images == 1
 
 
-def test_raw_pixels_of_odd_sizes_get_what_the_model_gives(exported: Exported, model: Model) -> None:
+def test_raw_pixels_of_odd_sizes_get_the_predictions_of_the_model(exported: Exported, model: Model) -> None:
     opened = open_export(exported.file)
     for i, size in enumerate(ODD_SIZES):
         image = np.array(shown(200 + i).resize(size))
@@ -132,7 +132,7 @@ KINDS: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_the_python_snippet_prints_what_predict_answers(
+def test_the_python_snippet_prints_the_prediction_of_the_model(
     kind: str, exported: Exported, model: Model, tmp_path: Path
 ) -> None:
     image = tmp_path / kind
@@ -146,7 +146,9 @@ def test_the_python_snippet_prints_what_predict_answers(
     assert float(chance) == pytest.approx(expected.probability, abs=1e-4)
 
 
-def test_the_javascript_snippet_prints_what_predict_answers(exported: Exported, model: Model, tmp_path: Path) -> None:
+def test_the_javascript_snippet_prints_the_prediction_of_the_model(
+    exported: Exported, model: Model, tmp_path: Path
+) -> None:
     if not shutil.which("node") or not (Path(NODE_PACKAGES) / "node_modules" / "onnxruntime-web").is_dir():
         pytest.skip("no node, or no packages for it (HEADSTART_NODE_PACKAGES)")
     image = tmp_path / "image.png"
@@ -208,7 +210,7 @@ def test_a_file_is_refused_below_each_of_the_limits_and_not_above() -> None:
     assert faults_of(other_answers(3), precision="int8", allow_loss=True) == []
 
 
-def test_of_a_file_that_differs_nothing_is_left(
+def test_a_file_that_differs_is_removed(
     model: Model, folder: Path, same_graph: onnx.ModelProto, tmp_path: Path
 ) -> None:
     bias = next(t for t in same_graph.graph.initializer if t.name == "head.0.bias")
@@ -258,7 +260,7 @@ def test_a_file_is_compared_again_later(
         hs.verify(exported.file, folder, model=small_model())
 
 
-def test_what_cannot_be_done_is_said_before_any_work(
+def test_invalid_arguments_are_refused_before_any_work(
     exported: Exported, model: Model, folder: Path, tmp_path: Path
 ) -> None:
     file = model.save(tmp_path / "m.safetensors")
@@ -279,7 +281,7 @@ def test_what_cannot_be_done_is_said_before_any_work(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.safetensors"]
 
 
-def test_files_of_others_and_damaged_ones_are_refused(exported: Exported, folder: Path, tmp_path: Path) -> None:
+def test_foreign_and_damaged_files_are_refused(exported: Exported, folder: Path, tmp_path: Path) -> None:
     whole = exported.file.read_bytes()
     cases = {
         "gone.onnx": (None, "no such file"),
@@ -303,7 +305,7 @@ def test_files_of_others_and_damaged_ones_are_refused(exported: Exported, folder
         open_export(tmp_path / "foreign.onnx")
 
 
-def test_a_program_agrees_and_nothing_in_it_is_unpickled(model: Model, folder: Path, tmp_path: Path) -> None:
+def test_an_exported_program_agrees_and_contains_no_pickle(model: Model, folder: Path, tmp_path: Path) -> None:
     found = hs.export(model, "torch", out=tmp_path / "small.pt2", data=folder)
     assert found.formats[1].name == "torch"
     assert found.metadata == TorchExportFile(found.file).metadata
@@ -327,7 +329,7 @@ def test_a_program_agrees_and_nothing_in_it_is_unpickled(model: Model, folder: P
             open_export(tmp_path / "hostile.pt2")
 
 
-def test_int8_is_calibrated_on_other_images_than_it_is_compared_on(model: Model, folder: Path, tmp_path: Path) -> None:
+def test_int8_calibration_images_are_not_compared_on(model: Model, folder: Path, tmp_path: Path) -> None:
     found = hs.export(model, out=tmp_path / "small.onnx", data=folder, quantize="int8", allow_loss=True)
     assert [one.name for one in found.formats] == ["model", "onnx", "onnx int8"]
     assert found.formats[2].images == 16

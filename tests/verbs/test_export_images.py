@@ -56,7 +56,7 @@ def test_a_run_without_val_is_compared_on_test_or_on_its_training_images_and_say
     assert found.compared.is_test == [sets[i] == "test" for i in places]
 
 
-def test_ranges_are_not_measured_on_training_images_that_are_compared_on(model: Model, tmp_path: Path) -> None:
+def test_training_images_are_divided_between_calibration_and_comparison(model: Model, tmp_path: Path) -> None:
     found = chosen(model, run_with(tmp_path / "run", model, ["train"] * 7), calibrate=True)
     assert len(found.compared.paths) == 4
     assert len(found.calibration) == 3

@@ -117,7 +117,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> hs.Run:
 
 
 @pytest.mark.exhaustive
-def test_a_run_is_trained_again_with_its_own_options(trained: hs.Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_trained_again_with_the_same_options(trained: hs.Run, capsys: pytest.CaptureFixture[str]) -> None:
     kept = Corrections(trained.folder.with_name("run-corrections"))
     before = {row["path"]: row["split"] for row in read_rows(trained.folder / "split.csv")}
     wrong = next(path for path, split in before.items() if split == "val" and "blue" in path)
