@@ -16,6 +16,8 @@ from headstart.deferred_compiler import defer_compiler
 
 defer_compiler()  # as the command does
 
+from headstart.engine.measure import MEASURE_FROM  # noqa: E402
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """HEADSTART_SHARE=k/n keeps every n-th of the long tests, from the k-th on."""
@@ -50,6 +52,25 @@ def low_precision() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("headstart.engine.candidates.has_fast_bfloat16", lambda _device: False)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_engine() -> Iterator[None]:
+    """Runs in this process compute by plain PyTorch, as those on fewer than 32 images do; ``all_engines`` ends that.
+
+    To build another engine takes a third of a run on images as small as those of the tests.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("measure", "select"):
+            patch.setattr(f"headstart.engine.{module}.MEASURE_FROM", 1_000_000)
+        yield
+
+
+@pytest.fixture
+def all_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines are chosen as they are for users: from ``MEASURE_FROM`` images on the fastest that is exact enough."""
+    for module in ("measure", "select"):
+        monkeypatch.setattr(f"headstart.engine.{module}.MEASURE_FROM", MEASURE_FROM)
 
 
 @pytest.fixture

@@ -367,16 +367,19 @@ def test_every_module_says_in_its_first_line_what_it_is() -> None:
         assert len(lead) > 15, path
 
 
-def test_loading_a_model_imports_only_what_it_needs(tmp_path: Path) -> None:
+def test_loading_a_model_and_choosing_an_engine_import_only_what_they_need(tmp_path: Path) -> None:
     small_model(image_size=32, ood_detector=True).save(tmp_path / "m.safetensors")
     slow = ("captum", "cleanlab", "matplotlib", "onnx", "onnxruntime", "scipy", "sklearn", "torch._dynamo", "triton")
     script = (
         "import sys, headstart; before = list(sys.meta_path); "
         f"headstart.load({str(tmp_path / 'm.safetensors')!r}); "
-        f"print([name for name in {slow} if name in sys.modules], sys.meta_path == before)"
+        f"print([name for name in {slow} if name in sys.modules], sys.meta_path == before); "
+        "import headstart.engine.select, headstart.engine.measure; "
+        "from headstart.engine.onnx_runtime import onnxruntime_version; onnxruntime_version(); "
+        "print([name for name in ('onnx', 'onnxruntime') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[] True"
+    assert done.stdout.splitlines() == ["[] True", "[]"]
 
 
 def test_importing_headstart_imports_nothing_heavy() -> None:

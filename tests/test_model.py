@@ -200,7 +200,7 @@ def test_the_version_is_what_stands_in_the_file_and_changes_with_the_model(model
 
 
 def test_the_engine_is_built_once_and_nothing_is_written(
-    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Model, all_engines: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Calls of 32 images: one engine, and nothing in the cache."""
     monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "default"))

@@ -50,6 +50,9 @@ NAMES = {
 folding = pytest.mark.skipif(not can_fold_for_inference(torch.device("cpu")), reason="this PyTorch has no oneDNN")
 
 
+pytestmark = pytest.mark.usefixtures("all_engines")
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     """As fast on images of this size, and fast on a machine that does something else as well."""

@@ -47,7 +47,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture
-def low_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+def low_precision(all_engines: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mixed precision and folded float32, on any processor and however coarse they are for weights that are random."""
     monkeypatch.setattr(candidates, "has_fast_bfloat16", lambda device: True)
     monkeypatch.setattr(candidates, "ONNX_WEIGHT_LIMIT", 0)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
@@ -12,6 +15,7 @@ from random_images import mislabel, write_classes
 
 import headstart as hs
 from headstart.errors import DataError, OptionError
+from headstart.progress import SilentProgress
 from headstart.reports.curves import CurvePoint, curve_charts
 from headstart.runs import Event
 from headstart.runs.log import read_log
@@ -82,8 +86,16 @@ def test_a_run_that_is_left_stops_and_can_be_gone_on_with(data: Path, tmp_path: 
     assert hs.load_run(last["run"]).best == last["best"]
 
 
+class Slow(SilentProgress):
+    """Each step of a task takes a moment, so that the run does not finish before the loop over its events is left."""
+
+    @contextmanager
+    def task(self, name: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
+        yield lambda _steps: time.sleep(0.02)
+
+
 def test_a_run_that_is_left_before_anything_was_learnt_leaves_nothing_behind(data: Path, tmp_path: Path) -> None:
-    for event in hs.train_events(data, out=tmp_path / "run", **CHOICES):
+    for event in hs.train_events(data, out=tmp_path / "run", progress=Slow(), **CHOICES):
         assert event.kind == "progress"  # of reading the images
         break
     assert not (tmp_path / "run").exists()
