@@ -16,6 +16,8 @@ from headstart.deferred_compiler import defer_compiler
 
 defer_compiler()  # as the command does
 
+from small_architectures import small_architectures  # noqa: E402
+
 from headstart.engine.measure import MEASURE_FROM  # noqa: E402
 
 
@@ -71,6 +73,13 @@ def all_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Engines are chosen as they are for users: from ``MEASURE_FROM`` images on the fastest that is exact enough."""
     for module in ("measure", "select"):
         monkeypatch.setattr(f"headstart.engine.{module}.MEASURE_FROM", MEASURE_FROM)
+
+
+@pytest.fixture(scope="module")
+def small_networks() -> Iterator[None]:
+    """For modules that test runs and not accuracy: the default backbone and others are small, with random weights."""
+    with small_architectures():
+        yield
 
 
 @pytest.fixture

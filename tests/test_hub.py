@@ -16,6 +16,8 @@ import headstart as hs
 from headstart.errors import HubError
 from headstart.hub import Address, read_address
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> hs.Run:

@@ -27,6 +27,8 @@ from headstart.reports.report_page import shown_path
 from headstart.runs.folder import load_run, read_start
 from headstart.training.recipe import Recipe
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 USER = "zacharias"
 PRIVATE = ("start.json", "run.json", "log.jsonl", "*.csv")
 """Files of a run that may name folders of this machine. Whatever else a run writes may not, also files to come."""

@@ -17,6 +17,8 @@ from headstart.pipeline.custom_loop import Workbench
 from headstart.training.finetune import FineTuneSettings, fine_tune
 from headstart.training.schedule import warmup_cosine
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -134,7 +136,7 @@ def test_a_head_of_ones_own_layers_is_trained_saved_and_loaded(bench: Workbench,
     net = bench.classifier
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net.head = nn.Sequential(nn.LayerNorm(1280), nn.Sequential(nn.Linear(1280, 16), nn.GELU()), nn.Linear(16, 2))
+        net.head = nn.Sequential(nn.LayerNorm(128), nn.Sequential(nn.Linear(128, 16), nn.GELU()), nn.Linear(16, 2))
     optimizer = torch.optim.AdamW(net.trainable_parameters(), lr=1e-3)
     for x, labels in bench.batches("train"):
         optimizer.zero_grad()
@@ -150,11 +152,11 @@ def test_a_head_of_ones_own_layers_is_trained_saved_and_loaded(bench: Workbench,
 @pytest.mark.parametrize(
     ("head", "words"),
     [
-        (OwnHead(1280), r"OwnHead \(OwnHead\) cannot be restored from a model file, which contains no code"),
-        (nn.Sequential(nn.Linear(1280, 8), nn.Softmax(1)), r"Sequential\.1 \(Softmax\)"),
-        (nn.Linear(1280, 3), r"the output per image has shape \(3,\); the number of classes is 2"),
-        (nn.Linear(64, 2), r"does not accept features of shape \(1280,\)"),
-        (nn.utils.parametrizations.weight_norm(nn.Linear(1280, 2)), "ParametrizedLinear"),
+        (OwnHead(128), r"OwnHead \(OwnHead\) cannot be restored from a model file, which contains no code"),
+        (nn.Sequential(nn.Linear(128, 8), nn.Softmax(1)), r"Sequential\.1 \(Softmax\)"),
+        (nn.Linear(128, 3), r"the output per image has shape \(3,\); the number of classes is 2"),
+        (nn.Linear(64, 2), r"does not accept features of shape \(128,\)"),
+        (nn.utils.parametrizations.weight_norm(nn.Linear(128, 2)), "ParametrizedLinear"),
     ],
     ids=["module", "softmax", "classes", "features", "parametrised"],
 )

@@ -18,6 +18,8 @@ from headstart.errors import Diverged
 from headstart.pipeline import fine_tune
 from headstart.pipeline.ladder_state import JudgedRung
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 WRONG_AND_LOSS = {1: (6, 0.1), 2: (12, 0.3)}
 """Rung -> mistakes and mean loss that its judgement is replaced by: the first one is the best."""
 

@@ -17,6 +17,8 @@ from headstart.pipeline import evaluate, fit
 from headstart.training.losses import learnable_folds
 from headstart.trust.ood import OodDetector
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 
 @pytest.fixture(scope="module")
 def grouped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, hs.Run]:

@@ -23,6 +23,8 @@ from headstart.errors import DataError, OptionError
 from headstart.evaluation.metrics import LabelScores
 from headstart.evaluation.predictions import Evaluated
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 BACKBONE = "mobilenetv3_small_050"
 
 

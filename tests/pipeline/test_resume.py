@@ -38,6 +38,8 @@ from headstart.training.finetune import FineTuneResult, fine_tune
 from headstart.training.ladder import FOLDS
 from headstart.training.suffix_classifier import trained_names
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 
 class Stopped(Exception):
     pass

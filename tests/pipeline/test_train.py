@@ -29,6 +29,8 @@ from headstart.prediction import Prediction
 from headstart.progress import SilentProgress
 from headstart.verbs.report import report
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 QUICK = {"image_size": 64, "device": "cpu"}
 
 

@@ -20,6 +20,8 @@ from headstart.reports.curves import CurvePoint, curve_charts
 from headstart.runs import Event
 from headstart.runs.log import read_log
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 CHOICES = {"image_size": 64, "device": "cpu", "effort": "quick", "unfreeze": "blocks.6", "epochs": 2, "views": 1}
 
 
@@ -68,10 +70,10 @@ def test_each_stage_says_which_groups_it_trains(told: list[Event]) -> None:
     for stage in stages:
         assert stage["trainable"] + stage["frozen"] == sum(weights for _, weights, _ in stage["layers"])
         assert stage["trainable"] == sum(own for _, _, own in stage["layers"])
-        assert stage["statistics"] == 42_016
+        assert stage["statistics"] == 3_984
         assert not stage["learns_statistics"]
     said = [event["text"] for event in told if event.kind == "message" and event["text"].startswith("Stage ")]
-    assert "trains only the head, 2,562 of 3,373,570 weights; frozen: conv_stem to bn2" in said[0]
+    assert "trains only the head, 258 of 94,370 weights; frozen: conv_stem to bn2" in said[0]
     assert "trains blocks.6 to bn2 and the head" in said[1]
 
 

@@ -20,6 +20,8 @@ from headstart.reports.image_map import LEAST, make_map, read_map
 from headstart.runs.log import read_log
 from headstart.trust.calibration import cross_fitted_probabilities
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 FIGURE = re.compile(r'<(\w+)[^>]* data-figure="([^"]*)"[^>]*>(.*?)</\1>', re.DOTALL)
 
 

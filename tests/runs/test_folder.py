@@ -42,6 +42,8 @@ from headstart.runs.results import collect_results, curve_points, write_results
 from headstart.training.ladder import RungResult
 from headstart.training.recipe import Recipe
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 FINDING = Finding("dark", "warning", "1 image is nearly black.", ("a.png",))
 RUNG = RungResult("probe", "", 3, 4, 0.3, 0.95, 0.25, 1.25, decision="kept")
 

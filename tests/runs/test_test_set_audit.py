@@ -11,6 +11,8 @@ from random_images import COLOURS, write_classes, write_grouped_table
 import headstart as hs
 from headstart.runs.test_set_audit import AuditEntry, audit_text, read_audit, record_test_score
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 
 @pytest.fixture(scope="module")
 def grouped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, hs.Run]:

@@ -32,6 +32,8 @@ from headstart.serve.app import build_app
 from headstart.serve.batching import InferenceService
 from headstart.serve.corrections import Corrections
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 WITHIN = 1e-4
 
 

@@ -28,6 +28,8 @@ from headstart.serve.middleware import AccessPolicy
 from headstart.serve.page import PageBackend
 from headstart.serve.watch.run_reader import RunReader
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Route
 

@@ -21,6 +21,8 @@ from headstart.progress import SilentProgress
 from headstart.serve.corrections import Corrections
 from headstart.verbs.retrain import change_sentence, compare_runs, corrected_rows
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 
 def png(seed: int, colour: str = "red") -> bytes:
     held = io.BytesIO()
