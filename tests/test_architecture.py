@@ -36,6 +36,7 @@ ORDER = [
     "cache.budget",
     "cache.verify",
     "cache.row_store",
+    "cache.computed",
     "training.option",
     "training.head_spec",
     "training.former_options",

@@ -98,6 +98,7 @@ def check_labels(job: Job, loaded: Loaded, inspected: Inspected, featurised: Fea
         seed=job.recipe.seed,
         together=inspected.parts(images.positions),
         progress=job.progress,
+        cache=job.cache,
     )
     if found:
         examples = [with_example(finding.message, finding.items).rstrip(".") for finding in found]

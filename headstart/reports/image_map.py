@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from headstart.cache.keys import content_key
-from headstart.cache.row_store import DamagedRows, RowStore
-from headstart.errors import CacheError, RunError
+from headstart.cache.computed import computed_once
+from headstart.errors import RunError
 from headstart.files import csv_text, path_of, read_rows
 from headstart.import_effects import restored_after_import
 from headstart.trust.ood import unit
@@ -152,16 +150,8 @@ def _nearest(
 def _positions(directions: Features, seed: int, cache: Path | None) -> npt.NDArray[np.float64]:
     """``_placed`` with a cache keyed by the features."""
     about = {"images": len(directions), "seed": seed, "version": MAP_VERSION, "t-SNE": [PLACED, COMPONENTS, ITERATIONS]}
-    store = RowStore("maps", about, dtype=np.float64, shape=(len(directions), 2), root=cache)
-    key = content_key(np.ascontiguousarray(directions).tobytes())
-    with suppress(DamagedRows):
-        if not store.missing([key]):
-            kept: npt.NDArray[np.float64] = store.read([key])[0]
-            return kept
-    points = _placed(directions, seed)
-    with suppress(CacheError):  # the map does not need the cache
-        store.append([key], points[None])
-    return points
+    shape = len(directions), 2
+    return computed_once("maps", about, [directions], shape, lambda: _placed(directions, seed), cache=cache)
 
 
 def _placed(directions: Features, seed: int) -> npt.NDArray[np.float64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ from headstart.data.finding import Finding
 from headstart.progress import Progress
 from headstart.training.losses import Labels, Parts, is_multi_label
 from headstart.training.probe import FOLDS
-from headstart.trust.label_errors import LabelErrors, find_label_errors
+from headstart.trust.label_errors import LabelErrors, cached_label_errors
 from headstart.trust.ood import find_outliers
 
 WRONG_LABEL = "wrong-label"
@@ -29,6 +30,7 @@ def inspect_features(
     seed: int = 0,
     together: Parts | None = None,
     progress: Progress | None = None,
+    cache: Path | None = None,
 ) -> list[Finding]:
     """Findings about probable label errors and outliers.
 
@@ -36,10 +38,11 @@ def inspect_features(
         dataset: the images.
         positions: positions of N images to judge.
         features: (N, D) float32 features of them.
-        c: see ``find_label_errors``.
+        c: see ``label_errors.find_label_errors``.
         seed: of the folds of cross-validation.
         together: (N,) numbers of parts (groups, near copies) that cross-validation does not divide.
-        progress: told of each fit.
+        progress: receives each fit.
+        cache: the cache folder, which keeps the label errors; default ``cache_root()``.
     """
     places, labels, classes = _judged(dataset, np.array(positions))
     used = features[places]
@@ -47,7 +50,7 @@ def inspect_features(
     issues = None
     if len(classes):
         parts = None if together is None else together[places]
-        issues = find_label_errors(used, labels, c=c, seed=seed, together=parts, progress=progress)
+        issues = cached_label_errors(used, labels, c=c, seed=seed, together=parts, progress=progress, cache=cache)
     wrong = issues.positions if issues is not None else np.empty(0, np.int64)
     found = []
     if issues is not None and len(wrong):

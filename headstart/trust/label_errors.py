@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from headstart.cache.computed import computed_once
 from headstart.concurrency import ignored_warnings
 from headstart.progress import Progress, SilentProgress
 from headstart.training.linear_fits import linear_fits
@@ -30,6 +34,9 @@ LEAST_KAPPA = 0.3
 Features of random weights reach 0.18 on hot dogs and contradicted a third of the labels; with two classes and 30 %
 wrong labels, a perfect classifier reaches 0.4."""
 
+METHOD_VERSION = 1
+"""Changed with whatever ``find_label_errors`` finds: results of an earlier version are not read."""
+
 Features = npt.NDArray[np.float32]
 Probabilities = npt.NDArray[np.float64]
 
@@ -45,6 +52,61 @@ class LabelErrors:
 
     positions: npt.NDArray[np.int64]
     probabilities: Probabilities
+
+    @classmethod
+    def of_table(cls, table: Probabilities) -> LabelErrors | None:
+        """The reverse of ``table_of_errors``."""
+        ranks = table[:, 0]
+        if (ranks == _NO_RESULT).all():
+            return None
+        found = np.flatnonzero(ranks > 0)
+        return cls(found[np.argsort(ranks[found])], table[:, 1:])
+
+
+_NO_RESULT = -1.0
+
+
+def table_of_errors(found: LabelErrors | None, count: int, classes: int) -> Probabilities:
+    """(count, 1 + classes) float64: for each image its place among the errors, from 1 (0: none), and probabilities."""
+    if found is None:
+        return np.full((count, 1 + classes), _NO_RESULT)
+    table = np.column_stack([np.zeros(count), found.probabilities])
+    table[found.positions, 0] = np.arange(1, 1 + len(found.positions))
+    return table
+
+
+def cached_label_errors(
+    features: Features,
+    labels: Labels,
+    *,
+    c: float | None,
+    seed: int,
+    together: Parts | None,
+    progress: Progress | None,
+    cache: Path | None,
+) -> LabelErrors | None:
+    """``find_label_errors``, from the cache if it was called with the same arguments before.
+
+    The fits take a second for a thousand images, and cleanlab, which imports pandas, one more.
+    """
+    classes = labels.shape[1] if is_multi_label(labels) else int(labels.max()) + 1
+    about = {
+        "images": len(labels),
+        "c": c,
+        "seed": seed,
+        "version": METHOD_VERSION,
+        "cleanlab": importlib.metadata.version("cleanlab"),
+        "scikit-learn": importlib.metadata.version("scikit-learn"),
+    }
+
+    def compute() -> Probabilities:
+        found = find_label_errors(features, labels, c=c, seed=seed, together=together, progress=progress)
+        return table_of_errors(found, len(labels), classes)
+
+    inputs: list[npt.NDArray[Any]] = [features, labels, *([] if together is None else [together])]
+    return LabelErrors.of_table(
+        computed_once("label-errors", about, inputs, (len(labels), 1 + classes), compute, cache=cache)
+    )
 
 
 def find_label_errors(

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
-from headstart.trust.label_errors import find_label_errors
+from headstart.trust import label_errors
+from headstart.trust.label_errors import cached_label_errors, find_label_errors
 from headstart.trust.ood import find_outliers
 
 CLASSES = 4
@@ -104,3 +108,31 @@ def test_images_that_belong_to_no_class_are_strays_the_strangest_first(several: 
 def test_few_images_have_no_strays() -> None:
     features, labels = images(40, 3)
     assert not find_outliers(features, labels)
+
+
+def test_what_was_found_is_kept_and_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    features, right = images(600, 3)
+    labels = right.copy()
+    labels[:20] = (labels[:20] + 1) % CLASSES
+    arguments: dict[str, Any] = {"c": 0.1, "seed": 0, "together": None, "progress": None, "cache": tmp_path}
+    expected = find_label_errors(features, labels, c=0.1)
+    assert expected is not None
+    first = cached_label_errors(features, labels, **arguments)
+    monkeypatch.setattr(label_errors, "find_label_errors", lambda *_, **__: pytest.fail("computed again"))
+    for found in (first, cached_label_errors(features, labels, **arguments)):
+        assert found is not None
+        assert np.array_equal(found.positions, expected.positions)
+        assert np.array_equal(found.probabilities, expected.probabilities)
+    with pytest.raises(pytest.fail.Exception, match="computed again"):
+        cached_label_errors(features, right, **arguments)
+    for name, value in {"c": 0.2, "seed": 1, "together": np.arange(600)}.items():
+        with pytest.raises(pytest.fail.Exception, match="computed again"):
+            cached_label_errors(features, labels, **arguments | {name: value})
+
+
+def test_that_nothing_can_be_said_is_kept_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels = images(20, 0)
+    arguments: dict[str, Any] = {"c": None, "seed": 0, "together": None, "progress": None, "cache": tmp_path}
+    assert cached_label_errors(features, labels, **arguments) is None
+    monkeypatch.setattr(label_errors, "find_label_errors", lambda *_, **__: pytest.fail("computed again"))
+    assert cached_label_errors(features, labels, **arguments) is None
