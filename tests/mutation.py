@@ -45,10 +45,15 @@ MODULES = {
     "trust/ood": ["trust/test_ood.py"],
     "evaluation/metrics": ["evaluation/test_metrics.py"],
     "runs/folder": ["runs/test_folder.py"],
-    "cache/row_store": ["cache/test_row_store.py", "cache/test_cache_commands.py"],
-    "cache/entries": ["cache/test_row_store.py", "cache/test_cache_commands.py"],
-    "cache/budget": ["cache/test_row_store.py", "cache/test_cache_commands.py"],
-    "cache/verify": ["cache/test_row_store.py", "cache/test_cache_commands.py"],
+    "cache/row_store": [
+        "cache/test_row_store.py",
+        "cache/test_entries.py",
+        "cache/test_budget.py",
+        "cli/test_cache.py",
+    ],
+    "cache/entries": ["cache/test_row_store.py", "cache/test_entries.py", "cache/test_budget.py", "cli/test_cache.py"],
+    "cache/budget": ["cache/test_row_store.py", "cache/test_entries.py", "cache/test_budget.py", "cli/test_cache.py"],
+    "cache/verify": ["cache/test_row_store.py", "cache/test_entries.py", "cache/test_budget.py", "cli/test_cache.py"],
     "serve/middleware": ["serve/test_middleware.py"],
 }
 """Module -> files of its tests."""

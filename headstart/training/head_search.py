@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from headstart.backbone.layers import Layout
 from headstart.errors import TrainingError
 from headstart.progress import Progress, SilentProgress
-from headstart.training.ema import update_average
+from headstart.training.ema import decay_at, update_average
 from headstart.training.head_spec import HeadSpec
 from headstart.training.heads import PLAIN, LayeredHead, Pool, build_head
 from headstart.training.losses import (
@@ -285,9 +285,9 @@ class _HeadSearch:
                 self.sums[1, rows] += correct_in(logits.detach(), labels).float().mean(1)
                 first += stack.count
                 stack.step(losses.sum(), rate, self.settings.clip)
-        keep = min(self.settings.ema, (2 + step) / (11 + step))
+        decay = decay_at(step, self.settings.ema)
         for stack in self.stacks:
-            stack.follow(1 - keep)
+            stack.follow(1 - decay)
 
     def _judge(self, val: Samples, epoch: int) -> None:
         """Of the averaged weights; those of a head's best epoch are kept."""
