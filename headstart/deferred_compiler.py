@@ -28,7 +28,7 @@ STAND_INS = (COMPILER, UTILITIES)
 def defer_compiler() -> None:
     """Defers the import of the compiler to its first use; does nothing if it is imported already.
 
-    For the process of a command. The library defers it during its own imports only, see ``compiler_deferred``.
+    For the process of a command. The library defers it only during imports, see ``compiler_deferred``.
     """
     if COMPILER not in sys.modules and _FINDER not in sys.meta_path:
         sys.meta_path.insert(0, _FINDER)  # without the ABC, whose import takes 40 ms

@@ -257,7 +257,7 @@ _CALIBRATION: Final[dict[str, Check]] = {
 
 
 def _plain(field: str, value: Any) -> None:
-    """A value of a field without bounds of its own."""
+    """Checks a value of a field without declared bounds."""
     if isinstance(value, list):
         _list(_plain, 0, MOST_CLASSES)(field, value)
     elif isinstance(value, str):
@@ -330,7 +330,7 @@ def check_tensor(name: str, tensor: Tensor, *, earlier: Collection[str] = ()) ->
 
 
 def _shapes(tensors: Mapping[str, Tensor], part: str, expected: Mapping[str, tuple[int | None, ...]]) -> None:
-    """Tensors of these names and shapes, floating; None for any length but 0."""
+    """Checks that tensors have the expected names and shapes and are floating-point; None for any length but 0."""
     _names(tensors, part, expected)
     for name, shape in expected.items():
         found = tuple(tensors[name].shape)

@@ -62,7 +62,7 @@ class FeatureBatch:
 class Predictor:
     """Image -> features -> logits of a frozen classifier.
 
-    Threads may share one. A forked child builds its own engine at its first prediction.
+    Threads may share a predictor. A forked child builds a new engine at its first prediction.
 
     Args:
         net: uint8 pixels -> features.

@@ -1,8 +1,10 @@
-"""Messages to users contain no word of the deny list."""
+"""Messages to users, docstrings and comments contain no word of the deny list."""
 
 from __future__ import annotations
 
 import ast
+import io
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +22,22 @@ SAYING = ("say", "print")
 def test_no_message_contains_a_word_of_the_deny_list(path: Path) -> None:
     found = {line: words for line, text in messages(path.read_text(encoding="utf-8")) if (words := denied_words(text))}
     assert found == {}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_docstring_or_comment_contains_a_word_of_the_deny_list(path: Path) -> None:
+    texts = documentation(path.read_text(encoding="utf-8"))
+    assert {line: words for line, text in texts if (words := denied_words(text))} == {}
+
+
+def documentation(source: str) -> Iterator[tuple[int, str]]:
+    """Line and text of each docstring, also of constants and fields, and of each comment."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            yield node.lineno, " ".join(node.value.value.split())
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], token.string
 
 
 def messages(source: str) -> Iterator[tuple[int, str]]:
@@ -48,3 +66,10 @@ def test_words_in_messages_are_found() -> None:
     source = 'def f(x):\n    print(x, f"the {x} pictures")\n    raise ValueError("told" if x else "no" + "anew")\n'
     assert sorted(messages(source)) == [(2, "the _ pictures"), (3, "told / noanew")]
     assert denied_words("the _ pictures") == ["'pictures': write 'image'"]
+
+
+def test_words_in_docstrings_and_comments_are_found() -> None:
+    source = '"""A module."""\n\nX = 1\n"""Told\nof its\nown."""\n\ndef f():\n    """Anew."""\n    f()  # all of them\n'
+    texts = sorted(documentation(source))
+    assert texts == [(1, "A module."), (4, "Told of its own."), (9, "Anew."), (10, "# all of them")]
+    assert [len(denied_words(text)) for _, text in texts] == [0, 2, 1, 1]

@@ -115,7 +115,7 @@ class FeatureNet(PixelNet):
     Args:
         backbone: its weights are shared, not copied.
         pool: see ``Pooling``.
-        cut: name of the boundary at which the backbone ends, as ``headstart layers`` lists it; "" for its own end.
+        cut: name of the layer boundary that ends the backbone, see ``headstart layers``; "" for the whole backbone.
 
     Raises:
         OptionError: no such pooling, or the network cannot be cut there.

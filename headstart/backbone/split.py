@@ -69,7 +69,7 @@ class SplittableBackbone:
         height: of the images, in pixels; a suffix is valid for images of this size only.
         width: of the images, in pixels.
         pool: how the last map becomes features.
-        cut: name of the boundary at which the backbone ends, without the layers after it; "" for its own end.
+        cut: name of the layer boundary that ends the backbone; later layers are removed; "" for the whole backbone.
 
     Raises:
         OptionError: ``cut`` is not a boundary; lists the boundaries.

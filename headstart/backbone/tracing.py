@@ -62,7 +62,7 @@ def trace(module: nn.Module) -> fx.GraphModule:
 class _BackboneTracer(fx.Tracer):
     """A torch.fx tracer that honours timm's list of untraceable modules and records the layer of each node.
 
-    It traces calls of its own thread only. Calls from other threads arrive here too, because torch.fx replaces methods
+    It traces calls of one thread only. Calls from other threads arrive here too, because torch.fx replaces methods
     of ``nn.Module`` itself; they are passed on unchanged.
     """
 
@@ -172,7 +172,7 @@ def with_pooling(module: nn.Module, pool: Pooling) -> nn.Module:
 
 
 class _PooledNetwork(nn.Module):
-    """A timm network that cannot be traced, without its own pooling, followed by another pooling."""
+    """A timm network that cannot be traced, with its pooling replaced by another one."""
 
     def __init__(self, module: nn.Module, pool: Pooling) -> None:
         super().__init__()

@@ -199,7 +199,7 @@ def build_architecture(
         name: of the architecture.
         image_size: side of the input in pixels; None: the architecture's default.
         classes: number of classes of its classifier; 0: no classifier.
-        initialise: initialise the weights, which takes 0.1 to 2.4 s; not needed if all of them are loaded afterwards.
+        initialise: initialise the weights, which takes 0.1 to 2.4 s; not needed if all weights are loaded afterwards.
         try_size: run the network once if ``image_size`` is given.
 
     Raises:
@@ -339,7 +339,7 @@ def _from_hub(name: str, image_size: int | None) -> Backbone:
             _reach_hub()
         with quiet(*HUB_LOGGERS):
             module: nn.Module = timm.create_model(name, pretrained=True, num_classes=0, **extra)
-    except Exception as error:  # the hub's client raises errors of its own, of its transport and of the system
+    except Exception as error:  # huggingface_hub raises errors of three kinds: hub, HTTP client and operating system
         raise WeightsError(
             f"the weights of {name} are not in timm's cache and cannot be downloaded ({_short(error)}). Connect to the "
             f"network once, give a file with --weights FILE, or use the offline default {DEFAULT_BACKBONE}."

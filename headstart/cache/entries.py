@@ -89,7 +89,7 @@ class CacheEntry:
 
     @property
     def words(self) -> str:
-        """A short description: architecture, size, augmentation, ...; the kind if ``about`` says nothing of these."""
+        """A short description: architecture, size, augmentation, ...; the kind if ``about`` has no such fields."""
         values = dict(self.about)
         for source in (self.about, self.about.get("pixels")):
             if isinstance(source, dict) and {"height", "width"} <= source.keys():

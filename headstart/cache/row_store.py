@@ -76,7 +76,7 @@ class DamagedRows(CacheError):
     """Rows whose checksum is wrong; the store has dropped them.
 
     Attributes:
-        keys: of these rows.
+        keys: keys of the damaged rows.
     """
 
     def __init__(self, folder: Path, keys: list[bytes]) -> None:

@@ -24,7 +24,7 @@ def seal_document(data: bytes) -> str:
 
 
 def read_document(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file that contains its own digest.
+    """Reads the metadata of a self-verifying safetensors file, which contains a digest of its content.
 
     Returns:
         An empty dictionary if the file does not exist or is damaged.

@@ -23,12 +23,12 @@ Edges = tuple[tuple[int, int], tuple[int, int]]
 
 
 def is_depthwise(conv: nn.Conv2d) -> bool:
-    """True if each channel has its own filter, without dilation."""
+    """Whether a convolution is depthwise (one filter per channel), without dilation."""
     return conv.groups == conv.in_channels == conv.out_channels > 1 and tuple(conv.dilation) == (1, 1)
 
 
 def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor, *, stride: tuple[int, ...], padding: Edges) -> Tensor:
-    """The convolution of each channel with its own filter.
+    """Depthwise convolution: each channel with a separate filter.
 
     Args:
         x: (N, C, H, W).

@@ -121,7 +121,7 @@ def _speeds(
 
 
 def measure_rates(engines: dict[str, Engine], sample: Pixels) -> dict[str, float]:
-    """Images per second: the best run of each engine, interleaved so that other load slows all of them alike."""
+    """Images per second: the best run of each engine, interleaved so that other load slows every engine equally."""
     rates = dict.fromkeys(engines, 0.0)
     for _ in range(ROUNDS):
         for name, engine in engines.items():

@@ -35,7 +35,7 @@ class EnginePlan:
 
     Attributes:
         exact: engine for reported results: "torch", "folded" or "onnxruntime".
-        fast: engine for training features: one of these, "mixed" or "autocast".
+        fast: engine for training features: "torch", "folded", "onnxruntime", "mixed" or "autocast".
         low_precision_from: index of the first convolution that "mixed" computes in bfloat16.
         rates: engine -> images per second, for time estimates; nothing else depends on them.
         errors: engine -> difference from plain PyTorch's output on the sample, see ``agreement``.

@@ -23,7 +23,7 @@ _TITLES = {
 
 @final
 class TorchEngine:
-    """Computes a network in PyTorch, channels last, with its own layers or a rewritten body.
+    """Computes a network in PyTorch, channels last, with the original layers or a rewritten body.
 
     Args:
         net: the frozen network.

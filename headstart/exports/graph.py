@@ -35,7 +35,7 @@ def capture(model: Model) -> torch.export.ExportedProgram:
         with quiet(*LOGGERS), torch.no_grad():
             shapes = {INPUT: {0: dynamic, 1: dynamic, 2: dynamic}}
             return torch.export.export(graph, (pixels,), dynamic_shapes=shapes, strict=False)
-    except Exception as error:  # the exporter raises its own errors, and those of the network's code
+    except Exception as error:  # the exporter raises errors of many types, also those of the network's code
         raise ExportError(f"{model.net.backbone.architecture} cannot be exported: {first_line(error)}.") from error
 
 

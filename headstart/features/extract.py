@@ -154,7 +154,7 @@ def _default_plan(net: FeatureNet, keys: Sequence[bytes], device: str) -> Engine
 def _undamaged_store(
     net: FeatureNet, keys: Sequence[bytes], identity: Identity, cache: Path | None, progress: Progress
 ) -> RowStore:
-    """``feature_store`` without the damaged rows of these images, which are reported."""
+    """``feature_store`` after removing and reporting damaged rows of the given images."""
     store = feature_store(net, identity, cache)
     if store.drop_damaged(keys):
         warn_damaged("features", store.folder, progress)

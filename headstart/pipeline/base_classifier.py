@@ -88,7 +88,7 @@ class RehearsalImages:
 
     @property
     def files(self) -> dict[bytes, str]:
-        """Content hash -> path of all of them."""
+        """Content hash -> path, for every image."""
         return {key: file for part in (self.train, self.val) for key, file in zip(part.keys, part.files, strict=True)}
 
 
@@ -179,11 +179,11 @@ def rehearsal_csv(base: BaseClassifier, images: RehearsalImages) -> str:
 
 
 def kept_tensors(base: BaseClassifier, head: nn.Module) -> dict[str, Tensor]:
-    """What stays of the base classifier in a head: the rows of the old classes, and the layers before them.
+    """Tensors of a head that extending must not change: the rows of the old classes, and the layers before them.
 
     Args:
-        base: the classifier that is extended.
-        head: its own head, or the extended one.
+        base: the classifier to extend.
+        head: the head of ``base``, or the extended head.
     """
     assert isinstance(head, LayeredHead)
     rows, count, last = last_rows(head), len(base.classes), f"{last_linear(head)}."

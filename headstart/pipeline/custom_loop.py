@@ -140,21 +140,20 @@ class Workbench:
         return f"Workbench({len(self.classes)} classes, {weights:,} weights to train after {self.boundary})"
 
     def batches(self, split: str = "train", *, epoch: int = 0, batch_size: int = 32) -> Iterator[tuple[Tensor, Tensor]]:
-        """Labelled activations, a batch at a time.
+        """Yields batches of activations and labels.
 
         Args:
-            split: "train": in an order drawn anew for each epoch, each image in the view of that epoch; "val": in
-                order, as they are.
-            epoch: from 0.
-            batch_size: images of each batch but the last.
+            split: "train": shuffled in each epoch, each image in its augmented view of that epoch; "val": in order,
+                without augmentation.
+            epoch: number of the epoch, from 0.
+            batch_size: number of images of each batch except the last.
 
         Yields:
-            (N, *shape) float32 activations and (N,) int64 labels, as ``cross_entropy`` takes them; where an image may
-            bear any number of them, (N, classes) float32, as ``binary_cross_entropy_with_logits`` does.
+            (N, *shape) float32 activations and (N,) int64 labels for ``cross_entropy``; for multi-label data (N,
+            classes) float32 labels of 0 and 1 for ``binary_cross_entropy_with_logits``.
 
         Raises:
-            OptionError: no such split; or the classifier was given a head that does not fit, or that a model file could
-                not restore.
+            OptionError: unknown split; or the head does not fit the classifier, or cannot be stored in a model file.
         """
         self._check_head()
         if split not in ("train", "val") or (split == "val" and self._val is None):

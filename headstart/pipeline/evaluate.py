@@ -81,10 +81,10 @@ class EvaluatedModel:
 
 @dataclass(frozen=True)
 class _InDistribution:
-    """What says which images are in-distribution: distances of images that were not learnt from."""
+    """The out-of-distribution detector, and the scores of in-distribution images that were not trained on."""
 
     detector: OodDetector | None = None
-    scores: Scores | None = None  # of these images, val first, each fifth by the others
+    scores: Scores | None = None  # val first; cross-fitted: each fifth by the other four
 
 
 def evaluate(prepared: Prepared, trained: TrainedClassifier) -> EvaluatedModel:
@@ -331,8 +331,8 @@ def mistakes_on_val(prepared: Prepared, logits: npt.NDArray[np.floating[Any]]) -
     """The most confident mistakes on val, for the log.
 
     Args:
-        prepared: the run; it has validation images.
-        logits: (N, classes) of these.
+        prepared: the run, which has validation images.
+        logits: (N, classes) logits of the validation images.
 
     Returns:
         ``count``, ``of`` (images) and ``items`` (path, label, predicted label).

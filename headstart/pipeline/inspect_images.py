@@ -24,10 +24,10 @@ class Inspected:
     """The images of a run.
 
     Attributes:
-        inspection: the data set, what was found in it, and the split.
+        inspection: the data set, its findings and its split.
         positions: split -> positions of its images in the data set.
-        keys: split -> content hashes of these images.
-        files: content hash of every image that is used -> its path.
+        keys: split -> content hashes of its images.
+        files: content hash of every used image -> path.
     """
 
     inspection: Inspection

@@ -43,15 +43,15 @@ CURRENT = "current.safetensors"
 
 @dataclass(frozen=True)
 class FineTuned:
-    """The best rung.
+    """Result of fine-tuning: the best rung of the ladder.
 
     Attributes:
-        classifier: its backbone and head.
-        results: of every rung, the kNN reference first.
-        best: the name of the rung that was kept.
-        frozen: digest of every tensor that the best rung did not train, in the trained module after the last step.
-        pretrained: digests of these tensors before anything was trained.
-        num_trained: number of the backbone's weights that it trained.
+        classifier: backbone and head of the best rung.
+        results: results of all rungs, the kNN reference first.
+        best: name of the best rung.
+        frozen: digests of all tensors that the best rung did not train, in the trained module after the last step.
+        pretrained: digests of the same tensors before training.
+        num_trained: number of backbone weights that the best rung trained.
     """
 
     classifier: TrainedClassifier
@@ -76,7 +76,7 @@ class Ladder:
         timetable: of the run.
         folds: of the cross-validation that judges rungs where val is small; none where it is not.
         pretrained: the copy's weights before anything was trained.
-        digests: of these.
+        digests: digests of ``pretrained``.
         keeps_last: whether every rung is tried and the last one kept, whatever those before gave.
     """
 
@@ -199,7 +199,7 @@ def begin_ladder(
 def judge_images(
     ladder: Ladder, val_logits: npt.NDArray[np.float64] | None, outside: OutOfFold | None
 ) -> tuple[Correct, Losses]:
-    """(whether each compared image is correct, its loss), from logits of these images."""
+    """(whether each compared image is correct, its loss), from the logits of val and of cross-validation."""
     parts = [] if val_logits is None else [val_logits]
     logits = np.concatenate([*parts, outside.logits] if outside is not None else parts)
     return are_correct(logits, ladder.labels), calibrated_losses(logits, ladder.labels)

@@ -26,7 +26,7 @@ from headstart.training.ladder import (
 from headstart.trust.ood import MAX_REFERENCES_FINE_TUNED
 
 FEATURES_STEP, PROBE_STEP, LABELS_STEP, LAST_STEP = "features", "probe", "label check", "evaluation and report"
-"""Names of a run's steps in its timetable, beside the rungs."""
+"""Names of the steps of a run in its timetable, in addition to the rungs."""
 
 ENGINE_SECONDS = 1.5
 """Time to build an engine and to compare it with plain PyTorch."""
@@ -41,7 +41,7 @@ MAPPED = 1500
 """Images above which the time for the map hardly grows."""
 
 CHECKED = 100_000
-"""Images above which labels are not checked: five classifiers at a time are fitted on all of them for it."""
+"""Number of images above which labels are not checked, because the check fits classifiers on five folds."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Live status of a run: now.json, for pages that watch it, removed once the run has finished; and the run's lock.
 
-A run holds a lock on its folder while it works. The system releases the lock when the process ends, however it ends: so
-a killed run can be told from a running one, and no two processes work on the same run.
+An active run holds a lock on its folder. The operating system releases the lock when the process ends for any reason.
+Thereby a killed run is distinguished from an active one, and two processes cannot work on the same run.
 """
 
 from __future__ import annotations

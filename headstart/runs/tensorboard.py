@@ -20,10 +20,10 @@ CURVES = {"epoch": ("loss", "accuracy"), "validation": ("log_loss", "accuracy")}
 
 @final
 class TensorBoardWriter:
-    """Writes curves if the extra is installed; a consumer of events. A full disk does not end the run for it.
+    """Event consumer that writes TensorBoard curves if the extra is installed. Write errors do not stop the run.
 
     Args:
-        folder: of the run; curves of an earlier attempt are written anew from its log.
+        folder: the run folder; curves of an interrupted run are written again from its log.
     """
 
     def __init__(self, folder: Path) -> None:

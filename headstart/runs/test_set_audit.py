@@ -17,13 +17,13 @@ AUDIT_FILE = "test_uses.jsonl"
 
 @dataclass(frozen=True)
 class AuditEntry:
-    """One time that test images were scored.
+    """One evaluation on test images.
 
     Attributes:
         time: ISO 8601, UTC.
         by: "train", "evaluate", "compare", "export" or "verify".
-        images: number of the run's test images that were scored.
-        correct: number of these that were correct.
+        images: number of evaluated test images of the run.
+        correct: number of correct predictions.
     """
 
     time: str

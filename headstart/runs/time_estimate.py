@@ -11,16 +11,16 @@ from typing import final
 from headstart.progress import Progress
 
 CORRECT_FROM = 1.3
-"""Factor between a new estimate of the whole time and the reported one from which the user is told, or its inverse."""
+"""Factor by which a new estimate of the total time must differ from the reported one to be reported, or its inverse."""
 
 MIN_CORRECTION = 10.0
-"""Seconds by which they must differ as well, and seconds between two corrections at least."""
+"""Minimum difference in seconds for a report, and minimum seconds between two reports."""
 
 MIN_SHARE = 0.05
-"""Share of a step's work from which its measured speed replaces the estimate."""
+"""Fraction of a step's work after which its measured speed replaces the estimate."""
 
 DRIFT = (0.25, 8.0)
-"""Least and largest factor between measured and expected times that is applied to later steps."""
+"""Minimum and maximum of the factor (measured by expected time) applied to later steps."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Step:
     """One step of a run.
 
     Attributes:
-        name: of the step.
-        seconds: expected, from measured speeds.
-        task: name of the ``Progress`` tasks whose units measure its progress; "" where none does.
-        units: of these tasks, in all.
-        optional: whether it is taken only where the one before it pays.
+        name: name of the step.
+        seconds: expected duration, from measured speeds.
+        task: name of the ``Progress`` tasks that measure the progress of the step; "" for none.
+        units: total number of units of those tasks.
+        optional: whether the step runs only if the step before it improved the model.
     """
 
     name: str
@@ -144,8 +144,7 @@ class Timetable:
     def _drift(self) -> float:
         """Factor by which later steps are expected to take longer than planned.
 
-        Each step has fixed costs of its own, so the estimates of later steps weigh as much as the times of earlier
-        ones.
+        Each step has a fixed cost, so the estimates of later steps have the same weight as the times of earlier steps.
         """
         pairs = zip(self.steps, self._measured, strict=True)
         taken = [(measured.spent, step.seconds) for step, measured in pairs if measured.spent is not None]

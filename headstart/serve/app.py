@@ -136,7 +136,7 @@ def api_router(service: InferenceService) -> APIRouter:
         request: Request,
         top: Annotated[int | None, Query(ge=1, le=1_000_000, description="Number of classes; default: all.")] = None,
     ) -> PredictResponse:
-        """Classifies images. An image that cannot be read has an error in its own entry; the others are classified."""
+        """Classifies images. The entry of an image that cannot be read contains an error; the others are classified."""
         parts = (await read_form(request)).files("files", max_count=service.limits.max_images)
         predictions = await cancel_on_disconnect(request, service.predict(named_images(parts)))
         request.state.images = len(predictions)

@@ -41,7 +41,7 @@ MAX_DECODE_THREADS: Final = 8
 
 SMALL_IMAGE_PIXELS: Final = 4_000_000
 """Images up to this size are decoded by any free thread. Larger ones share a budget of ``ServerLimits.max_pixels``
-pixels, which bounds the memory of all of them. A JPEG counts with the size to which its decoder reduces it."""
+pixels, which bounds their total memory. A JPEG counts with the size to which its decoder reduces it."""
 
 SIDE_TASK_INTERVAL: Final = 2.0
 """Seconds after which one side task runs even if images wait, so that constant load does not starve heat maps."""
@@ -208,7 +208,7 @@ class InferenceService:
         """Runs a function that decodes one image, in the decode threads.
 
         Args:
-            kind: kind of the task; each has its own limit, ``ServerLimits.max_queued_tasks``.
+            kind: kind of the task; ``ServerLimits.max_queued_tasks`` applies to each kind separately.
             work: receives the number of pixels that it may decode at once, see ``decode.decode``.
 
         Raises:

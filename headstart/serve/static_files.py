@@ -34,7 +34,7 @@ SECURITY_HEADERS: Final = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
 }
-"""Headers of every response, unless the route sets its own."""
+"""Default headers of every response; a route may override them."""
 
 
 @cache

@@ -95,13 +95,13 @@ class FineTuneSettings:
 
 @dataclass(frozen=True)
 class FineTuneCheckpoint:
-    """Everything that is needed to continue fine-tuning.
+    """State needed to resume fine-tuning.
 
     Attributes:
         step: steps done.
         history: figures of each finished epoch.
         best: the entry of ``history`` whose weights are kept so far.
-        sums: of the current epoch: sums of loss and accuracy over its steps, and the number of these steps.
+        sums: sums of loss and accuracy over the steps of the current epoch, and the number of its steps.
         tensors: weights, their average, AdamW's moments, the best average, by name.
     """
 

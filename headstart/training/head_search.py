@@ -1,7 +1,7 @@
-"""Training several heads at once, on features that are read once for all of them; the best by validation is kept.
+"""Hyperparameter search for heads: several heads are trained on the same batches, and the best on validation is kept.
 
-As DINOv2's linear evaluation does: heads with different learning rates and penalties see the same batches. Heads of the
-same layers run as one, so that nine linear ones cost little more than one.
+As in the linear evaluation of DINOv2, heads differ in learning rate and weight decay. Heads with the same layers run as
+one stacked head, so that nine linear heads cost little more than one.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ class HeadSearchSettings:
 
     Attributes:
         rates: learning rates of AdamW; each head is trained with each.
-        penalties: weight decays; likewise.
+        penalties: weight decays of AdamW; each head is trained with each.
         epochs: passes over the training images.
         batch_size: images of a step.
         label_smoothing: share of the target that is spread over all classes.
         warmup: share of the steps in which the learning rate rises to its full value.
         ema: of the averaged weights, per step.
         clip: largest norm of a head's gradient.
-        balance_classes: weigh the classes alike.
+        balance_classes: weight each class equally.
         seed: of first weights, order and dropout.
     """
 
@@ -121,9 +121,9 @@ class HeadSearchResult:
     """The outcome.
 
     Attributes:
-        head: the best one, in inference mode.
-        best: its settings and figures.
-        candidates: all of them, in the order in which they were named.
+        head: the best head, in inference mode.
+        best: settings and metrics of the best head.
+        candidates: every combination of head, learning rate and weight decay, in the given order.
         reason: how it was chosen, a clause.
         history: of each epoch of the best one: {"epoch", "loss", "accuracy"} of the images as they were shown, and
             {"correct", "log_loss"} on what chose.
@@ -163,7 +163,7 @@ def train_heads(
         layout: what the axes of a map mean.
         dtype: in which hidden layers and convolutions compute: float32 or bfloat16.
         together: (N,) numbers of parts (groups, near copies) of which none is held out in part.
-        progress: told of each batch.
+        progress: receives the number of batches done.
 
     Raises:
         OptionError: a head does not go with the features.
@@ -331,9 +331,10 @@ class _HeadSearch:
 
 
 class _Stack:
-    """Heads of the same layers, run as one: their weights lie side by side along a leading axis.
+    """Heads with the same layers, run as one stacked head with a leading axis for the head.
 
-    AdamW steps all of them alike; each head then takes its own share of that step, and its own weight decay.
+    AdamW computes one step with the largest learning rate; each head then scales the step by its learning rate and
+    applies its weight decay.
 
     Args:
         heads: H of them.

@@ -63,7 +63,7 @@ def features_of(
         split: the network with its current weights.
         boundary: of the samples.
         samples: evaluated in their first view.
-        images: (M,) int64, the images to compute, in the order of the result; default all of them.
+        images: (M,) int64, the images to compute, in the order of the result; None for every image.
         device: where to compute.
         progress: receives the number of images done.
     """

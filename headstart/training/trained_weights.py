@@ -25,7 +25,7 @@ class TrainedWeights:
         parameters: by name; trained in place.
         statistics: BatchNorm's running statistics, by name; kept with the best average.
         groups: parameter groups of the optimizer.
-        device: of all of them.
+        device: device of parameters and statistics.
 
     Attributes:
         live: the parameters.

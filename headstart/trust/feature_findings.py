@@ -37,12 +37,12 @@ def inspect_features(
     Args:
         dataset: the images.
         positions: positions of N images to judge.
-        features: (N, D) float32 features of them.
+        features: (N, D) float32 features of the images to judge.
         c: see ``label_errors.find_label_errors``.
-        seed: of the folds of cross-validation.
-        together: (N,) numbers of parts (groups, near copies) that cross-validation does not divide.
-        progress: receives each fit.
-        cache: the cache folder, which keeps the label errors; default ``cache_root()``.
+        seed: seed of the cross-validation folds.
+        together: (N,) numbers of parts (groups, near-duplicates) that cross-validation does not divide.
+        progress: receives the number of fits done.
+        cache: the cache folder, where label errors are stored; default ``cache_root()``.
     """
     places, labels, classes = _judged(dataset, np.array(positions))
     used = features[places]

@@ -131,7 +131,7 @@ def find_label_errors(
         together: (N,) numbers of parts (groups, near copies) that cross-validation does not divide, see
             ``losses.learnable_folds``: a copy with the same wrong label would confirm it. Images of a class with a
             single part are not judged.
-        progress: told of each fit.
+        progress: receives the number of fits done.
 
     Returns:
         None if there are fewer than ``probe.CHOOSE_FROM`` images, or five of a class, or if the classifier is not

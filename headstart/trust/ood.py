@@ -190,11 +190,10 @@ def make_ood_detector(references: Features) -> OodDetector | None:
 
 
 def held_out_distances(learnt: Features, held_out: Features, *, references: int) -> Scores:
-    """(N,) distances of images that a fold left out to those that it learnt from, in ``typical_distance`` of the fold.
+    """(N,) distances of the held-out images of a fold to its training images, relative to its ``typical_distance``.
 
-    Each fine-tuned network spreads its features in its own way, so that distances of two networks cannot be compared
-    as they are. A fold also has fewer images near each other than the finished model: the rank of the neighbour is
-    lower by as much.
+    Feature distances of differently fine-tuned networks are not comparable without this normalisation. A fold also has
+    fewer reference images than the finished model, so the rank of the neighbour is reduced proportionally.
 
     Args:
         learnt: (L, D) float32 features of images that the fold learnt from, at most ``references``.

@@ -112,7 +112,7 @@ def quantize_int8(
             small = onnx.load(file)
     except ExportError:
         raise
-    except Exception as error:  # the quantiser raises its own errors and those of the runtime
+    except Exception as error:  # the quantiser raises errors of many types, also those of the runtime
         raise ExportError(f"the model cannot be quantised: {first_line(error)}.") from error
     quantized_layers(small)
     return small

@@ -91,7 +91,7 @@ def onnx_graph(model: Model) -> onnx.ModelProto:
             )
         assert program is not None
         proto: onnx.ModelProto = program.model_proto
-    except Exception as error:  # the exporter raises its own errors, and those of the network's code
+    except Exception as error:  # the exporter raises errors of many types, also those of the network's code
         raise ExportError(
             f"{model.net.backbone.architecture} cannot be exported to ONNX: {first_line(error)}."
         ) from error
