@@ -20,8 +20,6 @@ from headstart.reports.image_map import read_map
 from headstart.runs.log import read_log
 from headstart.trust.calibration import cross_fitted_probabilities
 
-pytestmark = pytest.mark.usefixtures("small_networks")
-
 FIGURE = re.compile(r'<(\w+)[^>]* data-figure="([^"]*)"[^>]*>(.*?)</\1>', re.DOTALL)
 
 
