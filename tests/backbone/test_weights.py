@@ -12,13 +12,13 @@ import pytest
 import timm
 import torch
 from random_images import write_classes
+from recorded_progress import RecordedProgress
 from safetensors.torch import save_file
 
 from headstart.backbone.names import TORCHVISION, resolution_note, resolve_architecture
 from headstart.backbone.weights import build_architecture, fingerprint, load_backbone, random_backbone
 from headstart.errors import OptionError, WeightsError
 from headstart.features.export import export_features
-from headstart.progress import SilentProgress
 
 SMALL = "test_resnet"
 
@@ -165,18 +165,14 @@ def test_weights_that_give_every_image_the_same_features_are_refused(tmp_path: P
 
 def test_what_was_done_to_load_the_weights_is_printed(tmp_path: Path) -> None:
     state = {f"module.{key}": own for key, own in some_weights().items()}
-    said: list[str] = []
-
-    class Told(SilentProgress):
-        def say(self, text: str) -> None:
-            said.append(text)
+    progress = RecordedProgress()
 
     file = saved(state, tmp_path / "w.pth")
     data = write_classes(tmp_path / "data", {"blue": 2, "red": 2})
     export_features(
-        data, tmp_path / "f.npz", backbone=SMALL, weights=file, image_size=32, device="cpu", progress=Told()
+        data, tmp_path / "f.npz", backbone=SMALL, weights=file, image_size=32, device="cpu", progress=progress
     )
-    assert said[0] == "Weights of w.pth: removed 'module.' from the names of its tensors."
+    assert progress.said[0] == "Weights of w.pth: removed 'module.' from the names of its tensors."
 
 
 class Bomb:

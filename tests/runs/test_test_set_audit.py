@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from random_images import COLOURS, write_classes, write_grouped_table
+from recorded_progress import RecordedProgress
 
 import headstart as hs
 from headstart.runs.test_set_audit import AuditEntry, audit_text, read_audit, record_test_score
@@ -35,14 +36,10 @@ def test_each_score_of_the_test_images_is_recorded(grouped: tuple[Path, hs.Run],
     copy = shutil.copytree(run.folder, tmp_path / "run")
     (copy / "test_uses.jsonl").unlink()
     record_test_score(copy, "train", images=run.results["test"].count, correct=run.results["test"].correct)
-    said: list[str] = []
+    progress = RecordedProgress()
 
-    class Heard(hs.TerminalProgress):
-        def say(self, text: str) -> None:
-            said.append(text)
-
-    hs.evaluate(copy, progress=Heard())
-    assert any(line.startswith("Test was scored once (train") for line in said)
+    hs.evaluate(copy, progress=progress)
+    assert any(line.startswith("Test was scored once (train") for line in progress.said)
     hs.evaluate(copy, folder / "t.csv")
     uses = read_audit(copy)
     assert [use.by for use in uses] == ["train", "evaluate", "evaluate"]

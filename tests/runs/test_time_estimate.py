@@ -3,17 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from recorded_progress import RecordedProgress
 
-from headstart.progress import SilentProgress
 from headstart.runs.time_estimate import Step, Timetable
-
-
-class Saying(SilentProgress):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
 
 
 class Clock:
@@ -24,28 +16,34 @@ class Clock:
         return self.now
 
 
-def timetable(said: Saying, clock: Clock) -> Timetable:
+def timetable() -> tuple[Timetable, RecordedProgress, Clock]:
+    """A timetable of four steps, what it says, and its clock."""
     steps = [
         Step("features", 20.0),
         Step("rung", 100.0, "Fine-tuning", 1000),
         Step("deeper", 300.0, "Fine-tuning", 1000, optional=True),
         Step("report", 10.0),
     ]
-    return Timetable(steps, said, clock=clock)
+    said, clock = RecordedProgress(), Clock()
+    return Timetable(steps, said, clock=clock), said, clock
+
+
+def fine_tune(plan: Timetable, clock: Clock, *, steps: int, seconds: float) -> None:
+    """So many steps of 100 images in so many seconds each."""
+    with plan.task("Fine-tuning", 100 * steps) as advance:
+        for _ in range(steps):
+            clock.now += seconds
+            advance(100)
 
 
 def test_the_time_left_is_the_plan_as_long_as_it_holds() -> None:
-    said, clock = Saying(), Clock()
-    plan = timetable(said, clock)
+    plan, said, clock = timetable()
     assert plan.seconds == plan.left() == 130.0  # what is taken only where it pays is not counted
     plan.begin("features")
     clock.now = 20.0
     plan.begin("rung")
     assert plan.left() == pytest.approx(110.0)
-    with plan.task("Fine-tuning", 1000) as advance:
-        for _ in range(10):
-            clock.now += 10.0
-            advance(100)
+    fine_tune(plan, clock, steps=10, seconds=10.0)
     assert plan.left() == pytest.approx(10.0)
     plan.begin("report")  # the optional step is passed over
     clock.now += 10.0
@@ -55,15 +53,11 @@ def test_the_time_left_is_the_plan_as_long_as_it_holds() -> None:
 
 
 def test_a_slower_step_corrects_the_plan_once_and_what_is_left_follows_the_measured_speed() -> None:
-    said, clock = Saying(), Clock()
-    plan = timetable(said, clock)
+    plan, said, clock = timetable()
     plan.begin("features")
     clock.now = 20.0
     plan.begin("rung")
-    with plan.task("Fine-tuning", 700) as advance:
-        for _ in range(7):
-            clock.now += 30.0
-            advance(100)
+    fine_tune(plan, clock, steps=7, seconds=30.0)
     assert 90.0 < plan.left() < 130.0  # 300 images at 0.3 s, and a report that takes longer too
     corrections = [text for text in said.said if text.startswith("New time estimate")]
     assert len(corrections) == 1
@@ -75,22 +69,17 @@ def test_a_slower_step_corrects_the_plan_once_and_what_is_left_follows_the_measu
 
 
 def test_a_quicker_run_corrects_the_plan_too() -> None:
-    said, clock = Saying(), Clock()
-    plan = timetable(said, clock)
+    plan, said, clock = timetable()
     plan.begin("features")
     clock.now = 4.0
     plan.begin("rung")
-    with plan.task("Fine-tuning", 1000) as advance:
-        for _ in range(10):
-            clock.now += 2.0
-            advance(100)
+    fine_tune(plan, clock, steps=10, seconds=2.0)
     assert any("New time estimate" in text for text in said.said)
     assert plan.left() < 7.0
 
 
 def test_an_optional_step_counts_once_it_has_begun() -> None:
-    said, clock = Saying(), Clock()
-    plan = timetable(said, clock)
+    plan, said, clock = timetable()
     plan.begin("features")
     clock.now = 20.0
     plan.begin("rung")
@@ -101,8 +90,7 @@ def test_an_optional_step_counts_once_it_has_begun() -> None:
 
 
 def test_tasks_and_sentences_are_handed_on() -> None:
-    said, clock = Saying(), Clock()
-    plan = timetable(said, clock)
+    plan, said, _ = timetable()
     plan.say("a sentence")
     with plan.task("before any step", 2) as advance:
         advance(1)

@@ -70,6 +70,14 @@ class Gate:
         return self.judge(features)
 
 
+async def held_prediction(service: InferenceService, gate: Gate, name: str = "held") -> asyncio.Future[Any]:
+    """A prediction that runs until the gate is opened."""
+    gate.hold()
+    held = asyncio.ensure_future(service.predict([(name, jpeg(0))]))
+    await until_true(lambda: gate.sizes)
+    return held
+
+
 def alike(one: Prediction, two: Prediction) -> bool:
     return dict(one.top) == pytest.approx(dict(two.top), abs=1e-6) and one.label == two.label
 
@@ -245,9 +253,7 @@ def test_predictions_have_priority_and_other_kinds_run_round_robin() -> None:
     gate, ran = Gate(model), []
 
     async def use(service: InferenceService) -> None:
-        gate.hold()
-        first = asyncio.ensure_future(service.predict([("first", jpeg(0))]))
-        await until_true(lambda: gate.sizes)
+        first = await held_prediction(service, gate, "first")
         others = [aside(service, partial(ran.append, f"explain {i}")) for i in range(3)]
         await until_true(lambda: len(service._task_queues[TaskKind.explain]) == 3)
         others.append(aside(service, partial(ran.append, "nearest"), TaskKind.nearest))
@@ -290,9 +296,7 @@ def test_cancelled_side_tasks_do_not_run_or_delay_predictions() -> None:
     gate, ran = Gate(model), []
 
     async def use(service: InferenceService) -> None:
-        gate.hold()
-        held = asyncio.ensure_future(service.predict([("held", jpeg(0))]))
-        await until_true(lambda: gate.sizes)
+        held = await held_prediction(service, gate)
         flood = [
             aside(service, lambda: (ran.append(1), time.sleep(0.5))) for _ in range(service.limits.max_queued_tasks)
         ]
@@ -368,9 +372,7 @@ def test_each_kind_of_task_has_a_separate_limit_with_retry_after() -> None:
     gate = Gate(model)
 
     async def use(service: InferenceService) -> None:
-        gate.hold()
-        held = asyncio.ensure_future(service.predict([("held", jpeg(0))]))
-        await until_true(lambda: gate.sizes)
+        held = await held_prediction(service, gate)
         waiting = [aside(service, int) for _ in range(2)]
         await until_true(lambda: service.num_pending == 3)
         with pytest.raises(HttpError, match="2 requests of this kind") as refused:
@@ -389,9 +391,7 @@ def test_tasks_that_wait_too_long_do_not_run() -> None:
     gate, ran = Gate(model), []
 
     async def use(service: InferenceService) -> None:
-        gate.hold()
-        held = asyncio.ensure_future(service.predict([("held", jpeg(0))]))
-        await until_true(lambda: gate.sizes)
+        held = await held_prediction(service, gate)
         late = aside(service, partial(ran.append, "late"))
         for own in (held, late):
             with pytest.raises(HttpError) as refused:

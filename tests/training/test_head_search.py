@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from recorded_progress import RecordedProgress
 from sklearn.datasets import make_classification
 
 from headstart.errors import TrainingError
-from headstart.progress import SilentProgress
 from headstart.training import head_search
 from headstart.training.fit_head import in_memory
 from headstart.training.head_search import HeadSearchSettings, train_heads
@@ -117,16 +117,8 @@ def test_heads_with_many_weights_are_tried_with_one_penalty(monkeypatch: pytest.
     assert [(one.lr, one.penalty) for one in found.candidates] == [(1e-3, 0.1), (1e-2, 0.1)]
 
 
-class Saying(SilentProgress):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-
 def test_a_head_that_does_not_converge_says_so_and_one_that_diverges_is_an_error() -> None:
-    data, said = some(60), Saying()
+    data, said = some(60), RecordedProgress()
     spec = HeadSpec.parse("8")
     calm = HeadSearchSettings(rates=(1e-3,), penalties=(0.0,), epochs=2)
     train_heads([spec], data, None, calm, classes=3, progress=said)

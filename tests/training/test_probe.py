@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from recorded_progress import RecordedProgress
 from sklearn.datasets import make_classification
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
@@ -10,7 +11,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from headstart.errors import DataError
-from headstart.progress import SilentProgress
 from headstart.training import linear_fits, probe
 from headstart.training.probe import C_GRID, C_WITHOUT_CHOICE, FOLDS, fit_probe, floored
 
@@ -218,20 +218,12 @@ def test_a_feature_that_hardly_moved_in_training_is_not_blown_up() -> None:
     assert np.allclose(floored(x.std(0).astype(np.float64)), x.std(0))
 
 
-class Saying(SilentProgress):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-
 @pytest.mark.parametrize("multi_label", [False, True])
 def test_a_fit_that_does_not_converge_says_so_once_with_the_remedy(
     multi_label: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, labels = several_labels() if multi_label else some_data(120, 3)
-    said = Saying()
+    said = RecordedProgress()
     fit_probe(x, labels, classes=3, progress=said)
     assert said.said == []
     monkeypatch.setattr(probe, "ROUNDS", 1)

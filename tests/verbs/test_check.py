@@ -10,6 +10,7 @@ import pytest
 from commands import main
 from PIL import Image, ImageDraw
 from random_images import COLOURS, random_image, write_12_bits, write_classes
+from recorded_progress import RecordedProgress
 
 import headstart as hs
 from headstart.data import open_table
@@ -53,19 +54,15 @@ def test_all_faults_are_found_most_severe_first(faulty: Path) -> None:
 @pytest.mark.exhaustive
 def test_check_and_train_share_cached_features(faulty: Path, tmp_path: Path) -> None:
     check(faulty, image_size=128)
-    said: list[str] = []
+    progress = RecordedProgress()
 
-    class Heard(hs.TerminalProgress):
-        def say(self, text: str) -> None:
-            said.append(text)
-
-    run = hs.train(faulty, out=tmp_path / "run", image_size=128, progress=Heard())
-    assert sum("are in the cache; the backbone does not run" in line for line in said) == 2
+    run = hs.train(faulty, out=tmp_path / "run", image_size=128, progress=progress)
+    assert sum("are in the cache; the backbone does not run" in line for line in progress.said) == 2
     kinds = {finding.kind for finding in run.findings}
     assert {"unreadable", "leak", "wrong-label"} <= kinds
     assert {f["kind"] for f in json.loads((run.folder / "findings.json").read_text())} == kinds
     assert hs.load_run(run.folder).findings == run.findings
-    told = [line for line in said if line.startswith(("Serious", "Warning", "And"))]
+    told = [line for line in progress.said if line.startswith(("Serious", "Warning", "And"))]
     assert 2 <= len(told) <= 3
     assert any("labels are probably wrong" in line for line in told)
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from commands import main
 from random_images import COLOURS, random_image, write_classes
+from recorded_progress import RecordedProgress
 
 import headstart as hs
 from headstart.cache.keys import content_key
@@ -70,17 +71,13 @@ def test_corrected_images_stay_in_their_split_and_others_are_for_training(run: P
 
 
 def test_a_class_without_a_training_image_is_named_and_left_out(run: Path, tmp_path: Path) -> None:
-    kept, said = Corrections(tmp_path / "kept"), []
+    kept, progress = Corrections(tmp_path / "kept"), RecordedProgress()
     kept.keep((tmp_path / "data" / "a" / "1.png").read_bytes(), "wasp")
 
-    class Told(SilentProgress):
-        def say(self, text: str) -> None:
-            said.append(text)
-
-    rows = corrected_rows(run, kept.folder, Told())
+    rows = corrected_rows(run, kept.folder, progress)
     assert "wasp" not in {label for _, label, _, _ in rows}
-    assert len(said) == 1
-    assert said[0].startswith("Warning: wasp: no training image")
+    assert len(progress.said) == 1
+    assert progress.said[0].startswith("Warning: wasp: no training image")
 
 
 def test_groups_are_kept_and_several_labels_refused(run: Path, tmp_path: Path) -> None:
