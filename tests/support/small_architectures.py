@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers import ClassifierHead
 from timm.models import _registry as registry
 from timm.models import build_model_with_cfg
 from timm.models._efficientnet_builder import decode_arch_def, round_channels
 from timm.models.efficientnet import EfficientNet
-from timm.models.vgg import VGG
+from timm.models.vgg import VGG, ConvMlp
 from torch import nn
 
 from headstart.backbone import weights
@@ -27,6 +28,7 @@ LITE += ["ds_r1_k3_s2_c192", "ir_r1_k3_s1_e6_c320"]
 """One block for each stage, with few convolutions: each costs time whenever a network is built, traced or exported."""
 
 VGG16 = [4, 4, "M", 8, 8, "M", 16, 16, 16, "M", 32, 32, 32, "M", 32, 32, 32, "M"]
+HIDDEN = 64
 
 
 def _build(kind: type[nn.Module], name: str, pretrained: bool, more: dict[str, Any], **fixed: Any) -> nn.Module:
@@ -50,9 +52,19 @@ def _inverted_residuals(name: str, pretrained: bool = False, **more: Any) -> nn.
     return _build(EfficientNet, name, pretrained, more, **fixed)
 
 
+class _SmallVGG(VGG):
+    """VGG whose layers behind the convolutions have ``HIDDEN`` units instead of 4,096."""
+
+    def __init__(self, cfg: list[Any], num_classes: int = 1000, global_pool: str = "avg", **more: Any) -> None:
+        super().__init__(cfg, num_classes, global_pool=global_pool, **more)
+        self.pre_logits = ConvMlp(self.num_features, HIDDEN, 7)
+        self.head = ClassifierHead(HIDDEN, num_classes, pool_type=global_pool)
+        self.head_hidden_size = self.head.num_features
+
+
 def _vgg(name: str, pretrained: bool = False, **more: Any) -> nn.Module:
     """``features.0`` to ``features.30``, as VGG16 has them, and a small ``pre_logits``."""
-    return _build(VGG, name, pretrained, more, model_cfg=VGG16, mlp_ratio=1 / 64)
+    return _build(_SmallVGG, name, pretrained, more, model_cfg=VGG16)
 
 
 def _same_as(other: str) -> Callable[..., nn.Module]:
