@@ -1,4 +1,4 @@
-"""Small real files on disk, and a cache of their own for the whole session."""
+"""Shared fixtures: a temporary cache per session, small data sets, and the command in a new process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from headstart.engine.measure import MEASURE_FROM  # noqa: E402
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """HEADSTART_SHARE=k/n keeps every n-th of the long tests, from the k-th on."""
+    """HEADSTART_SHARE=k/n selects every n-th long test, starting with the k-th."""
     share = os.environ.get("HEADSTART_SHARE")
     if not share:
         return
@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """What the libraries made while they were imported stays; to look through it over and over takes a tenth of all."""
+    """Excludes imported objects from garbage collection, which otherwise takes a tenth of the total time."""
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)
 
@@ -47,9 +47,9 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def low_precision() -> Iterator[None]:
-    """Runs in this process compute in float32, as on processors without bfloat16; tests of low precision turn it on.
+    """Disables bfloat16 in this process, as on processors without it; tests of low precision enable it.
 
-    Each new data set calibrates low precision anew: a second for each of some hundred runs.
+    Otherwise each data set calibrates low precision, which takes a second for each of some hundred runs.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("headstart.engine.candidates.has_fast_bfloat16", lambda _device: False)
@@ -89,7 +89,7 @@ def three_colours(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def headstart() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs the command as its user would: in a process of its own."""
+    """Runs the command in a new process."""
 
     def run(*arguments: object, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -37,7 +37,7 @@ THREADS = 8
 
 
 def at_once(work: Callable[[int], Any], count: int = THREADS) -> list[Any]:
-    """What each of some threads gave that began together, or the error that it raised."""
+    """Results, or errors, of threads that start simultaneously."""
     barrier, out = threading.Barrier(count), [None] * count
 
     def one(i: int) -> None:
@@ -95,7 +95,7 @@ def test_models_are_loaded_and_built_in_many_threads(tmp_path: Path) -> None:
 
 
 def test_other_networks_run_while_one_is_traced() -> None:
-    """torch.fx replaces ``nn.Module.__call__`` and ``__getattr__`` in all threads."""
+    """torch.fx patches ``nn.Module.__call__`` and ``__getattr__`` for all threads."""
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
     x = torch.zeros(1, 3, 8, 8)
     expected = network(x)
@@ -119,7 +119,7 @@ def predicted_in_child(model: Model, images: list[Any], out: Any) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 @pytest.mark.parametrize("engine", ["torch", "onnxruntime"])
 def test_a_forked_child_gives_the_same_predictions(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """OpenMP's threads, those of ONNX Runtime and those of a pool do not survive a fork."""
+    """Threads of OpenMP, ONNX Runtime and thread pools do not survive a fork."""
     if engine == "onnxruntime":
         monkeypatch.setattr("headstart.engine.select.choose_engine", lambda net, **_: OnnxEngine(net))
     model, count = small_model("test_resnet", image_size=64), 3
@@ -196,7 +196,7 @@ def application(environ, start_response):
 
 @pytest.mark.exhaustive
 def test_gunicorn_workers_answer_from_a_model_that_was_used_before_the_fork(tmp_path: Path) -> None:
-    """``gunicorn --preload``, two workers; they answer and end."""
+    """``gunicorn --preload`` with two workers."""
     pytest.importorskip("gunicorn")
     file = small_model("test_resnet", image_size=160).save(tmp_path / "m.safetensors")
     (tmp_path / "app.py").write_text(APP.format(tests=str(Path(__file__).parent / "support"), file=str(file)))
@@ -226,7 +226,7 @@ def _get(port: int) -> str:
 
 
 def test_onnx_runtime_is_imported_without_its_telemetry() -> None:
-    """Its thread makes forked children hang when they end; and Headstart sends nothing."""
+    """The telemetry thread makes forked children hang at exit, and Headstart sends no telemetry."""
     for file in Path(concurrency.__file__).parent.rglob("*.py"):
         text = file.read_text()
         found = re.search(r"^(import|from) onnxruntime", text, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""What the documents show works: every command and every Python block is run, and what they name exists."""
+"""Documents: every command, Python block and docstring example runs, and every named option and link exists."""
 
 from __future__ import annotations
 

@@ -327,11 +327,11 @@ def as_images(X: Any, folder: Path) -> list[str]:
 
 
 def on_matrices(kind: type, method: str) -> type:
-    """A subclass that takes matrices as scikit-learn's own estimators do, and makes images of their rows.
+    """A subclass that accepts matrices, as scikit-learn's checks require, and writes each row as an image.
 
     Args:
-        kind: of the estimator.
-        method: that takes a matrix, beside ``fit``.
+        kind: class of the estimator.
+        method: name of the other method with a matrix argument, in addition to ``fit``.
     """
     from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -361,7 +361,7 @@ def on_matrices(kind: type, method: str) -> type:
         return own
 
     own = {"__init__": init, "fit": fit, method: given, "__sklearn_tags__": tags, "__module__": __name__}
-    if kind is hs.ImageClassifier:  # by its signature scikit-learn sees that weights are taken
+    if kind is hs.ImageClassifier:  # scikit-learn detects support for sample weights by the signature
 
         def weighted(self: Any, X: Any, y: Any, sample_weight: Any = None) -> Any:
             return fit(self, X, y, sample_weight=sample_weight)
@@ -375,7 +375,7 @@ FeatureExtractorOnMatrices = on_matrices(hs.FeatureExtractor, "transform")
 
 
 def checked(kind: type, arguments: dict[str, Any], folder: Path, keep: Callable[[str], bool]) -> set[str]:
-    """Runs scikit-learn's checks of an estimator; names of those that ran."""
+    """Runs scikit-learn's checks of an estimator; returns the names of the checks."""
     from sklearn.utils.estimator_checks import estimator_checks_generator
 
     ran = set()

@@ -37,7 +37,7 @@ NOBODY = "~nosuchuser/x"
 
 
 def _calls(path: Any) -> dict[str, Any]:
-    """Every public way to hand over a path."""
+    """Every public function with a path argument."""
     return {
         "open_data": lambda: hs.open_data(path),
         "open_folder": lambda: open_folder(path),
@@ -106,7 +106,7 @@ def test_a_file_whose_name_begins_with_a_tilde_is_found(tmp_path: Path, monkeypa
 
 
 def test_the_error_for_a_missing_home_folder_has_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a container that runs under a user id without an entry in /etc/passwd."""
+    """A container under a user id without an entry in /etc/passwd."""
     for name in ("HEADSTART_CACHE", "HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
 

@@ -1,4 +1,4 @@
-"""A model is shared on a hub and read from there; the hub is a stand-in on this machine."""
+"""Push to and load from a fake Hugging Face hub on localhost."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_pushed_model_is_loaded_unchanged(run: hs.Run, hub: Hub, capsys: pytes
     assert out.startswith(f"{image}\t")
     hub.asked.clear()
     hs.load("hf://me/colours@main")
-    assert not [path for method, path in hub.asked if method == "GET"]  # it lies in the cache
+    assert not [path for method, path in hub.asked if method == "GET"]  # from the local cache
 
 
 def test_the_report_is_uploaded_only_on_request(run: hs.Run, hub: Hub) -> None:
@@ -56,7 +56,7 @@ def test_the_report_is_uploaded_only_on_request(run: hs.Run, hub: Hub) -> None:
     assert url == f"{hub.address}/me/with"
     assert "report.html" in hub.repositories["me/with"]
     assert hub.private == {"me/with"}
-    hs.push(run.folder, "me/with")  # again, over what is there
+    hs.push(run.folder, "me/with")  # again, over the existing files
 
 
 def test_the_model_card_contains_metrics_and_usage(run: hs.Run, hub: Hub) -> None:
@@ -73,7 +73,7 @@ def test_the_model_card_contains_metrics_and_usage(run: hs.Run, hub: Hub) -> Non
         assert f"| {c.label} | {100 * c.precision:.1f} % | {100 * c.recall:.1f} % |" in text
     assert 'hs.load("model.safetensors")' in text
     assert "None" not in text
-    assert str(run.folder.parent) not in text  # nothing of this machine
+    assert str(run.folder.parent) not in text  # no path of this machine
     hs.push(run.folder, "me/card")
     assert b'hs.load("hf://me/card")' in hub.repositories["me/card"]["README.md"]
 

@@ -1,4 +1,4 @@
-"""A small data set and a run on it, trained once by the command in a process of its own."""
+"""A small data set, and a run trained on it once by the command in a separate process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(data: Path, headstart) -> tuple[Path, str, str]:
-    """Run folder, stdout and stderr. Every address is refused: the offline default never asks for one."""
+    """Run folder, stdout and stderr. Network access is blocked: the default backbone works offline."""
     guard = data.parent / "guard"
     guard.mkdir()
     (guard / "sitecustomize.py").write_text(

@@ -1,4 +1,4 @@
-"""The command, from outside: a process of its own, its output, its exit status."""
+"""The command in a separate process: output and exit status."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_ctrl_c_stops_with_one_line_and_leaves_no_empty_run(data: Path, tmp_path
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"HEADSTART_CACHE": str(tmp_path)},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore SIGINT
     )
     while not (tmp_path / "run").exists():
         time.sleep(0.01)
@@ -98,7 +98,7 @@ def test_ctrl_c_stops_with_one_line_and_leaves_no_empty_run(data: Path, tmp_path
     assert process.returncode == 130
     assert err.splitlines()[-1].startswith("Stopped.")
     assert "Traceback" not in err
-    if (tmp_path / "run").exists():  # on a busy machine there may be something to go on with by then
+    if (tmp_path / "run").exists():  # on a busy machine a checkpoint may exist by then
         assert (tmp_path / "run" / "log.jsonl").exists()
         assert "To go on with this run" in err
 

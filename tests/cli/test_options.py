@@ -1,4 +1,4 @@
-"""Command-line options: each has help and a default, in plain words, and is named by its flag in errors."""
+"""Command-line options: each has help text with its default, and errors name its flag."""
 
 from __future__ import annotations
 

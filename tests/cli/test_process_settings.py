@@ -1,4 +1,4 @@
-"""Settings of the command's own process."""
+"""Settings of the command's process."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ def test_results_are_printed_after_training_and_progress_goes_to_stderr(trained:
     run, out, err = trained
     lines = out.splitlines()
     score = r"accuracy [\d.]+ % \(\d+/\d+\), 95 % CI [\d.]+-[\d.]+, macro F1 [\d.]+$"
-    assert re.match(rf"cross-validation {score}", lines[0])  # before val, which is small
+    assert re.match(rf"cross-validation {score}", lines[0])  # first, because val is small
     assert re.match(rf"val {score}", lines[1])
     assert lines[-2:] == [f"Report: {run / 'report.html'}", f"Model:  {run / 'model.safetensors'}"]
     assert "2 classes; images: train" in err
@@ -29,7 +29,7 @@ def test_results_are_printed_after_training_and_progress_goes_to_stderr(trained:
 
 
 def test_no_network_is_needed_or_asked_for(run: Path, data: Path) -> None:
-    """The run was made where every address is refused."""
+    """The run was trained with network access blocked."""
     assert (data.parent / "guard" / "stood").exists()
     assert (run / "model.safetensors").exists()
 
@@ -82,7 +82,7 @@ headstart train data --effort standard --backbone resnet18 --weights w.pth --ima
 
 
 def test_every_option_reaches_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it was given, and paths made absolute; auto means None."""
+    """Values as given, with absolute paths; auto means None."""
     seen = []
 
     def train(source: Path, *, recipe: Recipe, **_: object) -> NoReturn:

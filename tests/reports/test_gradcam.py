@@ -49,11 +49,11 @@ def test_maps_are_coarse_and_from_0_to_1_whatever_the_layout(architecture: str, 
         assert 2 <= min(own.shape) < side
         assert own.min() >= 0
         assert own.max() <= 1
-    assert any(own.max() == 1 for own in maps)  # where nothing speaks for a class there is no heat
+    assert any(own.max() == 1 for own in maps)  # the map is 0 if no region supports the class
 
 
 def test_the_heat_is_grad_cam() -> None:
-    """By hand: the activation's channels, weighed by the mean gradient of the logit."""
+    """Reference: channels of the activation, weighted by the mean gradient of the logit."""
     model = model_of("resnet18")
     shown = pixels(2)
     maps = heat_maps(model, shown, [2, 0])

@@ -1,4 +1,4 @@
-"""The report of a run: every figure follows from its predictions, and the page works by itself."""
+"""Report of a run: every number follows from the predictions, and the page is self-contained."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FIGURE = re.compile(r'<(\w+)[^>]* data-figure="([^"]*)"[^>]*>(.*?)</\1>', re.DOT
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> hs.Run:
-    """Three colours, some under a wrong name, so that there are mistakes; val and test; two rungs."""
+    """Three classes with some label errors, so that there are mistakes; val and test; two rungs."""
     folder = tmp_path_factory.mktemp("report")
     data = mislabel(write_classes(folder / "d", dict.fromkeys(COLOURS, 44)), "blue", "red", 30)
     return hs.train(
@@ -105,7 +105,7 @@ def test_every_figure_is_recomputed_from_the_predictions(run: hs.Run, rows: list
 
 
 def test_the_report_states_cross_validation_and_val_has_curves(run: hs.Run) -> None:
-    """Val has fewer than 100 images: it does not choose, and training images calibrate as well."""
+    """Val has fewer than 100 images, so selection and calibration also use training images."""
     report = " ".join(run.report_path.read_text().split())
     assert run.results["val"].count < 100
     assert "Val chose" not in report
@@ -117,7 +117,7 @@ def test_the_report_states_cross_validation_and_val_has_curves(run: hs.Run) -> N
 
 
 def error(chances: np.ndarray, right: list[int]) -> float:
-    """Expected calibration error, in 15 bins."""
+    """Expected calibration error with 15 bins."""
     sure, hit = chances.max(1), chances.argmax(1) == np.array(right)
     bins = np.clip(np.ceil(15 * sure).astype(int), 1, 15)
     return sum(abs(sure[bins == b].sum() - hit[bins == b].sum()) for b in range(1, 16)) / len(sure)
@@ -145,7 +145,9 @@ def test_the_page_works_by_itself(run: hs.Run) -> None:
         page.keyboard.press("Enter")
         assert page.locator("#cell-val li").count() == 0
         page.locator("#map-drawing").focus()
-        page.keyboard.press("ArrowRight")  # the first key chooses an image, the next one that lies its way, if any does
+        page.keyboard.press(
+            "ArrowRight"
+        )  # the first key selects an image, the next one a neighbour in that direction, if there is one
         marks = page.locator("circle.mark").evaluate_all(f"all => all.map({PLACE})")
         moved = 0
         for key, (right, down) in {"Left": (-1, 0), "Right": (1, 0), "Up": (0, -1), "Down": (0, 1)}.items():
@@ -212,7 +214,7 @@ def test_a_report_written_again_is_identical(run: hs.Run, tmp_path: Path, capsys
     code, out, _ = main("report", run.folder, "--out", tmp_path / "again.html", capsys=capsys)
     assert (code, out) == (0, f"Report: {tmp_path / 'again.html'}\n")
 
-    def told(file: Path) -> str:  # the seconds of writing it are not known while it is written
+    def told(file: Path) -> str:  # the time of the report step is unknown while the report is written
         return re.sub(r"<tr><th scope=\"row\">write the report.*?</tr>", "", file.read_text()).strip()
 
     assert told(tmp_path / "again.html").split() == told(run.report_path).split()
@@ -245,7 +247,7 @@ def test_a_run_without_a_map_has_a_report_without(run: hs.Run, tmp_path: Path) -
     folder = shutil.copytree(run.folder, tmp_path / "run")
     (folder / "map.csv").unlink()
     document = json.loads((folder / "run.json").read_text())
-    for name in ("base", "split", "sizes"):  # as older runs have it
+    for name in ("base", "split", "sizes"):  # as in older runs
         del document["data"][name]
     (folder / "run.json").write_text(json.dumps(document))
     text = hs.report(folder).read_text()

@@ -1,4 +1,4 @@
-"""Charts: what is drawn lies where its values say, and text from outside stays text."""
+"""SVG charts: positions match the values, and text is escaped."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def points(chart: ElementTree.Element) -> list[list[tuple[float, float]]]:
 def test_a_line_goes_through_its_points_between_round_ticks() -> None:
     ((first, middle, last),) = points(chart := chart_of(Series("a", [(0, 10), (5, 15), (10, 20)], "#000000")))
     assert first[0] < middle[0] < last[0]
-    assert first[1] > middle[1] > last[1]  # up is less in an SVG
+    assert first[1] > middle[1] > last[1]  # the y axis of SVG points down
     assert middle == pytest.approx(((first[0] + last[0]) / 2, (first[1] + last[1]) / 2), abs=0.1)
     assert {"0", "10", "12", "20", "a", "x", "y"} <= set(texts(chart))
 

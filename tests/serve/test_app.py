@@ -45,7 +45,7 @@ def server() -> Iterator[Served]:
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A PNG of a few kB whose header says that it is large."""
+    """A small PNG file with a large size in its header."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
@@ -56,7 +56,7 @@ def bomb(width: int, height: int) -> bytes:
 
 
 def is_problem(reply: httpx.Response, status: int) -> bool:
-    """The one shape of every refusal."""
+    """Checks the format of an error response."""
     document = reply.json()
     own = document["error"]
     return (
@@ -356,7 +356,7 @@ def test_the_openapi_description_lists_every_error_response(server: Served) -> N
 
 
 def conform(server: Served, examples: int) -> None:
-    """Every response to what the description allows, and to what it does not, is one that it names."""
+    """Responses to valid and invalid requests are documented in the OpenAPI description."""
     import schemathesis
     from hypothesis import HealthCheck, Phase, given, settings
     from schemathesis.specs.openapi.checks import negative_data_rejection
@@ -442,7 +442,7 @@ def test_a_server_that_stops_closes_connections_with_its_answers() -> None:
 
 
 def test_mounted_in_another_application_it_starts_with_its_first_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its lifespan does not run there."""
+    """A mounted application has no lifespan."""
     monkeypatch.setattr(services, "EXPECTED_IMAGES", 1)
     service = InferenceService(tiny_model())
     parent = FastAPI()

@@ -27,12 +27,12 @@ from headstart.serve.limits import ServerLimits
 
 @pytest.fixture(autouse=True)
 def _plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is measured or exported."""
+    """No engine is measured or exported."""
     monkeypatch.setattr(services, "EXPECTED_IMAGES", 1)
 
 
 def at_work(model: Model, use: Callable[[InferenceService], Coroutine[Any, Any, Any]], **limits: Any) -> Any:
-    """A service from its start to its end, in a loop of its own."""
+    """Runs a service from start to close in a new event loop."""
 
     async def whole() -> Any:
         service = InferenceService(model, limits=ServerLimits(**limits))
@@ -48,7 +48,7 @@ def at_work(model: Model, use: Callable[[InferenceService], Coroutine[Any, Any, 
 
 
 class Gate:
-    """An engine that stands still until it is let go, and remembers how many images each batch had."""
+    """An engine that blocks until released, and records the batch sizes."""
 
     def __init__(self, model: Model) -> None:
         self.open = threading.Event()
@@ -116,7 +116,7 @@ def test_images_that_arrive_during_a_batch_form_the_next_batch() -> None:
 
 
 def slow_to_decode(model: Model) -> threading.Event:
-    """Images whose bytes end in "slow" are not decoded before it is set."""
+    """Event until which images whose bytes end in "slow" are not decoded."""
     decode, slow = model.preprocess, threading.Event()
 
     def pixels(data: Any, **options: Any) -> Any:
@@ -224,7 +224,7 @@ def test_an_engine_error_fails_only_the_requests_of_its_batch() -> None:
 
 
 def nothing(max_decoded_pixels: int | None) -> None:
-    """An image that needs no decoding."""
+    """An image that is already decoded."""
 
 
 def aside(service: InferenceService, work: Callable[[], Any], kind: TaskKind = TaskKind.explain) -> asyncio.Future[Any]:
@@ -291,7 +291,7 @@ def test_constant_predictions_do_not_starve_side_tasks(monkeypatch: pytest.Monke
 
 
 def test_cancelled_side_tasks_do_not_run_or_delay_predictions() -> None:
-    """A flood of heat maps whose clients have left: none of them runs, and the next prediction is answered at once."""
+    """Many heat maps of disconnected clients do not run, and the next prediction is not delayed."""
     model = tiny_model()
     gate, ran = Gate(model), []
 
@@ -451,7 +451,7 @@ def test_the_first_request_starts_the_service_and_a_closed_service_refuses() -> 
 
 
 def test_a_closed_event_loop_does_not_end_the_service() -> None:
-    """Each call has a loop of its own, as some test clients have; one closes while its request is worked on."""
+    """Each call has a separate event loop, as with some test clients; one closes during its request."""
     model = tiny_model()
     gate = Gate(model)
     service = InferenceService(model)
@@ -486,7 +486,7 @@ def test_an_engine_that_cannot_start_is_reported() -> None:
 
 
 def raw(width: int, height: int) -> bytes:
-    """An image with transparency that is quickly written and takes 16 bytes a pixel while it is decoded."""
+    """A transparent image that is fast to encode and takes 16 bytes per pixel to decode."""
     data = io.BytesIO()
     Image.new("RGBA", (width, height), "red").save(data, "TIFF")
     return data.getvalue()

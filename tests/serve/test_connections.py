@@ -34,7 +34,7 @@ def server() -> Iterator[Served]:
 
 
 def answer(plug: socket.socket) -> bytes:
-    """All that comes until the server closes."""
+    """Everything received until the server closes the connection."""
     plug.settimeout(20)
     got = b""
     try:
@@ -46,7 +46,7 @@ def answer(plug: socket.socket) -> bytes:
 
 
 def drip(plug: socket.socket, drop: bytes, *, seconds: float) -> None:
-    """Sends again and again, until the server has had enough."""
+    """Sends repeatedly until the server closes the connection."""
     plug.settimeout(0.05)
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -79,7 +79,7 @@ def test_a_kept_alive_connection_may_idle_but_not_send_partial_headers(server: S
     ask = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with socket.create_connection(("127.0.0.1", server.port)) as plug:
         plug.settimeout(20)
-        for rest in (0, 0.8):  # longer than a head may take
+        for rest in (0, 0.8):  # longer than header_timeout
             time.sleep(rest)
             plug.sendall(ask)
             got = b""
@@ -115,7 +115,7 @@ def test_invalid_http_gets_an_error_response_of_the_same_format(server: Served, 
     with socket.create_connection(("127.0.0.1", server.port)) as plug:
         plug.sendall(sent + b"\r\n\r\n")
         head, _, body = answer(plug).partition(b"\r\n\r\n")
-    if head:  # a head without end may be cut off with a reset
+    if head:  # endless headers may end with a reset
         assert head.startswith(b"HTTP/1.1 400")
         assert json.loads(body)["error"]["status"] == 400
 
@@ -145,7 +145,7 @@ def test_a_client_that_sends_everything_first_receives_the_error_response(server
         until(lambda: server.service.state.open_connections == others)
         with socket.create_connection(("127.0.0.1", server.port)) as plug:
             for start in range(0, len(REFUSED[status]), 100_000):
-                plug.sendall(REFUSED[status][start : start + 100_000])  # fails where the server has closed by then
+                plug.sendall(REFUSED[status][start : start + 100_000])  # fails if the server has already closed
                 time.sleep(0.002)
             assert plug.recv(12) == f"HTTP/1.1 {status}".encode()
     until(lambda: not server.service.state.open_connections and not server.service.state.lingering_connections)
@@ -185,14 +185,14 @@ def test_a_client_that_does_not_read_is_disconnected(server: Served) -> None:
     plug.connect(("127.0.0.1", server.port))
     with plug:
         plug.settimeout(3)
-        with suppress(ConnectionError, TimeoutError):  # the buffers on the way are full, or it is let go before
+        with suppress(ConnectionError, TimeoutError):  # the socket buffers are full, or the connection is closed before
             plug.sendall(ask * 20_000)
         until(lambda: any(own["path"] == "/openapi.json" for own in server.log))
         until(lambda: not server.service.state.open_connections)
 
 
 class RecordingHttp(asyncio.Protocol):
-    """Stands for the HTTP protocol: notes how many bytes it got, and when."""
+    """A fake HTTP protocol that records the size and time of received bytes."""
 
     def __init__(self, order: list[tuple[str, int]], name: str) -> None:
         self.order, self.name = order, name
@@ -235,7 +235,7 @@ def test_bytes_are_parsed_in_slices_and_a_new_connection_does_not_wait_for_a_lar
         (large, large_transport), (small, small_transport) = made
         large.data_received(bytes(5 * SLICE_BYTES + 1))
         assert order == [("large", SLICE_BYTES)]
-        assert not large_transport.reads  # until its bytes are parsed
+        assert not large_transport.reads  # until the bytes of the connection are parsed
         small.data_received(b"GET")
         for _ in range(10):
             await asyncio.sleep(0)
@@ -259,7 +259,7 @@ def chunks_of_one_byte(port: int, stop: threading.Event) -> None:
 
 @pytest.mark.exhaustive
 def test_bodies_in_tiny_chunks_do_not_delay_others_for_long() -> None:
-    """Before bytes were parsed in slices, two such clients kept a health check waiting for more than 10 seconds."""
+    """Regression: without slices, two such clients delayed a health check by more than 10 seconds."""
     with served(tiny_model(), limits=ServerLimits(body_timeout=60)) as server:
         stop = threading.Event()
         attackers = [threading.Thread(target=chunks_of_one_byte, args=(server.port, stop)) for _ in range(2)]

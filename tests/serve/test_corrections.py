@@ -1,4 +1,4 @@
-"""Corrections: a folder that training takes, each image once, nothing outside of it."""
+"""Corrections: a folder that training accepts, with each image once, and no file outside it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Damaged requests get a refusal in the one shape, never a fault."""
+"""Damaged requests get error responses in the documented format, never an internal error."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_damaged_requests_get_error_responses(app: Any) -> None:
-    """Three hundred, drawn by a seed; ``benchmarks/damaged_requests.py`` sends 2,000."""
+    """300 seeded requests; ``benchmarks/damaged_requests.py`` sends 2,000."""
     chance, seen, wrong = random.Random(0), Counter[int](), []
 
     def look(request: Request, status: int, headers: dict[str, str], body: bytes) -> None:

@@ -13,7 +13,7 @@ from headstart.serve.decode_budget import DecodeBudget
 
 
 class TaskKind:
-    """Pieces of work that stand still until they are let go, in the order in which they began."""
+    """Jobs that block until released, in the order in which they started."""
 
     def __init__(self, room: DecodeBudget) -> None:
         self.room = room

@@ -1,4 +1,4 @@
-"""The middleware that every request passes: admission, bodies, metrics, log; spoken to in ASGI's own messages."""
+"""The request middleware in ASGI messages: access, bodies, metrics and log."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LIMITS = ServerLimits(max_body_bytes=10, max_buffered_bytes=15, body_timeout=0.2
 
 @dataclass
 class Conversation:
-    """A guard around an application, and what was said."""
+    """The middleware around an application, with the sent messages and log entries."""
 
     limits: ServerLimits = LIMITS
     admission: AccessPolicy = field(default_factory=lambda: AccessPolicy(local=False))
@@ -55,7 +55,7 @@ class Conversation:
         pieces: Sequence[bytes | Exception | None] = (b"",),
         **headers: str,
     ) -> int:
-        """The status that is logged; a piece of None is a client that leaves, a dict a message as it stands."""
+        """The logged status; a piece None is a disconnect, a dict is sent as an ASGI message."""
         scope = {
             "type": "http",
             "method": method,
@@ -166,7 +166,7 @@ def test_a_body_may_have_exactly_the_maximum_size() -> None:
     assert own.ask(pieces=[b"1", b"2"], content_length="10") == 200
     assert "connection" not in {name.decode() for name in own.headers}
     assert own.ask(pieces=[b"1"], content_length="11") == 413
-    assert own.received == 1  # what was sent is read, and thrown away
+    assert own.received == 1  # the rest of the body is discarded
     for odd in ("ten", "-1", "", "²"):
         assert own.ask(pieces=[b"1"], content_length=odd) == 200
     assert own.ask(pieces=[b"1"], content_length="9" * 5000) == 413
@@ -225,24 +225,24 @@ def test_the_rest_of_a_refused_request_is_discarded_up_to_a_limit(monkeypatch: p
     assert guards.MAX_DISCARDED_BODIES == 4
     many = [b"x" * 10] * 9
     own.ask(pieces=[b"x" * 11, *many])
-    assert own.received == 1 + 5  # until more than four bodies were thrown away
+    assert own.received == 1 + 5  # until more than four times the maximum body size was discarded
     own.held.clear()
     own.ask(pieces=[b"x" * 11, b"1", b"2"])
     assert own.received == 3
     assert own.log[-1]["ms"] < 1000
-    assert own.held == [0, 0, 0]  # what is thrown away is not held
+    assert own.held == [0, 0, 0]  # discarded bytes are not stored
     own.ask(pieces=[b"x" * 11, b"1", None, b"2"])
     assert own.received == 3
     monkeypatch.setattr(guards, "LINGER_SECONDS", 0.05)
     own.open = True  # type: ignore[attr-defined]
     own.ask(pieces=[b"x" * 11])
-    assert own.log[-1]["ms"] < 1000  # nothing comes, and it is not waited for
-    assert own.sent[1]["more_body"] is True  # the reason was sent before that
+    assert own.log[-1]["ms"] < 1000  # nothing arrives, and the middleware does not wait
+    assert own.sent[1]["more_body"] is True  # the error response was sent before
     assert own.status == 413
 
 
 def test_the_rest_of_a_refused_request_is_discarded_for_at_most_body_timeout() -> None:
-    """After a 408 the body has had its time: what still comes is read for LINGER_SECONDS."""
+    """After a 408 the rest of the body is read for LINGER_SECONDS only."""
     for status, least, most in ((413, 0.35, 1.2), (408, 0.2 + 0.05, 0.3)):
         own = Conversation(
             limits=ServerLimits(max_body_bytes=10, max_buffered_bytes=1000, body_timeout=0.4 if status == 413 else 0.2)

@@ -1,4 +1,4 @@
-"""What was measured in training is what runs in production: one image, four ways, the same probabilities."""
+"""Training and production agree: predict, export, server and page give the same probabilities."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ WITHIN = 1e-4
 
 
 def photograph(path: Path) -> bytes:
-    """Large enough to be reduced while it is decoded, and turned by its EXIF tag."""
+    """A JPEG that is decoded at reduced size and rotated by its EXIF tag."""
     noise = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
     image = Image.fromarray(noise).resize((1640, 1230), Image.Resampling.BICUBIC)
     tags = Image.Exif()
@@ -58,7 +58,7 @@ def test_predict_export_server_and_page_give_the_same_probabilities(
     model = hs.load(run.folder)
     expected = model.predict(tmp_path / "image.jpg", top=3)
     assert expected.label is not None
-    assert 0.01 < expected.probability < 0.9999  # or the ways could differ unseen
+    assert 0.01 < expected.probability < 0.9999  # otherwise differences could stay unnoticed
     chances = dict(expected.top)
 
     exported = hs.export(run.folder, out=tmp_path / "model.onnx")
@@ -90,7 +90,7 @@ def test_predict_export_server_and_page_give_the_same_probabilities(
 
 
 def test_the_value_range_is_the_same_in_training_prediction_graph_and_server(tmp_path: Path) -> None:
-    """Law 10: black and white of images of more than 8 bits are measured once, and stored with the model."""
+    """Law 10: the value range of images with more than 8 bits is measured once and stored in the model."""
     weights = tmp_path / "resnet.safetensors"
     save_file(random_backbone("test_resnet", image_size=32, seed=3).module.state_dict(), weights)
     tiny = {"backbone": "test_resnet", "weights": str(weights), "image_size": 32, "device": "cpu"}
@@ -132,7 +132,7 @@ def test_a_value_range_needs_images_of_more_than_8_bits(tmp_path: Path) -> None:
 def test_the_exported_file_and_its_snippet_use_the_value_range_of_the_model(tmp_path: Path) -> None:
     data = write_12_bits(tmp_path / "data", {"dark": 20, "light": 20})
     run = hs.train(data, out=tmp_path / "run", value_range="data", image_size=64, device="cpu")
-    exported = hs.export(run.folder, out=tmp_path / "model.onnx")  # refused where a probability differs
+    exported = hs.export(run.folder, out=tmp_path / "model.onnx")  # raises an error if a probability differs
     image = str(data / "light" / "0.png")
     script = exported.snippets["python"].replace("image.jpg", image)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

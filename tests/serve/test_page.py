@@ -1,4 +1,4 @@
-"""The page: what it asks of the server, and the page itself in a browser, by pointer, by keyboard and on a phone."""
+"""The web page: its API, and the page in a browser with mouse, keyboard and phone."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def png(seed: int, colour: str) -> bytes:
 
 @pytest.fixture(scope="module", autouse=True)
 def _plain_engine() -> Iterator[None]:
-    """To prepare others takes longer than all that is tested here."""
+    """PyTorch only: preparing other engines takes longer than the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("headstart.pipeline.plan.measure_engines", lambda *_args, **_options: EnginePlan())
         patch.setattr("headstart.serve.batching.EXPECTED_IMAGES", 1)
@@ -78,7 +78,7 @@ def site(served: tuple[str, Corrections]) -> str:
 
 @pytest.fixture
 def kept(served: tuple[str, Corrections]) -> Corrections:
-    """Empty at the start of each test."""
+    """Corrections, empty at the start of each test."""
     for own in served[1].all():
         served[1].remove(own.key)
     return served[1]
@@ -225,7 +225,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def words(chance: float) -> str:
-    """As the page writes it."""
+    """A percentage in the format of the page."""
     return "> 99.9\u00a0%" if chance > 0.999 else f"{100 * chance:.1f}\u00a0%"
 
 
@@ -266,7 +266,7 @@ def test_images_are_dropped_answered_corrected_and_still_there_after_a_reload(
         page.unroute("**/v1/explain")
         until(page, "document.querySelector('.shown .caption')?.textContent.includes('blue')")
         assert page.locator(".working").count() == 0
-        wrong[:] = [text for text in wrong if "503" not in text]  # the browser's own words
+        wrong[:] = [text for text in wrong if "503" not in text]  # logged by the browser itself
         assert first.locator(".shown img").evaluate("(own) => own.decode().then(() => own.naturalWidth)") == 64
         first.get_by_role("button", name="Similar").click()
         until(page, "document.querySelectorAll('.near img').length === 3")
@@ -280,7 +280,7 @@ def test_images_are_dropped_answered_corrected_and_still_there_after_a_reload(
         first.get_by_role("button", name="Save").click()
         page.wait_for_selector(".corrected")
         assert [(own.label, own.file.read_bytes()) for own in kept.all()] == [("sky", files[0].read_bytes())]
-        wrong[:] = [text for text in wrong if "422" not in text]  # what was refused on purpose
+        wrong[:] = [text for text in wrong if "422" not in text]  # requests that are refused on purpose
 
         page.reload()
         page.wait_for_selector("#kept img")
@@ -294,7 +294,7 @@ def test_the_page_works_with_the_keyboard_only(
     browser: Browser, site: str, files: list[Path], kept: Corrections
 ) -> None:
     with browsing(browser, site) as (page, wrong):
-        page.on("filechooser", lambda _: None)  # from here on the browser asks the test instead of a person
+        page.on("filechooser", lambda _: None)  # from here on the test provides the files
         until(page, "document.querySelector('#model-classes li')")
 
         def focused() -> str:
@@ -348,7 +348,7 @@ def test_on_a_phone_the_page_does_not_scroll_sideways(browser: Browser, site: st
             .filter((e) => !(e.textContent.trim() || e.labels?.length || e.getAttribute("aria-label") || e.alt))
             .map((e) => e.outerHTML)"""
         )
-        assert named == ['<img src="page/icon.svg" alt="" width="28" height="28">']  # beside its name
+        assert named == ['<img src="page/icon.svg" alt="" width="28" height="28">']  # next to its name
         assert not wrong
 
 
@@ -382,7 +382,7 @@ def test_images_are_pasted_and_photographed_and_a_busy_or_absent_server_is_waite
         page.get_by_role("button", name="Try now").click()
         until(page, "document.querySelector('.card .bars .name')?.textContent === 'red'")
         assert page.locator("#notice").is_hidden()
-        assert len(wrong) == 2  # the browser's own words on 503 and on no answer
+        assert len(wrong) == 2  # logged by the browser on 503 and on a missing response
         page.get_by_role("button", name="Take a photo").click()
         page.get_by_role("button", name="Take photo").click()
         until(page, "document.querySelectorAll('.card .bars').length === 2")

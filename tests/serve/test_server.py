@@ -61,7 +61,7 @@ cli.run()
 
 @contextmanager
 def started(*arguments: object, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
-    """The command in a process of its own, once it is ready; each batch takes it 1.5 s."""
+    """The ready server in a separate process; each batch takes 1.5 s."""
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW, "serve", *map(str, arguments), "--port", "0"],
         stderr=subprocess.PIPE,
@@ -123,7 +123,7 @@ def test_a_stop_signal_finishes_active_requests_and_exits_with_status_0(
 def test_in_a_thread_it_handles_no_signals_and_answers_pending_requests(
     model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """None is reset: neither what the engine works on, nor what no line of the server has looked at yet."""
+    """No connection is reset, neither active ones nor those that the server has not read yet."""
     monkeypatch.setattr(services, "EXPECTED_IMAGES", 1)
     judge = services.Model.predict_features
     seen: list[str] = []
@@ -257,7 +257,7 @@ def test_a_stop_signal_under_load_resets_no_connection(model_file: Path) -> None
             try:
                 while True:
                     seen.append(client.post("/v1/predict", files=form(("a.jpg", jpeg()))).status_code)
-            except httpx.ConnectError:  # it does not listen any more
+            except httpx.ConnectError:  # the server no longer listens
                 pass
             except httpx.TransportError as error:
                 seen.append(repr(error))

@@ -1,4 +1,4 @@
-"""The names of uvicorn that its documentation does not mention, and the version that they were checked with."""
+"""Undocumented names of uvicorn, and the capped version."""
 
 from __future__ import annotations
 

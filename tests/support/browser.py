@@ -1,4 +1,4 @@
-"""A headless browser, where the machine has one."""
+"""Headless Chromium, if it is installed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ARGUMENTS += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-str
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """A browser, for several pages; whoever asks is skipped where there is none."""
+    """A browser for several pages; skips the test if none is installed."""
     path = next((found for name in NAMES if (found := shutil.which(name))), None)
     if path is None:
         pytest.skip("no chromium on this machine")
@@ -35,14 +35,14 @@ def chromium() -> Iterator[Browser]:
 
 @contextmanager
 def opened(file: Path, *, width: int = 1200, dark: bool = False) -> Iterator[tuple[Page, list[str]]]:
-    """The page, and what should not have been: console errors, exceptions, requests beyond the file."""
+    """Opens a file; yields the page and a list of console errors, exceptions and requests to other addresses."""
     with chromium() as browser, _page(browser, file.as_uri(), ("data:", "file:"), width, dark) as both:
         yield both
 
 
 @contextmanager
 def browsing(browser: Browser, site: str, path: str = "/", *, width: int = 1200) -> Iterator[tuple[Page, list[str]]]:
-    """Likewise of a server, beyond which there should be no request."""
+    """``opened`` for a page of a server; requests to other hosts are errors."""
     with _page(browser, site + path, ("data:", "blob:", site + "/"), width) as both:
         yield both
 
@@ -65,7 +65,7 @@ def _page(
 
 
 def until(page: Page, script: str, *, seconds: float = 30) -> None:
-    """Waits for an expression to be true; asked from outside, since a page with a strict policy evaluates no text."""
+    """Polls an expression until it is true; a content security policy forbids Playwright's wait_for_function."""
     end = time.monotonic() + seconds
     while not page.evaluate(script):
         assert time.monotonic() < end, f"never: {script}"

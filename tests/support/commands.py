@@ -1,4 +1,4 @@
-"""The command without the interpreter's start, and its subcommands."""
+"""The command in this process, and its subcommands."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from headstart.cli import main as cli
 
 
 def main(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    """The command in this process: everything but the interpreter's start."""
+    """Runs the command in this process; returns exit status, stdout and stderr."""
     before = sys.argv
     sys.argv = ["headstart", *map(str, arguments)]
     try:
@@ -27,12 +27,12 @@ def main(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, s
 
 
 def child_of(test_file: str, script: str, *arguments: object) -> list[str]:
-    """The command line of a Python process that has every name of a test file, and runs a script.
+    """The command line of a Python process that imports every name of a test file and runs a script.
 
     Args:
         test_file: ``__file__`` of the test.
-        script: what the process runs; ``sys.argv[1:]`` are the arguments.
-        *arguments: of the script.
+        script: source code to run; ``sys.argv[1:]`` are the arguments.
+        *arguments: arguments of the script.
     """
     folders = [str(Path(test_file).parent), str(Path(__file__).parent)]
     start = f"import sys; sys.path[:0] = {folders!r}; from {Path(test_file).stem} import *\n"

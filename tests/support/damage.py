@@ -1,4 +1,4 @@
-"""What a power cut, a failing disk or a stranger does to the files of a cache."""
+"""Kinds of damage to cache files: power loss, disk errors, and foreign content."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def cut_short(file: Path, rng: np.random.Generator) -> None:
 
 
 def zero_from(file: Path, rng: np.random.Generator) -> None:
-    """As after a power cut: the size is there, the last pages are not."""
+    """Zeroes the end of a file, as after power loss: the size was written, the last pages were not."""
     _change(file, rng, lambda data, at: data.__setitem__(slice(at, None), bytes(len(data) - at)))
 
 
@@ -29,7 +29,7 @@ def zero_all(file: Path, rng: np.random.Generator) -> None:
 
 
 def rotate(file: Path, rng: np.random.Generator) -> None:
-    """By a row, whatever that is: rows of another image stand under each key."""
+    """Rotates a file by one row, so that keys refer to rows of other images."""
     data = file.read_bytes()
     step = {"keys.bin": 24, "rows.bin": max(1, len(data) // 12)}.get(file.name, 1)
     file.write_bytes(data[step:] + data[:step])
@@ -67,7 +67,7 @@ def become_folder(file: Path, rng: np.random.Generator) -> None:
 
 
 def swap(file: Path, rng: np.random.Generator) -> None:
-    """With another file of the cache."""
+    """Swaps the content with another file of the cache."""
     others = files_of(file.parents[2] if file.parent.parent.name != "cache" else file.parents[1])
     other = others[int(rng.integers(len(others)))]
     held = file.read_bytes()
@@ -76,7 +76,7 @@ def swap(file: Path, rng: np.random.Generator) -> None:
 
 
 def swap_with_namesake(file: Path, rng: np.random.Generator) -> None:
-    """With the file of the same name in another store."""
+    """Swaps the content with the file of the same name in another store."""
     root = file.parents[1] if file.parent.name == "engines" else file.parents[2]
     others = [other for other in files_of(root) if other.suffix == file.suffix and other != file] or [file]
     other = others[int(rng.integers(len(others)))]

@@ -1,4 +1,4 @@
-"""Damaged requests, drawn by a seed: one valid request, of which one to three things are spoilt."""
+"""Damaged HTTP requests from a seed: a valid request with one to three random faults."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ DISPOSITIONS = (
 
 @dataclass
 class Damaged:
-    """A request."""
+    """An HTTP request."""
 
     method: str
     path: str
@@ -106,7 +106,7 @@ class Damaged:
     body: bytes
 
     def raw(self) -> bytes:
-        """As it goes over a connection, which ends with it; what no head can hold is left out."""
+        """The request as bytes for one connection; characters that are invalid in headers are dropped."""
         target = self.path.encode("ascii", "replace").replace(b" ", b"%20").replace(b"\0", b"%00")
         query = bytes(c if 32 < c < 127 else 63 for c in self.query)[:4000]
         lines = [f"{self.method} ".encode() + target + (b"?" + query if query else b"") + b" HTTP/1.1"]
@@ -115,7 +115,7 @@ class Damaged:
 
 
 def form(chance: random.Random, images: Sequence[bytes], boundary: bytes) -> bytes:
-    """A form, mostly valid."""
+    """A multipart form, usually valid."""
     parts = []
     for name in chance.choice([[b"files"], [b"file", b"label"], [b"label"], [b"files"] * 3, [], [b"files"] * 12]):
         head = b'Content-Disposition: form-data; name="' + name + b'"; filename="a.jpg"'
@@ -132,7 +132,7 @@ def form(chance: random.Random, images: Sequence[bytes], boundary: bytes) -> byt
 
 
 def spoilt(body: bytes, chance: random.Random) -> bytes:
-    """A body, damaged."""
+    """Damages a body at random."""
     kind = chance.randrange(5)
     if kind == 0:
         return body[: chance.randrange(len(body) + 1)]
@@ -149,7 +149,7 @@ def spoilt(body: bytes, chance: random.Random) -> bytes:
 
 
 def damaged(chance: random.Random, images: Sequence[bytes], key: str = "") -> Damaged:
-    """One request."""
+    """A random damaged request."""
     method, path = chance.choice(ROUTES)
     boundary = b"b0undary"
     body = form(chance, images, boundary) if method == "POST" else b""
@@ -187,9 +187,9 @@ def damaged(chance: random.Random, images: Sequence[bytes], key: str = "") -> Da
 
 
 async def ask(app: ASGIApp, request: Damaged, *, under: str = "") -> tuple[int, dict[str, str], bytes]:
-    """Status, headers and body of what an application answers; AssertionError where it answers nothing.
+    """Status, headers and body of the response of an application; AssertionError without a response.
 
-    Its path may be ``under`` another, where the application that is asked is mounted in this one.
+    ``under`` is a path prefix, for an application that is mounted in this one.
     """
     sent: list[dict[str, Any]] = []
     pieces = [request.body[i : i + 50_000] for i in range(0, len(request.body), 50_000)] or [b""]
@@ -221,7 +221,7 @@ async def ask(app: ASGIApp, request: Damaged, *, under: str = "") -> tuple[int, 
     }
     await asyncio.wait_for(app(scope, receive, send), 30)
     starts = [own for own in sent if own["type"] == "http.response.start"]
-    if not starts and request.path.startswith("/watch/events"):  # whose client left before its answer
+    if not starts and request.path.startswith("/watch/events"):  # the client disconnected before the response
         return 499, {}, b""
     assert len(starts) == 1, (request, sent)
     headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in starts[0]["headers"]}
@@ -229,7 +229,7 @@ async def ask(app: ASGIApp, request: Damaged, *, under: str = "") -> tuple[int, 
 
 
 def fault_of(request: Damaged, status: int, headers: dict[str, str], body: bytes) -> str:
-    """What is wrong with an answer to a damaged request; "" for nothing."""
+    """The fault of a response to a damaged request; "" for none."""
     if not (status < 500 or status == 503):
         return f"status {status}"
     if request.method == "HEAD":
@@ -247,7 +247,7 @@ def fault_of(request: Damaged, status: int, headers: dict[str, str], body: bytes
 async def ask_all(
     app: ASGIApp, requests: Sequence[Damaged], each: Callable[[Damaged, int, dict[str, str], bytes], None]
 ) -> None:
-    """Sends requests to an application in this process, sixteen at a time."""
+    """Sends requests to an application in this process, 16 concurrently."""
     line = iter(requests)
 
     async def client() -> None:

@@ -1,4 +1,4 @@
-"""All that a run reads of a cache, by a tiny network, before and after its files were damaged."""
+"""Everything that a run reads from a cache, before and after damage to its files, with a tiny network."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SIDE = 32
 
 
 class Reading:
-    """All that a run reads of a cache, on a few images and by a tiny network.
+    """Everything that a run reads from a cache, for a few images and a tiny network.
 
     Args:
         files: the images.
@@ -43,7 +43,7 @@ class Reading:
         self.engine = TorchEngine(self.inner, torch.device("cpu"))
 
     def read(self, cache: Path, progress: Progress | None = None) -> list[np.ndarray]:
-        """Facts, pixels, the plan's calibration, exact and other features, activations: what must not change."""
+        """File facts, pixels, calibration of the engine plan, features and activations; damage must not change them."""
         size = self.net.backbone.preprocessing
         scanned = scan(self.files, preprocessing=size, cache=cache, progress=progress)
         sources = dict(zip(scanned.keys, self.files, strict=True))
@@ -77,17 +77,17 @@ class Reading:
 
 
 def tally(reading: Reading, sound: Path, work: Path, count: int, seed: int = 0) -> dict[str, int]:
-    """Damages a copy of a cache in one place after another and reads it each time.
+    """Damages copies of a cache, one fault each, and reads them.
 
     Args:
-        reading: what is read.
-        sound: the cache.
+        reading: the values to read.
+        sound: the undamaged cache.
         work: a folder for the copies.
-        count: of damages.
-        seed: of these.
+        count: number of faults.
+        seed: random seed of the faults.
 
     Returns:
-        Outcome -> how often: "the same numbers", or what went wrong, with the damage and the file.
+        Outcome -> count: "the same numbers", or the error with the kind of damage and the file.
     """
     expected = reading.read(sound)
     rng = np.random.default_rng(seed)
@@ -106,11 +106,11 @@ def tally(reading: Reading, sound: Path, work: Path, count: int, seed: int = 0) 
             list(verify_cache(cache_entries(copy)))
         outcome = "the same numbers"
         try:
-            for _ in range(2):  # what was mended stays so
+            for _ in range(2):  # repaired data stays valid
                 given = reading.read(copy)
                 if not all(np.array_equal(one, other) for one, other in zip(expected, given, strict=True)):
                     outcome = f"other numbers: {damage.__name__} of {name}"
-        except Exception as error:  # whatever it is, it is a fault
+        except Exception as error:  # any other exception is a failure
             outcome = f"{type(error).__name__}: {error}: {damage.__name__} of {name}"
         outcomes[outcome] = outcomes.get(outcome, 0) + 1
         shutil.rmtree(work / str(number))

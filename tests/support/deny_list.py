@@ -1,4 +1,4 @@
-"""Words and phrases that no text for readers contains: help, messages, report, pages and documents."""
+"""Words and phrases that are not used in help, messages, docstrings, comments, reports, pages and documents."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ DENIED = {
     r"\bgoes on learning\b": "is updated",
     r"\bweigh the classes alike\b": "weight each class equally",
 }
-"""Regular expression, without regard to case -> what to write instead."""
+"""Regular expression, case-insensitive -> replacement."""
 
 
 def denied_words(text: str) -> list[str]:
-    """What a text contains of ``DENIED``, each with its replacement."""
+    """Matches of ``DENIED`` in a text, each with its replacement."""
     return [
         f"{found[0]!r}: write {instead!r}"
         for pattern, instead in DENIED.items()

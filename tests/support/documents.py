@@ -1,4 +1,4 @@
-"""What the documents show as code: found, told apart and run as a reader would run it, in this process."""
+"""Code blocks of the documents: parsed, classified by language, and run in this process."""
 
 from __future__ import annotations
 
@@ -34,33 +34,33 @@ from headstart.cli import main as cli
 
 ROOT = Path(cli.__file__).parents[2]
 RECORDS = ("results", "decisions")
-"""Folders of docs/ whose commands ran on the data and the machine that they name; they are not run again."""
+"""Folders of docs/ with records: their commands depend on a machine and data, and are not run."""
 
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
-"""Every page: links, names and prose are checked."""
+"""Every page; links, names and prose are checked."""
 
 PAGES = sorted(
     (page for page in DOCUMENTS if page.parent.name not in RECORDS and page.name != "CHANGELOG.md"),
     key=lambda page: (page.name != "export.md", page),
 )
-"""Pages whose commands and Python blocks are run, the slowest first."""
+"""Pages whose commands and Python blocks are run, slowest first."""
 
 PROGRAMS = ("headstart", "python", "curl", "make", ".ci/run", "uvicorn", "gunicorn")
 UNTIL_STOPPED = ("serve", "watch")
-"""Verbs that end with Ctrl-C."""
+"""Commands that run until Ctrl-C."""
 
 PORT = re.compile(r"\b8000\b")
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced or indented piece of a page.
+    """A fenced or indented code block of a page.
 
     Attributes:
-        page: that shows it.
-        line: where it begins.
+        page: the page.
+        line: line number of its start.
         language: "sh", "python", "json" or "text".
-        text: without fence and indentation.
+        text: content without fence and indentation.
     """
 
     page: Path
@@ -75,7 +75,7 @@ class Block:
 
     @property
     def commands(self) -> list[str]:
-        """Lines of a shell block that are typed: those after "$ " where there are any, else all of them."""
+        """Commands of a shell block: the lines after "$ " if there are any, else every line."""
         lines = [line for line in self.text.replace("\\\n", " ").splitlines() if line.strip()]
         typed = [line[2:] for line in lines if line.startswith("$ ")]
         return typed or [line for line in lines if not line.startswith("#")]
@@ -110,7 +110,7 @@ def blocks_of(page: Path) -> list[Block]:
 
 
 def _goes_on(lines: list[str]) -> bool:
-    """Whether an indented block continues behind a blank line."""
+    """Whether an indented block continues after a blank line."""
     return next((own for own in lines if own.strip()), "").startswith("    ")
 
 
@@ -133,13 +133,13 @@ def _language(fence: str, text: str) -> str:
 
 @dataclass
 class Reader:
-    """Somebody who types what a page shows, in a folder with the data that it names.
+    """Runs the code blocks of a page in a folder with the data that the page names.
 
     Attributes:
-        folder: where it is typed.
-        capsys: of the test.
-        replies: what the server answered to the page's curl commands.
-        said: what went to stdout.
+        folder: the working directory.
+        capsys: the fixture of the test.
+        replies: responses to the curl commands of the page.
+        said: captured stdout.
     """
 
     folder: Path
@@ -151,7 +151,7 @@ class Reader:
         """Runs every command and every Python block of a page, in order.
 
         Raises:
-            AssertionError: one fails; names page, line and command.
+            AssertionError: a command fails; the message names page, line and command.
         """
         blocks = blocks_of(page)
         asked = [line for block in blocks if block.language == "sh" for line in block.commands if _is(line, "curl")]
@@ -221,14 +221,14 @@ class Reader:
 
 
 def _for_uvicorn(words: list[str]) -> ASGIApp:
-    """The application that ``uvicorn WORDS`` would serve; its workers are processes, tested in test_concurrency.py."""
+    """The application that ``uvicorn WORDS`` serves; worker processes are tested in test_concurrency.py."""
     options = uvicorn.main.make_context("uvicorn", list(words)).params
     found = import_from_string(options["app"])
     return found() if options["factory"] else found
 
 
 def _for_gunicorn(words: list[str]) -> ASGIApp:
-    """The same for ``gunicorn WORDS``."""
+    """The application that ``gunicorn WORDS`` serves."""
     options = Config().parser().parse_args(words)
     import_from_string(options.worker_class.replace(".Uvicorn", ":Uvicorn"))
     (application,) = options.args
@@ -240,7 +240,7 @@ def _is(line: str, program: str) -> bool:
 
 
 def curl(line: str, port: int) -> Any:
-    """A curl command that sends files as a form; its JSON answer."""
+    """Runs a curl command that sends files as a form; returns the JSON response."""
     words = shlex.split(line, comments=True)[1:]
     files = []
     while words[0] == "-F":
@@ -254,7 +254,7 @@ def curl(line: str, port: int) -> Any:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """A free port."""
     with socket.socket() as own:
         own.bind(("127.0.0.1", 0))
         return int(own.getsockname()[1])
@@ -262,7 +262,7 @@ def free_port() -> int:
 
 @contextmanager
 def stopped_once_it_answers(port: int, first: Callable[[], None] | None = None) -> Iterator[None]:
-    """Ctrl-C for what runs inside, once it answers at a port and ``first`` was done there."""
+    """Sends Ctrl-C to the code in the block, after it responds on a port and ``first`` has run."""
     faults: list[BaseException] = []
     ended = threading.Event()
 

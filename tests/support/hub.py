@@ -1,4 +1,4 @@
-"""A server that answers as the Hugging Face hub does, on a free port of this machine."""
+"""A fake Hugging Face hub on a free local port."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ TOKEN = "hf_for_tests"
 
 @dataclass
 class Hub:
-    """What the server holds.
+    """State of the fake hub.
 
     Attributes:
-        address: of the server.
+        address: URL of the server.
         repositories: "owner/name" -> file -> content.
         private: names of private repositories.
         asked: (method, path) of each request.
@@ -38,7 +38,7 @@ class Hub:
 
 @contextmanager
 def hub_on_this_machine() -> Iterator[Hub]:
-    """Creating, committing (large files by LFS) and fetching; writing needs ``TOKEN``."""
+    """Serves creating, committing (large files through LFS) and downloading; writing needs ``TOKEN``."""
     held = Hub()
 
     class Handler(BaseHTTPRequestHandler):
@@ -156,7 +156,7 @@ def hub_on_this_machine() -> Iterator[Hub]:
 
 @contextmanager
 def hub_for_tests(cache: Path) -> Iterator[Hub]:
-    """The same, and this process takes it for the hub; what is fetched goes to ``cache``."""
+    """``hub_on_this_machine`` as the hub of this process; downloads are stored in ``cache``."""
     with hub_on_this_machine() as held, pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_ENDPOINT", held.address)
         patch.setenv("HF_TOKEN", TOKEN)

@@ -1,4 +1,4 @@
-"""The photographs, by path, and what a timed command gives."""
+"""Paths of the photographs, and results of timed commands."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DATA = Path(os.environ.get("HEADSTART_DATA", Path(__file__).parents[3] / "shared
 
 @dataclass(frozen=True)
 class Timed:
-    """A finished command: what it printed, and the seconds from start to end."""
+    """A finished command: its output and duration in seconds."""
 
     status: int
     out: str
@@ -22,7 +22,7 @@ class Timed:
 
 
 def photographs(name: str) -> Path:
-    """A folder of the real data; the test that asks for it is skipped where it is absent."""
+    """A folder of the real data; skips the test if it does not exist."""
     if not (DATA / name).is_dir():
         pytest.skip(f"no photographs at {DATA / name} (set HEADSTART_DATA)")
     return DATA / name

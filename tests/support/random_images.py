@@ -21,7 +21,7 @@ def random_image(
 
 
 def write_classes(folder: Path, counts: dict[str, int], *, first_seed: int = 0) -> Path:
-    """``folder/<class>/<n>.png``; classes of one of the names in COLOURS have that colour."""
+    """Writes ``folder/<class>/<n>.png``; a class named as in COLOURS has that colour."""
     seed = first_seed
     for number, (name, count) in enumerate(counts.items()):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def mislabel(folder: Path, one: str, other: str, count: int) -> Path:
 
 
 def write_grouped_table(folder: Path) -> Path:
-    """``folder/t.csv``: images of three classes, some mislabelled, of seven groups that are spread over all classes."""
+    """Writes ``folder/t.csv``: three classes with label errors, and seven groups spread over all classes."""
     data = mislabel(write_classes(folder / "d", dict.fromkeys(COLOURS, 60)), "blue", "red", 40)
     rows = [
         f"{path.relative_to(folder)},{path.parent.name},site {i % 7}"
@@ -54,7 +54,7 @@ def write_grouped_table(folder: Path) -> Path:
 
 
 def write_mixtures(folder: Path, count: int, *, first_seed: int = 0) -> list[tuple[str, tuple[str, ...]]]:
-    """``folder/<n>.png``: images with zero to three stripes in COLOURS; returns (name, colours) of each."""
+    """Writes ``folder/<n>.png``: images with zero to three stripes in COLOURS; returns (name, colours) of each."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for i in range(count):
@@ -68,7 +68,7 @@ def write_mixtures(folder: Path, count: int, *, first_seed: int = 0) -> list[tup
 
 
 def write_12_bits(folder: Path, counts: dict[str, int]) -> Path:
-    """``folder/<class>/<n>.png``: 12-bit grey images in 16-bit files, as microscopes write them."""
+    """Writes ``folder/<class>/<n>.png``: 12-bit grey images in 16-bit files, as microscopes write them."""
     seed = 0
     for number, (name, count) in enumerate(counts.items()):
         (folder / name).mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A tiny model behind a real server in a thread, on a free port of this machine."""
+"""A tiny model behind a real server in a thread, on a free local port."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LENGTH = feature_shape(FeatureNet(random_backbone("test_resnet", image_size=64))
 
 
 def tiny_model(**more: Any) -> Model:
-    """Random weights, 64 pixels, three classes."""
+    """A model with random weights, 64 pixels and three classes."""
     net = FeatureNet(random_backbone("test_resnet", image_size=64))
     weight = np.random.default_rng(0).normal(size=(3, feature_shape(net)[0])).astype(np.float32)
     head = linear_head(weight, np.array([0.1, 0, -0.1]))
@@ -53,7 +53,7 @@ def form(*images: tuple[str, bytes]) -> list[tuple[str, tuple[str, bytes]]]:
 
 @dataclass
 class Served:
-    """A server, and what it logged."""
+    """A running server and its log."""
 
     service: InferenceService
     url: str
@@ -63,7 +63,7 @@ class Served:
 
     @property
     def last(self) -> dict[str, Any]:
-        """Of the log, once all that was asked is answered."""
+        """The last log entry, after all requests are answered."""
         until(lambda: not self.service.state.active_requests)
         return self.log[-1]
 
@@ -73,7 +73,7 @@ class Served:
 
 @contextmanager
 def served(model: Model, *, limits: ServerLimits | None = None, key: str = "", local: bool = True) -> Iterator[Served]:
-    """A server that is warmed up, on plain PyTorch."""
+    """A ready server with the PyTorch engine."""
     log: list[dict[str, Any]] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(services, "EXPECTED_IMAGES", 1)
@@ -100,7 +100,7 @@ def served(model: Model, *, limits: ServerLimits | None = None, key: str = "", l
 
 
 def until(true: Callable[[], object], seconds: float = 20.0) -> None:
-    """Waits for something to become true."""
+    """Polls a condition until it is true."""
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "it never came about"

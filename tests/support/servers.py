@@ -16,7 +16,7 @@ from headstart.serve.uvicorn_server import address, bounded_server, listen
 
 @contextmanager
 def serving(app: ASGIApp, state: ServerState) -> Iterator[str]:
-    """Its address."""
+    """Serves an application; yields the URL."""
     listener = listen("127.0.0.1", 0)
     server = bounded_server(app, ServerLimits(), state)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

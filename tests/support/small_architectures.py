@@ -1,4 +1,4 @@
-"""Small networks under well-known names, with the layer groups of those names: documents' commands in seconds."""
+"""Small networks with the names and layer groups of well-known architectures, so that documented commands are fast."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _of_side(more: dict[str, Any]) -> dict[str, Any]:
 
 
 def _inverted_residuals(name: str, pretrained: bool = False, **more: Any) -> nn.Module:
-    """``conv_stem``, ``blocks.0`` to ``blocks.6``, ``conv_head``, as EfficientNet-Lite0 and MobileNetV2 have them."""
+    """``conv_stem``, ``blocks.0`` to ``blocks.6`` and ``conv_head``, like EfficientNet-Lite0 and MobileNetV2."""
     fixed = {
         "block_args": decode_arch_def([[stage] for stage in LITE]),
         "num_features": 128,
@@ -53,7 +53,7 @@ def _inverted_residuals(name: str, pretrained: bool = False, **more: Any) -> nn.
 
 
 class _SmallVGG(VGG):
-    """VGG whose layers behind the convolutions have ``HIDDEN`` units instead of 4,096."""
+    """VGG whose layers after the convolutions have ``HIDDEN`` units instead of 4,096."""
 
     def __init__(self, cfg: list[Any], num_classes: int = 1000, global_pool: str = "avg", **more: Any) -> None:
         super().__init__(cfg, num_classes, global_pool=global_pool, **more)
@@ -63,7 +63,7 @@ class _SmallVGG(VGG):
 
 
 def _vgg(name: str, pretrained: bool = False, **more: Any) -> nn.Module:
-    """``features.0`` to ``features.30``, as VGG16 has them, and a small ``pre_logits``."""
+    """A network with the layer groups of VGG16, ``features.0`` to ``features.30``, and a small ``pre_logits``."""
     return _build(_SmallVGG, name, pretrained, more, model_cfg=VGG16)
 
 
@@ -88,7 +88,7 @@ SMALL: dict[str, Callable[..., nn.Module]] = {
 
 @contextmanager
 def small_architectures() -> Iterator[None]:
-    """While it is open, these names build small networks, and the default backbone has random weights."""
+    """Context in which these names build small networks, and the default backbone has random weights."""
 
     def default(image_size: int | None) -> nn.Module:
         with torch.random.fork_rng(devices=[]):

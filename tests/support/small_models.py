@@ -1,4 +1,4 @@
-"""Classifiers with random weights whose answers differ from image to image."""
+"""Classifiers with random weights and different predictions for different images."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def small_model(
     several: bool = False,
     ood_detector: bool = False,
 ) -> Model:
-    """``head``: a spec, "single" (of two classes), "rbf" or "neighbours"."""
+    """A model; ``head`` is a spec, "single" (two classes, one logit), "rbf" or "neighbours"."""
     own = architecture if isinstance(architecture, Backbone) else random_backbone(architecture, image_size=image_size)
     net = FeatureNet(own, pool=pool, cut=cut)
     pixels = np.stack([resize_and_crop(shown(i), own.preprocessing) for i in range(IMAGES)])
@@ -59,7 +59,7 @@ def small_model(
 
 
 def _ood_detector(vectors: np.ndarray) -> OodDetector | None:
-    """The images themselves as references, and as usual what each is to the others."""
+    """A detector with the images as references, and their distances to each other as in-distribution distances."""
     known = make_ood_detector(vectors)
     each = np.arange(len(vectors))
     return None if known is None else known.with_inlier_distances(known.distances(vectors, parts=(each, each)))

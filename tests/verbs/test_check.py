@@ -22,7 +22,7 @@ from headstart.verbs.check import check, write_clean
 
 @pytest.fixture(scope="module")
 def faulty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two splits of three colours; with a leak, a wrong label, a file that is none, and a stray image."""
+    """Train and val with three classes, a leak, a label error, an unreadable file and an outlier."""
     root = tmp_path_factory.mktemp("faulty") / "d"
     write_classes(root / "train", dict.fromkeys(COLOURS, 24))
     write_classes(root / "val", dict.fromkeys(COLOURS, 8), first_seed=500)
@@ -73,7 +73,7 @@ def test_a_clean_table_excludes_findings_and_can_be_trained_on(faulty: Path, tmp
     out = write_clean(look, tmp_path / "clean.csv")
     paths = look.dataset.paths
     gone = {paths[i]: kind for i, kind in out.items()}
-    assert gone["train/red/leak.png"] == "leak"  # not the one in val: its score stays comparable
+    assert gone["train/red/leak.png"] == "leak"  # the val image stays, so that scores remain comparable
     assert gone["train/green/no.jpg"] == "unreadable"
     assert gone["train/blue/mislabelled.png"] == "wrong-label"
     assert "val/red/3.png" not in gone

@@ -1,4 +1,4 @@
-"""Several ways side by side: the figures are those of the runs, the table and the image hold all of them."""
+"""Comparison of methods: the scores are those of the runs, in the table and the chart."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_every_method_is_a_run_with_the_scores_of_the_table(tmp_path: Path) -> N
     for row in found.rows:
         run = hs.load_run(found.folder / row.run)
         assert (row.correct, row.count, row.log_loss) == (run.scores.correct, run.scores.count, run.scores.log_loss)
-        assert run.best == (run.rungs[-1].name if run.rungs else run.best)  # asked for, so kept
+        assert run.best == (run.rungs[-1].name if run.rungs else run.best)  # the last rung is always kept
         assert row.epochs == (1 if run.rungs else 0)
     recipes = [hs.load_run(found.folder / row.run).recipe for row in found.rows]
     assert [r.update_batchnorm for r in recipes[5:]] == [False, True, False, False]

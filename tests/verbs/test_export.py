@@ -1,4 +1,4 @@
-"""Law 6: an export is compared with the model on the user's own images before it is called done."""
+"""Law 6: an exported file is compared with the model on the user's images, and removed if it differs."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ from headstart.verbs import export as export_module
 pytestmark = pytest.mark.exhaustive  # an export takes ten seconds; what is in the graph is tested in test_graph.py
 
 NODE_PACKAGES = os.environ.get("HEADSTART_NODE_PACKAGES", "")
-"""A folder whose node_modules holds onnxruntime-web and sharp."""
+"""A folder with onnxruntime-web and sharp in node_modules."""
 
 ODD_SIZES = [(333, 251), (97, 61), (640, 123), (65, 400), (225, 224)]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Thirty images in three classes, of several sizes, one of them a large JPEG."""
+    """Thirty images of several sizes in three classes, including a large JPEG."""
     folder = tmp_path_factory.mktemp("images")
     for i in range(30):
         (folder / CLASSES[i % 3]).mkdir(exist_ok=True)
@@ -65,7 +65,7 @@ def exported(model: Model, folder: Path, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def same_graph(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> onnx.ModelProto:
-    """What ``onnx_graph`` would give for ``model``, without the seconds that it takes; tests may change it."""
+    """The ONNX graph of ``model``, exported once; tests may change the copy."""
     proto = onnx.load(exported.file)
     monkeypatch.setattr("headstart.exports.formats.onnx.onnx_graph", lambda model: proto)
     return proto
@@ -162,7 +162,9 @@ def test_the_javascript_snippet_prints_the_prediction_of_the_model(
     expected = model.predict(image)
     answer, _, chance = done.stdout.strip().rpartition(" ")
     assert answer == ("none of these" if expected.answer == "none of these" else expected.label)
-    assert float(chance) == pytest.approx(expected.probability, abs=0.01)  # another program lays it over white
+    assert float(chance) == pytest.approx(
+        expected.probability, abs=0.01
+    )  # other programs composite transparency over white
 
 
 def expected_of(count: int = 200) -> tuple[ReferencePredictions, FilePredictions]:
@@ -381,7 +383,7 @@ def test_exports_of_a_backbone_agree_on_images_of_odd_sizes(name: str, tmp_path:
 
 
 def written(model: Model, folder: Path) -> Iterator[Path]:
-    """The model as ONNX and as a program, without the comparison."""
+    """The model as an ONNX file and as an ExportedProgram, without the comparison."""
     for one in FORMATS.values():
         file = folder / f"model{one.suffix}"
         one.write(WriteRequest(model, file, "", [], folder, hs.TerminalProgress()))

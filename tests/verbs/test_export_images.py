@@ -1,4 +1,4 @@
-"""Which images an exported file is compared on; nothing is exported here (see test_export.py)."""
+"""Choice of the images to compare an exported file on; nothing is exported here (see test_export.py)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def model() -> Model:
 
 
 def run_with(folder: Path, model: Model, sets: list[str]) -> Path:
-    """A run folder as far as exporting reads it: the model and the table of images, one for each of ``sets``."""
+    """The parts of a run folder that exporting reads: model, and table of one image for each of ``sets``."""
     folder.mkdir()
     model.save(folder / MODEL_FILE)
     lines = ["path,label,split,content,left_out"]

@@ -1,4 +1,4 @@
-"""Training again with corrections: same recipe, same split, before and after on the same images."""
+"""Retraining with corrected labels: same recipe and split; both models compared on the same images."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def write_csv(file: Path, *lines: list[str]) -> None:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """The table of a run: a train, a val, a test and a left-out image of each class."""
+    """The table of a run: one train, val, test and excluded image of each class."""
     images = write_classes(tmp_path / "data", {"a": 4, "b": 4})
     folder = tmp_path / "run"
     folder.mkdir()
@@ -66,7 +66,7 @@ def test_corrected_images_stay_in_their_split_and_others_are_for_training(run: P
     assert [rows[str(images / "a" / f"{i}.png")] for i in range(3)] == [("b", "train"), ("b", "val"), ("b", "test")]
     assert rows[str(images / "b" / "0.png")] == ("b", "train")
     assert rows[str(new.file.resolve())] == ("a", "train")
-    assert str(images / "a" / "3.png") not in rows  # left out of the run: its correction is a new image
+    assert str(images / "a" / "3.png") not in rows  # excluded from the run, so its correction is a new image
     assert len(rows) == 8
 
 

@@ -1,4 +1,4 @@
-"""Watching: a process beside the training, live, and a page that survives reload, the end of a run, and its death."""
+"""Live page of a run in a separate process, across reloads, the end of the run and a kill."""
 
 from __future__ import annotations
 
