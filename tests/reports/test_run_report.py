@@ -145,9 +145,7 @@ def test_the_page_works_by_itself(run: hs.Run) -> None:
         page.keyboard.press("Enter")
         assert page.locator("#cell-val li").count() == 0
         page.locator("#map-drawing").focus()
-        page.keyboard.press(
-            "ArrowRight"
-        )  # the first key selects an image, the next one a neighbour in that direction, if there is one
+        page.keyboard.press("ArrowRight")  # selects an image; the next key a neighbour in that direction, if any
         marks = page.locator("circle.mark").evaluate_all(f"all => all.map({PLACE})")
         moved = 0
         for key, (right, down) in {"Left": (-1, 0), "Right": (1, 0), "Up": (0, -1), "Down": (0, 1)}.items():
