@@ -300,9 +300,7 @@ def _images_for(
     if not images.compared.paths:
         raise DataError(f"{_name(source)}: no images to compare on. Give others (option data).")
     if calibrate and not images.calibration:
-        raise DataError(
-            f"{_name(source)}: no images left to measure ranges of activations on. Give more (option data)."
-        )
+        raise DataError(f"{_name(source)}: no images left to calibrate int8 on. Give more (option data).")
     missing = [path for path in images.compared.paths if not Path(path).is_file()]
     if missing:
         raise DataError(

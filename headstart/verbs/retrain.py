@@ -130,7 +130,7 @@ def corrected_rows(run: Path, corrections: Path, progress: Progress) -> list[Row
     corrected = {content_key(file.read_bytes()).hex(): (file, label) for file, label in _corrected_files(corrections)}
     if not corrected:
         raise DataError(
-            f"{corrections}: contains no corrections. Correct answers on the page of headstart serve {run}."
+            f"{corrections}: contains no corrections. Correct predictions on the page of headstart serve {run}."
         )
     rows: list[Row] = []
     for path, label, split, group, content in kept:
@@ -144,7 +144,7 @@ def corrected_rows(run: Path, corrections: Path, progress: Progress) -> list[Row
         left_out = [row for row in rows if row[1] in unlearnt]
         progress.say(
             f"Warning: {', '.join(unlearnt)}: no training image of this class, so {len(left_out)} image(s) of it are "
-            "left out. Correct images that the run was trained on, or new ones."
+            "excluded. Correct images that the run was trained on, or new ones."
         )
     return [row for row in rows if row[1] in trained]
 

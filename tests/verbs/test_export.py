@@ -162,9 +162,8 @@ def test_the_javascript_snippet_prints_the_prediction_of_the_model(
     expected = model.predict(image)
     answer, _, chance = done.stdout.strip().rpartition(" ")
     assert answer == ("none of these" if expected.answer == "none of these" else expected.label)
-    assert float(chance) == pytest.approx(
-        expected.probability, abs=0.01
-    )  # other programs composite transparency over white
+    # other programs composite transparency over white
+    assert float(chance) == pytest.approx(expected.probability, abs=0.01)
 
 
 def expected_of(count: int = 200) -> tuple[ReferencePredictions, FilePredictions]:

@@ -61,7 +61,7 @@ def test_training_images_are_divided_between_calibration_and_comparison(model: M
     assert len(found.compared.paths) == 4
     assert len(found.calibration) == 3
     assert not set(found.compared.paths) & set(found.calibration)
-    with pytest.raises(DataError, match="no images left to measure ranges of activations on"):
+    with pytest.raises(DataError, match="no images left to calibrate int8 on"):
         chosen(model, run_with(tmp_path / "one", model, ["train"]), calibrate=True)
 
 

@@ -39,7 +39,7 @@ class WriteRequest:
         model: the model to export.
         file: where to write it.
         variant: "" for float32, or one of the format's variants.
-        calibration_images: paths of training images, for variants that measure ranges of activations.
+        calibration_images: paths of training images that calibrate the ranges of activations, for int8.
         scratch: an empty folder for intermediate files.
         progress: receives messages.
     """
