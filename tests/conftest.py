@@ -57,6 +57,14 @@ def low_precision() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _no_wait_for_the_disk() -> Iterator[None]:
+    """Files of tests need not survive a power failure."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _file: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def plain_engine() -> Iterator[None]:
     """Runs in this process compute by plain PyTorch, as those on fewer than 32 images do; ``all_engines`` ends that.
 
