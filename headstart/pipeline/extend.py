@@ -32,7 +32,7 @@ from headstart.pipeline.fit import Prepared
 from headstart.pipeline.inspect_images import Inspected, inspect_images
 from headstart.pipeline.load import Job, Loaded, prepare_backbone
 from headstart.pipeline.plan import Planned
-from headstart.training.extend import Extension, Remembered, extend_rows, imagine
+from headstart.training.extend import Extension, RehearsalSamples, extend_rows, synthesise_features
 from headstart.training.fit_head import Fitted, check_classes
 from headstart.training.heads import head_with_rows, logits_on
 from headstart.training.losses import Labels
@@ -110,14 +110,14 @@ def fit_new_classes(
     x, y = _last_layer_input(base, features[is_new]), labels[is_new] - num_old
     rehearsed = feature_rows(job, loaded, inspected, planned, images.train.keys, exact=False)
     old = np.concatenate([features[~is_new], rehearsed])
-    remembered = Remembered(_last_layer_input(base, old), np.concatenate([labels[~is_new], images.train.labels]))
-    if not len(remembered.features):
-        remembered = _synthesised(job, base, x, y)
+    rehearsal = RehearsalSamples(_last_layer_input(base, old), np.concatenate([labels[~is_new], images.train.labels]))
+    if not len(rehearsal.features):
+        rehearsal = _synthesised(job, base, x, y)
     found = extend_rows(
         base.rows,
         x,
         y,
-        remembered,
+        rehearsal,
         classes=len(names),
         train_old=job.recipe.train_old_classes,
         seed=job.recipe.seed,
@@ -125,21 +125,21 @@ def fit_new_classes(
         progress=job.progress,
     )
     _warn_of_same_classes(job, base, x, y, names)
-    return _as_fitted(job, base, found, names, remembered)
+    return _as_fitted(job, base, found, names, rehearsal)
 
 
 def _as_fitted(
-    job: Job, base: BaseClassifier, found: Extension, names: Sequence[str], remembered: Remembered
+    job: Job, base: BaseClassifier, found: Extension, names: Sequence[str], rehearsal: RehearsalSamples
 ) -> Fitted:
-    count = len(remembered.features)
-    what = "synthesised features" if remembered.imagined else "images"
+    count = len(rehearsal.features)
+    what = "synthesised features" if rehearsal.is_synthesised else "images"
     classes = f"{len(names)} new class{'es' if len(names) > 1 else ''} after {len(base.classes):,} old ones"
     reason = f"{classes}, against {count:,} {what} of the old classes: {found.reason}"
     settings = found.as_json() | {
         "old_classes": len(base.classes),
         "new": list(names),
         "rehearsal_samples": count,
-        "is_synthesised": remembered.imagined,
+        "is_synthesised": rehearsal.is_synthesised,
     }
     kept = 0 if job.recipe.train_old_classes else sum(t.numel() for t in base.head.state_dict().values())
     head = head_with_rows(base.head, found.rows.weight, found.rows.bias)
@@ -156,14 +156,14 @@ def _last_layer_input(base: BaseClassifier, features: Features) -> Features:
     return logits_on(inner, features).astype(np.float32) if len(inner) else features
 
 
-def _synthesised(job: Job, base: BaseClassifier, x: Features, y: Labels) -> Remembered:
+def _synthesised(job: Job, base: BaseClassifier, x: Features, y: Labels) -> RehearsalSamples:
     average = average_features(base.net) if job.recipe.extend == PRETRAINED else None
     if average is None:
         raise OptionError(
             f"extend {job.recipe.extend}: no images of its existing classes were found, and without them it would "
             "forget these classes. Give a folder of such images as the option rehearsal (labels are not needed)."
         )
-    return imagine(base.rows, average, x, y, seed=job.recipe.seed)
+    return synthesise_features(base.rows, average, x, y, seed=job.recipe.seed)
 
 
 def _warn_of_same_classes(job: Job, base: BaseClassifier, x: Features, y: Labels, names: Sequence[str]) -> None:

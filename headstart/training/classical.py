@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -72,29 +73,34 @@ class Classical:
     settings: dict[str, float]
 
 
-def fit_svm(
-    features: Features,
-    labels: Labels,
-    *,
-    classes: int,
-    balance: bool = False,
-    seed: int = 0,
-    settings: dict[str, float] | None = None,
-    together: Parts | None = None,
-    progress: Progress | None = None,
-) -> Classical:
+class FitOptions(TypedDict, total=False):
+    """Options of every classical classifier; one that does not apply is ignored.
+
+    Attributes:
+        balance: weight each class by the inverse of its share; default False.
+        seed: of the folds; default 0.
+        settings: of an earlier fit, to be used again; default: chosen by cross-validation.
+        together: (N,) part of each image; parts are not divided, see ``losses.learnable_folds``.
+        progress: receives the number of fits done.
+    """
+
+    balance: bool
+    seed: int
+    settings: dict[str, float] | None
+    together: Parts | None
+    progress: Progress | None
+
+
+def fit_svm(features: Features, labels: Labels, *, classes: int, **options: Unpack[FitOptions]) -> Classical:
     """One-vs-rest linear support vector machines (liblinear, squared hinge loss).
 
     Args:
         features: (N, D) float32.
         labels: (N,) int64 in [0, classes), of at least two classes.
         classes: number of classes; a class without images is never predicted.
-        balance: weight each class by the inverse of its share.
-        seed: of the folds.
-        settings: of an earlier fit, to be used again; default: chosen by cross-validation.
-        together: (N,) part of each image; parts are not divided, see ``losses.learnable_folds``.
-        progress: receives the number of fits done.
+        **options: see ``FitOptions``.
     """
+    balance, progress = options.get("balance", False), options.get("progress")
     mean, scale, x = standardised(features)
     present, indices = np.unique(labels, return_inverse=True)
 
@@ -108,7 +114,7 @@ def fit_svm(
                 out[judge] = scores[judge, i]
         return out
 
-    chosen, reason = _chosen(outside, labels, LINEAR_C, settings, seed=seed, together=together, progress=progress)
+    chosen, reason = _chosen(outside, labels, LINEAR_C, options)
     machine = LinearSVC(
         C=chosen["C"], class_weight="balanced" if balance else None, dual="auto", max_iter=SVM_ROUNDS, random_state=0
     )
@@ -123,17 +129,7 @@ def fit_svm(
     return Classical(linear_head(weight / scale, bias - (weight / scale) @ mean), reason, chosen)
 
 
-def fit_rbf(
-    features: Features,
-    labels: Labels,
-    *,
-    classes: int,
-    balance: bool = False,
-    seed: int = 0,
-    settings: dict[str, float] | None = None,
-    together: Parts | None = None,
-    progress: Progress | None = None,
-) -> Classical:
+def fit_rbf(features: Features, labels: Labels, *, classes: int, **options: Unpack[FitOptions]) -> Classical:
     """One-vs-rest support vector machines with a Gaussian (RBF) kernel (libsvm).
 
     The kernel's gamma is 1 / D, for standardised features. Arguments as ``fit_svm``.
@@ -147,10 +143,8 @@ def fit_rbf(
             f"{MOST_FOR_RBF:,} are practical. Choose probe svm or logistic."
         )
     mean, scale, x = standardised(features)
-    machines = _KernelMachines(x, labels, classes, balance=balance)
-    chosen, reason = _chosen(
-        _one_by_one(machines.scores, labels), labels, RBF_C, settings, seed=seed, together=together, progress=progress
-    )
+    machines = _KernelMachines(x, labels, classes, balance=options.get("balance", False))
+    chosen, reason = _chosen(_one_by_one(machines.scores, labels), labels, RBF_C, options)
     coefficients, offsets = _scaled(chosen["scale"], *machines.fit(np.arange(len(x)), chosen["C"]))
     support = np.flatnonzero(np.abs(coefficients).max(axis=1) > 0)
     head = RbfHead(
@@ -193,17 +187,7 @@ class _KernelMachines:
         return np.asarray(self.kernel[judge] @ coefficients + offsets)
 
 
-def fit_centroid(
-    features: Features,
-    labels: Labels,
-    *,
-    classes: int,
-    balance: bool = False,  # noqa: ARG001 (a mean has no balance)
-    seed: int = 0,
-    settings: dict[str, float] | None = None,
-    together: Parts | None = None,
-    progress: Progress | None = None,
-) -> Classical:
+def fit_centroid(features: Features, labels: Labels, *, classes: int, **options: Unpack[FitOptions]) -> Classical:
     """Nearest class mean by the distance of standardised features; arguments as ``fit_svm``."""
     mean, scale, x = standardised(features)
 
@@ -218,28 +202,17 @@ def fit_centroid(
         weight, bias = fit(learn)
         return x[judge] @ weight.T + bias
 
-    chosen, reason = _chosen(
-        _one_by_one(scores, labels), labels, (1.0,), settings, seed=seed, together=together, progress=progress
-    )
+    chosen, reason = _chosen(_one_by_one(scores, labels), labels, (1.0,), options)
     weight, bias = _scaled(chosen["scale"], *fit(np.arange(len(x))))
     return Classical(linear_head(weight / scale, bias - (weight / scale) @ mean), reason, chosen)
 
 
-def fit_neighbours(
-    features: Features,
-    labels: Labels,
-    *,
-    classes: int,
-    balance: bool = False,  # noqa: ARG001 (each image has one vote)
-    seed: int = 0,  # noqa: ARG001 (nothing is drawn)
-    settings: dict[str, float] | None = None,
-    together: Parts | None = None,
-    progress: Progress | None = None,
-) -> Classical:
+def fit_neighbours(features: Features, labels: Labels, *, classes: int, **options: Unpack[FitOptions]) -> Classical:
     """Weighted k-nearest neighbours by cosine; k and temperature are chosen by leave-one-out cross-validation.
 
     With ``together``, the whole part of an image is left out. Arguments as ``fit_svm``.
     """
+    settings, together = options.get("settings"), options.get("together")
     x = nn.functional.normalize(torch.from_numpy(features), dim=1)
     indices = torch.from_numpy(labels)
 
@@ -257,7 +230,7 @@ def fit_neighbours(
         if not judged.any():  # every class is one part: single images are left out instead
             together, judged = None, ~judged
         heads = [head(*pair) for pair in pairs]
-        outside = _left_out_votes(x, heads, together=together, progress=progress or SilentProgress())
+        outside = _left_out_votes(x, heads, together=together, progress=options.get("progress") or SilentProgress())
         losses = [float(_plain_losses(logits[judged], labels[judged]).mean()) for logits in outside]
         neighbours, temperature = pairs[int(np.argmin(losses))]
         reason = f"{neighbours} neighbours, temperature {temperature:g}, by leave-one-out log loss"
@@ -286,28 +259,23 @@ def _one_by_one(
 
 
 def _chosen(
-    outside: Outside,
-    labels: Labels,
-    grid: tuple[float, ...],
-    settings: dict[str, float] | None,
-    *,
-    seed: int,
-    together: Parts | None,
-    progress: Progress | None,
+    outside: Outside, labels: Labels, grid: tuple[float, ...], options: FitOptions
 ) -> tuple[dict[str, float], str]:
     """C and the scale of the scores, by the log loss of out-of-fold images."""
+    settings = options.get("settings")
     if settings is not None:
         return settings, "as before"
     middle = grid[len(grid) // 2]
     sizes = class_sizes(labels)
     if sizes.max() < 2:
         return {"C": middle, "scale": 1.0}, "default: no class has a second image to choose it on"
-    folds = learnable_folds(labels, FOLDS, seed, together=together)
+    folds = learnable_folds(labels, FOLDS, options.get("seed", 0), together=options.get("together"))
     judged = evaluated_images(folds)
     tried = grid if len(judged) >= CHOOSE_FROM else (middle,)
     targets = np.unique(labels, return_inverse=True)[1][judged]
     results = {}
-    with (progress or SilentProgress()).task("Choosing the settings", len(tried) * len(folds), unit="fits") as advance:
+    progress = options.get("progress") or SilentProgress()
+    with progress.task("Choosing the settings", len(tried) * len(folds), unit="fits") as advance:
         for c in tried:
             scores = outside(folds, c)[judged]
             results[c] = float(calibrated_losses(scores, targets).mean()), best_scale(scores, targets)

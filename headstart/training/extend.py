@@ -30,10 +30,10 @@ PENALTIES = (1e-3, 1e-2, 1e-1)
 """L2 penalties of the new rows on standardised features, from which cross-validation chooses."""
 
 FOLDS = 3
-FORGOTTEN = 0.005
+MAX_FORGOTTEN = 0.005
 """Share of the rehearsal features that may be assigned to new classes, out of fold."""
 
-FOUND = 0.75
+MIN_FOUND = 0.75
 """Share of the new images that must still be assigned to a new class if the rehearsal features are synthetic.
 
 Measured with five flowers added to ImageNet's 1,000: of 1,657 other photographs 0.2 % were assigned to them, and 1.2 %
@@ -41,10 +41,10 @@ with 0.85
 (docs/results/2026-11-22-extending.md).
 """
 
-IMAGINED = 4
+SYNTHESISED_PER_CLASS = 4
 """Synthetic features of each old class."""
 
-TOWARDS = 2.0
+CLASS_DISTANCE = 2.0
 """Distance of synthetic features from the mean towards their class, in rows times the features' variances."""
 
 OLD_ROWS_COST = 10.0
@@ -87,18 +87,18 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Remembered:
+class RehearsalSamples:
     """Rehearsal features of the old classes.
 
     Attributes:
         features: (M, D) float32.
         labels: (M,) int64, the classes; -1 where the old classifier's probabilities are the targets.
-        imagined: the features are synthetic, not computed from images.
+        is_synthesised: the features are synthetic, not computed from images.
     """
 
     features: Features
     labels: Labels
-    imagined: bool = False
+    is_synthesised: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def extend_rows(
     old: Rows,
     features: Features,
     labels: Labels,
-    remembered: Remembered,
+    rehearsal: RehearsalSamples,
     *,
     classes: int,
     train_old: bool = False,
@@ -150,7 +150,7 @@ def extend_rows(
         old: rows of the old classes.
         features: (N, D) float32 of images of the new classes.
         labels: (N,) int64 in [0, classes), each class at least once.
-        remembered: rehearsal features of the old classes.
+        rehearsal: rehearsal features of the old classes.
         classes: number of new classes.
         train_old: train the old rows too, with a penalty on changes.
         seed: of the folds.
@@ -158,8 +158,8 @@ def extend_rows(
         progress: receives the number of fits done.
     """
     progress = progress or SilentProgress()
-    fit = _ExtensionFit(old, features, labels, remembered, classes)
-    new_folds, old_folds = _folds(len(features), seed), _folds(len(remembered.features), seed + 1)
+    fit = _ExtensionFit(old, features, labels, rehearsal, classes)
+    new_folds, old_folds = _folds(len(features), seed), _folds(len(rehearsal.features), seed + 1)
     if together is not None and len(set(together.tolist())) >= FOLDS:
         parts, part_of = np.unique(together, return_inverse=True)
         new_folds = _folds(len(parts), seed)[part_of]
@@ -168,13 +168,13 @@ def extend_rows(
         for penalty in PENALTIES:
             outcomes[penalty] = _cross_validate(fit, penalty, new_folds, old_folds, lambda: advance(1))
         penalty = min(outcomes, key=lambda one: outcomes[one].loss)
-        new = fit.fit(penalty, np.ones(len(features), bool), np.ones(len(remembered.features), bool))
+        new = fit.fit(penalty, np.ones(len(features), bool), np.ones(len(rehearsal.features), bool))
         old_rows, new_rows = fit.fit_all(penalty, new) if train_old else (old, new)
         advance(1)
     if not fit.converged:
         progress.say(NOT_CONVERGED)
     outcome = outcomes[penalty]
-    step_back, reason = _step_back(outcome, imagined=remembered.imagined)
+    step_back, reason = _step_back(outcome, is_synthesised=rehearsal.is_synthesised)
     chosen = f"penalty {penalty:g}, chosen from {len(PENALTIES)} by {FOLDS}-fold cross-validation"
     return Extension(
         old_rows.followed_by(new_rows.lowered(step_back)),
@@ -214,22 +214,23 @@ def _cross_validate(
     return _PenaltyOutcome(loss, new_margins, old_margins)
 
 
-def _step_back(outcome: _PenaltyOutcome, *, imagined: bool) -> tuple[float, str]:
+def _step_back(outcome: _PenaltyOutcome, *, is_synthesised: bool) -> tuple[float, str]:
     """By how much the biases of the new classes are lowered, and why, a clause."""
-    if imagined:
-        step_back = max(0.0, float(np.quantile(outcome.new_margins, 1 - FOUND)))
-        until = (
-            f"until {100 * FOUND:.0f} % of the new images are still recognised (there are no images of the old classes)"
-        )
+    if is_synthesised:
+        step_back = max(0.0, float(np.quantile(outcome.new_margins, 1 - MIN_FOUND)))
+        recognised = f"until {100 * MIN_FOUND:.0f} % of the new images are still recognised"
+        until = f"{recognised} (there are no images of the old classes)"
     else:
-        step_back = max(0.0, float(np.quantile(outcome.old_margins, 1 - FORGOTTEN, method="higher")))
-        until = f"until at most {100 * FORGOTTEN:g} % of the rehearsal images are predicted as a new class"
+        step_back = max(0.0, float(np.quantile(outcome.old_margins, 1 - MAX_FORGOTTEN, method="higher")))
+        until = f"until at most {100 * MAX_FORGOTTEN:g} % of the rehearsal images are predicted as a new class"
     if not step_back:
         return 0.0, "the logits of the new classes were not lowered"
     return step_back, f"the logits of the new classes were lowered by {step_back:.2f} {until}"
 
 
-def imagine(old: Rows, average: Doubles, features: Features, labels: Labels, *, seed: int = 0) -> Remembered:
+def synthesise_features(
+    old: Rows, average: Doubles, features: Features, labels: Labels, *, seed: int = 0
+) -> RehearsalSamples:
     """Synthetic features of the old classes.
 
     Each is the mean of the pretraining data, moved towards its class, plus the residual of an image of a new class.
@@ -245,12 +246,12 @@ def imagine(old: Rows, average: Doubles, features: Features, labels: Labels, *, 
     means = np.stack([x[labels == k].mean(axis=0) for k in np.unique(labels)])
     scatter = x - means[np.unique(labels, return_inverse=True)[1]]
     towards = (old.weight - old.weight.mean(axis=0)) * x.var(axis=0)
-    which = np.repeat(np.arange(len(old.weight)), IMAGINED)
+    which = np.repeat(np.arange(len(old.weight)), SYNTHESISED_PER_CLASS)
     drawn = scatter[np.random.default_rng((seed, 6)).integers(0, len(x), len(which))]
-    synthetic = average + TOWARDS * towards[which] + drawn
+    synthetic = average + CLASS_DISTANCE * towards[which] + drawn
     if x.min() >= 0:  # the features are outputs of a ReLU
         synthetic = synthetic.clip(min=0)
-    return Remembered(synthetic.astype(np.float32), np.full(len(synthetic), -1), imagined=True)
+    return RehearsalSamples(synthetic.astype(np.float32), np.full(len(synthetic), -1), is_synthesised=True)
 
 
 class _ExtensionFit:
@@ -262,17 +263,19 @@ class _ExtensionFit:
 
     converged: bool = True
 
-    def __init__(self, old: Rows, features: Features, labels: Labels, remembered: Remembered, classes: int) -> None:
+    def __init__(
+        self, old: Rows, features: Features, labels: Labels, rehearsal: RehearsalSamples, classes: int
+    ) -> None:
         self.old, self.classes, self.labels = old, classes, torch.from_numpy(labels)
-        both = np.concatenate([features, remembered.features]).astype(np.float64)
+        both = np.concatenate([features, rehearsal.features]).astype(np.float64)
         self.mean, self.scale = both.mean(axis=0), floored(both.std(axis=0))
         x = torch.from_numpy((both - self.mean) / self.scale)
         self.new, self.kept = x[: len(features)], x[len(features) :]
-        logits = old.logits(features), old.logits(remembered.features)
+        logits = old.logits(features), old.logits(rehearsal.features)
         self.new_rivals, self.kept_rivals = (torch.from_numpy(logsumexp(part, axis=1)) for part in logits)
         self.new_best, self.kept_best = (torch.from_numpy(part.max(axis=1)) for part in logits)
-        targets, has_label = softmax(logits[1], axis=1), remembered.labels >= 0
-        targets[has_label] = np.eye(len(old.weight))[remembered.labels[has_label]]
+        targets, has_label = softmax(logits[1], axis=1), rehearsal.labels >= 0
+        targets[has_label] = np.eye(len(old.weight))[rehearsal.labels[has_label]]
         self.targets = torch.from_numpy(targets)
 
     def fit(self, penalty: float, new: npt.NDArray[np.bool_], kept: npt.NDArray[np.bool_]) -> Rows:

@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, TypedDict, Unpack, cast
 
 import numpy as np
 import torch
@@ -168,6 +168,22 @@ class FineTuneResult:
     frozen: Digests = field(default_factory=dict, repr=False)
 
 
+class FineTuneOptions(TypedDict, total=False):
+    """Options of ``fine_tune`` and ``fine_tune_steps``.
+
+    Attributes:
+        val_chooses: False: val is evaluated for the learning curve only, and the last epoch is kept; default True.
+        dtype: in which the suffix computes: float32 (default) or bfloat16.
+        device: the CPU (default) or a CUDA device.
+        start: where to continue; default from the beginning.
+    """
+
+    val_chooses: bool
+    dtype: torch.dtype
+    device: torch.device
+    start: FineTuneCheckpoint | None
+
+
 def fine_tune(
     split: SplittableBackbone,
     boundary: str,
@@ -176,12 +192,9 @@ def fine_tune(
     val: Samples | None,
     settings: FineTuneSettings,
     *,
-    val_chooses: bool = True,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device = CPU,
-    start: FineTuneCheckpoint | None = None,
     on_step: Callable[[TrainingStep], None] | None = None,
     progress: Progress | None = None,
+    **options: Unpack[FineTuneOptions],
 ) -> FineTuneResult:
     """Trains the parameters after a boundary in place; the best average remains in them. See ``fine_tune_steps``.
 
@@ -192,18 +205,14 @@ def fine_tune(
         train: to learn from.
         val: evaluated after each epoch.
         settings: how to train.
-        val_chooses: whether val chooses the epoch that is kept.
-        dtype: of the computation.
-        device: of the computation.
-        start: where to continue.
         on_step: called after each step.
         progress: receives the number of images shown.
+        **options: see ``FineTuneOptions``.
 
     Raises:
         Diverged: the loss is not a finite number.
         TrainingError: a frozen tensor changed.
     """
-    options: dict[str, Any] = {"val_chooses": val_chooses, "dtype": dtype, "device": device, "start": start}
     loop = fine_tune_steps(split, boundary, head, train, val, settings, **options)
     task = (progress or SilentProgress()).task(TRAINING_TASK, settings.epochs * len(train.labels))
     with task as advance, closing(loop):
@@ -226,11 +235,7 @@ def fine_tune_steps(
     train: Samples,
     val: Samples | None,
     settings: FineTuneSettings,
-    *,
-    val_chooses: bool = True,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device = CPU,
-    start: FineTuneCheckpoint | None = None,
+    **options: Unpack[FineTuneOptions],
 ) -> Generator[TrainingStep, None, FineTuneResult]:
     """The training loop: yields each step and returns the result; the network is on the CPU before and after.
 
@@ -243,19 +248,17 @@ def fine_tune_steps(
         train: to learn from.
         val: evaluated after each epoch, and chooses the epoch that is kept; without it the last one is kept.
         settings: how to train.
-        val_chooses: False: val is evaluated for the learning curve only, and the last epoch is kept.
-        dtype: in which the suffix computes: float32 or bfloat16.
-        device: the CPU or a CUDA device.
-        start: where to continue; default from the beginning.
+        **options: see ``FineTuneOptions``.
 
     Raises:
         Diverged: the loss is not a finite number.
         TrainingError: a frozen tensor changed.
     """
+    device = options.get("device", CPU)
     with on_device(device, split.module), exact_float32(device):
-        trainer = _Trainer(split, boundary, head, train, val, settings, val_chooses, dtype, device)
+        trainer = _Trainer(split, boundary, head, train, val, settings, options)
         before = trainer.frozen_digests()
-        if start is not None:
+        if (start := options.get("start")) is not None:
             trainer.restore(start)
         trainer.record_step()
         trainer.prefetch()
@@ -283,12 +286,11 @@ class _Trainer:
         train: Samples,
         val: Samples | None,
         settings: FineTuneSettings,
-        val_chooses: bool,
-        dtype: torch.dtype,
-        device: torch.device,
+        options: FineTuneOptions,
     ) -> None:
+        device, dtype = options.get("device", CPU), options.get("dtype", torch.float32)
         self.settings, self.train, self.val, self.device = settings, train, val, device
-        self.val_chooses = val_chooses and val is not None
+        self.val_chooses = options.get("val_chooses", True) and val is not None
         self.network, self.layout = split.module, Layout.of(split.module)
         self.head = copy.deepcopy(head).to(device)
         self.classifier = SuffixClassifier(

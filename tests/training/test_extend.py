@@ -17,7 +17,7 @@ from headstart.backbone.batchnorm_prior import average_features
 from headstart.backbone.pixel_net import FeatureNet
 from headstart.backbone.weights import build_architecture, load_backbone, load_with_classifier, random_backbone
 from headstart.errors import DataError, OptionError, WeightsError
-from headstart.training.extend import FORGOTTEN, Remembered, Rows, extend_rows, imagine
+from headstart.training.extend import MAX_FORGOTTEN, RehearsalSamples, Rows, extend_rows, synthesise_features
 from headstart.training.head_spec import HeadSpec
 from headstart.training.heads import build_head, head_with_rows
 
@@ -43,10 +43,10 @@ def all_of(rows: Rows) -> Rows:
 
 
 @pytest.mark.parametrize("train_old", [False, True])
-def test_new_rows_find_their_images_and_what_is_remembered_stays(train_old: bool) -> None:
+def test_new_rows_find_their_images_and_rehearsal_images_keep_their_classes(train_old: bool) -> None:
     x, y = clouds(8, 120)
     old = all_of(ideal_rows(8))
-    kept = Remembered(x[y < 6], y[y < 6])
+    kept = RehearsalSamples(x[y < 6], y[y < 6])
     found = extend_rows(old, x[y >= 6], y[y >= 6] - 6, kept, classes=2, train_old=train_old)
     assert found.rows.weight.shape == (8, 12)
     assert np.array_equal(found.rows.weight[:6], old.weight) != train_old
@@ -56,14 +56,14 @@ def test_new_rows_find_their_images_and_what_is_remembered_stays(train_old: bool
     assert (given[~known] == right[~known]).mean() > 0.8
     was, now = (before[known] == right[known]).mean(), (given[known] == right[known]).mean()
     assert was - now < 0.02
-    assert found.lost <= FORGOTTEN
+    assert found.lost <= MAX_FORGOTTEN
     assert found.found == pytest.approx((given[~known] >= 6).mean(), abs=0.08)
 
 
 def test_the_old_classifiers_own_answers_stand_in_for_labels() -> None:
     x, y = clouds(8, 120)
     old = all_of(ideal_rows(8))
-    found = extend_rows(old, x[y >= 6], y[y >= 6] - 6, Remembered(x[y < 6], np.full(720, -1)), classes=2)
+    found = extend_rows(old, x[y >= 6], y[y >= 6] - 6, RehearsalSamples(x[y < 6], np.full(720, -1)), classes=2)
     fresh, right = clouds(8, 200, seed=5)
     known = right < 6
     same = found.rows.logits(fresh[known]).argmax(axis=1) == old.logits(fresh[known]).argmax(axis=1)
@@ -73,18 +73,18 @@ def test_the_old_classifiers_own_answers_stand_in_for_labels() -> None:
 def test_stepping_back_changes_nothing_among_the_new() -> None:
     x, y = clouds(8, 60)
     old = all_of(ideal_rows(8))
-    new, kept = (x[y >= 6], y[y >= 6] - 6), Remembered(x[y < 6] + 0.8, y[y < 6])
+    new, kept = (x[y >= 6], y[y >= 6] - 6), RehearsalSamples(x[y < 6] + 0.8, y[y < 6])
     found = extend_rows(old, *new, kept, classes=2)
     assert found.step_back > 0
     forward = found.rows.logits(x)[:, 6:] + found.step_back
     assert np.array_equal(forward.argmax(axis=1), found.rows.logits(x)[:, 6:].argmax(axis=1))
 
 
-def test_imagined_features_show_their_classes_about_an_average_image() -> None:
+def test_synthesised_features_show_their_classes_about_an_average_image() -> None:
     x, y = clouds(8, 60)
     old = all_of(ideal_rows(8))
-    made = imagine(old, np.zeros(12), x[y >= 6], y[y >= 6] - 6)
-    assert made.imagined
+    made = synthesise_features(old, np.zeros(12), x[y >= 6], y[y >= 6] - 6)
+    assert made.is_synthesised
     assert set(made.labels) == {-1}
     assert len(made.features) % 6 == 0
     given = old.logits(made.features).argmax(axis=1)
@@ -154,7 +154,7 @@ def grown(folders: Path) -> hs.Run:
 
 
 def test_a_models_classes_stay_and_the_new_ones_stand_behind(grown: hs.Run, folders: Path) -> None:
-    """Images of a class that is known already are remembered with the rest."""
+    """Images of a class that is known already are rehearsal with the rest."""
     before, after = hs.load(folders / "first"), hs.load(grown.model_path)
     assert after.classes == ("blue", "green", "red")
     assert torch.equal(after.head[0].weight[:2], before.head[0].weight)
@@ -171,22 +171,22 @@ def test_a_models_classes_stay_and_the_new_ones_stand_behind(grown: hs.Run, fold
 
 @pytest.mark.exhaustive
 def test_a_second_extension_works_like_the_first(grown: hs.Run, folders: Path) -> None:
-    """All that the first models learnt from is remembered still."""
+    """All that the first models learnt from is rehearsal still."""
     third = hs.train(folders / "one", out=folders / "third", extend=str(grown.folder), device="cpu")
     assert hs.load(third.model_path).classes == ("blue", "green", "red", "grey")
     with open(third.folder / "rehearsal.csv", newline="") as file:
-        remembered = list(csv.DictReader(file))
-    assert {row["label"] for row in remembered} == {"blue", "green", "red"}
-    assert {row["split"] for row in remembered} == {"train", "val"}
+        rehearsal = list(csv.DictReader(file))
+    assert {row["label"] for row in rehearsal} == {"blue", "green", "red"}
+    assert {row["split"] for row in rehearsal} == {"train", "val"}
     assert "val, new classes only" not in third.results  # one class alone
 
 
 @pytest.mark.exhaustive
-def test_imagenets_classes_are_extended_from_imagination(folders: Path) -> None:
-    imagined = hs.train(folders / "two", out=folders / "imagined", extend="pretrained", **SMALL)
-    assert imagined.results["val, new classes only"].accuracy > 0.8
-    assert "old classes" not in imagined.results
-    assert json.loads((imagined.folder / "run.json").read_text())["head"]["is_synthesised"] is True
+def test_imagenets_classes_are_extended_with_synthesised_features(folders: Path) -> None:
+    is_synthesised = hs.train(folders / "two", out=folders / "is_synthesised", extend="pretrained", **SMALL)
+    assert is_synthesised.results["val, new classes only"].accuracy > 0.8
+    assert "old classes" not in is_synthesised.results
+    assert json.loads((is_synthesised.folder / "run.json").read_text())["head"]["is_synthesised"] is True
 
 
 @pytest.mark.exhaustive
