@@ -1,4 +1,4 @@
-"""Images a second of every engine, each in a process of its own, in turns, and how far each is from plain PyTorch.
+"""Images per second of every engine, in separate processes that alternate, and the difference from plain PyTorch.
 
     python benchmarks/engines.py [--data FOLDER] [--backbone NAME] [--images 3000] [--rounds 3] [--engines NAME ...]
 
@@ -96,7 +96,7 @@ def prepare(name: str, net: PixelNet, sample: np.ndarray, cache: Path) -> tuple[
 
 
 def work(name: str, backbone: str, pixels: Path, cache: Path, orders: Connection) -> None:
-    """An engine's process: prepares, then runs what it is told to and says how long that took."""
+    """Process of one engine: prepares, runs the requested batches and reports the time."""
     images = np.load(pixels, mmap_mode="r")
     net = feature_net(backbone)
     started = time.perf_counter()

@@ -2,7 +2,7 @@
 
 The plain loop is what a tutorial has: frozen layers under ``no_grad``, the others trained by AdamW, float32, default
 layout, every image through the whole network in every epoch. Both get images that are decoded and cropped already,
-each in a process of its own, in turns.
+each in a separate process, alternating.
 
     python benchmarks/fine_tuning.py FOLDER [--backbones NAME ...] [--parts PART ...] [--images 320] [--rounds 3]
 
@@ -48,7 +48,7 @@ PARTS = {
 
 
 def backbone_of(name: str) -> Backbone:
-    """With its own weights where they are at hand, else with random ones: for the time it is all the same."""
+    """With pretrained weights if available, else random ones; the time is the same."""
     return load_backbone(DEFAULT_BACKBONE) if name == DEFAULT_BACKBONE else random_backbone(name)
 
 

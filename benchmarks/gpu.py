@@ -1,11 +1,11 @@
-"""On a GPU: the frozen pass and an epoch of fine-tuning against the same loops without a cache, and how long it waits.
+"""GPU benchmark: the frozen pass and an epoch of fine-tuning against the same loops without a cache, and GPU idle time.
 
     python benchmarks/gpu.py FOLDER [--backbones resnet50 vit_small_patch16_224] [--images 4096] [--epochs 3]
 
-Photographs of the folder are written anew, slightly cropped, until there are enough; weights are random (for the time
-it is all the same). The plain loops are what a careful user of PyTorch writes: bfloat16 autocast, channels last, fused
-AdamW, decoded images in memory. "waits" is the share of the time in which no kernel ran, by the profiler, in an epoch
-of its own. Prints a table and one JSON line.
+Photographs of the folder are copied, slightly cropped, until there are enough; weights are random (the time
+is the same). The plain loops are optimised PyTorch: bfloat16 autocast, channels last, fused AdamW, decoded images in
+memory. "waits" is the share of the time in which no kernel ran, measured by the profiler in a separate epoch. Prints a
+table and one JSON line.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python benchmarks/many_images.py [--counts 15000 60000] [--image-size 32]
 
-Generates the folder once (2 classes, 32x32 PNG, random patches), then runs `headstart extract` on it in a process
-of its own, from a cold cache. Prints a row for each count and one JSON line. Expected on two cores: under 2 GB at
+Generates the folder once (2 classes, 32x32 PNG, random patches), then runs `headstart extract` on it in a
+separate process, from a cold cache. Prints a row for each count and one JSON line. Expected on two cores: under 2 GB at
 60,000, and growth from 15,000 to 60,000 of no more than the index (paths, hashes, facts: about 1.5 kB an image).
 """
 

@@ -2,7 +2,7 @@
 
     python benchmarks/none_of_these.py FOLDER... [--splits 10] [--effort probe] [--strangers FOLDER...]
 
-All images of each folder (splits that it comes with are forgotten) are drawn into train, val and test anew for each
+All images of each folder (splits that it comes with are forgotten) are drawn into train, val and test again for each
 seed; the model says for each test image whether it is one of "none of these". The promise is kept in a split where it
 lies inside the 95 % Wilson interval of the measured share. With --strangers, the share of other images that the model
 of the first split takes for strange is printed as well.

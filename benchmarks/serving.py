@@ -5,10 +5,10 @@
     python benchmarks/serving.py soak RUN_OR_MODEL FOLDER... [--clients 64] [--seconds 600]
     python benchmarks/serving.py flood RUN_OR_MODEL FOLDER... [--requests 250] [--seconds 20]
 
-`load` compares every answer with that of `Model.predict`, and images a second with those of the same engine on the same
-files in a process of its own; both decode. `fuzz` sends what is truncated, random, huge, mislabelled, half open or
-otherwise wrong. `soak` watches memory and open files. `flood` asks for heat maps and leaves, first all at once, then
-steadily, and times predictions meanwhile and a second after. Each exits 1 where its obligation is missed.
+`load` compares every prediction with `Model.predict`, and images per second with the same engine on the same files in
+a separate process; both decode. `fuzz` sends truncated, random, huge, mislabelled, half-open and otherwise invalid
+requests. `soak` monitors memory and open files. `flood` requests heat maps and disconnects, first all at once, then
+steadily, and times predictions during that and a second later. Each exits with 1 if its requirement is not met.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ HALF = b"POST /v1/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n
 
 @dataclass
 class Server:
-    """A server in a process of its own."""
+    """A server in a separate process."""
 
     process: subprocess.Popen[str]
     port: int
@@ -184,7 +184,7 @@ print(json.dumps({"both": [seconds, apart], "said": [[p.label, dict(p.top)] for 
 
 
 def alone(model: str, paths: list[Path]) -> tuple[float, list[tuple[str, dict[str, float]]]]:
-    """Seconds for the files in a process of its own, and what ``Model.predict`` says.
+    """Seconds for the files in a separate process, and the results of ``Model.predict``.
 
     The better of two ways: ``Model.predict``, which decodes while the engine runs; or 256 decoded, then run, and so on.
     """
@@ -442,8 +442,8 @@ def fuzz(given: argparse.Namespace) -> dict[str, object]:
     """No 5xx but 503, no crash, no form without an answer, memory flat.
 
     Flat: what the server holds once a tenth of the requests is answered and nothing is under way, and the most that it
-    held meanwhile, is in the last three tenths within 5 % of the third to fifth. The median under load is told as well,
-    but goes by how much of the time an image of 49 megapixels is under way: about half, so it tosses a coin.
+    held meanwhile, is in the last three tenths within 5 % of the third to fifth. The median under load is reported too, but
+    depends on the share of time in which an image of 49 megapixels is processed: about half, so it varies by chance.
     """
     chance = random.Random(given.seed)
     photos = [path.read_bytes() for path in photographs(given.folders, 40, given.seed)]

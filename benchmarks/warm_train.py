@@ -1,11 +1,10 @@
-"""A warm ``headstart train`` by two versions of Headstart in turns, and the ratio of their times.
+"""``headstart train`` with a warm cache by two versions of Headstart, alternating, and the ratio of their times.
 
     git worktree add ../before a0e7289
     python benchmarks/warm_train.py ../before . --data flowers [--rounds 5] [--options --effort probe]
 
-Each version fills a cache of its own first, which is not counted. Then both run in turns, in processes of their own.
-The ratio is that of the medians, after to before; of wall clock, and of processor time, which other work on the machine
-disturbs less.
+Each version first fills a separate cache, which is not timed. Then both run alternately, in separate processes. The
+ratio is that of the medians, after to before, for wall-clock time and for CPU time, which depends less on other load.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python benchmarks/whole_runs.py FOLDER [--efforts probe quick standard thorough] [--warm] [--plain-epochs 5]
 
-Every command is a process of its own that begins with an empty cache; with ``--warm`` each effort runs again with what
-it left. The plain loop is the usual recipe with the same weights, the same augmentation and the same split: a new
+Every command is a separate process that starts with an empty cache; with ``--warm`` each effort runs again with the
+filled cache. The plain loop is the usual recipe with the same weights, the same augmentation and the same split: a new
 head, everything unfrozen, the whole network forward and back in every epoch, AdamW with warm-up and cosine, label
 smoothing, float32, default layout. Its accuracy is that of its best epoch, its seconds those until that epoch was
 scored. The last column is how many times sooner Headstart's command ended, where it did at least as well. One JSON line

@@ -23,7 +23,7 @@ GROUPS: tuple[str, ...] = get_args(Group)
 
 
 def typed_dict() -> str:
-    """``RecipeOptions``: every option of a recipe with its type and help, all of them optional."""
+    """``RecipeOptions``: every option of a recipe with its type and help; each is optional."""
     names = sorted({word for word in _annotations().values() if word.endswith("Name")})
     lines = [
         '"""Keyword arguments of ``train``, ``prepare``, ``check`` and ``compare``, with types for editors.',

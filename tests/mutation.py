@@ -400,9 +400,7 @@ def main() -> None:
     first, _, last = given.lines.partition("-")
     lines = range(int(first), int(last or first) + 1) if first else None
     for name in given.modules or MODULES:
-        if (
-            len(given.modules or MODULES) > 1
-        ):  # each in a process of its own, so that none is changed by another's tests
+        if len(given.modules or MODULES) > 1:  # each in a separate process, so that tests cannot affect each other
             command = [sys.executable, __file__, name, "--sample", str(given.sample)]
             os.spawnv(os.P_WAIT, sys.executable, command)
             continue

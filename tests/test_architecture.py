@@ -336,7 +336,7 @@ def code_lines(source: str) -> dict[str, int]:
 
 
 def test_no_function_is_long() -> None:
-    """At most 40 lines of code: a longer one has a part with a name of its own."""
+    """At most 40 lines of code: parts of a longer function become functions."""
     long = {
         f"{name}: {function}": length
         for name, path in modules().items()

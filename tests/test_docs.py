@@ -102,7 +102,7 @@ def _once_a_model(capture: Callable[[Model], Any]) -> Callable[[Model], Any]:
 
 
 def _run_exported(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
-    """Runs an exported file in this process; tests/exports sees a new one, which imports PyTorch anew for .pt2."""
+    """Runs an exported file in this process; tests/exports tests the separate process."""
     assert command[1:-1] == ["-m", subprocess_runner.__name__]
     subprocess_runner._run(Path(command[-1]))
     return subprocess.CompletedProcess(command, 0, b"", b"")

@@ -1,4 +1,4 @@
-"""Messages to users, docstrings and comments contain no word of the deny list."""
+"""Messages, docstrings, comments and names of tests contain no word of the deny list."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ from pathlib import Path
 
 import pytest
 from deny_list import denied_words
+from documents import ROOT
 
 import headstart
 
+OTHERS = ("tests", "benchmarks", "scripts", "examples")
+"""Folders with other sources."""
+
 PACKAGE = Path(headstart.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
+SOURCES = [*MODULES, *(path for name in OTHERS for path in sorted((ROOT / name).rglob("*.py")))]
 SAYING = ("say", "print")
 
 
@@ -24,15 +29,17 @@ def test_no_message_contains_a_word_of_the_deny_list(path: Path) -> None:
     assert found == {}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_docstring_or_comment_contains_a_word_of_the_deny_list(path: Path) -> None:
     texts = documentation(path.read_text(encoding="utf-8"))
     assert {line: words for line, text in texts if (words := denied_words(text))} == {}
 
 
 def documentation(source: str) -> Iterator[tuple[int, str]]:
-    """Line and text of each docstring, also of constants and fields, and of each comment."""
+    """Line and text of each docstring, also of constants and fields, of each comment, and of each test's name."""
     for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            yield node.lineno, node.name.replace("_", " ")
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             yield node.lineno, " ".join(node.value.value.split())
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -68,8 +75,8 @@ def test_words_in_messages_are_found() -> None:
     assert denied_words("the _ pictures") == ["'pictures': write 'image'"]
 
 
-def test_words_in_docstrings_and_comments_are_found() -> None:
-    source = '"""A module."""\n\nX = 1\n"""Told\nof its\nown."""\n\ndef f():\n    """Anew."""\n    f()  # all of them\n'
+def test_words_in_docstrings_comments_and_names_are_found() -> None:
+    source = '"""A module."""\n\nX = 1\n"""Told\nof its\nown."""\n\ndef test_it_is_told():\n    f()  # all of them\n'
     texts = sorted(documentation(source))
-    assert texts == [(1, "A module."), (4, "Told of its own."), (9, "Anew."), (10, "# all of them")]
+    assert texts == [(1, "A module."), (4, "Told of its own."), (8, "test it is told"), (9, "# all of them")]
     assert [len(denied_words(text)) for _, text in texts] == [0, 2, 1, 1]

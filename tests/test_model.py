@@ -152,7 +152,7 @@ def test_one_image_gives_one_prediction_and_many_give_many_in_order(model: Model
     assert model.predict([]) == []
 
 
-def test_an_image_that_cannot_be_read_says_so_in_its_own_row(model: Model, tmp_path: Path) -> None:
+def test_the_prediction_of_an_unreadable_image_contains_the_error(model: Model, tmp_path: Path) -> None:
     """Law 8, in prediction."""
     for i in range(40):
         random_image(i).save(tmp_path / f"{i}.png")

@@ -40,7 +40,7 @@ QUICK = [
     "resnet18",
     "vit_small_patch16_224",
 ]
-"""One of each kind, for the default tests; all of them, at every boundary, are exhaustive."""
+"""One of each kind, for the default tests; every network at every boundary is tested exhaustively."""
 
 
 def lively(name: str, side: int) -> nn.Module:
@@ -163,7 +163,7 @@ def test_splitting_leaves_the_network_as_it_was() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
 
 
-def test_a_copy_has_the_same_cuts_and_weights_of_its_own() -> None:
+def test_a_copy_has_the_same_boundaries_and_separate_weights() -> None:
     module = lively("resnet18", 64)
     split = SplittableBackbone(module, height=64, width=64)
     copied = split.copied()

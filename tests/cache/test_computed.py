@@ -47,7 +47,7 @@ def test_whatever_differs_is_computed_again(asked: Callable[..., int]) -> None:
     assert asked(array, {"offset": 1}, (3, 3)) == 6
 
 
-def test_inputs_are_told_apart_where_one_ends_and_the_next_begins(tmp_path: Path) -> None:
+def test_the_key_depends_on_the_boundaries_between_inputs(tmp_path: Path) -> None:
     one, two = np.arange(4, dtype=np.uint8), np.arange(4, 6, dtype=np.uint8)
     for number, inputs in enumerate([[one, two], [np.concatenate([one, two])], [two, one]]):
         found = computed_once("sums", {}, inputs, (1,), lambda number=number: np.array([float(number)]), cache=tmp_path)

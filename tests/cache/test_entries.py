@@ -60,7 +60,9 @@ def test_an_entry_says_what_it_is_and_when_it_was_used(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_an_entry_is_told_in_words_from_what_made_it(tmp_path: Path, about: dict[str, object], words: str) -> None:
+def test_the_description_of_an_entry_comes_from_its_metadata(
+    tmp_path: Path, about: dict[str, object], words: str
+) -> None:
     RowStore("some", about, dtype=np.uint8, root=tmp_path)
     assert [entry.words for entry in cache_entries(tmp_path)] == [words]
 
@@ -166,7 +168,7 @@ def test_a_store_whose_folder_was_removed_says_so(tmp_path: Path) -> None:
             assert not opened.folder.exists()
 
 
-def test_a_store_never_takes_a_new_folder_of_its_name_for_its_own(tmp_path: Path) -> None:
+def test_a_store_does_not_use_a_new_folder_of_the_same_name(tmp_path: Path) -> None:
     stale = open_store(tmp_path)
     stale.append(keys(1, 2), rows(1, 2))
     assert clear_cache(cache_entries(tmp_path)) > 2 * ROW
@@ -180,7 +182,7 @@ def test_a_store_never_takes_a_new_folder_of_its_name_for_its_own(tmp_path: Path
 
 
 def test_clearing_beside_a_writer_never_mixes_rows_up(tmp_path: Path) -> None:
-    """One process appends and reads back, and opens anew whenever this one has cleared the cache under it."""
+    """One process appends and reads back, and reopens the store whenever this process has cleared the cache."""
     script = (
         "root, lost = Path(sys.argv[1]), 0\n"
         "s = open_store(root)\n"
@@ -211,5 +213,5 @@ def test_clearing_beside_a_writer_never_mixes_rows_up(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("size", "text"), [(0, "0.0 kB"), (999, "1.0 kB"), (1e6, "1.0 MB"), (1.26e9, "1.3 GB"), (2e12, "2,000.0 GB")]
 )
-def test_sizes_are_told_in_powers_of_1000(size: float, text: str) -> None:
+def test_sizes_have_decimal_units(size: float, text: str) -> None:
     assert size_text(size) == text

@@ -276,7 +276,7 @@ def test_a_row_that_another_thread_dropped_is_damaged_not_unknown(tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["about.json", "rows.bin", "keys.bin", "used", "lock"])
-def test_a_folder_where_a_file_should_be_is_a_store_that_is_made_anew(tmp_path: Path, name: str) -> None:
+def test_a_store_with_a_folder_in_place_of_a_file_is_recreated(tmp_path: Path, name: str) -> None:
     store = open_store(tmp_path)
     store.append(keys(1), rows(1))
     (store.folder / name).unlink()

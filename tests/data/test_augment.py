@@ -260,7 +260,7 @@ def test_the_description_is_json_and_holds_every_setting() -> None:
     assert set(about) == {"version"} | {field.name for field in fields(Augmentation)}
 
 
-def test_a_views_key_is_its_own_and_stays() -> None:
+def test_the_key_of_a_view_is_unique_and_stable() -> None:
     keys = {view_key(bytes([n]) * 16, number) for n in range(50) for number in range(50)}
     assert len(keys) == 2500
     assert {len(key) for key in keys} == {16}

@@ -31,7 +31,7 @@ def test_copies_and_near_copies_are_found_and_nothing_else(tmp_path: Path) -> No
 
 
 def test_where_all_images_look_alike_they_are_not_taken_for_one(tmp_path: Path) -> None:
-    """Two marks on a white sheet, as under a fixed camera: alike to a hash, yet each an image of its own."""
+    """Two marks on a white sheet, as under a fixed camera: similar hashes, but different images."""
     paths = []
     for i in range(60):
         sheet = Image.new("L", (160, 160), 240)

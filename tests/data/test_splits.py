@@ -235,7 +235,7 @@ def place_of(name: bytes, seed: int = 0) -> float:
 
 
 @pytest.mark.parametrize("seed", [0, 1, -7])
-def test_each_image_is_drawn_by_a_hash_of_its_own_content(seed: int) -> None:
+def test_each_image_is_drawn_by_its_content_hash(seed: int) -> None:
     dataset, scanned = made()
     split = make_split(dataset, scanned, [], seed=seed)
     expected = [place_of(b"image:" + key, seed) for key in scanned.keys]

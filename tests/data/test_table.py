@@ -59,7 +59,7 @@ def test_a_list_in_a_parquet_table_is_a_list_of_labels(tmp_path: Path) -> None:
     assert data.labels.tolist() == [[1, 1], [0, 0], [0, 1]]
 
 
-def test_one_label_with_any_number_of_images_that_bear_it_will_do(tmp_path: Path) -> None:
+def test_multi_label_data_may_have_a_single_label(tmp_path: Path) -> None:
     data = open_data(table(tmp_path, "path,cat\na,1\nb,0\n"))
     assert data.classes == ("cat",)
     assert data.labels.tolist() == [[1], [0]]

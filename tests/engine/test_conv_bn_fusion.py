@@ -1,4 +1,4 @@
-"""A folded network gives what its own layers give, and trains as they train."""
+"""A folded network has the outputs and gradients of the original layers."""
 
 from __future__ import annotations
 
@@ -392,7 +392,7 @@ def suffix(name: str, boundary: str) -> tuple[nn.Module, Tensor]:
         ),
     ],
 )
-def test_a_folded_suffix_trains_as_its_own_layers_do(name: str, boundary: str) -> None:
+def test_a_folded_suffix_trains_like_the_original_layers(name: str, boundary: str) -> None:
     assert_trains_alike(*suffix(name, boundary), dtype=torch.float64, tolerance=1e-8)
 
 

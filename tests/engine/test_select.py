@@ -162,9 +162,7 @@ def test_a_plan_is_kept_for_its_sample_and_speeds_for_the_backbone(
 
 
 @folding
-def test_a_plan_depends_on_its_own_sample_whatever_the_cache_holds(
-    net: FeatureNet, rates: Rates, tmp_path: Path
-) -> None:
+def test_a_plan_depends_only_on_its_sample_and_not_on_the_cache(net: FeatureNet, rates: Rates, tmp_path: Path) -> None:
     """Law 11: one data set changes no other's result."""
     alone = measure_plan(net, tmp_path / "alone", seed=1)
     measure_plan(net, tmp_path / "shared", seed=0)
@@ -394,7 +392,7 @@ def test_onnx_runtime_gives_an_image_the_same_bits_in_any_batch(net: FeatureNet,
         assert np.array_equal(engine(images[:size]), together[:size])
 
 
-def test_onnx_runtime_runs_an_image_on_each_thread_and_fewer_than_threads_on_all_of_them(
+def test_onnx_runtime_runs_one_image_per_thread_or_a_small_batch_on_every_thread(
     net: FeatureNet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.set_num_threads(3)

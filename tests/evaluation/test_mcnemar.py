@@ -27,7 +27,7 @@ def test_the_test_is_mcnemars_exact_one() -> None:
     assert "A 88.9 % (489/550), B 91.1 % (501/550)" in found.sentence
 
 
-def test_equal_models_are_told_to_be_equal() -> None:
+def test_identical_models_do_not_differ_significantly() -> None:
     same = paired("val", *rights(90, 0, 0, 10))
     assert same.p == 1
     assert same.low < 0 < same.high

@@ -142,7 +142,7 @@ def test_no_images_are_no_score() -> None:
         score(np.zeros((0, 2)), np.zeros(0, np.int64), ["a", "b"], name="val")
 
 
-def test_every_prediction_carries_its_path_and_mistakes_come_surest_first() -> None:
+def test_every_prediction_has_its_path_and_mistakes_are_most_confident_first() -> None:
     probabilities, labels = some_predictions(50)
     part = evaluate_predictions("val", [f"p{i}, x" for i in range(50)], labels, probabilities, ("a", "b", "c", "d"))
     lines = predictions_csv([part]).splitlines()
@@ -156,7 +156,7 @@ def test_every_prediction_carries_its_path_and_mistakes_come_surest_first() -> N
 
 
 def some_labels(count: int = 300) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Probabilities of four labels, the last of which no image bears, with ties; the labels; and those given."""
+    """Probabilities of four labels with ties, the last one without images; true labels; predicted labels."""
     rng = np.random.default_rng(0)
     chances = np.round(rng.beta(0.7, [0.7, 1.5, 6.0, 9.0], size=(count, 4)), 2)
     labels = (rng.random((count, 4)) < chances * [1, 1, 1, 0]).astype(np.int64)

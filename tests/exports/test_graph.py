@@ -26,7 +26,7 @@ def test_raw_pixels_get_what_examine_gives(kind: str) -> None:
     model = small_model(**KINDS[kind])
     images = [np.array(shown(1000 + i).resize(size)) for i, size in enumerate([(48, 40), (200, 190), (31, 37)])]
     chances, outliers, _ = model.predict_with_outliers(images)
-    assert np.ptp(chances, axis=0).max() > 0.02  # else nothing could be told apart
+    assert np.ptp(chances, axis=0).max() > 0.02  # otherwise predictions could not be distinguished
     graph = ExportGraph(model)
     for image, chance, outlier in zip(images, chances, outliers, strict=True):
         first, *others = graph(torch.from_numpy(image)[None])

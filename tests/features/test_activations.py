@@ -76,7 +76,7 @@ def images(tmp_path: Path, backbone: Backbone) -> ImageFiles:
 
 
 @pytest.mark.parametrize("boundary", ["layer2", INPUT])
-def test_kept_and_made_anew_are_the_same_to_the_bit(
+def test_cached_and_recomputed_activations_are_bit_identical(
     boundary: str, backbone: Backbone, images: ImageFiles, tmp_path: Path
 ) -> None:
     """Law 2."""

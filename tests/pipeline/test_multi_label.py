@@ -285,7 +285,7 @@ def test_compare_runs_the_methods_that_support_multi_label_data(data: Path, weig
     assert [row.name for row in found.rows] == ["logistic regression"]
 
 
-def test_mistakes_are_named_the_surest_first() -> None:
+def test_mistakes_are_listed_most_confident_first() -> None:
     labels = np.array([[1, 0], [0, 1], [1, 1]])
     chances = np.array([[0.9, 0.6], [0.2, 0.9], [0.05, 0.9]])
     given = (chances >= 0.5).astype(np.int64)

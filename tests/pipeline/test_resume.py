@@ -133,7 +133,7 @@ def climbing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_gradual_folds_go_on_from_the_rung_below_too_and_after_a_stop_as_well(
     climbing: None, hard: Path, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A cross-validation that began each rung anew would judge another way of training than the one that is kept."""
+    """Cross-validation must train rungs in sequence, like the final model."""
     begun: list[tuple[str, str]] = []
     ended: list[tuple[str, str]] = []
 
@@ -163,7 +163,7 @@ def test_gradual_folds_go_on_from_the_rung_below_too_and_after_a_stop_as_well(
     assert again.model_path.read_bytes() == whole.model_path.read_bytes()
 
 
-def test_finished_is_told_once_everything_is_on_disk(
+def test_finished_is_emitted_after_everything_is_on_disk(
     climbing: None, hard: Path, tiny: dict[str, Any], tmp_path: Path
 ) -> None:
     there: list[set[str]] = []
@@ -194,7 +194,7 @@ TWICE = {"unfreeze": "layer4", "epochs": 2, "views": 2}
 
 
 class Counting(SilentProgress):
-    """Notes how many units each task is told of at once."""
+    """Records the number of units per update of each task."""
 
     def __init__(self) -> None:
         self.ticks: dict[str, list[int]] = {}
@@ -210,7 +210,7 @@ class Counting(SilentProgress):
 def test_every_step_of_a_cross_validated_run_reports_progress_in_small_steps(
     climbing: None, hard: Path, tiny: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Nothing is silent for long: each step is a task, and is told of a batch, a fold or a fit at a time."""
+    """Every step is a task with an update per batch, fold or fit."""
     counted = Counting()
     hs.train(hard, out=tmp_path / "run", progress=counted, cache=tmp_path / "cache", **tiny, **TWICE)
     least = {
@@ -262,7 +262,7 @@ def test_the_saved_model_gives_the_probabilities_that_the_run_wrote_down(run: hs
         assert part.scores.log_loss == pytest.approx(run.results[part.scores.name].log_loss, abs=1e-4)
 
 
-def test_a_fine_tuned_model_holds_its_own_weights(run: hs.Run) -> None:
+def test_a_fine_tuned_model_holds_the_trained_weights(run: hs.Run) -> None:
     from headstart.backbone.pixel_net import split_backbone
 
     backbone = load_backbone(image_size=64)
@@ -276,7 +276,7 @@ def test_a_fine_tuned_model_holds_its_own_weights(run: hs.Run) -> None:
 
 
 @pytest.mark.exhaustive
-def test_from_scratch_means_random_weights_and_all_of_them_are_trained(hard: Path, tmp_path: Path) -> None:
+def test_from_scratch_trains_every_weight_from_random_values(hard: Path, tmp_path: Path) -> None:
     """Law 14."""
     begun: list[dict[str, Tensor]] = []
 

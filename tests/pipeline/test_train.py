@@ -35,7 +35,7 @@ QUICK = {"image_size": 64, "device": "cpu"}
 
 
 class Listener:
-    """A progress that remembers what it was told."""
+    """A progress that records messages."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
@@ -190,7 +190,7 @@ def test_a_second_run_does_not_run_the_backbone_and_says_so(run: hs.Run, tmp_pat
 def test_the_same_seed_gives_the_same_model_from_cold_caches_and_another_seed_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Law 11, for the same engine: which is the fastest is for the clock to say, and a cold cache asks it anew."""
+    """Law 11, with the same engine: the choice of the fastest engine depends on timing."""
     order = ["torch", "folded", "mixed", "onnxruntime"]
     monkeypatch.setattr(
         "headstart.engine.measure.measure_rates",

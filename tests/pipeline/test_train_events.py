@@ -1,4 +1,4 @@
-"""What a listener is told, the curves, and how things show themselves in a notebook."""
+"""Events of a listener, learning curves, and HTML for notebooks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def told(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Event]:
     return list(hs.train_events(data, out=out, **CHOICES))
 
 
-def test_every_kind_of_event_is_told_in_its_order(told: list[Event]) -> None:
+def test_every_kind_of_event_is_emitted_in_order(told: list[Event]) -> None:
     kinds = [event.kind for event in told]
     main = [kind for kind in kinds if kind not in ("message", "progress", "step", "plan")]
     assert main[:7] == ["images", "findings", "engine", "stage", "mistakes", "findings", "rung"]
@@ -54,7 +54,7 @@ def test_every_kind_of_event_is_told_in_its_order(told: list[Event]) -> None:
         assert done[0] == 0
 
 
-def test_the_log_holds_what_was_told_but_for_steps(told: list[Event]) -> None:
+def test_the_log_contains_every_event_except_steps(told: list[Event]) -> None:
     kept = [event for event in told if event.kind not in ("message", "progress", "step")]
     written = read_log(Path(told[-1]["run"]))
     assert [entry["event"] for entry in written] == [event.kind for event in kept]

@@ -1,4 +1,4 @@
-"""What a model says of its own answers, from training to the command line."""
+"""Calibration and out-of-distribution detection, from training to the command line."""
 
 from __future__ import annotations
 

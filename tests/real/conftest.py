@@ -29,7 +29,7 @@ def low_precision() -> None:
 
 @pytest.fixture(scope="session")
 def command() -> Callable[..., Timed]:
-    """Runs the headstart command in a process of its own."""
+    """Runs the headstart command in a separate process."""
 
     def run(*arguments: object) -> Timed:
         started = time.perf_counter()

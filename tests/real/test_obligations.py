@@ -54,7 +54,7 @@ def test_a_second_run_takes_under_25_seconds_and_says_why(
     scores, done = trained(command, photographs("flowers"), tmp_path / "again")
     assert scores == flowers[1]
     assert "the backbone does not run" in done.err
-    if done.seconds >= 25:  # as below: libraries that have to come from the disk anew
+    if done.seconds >= 25:  # as below: libraries are not in the disk cache
         done = trained(command, photographs("flowers"), tmp_path / "once more")[1]
     assert done.seconds < 25
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (flowers[0] / "model.safetensors").read_bytes()

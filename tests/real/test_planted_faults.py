@@ -18,7 +18,7 @@ from headstart.data import inspect, open_folder
 
 @pytest.fixture(scope="module")
 def flipped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[str]]:
-    """Flowers as a table in which every twentieth label is wrong, and the paths of these."""
+    """Flowers as a table in which every twentieth label is wrong, and the paths with wrong labels."""
     data = open_folder(photographs("flowers"))
     rng = np.random.default_rng(0)
     wrong = rng.choice(len(data), round(0.05 * len(data)), replace=False)

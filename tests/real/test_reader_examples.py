@@ -29,7 +29,7 @@ def test_a_loop_by_hand_reaches_what_the_built_in_one_reaches(tmp_path: Path) ->
 
 
 def test_flowers_behind_imagenets_classes(tmp_path: Path) -> None:
-    """Told apart as well as by a model of flowers alone (508 of 550), and what was known stays."""
+    """Flowers are classified as accurately as by a model trained on them alone (508/550), and old classes are kept."""
     others = tmp_path / "others"
     others.mkdir()
     for name in ("cats_dogs", "hotdog", "hymenoptera", "urban_rural"):

@@ -1,4 +1,4 @@
-"""Any number of labels to a photograph: what stands in five data sets, told by one model."""
+"""Multi-label classification: one model for the labels of five data sets."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def write_table(file: Path) -> None:
         csv.writer(lines).writerows([("path", "labels", "split"), *rows])
 
 
-def test_general_and_special_labels_are_told_side_by_side(command: Callable[..., Timed], tmp_path: Path) -> None:
+def test_general_and_specific_labels_are_predicted_together(command: Callable[..., Timed], tmp_path: Path) -> None:
     write_table(tmp_path / "all.csv")
     done = command("train", tmp_path / "all.csv", "--out", tmp_path / "run", "--json")
     assert done.status == 0, done.err

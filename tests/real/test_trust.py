@@ -1,4 +1,4 @@
-"""What a model of flowers says of its own answers."""
+"""Calibration and out-of-distribution detection of a model of flowers."""
 
 from __future__ import annotations
 

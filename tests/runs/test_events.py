@@ -55,7 +55,7 @@ def test_consumers_receive_every_event_in_order_and_the_first_one_first() -> Non
     assert seen == [(who, kind) for kind in ("plan", "message") for who in ("first", "second", "third")]
 
 
-def test_a_progress_is_told_of_messages_and_of_tasks_within_tasks() -> None:
+def test_a_progress_receives_messages_and_nested_tasks() -> None:
     shown = Recorded()
     stream = EventStream([ProgressConsumer(shown)])
     with stream.task("outer", 10) as outer:

@@ -115,7 +115,7 @@ def test_a_heat_map_is_an_image(site: str) -> None:
     assert httpx.post(f"{site}/v1/explain", **sent(b"text", label="red")).status_code == 422
 
 
-def test_a_training_image_is_its_own_nearest_neighbour(site: str, run: hs.Run, model: hs.Model) -> None:
+def test_the_nearest_neighbour_of_a_training_image_is_that_image(site: str, run: hs.Run, model: hs.Model) -> None:
     table = [line.split(",") for line in (run.folder / "split.csv").read_text().splitlines()[1:]]
     path, label = next((row[0], row[1]) for row in table if row[2] == "train")
     told = httpx.post(f"{site}/v1/nearest", **sent(Path(path).read_bytes()), timeout=60).json()

@@ -1,4 +1,4 @@
-"""A listener that keeps what it is told."""
+"""A progress that records messages."""
 
 from __future__ import annotations
 

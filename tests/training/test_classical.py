@@ -57,7 +57,7 @@ def test_it_answers_as_scikit_learn_does(kind: str, classes: int) -> None:
 
 @pytest.mark.parametrize("kind", CLASSICAL)
 def test_settings_are_chosen_without_dividing_groups(kind: str) -> None:
-    """Each group is one scene whose label says nothing of other scenes: only its own images make an answer sure."""
+    """Each group is a scene with an independent label: only images of the same scene allow confident predictions."""
     rng = np.random.default_rng(0)
     group = np.repeat(np.arange(40), 10)
     x = (rng.normal(size=(40, 60))[group] + 0.05 * rng.normal(size=(400, 60))).astype(np.float32)
@@ -72,7 +72,7 @@ def test_settings_are_chosen_without_dividing_groups(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", CLASSICAL)
-def test_its_probabilities_are_about_as_sure_as_they_are_right(kind: str) -> None:
+def test_probabilities_are_calibrated(kind: str) -> None:
     x, y, new, truth = some_data(3)
     out = logits(CLASSICAL[kind](x, y, classes=3).head, new)
     assert 0.6 < best_scale(out, truth) < 1.7  # 1: nothing to mend

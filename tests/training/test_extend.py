@@ -122,7 +122,7 @@ def test_the_pretrained_classifier_is_the_one_that_the_weights_came_with() -> No
     assert backbone.fingerprint == load_backbone(image_size=64).fingerprint
 
 
-def test_a_file_of_weights_brings_its_own_classifier(tmp_path: Path) -> None:
+def test_the_classifier_is_read_from_a_weights_file(tmp_path: Path) -> None:
     module = build_architecture("resnet18", image_size=64, classes=7)
     save_file(module.state_dict(), tmp_path / "seven.safetensors")
     backbone, known = load_with_classifier("resnet18", weights=tmp_path / "seven.safetensors", image_size=64)

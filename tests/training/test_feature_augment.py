@@ -16,7 +16,7 @@ CASES = [(MAPS, (6, 5, 7, 4)), (LAST, (6, 7, 4, 5)), (TOKENS, (6, 2 + 16, 5))]
 
 
 def numbered(shape: tuple[int, ...]) -> Tensor:
-    """Each activation is its own number everywhere."""
+    """Activation i has the value i everywhere."""
     return torch.arange(shape[0]).float().view(-1, *[1] * (len(shape) - 1)).expand(shape).clone()
 
 
@@ -52,7 +52,7 @@ def test_a_rectangle_is_pasted_and_its_area_is_the_share(layout: Layout, shape: 
     assert max(shares) > 0.7
 
 
-def test_nothing_is_pasted_where_places_cannot_be_told() -> None:
+def test_activations_without_positions_are_not_mixed() -> None:
     for shape in [(6, 9), (6, 11, 5)]:
         x = torch.randn(shape)
         mixed, _, share = cutmix(x, MAPS, np.random.default_rng(0))

@@ -211,7 +211,7 @@ def test_weight_decay_leaves_positions_tokens_biases_and_norms_alone(architectur
     assert not matrices & undecayed
 
 
-def test_the_optimizer_is_told_what_weight_decay_leaves_alone() -> None:
+def test_norms_and_biases_have_no_weight_decay() -> None:
     module = random_backbone("test_vit", seed=1).module
     split = SplittableBackbone(module, height=160, width=160)
     head = linear_head(np.zeros((2, split.boundaries[-1].shape[0])), np.zeros(2))

@@ -55,7 +55,7 @@ def test_the_best_is_kept_with_the_weights_of_its_best_epoch() -> None:
     found = train_heads([LINEAR, DEEP], train, val, SETTINGS, classes=3)
     ranks = [(one.correct, -one.log_loss) for one in found.candidates]
     assert found.best == found.candidates[ranks.index(max(ranks))]
-    assert len({one.log_loss for one in found.candidates}) == 8  # each has its own rate and penalty
+    assert len({one.log_loss for one in found.candidates}) == 8  # each has a separate learning rate and weight decay
     assert right(found.head, val) == found.best.correct > 60
     assert str(found.best.spec) in found.reason
     assert not found.head.training

@@ -45,7 +45,7 @@ def test_what_cannot_be_read_is_refused_with_examples(text: str) -> None:
         HeadSpec.parse(text)
 
 
-def test_several_heads_are_told_apart() -> None:
+def test_a_list_of_heads_is_parsed_without_duplicates() -> None:
     assert parse_heads("linear, 512-0.5,linear") == (HeadSpec(), HeadSpec(widths=(512,), dropout=0.5))
     with pytest.raises(OptionError, match="in separate runs"):
         parse_heads("512,conv8")

@@ -61,6 +61,6 @@ def test_a_value_of_another_type_is_refused(value: object, annotation: object) -
         as_type("x", value, annotation)
 
 
-def test_a_default_is_told_in_words() -> None:
+def test_the_text_of_a_default() -> None:
     assert [default_text(value, "") for value in (True, False, 0.5, "probe")] == ["on", "off", "0.5", "probe"]
     assert default_text(None, "set by effort") == "auto (set by effort)"

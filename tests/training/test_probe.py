@@ -180,7 +180,9 @@ def test_each_of_several_labels_has_the_classifier_that_it_would_have_alone() ->
     for i in range(3):
         alone = make_pipeline(StandardScaler(), LogisticRegression(C=fitted.c, max_iter=5000, tol=1e-8)).fit(x, y[:, i])
         assert np.allclose(chances[:, i], alone.predict_proba(x)[:, 1], atol=2e-3)
-    assert np.allclose(chances[:, 3], 0.5 / (len(x) + 1), rtol=1e-3)  # no image bears it: little says that one would
+    assert np.allclose(
+        chances[:, 3], 0.5 / (len(x) + 1), rtol=1e-3
+    )  # no image has the label, so its probability is low
 
 
 def test_c_of_several_labels_is_the_one_with_the_least_loss_over_the_folds() -> None:

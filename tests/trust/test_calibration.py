@@ -57,7 +57,7 @@ def test_the_temperature_of_several_labels_likewise() -> None:
     labels = (rng.random(logits.shape) < expit(logits)).astype(np.int64)
     found = calibrate(3 * logits, labels, target_accuracy=0.9)
     assert found.temperature == pytest.approx(3, rel=0.1)
-    assert (found.target_accuracy, found.threshold) == (0, 0)  # each label has a threshold of its own
+    assert (found.target_accuracy, found.threshold) == (0, 0)  # each label has a separate threshold
 
 
 def test_no_number_of_right_answers_makes_it_certain() -> None:

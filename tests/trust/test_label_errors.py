@@ -21,7 +21,7 @@ def images(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return (middles[labels] + 0.75 * rng.normal(size=(count, 32))).astype(np.float32), labels
 
 
-def test_most_flipped_labels_are_found_the_surest_first_and_little_else() -> None:
+def test_most_flipped_labels_are_found_most_confident_first_with_few_false_alarms() -> None:
     features, right = images(600, 0)
     labels = right.copy()
     flipped = np.random.default_rng(1).choice(600, 30, replace=False)

@@ -54,7 +54,7 @@ def test_the_promise_holds_for_any_number_of_usual_images(count: int) -> None:
     kept = conformal_scores(np.arange(count), gaps) <= INLIER_SHARE
     assert kept.mean() >= INLIER_SHARE
     assert kept.mean() <= INLIER_SHARE + 1.001 / (count + 1)  # and no more of them than that takes
-    assert not kept[-1]  # what is farther than all of them is never usual
+    assert not kept[-1]  # an image farther than every reference is never in-distribution
 
 
 def test_too_few_usual_images_promise_nothing() -> None:
@@ -70,7 +70,7 @@ def test_training_images_are_compared_with_the_others() -> None:
     assert known is not None
     each = np.arange(300)
     own = known.distances(features, parts=(each, each))
-    assert (own > 1e-3).all()  # none was its own neighbour
+    assert (own > 1e-3).all()  # no image was a neighbour of itself
     judges = known.with_inlier_distances(own)
     assert judges is not None
     assert (judges.outlier_scores(usual(2000, 2)) <= INLIER_SHARE).mean() == pytest.approx(INLIER_SHARE, abs=0.03)
@@ -93,7 +93,7 @@ def test_images_are_compared_with_references_of_other_groups_only() -> None:
 
 
 def test_cross_fitted_scores_divide_no_group() -> None:
-    """In each group all distances are alike: judged by the rest of its own group, the farthest would look usual."""
+    """Distances within a group are similar: judged by the same group, the farthest image would look in-distribution."""
     group = np.repeat(np.arange(20), 20)
     distances = group + np.linspace(0, 0.01, 400)
     farthest = group == 19
@@ -213,7 +213,7 @@ def test_the_distance_is_that_to_the_fifth_nearest() -> None:
     assert known.similarities(features) == pytest.approx(cosines, abs=1e-6)
 
 
-def test_a_reference_is_not_its_own_neighbour() -> None:
+def test_a_reference_is_not_a_neighbour_of_itself() -> None:
     features = usual(2300, 0)
     known = knowing_exactly(features[:1200])
     itself = np.where(np.arange(2300) < 1200, np.arange(2300), -1)

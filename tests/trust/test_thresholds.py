@@ -144,12 +144,14 @@ def test_the_threshold_is_where_f1_is_to_be_expected_greatest_whatever_the_calib
     assert set(seen) == {1000}
 
 
-def test_a_threshold_is_chosen_from_five_images_that_bear_the_label_and_five_that_do_not() -> None:
+def test_a_threshold_needs_five_images_with_the_label_and_five_without() -> None:
     assert LEAST == 5
     few = np.zeros((50, 1), np.int64)
     few[:LEAST] = 1
     assert best_thresholds(np.linspace(0.3, 0, 50)[:, None], few)[0] < 0.3
-    assert best_thresholds(np.linspace(0.9, 0.6, 50)[:, None], 1 - few)[0] == DEFAULT_THRESHOLD  # below all of them
+    assert (
+        best_thresholds(np.linspace(0.9, 0.6, 50)[:, None], 1 - few)[0] == DEFAULT_THRESHOLD
+    )  # below every probability
     assert best_thresholds(np.linspace(0.4, 0.2, 50)[:, None], 1 - few[::-1])[0] < DEFAULT_THRESHOLD
 
 

@@ -29,7 +29,7 @@ def test_a_format_in_the_registry_opens_files_of_its_suffix(tmp_path: Path, monk
     assert format_of(file) is new
 
 
-def test_each_format_is_registered_under_its_name_with_a_suffix_of_its_own() -> None:
+def test_each_format_is_registered_under_its_name_with_a_unique_suffix() -> None:
     assert all(name == one.name for name, one in FORMATS.items())
     assert len({one.suffix for one in FORMATS.values()}) == len(FORMATS)
 

@@ -49,7 +49,7 @@ FOUND = [{"kind": "blank", "severity": "warning", "message": "2 image(s) of one 
 
 @contextmanager
 def watching(folder: Path) -> Iterator[str]:
-    """The address of a view in a process of its own; ends with the block as with the training that began it."""
+    """The URL of a view in a separate process; it ends with the block, as with a training."""
     with watched_beside(folder) as address:
         yield address().removesuffix("/watch")
 

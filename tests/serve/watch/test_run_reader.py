@@ -1,4 +1,4 @@
-"""A run's folder as a page sees it: no line of its log lost, none told twice, stopped is not finished."""
+"""Reading a run folder: each log line exactly once, and the state of the run."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_only_images_of_the_run_are_served(tmp_path: Path) -> None:
     ((path, right, given, chance, key),) = json.loads(line)["items"]
     assert (path, right, given, chance) == ("/data/a/1.jpg", "a", "b", None)
     assert watched.image_path(key) == path
-    assert RunReader(tmp_path).image_path(key) == path  # also of a server that was started anew
+    assert RunReader(tmp_path).image_path(key) == path  # also after a restart of the server
     assert watched.image_path("/etc/passwd") is None
 
 
