@@ -1,9 +1,10 @@
 """Lazy import of PyTorch's compiler: a stand-in for ``torch._dynamo`` until it is used.
 
 torchvision, timm and ``torch.optim`` name ``torch._dynamo`` when they are imported: to ask whether a device can be
-compiled for, and to exempt functions from compilation. What it imports in turn takes a quarter of a command's start,
-and few commands compile anything. The stand-in answers these two; any other use imports the compiler, and then
-everything is as if it had been imported from the beginning.
+compiled for, and to exempt functions from compilation; a step of an optimizer breaks the graph, which does nothing
+outside compiled code. What the compiler imports in turn takes a quarter of a command's start, and few commands compile
+anything. The stand-in answers these three; any other use imports the compiler, and then everything is as if it had been
+imported from the beginning.
 
 This is the only place that touches ``torch._dynamo``; tests/test_deferred_compiler.py names what it relies on.
 """
@@ -75,6 +76,7 @@ class _Finder:
         module = _StandIn(spec.name)
         if spec.name == COMPILER:
             module.disable = _disable  # type: ignore[attr-defined]
+            module.graph_break = _graph_break  # type: ignore[attr-defined]
         else:
             module.is_compile_supported = _is_compile_supported  # type: ignore[attr-defined]
         return module
@@ -154,6 +156,10 @@ def _disable(fn: Any = None, *arguments: Any, **keywords: Any) -> Any:
         return exempt.run(*args, **kwargs)
 
     return call
+
+
+def _graph_break(*_arguments: Any, **_keywords: Any) -> None:
+    """``torch._dynamo.graph_break`` where nothing is being compiled."""
 
 
 def _is_compile_supported(device_type: Any) -> Any:

@@ -51,6 +51,15 @@ from torch._dynamo.utils import is_compile_supported
 assert not real() and is_compile_supported("cpu") in (True, False)
 assert real()
 """,
+    "a step of an optimizer": """
+optimizer = torch.optim.AdamW([weight])
+weight.sum().backward()
+optimizer.step()
+assert not real() and not torch.equal(weight.detach(), torch.ones(2))
+torch._dynamo.list_backends
+optimizer.step()
+assert real() and torch._dynamo.graph_break.__module__ != "headstart.deferred_compiler"
+""",
     "compiling": """
 f = torch.compile(lambda x: x.sin() + 1, backend="eager")
 assert f(weight).shape == (2,) and real()
