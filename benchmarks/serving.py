@@ -442,7 +442,7 @@ def fuzz(given: argparse.Namespace) -> dict[str, object]:
     """No 5xx but 503, no crash, no form without an answer, memory flat.
 
     Flat: what the server holds once a tenth of the requests is answered and nothing is under way, and the most that it
-    held meanwhile, is in the last three tenths within 5 % of the third to fifth. The median under load is reported too, but
+    held meanwhile, is in the last three tenths within 5 % of the third to fifth. The median under load is reported, but
     depends on the share of time in which an image of 49 megapixels is processed: about half, so it varies by chance.
     """
     chance = random.Random(given.seed)
