@@ -14,6 +14,7 @@ import pytest
 from random_images import mislabel, write_classes
 
 import headstart as hs
+from headstart.backbone import load_backbone
 from headstart.errors import DataError, OptionError
 from headstart.progress import SilentProgress
 from headstart.reports.curves import CurvePoint, curve_charts
@@ -67,10 +68,12 @@ def test_each_stage_says_which_groups_it_trains(told: list[Event]) -> None:
     assert (probe["stage"], tuned["stage"]) == ("probe", "fine-tune from blocks.6")
     trained = {stage["stage"]: [name for name, _, trained in stage["layers"] if trained] for stage in stages}
     assert trained == {"probe": ["head"], "fine-tune from blocks.6": ["blocks.6", "conv_head", "bn2", "head"]}
+    buffers = load_backbone(image_size=64).module.named_buffers()
+    statistics = sum(tensor.numel() for name, tensor in buffers if "running" in name)
     for stage in stages:
         assert stage["trainable"] + stage["frozen"] == sum(weights for _, weights, _ in stage["layers"])
         assert stage["trainable"] == sum(own for _, _, own in stage["layers"])
-        assert stage["statistics"] == 3_984
+        assert stage["statistics"] == statistics
         assert not stage["learns_statistics"]
     said = [event["text"] for event in told if event.kind == "message" and event["text"].startswith("Stage ")]
     assert "trains only the head, 258 of 94,370 weights; frozen: conv_stem to bn2" in said[0]
