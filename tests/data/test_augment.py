@@ -10,6 +10,7 @@ from dataclasses import fields
 import numpy as np
 import numpy.typing as npt
 import pytest
+from encoded_images import encoded
 from PIL import Image
 from random_images import random_image
 
@@ -204,18 +205,14 @@ def test_the_smallest_images_have_views(size: tuple[int, int]) -> None:
         assert (pixels == (200, 100, 50)).all()
 
 
-def encoded(image: Image.Image, kind: str) -> bytes:
-    data = io.BytesIO()
-    image.save(data, kind, quality=95)
-    return data.getvalue()
-
-
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("size", [(300, 280), (2300, 1700)])
 def test_views_of_a_file_are_the_views_of_its_image(kind: str, size: tuple[int, int]) -> None:
     image = random_image(5, size=size)
     numbers = [7, 0, 3]
-    made = views(encoded(image, kind), KEY, numbers, seed=1, augmentation=Augmentation(), preprocessing=SMALL)
+    made = views(
+        encoded(image, kind, quality=95), KEY, numbers, seed=1, augmentation=Augmentation(), preprocessing=SMALL
+    )
     assert made.shape == (3, 64, 64, 3)
     assert made.dtype == np.uint8
     expected = np.stack([seen(image, Augmentation(), number) for number in numbers])

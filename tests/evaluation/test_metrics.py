@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from random_predictions import random_predictions
 from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
@@ -28,14 +29,6 @@ from headstart.evaluation.metrics import (
     shown_first,
     wilson,
 )
-from headstart.evaluation.predictions import evaluate_predictions, predictions_csv
-
-
-def some_predictions(count: int = 200) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 3, count)
-    odds = rng.random((count, 4)) + 1.5 * np.eye(4)[labels]
-    return odds / odds.sum(1, keepdims=True), labels
 
 
 def test_18_of_20_is_90_percent_70_to_97() -> None:
@@ -47,7 +40,7 @@ def test_18_of_20_is_90_percent_70_to_97() -> None:
 
 
 def test_every_figure_equals_scikit_learns() -> None:
-    probabilities, labels = some_predictions()
+    probabilities, labels = random_predictions()
     scores = score(probabilities, labels, ["a", "b", "c", "never"], name="val")
     given = probabilities.argmax(1)
     report = classification_report(labels, given, labels=range(4), output_dict=True, zero_division=0)
@@ -133,26 +126,13 @@ def test_the_score_shown_first_is_cross_validated_then_test_then_val() -> None:
 
 
 def test_scores_survive_json() -> None:
-    scores = score(*some_predictions(), ["a", "b", "c", "d"], name="val")
+    scores = score(*random_predictions(), ["a", "b", "c", "d"], name="val")
     assert Scores.from_json(json.loads(json.dumps(scores.as_json()))) == scores
 
 
 def test_no_images_are_no_score() -> None:
     with pytest.raises(ValueError, match="no images"):
         score(np.zeros((0, 2)), np.zeros(0, np.int64), ["a", "b"], name="val")
-
-
-def test_every_prediction_has_its_path_and_mistakes_are_most_confident_first() -> None:
-    probabilities, labels = some_predictions(50)
-    part = evaluate_predictions("val", [f"p{i}, x" for i in range(50)], labels, probabilities, ("a", "b", "c", "d"))
-    lines = predictions_csv([part]).splitlines()
-    assert lines[0] == "path,split,label,predicted,probability,outlier,p:a,p:b,p:c,p:d"
-    assert lines[8].startswith('"p7, x",val,')
-    assert [float(v) for v in lines[8].split(",")[-4:]] == probabilities[7].tolist()
-    wrong = part.mistakes()
-    sure = [probabilities[i].max() for i in wrong]
-    assert sure == sorted(sure, reverse=True)
-    assert len(wrong) == part.scores.count - part.scores.correct
 
 
 def some_labels(count: int = 300) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

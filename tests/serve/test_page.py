@@ -12,9 +12,10 @@ import httpx
 import numpy as np
 import pytest
 from browser import browsing, chromium, until
+from encoded_images import coloured_png
 from fastapi import FastAPI
 from PIL import Image
-from random_images import COLOURS, random_image, write_classes
+from random_images import write_classes
 from served import tiny_model
 from servers import serving
 
@@ -34,12 +35,6 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Route
 
 EXTERNAL = re.compile(r"""(?:src|href)\s*=\s*["'](?:https?:)?//|url\(\s*["']?(?:https?:)?//|@import|import\(""")
-
-
-def png(seed: int, colour: str) -> bytes:
-    held = io.BytesIO()
-    random_image(seed, COLOURS[colour]).save(held, "PNG")
-    return held.getvalue()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -106,10 +101,10 @@ def test_the_page_requests_no_other_host_and_its_policy_forbids_it(site: str) ->
 
 
 def test_a_heat_map_is_an_image(site: str) -> None:
-    answer = httpx.post(f"{site}/v1/explain", **sent(png(1, "red"), label="red"), timeout=60)
+    answer = httpx.post(f"{site}/v1/explain", **sent(coloured_png(1, "red"), label="red"), timeout=60)
     assert answer.headers["content-type"] == "image/jpeg"
     assert Image.open(io.BytesIO(answer.content)).size == (64, 64)
-    wrong = httpx.post(f"{site}/v1/explain", **sent(png(1, "red"), label="purple"))
+    wrong = httpx.post(f"{site}/v1/explain", **sent(coloured_png(1, "red"), label="purple"))
     assert wrong.status_code == 422
     assert "no class 'purple'" in wrong.json()["error"]["reason"]
     assert httpx.post(f"{site}/v1/explain", **sent(b"text", label="red")).status_code == 422
@@ -132,7 +127,7 @@ def test_a_missing_training_image_is_reported(run: hs.Run, model: hs.Model, tmp_
     moved = (run.folder / "split.csv").read_text().replace(str(run.folder.parent), str(tmp_path / "gone"))
     (tmp_path / "split.csv").write_text(moved)
     page = PageBackend(InferenceService(model, run=tmp_path, device="cpu"), None)
-    told = page.nearest(page.pixels(png(1, "red")))
+    told = page.nearest(page.pixels(coloured_png(1, "red")))
     assert {own["image"] for own in told["nearest"]} == {""}
     assert all(own["path"].startswith(str(tmp_path / "gone")) for own in told["nearest"])
 
@@ -142,7 +137,10 @@ def test_corrections_and_neighbours_are_disabled_without_folder_or_run(model: hs
     about = page.describe()
     assert (about["run"], about["nearest"], about["corrections"]) == (False, False, False)
     assert page.list_corrections()["count"] == 0
-    for ask in (lambda: page.keep(png(1, "red"), "a"), lambda: page.nearest(page.pixels(png(1, "red")))):
+    for ask in (
+        lambda: page.keep(coloured_png(1, "red"), "a"),
+        lambda: page.nearest(page.pixels(coloured_png(1, "red"))),
+    ):
         with pytest.raises(HttpError) as refused:
             ask()
         assert refused.value.status == 404
@@ -165,11 +163,11 @@ def test_a_model_of_several_labels_is_shown_and_not_corrected(tmp_path: Path) ->
     about = page.describe()
     assert (about["multi_label"], about["corrections"], about["classes"]) == (True, False, ["9", "10", "é"])
     with pytest.raises(HttpError, match="stores no corrections"):
-        page.keep(png(1, "red"), "9")
+        page.keep(coloured_png(1, "red"), "9")
 
 
 def test_a_correction_is_stored_listed_shown_and_removed(site: str, run: hs.Run, kept: Corrections) -> None:
-    data = png(901, "red")
+    data = coloured_png(901, "red")
     told = httpx.post(f"{site}/v1/corrections", **sent(data, label="purple"), timeout=60).json()
     assert Path(told["file"]).read_bytes() == data
     listed = httpx.get(f"{site}/v1/corrections").json()
@@ -184,7 +182,10 @@ def test_a_correction_is_stored_listed_shown_and_removed(site: str, run: hs.Run,
 
 
 def test_an_invalid_correction_is_refused_with_a_reason(site: str, kept: Corrections) -> None:
-    for data, label, reason in [(png(1, "red"), "../x", "cannot contain '/'"), (b"text", "red", "a text file")]:
+    for data, label, reason in [
+        (coloured_png(1, "red"), "../x", "cannot contain '/'"),
+        (b"text", "red", "a text file"),
+    ]:
         answer = httpx.post(f"{site}/v1/corrections", **sent(data, label=label))
         assert answer.status_code == 422
         assert reason in answer.json()["error"]["reason"]
@@ -192,17 +193,18 @@ def test_an_invalid_correction_is_refused_with_a_reason(site: str, kept: Correct
 
 
 def test_pages_of_other_sites_cannot_change_corrections(site: str, kept: Corrections) -> None:
-    kept.keep(png(1, "red"), "red")
+    kept.keep(coloured_png(1, "red"), "red")
     key = kept.all()[0].key
     for origin in ("https://evil.example", "null", site.replace("127.0.0.1", "localhost")):
         headers = {"Origin": origin}
         assert (
-            httpx.post(f"{site}/v1/corrections", **sent(png(2, "red"), label="x"), headers=headers).status_code == 403
+            httpx.post(f"{site}/v1/corrections", **sent(coloured_png(2, "red"), label="x"), headers=headers).status_code
+            == 403
         )
         assert httpx.delete(f"{site}/v1/corrections/{key}", headers=headers).status_code == 403
     assert httpx.get(f"{site}/v1/corrections", headers={"Host": "evil.example"}).status_code == 403
     assert len(kept.all()) == 1
-    own = httpx.post(f"{site}/v1/corrections", **sent(png(2, "red"), label="x"), headers={"Origin": site})
+    own = httpx.post(f"{site}/v1/corrections", **sent(coloured_png(2, "red"), label="x"), headers={"Origin": site})
     assert own.status_code == 200
 
 
@@ -219,7 +221,7 @@ def browser() -> Iterator[Browser]:
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("mine")
     for seed, name in enumerate(["blue", "green", "red"], start=300):
-        (folder / f"{name} <one>.png").write_bytes(png(seed, name))
+        (folder / f"{name} <one>.png").write_bytes(coloured_png(seed, name))
     (folder / "broken.jpg").write_bytes(b"no image")
     return [*(folder / f"{name} <one>.png" for name in ("blue", "green", "red")), folder / "broken.jpg"]
 
@@ -414,7 +416,7 @@ def test_a_hundred_images_do_not_freeze_the_page(browser: Browser, site: str, tm
     many = []
     for i in range(100):
         many.append(tmp_path / f"{i}.png")
-        many[-1].write_bytes(png(1000 + i, "green"))
+        many[-1].write_bytes(coloured_png(1000 + i, "green"))
     with browsing(browser, site) as (page, wrong):
         page.evaluate(
             """() => {

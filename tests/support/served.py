@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from encoded_images import encoded
 from random_images import random_image
 
 import headstart.serve.batching as services
@@ -42,9 +42,7 @@ def tiny_model(**more: Any) -> Model:
 
 
 def jpeg(seed: int = 0, kind: str = "JPEG", **size: tuple[int, int]) -> bytes:
-    data = io.BytesIO()
-    random_image(seed, **size).save(data, kind)
-    return data.getvalue()
+    return encoded(random_image(seed, **size), kind)
 
 
 def form(*images: tuple[str, bytes]) -> list[tuple[str, tuple[str, bytes]]]:

@@ -4,16 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from random_predictions import random_logits
 from scipy.special import expit, softmax
 
-from headstart.evaluation.metrics import Scores
-from headstart.evaluation.predictions import Evaluated, evaluate_predictions
-from headstart.evaluation.reliability import (
-    coverage_curve,
-    reliabilities,
-    reliability,
-    usual_kept,
-)
+from headstart.evaluation.predictions import evaluate_predictions
+from headstart.evaluation.reliability import reliabilities, reliability, usual_kept
 from headstart.reports.calibration_chart import calibration_charts
 from headstart.training.losses import folds_of
 from headstart.trust.calibration import (
@@ -28,21 +23,13 @@ from headstart.trust.calibration import (
 )
 
 
-def some(count: int, sharper: float = 1.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Logits, and labels drawn from their probabilities before they were made sharper."""
-    rng = np.random.default_rng(seed)
-    logits = rng.normal(size=(count, 4)) * 2.5
-    labels = (rng.random(count)[:, None] > softmax(logits, axis=1).cumsum(1)).sum(1)
-    return sharper * logits, labels.astype(np.int64)
-
-
 @pytest.mark.parametrize("sharper", [0.3, 1.0, 4.0])
 def test_the_temperature_undoes_what_made_the_model_too_sure_or_too_modest(sharper: float) -> None:
-    logits, labels = some(3000, sharper)
+    logits, labels = random_logits(3000, sharper)
     found = calibrate(logits, labels, target_accuracy=0.9)
     assert found.temperature == pytest.approx(sharper, rel=0.1)
     assert found.images == 3000
-    others, truth = some(20_000, sharper, seed=1)
+    others, truth = random_logits(20_000, sharper, seed=1)
     chances = softmax(others / found.temperature, axis=1)
     error = reliability("x", chances.max(1), chances.argmax(1) == truth).error
     assert error < 0.02
@@ -68,7 +55,7 @@ def test_no_number_of_right_answers_makes_it_certain() -> None:
 
 
 def test_few_images_calibrate_nothing() -> None:
-    logits, labels = some(LEAST - 1)
+    logits, labels = random_logits(LEAST - 1)
     found = calibrate(logits, labels, target_accuracy=0.9)
     assert (found.images, found.temperature, found.threshold) == (0, 1, 0)
     assert "there are 49. Add labelled images" in found.sentence
@@ -101,7 +88,7 @@ def test_always_naming_the_common_class_is_nothing_and_finding_the_rare_one_is_s
 
 
 def test_the_temperature_has_bounds() -> None:
-    logits, labels = some(400)
+    logits, labels = random_logits(400)
     labels[:240] = np.random.default_rng(1).integers(0, 4, 240)  # a weak signal in logits that are far too large
     assert calibrate(1e4 * logits, labels, target_accuracy=0.9).temperature == HIGHEST
     assert calibrate(1e-4 * logits, labels, target_accuracy=0.9).temperature == pytest.approx(1 / HIGHEST)
@@ -120,7 +107,7 @@ def test_kept_usual_images_are_reported_with_their_interval_and_a_warning_outsid
 
 
 def test_each_fifth_is_judged_by_the_temperature_of_the_others() -> None:
-    logits, labels = some(200, 3.0)
+    logits, labels = random_logits(200, 3.0)
     found = cross_fitted_probabilities(logits, labels)
     for learn, judge in folds_of(labels, 5, 0):
         scale = calibrated_scale(logits[learn], labels[learn])
@@ -128,7 +115,7 @@ def test_each_fifth_is_judged_by_the_temperature_of_the_others() -> None:
 
 
 def test_cross_fitting_divides_no_group() -> None:
-    logits, labels = some(200, 3.0)
+    logits, labels = random_logits(200, 3.0)
     group = np.random.default_rng(0).permutation(np.repeat(np.arange(20), 10))
     found = cross_fitted_probabilities(logits, labels, together=group)
     for learn, judge in folds_of(labels, 5, 0, together=group):
@@ -160,46 +147,14 @@ def test_the_threshold_is_the_lowest_that_gives_the_wanted_accuracy() -> None:
 
 
 def test_the_wanted_accuracy_is_reached_on_other_images() -> None:
-    logits, labels = some(4000, 2.0)
+    logits, labels = random_logits(4000, 2.0)
     found = calibrate(logits, labels, target_accuracy=0.95)
-    others, truth = some(20_000, 2.0, seed=1)
+    others, truth = random_logits(20_000, 2.0, seed=1)
     chances = softmax(others / found.temperature, axis=1)
     sure = chances.max(1) >= found.threshold
     assert (chances.argmax(1) == truth)[sure].mean() == pytest.approx(0.95, abs=0.015)
     assert sure.mean() == pytest.approx(found.coverage, abs=0.03)
     assert found.accuracy == pytest.approx(0.95, abs=0.015)
-
-
-def test_the_error_is_the_mean_distance_of_probability_and_share_right() -> None:
-    chances = np.array([0.95, 0.95, 0.95, 0.95, 0.55, 0.55])
-    right = np.array([True, True, True, False, False, True])
-    found = reliability("val", chances, right)
-    assert [(b.count, round(b.confidence, 2), b.accuracy) for b in found.bins] == [(2, 0.55, 0.5), (4, 0.95, 0.75)]
-    assert found.error == pytest.approx((2 * 0.05 + 4 * 0.2) / 6)
-    assert reliability("val", np.array([0.0, 1.0]), np.array([False, True])).error == 0
-
-
-def evaluated(name: str, logits: np.ndarray, labels: np.ndarray) -> Evaluated:
-    paths = [str(i) for i in range(len(labels))]
-    return evaluate_predictions(name, paths, labels, softmax(logits, axis=1), ("a", "b", "c", "d"))
-
-
-def test_reliability_follows_from_the_predictions_alone() -> None:
-    logits, labels = some(400, 3.0)
-    own = calibrate(logits, labels, target_accuracy=0.9)
-    parts = [evaluated("val", logits / own.temperature, labels), evaluated("test", *some(300, seed=2))]
-    before, after, test = reliabilities(own, parts)
-    plain = softmax(logits, axis=1)
-    assert before.error == pytest.approx(reliability("", plain.max(1), plain.argmax(1) == labels).error)
-    crossed = cross_fitted_probabilities(logits, labels)
-    assert after.error == pytest.approx(reliability("", crossed.max(1), crossed.argmax(1) == labels).error, abs=1e-4)
-    assert after.error < before.error
-    assert test.name == "test"
-    share, accuracy = coverage_curve(parts[0])
-    assert share[-1] == 1
-    assert isinstance(parts[0].scores, Scores)
-    assert accuracy[-1] == pytest.approx(parts[0].scores.accuracy)
-    assert len(calibration_charts(own, [before, after, test], parts)) == 2
 
 
 def test_a_threshold_that_is_none_is_said_to_be() -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from commands import main
-from random_images import COLOURS, random_image, write_classes
+from encoded_images import coloured_png
+from random_images import write_classes
 from recorded_progress import RecordedProgress
 
 import headstart as hs
@@ -23,12 +23,6 @@ from headstart.serve.corrections import Corrections
 from headstart.verbs.retrain import change_sentence, compare_runs, corrected_rows
 
 pytestmark = pytest.mark.usefixtures("small_networks")
-
-
-def png(seed: int, colour: str = "red") -> bytes:
-    held = io.BytesIO()
-    random_image(seed, COLOURS[colour]).save(held, "PNG")
-    return held.getvalue()
 
 
 def write_csv(file: Path, *lines: list[str]) -> None:
@@ -60,7 +54,7 @@ def test_corrected_images_stay_in_their_split_and_others_are_for_training(run: P
         rows_of(run, kept)
     for place in range(4):
         kept.keep((images / "a" / f"{place}.png").read_bytes(), "b")
-    new, left_out = kept.keep(png(77), "a"), kept.find(kept.all()[-1].key)
+    new, left_out = kept.keep(coloured_png(77), "a"), kept.find(kept.all()[-1].key)
     assert left_out is not None
     rows = rows_of(run, kept)
     assert [rows[str(images / "a" / f"{i}.png")] for i in range(3)] == [("b", "train"), ("b", "val"), ("b", "test")]
@@ -82,7 +76,7 @@ def test_a_class_without_a_training_image_is_named_and_left_out(run: Path, tmp_p
 
 def test_groups_are_kept_and_several_labels_refused(run: Path, tmp_path: Path) -> None:
     kept = Corrections(tmp_path / "kept")
-    kept.keep(png(5), "a")
+    kept.keep(coloured_png(5), "a")
     table = read_rows(run / "split.csv")
     write_csv(run / "split.csv", [*table[0], "group"], *([*row.values(), "g1"] for row in table))
     assert {group for *_, group in corrected_rows(run, kept.folder, SilentProgress())} == {"g1", ""}
@@ -121,7 +115,7 @@ def test_a_run_is_trained_again_with_the_same_options(trained: hs.Run, capsys: p
     before = {row["path"]: row["split"] for row in read_rows(trained.folder / "split.csv")}
     wrong = next(path for path, split in before.items() if split == "val" and "blue" in path)
     kept.keep(Path(wrong).read_bytes(), "red")
-    kept.keep(png(700), "red")
+    kept.keep(coloured_png(700), "red")
     status, out, _ = main("retrain", trained.folder, "--json", "--device", "cpu", capsys=capsys)
     assert status == 0
     document = json.loads(out)
