@@ -76,7 +76,8 @@ def test_each_stage_says_which_groups_it_trains(told: list[Event]) -> None:
         assert stage["statistics"] == statistics
         assert not stage["learns_statistics"]
     said = [event["text"] for event in told if event.kind == "message" and event["text"].startswith("Stage ")]
-    assert "trains only the head, 258 of 94,370 weights; frozen: conv_stem to bn2" in said[0]
+    total = f"{probe['trainable'] + probe['frozen']:,}"
+    assert f"trains only the head, 258 of {total} weights; frozen: conv_stem to bn2" in said[0]
     assert "trains blocks.6 to bn2 and the head" in said[1]
 
 
