@@ -33,7 +33,7 @@ with (
     from sklearn.utils.multiclass import check_classification_targets
     from sklearn.utils.validation import check_is_fitted
 
-    from headstart.training.fit_head import fit_classifier
+    from headstart.training.fit_head import HeadData, fit_classifier
 
 from headstart.backbone.layers import Layout
 from headstart.backbone.pixel_net import FeatureNet, feature_shape
@@ -229,14 +229,14 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise InputError(f"{which} of 1 class ({labels[counted][0]}): a classifier needs at least two classes.")
         self.net_ = _net(self)
         features, keys = _features(self.net_, names, self.device)
-        fitted = fit_classifier(
-            recipe,
+        data = HeadData(
             features[counted],
             numbers.astype(np.int64)[counted],
             classes=len(self.classes_),
             layout=Layout.of(self.net_.backbone.module),
             sample_weight=None if weights is None else weights[counted],
         )
+        fitted = fit_classifier(recipe, data)
         self.head_, self.settings_ = fitted.head, fitted.settings
         self.data_sha256_ = data_fingerprint(keys, [str(label) for label in labels])
         return self

@@ -27,7 +27,7 @@ import headstart as hs
 from headstart.backbone.layers import Layout
 from headstart.backbone.weights import random_backbone
 from headstart.errors import DataError, InputError, OptionError, WeightsError
-from headstart.training.fit_head import fit_classifier
+from headstart.training.fit_head import HeadData, fit_classifier
 from headstart.training.recipe import Recipe
 
 QUICK = {"image_size": 32, "device": "cpu"}
@@ -172,7 +172,7 @@ def test_a_refitted_estimator_is_pickled(extra: dict[str, Any]) -> None:
     rng = np.random.default_rng(0)
     labels = np.arange(30) % 3
     features = (rng.normal(size=(30, 5)) + labels[:, None]).astype(np.float32)
-    fitted = fit_classifier(Recipe(**extra), features, labels, classes=3, layout=Layout())
+    fitted = fit_classifier(Recipe(**extra), HeadData(features, labels, classes=3, layout=Layout()))
     again = pickle.loads(pickle.dumps(fitted))
     learn = np.arange(20)
     one, other = fitted.refit(learn).state_dict(), again.refit(learn).state_dict()

@@ -13,7 +13,7 @@ from headstart.pipeline.inspect_images import Inspected
 from headstart.pipeline.load import Job, Loaded
 from headstart.pipeline.plan import CHECKED, Planned
 from headstart.progress import with_example
-from headstart.training.fit_head import Fitted, fit_classifier
+from headstart.training.fit_head import Fitted, HeadData, fit_classifier
 from headstart.training.head_spec import LINEAR
 from headstart.training.sampling import Samples
 from headstart.trust.feature_findings import inspect_features
@@ -46,18 +46,17 @@ class Prepared:
 def fit_head(job: Job, loaded: Loaded, inspected: Inspected, planned: Planned, featurised: Featurised) -> Fitted:
     """Fits the classifier that the recipe asks for on the frozen features."""
     train, val = featurised.train, featurised.val
-    return fit_classifier(
-        job.recipe,
+    data = HeadData(
         train.features,
         train.labels,
         classes=len(inspected.dataset.classes),
         layout=Layout.of(loaded.backbone.module),
         dtype=planned.engines.training_dtype,
-        shown=_augmented(job, loaded, planned, featurised),
+        views=_augmented(job, loaded, planned, featurised),
         val=None if val is None else (val.features, val.labels),
         together=inspected.parts(inspected.positions["train"]),
-        progress=job.progress,
     )
+    return fit_classifier(job.recipe, data, progress=job.progress)
 
 
 def _augmented(job: Job, loaded: Loaded, planned: Planned, featurised: Featurised) -> Samples | None:

@@ -55,64 +55,78 @@ class Fitted:
     frozen: int = 0
 
 
-def fit_classifier(
-    recipe: Recipe,
-    features: Features,
-    labels: Labels,
-    *,
-    classes: int,
-    layout: Layout = PLAIN,
-    dtype: torch.dtype = torch.float32,
-    shown: Samples | None = None,
-    val: tuple[Features, Labels] | None = None,
-    sample_weight: npt.NDArray[np.float64] | None = None,
-    together: Parts | None = None,
-    progress: Progress | None = None,
-) -> Fitted:
-    """Fits the classifier of a recipe.
+@dataclass(frozen=True)
+class HeadData:
+    """What a classifier is fitted on: N training images.
 
-    Args:
-        recipe: its ``probe``, ``head``, ``single_logit``, ``balance_classes`` and ``seed``, and for trained heads
-            ``head_epochs`` and ``head_lr``.
-        features: (N, D) float32 of the training images, or their maps.
+    Attributes:
+        features: (N, D) float32, or their maps.
         labels: see ``training.losses``.
         classes: number of classes.
         layout: meaning of the axes of a map.
         dtype: of hidden layers and convolutions in training: float32 or bfloat16.
-        shown: augmented views of the same images, for trained heads; default: ``features``.
+        views: augmented views of the same images, for trained heads; default: ``features``.
         val: features and labels on which trained heads are compared; default: held-out training images.
         sample_weight: (N,) weights of the images, above 0, for logistic regression only; as in scikit-learn, a weight
             of 2 counts like the same image twice.
         together: (N,) part of each image; parts are not divided by folds or held-out images, see
             ``losses.learnable_folds``.
+    """
+
+    features: Features
+    labels: Labels
+    classes: int
+    layout: Layout = PLAIN
+    dtype: torch.dtype = torch.float32
+    views: Samples | None = None
+    val: tuple[Features, Labels] | None = None
+    sample_weight: npt.NDArray[np.float64] | None = None
+    together: Parts | None = None
+
+
+def fit_classifier(recipe: Recipe, data: HeadData, *, progress: Progress | None = None) -> Fitted:
+    """Fits the classifier of a recipe.
+
+    Args:
+        recipe: its ``probe``, ``head``, ``single_logit``, ``balance_classes`` and ``seed``, and for trained heads
+            ``head_epochs`` and ``head_lr``.
+        data: features, labels and what else the fit uses.
         progress: receives the number of fits done.
 
     Raises:
         DataError: fewer than two classes have images.
         OptionError: a head is not possible for the features or classes, or does not support ``sample_weight``.
     """
-    require_learnable(labels)
-    check_classes(recipe, classes, multi_label=is_multi_label(labels))
-    specs = check_heads(recipe, features.shape[1:], classes, layout)
-    if sample_weight is not None and (recipe.head != LINEAR or recipe.probe != LOGISTIC):
+    require_learnable(data.labels)
+    check_classes(recipe, data.classes, multi_label=is_multi_label(data.labels))
+    specs = check_heads(recipe, data.features.shape[1:], data.classes, data.layout)
+    if data.sample_weight is not None and (recipe.head != LINEAR or recipe.probe != LOGISTIC):
         other = f"head {recipe.head!r}" if recipe.head != LINEAR else f"probe {recipe.probe!r}"
         raise OptionError(f"sample_weight: supported only by probe {LOGISTIC!r} with a linear head, not by {other}.")
     if recipe.head != LINEAR:
-        return _trained(recipe, specs, features, labels, classes, layout, dtype, shown, val, together, progress)
-    if recipe.probe != LOGISTIC:
-        return _classical(recipe, features, labels, classes, together, progress)
-    options: dict[str, Any] = {"classes": classes, "balance": recipe.balance_classes}
+        return _trained(recipe, specs, data, progress)
+    return _logistic(recipe, data, progress) if recipe.probe == LOGISTIC else _classical(recipe, data, progress)
+
+
+def _logistic(recipe: Recipe, data: HeadData, progress: Progress | None) -> Fitted:
+    options: dict[str, Any] = {"classes": data.classes, "balance": recipe.balance_classes}
     probe = fit_probe(
-        features,
-        labels,
+        data.features,
+        data.labels,
         **options,
-        sample_weight=sample_weight,
+        sample_weight=data.sample_weight,
         seed=recipe.seed,
-        together=together,
+        together=data.together,
         progress=progress,
     )
     options |= {"c": probe.c, "single": recipe.single_logit}
-    refit = partial(_refit_logistic, features=features, labels=labels, sample_weight=sample_weight, **options)
+    refit = partial(
+        _refit_logistic,
+        features=data.features,
+        labels=data.labels,
+        sample_weight=data.sample_weight,
+        **options,
+    )
     losses = {str(c): loss for c, loss in probe.losses.items()}
     settings = {"C": probe.c, "reason": probe.reason, "losses": losses}
     head = _linear(probe.weight, probe.bias, single=recipe.single_logit)
@@ -179,20 +193,16 @@ def _linear(weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32], *, s
     return linear_head(weight, bias)
 
 
-def _classical(
-    recipe: Recipe,
-    features: Features,
-    labels: Labels,
-    classes: int,
-    together: Parts | None,
-    progress: Progress | None,
-) -> Fitted:
-    fit = CLASSICAL[recipe.probe]
-    options: dict[str, Any] = {"classes": classes, "balance": recipe.balance_classes, "seed": recipe.seed}
-    found = fit(features, labels, **options, together=together, progress=progress)
-
+def _classical(recipe: Recipe, data: HeadData, progress: Progress | None) -> Fitted:
+    options: dict[str, Any] = {"classes": data.classes, "balance": recipe.balance_classes, "seed": recipe.seed}
+    found = CLASSICAL[recipe.probe](data.features, data.labels, **options, together=data.together, progress=progress)
     refit = partial(
-        _refit_classical, name=recipe.probe, features=features, labels=labels, **options, settings=found.settings
+        _refit_classical,
+        name=recipe.probe,
+        features=data.features,
+        labels=data.labels,
+        **options,
+        settings=found.settings,
     )
     settings = found.settings | {"reason": found.reason}
     return Fitted(found.head, f"probe {recipe.probe}", f"{recipe.probe}, {found.reason}", settings, refit)
@@ -204,31 +214,24 @@ def _refit_classical(
     return CLASSICAL[name](features[learn], labels[learn], **settings).head
 
 
-def _trained(
-    recipe: Recipe,
-    specs: list[HeadSpec],
-    features: Features,
-    labels: Labels,
-    classes: int,
-    layout: Layout,
-    dtype: torch.dtype,
-    shown: Samples | None,
-    val: tuple[Features, Labels] | None,
-    together: Parts | None,
-    progress: Progress | None,
-) -> Fitted:
-    train = shown or in_memory(features, labels)
+def _trained(recipe: Recipe, specs: list[HeadSpec], data: HeadData, progress: Progress | None) -> Fitted:
+    train = data.views or in_memory(data.features, data.labels)
     smoothing = recipe.label_smoothing
     settings = HeadSearchSettings(
-        epochs=recipe.head_epochs or (HeadSearchSettings.epochs if shown is None else EPOCHS_OF_VIEWS),
+        epochs=recipe.head_epochs or (HeadSearchSettings.epochs if data.views is None else EPOCHS_OF_VIEWS),
         rates=(recipe.head_lr,) if recipe.head_lr else HeadSearchSettings.rates,
         label_smoothing=HeadSearchSettings.label_smoothing if smoothing is None else smoothing,
         balance_classes=recipe.balance_classes,
         seed=recipe.seed,
     )
-    options: dict[str, Any] = {"classes": classes, "layout": layout, "dtype": dtype, "progress": progress}
-    held_out = None if val is None else in_memory(*val)
-    found = train_heads(specs, train, held_out, settings, together=together, **options)
+    options: dict[str, Any] = {
+        "classes": data.classes,
+        "layout": data.layout,
+        "dtype": data.dtype,
+        "progress": progress,
+    }
+    held_out = None if data.val is None else in_memory(*data.val)
+    found = train_heads(specs, train, held_out, settings, together=data.together, **options)
     best = found.best
     alone = replace(settings, rates=(best.lr,), penalties=(best.penalty,))
     refit = partial(_refit_trained, spec=best.spec, train=train, settings=alone, **options)
