@@ -131,7 +131,7 @@ class OutputError(HeadstartError):
 
 
 class OptionError(HeadstartError):
-    """An option or argument has a value that it cannot take, or two of them exclude each other.
+    """An option or argument has an invalid value, or two options contradict each other.
 
     Remedy: choose a value from the range or the list in the message; see the page on options.
     """

@@ -121,7 +121,7 @@ class PixelReader:
     Args:
         preprocessing: see ``pixel_store``.
         sources: content hash of each image -> its file.
-        cache: the cache folder; ``store.cache_root()`` where it is not given.
+        cache: the cache folder; ``cache.entries.cache_root()`` if None.
         progress: receives the report.
     """
 
@@ -185,7 +185,7 @@ def scan(
     Args:
         paths: of the files.
         preprocessing: if given, the pixels of all usable images are in ``pixel_store(preprocessing)`` afterwards.
-        cache: the cache folder; ``store.cache_root()`` where it is not given.
+        cache: the cache folder; ``cache.entries.cache_root()`` if None.
         progress: receives a step per file.
 
     Raises:

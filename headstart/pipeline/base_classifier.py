@@ -101,7 +101,7 @@ def load_base(recipe: Recipe) -> BaseClassifier:
     Raises:
         OptionError: it is of a kind that cannot be extended.
         ModelFileError: no such model.
-        WeightsError: the pretrained weights cannot be had.
+        WeightsError: the pretrained weights cannot be loaded.
     """
     if recipe.extend == PRETRAINED:
         backbone, classifier = load_with_classifier(

@@ -61,12 +61,12 @@ def prepare(
         device: where the frozen part runs: "auto", "cpu", "cuda" or "mps". The loop's own part is on the CPU.
         cache: the cache folder; the default one if None.
         progress: receives messages and the progress of each task.
-        **options: fields of ``Recipe``, instead of ``recipe``; the effort is "quick" where none is named.
+        **options: fields of ``Recipe``, instead of ``recipe``; the effort is "quick" unless given.
 
     Raises:
-        DataError: the data cannot be used; says what was found.
-        WeightsError: the backbone's weights cannot be had.
-        OptionError: an option has a value that it cannot take, or leaves nothing to train.
+        DataError: the data cannot be used; the message says what was found.
+        WeightsError: the weights of the backbone cannot be loaded.
+        OptionError: an option is invalid, or leaves nothing to train.
 
     Examples:
         >>> import torch

@@ -66,7 +66,7 @@ def load(job: Job) -> Loaded:
     Raises:
         OptionError: an option cannot be carried out: no such backbone, device, layer or boundary, or a head that does
             not fit the features or the classes.
-        WeightsError: the weights cannot be had.
+        WeightsError: the weights cannot be loaded.
     """
     started = time.monotonic()
     resolve_device(job.device)

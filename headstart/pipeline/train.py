@@ -71,9 +71,9 @@ def train(
         **options: fields of ``Recipe``, instead of ``recipe``: ``train(data, seed=1)``.
 
     Raises:
-        DataError: the data cannot be used; says what was found.
-        WeightsError: the backbone's weights cannot be had.
-        OptionError: an option has a value that it cannot take.
+        DataError: the data cannot be used; the message says what was found.
+        WeightsError: the weights of the backbone cannot be loaded.
+        OptionError: an option is invalid.
         RunError: the run folder is taken, or cannot be written.
 
     Examples:

@@ -272,7 +272,7 @@ def open_like(run: Path | None, source: str | os.PathLike[str] | Dataset, *, min
     """Opens data for a run's model; of a table, the columns that were chosen for the run are tried first.
 
     Args:
-        run: the run's folder; None where there is none.
+        run: the run folder; None without a run.
         source: see ``open_data``.
         min_classes: see there.
 

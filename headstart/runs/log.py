@@ -49,7 +49,7 @@ class RunLog:
 
 
 def log_size(folder: Path) -> int:
-    """Bytes of a run's log; 0 where there is none."""
+    """Size of the log of a run in bytes; 0 without a log."""
     path = folder / LOG_FILE
     return path.stat().st_size if path.is_file() else 0
 

@@ -84,7 +84,7 @@ def remove_status(folder: Path) -> None:
 
 
 def read_status(folder: Path) -> dict[str, Any] | None:
-    """The live status that was written last; None where there is none.
+    """The live status that was written last; None without one.
 
     Returns:
         ``time`` (seconds since 1970); ``task``, null or ``name``, ``done``, ``total``, ``unit`` and ``seconds`` since

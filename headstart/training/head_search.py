@@ -43,7 +43,7 @@ from headstart.training.schedule import warmup_cosine
 from headstart.training.suffix_evaluation import EVALUATION_BATCH_SIZE
 
 HELD_OUT = 0.2
-"""Share of the training images that the settings are chosen on where there is no validation set."""
+"""Share of the training images that is held out to choose the settings if there is no validation set."""
 
 WEIGHTS_AT_ONCE = 40_000_000
 """Weights that all heads of a search may have together; the optimizer keeps six more of each."""
@@ -148,21 +148,21 @@ def train_heads(
     together: Parts | None = None,
     progress: Progress | None = None,
 ) -> HeadSearchResult:
-    """Trains every head with every setting at once, and keeps the one that gets most of the validation images right.
+    """Trains every head with every setting at once, and selects the head with the highest validation accuracy.
 
-    Where all heads together have too many weights for the memory, each is tried with the middle penalty alone.
-    Features that are vectors are standardised by their mean and deviation over ``train``; that is folded into the head.
+    If all heads together have too many weights for the memory, each is trained with the middle weight decay only.
+    Feature vectors are standardised by their mean and standard deviation over ``train``, folded into the head.
 
     Args:
-        specs: the heads' layers.
-        train: features of the images to learn from, in any number of views.
-        val: what chooses; where it is not given, a share of ``train`` is held out for that, and the chosen head is
-            trained again on all of it.
-        settings: how.
+        specs: layers of the heads.
+        train: features of the training images, in any number of views.
+        val: features of the validation images; None: a share of ``train`` is held out, and the selected head is trained
+            again on all of ``train``.
+        settings: hyperparameters.
         classes: number of classes.
-        layout: what the axes of a map mean.
-        dtype: in which hidden layers and convolutions compute: float32 or bfloat16.
-        together: (N,) numbers of parts (groups, near copies) of which none is held out in part.
+        layout: meaning of the axes of a feature map.
+        dtype: precision of hidden layers and convolutions: float32 or bfloat16.
+        together: (N,) numbers of parts (groups, near-duplicates); a part is held out as a whole.
         progress: receives the number of batches done.
 
     Raises:

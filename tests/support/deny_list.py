@@ -32,6 +32,11 @@ DENIED = {
     r"\bmirrored picture\b": "mirrored image",
     r"\bgoes on learning\b": "is updated",
     r"\bweigh the classes alike\b": "weight each class equally",
+    r"cannot be had": "cannot be loaded",
+    r"where it is not given|where none is named": "if None, default",
+    r"where there is none": "without one",
+    r"value that it cannot take": "invalid value",
+    r"was made anew|\bcome by\b": "recreated, obtained",
 }
 """Regular expression, case-insensitive -> replacement."""
 

@@ -1,4 +1,4 @@
-"""What holds on a GPU; skipped where there is none."""
+"""Tests that need a GPU; skipped without one."""
 
 from __future__ import annotations
 
