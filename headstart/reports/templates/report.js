@@ -16,9 +16,9 @@ function tile(number, words) {
     made.textContent = "no image";
     return made;
   }
-  const own = number % data.sheet;
+  const place = number % data.sheet;
   made.classList.add("s" + Math.floor(number / data.sheet));
-  made.style.backgroundPosition = `${-data.side * (own % data.across)}px ${-data.side * Math.floor(own / data.across)}px`;
+  made.style.backgroundPosition = `${-data.side * (place % data.across)}px ${-data.side * Math.floor(place / data.across)}px`;
   return made;
 }
 

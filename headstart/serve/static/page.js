@@ -224,11 +224,11 @@ class Item {
     this.head.classList.toggle("doubt", words.doubt);
     this.head.replaceChildren(make("span", { class: "label", text: words.label }), ...(words.chance ? [make("span", { class: "chance", text: words.chance })] : []));
     const parts = words.aside ? [make("p", { class: "aside", text: words.aside })] : [];
-    const given = new Set((reply.labels ?? []).map((own) => own.label));
-    const bars = reply.probabilities.slice(0, Math.max(SHOWN_CLASSES, given.size)).map((own) => {
+    const given = new Set((reply.labels ?? []).map((result) => result.label));
+    const bars = reply.probabilities.slice(0, Math.max(SHOWN_CLASSES, given.size)).map((result) => {
       const fill = make("span", { class: "fill" });
-      fill.style.width = `${Math.max(0.5, 100 * own.probability)}%`;
-      return make("li", { class: given.has(own.label) ? "given" : null }, make("span", { class: "name", text: own.label, title: own.label }), make("span", { class: "track", "aria-hidden": "true" }, fill), make("span", { class: "value", text: percent(own.probability) }));
+      fill.style.width = `${Math.max(0.5, 100 * result.probability)}%`;
+      return make("li", { class: given.has(result.label) ? "given" : null }, make("span", { class: "name", text: result.label, title: result.label }), make("span", { class: "track", "aria-hidden": "true" }, fill), make("span", { class: "value", text: percent(result.probability) }));
     });
     parts.push(make("ul", { class: "bars", "aria-label": "Probabilities" }, ...bars));
     this.tools = make("div", { class: "tools" });
@@ -313,15 +313,15 @@ class Item {
       const reply = this.neighbours;
       words.textContent = `Most similar of ${count(reply.among)} training images`;
       if (reply.among < reply.of) words.textContent += ` (a sample of ${count(reply.of)})`;
-      list.replaceChildren(...reply.nearest.map((own) => make("li", { title: own.path },
-        own.image ? make("img", { src: own.image, alt: `Training image of ${own.label}` }) : make("span", { class: "gone", text: "File not found" }),
-        make("strong", { text: own.label }), make("span", { text: `similarity ${percent(own.similarity)}` }))));
+      list.replaceChildren(...reply.nearest.map((neighbour) => make("li", { title: neighbour.path },
+        neighbour.image ? make("img", { src: neighbour.image, alt: `Training image of ${neighbour.label}` }) : make("span", { class: "gone", text: "File not found" }),
+        make("strong", { text: neighbour.label }), make("span", { text: `similarity ${percent(neighbour.similarity)}` }))));
     } catch (error) { this.open(this.alike); this.trouble(this.alike, error); }
   }
 
   correct() {
     const chosen = this.correction?.label;
-    const first = this.reply.probabilities.slice(0, CHOICES).map((own) => own.label);
+    const first = this.reply.probabilities.slice(0, CHOICES).map((result) => result.label);
     const names = model.classes.length <= CHOICES ? model.classes : first;
     const wrong = make("p", { class: "wrong", role: "alert", hidden: true });
     const id = `name-${this.number}`;
@@ -376,7 +376,7 @@ function headline(reply) {
   const [best] = reply.probabilities, nearest = best ? `Most probable class: ${best.label}, ${percent(best.probability)}` : "";
   if (reply.none_of_these) return { label: "None of these", doubt: true, aside: `Unlike the training images. ${nearest}` };
   if (reply.labels) {
-    const names = reply.labels.map((own) => own.label).join(", ");
+    const names = reply.labels.map((result) => result.label).join(", ");
     return names ? { label: names, doubt: false } : { label: "None of the labels", doubt: true, aside: nearest };
   }
   if (reply.unsure) return { label: "Unsure", doubt: true, aside: `The probability is too low: ask a person. ${nearest}` };
@@ -387,8 +387,8 @@ function headline(reply) {
 
 async function showCorrections() {
   const reply = await json("v1/corrections");
-  const own = byId("corrections");
-  own.hidden = !reply.count;
+  const section = byId("corrections");
+  section.hidden = !reply.count;
   const classes = Object.keys(reply.labels).length;
   byId("corrections-words").replaceChildren(`${count(reply.count, "image")} in ${count(classes, "class", "classes")}, on the server in `, make("code", { text: reply.folder }));
   byId("train-on").hidden = !reply.train;
@@ -468,12 +468,12 @@ byId("photograph").addEventListener("click", async () => {
   await look({ facingMode: { ideal: "environment" } });
 });
 
-async function look(wanted) {
+async function look(constraints) {
   stop();
   byId("snap").disabled = true;
   byId("camera-words").textContent = "Waiting for the camera …";
   try {
-    stream = await navigator.mediaDevices.getUserMedia({ video: { ...wanted, width: { ideal: 1920 } }, audio: false });
+    stream = await navigator.mediaDevices.getUserMedia({ video: { ...constraints, width: { ideal: 1920 } }, audio: false });
     if (!camera.open) { stop(); return; }
     view.srcObject = stream;
     await view.play();

@@ -35,9 +35,9 @@ function entry(data) {
 }
 
 function epoch(data) {
-  let own = log.epochs.find((one) => one.stage === data.stage && one.epoch === data.epoch);
-  if (!own) log.epochs.push(own = { stage: data.stage, epoch: data.epoch });
-  own[data.event === "epoch" ? "shown" : "validation"] = data;
+  let metrics = log.epochs.find((one) => one.stage === data.stage && one.epoch === data.epoch);
+  if (!metrics) log.epochs.push(metrics = { stage: data.stage, epoch: data.epoch });
+  metrics[data.event === "epoch" ? "shown" : "validation"] = data;
 }
 
 // A page that is opened late receives many events at once: they are drawn together.
@@ -104,7 +104,7 @@ function status(data) {
 function draw() {
   const { images, rungs, epochs, plan } = log;
   if (images) {
-    const sizes = Object.entries(images.counts).map(([split, own]) => `${split} ${count(Object.values(own).reduce((a, b) => a + b, 0))}`);
+    const sizes = Object.entries(images.counts).map(([split, perClass]) => `${split} ${count(Object.values(perClass).reduce((a, b) => a + b, 0))}`);
     const classes = Object.keys(Object.values(images.counts)[0] ?? {}).length;
     byId("run-facts").textContent = `${count(classes, "class", "classes")} · ${sizes.join(", ")} images`;
   }
@@ -150,8 +150,8 @@ function curves(epochs) {
   if (!epochs.length) return;
   const names = [...new Set(epochs.map((one) => one.stage))];
   const stages = (train, val) => names.map((name) => {
-    const own = epochs.filter((one) => one.stage === name);
-    const points = (kind, figure) => own.filter((one) => one[kind]).map((one) => [one.epoch, one[kind][figure]]);
+    const ofStage = epochs.filter((one) => one.stage === name);
+    const points = (kind, figure) => ofStage.filter((one) => one[kind]).map((one) => [one.epoch, one[kind][figure]]);
     return { name, train: points("shown", train), val: points("validation", val) };
   });
   const last = epochs.at(-1);
@@ -172,7 +172,7 @@ function findings(found) {
   const same = JSON.stringify(found);
   if (same === shownFindings) return;  // opened lists stay open
   shownFindings = same;
-  byId("findings").replaceChildren(...(found ?? []).map((own) => make("li", {}, make("span", { class: `severity ${own.severity}`, text: own.severity }), make("div", {}, make("span", { text: own.message }), ...casesOf(own)))));
+  byId("findings").replaceChildren(...(found ?? []).map((finding) => make("li", {}, make("span", { class: `severity ${finding.severity}`, text: finding.severity }), make("div", {}, make("span", { text: finding.message }), ...casesOf(finding)))));
 }
 
 // The images of a finding, fetched when the list is opened.
@@ -217,7 +217,7 @@ function mistakes(items, about) {
 async function summary() {
   const reply = await json("watch/summary");
   byId("result").hidden = false;
-  byId("result-scores").replaceChildren(...Object.values(reply.scores).map((own) => make("p", { class: "score" }, make("strong", { text: percent(own.correct / own.count) }), make("span", { text: `${own.name} accuracy (${count(own.correct)}/${count(own.count)}), 95 % CI ${(100 * own.low).toFixed(1)}-${(100 * own.high).toFixed(1)}` }))));
+  byId("result-scores").replaceChildren(...Object.values(reply.scores).map((scores) => make("p", { class: "score" }, make("strong", { text: percent(scores.correct / scores.count) }), make("span", { text: `${scores.name} accuracy (${count(scores.correct)}/${count(scores.count)}), 95 % CI ${(100 * scores.low).toFixed(1)}-${(100 * scores.high).toFixed(1)}` }))));
   const links = [];
   if (reply.report && !hasKey()) links.push(make("a", { href: "watch/report", target: "_blank", rel: "noopener", text: "Open the report" }));
   links.push(make("span", { class: "soft" }, "Selected: ", make("strong", { text: reply.best }), ` · ${duration(reply.seconds)} in total · model `, make("code", { text: reply.model })));
