@@ -29,7 +29,8 @@ from headstart.model_schema import (
     check_tensor,
     check_version,
 )
-from headstart.trust.calibration import with_current_keys
+from headstart.training.former_options import with_current_names
+from headstart.trust.calibration import OLD_KEYS
 from headstart.trust.ood import OodDetector
 
 MODEL_FILE = "model.safetensors"
@@ -140,8 +141,8 @@ def upgraded(header: dict[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dic
         return header, dict(tensors)
     header = header | {"format_version": FORMAT_VERSION}
     if isinstance(header.get("calibration"), dict):
-        header["calibration"] = with_current_keys(header["calibration"])
-    return header, {_RENAMED_TENSORS.get(name, name): tensor for name, tensor in tensors.items()}
+        header["calibration"] = with_current_names(header["calibration"], OLD_KEYS)
+    return header, with_current_names(tensors, _RENAMED_TENSORS)
 
 
 def digest(header: dict[str, Any], tensors: Mapping[str, Tensor]) -> str:

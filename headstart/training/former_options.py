@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TypeVar
+
+Value = TypeVar("Value")
+
 RENAMED = {
     "range": "value_range",
     "smoothing": "label_smoothing",
@@ -33,3 +38,13 @@ FORMER_AUTO: dict[str, object] = {
 
 WITHOUT_EFFECT = ("label_smoothing", "cutmix", "mixup", "feature_jitter")
 """Options of fine-tuning that earlier versions accepted, and did not use, where the backbone stays frozen."""
+
+
+def with_current_names(document: Mapping[str, Value], former: Mapping[str, str]) -> dict[str, Value]:
+    """A mapping from a file of an earlier version, with former names replaced by the current ones.
+
+    Args:
+        document: as read from the file.
+        former: former name -> current name.
+    """
+    return {former.get(name, name): value for name, value in document.items()}

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_type_hints
 
 from headstart.errors import OptionError
 from headstart.hub import is_address
-from headstart.training.former_options import FORMER_AUTO, RENAMED, WITHOUT_EFFECT
+from headstart.training.former_options import FORMER_AUTO, RENAMED, WITHOUT_EFFECT, with_current_names
 from headstart.training.head_spec import LINEAR, parse_heads
 from headstart.training.option import (
     Name,
@@ -386,7 +386,7 @@ class Recipe:
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Recipe:
         """Reads what ``as_json`` wrote, also with former names; options of newer versions are ignored."""
-        current = {RENAMED.get(name, name): value for name, value in document.items()}
+        current = with_current_names(document, RENAMED)
         former = {name for name, value in FORMER_AUTO.items() if name in current and current[name] == value}
         options = {name: value for name, value in current.items() if name in options_of()} | dict.fromkeys(former)
         if options.get("effort") == "probe" and options.get("head", LINEAR) == LINEAR:

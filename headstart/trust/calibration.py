@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headstart.import_effects import import_quietly
+from headstart.training.former_options import with_current_names
 from headstart.training.losses import Labels, Logits, Parts, are_correct, folds_of, is_multi_label, probabilities_of
 from headstart.trust.temperature import best_scale
 
@@ -78,7 +79,7 @@ class Calibration:
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Calibration:
         """Reads what ``as_json`` wrote, also what it wrote in earlier versions."""
-        return cls(**with_current_keys(document))
+        return cls(**with_current_names(document, OLD_KEYS))
 
     @property
     def sentence(self) -> str:
@@ -104,11 +105,6 @@ class Calibration:
             return f'No answers, however probable, reach {target}, so the model always answers "unsure".'
         least = "0.1" if self.threshold < 0.001 else f"{100 * self.threshold:.1f}"
         return f'For {target}, the model answers "unsure: ask a person" below a probability of {least} %.'
-
-
-def with_current_keys(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The document of a ``Calibration``, with keys of earlier versions replaced by those of today."""
-    return {OLD_KEYS.get(key, key): value for key, value in document.items()}
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from headstart.runs.folder import (
 )
 from headstart.runs.results import curve_points
 from headstart.runs.test_set_audit import audit_text, read_audit
+from headstart.training.former_options import with_current_names
 from headstart.training.ladder import RungResult
 
 FORMER_HEAD_KEYS = {"known": "old_classes", "remembered": "rehearsal_samples", "imagined": "is_synthesised"}
@@ -96,7 +97,7 @@ def write_report(
         name=data["name"],
         base=Path(path_of(data.get("base", "")) or os.path.commonpath([p for part in evaluated for p in part.paths])),
         model=model,
-        head={"reason": "by its settings", "frozen": 0} | with_current_keys(head),
+        head={"reason": "by its settings", "frozen": 0} | with_current_names(head, FORMER_HEAD_KEYS),
         counts=data["counts"],
         sizes=data.get("sizes") or {split: sum(classes.values()) for split, classes in data["counts"].items()},
         split_origin=data.get("split", "as given with the data" if data.get("given", True) else "drawn by content"),
@@ -195,8 +196,3 @@ def _holds(content: Path | bytes, words: bytes) -> bool:
         return words in content
     with open(content, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return data.find(words) >= 0
-
-
-def with_current_keys(head: Mapping[str, Any]) -> dict[str, Any]:
-    """The head's description in ``run.json``, with current keys (see ``FORMER_HEAD_KEYS``)."""
-    return {FORMER_HEAD_KEYS.get(key, key): value for key, value in head.items()}
