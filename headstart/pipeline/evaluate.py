@@ -299,7 +299,7 @@ def _distances_in_training(
     parts = prepared.inspected.parts(positions)
     found = detector.distances(model.embed(train.features[judged]), parts=(parts[judged], parts[references]))
     is_known = np.isfinite(found)  # infinite where the references are of the image's own group
-    return found[is_known], [positions[i] for i, known in zip(judged, is_known, strict=True) if known]
+    return found[is_known], [positions[i] for i, is_finite in zip(judged, is_known, strict=True) if is_finite]
 
 
 def _reference_places(prepared: Prepared, model: Model) -> list[int]:

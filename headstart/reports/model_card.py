@@ -67,7 +67,7 @@ def model_card(
             scores=shown_first(results),
             figures=class_figures(shown_first(results)),
             share=share_words,
-            several=model.thresholds is not None,
+            is_multi_label=model.thresholds is not None,
             backbone=backbone,
             chosen={k: v for k, v in model.recipe.without_paths().as_json().items() if v != default[k]},
             frozen=document["frozen"],

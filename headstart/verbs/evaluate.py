@@ -240,10 +240,10 @@ def other_images(
         _handle_unknown(dataset, unknown, names, model, ignore_unknown, progress)
     for finding in reading_findings(dataset, scanned):
         progress.say(with_example(f"{finding.severity.capitalize()}: {finding.message}", finding.items))
-    known = set(model.classes)
-    is_scored = [model.thresholds is not None or image_names[0] in known for image_names in names]
+    model_classes = set(model.classes)
+    is_scored = [model.thresholds is not None or image_names[0] in model_classes for image_names in names]
     keep = [i for i in range(len(names)) if is_scored[i] and i not in scanned.faults]
-    if not keep or not known & set(dataset.classes):
+    if not keep or not model_classes & set(dataset.classes):
         raise DataError(
             f"{dataset.root}: no readable image of a class of the model. Its classes are "
             f"{', '.join(model.classes[:10])}; found {', '.join(dataset.classes[:10])}."

@@ -176,7 +176,7 @@ def compare_runs(before: Path, after: Path) -> tuple[Paired, ...]:
             right = given[row["path"]] == row["label"], row["predicted"] == row["label"]
             sets.setdefault(row["split"], []).append(right)
     return tuple(
-        paired(name, np.array([own for own, _ in pairs]), np.array([own for _, own in pairs]))
+        paired(name, np.array([first for first, _ in pairs]), np.array([second for _, second in pairs]))
         for name, pairs in sets.items()
     )
 
