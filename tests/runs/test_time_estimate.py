@@ -28,6 +28,13 @@ def timetable() -> tuple[Timetable, RecordedProgress, Clock]:
     return Timetable(steps, said, clock=clock), said, clock
 
 
+def begin_fine_tuning(plan: Timetable, clock: Clock, *, at: float) -> None:
+    """The features take ``at`` seconds."""
+    plan.begin("features")
+    clock.now = at
+    plan.begin("rung")
+
+
 def fine_tune(plan: Timetable, clock: Clock, *, steps: int, seconds: float) -> None:
     """So many steps of 100 images in so many seconds each."""
     with plan.task("Fine-tuning", 100 * steps) as advance:
@@ -39,9 +46,7 @@ def fine_tune(plan: Timetable, clock: Clock, *, steps: int, seconds: float) -> N
 def test_the_time_left_is_the_plan_as_long_as_it_holds() -> None:
     plan, said, clock = timetable()
     assert plan.seconds == plan.left() == 130.0  # what is taken only where it pays is not counted
-    plan.begin("features")
-    clock.now = 20.0
-    plan.begin("rung")
+    begin_fine_tuning(plan, clock, at=20.0)
     assert plan.left() == pytest.approx(110.0)
     fine_tune(plan, clock, steps=10, seconds=10.0)
     assert plan.left() == pytest.approx(10.0)
@@ -54,9 +59,7 @@ def test_the_time_left_is_the_plan_as_long_as_it_holds() -> None:
 
 def test_a_slower_step_corrects_the_plan_once_and_what_is_left_follows_the_measured_speed() -> None:
     plan, said, clock = timetable()
-    plan.begin("features")
-    clock.now = 20.0
-    plan.begin("rung")
+    begin_fine_tuning(plan, clock, at=20.0)
     fine_tune(plan, clock, steps=7, seconds=30.0)
     assert 90.0 < plan.left() < 130.0  # 300 images at 0.3 s, and a report that takes longer too
     corrections = [text for text in said.said if text.startswith("New time estimate")]
@@ -70,9 +73,7 @@ def test_a_slower_step_corrects_the_plan_once_and_what_is_left_follows_the_measu
 
 def test_a_quicker_run_corrects_the_plan_too() -> None:
     plan, said, clock = timetable()
-    plan.begin("features")
-    clock.now = 4.0
-    plan.begin("rung")
+    begin_fine_tuning(plan, clock, at=4.0)
     fine_tune(plan, clock, steps=10, seconds=2.0)
     assert any("New time estimate" in text for text in said.said)
     assert plan.left() < 7.0
@@ -80,9 +81,7 @@ def test_a_quicker_run_corrects_the_plan_too() -> None:
 
 def test_an_optional_step_counts_once_it_has_begun() -> None:
     plan, said, clock = timetable()
-    plan.begin("features")
-    clock.now = 20.0
-    plan.begin("rung")
+    begin_fine_tuning(plan, clock, at=20.0)
     clock.now = 120.0
     plan.begin("deeper")
     assert plan.left() == pytest.approx(310.0)
