@@ -568,7 +568,8 @@ def test_transformers_may_run_in_autocast(rates: Rates, tmp_path: Path) -> None:
     assert 1e-5 < np.linalg.norm(fast(pixels(5)) - expected) / np.linalg.norm(expected) < 0.02
 
 
-def test_speeds_are_measured_in_turns_on_whole_batches_even_from_one_image() -> None:
+def test_speeds_are_measured_in_turns_on_whole_batches_even_from_one_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "ROUNDS", 3)
     turns: list[tuple[str, int]] = []
 
     class Slow:
