@@ -14,6 +14,7 @@ from random_images import write_classes, write_grouped_table
 
 import headstart as hs
 from headstart.pipeline import evaluate, fit
+from headstart.training.fit_head import HeadData
 from headstart.training.losses import learnable_folds
 from headstart.trust.ood import OodDetector
 
@@ -77,7 +78,8 @@ def test_no_step_of_a_run_divides_a_group(
     for name, place in places.items():
 
         def noted(*args: Any, step: str = name, **given: Any) -> Any:
-            seen[step] = len(set(given["together"].tolist()))
+            data = next((arg for arg in args if isinstance(arg, HeadData)), None)
+            seen[step] = len(set((given["together"] if data is None else data.together).tolist()))
             return steps[step](*args, **given)
 
         monkeypatch.setattr(place, name, noted)

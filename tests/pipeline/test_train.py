@@ -277,7 +277,7 @@ def test_nothing_is_overwritten_and_nothing_empty_is_left(tmp_path: Path) -> Non
     [
         ({"unfreeze": "blocks.9"}, r"Did you mean blocks\.\d\?"),
         ({"cut": "block.3"}, r"Did you mean blocks\.3\?"),
-        ({"head": "conv8-flatten", "single_logit": True, "cut": "blocks.1"}, "the data has 3"),
+        ({"head": "conv8-flatten", "single_logit": True, "cut": "blocks.3"}, "the data has 3"),
         ({"device": "tpu"}, "expected auto, cpu"),
         ({"weights": "nowhere.pth"}, r"nowhere\.pth"),
         ({"extend": "nowhere", "image_size": None}, "nowhere"),
@@ -370,7 +370,7 @@ def test_the_report_stands_alone_and_escapes_names(tmp_path: Path) -> None:
 
 HEADS = [
     {"head": "32-16-0.2,8", "head_epochs": 20},
-    {"head": "conv8-flatten", "cut": "blocks.1", "head_epochs": 8},
+    {"head": "conv8-flatten", "cut": "blocks.3", "head_epochs": 8},
     {"head": "16", "views": 2, "head_epochs": 8, "single_logit": True},
     {"head": "conv8-flatten", "cut": "blocks.5", "effort": "quick", "unfreeze": "blocks.5", "epochs": 1, "views": 1},
     {"probe": "svm", "pool": "flatten", "cut": "blocks.5"},
