@@ -27,6 +27,11 @@ def low_precision() -> None:
     """What the processor has is used here."""
 
 
+@pytest.fixture(scope="session", autouse=True)
+def plain_engine() -> None:
+    """Engines are chosen as they are for users."""
+
+
 @pytest.fixture(scope="session")
 def command() -> Callable[..., Timed]:
     """Runs the headstart command in a separate process."""
