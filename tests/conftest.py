@@ -88,8 +88,14 @@ def all_engines(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def small_networks() -> Iterator[None]:
-    """For modules that test runs and not accuracy: the default backbone and others are small, with random weights."""
+def small_networks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """For modules that test runs and not accuracy: the default backbone and others are small, with random weights.
+
+    The long tests train the real networks.
+    """
+    if request.config.option.markexpr == "exhaustive":
+        yield
+        return
     with small_architectures():
         yield
 
