@@ -87,7 +87,13 @@ def test_a_loop_by_hand_ends_where_the_built_in_one_does(data: Path) -> None:
     plain = FineTuneSettings(epochs=3, label_smoothing=0.0, cutmix=0.0, feature_jitter=0.0)
     ours, theirs = bench_on(data), bench_on(data)
     tuned = fine_tune(
-        theirs._split, theirs.boundary, theirs.classifier.head, theirs._train, None, plain, dtype=theirs._samples.dtype
+        theirs._split,
+        theirs.boundary,
+        theirs.classifier.head,
+        theirs._train,
+        None,
+        plain,
+        dtype=theirs._prepared.planned.engines.training_dtype,
     )
     net = ours.classifier
     size = min(32, max(4, len(ours._train.labels) // 8))

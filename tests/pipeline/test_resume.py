@@ -360,8 +360,9 @@ def test_a_run_that_was_stopped_ends_as_if_it_never_had_been(
 
 
 @pytest.mark.exhaustive
-def test_a_killed_command_goes_on(run: hs.Run, hard: Path, tmp_path: Path) -> None:
+def test_a_killed_command_goes_on(hard: Path, all_engines: None, tmp_path: Path) -> None:
     """Law 4, with SIGKILL."""
+    run = hs.train(hard, out=tmp_path / "whole", cache=tmp_path / "cache", **CHOICES)
     out = tmp_path / "run"
     arguments = ["--image-size", "64", "--device", "cpu", "--effort", "quick", "--unfreeze", "blocks.6"]
     command = [sys.executable, "-m", "headstart", "train", str(hard), "--out", str(out), *arguments]
