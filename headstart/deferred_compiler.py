@@ -29,7 +29,7 @@ STAND_INS = (COMPILER, UTILITIES)
 def defer_compiler() -> None:
     """Defers the import of the compiler to its first use; does nothing if it is imported already.
 
-    For the process of a command. The library defers it only during imports, see ``compiler_deferred``.
+    For the process of a command. The library defers it only while code runs that names it, see ``compiler_deferred``.
     """
     if COMPILER not in sys.modules and _FINDER not in sys.meta_path:
         sys.meta_path.insert(0, _FINDER)  # without the ABC, whose import takes 40 ms
@@ -37,7 +37,7 @@ def defer_compiler() -> None:
 
 @contextmanager
 def compiler_deferred() -> Iterator[None]:
-    """Context for imports that name the compiler but do not use it; afterwards no trace of it is left.
+    """Context for code that names the compiler but does not use it: imports, shape inference. It leaves no trace.
 
     Whoever uses the compiler later imports it as usual.
     """

@@ -64,6 +64,11 @@ def _no_wait_for_the_disk() -> Iterator[None]:
         yield
 
 
+def _choose_engines_from(count: int, patch: pytest.MonkeyPatch) -> None:
+    for module in ("measure", "select"):
+        patch.setattr(f"headstart.engine.{module}.MEASURE_FROM", count)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def plain_engine() -> Iterator[None]:
     """Runs in this process compute by plain PyTorch, as those on fewer than 32 images do; ``all_engines`` ends that.
@@ -71,8 +76,7 @@ def plain_engine() -> Iterator[None]:
     To build another engine takes a third of a run on images as small as those of the tests.
     """
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("measure", "select"):
-            patch.setattr(f"headstart.engine.{module}.MEASURE_FROM", 1_000_000)
+        _choose_engines_from(1_000_000, patch)
         yield
 
 
@@ -83,8 +87,7 @@ def all_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     Their speeds, which decide nothing, are measured once instead of three times.
     """
     monkeypatch.setattr("headstart.engine.measure.ROUNDS", 1)
-    for module in ("measure", "select"):
-        monkeypatch.setattr(f"headstart.engine.{module}.MEASURE_FROM", MEASURE_FROM)
+    _choose_engines_from(MEASURE_FROM, monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,7 @@ def computed_once(
         store = RowStore(kind, about, dtype=np.float64, shape=shape, root=cache)
     except CacheError:
         return compute()
-    key = content_key(b"".join(_with_layout(array) for array in inputs))
+    key = content_key(b"".join(_array_key(array) for array in inputs))
     with suppress(DamagedRows):
         if not store.missing([key]):
             kept: Array = store.read([key])[0]
@@ -53,5 +53,7 @@ def computed_once(
     return computed
 
 
-def _with_layout(array: npt.NDArray[Any]) -> bytes:
-    return f"{array.dtype.str}{array.shape}".encode() + np.ascontiguousarray(array).tobytes()
+def _array_key(array: npt.NDArray[Any]) -> bytes:
+    """A hash of type, shape and values; arrays are hashed one by one, since features may be large."""
+    layout = f"{array.dtype.str}{array.shape}".encode()
+    return content_key(layout) + content_key(np.ascontiguousarray(array).tobytes())

@@ -300,7 +300,7 @@ def score(
     given = probabilities.argmax(axis=1)
     confusion = np.bincount(labels * len(classes) + given, minlength=len(classes) ** 2).reshape(len(classes), -1)
     support, predicted, found = confusion.sum(1), confusion.sum(0), confusion.diagonal()
-    precision, recall, f1 = _share(found, predicted), _share(found, support), _share(2 * found, support + predicted)
+    precision, recall, f1 = _precision_recall_f1(found, predicted, support)
     correct = int(found.sum())
     low, high = wilson(correct, len(labels))
     right = probabilities[np.arange(len(labels)), labels]
@@ -321,9 +321,15 @@ def score(
     )
 
 
-def _share(part: npt.NDArray[np.int64], whole: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """``part / whole``, and 0 where both are 0."""
-    return part / np.maximum(whole, 1)
+def _precision_recall_f1(
+    hits: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], support: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Three arrays of (classes,) float64 from counts of each class; 0 where there is nothing to divide by."""
+    return (
+        hits / np.maximum(predicted, 1),
+        hits / np.maximum(support, 1),
+        2 * hits / np.maximum(predicted + support, 1),
+    )
 
 
 def score_labels(
@@ -383,13 +389,14 @@ def _label_scores(
 ) -> tuple[LabelScore, ...]:
     from sklearn.metrics import average_precision_score
 
-    hits, predicted, support = (labels & given).sum(axis=0), given.sum(axis=0), labels.sum(axis=0)
+    support = labels.sum(axis=0)
+    precision, recall, f1 = _precision_recall_f1((labels & given).sum(axis=0), given.sum(axis=0), support)
     return tuple(
         LabelScore(
             label,
-            precision=float(hits[i] / max(predicted[i], 1)),
-            recall=float(hits[i] / max(support[i], 1)),
-            f1=float(2 * hits[i] / max(predicted[i] + support[i], 1)),
+            precision=float(precision[i]),
+            recall=float(recall[i]),
+            f1=float(f1[i]),
             support=int(support[i]),
             average_precision=float(average_precision_score(labels[:, i], probabilities[:, i])) if support[i] else 0.0,
             threshold=float(thresholds[i]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy.typing as npt
 
 from headstart.cache.computed import computed_once
 from headstart.concurrency import ignored_warnings
+from headstart.extras import version_of
 from headstart.progress import Progress, SilentProgress
 from headstart.training.linear_fits import linear_fits
 from headstart.training.losses import (
@@ -95,8 +95,8 @@ def cached_label_errors(
         "c": c,
         "seed": seed,
         "version": METHOD_VERSION,
-        "cleanlab": importlib.metadata.version("cleanlab"),
-        "scikit-learn": importlib.metadata.version("scikit-learn"),
+        "cleanlab": version_of("cleanlab"),
+        "scikit-learn": version_of("scikit-learn"),
     }
 
     def compute() -> Probabilities:
