@@ -141,7 +141,7 @@ class Predictor:
         """The inference engine for a number of images; built once per process and device.
 
         Args:
-            num_images: from ``MEASURE_FROM`` images on, engines are timed on ``sample`` before one is chosen.
+            num_images: from ``MEASURE_FROM`` images on, a faster engine, compared with PyTorch on ``sample``.
             sample: (N, H, W, 3) preprocessed images.
             device: "auto", "cpu", "cuda" or "mps".
             progress: receives the reason of the choice.

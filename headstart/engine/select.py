@@ -42,12 +42,14 @@ def synthetic_sample(height: int, width: int) -> Pixels:
     )
 
 
-def preferred_plan(net: PixelNet, *, device: str = "auto") -> EnginePlan:
-    """The plan with the preferred exact engine, for when there are no training images to calibrate on.
+def default_plan(net: PixelNet, count: int, *, device: str = "auto") -> EnginePlan:
+    """The plan without training images to calibrate on: plain PyTorch for few images, else the preferred exact engine.
 
     Raises:
         OptionError: no such device.
     """
+    if count < MEASURE_FROM:
+        return EnginePlan()
     return EnginePlan(exact=next(candidates(net, resolve_device(device), exact=True)))
 
 
@@ -83,7 +85,7 @@ def choose_engine(
     if plan is None and not exact:
         raise ValueError("an engine for training features needs a plan, see measure_engines")
     if plan is None:
-        plan = EnginePlan() if count < MEASURE_FROM else preferred_plan(net, device=device)
+        plan = default_plan(net, count, device=device)
     preferred = [plan.exact if exact else plan.fast, plan.exact]
     expected: Features | None = None
     tried = set[str]()

@@ -17,9 +17,8 @@ from headstart.cache.keys import content_key
 from headstart.cache.row_store import RowStore
 from headstart.data.scan import PixelReader, warn_damaged
 from headstart.engine.interface import Engine, Identity, Pixels
-from headstart.engine.measure import MEASURE_FROM
 from headstart.engine.plan import EnginePlan
-from headstart.engine.select import SAMPLE_SIZE, choose_engine, preferred_plan, synthetic_sample
+from headstart.engine.select import SAMPLE_SIZE, choose_engine, default_plan, synthetic_sample
 from headstart.engine.streaming import run_stream
 from headstart.errors import CacheError, WeightsError
 from headstart.progress import Progress, SilentProgress
@@ -121,7 +120,7 @@ def compute_features(
         WeightsError: the backbone's output is not finite.
     """
     progress = progress or SilentProgress()
-    engines = engines or _default_plan(net, keys, device)
+    engines = engines or default_plan(net, len(set(keys)), device=device)
     planned = engines.identity(exact=exact, device=device)
     store = _undamaged_store(net, keys, planned, cache, progress)
     count = len(store.missing(keys))
@@ -145,10 +144,6 @@ def compute_features(
     pixels = PixelReader(preprocessing, sources or {}, cache=cache, progress=progress)
     _compute_missing(net, keys, engine, pixels, store, None if tap is None else tap.store(engine.identity), progress)
     return store
-
-
-def _default_plan(net: FeatureNet, keys: Sequence[bytes], device: str) -> EnginePlan:
-    return EnginePlan() if len(set(keys)) < MEASURE_FROM else preferred_plan(net, device=device)
 
 
 def _undamaged_store(
