@@ -372,7 +372,7 @@ HEADS = [
     {"head": "32-16-0.2,8", "head_epochs": 20},
     {"head": "conv8-flatten", "cut": "blocks.3", "head_epochs": 8},
     {"head": "16", "views": 2, "head_epochs": 8, "single_logit": True},
-    {"head": "conv8-flatten", "cut": "blocks.5", "effort": "quick", "unfreeze": "blocks.5", "epochs": 1, "views": 1},
+    {"head": "conv8-flatten", "cut": "blocks.5", "effort": "quick", "unfreeze": "blocks.5", "epochs": 4, "views": 1},
     {"probe": "svm", "pool": "flatten", "cut": "blocks.5"},
     {"probe": "rbf"},
     {"probe": "knn", "pool": "max"},
