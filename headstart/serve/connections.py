@@ -40,6 +40,10 @@ class ConnectionRegistry:
         self.by_address: dict[Address, BoundedConnection] = {}
         self.parse_queue = ParseQueue()
 
+    def in_use(self, seconds: float) -> bool:
+        """Whether a connection was used within the last ``seconds``: opened, sent to, or answered."""
+        return any(connection.in_use(seconds) for connection in self.by_address.values())
+
     def close_lingering(self) -> None:
         """Closes the connections that wait for refused clients to read their response."""
         for connection in list(self.by_address.values()):
@@ -142,6 +146,7 @@ class BoundedConnection(asyncio.Protocol):
         self._http_reads = True
         self.response_expected = self.is_lingering = False
         self.parse_seconds = 0.0
+        self._last_use = time.monotonic()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Accepts the connection, or refuses it with 503."""
@@ -170,6 +175,7 @@ class BoundedConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Passes bytes on, or discards them while the connection lingers."""
+        self._last_use = time.monotonic()
         if self.is_lingering:
             self._discarded_bytes += len(data)
             if self._discarded_bytes > MAX_DISCARDED_BODIES * self._limits.max_body_bytes:
@@ -238,6 +244,13 @@ class BoundedConnection(asyncio.Protocol):
     def request_ended(self) -> None:
         """The application has returned."""
         self._num_active -= 1
+        self._last_use = time.monotonic()
+
+    def in_use(self, seconds: float) -> bool:
+        """Whether it is open, and bytes wait to be parsed, or it was opened, sent to or answered that recently."""
+        if self._transport.is_closing():
+            return False
+        return bool(self._received) or time.monotonic() - self._last_use < seconds
 
     def refuse(self, status: int, reason: str, *headers: str) -> None:
         """Sends an error response without the application, then lingers."""

@@ -31,15 +31,16 @@ from headstart.serve.uvicorn_server import (
     is_loopback,
     listen,
     quiet_uvicorn,
+    settle,
     stop_signals,
 )
 
 POLL_SECONDS: Final = 0.05
 """Seconds between two checks whether the server should stop and whether all requests are answered."""
 
-SETTLE_ITERATIONS: Final = 5
-"""Event loop iterations until everything that clients have sent is counted as an active request: accept a connection,
-add its reader, read, start the request, count it."""
+QUIET_SECONDS: Final = 1.0
+"""A connection without a request is closed after it was unused for this long when the server stops: a client that has
+just connected or read a response is about to send its request, which a closed connection would reset."""
 
 
 def create_app(
@@ -272,18 +273,17 @@ async def _run(
 
 async def _drain(server: BoundedServer, service: InferenceService, num_stop_requests: Callable[[], int]) -> None:
     """Answers all requests that have been sent, then closes the listener; a second signal ends it at once."""
-    state = service.state
+    state, registry = service.state, server.registry
     until = time.monotonic() + service.limits.drain_timeout
 
-    async def finish_requests() -> None:
-        for _ in range(SETTLE_ITERATIONS):
-            await asyncio.sleep(0)
-        state.draining = True
-        while state.active_requests and time.monotonic() < until and not server.force_exit:
+    async def wait_while(busy: Callable[[], object]) -> None:
+        while busy() and time.monotonic() < until and not server.force_exit:
             server.force_exit = num_stop_requests() > 1
             await asyncio.sleep(POLL_SECONDS)
 
-    await finish_requests()
-    server.stop_listening()
-    await finish_requests()  # requests on connections that were accepted last
-    server.registry.close_lingering()
+    await settle()
+    state.draining = True
+    await wait_while(lambda: state.active_requests)
+    await server.stop_listening()
+    await wait_while(lambda: state.active_requests or registry.in_use(QUIET_SECONDS))
+    registry.close_lingering()

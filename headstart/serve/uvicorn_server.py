@@ -8,9 +8,12 @@ version.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 import signal
 import socket
+import struct
+import sys
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -30,6 +33,29 @@ SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 FINAL_READ_TIMEOUT: Final = 5
 """Seconds for clients to read their last response when the server stops."""
+
+SETTLE_ITERATIONS: Final = 5
+"""Event loop iterations until everything that clients have sent is counted as an active request: accept a connection,
+add its reader, read, start the request, count it."""
+
+SO_ATTACH_FILTER: Final = 26
+"""Socket option of Linux, missing in the module ``socket``."""
+
+DROP_SYN: Final = b"".join(
+    struct.pack("HBBI", *instruction)
+    for instruction in (
+        (0x30, 0, 0, 13),  # load the byte of the TCP header with the flags
+        (0x54, 0, 0, 0x12),  # keep SYN and ACK
+        (0x15, 0, 1, 0x02),  # SYN without ACK: a new connection
+        (0x06, 0, 0, 0),  # drop the packet
+        (0x06, 0, 0, 0xFFFFFFFF),  # keep all of it
+    )
+)
+"""Packet filter (classic BPF) that drops the first packet of a connection only."""
+
+HANDSHAKE_SECONDS: Final = 0.25
+"""Time for connections whose first packet has arrived to be established; less than a client waits before it sends its
+first packet again (1 s)."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -74,10 +100,47 @@ class BoundedServer(uvicorn.Server):
         """Installs no signal handlers, unlike the base class."""
         yield
 
-    def stop_listening(self) -> None:
-        """Accepts no more connections; open ones stay open."""
-        for server in getattr(self, "servers", []):  # missing if the server did not start
+    async def stop_listening(self) -> None:
+        """Accepts the connections that clients have opened so far, then no more; open ones stay open.
+
+        The system resets connections that are established but not accepted when their listening socket closes.
+        """
+        servers = getattr(self, "servers", [])  # missing if the server did not start
+        listeners = [listener for server in servers for listener in server.sockets]
+        are_ignored = [ignore_new_clients(listener) for listener in listeners]
+        if any(are_ignored):
+            await asyncio.sleep(HANDSHAKE_SECONDS)
+        await settle()
+        for server in servers:
             server.close()
+
+
+async def settle() -> None:
+    """Returns as soon as everything that clients have sent is counted as an active request."""
+    for _ in range(SETTLE_ITERATIONS):
+        await asyncio.sleep(0)
+
+
+def ignore_new_clients(listener: Any) -> bool:
+    """Lets new clients wait; their next attempt, one second later, is refused if the socket is closed by then.
+
+    Connections that have begun are established and can be accepted.
+
+    Args:
+        listener: a listening socket.
+
+    Returns:
+        Whether the system can do so: Linux only.
+    """
+    if sys.platform != "linux":
+        return False
+    program = ctypes.create_string_buffer(DROP_SYN, len(DROP_SYN))
+    option = struct.pack("HP", len(DROP_SYN) // struct.calcsize("HBBI"), ctypes.addressof(program))
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, option)
+    except OSError:  # a sandbox without packet filters
+        return False
+    return True
 
 
 def bounded_server(app: ASGIApp, limits: ServerLimits, state: ServerState) -> BoundedServer:

@@ -118,17 +118,10 @@ def test_a_stop_signal_finishes_active_requests_and_exits_with_status_0(
     assert not [line for line in lines if "Traceback" in line]
 
 
-def test_in_a_thread_it_handles_no_signals_and_answers_pending_requests(
-    model_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No connection is reset, neither active ones nor those that the server has not read yet."""
-    monkeypatch.setattr(services, "EXPECTED_IMAGES", 1)
-    judge = services.Model.predict_features
-    seen: list[str] = []
-    monkeypatch.setattr(SilentProgress, "say", lambda _self, text: seen.append(text))
-    before = [signal.getsignal(own) for own in (signal.SIGINT, signal.SIGTERM)]
-    level = logging.getLogger("uvicorn").level
-    stop, failed = threading.Event(), []
+@contextmanager
+def served_in_a_thread(model_file: Path) -> Iterator[tuple[int, threading.Event, threading.Thread]]:
+    """The port of a ready server in a thread of this process, the event that stops it, and the thread."""
+    stop, seen, failed = threading.Event(), list[str](), list[BaseException]()
 
     def run() -> None:
         try:
@@ -137,42 +130,89 @@ def test_in_a_thread_it_handles_no_signals_and_answers_pending_requests(
             failed.append(error)
 
     thread = threading.Thread(target=run)
-    thread.start()
-    until(lambda: any("is ready" in own for own in seen) or failed)
-    assert not failed
-    port = int(re.findall(r"127\.0\.0\.1:(\d+)", "".join(seen))[0])
-    monkeypatch.setattr(
-        services.Model, "predict_features", lambda model, features: (time.sleep(0.3), judge(model, features))[1]
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(services, "EXPECTED_IMAGES", 1)
+        patch.setattr(SilentProgress, "say", lambda _self, text: seen.append(text))
+        thread.start()
+        try:
+            until(lambda: any("is ready" in line for line in seen) or failed)
+            assert not failed
+            yield int(re.findall(r"127\.0\.0\.1:(\d+)", "".join(seen))[0]), stop, thread
+        finally:
+            stop.set()
+            thread.join(20)
+            assert not thread.is_alive()
+
+
+def predict_request() -> bytes:
+    """An HTTP request with one image."""
     body = b'--b\r\nContent-Disposition: form-data; name="files"\r\n\r\n' + jpeg() + b"\r\n--b--\r\n"
     head = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"
-    request = head + b"Content-Length: %d\r\n\r\n" % len(body) + body
-    plugs = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(12)]
-    half, resting = plugs[10:]
-    half.sendall(request[:-20])
-    resting.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    alive = b""
-    while not alive.endswith(b"}"):
-        alive += resting.recv(65536)
-    assert alive.startswith(b"HTTP/1.1 200")
-    for plug in plugs[:10]:
-        plug.sendall(request)
-    stop.set()
-    time.sleep(0.1)
-    half.sendall(request[-20:])
-    for plug in plugs[:11]:
-        got = b""
-        while piece := plug.recv(65536):  # a reset raises
-            got += piece
-        assert got.startswith(b"HTTP/1.1 200"), got[:200]
-        assert b"connection: close" in got.lower()
-    assert resting.recv(65536) == b""
-    thread.join(20)
-    assert not thread.is_alive()
-    for plug in plugs:
-        plug.close()
+    return head + b"Content-Length: %d\r\n\r\n" % len(body) + body
+
+
+def connected(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=20)
+
+
+def answer(client: socket.socket) -> bytes:
+    """Everything that the server sends until it closes the connection; an error if it resets the connection."""
+    received = b""
+    while piece := client.recv(65536):
+        received += piece
+    return received
+
+
+def kept_alive(port: int) -> socket.socket:
+    """A connection with one answered request."""
+    client, received = connected(port), b""
+    client.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    while not received.endswith(b"}"):
+        received += client.recv(65536)
+    assert received.startswith(b"HTTP/1.1 200")
+    return client
+
+
+def test_in_a_thread_it_handles_no_signals_and_answers_pending_requests(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No connection is reset, neither active ones nor those that the server has not read yet."""
+    before = [signal.getsignal(own) for own in (signal.SIGINT, signal.SIGTERM)]
+    level = logging.getLogger("uvicorn").level
+    predict = services.Model.predict_features
+    with served_in_a_thread(model_file) as (port, stop, _), ExitStack() as stack:
+        monkeypatch.setattr(
+            services.Model, "predict_features", lambda model, features: (time.sleep(0.3), predict(model, features))[1]
+        )
+        request = predict_request()
+        clients = [stack.enter_context(connected(port)) for _ in range(11)]
+        idle = stack.enter_context(kept_alive(port))
+        clients[10].sendall(request[:-20])
+        for client in clients[:10]:
+            client.sendall(request)
+        stop.set()
+        time.sleep(0.1)
+        clients[10].sendall(request[-20:])
+        for client in clients:
+            received = answer(client)
+            assert received.startswith(b"HTTP/1.1 200"), received[:200]
+            assert b"connection: close" in received.lower()
+        assert answer(idle) == b""
     assert [signal.getsignal(own) for own in (signal.SIGINT, signal.SIGTERM)] == before
     assert logging.getLogger("uvicorn").level == level
+
+
+def test_a_client_that_has_just_connected_or_read_a_response_is_refused_not_reset(model_file: Path) -> None:
+    """Such a client is about to send a request, so its connection stays open for a moment after the stop."""
+    with served_in_a_thread(model_file) as (port, stop, thread), connected(port) as new, kept_alive(port) as used:
+        stop.set()
+        time.sleep(0.6)  # all requests are answered and the listener is closed
+        with pytest.raises(ConnectionRefusedError):
+            connected(port)
+        assert thread.is_alive()
+        for client in (new, used):
+            client.sendall(predict_request())
+            assert answer(client).startswith(b"HTTP/1.1 503")
 
 
 def test_in_a_running_loop_serve_names_serve_async_which_ends_when_cancelled(
