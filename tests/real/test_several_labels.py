@@ -37,7 +37,7 @@ def test_general_and_specific_labels_are_predicted_together(command: Callable[..
     write_table(tmp_path / "all.csv")
     done = command("train", tmp_path / "all.csv", "--out", tmp_path / "run", "--json")
     assert done.status == 0, done.err
-    assert "15 labels, 2.1 to an image" in done.err
+    assert "15 labels, 2.1 per image on average" in done.err
     val = json.loads(done.out)["scores"]["val"]
     assert val["count"] == 1023
     assert val["mean_average_precision"] > 0.95
