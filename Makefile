@@ -11,12 +11,13 @@ SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 # What the snippet for JavaScript needs; its test skips by name without.
 NODE := .node
 
-.PHONY: help install demo docs test test-exhaustive test-real mutation lint clean node
+.PHONY: help install demo docs test test-slow test-exhaustive test-real mutation lint clean node
 
 help:
 	@echo "make demo       train on a small data set that comes with an installed package"
 	@echo "make docs       build the documentation into site/; open site/index.html"
 	@echo "make test       the default tests (no network, no outside data)"
+	@echo "make test-slow  the tests that take more than a second each"
 	@echo "make test-exhaustive  the long tests: law 1 at every boundary of 17 backbones, killed runs, exports"
 	@echo "make test-real  the tests on real photographs (HEADSTART_DATA, default ../shared/data)"
 	@echo "make mutation   mutation testing of eight modules (MODULES=serve/guard: of these; an hour for all of them)"
@@ -44,6 +45,9 @@ docs: $(STAMP)
 
 test: $(STAMP)
 	$(SIDE_BY_SIDE)
+
+test-slow: $(STAMP)
+	$(SIDE_BY_SIDE) -m slow
 
 test-exhaustive: $(STAMP)
 	HEADSTART_NODE_PACKAGES=$(CURDIR)/$(NODE) $(SIDE_BY_SIDE) -m exhaustive

@@ -406,7 +406,8 @@ def main() -> None:
             continue
         plugin = Mutation(name, given.sample, lines)
         files = [str(ROOT / "tests" / own) for own in MODULES[name] if (ROOT / "tests" / own).exists()]
-        code = pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:xdist", *files], plugins=[plugin])
+        selection = ["-m", "not exhaustive"]  # the slow ones too
+        code = pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:xdist", *selection, *files], plugins=[plugin])
         if code not in (0, 5):
             sys.exit(int(code))
         found = plugin.found

@@ -368,6 +368,7 @@ def test_every_module_says_in_its_first_line_what_it_is() -> None:
         assert len(lead) > 15, path
 
 
+@pytest.mark.slow
 def test_loading_a_model_and_choosing_an_engine_import_only_what_they_need(tmp_path: Path) -> None:
     small_model(image_size=32, ood_detector=True).save(tmp_path / "m.safetensors")
     slow = ("captum", "cleanlab", "matplotlib", "onnx", "onnxruntime", "scipy", "sklearn", "torch._dynamo", "triton")

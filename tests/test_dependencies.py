@@ -9,6 +9,7 @@ import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import pytest
 from documents import ROOT
 
 from headstart.extras import EXTRAS
@@ -45,6 +46,7 @@ def test_at_most_20_dependencies_are_required() -> None:
     assert len(PROJECT["dependencies"]) <= 20
 
 
+@pytest.mark.slow
 def test_every_import_is_declared_and_every_declaration_is_imported() -> None:
     extras = PROJECT["optional-dependencies"]
     optional = {normal(entry) for extra in EXTRAS for entry in extras[extra]}
@@ -55,6 +57,7 @@ def test_every_import_is_declared_and_every_declaration_is_imported() -> None:
     assert optional - used - {"onnxscript"} == set()  # torch.onnx imports it
 
 
+@pytest.mark.slow
 def test_modules_of_an_extra_are_those_that_it_installs() -> None:
     for extra, modules in EXTRAS.items():
         declared = {normal(entry) for entry in PROJECT["optional-dependencies"][extra]}

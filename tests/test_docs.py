@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import hashlib
 import json
 import re
 import shlex
@@ -15,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import onnx
 import pytest
 import timm
 import torch
@@ -23,6 +25,7 @@ from docstring_examples import examples_of, failure_of, has_example, public_exam
 from documents import DOCUMENTS, PAGES, ROOT, Block, Reader, blocks_of
 from hub import hub_for_tests
 from random_images import random_image, write_classes, write_mixtures
+from shared import shared_folder
 from small_architectures import SMALL, small_architectures
 
 import headstart as hs
@@ -71,8 +74,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(extend, "ROUNDS", 20)
         for module in (evaluate, label_errors, probe, classical):
             patch.setattr(module, "PROBE_FOLDS" if module is evaluate else "FOLDS", 2)
-        for module, name in ((onnx_format, "onnx_graph"), (export_graph, "capture")):
-            patch.setattr(module, name, _once_a_model(getattr(module, name)))
+        patch.setattr(export_graph, "capture", _once_a_model(export_graph.capture))
+        patch.setattr(onnx_format, "onnx_graph", _once_a_session(onnx_format.onnx_graph, tmp_path_factory))
         patch.setattr(subprocess_runner, "subprocess", SimpleNamespace(run=_run_exported, DEVNULL=subprocess.DEVNULL))
         patch.setenv("HEADSTART_CACHE", str(folder / "cache"))
         _write_data(folder)
@@ -88,17 +91,34 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+def _key(model: Model) -> str:
+    """Of what an exporter reads of a model."""
+    return fingerprint(model.net.state_dict() | model.head.state_dict()) + repr(model.calibration)
+
+
 def _once_a_model(capture: Callable[[Model], Any]) -> Callable[[Model], Any]:
     """The exporter takes seconds: for equal weights, once."""
     held: dict[str, Any] = {}
 
     def captured(model: Model) -> Any:
-        key = fingerprint(model.net.state_dict() | model.head.state_dict()) + repr(model.calibration)
-        if key not in held:
-            held[key] = capture(model)
-        return copy.deepcopy(held[key])
+        if _key(model) not in held:
+            held[_key(model)] = capture(model)
+        return copy.deepcopy(held[_key(model)])
 
     return captured
+
+
+def _once_a_session(
+    convert: Callable[[Model], onnx.ModelProto], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Model], onnx.ModelProto]:
+    """The same for ONNX, whose conversion takes longest, in all processes of a test session."""
+
+    def converted(model: Model) -> onnx.ModelProto:
+        name = f"onnx-{hashlib.sha256(_key(model).encode()).hexdigest()[:16]}"
+        folder = shared_folder(tmp_path_factory, name, lambda own: onnx.save(convert(model), str(own / "graph.onnx")))
+        return onnx.load(str(folder / "graph.onnx"))
+
+    return converted
 
 
 def _run_exported(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:

@@ -106,6 +106,7 @@ def test_wrong_use_is_a_named_error(labelled: tuple[list[Path], list[str]]) -> N
         hs.ImageClassifier(**QUICK).fit(paths[:4], labels[:4])
 
 
+@pytest.mark.slow
 def test_a_classifier_becomes_a_model_file_and_survives_copying(
     labelled: tuple[list[Path], list[str]], tmp_path: Path
 ) -> None:
@@ -392,6 +393,7 @@ def checked(kind: type, arguments: dict[str, Any], folder: Path, keep: Callable[
     return ran
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [ImageClassifierOnMatrices, FeatureExtractorOnMatrices])
 def test_scikit_learns_quick_checks_pass(
     kind: type, small: tuple[list[str], list[str], dict[str, Any]], tmp_path: Path

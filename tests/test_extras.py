@@ -92,6 +92,7 @@ def test_heic_files_without_their_extra(hide: Callable[[str], None]) -> None:
         decode(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
 
 
+@pytest.mark.slow
 def test_training_without_tensorboard_writes_no_curves(hide: Callable[[str], None], tmp_path: Path) -> None:
     data = write_classes(tmp_path / "d", {"blue": 24, "red": 24})
     weights = tmp_path / "w.safetensors"

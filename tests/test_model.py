@@ -75,6 +75,7 @@ def test_a_model_file_gives_back_everything(model: Model, tmp_path: Path) -> Non
     assert [p.top for p in again.predict(images)] == [p.top for p in model.predict(images)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cut", "pool", "head"), [("layer2", "none", "conv6-flatten-4-0.5"), ("layer3", "flatten", "8")]
 )
@@ -199,6 +200,7 @@ def test_the_version_is_what_stands_in_the_file_and_changes_with_the_model(model
     assert other.version != model.version
 
 
+@pytest.mark.slow
 def test_the_engine_is_built_once_and_nothing_is_written(
     model: Model, all_engines: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -186,6 +186,7 @@ def run(originals: list[Original], folder: Path, *, seed: int, count: int, loade
     return refused, answered
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [MUTATIONS // 5, pytest.param(MUTATIONS, marks=pytest.mark.exhaustive)])
 def test_changed_files_are_refused_or_predict(originals: list[Original], tmp_path: Path, count: int) -> None:
     loaded = LOADED * count // MUTATIONS
@@ -232,6 +233,7 @@ def file_of_format_2(original: Original, file: Path, calibration: dict[str, Any]
     return str(document["sha256"])
 
 
+@pytest.mark.slow
 def test_a_file_of_format_2_with_its_old_keys_gives_the_same_answers(originals: list[Original], tmp_path: Path) -> None:
     values = {"temperature": 1.5, "target_accuracy": 0.9, "num_inliers": 30, "num_inliers_accepted": 29}
     images = [shown(i) for i in range(4)]

@@ -245,6 +245,7 @@ print(changed)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["headstart", pytest.param("headstart.estimators", marks=pytest.mark.exhaustive)])
 def test_importing_every_public_name_changes_nothing_in_the_process(first: str) -> None:
     if sys.platform != "linux":

@@ -82,6 +82,7 @@ def is_private(name: str, patterns: tuple[str, ...] = PRIVATE) -> bool:
     return any(fnmatch(name, pattern) for pattern in patterns)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["run", "extended"])
 def test_every_file_of_a_run_that_is_not_private_names_no_user(which: str, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(which).folder

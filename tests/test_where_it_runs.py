@@ -45,6 +45,7 @@ def assert_same_head(one: Path, two: Path) -> None:
     assert all(np.array_equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_runs_in_several_threads_give_the_same_model(job: dict[str, Any], run: hs.Run, tmp_path: Path) -> None:
     threads = [threading.Thread(target=hs.train, kwargs=job | {"out": tmp_path / str(i)}) for i in range(2)]
     for thread in threads:
@@ -55,6 +56,7 @@ def test_runs_in_several_threads_give_the_same_model(job: dict[str, Any], run: h
         assert_same_head(tmp_path / str(i), run.folder)
 
 
+@pytest.mark.slow
 def test_everything_works_in_a_running_event_loop(job: dict[str, Any], run: hs.Run, tmp_path: Path) -> None:
     async def work() -> None:
         hs.train(out=tmp_path / "run", **job)
@@ -70,6 +72,7 @@ def trained_in_child(job: dict[str, Any], out: Path) -> None:
     hs.train(out=out, **job)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_a_run_in_a_forked_child_gives_the_same_model(job: dict[str, Any], run: hs.Run, tmp_path: Path) -> None:
     with ignored_warnings(category=DeprecationWarning):

@@ -52,6 +52,7 @@ def test_every_pooling_is_what_its_name_says(name: str) -> None:
             FeatureNet(backbone, pool="token")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "layer"), [("tf_efficientnet_lite0", "blocks.3"), ("resnet18", "layer2"), ("test_vit", "blocks.1")]
 )
@@ -85,6 +86,7 @@ def test_running_the_frozen_pass_changes_no_weight_and_no_statistic() -> None:
     assert fingerprint(backbone.module.state_dict()) == backbone.fingerprint
 
 
+@pytest.mark.slow
 def test_onnx_runtime_gives_plain_pytorchs_features_at_any_batch_size(tmp_path: Any) -> None:
     net = FeatureNet(random_backbone("test_resnet", image_size=64), pool="avgmax", cut="layer2")
     plan = EnginePlan(exact="onnxruntime", fast="onnxruntime")

@@ -77,6 +77,7 @@ def assert_law_1(name: str, *, at_most: int) -> None:
             assert torch.allclose(suffix(activation[1:2]), whole[1:2], **close), boundary
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUICK)
 def test_prefix_then_suffix_equals_the_whole(name: str) -> None:
     assert_law_1(name, at_most=2)
@@ -163,6 +164,7 @@ def test_splitting_leaves_the_network_as_it_was() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_copy_has_the_same_boundaries_and_separate_weights() -> None:
     module = lively("resnet18", 64)
     split = SplittableBackbone(module, height=64, width=64)
@@ -181,6 +183,7 @@ def test_a_copy_has_the_same_boundaries_and_separate_weights() -> None:
 ENDED = ["tf_efficientnet_lite0", "vgg16", "resnetv2_50", "vit_small_patch16_224", "swin_tiny_patch4_window7_224"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "pool"), [("tf_efficientnet_lite0", "flatten"), ("resnet18", "avg")])
 def test_a_backbone_that_ends_early_can_be_cut_before_its_end(name: str, pool: Pooling) -> None:
     """Law 1, where the backbone is truncated and pooled otherwise."""
@@ -223,6 +226,7 @@ def assert_law_1_ended(name: str, pool: Pooling) -> None:
     )
 
 
+@pytest.mark.slow
 def test_another_pooling_is_one_of_the_last_map() -> None:
     module = lively("resnet18", 64)
     images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
@@ -238,6 +242,7 @@ def test_an_end_that_is_none_is_refused() -> None:
         SplittableBackbone(build_architecture("resnet18"), height=64, width=64, cut="layer9")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["tf_efficientnet_lite0", pytest.param("vit_small_patch16_224", marks=pytest.mark.exhaustive)]
 )
@@ -251,6 +256,7 @@ def test_shapes_and_costs_on_the_meta_device_are_those_of_fake_tensors(
     assert fast.boundaries == slow.boundaries
 
 
+@pytest.mark.slow
 def test_cutting_a_usual_backbone_needs_no_fake_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their first use imports PyTorch's compiler: two seconds."""
     monkeypatch.setattr(shapes, "record_with_fake_tensors", lambda *_: pytest.fail("fake tensors were used"))

@@ -2,15 +2,15 @@ from __future__ import annotations
 
 import json
 import pickle
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from plain_http import answering
 from random_images import write_classes
 from recorded_progress import RecordedProgress
 from safetensors.torch import save_file
@@ -301,12 +301,8 @@ def hub(files: dict[str, bytes]) -> Iterator[tuple[str, list[str]]]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
-    finally:
-        server.shutdown()
+    with answering(Handler) as url:
+        yield url, asked
 
 
 @pytest.mark.exhaustive

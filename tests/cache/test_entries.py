@@ -181,6 +181,7 @@ def test_a_store_does_not_use_a_new_folder_of_the_same_name(tmp_path: Path) -> N
     assert open_store(tmp_path).missing(keys(4)) == [0]
 
 
+@pytest.mark.slow
 def test_clearing_beside_a_writer_never_mixes_rows_up(tmp_path: Path) -> None:
     """One process appends and reads back, and reopens the store whenever this process has cleared the cache."""
     script = (

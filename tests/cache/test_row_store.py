@@ -72,6 +72,7 @@ def test_what_a_killed_writer_left_is_cut_off(tmp_path: Path, tail: bytes) -> No
     assert np.array_equal(open_store(tmp_path).read(keys(1, 2, 3)), rows(1, 2, 3))
 
 
+@pytest.mark.slow
 def test_a_writer_killed_at_random_moments_loses_no_finished_row(tmp_path: Path) -> None:
     script = (
         "s = open_store(Path(sys.argv[1]))\n"
@@ -297,6 +298,7 @@ def test_a_file_where_the_folder_should_be_is_a_named_error(tmp_path: Path) -> N
         open_store(tmp_path)
 
 
+@pytest.mark.slow
 def test_hundreds_of_damages_give_no_other_row_and_no_other_error(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     sound = tmp_path / "sound" / "cache"

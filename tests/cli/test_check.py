@@ -9,6 +9,7 @@ import pytest
 from commands import main
 
 
+@pytest.mark.slow
 def test_check_lists_findings_and_strict_fails(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(data, tmp_path / "d")
     (tmp_path / "d" / "red" / "bad.jpg").write_bytes(b"")

@@ -13,6 +13,7 @@ from commands import main
 from pyarrow import parquet
 
 
+@pytest.mark.slow
 def test_extracted_features_carry_path_and_label(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -57,6 +58,7 @@ def test_layers_prints_groups_in_order_with_totals(capsys: pytest.CaptureFixture
     assert "BatchNorm statistics, not updated by gradients: 9,600." in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backbone", "trained"), [("resnet18", 513_000), ("convnext_atto", 321_000)])
 def test_by_default_the_classifier_alone_is_trainable(
     backbone: str, trained: int, capsys: pytest.CaptureFixture[str]

@@ -58,6 +58,7 @@ def test_only_unreadable_images_are_a_failure(run: Path, capsys: pytest.CaptureF
     assert "1 of 1" in err
 
 
+@pytest.mark.slow
 def test_json_is_one_document_on_stdout(
     run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -103,6 +103,7 @@ def test_without_any_change_a_view_is_the_resized_image() -> None:
     assert np.array_equal(seen(image, NOTHING, preprocessing=linear), expected)
 
 
+@pytest.mark.slow
 def test_half_of_the_views_are_mirrored_and_none_where_sides_matter() -> None:
     turned = [np.linalg.det(steps(seen(where(), Augmentation(colour=0), n))) < 0 for n in range(200)]
     assert 70 < sum(turned) < 130
@@ -121,6 +122,7 @@ def test_mirroring_decides_nothing_else(rotate: float) -> None:
     assert 5 < sum(mirrored) < 25
 
 
+@pytest.mark.slow
 def test_the_crop_keeps_to_its_scale_and_its_ratio_and_goes_everywhere() -> None:
     augmentation = Augmentation(rotate=0, colour=0)
     made = [seen(where(), augmentation, number) for number in range(300)]

@@ -11,6 +11,7 @@ from headstart.data.duplicates import DuplicatePair, connected_parts, find_dupli
 from headstart.data.scan import scan
 
 
+@pytest.mark.slow
 def test_copies_and_near_copies_are_found_and_nothing_else(tmp_path: Path) -> None:
     paths = []
     for i in range(40):

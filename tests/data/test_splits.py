@@ -37,6 +37,7 @@ def assert_no_twins_apart(inspection: Inspection) -> None:
         assert len(sides) <= 1
 
 
+@pytest.mark.slow
 def test_a_drawn_split_has_the_shares_asked_for_in_every_class(tmp_path: Path) -> None:
     counts = look(write_classes(tmp_path / "d", {"a": 300, "b": 300})).counts()
     for label in ("a", "b"):

@@ -81,6 +81,7 @@ def gap(given: Tensor, expected: Tensor) -> float:
     return float((given - expected).abs().max() / (expected[0] - expected[1]).abs().max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=LONG) for name in NETWORKS])
 def test_folded_inference_gives_what_the_networks_own_layers_give(name: str) -> None:
     module = network(name)
@@ -377,6 +378,7 @@ def suffix(name: str, boundary: str) -> tuple[nn.Module, Tensor]:
     return split.suffix(boundary), activation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "boundary"),
     [
@@ -396,6 +398,7 @@ def test_a_folded_suffix_trains_like_the_original_layers(name: str, boundary: st
     assert_trains_alike(*suffix(name, boundary), dtype=torch.float64, tolerance=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "boundary"),
     [

@@ -51,6 +51,7 @@ def test_output_and_gradients_are_pytorchs_own(kernel: tuple[int, int]) -> None:
             assert torch.allclose(one, other, rtol=1e-10, atol=1e-10), (stride, padding, batch, size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kernel", "stride", "padding"),
     [((5, 5), (1, 1), ((2, 2), (2, 2))), ((5, 5), (2, 2), ((1, 2), (1, 2))), ((3, 4), (2, 1), ((0, 1), (3, 0)))],

@@ -98,6 +98,7 @@ def assert_parts_are_equal(name: str, side: int, *, at_most: int) -> None:
     assert_equal(TappedNet(backbone, place, split.tapped(place)), side, (3,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_vit"])
 def test_a_lowered_network_gives_what_pytorch_gives_whole_in_part_and_tapped(name: str) -> None:
     assert_parts_are_equal(name, 64, at_most=2)

@@ -140,6 +140,7 @@ def choose(net: PixelNet, count: int = 1000, **options: Any) -> Any:
     return choose_engine(net, count=count, sample=pixels(8), device="cpu", **options)
 
 
+@pytest.mark.slow
 @folding
 def test_a_plan_is_kept_for_its_sample_and_speeds_for_the_backbone(
     net: FeatureNet, rates: Rates, tmp_path: Path
@@ -161,6 +162,7 @@ def test_a_plan_is_kept_for_its_sample_and_speeds_for_the_backbone(
     assert rates.measured[2:] == ["folded", "mixed"]
 
 
+@pytest.mark.slow
 @folding
 def test_a_plan_depends_only_on_its_sample_and_not_on_the_cache(net: FeatureNet, rates: Rates, tmp_path: Path) -> None:
     """Law 11: one data set changes no other's result."""
@@ -173,6 +175,7 @@ def test_a_plan_depends_only_on_its_sample_and_not_on_the_cache(net: FeatureNet,
     assert all(torch.equal(alone.means[name], mean) for name, mean in shared.means.items())
 
 
+@pytest.mark.slow
 @folding
 def test_speeds_decide_nothing(net: FeatureNet, rates: Rates, tmp_path: Path) -> None:
     usual = measure_plan(net, tmp_path / "usual")
@@ -206,6 +209,7 @@ def test_the_preferred_engine_follows_from_the_processor_and_the_network(
     assert next(candidates.candidates(net, cpu, exact=False)) == fast
 
 
+@pytest.mark.slow
 @folding
 def test_another_machine_calibrates_and_measures_for_itself(
     net: FeatureNet, rates: Rates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -236,6 +240,7 @@ def test_an_identity_names_the_engine_its_precision_the_library_the_processor_an
     assert len({str(identity) for identity in [plain, onnx, *others]}) == 7
 
 
+@pytest.mark.slow
 @folding
 def test_the_engine_is_the_plans_and_says_its_precision(net: FeatureNet, rates: Rates, tmp_path: Path) -> None:
     plan = measure_plan(net, tmp_path)
@@ -253,6 +258,7 @@ def test_the_engine_is_the_plans_and_says_its_precision(net: FeatureNet, rates: 
     assert 1e-4 < np.abs(fast(pixels(20, seed=5)) - expected).max() / size < 0.05
 
 
+@pytest.mark.slow
 @folding
 def test_what_was_measured_holds_for_other_poolings_and_for_prefixes(
     backbone: Backbone, net: FeatureNet, rates: Rates, tmp_path: Path
@@ -281,6 +287,7 @@ def test_few_images_run_by_plain_pytorch(net: FeatureNet, rates: Rates, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @folding
 def test_a_plan_is_kept_to_however_few_images_are_left_to_run(net: FeatureNet, rates: Rates, tmp_path: Path) -> None:
     plan = measure_plan(net, tmp_path)
@@ -309,6 +316,7 @@ def wrong(*_: Any, **__: Any) -> nn.Module:
     return Wrong()
 
 
+@pytest.mark.slow
 @folding
 def test_an_engine_that_disagrees_is_not_trusted_and_that_is_said(
     net: FeatureNet, rates: Rates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -325,6 +333,7 @@ def test_an_engine_that_disagrees_is_not_trusted_and_that_is_said(
     assert "'folded' is not used: its output differs" in heard.said[-1]
 
 
+@pytest.mark.slow
 @folding
 def test_where_mixed_precision_disagrees_the_exact_engine_takes_over(
     net: FeatureNet, rates: Rates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -355,6 +364,7 @@ def test_differences_are_measured_against_the_output_however_small_it_is() -> No
     assert gap == pytest.approx(0.01, rel=0.01)
 
 
+@pytest.mark.slow
 def test_onnx_runtime_runs_every_part_of_the_network(
     backbone: Backbone, net: FeatureNet, onnx: Rates, tmp_path: Path
 ) -> None:
@@ -411,6 +421,7 @@ def test_onnx_runtime_runs_one_image_per_thread_or_a_small_batch_on_every_thread
         assert asked == expected
 
 
+@pytest.mark.slow
 @folding
 def test_a_network_that_cannot_be_lowered_runs_by_another_engine_and_that_is_said(
     net: FeatureNet, onnx: Rates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -447,6 +458,7 @@ def test_onnx_runtime_is_not_tried_on_a_heavy_network(
     assert measure_plan(net, tmp_path).exact != "onnxruntime"
 
 
+@pytest.mark.slow
 @folding
 def test_a_plan_that_is_damaged_or_of_something_else_is_made_again(
     net: FeatureNet, rates: Rates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -510,6 +522,7 @@ def test_a_plan_of_a_run_with_values_that_make_no_sense_is_none(tmp_path: Path, 
     assert read_plan(file) is None
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_written_costs_the_measuring_and_nothing_else(
     net: FeatureNet, rates: Rates, tmp_path: Path
 ) -> None:
@@ -658,6 +671,7 @@ def test_freed_memory_is_kept_for_the_next_activation_until_it_is_asked_for() ->
     assert before - resident() > 30_000_000
 
 
+@pytest.mark.slow
 def test_engines_change_no_weight_and_no_statistic(backbone: Backbone, rates: Rates, tmp_path: Path) -> None:
     before = {name: tensor.clone() for name, tensor in backbone.module.state_dict().items()}
     net = FeatureNet(backbone)

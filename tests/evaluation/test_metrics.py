@@ -176,6 +176,7 @@ def test_resampled_precisions_are_scikit_learns_with_whole_weights() -> None:
                 )
 
 
+@pytest.mark.slow
 def test_the_interval_of_map_is_that_of_a_thousand_draws_however_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     chances, labels, given = some_labels(40)
     labels[:, 2] = np.arange(40) == 7  # not in every draw

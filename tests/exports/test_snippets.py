@@ -63,6 +63,7 @@ def alpha_zero(image: Image.Image) -> Image.Image:
     return image
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [["-c"], ["-i", "-q"]], ids=["script", "interactive"])
 @pytest.mark.parametrize("kind", ["one class", "several labels", "outlier", "alpha that is zero everywhere"])
 def test_the_printed_snippet_runs_as_it_is(

@@ -99,6 +99,7 @@ def test_the_first_view_is_the_image_as_it_is(backbone: Backbone, images: ImageF
     assert torch.equal(viewed.read(rows), plain.read(rows))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine_name", EXACT_ENGINES)
 def test_what_was_kept_while_features_were_computed_is_what_would_be_made(
     engine_name: str, backbone: Backbone, images: ImageFiles, tmp_path: Path

@@ -77,6 +77,7 @@ def test_a_sample_of_images_with_several_labels_has_all_combinations() -> None:
     assert Counter(map(tuple, labels[pick_sample(keys, labels, 9)].tolist())) == {(0, 0): 3, (1, 0): 3, (1, 1): 3}
 
 
+@pytest.mark.slow
 @folding
 def test_rows_are_kept_under_the_engine_that_made_them_also_where_another_was_planned(
     backbone: Backbone, images: list[str], low_precision: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -99,6 +100,7 @@ def test_rows_are_kept_under_the_engine_that_made_them_also_where_another_was_pl
     assert not np.array_equal(mixed.read(keys), exact.read(keys))
 
 
+@pytest.mark.slow
 def test_the_engine_follows_from_all_images_that_are_asked_for_not_from_those_that_are_missing(
     backbone: Backbone, images: list[str], tmp_path: Path
 ) -> None:
@@ -136,6 +138,7 @@ def test_weights_that_give_no_numbers_are_named_and_nothing_is_kept(
     assert len(feature_store(net, TorchEngine(net, CPU).identity, tmp_path)) == 0
 
 
+@pytest.mark.slow
 @folding
 def test_a_training_gives_the_same_weights_whatever_the_cache_holds(
     tmp_path: Path, low_precision: None, monkeypatch: pytest.MonkeyPatch
@@ -162,6 +165,7 @@ def test_a_training_gives_the_same_weights_whatever_the_cache_holds(
         assert hs.train(one, out=tmp_path / name, **options).model_path.read_bytes() == expected, name
 
 
+@pytest.mark.slow
 def test_fine_tuning_gives_the_same_weights_whether_or_not_the_backbone_was_run(
     low_precision: None, tmp_path: Path
 ) -> None:
@@ -174,6 +178,7 @@ def test_fine_tuning_gives_the_same_weights_whether_or_not_the_backbone_was_run(
     assert cold.model_path.read_bytes() == warm.model_path.read_bytes()
 
 
+@pytest.mark.slow
 @folding
 def test_damaged_files_of_a_cache_change_no_number_and_end_no_run(
     low_precision: None, images: list[str], tmp_path: Path
@@ -184,6 +189,7 @@ def test_damaged_files_of_a_cache_change_no_number_and_end_no_run(
     assert outcomes == {"the same numbers": 2 * len(DAMAGES)}
 
 
+@pytest.mark.slow
 def test_what_is_damaged_is_said_once_and_read_from_the_images_again(images: list[str], tmp_path: Path) -> None:
     class Heard(SilentProgress):
         def __init__(self) -> None:

@@ -75,6 +75,7 @@ def weights_of(run: hs.Run) -> dict[str, torch.Tensor]:
     return dict(hs.load(run.model_path).net.backbone.module.state_dict())
 
 
+@pytest.mark.slow
 def test_the_best_rung_is_kept_and_not_the_last(
     data: Path, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,6 +90,7 @@ def test_the_best_rung_is_kept_and_not_the_last(
     assert decisions[1].startswith("not kept; no significant gain")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("diverges", [1, 2])
 def test_a_rung_that_diverges_ends_the_ladder_with_a_warning_and_the_best_before_it_is_kept(
     diverges: int, data: Path, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -130,6 +130,7 @@ def climbing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("headstart.pipeline.fine_tune.DEEPER_FROM", 0.0)
 
 
+@pytest.mark.slow
 def test_gradual_folds_go_on_from_the_rung_below_too_and_after_a_stop_as_well(
     climbing: None, hard: Path, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,6 +180,7 @@ def test_finished_is_emitted_after_everything_is_on_disk(
     assert {"run.json", "report.html", "README.md", "model.safetensors", "predictions.csv", "scores.json"} <= there[0]
 
 
+@pytest.mark.slow
 def test_a_warm_cache_changes_no_bit_of_what_is_trained(
     climbing: None, hard: Path, tiny: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -207,6 +209,7 @@ class Counting(SilentProgress):
         yield own.append
 
 
+@pytest.mark.slow
 def test_every_step_of_a_cross_validated_run_reports_progress_in_small_steps(
     climbing: None, hard: Path, tiny: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -574,6 +577,7 @@ def counted(data: Path, folder: Path, choices: dict[str, Any], monkeypatch: pyte
         return hs.train(data, out=folder, **choices), disk.writes
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_a_named_error_and_the_run_goes_on_afterwards(
     climbing: None, hard: Path, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

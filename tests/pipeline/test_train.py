@@ -217,6 +217,7 @@ def test_the_split_that_was_used_is_a_table_that_can_be_trained_on(run: hs.Run, 
     }
 
 
+@pytest.mark.slow
 def test_class_names_are_in_natural_order_everywhere(tmp_path: Path) -> None:
     """Law 7."""
     data = write_classes(tmp_path / "d", {"10": 20, "9": 20, "é 1": 20})
@@ -229,6 +230,7 @@ def test_class_names_are_in_natural_order_everywhere(tmp_path: Path) -> None:
     assert report.index(">9<") < report.index(">10<") < report.index(">é 1<")
 
 
+@pytest.mark.slow
 def test_a_class_missing_from_train_or_val_is_reported_and_shifts_nothing(tmp_path: Path) -> None:
     write_classes(tmp_path / "d" / "train", {"blue": 20, "red": 20})
     write_classes(tmp_path / "d" / "val", {"blue": 6, "green": 4, "red": 6}, first_seed=200)
@@ -318,6 +320,7 @@ def test_a_failure_before_anything_is_learnt_leaves_the_folder_free_for_the_next
     assert str(tmp_path / "run") in said[-1]
 
 
+@pytest.mark.slow
 def test_after_something_was_learnt_ctrl_c_says_how_to_resume(
     three_colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -385,6 +388,7 @@ LONG = pytest.mark.exhaustive
 QUICKEST = [{"probe": "centroid"}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choices", [c if c in QUICKEST else pytest.param(c, marks=LONG) for c in HEADS])
 def test_whatever_stands_on_the_features_is_saved_and_predicts_as_in_the_run(
     choices: dict[str, object], tmp_path: Path
@@ -421,6 +425,7 @@ def test_heads_that_cannot_be_are_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_names_that_are_no_utf8_or_begin_like_formulas_go_through_everything(tmp_path: Path) -> None:
     """Every text file of the run is UTF-8, every JSON has whole characters, and the images are found again."""
     weights = tmp_path / "resnet.safetensors"

@@ -114,6 +114,7 @@ def test_an_error_of_the_run_rises_in_the_loop(tmp_path: Path) -> None:
         list(hs.train_events())
 
 
+@pytest.mark.slow
 def test_heads_that_are_trained_by_steps_have_curves_too(data: Path, tmp_path: Path) -> None:
     choices = {"head": "16", "head_epochs": 3, "head_lr": 2e-3}
     run = hs.train(data, out=tmp_path / "run", image_size=64, device="cpu", **choices)

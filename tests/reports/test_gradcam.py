@@ -52,6 +52,7 @@ def test_maps_are_coarse_and_from_0_to_1_whatever_the_layout(architecture: str, 
     assert any(own.max() == 1 for own in maps)  # the map is 0 if no region supports the class
 
 
+@pytest.mark.slow
 def test_the_heat_is_grad_cam() -> None:
     """Reference: channels of the activation, weighted by the mean gradient of the logit."""
     model = model_of("resnet18")
@@ -83,6 +84,7 @@ def test_the_overlay_is_bright_where_the_map_is_high() -> None:
     assert np.abs(cold - 90).max() < 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["resnet18", "tf_efficientnet_lite0", "convnext_atto", "vit_tiny_patch16_224"])
 def test_the_layer_found_by_hooks_is_the_deepest_place_where_the_network_can_be_cut(architecture: str) -> None:
     model = model_of(architecture)

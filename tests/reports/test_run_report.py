@@ -126,6 +126,7 @@ def error(chances: np.ndarray, right: list[int]) -> float:
 PLACE = "one => [Number(one.getAttribute('cx')), Number(one.getAttribute('cy'))]"
 
 
+@pytest.mark.slow
 def test_the_page_works_by_itself(run: hs.Run) -> None:
     with opened(run.report_path) as (page, wrong):
         assert page.title() == "d: Headstart report"
@@ -166,6 +167,7 @@ def test_the_page_works_by_itself(run: hs.Run) -> None:
         assert not wrong
 
 
+@pytest.mark.slow
 def test_dark_mode_is_readable(run: hs.Run) -> None:
     light = """(selector) => {
         const rgb = getComputedStyle(document.querySelector(selector));
@@ -263,6 +265,7 @@ def test_the_map_survives_its_file(run: hs.Run) -> None:
     (run.folder / "copy.csv").unlink()
 
 
+@pytest.mark.slow
 def test_a_file_that_never_was_an_image_is_not_reported_as_missing(tmp_path: Path) -> None:
     data = write_classes(tmp_path / "d", {"blue": 24, "red": 24})
     (data / "red" / "words.jpg").write_text("no image")

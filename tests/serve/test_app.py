@@ -204,6 +204,7 @@ def test_too_many_images_in_a_request_are_refused(server: Served) -> None:
     assert is_problem(server.predict(*((f"{i}.jpg", b"x") for i in range(11))), 413)
 
 
+@pytest.mark.slow
 def test_a_missing_body_times_out(server: Served) -> None:
     got = raw(server, b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n--b")
     assert got.startswith(b"HTTP/1.1 408")
@@ -313,6 +314,7 @@ def test_an_internal_error_is_logged_and_not_shown_to_the_client(
     assert "inner workings" in server.log[-2]["error"]
 
 
+@pytest.mark.slow
 def test_a_disconnected_client_cancels_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model()
     given_up: list[bool] = []
@@ -469,6 +471,7 @@ def test_mounted_in_another_application_it_starts_with_its_first_request(monkeyp
     assert said("POST", "/v1/predict", key, (b"content-type", kind), body=body)[0] == 503
 
 
+@pytest.mark.slow
 def test_schemathesis_confirms_the_openapi_description(server: Served) -> None:
     conform(server, 3)
 

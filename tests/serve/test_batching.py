@@ -532,6 +532,7 @@ def test_large_images_share_a_pixel_budget_and_delay_no_other(monkeypatch: pytes
     assert most == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc" or sys.platform != "linux", reason="glibc only")
 def test_memory_of_a_large_image_is_freed() -> None:
     def resident() -> float:

@@ -75,6 +75,7 @@ def test_slow_headers_time_out(server: Served) -> None:
             drip(plug, b"X", seconds=10)
 
 
+@pytest.mark.slow
 def test_a_kept_alive_connection_may_idle_but_not_send_partial_headers(server: Served) -> None:
     ask = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with socket.create_connection(("127.0.0.1", server.port)) as plug:

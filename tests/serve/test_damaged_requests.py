@@ -49,6 +49,7 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     service.close()
 
 
+@pytest.mark.slow
 def test_damaged_requests_get_error_responses(app: Any) -> None:
     """300 seeded requests; ``benchmarks/damaged_requests.py`` sends 2,000."""
     chance, seen, wrong = random.Random(0), Counter[int](), []
@@ -65,6 +66,7 @@ def test_damaged_requests_get_error_responses(app: Any) -> None:
     assert {200, 400, 401, 404, 405, 422} <= set(seen)
 
 
+@pytest.mark.slow
 def test_damaged_requests_over_a_connection_get_error_responses() -> None:
     chance, made = random.Random(1), images()
     with served(tiny_model(), limits=LIMITS) as server:

@@ -89,6 +89,7 @@ def test_predict_export_server_and_page_give_the_same_probabilities(
         assert f"{100 * chance:.1f} %" in shown or not 0.001 < chance < 0.999
 
 
+@pytest.mark.slow
 def test_the_value_range_is_the_same_in_training_prediction_graph_and_server(tmp_path: Path) -> None:
     """Law 10: the value range of images with more than 8 bits is measured once and stored in the model."""
     weights = tmp_path / "resnet.safetensors"

@@ -83,6 +83,7 @@ def sent(data: bytes, **form: str) -> dict[str, object]:
     return {"files": {"file": ("a.png", data, "image/png")}, "data": form}
 
 
+@pytest.mark.slow
 def test_the_page_requests_no_other_host_and_its_policy_forbids_it(site: str) -> None:
     names = [f"/{own}" for own in re.findall(r"page/[\w.]+", httpx.get(site).text)]
     assert len(names) >= 3
@@ -231,6 +232,7 @@ def words(chance: float) -> str:
     return "> 99.9\u00a0%" if chance > 0.999 else f"{100 * chance:.1f}\u00a0%"
 
 
+@pytest.mark.slow
 def test_images_are_dropped_answered_corrected_and_still_there_after_a_reload(
     browser: Browser, site: str, model: hs.Model, files: list[Path], kept: Corrections
 ) -> None:
@@ -292,6 +294,7 @@ def test_images_are_dropped_answered_corrected_and_still_there_after_a_reload(
         assert not wrong
 
 
+@pytest.mark.slow
 def test_the_page_works_with_the_keyboard_only(
     browser: Browser, site: str, files: list[Path], kept: Corrections
 ) -> None:
@@ -334,6 +337,7 @@ def test_the_page_works_with_the_keyboard_only(
         assert not wrong
 
 
+@pytest.mark.slow
 def test_on_a_phone_the_page_does_not_scroll_sideways(browser: Browser, site: str, files: list[Path]) -> None:
     with browsing(browser, site, width=390) as (page, wrong):
         page.locator("#files").set_input_files([str(file) for file in files])

@@ -173,6 +173,7 @@ def kept_alive(port: int) -> socket.socket:
     return client
 
 
+@pytest.mark.slow
 def test_in_a_thread_it_handles_no_signals_and_answers_pending_requests(
     model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,6 +203,7 @@ def test_in_a_thread_it_handles_no_signals_and_answers_pending_requests(
     assert logging.getLogger("uvicorn").level == level
 
 
+@pytest.mark.slow
 def test_a_client_that_has_just_connected_or_read_a_response_is_refused_not_reset(model_file: Path) -> None:
     """Such a client is about to send a request, so its connection stays open for a moment after the stop."""
     with served_in_a_thread(model_file) as (port, stop, thread), connected(port) as new, kept_alive(port) as used:

@@ -91,6 +91,7 @@ def test_synthesised_features_show_their_classes_about_an_average_image() -> Non
     assert (given == np.repeat(np.arange(6), len(given) // 6)).mean() > 0.8
 
 
+@pytest.mark.slow
 def test_an_average_image_is_what_the_last_batchnorm_says() -> None:
     net = FeatureNet(load_backbone(image_size=64))
     average = average_features(net)
@@ -122,6 +123,7 @@ def test_the_pretrained_classifier_is_the_one_that_the_weights_came_with() -> No
     assert backbone.fingerprint == load_backbone(image_size=64).fingerprint
 
 
+@pytest.mark.slow
 def test_the_classifier_is_read_from_a_weights_file(tmp_path: Path) -> None:
     module = build_architecture("resnet18", image_size=64, classes=7)
     save_file(module.state_dict(), tmp_path / "seven.safetensors")
@@ -204,6 +206,7 @@ def test_imagenets_classes_are_extended_from_images_to_remember(folders: Path) -
     assert header.count("p:") < 50  # classes that do not occur are left out
 
 
+@pytest.mark.slow
 def test_what_cannot_be_extended_is_refused(folders: Path, grown: hs.Run, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="already has every class of the data"):
         hs.train(folders / "two", out=tmp_path / "a", extend=str(grown.folder), device="cpu")

@@ -75,6 +75,7 @@ def test_jitter_has_one_factor_for_each_channel(layout: Layout, shape: tuple[int
     assert 0.05 < float(factors.std()) < 0.15
 
 
+@pytest.mark.slow
 def test_layouts_are_what_the_networks_state() -> None:
     assert Layout.of(random_backbone("resnet18", image_size=32).module) == MAPS
     assert Layout.of(random_backbone("swin_tiny_patch4_window7_224").module) == LAST

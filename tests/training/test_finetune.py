@@ -80,6 +80,7 @@ def test_the_kept_epoch_is_the_best_by_validation() -> None:
     assert ranks.index(max(ranks)) == found.best["epoch"]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_another_gives_others() -> None:
     """Law 11."""
     first, again, other = tuned()[0], tuned()[0], tuned(replace(SETTINGS, seed=1))[0]
@@ -146,6 +147,7 @@ def never_stopped(update_batchnorm: bool) -> tuple[SplittableBackbone, FineTuneR
     return split, fine_tune(split, "layer3", head, train, val, replace(SETTINGS, update_batchnorm=update_batchnorm))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("update_batchnorm", [False, True])
 @pytest.mark.parametrize("stop_after", [1, 7, 13])
 def test_a_stop_at_any_step_changes_no_bit_of_the_end(stop_after: int, update_batchnorm: bool) -> None:
@@ -237,6 +239,7 @@ def test_validation_that_does_not_choose_is_scored_for_the_curve_alone() -> None
     assert all(torch.equal(a, b) for a, b in zip(state(split).values(), state(without[0]).values(), strict=True))
 
 
+@pytest.mark.slow
 def test_balance_weighs_a_rare_class_like_a_common_one() -> None:
     split, train, _, head = prepared()
     labels = np.array([0] * 36 + [1] * 4)

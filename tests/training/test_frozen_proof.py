@@ -91,6 +91,7 @@ def altered(monkeypatch: pytest.MonkeyPatch, name: str, *, at: int) -> None:
     monkeypatch.setattr(train_rung, "fine_tune", tune)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "at"),
     [("layer2.0.conv1.weight", FOLDS + 1), ("layer1.0.bn1.running_mean", FOLDS + 1), ("layer4.0.bn1.running_var", 2)],
@@ -110,6 +111,7 @@ class Stopped(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_rung_that_finished_before_a_stop_brings_its_proof_along(
     data: Path, choices: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,6 +134,7 @@ def test_a_rung_that_finished_before_a_stop_brings_its_proof_along(
     assert proof["frozen_before"] == proof["frozen_after"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own", [{}, {"head": "8", "head_epochs": 1}, {"cut": "layer3"}])
 def test_a_head_alone_is_proven_by_the_backbone_that_ran(
     own: dict[str, Any], data: Path, choices: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -148,6 +151,7 @@ def test_a_head_alone_is_proven_by_the_backbone_that_ran(
         hs.train(data, out=tmp_path / "run", **choices, **own)
 
 
+@pytest.mark.slow
 def test_classes_that_stay_are_proven_where_a_model_is_extended(
     data: Path, choices: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

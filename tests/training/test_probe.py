@@ -55,6 +55,7 @@ def test_c_is_chosen_without_dividing_groups() -> None:
     assert apart.c < torn.c
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("balance", [False, True])
 @pytest.mark.parametrize("classes", [2, 4])
 def test_the_folds_are_fitted_as_scikit_learn_would(

@@ -200,6 +200,7 @@ def knowing_exactly(references: np.ndarray) -> OodDetector:
     return OodDetector(halves, np.empty(0, np.float32))
 
 
+@pytest.mark.slow
 def test_the_distance_is_that_to_the_fifth_nearest() -> None:
     known, features = knowing_exactly(usual(60, 0)), usual(2300, 1)  # more than are compared at once
     cosines = cosines_of(features, known.references)

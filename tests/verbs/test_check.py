@@ -35,6 +35,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_all_faults_are_found_most_severe_first(faulty: Path) -> None:
     look = check(faulty, image_size=128)
     found = {finding.kind: finding for finding in look.findings}
@@ -67,6 +68,7 @@ def test_check_and_train_share_cached_features(faulty: Path, tmp_path: Path) -> 
     assert any("labels are probably wrong" in line for line in told)
 
 
+@pytest.mark.slow
 def test_a_clean_table_excludes_findings_and_can_be_trained_on(faulty: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in faulty.rglob("*") if path.is_file()}
     look = check(faulty, image_size=128)
@@ -133,6 +135,7 @@ def test_a_run_prints_a_bounded_number_of_findings(faulty: Path) -> None:
     assert len(summary_lines([f for f in findings if f.severity == "note"])) == 0
 
 
+@pytest.mark.slow
 def test_the_command_ranks_writes_and_is_strict(
     faulty: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

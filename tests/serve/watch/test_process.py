@@ -96,6 +96,7 @@ def begin(folder: Path) -> EventStream:
     return log
 
 
+@pytest.mark.slow
 def test_events_continue_at_the_last_event_id_and_end_with_the_run(tmp_path: Path) -> None:
     run = tmp_path / "run"
     log = begin(run)
@@ -142,6 +143,7 @@ def browser() -> Iterator[Browser]:
         yield own
 
 
+@pytest.mark.slow
 def test_findings_open_their_images_and_the_ladder_fits_a_phone(browser: Browser, tmp_path: Path) -> None:
     run = tmp_path / "run"
     random_image(1).save(tmp_path / "odd.png")

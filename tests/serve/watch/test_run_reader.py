@@ -67,6 +67,7 @@ def test_a_truncated_log_is_sent_again(tmp_path: Path) -> None:
     assert texts(tail.lines) == [0, 1, 2, 3, *range(50, 80)]
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_distinguished_from_an_active_one(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
