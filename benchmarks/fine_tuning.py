@@ -27,7 +27,8 @@ from torch import nn
 from headstart.backbone.pixel_net import ActivationNet, FeatureNet, feature_shape, split_backbone
 from headstart.backbone.weights import DEFAULT_BACKBONE, Backbone, load_backbone, random_backbone
 from headstart.data.dataset import open_data
-from headstart.data.scan import pixel_store, scan
+from headstart.data.pixel_cache import pixel_store
+from headstart.data.scan import scan
 from headstart.engine.device import keep_freed_memory
 from headstart.engine.measure import measure_engines
 from headstart.engine.select import SAMPLE_SIZE, choose_engine

@@ -29,7 +29,8 @@ from headstart.backbone.pixel_net import ActivationNet, FeatureNet, split_backbo
 from headstart.backbone.weights import Backbone, random_backbone
 from headstart.data.dataset import find_images
 from headstart.data.decode import decode, map_images
-from headstart.data.scan import pixel_store, scan
+from headstart.data.pixel_cache import pixel_store
+from headstart.data.scan import scan
 from headstart.engine.measure import measure_engines
 from headstart.engine.select import SAMPLE_SIZE, choose_engine
 from headstart.engine.streaming import run_stream

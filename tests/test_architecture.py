@@ -54,6 +54,7 @@ ORDER = [
     "data.table",
     "data.augment",
     "data.perceptual_hash",
+    "data.pixel_cache",
     "data.fingerprint",
     "data.scan",
     "data.quality",

@@ -34,7 +34,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, final
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
 import numpy.typing as npt
@@ -55,9 +55,13 @@ from headstart.cache.store_files import (
 )
 from headstart.errors import CacheError
 from headstart.files import write_atomically
+from headstart.progress import Progress
 
 STAMP_EVERY = 60.0
 """Seconds between two updates of a folder's time of last use."""
+
+_WARNED: WeakKeyDictionary[Progress, set[Path]] = WeakKeyDictionary()
+"""Cache folders whose damage was reported, per listener."""
 
 READ_CHUNK = 4096
 """Rows that are located and read at once."""
@@ -388,3 +392,22 @@ class RowStore:
                 "HEADSTART_CACHE to another folder."
             )
         return CacheError(f"{self.folder}: {error.strerror or error}. Set HEADSTART_CACHE to a writable folder.")
+
+
+def warn_damaged(what: str, folder: Path, progress: Progress) -> None:
+    """Reports that cached rows were damaged and are computed again; once per folder and listener.
+
+    Args:
+        what: what the rows are, such as "pixels".
+        folder: of the cache.
+        progress: receives the report.
+    """
+    with suppress(TypeError):  # a listener that is not hashable hears of it each time
+        warned = _WARNED.setdefault(progress, set())
+        if folder in warned:
+            return
+        warned.add(folder)
+    progress.say(
+        f"Warning: some {what} in the cache ({folder}) were damaged, by a power cut or a failing disk; they are "
+        "computed again. To check all of the cache: headstart cache --verify."
+    )

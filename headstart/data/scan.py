@@ -7,24 +7,23 @@ name or in a later run costs only reading its bytes.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
-from weakref import WeakKeyDictionary
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageChops
 
 from headstart.cache.keys import content_key
-from headstart.cache.row_store import DamagedRows, RowStore
+from headstart.cache.row_store import DamagedRows, RowStore, warn_damaged
 from headstart.data.bit_depth import LEVELS, ValueRange, range_of
 from headstart.data.decode import DecodedImage, decode, map_images, read_values
 from headstart.data.perceptual_hash import perceptual_hash
+from headstart.data.pixel_cache import pixel_store, read_unchanged
 from headstart.data.preprocessing import DECODER_VERSION, MIN_DECODED_SIDE, Preprocessing, Rgb, resize_and_crop
-from headstart.errors import CacheError, DataError, UnreadableImage
+from headstart.errors import UnreadableImage
 from headstart.progress import Progress, SilentProgress
 
 THUMB = 16
@@ -40,9 +39,6 @@ JUDGED_AT = 224
 """Shorter side in pixels at which tones and sharpness are measured, about a network's input."""
 
 BATCH = 128
-
-_WARNED: WeakKeyDictionary[Progress, set[Path]] = WeakKeyDictionary()
-"""Cache folders whose damage was reported, per listener."""
 
 FACTS = np.dtype(
     [
@@ -106,71 +102,6 @@ def facts_store(root: Path | None = None, *, value_range: ValueRange | None = No
     if value_range is not None:
         about["value_range"] = list(value_range)
     return RowStore("facts", about, dtype=FACTS, root=root)
-
-
-def pixel_store(preprocessing: Preprocessing, root: Path | None = None) -> RowStore:
-    """The cache of pixels for one preprocessing: rows of (height, width, 3) uint8."""
-    shape = (preprocessing.height, preprocessing.width, 3)
-    return RowStore("pixels", preprocessing.pixel_key(), dtype=np.uint8, shape=shape, root=root)
-
-
-@final
-class PixelReader:
-    """Reads preprocessed pixels from the cache. Damaged rows are decoded again, which is reported once.
-
-    Args:
-        preprocessing: see ``pixel_store``.
-        sources: content hash of each image -> its file.
-        cache: the cache folder; ``cache.entries.cache_root()`` if None.
-        progress: receives the report.
-    """
-
-    def __init__(
-        self,
-        preprocessing: Preprocessing,
-        sources: Mapping[bytes, str],
-        *,
-        cache: Path | None = None,
-        progress: Progress | None = None,
-    ) -> None:
-        self.store = pixel_store(preprocessing, cache)
-        self._preprocessing, self._sources = preprocessing, sources
-        self._progress = progress or SilentProgress()
-
-    def read(self, keys: Sequence[bytes]) -> npt.NDArray[np.uint8]:
-        """(n, height, width, 3) uint8 in the order of ``keys``.
-
-        Raises:
-            KeyError: a key has no row.
-            DataError: the file of a damaged row is missing or has changed.
-            CacheError: the cache cannot be read or written.
-        """
-        try:
-            return self.store.read(keys)
-        except DamagedRows as damaged:
-            warn_damaged("pixels", self.store.folder, self._progress)
-            decoded = [_decode_again(self._sources.get(key), key, self._preprocessing) for key in damaged.keys]
-            self.store.append(damaged.keys, np.stack([file.pixels for file in decoded if file.pixels is not None]))
-        return self.store.read(keys)
-
-
-def warn_damaged(what: str, folder: Path, progress: Progress) -> None:
-    """Reports that cached rows were damaged and are computed again; once per folder and listener.
-
-    Args:
-        what: what the rows are, such as "pixels".
-        folder: of the cache.
-        progress: receives the report.
-    """
-    with suppress(TypeError):  # a listener that is not hashable hears of it each time
-        warned = _WARNED.setdefault(progress, set())
-        if folder in warned:
-            return
-        warned.add(folder)
-    progress.say(
-        f"Warning: some {what} in the cache ({folder}) were damaged, by a power cut or a failing disk; they are "
-        "computed again. To check all of the cache: headstart cache --verify."
-    )
 
 
 def scan(
@@ -251,7 +182,7 @@ class _Scanner:
         except DamagedRows as damaged:
             warn_damaged("facts of images", self.facts.folder, progress)
             path_of = dict(zip(keys, paths, strict=True))
-            decoded = [_decode_again(path_of[key], key, None) for key in damaged.keys]
+            decoded = [_decode_once(read_unchanged(path_of[key], key), key, None) for key in damaged.keys]
             self.facts.append(damaged.keys, np.array([file.facts for file in decoded], dtype=FACTS))
         return self.facts.read(keys)
 
@@ -283,26 +214,6 @@ def measure_value_range(paths: Sequence[str], *, progress: Progress | None = Non
             total, count = total + levels, count + 1
             advance(1)
     return range_of(total / count, SHARES)
-
-
-def _decode_again(path: str | None, key: bytes, preprocessing: Preprocessing | None) -> _ScannedFile:
-    """Decodes an image again whose cached row is damaged.
-
-    Raises:
-        DataError: its file is missing or has changed.
-    """
-    if path is None:
-        raise CacheError("a damaged row of pixels was dropped. Run the same command again; it reads the image again.")
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise DataError(
-            f"{path}: {error.strerror or error}. It was readable earlier in this run; check the file and run the "
-            "command again."
-        ) from error
-    if content_key(data) != key:
-        raise DataError(f"{path}: has changed since this command first read it. Run the command again.")
-    return _decode_once(data, key, preprocessing)
 
 
 def _decode_once(data: bytes, key: bytes, preprocessing: Preprocessing | None) -> _ScannedFile:

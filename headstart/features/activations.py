@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from headstart.backbone.pixel_net import ActivationNet, FeatureNet
 from headstart.cache.keys import content_key
-from headstart.cache.row_store import DamagedRows, RowStore
+from headstart.cache.row_store import DamagedRows, RowStore, warn_damaged
 from headstart.data.augment import Augmentation, view_key, views
 from headstart.data.decode import map_images
-from headstart.data.scan import PixelReader, warn_damaged
+from headstart.data.pixel_cache import PixelReader
 from headstart.engine.device import exact_float32
 from headstart.engine.interface import Engine, Identity, Pixels, engine_identity
 from headstart.engine.streaming import run_stream

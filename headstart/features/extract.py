@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from headstart.backbone.pixel_net import FeatureNet, PixelNet, TappedNet, feature_shape
 from headstart.cache.keys import content_key
-from headstart.cache.row_store import RowStore
-from headstart.data.scan import PixelReader, warn_damaged
+from headstart.cache.row_store import RowStore, warn_damaged
+from headstart.data.pixel_cache import PixelReader
 from headstart.engine.interface import Engine, Identity, Pixels
 from headstart.engine.plan import EnginePlan
 from headstart.engine.select import SAMPLE_SIZE, choose_engine, default_plan, synthetic_sample

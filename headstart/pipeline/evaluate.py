@@ -13,12 +13,14 @@ from headstart.backbone.pixel_net import FeatureNet
 from headstart.backbone.weights import Backbone
 from headstart.data.fingerprint import data_fingerprint
 from headstart.data.inspection import Inspection
+from headstart.engine.select import choose_engine
+from headstart.engine.streaming import run_stream
 from headstart.evaluation.metrics import CROSS_VALIDATION, AnyScores
 from headstart.evaluation.predictions import Evaluated, evaluate_predictions
+from headstart.features.extract import require_finite
 from headstart.model import Model
-from headstart.pipeline.featurise import uncached_features
 from headstart.pipeline.fit import Prepared
-from headstart.pipeline.inspect_images import Inspected
+from headstart.pipeline.inspect_images import Inspected, pixel_reader
 from headstart.training.losses import Folds, class_sizes, learnable_folds, probabilities_of
 from headstart.training.out_of_fold import OutOfFold, of_frozen_features
 from headstart.trust.calibration import calibrate
@@ -135,13 +137,32 @@ def build_model(prepared: Prepared, trained: TrainedClassifier) -> Model:
 
 def held_out_features(prepared: Prepared, model: Model) -> dict[str, Features]:
     """Features of each held-out split, as predictions compute them."""
-    job, loaded, inspected = prepared.job, prepared.loaded, prepared.inspected
-    if model.net is loaded.net:
-        return {name: prepared.featurised.held_out.read(inspected.keys[name]) for name in inspected.held_out}
-    return {
-        name: uncached_features(job, loaded, inspected, prepared.planned, model.net, inspected.keys[name])
-        for name in inspected.held_out
-    }
+    keys = {name: prepared.inspected.keys[name] for name in prepared.inspected.held_out}
+    if model.net is prepared.loaded.net:
+        return {name: prepared.featurised.held_out.read(part) for name, part in keys.items()}
+    return {name: _uncached_features(prepared, model.net, part) for name, part in keys.items()}
+
+
+def _uncached_features(prepared: Prepared, net: FeatureNet, keys: list[bytes]) -> Features:
+    """(N, D) float32 features by a fine-tuned network, computed as predictions are; no other run could use them."""
+    job, planned = prepared.job, prepared.planned
+    pixels = pixel_reader(job, prepared.loaded, prepared.inspected)
+    engine = choose_engine(
+        net,
+        count=len(keys),
+        sample=planned.sample,
+        plan=planned.engines,
+        device=job.device,
+        progress=job.progress,
+    )
+    batches = [keys[start : start + engine.batch_size] for start in range(0, len(keys), engine.batch_size)]
+    found = []
+    with job.progress.task("Evaluating", len(keys)) as advance:
+        for rows in run_stream(engine, map(pixels.read, batches)):
+            require_finite(net, rows)
+            found.append(rows)
+            advance(len(rows))
+    return np.concatenate(found)
 
 
 def with_scores(model: Model, evaluated: list[Evaluated]) -> EvaluatedModel:
@@ -316,7 +337,7 @@ def _training_features(prepared: Prepared, model: Model, places: list[int]) -> F
     if model.net is prepared.loaded.net:
         return train.features[places]
     keys = [train.images.keys[i] for i in places]
-    return uncached_features(prepared.job, prepared.loaded, prepared.inspected, prepared.planned, model.net, keys)
+    return _uncached_features(prepared, model.net, keys)
 
 
 def _without_near_copies(inspected: Inspected) -> list[int]:

@@ -9,18 +9,16 @@ import numpy as np
 import numpy.typing as npt
 
 from headstart.backbone.layers import Layout
-from headstart.backbone.pixel_net import ActivationNet, FeatureNet, TappedNet, feature_shape
+from headstart.backbone.pixel_net import ActivationNet, TappedNet, feature_shape
 from headstart.backbone.split import INPUT, Boundary, SplittableBackbone
 from headstart.backbone.weights import Backbone
 from headstart.cache.row_store import RowStore
 from headstart.engine.interface import Identity
-from headstart.engine.select import choose_engine
-from headstart.engine.streaming import run_stream
 from headstart.features.activations import ImageFiles, activation_store
-from headstart.features.extract import Tap, compute_features, require_finite
+from headstart.features.extract import Tap, compute_features
 from headstart.pipeline.inspect_images import Inspected
 from headstart.pipeline.load import Job, Loaded
-from headstart.pipeline.plan import Planned, pixel_reader
+from headstart.pipeline.plan import Planned
 from headstart.training.heads import vectors_of
 from headstart.training.losses import Labels
 
@@ -113,29 +111,6 @@ def feature_rows(
     if not keys:
         return np.empty((0, *feature_shape(loaded.net)), np.float32)
     return frozen_features(job, loaded, inspected, planned, keys, exact=exact).read(keys)
-
-
-def uncached_features(
-    job: Job, loaded: Loaded, inspected: Inspected, planned: Planned, net: FeatureNet, keys: list[bytes]
-) -> npt.NDArray[np.float32]:
-    """(N, D) float32 features by a fine-tuned network, computed as predictions are; no other run could use them."""
-    pixels = pixel_reader(job, loaded, inspected)
-    engine = choose_engine(
-        net,
-        count=len(keys),
-        sample=planned.sample,
-        plan=planned.engines,
-        device=job.device,
-        progress=job.progress,
-    )
-    batches = [keys[start : start + engine.batch_size] for start in range(0, len(keys), engine.batch_size)]
-    found = []
-    with job.progress.task("Evaluating", len(keys)) as advance:
-        for rows in run_stream(engine, map(pixels.read, batches)):
-            require_finite(net, rows)
-            found.append(rows)
-            advance(len(rows))
-    return np.concatenate(found)
 
 
 @dataclass(frozen=True)

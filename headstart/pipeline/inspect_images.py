@@ -9,7 +9,8 @@ from headstart.backbone.pixel_net import FeatureNet
 from headstart.data.dataset import Dataset
 from headstart.data.duplicates import connected_parts
 from headstart.data.finding import Finding
-from headstart.data.inspection import Inspection, by_severity, inspect, summary_lines
+from headstart.data.inspection import Inspection, by_severity, inspect_dataset, summary_lines
+from headstart.data.pixel_cache import PixelReader
 from headstart.data.preprocessing import Preprocessing
 from headstart.data.scan import measure_value_range
 from headstart.data.splits import SplitShares
@@ -101,7 +102,7 @@ def run_inspection(job: Job, preprocessing: Preprocessing | None) -> Inspection:
     Raises:
         DataError: the data cannot be used.
     """
-    return inspect(
+    return inspect_dataset(
         job.dataset,
         seed=job.recipe.seed,
         shares=SplitShares(job.recipe.val, job.recipe.test),
@@ -137,6 +138,11 @@ def inspected_images(inspection: Inspection) -> Inspected:
     keys = {name: [scanned.keys[i] for i in places] for name, places in positions.items()}
     used = {scanned.keys[i]: files[i] for places in positions.values() for i in places}
     return Inspected(inspection, positions, keys, used)
+
+
+def pixel_reader(job: Job, loaded: Loaded, inspected: Inspected) -> PixelReader:
+    """Reads preprocessed pixels of the run's images by content hash."""
+    return PixelReader(loaded.backbone.preprocessing, inspected.files, cache=job.cache, progress=job.progress)
 
 
 def report_images(job: Job, inspected: Inspected, *, num_old_classes: int = 0) -> None:

@@ -6,12 +6,11 @@ import math
 from dataclasses import dataclass
 
 from headstart.backbone.pixel_net import feature_shape
-from headstart.data.scan import PixelReader
 from headstart.engine.interface import Pixels
 from headstart.engine.measure import measure_engines
 from headstart.engine.plan import EnginePlan
 from headstart.features.extract import feature_store, pick_sample
-from headstart.pipeline.inspect_images import Inspected
+from headstart.pipeline.inspect_images import Inspected, pixel_reader
 from headstart.pipeline.load import Job, Loaded
 from headstart.runs.time_estimate import Step
 from headstart.training.finetune import TRAINING_TASK
@@ -95,11 +94,6 @@ def measure(job: Job, loaded: Loaded, inspected: Inspected, previous: EnginePlan
             loaded.net, sample, count=len(train), device=job.device, cache=job.cache, progress=job.progress
         )
     return Measured(engines, sample)
-
-
-def pixel_reader(job: Job, loaded: Loaded, inspected: Inspected) -> PixelReader:
-    """Reads preprocessed pixels of the run's images by their content hashes."""
-    return PixelReader(loaded.backbone.preprocessing, inspected.files, cache=job.cache, progress=job.progress)
 
 
 def plan(job: Job, loaded: Loaded, inspected: Inspected, measured: Measured, *, checks_labels: bool = True) -> Planned:

@@ -10,8 +10,9 @@ from random_images import random_image
 
 from headstart.data import scan as scanning
 from headstart.data.decode import decode
+from headstart.data.pixel_cache import pixel_store
 from headstart.data.preprocessing import Preprocessing, resize_and_crop
-from headstart.data.scan import measure_value_range, pixel_store, scan
+from headstart.data.scan import measure_value_range, scan
 from headstart.errors import UnreadableImage
 
 SMALL = Preprocessing(height=32, width=32)

@@ -15,7 +15,8 @@ from headstart.backbone.split import INPUT
 from headstart.backbone.weights import Backbone, random_backbone
 from headstart.cache.entries import cache_root
 from headstart.data.augment import Augmentation
-from headstart.data.scan import pixel_store, scan
+from headstart.data.pixel_cache import pixel_store
+from headstart.data.scan import scan
 from headstart.engine.conv_bn_fusion import fold_for_training
 from headstart.engine.interface import EXACT_ENGINES, Engine
 from headstart.engine.plan import EnginePlan

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,13 +19,14 @@ import headstart as hs
 from headstart.backbone.pixel_net import FeatureNet
 from headstart.backbone.weights import Backbone, random_backbone
 from headstart.cache.keys import content_key
-from headstart.data.scan import PixelReader, pixel_store, scan
+from headstart.data.pixel_cache import pixel_store
+from headstart.data.scan import scan
 from headstart.engine import agreement, candidates
 from headstart.engine.conv_bn_fusion import can_fold_for_inference
 from headstart.engine.measure import measure_engines
 from headstart.engine.plan import EnginePlan, read_plan
 from headstart.engine.torch_engine import TorchEngine
-from headstart.errors import CacheError, DataError, WeightsError
+from headstart.errors import WeightsError
 from headstart.features.export import export_features
 from headstart.features.extract import compute_features, feature_store, pick_sample
 from headstart.progress import SilentProgress
@@ -216,21 +216,3 @@ def test_what_is_damaged_is_said_once_and_read_from_the_images_again(images: lis
     heard.said.clear()
     reading.read(tmp_path, heard)
     assert not [text for text in heard.said if "damaged" in text]
-
-
-def test_damaged_pixels_whose_image_has_gone_are_a_named_error(images: list[str], tmp_path: Path) -> None:
-    size = random_backbone("test_resnet", image_size=32).preprocessing
-    copy = tmp_path / "image.png"
-    shutil.copy(images[0], copy)
-    keys = scan([str(copy)], preprocessing=size, cache=tmp_path / "cache").keys
-    for change, error, message in (
-        (lambda: copy.write_bytes(b"x"), DataError, "image.png: has changed since"),
-        (copy.unlink, DataError, "image.png: No such file.*run the command again"),
-    ):
-        change()
-        store = pixel_store(size, tmp_path / "cache")
-        (store.folder / "rows.bin").write_bytes(bytes(store.row_bytes))
-        with pytest.raises(error, match=message):
-            PixelReader(size, {keys[0]: str(copy)}, cache=tmp_path / "cache").read(keys)
-    with pytest.raises(CacheError, match="Run the same command again"):
-        PixelReader(size, {}, cache=tmp_path / "cache").read(keys)

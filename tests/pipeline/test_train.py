@@ -245,7 +245,7 @@ def test_a_class_missing_from_train_or_val_is_reported_and_shifts_nothing(tmp_pa
 def test_preprocessing_is_the_same_code_in_training_and_prediction(run: hs.Run) -> None:
     """Law 10: the pixels that training read from the cache are those that prediction makes from the file."""
     from headstart.cache.keys import content_key
-    from headstart.data.scan import pixel_store
+    from headstart.data.pixel_cache import pixel_store
 
     model = hs.load(run.model_path)
     store = pixel_store(model.preprocessing)

@@ -152,7 +152,7 @@ def test_the_fast_engine_agrees_with_plain_float32_on_flowers() -> None:
     """Top-1 of one head on 99.8 % of val, and its accuracy within 0.2 points, whichever engine gave the features."""
     from headstart.backbone.pixel_net import FeatureNet
     from headstart.backbone.weights import load_backbone
-    from headstart.data.scan import pixel_store
+    from headstart.data.pixel_cache import pixel_store
     from headstart.engine.measure import measure_engines
     from headstart.engine.select import choose_engine
     from headstart.engine.streaming import run_stream

@@ -15,7 +15,8 @@ from headstart.backbone.weights import random_backbone
 from headstart.cache.entries import cache_entries
 from headstart.cache.verify import verify_cache
 from headstart.data.augment import Augmentation
-from headstart.data.scan import PixelReader, scan
+from headstart.data.pixel_cache import PixelReader
+from headstart.data.scan import scan
 from headstart.engine.measure import measure_engines
 from headstart.engine.torch_engine import TorchEngine
 from headstart.features.activations import Activations, ImageFiles, Views
