@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from random_images import random_image, write_classes
+from small_architectures import small_architectures
 from small_models import small_model
+from traced_calls import Recognise, ValueCall, traced_calls
 
 import headstart as hs
+from headstart.cache.keys import content_key
+from headstart.data.decode import decode
+from headstart.data.scan import scan
 
 PACKAGE = Path(hs.__file__).parent
 
@@ -310,6 +319,72 @@ def test_a_module_imports_only_what_stands_before_it_in_the_flow() -> None:
 def test_an_import_against_the_flow_is_seen_whatever_its_form(statement: str) -> None:
     assert upward_imports("data.scan", statement)
     assert upward_imports("cli.main", statement) == []
+
+
+def data_of(folder: Path) -> Recognise:
+    """Recognises the path of a folder, an open data set, and the content of each file in the folder."""
+    contents = {file.read_bytes() for file in folder.rglob("*.png")}
+
+    def recognise(argument: object) -> str:
+        if isinstance(argument, (str, os.PathLike)):
+            return "folder" if os.fspath(argument) == str(folder) else ""
+        if isinstance(argument, bytes):
+            return "bytes" if argument in contents else ""
+        return "data set" if isinstance(argument, hs.Dataset) else ""
+
+    return recognise
+
+
+def upward_calls(calls: Iterable[ValueCall]) -> list[tuple[str, str]]:
+    """Caller and callee where a module hands a value to one that comes after it in the flow."""
+    return [(c.caller, c.callee) for c in calls if c.caller and ORDER.index(c.callee) > ORDER.index(c.caller)]
+
+
+def modules_entered_twice(calls: Iterable[ValueCall]) -> list[str]:
+    """Modules that read the data, and that two modules hand the same folder or content to."""
+    callers: dict[tuple[str, str], set[str]] = {}
+    for call in calls:
+        reads = call.callee.startswith(("data.", "cache.", "backbone.", "engine.", "features."))
+        if reads and call.value in ("folder", "bytes"):
+            callers.setdefault((call.value, call.callee), set()).add(call.caller)
+    return [callee for (_, callee), found in callers.items() if len(found) > 1]
+
+
+@pytest.mark.slow
+def test_in_a_run_the_folder_and_the_images_go_down_the_flow_and_enter_no_module_twice(tmp_path: Path) -> None:
+    data = write_classes(tmp_path / "data", {"blue": 8, "red": 8})
+    with small_architectures(), traced_calls(data_of(data)) as calls:
+        hs.train(data, out=tmp_path / "run", cache=tmp_path / "cache", device="cpu", effort="probe", image_size=32)
+    assert upward_calls(calls) == []
+    assert modules_entered_twice(calls) == []
+    assert [call.caller for call in calls if call.function == "open_data"] == ["pipeline.train"]
+    way = list(dict.fromkeys(call.callee for call in calls if call.value == "bytes"))
+    assert way == ["cache.keys", "data.decode", "data.image_formats", "data.bit_depth"]
+
+
+def planted(module: str, source: str, **names: Any) -> Callable[..., Any]:
+    """A function ``f`` that seems to lie in a module of the package."""
+    exec(compile(source, PACKAGE / f"{module.replace('.', '/')}.py", "exec"), names)
+    function: Callable[..., Any] = names["f"]
+    return function
+
+
+def test_a_call_against_the_flow_and_a_second_entry_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = tmp_path / "image.png"
+    random_image(0).save(image)
+    with traced_calls(data_of(tmp_path)) as calls:
+        scan([str(image)], cache=tmp_path / "1")
+    assert (upward_calls(calls), modules_entered_twice(calls)) == ([], [])
+    decode_again = planted("features.extract", "def f(data): decode(data)", decode=decode)
+    with traced_calls(data_of(tmp_path)) as calls:
+        scan([str(image)], cache=tmp_path / "2")
+        decode_again(image.read_bytes())
+    assert modules_entered_twice(calls) == ["data.decode"]
+    above = planted("serve.app", "def f(data): return content_key(data)", content_key=content_key)
+    monkeypatch.setattr("headstart.data.scan.content_key", above)
+    with traced_calls(data_of(tmp_path)) as calls:
+        scan([str(image)], cache=tmp_path / "3")
+    assert upward_calls(calls) == [("data.scan", "serve.app")]
 
 
 def test_no_module_is_named_after_nothing() -> None:
