@@ -152,6 +152,7 @@ ORDER = [
     "reports.comparison_chart",
     "reports.image_map",
     "reports.gradcam",
+    "reports.shown_images",
     "reports.contact_sheets",
     "reports.model_card",
     "reports.report_page",

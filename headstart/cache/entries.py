@@ -36,6 +36,7 @@ _WORDS = {
     "cut": "cut at {}",
     "pool": "pool {}",
     "size": "size {}",
+    "side": "at most {0} x {0}",
     "crop_mode": "{}",
     "crop_pct": "crop {}",
     "interpolation": "{}",

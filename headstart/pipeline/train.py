@@ -164,7 +164,7 @@ def train_model(
 
     proof = prove_frozen(before, frozen_digests(job, loaded), planned.engines, tuned)
     image_map = None if is_brief else map_images(job, loaded, inspected, featurised)
-    documents = RunDocuments(fitted, inspected, image_map, "", proof, is_brief)
+    documents = RunDocuments(fitted, inspected, image_map, "", proof, is_brief, job.cache)
     return _write(setup, finished, documents, clock, tuned)
 
 
@@ -204,7 +204,7 @@ def extend_model(
     proof = prove_frozen(before, after, planned.engines)
     image_map = None if is_brief else map_images(job, loaded, inspected, featurised)
     table = rehearsal_csv(base, rehearsal)
-    documents = RunDocuments(fitted, inspected, image_map, table, proof, is_brief)
+    documents = RunDocuments(fitted, inspected, image_map, table, proof, is_brief, job.cache)
     return _write(setup, finished, documents, clock)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from headstart.files import writing_run
@@ -31,6 +32,7 @@ class RunDocuments:
         rehearsal: table of the rehearsal images, where a model was extended.
         proof: see ``prove_frozen``.
         is_brief: whether the report has neither map nor Grad-CAM.
+        cache: the cache folder.
     """
 
     fitted: Fitted
@@ -39,6 +41,7 @@ class RunDocuments:
     rehearsal: str
     proof: dict[str, Any]
     is_brief: bool
+    cache: Path | None
 
 
 def map_images(job: Job, loaded: Loaded, inspected: Inspected, featurised: Featurised) -> ImageMap | None:
@@ -78,7 +81,7 @@ def write_files(run: Run, finished: EvaluatedModel, documents: RunDocuments) -> 
     for part in finished.evaluated:
         if part.scores.name == "test":
             record_test_score(folder, "train", images=part.scores.count, correct=part.scores.correct)
-    write_report(folder, document, model, run.report_path, brief=documents.is_brief)
+    write_report(folder, document, model, run.report_path, brief=documents.is_brief, cache=documents.cache)
     write_card(folder, document, model)
     return document
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from itertools import islice
+from pathlib import Path
 
 from PIL import Image
 
 from headstart.data.bit_depth import ValueRange
-from headstart.data.decode import decode, jpeg_bytes, map_images
-from headstart.errors import UnreadableImage
+from headstart.data.decode import jpeg_bytes
 from headstart.html import data_address
+from headstart.reports.shown_images import thumbnails
 
 SIDE = 88
 """Width and height of a tile, in pixels."""
@@ -42,13 +43,20 @@ class Sheets:
     unread: tuple[str, ...]
 
 
-def make_sheets(paths: Iterable[str], *, value_range: ValueRange | None = None, most_bytes: int = MOST_BYTES) -> Sheets:
+def make_sheets(
+    paths: Iterable[str],
+    *,
+    value_range: ValueRange | None = None,
+    most_bytes: int = MOST_BYTES,
+    cache: Path | None = None,
+) -> Sheets:
     """Draws each image once, in the given order, until the sheets reach their maximum size.
 
     Args:
         paths: paths of the image files, most important first.
         value_range: see ``Preprocessing``; images are shown as the model sees them.
         most_bytes: maximum size of all sheets, in bytes before base64.
+        cache: the cache folder, where the tiles are kept.
     """
     addresses: list[str] = []
     tiles: dict[str, int] = {}
@@ -67,8 +75,7 @@ def make_sheets(paths: Iterable[str], *, value_range: ValueRange | None = None, 
         addresses.append(data_address(data, "jpeg"))
         held.clear()
 
-    unique = dict.fromkeys(paths)
-    for path, tile in zip(unique, map_images(partial(_tile, value_range=value_range), unique), strict=True):
+    for path, tile in _tiles(dict.fromkeys(paths), value_range, cache):
         if tile is None:
             unread.append(path)
             continue
@@ -83,10 +90,11 @@ def make_sheets(paths: Iterable[str], *, value_range: ValueRange | None = None, 
     return Sheets(tuple(addresses), tiles, tuple(unread))
 
 
-def _tile(path: str, *, value_range: ValueRange | None) -> Image.Image | None:
-    try:
-        image = decode(path, min_side=SIDE, value_range=value_range).image
-    except UnreadableImage:
-        return None
-    image.thumbnail((SIDE, SIDE), Image.Resampling.BILINEAR)
-    return image
+def _tiles(
+    paths: Iterable[str], value_range: ValueRange | None, cache: Path | None
+) -> Iterator[tuple[str, Image.Image | None]]:
+    """(path, tile) of each image; None if it cannot be read. As many as a sheet holds are read at once."""
+    remaining = iter(paths)
+    while batch := list(islice(remaining, ACROSS * DOWN)):
+        tiles = thumbnails(batch, SIDE, Image.Resampling.BILINEAR, value_range=value_range, cache=cache)
+        yield from zip(batch, tiles, strict=True)

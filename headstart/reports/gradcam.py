@@ -21,8 +21,8 @@ from headstart.data.decode import jpeg_bytes
 from headstart.data.preprocessing import Rgb
 from headstart.model import Model
 
-BATCH = 8
-"""Batch size."""
+GRADCAM_VERSION = 1
+"""Version of the method and of the drawing; incremented to invalidate cached overlays."""
 
 MIN_POSITIONS = 4
 """Minimum number of spatial positions of an activation for a heat map."""
@@ -80,10 +80,12 @@ class GradCam:
     ) -> list[HeatMap]:
         """Computes the heat map of each image for one class.
 
+        Images are not batched, so that a map does not depend on other images, not even in its last bits.
+
         Args:
             pixels: N preprocessed images, (H, W, 3) uint8.
             classes: N class indices, one per image.
-            check: called before each batch.
+            check: called before each image.
 
         Raises:
             ValueError: ``possible`` is False.
@@ -91,13 +93,11 @@ class GradCam:
         if self._layer is None:
             raise ValueError("the network has no spatial activation: see GradCam.possible")
         found: list[HeatMap] = []
-        for start in range(0, len(pixels), BATCH):
+        for image, index in zip(pixels, classes, strict=True):
             check()
-            batch = torch.from_numpy(np.stack(pixels[start : start + BATCH])).to(self._net.scale.device)
-            target = torch.tensor(classes[start : start + BATCH], device=batch.device)
-            heat = _grad_cam(self._net, self._layer, self._head, batch, target)
-            highest = heat.flatten(1).amax(1).clamp(min=1e-12)
-            found += list((heat / highest[:, None, None]).cpu().numpy())
+            batch = torch.from_numpy(image[None].copy()).to(self._net.scale.device)
+            (heat,) = _grad_cam(self._net, self._layer, self._head, batch, torch.tensor([index], device=batch.device))
+            found.append((heat / heat.max().clamp(min=1e-12)).cpu().numpy())
         return found
 
 
@@ -109,15 +109,20 @@ def heat_maps(model: Model, pixels: Sequence[Rgb], classes: Sequence[int]) -> li
     return cam.maps(pixels, classes) if cam.possible else None
 
 
-def heat_map_jpeg(pixels: Rgb, heat: HeatMap) -> bytes:
-    """Overlays a heat map on the grey image, as a JPEG; bright colours support the class."""
+def heat_map_jpeg(overlay: Rgb) -> bytes:
+    """``heat_map_overlay`` as a JPEG."""
+    return jpeg_bytes(Image.fromarray(overlay), quality=QUALITY)
+
+
+def heat_map_overlay(pixels: Rgb, heat: HeatMap) -> Rgb:
+    """Draws a heat map over the grey image; bright colours support the class."""
     height, width = pixels.shape[:2]
     resized = Image.fromarray((255 * heat).astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
     strength = np.asarray(resized, dtype=np.float64) / 255
     grey = np.repeat(pixels.mean(axis=2, keepdims=True), 3, axis=2)
     opacity = OPACITY * strength[..., None]
     blended: npt.NDArray[np.float64] = grey * (1 - opacity) + _colours(strength) * opacity
-    return jpeg_bytes(Image.fromarray(blended.clip(0, 255).astype(np.uint8)), quality=QUALITY)
+    return blended.clip(0, 255).astype(np.uint8)
 
 
 def _colours(strength: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

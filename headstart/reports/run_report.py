@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
@@ -167,12 +168,18 @@ SECTIONS: Mapping[str, Section] = {
 """Template name in ``templates/sections/`` -> function, in the order of the page."""
 
 
-def render_report(data: ReportData) -> str:
-    """Renders the report as HTML with embedded images; images that can no longer be read are marked."""
+def render_report(data: ReportData, cache: Path | None = None) -> str:
+    """Renders the report as HTML with embedded images; images that can no longer be read are marked.
+
+    Args:
+        data: data of the run.
+        cache: the cache folder, where thumbnails and heat maps are kept.
+    """
     galleries = finding_galleries(data.findings, data.base)
-    sheets = make_sheets(_shown_images(data, galleries), value_range=data.model.preprocessing.value_range)
+    value_range = data.model.preprocessing.value_range
+    sheets = make_sheets(_shown_images(data, galleries), value_range=value_range, cache=cache)
     drawing = map_drawing(data, sheets.tiles)
-    content = ReportContent(data, galleries, sheets, drawing, shown_mistakes(data))
+    content = ReportContent(data, galleries, sheets, drawing, shown_mistakes(data, cache))
     blocks = [(template, block) for template, section in SECTIONS.items() for block in section(content)]
     return render(
         "report.html",

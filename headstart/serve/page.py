@@ -22,7 +22,7 @@ from headstart.errors import OptionError, OutputError, UnreadableImage
 from headstart.evaluation.metrics import SHOWN_FIRST
 from headstart.figures import share_text
 from headstart.files import unicode_text
-from headstart.reports.gradcam import GradCam, heat_map_jpeg
+from headstart.reports.gradcam import GradCam, heat_map_jpeg, heat_map_overlay
 from headstart.serve.batching import InferenceService, TaskKind
 from headstart.serve.corrections import Correction, Corrections, corrections_folder
 from headstart.serve.errors import HttpError
@@ -155,7 +155,7 @@ class PageBackend:
             )
         (heat,) = self._cam.maps([pixels], [index_of[label]], check=checkpoint)
         checkpoint()
-        return heat_map_jpeg(pixels, heat)
+        return heat_map_jpeg(heat_map_overlay(pixels, heat))
 
     def nearest(self, pixels: Pixels, checkpoint: Callable[[], None] = lambda: None) -> JsonObject:
         """Most similar training images. ``checkpoint``: see ``run_side_task``.

@@ -71,6 +71,7 @@ def write_report(
     file: Path,
     *,
     brief: bool = False,
+    cache: Path | None = None,
 ) -> Path:
     """Writes the HTML report of a run.
 
@@ -80,18 +81,15 @@ def write_report(
         model: the model of the run.
         file: the .html file to write.
         brief: see ``reports.report_data.ReportData.is_brief``.
+        cache: the cache folder, where thumbnails and heat maps are kept.
 
     Raises:
         RunError: the folder is damaged.
         WriteError: the file cannot be written.
     """
-    files = [folder / CROSS_VALIDATION_FILE, folder / PREDICTIONS_FILE]
-    evaluated = [
-        part
-        for table in files
-        if table == files[-1] or table.is_file()
-        for part in read_predictions(table, model.classes, thresholds=model.thresholds)
-    ]
+    tables = [file for file in (folder / CROSS_VALIDATION_FILE,) if file.is_file()] + [folder / PREDICTIONS_FILE]
+    thresholds = model.thresholds
+    evaluated = [part for table in tables for part in read_predictions(table, model.classes, thresholds=thresholds)]
     head, data = document["head"], document["data"]
     data_shown = ReportData(
         name=data["name"],
@@ -113,9 +111,9 @@ def write_report(
         proof=document["frozen"],
         seconds=document["seconds"],
     )
-    text = render_report(data_shown)
+    page = text_bytes(render_report(data_shown, cache))
     with writing_run(folder, file):
-        write_atomically(file, text_bytes(text))
+        write_atomically(file, page)
     return file
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headstart.cache.computed import computed_once
+from headstart.cache.computed import computed_once, computed_rows
+from headstart.cache.keys import content_key
 
 
 @pytest.fixture
@@ -66,3 +67,47 @@ def test_without_a_cache_that_can_be_written_the_result_is_the_same(tmp_path: Pa
     (tmp_path / "file").write_text("not a folder")
     found = computed_once("sums", {}, [np.ones(2)], (1,), lambda: np.array([2.0]), cache=tmp_path / "file")
     assert found[0] == 2.0
+
+
+@pytest.fixture
+def squares(tmp_path: Path) -> Callable[[list[int]], tuple[list[Any], list[int]]]:
+    """Asks for the squares of some numbers: (rows, the numbers that had to be computed); 7 has none."""
+
+    def ask(numbers: list[int]) -> tuple[list[Any], list[int]]:
+        computed: list[int] = []
+
+        def compute(positions: list[int]) -> list[np.ndarray | None]:
+            computed.extend(numbers[i] for i in positions)
+            return [None if numbers[i] == 7 else np.full(2, numbers[i] ** 2, np.uint8) for i in positions]
+
+        keys = [content_key(bytes([number])) for number in numbers]
+        rows = computed_rows("squares", {}, keys, np.uint8, (2,), compute, cache=tmp_path)
+        return [None if row is None else row.tolist() for row in rows], computed
+
+    return ask
+
+
+def test_only_missing_rows_are_computed(squares: Callable[[list[int]], tuple[list[Any], list[int]]]) -> None:
+    rows, computed = squares([1, 2, 1])
+    assert rows == [[1, 1], [4, 4], [1, 1]]
+    assert sorted(computed) == [1, 2]
+    assert squares([3, 2, 1, 7]) == ([[9, 9], [4, 4], [1, 1], None], [3, 7])
+    assert squares([7, 3]) == ([None, [9, 9]], [7]), "nothing is kept for a row that does not exist"
+
+
+def test_only_damaged_rows_are_computed_again(
+    squares: Callable[[list[int]], tuple[list[Any], list[int]]], tmp_path: Path
+) -> None:
+    squares([1, 2, 3])
+    (file,) = tmp_path.rglob("rows.bin")
+    file.write_bytes(bytes([1, 1, 5, 4, 9, 9]))
+    assert squares([1, 2, 3]) == ([[1, 1], [4, 4], [9, 9]], [2])
+    assert squares([1, 2, 3])[1] == []
+
+
+def test_a_cache_without_space_keeps_nothing(
+    squares: Callable[[list[int]], tuple[list[Any], list[int]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADSTART_CACHE_LIMIT", "1e-9")
+    assert squares([2, 3]) == ([[4, 4], [9, 9]], [2, 3])
+    assert squares([2, 3]) == ([[4, 4], [9, 9]], [2, 3])

@@ -183,7 +183,10 @@ def test_a_second_run_does_not_run_the_backbone_and_says_so(run: hs.Run, tmp_pat
     data = Path(rows(run.folder / "split.csv")[0]["path"]).parent.parent
     again = hs.train(data, out=tmp_path / "run", progress=listener, **QUICK)
     assert any("are in the cache; the backbone does not run" in text for text in listener.said)
-    assert (again.folder / "predictions.csv").read_bytes() == (run.folder / "predictions.csv").read_bytes()
+    for name in ("predictions.csv", "map.csv", "scores.json", "model.safetensors", "README.md"):
+        assert (again.folder / name).read_bytes() == (run.folder / name).read_bytes(), name
+    reports = [re.sub(r"<td>[\d.]+ m?s\b", "", each.report_path.read_text()) for each in (run, again)]
+    assert reports[0] == reports[1], "except for durations"
 
 
 @pytest.mark.exhaustive

@@ -13,7 +13,7 @@ from headstart.backbone.pixel_net import FeatureNet, split_backbone
 from headstart.backbone.weights import random_backbone
 from headstart.model import Model
 from headstart.reports import gradcam
-from headstart.reports.gradcam import GradCam, heat_map_jpeg, heat_maps
+from headstart.reports.gradcam import GradCam, heat_map_jpeg, heat_map_overlay, heat_maps
 from headstart.training.recipe import Recipe
 
 SIDE = 64
@@ -77,7 +77,7 @@ def test_the_overlay_is_bright_where_the_map_is_high() -> None:
     grey = np.full((40, 40, 3), 90, np.uint8)
     heat = np.zeros((4, 4), np.float32)
     heat[0, 0] = 1
-    shown = np.asarray(Image.open(io.BytesIO(heat_map_jpeg(grey, heat))))
+    shown = np.asarray(Image.open(io.BytesIO(heat_map_jpeg(heat_map_overlay(grey, heat)))))
     assert shown.shape == (40, 40, 3)
     warm, cold = shown[3, 3].astype(int), shown[35, 35].astype(int)
     assert warm[0] > cold[0] + 60

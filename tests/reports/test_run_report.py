@@ -221,6 +221,24 @@ def test_a_report_written_again_is_identical(run: hs.Run, tmp_path: Path, capsys
     assert run.report_path.stat().st_size < 15e6
 
 
+def test_cold_warm_and_damaged_caches_give_the_same_report(
+    run: hs.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
+    cold = hs.report(run.folder, tmp_path / "cold.html").read_bytes()
+    kept = list((tmp_path / "cache").rglob("rows.bin"))
+    assert {file.parent.parent.name for file in kept} == {"thumbnails", "heat-maps"}
+    with monkeypatch.context() as patch:
+        patch.setattr("headstart.reports.shown_images.decode", None)
+        patch.setattr("headstart.reports.shown_images.heat_maps", None)
+        assert hs.report(run.folder, tmp_path / "warm.html").read_bytes() == cold
+    for file in kept:
+        data = bytearray(file.read_bytes())
+        data[:: len(data) // 5] = bytes(255 - value for value in data[:: len(data) // 5])
+        file.write_bytes(data)
+    assert hs.report(run.folder, tmp_path / "damaged.html").read_bytes() == cold
+
+
 def test_missing_images_are_reported(run: hs.Run, tmp_path: Path) -> None:
     folder = shutil.copytree(run.folder, tmp_path / "run")
     for name in ("predictions.csv", "map.csv"):

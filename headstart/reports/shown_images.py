@@ -1,0 +1,140 @@
+"""Images of a report that are computed once: thumbnails and Grad-CAM overlays, cached by the content of the image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from headstart.backbone.weights import fingerprint
+from headstart.cache.computed import computed_rows
+from headstart.cache.keys import content_key
+from headstart.data.bit_depth import ValueRange
+from headstart.data.decode import decode, map_images
+from headstart.data.preprocessing import DECODER_VERSION, Rgb
+from headstart.errors import UnreadableImage
+from headstart.extras import version_of
+from headstart.model import Model
+from headstart.reports.gradcam import GRADCAM_VERSION, heat_map_overlay, heat_maps
+
+THUMBNAIL_VERSION = 1
+"""Version of the method; incremented to invalidate cached thumbnails."""
+
+
+def thumbnails(
+    paths: Sequence[str],
+    side: int,
+    resampling: Image.Resampling,
+    *,
+    value_range: ValueRange | None = None,
+    cache: Path | None = None,
+) -> list[Image.Image | None]:
+    """Reduces the images of N files; None for a file that cannot be read.
+
+    Args:
+        paths: N paths.
+        side: of the square in pixels that a thumbnail fits into; smaller images are not enlarged.
+        resampling: Pillow's filter.
+        value_range: see ``Preprocessing``; images are shown as the model sees them.
+        cache: the cache folder.
+    """
+    about = {
+        "side": side,
+        "resampling": resampling.name,
+        "value_range": value_range and list(value_range),
+        "decoder": DECODER_VERSION,
+        "Pillow": version_of("pillow"),
+        "version": THUMBNAIL_VERSION,
+    }
+    row = np.dtype([("height", "<u2"), ("width", "<u2"), ("pixels", "u1", (side, side, 3))])
+    keys = _file_keys(paths)
+
+    def thumbnail(position: int) -> npt.NDArray[Any] | None:
+        try:
+            image = decode(_content(paths[position], keys[position]), min_side=side, value_range=value_range).image
+        except UnreadableImage:
+            return None
+        image.thumbnail((side, side), resampling)
+        made = np.zeros((), row)
+        made["height"], made["width"] = image.height, image.width
+        made["pixels"][: image.height, : image.width] = image
+        return made
+
+    rows = computed_rows(
+        "thumbnails", about, keys, row, (), lambda missing: list(map_images(thumbnail, missing)), cache=cache
+    )
+    return [r if r is None else Image.fromarray(r["pixels"][: r["height"], : r["width"]]) for r in rows]
+
+
+def heat_map_overlays(
+    model: Model, paths: Sequence[str], classes: Sequence[int], *, cache: Path | None = None
+) -> list[Rgb | None]:
+    """Draws the Grad-CAM heat maps of N images over them.
+
+    Args:
+        model: the classifier.
+        paths: N paths.
+        classes: N class indices: the class to explain in each image.
+        cache: the cache folder.
+
+    Returns:
+        N arrays (H, W, 3) uint8; None for a file that cannot be read, or if the network has no spatial activation.
+    """
+    about = model.net.describe() | {
+        "head": fingerprint(model.head.state_dict()),
+        "head_layers": model.head.about,
+        "pixels": model.preprocessing.pixel_key(),
+        "device": model.net.scale.device.type,
+        "torch": version_of("torch"),
+        "Pillow": version_of("pillow"),
+        "version": GRADCAM_VERSION,
+    }
+    files = _file_keys(paths)
+    keys = [content_key(key + index.to_bytes(4, "little")) for key, index in zip(files, classes, strict=True)]
+
+    def overlays(missing: list[int]) -> list[Rgb | None]:
+        pixels = {i: seen for i in missing if not isinstance(seen := _preprocessed(model, paths[i], files[i]), str)}
+        heats = heat_maps(model, list(pixels.values()), [classes[i] for i in pixels])
+        drawn = {} if heats is None else dict(zip(pixels, map(heat_map_overlay, pixels.values(), heats), strict=True))
+        return [drawn.get(i) for i in missing]
+
+    shape = (model.preprocessing.height, model.preprocessing.width, 3)
+    return computed_rows("heat-maps", about, keys, np.uint8, shape, overlays, cache=cache)
+
+
+def _preprocessed(model: Model, path: str, key: bytes) -> Rgb | str:
+    try:
+        return model.preprocess(_content(path, key))
+    except UnreadableImage as error:
+        return error.reason
+
+
+def _file_keys(paths: Sequence[str]) -> list[bytes]:
+    """Content hashes; b"" for a file that cannot be read."""
+    return list(map_images(_file_key, paths))
+
+
+def _file_key(path: str) -> bytes:
+    try:
+        return content_key(Path(path).read_bytes())
+    except OSError:
+        return b""
+
+
+def _content(path: str, key: bytes) -> bytes:
+    """The content of a file that was hashed before. It is read twice, so that few images are in memory at once.
+
+    Raises:
+        UnreadableImage: the file cannot be read, or has changed since it was hashed.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise UnreadableImage(path, (error.strerror or str(error)).lower()) from error
+    if content_key(data) != key:
+        raise UnreadableImage(path, "has changed while the report was written")
+    return data
