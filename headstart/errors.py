@@ -75,7 +75,7 @@ class WeightsError(HeadstartError):
 
 
 class ModelFileError(HeadstartError):
-    """A model file is missing, damaged, foreign, or of a newer format; or cannot be written.
+    """A model file is missing, damaged, not written by Headstart, or of a newer format; or cannot be written.
 
     Remedy: copy the file again, install a newer Headstart, or name another file.
     """
@@ -89,7 +89,7 @@ class ExportError(HeadstartError):
 
 
 class RunError(HeadstartError):
-    """A run folder is not one, is damaged or is taken; or what a run depends on has changed since it was stopped.
+    """A folder is not a run folder, is damaged, not empty or in use; or data or software of a stopped run have changed.
 
     Remedy: name another folder with ``out``, or restore what the message says has changed.
     """
@@ -145,7 +145,7 @@ class HubError(HeadstartError):
 
 
 class ServerError(HeadstartError):
-    """The server cannot be started: the port is taken, or an option excludes another.
+    """The server cannot be started: the port is in use, or two options cannot be combined.
 
     Remedy: choose another port with ``--port``.
     """

@@ -422,7 +422,7 @@ def _neighbours(about: dict[str, Any], tensors: Mapping[str, Tensor], classes: i
     _floating({"features": tensors["features"]}, "head")
     labels = tensors["labels"]
     if len(labels) != count or labels.dtype != torch.int64 or not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise InvalidField("tensor head.labels", f"expected {count:,} numbers of classes")
+        raise InvalidField("tensor head.labels", f"expected {count:,} class indices")
 
 
 def _modules(about: dict[str, Any], _tensors: Mapping[str, Tensor], _classes: int) -> None:

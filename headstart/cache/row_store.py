@@ -383,7 +383,7 @@ class RowStore:
     def _cache_error(self, error: OSError) -> CacheError:
         if error.errno == errno.ENOSPC:
             return CacheError(
-                f"{self.folder}: the disk is full. What was computed so far is kept. Free some space (headstart cache "
+                f"{self.folder}: the disk is full. Results computed so far are kept. Free some space (headstart cache "
                 "--clear), or set HEADSTART_CACHE to a folder on a larger disk; then run the same command again."
             )
         if isinstance(error, (FileExistsError, NotADirectoryError)):

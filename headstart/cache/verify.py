@@ -59,16 +59,16 @@ def _verify(entry: CacheEntry) -> Verified:
     if not STORE_NAME.fullmatch(entry.path.name):
         if entry.path.is_file() and read_document(entry.path):
             return Verified(entry)
-        return _removed(entry, "its checksum is wrong; removed")
+        return _removed(entry, "its checksum is wrong; the entry was removed")
     strange = [name for name in STORE_FILES if (entry.path / name).exists() and not (entry.path / name).is_file()]
     if strange:
-        return _removed(entry, f"{strange[0]} is not a file; removed")
+        return _removed(entry, f"{strange[0]} is not a file; the entry was removed")
     if not entry.row_bytes:
         about = read_about(entry.path)
         if about and "store" not in about:
             return Verified(entry, old=True)
         if file_size(entry.path / "keys.bin"):
-            return _removed(entry, "about.json is damaged; removed")
+            return _removed(entry, "about.json is damaged; the entry was removed")
         return Verified(entry)
     rows, damaged = _damaged_records(entry)
     if damaged:

@@ -58,7 +58,7 @@ def cache_command(clear: bool, kind: tuple[str, ...], older: float | None, verif
     before = time.time() - (older or 0) * SECONDS_OF_A_DAY
     chosen = [e for e in entries if (not kind or e.kind in kind) and (older is None or e.used <= before)]
     if verify and clear:
-        raise click.UsageError("choose one of --verify and --clear.")
+        raise click.UsageError("choose either --verify or --clear.")
     if verify:
         _print_verified(list(verify_cache(chosen)), as_json=as_json)
         return
@@ -88,7 +88,7 @@ def _print(
         ]
         print_table(["kind", "content", "rows", "size", "last used"], rows)
     if not chosen:
-        print(f"No entry is of that kind or age; there are {', '.join(sorted({e.kind for e in entries}))}.")
+        print(f"No entry has that kind and age. Kinds in the cache: {', '.join(sorted({e.kind for e in entries}))}.")
     total = sum(entry.bytes for entry in entries) - (freed or 0)
     print(f"The cache at {printable(root)} holds {size_text(total)}; its limit is {size_text(limit)}.")
 
@@ -105,13 +105,13 @@ def _print_verified(verified: list[Verified], *, as_json: bool) -> None:
         print_json({"verified": documents, "sound": not bad})
     else:
         for one in bad:
-            what = one.fault or f"{one.damaged:,} of {one.rows:,} rows were damaged; removed"
+            what = one.fault or f"{one.damaged:,} of {one.rows:,} rows were damaged and were removed"
             print(f"{printable(str(one.entry.path))} ({one.entry.kind}, {printable(one.entry.words)}): {what}.")
         count = sum(one.rows for one in verified)
         damaged = _entries_text(len(bad)) if bad else "none"
         print(f"Verified {_entries_text(len(verified))}, {count:,} rows: {damaged} damaged.")
         if old := sum(one.old for one in verified):
-            print(f"{_entries_text(old)} of an older version, no longer read. Remove with headstart cache --clear.")
+            print(f"{_entries_text(old)} of an older version are not used. Remove them with headstart cache --clear.")
         if bad:
             print("Removed rows are computed again when a run needs them.")
     if bad:

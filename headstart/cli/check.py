@@ -33,13 +33,13 @@ SHOWN_ITEMS = 8
 
 @click.command("check", cls=Command)
 @data_argument
-@out_option("Folder to write findings.json and check.html into, new or empty.", "off", "FOLDER")
+@out_option("New or empty folder for findings.json and check.html.", "off", "FOLDER")
 @option(
     "--write",
     type=FILE,
     metavar="FILE",
     default_text="off",
-    help="Write a table (.csv) of the images without serious findings and warnings, to train on.",
+    help="Write a table (.csv) for training: all images without serious findings or warnings.",
 )
 @option("--strict", is_flag=True, default_text="off", help="Exit with status 1 if a finding is serious. For scripts.")
 @option(

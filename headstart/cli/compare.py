@@ -35,7 +35,7 @@ METHODS = "probes,heads,depths,batchnorm,weights"
 
 @click.command("compare", cls=Command)
 @click.argument("paths", metavar="DATA | MODEL_A MODEL_B DATA", nargs=-1, required=True, type=FILE)
-@out_option("Folder to write the comparison into; with two models, a .csv file.", "auto (runs/NAME)", "PATH")
+@out_option("Folder for the comparison; with two models, a .csv file.", "auto (runs/NAME)", "PATH")
 @option("--only", default=METHODS, metavar="GROUPS", help="Groups of methods to compare.", default_text=METHODS)
 @option(
     "--seconds",

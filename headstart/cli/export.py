@@ -100,7 +100,7 @@ def export_command(
     "--model",
     type=FILE,
     metavar="MODEL",
-    default_text="auto (the model of a run, else only the labels)",
+    default_text="auto (the model of the run; if DATA is not a run, only the labels)",
     help="Run or model file to compare with.",
 )
 @allow_loss_option

@@ -39,7 +39,7 @@ FIRST = tuple(name for name, declared in options_of().items() if declared.is_bas
 
 @click.command("train", cls=Command)
 @click.argument("data", type=FILE, required=False)
-@out_option("Folder to write the run into, new or empty.", "auto (runs/NAME)", "FOLDER")
+@out_option("New or empty folder for the run.", "auto (runs/NAME)", "FOLDER")
 @recipe_options(*FIRST)
 @device_option
 @option("--watch", is_flag=True, help="Show the run on a page while it trains, in the browser.", default_text="off")
@@ -60,7 +60,7 @@ FIRST = tuple(name for name, declared in options_of().items() if declared.is_bas
     metavar="PORT",
     group="output",
     default_text="auto (any free port)",
-    help="Port of the page of --watch on this machine; implies --watch.",
+    help="Port of the --watch page on this machine; implies --watch.",
 )
 @json_option(group="output")
 @click.pass_context
@@ -158,7 +158,7 @@ def _watched(folder: Path | None, port: int) -> Iterator[None]:
     default_text="auto (RUN-corrections)",
     help="Folder of corrected images with one subfolder per class, as written by the page of headstart serve.",
 )
-@out_option("Folder to write the new run into, new or empty.", "auto (RUN-2, RUN-3, ...)", "FOLDER")
+@out_option("New or empty folder for the new run.", "auto (RUN-2, RUN-3, ...)", "FOLDER")
 @device_option
 @json_option()
 def retrain_command(run: Path, corrections: Path | None, out: Path | None, device: str, as_json: bool) -> None:
@@ -176,7 +176,7 @@ def retrain_command(run: Path, corrections: Path | None, out: Path | None, devic
         print_json(_run_json(done.run) | {"changes": [change.as_json() for change in done.changes]})
         return
     print_results(done.run.results.values())
-    for sentence in done.sentences or ["The runs cannot be compared: no held-out image has a prediction of both."]:
+    for sentence in done.sentences or ["The runs cannot be compared: they have no held-out image in common."]:
         print(sentence)
     print_run_files(done.run)
 

@@ -196,7 +196,7 @@ def _constant_labels(given: CheckInput) -> list[Finding]:
         return []
     size = given.split.sizes.get("train", 0)
     constant = tuple(label for label, count in _train_counts(given).items() if count and count == size)
-    message = f"{len(constant)} label(s) are on every training image: nothing to learn"
+    message = f"{len(constant)} label(s) apply to every training image, so there is nothing to learn"
     return [Finding("constant-label", "serious", message, constant)] if constant else []
 
 

@@ -18,7 +18,7 @@ def is_heif(data: bytes) -> bool:
 
 def missing_reason() -> str:
     """Why such a file cannot be read without the extra."""
-    return f"HEIC needs an extra: {install_command(EXTRA)}"
+    return f"Reading HEIC requires an extra: {install_command(EXTRA)}"
 
 
 def register() -> None:

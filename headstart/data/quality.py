@@ -161,8 +161,8 @@ def describe_unused_bits(count: int, bits: int, used: int) -> str:
     """A clause about images that use few of their bits."""
     white = f"{100 / 2 ** (bits - used):.2g} % of white"
     return (
-        f"{count:,} image(s) have {bits} bits per channel and use {used} of them: at full scale their brightest pixel "
-        f"has {white}"
+        f"{count:,} image(s) have {bits} bits per channel and use {used} of them: scaled by the full range, their "
+        f"brightest pixel has {white}"
     )
 
 

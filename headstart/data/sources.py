@@ -101,7 +101,7 @@ def read_source(image: ImageLike, where: str = "") -> ImageSource:
     for read in READERS:
         if (source := read(image, where)) is not None:
             return source
-    raise OptionError(f"{where}{type(image).__name__} is no image. Accepted: {ACCEPTED}.")
+    raise OptionError(f"{where}{type(image).__name__} is not an image. Accepted: {ACCEPTED}.")
 
 
 def _source(image: Any, _: str) -> ImageSource | None:
@@ -145,7 +145,7 @@ READERS: tuple[Reader, ...] = (_source, _path, _bytes, _pillow, _array, _tensor,
 def _collection(images: object) -> Iterable[object] | None:
     """The images of a collection; None for a single image, and for anything else."""
     if isinstance(images, dict):
-        raise OptionError(f"dict is no image. Accepted: {ACCEPTED}.")
+        raise OptionError(f"dict is not an image. Accepted: {ACCEPTED}.")
     for read in COLLECTIONS:
         if (found := read(images)) is not None:
             return found
@@ -212,14 +212,16 @@ def _from_tensor(tensor: torch.Tensor, where: str) -> npt.NDArray[Any]:
     try:
         array: npt.NDArray[Any] = tensor.numpy()
     except (TypeError, RuntimeError) as error:  # sparse, quantised
-        raise OptionError(f"{where}a tensor of {tensor.dtype} and {tensor.layout} is no image.") from error
+        raise OptionError(f"{where}a tensor of {tensor.dtype} and {tensor.layout} is not an image.") from error
     return np.moveaxis(array, 0, -1) if array.ndim == 3 and array.shape[0] in CHANNELS else array
 
 
 def _pixels(array: npt.NDArray[Any], where: str) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
     """(H, W) or (H, W, C) uint8; uint16 for floats of more precision and for uint16."""
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in CHANNELS) or not array.size:
-        raise OptionError(f"{where}an array of shape {array.shape} is no image: expected (H, W) or (H, W, 1, 3 or 4).")
+        raise OptionError(
+            f"{where}an array of shape {array.shape} is not an image: expected (H, W) or (H, W, 1, 3 or 4)."
+        )
     if array.dtype in (np.uint8, np.uint16):
         return array
     if array.dtype == np.bool_:
@@ -233,7 +235,7 @@ def _pixels(array: npt.NDArray[Any], where: str) -> npt.NDArray[np.uint8] | npt.
 
 def _from_floats(array: npt.NDArray[Any], where: str) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
     if not np.isfinite(array).all():
-        raise OptionError(f"{where}an array with values that are not finite (NaN or infinity) is no image.")
+        raise OptionError(f"{where}an array with values that are not finite (NaN or infinity) is not an image.")
     low, high = float(array.min()), float(array.max())
     if not (low >= 0 and high <= 1):
         raise OptionError(f"{where}floats from {low:g} to {high:g}: expected [0, 1]. Divide by the value of white.")

@@ -152,7 +152,9 @@ def make_split(
     check_shares(dataset, shares)
     if dataset.splits is not None and "train" not in dataset.splits:
         given = ", ".join(sorted(set(dataset.splits)))
-        raise DataError(f"{dataset.root}: found the splits {given}, but no train. Rename one of them to train.")
+        raise DataError(
+            f"{dataset.root}: found the splits {given}, but no split named train. Rename one of them to train."
+        )
     source = SplitInput(dataset, scanned, duplicates, _draws(dataset, scanned, seed=seed), shares)
     return next(split for rule in RULES if (split := rule(source)) is not None)
 

@@ -149,7 +149,9 @@ class Spellings:
         """Class names that were merged, or that probably mean one class."""
         found = []
         if forms := [name for name, written in natsorted(self.seen.items()) if len(written) > 1]:
-            message = f"{len(forms):,} class name(s) occur in two Unicode forms, which look alike: read as one class"
+            message = (
+                f"{len(forms):,} class name(s) occur in two Unicode forms, which look alike; both are read as one class"
+            )
             found.append(Finding("unicode-form", "note", message, tuple(forms)))
         alike: dict[str, list[str]] = {}
         for name in natsorted(self.seen):
@@ -230,7 +232,7 @@ def _path_column(file: Path, cells: dict[str, list[str]], chosen: str) -> str:
 
 def _without_labels(rows: dict[str, TableRow]) -> list[Finding]:
     count = sum(not row.labels for row in rows.values())
-    message = f"{count:,} of {len(rows):,} images have no label: used as images of none of the classes"
+    message = f"{count:,} of {len(rows):,} images have no label; they are used as images without any label"
     return [Finding("no-label", "note", message)] if count else []
 
 
@@ -312,7 +314,7 @@ class _Labels:
         cells = self.columns[column]
         self.separator = next((sign for sign in SEPARATORS if any(sign in cell for cell in cells)), None)
         if self.separator is None and any(re.search(r"\s", cell) for cell in cells):
-            message = f"{self.file.name}: labels in {column!r} are read as separated by blanks"
+            message = f"{self.file.name}: labels in {column!r} are split at spaces"
             findings.append(Finding("label-format", "note", message))
 
     def _find_indicators(self, candidates: Sequence[str], findings: list[Finding]) -> None:
@@ -337,7 +339,7 @@ class _Labels:
         if not all(found) or not any(match and match[2] for match in found):
             return
         self.columns[column] = [cell.partition(".")[0] for cell in self.columns[column]]
-        message = f"{self.file.name}: labels in {column!r} are integers written as 0.0: read as 0 and so on"
+        message = f"{self.file.name}: labels in {column!r} such as 0.0 are read as integers such as 0"
         findings.append(Finding("label-format", "note", message))
 
     def together(self, number: int, first: TableRow, second: TableRow) -> TableRow:
@@ -398,8 +400,8 @@ class _Files:
         """Paths that were read differently from how they are written."""
         found = []
         for written, what in (
-            (self.turned, "have backslashes: read as slashes"),
-            (self.completed, "lack the file's suffix, or have another Unicode form: the matching file is used"),
+            (self.turned, "contain backslashes, which are read as slashes"),
+            (self.completed, "lack the file's extension or use another Unicode form; the matching file is used"),
         ):
             if written:
                 message = f"{file.name}: {len(written):,} path(s) {what}"
@@ -457,7 +459,7 @@ def _column(file: Path, columns: Iterable[str], chosen: str, names: Sequence[str
     found = next((column for column in columns if column == name), None)
     found = found or next((column for column in columns if column.lower() == name.lower()), None)
     if found is None:
-        raise DataError(f"{file}: no column {chosen!r}, named by --{what}-column. Found: {', '.join(columns)}.")
+        raise DataError(f"{file}: no column {chosen!r}, given as --{what}-column. Found: {', '.join(columns)}.")
     return found
 
 

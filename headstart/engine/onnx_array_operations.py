@@ -21,7 +21,7 @@ def output_batch_axis(*inputs: Any, rank: int) -> int:
     """The axis that counts images in the output of an elementwise operation."""
     axes = {x.value.batch + rank - x.ndim for x in inputs if isinstance(x, RecordedTensor)}
     if len(axes) != 1:
-        raise NotLowered("operands count images along different axes")
+        raise NotLowered("the operands have different batch axes")
     return axes.pop()
 
 
@@ -32,7 +32,7 @@ def require_batch_first(x: RecordedTensor) -> int:
         NotLowered: another axis counts the images.
     """
     if x.value.batch != 0:
-        raise NotLowered("the first axis does not count the images")
+        raise NotLowered("the first axis is not the batch axis")
     return 0
 
 

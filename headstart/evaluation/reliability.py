@@ -101,8 +101,8 @@ class UsualKept:
         """What to do if the nominal share is outside the interval; "" if it is inside."""
         if self.low <= INLIER_SHARE <= self.high:
             return ""
-        how = "differ from the training images" if self.high < INLIER_SHARE else "are unusually close to them"
-        return f"Warning: {self.sentence}. These images {how}: check the split."
+        how = "differ from" if self.high < INLIER_SHARE else "are unusually close to"
+        return f"Warning: {self.sentence}. These images {how} the training images: check the split."
 
 
 def usual_kept(calibration: Calibration, evaluated: Sequence[Evaluated]) -> list[UsualKept]:

@@ -162,7 +162,9 @@ def parity_failures(one: FormatResult, model: FormatResult, *, precision: str, a
     assert one.largest is not None
     failures = []
     if one.same < one.clear:
-        failures.append(f"{one.clear - one.same:,} of {one.clear:,} clear answers differ")
+        failures.append(
+            f"{one.clear - one.same:,} of {one.clear:,} predictions differ where the model has a clear margin"
+        )
     if not one.largest <= MAX_PROBABILITY_DIFFERENCE:
         failures.append(
             f"probabilities differ by up to {one.largest:.1e}, more than the allowed {MAX_PROBABILITY_DIFFERENCE:.0e}"

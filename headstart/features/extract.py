@@ -215,7 +215,7 @@ def _compute_missing(
             advance(len(batch))
     num_cached = len(set(keys)) - len(missing)
     progress.say(
-        f"Ran {net.backbone.architecture} on {len(missing):,} images by {engine.name}"
+        f"Ran {net.backbone.architecture} on {len(missing):,} images with {engine.name}"
         + (f"; features of {num_cached:,} were cached." if num_cached else ".")
     )
 

@@ -183,8 +183,8 @@ class Workbench:
             ) from error
         if shape != (1, len(self.classes)):
             raise OptionError(
-                f"head: the output per image has shape {shape[1:]}; the number of classes is {len(self.classes)} "
-                "classes."
+                f"head: the output per image has shape {shape[1:]}; expected one output for each of the "
+                f"{len(self.classes)} classes."
             )
 
     def scores(self) -> AnyScores:

@@ -150,8 +150,8 @@ def _decide(
     decision += "the gain is significant" if gained else "no significant gain"
     if not is_last and gained and leaves_little:
         decision += (
-            f"; stopping, because the log loss of the probe is {probe.log_loss:.3f} nats, and below {DEEPER_FROM} it "
-            "ends here"
+            f"; stopping, because the log loss of the probe is {probe.log_loss:.3f} nats; below {DEEPER_FROM}, no "
+            "deeper rung is tried"
         )
     elif not is_last:
         decision += "; trying the next rung" if gained else "; stopping"

@@ -89,8 +89,8 @@ def with_value_range(job: Job, loaded: Loaded) -> Loaded:
     backbone = replace(loaded.backbone, preprocessing=replace(loaded.backbone.preprocessing, value_range=value_range))
     low, high = (100 * share for share in value_range)
     job.progress.say(
-        f"Value range: {low:.3g} % to {high:.3g} % of the full scale become black to white, measured on {len(deep):,} "
-        "training images of more than 8 bits per channel."
+        f"Value range: {low:.3g} % of the full scale is mapped to black and {high:.3g} % to white, measured on "
+        f"{len(deep):,} training images of more than 8 bits per channel."
     )
     net = FeatureNet(backbone, pool=job.recipe.pooling, cut=job.recipe.cut or "")
     return replace(loaded, backbone=backbone, net=net)

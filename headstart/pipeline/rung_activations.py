@@ -95,7 +95,7 @@ class RungActivations:
             progress=self._prepared.job.progress,
         )
         if not activations.keep:
-            activations.reason = "computed anew each time: each row is needed once"
+            activations.reason = "computed when they are used, because each row is needed only once"
         return activations
 
     def _net(self, rung: Rung) -> ActivationNet:

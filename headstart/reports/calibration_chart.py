@@ -60,7 +60,7 @@ def _coverage_chart(calibration: Calibration, curves: Sequence[Evaluated]) -> st
         series.append(Series(part.scores.name, points, _COLOURS[part.scores.name]))
     return line_chart(
         series,
-        x_label="coverage: images answered, most confident first, %",
+        x_label="coverage: share of images answered, most confident first, %",
         y_label="accuracy on the answered images, %",
         description="Accuracy against coverage",
         guide=100 * calibration.target_accuracy if calibration.images else None,

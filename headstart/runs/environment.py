@@ -54,7 +54,8 @@ def require_same(folder: Path, begun: Mapping[str, str], current: Mapping[str, s
         if begun.get(name) != current.get(name):
             was, current_value = (_short(conditions.get(name, "unknown")) for conditions in (begun, current))
             raise RunError(
-                f"{folder}: cannot be resumed, the {name} has changed: {was} when the run began, {current_value} now. "
+                f"{folder}: cannot be resumed, because the {name} has changed: {was} when the run began, "
+                f"{current_value} now. "
                 "Restore it, or start a new run, which uses the cache."
             )
 

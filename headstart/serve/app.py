@@ -39,7 +39,7 @@ ERROR_DESCRIPTIONS: Final = {
     408: "The request body did not arrive in time.",
     413: "The body is too large, or has too many images.",
     422: "The form or a parameter does not match this description.",
-    503: "The queue is full, or the server is about to stop. Retry-After has the seconds until the next try.",
+    503: "The queue is full, or the server is about to stop. Retry-After has the seconds to wait before retrying.",
     504: "No result in time.",
 }
 """Error responses of this server."""

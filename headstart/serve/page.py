@@ -209,7 +209,10 @@ class PageBackend:
             )
         if num_labels > 1:
             command = f"headstart train {shlex.quote(unicode_text(str(folder)))}"
-            return command, "Trains on these images only. To train on both, copy the class folders to your data."
+            return command, (
+                "Trains on the corrected images only. To train on your data as well, copy these class folders into "
+                "the folder of your data."
+            )
         return None, None
 
     def keep(self, data: bytes, label: str, max_decoded_pixels: int | None = None) -> JsonObject:

@@ -283,7 +283,7 @@ def _chosen(
     best = min(results, key=lambda c: results[c][0])
     reason = f"scaled by {len(folds)}-fold cross-validation on the training images"
     if len(tried) > 1:
-        reason = f"C = {best:g}, chosen from {len(tried)}; {reason}"
+        reason = f"C = {best:g}, chosen from {len(tried)} values; {reason}"
     return {"C": best, "scale": results[best][1]}, reason
 
 

@@ -175,7 +175,7 @@ def extend_rows(
         progress.say(NOT_CONVERGED)
     outcome = outcomes[penalty]
     step_back, reason = _step_back(outcome, is_synthesised=rehearsal.is_synthesised)
-    chosen = f"penalty {penalty:g}, chosen from {len(PENALTIES)} by {FOLDS}-fold cross-validation"
+    chosen = f"penalty {penalty:g}, chosen from {len(PENALTIES)} values by {FOLDS}-fold cross-validation"
     return Extension(
         old_rows.followed_by(new_rows.lowered(step_back)),
         penalty,

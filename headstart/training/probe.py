@@ -234,7 +234,10 @@ def choose_c(
     folds = learnable_folds(labels, FOLDS, seed, together=together)
     losses = _out_of_fold_losses(x, labels, folds, balance=balance, weights=weights, progress=progress)
     best = min(losses, key=lambda c: losses[c])
-    reason = f"C = {best:g}, chosen from {len(losses)} by the log loss of {len(folds)}-fold cross-validation on {where}"
+    reason = (
+        f"C = {best:g}, chosen from {len(losses)} values by the log loss of {len(folds)}-fold cross-validation "
+        f"on {where}"
+    )
     return best, reason, losses
 
 

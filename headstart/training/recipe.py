@@ -59,8 +59,8 @@ class Recipe:
         "auto",
         "fine-tuning",
         "How much to train at most. probe: fit a classifier on frozen features. quick, standard, thorough: fine-tune "
-        "the last layers as well, and deeper ones as long as that gains more than noise. auto: quick if an option of "
-        "fine-tuning is given, else probe. Start with probe or quick.",
+        "the last layers as well, and deeper ones as long as the gain is larger than noise. auto: quick if a "
+        "fine-tuning option is given, else probe. Start with probe or quick.",
         is_basic=True,
     )
     backbone: str | None = option(
@@ -84,7 +84,7 @@ class Recipe:
     image_size: int | None = option(
         None,
         "features",
-        "Side of the square input in pixels. Larger shows finer detail and takes longer.",
+        "Side of the square input in pixels. Larger inputs show finer detail and take longer.",
         auto="the size that the weights were trained with",
         limits=Range(16, unit="pixels"),
         metavar="PIXELS",
@@ -113,7 +113,7 @@ class Recipe:
         None,
         "data",
         "Fraction of the images drawn for validation, if the data have no validation split.",
-        auto="0.15; if there is a test split already, only if that is at least 100 images",
+        auto="0.15; if the data have a test split but no val, 0.15 only if that is at least 100 images",
         metavar="FRACTION",
     )
     test: float | None = option(
@@ -180,8 +180,8 @@ class Recipe:
     unfreeze: str | None = option(
         None,
         "fine-tuning",
-        "Fine-tune from this layer group on (headstart layers lists them), or all.",
-        auto="the depths that effort tries",
+        "Fine-tune this layer group and all later ones (headstart layers lists them), or all.",
+        auto="the depths that the chosen effort tries",
         metavar="LAYER",
         is_basic=True,
         needs_fine_tuning=True,
@@ -206,7 +206,8 @@ class Recipe:
     views: int | None = option(
         None,
         "fine-tuning",
-        "Augmented views of each training image, computed once and reused. More help small data sets and take longer.",
+        "Augmented views of each training image, computed once and reused. More views help on small data sets "
+        "and take longer.",
         auto="set by effort",
         limits=_COUNT,
         needs_fine_tuning=True,
@@ -239,7 +240,8 @@ class Recipe:
     cutmix: float | None = option(
         None,
         "fine-tuning",
-        "CutMix: fraction of the batches in which a rectangle of each image's activations is replaced by another's.",
+        "CutMix: fraction of the batches in which a rectangle of each image's activations is replaced by that of "
+        "another image.",
         auto="set by effort; 0 with multi-label data",
         limits=Range(0, 1),
         metavar="FRACTION",
@@ -248,8 +250,8 @@ class Recipe:
     mixup: float = option(
         0.0,
         "fine-tuning",
-        "Mixup: parameter of the Beta distribution by which the activations of two images are blended, in batches "
-        "without CutMix. 0: off; 0.2 is common.",
+        "Mixup: the activations of two images are blended, in batches without CutMix. The value is the parameter "
+        "of the Beta distribution from which the proportion is drawn. 0: off; 0.2 is common.",
         limits=Range(0, 10),
         metavar="ALPHA",
         needs_fine_tuning=True,
@@ -299,10 +301,11 @@ class Recipe:
     rehearsal: str | None = option(
         None,
         "extending",
-        "Folder of images of the existing classes, labels not needed, so that these are not forgotten.",
+        "Folder of images of the existing classes (labels are not needed), so that the model does not forget "
+        "these classes.",
         auto="the model's training images if they are found, else none",
         requires="extend",
-        reason="it belongs to extending a model",
+        reason="it applies only when a model is extended",
         metavar="FOLDER",
         is_path=True,
     )
@@ -311,7 +314,7 @@ class Recipe:
         "extending",
         "Train the weights of the existing classes as well as those of the new ones.",
         requires="extend",
-        reason="it belongs to extending a model",
+        reason="it applies only when a model is extended",
     )
     target_accuracy: float = option(
         0.95,

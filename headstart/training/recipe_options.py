@@ -15,8 +15,8 @@ class RecipeOptions(TypedDict, total=False):
 
     effort: EffortName
     """How much to train at most. probe: fit a classifier on frozen features. quick, standard, thorough: fine-tune
-    the last layers as well, and deeper ones as long as that gains more than noise. auto: quick if an option of
-    fine-tuning is given, else probe. Start with probe or quick. Default: auto."""
+    the last layers as well, and deeper ones as long as the gain is larger than noise. auto: quick if a fine-tuning
+    option is given, else probe. Start with probe or quick. Default: auto."""
 
     backbone: str | None
     """Pretrained network, by its timm name, with or without the tag of its weights. Use a larger one for harder
@@ -28,8 +28,8 @@ class RecipeOptions(TypedDict, total=False):
     downloaded yourself. Default: auto (the pretrained weights of the backbone)."""
 
     image_size: int | None
-    """Side of the square input in pixels. Larger shows finer detail and takes longer. Default: auto (the size that
-    the weights were trained with)."""
+    """Side of the square input in pixels. Larger inputs show finer detail and take longer. Default: auto (the size
+    that the weights were trained with)."""
 
     pool: PoolName
     """Pooling of the backbone's feature map into one vector. auto: as the weights were trained. Default: auto."""
@@ -45,7 +45,7 @@ class RecipeOptions(TypedDict, total=False):
 
     val: float | None
     """Fraction of the images drawn for validation, if the data have no validation split. Default: auto (0.15; if
-    there is a test split already, only if that is at least 100 images)."""
+    the data have a test split but no val, 0.15 only if that is at least 100 images)."""
 
     test: float | None
     """Fraction of the images drawn for the test set, if the data have no splits. 0: no test set. Default: auto
@@ -81,8 +81,8 @@ class RecipeOptions(TypedDict, total=False):
     frequent ones. Default: off."""
 
     unfreeze: str | None
-    """Fine-tune from this layer group on (headstart layers lists them), or all. Default: auto (the depths that
-    effort tries)."""
+    """Fine-tune this layer group and all later ones (headstart layers lists them), or all. Default: auto (the
+    depths that the chosen effort tries)."""
 
     epochs: int | None
     """Epochs of fine-tuning at each depth. Default: auto (set by effort, and more for small data sets)."""
@@ -92,8 +92,8 @@ class RecipeOptions(TypedDict, total=False):
     (set by depth and architecture)."""
 
     views: int | None
-    """Augmented views of each training image, computed once and reused. More help small data sets and take longer.
-    Default: auto (set by effort)."""
+    """Augmented views of each training image, computed once and reused. More views help on small data sets and take
+    longer. Default: auto (set by effort)."""
 
     fresh_views: bool
     """Compute a new augmented view of each image in every epoch instead of reusing views. Slower; use it for long
@@ -108,12 +108,12 @@ class RecipeOptions(TypedDict, total=False):
     0 with multi-label data)."""
 
     cutmix: float | None
-    """CutMix: fraction of the batches in which a rectangle of each image's activations is replaced by another's.
-    Default: auto (set by effort; 0 with multi-label data)."""
+    """CutMix: fraction of the batches in which a rectangle of each image's activations is replaced by that of
+    another image. Default: auto (set by effort; 0 with multi-label data)."""
 
     mixup: float
-    """Mixup: parameter of the Beta distribution by which the activations of two images are blended, in batches
-    without CutMix. 0: off; 0.2 is common. Default: 0.0."""
+    """Mixup: the activations of two images are blended, in batches without CutMix. The value is the parameter of
+    the Beta distribution from which the proportion is drawn. 0: off; 0.2 is common. Default: 0.0."""
 
     feature_jitter: float
     """Feature augmentation: standard deviation of the random factor, around 1, of each channel of the activations.
@@ -135,8 +135,8 @@ class RecipeOptions(TypedDict, total=False):
     backbone was trained on. Default: auto (train a new classifier)."""
 
     rehearsal: str | None
-    """Folder of images of the existing classes, labels not needed, so that these are not forgotten. Default: auto
-    (the model's training images if they are found, else none)."""
+    """Folder of images of the existing classes (labels are not needed), so that the model does not forget these
+    classes. Default: auto (the model's training images if they are found, else none)."""
 
     train_old_classes: bool
     """Train the weights of the existing classes as well as those of the new ones. Default: off."""

@@ -92,4 +92,4 @@ def _disagreement(issues: LabelErrors, labels: Labels, classes: Sequence[str], p
     best = int(probabilities.argmax())
     label = labels[place]
     given = f"labelled {classes[label]} ({100 * probabilities[label]:.1f} %)"
-    return f"{given}, rather {classes[best]} ({100 * probabilities[best]:.1f} %)" if best != label else given
+    return f"{given}, more likely {classes[best]} ({100 * probabilities[best]:.1f} %)" if best != label else given

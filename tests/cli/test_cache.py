@@ -113,7 +113,7 @@ def test_clearing_takes_what_was_asked_for_and_nothing_else(
     gone = sum(e.bytes for e in before) - sum(e.bytes for e in after)
     count = len(before) - len(after)
     assert f"Removed {count} {'entry' if count == 1 else 'entries'}, {size_text(gone)}." in out
-    assert ("No entry is of that kind or age; there are activations, features, pixels." in out) == (count == 0)
+    assert ("No entry has that kind and age. Kinds in the cache: activations, features, pixels." in out) == (count == 0)
     assert f"holds {size_text(sum(e.bytes for e in after))}; its limit is 50.0 GB" in out
 
 
@@ -195,7 +195,7 @@ def test_verifying_names_damaged_entries_removes_their_rows_and_leaves_the_other
         cli.main()
     out = capsys.readouterr().out
     assert stop.value.code == 1
-    assert f"{stored.path} (activations, resnet50): 2 of 200 rows were damaged; removed." in out
+    assert f"{stored.path} (activations, resnet50): 2 of 200 rows were damaged and were removed." in out
     assert "Verified 1 entry, 200 rows: 1 entry damaged." in out
     assert command("--verify", capsys=capsys, monkeypatch=monkeypatch)[0] == 0
     for opened in (held, open_store(full, "resnet50", "activations")):
@@ -222,13 +222,16 @@ def test_verifying_removes_what_cannot_be_verified_and_passes_over_older_version
     told = json.loads(capsys.readouterr().out)
     assert (stop.value.code, told["sound"]) == (1, False)
     faults = {one["path"]: one["fault"] for one in told["verified"] if one["fault"]}
-    assert faults == {str(plan): "its checksum is wrong; removed", str(pixels): "about.json is damaged; removed"}
+    assert faults == {
+        str(plan): "its checksum is wrong; the entry was removed",
+        str(pixels): "about.json is damaged; the entry was removed",
+    }
     assert [one["path"] for one in told["verified"] if one["older version"]] == [str(old)]
     assert not plan.exists()
     assert not pixels.exists()
     status, out = command("--verify", capsys=capsys, monkeypatch=monkeypatch)
     assert status == 0
-    assert "1 entry of an older version, no longer read. Remove with headstart cache --clear." in out
+    assert "1 entry of an older version are not used. Remove them with headstart cache --clear." in out
 
 
 def test_verifying_and_clearing_at_once_is_a_named_mistake(
@@ -236,7 +239,7 @@ def test_verifying_and_clearing_at_once_is_a_named_mistake(
 ) -> None:
     status, out = command("--verify", "--clear", capsys=capsys, monkeypatch=monkeypatch)
     assert status == 2
-    assert "choose one of --verify and --clear" in out
+    assert "choose either --verify or --clear" in out
     assert len(cache_entries(full)) == 4
 
 

@@ -118,7 +118,7 @@ def test_a_train_split_alone_is_drawn_from_and_no_train_split_is_an_error(tmp_pa
     write_classes(tmp_path / "d" / "train", {"a": 40, "b": 40})
     assert set(look(tmp_path / "d").split.names) == {"train", "val", "test"}
     (tmp_path / "d" / "train").rename(tmp_path / "d" / "val")
-    with pytest.raises(DataError, match="no train"):
+    with pytest.raises(DataError, match="no split named train"):
         look(tmp_path / "d")
 
 
@@ -310,9 +310,9 @@ def test_unreadable_images_are_nowhere_and_train_alone_is_drawn_from() -> None:
     given, scan = made(4, splits=("train", "val", "test", "train"), faults={1: "empty"})
     assert make_split(given, scan, []).assigned == ("train", "", "test", "train")
     without, scan = made(3, splits=("val", "test", "val"))
-    with pytest.raises(DataError, match="found the splits test, val, but no train"):
+    with pytest.raises(DataError, match="found the splits test, val, but no split named train"):
         make_split(without, scan, [])
-    with pytest.raises(DataError, match="no train"):
+    with pytest.raises(DataError, match="no split named train"):
         make_split(without, scan, [], shares=SplitShares(val=0.2, test=0.2))
 
 

@@ -45,8 +45,8 @@ def test_multi_label_cells_are_read_in_several_notations(tmp_path: Path, kind: s
     assert data.labels.dtype == np.int64
     assert data.label_names() == ["sand|sea", "", "sea|sky"]
     assert data.label_indices() == [[0, 1], [], [1, 2]]
-    assert "1 of 3 images have no label: used as images of none of the classes" in data.notes
-    assert ("separated by blanks" in str(data.notes)) == (kind == "blanks")
+    assert "1 of 3 images have no label; they are used as images without any label" in data.notes
+    assert ("split at spaces" in str(data.notes)) == (kind == "blanks")
     assert ("column(s) note not used" in str(data.notes)) == (kind == "marks")
     assert repr(data).endswith("3 labels, 3 images, no given splits)")
 
@@ -220,7 +220,7 @@ def test_columns_of_any_name(tmp_path: Path) -> None:
     assert open_data(file, path_column="Datei", min_classes=1).classes == ("z",)
     with pytest.raises(DataError, match=r"no path column. Found: Datei, Art, Teil, Pflanze, label\. .*--path-column"):
         open_data(file)
-    with pytest.raises(DataError, match=r"no column 'Sorte', named by --label-column\. Found: Datei, Art"):
+    with pytest.raises(DataError, match=r"no column 'Sorte', given as --label-column\. Found: Datei, Art"):
         open_data(file, path_column="Datei", label_column="Sorte")
     with pytest.raises(DataError, match="two columns are named 'label'"):
         open_table(table(tmp_path, "path,label,label\na,x,y\n"))

@@ -160,7 +160,7 @@ def test_a_head_of_ones_own_layers_is_trained_saved_and_loaded(bench: Workbench,
     [
         (OwnHead(128), r"OwnHead \(OwnHead\) cannot be restored from a model file, which contains no code"),
         (nn.Sequential(nn.Linear(128, 8), nn.Softmax(1)), r"Sequential\.1 \(Softmax\)"),
-        (nn.Linear(128, 3), r"the output per image has shape \(3,\); the number of classes is 2"),
+        (nn.Linear(128, 3), r"the output per image has shape \(3,\); expected one output for each of the 2 classes"),
         (nn.Linear(64, 2), r"does not accept features of shape \(128,\)"),
         (nn.utils.parametrizations.weight_norm(nn.Linear(128, 2)), "ParametrizedLinear"),
     ],

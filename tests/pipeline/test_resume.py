@@ -240,7 +240,7 @@ def test_where_the_probe_leaves_little_nothing_deeper_is_tried(
     monkeypatch.setattr("headstart.pipeline.fine_tune.paired_p", lambda before, after: 0.0)
     run = hs.train(hard, out=tmp_path / "run", **CHOICES | {"effort": "standard", "unfreeze": None, "epochs": 1})
     assert [rung.name for rung in run.rungs] == ["kNN", "probe", "fine-tune from blocks.6"]
-    assert "below 100.0 it ends here" in run.rungs[2].decision
+    assert "below 100.0, no deeper rung is tried" in run.rungs[2].decision
 
 
 def test_the_run_writes_down_its_log_its_curves_and_what_stayed_frozen(run: hs.Run) -> None:

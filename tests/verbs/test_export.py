@@ -194,7 +194,7 @@ def other_answers(count: int) -> Callable[[FilePredictions], None]:
 
 def test_a_file_is_refused_below_each_of_the_limits_and_not_above() -> None:
     assert faults_of(lambda answers: None) == []
-    assert "1 of 200 clear answers differ" in faults_of(other_answers(1))[0]
+    assert "1 of 200 predictions differ where the model has a clear margin" in faults_of(other_answers(1))[0]
 
     def shifted(by: float) -> Callable[[FilePredictions], None]:
         return lambda answers: answers.probabilities.__iadd__(by)

@@ -82,8 +82,8 @@ def _read_metadata(file: Path) -> ExportMetadata:
             pickled = _pickled_entries(archive, entries)
             if pickled:
                 raise ExportError(
-                    f"{file}: contains entries that torch would unpickle ({', '.join(pickled[:3])})), which an "
-                    "export of Headstart never does. It is not opened."
+                    f"{file}: contains entries that torch would unpickle ({', '.join(pickled[:3])})), which a "
+                    "file written by Headstart never contains. The file is not opened."
                 )
             return ExportMetadata.read(archive.read(entries[f"extra/{METADATA_FILE}"]).decode(), file)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
