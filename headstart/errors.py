@@ -54,16 +54,16 @@ class UnreadableImage(DataError):
 
 
 class LargeImage(DataError):
-    """Decoding one image takes more memory than is allowed at once.
+    """Decoding one image takes more memory than is allowed.
 
-    Remedy: raise the limit on pixels, or send a smaller image.
+    Remedy: increase the limit on pixels, or send a smaller image.
 
     Attributes:
         pixels: number of pixels that the image takes the memory of.
     """
 
     def __init__(self, pixels: int) -> None:
-        super().__init__(f"{pixels:,} pixels are more than may be decoded at once.")
+        super().__init__(f"{pixels:,} pixels are more than the limit for decoding.")
         self.pixels = pixels
 
 

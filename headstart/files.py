@@ -188,7 +188,7 @@ def unicode_text(text: str) -> str:
         return text
     try:
         return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
-    except UnicodeEncodeError:  # lone surrogates that do not come from a file name
+    except UnicodeEncodeError:  # unpaired surrogates that do not come from a file name
         return text.encode(errors="backslashreplace").decode()
 
 

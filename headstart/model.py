@@ -113,7 +113,7 @@ class Model:
         self.__dict__.update(
             net=net,
             head=head,
-            classes=tuple(map(unicode_text, classes)),  # files of earlier versions may hold lone surrogates
+            classes=tuple(map(unicode_text, classes)),  # files of earlier versions may contain unpaired surrogates
             recipe=recipe,
             data=data,
             scores=scores,

@@ -71,7 +71,7 @@ def check_model(header: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Checks a document and its tensors, without building anything.
 
     Raises:
-        ModelFileError: names the first field that is out of bounds.
+        ModelFileError: a field is out of bounds; the message names the first one.
     """
     _HEADER("", header)
     classes = len(header["classes"])

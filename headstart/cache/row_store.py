@@ -10,7 +10,7 @@ A folder contains rows of one kind (the pixels for one preprocessing, the featur
 
 Rows and keys are only appended: rows first, keys last, so a row exists once its key does. A process that is killed
 loses the batch that it was writing and nothing else; the next writer cuts the remains off. Rows are shared by all runs
-on the same images, whatever their folders, names or labels.
+on the same images, regardless of their folders, names or labels.
 
 Every read is verified. The checksum of a row (XXH3, 64 bits) covers the row, its key and the folder's name. After a
 power failure a row may be zeros or another image's: it is dropped, computed again and appended again, and of two rows

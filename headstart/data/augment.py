@@ -76,7 +76,7 @@ def view(
     """One view: random crop, resize, rotation, flip and colour jitter.
 
     The same arguments give the same bits in every thread and process. A view contains only pixels of the image: corners
-    are never filled, whatever ``crop_mode`` is.
+    are never filled, for any ``crop_mode``.
 
     Args:
         image: mode RGB, upright, of any size.

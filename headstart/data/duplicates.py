@@ -5,7 +5,7 @@ thumbnails by at most ``MAX_DIFFERENCE`` on average, possibly after a margin is 
 would match any two blank or blurred images, the thumbnail alone any two sunsets. Without margins, an image that lost
 3 % at two sides is found in two cases of three (docs/results/2026-11-23-data-check.md).
 
-If all images look alike (digits, scans, parts under a fixed camera), similarity means less: the limit is then
+If all images look alike (digits, scans, parts under a fixed camera), similarity is less meaningful: the limit is then
 ``SHARE_OF_TYPICAL`` of the typical difference in this data set, without margins.
 """
 

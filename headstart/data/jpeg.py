@@ -20,7 +20,7 @@ START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
 def exceeds_limits(data: bytes) -> bool:
     """Whether a JPEG has more than ``MAX_SCANS`` scans or ``MAX_SEGMENTS`` segments.
 
-    Bytes behind the end of the image are not counted: phones append a film or a second image there.
+    Bytes after the end of the image are not counted: phones append a video or a second image there.
     """
     place, scans = 2, 0
     for _ in range(MAX_SEGMENTS):

@@ -16,14 +16,14 @@ BLANK_RANGE = 12
 
 DARK_BELOW = 110
 """99 % of a dark image's pixels have a largest channel below this, 0-255. The brightness of cleanvision would call dark
-roses dark as well. Two of 4,776 photographs lie below, both taken at night."""
+roses dark as well. Two of 4,776 photographs are below this limit, both taken at night."""
 
 BRIGHT_ABOVE = 0.95 * 255
 """95 % of a bright image's pixels reach this grey tone. Source: cleanvision."""
 
 BLURRED_BELOW = 0.11
 """Sharpness (see ``scan.FACTS``) below which an image is blurred. Of photographs blurred by 2 pixels at a size of 224,
-99 % lie below; of 4,776 that are not, one does."""
+99 % are below this limit; of 4,776 sharp ones, one is."""
 
 TINY_BELOW = 64
 """Shorter side in pixels. A network with an input of 224 pixels receives an eighth of the information it could use."""
@@ -50,7 +50,7 @@ class QualityIssue:
         words: of several such images, "blank: nearly a single colour".
         positions: of the images, most severe first.
         reasons: a few words for each.
-        is_fault: whether it may impair training, rather than merely be worth a look.
+        is_fault: whether it may impair training; otherwise it is only reported.
         is_typical: whether so many images have it that it is a property of the data.
     """
 
@@ -73,7 +73,7 @@ class _Rule:
         measure: facts -> (N,) severity; the most severe has the lowest value.
         limit: images with a measure below it have the issue.
         is_fault: see ``QualityIssue``.
-        of_tones: whether it is judged by grey tones: then not for blank images and for images with unused bits.
+        of_tones: whether the rule uses brightness; such rules skip blank images and images with unused bits.
     """
 
     kind: str
@@ -172,7 +172,7 @@ def quality_issues(scanned: Scan, *, is_scaled: bool = False) -> list[QualityIss
     Args:
         scanned: facts of N files.
         is_scaled: whether images of more than 8 bits per channel were scaled by a value range. If they were not and use
-            few of their bits, their tones are not judged.
+            few of their bits, rules on brightness are skipped.
     """
     facts, usable = scanned.facts, scanned.usable
     judged = usable if is_scaled else usable & ~np.isin(facts["bits"], list(unused_bits(scanned)))

@@ -73,7 +73,7 @@ def read_sources(images: object) -> tuple[list[ImageSource], bool]:
         The images, and whether a single image was given.
 
     Raises:
-        OptionError: not an accepted form; the message lists these and names the wrong entry of a list.
+        OptionError: the type is not accepted; the message lists the accepted types and names the wrong entry of a list.
         DataError: a single path does not exist, or a folder has no images.
     """
     collection = _collection(images)
@@ -238,7 +238,9 @@ def _from_floats(array: npt.NDArray[Any], where: str) -> npt.NDArray[np.uint8] |
         raise OptionError(f"{where}an array with values that are not finite (NaN or infinity) is not an image.")
     low, high = float(array.min()), float(array.max())
     if not (low >= 0 and high <= 1):
-        raise OptionError(f"{where}floats from {low:g} to {high:g}: expected [0, 1]. Divide by the value of white.")
+        raise OptionError(
+            f"{where}floats from {low:g} to {high:g}: expected [0, 1]. Divide by the value of white, such as 255."
+        )
     if array.dtype == np.float16:  # has 11 significant bits at most
         return np.rint(array.astype(np.float32) * 255).astype(np.uint8)
     return np.rint(array.astype(np.float64) * UINT16_MAX).astype(np.uint16)

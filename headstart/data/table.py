@@ -175,7 +175,7 @@ def read_table(file: Path, columns: Columns | None = None) -> ImageTable:
     ``SEPARATOR`` in its cells, has any number, and rows of the same path are merged. Without either, indicator columns
     (``MARKS``) are the labels.
 
-    Paths may use backslashes and may lack the file's suffix. Integers written as 0.0 and 1.0 become the labels 0 and 1.
+    Paths may use backslashes and may lack the file extension. Integers written as 0.0 and 1.0 become 0 and 1.
 
     Args:
         file: path of the table.
@@ -378,8 +378,8 @@ class _Files:
     def find(self, written: str) -> str:
         """The path as written if the file exists, else the path of the one file that it probably means.
 
-        That is: with slashes for backslashes, with the missing suffix, or in another Unicode form. A path that matches
-        no file, or more than one, stays as written.
+        For example with slashes instead of backslashes, with the missing extension, or in another Unicode form. A path
+        that matches no file, or more than one, stays as written.
         """
         if os.path.exists(os.path.join(self.base, written)):
             return written

@@ -1,4 +1,4 @@
-"""Inference engines that run the frozen backbone: PyTorch and ONNX Runtime behind one signature."""
+"""Inference engines that run the frozen backbone: PyTorch and ONNX Runtime with one interface."""
 
 from __future__ import annotations
 

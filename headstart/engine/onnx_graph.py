@@ -67,7 +67,7 @@ class RecordedTensor(Tensor):
 
     @staticmethod
     def __new__(cls, shadow: Tensor, value: GraphValue | None, writer: GraphWriter, memory: _Memory) -> RecordedTensor:
-        """A tensor that claims to be on the CPU; ``shadow`` has the same shape on the device "meta"."""
+        """A tensor that reports the CPU as its device; ``shadow`` has the same shape on the device "meta"."""
         recorded = wrapper_tensor(cls, shadow, torch.device("cpu"))
         recorded.shadow, recorded.writer, recorded.memory = shadow, writer, memory
         recorded._value, recorded.changes = value, memory.changes

@@ -24,7 +24,7 @@ disabled_torch_function: Any = torch._C._disabled_torch_function_impl
 
 
 def wrapper_tensor(kind: type[T], like: Tensor, device: torch.device) -> T:
-    """A tensor of a subclass without storage, with the shape, strides and dtype of another, that claims a device."""
+    """A tensor of a subclass without storage, with the shape, strides and dtype of another, that reports a device."""
     tensor: T = torch.Tensor._make_wrapper_subclass(
         kind, like.size(), strides=like.stride(), storage_offset=like.storage_offset(), dtype=like.dtype, device=device
     )

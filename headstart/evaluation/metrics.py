@@ -248,7 +248,7 @@ def share_words(share: float | None) -> str:
 
 
 def scores_from_json(document: dict[str, Any]) -> AnyScores:
-    """``Scores`` or ``LabelScores`` from what ``as_json`` gave."""
+    """``Scores`` or ``LabelScores`` from the output of ``as_json``."""
     return (LabelScores if "mean_average_precision" in document else Scores).from_json(document)
 
 

@@ -108,7 +108,7 @@ class UsualKept:
 def usual_kept(calibration: Calibration, evaluated: Sequence[Evaluated]) -> list[UsualKept]:
     """Accepted in-distribution images of val and test, and of all images that the detector was fitted on.
 
-    Images that the detector was fitted on are judged by cross-fitting, each fifth by the distances of the others.
+    Images that the detector was fitted on are scored by cross-fitting: each fifth uses the distances of the others.
 
     Args:
         calibration: of the model.

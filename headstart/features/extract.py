@@ -172,7 +172,7 @@ class _FeatureWriter:
         self.num_written = 0
 
     def add(self, rows: npt.NDArray[np.float32]) -> None:
-        """Takes the rows of the next images; writes them at once if there are enough, or if they are the last.
+        """Takes the rows of the next images; writes them immediately if there are enough, or if they are the last.
 
         Raises:
             WeightsError: features are not finite.

@@ -188,7 +188,7 @@ class Workbench:
             )
 
     def scores(self) -> AnyScores:
-        """Of the classifier as it is, on the validation images, in float32.
+        """Scores of the current classifier on the validation images, in float32.
 
         Raises:
             OptionError: there are none.
@@ -206,7 +206,7 @@ class Workbench:
         ).scores
 
     def model(self) -> Model:
-        """The classifier as it is, behind the frozen part: a model to save and predict with, scored on val and test.
+        """The current classifier with the frozen part: a model to save and predict with, scored on val and test.
 
         Raises:
             TrainingError: the loop changed a weight, or a BatchNorm statistic, that is frozen.

@@ -231,7 +231,7 @@ def _cross_validated(prepared: Prepared, model: Model, outside: OutOfFold, most:
 
 
 def training_folds(inspected: Inspected, count: int, seed: int) -> Folds:
-    """Folds of the training images; groups, and near copies of an image, lie in one fold each.
+    """Folds of the training images; a group, or the near copies of an image, are in one fold.
 
     Args:
         inspected: the images.
@@ -313,7 +313,7 @@ def _distances_in_training(
 ) -> tuple[Scores, list[int]]:
     """Distances of training images to those of other groups, and their positions.
 
-    Frozen features were not learnt from any image, so training images lie to each other as any new image does.
+    Frozen features were not learnt from any image, so distances between training images are like those of new images.
     """
     train, positions = prepared.featurised.train, prepared.inspected.positions["train"]
     judged = _without_near_copies(prepared.inspected)

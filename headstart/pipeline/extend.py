@@ -134,7 +134,7 @@ def _as_fitted(
     count = len(rehearsal.features)
     what = "synthesised features" if rehearsal.is_synthesised else "images"
     classes = f"{len(names)} new class{'es' if len(names) > 1 else ''} after {len(base.classes):,} old ones"
-    reason = f"{classes}, against {count:,} {what} of the old classes: {found.reason}"
+    reason = f"{classes}, fitted with {count:,} {what} of the old classes: {found.reason}"
     settings = found.as_json() | {
         "old_classes": len(base.classes),
         "new": list(names),

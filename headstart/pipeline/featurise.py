@@ -73,7 +73,7 @@ def frozen_features(
         inspected: knows the files of the keys.
         planned: the engines, and the rungs for whose activations the pass is tapped.
         keys: content hashes.
-        exact: by the engine of predictions; the fast one serves training.
+        exact: use the engine for predictions; the fast engine is for training images.
     """
     tap = None
     if planned.rungs and loaded.splittable is not None:

@@ -1,4 +1,4 @@
-"""Step 6 of a run: the ladder. Rung after rung is fine-tuned and judged; the best one is kept."""
+"""Step 6 of a run: the ladder. Rungs are fine-tuned and evaluated one after the other; the best one is kept."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ NUM_NEIGHBOURS = 10
 
 
 def climb_ladder(ladder: Ladder, probe_seconds: float) -> FineTuned:
-    """Trains and judges rungs while they gain more than noise, and keeps the best one.
+    """Trains and evaluates rungs while the gain is significant, and keeps the best one.
 
     Args:
         ladder: see ``begin_ladder``.

@@ -60,11 +60,11 @@ class Inspected:
         return connected_parts(positions, self.dataset.groups, self.inspection.duplicates)
 
     def with_files(self, files: dict[bytes, str]) -> Inspected:
-        """The same images, with the files of further ones that features are computed of."""
+        """The same images, with the files of other images whose features are computed."""
         return replace(self, files=self.files | files)
 
     def with_findings(self, found: Sequence[Finding]) -> Inspected:
-        """The same images with further findings, the most severe first."""
+        """The same images with more findings, most severe first."""
         inspection = self.inspection
         return replace(self, inspection=replace(inspection, findings=by_severity([*inspection.findings, *found])))
 

@@ -74,10 +74,10 @@ class Ladder:
         folder: of checkpoints.
         events: of the run.
         timetable: of the run.
-        folds: of the cross-validation that judges rungs where val is small; none where it is not.
+        folds: folds of the cross-validation that evaluates rungs if val is small; otherwise empty.
         pretrained: the copy's weights before anything was trained.
         digests: digests of ``pretrained``.
-        keeps_last: whether every rung is tried and the last one kept, whatever those before gave.
+        keeps_last: whether every rung is tried and the last one kept, even if an earlier one is better.
     """
 
     prepared: Prepared
@@ -104,7 +104,7 @@ class Ladder:
 
     @property
     def labels(self) -> Labels:
-        """Labels of the images that rungs are compared on: val, and where it is small what folds judge too."""
+        """Labels of the images that rungs are compared on: val and, if it is small, held-out images of the folds."""
         train, val = self.prepared.featurised.train, self.prepared.featurised.val
         parts = [] if val is None else [val.labels]
         return np.concatenate([*parts, train.labels[evaluated_images(self.folds)]]) if self.folds else parts[0]
@@ -116,7 +116,7 @@ class Ladder:
 
 @dataclass(frozen=True)
 class JudgedRung:
-    """A rung that was trained and judged.
+    """A rung that was trained and evaluated.
 
     Attributes:
         tuned: the outcome of training.
@@ -124,7 +124,7 @@ class JudgedRung:
         losses: (N,) their losses.
         out_of_fold: predictions by cross-validation; None where val suffices.
         seconds: that it took.
-        fold_ends: fold -> what was trained in it, where the next rung goes on from that.
+        fold_ends: fold -> weights trained in it, if the next rung continues from them.
     """
 
     tuned: FineTuneResult
@@ -169,7 +169,7 @@ def begin_ladder(
     *,
     keeps_last: bool = False,
 ) -> Ladder:
-    """Copies the backbone and settles how rungs are judged.
+    """Copies the backbone and determines how rungs are evaluated.
 
     Args:
         prepared: the run up to the head.

@@ -1,4 +1,4 @@
-"""Resuming: a run that was stopped goes on, and ends as if it had never been stopped."""
+"""Resuming a stopped run. It ends with the same weights as a run that was never stopped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Activations that rungs are trained and judged on: those of the deepest rung from pixels, the others from these."""
+"""Activations for training and evaluating rungs: from pixels for the deepest rung, from its activations for others."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def train(
         DataError: the data cannot be used; the message says what was found.
         WeightsError: the weights of the backbone cannot be loaded.
         OptionError: an option is invalid.
-        RunError: the run folder is taken, or cannot be written.
+        RunError: the run folder is not empty, or cannot be written.
 
     Examples:
         >>> run = hs.train("flowers/", effort="probe")
@@ -107,7 +107,7 @@ def carry_out(
     Args:
         setup: see ``set_up``.
         inspection: an earlier one of the same images with the same seed and shares.
-        keeps_last: keep the last rung, whatever those before gave.
+        keeps_last: keep the last rung, even if an earlier one is better.
         is_brief: a report without map and Grad-CAM, for a run that is one of many.
     """
     with run_lock(setup.folder):

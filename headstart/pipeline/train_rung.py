@@ -48,7 +48,7 @@ SAVE_EVERY = 5.0
 
 
 def run_rung(ladder: Ladder, number: int, rung: Rung, head: nn.Module, fold_ends: dict[int, TensorDict]) -> JudgedRung:
-    """Trains and judges one rung, or restores it where it finished before the run was stopped."""
+    """Trains and evaluates one rung, or restores it if it was finished before the run was stopped."""
     file = ladder.folder / f"rung-{number}.safetensors"
     done = load_checkpoint(file)
     if done is not None:
@@ -106,7 +106,7 @@ def _val_logits(
 def _cross_validate(
     ladder: Ladder, rung: Rung, train: Samples, fold_ends: dict[int, TensorDict]
 ) -> tuple[OutOfFold, dict[int, TensorDict]]:
-    """Predictions for each training image that folds judge, by a network that was fine-tuned without it."""
+    """Predictions for each held-out training image of the folds, by a network that was fine-tuned without it."""
     plain = ladder.activations.plain(rung)
     progress = ladder.prepared.job.progress
     logits, distances, ends = [], [], dict[int, TensorDict]()
@@ -150,13 +150,13 @@ def _fold_distances(
     judged: npt.NDArray[np.float32],
     learn: npt.NDArray[np.int64],
 ) -> npt.NDArray[np.float64]:
-    """Distances of the images that a fold judges to those that it learnt from, for out-of-distribution detection.
+    """Distances of a fold's held-out images to its training images, for out-of-distribution detection.
 
     Args:
         ladder: with the network that was fine-tuned in the fold.
         rung: of the ladder.
-        samples: the training images as they are.
-        judged: features of the images that the fold judges.
+        samples: the unaugmented training images.
+        judged: features of the held-out images of the fold.
         learn: the images that it learnt from; features are computed of the references among them only.
     """
     layout = Layout.of(ladder.splittable.module)

@@ -51,7 +51,7 @@ class TrainedLayers:
             trained: see ``groups``.
             head: of the network.
             events: of the run.
-            head_frozen: numbers of the head that stay as they are.
+            head_frozen: number of weights of the head that are not trained.
             more: how activations are obtained, for the log.
 
         Raises:

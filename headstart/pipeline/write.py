@@ -23,7 +23,7 @@ from headstart.verbs.report import write_card, write_report
 
 @dataclass(frozen=True)
 class RunDocuments:
-    """What a run folder gets beside the figures.
+    """Contents of a run folder other than figures.
 
     Attributes:
         fitted: the head on frozen features.

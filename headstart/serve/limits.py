@@ -152,7 +152,7 @@ def limits_from_options(values: dict[str, float]) -> ServerLimits:
 
 def limits_table() -> str:
     """Markdown table of all limits; docs/how-to/serve.md contains it."""
-    lines = ["| limit | default | option | beyond it |", "|---|---|---|---|"]
+    lines = ["| limit | default | option | when it is exceeded |", "|---|---|---|---|"]
     for limit_field in fields(ServerLimits):
         option = _option(limit_field)
         flag = f"`--{option.flag}`" if option.flag else ""

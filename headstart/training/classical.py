@@ -182,7 +182,7 @@ class _KernelMachines:
         return coefficients, offsets
 
     def scores(self, learn: npt.NDArray[np.int64], judge: npt.NDArray[np.int64], c: float) -> Scores:
-        """(n, classes) scores of the images ``judge``, of machines that were fitted on ``learn``."""
+        """(n, classes) scores of the images ``judge`` by classifiers that were fitted on ``learn``."""
         coefficients, offsets = self.fit(learn, c)
         return np.asarray(self.kernel[judge] @ coefficients + offsets)
 

@@ -54,10 +54,10 @@ def describe(head: nn.Module) -> nn.Module:
     """Gives a head the attribute ``about`` that the model file needs, where it has none.
 
     Args:
-        head: (N, ...) features -> (N, classes) logits; returned as it is.
+        head: (N, ...) features -> (N, classes) logits; returned unchanged.
 
     Raises:
-        OptionError: it holds a layer that cannot be described; names it and what can be used.
+        OptionError: it holds a layer that cannot be described; the message names it and the layers that can be used.
     """
     if not hasattr(head, "about"):
         about: dict[str, Any] = {"kind": KIND, "module": _described(head, type(head).__name__, 1)}

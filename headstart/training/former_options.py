@@ -34,7 +34,7 @@ FORMER_AUTO: dict[str, object] = {
     "extend": "",
     "rehearsal": "",
 }
-"""Option -> the value that stood for "auto" in files written with the former names; it is None today."""
+"""Option -> the value that meant "auto" in files written with the former names; it is None today."""
 
 WITHOUT_EFFECT = ("label_smoothing", "cutmix", "mixup", "feature_jitter")
 """Options of fine-tuning that earlier versions accepted, and did not use, where the backbone stays frozen."""

@@ -51,7 +51,7 @@ def require_unchanged(before: Digests, after: Digests, *, where: str) -> None:
         where: what was trained, for the error.
 
     Raises:
-        TrainingError: a tensor changed, appeared or disappeared; names it.
+        TrainingError: a tensor changed, appeared or disappeared; the message names it.
     """
     changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     if changed:

@@ -482,7 +482,7 @@ def _held_out(train: Samples, seed: int, together: Parts | None) -> tuple[Sample
 
 
 def _moments(train: Samples) -> tuple[Tensor, Tensor]:
-    """(D,) mean and deviation of the features of the images as they are."""
+    """(D,) mean and standard deviation of the features of the unaugmented images."""
     total: Any = 0.0
     squares: Any = 0.0
     count = len(train.labels)

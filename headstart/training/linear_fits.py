@@ -1,4 +1,4 @@
-"""Batched linear classifiers: fits on all folds of a cross-validation at once take little longer than one.
+"""Batched linear classifiers: fitting all folds of a cross-validation together takes little longer than fitting one.
 
 Fitted one by one, folds wait for memory most of the time; here one pass over the features serves all folds
 (docs/results/2026-11-22-main-job.md).

@@ -63,7 +63,7 @@ class Option:
     Attributes:
         group: heading under which it is listed.
         help: what it does and when to use it; the default is added where the text is shown.
-        auto: what the default None stands for; "" where the default is a value.
+        auto: meaning of the default None; "" if the default is a value.
         limits: the numbers accepted.
         requires: another option that must be given as well.
         excludes: options that cannot be given as well.

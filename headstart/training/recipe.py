@@ -259,7 +259,8 @@ class Recipe:
     feature_jitter: float = option(
         0.1,
         "fine-tuning",
-        "Feature augmentation: standard deviation of the random factor, around 1, of each channel of the activations. "
+        "Feature augmentation: each channel of the activations is multiplied by a random factor with mean 1 and "
+        "this standard deviation. "
         "0: off.",
         limits=Range(0, 1),
         metavar="STD",
@@ -340,7 +341,7 @@ class Recipe:
 
     @property
     def is_named_depth(self) -> bool:
-        """Whether the layers to fine-tune were given: the result is kept then, whatever the probe reached."""
+        """Whether the layers to fine-tune were given: the result is then kept, even if the probe is better."""
         return self.unfreeze is not None or self.scratch
 
     @classmethod
@@ -459,7 +460,7 @@ def _check_effort(values: Mapping[str, Any], shown: Name) -> None:
 
 
 def _check_extending(values: Mapping[str, Any], shown: Name) -> None:
-    """A model that is extended brings its backbone and its preprocessing."""
+    """A model that is extended determines its backbone and its preprocessing."""
     if values["extend"] in (None, PRETRAINED):
         return
     for name in ("backbone", "weights", "image_size", "value_range"):

@@ -116,8 +116,8 @@ class RecipeOptions(TypedDict, total=False):
     the Beta distribution from which the proportion is drawn. 0: off; 0.2 is common. Default: 0.0."""
 
     feature_jitter: float
-    """Feature augmentation: standard deviation of the random factor, around 1, of each channel of the activations.
-    0: off. Default: 0.1."""
+    """Feature augmentation: each channel of the activations is multiplied by a random factor with mean 1 and this
+    standard deviation. 0: off. Default: 0.1."""
 
     update_batchnorm: bool
     """Let BatchNorm in the fine-tuned layers normalize by each batch and update its statistics, instead of keeping

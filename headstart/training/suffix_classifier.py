@@ -15,7 +15,7 @@ from headstart.backbone.split import SplittableBackbone
 from headstart.engine.conv_bn_fusion import fold_for_training
 
 UNDECAYED = ("*.bias", "*bias_table", "*pos_emb*", "*rel_pos*", "*_token", "*_tokens")
-"""Name patterns of parameters without weight decay, whatever their shape; timm lists them for most networks only."""
+"""Name patterns of parameters without weight decay, for any shape; timm lists them for most networks only."""
 
 
 class SuffixClassifier(nn.Module):

@@ -31,7 +31,7 @@ NUMBERS = 1_500_000
 """Numbers in all references together (3 MB): fewer images if features are long."""
 
 MIN_REFERENCES = 50
-"""Training images below which there is no detector."""
+"""Minimum number of training images for a detector."""
 
 MIN_INLIERS = 20
 """Held-out in-distribution images below which no threshold accepts ``INLIER_SHARE`` of further ones."""

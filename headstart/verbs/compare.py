@@ -212,7 +212,7 @@ class _FineTuning:
     seconds: float
 
     def of(self, unfreeze: str, cost: float, **choices: Any) -> Recipe:
-        """The recipe that fine-tunes from a layer group on.
+        """The recipe that fine-tunes a layer group and all later ones.
 
         Args:
             unfreeze: name of the first layer group to train, or "all".

@@ -131,7 +131,7 @@ def export(
         data: labelled images to compare on: a folder, a table, or an open data set. Its val split is used; else test,
             else train. None for the images of the run.
         quantize: "int8" for 8-bit weights and activations (ONNX only); "" for float32.
-        allow_loss: accept an int8 file whatever its loss of accuracy.
+        allow_loss: accept an int8 file regardless of its loss of accuracy.
         device: device of the model: "auto", "cpu", "cuda" or "mps".
         cache: the cache folder; the default one if None.
         progress: receives messages and the progress of each task.
