@@ -103,7 +103,7 @@ def read_content(text: str, tensors: Mapping[str, Tensor], path: Path) -> ModelC
     header = _parsed(text, path)
     if header["format_version"] > FORMAT_VERSION:
         raise ModelFileError(
-            f"{path}: written in format {header['format_version']}; this Headstart {version_of('headstart')} reads "
+            f"{path}: written in format {header['format_version']}; Headstart {version_of('headstart')} reads formats "
             f"up to {FORMAT_VERSION}. Install a newer Headstart."
         )
     try:

@@ -16,7 +16,7 @@ class ErrorDetail(BaseModel):
     """Description of an error."""
 
     status: int = Field(description="HTTP status of the response.", examples=[413])
-    code: str = Field(description="The status as an identifier, for programs.", examples=["too_large"])
+    code: str = Field(description="Identifier of the status, for programs.", examples=["too_large"])
     reason: str = Field(description="What was found, what was expected and what to do.")
 
 

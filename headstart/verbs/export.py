@@ -304,7 +304,7 @@ def _images_for(
     missing = [path for path in images.compared.paths if not Path(path).is_file()]
     if missing:
         raise DataError(
-            f"{missing[0]}: no longer exists, nor do {len(missing) - 1:,} more of {images.words}. Give other images "
+            f"{missing[0]}: no longer exists; {len(missing):,} images are missing ({images.words}). Give other images "
             "(option data)."
         )
     return images.sample()
