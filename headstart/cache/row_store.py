@@ -408,6 +408,6 @@ def warn_damaged(what: str, folder: Path, progress: Progress) -> None:
             return
         warned.add(folder)
     progress.say(
-        f"Warning: some {what} in the cache ({folder}) were damaged, by a power cut or a failing disk; they are "
+        f"Warning: some {what} in the cache ({folder}) were damaged, for example by a power cut, and are "
         "computed again. To check all of the cache: headstart cache --verify."
     )
