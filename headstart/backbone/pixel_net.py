@@ -148,6 +148,7 @@ def split_backbone(backbone: Backbone, pool: Pooling = "auto", cut: str = "") ->
         OptionError: ``cut`` is not a boundary.
     """
     size = backbone.preprocessing
+    # ``build`` has every argument of ``build_architecture``, so networks of one key differ in their weights only.
     key = (*backbone.build.items(), size.height, size.width, pool, cut)
     with TRACING:
         if key not in _SPLIT:

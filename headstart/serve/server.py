@@ -146,16 +146,7 @@ def serve(
             "serve() cannot run in a thread with a running event loop. Use `await serve_async(...)`, or "
             "`create_app(...)` with another ASGI server."
         )
-    app = create_app(
-        run_or_model,
-        key=key,
-        local=is_loopback(host),
-        limits=limits,
-        corrections=corrections,
-        device=device,
-        progress=progress,
-    )
-    service: InferenceService = app.state.service
+    app, service = _application(run_or_model, host, key, limits, corrections, device, progress)
     with listen(host, port) as listener:
         run_until_stopped(
             app, service, listener, ready=_announcement(service, listener, host, key, progress), stop=stop
@@ -177,8 +168,23 @@ async def serve_async(
 
     Active requests are answered before the cancellation takes effect. Arguments and errors: see ``serve``.
     """
-    app = await asyncio.to_thread(
-        create_app,
+    app, service = await asyncio.to_thread(_application, run_or_model, host, key, limits, corrections, device, progress)
+    with listen(host, port) as listener, quiet_uvicorn():
+        await _run(app, service, listener, _announcement(service, listener, host, key, progress), lambda: 0)
+    _raise_startup_error(service)
+
+
+def _application(
+    run_or_model: str | os.PathLike[str],
+    host: str,
+    key: str,
+    limits: ServerLimits | None,
+    corrections: Path | None,
+    device: str,
+    progress: Progress | None,
+) -> tuple[FastAPI, InferenceService]:
+    """The application that listens on an address, and its service."""
+    app = create_app(
         run_or_model,
         key=key,
         local=is_loopback(host),
@@ -187,10 +193,7 @@ async def serve_async(
         device=device,
         progress=progress,
     )
-    service: InferenceService = app.state.service
-    with listen(host, port) as listener, quiet_uvicorn():
-        await _run(app, service, listener, _announcement(service, listener, host, key, progress), lambda: 0)
-    _raise_startup_error(service)
+    return app, app.state.service
 
 
 def _announcement(
