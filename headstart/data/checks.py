@@ -109,7 +109,9 @@ def _duplicates(given: CheckInput) -> list[Finding]:
     if not pairs:
         return []
     exact = sum(pair.exact for pair in pairs)
-    message = f"{len(pairs):,} pair(s) of identical or near-identical images within a class ({exact:,} byte for byte)"
+    message = (
+        f"{len(pairs):,} pair(s) of identical or near-identical images within a class ({exact:,} with equal bytes)"
+    )
     return [_pair_finding("duplicate", "note", message, given.dataset, pairs)]
 
 
@@ -162,7 +164,7 @@ def _quality(given: CheckInput) -> list[Finding]:
             )
             found.append(Finding(issue.kind, "note", message))
         else:
-            message = f"{count:,} image(s) {issue.words}"
+            message = f"{count:,} image(s) are {issue.words}"
             reasons = dict(zip(issue.positions, issue.reasons, strict=True))
             severity: Severity = "warning" if issue.is_fault else "note"
             found.append(image_finding(issue.kind, severity, message, given.dataset, reasons))
@@ -207,8 +209,8 @@ def _class_imbalance(given: CheckInput) -> list[Finding]:
     if given.dataset.multi_label or not sizes or max(sizes) < IMBALANCE_RATIO * min(sizes):
         return []
     message = (
-        f"the largest class has {max(sizes) / min(sizes):.1f} times the training images of the smallest; the option "
-        "balance_classes weights all classes equally"
+        f"the largest class has {max(sizes) / min(sizes):.1f} times as many training images as the smallest; "
+        "the option balance_classes weights all classes equally"
     )
     return [Finding("class-imbalance", "warning", message, tuple(f"{k}: {v}" for k, v in counts.items()))]
 

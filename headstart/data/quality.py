@@ -135,7 +135,7 @@ RULES = (
     ),
     _Rule(
         "extreme-aspect-ratio",
-        "with an extreme aspect ratio: most of the image is cropped away",
+        "extremely long or wide: most of the image is cropped away",
         "{w} x {h} pixels",
         lambda facts: _sides(facts)[0] / np.maximum(1, _sides(facts)[1]),
         EXTREME_BELOW,

@@ -204,7 +204,7 @@ def check_shares(dataset: Dataset, shares: SplitShares) -> None:
     given = [name for name in SPLITS if name in set(dataset.splits or ())]
     if "train" not in given:
         return  # a drawn split; or data without train, which is reported as such
-    reason = f"{dataset.root} comes with the split ({', '.join(given)}); leave the option out."
+    reason = f"{dataset.root} already has the splits ({', '.join(given)}); leave the option out."
     if shares.val is not None and "val" in given:
         raise OptionError(f"val {shares.val}: {reason}")
     if shares.test is not None and len(given) > 1:

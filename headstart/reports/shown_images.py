@@ -136,5 +136,5 @@ def _content(path: str, key: bytes) -> bytes:
     except OSError as error:
         raise UnreadableImage(path, (error.strerror or str(error)).lower()) from error
     if content_key(data) != key:
-        raise UnreadableImage(path, "has changed while the report was written")
+        raise UnreadableImage(path, "changed while the report was written")
     return data

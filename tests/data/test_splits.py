@@ -333,7 +333,7 @@ def test_a_share_is_for_what_the_data_come_without(
 ) -> None:
     dataset, _ = made(2, splits=given)
     if refused:
-        with pytest.raises(OptionError, match=r"comes with the split \(train, "):
+        with pytest.raises(OptionError, match=r"already has the splits \(train, "):
             check_shares(dataset, shares)
     else:
         check_shares(dataset, shares)
