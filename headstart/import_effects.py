@@ -55,7 +55,7 @@ def import_quietly(name: str) -> Any:
     """A module of another library, imported at its first use and without side effects (``restored_after_import``)."""
     if name in sys.modules:
         return importlib.import_module(name)  # waits for a thread that is importing it
-    with restored_after_import():
+    with restored_after_import(), collection_paused():
         return importlib.import_module(name)
 
 

@@ -62,7 +62,7 @@ def computed_rows(
         dtype: of a row, see ``RowStore``.
         shape: of a row.
         compute: returns the rows at the given positions of ``keys``, each a function of ``about`` and its key alone;
-            None where there is none, which is not kept.
+            None for a key without a result, which is not kept.
         cache: the cache folder; default ``cache_root()``.
     """
     try:

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.neighbors import KNeighborsClassifier
 
 from headstart.backbone.split import HEAD
 from headstart.errors import Diverged
 from headstart.evaluation.metrics import wilson
 from headstart.figures import share_text
+from headstart.import_effects import import_quietly
 from headstart.pipeline.evaluate import TrainedClassifier
 from headstart.pipeline.ladder_state import BestRung, Correct, FineTuned, JudgedRung, Ladder, Losses, judge_images
 from headstart.pipeline.train_rung import run_rung
@@ -114,7 +114,9 @@ def _neighbour_reference(ladder: Ladder) -> RungResult:
     most = min(NUM_NEIGHBOURS, len(train.labels) - 1)
 
     def predict(learn: npt.NDArray[np.int64], judged: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
-        classifier = KNeighborsClassifier(min(most, len(learn)), metric="cosine", weights="distance")
+        classifier = import_quietly("sklearn.neighbors").KNeighborsClassifier(
+            min(most, len(learn)), metric="cosine", weights="distance"
+        )
         return np.asarray(classifier.fit(features[learn], train.labels[learn]).predict(judged))
 
     parts = [] if val is None else [predict(np.arange(len(train.labels)), _flat(val.features))]

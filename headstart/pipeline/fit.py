@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from headstart.backbone.layers import Layout
+from headstart.cache.entries import cache_root
 from headstart.data.augment import Augmentation
 from headstart.engine.select import choose_engine
 from headstart.features.activations import Activations, Views
@@ -56,7 +57,7 @@ def fit_head(job: Job, loaded: Loaded, inspected: Inspected, planned: Planned, f
         val=None if val is None else (val.features, val.labels),
         together=inspected.parts(inspected.positions["train"]),
     )
-    return fit_classifier(job.recipe, data, progress=job.progress)
+    return fit_classifier(job.recipe, data, progress=job.progress, cache=cache_root(job.cache))
 
 
 def _augmented(job: Job, loaded: Loaded, planned: Planned, featurised: Featurised) -> Samples | None:

@@ -13,11 +13,10 @@ from typing import TypedDict, Unpack
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.metrics.pairwise import euclidean_distances
-from sklearn.svm import SVC, LinearSVC
 from torch import Tensor, nn
 
 from headstart.errors import DataError
+from headstart.import_effects import import_quietly
 from headstart.progress import Progress, SilentProgress
 from headstart.quiet import quiet
 from headstart.training.heads import NeighbourHead, RbfHead, float_tensor, linear_head
@@ -115,7 +114,7 @@ def fit_svm(features: Features, labels: Labels, *, classes: int, **options: Unpa
         return out
 
     chosen, reason = _chosen(outside, labels, LINEAR_C, options)
-    machine = LinearSVC(
+    machine = import_quietly("sklearn.svm").LinearSVC(
         C=chosen["C"], class_weight="balanced" if balance else None, dual="auto", max_iter=SVM_ROUNDS, random_state=0
     )
     with quiet():
@@ -164,16 +163,18 @@ class _KernelMachines:
     def __init__(self, x: Features, labels: Labels, classes: int, *, balance: bool) -> None:
         self.labels, self.classes, self.class_weight = labels, classes, "balanced" if balance else None
         self.gamma = 1 / x.shape[1]
-        self.kernel = np.exp(-self.gamma * euclidean_distances(x, squared=True))
+        distances = import_quietly("sklearn.metrics.pairwise").euclidean_distances(x, squared=True)
+        self.kernel = np.exp(-self.gamma * distances)
 
     def fit(self, learn: npt.NDArray[np.int64], c: float) -> tuple[Scores, Scores]:
         """(N, classes) coefficients of all images, 0 except for support vectors, and (classes,) offsets."""
         coefficients, offsets = np.zeros((len(self.labels), self.classes)), np.full(self.classes, NEVER)
         labels = self.labels[learn]
         present = np.unique(labels)
-        train_kernel = self.kernel[np.ix_(learn, learn)]
+        train_kernel, machine_of = self.kernel[np.ix_(learn, learn)], import_quietly("sklearn.svm").SVC
         for label in present[1:] if len(present) == 2 else present:
-            machine = SVC(kernel="precomputed", C=c, class_weight=self.class_weight).fit(train_kernel, labels == label)
+            machine = machine_of(kernel="precomputed", C=c, class_weight=self.class_weight)
+            machine.fit(train_kernel, labels == label)
             coefficients[learn[machine.support_], label] = machine.dual_coef_[0]
             offsets[label] = machine.intercept_[0]
         if len(present) == 2:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,9 @@ class HeadData:
     together: Parts | None = None
 
 
-def fit_classifier(recipe: Recipe, data: HeadData, *, progress: Progress | None = None) -> Fitted:
+def fit_classifier(
+    recipe: Recipe, data: HeadData, *, progress: Progress | None = None, cache: Path | None = None
+) -> Fitted:
     """Fits the classifier of a recipe.
 
     Args:
@@ -92,6 +95,7 @@ def fit_classifier(recipe: Recipe, data: HeadData, *, progress: Progress | None 
             ``head_epochs`` and ``head_lr``.
         data: features, labels and what else the fit uses.
         progress: receives the number of fits done.
+        cache: the cache folder, where the same fit of a linear probe is kept; None to fit in any case.
 
     Raises:
         DataError: fewer than two classes have images.
@@ -105,10 +109,10 @@ def fit_classifier(recipe: Recipe, data: HeadData, *, progress: Progress | None 
         raise OptionError(f"sample_weight: supported only by probe {LOGISTIC!r} with a linear head, not by {other}.")
     if recipe.head != LINEAR:
         return _trained(recipe, specs, data, progress)
-    return _logistic(recipe, data, progress) if recipe.probe == LOGISTIC else _classical(recipe, data, progress)
+    return _logistic(recipe, data, progress, cache) if recipe.probe == LOGISTIC else _classical(recipe, data, progress)
 
 
-def _logistic(recipe: Recipe, data: HeadData, progress: Progress | None) -> Fitted:
+def _logistic(recipe: Recipe, data: HeadData, progress: Progress | None, cache: Path | None) -> Fitted:
     options: dict[str, Any] = {"classes": data.classes, "balance": recipe.balance_classes}
     probe = fit_probe(
         data.features,
@@ -118,6 +122,7 @@ def _logistic(recipe: Recipe, data: HeadData, progress: Progress | None) -> Fitt
         seed=recipe.seed,
         together=data.together,
         progress=progress,
+        cache=cache,
     )
     options |= {"c": probe.c, "single": recipe.single_logit}
     refit = partial(
@@ -125,6 +130,7 @@ def _logistic(recipe: Recipe, data: HeadData, progress: Progress | None) -> Fitt
         features=data.features,
         labels=data.labels,
         sample_weight=data.sample_weight,
+        cache=cache,
         **options,
     )
     losses = {str(c): loss for c, loss in probe.losses.items()}

@@ -16,11 +16,11 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from headstart.backbone.layers import Layout
 from headstart.errors import TrainingError
+from headstart.import_effects import import_quietly
 from headstart.progress import Progress, SilentProgress
 from headstart.training.ema import decay_at, update_average
 from headstart.training.head_spec import HeadSpec
@@ -477,7 +477,8 @@ def _held_out(train: Samples, seed: int, together: Parts | None) -> tuple[Sample
     too_few = alike is not None and HELD_OUT * len(others) < count_learnable(alike)
     if len(others) < LEAST_HELD_OUT or too_few:
         return None
-    learn, judge = train_test_split(others, test_size=HELD_OUT, stratify=alike, random_state=seed)
+    split = import_quietly("sklearn.model_selection").train_test_split
+    learn, judge = split(others, test_size=HELD_OUT, stratify=alike, random_state=seed)
     return train.some(np.concatenate([learn, alone])), replace(train.some(judge), views=0)
 
 

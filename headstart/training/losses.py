@@ -14,9 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from headstart.concurrency import ignored_warnings
 from headstart.errors import DataError
-from headstart.import_effects import import_quietly, restored_after_import
+from headstart.import_effects import import_quietly
 
 Labels = npt.NDArray[np.int64]
 Logits = npt.NDArray[np.floating[Any]]
@@ -132,14 +131,38 @@ def folds_of(labels: Labels, count: int, seed: int, *, together: Parts | None = 
         if 1 < len(first) < len(together):
             judged = [np.isin(part, judge) for _, judge in folds_of(labels[first], count, seed)]
             return [(np.flatnonzero(~mask), np.flatnonzero(mask)) for mask in judged]
-    with restored_after_import():  # the import takes a second, which predictions do not need
-        from sklearn.model_selection import KFold, StratifiedKFold
-
     number = max(2, min(count, int(class_sizes(labels).max())))
-    if is_multi_label(labels) or class_sizes(labels).max() < number:
-        return list(KFold(number, shuffle=True, random_state=seed).split(labels))
-    with ignored_warnings("sklearn", UserWarning):  # classes with fewer images than folds are in some folds only
-        return list(StratifiedKFold(number, shuffle=True, random_state=seed).split(labels, labels))
+    is_stratified = not is_multi_label(labels) and class_sizes(labels).max() >= number
+    numbers = (_stratified_fold_numbers if is_stratified else _fold_numbers)(labels, number, seed)
+    return [(np.flatnonzero(numbers != fold), np.flatnonzero(numbers == fold)) for fold in range(number)]
+
+
+def _fold_numbers(labels: Labels, count: int, seed: int) -> npt.NDArray[np.int64]:
+    """(N,) fold of each image, as scikit-learn's ``KFold``, whose import takes two seconds."""
+    shuffled = np.arange(len(labels))
+    np.random.RandomState(seed).shuffle(shuffled)
+    numbers = np.empty(len(labels), np.int64)
+    for fold, images in enumerate(np.array_split(shuffled, count)):
+        numbers[images] = fold
+    return numbers
+
+
+def _stratified_fold_numbers(labels: Labels, count: int, seed: int) -> npt.NDArray[np.int64]:
+    """(N,) fold of each image, as scikit-learn's ``StratifiedKFold``.
+
+    Images in the order of their classes are dealt to the folds in turn, which gives the sizes; then each class is
+    shuffled. Classes with fewer images than folds are in some folds only.
+    """
+    generator, numbers = np.random.RandomState(seed), np.empty(len(labels), np.int64)
+    _, first, codes = np.unique(labels, return_index=True, return_inverse=True)
+    codes = np.argsort(np.argsort(first))[codes]  # classes in the order of their first images
+    in_order = np.sort(codes)
+    sizes = np.stack([np.bincount(in_order[fold::count], minlength=len(first)) for fold in range(count)])
+    for code in range(len(first)):
+        drawn = np.repeat(np.arange(count), sizes[:, code])
+        generator.shuffle(drawn)
+        numbers[codes == code] = drawn
+    return numbers
 
 
 def can_keep_together(labels: Labels, together: Parts) -> bool:

@@ -6,16 +6,18 @@ Multinomial for single-label data; one binary regression per label for multi-lab
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import train_test_split
 
+from headstart.cache.computed import computed_once
 from headstart.errors import DataError
+from headstart.extras import version_of
+from headstart.import_effects import import_quietly
 from headstart.progress import Progress, SilentProgress
 from headstart.training.linear_fits import ROUNDS, LinearFits, balanced_weights, linear_fits
 from headstart.training.losses import (
@@ -28,6 +30,9 @@ from headstart.training.losses import (
     learnable_folds,
     log_losses,
 )
+
+PROBE_VERSION = 1
+"""Version of the method; incremented to invalidate cached fits."""
 
 C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Inverse strengths of the L2 penalty that cross-validation chooses from."""
@@ -84,6 +89,43 @@ class Probe:
     losses: dict[float, float]
 
 
+@dataclass(frozen=True)
+class Penalty:
+    """The strength of the L2 penalty of a probe.
+
+    Attributes:
+        c: inverse strength.
+        num_folds: of the cross-validation that chose it; 0 if it was not chosen.
+        losses: C -> mean log loss over the folds, in nats; empty if C was not chosen.
+    """
+
+    c: float
+    num_folds: int
+    losses: dict[float, float]
+
+    def reason(self, labels: Labels) -> str:
+        """Why this C was chosen for the labels, a sentence."""
+        if not self.losses:
+            why = f"{_num_judged(labels)} training images of classes that have at least two"
+            return f"C = {self.c} (default: {why} are too few to choose it)"
+        where = "the training images" if len(labels) <= CHOOSE_ON else f"{CHOOSE_ON:,} of the training images"
+        by = f"the log loss of {self.num_folds}-fold cross-validation on {where}"
+        return f"C = {self.c:g}, chosen from {len(self.losses)} values by {by}"
+
+    def as_numbers(self) -> npt.NDArray[np.float64]:
+        """(NUM_PENALTY_NUMBERS,) float64 that ``of_numbers`` reads; NaN for values of C that were not tried."""
+        return np.array([self.c, self.num_folds, *(self.losses.get(c, np.nan) for c in C_GRID)])
+
+    @classmethod
+    def of_numbers(cls, numbers: npt.NDArray[np.float64]) -> Penalty:
+        """Reads what ``as_numbers`` wrote."""
+        c, num_folds, *losses = numbers.tolist()
+        return cls(c, int(num_folds), {c: loss for c, loss in zip(C_GRID, losses, strict=True) if loss == loss})
+
+
+NUM_PENALTY_NUMBERS = 2 + len(C_GRID)
+
+
 def fit_probe(
     features: Features,
     labels: Labels,
@@ -94,6 +136,7 @@ def fit_probe(
     seed: int = 0,
     together: Parts | None = None,
     progress: Progress | None = None,
+    cache: Path | None = None,
 ) -> Probe:
     """Fits the probe; C is chosen by cross-validation if there are enough images.
 
@@ -106,22 +149,54 @@ def fit_probe(
         seed: of the folds.
         together: (N,) part of each image; parts are not divided, see ``losses.learnable_folds``.
         progress: receives the number of fits done.
+        cache: the cache folder, where the same fit is kept; None to fit in any case.
 
     Raises:
         DataError: fewer than two classes have images.
     """
-    progress = progress or SilentProgress()
+    progress, classes = progress or SilentProgress(), labels.shape[1] if is_multi_label(labels) else classes
     require_learnable(labels)
-    x = standardised(features, sample_weight)[2]
-    c, reason, losses = choose_c(
-        x, labels, balance=balance, sample_weight=sample_weight, seed=seed, together=together, progress=progress
-    )
-    weight, bias, converged = _refitted(
-        features, labels, classes=classes, c=c, balance=balance, sample_weight=sample_weight
-    )
+
+    def fit() -> npt.NDArray[np.float64]:
+        x = standardised(features, sample_weight)[2]
+        penalty = choose_c(
+            x, labels, balance=balance, sample_weight=sample_weight, seed=seed, together=together, progress=progress
+        )
+        weight, bias, converged = _refitted(
+            features, labels, classes=classes, c=penalty.c, balance=balance, sample_weight=sample_weight
+        )
+        return np.concatenate([penalty.as_numbers(), [converged], weight.ravel(), bias], dtype=np.float64)
+
+    size = NUM_PENALTY_NUMBERS + 1 + classes * (features.shape[1] + 1)
+    inputs = (features, labels, sample_weight, together)
+    numbers = _kept_fit(fit, inputs, size, {"classes": classes, "balance": balance, "seed": seed}, cache)
+    return _probe_of(numbers, classes, labels, progress)
+
+
+def _kept_fit(
+    fit: Callable[[], npt.NDArray[np.float64]],
+    inputs: Iterable[npt.NDArray[Any] | None],
+    size: int,
+    options: dict[str, Any],
+    cache: Path | None,
+) -> npt.NDArray[np.float64]:
+    """The numbers that ``fit`` returns, from the cache if it was called with the same inputs and options before."""
+    if cache is None:
+        return fit()
+    method = {"grid": C_GRID, "folds": FOLDS, "rounds": ROUNDS, "version": PROBE_VERSION}
+    libraries = {name: version_of(name) for name in ("torch", "scikit-learn", "scipy")}
+    given = [array for array in inputs if array is not None]
+    return computed_once("probes", options | method | libraries, given, (size,), fit, cache=cache)
+
+
+def _probe_of(numbers: npt.NDArray[np.float64], classes: int, labels: Labels, progress: Progress) -> Probe:
+    """The probe of the numbers of ``fit_probe``: penalty, 1 if the fit converged, weight, bias."""
+    penalty = Penalty.of_numbers(numbers[:NUM_PENALTY_NUMBERS])
+    converged, weights = numbers[NUM_PENALTY_NUMBERS], numbers[NUM_PENALTY_NUMBERS + 1 :]
     if not converged:
         progress.say(NOT_CONVERGED)
-    return Probe(weight=weight, bias=bias, c=c, reason=reason, losses=losses)
+    weight, bias = _weight_and_bias(weights, classes)
+    return Probe(weight=weight, bias=bias, c=penalty.c, reason=penalty.reason(labels), losses=penalty.losses)
 
 
 def refit_probe(
@@ -132,9 +207,25 @@ def refit_probe(
     c: float,
     balance: bool = False,
     sample_weight: SampleWeight | None = None,
+    cache: Path | None = None,
 ) -> tuple[Features, Features]:
-    """The probe for a given C: (classes, D) weight and (classes,) bias, float32."""
-    return _refitted(features, labels, classes=classes, c=c, balance=balance, sample_weight=sample_weight)[:2]
+    """The probe for a given C: (classes, D) weight and (classes,) bias, float32. Arguments as ``fit_probe``."""
+    classes = labels.shape[1] if is_multi_label(labels) else classes
+
+    def fit() -> npt.NDArray[np.float64]:
+        options: dict[str, Any] = {"classes": classes, "c": c, "balance": balance, "sample_weight": sample_weight}
+        weight, bias, _ = _refitted(features, labels, **options)
+        return np.concatenate([weight.ravel(), bias], dtype=np.float64)
+
+    options = {"classes": classes, "c": c, "balance": balance}
+    numbers = _kept_fit(fit, (features, labels, sample_weight), classes * (features.shape[1] + 1), options, cache)
+    return _weight_and_bias(numbers, classes)
+
+
+def _weight_and_bias(numbers: npt.NDArray[np.float64], classes: int) -> tuple[Features, Features]:
+    """(classes, D) and (classes,) float32 of the numbers in one row."""
+    exact = numbers.astype(np.float32)
+    return exact[:-classes].reshape(classes, -1), exact[-classes:]
 
 
 def _refitted(
@@ -209,8 +300,8 @@ def choose_c(
     seed: int,
     together: Parts | None = None,
     progress: Progress,
-) -> tuple[float, str, dict[float, float]]:
-    """Chooses C by cross-validation if there are enough images: (C, why it was chosen, C -> loss).
+) -> Penalty:
+    """Chooses C by cross-validation if there are enough images.
 
     Args:
         x: (N, D) float32, standardised.
@@ -221,30 +312,27 @@ def choose_c(
         together: see ``fit_probe``.
         progress: receives the number of fits done.
     """
-    judged = int((class_sizes(labels) > 1).sum())
-    if judged < CHOOSE_FROM:
-        why = f"{judged} training images of classes that have at least two"
-        return C_WITHOUT_CHOICE, f"C = {C_WITHOUT_CHOICE} (default: {why} are too few to choose it)", {}
-    where, weights = "the training images", sample_weight
+    if _num_judged(labels) < CHOOSE_FROM:
+        return Penalty(C_WITHOUT_CHOICE, 0, {})
+    weights = sample_weight
     if len(labels) > CHOOSE_ON:
         kept = _stratified_sample(labels, seed)
         x, labels, weights = x[kept], labels[kept], None if weights is None else weights[kept]
         together = None if together is None else together[kept]
-        where = f"{CHOOSE_ON:,} of the training images"
     folds = learnable_folds(labels, FOLDS, seed, together=together)
     losses = _out_of_fold_losses(x, labels, folds, balance=balance, weights=weights, progress=progress)
-    best = min(losses, key=lambda c: losses[c])
-    reason = (
-        f"C = {best:g}, chosen from {len(losses)} values by the log loss of {len(folds)}-fold cross-validation "
-        f"on {where}"
-    )
-    return best, reason, losses
+    return Penalty(min(losses, key=lambda c: losses[c]), len(folds), losses)
+
+
+def _num_judged(labels: Labels) -> int:
+    """Number of images that cross-validation can evaluate: those of classes with at least two."""
+    return int((class_sizes(labels) > 1).sum())
 
 
 def _stratified_sample(labels: Labels, seed: int) -> Labels:
     """Indices of ``CHOOSE_ON`` images, with the classes in proportion if each has at least two images."""
     can_stratify = not is_multi_label(labels) and class_sizes(labels).min() >= 2
-    kept, _ = train_test_split(
+    kept, _ = import_quietly("sklearn.model_selection").train_test_split(
         np.arange(len(labels)),
         train_size=CHOOSE_ON,
         stratify=labels if can_stratify else None,
@@ -308,10 +396,11 @@ def _fit_each(x: Features, labels: Labels, c: float) -> tuple[npt.NDArray[np.flo
     return weight, bias, converged
 
 
-def _fit(x: Features, labels: Labels, c: float, sample_weight: SampleWeight | None) -> LogisticRegression:
+def _fit(x: Features, labels: Labels, c: float, sample_weight: SampleWeight | None) -> Any:
+    regression = import_quietly("sklearn.linear_model").LogisticRegression  # a slow import that a cached fit avoids
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return LogisticRegression(C=c, max_iter=ROUNDS).fit(x, labels, sample_weight=sample_weight)
+        warnings.simplefilter("ignore", import_quietly("sklearn.exceptions").ConvergenceWarning)
+        return regression(C=c, max_iter=ROUNDS).fit(x, labels, sample_weight=sample_weight)
 
 
 def as_rows(fitted: Any, classes: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

@@ -147,7 +147,7 @@ def find_label_errors(
         return None
     x = standardised(features)[2]
     if c is None:
-        c = choose_c(x, labels, balance=False, seed=seed, together=together, progress=progress or SilentProgress())[0]
+        c = choose_c(x, labels, balance=False, seed=seed, together=together, progress=progress or SilentProgress()).c
     folds = learnable_folds(labels, FOLDS, seed, together=together)
     judged = evaluated_images(folds)
     with (progress or SilentProgress()).task("Looking for wrong labels", 2 * FOLDS, unit="fits") as advance:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 from scipy.special import logit
-from sklearn.linear_model import LogisticRegression
 
+from headstart.import_effects import import_quietly
 from headstart.training.losses import Labels, Parts, folds_of
 
 Probabilities = npt.NDArray[np.float64]
@@ -74,7 +74,8 @@ def _best(probabilities: Probabilities, has_label: Labels) -> float:
     if min(total, len(has_label) - total) < LEAST:
         return DEFAULT_THRESHOLD
     odds = logit(np.clip(probabilities, NEARLY, 1 - NEARLY))[:, None]
-    calibrated = LogisticRegression(C=CALIBRATION_C).fit(odds, has_label).predict_proba(odds)[:, 1]
+    regression = import_quietly("sklearn.linear_model").LogisticRegression(C=CALIBRATION_C)
+    calibrated = regression.fit(odds, has_label).predict_proba(odds)[:, 1]
     order = np.argsort(-probabilities, kind="stable")
     ranked, hits = probabilities[order], np.cumsum(calibrated[order])
     ends = np.flatnonzero(np.diff(ranked, append=-1.0))  # equal probabilities are assigned together or not at all

@@ -189,6 +189,20 @@ def test_a_second_run_does_not_run_the_backbone_and_says_so(run: hs.Run, tmp_pat
     assert reports[0] == reports[1], "except for durations"
 
 
+@pytest.mark.slow
+def test_a_second_run_imports_neither_scikit_learn_nor_pandas(run: hs.Run, tmp_path: Path) -> None:
+    """They take a third of its time."""
+    data = Path(rows(run.folder / "split.csv")[0]["path"]).parent.parent
+    script = (
+        f"import sys, headstart as hs; hs.train({str(data)!r}, out={str(tmp_path / 'run')!r}, **{QUICK}); "
+        "print([name for name in ('sklearn', 'pandas', 'scipy.stats', 'cleanlab') if name in sys.modules])"
+    )
+    for _ in range(2):  # the engines of a new process may be others than those of the tests
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 @pytest.mark.exhaustive
 def test_the_same_seed_gives_the_same_model_from_cold_caches_and_another_seed_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

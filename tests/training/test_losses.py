@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
+from sklearn.model_selection import KFold, StratifiedKFold
 from torch import nn
 
 from headstart.errors import DataError
@@ -58,6 +61,24 @@ def test_folds_hold_each_image_once(labels: np.ndarray) -> None:
     assert len(folds) == 4
     assert sorted(np.concatenate([judge for _, judge in folds])) == list(range(20))
     assert all(not set(learn) & set(judge) for learn, judge in folds)
+
+
+def test_folds_are_those_of_scikit_learn() -> None:
+    generator = np.random.default_rng(0)
+    for seed in range(60):
+        size, classes, count = generator.integers(12, 90), generator.integers(1, 12), int(generator.integers(2, 6))
+        labels = generator.integers(0, classes, size)
+        number = max(2, min(count, int(np.bincount(labels).max())))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # some classes have fewer images than there are folds
+            expected = list(StratifiedKFold(number, shuffle=True, random_state=seed).split(labels, labels))
+        several = generator.integers(0, 2, (size, 3))
+        plain = list(KFold(min(count, size), shuffle=True, random_state=seed).split(several))
+        found = [targets.folds_of(labels, count, seed), targets.folds_of(several, count, seed)]
+        for folds, others in zip(found, [expected, plain], strict=True):
+            assert [[part.tolist() for part in fold] for fold in folds] == [
+                [part.tolist() for part in fold] for fold in others
+            ]
 
 
 def test_a_rare_class_takes_no_fold_from_the_others() -> None:

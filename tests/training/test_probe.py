@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from recorded_progress import RecordedProgress
@@ -12,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 from headstart.errors import DataError
 from headstart.training import linear_fits, probe
-from headstart.training.probe import C_GRID, C_WITHOUT_CHOICE, FOLDS, fit_probe, floored
+from headstart.training.probe import C_GRID, C_WITHOUT_CHOICE, FOLDS, fit_probe, floored, refit_probe
 
 
 def some_data(count: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -235,3 +237,77 @@ def test_a_fit_that_does_not_converge_says_so_once_with_the_remedy(
     assert len(said.said) == 1
     assert "without converging" in said.said[0]
     assert "probe svm" in said.said[0]
+
+
+def same(one: probe.Probe, two: probe.Probe) -> bool:
+    arrays = np.array_equal(one.weight, two.weight) and np.array_equal(one.bias, two.bias)
+    types = one.weight.dtype == two.weight.dtype == one.bias.dtype == np.float32
+    return arrays and types and (one.c, one.reason, one.losses) == (two.c, two.reason, two.losses)
+
+
+@pytest.mark.parametrize("kind", ["single-label", "multi-label", "few images", "weighted", "in parts"])
+def test_a_fit_in_the_cache_is_the_fit(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, labels = several_labels() if kind == "multi-label" else some_data(30 if kind == "few images" else 120, 3)
+    options = {}
+    if kind == "weighted":
+        options["sample_weight"] = np.random.default_rng(0).uniform(0.5, 2, len(labels))
+    if kind == "in parts":
+        options["together"] = np.arange(len(labels)) // 2
+    plain = fit_probe(x, labels, classes=3, **options)
+    assert same(fit_probe(x, labels, classes=3, **options, cache=tmp_path), plain)
+    with monkeypatch.context() as patch:
+        patch.setattr(probe, "_refitted", None)
+        patch.setattr(probe, "choose_c", None)
+        assert same(fit_probe(x.copy(), labels.copy(), classes=3, **options, cache=tmp_path), plain)
+    (file,) = tmp_path.rglob("rows.bin")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    assert same(fit_probe(x, labels, classes=3, **options, cache=tmp_path), plain), "damaged"
+
+
+def test_a_fit_on_anything_else_is_not_taken_from_the_cache(tmp_path: Path) -> None:
+    x, labels = some_data(120, 3)
+    weights, parts = np.full(len(labels), 2.0), np.arange(len(labels)) // 2
+    shifted = x + np.eye(1, 30, dtype=np.float32)
+    cases = [
+        (x, labels, {}),
+        (shifted * 1.5, labels, {}),
+        (x, (labels + 1) % 3, {}),
+        (x, labels, {"seed": 1}),
+        (x, labels, {"balance": True}),
+        (x, labels, {"sample_weight": weights}),
+        (x, labels, {"together": parts}),
+    ]
+    for features, given, options in cases:
+        cached = fit_probe(features, given, classes=3, **options, cache=tmp_path)
+        assert same(cached, fit_probe(features, given, classes=3, **options)), options
+    assert sum(file.stat().st_size // 24 for file in tmp_path.rglob("keys.bin")) == len(cases)
+
+
+def test_a_cached_fit_that_did_not_converge_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, labels = some_data(120, 3)
+    monkeypatch.setattr(probe, "ROUNDS", 1)
+    for _ in range(2):
+        said = RecordedProgress()
+        fit_probe(x, labels, classes=3, progress=said, cache=tmp_path)
+        assert ["without converging" in text for text in said.said] == [True]
+
+
+def test_a_refit_in_the_cache_is_the_refit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, labels = some_data(120, 3)
+    several = several_labels()
+    weights = np.random.default_rng(0).uniform(0.5, 2, len(labels))
+    cases = [(x, labels, None, 0.1), (x, labels, None, 1.0), (x, labels, weights, 0.1), (*several, None, 0.1)]
+
+    def found(**kept: Path) -> list[np.ndarray]:
+        return [
+            np.column_stack(refit_probe(features, given, classes=3, c=c, sample_weight=own, **kept))
+            for features, given, own, c in cases
+        ]
+
+    plain = found()
+    assert all(map(np.array_equal, found(cache=tmp_path), plain))
+    monkeypatch.setattr(probe, "_refitted", None)
+    assert all(map(np.array_equal, found(cache=tmp_path), plain))
+    assert not np.array_equal(plain[0], plain[1])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from random_predictions import random_logits
 from scipy.special import expit, softmax
+from scipy.stats import binomtest
 
 from headstart.evaluation.predictions import evaluate_predictions
 from headstart.evaluation.reliability import reliabilities, reliability, usual_kept
@@ -13,7 +14,9 @@ from headstart.reports.calibration_chart import calibration_charts
 from headstart.training.losses import folds_of
 from headstart.trust.calibration import (
     HIGHEST,
+    LEARNT_P,
     LEAST,
+    Agreement,
     Calibration,
     agreement,
     calibrate,
@@ -21,6 +24,14 @@ from headstart.trust.calibration import (
     cross_fitted_probabilities,
     threshold_for_accuracy,
 )
+
+
+@pytest.mark.parametrize("count", [1, 9, 60, 3000])
+def test_chance_is_judged_by_the_exact_binomial_test(count: int) -> None:
+    for expected in (0.0, 0.2 * count, 0.5 * count, float(count)):
+        for correct in {0, 1, count // 3, int(0.55 * count), count - 1, count}:
+            tested = binomtest(correct, count, expected / count, alternative="greater")
+            assert Agreement(correct, expected, count).learnt == (tested.pvalue < LEARNT_P), (expected, correct)
 
 
 @pytest.mark.parametrize("sharper", [0.3, 1.0, 4.0])

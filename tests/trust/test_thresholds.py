@@ -9,7 +9,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 
 from headstart.training.losses import folds_of
-from headstart.trust import thresholds
 from headstart.trust.thresholds import DEFAULT_THRESHOLD, LEAST, best_thresholds, cross_fitted_labels, labels_above
 
 
@@ -124,7 +123,7 @@ def test_the_threshold_is_where_f1_is_to_be_expected_greatest_whatever_the_calib
             right = expit(odds[:, 0]) ** power
             return np.stack([1 - right, right], axis=1)
 
-    monkeypatch.setattr(thresholds, "LogisticRegression", Table)
+    monkeypatch.setattr("sklearn.linear_model.LogisticRegression", Table)
     for _ in range(300):
         power = rng.choice([0.3, 1.0, 3.0])
         chances = rng.choice(np.linspace(0.05, 0.95, 13), (rng.integers(10, 16), 1))
