@@ -16,7 +16,13 @@ from recorded_progress import RecordedProgress
 from safetensors.torch import save_file
 
 from headstart.backbone.names import TORCHVISION, resolution_note, resolve_architecture
-from headstart.backbone.weights import build_architecture, fingerprint, load_backbone, random_backbone
+from headstart.backbone.weights import (
+    build_architecture,
+    fingerprint,
+    load_backbone,
+    load_with_classifier,
+    random_backbone,
+)
 from headstart.errors import OptionError, WeightsError
 from headstart.features.export import export_features
 
@@ -341,3 +347,27 @@ def test_weights_that_are_not_drawn_leave_nothing_behind_once_they_are_loaded_ov
     ours = dict(bare.named_buffers()) | dict(bare.named_parameters())
     assert list(ours) == list(theirs)
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_the_pretrained_classifier_is_the_one_that_the_weights_came_with() -> None:
+    backbone, known = load_with_classifier(image_size=64)
+    assert len(known.classes) == len(set(known.classes)) == 1000
+    assert known.classes[985] == "n11939491 daisy"
+    assert known.weight.shape == (1000, 1280)
+    assert backbone.fingerprint == load_backbone(image_size=64).fingerprint
+
+
+@pytest.mark.slow
+def test_the_classifier_is_read_from_a_weights_file(tmp_path: Path) -> None:
+    module = build_architecture("resnet18", image_size=64, classes=7)
+    save_file(module.state_dict(), tmp_path / "seven.safetensors")
+    backbone, known = load_with_classifier("resnet18", weights=tmp_path / "seven.safetensors", image_size=64)
+    assert known.classes == tuple(f"class {i}" for i in range(7))
+    assert torch.equal(known.weight, module.fc.weight)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.allclose(backbone.module(x) @ known.weight.T + known.bias, module(x), atol=1e-4)
+    bare = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith("fc.")}
+    save_file(bare, tmp_path / "bare.safetensors")
+    with pytest.raises(WeightsError, match="contains no classifier"):
+        load_with_classifier("resnet18", weights=tmp_path / "bare.safetensors", image_size=64)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import main
-from random_images import write_classes, write_grouped_table
+from random_images import write_grouped_table
 
 import headstart as hs
 from headstart.pipeline import evaluate, fit
@@ -96,24 +96,3 @@ def test_no_step_of_a_run_divides_a_group(
     assert all(1 <= count <= 7 for count in seen.values()), seen
     ((own, references),) = [parts for parts in apart if parts is not None]
     assert len(set(own.tolist()) | set(references.tolist())) <= 7
-
-
-def test_classes_of_one_group_each_are_named_in_a_warning(tmp_path: Path) -> None:
-    """Whoever recognises the group knows the class: cross-validation cannot tell the one from the other."""
-    data = write_classes(tmp_path / "d", {"blue": 20, "red": 20})
-    rows = [[str(p.relative_to(tmp_path)), p.parent.name, f"camera of {p.parent.name}"] for p in data.rglob("*.png")]
-    splits = ["val" if Path(path).stem in ("1", "2", "3") else "train" for path, *_ in rows]
-    with open(tmp_path / "t.csv", "w", newline="") as file:
-        head = ["path", "label", "group", "split"]
-        csv.writer(file).writerows([head, *([*row, split] for row, split in zip(rows, splits, strict=True))])
-    said: list[str] = []
-
-    class Heard(hs.TerminalProgress):
-        def say(self, text: str) -> None:
-            said.append(text)
-
-    hs.train(tmp_path / "t.csv", out=tmp_path / "run", image_size=64, progress=Heard())
-    assert [line for line in said if "one group only" in line] == [
-        "Warning: each class has training images of one group only (or near copies of one image), so cross-validation "
-        "has to divide groups, and its scores are too high. Add images of other groups."
-    ]

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-from random_images import mislabel, random_image, write_classes
+from random_images import mislabel, write_classes
 
 import headstart as hs
 from headstart.cli.main import app
-from headstart.errors import DataError, OptionError
+from headstart.errors import OptionError
 from headstart.evaluation.reliability import reliability
 from headstart.prediction import NONE_OF_THESE, UNSURE, Prediction
 from headstart.progress import SilentProgress
@@ -193,12 +193,3 @@ def test_where_few_images_are_held_out_a_cross_validated_score_comes_first(tmp_p
     assert card.index("cross-validation accuracy ") < card.index("val accuracy 100.0 % (1/1)")
     assert "Not calibrated" in report
     assert "Add labelled images" in card
-
-
-def test_files_that_are_all_one_image_are_an_error_that_says_so(tmp_path: Path) -> None:
-    for label in ("a", "b"):
-        (tmp_path / "d" / label).mkdir(parents=True)
-        for i in range(5):
-            random_image(1).save(tmp_path / "d" / label / f"{i}.png")
-    with pytest.raises(DataError, match="all 10 files show the same image"):
-        hs.train(tmp_path / "d", out=tmp_path / "run", image_size=64)
