@@ -236,7 +236,7 @@ def lower_addmm(
 ) -> GraphValue:
     """Linear layers."""
     if not isinstance(x, RecordedTensor) or isinstance(y, RecordedTensor) or isinstance(bias, RecordedTensor):
-        raise NotLowered("a product of two images")
+        raise NotLowered("a product of two tensors that depend on the images")
     return GraphValue(
         w.one("Gemm", w.name(x), w.name(y), w.name(bias), alpha=float(alpha), beta=float(beta)), require_batch_first(x)
     )
@@ -247,7 +247,7 @@ def lower_matmul(w: GraphWriter, out: Tensor, x: Tensor, y: Tensor) -> GraphValu
     if not {t.value.batch for t in (x, y) if isinstance(t, RecordedTensor)} <= {0} or (
         x.ndim == 2 and isinstance(y, RecordedTensor)
     ):
-        raise NotLowered("a product of two images")
+        raise NotLowered("a product of two tensors that depend on the images")
     names = [w.name(x), w.name(y)]
     if x.ndim == 3:
         names = [operand_name(w, t, out, 0) for t in (x, y)]

@@ -47,7 +47,7 @@ def _reliability_diagram(found: Sequence[Reliability]) -> str:
         series,
         x_label="predicted probability, %",
         y_label="correct predictions, %",
-        description="Reliability diagram: share of correct predictions against predicted probability",
+        description="Reliability diagram: share of correct predictions by predicted probability",
         diagonal=True,
     )
 

@@ -175,9 +175,9 @@ def test_a_val_drawn_from_train_holds_no_near_copy_of_it_and_no_group_of_it(tmp_
 @pytest.mark.parametrize(
     ("given", "shares", "named"),
     [
-        ("val", SplitShares(val=0.2), r"val 0\.2: .*the split \(train, val\)"),
-        ("val", SplitShares(test=0.2), r"test 0\.2: .*the split \(train, val\)"),
-        ("test", SplitShares(test=0.2), r"test 0\.2: .*the split \(train, test\)"),
+        ("val", SplitShares(val=0.2), r"val 0\.2: .*the splits \(train, val\)"),
+        ("val", SplitShares(test=0.2), r"test 0\.2: .*the splits \(train, val\)"),
+        ("test", SplitShares(test=0.2), r"test 0\.2: .*the splits \(train, test\)"),
     ],
 )
 def test_a_share_of_what_the_data_come_with_is_refused(
