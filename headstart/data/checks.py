@@ -221,7 +221,7 @@ def _wrong_extensions(given: CheckInput) -> list[Finding]:
     usable: Sequence[int] = np.flatnonzero(given.scanned.usable).tolist()
     paths = given.dataset.paths
     reasons = {i: f"is {forms[i]}" for i in usable if not has_expected_suffix(paths[i], forms[i])}
-    message = f"{len(reasons):,} file(s) have the suffix of another format; the format is detected from the content"
+    message = f"{len(reasons):,} file(s) have the extension of another format; the format is detected from the content"
     return [image_finding("wrong-extension", "note", message, given.dataset, reasons)] if reasons else []
 
 

@@ -155,7 +155,7 @@ def open_data(
     columns = Columns(path_column, label_column, split_column, group_column).as_options()
     if path.is_dir():
         if columns:
-            raise OptionError(f"{next(iter(columns))}: belongs to a table, and {path} is a folder.")
+            raise OptionError(f"{next(iter(columns))}: applies only to a table, and {path} is a folder.")
         return open_folder(path, min_classes=min_classes)
     if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
         return open_table(path, min_classes=min_classes, **columns)

@@ -224,7 +224,7 @@ def test_columns_of_any_name(tmp_path: Path) -> None:
         open_data(file, path_column="Datei", label_column="Sorte")
     with pytest.raises(DataError, match="two columns are named 'label'"):
         open_table(table(tmp_path, "path,label,label\na,x,y\n"))
-    with pytest.raises(OptionError, match="label_column: belongs to a table"):
+    with pytest.raises(OptionError, match="label_column: applies only to a table"):
         open_data(write_classes(tmp_path / "folder", {"a": 1, "b": 1}), label_column="Art")
 
 

@@ -55,7 +55,7 @@ function onConnection(error) {
   words(run.state === "running" ? "closed" : run.state);
   notice(run.state === "finished" || run.state === "stopped"
     ? `The server of this page has stopped; the page stays readable. To open it again: ${run.again}`
-    : `The server of this page has stopped. The page reconnects if it is back. To start it: ${run.again}`);
+    : `The server of this page has stopped. The page reconnects when the server is running again. To start it: ${run.again}`);
 }
 
 function words(state) {
