@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -357,9 +358,10 @@ def test_in_a_run_the_folder_and_the_images_go_down_the_flow_and_enter_no_module
     with small_architectures(), traced_calls(data_of(data)) as calls:
         hs.train(data, out=tmp_path / "run", cache=tmp_path / "cache", device="cpu", effort="probe", image_size=32)
     assert upward_calls(calls) == []
-    assert modules_entered_twice(calls) == []
+    learning = list(takewhile(lambda call: not call.caller.startswith("reports."), calls))  # reports read images again
+    assert modules_entered_twice(learning) == []
     assert [call.caller for call in calls if call.function == "open_data"] == ["pipeline.train"]
-    way = list(dict.fromkeys(call.callee for call in calls if call.value == "bytes"))
+    way = list(dict.fromkeys(call.callee for call in learning if call.value == "bytes"))
     assert way == ["cache.keys", "data.decode", "data.image_formats", "data.bit_depth"]
 
 
