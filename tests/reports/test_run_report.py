@@ -221,6 +221,7 @@ def test_a_report_written_again_is_identical(run: hs.Run, tmp_path: Path, capsys
     assert run.report_path.stat().st_size < 15e6
 
 
+@pytest.mark.slow
 def test_cold_warm_and_damaged_caches_give_the_same_report(
     run: hs.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -112,6 +112,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_cached_under_its_former_con
     assert image.size == (40, 31)
 
 
+@pytest.mark.slow
 def test_heat_maps_are_computed_once_for_each_image_and_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths, cache, model = written(tmp_path, 3), tmp_path / "cache", model_of(0)
     cold = heat_map_overlays(model, paths, [0, 1, 2], cache=cache)
@@ -128,6 +129,7 @@ def test_heat_maps_are_computed_once_for_each_image_and_class(tmp_path: Path, mo
     assert not np.array_equal(warm[2], cold[0])
 
 
+@pytest.mark.slow
 def test_other_weights_have_other_heat_maps(tmp_path: Path) -> None:
     paths, cache = written(tmp_path, 1), tmp_path / "cache"
     models = [model_of(0), model_of(1), model_of(0, backbone_seed=1)]
@@ -137,6 +139,7 @@ def test_other_weights_have_other_heat_maps(tmp_path: Path) -> None:
     assert len({overlay.tobytes() for overlay in found if overlay is not None}) == 3
 
 
+@pytest.mark.slow
 def test_a_damaged_heat_map_is_computed_again(tmp_path: Path) -> None:
     paths, cache, model = written(tmp_path, 3), tmp_path / "cache", model_of(0)
     cold = heat_map_overlays(model, paths, [0, 1, 2], cache=cache)
