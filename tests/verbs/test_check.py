@@ -44,7 +44,7 @@ def test_all_faults_are_found_most_severe_first(faulty: Path) -> None:
     wrong = found["wrong-label"]
     assert wrong.images[0] == ("train/blue/mislabelled.png",)
     assert "labelled blue" in wrong.items[0]
-    assert "rather red" in wrong.items[0]
+    assert "more likely red" in wrong.items[0]
     doubted = {path for kind in ("outlier", "wrong-label") for (path,) in found[kind].images if kind in found}
     assert "train/green/page.png" in doubted
     ranks = [("serious", "warning", "note").index(f.severity) for f in look.findings]
