@@ -16,10 +16,6 @@ from headstart.deferred_compiler import defer_compiler
 
 defer_compiler()  # as the command does
 
-from small_architectures import small_architectures  # noqa: E402
-
-from headstart.engine.measure import MEASURE_FROM  # noqa: E402
-
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """HEADSTART_SHARE=k/n selects every n-th long test, starting with the k-th."""
@@ -70,24 +66,27 @@ def _choose_engines_from(count: int, patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def plain_engine() -> Iterator[None]:
+def plain_engine() -> Iterator[int]:
     """Runs in this process compute by plain PyTorch, as those on fewer than 32 images do; ``all_engines`` ends that.
 
-    To build another engine takes a third of a run on images as small as those of the tests.
+    To build another engine takes a third of a run on images as small as those of the tests. Gives the usual number of
+    images from which on another engine is built.
     """
+    from headstart.engine.measure import MEASURE_FROM
+
     with pytest.MonkeyPatch.context() as patch:
         _choose_engines_from(1_000_000, patch)
-        yield
+        yield MEASURE_FROM
 
 
 @pytest.fixture
-def all_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+def all_engines(plain_engine: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Engines are chosen as they are for users: from ``MEASURE_FROM`` images on the preferred that is exact enough.
 
     Their speeds, which decide nothing, are measured once instead of three times.
     """
     monkeypatch.setattr("headstart.engine.measure.ROUNDS", 1)
-    _choose_engines_from(MEASURE_FROM, monkeypatch)
+    _choose_engines_from(plain_engine, monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +98,8 @@ def small_networks(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.config.option.markexpr == "exhaustive":
         yield
         return
+    from small_architectures import small_architectures
+
     with small_architectures():
         yield
 

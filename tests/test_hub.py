@@ -16,7 +16,7 @@ import headstart as hs
 from headstart.errors import HubError
 from headstart.hub import Address, read_address
 
-pytestmark = pytest.mark.usefixtures("small_networks")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_networks")]
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from headstart.reports.report_page import shown_path
 from headstart.runs.folder import load_run, read_start
 from headstart.training.recipe import Recipe
 
-pytestmark = pytest.mark.usefixtures("small_networks")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_networks")]
 
 USER = "zacharias"
 PRIVATE = ("start.json", "run.json", "log.jsonl", "*.csv")
@@ -82,7 +82,6 @@ def is_private(name: str, patterns: tuple[str, ...] = PRIVATE) -> bool:
     return any(fnmatch(name, pattern) for pattern in patterns)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("which", ["run", "extended"])
 def test_every_file_of_a_run_that_is_not_private_names_no_user(which: str, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(which).folder

@@ -97,7 +97,8 @@ class RowStore:
 
     Args:
         kind: what the rows are ("pixels", "features", ...); the name of the parent folder.
-        about: JSON-able description of how the rows are computed; stores share rows only if it is equal.
+        about: JSON-able description of how the rows are computed; stores share rows only if it, ``dtype`` and ``shape``
+            are equal.
         dtype: of one element (may be a structured dtype).
         shape: of one row, without the row axis.
         root: the cache folder; default ``cache_root()``.
@@ -120,7 +121,8 @@ class RowStore:
         self.shape = shape
         self.row_bytes = self.dtype.itemsize * int(np.prod(shape, dtype=np.int64))
         self.root = cache_root(root)
-        self.folder = self.root / kind / describe_key({"about": about, "store": STORE_VERSION})
+        layout = {"dtype": np.lib.format.dtype_to_descr(self.dtype), "shape": shape}
+        self.folder = self.root / kind / describe_key({"about": about, "store": STORE_VERSION} | layout)
         self._index: dict[bytes, int] = {}
         self._checksums = array("Q")
         self._dropped: set[bytes] = set()

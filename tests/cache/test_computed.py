@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from headstart.cache.computed import computed_once, computed_rows
+from headstart.cache.entries import cache_entries
 from headstart.cache.keys import content_key
+from headstart.cache.verify import verify_cache
 
 
 @pytest.fixture
@@ -46,6 +48,17 @@ def test_whatever_differs_is_computed_again(asked: Callable[..., int]) -> None:
     assert asked(array.view(np.int64), {"offset": 1}) == 4, "same bytes, another type"
     assert asked(array, {"offset": 2}) == 5
     assert asked(array, {"offset": 1}, (3, 3)) == 6
+
+
+def test_results_of_other_shapes_are_kept_side_by_side(asked: Callable[..., int], tmp_path: Path) -> None:
+    array = np.arange(6.0)
+    assert asked(array, {"offset": 1}, (3, 2)) == 1
+    assert asked(array, {"offset": 1}, (5,)) == 2
+    assert asked(array, {"offset": 1}, (3, 2)) == 2
+    assert asked(array, {"offset": 1}, (5,)) == 2
+    checked = list(verify_cache(cache_entries(tmp_path)))
+    assert [found.rows for found in checked] == [1, 1]
+    assert all(found.sound for found in checked)
 
 
 def test_the_key_depends_on_the_boundaries_between_inputs(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from headstart.pipeline.custom_loop import Workbench
 from headstart.training.finetune import FineTuneSettings, fine_tune
 from headstart.training.schedule import warmup_cosine
 
-pytestmark = pytest.mark.usefixtures("small_networks")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_networks")]
 
 
 @pytest.fixture(scope="module")

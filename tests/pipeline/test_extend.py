@@ -16,6 +16,9 @@ from headstart.errors import DataError, OptionError
 SMALL = {"image_size": 64, "device": "cpu"}
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
@@ -83,7 +86,6 @@ def test_imagenets_classes_are_extended_from_images_to_remember(folders: Path) -
     assert header.count("p:") < 50  # classes that do not occur are left out
 
 
-@pytest.mark.slow
 def test_what_cannot_be_extended_is_refused(folders: Path, grown: hs.Run, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="already has every class of the data"):
         hs.train(folders / "two", out=tmp_path / "a", extend=str(grown.folder), device="cpu")

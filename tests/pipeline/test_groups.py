@@ -18,7 +18,7 @@ from headstart.training.fit_head import HeadData
 from headstart.training.losses import learnable_folds
 from headstart.trust.ood import OodDetector
 
-pytestmark = pytest.mark.usefixtures("small_networks")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_networks")]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,6 @@ def test_a_run_on_a_table_with_groups_scores_them_and_keeps_them(
     assert "site 3" in out
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("recipe", [{}, {"unfreeze": "blocks.6", "epochs": 1, "views": 1}])
 def test_cross_validation_tears_no_group_apart(
     grouped: tuple[Path, hs.Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: dict[str, Any]

@@ -23,7 +23,7 @@ from headstart.errors import DataError, OptionError
 from headstart.evaluation.metrics import LabelScores
 from headstart.evaluation.predictions import Evaluated
 
-pytestmark = pytest.mark.usefixtures("small_networks")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_networks")]
 
 BACKBONE = "mobilenetv3_small_050"
 
@@ -195,7 +195,6 @@ def test_a_loop_by_hand_gets_targets_for_binary_cross_entropy(data: Path, weight
     assert bench.model().thresholds is not None
 
 
-@pytest.mark.slow
 def test_one_label_alone_is_given_or_not(weights: Path, tmp_path: Path) -> None:
     rows = write_mixtures(tmp_path / "images", 60)
     lines = [f"images/{name},{int('red' in labels)}" for name, labels in rows]
@@ -249,7 +248,6 @@ def test_labels_that_stand_on_every_image_or_on_none_are_named(weights: Path, tm
         hs.train(tmp_path / "t.csv", out=tmp_path / "run", backbone=BACKBONE, weights=str(weights), image_size=64)
 
 
-@pytest.mark.slow
 def test_the_commands_speak_of_labels(run: hs.Run, data: Path, tmp_path: Path) -> None:
     def said(*arguments: object) -> str:
         done = CliRunner().invoke(app, [str(argument) for argument in arguments])

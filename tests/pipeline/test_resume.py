@@ -38,7 +38,7 @@ from headstart.training.finetune import FineTuneResult, fine_tune
 from headstart.training.ladder import FOLDS
 from headstart.training.suffix_classifier import trained_names
 
-pytestmark = pytest.mark.usefixtures("small_networks")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_networks")]
 
 
 class Stopped(Exception):
@@ -130,7 +130,6 @@ def climbing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("headstart.pipeline.fine_tune.DEEPER_FROM", 0.0)
 
 
-@pytest.mark.slow
 def test_gradual_folds_go_on_from_the_rung_below_too_and_after_a_stop_as_well(
     climbing: None, hard: Path, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,7 +179,6 @@ def test_finished_is_emitted_after_everything_is_on_disk(
     assert {"run.json", "report.html", "README.md", "model.safetensors", "predictions.csv", "scores.json"} <= there[0]
 
 
-@pytest.mark.slow
 def test_a_warm_cache_changes_no_bit_of_what_is_trained(
     climbing: None, hard: Path, tiny: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -209,7 +207,6 @@ class Counting(SilentProgress):
         yield own.append
 
 
-@pytest.mark.slow
 def test_every_step_of_a_cross_validated_run_reports_progress_in_small_steps(
     climbing: None, hard: Path, tiny: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -577,7 +574,6 @@ def counted(data: Path, folder: Path, choices: dict[str, Any], monkeypatch: pyte
         return hs.train(data, out=folder, **choices), disk.writes
 
 
-@pytest.mark.slow
 def test_a_full_disk_is_a_named_error_and_the_run_goes_on_afterwards(
     climbing: None, hard: Path, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

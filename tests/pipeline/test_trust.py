@@ -24,6 +24,8 @@ from headstart.serve.schemas import model_info
 from headstart.trust.calibration import Calibration
 from headstart.verbs.report import write_report
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> hs.Run:
@@ -63,7 +65,6 @@ def test_a_run_calibrates_its_model_and_writes_down_what_it_found(run: hs.Run) -
         assert text in " ".join(report.split())
 
 
-@pytest.mark.slow
 def test_a_model_says_when_it_had_better_not_answer(run: hs.Run, tmp_path: Path) -> None:
     model = hs.load(run.folder)
     board = np.kron(np.indices((8, 8)).sum(0) % 2, np.ones((8, 8))) * 255
@@ -104,7 +105,6 @@ def test_the_command_gives_the_answer_and_what_it_would_have_been(run: hs.Run, t
     assert table[2]["outlier"] == ""
 
 
-@pytest.mark.slow
 def test_a_run_scored_again_knows_what_is_usual(run: hs.Run) -> None:
     for part in hs.evaluate(run.folder):
         assert part.outliers is not None
@@ -158,7 +158,6 @@ def test_without_val_training_images_calibrate_by_cross_validation(folded: tuple
     assert f"of the test images ({len(kept)}/32)" in told
 
 
-@pytest.mark.slow
 def test_what_is_missing_is_said_in_one_sentence_everywhere(folded: tuple[hs.Run, str], tmp_path: Path) -> None:
     model = hs.load(folded[0].folder)
     model = model.replace(calibration=Calibration(missing="it is too warm. Open a window"))
@@ -177,7 +176,6 @@ def test_what_is_missing_is_said_in_one_sentence_everywhere(folded: tuple[hs.Run
     assert sentence in write_report(folded[0].folder, document, model, tmp_path / "report.html").read_text()
 
 
-@pytest.mark.slow
 def test_where_few_images_are_held_out_a_cross_validated_score_comes_first(tmp_path: Path) -> None:
     write_classes(tmp_path / "d" / "train", {"blue": 12, "green": 12, "red": 1})
     write_classes(tmp_path / "d" / "val", {"blue": 1}, first_seed=900)

@@ -23,6 +23,9 @@ from headstart.trust.calibration import cross_fitted_probabilities
 FIGURE = re.compile(r'<(\w+)[^>]* data-figure="([^"]*)"[^>]*>(.*?)</\1>', re.DOTALL)
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> hs.Run:
     """Three classes with some label errors, so that there are mistakes; val and test; two rungs."""
@@ -126,7 +129,6 @@ def error(chances: np.ndarray, right: list[int]) -> float:
 PLACE = "one => [Number(one.getAttribute('cx')), Number(one.getAttribute('cy'))]"
 
 
-@pytest.mark.slow
 def test_the_page_works_by_itself(run: hs.Run) -> None:
     with opened(run.report_path) as (page, wrong):
         assert page.title() == "d: Headstart report"
@@ -167,7 +169,6 @@ def test_the_page_works_by_itself(run: hs.Run) -> None:
         assert not wrong
 
 
-@pytest.mark.slow
 def test_dark_mode_is_readable(run: hs.Run) -> None:
     light = """(selector) => {
         const rgb = getComputedStyle(document.querySelector(selector));
@@ -221,7 +222,6 @@ def test_a_report_written_again_is_identical(run: hs.Run, tmp_path: Path, capsys
     assert run.report_path.stat().st_size < 15e6
 
 
-@pytest.mark.slow
 def test_cold_warm_and_damaged_caches_give_the_same_report(
     run: hs.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -284,7 +284,6 @@ def test_the_map_survives_its_file(run: hs.Run) -> None:
     (run.folder / "copy.csv").unlink()
 
 
-@pytest.mark.slow
 def test_a_file_that_never_was_an_image_is_not_reported_as_missing(tmp_path: Path) -> None:
     data = write_classes(tmp_path / "d", {"blue": 24, "red": 24})
     (data / "red" / "words.jpg").write_text("no image")

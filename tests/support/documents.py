@@ -199,7 +199,7 @@ class Reader:
     def _headstart(self, where: str, words: list[str], asked: list[str]) -> None:
         if words[0] not in UNTIL_STOPPED:
             code, out, err = main(*words, capsys=self.capsys)
-            assert code == 0, f"{where}\n{err}"
+            assert code == 0, f"{where}\n{out}{err}"
             assert out, where
             self.said += out
             return
