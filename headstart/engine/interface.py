@@ -57,7 +57,7 @@ def engine_identity(engine: str, precision: str, device: torch.device) -> Identi
         "engine": engine,
         "precision": precision,
         "library": f"onnxruntime {onnxruntime_version()}" if is_onnx else f"torch {torch.__version__}",
-        "machine": device_name(device) + ("" if is_onnx else f", {torch.get_num_threads()} threads"),
+        "machine": device_name(device) if is_onnx else summation_order(device),
         "engine version": str(ENGINE_VERSION),
     }
 
@@ -66,6 +66,11 @@ def device_name(device: torch.device) -> str:
     """Device type, model of the GPU or processor, and the instruction set that PyTorch uses on the CPU."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_model()
     return f"{device.type} {name}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def summation_order(device: torch.device) -> str:
+    """The model of the device and the number of threads, which determine the order in which kernels sum."""
+    return f"{device_name(device)}, {torch.get_num_threads()} threads"
 
 
 @once

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from headstart.cache.computed import computed_once
+from headstart.engine.interface import summation_order
 from headstart.errors import RunError
+from headstart.extras import version_of
 from headstart.files import csv_text, path_of, read_rows
 from headstart.import_effects import restored_after_import
 from headstart.trust.ood import unit
@@ -149,7 +152,14 @@ def _nearest(
 
 def _positions(directions: Features, seed: int, cache: Path | None) -> npt.NDArray[np.float64]:
     """``_placed`` with a cache keyed by the features."""
-    about = {"images": len(directions), "seed": seed, "version": MAP_VERSION, "t-SNE": [PLACED, COMPONENTS, ITERATIONS]}
+    about = {
+        "images": len(directions),
+        "seed": seed,
+        "version": MAP_VERSION,
+        "t-SNE": [PLACED, COMPONENTS, ITERATIONS],
+        "scikit-learn": version_of("scikit-learn"),
+        "machine": summation_order(torch.device("cpu")),
+    }
     shape = len(directions), 2
     return computed_once("maps", about, [directions], shape, lambda: _placed(directions, seed), cache=cache)
 

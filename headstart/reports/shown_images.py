@@ -16,6 +16,7 @@ from headstart.cache.keys import content_key
 from headstart.data.bit_depth import ValueRange
 from headstart.data.decode import decode, map_images
 from headstart.data.preprocessing import DECODER_VERSION, Rgb
+from headstart.engine.interface import summation_order
 from headstart.errors import UnreadableImage
 from headstart.extras import version_of
 from headstart.model import Model
@@ -88,7 +89,7 @@ def heat_map_overlays(
         "head": fingerprint(model.head.state_dict()),
         "head_layers": model.head.about,
         "pixels": model.preprocessing.pixel_key(),
-        "device": model.net.scale.device.type,
+        "machine": summation_order(model.net.scale.device),
         "torch": version_of("torch"),
         "Pillow": version_of("pillow"),
         "version": GRADCAM_VERSION,

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from headstart.cache.computed import computed_once
+from headstart.engine.interface import summation_order
 from headstart.errors import DataError
 from headstart.extras import version_of
 from headstart.import_effects import import_quietly
@@ -185,8 +187,9 @@ def _kept_fit(
         return fit()
     method = {"grid": C_GRID, "folds": FOLDS, "rounds": ROUNDS, "version": PROBE_VERSION}
     libraries = {name: version_of(name) for name in ("torch", "scikit-learn", "scipy")}
+    machine = {"machine": summation_order(torch.device("cpu"))}
     given = [array for array in inputs if array is not None]
-    return computed_once("probes", options | method | libraries, given, (size,), fit, cache=cache)
+    return computed_once("probes", options | method | libraries | machine, given, (size,), fit, cache=cache)
 
 
 def _probe_of(numbers: npt.NDArray[np.float64], classes: int, labels: Labels, progress: Progress) -> Probe:

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from headstart.cache.computed import computed_once
 from headstart.concurrency import ignored_warnings
+from headstart.engine.interface import summation_order
 from headstart.extras import version_of
 from headstart.progress import Progress, SilentProgress
 from headstart.training.linear_fits import linear_fits
@@ -97,6 +99,8 @@ def cached_label_errors(
         "version": METHOD_VERSION,
         "cleanlab": version_of("cleanlab"),
         "scikit-learn": version_of("scikit-learn"),
+        "torch": version_of("torch"),
+        "machine": summation_order(torch.device("cpu")),
     }
 
     def compute() -> Probabilities:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from recorded_progress import RecordedProgress
 from sklearn.datasets import make_classification
 from sklearn.linear_model import LogisticRegression
@@ -283,6 +284,19 @@ def test_a_fit_on_anything_else_is_not_taken_from_the_cache(tmp_path: Path) -> N
         cached = fit_probe(features, given, classes=3, **options, cache=tmp_path)
         assert same(cached, fit_probe(features, given, classes=3, **options)), options
     assert sum(file.stat().st_size // 24 for file in tmp_path.rglob("keys.bin")) == len(cases)
+
+
+def test_a_fit_with_another_number_of_threads_is_not_taken_from_the_cache(tmp_path: Path) -> None:
+    """The sums of PyTorch and BLAS depend on it in their last bits, so a run would depend on what the cache holds."""
+    x, labels = some_data(120, 3)
+    threads = torch.get_num_threads()
+    try:
+        for number in (1, 2, 1):
+            torch.set_num_threads(number)
+            fit_probe(x, labels, classes=3, cache=tmp_path)
+    finally:
+        torch.set_num_threads(threads)
+    assert len(list(tmp_path.rglob("keys.bin"))) == 2
 
 
 def test_a_cached_fit_that_did_not_converge_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
