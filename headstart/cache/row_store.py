@@ -118,10 +118,10 @@ class RowStore:
     ) -> None:
         self.about = about
         self.dtype = np.dtype(dtype)
-        self.shape = shape
+        self.shape = tuple(int(length) for length in shape)
         self.row_bytes = self.dtype.itemsize * int(np.prod(shape, dtype=np.int64))
         self.root = cache_root(root)
-        layout = {"dtype": np.lib.format.dtype_to_descr(self.dtype), "shape": shape}
+        layout = {"dtype": np.lib.format.dtype_to_descr(self.dtype), "shape": self.shape}
         self.folder = self.root / kind / describe_key({"about": about, "store": STORE_VERSION} | layout)
         self._index: dict[bytes, int] = {}
         self._checksums = array("Q")

@@ -11,6 +11,7 @@ import torch
 
 from headstart.backbone.pixel_net import PixelNet
 from headstart.engine.interface import Features, Pixels, engine_identity
+from headstart.engine.onnx_runtime import new_session
 
 if TYPE_CHECKING:
     from headstart.engine.onnx_runtime import onnxruntime
@@ -40,7 +41,7 @@ class OnnxEngine:
 
         self._graph = onnx_bytes(net)
         self._threads = torch.get_num_threads()
-        self._single_threaded = self._session(1)
+        self._single_threaded = new_session(self._graph, threads=1)
         self._multi_threaded: onnxruntime.InferenceSession | None = None
         self._pool = ThreadPoolExecutor(self._threads)
         self.batch_size = -(-32 // self._threads) * self._threads
@@ -49,18 +50,10 @@ class OnnxEngine:
         """Computes one batch."""
         count = len(pixels)
         if count < self._threads:
-            self._multi_threaded = self._multi_threaded or self._session(self._threads)
+            self._multi_threaded = self._multi_threaded or new_session(self._graph, threads=self._threads)
             return run_session(self._multi_threaded, pixels)
         images = (pixels[i : i + 1] for i in range(count))
         return np.concatenate(list(self._pool.map(partial(run_session, self._single_threaded), images)))
-
-    def _session(self, threads: int) -> onnxruntime.InferenceSession:
-        from headstart.engine.onnx_runtime import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        options.intra_op_num_threads = threads
-        return onnxruntime.InferenceSession(self._graph, options, providers=["CPUExecutionProvider"])
 
 
 def run_session(session: onnxruntime.InferenceSession, pixels: Pixels) -> Features:

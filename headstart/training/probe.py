@@ -6,7 +6,7 @@ Multinomial for single-label data; one binary regression per label for multi-lab
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,13 +171,15 @@ def fit_probe(
 
     size = NUM_PENALTY_NUMBERS + 1 + classes * (features.shape[1] + 1)
     inputs = (features, labels, sample_weight, together)
-    numbers = _kept_fit(fit, inputs, size, {"classes": classes, "balance": balance, "seed": seed}, cache)
+    numbers = _kept_fit(
+        fit, inputs, size, {"classes": int(classes), "balance": bool(balance), "seed": int(seed)}, cache
+    )
     return _probe_of(numbers, classes, labels, progress)
 
 
 def _kept_fit(
     fit: Callable[[], npt.NDArray[np.float64]],
-    inputs: Iterable[npt.NDArray[Any] | None],
+    inputs: Sequence[npt.NDArray[Any] | None],
     size: int,
     options: dict[str, Any],
     cache: Path | None,
@@ -189,7 +191,8 @@ def _kept_fit(
     libraries = {name: version_of(name) for name in ("torch", "scikit-learn", "scipy")}
     machine = {"machine": summation_order(torch.device("cpu"))}
     given = [array for array in inputs if array is not None]
-    return computed_once("probes", options | method | libraries | machine, given, (size,), fit, cache=cache)
+    about = options | method | libraries | machine | {"given": [array is not None for array in inputs]}
+    return computed_once("probes", about, given, (size,), fit, cache=cache)
 
 
 def _probe_of(numbers: npt.NDArray[np.float64], classes: int, labels: Labels, progress: Progress) -> Probe:
@@ -220,7 +223,7 @@ def refit_probe(
         weight, bias, _ = _refitted(features, labels, **options)
         return np.concatenate([weight.ravel(), bias], dtype=np.float64)
 
-    options = {"classes": classes, "c": c, "balance": balance}
+    options = {"classes": int(classes), "c": float(c), "balance": bool(balance)}
     numbers = _kept_fit(fit, (features, labels, sample_weight), classes * (features.shape[1] + 1), options, cache)
     return _weight_and_bias(numbers, classes)
 

@@ -63,7 +63,7 @@ def test_predict_export_server_and_page_give_the_same_probabilities(
 
     exported = hs.export(run.folder, out=tmp_path / "model.onnx")
     script = exported.snippets["python"].replace("image.jpg", str(tmp_path / "image.jpg"))
-    script += "\nprint(json.dumps(dict(zip(metadata['classes'], chances))))"
+    script += "\nprint(json.dumps(dict(zip(metadata['classes'], scores))))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     by_export = json.loads(done.stdout.splitlines()[-1])
     answer, best = done.stdout.splitlines()[0].rsplit(" ", 1)

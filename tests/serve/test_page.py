@@ -392,7 +392,7 @@ def test_images_are_pasted_and_photographed_and_a_busy_or_absent_server_is_waite
         page.get_by_role("button", name="Take a photo").click()
         page.get_by_role("button", name="Take photo").click()
         until(page, "document.querySelectorAll('.card .bars').length === 2")
-        assert page.locator(".card .file").first.inner_text().startswith("photograph ")
+        assert page.locator(".card .file").first.inner_text().startswith("photo ")
 
 
 @pytest.mark.exhaustive

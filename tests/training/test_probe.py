@@ -283,6 +283,7 @@ def test_a_fit_on_anything_else_is_not_taken_from_the_cache(tmp_path: Path) -> N
     for features, given, options in cases:
         cached = fit_probe(features, given, classes=3, **options, cache=tmp_path)
         assert same(cached, fit_probe(features, given, classes=3, **options)), options
+    fit_probe(x, labels, classes=np.int64(3), seed=np.int64(1), balance=np.bool_(False), cache=tmp_path)  # type: ignore[arg-type]
     assert sum(file.stat().st_size // 24 for file in tmp_path.rglob("keys.bin")) == len(cases)
 
 

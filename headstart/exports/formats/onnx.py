@@ -45,13 +45,10 @@ class OnnxFile:
     """
 
     def __init__(self, file: Path, *, threads: int = 0) -> None:
-        from headstart.engine.onnx_runtime import onnxruntime
+        from headstart.engine.onnx_runtime import new_session
 
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        options.intra_op_num_threads = threads
         try:
-            self.session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+            self.session = new_session(file, threads=threads)
         except Exception as error:  # the runtime raises a dozen types
             raise ExportError(f"{file}: damaged, or not an ONNX file ({first_line(error)}).") from error
         properties = self.session.get_modelmeta().custom_metadata_map

@@ -126,7 +126,7 @@ def test_a_view_ends_with_its_training_and_does_not_share_its_port(
     with watching(tmp_path / "run") as site:
         status, _, err = main("watch", tmp_path / "run", "--port", site.rpartition(":")[2], capsys=capsys)
         assert status == 1
-        assert re.search(r"Error: 127.0.0.1:\d+: cannot listen there: .*in use", err)
+        assert re.search(r"Error: 127.0.0.1:\d+: cannot listen there .*in use", err)
         assert httpx.get(f"{site}/watch").status_code == 200
         started = time.monotonic()
     assert time.monotonic() - started < viewer.MAX_LINGER
