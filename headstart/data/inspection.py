@@ -81,22 +81,7 @@ def inspect(
         DataError: the data cannot be used at all, for example because no image can be read.
         CacheError: the cache cannot be written.
     """
-    dataset = open_data(source)
-    return inspect_dataset(
-        dataset, seed=seed, shares=shares, preprocessing=preprocessing, cache=cache, progress=progress
-    )
-
-
-def inspect_dataset(
-    dataset: Dataset,
-    *,
-    seed: int = 0,
-    shares: SplitShares | None = None,
-    preprocessing: Preprocessing | None = None,
-    cache: Path | None = None,
-    progress: Progress | None = None,
-) -> Inspection:
-    """``inspect`` of an opened data set; arguments and errors as there."""
+    dataset = source if isinstance(source, Dataset) else open_data(source)
     progress = progress or SilentProgress()
     scanned = scan(dataset.files(), preprocessing=preprocessing, cache=cache, progress=progress)
     if len(scanned.faults) == len(dataset):

@@ -73,7 +73,7 @@ class PixelReader:
 
 
 def read_unchanged(path: str, key: bytes) -> bytes:
-    """Reads a file again whose cached row is damaged.
+    """Reads a file again that was hashed before, such as one whose cached row is damaged.
 
     Args:
         path: of the file.

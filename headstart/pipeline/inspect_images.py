@@ -9,7 +9,7 @@ from headstart.backbone.pixel_net import FeatureNet
 from headstart.data.dataset import Dataset
 from headstart.data.duplicates import connected_parts
 from headstart.data.finding import Finding
-from headstart.data.inspection import Inspection, by_severity, inspect_dataset, summary_lines
+from headstart.data.inspection import Inspection, by_severity, inspect, summary_lines
 from headstart.data.pixel_cache import PixelReader
 from headstart.data.preprocessing import Preprocessing
 from headstart.data.scan import measure_value_range
@@ -102,7 +102,7 @@ def run_inspection(job: Job, preprocessing: Preprocessing | None) -> Inspection:
     Raises:
         DataError: the data cannot be used.
     """
-    return inspect_dataset(
+    return inspect(
         job.dataset,
         seed=job.recipe.seed,
         shares=SplitShares(job.recipe.val, job.recipe.test),

@@ -15,9 +15,10 @@ from headstart.cache.computed import computed_rows
 from headstart.cache.keys import content_key
 from headstart.data.bit_depth import ValueRange
 from headstart.data.decode import decode, map_images
+from headstart.data.pixel_cache import read_unchanged
 from headstart.data.preprocessing import DECODER_VERSION, Rgb
 from headstart.engine.interface import summation_order
-from headstart.errors import UnreadableImage
+from headstart.errors import DataError
 from headstart.extras import version_of
 from headstart.model import Model
 from headstart.reports.gradcam import GRADCAM_VERSION, heat_map_overlay, heat_maps
@@ -56,8 +57,9 @@ def thumbnails(
 
     def thumbnail(position: int) -> npt.NDArray[Any] | None:
         try:
-            image = decode(_content(paths[position], keys[position]), min_side=side, value_range=value_range).image
-        except UnreadableImage:
+            data = read_unchanged(paths[position], keys[position])
+            image = decode(data, min_side=side, value_range=value_range).image
+        except DataError:
             return None
         image.thumbnail((side, side), resampling)
         made = np.zeros((), row)
@@ -98,7 +100,7 @@ def heat_map_overlays(
     keys = [content_key(key + index.to_bytes(4, "little")) for key, index in zip(files, classes, strict=True)]
 
     def overlays(missing: list[int]) -> list[Rgb | None]:
-        pixels = {i: seen for i in missing if not isinstance(seen := _preprocessed(model, paths[i], files[i]), str)}
+        pixels = {i: seen for i in missing if (seen := _preprocessed(model, paths[i], files[i])) is not None}
         heats = heat_maps(model, list(pixels.values()), [classes[i] for i in pixels])
         drawn = {} if heats is None else dict(zip(pixels, map(heat_map_overlay, pixels.values(), heats), strict=True))
         return [drawn.get(i) for i in missing]
@@ -107,15 +109,17 @@ def heat_map_overlays(
     return computed_rows("heat-maps", about, keys, np.uint8, shape, overlays, cache=cache)
 
 
-def _preprocessed(model: Model, path: str, key: bytes) -> Rgb | str:
+def _preprocessed(model: Model, path: str, key: bytes) -> Rgb | None:
+    """The pixels that the network sees; None if the file cannot be read or has changed since it was hashed."""
     try:
-        return model.preprocess(_content(path, key))
-    except UnreadableImage as error:
-        return error.reason
+        seen = model.preprocess(read_unchanged(path, key))
+    except DataError:
+        return None
+    return None if isinstance(seen, str) else seen
 
 
 def _file_keys(paths: Sequence[str]) -> list[bytes]:
-    """Content hashes; b"" for a file that cannot be read."""
+    """Content hashes; b"" for a file that cannot be read. Files are read again later: few are in memory at once."""
     return list(map_images(_file_key, paths))
 
 
@@ -124,18 +128,3 @@ def _file_key(path: str) -> bytes:
         return content_key(Path(path).read_bytes())
     except OSError:
         return b""
-
-
-def _content(path: str, key: bytes) -> bytes:
-    """The content of a file that was hashed before. It is read twice, so that few images are in memory at once.
-
-    Raises:
-        UnreadableImage: the file cannot be read, or has changed since it was hashed.
-    """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise UnreadableImage(path, (error.strerror or str(error)).lower()) from error
-    if content_key(data) != key:
-        raise UnreadableImage(path, "changed while the report was written")
-    return data

@@ -10,7 +10,7 @@ from typing import Unpack
 
 from headstart.data.dataset import Dataset, open_data
 from headstart.data.finding import Finding
-from headstart.data.inspection import Inspection, by_severity, images_to_exclude, inspect_dataset
+from headstart.data.inspection import Inspection, by_severity, images_to_exclude, inspect
 from headstart.data.splits import SplitShares
 from headstart.errors import DataError
 from headstart.files import csv_text, text_bytes, user_path, write_atomically, write_csv_file, writing_run
@@ -67,7 +67,7 @@ def check(
     shares = SplitShares(recipe.val, recipe.test)
     dataset = open_data(source, min_classes=1)
     if files_only:
-        return inspect_dataset(dataset, seed=recipe.seed, shares=shares, cache=cache, progress=progress)
+        return inspect(dataset, seed=recipe.seed, shares=shares, cache=cache, progress=progress)
     job = Job(dataset, recipe, device, cache, progress)
     loaded = load_network(job, load_base(recipe)) if recipe.extend else with_value_range(job, load(job))
     inspection = run_inspection(job, loaded.backbone.preprocessing)
