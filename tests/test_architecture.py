@@ -77,6 +77,7 @@ ORDER = [
     "engine.torch_internals",
     "backbone.names",
     "backbone.weight_files",
+    "backbone.offline_packages",
     "backbone.weights",
     "backbone.layers",
     "backbone.timm_layers",

