@@ -74,6 +74,13 @@ class WeightsError(HeadstartError):
     """
 
 
+class LicenseError(HeadstartError):
+    """The licence of pretrained weights restricts their use, and was not accepted.
+
+    Remedy: read the licence and accept it if your use is allowed, or choose weights with a permissive licence.
+    """
+
+
 class ModelFileError(HeadstartError):
     """A model file is missing, damaged, not written by Headstart, or of a newer format; or cannot be written.
 

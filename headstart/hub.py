@@ -30,6 +30,11 @@ class Address:
         return f"hf://{self.repository}" + (f"@{self.revision}" if self.revision else "")
 
 
+def hub_endpoint() -> str | None:
+    """URL of the server that is used instead of huggingface.co; None for that."""
+    return os.environ.get("HF_ENDPOINT")
+
+
 def is_address(text: str) -> bool:
     """Whether a text starts with the ``hf:`` scheme."""
     return text.startswith("hf:/")
@@ -66,9 +71,7 @@ def fetch(address: Address, file: str) -> Path:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return Path(
-            hf_hub_download(address.repository, file, revision=address.revision, endpoint=os.environ.get("HF_ENDPOINT"))
-        )
+        return Path(hf_hub_download(address.repository, file, revision=address.revision, endpoint=hub_endpoint()))
     except LocalEntryNotFoundError as error:
         raise HubError(
             f"{address}: cannot be reached, and is not in the local cache of the hub. Check the network connection."
@@ -103,7 +106,7 @@ def push(repository: str, files: Mapping[str, Path | bytes], *, private: bool, m
 
     if not _REPOSITORY.fullmatch(repository):
         raise HubError(f"{repository}: expected OWNER/NAME.")
-    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), library_name="headstart")
+    api = HfApi(endpoint=hub_endpoint(), library_name="headstart")
     try:
         url = api.create_repo(repository, private=private, exist_ok=True)
         operations = [

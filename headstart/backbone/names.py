@@ -53,6 +53,26 @@ TORCHVISION = {
 """Torchvision's name -> timm's name of the same architecture, if they differ; the pretrained weights are timm's."""
 
 
+DINOV2_IMAGE_SIZE = 224
+"""Side of the images for DINOv2, in pixels.
+
+Its networks were trained at 224 pixels and for a short time at 518 (Oquab et al., 2023, section 4). 518 is timm's
+default and takes more than seven times as many operations.
+"""
+
+
+def default_image_size(name: str) -> int | None:
+    """Image size that replaces timm's default for an architecture, in pixels; None where timm's is used."""
+    return DINOV2_IMAGE_SIZE if "_dinov2" in name else None
+
+
+def image_size_note(name: str) -> str:
+    """A sentence about ``default_image_size``; "" where timm's default is used."""
+    if (size := default_image_size(name)) is None:
+        return ""
+    return f"{name}: images of {size} pixels are used, which is less than timm's default; image_size changes it."
+
+
 def resolve_architecture(name: str) -> str:
     """Timm's name of an architecture, with the tag of its weights if one is given.
 

@@ -10,22 +10,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
-import huggingface_hub
 import timm
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from headstart.backbone.names import resolution_note, resolve_architecture
+from headstart.backbone.hub_weights import cached_file, download
+from headstart.backbone.names import default_image_size, image_size_note, resolution_note, resolve_architecture
 from headstart.backbone.offline_packages import OFFLINE_PACKAGES, offline_name, offline_state
 from headstart.backbone.weight_files import MatchedWeights, match_weights
 from headstart.data.preprocessing import CropMode, Preprocessing
 from headstart.errors import OptionError, WeightsError
 from headstart.files import user_path
+from headstart.progress import Progress, SilentProgress
 from headstart.quiet import quiet
 
 DEFAULT_BACKBONE = "tf_efficientnet_lite0"
-HUB_TIMEOUT_SECONDS = 10
 
 SAME_FEATURES = 1e-6
 """Largest difference between two images' features, relative to the largest feature, that counts as equal."""
@@ -95,6 +95,7 @@ def load_backbone(
     *,
     weights: str | Path | None = None,
     image_size: int | None = None,
+    progress: Progress | None = None,
 ) -> Backbone:
     """Loads a pretrained backbone.
 
@@ -106,7 +107,9 @@ def load_backbone(
             ``names.resolve_architecture``.
         weights: a .safetensors file, or a .pth, .pt or .bin file that contains only tensors and plain values (nothing
             is unpickled). Prefixes that training tools add to the tensors' names are removed, see ``notes``.
-        image_size: side of the square input in pixels; default: the size that the weights were trained with.
+        image_size: side of the square input in pixels; default: the size that the weights were trained with, see
+            ``names.default_image_size``.
+        progress: receives the progress of a download.
 
     Raises:
         OptionError: no such architecture, or it does not support this image size.
@@ -114,14 +117,15 @@ def load_backbone(
             finite, or give the same features for every image.
     """
     resolved = resolve_architecture(name)
+    notes = [resolution_note(name, resolved), "" if image_size else image_size_note(resolved)]
+    image_size = image_size or default_image_size(resolved)
     if weights is not None:
         backbone = _from_file(resolved, user_path(weights), image_size)
     elif (offline := offline_name(resolved)) is not None:
         backbone = _from_package(offline, image_size)
     else:
-        backbone = _from_hub(resolved, image_size)
-    note = resolution_note(name, resolved)
-    return replace(backbone, notes=(note, *backbone.notes)) if note else backbone
+        backbone = _from_hub(resolved, image_size, progress or SilentProgress())
+    return replace(backbone, notes=(*filter(None, notes), *backbone.notes))
 
 
 def load_with_classifier(
@@ -129,6 +133,7 @@ def load_with_classifier(
     *,
     weights: str | Path | None = None,
     image_size: int | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Backbone, PretrainedClassifier]:
     """Loads a pretrained backbone and the classifier that it was trained with; see ``load_backbone``.
 
@@ -136,15 +141,15 @@ def load_with_classifier(
         OptionError: no such architecture, or its classifier is not a linear layer on its features.
         WeightsError: the weights cannot be read, do not fit, or contain no classifier.
     """
-    backbone = load_backbone(name, weights=weights, image_size=image_size)
+    backbone = load_backbone(name, weights=weights, image_size=image_size, progress=progress)
     name = resolve_architecture(name)
+    image_size = image_size or default_image_size(name)
     if weights is not None:
         module = _whole_from_file(name, user_path(weights), image_size)
     elif (offline := offline_name(name)) is not None:
         module = _offline_network(offline, image_size)
     else:
-        with quiet(*HUB_LOGGERS):
-            module = timm.create_model(name, pretrained=True, **_hub_options(name, image_size))
+        module = _cached_network(name, cached_file(timm.get_pretrained_cfg(name)), image_size)
     layers = [module.get_submodule(layer_name) for layer_name in classifier_names(module)]
     layer = layers[0] if len(layers) == 1 else None
     if not isinstance(layer, nn.Linear):
@@ -174,6 +179,7 @@ def random_backbone(name: str, *, image_size: int | None = None, seed: int = 0) 
         OptionError: no such architecture, or it does not support this image size.
     """
     name = resolve_architecture(name)
+    image_size = image_size or default_image_size(name)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         module = build_architecture(name, image_size=image_size)
@@ -309,55 +315,49 @@ def _require_varied(backbone: Backbone, path: Path) -> None:
         )
 
 
-def _hub_options(name: str, image_size: int | None) -> dict[str, Any]:
-    config = timm.get_pretrained_cfg(name)
-    cached = _cached_file(config)
-    options: dict[str, Any] = {"img_size": image_size} if image_size and config and config.fixed_input_size else {}
-    return options | ({"pretrained_cfg_overlay": {"file": cached}} if cached else {})
-
-
-def _from_hub(name: str, image_size: int | None) -> Backbone:
+def _from_hub(name: str, image_size: int | None, progress: Progress) -> Backbone:
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.has_weights:
         raise WeightsError(
             f"timm has no pretrained weights for {name}. Give a file with --weights, or use one of "
             f"{', '.join(timm.list_pretrained(name.split('.')[0] + '*')[:5]) or 'timm.list_pretrained()'}."
         )
-    extra = _hub_options(name, image_size)
     if image_size:
-        build_architecture(name, image_size=image_size)
-    try:
-        if "pretrained_cfg_overlay" not in extra and config.hf_hub_id:
-            _reach_hub()
-        with quiet(*HUB_LOGGERS):
-            module: nn.Module = timm.create_model(name, pretrained=True, num_classes=0, **extra)
-    except Exception as error:  # huggingface_hub raises errors of three kinds: hub, HTTP client and operating system
-        raise WeightsError(
-            f"the weights of {name} are not in timm's cache and cannot be downloaded ({_short(error)}). Connect to the "
-            f"network once, give a file with --weights FILE, or use the offline default {DEFAULT_BACKBONE}."
-        ) from error
+        build_architecture(name, image_size=image_size, initialise=False)
+    file = cached_file(config) or _downloaded(name, config, progress)
+    module = _cached_network(name, file, image_size, num_classes=0)
     _require_finite(module.state_dict(), f"the weights of {name}")
     tagged = name if "." in name or not config.tag else f"{name}.{config.tag}"
     return _finish(tagged, module.eval(), source=f"hub {config.hf_hub_id or config.url}", image_size=image_size)
 
 
-def _cached_file(config: Any) -> str | None:
-    """The file of an earlier download, which needs no network."""
-    if not config.hf_hub_id:
-        return None
-    repository, _, revision = config.hf_hub_id.partition("@")
-    for file in ("model.safetensors", "pytorch_model.bin"):
-        path = huggingface_hub.try_to_load_from_cache(repository, file, revision=revision or None)
-        if isinstance(path, str):
-            return path
-    return None
+def _downloaded(name: str, config: Any, progress: Progress) -> Path:
+    try:
+        with quiet(*HUB_LOGGERS):
+            return download(config, name, progress)
+    except Exception as error:  # huggingface_hub raises errors of three kinds: hub, HTTP client and operating system
+        raise WeightsError(
+            f"the weights of {name} are not in timm's cache and cannot be downloaded ({_short(error)}). Connect to the "
+            f"network once, give a file with --weights FILE, or use the offline default {DEFAULT_BACKBONE}."
+        ) from error
 
 
-def _reach_hub() -> None:
-    """Raises an error within seconds if there is no network; the hub's client would retry for most of a minute."""
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
-        raise ConnectionError("HF_HUB_OFFLINE is set")
-    huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=HUB_TIMEOUT_SECONDS)
+def _cached_network(name: str, file: Path | None, image_size: int | None, **options: Any) -> nn.Module:
+    """A network with the weights of a file that timm names, in the format of that release."""
+    config = timm.get_pretrained_cfg(name)
+    if image_size and config and config.fixed_input_size:
+        options["img_size"] = image_size
+    try:
+        with quiet(*HUB_LOGGERS):
+            module: nn.Module = timm.create_model(
+                name, pretrained=True, pretrained_cfg_overlay={"file": str(file)}, **options
+            )
+    except Exception as error:  # timm's loaders raise whatever the content of a file leads to
+        raise WeightsError(
+            f"{file}: the weights of {name} in timm's cache cannot be read ({_short(error)}). Remove the file, so that "
+            "it is downloaded again."
+        ) from error
+    return module
 
 
 def _finish(name: str, module: nn.Module, *, source: str, image_size: int | None) -> Backbone:

@@ -92,12 +92,12 @@ def layers_command(
     chosen = checked_options({"image_size": image_size})
     with importing():
         from headstart.backbone.layers import freeze, layer_groups
-        from headstart.backbone.names import resolve_architecture
+        from headstart.backbone.names import default_image_size, resolve_architecture
         from headstart.backbone.split import SplittableBackbone
         from headstart.backbone.weights import build_architecture, classifier_names, preprocessing_of
 
-    size: int | None = chosen["image_size"]
     backbone = resolve_architecture(backbone)
+    size: int | None = chosen["image_size"] or default_image_size(backbone)
     module = build_architecture(backbone, image_size=size, classes=classes)
     freeze(module, trainable=unfreeze or (classifier_names(module) if classes else ()))
     expected = preprocessing_of(module, size)

@@ -82,7 +82,7 @@ class HeadSearchSettings:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class HeadCandidate:
     """One head of a search.
 
     Attributes:
@@ -130,8 +130,8 @@ class HeadSearchResult:
     """
 
     head: LayeredHead
-    best: Candidate
-    candidates: tuple[Candidate, ...] = field(repr=False)
+    best: HeadCandidate
+    candidates: tuple[HeadCandidate, ...] = field(repr=False)
     reason: str
     history: list[dict[str, float]] = field(repr=False)
 
@@ -170,7 +170,7 @@ def train_heads(
         TrainingError: the loss is not a finite number.
     """
     progress = progress or SilentProgress()
-    candidates = [Candidate(*values) for values in product(specs, settings.rates, settings.penalties)]
+    candidates = [HeadCandidate(*values) for values in product(specs, settings.rates, settings.penalties)]
     if _weights(candidates, train, classes, layout) > WEIGHTS_AT_ONCE:
         middle = settings.penalties[len(settings.penalties) // 2]
         candidates = [one for one in candidates if one.penalty == middle]
@@ -195,12 +195,12 @@ def train_heads(
     return HeadSearchResult(heads[0], chosen, tuple(found) or (chosen,), reason, search.history[0])
 
 
-def _rank(one: Candidate) -> tuple[int, float]:
+def _rank(one: HeadCandidate) -> tuple[int, float]:
     """A head whose loss is no number comes last."""
     return (one.correct, -one.log_loss) if math.isfinite(one.log_loss) else (-1, 0.0)
 
 
-def _require_learnt(history: Sequence[dict[str, float]], chosen: Candidate, progress: Progress) -> None:
+def _require_learnt(history: Sequence[dict[str, float]], chosen: HeadCandidate, progress: Progress) -> None:
     """Warns of training that did not converge.
 
     Raises:
@@ -221,7 +221,7 @@ def _require_learnt(history: Sequence[dict[str, float]], chosen: Candidate, prog
 class _HeadSearch:
     def __init__(
         self,
-        candidates: Sequence[Candidate],
+        candidates: Sequence[HeadCandidate],
         train: Samples,
         settings: HeadSearchSettings,
         classes: int,
@@ -246,7 +246,7 @@ class _HeadSearch:
         self.history: list[list[dict[str, float]]] = [[] for _ in self.candidates]
         self.sums = torch.zeros(2, len(self.candidates))
 
-    def run(self, val: Samples | None, progress: Progress) -> tuple[list[Candidate], list[LayeredHead]]:
+    def run(self, val: Samples | None, progress: Progress) -> tuple[list[HeadCandidate], list[LayeredHead]]:
         settings, count = self.settings, len(self.train.labels)
         size = batch_size_for(count, settings.batch_size)
         starts = range(0, count, size)
@@ -457,7 +457,7 @@ def _shape(samples: Samples) -> tuple[int, ...]:
     return tuple(samples.activations.read([(0, 0)]).shape[1:])
 
 
-def _weights(candidates: Sequence[Candidate], train: Samples, classes: int, layout: Layout) -> int:
+def _weights(candidates: Sequence[HeadCandidate], train: Samples, classes: int, layout: Layout) -> int:
     shape = _shape(train)
     with torch.device("meta"):
         of = {one.spec: build_head(one.spec, shape, classes, layout) for one in candidates}

@@ -1,4 +1,4 @@
-"""The installed weights on photographs: each network recognises what its own classifier was trained on."""
+"""The installed weights on photographs: each network recognises what it was pretrained on."""
 
 from __future__ import annotations
 

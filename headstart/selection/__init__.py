@@ -1,0 +1,1 @@
+"""Selection: which backbones are considered, and which one suits the images."""

@@ -1,0 +1,346 @@
+"""Candidates: the backbones that are considered for a data set, and where their weights come from.
+
+``DECLARED`` is the table of the candidates that Headstart knows; ``find_candidates`` reads what the user asked for.
+docs/how-to/backbones.md gives the evidence for the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+
+from headstart.backbone.compute_cost import compute_cost
+from headstart.backbone.hub_weights import cached_file, cached_names, download_bytes
+from headstart.backbone.licenses import license_of, license_of_file
+from headstart.backbone.names import default_image_size, resolve_architecture
+from headstart.backbone.offline_packages import OFFLINE_PACKAGES, offline_file, offline_name
+from headstart.backbone.weights import Backbone, load_backbone
+from headstart.errors import OptionError, WeightsError, first_line
+from headstart.files import user_path
+from headstart.progress import Progress
+
+Group = Literal["offline", "recommended"]
+Origin = Literal["package", "cache", "file", "download"]
+
+
+@dataclass(frozen=True)
+class DeclaredCandidate:
+    """A candidate of the table.
+
+    Attributes:
+        architecture: timm's name with the tag of the weights.
+        image_size: side of the square input in pixels.
+        parameters: number of weights without the classifier.
+        gmacs: multiply-accumulate operations for one image of this size, in billions.
+        license: as timm states it.
+        group: the word that includes it.
+        why: the reason to consider it.
+    """
+
+    architecture: str
+    image_size: int
+    parameters: int
+    gmacs: float
+    license: str
+    group: Group
+    why: str
+
+
+DECLARED = (
+    DeclaredCandidate(
+        "tf_efficientnet_lite0.in1k",
+        224,
+        3_371_008,
+        0.384,
+        "apache-2.0",
+        "offline",
+        "installed with Headstart; the fastest on CPUs",
+    ),
+    DeclaredCandidate(
+        "tf_efficientnet_lite1.in1k",
+        240,
+        4_135_680,
+        0.599,
+        "apache-2.0",
+        "offline",
+        "installed with Headstart; deeper than Lite0, and larger images",
+    ),
+    DeclaredCandidate(
+        "tf_efficientnet_lite2.in1k",
+        260,
+        4_811_072,
+        0.858,
+        "apache-2.0",
+        "offline",
+        "installed with Headstart; the most accurate of the three on ImageNet",
+    ),
+    DeclaredCandidate(
+        "hgnetv2_b0.ssld_stage2_ft_in1k",
+        224,
+        3_947_550,
+        0.319,
+        "apache-2.0",
+        "recommended",
+        "as cheap as Lite0; distilled on ImageNet-22k",
+    ),
+    DeclaredCandidate(
+        "hgnetv2_b2.ssld_stage2_ft_in1k",
+        224,
+        9_172_356,
+        1.136,
+        "apache-2.0",
+        "recommended",
+        "convolutions without depthwise layers, fast on CPUs and GPUs; distilled on ImageNet-22k",
+    ),
+    DeclaredCandidate(
+        "mobilenetv4_conv_medium.e500_r256_in1k",
+        256,
+        8_434_512,
+        1.079,
+        "apache-2.0",
+        "recommended",
+        "designed for fast inference on phones, CPUs and GPUs",
+    ),
+    DeclaredCandidate(
+        "convnext_nano.in12k_ft_in1k",
+        224,
+        14_952_560,
+        2.445,
+        "apache-2.0",
+        "recommended",
+        "pretrained on 12,000 classes; for images unlike ImageNet's 1,000",
+    ),
+    DeclaredCandidate(
+        "convnext_tiny.in12k_ft_in1k",
+        224,
+        27_820_128,
+        4.455,
+        "apache-2.0",
+        "recommended",
+        "pretrained on 12,000 classes; larger than nano",
+    ),
+    DeclaredCandidate(
+        "tiny_vit_21m_224.dist_in22k_ft_in1k",
+        224,
+        20_621_568,
+        4.25,
+        "apache-2.0",
+        "recommended",
+        "a transformer distilled on 22,000 classes, at the cost of a small convolutional network",
+    ),
+    DeclaredCandidate(
+        "vit_small_patch14_reg4_dinov2.lvd142m",
+        224,
+        21_629_952,
+        6.228,
+        "apache-2.0",
+        "recommended",
+        "self-supervised on 142 million images; made for linear probes",
+    ),
+    DeclaredCandidate(
+        "vit_base_patch14_reg4_dinov2.lvd142m",
+        224,
+        85_727_232,
+        23.539,
+        "apache-2.0",
+        "recommended",
+        "self-supervised on 142 million images; larger, for a GPU",
+    ),
+    DeclaredCandidate(
+        "vit_base_patch16_siglip_224.v2_webli",
+        224,
+        92_884_224,
+        17.708,
+        "apache-2.0",
+        "recommended",
+        "trained on images with text from the web; for a GPU",
+    ),
+    DeclaredCandidate(
+        "vit_pe_core_base_patch16_224.fb",
+        224,
+        92_886_528,
+        17.802,
+        "apache-2.0",
+        "recommended",
+        "trained on images and videos with text; for a GPU",
+    ),
+)
+"""The table of candidates, smallest first in each group."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A backbone that is considered.
+
+    Attributes:
+        architecture: timm's name, with the tag of the weights unless they come from a file.
+        weights: the file that the user gave; None for pretrained weights by name.
+        image_size: side of the square input in pixels.
+        parameters: number of weights without the classifier.
+        gmacs: multiply-accumulate operations for one image, in billions.
+        license: of the weights, "unknown" if nobody states it.
+        why: the reason to consider it.
+        origin: where the weights are: an installed package, timm's cache, a file, or to be downloaded.
+        source: the same in words: the package, the repository on the hub, or the name of the file.
+        download_bytes: size of the download; 0 if there is nothing to download.
+    """
+
+    architecture: str
+    weights: Path | None
+    image_size: int
+    parameters: int
+    gmacs: float
+    license: str
+    why: str
+    origin: Origin
+    source: str
+    download_bytes: int = 0
+
+
+def find_candidates(wanted: str | Sequence[str], *, image_size: int | None = None) -> tuple[Candidate, ...]:
+    """Finds the candidates that a user asks for; nothing is downloaded.
+
+    The network is used only to ask for the size of weights that are not on this machine, which only a name or
+    ``recommended`` can ask for.
+
+    Args:
+        wanted: words separated by commas, or a sequence of them: ``offline`` (installed with Headstart), ``cached``
+            (timm's weights in the local cache), ``recommended`` (the table), the name of a timm architecture, or
+            ``NAME=FILE``. A sequence can contain files with a comma in their name.
+        image_size: side of the input in pixels for every candidate; default: that of the table, else that of the
+            weights.
+
+    Returns:
+        The candidates in the order in which they were asked for, each once.
+
+    Raises:
+        OptionError: nothing was asked for, no such architecture, or none is in the cache.
+        WeightsError: weights do not exist, or must be downloaded and the hub cannot be reached.
+    """
+    words = [word.strip() for word in (wanted.split(",") if isinstance(wanted, str) else wanted)]
+    if not words or "" in words:
+        raise OptionError(
+            f"candidates {wanted!r}: expected offline, cached, recommended, a name, or NAME=FILE, separated by commas."
+        )
+    found: dict[tuple[str, Path | None], Candidate] = {}
+    for candidate in (one for word in words for one in _candidates_of(word, image_size)):
+        found.setdefault((candidate.architecture, candidate.weights), candidate)
+    if not found:
+        raise OptionError(
+            f"candidates {', '.join(words)}: timm's local cache contains no weights. Add offline, which needs no "
+            "download, or a name."
+        )
+    return tuple(found.values())
+
+
+def load_candidate(candidate: Candidate, *, progress: Progress | None = None) -> Backbone:
+    """Loads the backbone of a candidate; downloads the weights where that is necessary.
+
+    Args:
+        candidate: see ``find_candidates``.
+        progress: receives the progress of the download.
+
+    Raises:
+        WeightsError: the weights cannot be loaded or downloaded.
+        OptionError: the architecture does not accept images of this size.
+    """
+    return load_backbone(
+        candidate.architecture, weights=candidate.weights, image_size=candidate.image_size, progress=progress
+    )
+
+
+def _candidates_of(word: str, image_size: int | None) -> Iterator[Candidate]:
+    if word in _GROUPS:
+        for name in _GROUPS[word]():
+            yield _by_name(name, image_size)
+    elif "=" in word:
+        name, _, file = word.partition("=")
+        yield _from_file(name, file, image_size)
+    else:
+        yield _by_name(tagged_name(word), image_size)
+
+
+def tagged_name(name: str) -> str:
+    """Timm's ``architecture.tag`` for a name in any spelling; without a tag, that of timm's default weights.
+
+    Raises:
+        OptionError: no such architecture, or timm has no weights for it.
+    """
+    resolved = resolve_architecture(name)
+    if offline := offline_name(resolved):
+        return offline
+    config = timm.get_pretrained_cfg(resolved)
+    if config is None or not config.has_weights:
+        raise OptionError(f"candidate {name}: timm has no pretrained weights for it. Give a file: {name}=FILE.")
+    return resolved if "." in resolved or not config.tag else f"{resolved}.{config.tag}"
+
+
+def _by_name(name: str, image_size: int | None) -> Candidate:
+    """The candidate of timm's ``architecture.tag``."""
+    config = timm.get_pretrained_cfg(name)
+    origin, source, size = _origin(name, config)
+    declared = next((one for one in DECLARED if one.architecture == name), None)
+    why = declared.why if declared else "in the local cache" if origin == "cache" else "named by the user"
+    if declared is not None and image_size in (None, declared.image_size):
+        side, parameters, gmacs = declared.image_size, declared.parameters, declared.gmacs
+    else:
+        side = image_size or (declared.image_size if declared else _native_size(name))
+        cost = compute_cost(name, side)
+        parameters, gmacs = cost.parameters, cost.gmacs
+    return Candidate(name, None, side, parameters, gmacs, license_of(name), why, origin, source, size)
+
+
+def _origin(name: str, config: Any) -> tuple[Origin, str, int]:
+    """Where pretrained weights are, in one word and in words, and the size of the download in bytes."""
+    if name in OFFLINE_PACKAGES:
+        offline_file(name)
+        return "package", OFFLINE_PACKAGES[name].name, 0
+    source = str(config.hf_hub_id or config.url)
+    if cached_file(config) is not None:
+        return "cache", source, 0
+    try:
+        return "download", source, download_bytes(config)
+    except Exception as error:  # huggingface_hub raises errors of three kinds: hub, HTTP client and operating system
+        raise WeightsError(
+            f"candidate {name}: its weights are not in timm's cache and cannot be downloaded ({first_line(error)}). "
+            f"Connect to the network, leave it out, or give a file with {name}=FILE."
+        ) from error
+
+
+def _from_file(name: str, file: str, image_size: int | None) -> Candidate:
+    """The candidate of ``NAME=FILE``."""
+    architecture = resolve_architecture(name)
+    path = user_path(file.strip())
+    if not path.is_file():
+        raise WeightsError(f"candidate {name}: {path}: no such file. Give the path of its weights, {name}=FILE.")
+    side = image_size or _native_size(architecture)
+    cost = compute_cost(architecture, side)
+    return Candidate(
+        architecture,
+        path,
+        side,
+        cost.parameters,
+        cost.gmacs,
+        license=license_of_file(architecture),
+        why="weights given by the user",
+        origin="file",
+        source=path.name,
+    )
+
+
+def _native_size(name: str) -> int:
+    """Side of the images that the weights expect, in pixels; the shorter one if they are not square."""
+    config = timm.get_pretrained_cfg(name)
+    return default_image_size(name) or (min(config.input_size[1:]) if config else 224)
+
+
+_GROUPS: dict[str, Callable[[], Iterator[str]]] = {
+    "offline": lambda: (one.architecture for one in DECLARED if one.group == "offline"),
+    "recommended": lambda: (one.architecture for one in DECLARED if one.group == "recommended"),
+    "cached": cached_names,
+}
+"""Word -> ``architecture.tag`` of each of its candidates."""
