@@ -35,6 +35,7 @@ with (
 
     from headstart.training.fit_head import HeadData, fit_classifier
 
+from headstart.backbone.feature_spec import FeatureSpec
 from headstart.backbone.layers import Layout
 from headstart.backbone.pixel_net import FeatureNet, feature_shape
 from headstart.backbone.pooling import Pooling
@@ -302,7 +303,7 @@ def _net(estimator: FeatureExtractor | ImageClassifier) -> FeatureNet:
     backbone = load_backbone(
         estimator.backbone, weights=estimator.weights or None, image_size=estimator.image_size or None
     )
-    return FeatureNet(backbone, pool=_pooling(estimator), cut=estimator.cut)
+    return FeatureNet(backbone, FeatureSpec(_pooling(estimator), estimator.cut))
 
 
 def _pooling(estimator: FeatureExtractor | ImageClassifier) -> Pooling:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from headstart.backbone.feature_spec import FeatureSpec
 from headstart.backbone.pixel_net import FeatureNet
 from headstart.data.preprocessing import Preprocessing, Rgb
 from headstart.data.sources import ImageLike, ImageSource, OneImage, read_sources
@@ -391,8 +392,9 @@ class Model:
                 "source": backbone.source,
                 "fingerprint": backbone.fingerprint,
                 "build": backbone.build,
-                "pool": self.net.pool,
-                "cut": self.net.cut,
+                "pool": self.net.spec.pool,
+                "cut": self.net.spec.cut,
+                "layers": list(self.net.spec.layers),
             },
             "head": self.head.about,
             "recipe": self.recipe.without_paths().as_json(),
@@ -437,7 +439,8 @@ def load(run_or_model: str | os.PathLike[str]) -> Model:
 
 def _build(content: ModelContent) -> Model:
     header = content.header
-    net = FeatureNet(backbone_of(content), pool=header["backbone"]["pool"], cut=header["backbone"]["cut"])
+    about = header["backbone"]
+    net = FeatureNet(backbone_of(content), FeatureSpec(about["pool"], about["cut"], tuple(about["layers"])))
     if missing := [name for name in net.state() if f"backbone.{name}" not in content.tensors]:
         raise ModelFileError(f"tensor backbone.{missing[0]}: missing")
     model = Model(

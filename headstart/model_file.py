@@ -135,11 +135,14 @@ def upgraded(header: dict[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dic
     """The content of an earlier format in the current one.
 
     Format 1 has neither thresholds (each image has one class) nor calibration. Format 2 has other names for fields of
-    the calibration (``trust.calibration.OLD_KEYS``) and for the tensors of the out-of-distribution detector.
+    the calibration (``trust.calibration.OLD_KEYS``) and for the tensors of the out-of-distribution detector. Format 3
+    has features of the last layer only.
     """
     if header["format_version"] == FORMAT_VERSION:
         return header, dict(tensors)
     header = header | {"format_version": FORMAT_VERSION}
+    if isinstance(header.get("backbone"), dict):
+        header["backbone"] = {"layers": []} | header["backbone"]
     if isinstance(header.get("calibration"), dict):
         header["calibration"] = with_current_names(header["calibration"], OLD_KEYS)
     return header, with_current_names(tensors, _RENAMED_TENSORS)

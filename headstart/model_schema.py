@@ -30,7 +30,7 @@ from headstart.training.heads import build_head
 from headstart.training.recipe import Recipe
 from headstart.trust.calibration import Calibration
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Format that this version writes; see ``model_file.upgraded`` for the earlier ones."""
 
 DEEPEST = 40
@@ -39,6 +39,9 @@ DEEPEST = 40
 MOST_CLASSES = 100_000
 LONGEST_NAME = 1_000
 LONGEST_TEXT = 10_000
+MOST_LAYERS = 20
+"""Earlier layers whose means are features."""
+
 LARGEST_SIDE = 2_048
 """Of the network's input, in pixels."""
 
@@ -294,6 +297,7 @@ _HEADER = _record(
                 "build": _record({"name": _architecture, "image_size": _or_none(_SIDE)}),
                 "pool": _one_of(*get_args(Pooling)),
                 "cut": _text(200),
+                "layers": _list(_text(200, shortest=1), 0, MOST_LAYERS),
             }
         ),
         "head": _mapping,

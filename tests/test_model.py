@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import headstart
+from headstart.backbone.feature_spec import FeatureSpec
 from headstart.backbone.pixel_net import FeatureNet, feature_shape
 from headstart.backbone.weights import fingerprint, random_backbone
 from headstart.engine.select import choose_engine
@@ -31,7 +32,7 @@ from headstart.trust.calibration import Calibration
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    net = FeatureNet(random_backbone("test_resnet", image_size=64), pool="avgmax")
+    net = FeatureNet(random_backbone("test_resnet", image_size=64), FeatureSpec("avgmax"))
     weight = np.random.default_rng(0).normal(size=(3, feature_shape(net)[0])).astype(np.float32)
     return Model(
         net,
@@ -66,7 +67,7 @@ def test_a_model_file_gives_back_everything(model: Model, tmp_path: Path) -> Non
     again = load(model.save(tmp_path / "m.safetensors"))
     assert again.classes == ("9", "10", "é")
     assert again.preprocessing == model.preprocessing
-    assert (again.net.pool, again.net.cut) == ("avgmax", "")
+    assert again.net.spec == FeatureSpec("avgmax")
     assert again.recipe == model.recipe
     assert again.data == {"a": 1}
     assert again.libraries == model.libraries
@@ -82,7 +83,7 @@ def test_a_model_file_gives_back_everything(model: Model, tmp_path: Path) -> Non
 def test_a_backbone_that_ends_early_is_saved_without_what_lies_behind(
     cut: str, pool: str, head: str, tmp_path: Path
 ) -> None:
-    net = FeatureNet(random_backbone("test_resnet", image_size=64), pool=pool, cut=cut)  # type: ignore[arg-type]
+    net = FeatureNet(random_backbone("test_resnet", image_size=64), FeatureSpec(pool, cut))  # type: ignore[arg-type]
     layers = build_head(HeadSpec.parse(head), feature_shape(net), 3)
     model = Model(net, layers, ["a", "b", "c"], recipe=Recipe(), data={}, scores={})
     again = load(model.save(tmp_path / "m.safetensors"))

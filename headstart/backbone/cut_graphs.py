@@ -2,23 +2,47 @@
 
 from __future__ import annotations
 
+import math
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import fx, nn
 
 from headstart.backbone.layers import group_names
-from headstart.backbone.tracing import TracedNetwork, asks_for_shape
+from headstart.backbone.shapes import BATCHES
+from headstart.backbone.tracing import TracedNetwork, asks_for_shape, features_beside
 
 _PASS_THROUGH = (nn.Identity, nn.Dropout)
 
 
-def find_cuts(trace: TracedNetwork, module: nn.Module) -> dict[str, fx.Node]:
+@dataclass(frozen=True)
+class Cut:
+    """A place where a network can be cut.
+
+    Attributes:
+        node: whose value the rest of the network is computed from.
+        beside: nodes before it whose values, (N, features), the output contains unchanged.
+    """
+
+    node: fx.Node
+    beside: tuple[fx.Node, ...] = ()
+
+    @property
+    def nodes(self) -> tuple[fx.Node, ...]:
+        """All nodes whose values cross the cut."""
+        return (self.node, *self.beside)
+
+
+def find_cuts(trace: TracedNetwork, module: nn.Module) -> dict[str, Cut]:
     """Where a network can be cut.
 
     Returns:
-        Boundary name -> node, in execution order: the ends of layer groups and of their direct children.
+        Boundary name -> cut, in execution order: the ends of layer groups and of their direct children.
     """
+    beside = {node for node in features_beside(trace.graph) if _is_vector(trace, node)}
     nodes, groups = list(trace.graph.nodes), group_names(module)
     place = {node: i for i, node in enumerate(nodes)}
     output_of = nodes[-1].all_input_nodes[0]
@@ -29,7 +53,7 @@ def find_cuts(trace: TracedNetwork, module: nn.Module) -> dict[str, fx.Node]:
             if node in trace.depends_on_image:
                 last[path] = node
             path = path.rpartition(".")[0]
-    cuts: dict[str, fx.Node] = {}
+    cuts: dict[str, Cut] = {}
     pending: dict[fx.Node, int] = {}
     for i, node in enumerate(nodes[:-1]):
         if node in trace.depends_on_image:
@@ -38,17 +62,28 @@ def find_cuts(trace: TracedNetwork, module: nn.Module) -> dict[str, fx.Node]:
         for other in [n for n, until in pending.items() if until <= i and n is not node]:
             del pending[other]
         single = node in trace.tensors and isinstance(trace.values[0][node], torch.Size)
-        if list(pending) != [node] or not single or node is output_of or node.op == "placeholder":
+        cut = Cut(node, tuple(other for other in pending if other is not node))
+        if node not in pending or not beside.issuperset(cut.beside) or node in beside:
+            continue
+        if not single or node is output_of or node.op == "placeholder":
+            continue
+        if cut.beside and trace.values[0][node][0] != BATCHES[0]:  # windows of several images in one axis
             continue
         if node.op == "call_module" and isinstance(module.get_submodule(cast(str, node.target)), _PASS_THROUGH):
             continue
         names = [p for p in last if last[p] is node and any(p == g or p.rpartition(".")[0] == g for g in groups)]
-        if names and _has_suffix(trace, node):
-            cuts[min(names, key=lambda name: name.count("."))] = node
+        if names and _has_suffix(trace, cut):
+            cuts[min(names, key=lambda name: name.count("."))] = cut
     return cuts
 
 
-def _has_suffix(trace: TracedNetwork, cut: fx.Node) -> bool:
+def _is_vector(trace: TracedNetwork, node: fx.Node) -> bool:
+    """True if the value of a node is one vector per image."""
+    shape = trace.values[0][node]
+    return isinstance(shape, torch.Size) and len(shape) == 2 and shape[0] == BATCHES[0]
+
+
+def _has_suffix(trace: TracedNetwork, cut: Cut) -> bool:
     try:
         suffix_graph(trace, cut)
     except NotReproducible:
@@ -60,9 +95,9 @@ class NotReproducible(Exception):
     """A suffix needs a value that can be computed neither from the activation's shape nor from the weights."""
 
 
-def prefix_graph(trace: TracedNetwork, cut: fx.Node) -> fx.Graph:
-    """The graph from the image to the value of a node."""
-    needed, pending = {cut}, [cut]
+def prefix_graph(trace: TracedNetwork, cut: Cut) -> fx.Graph:
+    """The graph from the image to the values at a cut: a tensor, or a tuple if there are values beside it."""
+    needed, pending = set(cut.nodes), list(cut.nodes)
     while pending:
         new = set(pending.pop().all_input_nodes) - needed
         needed |= new
@@ -72,12 +107,13 @@ def prefix_graph(trace: TracedNetwork, cut: fx.Node) -> fx.Graph:
     for node in trace.graph.nodes:
         if node in needed or node.op == "placeholder":
             copies[node] = graph.node_copy(node, lambda old: copies[old])
-    graph.output(copies[cut])
+    values = tuple(copies[node] for node in cut.nodes)
+    graph.output(values if cut.beside else values[0])
     return graph
 
 
-def suffix_graph(trace: TracedNetwork, cut: fx.Node) -> fx.Graph:
-    """The graph from the value of a node to the output.
+def suffix_graph(trace: TracedNetwork, cut: Cut) -> fx.Graph:
+    """The graph from the values at a cut, one input each, to the output.
 
     Sizes and position tables that the suffix needs are computed again, with the sizes of the traced image as constants.
 
@@ -85,8 +121,9 @@ def suffix_graph(trace: TracedNetwork, cut: fx.Node) -> fx.Graph:
         NotReproducible: the suffix needs another value that depends on the image.
     """
     graph = fx.Graph()
-    copies: dict[fx.Node, Any] = {cut: graph.placeholder("activation")}
-    leading = tuple(values[cut][0] for values in trace.values)
+    copies: dict[fx.Node, Any] = {cut.node: graph.placeholder("activation")}
+    copies |= {node: graph.placeholder(f"beside_{place}") for place, node in enumerate(cut.beside)}
+    leading = tuple(values[cut.node][0] for values in trace.values)
     lead: list[fx.Node] = []
 
     def from_shape(one: Any, two: Any) -> Any:
@@ -97,7 +134,7 @@ def suffix_graph(trace: TracedNetwork, cut: fx.Node) -> fx.Graph:
             return one
         if isinstance(one, int) and isinstance(two, int) and one * leading[1] == two * leading[0]:
             if not lead:
-                lead.append(graph.call_method("size", (copies[cut], 0)))
+                lead.append(graph.call_method("size", (copies[cut.node], 0)))
             first = lead[0]
             if one == leading[0]:
                 return first
@@ -123,8 +160,42 @@ def suffix_graph(trace: TracedNetwork, cut: fx.Node) -> fx.Graph:
             else:
                 args, kwargs = cast("tuple[tuple[Any, ...], dict[str, Any]]", arguments)
                 copies[node] = graph.create_node(node.op, node.target, args, kwargs, name=node.name)
-        is_after = is_after or node is cut
+        is_after = is_after or node is cut.node
     return graph
+
+
+def join_values(graph: fx.Graph) -> None:
+    """Makes the output of a graph one row per image, where it is the values at a cut with values beside it."""
+    output = graph.output_node()
+    first, *beside = cast("tuple[fx.Node, ...]", output.args[0])
+    with graph.inserting_before(output):
+        flat = graph.call_function(torch.flatten, (first, 1))
+        joined = graph.call_function(torch.cat, ([flat, *beside], 1))
+    output.args = (joined,)
+
+
+def split_values(graph: fx.Graph, shape: tuple[int, ...], widths: Sequence[int]) -> fx.Node:
+    """Makes the inputs of a graph one row per image, as ``join_values`` makes them.
+
+    Args:
+        graph: its first input is an activation, the others are values beside it.
+        shape: of the activation of one image.
+        widths: of the other values.
+
+    Returns:
+        The node of the activation.
+    """
+    first, *beside = [node for node in graph.nodes if node.op == "placeholder"]
+    with graph.inserting_before(first):
+        rows = graph.placeholder("rows")
+        values = graph.call_function(torch.split, (rows, [math.prod(shape), *widths], 1))
+        flat = graph.call_function(operator.getitem, (values, 0))
+        activation = graph.call_function(torch.unflatten, (flat, 1, shape)) if len(shape) > 1 else flat
+        others = [graph.call_function(operator.getitem, (values, place)) for place in range(1, len(widths) + 1)]
+    for old, new in zip([first, *beside], [activation, *others], strict=True):
+        old.replace_all_uses_with(new)
+        graph.erase_node(old)
+    return activation
 
 
 def _scaled(first: int, numerator: int, denominator: int) -> int:

@@ -59,6 +59,10 @@ class Layout:
         """The layout that a timm network declares."""
         return cls(getattr(module, "output_fmt", "NCHW") == "NHWC", int(getattr(module, "num_prefix_tokens", 0)))
 
+    def channels(self, shape: Sequence[int]) -> int:
+        """Number of channels of an activation of one image, without the batch axis."""
+        return shape[0] if len(shape) == 3 and not self.channels_last else shape[-1]
+
     def grid(self, shape: torch.Size) -> tuple[int, int] | None:
         """(rows, columns) of positions; None if there are none or they cannot be determined."""
         if len(shape) == 4:

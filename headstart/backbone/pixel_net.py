@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from headstart.backbone.feature_spec import PLAIN, FeatureSpec
 from headstart.backbone.layers import Layout, evaluating
-from headstart.backbone.pooling import Pooling, check_pooling
+from headstart.backbone.pooling import check_pooling
 from headstart.backbone.split import HEAD, SplittableBackbone
-from headstart.backbone.tracing import TRACING, with_pooling
+from headstart.backbone.tracing import TRACING, with_features
 from headstart.backbone.weights import Backbone
 
 SPLITS_KEPT = 16
@@ -110,54 +112,67 @@ class TappedNet(PixelNet):
 
 
 class FeatureNet(PixelNet):
-    """uint8 pixels -> features, (N, D) float32; or the map (N, ...) if ``pool`` is "none".
+    """uint8 pixels -> features, (N, D) float32; or the map (N, ...) if the pooling is "none".
 
     Args:
         backbone: its weights are shared, not copied.
-        pool: see ``Pooling``.
-        cut: name of the layer boundary that ends the backbone, see ``headstart layers``; "" for the whole backbone.
+        spec: which of its outputs the features are.
 
     Raises:
-        OptionError: no such pooling, or the network cannot be cut there.
+        OptionError: no such pooling, or the network has no such layer boundary.
     """
 
-    def __init__(self, backbone: Backbone, *, pool: Pooling = "auto", cut: str = "") -> None:
-        check_pooling(pool, Layout.of(backbone.module), backbone.architecture)
+    def __init__(self, backbone: Backbone, spec: FeatureSpec = PLAIN) -> None:
+        check_pooling(spec.pool, Layout.of(backbone.module), backbone.architecture)
         with evaluating(backbone.module):
-            body = split_backbone(backbone, pool, cut).whole() if cut else with_pooling(backbone.module, pool)
+            body = split_backbone(backbone, spec).whole() if spec.cut else with_features(backbone.module, spec)
         super().__init__(backbone, body)
         self.boundary = HEAD
-        self.pool = pool
-        self.cut = cut
+        self.spec = spec
 
     def describe(self) -> dict[str, Any]:
         """See ``PixelNet.describe``."""
-        return super().describe() | {"pool": self.pool, "cut": self.cut}
+        layers = {"layers": list(self.spec.layers)} if self.spec.layers else {}
+        return super().describe() | {"pool": self.spec.pool, "cut": self.spec.cut} | layers
+
+    def parts(self) -> list[dict[str, Any]]:
+        """``describe`` of each part of the features: that of the last activation, then that of each earlier layer."""
+        return [PixelNet.describe(self) | {"pool": part.pool, "cut": part.cut} for part in self.spec.parts]
 
     def state(self) -> dict[str, Tensor]:
         """The weights and statistics in use, by their names in timm's network."""
-        if not self.cut:
+        if not self.spec.cut:
             return self.backbone.module.state_dict()
         return self.body.state_dict()
 
 
-def split_backbone(backbone: Backbone, pool: Pooling = "auto", cut: str = "") -> SplittableBackbone:
+def split_backbone(backbone: Backbone, spec: FeatureSpec = PLAIN) -> SplittableBackbone:
     """A backbone with its freeze boundaries, which are determined once per architecture and input size.
 
     Raises:
-        OptionError: ``cut`` is not a boundary.
+        OptionError: ``spec`` names something that is not a boundary.
     """
     size = backbone.preprocessing
     # ``build`` has every argument of ``build_architecture``, so networks of one key differ in their weights only.
-    key = (*backbone.build.items(), size.height, size.width, pool, cut)
+    key = (*backbone.build.items(), size.height, size.width, spec)
     with TRACING:
         if key not in _SPLIT:
             if len(_SPLIT) >= SPLITS_KEPT:
                 _SPLIT.clear()
-            split = SplittableBackbone(backbone.module, height=size.height, width=size.width, pool=pool, cut=cut)
+            split = SplittableBackbone(backbone.module, height=size.height, width=size.width, spec=spec)
             _SPLIT[key] = split.of(nn.Module())
             return split
         return _SPLIT[key].of(backbone.module)
+
+
+def part_widths(net: FeatureNet) -> list[int]:
+    """Number of features of each of ``net.parts()``."""
+    if not net.spec.layers:
+        return [math.prod(feature_shape(net))]
+    boundaries = {b.name: b for b in split_backbone(net.backbone).boundaries}
+    layout = Layout.of(net.backbone.module)
+    layers = [layout.channels(boundaries[name].activation_shape) for name in net.spec.layers]
+    return [math.prod(feature_shape(net)) - sum(layers), *layers]
 
 
 def feature_shape(net: FeatureNet) -> tuple[int, ...]:

@@ -10,15 +10,25 @@ Prefix and suffix share the backbone's parameters and buffers: training the suff
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import cast, final
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from headstart.backbone.cut_graphs import count_parameters, find_cuts, parameters_of, prefix_graph, suffix_graph
+from headstart.backbone.cut_graphs import (
+    Cut,
+    count_parameters,
+    find_cuts,
+    join_values,
+    parameters_of,
+    prefix_graph,
+    split_values,
+    suffix_graph,
+)
+from headstart.backbone.feature_spec import PLAIN, FeatureSpec
 from headstart.backbone.layers import evaluating, group_names
-from headstart.backbone.pooling import Pooling
 from headstart.backbone.shapes import BATCHES, blank_input
 from headstart.backbone.tracing import (
     BEFORE_POOLING,
@@ -28,7 +38,7 @@ from headstart.backbone.tracing import (
     drop_unused,
     end_network,
     trace_network,
-    with_pooling,
+    with_features,
 )
 from headstart.engine.torch_internals import TRACED_CONSTANT
 from headstart.errors import OptionError, suggestion
@@ -46,10 +56,13 @@ class Boundary:
 
     Attributes:
         name: the last layer before it, "blocks.4", "layer3.1"; ``INPUT`` and ``HEAD`` at the two ends.
-        shape: of the activation of one image, without the batch axis.
-        bytes_per_image: of this activation in half precision.
+        shape: of what one image is at the boundary, without the batch axis: the activation, or, where features of
+            earlier layers bypass it, the flattened activation followed by these.
+        bytes_per_image: of this in half precision.
         cost_before: share of the forward pass's floating-point operations before it, 0-1.
         parameters_after: number of weights after it, without the classifier's.
+        activation_shape: of the activation of one image.
+        beside: numbers of features of each earlier layer that bypass it.
     """
 
     name: str
@@ -57,6 +70,16 @@ class Boundary:
     bytes_per_image: int
     cost_before: float
     parameters_after: int
+    activation_shape: tuple[int, ...] = ()
+    beside: tuple[int, ...] = ()
+
+    def activations(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(N, *shape) -> (N, *activation_shape), and (N, features) that bypass it; None if there are none."""
+        if not self.beside:
+            return rows, None
+        width = math.prod(self.activation_shape)
+        flat, others = rows[:, :width], rows[:, width:]
+        return flat.reshape(len(rows), *self.activation_shape), others
 
 
 @final
@@ -68,11 +91,10 @@ class SplittableBackbone:
             changed.
         height: of the images, in pixels; a suffix is valid for images of this size only.
         width: of the images, in pixels.
-        pool: how the last map becomes features.
-        cut: name of the layer boundary that ends the backbone; later layers are removed; "" for the whole backbone.
+        spec: which outputs the features are.
 
     Raises:
-        OptionError: ``cut`` is not a boundary; lists the boundaries.
+        OptionError: ``spec.cut`` or one of ``spec.layers`` is not a boundary; lists the boundaries.
 
     Attributes:
         module: the network.
@@ -80,37 +102,44 @@ class SplittableBackbone:
         obstacle: why the network can only be cut at the head, or "".
     """
 
-    def __init__(self, module: nn.Module, *, height: int, width: int, pool: Pooling = "auto", cut: str = "") -> None:
+    def __init__(self, module: nn.Module, *, height: int, width: int, spec: FeatureSpec = PLAIN) -> None:
         self.module = module
         self.obstacle = ""
-        self.pool = pool
-        self.cut = cut
-        self._cuts: dict[str, fx.Node] = {}
+        self.spec = spec
+        self._cuts: dict[str, Cut] = {}
         self._parts: dict[str, list[tuple[str, list[str]]]] = {}
         with TRACING, evaluating(module):
             try:
-                self._trace = trace_network(module, height, width, WHOLE if pool == "auto" or cut else BEFORE_POOLING)
+                whole = spec.pool == "auto" or bool(spec.cut)
+                self._trace = trace_network(module, height, width, WHOLE if whole else BEFORE_POOLING)
                 self._cuts = find_cuts(self._trace, module)
             except Exception as error:  # torch.fx raises whatever the network's own code raises when traced
                 self.obstacle = f"torch.fx cannot trace it: {' '.join(str(error).split())[:200]}"
-            if cut and (self.obstacle or cut not in self._cuts):
-                why = self.obstacle or f"it can be cut at {', '.join(self._cuts)}"
-                raise OptionError(f"the backbone cannot be cut at {cut!r}: {why}.{suggestion(cut, self._cuts)}")
-            if not self.obstacle and not self._is_plain:
-                end = self._cuts[cut] if cut else self._trace.graph.output_node().all_input_nodes[0]
-                self._trace = end_network(self._trace, end, module, pool, height, width)
-                self._cuts = find_cuts(self._trace, module)
+            if not spec.is_plain:
+                self._set_features(height, width)
             self.boundaries = self._list_boundaries(height, width)
 
-    @property
-    def _is_plain(self) -> bool:
-        """True if the network is used with timm's own forward pass."""
-        return self.pool == "auto" and not self.cut
+    def _set_features(self, height: int, width: int) -> None:
+        """Changes the traced network's features to those of ``spec``."""
+        spec = self.spec
+        for name in (*filter(None, [spec.cut]), *spec.layers):
+            if self.obstacle or name not in self._cuts:
+                verb = "cut" if name == spec.cut else "read"
+                why = self.obstacle or f"it can be {verb} at {', '.join(self._cuts)}"
+                raise OptionError(f"the backbone cannot be {verb} at {name!r}: {why}.{suggestion(name, self._cuts)}")
+        if self.obstacle:
+            return
+        end = self._cuts[spec.cut].node if spec.cut else None
+        if end is None and spec.pool != "auto":
+            end = self._trace.graph.output_node().all_input_nodes[0]
+        layers = [self._cuts[name].node for name in spec.layers]
+        self._trace = end_network(self._trace, self.module, height, width, end=end, pool=spec.pool, layers=layers)
+        self._cuts = find_cuts(self._trace, self.module)
 
     def whole(self) -> nn.Module:
         """The complete network: (N, 3, H, W) -> (N, D) features, or the map if ``pool`` is "none"."""
-        if self._is_plain or self.obstacle:
-            return with_pooling(self.module, self.pool)
+        if self.spec.is_plain or self.obstacle:
+            return with_features(self.module, self.spec)
         return fx.GraphModule(self.module, self._trace.graph)
 
     def copied(self) -> SplittableBackbone:
@@ -137,7 +166,10 @@ class SplittableBackbone:
             return nn.Identity()
         if name == HEAD:
             return self.whole()
-        return fx.GraphModule(self.module, prefix_graph(self._trace, self._cuts[name]))
+        graph = prefix_graph(self._trace, self._cuts[name])
+        if self._cuts[name].beside:
+            join_values(graph)
+        return fx.GraphModule(self.module, graph)
 
     def suffix(self, name: str) -> nn.Module:
         """The part after a boundary: the activation -> (N, D) features, or the map if ``pool`` is "none".
@@ -150,8 +182,22 @@ class SplittableBackbone:
             return nn.Identity()
         if name == INPUT:
             return fx.GraphModule(self.module, self._trace.graph)
-        suffix = fx.GraphModule(self.module, suffix_graph(self._trace, self._cuts[name]))
-        return self._keeping_input(suffix, name)
+        return self._after(name, suffix_graph(self._trace, self._cuts[name]))
+
+    def halves(self, name: str) -> tuple[fx.GraphModule, fx.GraphModule]:
+        """The parts before and after an inner boundary, with the activation itself between them.
+
+        Returns:
+            (N, 3, H, W) -> the activation, or a tuple of it and the features that bypass it; and the inverse: the same
+            values, one argument each, -> features.
+
+        Raises:
+            OptionError: no such boundary; lists the boundaries.
+        """
+        self._require(name)
+        cut = self._cuts[name]
+        before, after = prefix_graph(self._trace, cut), suffix_graph(self._trace, cut)
+        return fx.GraphModule(self.module, before), fx.GraphModule(self.module, after)
 
     def tapped(self, name: str) -> fx.GraphModule:
         """The complete network with a second output: (N, 3, H, W) -> (N, D) features, activation at a boundary.
@@ -164,10 +210,10 @@ class SplittableBackbone:
             raise OptionError(f"boundary {name!r}: expected an inner boundary.")
         graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
         features = graph.graph_copy(self._trace.graph, copies)
-        cut = copies[self._cuts[name]]
-        with graph.inserting_after(cut):
-            tap = graph.call_method("clone", (cut,))  # later layers may work in place
-        graph.output((features, tap))
+        cut = self._cuts[name]
+        with graph.inserting_after(copies[cut.node]):
+            tap = graph.call_method("clone", (copies[cut.node],))  # later layers may work in place
+        graph.output((features, tap, *(copies[node] for node in cut.beside)))
         return fx.GraphModule(self.module, graph)
 
     def segment(self, first: str, last: str) -> nn.Module:
@@ -189,21 +235,32 @@ class SplittableBackbone:
         for node in list(graph.nodes):
             if node.op == "output":
                 graph.erase_node(node)
-        end = next(node for node in graph.nodes if node.name == self._cuts[last].name)
-        with graph.inserting_after(end):
-            graph.output(end)
+        end = self._cuts[last]
+        names = {cut_node.name: place for place, cut_node in enumerate(self._cuts[first].beside)}
+        inputs = {f"beside_{place}": name for name, place in names.items()}
+        found = {inputs.get(node.name, node.name): node for node in graph.nodes}
+        values = tuple(found[node.name] for node in end.nodes)
+        graph.output(values if end.beside else values[0])
+        if end.beside:
+            join_values(graph)
         drop_unused(graph)
-        return self._keeping_input(fx.GraphModule(self.module, graph), first)
+        return self._after(first, graph)
 
-    def _keeping_input(self, part: fx.GraphModule, name: str) -> fx.GraphModule:
-        """Copies the activation at a boundary first if the next layers would overwrite it in place."""
-        if self._cuts[name] in self._trace.overwritten:
-            placeholder = next(iter(part.graph.nodes))
-            with part.graph.inserting_after(placeholder):
-                copy = part.graph.call_method("clone", (placeholder,))
-            placeholder.replace_all_uses_with(copy, delete_user_cb=lambda user: user is not copy)
-            part.recompile()
-        return part
+    def _after(self, name: str, graph: fx.Graph) -> fx.GraphModule:
+        """A graph that begins at a boundary, whose inputs become one row per image if there are several.
+
+        The activation is copied first if the next layers would overwrite it in place.
+        """
+        cut = self._cuts[name]
+        activation = next(iter(graph.nodes))
+        if cut.beside:
+            boundary = next(b for b in self.boundaries if b.name == name)
+            activation = split_values(graph, boundary.activation_shape, boundary.beside)
+        if cut.node in self._trace.overwritten:
+            with graph.inserting_after(activation):
+                copy = graph.call_method("clone", (activation,))
+            activation.replace_all_uses_with(copy, delete_user_cb=lambda user: user is not copy)
+        return fx.GraphModule(self.module, graph)
 
     def parts(self, name: str) -> list[tuple[str, list[str]]]:
         """The weights after a boundary, grouped by part, in execution order.
@@ -249,29 +306,33 @@ class SplittableBackbone:
     def _list_boundaries(self, height: int, width: int) -> list[Boundary]:
         found = [
             b
-            for name, node in self._cuts.items()
-            if (b := _boundary(self._trace, self.module, name, node)).parameters_after
+            for name, cut in self._cuts.items()
+            if (b := _boundary(self._trace, self.module, name, cut)).parameters_after
         ]
         if self.obstacle:
             with torch.inference_mode():
                 shape = self.whole()(blank_input(self.module, (1, 3, height, width))).shape[1:]
-            return [Boundary(HEAD, tuple(shape), 2 * shape.numel(), 1.0, 0)]
+            return [Boundary(HEAD, tuple(shape), 2 * shape.numel(), 1.0, 0, tuple(shape))]
         shape = self._trace.values[0][self._trace.graph.output_node().all_input_nodes[0]][1:]
-        head = Boundary(HEAD, tuple(shape), 2 * shape.numel(), 1.0, 0)
+        head = Boundary(HEAD, tuple(shape), 2 * shape.numel(), 1.0, 0, tuple(shape))
         weights = count_parameters(self.module, self._trace.graph)
-        return [Boundary(INPUT, (3, height, width), 6 * height * width, 0.0, weights), *found, head]
+        image = (3, height, width)
+        return [Boundary(INPUT, image, 2 * math.prod(image), 0.0, weights, image), *found, head]
 
 
-def _boundary(trace: TracedNetwork, module: nn.Module, name: str, cut: fx.Node) -> Boundary:
+def _boundary(trace: TracedNetwork, module: nn.Module, name: str, cut: Cut) -> Boundary:
     nodes = list(trace.graph.nodes)
-    before = sum(trace.flops[node] for node in nodes[: nodes.index(cut) + 1])
-    shape = trace.values[0][cut]
-    elements = shape.numel() // BATCHES[0]
-    suffix = suffix_graph(trace, cut)
+    before = sum(trace.flops[node] for node in nodes[: nodes.index(cut.node) + 1])
+    whole = trace.values[0][cut.node]
+    shape = tuple(whole[1:]) if whole[0] == BATCHES[0] else (whole[0] // BATCHES[0], *whole[1:])
+    beside = tuple(trace.values[0][node][1] for node in cut.beside)
+    numbers = math.prod(shape) + sum(beside)
     return Boundary(
         name=name,
-        shape=tuple(shape[1:]) if shape[0] == BATCHES[0] else (shape[0] // BATCHES[0], *shape[1:]),
-        bytes_per_image=2 * elements,
+        shape=(numbers,) if beside else shape,
+        bytes_per_image=2 * numbers,
         cost_before=before / max(1, sum(trace.flops.values())),
-        parameters_after=count_parameters(module, suffix),
+        parameters_after=count_parameters(module, suffix_graph(trace, cut)),
+        activation_shape=shape,
+        beside=beside,
     )

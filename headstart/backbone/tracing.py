@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import torch
 from torch import Tensor, fx, nn
 
+from headstart.backbone.feature_spec import FeatureSpec
 from headstart.backbone.layers import Layout
 from headstart.backbone.pooling import Pooling, pooled
 from headstart.backbone.shapes import record_shapes
 from headstart.backbone.timm_layers import untraceable_functions, untraceable_modules
 from headstart.concurrency import ProcessLock
+from headstart.errors import OptionError, first_line
 
 WHOLE, BEFORE_POOLING = "forward", "forward_features"
 """Timm's methods for the whole network, and for the network without its pooling."""
@@ -105,12 +108,33 @@ def trace_network(module: nn.Module, height: int, width: int, method: str) -> Tr
 
 
 def end_network(
-    trace: TracedNetwork, end: fx.Node, module: nn.Module, pool: Pooling, height: int, width: int
+    trace: TracedNetwork,
+    module: nn.Module,
+    height: int,
+    width: int,
+    *,
+    end: fx.Node | None = None,
+    pool: Pooling = "auto",
+    layers: Sequence[fx.Node] = (),
 ) -> TracedNetwork:
-    """The same network ended at a node, whose value is pooled; the rest is removed."""
-    end_graph(trace.graph, end, pool, Layout.of(module))
-    layer_of = {node: trace.layer_of.get(node, "") for node in trace.graph.nodes}
-    return _analyse(trace.graph, layer_of, module, height, width)
+    """The same network with other features.
+
+    Args:
+        trace: of the network; its graph is changed.
+        module: the network.
+        height: of the images, in pixels.
+        width: of the images, in pixels.
+        end: the node that ends the network, whose value is pooled; later nodes are removed. None keeps the features.
+        pool: how the value of ``end`` is pooled.
+        layers: nodes whose means over all positions are appended to the features.
+    """
+    graph, layout = trace.graph, Layout.of(module)
+    if end is not None:
+        end_graph(graph, end, pool, layout)
+    if layers:
+        append_means(graph, layers, layout)
+    layer_of = {node: trace.layer_of.get(node, "") for node in graph.nodes}
+    return _analyse(graph, layer_of, module, height, width)
 
 
 def end_graph(graph: fx.Graph, end: fx.Node, pool: Pooling, layout: Layout) -> None:
@@ -120,6 +144,26 @@ def end_graph(graph: fx.Graph, end: fx.Node, pool: Pooling, layout: Layout) -> N
         features = graph.call_function(pooled, (end, pool, layout.channels_last, layout.prefix_tokens))
     graph.output(features)
     drop_unused(graph)
+
+
+def append_means(graph: fx.Graph, layers: Sequence[fx.Node], layout: Layout) -> None:
+    """Appends the means over all positions of the values of some nodes to the output (N, D) of a graph."""
+    output = graph.output_node()
+    means = []
+    for node in layers:
+        with graph.inserting_after(node):
+            means.append(graph.call_function(pooled, (node, "avg", layout.channels_last, layout.prefix_tokens)))
+    with graph.inserting_before(output):
+        joined = graph.call_function(torch.cat, ([output.all_input_nodes[0], *means], 1))
+    output.args = (joined,)
+
+
+def features_beside(graph: fx.Graph) -> frozenset[fx.Node]:
+    """Nodes whose values are part of the output and of nothing else, if the output is a concatenation."""
+    joined = graph.output_node().all_input_nodes[0]
+    if joined.target is not torch.cat:
+        return frozenset()
+    return frozenset(node for node in joined.all_input_nodes if list(node.users) == [joined])
 
 
 def drop_unused(graph: fx.Graph) -> None:
@@ -134,21 +178,27 @@ def _analyse(
 ) -> TracedNetwork:
     runs = record_shapes(graph, module, height, width)
     nodes = list(graph.nodes)
-    dependent = {nodes[0]}  # the image; other inputs keep their defaults
-    for node in nodes[1:]:
-        if not asks_for_shape(node) and any(arg in dependent for arg in node.all_input_nodes):
-            dependent.add(node)
     overwritten = runs[1].overwritten()
     one, two = ({node: run.values[node.name] for node in nodes if node.op != "output"} for run in runs)
     return TracedNetwork(
         graph=graph,
         layer_of=layer_of,
-        depends_on_image=frozenset(dependent),
+        depends_on_image=image_dependent(graph),
         values=(one, two),
         tensors=frozenset(node for node in nodes if node.name in runs[0].tensors),
         flops={node: runs[0].flops[node.name] for node in nodes},
         overwritten=frozenset(node for node in nodes if node.name in overwritten),
     )
+
+
+def image_dependent(graph: fx.Graph) -> frozenset[fx.Node]:
+    """Nodes whose value depends on the content of the image, not only on its shape."""
+    first, *others = graph.nodes
+    dependent = {first}  # the image; other inputs keep their defaults
+    for node in others:
+        if not asks_for_shape(node) and any(arg in dependent for arg in node.all_input_nodes):
+            dependent.add(node)
+    return frozenset(dependent)
 
 
 def asks_for_shape(node: fx.Node) -> bool:
@@ -158,17 +208,45 @@ def asks_for_shape(node: fx.Node) -> bool:
     return node.op == "call_function" and node.target is getattr and node.args[1] in _SHAPE_ATTRIBUTES
 
 
-def with_pooling(module: nn.Module, pool: Pooling) -> nn.Module:
-    """A timm network with another pooling, as a graph if torch.fx can trace it: (N, 3, H, W) -> features."""
-    if pool == "auto":
+def with_features(module: nn.Module, spec: FeatureSpec) -> nn.Module:
+    """A timm network with other features, as a graph if torch.fx can trace it: (N, 3, H, W) -> features.
+
+    Args:
+        module: the network.
+        spec: without ``cut``, which needs the freeze boundaries, see ``split.SplittableBackbone.whole``.
+
+    Raises:
+        OptionError: the network cannot be traced, or has no such layer, and ``spec`` has layers.
+    """
+    if spec.is_plain:
         return module
+    tracer = _BackboneTracer(WHOLE if spec.pool == "auto" else BEFORE_POOLING)
     try:
         with TRACING:
-            graph = _BackboneTracer(BEFORE_POOLING).trace(module)
-    except Exception:  # torch.fx raises whatever the network's own code raises when traced
-        return _PooledNetwork(module, pool)
-    end_graph(graph, graph.output_node().all_input_nodes[0], pool, Layout.of(module))
+            graph = tracer.trace(module)
+    except Exception as error:  # torch.fx raises whatever the network's own code raises when traced
+        if spec.layers:
+            raise OptionError(
+                f"layers {', '.join(spec.layers)}: torch.fx cannot trace this backbone ({first_line(error)}). Leave "
+                "the option out."
+            ) from error
+        return _PooledNetwork(module, spec.pool)
+    layers = [_last_node(graph, tracer.layer_of, name) for name in spec.layers]
+    if spec.pool != "auto":
+        end_graph(graph, graph.output_node().all_input_nodes[0], spec.pool, Layout.of(module))
+    if layers:
+        append_means(graph, layers, Layout.of(module))
     return fx.GraphModule(module, graph)
+
+
+def _last_node(graph: fx.Graph, layer_of: dict[fx.Node, str], layer: str) -> fx.Node:
+    """The node of a layer's output."""
+    dependent = image_dependent(graph)
+    found = [node for node in graph.nodes if node in dependent and f"{layer_of[node]}.".startswith(f"{layer}.")]
+    if not found:
+        raise OptionError(f"layers {layer}: the backbone has no such layer; headstart layers lists them.")
+    last: fx.Node = found[-1]
+    return last
 
 
 class _PooledNetwork(nn.Module):

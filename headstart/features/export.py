@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from headstart.backbone.feature_spec import FeatureSpec
 from headstart.backbone.pixel_net import FeatureNet
 from headstart.backbone.pooling import Pooling
 from headstart.backbone.weights import DEFAULT_BACKBONE, load_backbone
-from headstart.cache.row_store import RowStore
 from headstart.data.checks import reading_findings
 from headstart.data.dataset import Dataset, open_data
 from headstart.data.scan import Scan, scan
 from headstart.errors import DataError, OptionError
 from headstart.extras import importing_extra
-from headstart.features.extract import compute_features
+from headstart.features.extract import FeatureStore, compute_features
 from headstart.files import check_suffix, output_file, unicode_text
 from headstart.progress import Progress, SilentProgress, with_example
 
@@ -76,7 +76,7 @@ def export_features(
     loaded = load_backbone(backbone or DEFAULT_BACKBONE, weights=weights, image_size=image_size)
     for note in loaded.notes:
         progress.say(note)
-    net = FeatureNet(loaded, pool=pool, cut=cut)
+    net = FeatureNet(loaded, FeatureSpec(pool, cut))
     scanned = scan(dataset.files(), preprocessing=loaded.preprocessing, cache=cache, progress=progress)
     used = _readable(dataset, scanned, progress)
     keys = [scanned.keys[i] for i in used]
@@ -103,7 +103,7 @@ def _readable(dataset: Dataset, scanned: Scan, progress: Progress) -> list[int]:
     return used
 
 
-def _write_npz(file: Path, store: RowStore, keys: list[bytes], columns: dict[str, list[str]]) -> None:
+def _write_npz(file: Path, store: FeatureStore, keys: list[bytes], columns: dict[str, list[str]]) -> None:
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         with archive.open("features.npy", "w", force_zip64=True) as member:
             header = {"descr": "<f4", "fortran_order": False, "shape": (len(keys), *store.shape)}
@@ -120,7 +120,7 @@ def _npy(array: npt.NDArray[Any]) -> bytes:
     return data.getvalue()
 
 
-def _write_parquet(file: Path, store: RowStore, keys: list[bytes], columns: dict[str, list[str]]) -> None:
+def _write_parquet(file: Path, store: FeatureStore, keys: list[bytes], columns: dict[str, list[str]]) -> None:
     with importing_extra("parquet", f"writing {file}"):
         import pyarrow as pa
         from pyarrow import parquet

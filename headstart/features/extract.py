@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from headstart.backbone.pixel_net import FeatureNet, PixelNet, TappedNet, feature_shape
+from headstart.backbone.pixel_net import FeatureNet, PixelNet, TappedNet, feature_shape, part_widths
+from headstart.cache.joined_rows import JoinedRows
 from headstart.cache.keys import content_key
 from headstart.cache.row_store import RowStore, warn_damaged
 from headstart.data.pixel_cache import PixelReader
@@ -25,6 +26,9 @@ from headstart.progress import Progress, SilentProgress
 
 FEATURES_VERSION = 2
 """Incremented whenever the same pixels and weights give other features; part of the cache key."""
+
+FeatureStore = RowStore | JoinedRows
+"""Where features are kept: one store, or one for each layer that they are taken from."""
 
 APPEND = 128
 """Rows that are written together; a killed process loses no more."""
@@ -71,16 +75,21 @@ def pick_sample(keys: Sequence[bytes], labels: npt.NDArray[np.int64], count: int
     return sorted(drawn, key=turns.__getitem__)[:count]
 
 
-def feature_store(net: FeatureNet, identity: Identity, cache: Path | None = None) -> RowStore:
+def feature_store(net: FeatureNet, identity: Identity, cache: Path | None = None) -> FeatureStore:
     """The cache of features: rows of (D,) float32, or of the feature map without pooling.
 
     Its key has the fingerprint of the weights, pooling, cut, preprocessing, decoder version, format version and the
-    identity of the engine; rows are found by the content hash of the image.
+    identity of the engine; rows are found by the content hash of the image. Features of several layers are kept in one
+    store for each layer, so that networks which share a layer share its rows.
     """
-    description = (
-        net.describe() | identity | {"pixels": net.backbone.preprocessing.pixel_key(), "version": FEATURES_VERSION}
-    )
-    return RowStore("features", description, dtype=np.float32, shape=feature_shape(net), root=cache)
+    shared: dict[str, Any] = {"pixels": net.backbone.preprocessing.pixel_key(), "version": FEATURES_VERSION}
+    parts = net.parts()
+    shapes = [feature_shape(net)] if len(parts) == 1 else [(width,) for width in part_widths(net)]
+    stores = [
+        RowStore("features", part | identity | shared, dtype=np.float32, shape=shape, root=cache)
+        for part, shape in zip(parts, shapes, strict=True)
+    ]
+    return stores[0] if len(stores) == 1 else JoinedRows(stores)
 
 
 def compute_features(
@@ -95,7 +104,7 @@ def compute_features(
     device: str = "auto",
     cache: Path | None = None,
     progress: Progress | None = None,
-) -> RowStore:
+) -> FeatureStore:
     """Runs the frozen backbone on all images whose features are not cached.
 
     The engine depends on ``engines``, or on the number of ``keys``, and never on what the cache already has.
@@ -148,7 +157,7 @@ def compute_features(
 
 def _undamaged_store(
     net: FeatureNet, keys: Sequence[bytes], identity: Identity, cache: Path | None, progress: Progress
-) -> RowStore:
+) -> FeatureStore:
     """``feature_store`` after removing and reporting damaged rows of the given images."""
     store = feature_store(net, identity, cache)
     if store.drop_damaged(keys):
@@ -166,7 +175,9 @@ class _FeatureWriter:
         keys: of all images, in the order of their rows.
     """
 
-    def __init__(self, net: FeatureNet, store: RowStore, activations: RowStore | None, keys: Sequence[bytes]) -> None:
+    def __init__(
+        self, net: FeatureNet, store: FeatureStore, activations: RowStore | None, keys: Sequence[bytes]
+    ) -> None:
         self.net, self.store, self.activations, self.keys = net, store, activations, keys
         self.waiting: list[npt.NDArray[np.float32]] = []
         self.num_written = 0
@@ -198,7 +209,7 @@ def _compute_missing(
     keys: Sequence[bytes],
     engine: Engine,
     pixels: PixelReader,
-    store: RowStore,
+    store: FeatureStore,
     activations: RowStore | None,
     progress: Progress,
 ) -> None:

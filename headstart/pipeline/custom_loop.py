@@ -21,9 +21,10 @@ from headstart.errors import OptionError, first_line
 from headstart.evaluation.metrics import AnyScores
 from headstart.evaluation.predictions import evaluate_predictions
 from headstart.model import Model
+from headstart.pipeline.choose_layers import choose_and_fit
 from headstart.pipeline.evaluate import TrainedClassifier, evaluate
 from headstart.pipeline.featurise import featurise
-from headstart.pipeline.fit import Prepared, fit_head
+from headstart.pipeline.fit import Prepared
 from headstart.pipeline.inspect_images import inspect_images, report_images, with_value_range
 from headstart.pipeline.load import Job, load
 from headstart.pipeline.plan import measure, plan
@@ -93,8 +94,7 @@ def prepare(
             "Choose another effort, or a backbone with freeze boundaries (see headstart layers)."
         )
     featurised = featurise(job, loaded, inspected, planned)
-    fitted = fit_head(job, loaded, inspected, planned, featurised)
-    return Workbench(Prepared(job, loaded, inspected, planned, featurised, fitted))
+    return Workbench(choose_and_fit(job, loaded, inspected, planned, featurised))
 
 
 @final

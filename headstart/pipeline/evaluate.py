@@ -123,7 +123,7 @@ def build_model(prepared: Prepared, trained: TrainedClassifier) -> Model:
     job, loaded, dataset = prepared.job, prepared.loaded, prepared.inspected.dataset
     net = loaded.net
     if trained.backbone is not loaded.backbone:
-        net = FeatureNet(trained.backbone, pool=job.recipe.pooling, cut=job.recipe.cut or "")
+        net = FeatureNet(trained.backbone, net.spec)
     return Model(
         net,
         trained.head,

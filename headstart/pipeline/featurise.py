@@ -15,7 +15,7 @@ from headstart.backbone.weights import Backbone
 from headstart.cache.row_store import RowStore
 from headstart.engine.interface import Identity
 from headstart.features.activations import ImageFiles, activation_store
-from headstart.features.extract import Tap, compute_features
+from headstart.features.extract import FeatureStore, Tap, compute_features
 from headstart.pipeline.inspect_images import Inspected
 from headstart.pipeline.load import Job, Loaded
 from headstart.pipeline.plan import Planned
@@ -50,7 +50,7 @@ class Featurised:
 
     train: LabelledFeatures
     val: LabelledFeatures | None
-    held_out: RowStore
+    held_out: FeatureStore
 
 
 def featurise(job: Job, loaded: Loaded, inspected: Inspected, planned: Planned) -> Featurised:
@@ -64,7 +64,7 @@ def featurise(job: Job, loaded: Loaded, inspected: Inspected, planned: Planned) 
 
 def frozen_features(
     job: Job, loaded: Loaded, inspected: Inspected, planned: Planned, keys: list[bytes], *, exact: bool
-) -> RowStore:
+) -> FeatureStore:
     """The store that holds the features of some images, which are computed where they are missing.
 
     Args:
@@ -138,7 +138,7 @@ def image_vectors(loaded: Loaded, inspected: Inspected, featurised: Featurised) 
     return ImageVectors([i for i, _ in places], [name for _, name in places], vectors)
 
 
-def _labelled(inspected: Inspected, name: str, features: RowStore) -> LabelledFeatures:
+def _labelled(inspected: Inspected, name: str, features: FeatureStore) -> LabelledFeatures:
     files, positions = inspected.dataset.files(), inspected.positions[name]
     images = ImageFiles([files[i] for i in positions], inspected.keys[name])
     return LabelledFeatures(images, inspected.dataset.labels[positions], features.read(inspected.keys[name]))

@@ -16,6 +16,7 @@ from headstart.pipeline.plan import CHECKED, Planned
 from headstart.progress import with_example
 from headstart.training.fit_head import Fitted, HeadData, fit_classifier
 from headstart.training.head_spec import LINEAR
+from headstart.training.penalty import Penalty
 from headstart.training.sampling import Samples
 from headstart.trust.feature_findings import inspect_features
 
@@ -44,8 +45,15 @@ class Prepared:
     fitted: Fitted
 
 
-def fit_head(job: Job, loaded: Loaded, inspected: Inspected, planned: Planned, featurised: Featurised) -> Fitted:
-    """Fits the classifier that the recipe asks for on the frozen features."""
+def fit_head(
+    job: Job,
+    loaded: Loaded,
+    inspected: Inspected,
+    planned: Planned,
+    featurised: Featurised,
+    penalty: Penalty | None = None,
+) -> Fitted:
+    """Fits the classifier that the recipe asks for on the frozen features; ``penalty`` was chosen before."""
     train, val = featurised.train, featurised.val
     data = HeadData(
         train.features,
@@ -56,6 +64,7 @@ def fit_head(job: Job, loaded: Loaded, inspected: Inspected, planned: Planned, f
         views=_augmented(job, loaded, planned, featurised),
         val=None if val is None else (val.features, val.labels),
         together=inspected.parts(inspected.positions["train"]),
+        penalty=penalty,
     )
     return fit_classifier(job.recipe, data, progress=job.progress, cache=cache_root(job.cache))
 

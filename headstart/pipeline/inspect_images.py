@@ -92,7 +92,7 @@ def with_value_range(job: Job, loaded: Loaded) -> Loaded:
         f"Value range: {low:.3g} % of the full scale is mapped to black and {high:.3g} % to white, measured on "
         f"{len(deep):,} training images of more than 8 bits per channel."
     )
-    net = FeatureNet(backbone, pool=job.recipe.pooling, cut=job.recipe.cut or "")
+    net = FeatureNet(backbone, loaded.net.spec)
     return replace(loaded, backbone=backbone, net=net)
 
 

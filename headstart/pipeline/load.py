@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from headstart.backbone.feature_spec import FeatureSpec
 from headstart.backbone.layers import Layout
 from headstart.backbone.pixel_net import FeatureNet, feature_shape, split_backbone
 from headstart.backbone.split import SplittableBackbone
@@ -17,7 +18,7 @@ from headstart.engine.device import resolve_device
 from headstart.progress import Progress
 from headstart.training.fit_head import check_classes, check_heads
 from headstart.training.head_spec import LINEAR
-from headstart.training.ladder import boundary_before
+from headstart.training.ladder import boundary_before, considered_layers
 from headstart.training.recipe import Recipe
 
 
@@ -77,14 +78,20 @@ def load(job: Job) -> Loaded:
     else:
         backbone = load_backbone(name, weights=recipe.weights, image_size=image_size)
     prepare_backbone(job, backbone)
-    net = FeatureNet(backbone, pool=recipe.pooling, cut=recipe.cut or "")
+    net = FeatureNet(backbone, _feature_spec(recipe, backbone))
     check_classes(recipe, len(job.dataset.classes), multi_label=job.dataset.multi_label)
     if recipe.head != LINEAR:
         check_heads(recipe, feature_shape(net), len(job.dataset.classes), Layout.of(backbone.module))
-    splittable = None if recipe.effort == "probe" else split_backbone(backbone, recipe.pooling, recipe.cut or "")
+    splittable = None if recipe.effort == "probe" else split_backbone(backbone, net.spec)
     if splittable is not None and recipe.is_named_depth:
         boundary_before(recipe.unfreeze or "all", splittable)
     return Loaded(backbone, net, splittable, round(time.monotonic() - started, 2))
+
+
+def _feature_spec(recipe: Recipe, backbone: Backbone) -> FeatureSpec:
+    """Which outputs the features are; where layers are chosen later, with all that are considered."""
+    spec = FeatureSpec(recipe.pooling, recipe.cut or "", recipe.named_layers)
+    return replace(spec, layers=considered_layers(split_backbone(backbone))) if recipe.chooses_layers else spec
 
 
 def prepare_backbone(job: Job, backbone: Backbone) -> None:

@@ -14,11 +14,12 @@ from headstart.data.splits import SplitShares, check_shares
 from headstart.errors import HeadstartError, WriteError
 from headstart.evaluation.reliability import usual_kept
 from headstart.pipeline.base_classifier import BaseClassifier, find_rehearsal_images, rehearsal_csv
+from headstart.pipeline.choose_layers import choose_and_fit
 from headstart.pipeline.evaluate import EvaluatedModel, TrainedClassifier, evaluate, mistakes_on_val
 from headstart.pipeline.extend import evaluate_extended, fit_new_classes, inspect_new_images
 from headstart.pipeline.featurise import featurise
 from headstart.pipeline.fine_tune import climb_ladder
-from headstart.pipeline.fit import Prepared, check_labels, fit_head
+from headstart.pipeline.fit import Prepared, check_labels
 from headstart.pipeline.inspect_images import inspect_images, report_images, with_value_range
 from headstart.pipeline.ladder_state import FineTuned, begin_ladder
 from headstart.pipeline.load import Job
@@ -140,8 +141,8 @@ def train_model(
     clock.lap("run the backbone")
 
     timetable.begin(PROBE_STEP)
-    fitted = fit_head(job, loaded, inspected, planned, featurised)
-    prepared = Prepared(job, loaded, inspected, planned, featurised, fitted)
+    prepared = choose_and_fit(job, loaded, inspected, planned, featurised)
+    loaded, planned, featurised, fitted = prepared.loaded, prepared.planned, prepared.featurised, prepared.fitted
     _report_head(setup, prepared)
     clock.lap("fit the head")
 

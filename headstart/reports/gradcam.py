@@ -188,16 +188,30 @@ def _explained(net: FeatureNet, check: Callable[[], None]) -> tuple[PixelNet, nn
 
 
 def _cut_in_two(net: FeatureNet) -> tuple[PixelNet, nn.Module | None]:
-    split, layout = split_backbone(net.backbone, net.pool, net.cut), Layout.of(net.backbone.module)
+    split, layout = split_backbone(net.backbone, net.spec), Layout.of(net.backbone.module)
     inner = [b for b in split.boundaries if b.name not in (INPUT, HEAD)]
-    found = [b for b in inner if _num_positions(torch.Size((1, *b.shape)), layout) >= MIN_POSITIONS]
+    found = [b for b in inner if _num_positions(torch.Size((1, *b.activation_shape)), layout) >= MIN_POSITIONS]
     if not found:
         return net, None
-    alike = [b for b in found if b.shape == found[-1].shape]
-    boundary = alike[-2] if len(alike) > 1 and len(alike[-1].shape) == 2 else found[-1]
-    layer = nn.Identity()
-    body = nn.Sequential(split.prefix(boundary.name), layer, split.suffix(boundary.name))
-    return PixelNet(net.backbone, body).to(net.scale.device), layer
+    alike = [b for b in found if b.activation_shape == found[-1].activation_shape]
+    boundary = alike[-2] if len(alike) > 1 and len(alike[-1].activation_shape) == 2 else found[-1]
+    body = _Halves(*split.halves(boundary.name))
+    return PixelNet(net.backbone, body).to(net.scale.device), body.between
+
+
+class _Halves(nn.Module):
+    """A network in two parts, with a layer between them that accepts hooks."""
+
+    def __init__(self, before: nn.Module, after: nn.Module) -> None:
+        super().__init__()
+        self.before, self.between, self.after = before, nn.Identity(), after
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) -> features."""
+        found = self.before(x)
+        activation, *beside = found if isinstance(found, tuple) else (found,)
+        features: Tensor = self.after(self.between(activation), *beside)
+        return features
 
 
 def _deepest_layer(net: PixelNet, check: Callable[[], None]) -> nn.Module | None:

@@ -30,7 +30,8 @@ from headstart.training.losses import (
     has_other_part,
     learnable_folds,
 )
-from headstart.training.probe import CHOOSE_FROM, FOLDS, NEVER, Features, as_rows, standardised
+from headstart.training.penalty import CHOOSE_FROM, FOLDS, Features
+from headstart.training.probe import NEVER, as_rows, standardised
 from headstart.trust.temperature import best_scale, calibrated_losses
 
 LINEAR_C = (1e-4, 1e-3, 1e-2)

@@ -12,7 +12,14 @@ from headstart.backbone.layers import Layout
 
 
 def augment(
-    x: Tensor, layout: Layout, rng: np.random.Generator, *, jitter: float, cutmix_share: float, mixup_alpha: float
+    x: Tensor,
+    layout: Layout,
+    rng: np.random.Generator,
+    *,
+    jitter: float,
+    cutmix_share: float,
+    mixup_alpha: float,
+    beside: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, float]:
     """Channel jitter, then CutMix or mixup of a batch.
 
@@ -23,10 +30,18 @@ def augment(
         jitter: see ``jitter_channels``; 0: none.
         cutmix_share: probability of CutMix.
         mixup_alpha: see ``mixup``, which is used in the other steps; 0: none.
+        beside: (N, D) averages of earlier layers; they are mixed in the shares of the mixture.
 
     Returns:
-        The batch; (N,) int64, the partner of each image; the share of the image itself in the mixture, 0-1.
+        The batch, with ``beside`` one row per image: the flattened activations, then ``beside``; (N,) int64, the
+        partner of each image; the share of the image itself in the mixture, 0-1.
     """
+    if beside is not None:
+        x, partner, share = augment(x, layout, rng, jitter=jitter, cutmix_share=cutmix_share, mixup_alpha=mixup_alpha)
+        if jitter:
+            beside = jitter_channels(beside, jitter, layout, rng)
+        other = beside if share == 1.0 else share * beside + (1 - share) * beside[partner]
+        return torch.cat([x.flatten(1), other], 1), partner, share
     if jitter:
         x = jitter_channels(x, jitter, layout, rng)
     if rng.random() < cutmix_share:

@@ -292,6 +292,7 @@ class _Trainer:
         self.settings, self.train, self.val, self.device = settings, train, val, device
         self.val_chooses = options.get("val_chooses", True) and val is not None
         self.network, self.layout = split.module, Layout.of(split.module)
+        self.boundary = next(b for b in split.boundaries if b.name == boundary)
         self.head = copy.deepcopy(head).to(device)
         self.classifier = SuffixClassifier(
             split, boundary, self.head, dtype=dtype, update_batchnorm=settings.update_batchnorm
@@ -337,13 +338,15 @@ class _Trainer:
         settings, images = self.settings, self.order.images(epoch, index)
         rng = np.random.default_rng((settings.seed, 2, self.step))
         x = self.reader.read(self.order.rows(epoch, index))
+        activations, beside = self.boundary.activations(x)
         x, partner, share = augment(
-            x,
+            activations,
             self.layout,
             rng,
             jitter=settings.feature_jitter,
             cutmix_share=settings.cutmix,
             mixup_alpha=settings.mixup,
+            beside=beside,
         )
         target, weight = (
             share * values[images] + (1 - share) * values[images][partner]

@@ -21,11 +21,10 @@ from headstart.training.head_search import HeadSearchSettings, train_heads
 from headstart.training.head_spec import LINEAR, HeadSpec, parse_heads
 from headstart.training.heads import PLAIN, build_head, linear_head
 from headstart.training.losses import Labels, Parts, is_multi_label
-from headstart.training.probe import Features, fit_probe, refit_probe, require_learnable
-from headstart.training.recipe import Recipe
+from headstart.training.penalty import Features, Penalty
+from headstart.training.probe import fit_probe, refit_probe, require_learnable
+from headstart.training.recipe import LOGISTIC, Recipe
 from headstart.training.sampling import FeatureRows, Samples
-
-LOGISTIC = "logistic"
 
 EPOCHS_OF_VIEWS = 30
 """Default epochs of trained heads with augmented views; without views fewer epochs are enough."""
@@ -72,6 +71,7 @@ class HeadData:
             of 2 counts like the same image twice.
         together: (N,) part of each image; parts are not divided by folds or held-out images, see
             ``losses.learnable_folds``.
+        penalty: of logistic regression, if it was chosen before, see ``fit_probe``.
     """
 
     features: Features
@@ -83,6 +83,7 @@ class HeadData:
     val: tuple[Features, Labels] | None = None
     sample_weight: npt.NDArray[np.float64] | None = None
     together: Parts | None = None
+    penalty: Penalty | None = None
 
 
 def fit_classifier(
@@ -121,6 +122,7 @@ def _logistic(recipe: Recipe, data: HeadData, progress: Progress | None, cache: 
         sample_weight=data.sample_weight,
         seed=recipe.seed,
         together=data.together,
+        penalty=data.penalty,
         progress=progress,
         cache=cache,
     )

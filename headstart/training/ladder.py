@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from headstart.backbone.layers import BatchNorm
+from headstart.backbone.layers import BatchNorm, group_names
 from headstart.backbone.split import HEAD, INPUT, Boundary, SplittableBackbone
 from headstart.errors import OptionError, suggestion
 from headstart.import_effects import import_quietly
@@ -333,6 +333,17 @@ def deepest_at(share: float, split: SplittableBackbone) -> Boundary | None:
     """The last boundary with at most ``share`` of the forward pass before it; None if there is none."""
     fitting = [b for b in split.boundaries if b.name != HEAD and b.cost_before <= share]
     return max(fitting, key=lambda b: b.cost_before, default=None)
+
+
+def considered_layers(split: SplittableBackbone) -> tuple[str, ...]:
+    """Earlier layers whose averages may be added to the features, deepest first: the last groups of ``SHARES``."""
+    groups = group_names(split.module)
+    whole = [b for b in split.boundaries if b.name in groups]
+    found = [
+        max((b for b in whole if b.cost_before <= share), key=lambda b: b.cost_before, default=None)
+        for share in SHARES.values()
+    ]
+    return tuple(dict.fromkeys(b.name for b in found if b is not None))
 
 
 def _lr(boundary: Boundary, split: SplittableBackbone) -> float:

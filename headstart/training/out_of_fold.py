@@ -13,7 +13,7 @@ from headstart.progress import Progress, SilentProgress
 from headstart.training.fit_head import Fitted
 from headstart.training.heads import logits_on
 from headstart.training.losses import Folds, evaluated_images
-from headstart.training.probe import Features
+from headstart.training.penalty import Features
 from headstart.trust.ood import Scores
 
 

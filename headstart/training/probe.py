@@ -21,37 +21,24 @@ from headstart.errors import DataError
 from headstart.extras import version_of
 from headstart.import_effects import import_quietly
 from headstart.progress import Progress, SilentProgress
-from headstart.training.linear_fits import ROUNDS, LinearFits, balanced_weights, linear_fits
-from headstart.training.losses import (
-    Folds,
-    Labels,
-    Parts,
-    class_sizes,
-    count_learnable,
-    is_multi_label,
-    learnable_folds,
-    log_losses,
+from headstart.training.linear_fits import ROUNDS, LinearFits, balanced_weights
+from headstart.training.losses import Labels, Parts, count_learnable, is_multi_label
+from headstart.training.penalty import (
+    C_GRID,
+    CHOOSE_FROM,
+    CHOOSE_ON,
+    FOLDS,
+    NUM_PENALTY_NUMBERS,
+    Features,
+    Penalty,
+    SampleWeight,
+    choose_c,
+    cross_validate,
+    num_judged,
 )
 
-PROBE_VERSION = 1
+PROBE_VERSION = 2
 """Version of the method; incremented to invalidate cached fits."""
-
-C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-"""Inverse strengths of the L2 penalty that cross-validation chooses from."""
-
-C_WITHOUT_CHOICE = 0.1
-"""C for data sets too small to choose on; on the five test sets it was at most one point worse than the best
-(docs/results/2026-11-22-main-job.md)."""
-
-WORSE = 1.02
-"""Ratio to the smallest loss from which on no larger C is tried: the loss has one minimum, and fits get slower."""
-
-FOLDS = 5
-CHOOSE_FROM = 50
-"""Number of training images below which C is not chosen, because the folds' losses would be noise."""
-
-CHOOSE_ON = 10_000
-"""Size of the stratified sample that C is chosen on if there are more training images."""
 
 STILL = 1e-6
 """Standard deviation below which a feature counts as constant."""
@@ -67,9 +54,6 @@ NOT_CONVERGED = (
     f"Warning: the fit of the classifier stopped after {ROUNDS:,} rounds without converging; its results may be "
     "inaccurate. Look for near-duplicate images (headstart check), or choose probe svm."
 )
-
-Features = npt.NDArray[np.float32]
-SampleWeight = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -91,43 +75,6 @@ class Probe:
     losses: dict[float, float]
 
 
-@dataclass(frozen=True)
-class Penalty:
-    """The strength of the L2 penalty of a probe.
-
-    Attributes:
-        c: inverse strength.
-        num_folds: of the cross-validation that chose it; 0 if it was not chosen.
-        losses: C -> mean log loss over the folds, in nats; empty if C was not chosen.
-    """
-
-    c: float
-    num_folds: int
-    losses: dict[float, float]
-
-    def reason(self, labels: Labels) -> str:
-        """Why this C was chosen for the labels, a sentence."""
-        if not self.losses:
-            why = f"{_num_judged(labels)} training images of classes that have at least two"
-            return f"C = {self.c} (default: {why} are too few to choose it)"
-        where = "the training images" if len(labels) <= CHOOSE_ON else f"{CHOOSE_ON:,} of the training images"
-        by = f"the log loss of {self.num_folds}-fold cross-validation on {where}"
-        return f"C = {self.c:g}, chosen from {len(self.losses)} values by {by}"
-
-    def as_numbers(self) -> npt.NDArray[np.float64]:
-        """(NUM_PENALTY_NUMBERS,) float64 that ``of_numbers`` reads; NaN for values of C that were not tried."""
-        return np.array([self.c, self.num_folds, *(self.losses.get(c, np.nan) for c in C_GRID)])
-
-    @classmethod
-    def of_numbers(cls, numbers: npt.NDArray[np.float64]) -> Penalty:
-        """Reads what ``as_numbers`` wrote."""
-        c, num_folds, *losses = numbers.tolist()
-        return cls(c, int(num_folds), {c: loss for c, loss in zip(C_GRID, losses, strict=True) if loss == loss})
-
-
-NUM_PENALTY_NUMBERS = 2 + len(C_GRID)
-
-
 def fit_probe(
     features: Features,
     labels: Labels,
@@ -137,6 +84,7 @@ def fit_probe(
     sample_weight: SampleWeight | None = None,
     seed: int = 0,
     together: Parts | None = None,
+    penalty: Penalty | None = None,
     progress: Progress | None = None,
     cache: Path | None = None,
 ) -> Probe:
@@ -150,6 +98,7 @@ def fit_probe(
         sample_weight: (N,) weights of the images, above 0; single-label only.
         seed: of the folds.
         together: (N,) part of each image; parts are not divided, see ``losses.learnable_folds``.
+        penalty: chosen before, by a cross-validation of the same features, labels and options; None to choose it here.
         progress: receives the number of fits done.
         cache: the cache folder, where the same fit is kept; None to fit in any case.
 
@@ -160,31 +109,42 @@ def fit_probe(
     require_learnable(labels)
 
     def fit() -> npt.NDArray[np.float64]:
-        x = standardised(features, sample_weight)[2]
-        penalty = choose_c(
-            x, labels, balance=balance, sample_weight=sample_weight, seed=seed, together=together, progress=progress
+        chosen = penalty or choose_c(
+            standardised(features, sample_weight)[2],
+            labels,
+            balance=balance,
+            sample_weight=sample_weight,
+            seed=seed,
+            together=together,
+            progress=progress,
         )
         weight, bias, converged = _refitted(
-            features, labels, classes=classes, c=penalty.c, balance=balance, sample_weight=sample_weight
+            features, labels, classes=classes, c=chosen.c, balance=balance, sample_weight=sample_weight
         )
-        return np.concatenate([penalty.as_numbers(), [converged], weight.ravel(), bias], dtype=np.float64)
+        return np.concatenate([chosen.as_numbers(), [converged], weight.ravel(), bias], dtype=np.float64)
 
     size = NUM_PENALTY_NUMBERS + 1 + classes * (features.shape[1] + 1)
     inputs = (features, labels, sample_weight, together)
-    numbers = _kept_fit(
-        fit, inputs, size, {"classes": int(classes), "balance": bool(balance), "seed": int(seed)}, cache
-    )
+    numbers = kept_fit(fit, inputs, size, {"classes": int(classes), "balance": bool(balance), "seed": int(seed)}, cache)
     return _probe_of(numbers, classes, labels, progress)
 
 
-def _kept_fit(
+def kept_fit(
     fit: Callable[[], npt.NDArray[np.float64]],
     inputs: Sequence[npt.NDArray[Any] | None],
     size: int,
     options: dict[str, Any],
     cache: Path | None,
 ) -> npt.NDArray[np.float64]:
-    """The numbers that ``fit`` returns, from the cache if it was called with the same inputs and options before."""
+    """The numbers that a fit of logistic regression gives, from the cache if it was made before.
+
+    Args:
+        fit: returns the numbers, which follow from ``inputs`` and ``options``.
+        inputs: arrays; None for one that is not given.
+        size: how many numbers.
+        options: JSON-able.
+        cache: the cache folder; None to call ``fit`` in any case.
+    """
     if cache is None:
         return fit()
     method = {"grid": C_GRID, "folds": FOLDS, "rounds": ROUNDS, "version": PROBE_VERSION}
@@ -224,7 +184,7 @@ def refit_probe(
         return np.concatenate([weight.ravel(), bias], dtype=np.float64)
 
     options = {"classes": int(classes), "c": float(c), "balance": bool(balance)}
-    numbers = _kept_fit(fit, (features, labels, sample_weight), classes * (features.shape[1] + 1), options, cache)
+    numbers = kept_fit(fit, (features, labels, sample_weight), classes * (features.shape[1] + 1), options, cache)
     return _weight_and_bias(numbers, classes)
 
 
@@ -297,94 +257,44 @@ def floored(deviations: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.maximum(deviations, least)
 
 
-def choose_c(
-    x: Features,
+def cross_validate_once(
+    features: Features,
     labels: Labels,
     *,
     balance: bool,
-    sample_weight: SampleWeight | None = None,
     seed: int,
-    together: Parts | None = None,
+    together: Parts | None,
     progress: Progress,
-) -> Penalty:
-    """Chooses C by cross-validation if there are enough images.
+    cache: Path | None,
+) -> tuple[Penalty, npt.NDArray[np.float64]] | None:
+    """The penalty and the (M,) held-out losses of ``cross_validate``, from the cache if they were computed before.
 
     Args:
-        x: (N, D) float32, standardised.
-        labels: see ``training.losses``.
-        balance: see ``fit_probe``.
-        sample_weight: see ``fit_probe``.
-        seed: of the folds.
-        together: see ``fit_probe``.
-        progress: receives the number of fits done.
+        features: (N, D) float32, not standardised.
+        labels: see ``cross_validate``, and so the following.
+        balance: see there.
+        seed: see there.
+        together: see there.
+        progress: see there.
+        cache: the cache folder; None to compute in any case.
+
+    Returns:
+        None if there are too few images.
     """
-    if _num_judged(labels) < CHOOSE_FROM:
-        return Penalty(C_WITHOUT_CHOICE, 0, {})
-    weights = sample_weight
-    if len(labels) > CHOOSE_ON:
-        kept = _stratified_sample(labels, seed)
-        x, labels, weights = x[kept], labels[kept], None if weights is None else weights[kept]
-        together = None if together is None else together[kept]
-    folds = learnable_folds(labels, FOLDS, seed, together=together)
-    losses = _out_of_fold_losses(x, labels, folds, balance=balance, weights=weights, progress=progress)
-    return Penalty(min(losses, key=lambda c: losses[c]), len(folds), losses)
+    if num_judged(labels) < CHOOSE_FROM:
+        return None
 
+    def compute() -> npt.NDArray[np.float64]:
+        x = standardised(features)[2]
+        found = cross_validate(x, labels, balance=balance, seed=seed, together=together, progress=progress)
+        assert found is not None  # there are enough images
+        return np.concatenate([found.penalty.as_numbers(), found.losses])
 
-def _num_judged(labels: Labels) -> int:
-    """Number of images that cross-validation can evaluate: those of classes with at least two."""
-    return int((class_sizes(labels) > 1).sum())
-
-
-def _stratified_sample(labels: Labels, seed: int) -> Labels:
-    """Indices of ``CHOOSE_ON`` images, with the classes in proportion if each has at least two images."""
-    can_stratify = not is_multi_label(labels) and class_sizes(labels).min() >= 2
-    kept, _ = import_quietly("sklearn.model_selection").train_test_split(
-        np.arange(len(labels)),
-        train_size=CHOOSE_ON,
-        stratify=labels if can_stratify else None,
-        random_state=seed,
-    )
-    return np.asarray(kept)
-
-
-def _out_of_fold_losses(
-    x: Features,
-    labels: Labels,
-    folds: Folds,
-    *,
-    balance: bool,
-    weights: SampleWeight | None,
-    progress: Progress,
-) -> dict[float, float]:
-    """C -> mean log loss over the folds, for rising C until it gets worse."""
-    multi_label = is_multi_label(labels)
-    targets = labels if multi_label else np.unique(labels, return_inverse=True)[1]
-    groups = linear_fits(
-        x,
-        targets,
-        [learn for learn, _ in folds],
-        loss="binary" if multi_label else "logistic",
-        balance=balance,
-        sample_weight=weights,
-    )
-    losses: dict[float, float] = {}
-    with progress.task("Choosing the penalty", len(folds) * len(C_GRID), unit="fits") as advance:
-        for c in C_GRID:
-            fold_losses: list[float] = []
-            judges = iter([judge for _, judge in folds])
-            for group in groups:
-                group.fit(c, lambda: advance(0))
-                scores = group.scores()
-                for i in range(len(group.learn)):
-                    judge = next(judges)
-                    counted = None if weights is None else weights[judge]
-                    fold_losses.append(float(np.average(log_losses(scores[judge, i], targets[judge]), weights=counted)))
-                advance(len(group.learn))
-            losses[c] = float(np.mean(fold_losses))
-            if losses[c] > WORSE * min(losses.values()):  # a weaker penalty would overfit more
-                advance(len(folds) * (len(C_GRID) - len(losses)))
-                break
-    return losses
+    options = {"balance": bool(balance), "seed": int(seed), "result": "cross-validation"}
+    size = NUM_PENALTY_NUMBERS + min(len(labels), CHOOSE_ON)
+    numbers = kept_fit(compute, (features, labels, together), size, options, cache)
+    losses = numbers[NUM_PENALTY_NUMBERS:]
+    return Penalty.of_numbers(numbers[:NUM_PENALTY_NUMBERS]), losses[np.isfinite(losses)]
 
 
 def _fit_each(x: Features, labels: Labels, c: float) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], bool]:

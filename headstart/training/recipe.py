@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from typing import Any, Literal, get_type_hints
@@ -11,26 +11,32 @@ from typing import Any, Literal, get_type_hints
 from headstart.errors import OptionError
 from headstart.hub import is_address
 from headstart.training.former_options import FORMER_AUTO, RENAMED, WITHOUT_EFFECT, with_current_names
-from headstart.training.head_spec import LINEAR, parse_heads
+from headstart.training.head_spec import LINEAR
 from headstart.training.option import (
     Name,
     Option,
     Range,
     as_type,
     check_limits,
-    check_rules,
     declaration_of,
     option,
     python_name,
 )
+from headstart.training.recipe_rules import (
+    LAST_LAYER,
+    LOGISTIC,
+    PRETRAINED,
+    check_combinations,
+    convolves,
+    fine_tuning_options,
+)
+
+__all__ = ["LOGISTIC", "PRETRAINED", "Recipe", "check_options", "defaults", "option_types", "options_of"]
 
 EffortName = Literal["auto", "probe", "quick", "standard", "thorough"]
 PoolName = Literal["auto", "avg", "max", "avgmax", "token", "flatten"]
 ProbeName = Literal["logistic", "svm", "rbf", "knn", "centroid"]
 RangeName = Literal["full", "data"]
-
-PRETRAINED = "pretrained"
-"""In place of a model to extend: the classifier that the backbone's weights came with."""
 
 _COUNT = Range(1, 10_000)
 _RATE = Range(0, 1, excludes_low=True)
@@ -102,6 +108,17 @@ class Recipe:
         "suit images unlike those that the backbone was trained on.",
         auto="the end of the backbone",
         metavar="BOUNDARY",
+    )
+    layers: str | None = option(
+        None,
+        "features",
+        "Earlier layers whose averages are added to the features: names of layer boundaries, separated by commas "
+        "(headstart layers lists them), or last for the last layer alone. They help with images unlike those that the "
+        "backbone was trained on, and take no extra time.",
+        auto="chosen by cross-validation if the classifier is a linear probe, else the last layer alone",
+        metavar="LAYERS",
+        excludes=("cut", "extend"),
+        reason="the features are then those of one layer",
     )
     value_range: RangeName = option(
         "full",
@@ -330,7 +347,8 @@ class Recipe:
             object.__setattr__(self, name, as_type(name, getattr(self, name), annotation))
         check_options(vars(self))
         if self.effort == "auto":
-            given = None if self.extend else next(_fine_tuning_options(vars(self)), None)
+            changed = [name for name, default in defaults().items() if vars(self)[name] != default]
+            given = None if self.extend else next(fine_tuning_options(vars(self), changed, options_of()), None)
             object.__setattr__(self, "_implied_by", given)
             object.__setattr__(self, "effort", "quick" if given else "probe")
 
@@ -365,7 +383,20 @@ class Recipe:
     @property
     def pooling(self) -> PoolName | Literal["none"]:
         """``pool``, or "none" if the head convolves the feature map."""
-        return "none" if _convolves(self.head) else self.pool
+        return "none" if convolves(self.head) else self.pool
+
+    @property
+    def named_layers(self) -> tuple[str, ...]:
+        """The earlier layers that ``layers`` names; none for "last" and where they are chosen."""
+        if self.layers in (None, LAST_LAYER):
+            return ()
+        return tuple(dict.fromkeys(name.strip() for name in str(self.layers).split(",") if name.strip()))
+
+    @property
+    def chooses_layers(self) -> bool:
+        """Whether cross-validation decides if features of earlier layers are used."""
+        is_probe = self.head == LINEAR and self.probe == LOGISTIC
+        return self.layers is None and is_probe and not (self.cut or self.scratch or self.extend)
 
     @property
     def min_classes(self) -> int:
@@ -428,59 +459,8 @@ def check_options(values: Mapping[str, Any], shown: Name = python_name) -> None:
     """
     for name, declared in options_of().items():
         check_limits(name, values[name], option_types()[name], declared.limits, shown)
-    if _convolves(values["head"]) and values["pool"] != "auto":
-        raise OptionError(
-            f"{shown('pool')} {values['pool']!r}: a convolution head includes its pooling, as in conv1280-avg; leave "
-            f"{shown('pool')} out."
-        )
-    _check_effort(values, shown)
     given = [name for name in options_of() if values[name] != defaults()[name]]
-    check_rules(options_of(), given, shown)
-    _check_extending(values, shown)
-    if values["scratch"] and values["unfreeze"] not in (None, "all"):
-        raise OptionError(f"{shown('scratch')}: trains all layers; leave out {shown('unfreeze')}.")
-
-
-def _check_effort(values: Mapping[str, Any], shown: Name) -> None:
-    """Fine-tuning options go with fine-tuning, and fine-tuning with a linear probe."""
-    effort, tuning = values["effort"], next(_fine_tuning_options(values), None)
-    if tuning and (effort == "probe" or (effort == "auto" and values["extend"])):
-        why = "extending a model" if values["extend"] else f"{shown('effort')} probe"
-        raise OptionError(f"{shown(tuning)}: {why} trains no backbone weights; leave one of the two out.")
-    if values["extend"] and effort not in ("auto", "probe"):
-        raise OptionError(
-            f"{shown('effort')} {effort!r}: extending keeps the backbone as it is; leave one of the two out."
-        )
-    is_fine_tuning = effort not in ("auto", "probe") or tuning is not None
-    if is_fine_tuning and values["probe"] in ("rbf", "knn"):
-        raise OptionError(
-            f"{shown('probe')} {values['probe']!r}: fine-tuning continues from a linear classifier; choose logistic, "
-            f"svm or centroid, or {shown('effort')} probe."
-        )
-
-
-def _check_extending(values: Mapping[str, Any], shown: Name) -> None:
-    """A model that is extended determines its backbone and its preprocessing."""
-    if values["extend"] in (None, PRETRAINED):
-        return
-    for name in ("backbone", "weights", "image_size", "value_range"):
-        if values[name] != defaults()[name]:
-            raise OptionError(
-                f"{shown(name)}: cannot be combined with {shown('extend')}; extending keeps the backbone and the "
-                "preprocessing of the model. Leave one of the two out."
-            )
-
-
-def _fine_tuning_options(values: Mapping[str, Any]) -> Iterator[str]:
-    """The options given that concern fine-tuning alone; some are also used by heads trained by gradient descent."""
-    for name, declared in options_of().items():
-        is_given = declared.needs_fine_tuning and values[name] != defaults()[name]
-        if is_given and not (declared.also_trains_heads and values["head"] != LINEAR):
-            yield name
-
-
-def _convolves(head: str) -> bool:
-    return bool(parse_heads(head)[0].channels)
+    check_combinations(values, given, options_of(), shown)
 
 
 def _last_part(path: str) -> str:

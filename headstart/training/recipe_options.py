@@ -38,6 +38,12 @@ class RecipeOptions(TypedDict, total=False):
     """Truncate the backbone after this layer group; headstart layers lists them. Fewer layers are faster, and can
     suit images unlike those that the backbone was trained on. Default: auto (the end of the backbone)."""
 
+    layers: str | None
+    """Earlier layers whose averages are added to the features: names of layer boundaries, separated by commas
+    (headstart layers lists them), or last for the last layer alone. They help with images unlike those that the
+    backbone was trained on, and take no extra time. Default: auto (chosen by cross-validation if the classifier is
+    a linear probe, else the last layer alone)."""
+
     value_range: RangeName
     """Scaling of images with more than 8 bits per channel. full: the full range of the file's type. data: the 0.5th
     to 99.5th percentile of the training images' values. Use data if such images look nearly black. Default:

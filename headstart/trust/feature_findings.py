@@ -13,7 +13,7 @@ from headstart.data.dataset import Dataset
 from headstart.data.finding import Finding
 from headstart.progress import Progress
 from headstart.training.losses import Labels, Parts, is_multi_label
-from headstart.training.probe import FOLDS
+from headstart.training.penalty import FOLDS
 from headstart.trust.label_errors import LabelErrors, cached_label_errors
 from headstart.trust.ood import find_outliers
 

@@ -28,7 +28,8 @@ from headstart.training.losses import (
     learnable_folds,
     probabilities_of,
 )
-from headstart.training.probe import CHOOSE_FROM, FOLDS, choose_c, standardised
+from headstart.training.penalty import CHOOSE_FROM, FOLDS, choose_c
+from headstart.training.probe import standardised
 from headstart.trust.calibration import agreement
 
 LEAST_KAPPA = 0.3
@@ -138,7 +139,7 @@ def find_label_errors(
         progress: receives the number of fits done.
 
     Returns:
-        None if there are fewer than ``probe.CHOOSE_FROM`` images, or five of a class, or if the classifier is not
+        None if there are fewer than ``penalty.CHOOSE_FROM`` images, or five of a class, or if the classifier is not
         clearly better than chance (``LEAST_KAPPA``).
 
     Source: Northcutt et al., "Confident Learning: Estimating Uncertainty in Dataset Labels", JAIR 2021.

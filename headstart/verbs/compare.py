@@ -31,9 +31,8 @@ from headstart.reports.comparison_chart import comparison_chart
 from headstart.reports.svg_chart import svg_file
 from headstart.runs.folder import Run, choose_run_folder, make_run_folder, write_start
 from headstart.training.classical import CLASSICAL
-from headstart.training.fit_head import LOGISTIC
 from headstart.training.ladder import MOST_EPOCHS, SHARES, TRAINING_COST, deepest_at
-from headstart.training.recipe import Recipe
+from headstart.training.recipe import LOGISTIC, Recipe
 from headstart.training.recipe_options import RecipeOptions
 
 GROUPS = ("probes", "heads", "depths", "batchnorm", "weights")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from headstart.backbone.feature_spec import FeatureSpec
 from headstart.backbone.layers import Layout
 from headstart.backbone.pixel_net import FeatureNet, feature_shape
 from headstart.backbone.pooling import Pooling
@@ -35,21 +36,23 @@ def test_features_equal_timms_own_on_normalised_pixels() -> None:
 def test_every_pooling_is_what_its_name_says(name: str) -> None:
     backbone = random_backbone(name)
     batch = torch.from_numpy(pixels(2, backbone.preprocessing.height))
-    nets = {pool: FeatureNet(backbone, pool=pool) for pool in get_args(Pooling) if pool not in ("token", "none")}
+    nets = {
+        pool: FeatureNet(backbone, FeatureSpec(pool)) for pool in get_args(Pooling) if pool not in ("token", "none")
+    }
     maps = torch.stack([nets["avg"](batch), nets["max"](batch)])
     assert torch.allclose(nets["avgmax"](batch), torch.cat(list(maps), 1))
     assert (maps[1] >= maps[0]).all()
-    flat, whole = nets["flatten"](batch), FeatureNet(backbone, pool="none")(batch)
+    flat, whole = nets["flatten"](batch), FeatureNet(backbone, FeatureSpec("none"))(batch)
     assert torch.allclose(flat, whole.flatten(1))
-    assert feature_shape(FeatureNet(backbone, pool="none")) == whole.shape[1:]
+    assert feature_shape(FeatureNet(backbone, FeatureSpec("none"))) == whole.shape[1:]
     assert feature_shape(nets["avgmax"])[0] == 2 * feature_shape(nets["avg"])[0]
     if name == "test_vit":
-        token = FeatureNet(backbone, pool="token")(batch)
+        token = FeatureNet(backbone, FeatureSpec("token"))(batch)
         tokens = backbone.module.forward_features((batch.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5)  # type: ignore[operator]
         assert torch.allclose(token, tokens[:, 0], atol=1e-4)
     else:
         with pytest.raises(OptionError, match="no class token"):
-            FeatureNet(backbone, pool="token")
+            FeatureNet(backbone, FeatureSpec("token"))
 
 
 @pytest.mark.slow
@@ -72,9 +75,9 @@ def test_an_inner_layer_gives_its_pooled_output(name: str, layer: str) -> None:
 def test_wrong_pooling_and_layer_are_refused_with_what_there_is() -> None:
     backbone = random_backbone("test_resnet")
     with pytest.raises(OptionError, match="avgmax"):
-        FeatureNet(backbone, pool="median")  # type: ignore[arg-type]
+        FeatureNet(backbone, FeatureSpec("median"))  # type: ignore[arg-type]
     with pytest.raises(OptionError, match=r"'layer9'.*layer1"):
-        FeatureNet(backbone, cut="layer9")
+        FeatureNet(backbone, FeatureSpec(cut="layer9"))
 
 
 def test_running_the_frozen_pass_changes_no_weight_and_no_statistic() -> None:
@@ -88,7 +91,7 @@ def test_running_the_frozen_pass_changes_no_weight_and_no_statistic() -> None:
 
 @pytest.mark.slow
 def test_onnx_runtime_gives_plain_pytorchs_features_at_any_batch_size(tmp_path: Any) -> None:
-    net = FeatureNet(random_backbone("test_resnet", image_size=64), pool="avgmax", cut="layer2")
+    net = FeatureNet(random_backbone("test_resnet", image_size=64), FeatureSpec("avgmax", "layer2"))
     plan = EnginePlan(exact="onnxruntime", fast="onnxruntime")
     fast = choose_engine(net, count=10_000, sample=pixels(4, 64), plan=plan, device="cpu")
     plain = choose_engine(net, count=10, sample=pixels(4, 64), device="cpu")

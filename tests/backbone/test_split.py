@@ -7,9 +7,11 @@ import torch
 from torch import nn
 
 from headstart.backbone import shapes
+from headstart.backbone.feature_spec import FeatureSpec
 from headstart.backbone.layers import Layout
 from headstart.backbone.pooling import Pooling, pooled
 from headstart.backbone.split import HEAD, INPUT, SplittableBackbone
+from headstart.backbone.tracing import with_features
 from headstart.backbone.weights import build_architecture
 from headstart.errors import OptionError
 
@@ -202,7 +204,7 @@ def assert_law_1_ended(name: str, pool: Pooling) -> None:
     plain = SplittableBackbone(module, height=side, width=side)
     inner = [b for b in plain.boundaries if b.name not in (INPUT, HEAD)]
     end, before = inner[len(inner) * 2 // 3], inner[len(inner) // 3]
-    split = SplittableBackbone(module, height=side, width=side, pool=pool, cut=end.name)
+    split = SplittableBackbone(module, height=side, width=side, spec=FeatureSpec(pool, end.name))
     names = [b.name for b in split.boundaries][1:-1]
     assert names == [b.name for b in inner[: len(names)]]
     assert len(inner) * 2 // 3 - 1 <= len(names) <= len(inner) * 2 // 3  # no weights may lie right before the end
@@ -226,20 +228,81 @@ def assert_law_1_ended(name: str, pool: Pooling) -> None:
     )
 
 
+LAYERED = {
+    "tf_efficientnet_lite0": ("blocks.5", "blocks.4"),
+    "resnet18": ("layer3", "layer2"),
+    "convnext_tiny": ("stages.2", "stages.1"),
+    "vit_small_patch16_224": ("blocks.8", "blocks.5"),
+    "swin_tiny_patch4_window7_224": ("layers.2", "layers.1"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "vit_small_patch16_224"])
+def test_features_of_earlier_layers_bypass_later_boundaries(name: str) -> None:
+    assert_law_1_with_layers(name, LAYERED[name], at_most=3)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", LAYERED)
+def test_features_of_earlier_layers_bypass_every_later_boundary(name: str) -> None:
+    assert_law_1_with_layers(name, LAYERED[name], at_most=1000)
+
+
+def assert_law_1_with_layers(name: str, layers: tuple[str, ...], *, at_most: int) -> None:
+    """Law 1 where features of earlier layers are appended; a boundary behind one of them has its features beside it."""
+    side = BACKBONES[name]
+    module = lively(name, side)
+    plain = SplittableBackbone(module, height=side, width=side)
+    split = SplittableBackbone(module, height=side, width=side, spec=FeatureSpec(layers=layers))
+    images = torch.randn(2, 3, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    layout = Layout.of(module)
+    with torch.no_grad():
+        means = [pooled(plain.prefix(n)(images), "avg", layout.channels_last, layout.prefix_tokens) for n in layers]
+        expected = torch.cat([module(images), *means], 1)
+        close = {"rtol": 0, "atol": 1e-9 * float(expected.abs().max())}
+        assert torch.allclose(split.whole()(images), expected, **close)
+        assert torch.allclose(with_features(module, FeatureSpec(layers=layers))(images), expected, **close)
+        bypassed = [b for b in split.boundaries if b.beside]
+        assert [len(b.beside) for b in bypassed] == sorted(len(b.beside) for b in bypassed)
+        assert len(bypassed[-1].beside) == 2
+        for boundary in bypassed[:: -(-len(bypassed) // at_most)]:
+            rows = split.prefix(boundary.name)(images)
+            assert tuple(rows.shape[1:]) == boundary.shape
+            kept = rows.clone()
+            assert torch.allclose(split.suffix(boundary.name)(rows), expected, **close), boundary
+            assert torch.equal(rows, kept), f"the suffix behind {boundary.name} overwrites its input"
+            activation, beside = boundary.activations(rows)
+            assert torch.equal(activation, plain.prefix(boundary.name)(images))
+            assert beside is not None
+            assert beside.shape[1] == sum(boundary.beside)
+            before, after = split.halves(boundary.name)
+            assert torch.allclose(after(*before(images)), expected, **close)
+            features, tapped, *others = split.tapped(boundary.name)(images)
+            assert torch.allclose(torch.cat([tapped.flatten(1), *others], 1), rows, **close)
+            assert torch.allclose(features, expected, **close)
+        first, last = bypassed[0].name, bypassed[-1].name
+        assert torch.allclose(split.segment(first, last)(split.prefix(first)(images)), split.prefix(last)(images))
+
+
 @pytest.mark.slow
 def test_another_pooling_is_one_of_the_last_map() -> None:
     module = lively("resnet18", 64)
     images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     with torch.no_grad():
         last = module.forward_features(images)  # type: ignore[operator]
-        split = SplittableBackbone(module, height=64, width=64, pool="max")
+        split = SplittableBackbone(module, height=64, width=64, spec=FeatureSpec("max"))
         assert torch.allclose(split.whole()(images), last.amax((2, 3)))
         assert torch.allclose(split.suffix("layer3")(split.prefix("layer3")(images)), last.amax((2, 3)))
 
 
 def test_an_end_that_is_none_is_refused() -> None:
     with pytest.raises(OptionError, match=r"'layer9'.*layer1, layer2"):
-        SplittableBackbone(build_architecture("resnet18"), height=64, width=64, cut="layer9")
+        SplittableBackbone(build_architecture("resnet18"), height=64, width=64, spec=FeatureSpec(cut="layer9"))
+    with pytest.raises(OptionError, match=r"cannot be read at 'layer9'.*layer3"):
+        SplittableBackbone(build_architecture("resnet18"), height=64, width=64, spec=FeatureSpec(layers=("layer9",)))
+    with pytest.raises(OptionError, match=r"layers layer9: the backbone has no such layer"):
+        with_features(build_architecture("resnet18"), FeatureSpec(layers=("layer9",)))
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from headstart.backbone.feature_spec import FeatureSpec
 from headstart.backbone.pixel_net import ActivationNet, FeatureNet, PixelNet, TappedNet
 from headstart.backbone.split import SplittableBackbone
 from headstart.backbone.weights import Backbone, random_backbone
@@ -268,7 +269,7 @@ def test_what_was_measured_holds_for_other_poolings_and_for_prefixes(
     split = SplittableBackbone(backbone.module, height=SIDE, width=SIDE)
     names = [boundary.name for boundary in split.boundaries[1::2]]
     nets: list[PixelNet] = [ActivationNet(backbone, name, split.prefix(name)) for name in names]
-    nets += [FeatureNet(backbone, pool="avgmax"), FeatureNet(backbone, cut="layer2")]
+    nets += [FeatureNet(backbone, FeatureSpec("avgmax")), FeatureNet(backbone, FeatureSpec(cut="layer2"))]
     for other in nets:
         fast = choose(other, plan=plan, exact=False)
         assert fast.precision == plan.precision(False)
@@ -377,7 +378,7 @@ def test_onnx_runtime_runs_every_part_of_the_network(
     inner = split.boundaries[len(split.boundaries) // 2].name
     nets = [
         net,
-        FeatureNet(backbone, pool="avgmax", cut="layer2"),
+        FeatureNet(backbone, FeatureSpec("avgmax", "layer2")),
         ActivationNet(backbone, inner, split.prefix(inner)),
         TappedNet(backbone, inner, split.tapped(inner)),
     ]

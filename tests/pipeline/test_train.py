@@ -328,7 +328,7 @@ def test_a_failure_before_anything_is_learnt_leaves_the_folder_free_for_the_next
     def stop(*_given: object) -> None:
         raise error
 
-    monkeypatch.setattr("headstart.pipeline.train.fit_head", stop)
+    monkeypatch.setattr("headstart.pipeline.choose_layers.fit_head", stop)
     for error in (DataError("data.csv: no"), KeyboardInterrupt()):
         with pytest.raises(type(error)):
             hs.train(three_colours, out=tmp_path / "run", progress=Saying(), **QUICK)

@@ -9,6 +9,7 @@ from PIL import Image
 from random_images import COLOURS, random_image
 from torch import nn
 
+from headstart.backbone.feature_spec import FeatureSpec
 from headstart.backbone.pixel_net import FeatureNet, split_backbone
 from headstart.backbone.weights import random_backbone
 from headstart.model import Model
@@ -20,7 +21,7 @@ SIDE = 64
 
 
 def model_of(architecture: str, *, side: int = SIDE, pool: str = "auto") -> Model:
-    net = FeatureNet(random_backbone(architecture, image_size=side, seed=0), pool=pool)
+    net = FeatureNet(random_backbone(architecture, image_size=side, seed=0), FeatureSpec(pool))
     width = net(torch.zeros(1, side, side, 3, dtype=torch.uint8)).shape[1]
     torch.manual_seed(0)
     head = nn.Linear(width, 3)

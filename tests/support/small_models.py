@@ -11,6 +11,7 @@ from PIL import Image
 from random_images import COLOURS, random_image
 from torch import nn
 
+from headstart.backbone.feature_spec import FeatureSpec
 from headstart.backbone.layers import Layout
 from headstart.backbone.pixel_net import FeatureNet, feature_shape
 from headstart.backbone.weights import Backbone, random_backbone
@@ -40,7 +41,7 @@ def small_model(
 ) -> Model:
     """A model; ``head`` is a spec, "single" (two classes, one logit), "rbf" or "neighbours"."""
     own = architecture if isinstance(architecture, Backbone) else random_backbone(architecture, image_size=image_size)
-    net = FeatureNet(own, pool=pool, cut=cut)
+    net = FeatureNet(own, FeatureSpec(pool, cut))
     pixels = np.stack([resize_and_crop(shown(i), own.preprocessing) for i in range(IMAGES)])
     with torch.no_grad():
         features = np.concatenate([net(torch.from_numpy(pixels[i : i + 8])).numpy() for i in range(0, IMAGES, 8)])

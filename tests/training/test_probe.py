@@ -15,7 +15,8 @@ from sklearn.preprocessing import StandardScaler
 
 from headstart.errors import DataError
 from headstart.training import linear_fits, probe
-from headstart.training.probe import C_GRID, C_WITHOUT_CHOICE, FOLDS, fit_probe, floored, refit_probe
+from headstart.training.penalty import C_GRID, C_WITHOUT_CHOICE, FOLDS
+from headstart.training.probe import fit_probe, floored, refit_probe
 
 
 def some_data(count: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
