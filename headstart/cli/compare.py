@@ -36,7 +36,21 @@ METHODS = "probes,heads,depths,batchnorm,weights"
 @click.command("compare", cls=Command)
 @click.argument("paths", metavar="DATA | MODEL_A MODEL_B DATA", nargs=-1, required=True, type=FILE)
 @out_option("Folder for the comparison; with two models, a .csv file.", "auto (runs/NAME)", "PATH")
-@option("--only", default=METHODS, metavar="GROUPS", help="Groups of methods to compare.", default_text=METHODS)
+@option(
+    "--only",
+    default=METHODS,
+    metavar="GROUPS",
+    help="Groups of methods to compare; or backbones alone: which backbone suits the images best.",
+    default_text=METHODS,
+)
+@option(
+    "--candidates",
+    default="offline",
+    metavar="NAMES",
+    default_text="offline",
+    help="Backbones that --only backbones compares, separated by commas: offline (installed), cached (in timm's "
+    "cache), recommended, a name, or NAME=FILE.",
+)
 @option(
     "--seconds",
     type=click.FloatRange(0),
@@ -54,6 +68,7 @@ def compare_command(
     paths: tuple[Path, ...],
     out: Path | None,
     only: str,
+    candidates: str,
     seconds: float,
     ignore_unknown: bool,
     device: str,
@@ -83,6 +98,7 @@ def compare_command(
         source,
         out=out,
         only=[name.strip() for name in only.split(",") if name.strip()],
+        candidates=candidates,
         seconds=seconds,
         device=device,
         progress=TerminalProgress(),

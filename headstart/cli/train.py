@@ -25,7 +25,7 @@ from headstart.cli.options import (
 )
 from headstart.cli.process_settings import importing
 from headstart.cli.render import print_json, print_results, print_run_files, printable, run_files, say
-from headstart.training.recipe import options_of
+from headstart.training.recipe import defaults, options_of
 
 if TYPE_CHECKING:
     from headstart.runs.folder import Run
@@ -40,6 +40,13 @@ FIRST = tuple(name for name, declared in options_of().items() if declared.is_bas
 @click.command("train", cls=Command)
 @click.argument("data", type=FILE, required=False)
 @out_option("New or empty folder for the run.", "auto (runs/NAME)", "FOLDER")
+@option(
+    "--minutes",
+    type=click.FloatRange(0, min_open=True),
+    metavar="M",
+    default_text="off",
+    help="Time for the whole run, report included: backbone, image size and effort are chosen within it.",
+)
 @recipe_options(*FIRST)
 @device_option
 @option("--watch", is_flag=True, help="Show the run on a page while it trains, in the browser.", default_text="off")
@@ -52,6 +59,23 @@ FIRST = tuple(name for name, declared in options_of().items() if declared.is_bas
     "--watch and --watch-port.",
 )
 @recipe_options(*(name for name in options_of() if name not in FIRST))
+@option(
+    "--candidates",
+    default="offline",
+    metavar="NAMES",
+    default_text="offline",
+    group="features",
+    help="Backbones to choose from with --minutes, separated by commas: offline (installed), cached (in timm's "
+    "cache), recommended, a name, or NAME=FILE.",
+)
+@option(
+    "--plan",
+    type=FILE,
+    metavar="FILE",
+    default_text="off",
+    group="features",
+    help="Do again what a run with --minutes chose: its plan.json or its folder. Needs no clock.",
+)
 @column_options
 @option(
     "--watch-port",
@@ -70,7 +94,6 @@ def train_command(
     data: Path | None,
     out: Path | None,
     resume: Path | None,
-    device: str,
     watch: bool,
     watch_port: int,
     as_json: bool,
@@ -85,6 +108,7 @@ def train_command(
         raise click.UsageError("Missing argument DATA. Give the data, or an interrupted run with --resume.", context)
     if resume is not None:
         _refuse_options(context)
+    how = {name: options.pop(name) for name in ("minutes", "candidates", "plan", "device")}
     chosen = checked_options(options)
     with importing():
         from headstart.files import user_path
@@ -94,8 +118,7 @@ def train_command(
         from headstart.runs.folder import choose_run_folder
         from headstart.training.recipe import Recipe
 
-    is_watched = watch or watch_port > 0
-    folder = user_path(resume) if resume is not None else out
+    is_watched, folder = watch or watch_port > 0, user_path(resume) if resume is not None else out
     if data is not None and is_watched:
         folder = choose_run_folder(out, data)
     with _watched(folder if is_watched else None, watch_port):
@@ -104,12 +127,18 @@ def train_command(
         else:
             recipe = Recipe(**chosen)
             source = open_source(data, options, min_classes=recipe.min_classes)
-            run = train(source, out=folder, recipe=recipe, device=device, progress=TerminalProgress())
+            how |= _changed(chosen) if how["plan"] is not None else {"recipe": recipe}
+            run = train(source, out=folder, progress=TerminalProgress(), **how)
     if as_json:
         print_json(_run_json(run) | {"seconds": run.seconds})
     else:
         print_results(run.results.values())
         print_run_files(run)
+
+
+def _changed(chosen: dict[str, Any]) -> dict[str, Any]:
+    """The options that differ from their defaults."""
+    return {name: value for name, value in chosen.items() if value != defaults()[name]}
 
 
 def _run_json(run: Run) -> dict[str, Any]:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 from headstart.data.dataset import Dataset, open_data
 from headstart.data.inspection import Inspection
 from headstart.data.splits import SplitShares, check_shares
-from headstart.errors import HeadstartError, WriteError
+from headstart.errors import HeadstartError, OptionError, WriteError
 from headstart.evaluation.reliability import usual_kept
 from headstart.pipeline.base_classifier import BaseClassifier, find_rehearsal_images, rehearsal_csv
 from headstart.pipeline.choose_layers import choose_and_fit
+from headstart.pipeline.choose_recipe import check_minutes, choose_recipe, read_plan_file, require_weights
 from headstart.pipeline.evaluate import EvaluatedModel, TrainedClassifier, evaluate, mistakes_on_val
 from headstart.pipeline.extend import evaluate_extended, fit_new_classes, inspect_new_images
 from headstart.pipeline.featurise import featurise
@@ -23,7 +25,8 @@ from headstart.pipeline.fit import Prepared, check_labels
 from headstart.pipeline.inspect_images import inspect_images, report_images, with_value_range
 from headstart.pipeline.ladder_state import FineTuned, begin_ladder
 from headstart.pipeline.load import Job
-from headstart.pipeline.plan import LABELS_STEP, LAST_STEP, PROBE_STEP, plan
+from headstart.pipeline.plan import LABELS_STEP, LAST_STEP, PROBE_STEP
+from headstart.pipeline.plan import plan as make_plan
 from headstart.pipeline.prove_frozen import frozen_digests, prove_frozen
 from headstart.pipeline.run_setup import (
     RunSetup,
@@ -53,6 +56,9 @@ def train(
     *,
     out: str | os.PathLike[str] | None = None,
     recipe: Recipe | None = None,
+    minutes: float | None = None,
+    candidates: str | Sequence[str] = "offline",
+    plan: str | os.PathLike[str] | None = None,
     device: str = "auto",
     cache: Path | None = None,
     progress: Progress | None = None,
@@ -65,6 +71,9 @@ def train(
         source: a folder, a table, or an open data set.
         out: the run folder, new or empty; "runs/NAME" by default.
         recipe: every option at once.
+        minutes: time for the whole run: backbone, image size and effort are chosen within it.
+        candidates: backbones to choose from within ``minutes``, see ``selection.candidates.find_candidates``.
+        plan: plan.json of an earlier run, or its folder: what it chose is done again, without a clock.
         device: "auto", "cpu", "cuda" or "mps".
         cache: the cache folder; the default one by default.
         progress: receives messages and the progress of each task.
@@ -83,21 +92,49 @@ def train(
         'cross-validation accuracy 93.8 % (30/32), 95 % CI 79.9-98.3'
     """
     progress = progress or SilentProgress()
-    recipe = Recipe.of(recipe, options)
+    recipe, fingerprint = _recipe_of(recipe, options, minutes, plan)
     if recipe.implied_by:
         progress.say(f"Effort: quick, because {recipe.implied_by} was given; choose another one with effort.")
     dataset = open_data(source, min_classes=recipe.min_classes)
     check_shares(dataset, SplitShares(recipe.val, recipe.test))
     folder = choose_run_folder(out, dataset.root)
     events = run_events(folder, progress, listener)
-    setup = set_up(Job(dataset, recipe, device, cache, events), folder, events)
+    job = Job(dataset, recipe, device, cache, events)
+    setup = None if minutes is not None else set_up(job, folder, events)
     try:
         make_run_folder(folder)
-        write_start(folder, recipe, setup.start)
+        if minutes is not None:
+            job = replace(job, recipe=choose_recipe(job, candidates, minutes, folder))
+        setup = setup or set_up(job, folder, events)
+        require_weights(setup.loaded.backbone, fingerprint)
+        write_start(folder, job.recipe, setup.start)
         return carry_out(setup)
     except BaseException as stop:
         _clean_up(folder, stop, progress)
         raise
+
+
+def _recipe_of(
+    recipe: Recipe | None,
+    options: Mapping[str, Any],
+    minutes: float | None,
+    plan: str | os.PathLike[str] | None,
+) -> tuple[Recipe, str]:
+    """The recipe that was given, or that of a plan with the fingerprint of its weights.
+
+    Raises:
+        OptionError: options contradict each other; or something is given beside a plan, which has every option.
+        RunError: the plan cannot be read.
+    """
+    if plan is None:
+        found = Recipe.of(recipe, options)
+        if minutes is not None:
+            check_minutes(found, minutes)
+        return found, ""
+    given = [*options, *(["recipe"] if recipe is not None else []), *(["minutes"] if minutes is not None else [])]
+    if given:
+        raise OptionError(f"plan: has every option of the run that wrote it; leave {given[0]} out.")
+    return read_plan_file(plan)
 
 
 def carry_out(
@@ -135,7 +172,7 @@ def train_model(
     clock.lap("read the images")
 
     measured = measure_once(setup, loaded, inspected)
-    planned = plan(job, loaded, inspected, measured)
+    planned = make_plan(job, loaded, inspected, measured)
     timetable = start_timetable(setup, planned)
     featurised = featurise(job, loaded, inspected, planned)
     clock.lap("run the backbone")
@@ -185,7 +222,7 @@ def extend_model(
     clock.lap("read the images")
 
     measured = measure_once(setup, loaded, inspected)
-    planned = plan(job, loaded, inspected, measured, checks_labels=False)
+    planned = make_plan(job, loaded, inspected, measured, checks_labels=False)
     timetable = start_timetable(setup, planned)
     featurised = featurise(job, loaded, inspected, planned)
     clock.lap("run the backbone")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from headstart.evaluation.comparison import Compared
 from headstart.reports.svg_chart import BLUE, GREY, ORANGE, SKY, YELLOW, Interval, interval_chart
 
-_COLOURS = {"probes": BLUE, "heads": SKY, "depths": ORANGE, "batchnorm": YELLOW, "weights": GREY}
+_COLOURS = {"probes": BLUE, "heads": SKY, "depths": ORANGE, "batchnorm": YELLOW, "weights": GREY, "backbones": BLUE}
 """Colour of each group of methods, see ``verbs.compare.GROUPS``."""
 
 

@@ -42,6 +42,7 @@ class ReportData:
         test_audit: sentence about earlier evaluations on the test set; "" for none.
         proof: hashes of the frozen weights before and after training, and the engines.
         seconds: duration by step.
+        selection: how the backbone was chosen, see ``selection.search.Selection.as_json``; None if it was given.
     """
 
     name: str
@@ -62,6 +63,7 @@ class ReportData:
     test_audit: str
     proof: Mapping[str, Any]
     seconds: Mapping[str, float]
+    selection: Mapping[str, Any] | None = None
 
     @property
     def is_multi_label(self) -> bool:

@@ -28,6 +28,7 @@ from headstart.reports.map_drawing import MapDrawing, drawn_images, map_drawing
 from headstart.reports.mistakes import Mistake, shown_mistakes
 from headstart.reports.report_data import ReportData
 from headstart.reports.report_page import PathsShown, asset, render
+from headstart.selection.results import CandidateResult
 from headstart.training.ladder import KNN
 from headstart.trust.ood import INLIER_SHARE
 
@@ -71,6 +72,21 @@ class Block:
 def result_section(_content: ReportContent) -> Iterator[Block]:
     """Main results, and the data that selected the model."""
     yield Block("result", "Result")
+
+
+def selection_section(content: ReportContent) -> Iterator[Block]:
+    """Candidates for the backbone with accuracy, log loss, cost and decision."""
+    selection = content.data.selection
+    if selection is None:
+        return
+    results = [CandidateResult(**row) for row in selection["candidates"]]
+    values = {
+        "rows": results,
+        "chosen": selection["chosen"],
+        "stopped": selection["stopped"],
+        "charts": [Markup(comparison_chart([result.compared() for result in results]))],
+    }
+    yield Block("selection", "Backbone", values)
 
 
 def ladder_section(content: ReportContent) -> Iterator[Block]:
@@ -157,6 +173,7 @@ Section = Callable[[ReportContent], Iterator[Block]]
 
 SECTIONS: Mapping[str, Section] = {
     "result": result_section,
+    "selection": selection_section,
     "ladder": ladder_section,
     "curves": curves_section,
     "evaluated": evaluated_section,

@@ -21,6 +21,7 @@ RUN/
   curves.svg        learning curves, if anything was trained by steps
   report.html       the report
   README.md         the model card
+  plan.json         what was chosen within the minutes given; selection.json, how the candidates did
   run.json          written last: a run without it did not finish
 """
 
@@ -60,6 +61,9 @@ FINDINGS_FILE = "findings.json"
 PREDICTIONS_FILE = "predictions.csv"
 CROSS_VALIDATION_FILE = "cross-validation.csv"
 REPORT_FILE = "report.html"
+PLAN_FILE, SELECTION_FILE = "plan.json", "selection.json"
+"""Of a run whose backbone was chosen: the recipe that was decided, and how the candidates did."""
+
 REHEARSAL_FILE = "rehearsal.csv"
 """Images of the old classes, where a model was extended."""
 
@@ -308,6 +312,22 @@ def rehearsal_rows(folder: Path) -> list[dict[str, str]]:
     """The rows of a run's table of images of the old classes; none if the run did not extend a model."""
     names = (REHEARSAL_FILE, FORMER_REHEARSAL_FILE)
     return [row for name in names if (folder / name).is_file() for row in split_rows(folder, name)]
+
+
+def read_selection(folder: Path) -> dict[str, Any] | None:
+    """How the backbone of a run was chosen, see ``selection.results.Selection.as_json``; None if it was given.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    file = folder / SELECTION_FILE
+    if not file.is_file():
+        return None
+    try:
+        document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file}: damaged. Copy the run again, or remove this file.") from error
+    return document
 
 
 def write_findings(file: Path, findings: Sequence[Finding]) -> None:

@@ -350,12 +350,18 @@ class Recipe:
             changed = [name for name, default in defaults().items() if vars(self)[name] != default]
             given = None if self.extend else next(fine_tuning_options(vars(self), changed, options_of()), None)
             object.__setattr__(self, "_implied_by", given)
+            object.__setattr__(self, "_is_effort_open", True)
             object.__setattr__(self, "effort", "quick" if given else "probe")
 
     @property
     def implied_by(self) -> str:
         """The option that turned effort "auto" into "quick"; "" if the effort was given or is "probe"."""
         return str(getattr(self, "_implied_by", None) or "")
+
+    @property
+    def is_effort_given(self) -> bool:
+        """Whether the effort was given, itself or by an option of fine-tuning."""
+        return not getattr(self, "_is_effort_open", False) or bool(self.implied_by)
 
     @property
     def is_named_depth(self) -> bool:

@@ -19,9 +19,11 @@ from headstart.data.inspection import Inspection
 from headstart.data.splits import SplitShares, check_shares
 from headstart.errors import HeadstartError, OptionError
 from headstart.evaluation.comparison import Compared, comparison_markdown
+from headstart.evaluation.metrics import CROSS_VALIDATION
 from headstart.figures import count_text
 from headstart.files import json_text, text_bytes, write_atomically, writing_run
-from headstart.pipeline.inspect_images import inspect_images, with_value_range
+from headstart.pipeline.choose_recipe import search_images
+from headstart.pipeline.inspect_images import inspect_images, inspected_images, run_inspection, with_value_range
 from headstart.pipeline.load import Job, load
 from headstart.pipeline.plan import measure
 from headstart.pipeline.run_setup import run_events, set_up
@@ -29,11 +31,16 @@ from headstart.pipeline.train import carry_out
 from headstart.progress import Progress, SilentProgress
 from headstart.reports.comparison_chart import comparison_chart
 from headstart.reports.svg_chart import svg_file
-from headstart.runs.folder import Run, choose_run_folder, make_run_folder, write_start
+from headstart.runs.folder import SELECTION_FILE, Run, choose_run_folder, make_run_folder, write_start
+from headstart.selection.candidates import find_candidates, load_candidate
+from headstart.selection.search import search
 from headstart.training.classical import CLASSICAL
 from headstart.training.ladder import MOST_EPOCHS, SHARES, TRAINING_COST, deepest_at
 from headstart.training.recipe import LOGISTIC, Recipe
 from headstart.training.recipe_options import RecipeOptions
+
+BACKBONES = "backbones"
+"""In place of the groups: which backbone suits the images best, without training further."""
 
 GROUPS = ("probes", "heads", "depths", "batchnorm", "weights")
 """Groups of methods: classifiers on frozen features; heads trained by gradient descent; depths of fine-tuning; frozen
@@ -62,7 +69,8 @@ class Comparison:
     """Result of ``compare``.
 
     Attributes:
-        folder: contains comparison.md, comparison.json, comparison.svg, and in ``runs/`` the run of each method.
+        folder: contains comparison.md, comparison.json, comparison.svg, and in ``runs/`` the run of each method; for
+            backbones selection.json instead of runs.
         name: the set that every method is scored on, such as "val".
         rows: one row per method, in the order in which they ran.
     """
@@ -88,6 +96,7 @@ def compare(
     *,
     out: str | os.PathLike[str] | None = None,
     only: Sequence[str] = GROUPS,
+    candidates: str | Sequence[str] = "offline",
     seconds: float = SECONDS,
     device: str = "auto",
     cache: Path | None = None,
@@ -99,7 +108,8 @@ def compare(
     Args:
         source: a folder, a table, or an open data set.
         out: the folder of the comparison, new or empty; "runs/NAME" if None.
-        only: groups of methods, from ``GROUPS``.
+        only: groups of methods, from ``GROUPS``; or "backbones" alone.
+        candidates: backbones that "backbones" compares, see ``selection.candidates.find_candidates``.
         seconds: approximate time budget of each method that fine-tunes.
         device: "auto", "cpu", "cuda" or "mps".
         cache: the cache folder; the default one if None.
@@ -124,6 +134,8 @@ def compare(
     dataset = open_data(source)
     check_shares(dataset, SplitShares(recipe.val, recipe.test))
     job = Job(dataset, recipe, device, cache, progress)
+    if groups == (BACKBONES,):
+        return _compare_backbones(job, candidates, choose_run_folder(out, dataset.root))
     loaded = load(job)
     split = split_backbone(loaded.backbone)
     if split.obstacle and not {"probes", "heads"} & set(groups):
@@ -139,16 +151,37 @@ def compare(
     return _run_all(methods, inspected.inspection, folder, job)
 
 
-def _checked_groups(only: Sequence[str]) -> Sequence[str]:
+def _checked_groups(only: Sequence[str]) -> tuple[str, ...]:
     groups = [only] if isinstance(only, str) else only
     if not isinstance(groups, Iterable) or not all(isinstance(name, str) for name in groups):
-        raise OptionError(f"only: expected one or more of {', '.join(GROUPS)}, got {groups!r:.60}.")
-    unknown = [name for name in groups if name not in GROUPS]
+        raise OptionError(f"only: expected one or more of {', '.join((*GROUPS, BACKBONES))}, got {groups!r:.60}.")
+    unknown = [name for name in groups if name not in (*GROUPS, BACKBONES)]
     if unknown or not groups:
         raise OptionError(
-            f"compare {', '.join(unknown) or 'nothing'}: no such group. The groups are {', '.join(GROUPS)}."
+            f"compare {', '.join(unknown) or 'nothing'}: no such group. The groups are "
+            f"{', '.join((*GROUPS, BACKBONES))}."
         )
-    return groups
+    if BACKBONES in groups and len(set(groups)) > 1:
+        raise OptionError(
+            f"compare {', '.join(groups)}: backbones are compared by cross-validation on training images and the other "
+            "groups on held-out images, so their scores cannot stand side by side. Compare backbones alone."
+        )
+    return tuple(dict.fromkeys(groups))
+
+
+def _compare_backbones(job: Job, candidates: str | Sequence[str], folder: Path) -> Comparison:
+    """Evaluates every candidate on all training images, by cross-validation of a probe."""
+    found = find_candidates(candidates, image_size=job.recipe.image_size)
+    inspected = inspected_images(run_inspection(job, load_candidate(found[0], progress=job.progress).preprocessing))
+    make_run_folder(folder)
+    images = search_images(inspected)
+    options: dict[str, Any] = {"device": job.device, "cache": job.cache, "progress": job.progress}
+    selection = search(found, images, seed=job.recipe.seed, drops=False, **options)
+    rows = [result.compared() for result in selection.results]
+    _write(folder, inspected.inspection, rows, CROSS_VALIDATION)
+    with writing_run(folder):
+        write_atomically(folder / SELECTION_FILE, json_text(selection.as_json(), indent=1).encode())
+    return Comparison(folder, CROSS_VALIDATION, tuple(rows))
 
 
 def _check_seconds(seconds: float) -> None:

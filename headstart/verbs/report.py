@@ -26,6 +26,7 @@ from headstart.runs.folder import (
     PREDICTIONS_FILE,
     REPORT_FILE,
     load_run,
+    read_selection,
 )
 from headstart.runs.results import curve_points
 from headstart.runs.test_set_audit import audit_text, read_audit
@@ -110,6 +111,7 @@ def write_report(
         test_audit=audit_text(read_audit(folder)),
         proof=document["frozen"],
         seconds=document["seconds"],
+        selection=read_selection(folder),
     )
     page = text_bytes(render_report(data_shown, cache))
     with writing_run(folder, file):

@@ -1,0 +1,202 @@
+"""Before a run: the recipe that suits the images and the time, written down so that it can be carried out again.
+
+The search chooses a backbone, and the time that is left decides how deep to fine-tune. What was decided is a recipe, in
+``plan.json``: a run with that plan needs no clock and gives the same weights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from headstart.backbone.weights import Backbone
+from headstart.data.inspection import Inspection
+from headstart.data.preprocessing import Preprocessing
+from headstart.errors import HeadstartError, OptionError, RunError, WeightsError, first_line
+from headstart.files import json_text, user_path, write_atomically, writing_run
+from headstart.pipeline.inspect_images import (
+    Inspected,
+    inspect_images,
+    inspected_images,
+    require_learnable,
+    run_inspection,
+)
+from headstart.pipeline.load import Job, load
+from headstart.pipeline.plan import Planned, measure, plan
+from headstart.runs.folder import PLAN_FILE, SELECTION_FILE
+from headstart.selection.candidates import Candidate, find_candidates, load_candidate
+from headstart.selection.search import SearchImages, search
+from headstart.training.ladder import EFFORTS
+from headstart.training.recipe import EffortName, Recipe, defaults
+
+SEARCH_SHARE = 0.4
+"""Share of the time that the search may take; the rest is for fine-tuning, evaluation and the report."""
+
+SAFETY = 0.9
+"""Share of the time left that planned steps may take: estimates are a little too low on a busy machine."""
+
+PLAN_VERSION = 1
+
+DECIDED = ("backbone", "weights", "image_size", "effort")
+"""Options that the choice decides, and that a run which chooses cannot be given."""
+
+EXCLUDED = (*DECIDED, "extend", "scratch", "unfreeze", "epochs", "cut", "probe", "head")
+
+
+def choose_recipe(job: Job, candidates: str | Sequence[str], minutes: float, folder: Path) -> Recipe:
+    """Chooses backbone and effort within a time, and writes plan.json and selection.json into the run folder.
+
+    Args:
+        job: its recipe has the options that are not decided here.
+        candidates: see ``find_candidates``.
+        minutes: of the whole run, the report included.
+        folder: of the run.
+
+    Returns:
+        The recipe with every option decided.
+
+    Raises:
+        OptionError: an option is given that is decided here, no such candidate, or the time is not above 0.
+        DataError, WeightsError: see ``train``.
+    """
+    began = time.monotonic()
+    check_minutes(job.recipe, minutes)
+    found = find_candidates(candidates)
+    job.progress.say(_intention(found, minutes))
+    inspection = run_inspection(job, _preprocessing(found[0], job))
+    require_learnable(inspection, least=job.recipe.min_classes)
+    selection = search(
+        found,
+        search_images(inspected_images(inspection)),
+        seed=job.recipe.seed,
+        seconds=SEARCH_SHARE * 60 * minutes - (time.monotonic() - began),
+        device=job.device,
+        cache=job.cache,
+        progress=job.progress,
+    )
+    one = found[selection.chosen]
+    weights = None if one.weights is None else str(one.weights)
+    recipe = replace(job.recipe, backbone=one.architecture, weights=weights, image_size=one.image_size)
+    recipe = replace(recipe, effort=_affordable(job, recipe, inspection, 60 * minutes - (time.monotonic() - began)))
+    job.progress.say(f"Chosen: {one.architecture} at {one.image_size} pixels, effort {recipe.effort}.")
+    document = {
+        "version": PLAN_VERSION,
+        "minutes": minutes,
+        "fingerprint": load_candidate(one).fingerprint,
+        "recipe": recipe.without_paths().as_json(),
+    }
+    with writing_run(folder):
+        write_atomically(folder / PLAN_FILE, json_text(document, indent=1).encode())
+        write_atomically(folder / SELECTION_FILE, json_text(selection.as_json(), indent=1).encode())
+    return recipe
+
+
+def search_images(inspected: Inspected) -> SearchImages:
+    """The training images, as the search takes them."""
+    train = inspected.positions["train"]
+    labels, parts = inspected.dataset.labels[train], inspected.parts(train)
+    return SearchImages(inspected.keys["train"], inspected.files, labels, parts)
+
+
+def check_minutes(recipe: Recipe, minutes: object) -> None:
+    """Checks that a time is possible and that the recipe leaves the choice open.
+
+    Raises:
+        OptionError: otherwise.
+    """
+    if isinstance(minutes, bool) or not isinstance(minutes, (int, float)) or not 0 < minutes < 1e6:
+        raise OptionError(f"minutes {minutes!r:.60}: expected a number above 0.")
+    given = [name for name in EXCLUDED if getattr(recipe, name) != defaults()[name] and name != "effort"]
+    if recipe.is_effort_given:
+        given.append("effort")
+    if given:
+        raise OptionError(
+            f"minutes: chooses {', '.join(DECIDED)} itself; leave {given[0]} out, or leave minutes out. Backbones to "
+            "choose from are given with candidates."
+        )
+
+
+def read_plan_file(file: str | os.PathLike[str]) -> tuple[Recipe, str]:
+    """The recipe of a plan that an earlier run wrote, and the fingerprint of its weights.
+
+    Args:
+        file: plan.json, or the folder of the run.
+
+    Raises:
+        RunError: no such file, or not a plan.
+    """
+    path = user_path(file)
+    path = path / PLAN_FILE if path.is_dir() else path
+    try:
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if document["version"] > PLAN_VERSION:
+            raise RunError(f"{path}: written by a newer Headstart. Install that version.")
+        return Recipe.from_json(document["recipe"]), str(document["fingerprint"])
+    except FileNotFoundError as error:
+        raise RunError(
+            f"{path}: no such plan. headstart train --minutes writes plan.json into its run folder."
+        ) from error
+    except RunError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, HeadstartError) as error:
+        raise RunError(f"{path}: not a plan ({first_line(error)}). Give plan.json of a run.") from error
+
+
+def require_weights(backbone: Backbone, expected: str) -> None:
+    """Checks that a plan's weights are those that it was made with; "" expects none.
+
+    Raises:
+        WeightsError: they are others.
+    """
+    if expected not in ("", backbone.fingerprint):
+        raise WeightsError(
+            f"plan: the weights of {backbone.architecture} are not those that the plan was made with, so the result "
+            "would be another one. Install these weights, or train without the plan."
+        )
+
+
+def _intention(found: Sequence[Candidate], minutes: float) -> str:
+    """The plan of the choice in words."""
+    each = "; ".join(
+        f"{one.architecture} at {one.image_size} pixels ({one.gmacs:.2g} GMACs, {one.license}"
+        + (f", download of {one.download_bytes / 1e6:,.0f} MB)" if one.download_bytes else ")")
+        for one in found
+    )
+    return (
+        f"Plan: {minutes:g} minutes. {len(found)} backbones are compared by cross-validation on parts of the training "
+        f"images: {each}. If the time runs out, the best one so far is used."
+    )
+
+
+def _preprocessing(candidate: Candidate, job: Job) -> Preprocessing:
+    return load_candidate(candidate, progress=job.progress).preprocessing
+
+
+def _affordable(job: Job, recipe: Recipe, inspection: Inspection, seconds: float) -> EffortName:
+    """The most thorough effort whose planned steps fit into the time; "probe" if none does."""
+    planned = _planned(job, replace(recipe, effort="thorough"), inspection)
+    if planned is None:
+        return "probe"
+    for effort in reversed(EFFORTS):
+        if effort == "probe":
+            break
+        one = _planned(job, replace(recipe, effort=cast(Any, effort)), inspection)
+        expected = sum(step.seconds for step in one.steps) if one is not None else 0.0
+        if one is not None and expected <= SAFETY * seconds:
+            job.progress.say(f"Time left: {seconds:.0f} s; effort {effort} needs about {expected:.0f} s.")
+            return cast(EffortName, effort)
+    return "probe"
+
+
+def _planned(job: Job, recipe: Recipe, inspection: Inspection) -> Planned | None:
+    """The plan of a recipe; None where the backbone is not fine-tuned."""
+    job = replace(job, recipe=recipe)
+    loaded = load(job)
+    inspected = inspect_images(job, loaded, inspection)
+    planned = plan(job, loaded, inspected, measure(job, loaded, inspected))
+    return planned if planned.rungs else None

@@ -1,0 +1,140 @@
+"""Training within a time: backbone and effort are chosen and written down, and the plan gives the same model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from random_images import write_classes
+from recorded_progress import RecordedProgress
+
+import headstart as hs
+from headstart.backbone.weights import fingerprint
+from headstart.errors import OptionError, RunError, WeightsError
+from headstart.pipeline import choose_recipe as module
+from headstart.training.recipe import Recipe
+
+pytestmark = pytest.mark.usefixtures("small_networks")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_classes(tmp_path_factory.mktemp("d") / "colours", {"blue": 30, "green": 30, "red": 30})
+
+
+@pytest.fixture(scope="module")
+def chosen(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[hs.Run, list[str]]:
+    progress = RecordedProgress()
+    out = tmp_path_factory.mktemp("r") / "run"
+    return hs.train(data, out=out, minutes=5, device="cpu", progress=progress), progress.said
+
+
+@pytest.mark.slow
+def test_the_decisions_are_said_and_written(chosen: tuple[hs.Run, list[str]]) -> None:
+    run, said = chosen
+    assert any(line.startswith("Plan: 5 minutes. 3 backbones are compared") for line in said)
+    plan = json.loads((run.folder / "plan.json").read_text())
+    selection = json.loads((run.folder / "selection.json").read_text())
+    assert plan["recipe"]["backbone"] == selection["chosen"] == run.recipe.backbone
+    assert plan["recipe"]["effort"] == run.recipe.effort
+    assert len(selection["candidates"]) == 3
+    assert selection["candidates"][0]["decision"].startswith("chosen")
+    page = run.report_path.read_text()
+    assert "Choice of the backbone" in page
+    assert all(row["architecture"] in page for row in selection["candidates"])
+
+
+@pytest.mark.slow
+def test_the_plan_gives_the_same_weights_without_a_clock(
+    chosen: tuple[hs.Run, list[str]], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _ = chosen
+    monkeypatch.setattr(module, "search", None)
+    again = hs.train(data, out=tmp_path / "again", plan=run.folder, device="cpu")
+    one, other = hs.load(run.folder), hs.load(again.folder)
+    assert fingerprint(one.net.state()) == fingerprint(other.net.state())
+    assert fingerprint(one.head.state_dict()) == fingerprint(other.head.state_dict())
+
+
+@pytest.mark.slow
+def test_a_plan_is_refused_where_the_weights_are_others(
+    chosen: tuple[hs.Run, list[str]], data: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "plan.json"
+    document = json.loads((chosen[0].folder / "plan.json").read_text())
+    file.write_text(json.dumps(document | {"fingerprint": "0" * 64}))
+    with pytest.raises(WeightsError, match="not those that the plan was made with"):
+        hs.train(data, out=tmp_path / "run", plan=file, device="cpu")
+
+
+@pytest.mark.parametrize(("seconds", "effort"), [(1e6, "thorough"), (0.0, "probe")])
+@pytest.mark.slow
+def test_the_time_left_decides_the_effort(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, effort: str
+) -> None:
+    real = module._affordable
+    monkeypatch.setattr(
+        module, "_affordable", lambda job, recipe, inspection, _left: real(job, recipe, inspection, seconds)
+    )
+    folder = tmp_path / "run"
+    folder.mkdir()
+    job = module.Job(hs.open_data(data), Recipe(), "cpu", None, RecordedProgress())
+    assert module.choose_recipe(job, "offline", 1, folder).effort == effort
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"minutes": 0}, "expected a number above 0"),
+        ({"minutes": True}, "expected a number above 0"),
+        ({"minutes": "ten"}, "expected a number above 0"),
+        ({"minutes": 1, "effort": "quick"}, "leave effort out"),
+        ({"minutes": 1, "effort": "probe"}, "leave effort out"),
+        ({"minutes": 1, "backbone": "resnet18"}, "leave backbone out"),
+        ({"minutes": 1, "epochs": 3}, "leave epochs out"),
+        ({"minutes": 1, "candidates": "nothing_like_it"}, "no backbone named"),
+        ({"minutes": 1, "plan": "x"}, "leave minutes out"),
+        ({"seed": 1, "plan": "x"}, "leave seed out"),
+    ],
+)
+def test_what_contradicts_the_choice_is_refused(
+    data: Path, tmp_path: Path, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(OptionError, match=words):
+        hs.train(data, out=tmp_path / "run", device="cpu", **options)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "no such plan"),
+        ("{", "not a plan"),
+        ("[]", "not a plan"),
+        ('{"version": 9}', "newer Headstart"),
+        ('{"version": 1, "recipe": {"seed": "x"}, "fingerprint": ""}', "not a plan"),
+    ],
+)
+def test_a_file_that_is_no_plan_is_named(data: Path, tmp_path: Path, text: str | None, words: str) -> None:
+    file = tmp_path / "plan.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(RunError, match=words):
+        hs.train(data, out=tmp_path / "run", plan=file, device="cpu")
+
+
+@pytest.mark.slow
+def test_backbones_are_compared_without_training_further(data: Path, tmp_path: Path) -> None:
+    found = hs.compare(data, out=tmp_path / "c", only=["backbones"], device="cpu")
+    assert found.name == "cross-validation"
+    assert len(found.rows) == 3
+    assert sorted(p.name for p in found.folder.iterdir()) == [
+        "comparison.json",
+        "comparison.md",
+        "comparison.svg",
+        "selection.json",
+    ]
+    with pytest.raises(OptionError, match="Compare backbones alone"):
+        hs.compare(data, out=tmp_path / "d", only=["backbones", "probes"], device="cpu")

@@ -1,0 +1,129 @@
+"""The search among candidates: the best is chosen, decoys never are, and the rounds get fewer candidates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from random_images import write_classes
+from recorded_progress import RecordedProgress
+from safetensors.torch import save_file
+
+from headstart.backbone.weights import random_backbone
+from headstart.data.dataset import open_data
+from headstart.data.scan import scan
+from headstart.selection import search as module
+from headstart.selection.candidates import Candidate, find_candidates
+from headstart.selection.search import SearchImages, search
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> SearchImages:
+    data = open_data(write_classes(tmp_path_factory.mktemp("d") / "c", {"blue": 40, "green": 40, "red": 40}))
+    files = data.files()
+    keys = scan(files).keys
+    return SearchImages(keys, dict(zip(keys, files, strict=True)), data.labels, np.arange(len(keys)))
+
+
+@pytest.fixture(scope="module")
+def candidates(tmp_path_factory: pytest.TempPathFactory) -> tuple[Candidate, ...]:
+    """Three networks of random weights."""
+    folder, words = tmp_path_factory.mktemp("w"), []
+    for seed in range(3):
+        file = folder / f"{seed}.safetensors"
+        save_file(random_backbone("test_resnet", image_size=64, seed=seed).module.state_dict(), file)
+        words.append(f"test_resnet={file}")
+    return find_candidates(words, image_size=64)
+
+
+def shaped(monkeypatch: pytest.MonkeyPatch, losses: dict[str, float], images: SearchImages) -> list[tuple[str, int]]:
+    """Cross-validation with given mean losses by the name of the weights' file; returns what was evaluated."""
+    evaluated: list[tuple[str, int]] = []
+
+    def evaluate(one: Any, _images: SearchImages, places: list[int], **_options: Any) -> None:
+        noise = np.random.default_rng(0).normal(0, 0.01, len(places))
+        evaluated.append((one.candidate.source, len(places)))
+        one.losses = (
+            losses[one.candidate.source] + noise + np.random.default_rng(len(evaluated)).normal(0, 0.01, len(places))
+        )
+        one.correct = len(places) // 2
+
+    monkeypatch.setattr(module, "_evaluate", evaluate)
+    monkeypatch.setattr(module, "FIRST", 20)
+    return evaluated
+
+
+@pytest.mark.slow
+def test_rounds_have_more_images_and_fewer_candidates(
+    candidates: tuple[Candidate, ...], images: SearchImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = {"0.safetensors": 0.5, "1.safetensors": 0.2, "2.safetensors": 0.9}
+    evaluated = shaped(monkeypatch, losses, images)
+    progress = RecordedProgress()
+    found = search(candidates, images, device="cpu", progress=progress)
+    assert found.chosen == 1
+    assert [size for _, size in evaluated] == [20, 20, 20]  # the others were clearly worse at once
+    assert [result.log_loss for result in found.results] == sorted(result.log_loss for result in found.results)
+    assert "chosen" in found.results[0].decision
+    assert all("dropped after 20 images" in result.decision for result in found.results[1:])
+    assert any("dropped: " in line for line in progress.said)
+
+
+@pytest.mark.slow
+def test_candidates_within_noise_go_on_to_all_images(
+    candidates: tuple[Candidate, ...], images: SearchImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = {"0.safetensors": 0.2001, "1.safetensors": 0.2, "2.safetensors": 0.9}
+    evaluated = shaped(monkeypatch, losses, images)
+    found = search(candidates, images, device="cpu", progress=RecordedProgress())
+    assert [size for _, size in evaluated] == [20, 20, 20, 60, 60, 120][: len(evaluated)]
+    assert found.results[-1].images == 20
+    assert found.chosen in (0, 1)
+
+
+@pytest.mark.slow
+def test_a_search_without_time_ends_after_its_first_round(
+    candidates: tuple[Candidate, ...], images: SearchImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated = shaped(monkeypatch, dict.fromkeys(("0.safetensors", "1.safetensors", "2.safetensors"), 0.2), images)
+    found = search(candidates, images, seconds=0.0, device="cpu", progress=RecordedProgress())
+    assert {size for _, size in evaluated} == {20}
+    assert "than the time allows" in found.stopped
+    assert "than the time allows" in found.results[0].decision
+
+
+@pytest.mark.slow
+def test_comparing_evaluates_every_candidate_on_every_image(
+    candidates: tuple[Candidate, ...], images: SearchImages
+) -> None:
+    found = search(candidates, images, drops=False, device="cpu", progress=RecordedProgress())
+    assert {result.images for result in found.results} == {len(images.keys)}
+    assert all(0 <= result.low <= result.correct / result.images <= result.high <= 1 for result in found.results)
+    document = found.as_json()
+    assert document["chosen"] == found.results[0].architecture
+    assert "/" not in str(document)
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_choice_whatever_is_cached(
+    candidates: tuple[Candidate, ...], images: SearchImages
+) -> None:
+    """Law 11."""
+    one, other = (search(candidates, images, seed=3, device="cpu", progress=RecordedProgress()) for _ in range(2))
+    assert [r.log_loss for r in one.results] == [r.log_loss for r in other.results]
+
+
+def test_samples_are_stratified_nested_and_differ_by_seed(images: SearchImages) -> None:
+    order, other = module._nested_order(images, 0), module._nested_order(images, 1)
+    assert sorted(order) == sorted(other) == list(range(len(images.keys)))
+    assert order != other
+    assert np.bincount(images.labels[order[:30]]).tolist() == [10, 10, 10]
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"),
+    [(50, [50]), (400, [400]), (800, [400, 800]), (2_569, [400, 1_200, 2_569]), (50_000, [400, 1_200, 3_600, 10_000])],
+)
+def test_the_last_round_has_all_images(count: int, sizes: list[int]) -> None:
+    assert module._sizes(count) == sizes
