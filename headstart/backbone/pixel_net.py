@@ -136,8 +136,13 @@ class FeatureNet(PixelNet):
         return super().describe() | {"pool": self.spec.pool, "cut": self.spec.cut} | layers
 
     def parts(self) -> list[dict[str, Any]]:
-        """``describe`` of each part of the features: that of the last activation, then that of each earlier layer."""
-        return [PixelNet.describe(self) | {"pool": part.pool, "cut": part.cut} for part in self.spec.parts]
+        """Descriptions of the parts of the features: the last activation, then each earlier layer.
+
+        They differ from those of networks with other layers, whose engines round otherwise.
+        """
+        if not self.spec.layers:
+            return [self.describe()]
+        return [self.describe() | {"part": part.cut if number else HEAD} for number, part in enumerate(self.spec.parts)]
 
     def state(self) -> dict[str, Tensor]:
         """The weights and statistics in use, by their names in timm's network."""

@@ -80,7 +80,7 @@ def feature_store(net: FeatureNet, identity: Identity, cache: Path | None = None
 
     Its key has the fingerprint of the weights, pooling, cut, preprocessing, decoder version, format version and the
     identity of the engine; rows are found by the content hash of the image. Features of several layers are kept in one
-    store for each layer, so that networks which share a layer share its rows.
+    store for each layer, so that those of some of them can be read alone.
     """
     shared: dict[str, Any] = {"pixels": net.backbone.preprocessing.pixel_key(), "version": FEATURES_VERSION}
     parts = net.parts()

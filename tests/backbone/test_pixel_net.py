@@ -62,7 +62,7 @@ def test_every_pooling_is_what_its_name_says(name: str) -> None:
 def test_an_inner_layer_gives_its_pooled_output(name: str, layer: str) -> None:
     backbone = random_backbone(name, image_size=None if "vit" in name else 64)
     batch = torch.from_numpy(pixels(2, backbone.preprocessing.height))
-    net = FeatureNet(backbone, cut=layer)
+    net = FeatureNet(backbone, FeatureSpec(cut=layer))
     seen: list[torch.Tensor] = []
     hook = backbone.module.get_submodule(layer).register_forward_hook(lambda _m, _i, output: seen.append(output))
     FeatureNet(backbone)(batch)

@@ -50,13 +50,6 @@ def test_layers_that_are_named_are_used_without_a_choice(data: Path, tmp_path: P
     assert hs.load(run.folder).net.spec.layers == ("blocks.3",)
 
 
-def test_the_same_features_are_not_computed_again_for_the_last_layer_alone(data: Path, tmp_path: Path) -> None:
-    said(data, tmp_path / "joined")
-    progress = RecordedProgress()
-    hs.train(data, out=tmp_path / "alone", progress=progress, layers="last", **QUICK)  # type: ignore[arg-type]
-    assert not any("Ran " in line for line in progress.said)
-
-
 def test_fine_tuning_continues_from_the_joined_head(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 import headstart as hs
 from headstart.backbone.weights import random_backbone
 from headstart.errors import TrainingError
-from headstart.pipeline import train, train_rung, write
+from headstart.pipeline import choose_layers, train, train_rung, write
 from headstart.pipeline.inspect_images import Inspected
 from headstart.pipeline.load import Job, Loaded
 from headstart.runs.events import Event
@@ -115,14 +115,14 @@ def test_a_rung_that_finished_before_a_stop_brings_its_proof_along(
 def test_a_head_alone_is_proven_by_the_backbone_that_ran(
     own: dict[str, Any], data: Path, choices: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fit = train.fit_head
+    fit = choose_layers.fit_head
 
     def altering(job: Job, loaded: Loaded, inspected: Inspected, *more: Any) -> Any:
         tensors: dict[str, Tensor] = tensors_of(loaded.backbone.module)
         tensors["layer1.0.bn1.running_mean"].view(-1)[0] += 1
         return fit(job, loaded, inspected, *more)
 
-    monkeypatch.setattr(train, "fit_head", altering)
+    monkeypatch.setattr(choose_layers, "fit_head", altering)
     with pytest.raises(TrainingError, match=r"layer1\.0\.bn1\.running_mean"):
         hs.train(data, out=tmp_path / "run", **choices, **own)
 
