@@ -77,7 +77,8 @@ class WeightsError(HeadstartError):
 class LicenseError(HeadstartError):
     """The licence of pretrained weights restricts their use, and was not accepted.
 
-    Remedy: read the licence and accept it if your use is allowed, or choose weights with a permissive licence.
+    Remedy: read the licence; if your use is allowed, give ``--accept-license`` (``accept_license``). Otherwise choose
+    weights with a permissive licence.
     """
 
 

@@ -61,6 +61,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         image_size: input height and width in pixels; None for the size that the weights were trained with.
         pool: "auto", "avg", "max", "avgmax", "token" or "flatten".
         cut: layer boundary to take the features from, as listed by ``headstart layers``; "" for the last layer.
+        accept_license: whether weights may be used whose licence is restricted.
         device: "auto", "cpu", "cuda" or "mps".
 
     Attributes:
@@ -81,6 +82,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         image_size: int | None = None,
         pool: str = "auto",
         cut: str = "",
+        accept_license: bool = False,
         device: str = "auto",
     ) -> None:
         self.backbone = backbone
@@ -88,6 +90,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.image_size = image_size
         self.pool = pool
         self.cut = cut
+        self.accept_license = accept_license
         self.device = device
 
     def fit(self, X: Paths, y: object = None) -> Self:  # noqa: ARG002
@@ -96,6 +99,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         Raises:
             InputError: ``X`` is not a list of paths.
             WeightsError: the weights cannot be loaded.
+            LicenseError: the licence of the weights is restricted, and was not accepted.
             OptionError: a constructor argument is invalid.
         """
         _as_paths(X)
@@ -147,6 +151,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         image_size: input height and width in pixels; None for the size that the weights were trained with.
         pool: "auto", "avg", "max", "avgmax", "token" or "flatten".
         cut: layer boundary to take the features from, as listed by ``headstart layers``; "" for the last layer.
+        accept_license: whether weights may be used whose licence is restricted.
         probe: "logistic", "svm", "rbf", "knn" or "centroid".
         head: "linear", or a head trained by gradient descent, such as "1024-512-0.2".
         balance_classes: weight each class equally, regardless of its number of images.
@@ -174,6 +179,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         image_size: int | None = None,
         pool: str = "auto",
         cut: str = "",
+        accept_license: bool = False,
         probe: str = "logistic",
         head: str = LINEAR,
         balance_classes: bool = False,
@@ -186,6 +192,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.image_size = image_size
         self.pool = pool
         self.cut = cut
+        self.accept_license = accept_license
         self.probe = probe
         self.head = head
         self.balance_classes = balance_classes
@@ -210,6 +217,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             InputError: ``X``, ``y`` or ``sample_weight`` cannot be used, or there are fewer than two classes.
             DataError: images cannot be read; the message lists them.
             WeightsError: the weights cannot be loaded.
+            LicenseError: the licence of the weights is restricted, and was not accepted.
             OptionError: a constructor argument is invalid.
         """
         recipe = self._recipe()
@@ -282,6 +290,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             image_size=self.image_size or None,
             pool=cast(Any, self.pool),
             cut=self.cut or None,
+            accept_license=self.accept_license,
             probe=cast(Any, self.probe),
             head=self.head,
             balance_classes=self.balance_classes,
@@ -301,7 +310,10 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
 def _net(estimator: FeatureExtractor | ImageClassifier) -> FeatureNet:
     backbone = load_backbone(
-        estimator.backbone, weights=estimator.weights or None, image_size=estimator.image_size or None
+        estimator.backbone,
+        weights=estimator.weights or None,
+        image_size=estimator.image_size or None,
+        accept_license=estimator.accept_license,
     )
     return FeatureNet(backbone, FeatureSpec(_pooling(estimator), estimator.cut))
 

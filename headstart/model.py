@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from headstart.backbone.feature_spec import FeatureSpec
+from headstart.backbone.licenses import license_text
 from headstart.backbone.pixel_net import FeatureNet
 from headstart.data.preprocessing import Preprocessing, Rgb
 from headstart.data.sources import ImageLike, ImageSource, OneImage, read_sources
@@ -158,6 +159,7 @@ class Model:
         parts = [
             ["classes" if self.thresholds is None else "labels", f"{len(self.classes):,}: {names}"],
             ["backbone", f"{backbone.architecture}, {backbone.parameters:,} weights, from {backbone.source}"],
+            ["licence of the pretrained weights", license_text(backbone.license)],
             ["head", f"{sum(t.numel() for t in self.head.state_dict().values()):,} weights"],
             ["input", f"{size.height} x {size.width} pixels"],
         ]
@@ -391,6 +393,7 @@ class Model:
                 "architecture": backbone.architecture,
                 "source": backbone.source,
                 "fingerprint": backbone.fingerprint,
+                "license": backbone.license,
                 "build": backbone.build,
                 "pool": self.net.spec.pool,
                 "cut": self.net.spec.cut,

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from headstart.backbone.licenses import UNKNOWN
 from headstart.backbone.weights import Backbone, build_architecture, fingerprint
 from headstart.data.preprocessing import Preprocessing
 from headstart.errors import ModelFileError, first_line
@@ -136,13 +137,13 @@ def upgraded(header: dict[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dic
 
     Format 1 has neither thresholds (each image has one class) nor calibration. Format 2 has other names for fields of
     the calibration (``trust.calibration.OLD_KEYS``) and for the tensors of the out-of-distribution detector. Format 3
-    has features of the last layer only.
+    has features of the last layer only, and does not state the licence of the pretrained weights.
     """
     if header["format_version"] == FORMAT_VERSION:
         return header, dict(tensors)
     header = header | {"format_version": FORMAT_VERSION}
     if isinstance(header.get("backbone"), dict):
-        header["backbone"] = {"layers": []} | header["backbone"]
+        header["backbone"] = {"layers": [], "license": UNKNOWN} | header["backbone"]
     if isinstance(header.get("calibration"), dict):
         header["calibration"] = with_current_names(header["calibration"], OLD_KEYS)
     return header, with_current_names(tensors, _RENAMED_TENSORS)
@@ -192,6 +193,7 @@ def backbone_of(content: ModelContent) -> Backbone:
         preprocessing=Preprocessing(**preprocessing),
         fingerprint=about["fingerprint"],
         build=build,
+        license=about["license"],
     )
 
 

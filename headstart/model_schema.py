@@ -298,6 +298,7 @@ _HEADER = _record(
                 "pool": _one_of(*get_args(Pooling)),
                 "cut": _text(200),
                 "layers": _list(_text(200, shortest=1), 0, MOST_LAYERS),
+                "license": _text(200, shortest=1),
             }
         ),
         "head": _mapping,

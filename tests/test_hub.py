@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from random_images import COLOURS, write_classes
 
 import headstart as hs
+from headstart.backbone.pixel_net import FeatureNet
 from headstart.errors import HubError
 from headstart.hub import Address, read_address
 
@@ -57,6 +60,28 @@ def test_the_report_is_uploaded_only_on_request(run: hs.Run, hub: Hub) -> None:
     assert "report.html" in hub.repositories["me/with"]
     assert hub.private == {"me/with"}
     hs.push(run.folder, "me/with")  # again, over the existing files
+
+
+@pytest.mark.parametrize(("license", "is_published"), [("cc-by-nc-4.0", False), ("unknown", True)])
+def test_a_model_made_from_restricted_weights_is_pushed_only_if_accepted(
+    run: hs.Run, hub: Hub, tmp_path: Path, license: str, is_published: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run.folder, folder)
+    model = hs.load(folder)
+    net = model.net
+    made_from = FeatureNet(replace(net.backbone, license=license), net.spec)
+    model.replace(net=made_from).save(folder / "model.safetensors")
+    code, _, err = main("push", folder, "me/licensed", capsys=capsys)
+    assert (code == 0, bool(hub.asked)) == (is_published, is_published), err
+    if not is_published:
+        assert err.startswith(f"Error: {folder}: made from tf_efficientnet_lite0")
+        assert "--accept-license" in err
+        assert len(err.splitlines()) == 1
+        code, _, err = main("push", folder, "me/licensed", "--accept-license", capsys=capsys)
+        assert code == 0, err
+    card = hub.repositories["me/licensed"]["README.md"].decode()
+    assert f"Licence of the pretrained weights: {license}" in card
 
 
 def test_the_model_card_contains_metrics_and_usage(run: hs.Run, hub: Hub) -> None:

@@ -16,6 +16,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from headstart.backbone.hub_weights import cached_file, download
+from headstart.backbone.licenses import (
+    NOT_PRETRAINED,
+    UNKNOWN,
+    license_of,
+    license_of_file,
+    require_accepted,
+)
 from headstart.backbone.names import default_image_size, image_size_note, resolution_note, resolve_architecture
 from headstart.backbone.offline_packages import OFFLINE_PACKAGES, offline_name, offline_state
 from headstart.backbone.weight_files import MatchedWeights, match_weights
@@ -63,6 +70,7 @@ class Backbone:
         preprocessing: of images, as the weights expect it.
         fingerprint: SHA-256 of all parameters and buffers; backbones with equal fingerprints are equal.
         build: arguments of ``build_architecture``, with which a model file rebuilds the network.
+        license: of the weights it was pretrained with, see ``licenses.license_of``.
         notes: how the name or the tensors' names were changed to load the weights, one sentence each.
     """
 
@@ -72,6 +80,7 @@ class Backbone:
     preprocessing: Preprocessing
     fingerprint: str
     build: dict[str, Any]
+    license: str = UNKNOWN
     notes: tuple[str, ...] = ()
 
     @property
@@ -95,6 +104,7 @@ def load_backbone(
     *,
     weights: str | Path | None = None,
     image_size: int | None = None,
+    accept_license: bool = False,
     progress: Progress | None = None,
 ) -> Backbone:
     """Loads a pretrained backbone.
@@ -109,9 +119,11 @@ def load_backbone(
             is unpickled). Prefixes that training tools add to the tensors' names are removed, see ``notes``.
         image_size: side of the square input in pixels; default: the size that the weights were trained with, see
             ``names.default_image_size``.
+        accept_license: whether weights may be used whose licence is restricted, see ``licenses.RESTRICTED``.
         progress: receives the progress of a download.
 
     Raises:
+        LicenseError: the licence of the weights is restricted, and was not accepted.
         OptionError: no such architecture, or it does not support this image size.
         WeightsError: the weights cannot be read or do not fit (lists the keys that differ), contain values that are not
             finite, or give the same features for every image.
@@ -119,13 +131,15 @@ def load_backbone(
     resolved = resolve_architecture(name)
     notes = [resolution_note(name, resolved), "" if image_size else image_size_note(resolved)]
     image_size = image_size or default_image_size(resolved)
+    license = license_of(resolved) if weights is None else license_of_file(resolved)
+    require_accepted(f"weights of {resolved}", license, accepted=accept_license)
     if weights is not None:
         backbone = _from_file(resolved, user_path(weights), image_size)
     elif (offline := offline_name(resolved)) is not None:
         backbone = _from_package(offline, image_size)
     else:
         backbone = _from_hub(resolved, image_size, progress or SilentProgress())
-    return replace(backbone, notes=(*filter(None, notes), *backbone.notes))
+    return replace(backbone, license=license, notes=(*filter(None, notes), *backbone.notes))
 
 
 def load_with_classifier(
@@ -133,15 +147,19 @@ def load_with_classifier(
     *,
     weights: str | Path | None = None,
     image_size: int | None = None,
+    accept_license: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Backbone, PretrainedClassifier]:
     """Loads a pretrained backbone and the classifier that it was trained with; see ``load_backbone``.
 
     Raises:
+        LicenseError: the licence of the weights is restricted, and was not accepted.
         OptionError: no such architecture, or its classifier is not a linear layer on its features.
         WeightsError: the weights cannot be read, do not fit, or contain no classifier.
     """
-    backbone = load_backbone(name, weights=weights, image_size=image_size, progress=progress)
+    backbone = load_backbone(
+        name, weights=weights, image_size=image_size, accept_license=accept_license, progress=progress
+    )
     name = resolve_architecture(name)
     image_size = image_size or default_image_size(name)
     if weights is not None:
@@ -183,7 +201,8 @@ def random_backbone(name: str, *, image_size: int | None = None, seed: int = 0) 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         module = build_architecture(name, image_size=image_size)
-    return _finish(name, module, source=f"random, seed {seed}", image_size=image_size)
+    backbone = _finish(name, module, source=f"random, seed {seed}", image_size=image_size)
+    return replace(backbone, license=NOT_PRETRAINED)
 
 
 class _SkipInitialisation(TorchFunctionMode):

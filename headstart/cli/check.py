@@ -50,7 +50,7 @@ SHOWN_ITEMS = 8
 )
 @device_option
 @recipe_options("backbone", "image_size", first=True)
-@recipe_options("value_range", "val", "test", "seed", "weights")
+@recipe_options("value_range", "val", "test", "seed", "weights", "accept_license")
 @column_options
 @json_option(group="output")
 def check_command(

@@ -61,7 +61,8 @@ METHODS = "probes,heads,depths,batchnorm,weights"
 )
 @ignore_unknown_option
 @device_option
-@recipe_options("backbone", "weights", "image_size", "balance_classes", "flip", "val", "test", "seed", first=False)
+@recipe_options("backbone", "weights", "accept_license", "image_size", first=False)
+@recipe_options("balance_classes", "flip", "val", "test", "seed", first=False)
 @column_options
 @json_option(group="output")
 def compare_command(

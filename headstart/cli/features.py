@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @click.command("extract", cls=Command)
 @data_argument
 @out_option("File to write (.npz or .parquet).", required=True)
-@recipe_options("backbone", "weights", "image_size", "pool", "cut", first=True)
+@recipe_options("backbone", "weights", "accept_license", "image_size", "pool", "cut", first=True)
 @device_option
 @column_options
 @json_option()
@@ -53,6 +53,7 @@ def extract_command(data: Path, out: Path, device: str, as_json: bool, **options
         image_size=chosen["image_size"],
         pool=chosen["pool"],
         cut=chosen["cut"] or "",
+        accept_license=chosen["accept_license"],
         device=device,
         progress=TerminalProgress(),
     )

@@ -40,8 +40,17 @@ def report_command(run: Path, out: Path | None, as_json: bool) -> None:
     default_text="off",
     help="Upload the report as well, which contains thumbnails of the images.",
 )
+@option(
+    "--accept-license",
+    is_flag=True,
+    default_text="off",
+    help="Publish a model that was made from pretrained weights whose licence restricts their use. Read whether it "
+    "allows publication first.",
+)
 @json_option()
-def push_command(run: Path, repository: str, private: bool, with_report: bool, as_json: bool) -> None:
+def push_command(
+    run: Path, repository: str, private: bool, with_report: bool, accept_license: bool, as_json: bool
+) -> None:
     """Publish the model of a finished run on the Hugging Face hub, with its model card.
 
     REPOSITORY is OWNER/NAME; it is created if it does not exist. Images are not uploaded. hs.load("hf://OWNER/NAME")
@@ -50,7 +59,7 @@ def push_command(run: Path, repository: str, private: bool, with_report: bool, a
     with importing():
         from headstart.verbs.report import push
 
-    url = push(run, repository, private=private, with_report=with_report)
+    url = push(run, repository, private=private, with_report=with_report, accept_license=accept_license)
     if as_json:
         print_json({"repository": repository, "url": url, "model": f"hf://{repository}"})
     else:

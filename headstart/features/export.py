@@ -38,6 +38,7 @@ def export_features(
     image_size: int | None = None,
     pool: Pooling = "auto",
     cut: str = "",
+    accept_license: bool = False,
     device: str = "auto",
     cache: Path | None = None,
     progress: Progress | None = None,
@@ -55,6 +56,7 @@ def export_features(
         image_size: side of the input in pixels; default: that of the pretrained weights.
         pool: see ``backbone.pooling.Pooling``, without "none".
         cut: boundary at which the backbone ends, as listed by ``headstart layers``; "": the whole backbone.
+        accept_license: whether weights may be used whose licence is restricted.
         device: "auto", "cpu", "cuda" or "mps".
         cache: cache folder; default: ``cache_root()``.
         progress: receives a step per image.
@@ -63,31 +65,31 @@ def export_features(
         (N, D).
 
     Raises:
-        DataError, WeightsError, OptionError, CacheError: as ``train``.
+        DataError, WeightsError, LicenseError, OptionError, CacheError: as ``train``.
         OutputError: the suffix is another one, or the file cannot be written.
     """
     progress = progress or SilentProgress()
     file = check_suffix(out, FORMATS)
     if pool == "none":
-        raise OptionError(
-            "pool 'none' gives feature maps, but a table needs one row of numbers per image: choose 'flatten'."
-        )
+        raise OptionError("pool 'none' gives maps, but a table needs a row of numbers per image: choose 'flatten'.")
     dataset = open_data(source)
-    loaded = load_backbone(backbone or DEFAULT_BACKBONE, weights=weights, image_size=image_size)
+    loaded = load_backbone(
+        backbone or DEFAULT_BACKBONE,
+        weights=weights,
+        image_size=image_size,
+        accept_license=accept_license,
+        progress=progress,
+    )
     for note in loaded.notes:
         progress.say(note)
     net = FeatureNet(loaded, FeatureSpec(pool, cut))
     scanned = scan(dataset.files(), preprocessing=loaded.preprocessing, cache=cache, progress=progress)
     used = _readable(dataset, scanned, progress)
     keys = [scanned.keys[i] for i in used]
-    files, names = dataset.files(), dataset.label_names()
+    files = dataset.files()
     sources = {scanned.keys[i]: files[i] for i in used}
     store = compute_features(net, keys, sources=sources, device=device, cache=cache, progress=progress)
-    columns = {
-        "paths": [files[i] for i in used],
-        "labels": [names[i] for i in used],
-        "splits": [dataset.splits[i] if dataset.splits else "" for i in used],
-    }
+    columns = _columns(dataset, used)
     with output_file(file, FORMATS) as partial:
         (_write_npz if file.suffix.lower() == ".npz" else _write_parquet)(partial, store, keys, columns)
     return len(keys), store.shape[0]
@@ -101,6 +103,16 @@ def _readable(dataset: Dataset, scanned: Scan, progress: Progress) -> list[int]:
     if not used:
         raise DataError(f"{dataset.root}: none of the {len(dataset):,} images can be read.")
     return used
+
+
+def _columns(dataset: Dataset, used: list[int]) -> dict[str, list[str]]:
+    """Paths, labels and splits of the images at some positions."""
+    files, names = dataset.files(), dataset.label_names()
+    return {
+        "paths": [files[i] for i in used],
+        "labels": [names[i] for i in used],
+        "splits": [dataset.splits[i] if dataset.splits else "" for i in used],
+    }
 
 
 def _write_npz(file: Path, store: FeatureStore, keys: list[bytes], columns: dict[str, list[str]]) -> None:

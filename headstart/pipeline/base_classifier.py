@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from headstart.backbone.licenses import require_accepted
 from headstart.backbone.pixel_net import FeatureNet
 from headstart.backbone.weights import DEFAULT_BACKBONE, load_with_classifier
 from headstart.data.dataset import find_images
@@ -20,7 +21,7 @@ from headstart.errors import DataError, OptionError
 from headstart.files import csv_text, user_path
 from headstart.model import load
 from headstart.pipeline.load import Job
-from headstart.progress import with_example
+from headstart.progress import Progress, with_example
 from headstart.runs.folder import rehearsal_rows, split_rows
 from headstart.training.extend import Rows
 from headstart.training.heads import LayeredHead, OneLogit, linear_head
@@ -92,25 +93,36 @@ class RehearsalImages:
         return {key: file for part in (self.train, self.val) for key, file in zip(part.keys, part.files, strict=True)}
 
 
-def load_base(recipe: Recipe) -> BaseClassifier:
+def load_base(recipe: Recipe, progress: Progress) -> BaseClassifier:
     """Loads the classifier that a recipe extends.
 
     Args:
         recipe: its ``extend``; for "pretrained" also the backbone.
+        progress: receives the progress of a download.
 
     Raises:
+        LicenseError: the licence of the pretrained weights is restricted, and the recipe does not accept it.
         OptionError: it is of a kind that cannot be extended.
         ModelFileError: no such model.
         WeightsError: the pretrained weights cannot be loaded.
     """
     if recipe.extend == PRETRAINED:
         backbone, classifier = load_with_classifier(
-            recipe.backbone or DEFAULT_BACKBONE, weights=recipe.weights, image_size=recipe.image_size
+            recipe.backbone or DEFAULT_BACKBONE,
+            weights=recipe.weights,
+            image_size=recipe.image_size,
+            accept_license=recipe.accept_license,
+            progress=progress,
         )
         head = linear_head(classifier.weight.numpy(), classifier.bias.numpy())
         assert isinstance(head, LayeredHead)
         return BaseClassifier(FeatureNet(backbone), classifier.classes, head, None)
     model = load(recipe.extend or "")
+    require_accepted(
+        f"{recipe.extend}: made from {model.net.backbone.architecture}",
+        model.net.backbone.license,
+        accepted=recipe.accept_license,
+    )
     if model.thresholds is not None:
         raise OptionError(
             f"{recipe.extend}: a multi-label model cannot be extended. Train a new model on a table that includes "

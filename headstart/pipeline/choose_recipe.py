@@ -66,7 +66,7 @@ def choose_recipe(job: Job, candidates: str | Sequence[str], minutes: float, fol
     """
     began = time.monotonic()
     check_minutes(job.recipe, minutes)
-    found = find_candidates(candidates)
+    found = find_candidates(candidates, accept_license=job.recipe.accept_license, progress=job.progress)
     job.progress.say(_intention(found, minutes))
     inspection = run_inspection(job, _preprocessing(found[0], job))
     require_learnable(inspection, least=job.recipe.min_classes)

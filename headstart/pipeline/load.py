@@ -68,6 +68,7 @@ def load(job: Job) -> Loaded:
         OptionError: an option cannot be carried out: no such backbone, device, layer or boundary, or a head that does
             not fit the features or the classes.
         WeightsError: the weights cannot be loaded.
+        LicenseError: their licence is restricted, and the recipe does not accept it.
     """
     started = time.monotonic()
     resolve_device(job.device)
@@ -76,7 +77,13 @@ def load(job: Job) -> Loaded:
     if recipe.scratch:
         backbone = random_backbone(name, image_size=image_size, seed=recipe.seed)
     else:
-        backbone = load_backbone(name, weights=recipe.weights, image_size=image_size)
+        backbone = load_backbone(
+            name,
+            weights=recipe.weights,
+            image_size=image_size,
+            accept_license=recipe.accept_license,
+            progress=job.progress,
+        )
     prepare_backbone(job, backbone)
     net = FeatureNet(backbone, _feature_spec(recipe, backbone))
     check_classes(recipe, len(job.dataset.classes), multi_label=job.dataset.multi_label)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from headstart.backbone.licenses import license_text
 from headstart.backbone.pixel_net import feature_shape
+from headstart.backbone.weights import Backbone
 from headstart.engine.interface import Pixels
 from headstart.engine.measure import measure_engines
 from headstart.engine.plan import EnginePlan
@@ -134,7 +136,16 @@ def plan(job: Job, loaded: Loaded, inspected: Inspected, measured: Measured, *, 
     begins = sum(step.seconds for step in first)
     lines = plan_text(rungs, images=inspected.num_images, train=train, folds=folds, first=begins, last=last.seconds)
     steps = (*first, *middle, last)
-    return Planned(engines, measured.sample, tuple(rungs), few, steps, tuple(lines))
+    return Planned(engines, measured.sample, tuple(rungs), few, steps, (_backbone_text(loaded.backbone), *lines))
+
+
+def _backbone_text(backbone: Backbone) -> str:
+    """The backbone for the user: name, source, licence and image size."""
+    size = backbone.preprocessing
+    return (
+        f"Plan: backbone {backbone.architecture} ({backbone.source}), licence {license_text(backbone.license)}, images "
+        f"of {size.height} x {size.width} pixels."
+    )
 
 
 def _first_steps(

@@ -71,9 +71,9 @@ def set_up(job: Job, folder: Path, events: EventStream, start: RunStart | None =
         start: what a resumed run began with.
 
     Raises:
-        OptionError, WeightsError, ModelFileError: see ``load`` and ``load_base``.
+        OptionError, WeightsError, LicenseError, ModelFileError: see ``load`` and ``load_base``.
     """
-    base = load_base(job.recipe) if job.recipe.extend else None
+    base = load_base(job.recipe, job.progress) if job.recipe.extend else None
     loaded = load(job) if base is None else load_network(job, base)
     if start is None:
         conditions = conditions_of(job.recipe, loaded.backbone, job.device)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, Template
 
+from headstart.backbone.licenses import license_text
 from headstart.concurrency import ignored_warnings
 from headstart.evaluation.metrics import (
     CROSS_VALIDATION,
@@ -69,6 +70,7 @@ def model_card(
             share=share_words,
             is_multi_label=model.thresholds is not None,
             backbone=backbone,
+            license=license_text(backbone.license),
             chosen={k: v for k, v in model.recipe.without_paths().as_json().items() if v != default[k]},
             frozen=document["frozen"],
             best=document["best"],

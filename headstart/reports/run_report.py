@@ -13,6 +13,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from headstart.backbone.licenses import license_text
 from headstart.evaluation.comparison import Compared
 from headstart.evaluation.metrics import class_figures
 from headstart.evaluation.predictions import MANY_CLASSES
@@ -166,7 +167,8 @@ def model_section(content: ReportContent) -> Iterator[Block]:
     """Model, frozen proof, time by step, recipe and environment."""
     head_weights = sum(tensor.numel() for tensor in content.data.model.head.state_dict().values())
     recipe = content.data.model.recipe.without_paths().as_json()
-    yield Block("model", "Model", {"head_weights": head_weights, "recipe": recipe})
+    license = license_text(content.data.model.net.backbone.license)
+    yield Block("model", "Model", {"head_weights": head_weights, "recipe": recipe, "license": license})
 
 
 Section = Callable[[ReportContent], Iterator[Block]]

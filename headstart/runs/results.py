@@ -103,6 +103,7 @@ def run_document(results: RunResults) -> dict[str, Any]:
         "head": {"name": fitted.name, "reason": fitted.reason, "frozen": fitted.frozen} | fitted.settings,
         "backbone": model.net.backbone.source,
         "fingerprint": model.net.backbone.fingerprint,
+        "license": model.net.backbone.license,
         "rungs": [asdict(rung) for rung in run.rungs],
         "best": run.best,
         "frozen": results.proof,

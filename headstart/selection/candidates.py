@@ -6,25 +6,28 @@ docs/how-to/backbones.md gives the evidence for the table.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import timm
 
 from headstart.backbone.compute_cost import compute_cost
 from headstart.backbone.hub_weights import cached_file, cached_names, download_bytes
-from headstart.backbone.licenses import license_of, license_of_file
+from headstart.backbone.licenses import license_of, license_of_file, require_accepted
 from headstart.backbone.names import default_image_size, resolve_architecture
 from headstart.backbone.offline_packages import OFFLINE_PACKAGES, offline_file, offline_name
 from headstart.backbone.weights import Backbone, load_backbone
-from headstart.errors import OptionError, WeightsError, first_line
+from headstart.errors import LicenseError, OptionError, WeightsError, first_line
 from headstart.files import user_path
-from headstart.progress import Progress
+from headstart.progress import Progress, SilentProgress, with_example
 
 Group = Literal["offline", "recommended"]
 Origin = Literal["package", "cache", "file", "download"]
+
+CACHED = "cached"
+"""The word for all weights in timm's local cache."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ DECLARED = (
         0.384,
         "apache-2.0",
         "offline",
-        "installed with Headstart; the fastest on CPUs",
+        "installed with Headstart; the smallest of the three",
     ),
     DeclaredCandidate(
         "tf_efficientnet_lite1.in1k",
@@ -67,7 +70,7 @@ DECLARED = (
         0.599,
         "apache-2.0",
         "offline",
-        "installed with Headstart; deeper than Lite0, and larger images",
+        "installed with Headstart; deeper than Lite0, for larger images",
     ),
     DeclaredCandidate(
         "tf_efficientnet_lite2.in1k",
@@ -79,22 +82,22 @@ DECLARED = (
         "installed with Headstart; the most accurate of the three on ImageNet",
     ),
     DeclaredCandidate(
-        "hgnetv2_b0.ssld_stage2_ft_in1k",
+        "hgnetv2_b0.ssld_stage1_in22k_in1k",
         224,
         3_947_550,
         0.319,
         "apache-2.0",
         "recommended",
-        "as cheap as Lite0; distilled on ImageNet-22k",
+        "as cheap as Lite0; distilled for transfer, with images of ImageNet-22k",
     ),
     DeclaredCandidate(
-        "hgnetv2_b2.ssld_stage2_ft_in1k",
+        "hgnetv2_b2.ssld_stage1_in22k_in1k",
         224,
         9_172_356,
         1.136,
         "apache-2.0",
         "recommended",
-        "convolutions without depthwise layers, fast on CPUs and GPUs; distilled on ImageNet-22k",
+        "fast on CPUs and GPUs; distilled for transfer, with images of ImageNet-22k",
     ),
     DeclaredCandidate(
         "mobilenetv4_conv_medium.e500_r256_in1k",
@@ -103,7 +106,7 @@ DECLARED = (
         1.079,
         "apache-2.0",
         "recommended",
-        "designed for fast inference on phones, CPUs and GPUs",
+        "designed to be fast on phones, CPUs and GPUs",
     ),
     DeclaredCandidate(
         "convnext_nano.in12k_ft_in1k",
@@ -112,7 +115,7 @@ DECLARED = (
         2.445,
         "apache-2.0",
         "recommended",
-        "pretrained on 12,000 classes; for images unlike ImageNet's 1,000",
+        "pretrained on about 12,000 classes of ImageNet",
     ),
     DeclaredCandidate(
         "convnext_tiny.in12k_ft_in1k",
@@ -121,7 +124,7 @@ DECLARED = (
         4.455,
         "apache-2.0",
         "recommended",
-        "pretrained on 12,000 classes; larger than nano",
+        "pretrained on about 12,000 classes of ImageNet; larger than nano",
     ),
     DeclaredCandidate(
         "tiny_vit_21m_224.dist_in22k_ft_in1k",
@@ -130,7 +133,7 @@ DECLARED = (
         4.25,
         "apache-2.0",
         "recommended",
-        "a transformer distilled on 22,000 classes, at the cost of a small convolutional network",
+        "a small transformer, distilled on about 22,000 classes of ImageNet",
     ),
     DeclaredCandidate(
         "vit_small_patch14_reg4_dinov2.lvd142m",
@@ -139,7 +142,7 @@ DECLARED = (
         6.228,
         "apache-2.0",
         "recommended",
-        "self-supervised on 142 million images; made for linear probes",
+        "self-supervised on 142 million images; features for linear classifiers",
     ),
     DeclaredCandidate(
         "vit_base_patch14_reg4_dinov2.lvd142m",
@@ -148,7 +151,7 @@ DECLARED = (
         23.539,
         "apache-2.0",
         "recommended",
-        "self-supervised on 142 million images; larger, for a GPU",
+        "self-supervised on 142 million images; for a GPU",
     ),
     DeclaredCandidate(
         "vit_base_patch16_siglip_224.v2_webli",
@@ -187,6 +190,7 @@ class Candidate:
         origin: where the weights are: an installed package, timm's cache, a file, or to be downloaded.
         source: the same in words: the package, the repository on the hub, or the name of the file.
         download_bytes: size of the download; 0 if there is nothing to download.
+        accept_license: whether the user accepts a licence that is restricted.
     """
 
     architecture: str
@@ -199,9 +203,16 @@ class Candidate:
     origin: Origin
     source: str
     download_bytes: int = 0
+    accept_license: bool = False
 
 
-def find_candidates(wanted: str | Sequence[str], *, image_size: int | None = None) -> tuple[Candidate, ...]:
+def find_candidates(
+    wanted: str | Sequence[str],
+    *,
+    image_size: int | None = None,
+    accept_license: bool = False,
+    progress: Progress | None = None,
+) -> tuple[Candidate, ...]:
     """Finds the candidates that a user asks for; nothing is downloaded.
 
     The network is used only to ask for the size of weights that are not on this machine, which only a name or
@@ -213,11 +224,15 @@ def find_candidates(wanted: str | Sequence[str], *, image_size: int | None = Non
             ``NAME=FILE``. A sequence can contain files with a comma in their name.
         image_size: side of the input in pixels for every candidate; default: that of the table, else that of the
             weights.
+        accept_license: whether weights may be used whose licence is restricted. Without, such weights in the cache
+            are left out.
+        progress: receives a message about candidates in the cache that are left out.
 
     Returns:
         The candidates in the order in which they were asked for, each once.
 
     Raises:
+        LicenseError: the licence of a named candidate is restricted, and was not accepted.
         OptionError: nothing was asked for, no such architecture, or none is in the cache.
         WeightsError: weights do not exist, or must be downloaded and the hub cannot be reached.
     """
@@ -226,13 +241,14 @@ def find_candidates(wanted: str | Sequence[str], *, image_size: int | None = Non
         raise OptionError(
             f"candidates {wanted!r}: expected offline, cached, recommended, a name, or NAME=FILE, separated by commas."
         )
+    terms = _Terms(image_size, accept_license, progress or SilentProgress())
     found: dict[tuple[str, Path | None], Candidate] = {}
-    for candidate in (one for word in words for one in _candidates_of(word, image_size)):
+    for candidate in (one for word in words for one in _candidates_of(word, terms)):
         found.setdefault((candidate.architecture, candidate.weights), candidate)
     if not found:
         raise OptionError(
-            f"candidates {', '.join(words)}: timm's local cache contains no weights. Add offline, which needs no "
-            "download, or a name."
+            f"candidates {', '.join(words)}: timm's local cache contains no weights that can be used. Add offline, "
+            "which needs no download, or a name."
         )
     return tuple(found.values())
 
@@ -245,23 +261,55 @@ def load_candidate(candidate: Candidate, *, progress: Progress | None = None) ->
         progress: receives the progress of the download.
 
     Raises:
+        LicenseError: the licence of the weights is restricted, and was not accepted.
         WeightsError: the weights cannot be loaded or downloaded.
         OptionError: the architecture does not accept images of this size.
     """
     return load_backbone(
-        candidate.architecture, weights=candidate.weights, image_size=candidate.image_size, progress=progress
+        candidate.architecture,
+        weights=candidate.weights,
+        image_size=candidate.image_size,
+        accept_license=candidate.accept_license,
+        progress=progress,
     )
 
 
-def _candidates_of(word: str, image_size: int | None) -> Iterator[Candidate]:
-    if word in _GROUPS:
-        for name in _GROUPS[word]():
-            yield _by_name(name, image_size)
+@dataclass(frozen=True)
+class _Terms:
+    """Arguments of ``find_candidates`` that hold for every candidate."""
+
+    image_size: int | None
+    accept_license: bool
+    progress: Progress
+
+
+def _candidates_of(word: str, terms: _Terms) -> Iterator[Candidate]:
+    if word == CACHED:
+        yield from _cached(terms)
+    elif word in get_args(Group):
+        yield from (_by_name(one.architecture, terms) for one in DECLARED if one.group == word)
     elif "=" in word:
         name, _, file = word.partition("=")
-        yield _from_file(name, file, image_size)
+        yield _from_file(name.strip(), file.strip(), terms)
     else:
-        yield _by_name(tagged_name(word), image_size)
+        yield _by_name(tagged_name(word), terms)
+
+
+def _cached(terms: _Terms) -> Iterator[Candidate]:
+    """Candidates in the local cache; those that cannot be used are reported."""
+    restricted, unusable = list[str](), list[str]()
+    for name in cached_names():
+        try:
+            yield _by_name(name, terms)
+        except LicenseError:
+            restricted.append(f"{name}: {license_of(name)}")
+        except OptionError as error:
+            unusable.append(f"{name}: {error}")
+    if restricted:
+        text = f"{len(restricted):,} cached candidate(s) with a restricted licence left out; --accept-license adds them"
+        terms.progress.say(with_example(text, restricted))
+    if unusable:
+        terms.progress.say(with_example(f"{len(unusable):,} cached candidate(s) left out", unusable))
 
 
 def tagged_name(name: str) -> str:
@@ -279,8 +327,10 @@ def tagged_name(name: str) -> str:
     return resolved if "." in resolved or not config.tag else f"{resolved}.{config.tag}"
 
 
-def _by_name(name: str, image_size: int | None) -> Candidate:
+def _by_name(name: str, terms: _Terms) -> Candidate:
     """The candidate of timm's ``architecture.tag``."""
+    image_size, license = terms.image_size, license_of(name)
+    require_accepted(f"candidate {name}", license, accepted=terms.accept_license)
     config = timm.get_pretrained_cfg(name)
     origin, source, size = _origin(name, config)
     declared = next((one for one in DECLARED if one.architecture == name), None)
@@ -291,7 +341,7 @@ def _by_name(name: str, image_size: int | None) -> Candidate:
         side = image_size or (declared.image_size if declared else _native_size(name))
         cost = compute_cost(name, side)
         parameters, gmacs = cost.parameters, cost.gmacs
-    return Candidate(name, None, side, parameters, gmacs, license_of(name), why, origin, source, size)
+    return Candidate(name, None, side, parameters, gmacs, license, why, origin, source, size, terms.accept_license)
 
 
 def _origin(name: str, config: Any) -> tuple[Origin, str, int]:
@@ -311,13 +361,16 @@ def _origin(name: str, config: Any) -> tuple[Origin, str, int]:
         ) from error
 
 
-def _from_file(name: str, file: str, image_size: int | None) -> Candidate:
+def _from_file(name: str, file: str, terms: _Terms) -> Candidate:
     """The candidate of ``NAME=FILE``."""
-    architecture = resolve_architecture(name)
-    path = user_path(file.strip())
+    if not name or not file:
+        raise OptionError(f"candidate {name}={file}: expected NAME=FILE, a timm architecture and its weights.")
+    architecture, path = resolve_architecture(name), user_path(file)
+    license = license_of_file(architecture)
+    require_accepted(f"candidate {name}", license, accepted=terms.accept_license)
     if not path.is_file():
         raise WeightsError(f"candidate {name}: {path}: no such file. Give the path of its weights, {name}=FILE.")
-    side = image_size or _native_size(architecture)
+    side = terms.image_size or _native_size(architecture)
     cost = compute_cost(architecture, side)
     return Candidate(
         architecture,
@@ -325,10 +378,11 @@ def _from_file(name: str, file: str, image_size: int | None) -> Candidate:
         side,
         cost.parameters,
         cost.gmacs,
-        license=license_of_file(architecture),
+        license=license,
         why="weights given by the user",
         origin="file",
         source=path.name,
+        accept_license=terms.accept_license,
     )
 
 
@@ -336,11 +390,3 @@ def _native_size(name: str) -> int:
     """Side of the images that the weights expect, in pixels; the shorter one if they are not square."""
     config = timm.get_pretrained_cfg(name)
     return default_image_size(name) or (min(config.input_size[1:]) if config else 224)
-
-
-_GROUPS: dict[str, Callable[[], Iterator[str]]] = {
-    "offline": lambda: (one.architecture for one in DECLARED if one.group == "offline"),
-    "recommended": lambda: (one.architecture for one in DECLARED if one.group == "recommended"),
-    "cached": cached_names,
-}
-"""Word -> ``architecture.tag`` of each of its candidates."""

@@ -87,6 +87,12 @@ class Recipe:
         metavar="FILE",
         is_path=True,
     )
+    accept_license: bool = option(
+        False,
+        "features",
+        "Use pretrained weights whose licence restricts their use: no commercial use, research only, or special terms. "
+        "Read the licence first.",
+    )
     image_size: int | None = option(
         None,
         "features",

@@ -27,6 +27,10 @@ class RecipeOptions(TypedDict, total=False):
     """File with weights for the backbone (.safetensors, .pth, .pt or .bin). Use it for weights that you trained or
     downloaded yourself. Default: auto (the pretrained weights of the backbone)."""
 
+    accept_license: bool
+    """Use pretrained weights whose licence restricts their use: no commercial use, research only, or special terms.
+    Read the licence first. Default: off."""
+
     image_size: int | None
     """Side of the square input in pixels. Larger inputs show finer detail and take longer. Default: auto (the size
     that the weights were trained with)."""

@@ -69,7 +69,7 @@ def check(
     if files_only:
         return inspect(dataset, seed=recipe.seed, shares=shares, cache=cache, progress=progress)
     job = Job(dataset, recipe, device, cache, progress)
-    loaded = load_network(job, load_base(recipe)) if recipe.extend else with_value_range(job, load(job))
+    loaded = load_network(job, load_base(recipe, progress)) if recipe.extend else with_value_range(job, load(job))
     inspection = run_inspection(job, loaded.backbone.preprocessing)
     try:
         inspected = inspect_images(job, loaded, inspection)

@@ -87,7 +87,17 @@ class _Method:
     recipe: Recipe
 
 
-COMPARE_OPTIONS = ("backbone", "weights", "image_size", "balance_classes", "flip", "val", "test", "seed")
+COMPARE_OPTIONS = (
+    "backbone",
+    "weights",
+    "accept_license",
+    "image_size",
+    "balance_classes",
+    "flip",
+    "val",
+    "test",
+    "seed",
+)
 """Options that may be set in a comparison; they apply to every method."""
 
 
@@ -171,12 +181,15 @@ def _checked_groups(only: Sequence[str]) -> tuple[str, ...]:
 
 def _compare_backbones(job: Job, candidates: str | Sequence[str], folder: Path) -> Comparison:
     """Evaluates every candidate on all training images, by cross-validation of a probe."""
-    found = find_candidates(candidates, image_size=job.recipe.image_size)
+    recipe = job.recipe
+    found = find_candidates(
+        candidates, image_size=recipe.image_size, accept_license=recipe.accept_license, progress=job.progress
+    )
     inspected = inspected_images(run_inspection(job, load_candidate(found[0], progress=job.progress).preprocessing))
     make_run_folder(folder)
     images = search_images(inspected)
     options: dict[str, Any] = {"device": job.device, "cache": job.cache, "progress": job.progress}
-    selection = search(found, images, seed=job.recipe.seed, drops=False, **options)
+    selection = search(found, images, seed=recipe.seed, drops=False, **options)
     rows = [result.compared() for result in selection.results]
     _write(folder, inspected.inspection, rows, CROSS_VALIDATION)
     with writing_run(folder):

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from headstart.backbone.licenses import require_accepted
 from headstart.data.finding import Finding
 from headstart.errors import HubError
 from headstart.evaluation.metrics import scores_from_json
@@ -132,7 +133,14 @@ def write_card(folder: Path, document: Mapping[str, Any], model: Model) -> Path:
     return file
 
 
-def push(run: str | os.PathLike[str], repository: str, *, private: bool = False, with_report: bool = False) -> str:
+def push(
+    run: str | os.PathLike[str],
+    repository: str,
+    *,
+    private: bool = False,
+    with_report: bool = False,
+    accept_license: bool = False,
+) -> str:
     """Publishes the model of a finished run on the Hugging Face hub: model file, model card, recipe and scores.
 
     No image is uploaded, except as thumbnails in the report if ``with_report``.
@@ -142,12 +150,14 @@ def push(run: str | os.PathLike[str], repository: str, *, private: bool = False,
         repository: "OWNER/NAME"; created if it does not exist.
         private: whether a new repository is private.
         with_report: upload the HTML report as well.
+        accept_license: publish a model made from pretrained weights whose licence is restricted.
 
     Returns:
         URL of the repository.
 
     Raises:
         RunError: not a finished run.
+        LicenseError: the licence of the pretrained weights is restricted, and ``accept_license`` is not given.
         HubError: not logged in, the hub refuses access, or a file contains a path of this machine.
 
     Examples:
@@ -159,6 +169,8 @@ def push(run: str | os.PathLike[str], repository: str, *, private: bool = False,
     finished = load_run(folder)
     document = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     model, recipe = load(folder), finished.recipe.without_paths()
+    backbone = model.net.backbone
+    require_accepted(f"{run}: made from {backbone.architecture}", backbone.license, accepted=accept_license)
     is_clean = model.recipe == model.recipe.without_paths()  # files of earlier versions hold paths
     files: dict[str, Path | bytes] = {
         CARD_FILE: text_bytes(model_card(model, finished.results, document, repository)),

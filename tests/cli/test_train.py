@@ -77,7 +77,7 @@ EVERY_OPTION = """
 headstart train data --effort standard --backbone resnet18 --weights w.pth --image-size 96 --pool max --cut layer3
 --value-range data --val 0.2 --test 0 --seed 7 --probe svm --single-logit --balance-classes --unfreeze layer2
 --epochs 3 --lr 0.1 --views auto --fresh-views --no-flip --label-smoothing 0.2 --cutmix 0.3 --mixup 0.4
---feature-jitter 0.5 --update-batchnorm --gradual-unfreezing --target-accuracy 0.9
+--feature-jitter 0.5 --update-batchnorm --gradual-unfreezing --target-accuracy 0.9 --accept-license
 """
 
 
@@ -100,6 +100,6 @@ def test_every_option_reaches_the_recipe(tmp_path: Path, monkeypatch: pytest.Mon
             cut="layer3", value_range="data", val=0.2, test=0.0, seed=7, probe="svm", single_logit=True,
             balance_classes=True, unfreeze="layer2", epochs=3, lr=0.1, views=None, fresh_views=True, flip=False,
             label_smoothing=0.2, cutmix=0.3, mixup=0.4, feature_jitter=0.5, update_batchnorm=True,
-            gradual_unfreezing=True, target_accuracy=0.9,
+            gradual_unfreezing=True, target_accuracy=0.9, accept_license=True,
         )
     ]  # fmt: skip

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from documents import ROOT
 from hub import Hub, hub_for_tests
+from recorded_progress import RecordedProgress
 from safetensors.torch import save_file
 
 from headstart.backbone.compute_cost import compute_cost
@@ -47,6 +50,18 @@ def test_the_table_agrees_with_timm(declared: DeclaredCandidate) -> None:
     assert declared.image_size == native == (default_image_size(declared.architecture) or config.input_size[2])
 
 
+def test_the_page_on_backbones_states_what_the_table_states() -> None:
+    rows = re.findall(
+        r"^\| `(\S+)` \| (\d+) \| ([\d.]+) M \| ([\d.]+) \|",
+        (ROOT / "docs" / "how-to" / "backbones.md").read_text(),
+        re.MULTILINE,
+    )
+    declared = [
+        (one.architecture, str(one.image_size), f"{one.parameters / 1e6:.1f}", f"{one.gmacs:.3f}") for one in DECLARED
+    ]
+    assert rows == declared
+
+
 @pytest.mark.parametrize("name", ["vit_small_patch14_reg4_dinov2.lvd142m", "vit_base_patch14_reg4_dinov2.lvd142m"])
 def test_dinov2_is_declared_at_224_pixels_and_not_at_518(name: str) -> None:
     assert next(one.image_size for one in DECLARED if one.architecture == name) == 224
@@ -84,7 +99,7 @@ def test_a_name_that_is_not_on_this_machine_is_a_download_of_known_size(hub: Hub
 
 @pytest.mark.slow
 def test_cached_finds_earlier_downloads_and_never_uses_the_network(hub: Hub) -> None:
-    with pytest.raises(OptionError, match=r"candidates cached: .* no weights\. Add offline"):
+    with pytest.raises(OptionError, match=r"candidates cached: .* no weights that can be used\. Add offline"):
         find_candidates("cached")
     assert hub.asked == []
     (named,) = find_candidates("test_resnet")
@@ -158,6 +173,36 @@ def test_errors_name_the_candidate_and_the_remedy(hub: Hub, tmp_path: Path, monk
     with pytest.raises(WeightsError, match=r"candidate hgnetv2_b0\.\S+: .*HF_HUB_OFFLINE is set"):
         find_candidates("recommended")
     assert hub.asked == []
+
+
+def test_restricted_weights_in_the_cache_are_left_out_and_named_unless_accepted(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(candidates, "cached_names", lambda: ["convnextv2_atto.fcmae", SMALL])
+    monkeypatch.setattr(candidates, "cached_file", lambda _config: Path("cached"))
+    progress = RecordedProgress()
+    found = find_candidates("cached", image_size=64, progress=progress)
+    assert [one.architecture for one in found] == [SMALL]
+    assert progress.said == [
+        "1 cached candidate(s) with a restricted licence left out; --accept-license adds them "
+        "(convnextv2_atto.fcmae: cc-by-nc-4.0)."
+    ]
+    both = find_candidates("cached", image_size=64, accept_license=True)
+    assert [(one.architecture, one.license) for one in both] == [
+        ("convnextv2_atto.fcmae", "cc-by-nc-4.0"),
+        (SMALL, "apache-2.0"),
+    ]
+
+
+def test_a_cached_candidate_that_does_not_accept_the_image_size_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(candidates, "cached_names", lambda: ["vgg11.tv_in1k", SMALL])
+    monkeypatch.setattr(candidates, "cached_file", lambda _config: Path("cached"))
+    progress = RecordedProgress()
+    found = find_candidates("cached", image_size=20, progress=progress)
+    assert [one.architecture for one in found] == [SMALL]
+    assert "1 cached candidate(s) left out (vgg11.tv_in1k:" in progress.said[0]
+    with pytest.raises(OptionError, match=r"vgg11\.tv_in1k does not accept images of 20 pixels"):
+        find_candidates("vgg11", image_size=20)
 
 
 def test_recommended_is_the_table_without_the_installed_ones(monkeypatch: pytest.MonkeyPatch) -> None:
