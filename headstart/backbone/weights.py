@@ -25,6 +25,7 @@ from headstart.backbone.licenses import (
 )
 from headstart.backbone.names import default_image_size, image_size_note, resolution_note, resolve_architecture
 from headstart.backbone.offline_packages import OFFLINE_PACKAGES, offline_name, offline_state
+from headstart.backbone.timm_layers import recompute_position_biases
 from headstart.backbone.weight_files import MatchedWeights, match_weights
 from headstart.data.preprocessing import CropMode, Preprocessing
 from headstart.errors import OptionError, WeightsError
@@ -234,6 +235,7 @@ def build_architecture(
     try:
         with quiet(*HUB_LOGGERS), nullcontext() if initialise else _SkipInitialisation():
             module: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, **extra).eval()
+        recompute_position_biases(module)
         if image_size and try_size:
             _try_size(module, image_size)
     except (TypeError, AssertionError, RuntimeError, ValueError) as error:
@@ -376,6 +378,7 @@ def _cached_network(name: str, file: Path | None, image_size: int | None, **opti
             f"{file}: the weights of {name} in timm's cache cannot be read ({_short(error)}). Remove the file, so that "
             "it is downloaded again."
         ) from error
+    recompute_position_biases(module)
     return module
 
 
