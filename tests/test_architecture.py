@@ -134,6 +134,8 @@ ORDER = [
     "training.frozen_proof",
     "training.sampling",
     "training.schedule",
+    "training.lora",
+    "training.tuning",
     "training.suffix_classifier",
     "training.suffix_evaluation",
     "training.trained_weights",

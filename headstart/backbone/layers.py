@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -133,23 +133,23 @@ def freeze(module: nn.Module, *, trainable: Sequence[str] = ()) -> None:
 
 
 def groups_trained(
-    groups: Sequence[LayerGroup], module: nn.Module, *, trained: Collection[str], used: Collection[str]
+    groups: Sequence[LayerGroup], module: nn.Module, *, trained: Mapping[str, int], used: Collection[str]
 ) -> list[LayerGroup]:
     """Layer groups with the number of weights that a stage of training changes.
 
     Args:
         groups: of ``module``, as listed by ``layer_groups``.
         module: the network.
-        trained: names of the parameters that are trained.
+        trained: name of a parameter -> number of weights that are trained for it.
         used: names of the parameters that are used; groups without any of them are left out.
     """
-    sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
+    names = [name for name, _ in module.named_parameters()]
     found = []
     for group in groups:
         parts = group.name.split(", ")  # parameters outside of modules, see ``_top_level_parameters``
-        inside = {n: size for n, size in sizes.items() if n in parts or n.startswith(tuple(f"{p}." for p in parts))}
+        inside = [name for name in names if name in parts or name.startswith(tuple(f"{part}." for part in parts))]
         if not inside or any(name in used for name in inside):
-            found.append(replace(group, trainable=sum(size for name, size in inside.items() if name in trained)))
+            found.append(replace(group, trainable=sum(trained.get(name, 0) for name in inside)))
     return found
 
 

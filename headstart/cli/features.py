@@ -22,6 +22,7 @@ from headstart.cli.options import (
 )
 from headstart.cli.process_settings import importing
 from headstart.cli.render import print_json, print_table
+from headstart.training.recipe import LORA_RANK
 
 if TYPE_CHECKING:
     from headstart.backbone.layers import LayerGroup
@@ -89,6 +90,7 @@ def layers_command(
 
     BACKBONE is a timm architecture, for example resnet50. The size of a boundary's activation is given in half
     precision; its cost is the fraction of the forward pass before it; the weights after it exclude the classifier.
+    The last three columns are the weights that are trained with --tune full, bias-norm and lora.
     """
     chosen = checked_options({"image_size": image_size})
     with importing():
@@ -96,6 +98,7 @@ def layers_command(
         from headstart.backbone.names import default_image_size, resolve_architecture
         from headstart.backbone.split import SplittableBackbone
         from headstart.backbone.weights import build_architecture, classifier_names, preprocessing_of
+        from headstart.training.tuning import Tuning, trained_by_boundary
 
     backbone = resolve_architecture(backbone)
     size: int | None = chosen["image_size"] or default_image_size(backbone)
@@ -105,22 +108,33 @@ def layers_command(
     groups = layer_groups(module, input_shape=(3, expected.height, expected.width))
     headless = build_architecture(backbone, image_size=size)
     split = SplittableBackbone(headless, height=expected.height, width=expected.width)
+    tunings = (Tuning(), Tuning("bias-norm"), Tuning("lora"))
+    trained = {str(tuning.method): trained_by_boundary(split, tuning) for tuning in tunings}
     if as_json:
-        print_json(_document(backbone, groups, split))
+        print_json(_document(backbone, groups, split, trained))
         return
     print(f"{backbone}, images of {expected.height} x {expected.width} pixels")
     _print_groups(groups)
-    _print_boundaries(split)
+    _print_boundaries(split, trained)
 
 
-def _document(backbone: str, groups: list[LayerGroup], split: SplittableBackbone) -> dict[str, object]:
+_Trained = dict[str, dict[str, int]]
+"""Method of tuning -> boundary -> number of weights that are trained after it."""
+
+
+def _document(
+    backbone: str, groups: list[LayerGroup], split: SplittableBackbone, trained: _Trained
+) -> dict[str, object]:
     return {
         "backbone": backbone,
         "groups": [asdict(group) for group in groups],
         "parameters": sum(group.parameters for group in groups),
         "trainable": sum(group.trainable for group in groups),
         "statistics": sum(group.statistics for group in groups),
-        "boundaries": [asdict(boundary) for boundary in split.boundaries],
+        "boundaries": [
+            asdict(boundary) | {"trained": {method: counts[boundary.name] for method, counts in trained.items()}}
+            for boundary in split.boundaries
+        ],
         "obstacle": split.obstacle,
     }
 
@@ -148,17 +162,18 @@ def _trainable_text(parameters: int, trainable: int) -> str:
     return "yes" if trainable == parameters else "no" if not trainable else f"{trainable:,}"
 
 
-def _print_boundaries(split: SplittableBackbone) -> None:
+def _print_boundaries(split: SplittableBackbone, trained: _Trained) -> None:
     rows = [
         [
             boundary.name,
             " x ".join(map(str, boundary.shape)),
             f"{boundary.bytes_per_image:,}",
             f"{100 * boundary.cost_before:.0f} %",
-            f"{boundary.parameters_after:,}",
+            *(f"{counts[boundary.name]:,}" for counts in trained.values()),
         ]
         for boundary in split.boundaries
     ]
-    print_table(["boundary after", "activation", "bytes per image", "cost before", "weights behind"], rows)
+    methods = ["weights after it", "biases and norms", f"LoRA, rank {LORA_RANK}"]
+    print_table(["boundary after", "activation", "bytes per image", "cost before", *methods], rows)
     if split.obstacle:
         print(f"The only freeze boundary is before the head: {split.obstacle}.")

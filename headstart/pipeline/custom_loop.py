@@ -36,8 +36,9 @@ from headstart.training.losses import is_multi_label, probabilities_of
 from headstart.training.recipe import Recipe
 from headstart.training.recipe_options import RecipeOptions
 from headstart.training.sampling import epoch_order
-from headstart.training.suffix_classifier import SuffixClassifier, trained_names
+from headstart.training.suffix_classifier import SuffixClassifier
 from headstart.training.suffix_evaluation import logits_of
+from headstart.training.tuning import trained_names
 from headstart.trust.thresholds import best_thresholds
 
 
@@ -128,9 +129,10 @@ class Workbench:
             self.boundary,
             copy.deepcopy(prepared.fitted.head),
             dtype=prepared.planned.engines.training_dtype,
-            update_batchnorm=rung.settings.update_batchnorm,
+            tuning=rung.settings.tuning,
+            seed=prepared.job.recipe.seed,
         )
-        self._trained = trained_names(self._split, self.boundary, update_batchnorm=rung.settings.update_batchnorm)
+        self._trained = trained_names(self._split, self.boundary, rung.settings.tuning)
         counts = {id(norm.num_batches_tracked) for norm in self.classifier.norms}  # of batches, where norms learn
         self._trained += [name for name, buffer in self._split.module.named_buffers() if id(buffer) in counts]
         self._frozen = digests_of(tensors_of(self._split.module), without=self._trained)
@@ -196,7 +198,8 @@ class Workbench:
         val = self._prepared.featurised.val
         if self._val is None or val is None:
             raise OptionError("scores: the data has no validation images. Choose val_share above 0.")
-        logits = logits_of(self._split, self.boundary, self._val, self.classifier.head.eval())
+        with self.classifier.merged():
+            logits = logits_of(self._split, self.boundary, self._val, self.classifier.head.eval())
         files, labels = list(val.images.files), self._val.labels
         multi_label = is_multi_label(labels)
         probabilities = probabilities_of(logits, multi_label=multi_label)
@@ -208,12 +211,15 @@ class Workbench:
     def model(self) -> Model:
         """The current classifier with the frozen part: a model to save and predict with, scored on val and test.
 
+        Low-rank updates are merged into the model's weights; the classifier can be trained on.
+
         Raises:
             TrainingError: the loop changed a weight, or a BatchNorm statistic, that is frozen.
         """
         after = digests_of(tensors_of(self._split.module), without=self._trained)
         require_unchanged(self._frozen, after, where="the training loop")
-        module = copy.deepcopy(self._split.module).requires_grad_(False)
+        with self.classifier.merged():
+            module = copy.deepcopy(self._split.module).requires_grad_(False)
         backbone = self._prepared.loaded.backbone.fine_tuned(module, self.boundary)
         trained = TrainedClassifier(backbone, copy.deepcopy(self.classifier.head))
         return evaluate(self._prepared, trained).model

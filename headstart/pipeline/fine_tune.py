@@ -88,12 +88,12 @@ def _probe_as_best(ladder: Ladder, seconds: float) -> BestRung:
     val_logits = None if featurised.val is None else logits_on(fitted.head, featurised.val.features)
     correct, losses = judge_images(ladder, val_logits, outside)
     result = rung_result(fitted.name, HEAD, correct, losses, seconds)
-    return BestRung(result, correct, losses, fitted.head, {}, "", ladder.digests)
+    return BestRung(result, correct, losses, fitted.head, {}, "", 0, ladder.digests, ladder.digests)
 
 
 def _as_best(ladder: Ladder, rung: Rung, judged: JudgedRung, result: RungResult) -> BestRung:
     tensors = ladder.splittable.module.state_dict()
-    state = {name: tensors[name].clone() for name in ladder.trained_names(rung)}
+    state = {name: tensors[name].clone() for name in ladder.changed_names(rung)}
     return BestRung(
         result,
         judged.correct,
@@ -101,7 +101,9 @@ def _as_best(ladder: Ladder, rung: Rung, judged: JudgedRung, result: RungResult)
         judged.tuned.head,
         state,
         rung.boundary.name,
+        rung.num_trained,
         judged.tuned.frozen,
+        judged.before,
         judged.out_of_fold,
     )
 
@@ -178,9 +180,10 @@ def _finish(ladder: Ladder, results: list[RungResult], best: BestRung) -> FineTu
         TrainedClassifier(backbone, best.head, best.out_of_fold),
         tuple(results),
         best.result.name,
-        {name: digest for name, digest in best.frozen.items() if name in kept},
-        {name: digest for name, digest in ladder.digests.items() if name in kept},
-        sum(tensor.numel() for tensor in best.state.values()),
+        {name: digest for name, digest in best.frozen.items() if name in best.before},
+        {name: digest for name, digest in best.before.items() if name in best.frozen},
+        best.num_trained,
+        sum(parameter.numel() for name, parameter in module.named_parameters() if name in best.state),
     )
 
 

@@ -29,8 +29,8 @@ from headstart.training.ladder import (
 )
 from headstart.training.losses import Folds, Labels, are_correct, evaluated_images
 from headstart.training.out_of_fold import OutOfFold
-from headstart.training.suffix_classifier import trained_names
 from headstart.training.trained_weights import TensorDict
+from headstart.training.tuning import changed_names, trained_names
 from headstart.trust.temperature import calibrated_losses
 
 Correct = npt.NDArray[np.bool_]
@@ -49,17 +49,20 @@ class FineTuned:
         classifier: backbone and head of the best rung.
         results: results of all rungs, the kNN reference first.
         best: name of the best rung.
-        frozen: digests of all tensors that the best rung did not train, in the trained module after the last step.
-        pretrained: digests of the same tensors before training.
-        num_trained: number of backbone weights that the best rung trained.
+        frozen: digests of all tensors that the best rung did not train, in the trained module after the last step and
+            before low-rank updates were merged.
+        before: digests of the same tensors before the rung was trained.
+        num_trained: number of weights that the best rung trained, without those of the head.
+        num_changed: number of backbone weights that this changed: the same, or those that updates were merged into.
     """
 
     classifier: TrainedClassifier
     results: tuple[RungResult, ...]
     best: str
     frozen: Digests
-    pretrained: Digests
+    before: Digests
     num_trained: int
+    num_changed: int
 
 
 @dataclass(frozen=True)
@@ -110,8 +113,12 @@ class Ladder:
         return np.concatenate([*parts, train.labels[evaluated_images(self.folds)]]) if self.folds else parts[0]
 
     def trained_names(self, rung: Rung) -> list[str]:
-        """Names of the tensors that a rung trains."""
-        return trained_names(self.splittable, rung.boundary.name, update_batchnorm=rung.settings.update_batchnorm)
+        """Names of the backbone's tensors that a rung trains; all others are frozen meanwhile."""
+        return trained_names(self.splittable, rung.boundary.name, rung.settings.tuning)
+
+    def changed_names(self, rung: Rung) -> list[str]:
+        """Names of the backbone's tensors that differ after a rung: trained, or merged with what was trained."""
+        return changed_names(self.splittable, rung.boundary.name, rung.settings.tuning)
 
 
 @dataclass(frozen=True)
@@ -125,6 +132,7 @@ class JudgedRung:
         out_of_fold: predictions by cross-validation; None where val suffices.
         seconds: that it took.
         fold_ends: fold -> weights trained in it, if the next rung continues from them.
+        before: digests of the backbone's tensors before it was trained.
     """
 
     tuned: FineTuneResult
@@ -133,6 +141,7 @@ class JudgedRung:
     out_of_fold: OutOfFold | None
     seconds: float
     fold_ends: dict[int, TensorDict]
+    before: Digests
 
 
 @dataclass(frozen=True)
@@ -144,9 +153,11 @@ class BestRung:
         correct: see ``JudgedRung``.
         losses: likewise.
         head: its head.
-        state: tensors of the backbone that it trained; none for the probe.
+        state: tensors of the backbone that it changed; none for the probe.
         boundary: its name; "" for the probe.
-        frozen: digests of the tensors that it did not train.
+        num_trained: number of weights that it trained, without those of the head.
+        frozen: digests of the tensors that it did not train, see ``FineTuned``.
+        before: digests of the backbone's tensors before it was trained.
         out_of_fold: see ``JudgedRung``; None for the probe, for which ``evaluate`` affords more folds.
     """
 
@@ -156,7 +167,9 @@ class BestRung:
     head: nn.Module
     state: TensorDict
     boundary: str
+    num_trained: int
     frozen: Digests
+    before: Digests
     out_of_fold: OutOfFold | None = None
 
 

@@ -18,7 +18,7 @@ from headstart.engine.device import resolve_device
 from headstart.progress import Progress
 from headstart.training.fit_head import check_classes, check_heads
 from headstart.training.head_spec import LINEAR
-from headstart.training.ladder import boundary_before, considered_layers
+from headstart.training.ladder import check_depths, considered_layers
 from headstart.training.recipe import Recipe
 
 
@@ -90,8 +90,8 @@ def load(job: Job) -> Loaded:
     if recipe.head != LINEAR:
         check_heads(recipe, feature_shape(net), len(job.dataset.classes), Layout.of(backbone.module))
     splittable = None if recipe.effort == "probe" else split_backbone(backbone, net.spec)
-    if splittable is not None and recipe.is_named_depth:
-        boundary_before(recipe.unfreeze or "all", splittable)
+    if splittable is not None:
+        check_depths(recipe, splittable)
     return Loaded(backbone, net, splittable, round(time.monotonic() - started, 2))
 
 

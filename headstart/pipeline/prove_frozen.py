@@ -42,18 +42,20 @@ def prove_frozen(
         tuned: the outcome of fine-tuning.
 
     Returns:
-        A JSON document for ``run.json``: both digests, the number of trained weights, and the engines.
+        A JSON document for ``run.json``: both digests, the number of the backbone's weights that were trained (of
+        low-rank updates: that were trained for it) and that changed, and the engines.
 
     Raises:
         TrainingError: a frozen tensor changed.
     """
     require_unchanged(before, after, where="the frozen pass")
     if tuned is not None and tuned.num_trained:
-        before, after = tuned.pretrained, tuned.frozen
+        before, after = tuned.before, tuned.frozen
     return {
         "frozen_before": combined(before),
         "frozen_after": combined(after),
         "trained_weights": tuned.num_trained if tuned else 0,
+        "changed_weights": tuned.num_changed if tuned else 0,
         "engine_exact": engines.reason(exact=True),
         "engine_fast": engines.reason(exact=False),
     }

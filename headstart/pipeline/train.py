@@ -250,7 +250,7 @@ def _report_head(setup: RunSetup, prepared: Prepared) -> None:
     """Emits what the head on frozen features is, its epochs and its mistakes."""
     fitted, featurised, events = prepared.fitted, prepared.featurised, setup.events
     val = featurised.val
-    TrainedLayers(prepared.loaded.net).report(fitted.name, (), fitted.head, events, head_frozen=fitted.frozen)
+    TrainedLayers(prepared.loaded.net).report(fitted.name, {}, fitted.head, events, head_frozen=fitted.frozen)
     for entry in fitted.history:
         emit_epoch(events, fitted.name, entry, 0 if val is None else len(val.labels))
     events.say(f"Fitted the {fitted.name} on {len(featurised.train.labels):,} images: {fitted.reason}.")

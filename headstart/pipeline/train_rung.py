@@ -27,7 +27,7 @@ from headstart.runs.events import (
 from headstart.runs.log import log_size
 from headstart.training.checkpoint import load_checkpoint, save_checkpoint
 from headstart.training.finetune import FineTuneCheckpoint, FineTuneResult, TrainingStep, fine_tune
-from headstart.training.frozen_proof import require_unchanged
+from headstart.training.frozen_proof import Digests, digests_of, require_unchanged, tensors_of
 from headstart.training.heads import logits_on, vectors_of
 from headstart.training.ladder import (
     Rung,
@@ -50,14 +50,15 @@ SAVE_EVERY = 5.0
 def run_rung(ladder: Ladder, number: int, rung: Rung, head: nn.Module, fold_ends: dict[int, TensorDict]) -> JudgedRung:
     """Trains and evaluates one rung, or restores it if it was finished before the run was stopped."""
     file = ladder.folder / f"rung-{number}.safetensors"
+    before = digests_of(tensors_of(ladder.splittable.module))
     done = load_checkpoint(file)
     if done is not None:
-        return _restore_rung(ladder, rung, *done)
+        return _restore_rung(ladder, rung, before, *done)
     started = time.monotonic()
     ladder.timetable.begin(rung.name)
     train, val = ladder.activations.train_and_val(rung)
     more = ladder.activations.describe(rung)
-    ladder.layers.report(rung.name, ladder.trained_names(rung), head, ladder.events, more=more)
+    ladder.layers.report_rung(rung, ladder.splittable, head, ladder.events, more=more)
     below = {name: tensor.clone() for name, tensor in ladder.splittable.module.state_dict().items()}
     outside = None
     if ladder.folds:
@@ -66,8 +67,8 @@ def run_rung(ladder: Ladder, number: int, rung: Rung, head: nn.Module, fold_ends
     tuned = _train_rung(ladder, number, rung, head, train, val)
     val_logits = _val_logits(ladder, rung, tuned, val)
     correct, losses = judge_images(ladder, val_logits, outside)
-    require_frozen(ladder, rung, tuned)
-    judged = JudgedRung(tuned, correct, losses, outside, time.monotonic() - started, fold_ends)
+    require_frozen(ladder, rung, before, tuned)
+    judged = JudgedRung(tuned, correct, losses, outside, time.monotonic() - started, fold_ends, before)
     _save_rung(ladder, rung, judged, file, keeps_folds=number < len(ladder.prepared.planned.rungs))
     return judged
 
@@ -249,10 +250,12 @@ def _save_rung(ladder: Ladder, rung: Rung, judged: JudgedRung, file: Path, *, ke
     (ladder.folder / CURRENT).unlink(missing_ok=True)
 
 
-def _restore_rung(ladder: Ladder, rung: Rung, document: dict[str, Any], tensors: TensorDict) -> JudgedRung:
+def _restore_rung(
+    ladder: Ladder, rung: Rung, before: Digests, document: dict[str, Any], tensors: TensorDict
+) -> JudgedRung:
     """A rung that finished before the run was stopped; the network has its weights afterwards."""
     tuned = FineTuneResult(_restored(ladder, tensors), document["history"], document["best"], document["frozen"])
-    require_frozen(ladder, rung, tuned)
+    require_frozen(ladder, rung, before, tuned)
     fold_ends = {place: _under(f"fold{place}.", tensors) for place in range(len(ladder.folds))}
     outside = None
     if ladder.folds:
@@ -265,25 +268,32 @@ def _restore_rung(ladder: Ladder, rung: Rung, document: dict[str, Any], tensors:
         outside,
         document["seconds"],
         {place: ends for place, ends in fold_ends.items() if ends},
+        before,
     )
 
 
-def require_frozen(ladder: Ladder, rung: Rung, tuned: FineTuneResult) -> None:
-    """Checks the trained module's frozen tensors against the pretrained ones.
+def require_frozen(ladder: Ladder, rung: Rung, before: Digests, tuned: FineTuneResult) -> None:
+    """Checks the trained module's frozen tensors against those that the rung began with.
+
+    Args:
+        ladder: of the run.
+        rung: that was trained.
+        before: digests of the backbone's tensors when the rung began.
+        tuned: the outcome.
 
     Raises:
         TrainingError: one changed.
     """
     trained = set(ladder.trained_names(rung))
-    expected = {name: digest for name, digest in ladder.digests.items() if name not in trained}
-    found = {name: digest for name, digest in tuned.frozen.items() if name in ladder.digests}
+    expected = {name: digest for name, digest in before.items() if name not in trained}
+    found = {name: digest for name, digest in tuned.frozen.items() if name in before}
     require_unchanged(expected, found, where=rung.name)
 
 
 def _state_of(ladder: Ladder, rung: Rung, head: nn.Module) -> TensorDict:
-    """What a rung trained, by names that ``_restored`` understands."""
+    """What a rung changed, by names that ``_restored`` understands."""
     state = ladder.splittable.module.state_dict()
-    tensors = {f"backbone.{name}": state[name].clone() for name in ladder.trained_names(rung)}
+    tensors = {f"backbone.{name}": state[name].clone() for name in ladder.changed_names(rung)}
     return tensors | {f"head.{name}": tensor.clone() for name, tensor in head.state_dict().items()}
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 from torch import nn
 
 from headstart.backbone.layers import LayerGroup, groups_trained, layer_groups
 from headstart.backbone.pixel_net import FeatureNet
+from headstart.backbone.split import SplittableBackbone
 from headstart.runs.events import EventStream, StageBegun
+from headstart.training.ladder import Rung
+from headstart.training.tuning import FULL, Tuning, trained_counts
 
 
 @final
@@ -26,21 +29,30 @@ class TrainedLayers:
         self._groups = layer_groups(self._module, input_shape=(3, size.height, size.width))
         self._used = set(net.state())
 
-    def groups(self, trained: Collection[str]) -> list[LayerGroup]:
+    def groups(self, trained: Mapping[str, int]) -> list[LayerGroup]:
         """The groups that are used, with the number of trained weights of each.
 
         Args:
-            trained: names of the parameters, and of BatchNorm's statistics where these are updated.
+            trained: see ``tuning.trained_counts``.
         """
         return groups_trained(self._groups, self._module, trained=trained, used=self._used)
+
+    def report_rung(
+        self, rung: Rung, split: SplittableBackbone, head: nn.Module, events: EventStream, *, more: dict[str, Any]
+    ) -> None:
+        """Says, and logs, what a rung trains; arguments as ``report``."""
+        tuning = rung.settings.tuning
+        counts = trained_counts(split, rung.boundary.name, tuning)
+        self.report(rung.name, counts, head, events, tuning=tuning, more=more)
 
     def report(
         self,
         stage: str,
-        trained: Collection[str],
+        trained: Mapping[str, int],
         head: nn.Module,
         events: EventStream,
         *,
+        tuning: Tuning = FULL,
         head_frozen: int = 0,
         more: dict[str, Any] | None = None,
     ) -> None:
@@ -51,6 +63,7 @@ class TrainedLayers:
             trained: see ``groups``.
             head: of the network.
             events: of the run.
+            tuning: which weights are trained.
             head_frozen: number of weights of the head that are not trained.
             more: how activations are obtained, for the log.
 
@@ -60,28 +73,36 @@ class TrainedLayers:
         groups = self.groups(trained)
         head_weights = sum(p.numel() for p in head.parameters()) or sum(b.numel() for b in head.buffers())
         trained_head = head_weights - head_frozen
-        trainable = trained_head + sum(group.trainable for group in groups)
+        in_groups = sum(group.trainable for group in groups)
         total = head_weights + sum(group.parameters for group in groups)
+        frozen = total - trained_head - (0 if tuning.is_merged else in_groups)
         statistics = sum(group.statistics for group in groups)
-        learns_statistics = any(name.endswith("running_mean") for name in trained)
-        text = f"trains {_trained_text(groups, head_frozen)}, {trainable:,} of {total:,} weights"
-        fixed = [group for group in groups if group.parameters and not group.trainable]
-        text += f"; frozen: {_span(fixed)}" if fixed else "; nothing is frozen"
+        text = f"trains {_trained_text(groups, head_frozen, tuning)}, {trained_head + in_groups:,} "
+        text += f"weights; frozen: all {frozen:,} others" if tuning.is_merged else f"of {total:,} weights"
+        if not tuning.is_merged:
+            text += _frozen_text(groups, tuning)
         if statistics:
-            state = "updated in the trained layers" if learns_statistics else "constant"
+            state = "updated in the trained layers" if tuning.update_batchnorm else "constant"
             text += f"; {statistics:,} BatchNorm statistics, {state}"
         events.say(f"Stage {stage}: {text}.")
         layers: list[list[Any]] = [[group.name, group.parameters, group.trainable] for group in groups]
         layers.append(["head", head_weights, trained_head])
-        frozen = total - trainable
-        events.emit(StageBegun(stage, trainable, frozen, statistics, learns_statistics, layers, more or {}))
+        trainable = trained_head + in_groups
+        events.emit(StageBegun(stage, trainable, frozen, statistics, tuning.update_batchnorm, layers, more or {}))
 
 
-def _trained_text(groups: Sequence[LayerGroup], head_frozen: int) -> str:
+def _trained_text(groups: Sequence[LayerGroup], head_frozen: int, tuning: Tuning) -> str:
     trained = [group for group in groups if group.trainable]
     if trained:
-        return f"{_span(trained)} and the head"
+        return f"{f'{tuning} in ' if tuning.method != 'full' else ''}{_span(trained)} and the head"
     return "only weights of the new classes in the head" if head_frozen else "only the head"
+
+
+def _frozen_text(groups: Sequence[LayerGroup], tuning: Tuning) -> str:
+    if tuning.method == "bias-norm":
+        return "; frozen: the other weights"
+    fixed = [group for group in groups if group.parameters and not group.trainable]
+    return f"; frozen: {_span(fixed)}" if fixed else "; nothing is frozen"
 
 
 def _span(groups: Sequence[LayerGroup]) -> str:

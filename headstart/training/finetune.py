@@ -3,10 +3,9 @@
 Linear probing first, then fine-tuning (Kumar et al., "Fine-Tuning can Distort Pretrained Features and Underperform
 Out-of-Distribution", ICLR 2022); AdamW with layer-wise learning-rate decay, warm-up and cosine schedule; the weights
 that are evaluated and kept are an exponential moving average. BatchNorm stays in inference mode unless
-``update_batchnorm``: its statistics are constants.
+``Tuning.update_batchnorm``: its statistics are constants.
 
-Every random choice is a function of the seed and the step, so that a run that is resumed from a checkpoint ends with
-the same weights as one that was never stopped.
+Every random choice is a function of seed and step, so that a resumed run ends with the weights of one never stopped.
 """
 
 from __future__ import annotations
@@ -37,6 +36,7 @@ from headstart.training.schedule import warmup_cosine
 from headstart.training.suffix_classifier import SuffixClassifier
 from headstart.training.suffix_evaluation import CPU, compute_in_batches, on_device
 from headstart.training.trained_weights import TensorDict, TrainedWeights, copy_tensors
+from headstart.training.tuning import FULL, Tuning
 
 TRAINING_TASK = "Fine-tuning"
 """Name of the ``Progress`` task that counts the images shown in training."""
@@ -57,6 +57,7 @@ class FineTuneSettings:
 
     Attributes:
         epochs: passes over the training images.
+        tuning: which weights after the boundary are trained.
         lr: learning rate of the head and the last part; each earlier part has ``decay`` times that of the next one.
         decay: see ``lr``; 0 < decay <= 1.
         weight_decay: AdamW's, on matrices and filters only, see ``SuffixClassifier.parameter_groups``.
@@ -69,13 +70,12 @@ class FineTuneSettings:
         warmup: share of the steps in which the learning rate rises to its full value.
         clip: largest norm of the gradient.
         balance_classes: give all classes the same weight, however many images each has.
-        update_batchnorm: BatchNorm after the boundary normalises by each batch, and its statistics are estimated again
-            after each epoch, as training from scratch needs; otherwise they are constants.
         first_view: the view that the first epoch begins with; the rungs below have shown earlier views.
         seed: of order, CutMix, mixup and jitter.
     """
 
     epochs: int
+    tuning: Tuning = FULL
     lr: float = 1e-3
     decay: float = 0.8
     weight_decay: float = 0.05
@@ -88,7 +88,6 @@ class FineTuneSettings:
     warmup: float = 0.1
     clip: float = 1.0
     balance_classes: bool = False
-    update_batchnorm: bool = False
     first_view: int = 0
     seed: int = 0
 
@@ -159,7 +158,7 @@ class FineTuneResult:
         head: (N, ...) features -> (N, classes) logits.
         history: figures of each epoch.
         best: the entry of ``history`` whose weights were kept.
-        frozen: digests of every tensor that was not trained, after the last step; equal to those before the first.
+        frozen: digests of every tensor that was not trained, after the last step and before updates are merged.
     """
 
     head: nn.Module
@@ -271,7 +270,8 @@ def fine_tune_steps(
             yield trainer.done(epoch, index)
         result = trainer.finish()
         after = trainer.frozen_digests()
-    require_unchanged(before, after, where=f"fine-tuning after {boundary}")
+        require_unchanged(before, after, where=f"fine-tuning after {boundary}")
+        trainer.classifier.merge()  # only now, because the proof is of the module that was trained
     return replace(result, frozen=after)
 
 
@@ -295,7 +295,7 @@ class _Trainer:
         self.boundary = next(b for b in split.boundaries if b.name == boundary)
         self.head = copy.deepcopy(head).to(device)
         self.classifier = SuffixClassifier(
-            split, boundary, self.head, dtype=dtype, update_batchnorm=settings.update_batchnorm
+            split, boundary, self.head, dtype=dtype, tuning=settings.tuning, seed=settings.seed
         ).to(device)  # the graph of a suffix may hold tables beside the network's tensors
         self.dropouts = [part for part in self.head.modules() if isinstance(part, nn.Dropout)]
         groups = self.classifier.parameter_groups(settings.lr, decay=settings.decay, weight_decay=settings.weight_decay)
@@ -322,8 +322,8 @@ class _Trainer:
     def frozen_digests(self) -> Digests:
         """Digests of everything that is not trained: in the network, in tables of the suffix, and in the head."""
         network = tensors_of(self.network)
-        shared = {id(tensor) for tensor in network.values()}
-        tables = {name: t for name, t in tensors_of(self.classifier.suffix).items() if id(t) not in shared}
+        others = {id(tensor) for tensor in (*network.values(), *self.weights.live)}
+        tables = {name: t for name, t in tensors_of(self.classifier.suffix).items() if id(t) not in others}
         head = {f"head.{name}": tensor for name, tensor in self.head.named_buffers()}
         trained = [name.removeprefix("backbone.") for name in self.weights.parameters]
         return digests_of(network | tables | head, without=[*trained, *self.weights.statistics])

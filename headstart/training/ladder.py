@@ -21,6 +21,7 @@ from headstart.errors import OptionError, suggestion
 from headstart.import_effects import import_quietly
 from headstart.training.finetune import FineTuneSettings
 from headstart.training.recipe import Recipe
+from headstart.training.tuning import Tuning, trained_counts
 from headstart.trust.temperature import Losses
 
 ALPHA = 0.05
@@ -94,6 +95,10 @@ LR_WITHOUT_BATCHNORM = 1e-4
 Ten times less than with BatchNorm, as is common; not measured here.
 """
 
+PARAMETER_EFFICIENT_LR = 10.0
+"""Factor of the default learning rate for networks without BatchNorm if only biases and norms, or low-rank updates, are
+trained. Ten times the rate of full fine-tuning is common for both; not measured here."""
+
 SCRATCH_EPOCHS = 30
 SCRATCH_LR = 3e-3
 """Default epochs and learning rate when training from random weights."""
@@ -113,12 +118,13 @@ class Rung:
     """One depth of fine-tuning.
 
     Attributes:
-        boundary: the freeze boundary; everything after it is trained.
+        boundary: the freeze boundary; what is trained is after it.
         first_part: the first part that is trained, "blocks.6", as ``recipe.unfreeze`` takes it.
         settings: how it is trained.
         views: augmented views of each training image.
         seconds: expected time of activations and training.
         why: a clause for the user.
+        num_trained: number of weights that are trained, without those of the head.
     """
 
     boundary: Boundary
@@ -127,11 +133,15 @@ class Rung:
     views: int
     seconds: float
     why: str
+    num_trained: int = 0
 
     @property
     def name(self) -> str:
-        """For tables: "fine-tune from blocks.6"."""
-        return "fine-tune all layers" if self.boundary.name == INPUT else f"fine-tune from {self.first_part}"
+        """For tables: "fine-tune from blocks.6", "LoRA from blocks.6"."""
+        method = self.settings.tuning.method
+        if self.boundary.name == INPUT:
+            return {"full": "fine-tune", "bias-norm": "bias and norm of", "lora": "LoRA in"}[method] + " all layers"
+        return {"full": "fine-tune", "bias-norm": "bias and norm", "lora": "LoRA"}[method] + f" from {self.first_part}"
 
 
 @dataclass(frozen=True)
@@ -188,13 +198,13 @@ def plan_rungs(
             off by default (measured, docs/how-to/multi-label.md).
 
     Raises:
-        OptionError: ``recipe.unfreeze`` is not a part of the backbone; lists the parts.
+        OptionError: see ``check_depths``.
     """
     effort = EFFORTS[recipe.effort]
     if multi_label:
         effort = replace(effort, cutmix=0.0, label_smoothing=0.0)
-    depths = _requested_depth(recipe, effort, split) or _depths_of(recipe, effort, split)
-    settings = [_settings(recipe, effort, epochs, train, lr=_lr(b, split)) for b, epochs, _ in depths]
+    depths, counts = _depths(recipe, split), check_depths(recipe, split)
+    settings = [_settings(recipe, effort, epochs, train, lr=_lr(b, split, recipe)) for b, epochs, _ in depths]
     if recipe.gradual_unfreezing:
         settings = [replace(one, first_view=sum(o.epochs for o in settings[:i])) for i, one in enumerate(settings)]
     most_views = max((one.first_view + one.epochs for one in settings), default=0)
@@ -203,14 +213,64 @@ def plan_rungs(
     else:
         views = recipe.views or min(effort.views or 4, most_views)
     rungs = [
-        Rung(boundary, unfreeze_name(boundary, split), one, views, 0.0, why)
-        for (boundary, _, why), one in zip(depths, settings, strict=True)
+        Rung(boundary, unfreeze_name(boundary, split), one, views, 0.0, why, num_trained)
+        for (boundary, _, why), one, num_trained in zip(depths, settings, counts, strict=True)
     ]
     return _with_seconds(rungs, train, rate, training_rate or rate, folds)
 
 
+def check_depths(recipe: Recipe, split: SplittableBackbone) -> list[int]:
+    """Checks that each rung of a recipe has weights to train.
+
+    Args:
+        recipe: effort, and the options that override it.
+        split: the backbone.
+
+    Returns:
+        The number of weights that each rung trains, without those of the head.
+
+    Raises:
+        OptionError: ``recipe.unfreeze`` is not a part of the backbone (lists the parts), or there is nothing to train
+            by the method that ``recipe.tune`` names.
+    """
+    tuning = tuning_of(recipe)
+    counts = []
+    for boundary, _, _ in _depths(recipe, split):
+        counts.append(sum(trained_counts(split, boundary.name, tuning).values()))
+        if not counts[-1] and tuning.method != "full":
+            raise OptionError(_nothing_to_train(boundary, split, tuning))
+    return counts
+
+
+def _nothing_to_train(boundary: Boundary, split: SplittableBackbone, tuning: Tuning) -> str:
+    """Why a method has nothing to train, and what to choose instead."""
+    layers, others = "biases and no normalization layers", "full or lora"
+    if tuning.method == "lora":
+        layers, others = (
+            f"linear layers that an update of rank {tuning.rank} would be smaller than",
+            "full or bias-norm",
+        )
+    first = unfreeze_name(boundary, split)
+    anywhere = trained_counts(split, split.boundaries[0].name, tuning)
+    where = "the backbone" if boundary.name == INPUT or not anywhere else f"the layers from {first} on"
+    earlier = f", or unfreeze an earlier layer group than {first}" if anywhere else ""
+    return f"tune {tuning.method!r}: {where} has no {layers}. Choose tune {others}{earlier}."
+
+
+def tuning_of(recipe: Recipe) -> Tuning:
+    """Which weights the rungs of a recipe train; "auto" is "full"."""
+    method = "full" if recipe.tune == "auto" else recipe.tune
+    return Tuning(method, recipe.lora_rank, recipe.update_batchnorm or recipe.scratch)
+
+
 _Depth = tuple[Boundary, int, str]
 """(boundary, epochs, why it is tried)."""
+
+
+def _depths(recipe: Recipe, split: SplittableBackbone) -> list[_Depth]:
+    """The depths of a recipe's rungs, shallowest first."""
+    effort = EFFORTS[recipe.effort]
+    return _requested_depth(recipe, effort, split) or _depths_of(recipe, effort, split)
 
 
 def _requested_depth(recipe: Recipe, effort: Effort, split: SplittableBackbone) -> list[_Depth]:
@@ -248,7 +308,7 @@ def plan_text(rungs: Sequence[Rung], *, images: int, train: int, folds: int, fir
     repeated = f", once in each of {folds} folds and once on all images" if folds else ""
     for number, rung in enumerate(rungs, start=1):
         lines.append(
-            f"Plan, rung {number}: {rung.name} ({rung.why}; {rung.boundary.parameters_after:,} weights), "
+            f"Plan, rung {number}: {rung.name} ({rung.why}; {rung.num_trained:,} weights), "
             f"{rung.views} views of {train:,} images, {rung.settings.epochs} epochs{repeated}, "
             f"about {rung.seconds:.0f} s" + ("." if number == 1 else f"; {_ONLY_IF}.")
         )
@@ -346,10 +406,11 @@ def considered_layers(split: SplittableBackbone) -> tuple[str, ...]:
     return tuple(dict.fromkeys(b.name for b in found if b is not None))
 
 
-def _lr(boundary: Boundary, split: SplittableBackbone) -> float:
+def _lr(boundary: Boundary, split: SplittableBackbone, recipe: Recipe) -> float:
     """The default learning rate for fine-tuning from a boundary."""
     if not any(isinstance(part, BatchNorm) for part in split.module.modules()):
-        return LR_WITHOUT_BATCHNORM
+        is_full = tuning_of(recipe).method == "full"
+        return LR_WITHOUT_BATCHNORM * (1.0 if is_full else PARAMETER_EFFICIENT_LR)
     last = deepest_at(SHARES["last"], split)
     return LAST_LR if last is not None and boundary.cost_before >= last.cost_before else FineTuneSettings.lr
 
@@ -357,13 +418,13 @@ def _lr(boundary: Boundary, split: SplittableBackbone) -> float:
 def _settings(recipe: Recipe, effort: Effort, epochs: int, train: int, *, lr: float) -> FineTuneSettings:
     settings = FineTuneSettings(
         epochs=epochs,
+        tuning=tuning_of(recipe),
         lr=recipe.lr or lr,
         label_smoothing=effort.label_smoothing if recipe.label_smoothing is None else recipe.label_smoothing,
         cutmix=effort.cutmix if recipe.cutmix is None else recipe.cutmix,
         mixup=recipe.mixup,
         feature_jitter=recipe.feature_jitter,
         balance_classes=recipe.balance_classes,
-        update_batchnorm=recipe.update_batchnorm or recipe.scratch,
         seed=recipe.seed,
     )
     if recipe.scratch:

@@ -37,6 +37,10 @@ EffortName = Literal["auto", "probe", "quick", "standard", "thorough"]
 PoolName = Literal["auto", "avg", "max", "avgmax", "token", "flatten"]
 ProbeName = Literal["logistic", "svm", "rbf", "knn", "centroid"]
 RangeName = Literal["full", "data"]
+TuneName = Literal["auto", "full", "bias-norm", "lora"]
+
+LORA_RANK = 8
+"""Default rank of LoRA, as in most comparisons on vision transformers; not measured here."""
 
 _COUNT = Range(1, 10_000)
 _RATE = Range(0, 1, excludes_low=True)
@@ -207,6 +211,22 @@ class Recipe:
         auto="the depths that the chosen effort tries",
         metavar="LAYER",
         is_basic=True,
+        needs_fine_tuning=True,
+    )
+    tune: TuneName = option(
+        "auto",
+        "fine-tuning",
+        "Which weights of the fine-tuned layers are trained. full: all. bias-norm: biases and normalization layers. "
+        "lora: a low-rank update of each linear layer, which is merged into its weights. The last two are for vision "
+        "transformers: fewer weights are trained, at ten times the learning rate. auto: full.",
+        needs_fine_tuning=True,
+    )
+    lora_rank: int = option(
+        LORA_RANK,
+        "fine-tuning",
+        "Rank of the low-rank updates; requires tune lora. Higher ranks train more weights.",
+        limits=Range(1, 1024),
+        metavar="RANK",
         needs_fine_tuning=True,
     )
     epochs: int | None = option(

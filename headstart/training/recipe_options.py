@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TypedDict
 
-from headstart.training.recipe import EffortName, PoolName, ProbeName, RangeName
+from headstart.training.recipe import EffortName, PoolName, ProbeName, RangeName, TuneName
 
 
 class RecipeOptions(TypedDict, total=False):
@@ -93,6 +93,14 @@ class RecipeOptions(TypedDict, total=False):
     unfreeze: str | None
     """Fine-tune this layer group and all later ones (headstart layers lists them), or all. Default: auto (the
     depths that the chosen effort tries)."""
+
+    tune: TuneName
+    """Which weights of the fine-tuned layers are trained. full: all. bias-norm: biases and normalization layers.
+    lora: a low-rank update of each linear layer, which is merged into its weights. The last two are for vision
+    transformers: fewer weights are trained, at ten times the learning rate. auto: full. Default: auto."""
+
+    lora_rank: int
+    """Rank of the low-rank updates; requires tune lora. Higher ranks train more weights. Default: 8."""
 
     epochs: int | None
     """Epochs of fine-tuning at each depth. Default: auto (set by effort, and more for small data sets)."""

@@ -37,6 +37,7 @@ def check_combinations(
     _check_effort(values, given, options, shown)
     check_rules(options, given, shown)
     _check_extending(values, given, shown)
+    _check_tuning(values, given, shown)
     if values["scratch"] and values["unfreeze"] not in (None, "all"):
         raise OptionError(f"{shown('scratch')}: trains all layers; leave out {shown('unfreeze')}.")
 
@@ -100,3 +101,14 @@ def _check_extending(values: Mapping[str, Any], given: Sequence[str], shown: Nam
                 f"{shown(name)}: cannot be combined with {shown('extend')}; extending keeps the backbone and the "
                 "preprocessing of the model. Leave one of the two out."
             )
+
+
+def _check_tuning(values: Mapping[str, Any], given: Sequence[str], shown: Name) -> None:
+    """A rank goes with LoRA, and random weights have to be trained themselves."""
+    if "lora_rank" in given and values["tune"] != "lora":
+        raise OptionError(f"{shown('lora_rank')}: requires {shown('tune')} lora; only LoRA has a rank.")
+    if values["scratch"] and values["tune"] not in ("auto", "full"):
+        raise OptionError(
+            f"{shown('tune')} {values['tune']!r}: random weights have to be trained themselves; leave out "
+            f"{shown('tune')} or {shown('scratch')}."
+        )

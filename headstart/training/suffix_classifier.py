@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from typing import Any, Self
 
 import torch
@@ -13,28 +12,31 @@ from torch import Tensor, fx, nn
 from headstart.backbone.layers import BatchNorm
 from headstart.backbone.split import SplittableBackbone
 from headstart.engine.conv_bn_fusion import fold_for_training
-
-UNDECAYED = ("*.bias", "*bias_table", "*pos_emb*", "*rel_pos*", "*_token", "*_tokens")
-"""Name patterns of parameters without weight decay, for any shape; timm lists them for most networks only."""
+from headstart.training.lora import LowRankUpdate, with_low_rank_updates
+from headstart.training.tuning import FULL, Tuning, batch_norms_of, running_statistics, trained_counts, undecayed_names
 
 
 class SuffixClassifier(nn.Module):
     """The suffix after a freeze boundary and a head: the activation at the boundary -> logits.
 
     It shares the network's parameters: training it trains the network. BatchNorm stays in inference mode, also after
-    ``train()``, and is folded into the convolutions if possible, unless ``update_batchnorm``.
+    ``train()``, and is folded into the convolutions if possible, unless its statistics are learnt.
 
     Args:
         split: the network; what precedes the boundary is not touched.
         boundary: its name.
         head: (N, ...) features -> (N, classes) logits; not copied.
         dtype: in which the suffix computes: float32 or bfloat16.
-        update_batchnorm: BatchNorm normalises by each batch inside ``learning_statistics``.
+        tuning: which weights of the suffix are trained; the others are frozen. With ``update_batchnorm`` BatchNorm
+            normalises by each batch inside ``learning_statistics``.
+        seed: of the first factors of low-rank updates.
 
     Attributes:
         suffix: activation -> features.
         head: features -> logits.
-        parts: (part, {name in the network: parameter}) from the boundary to the end, without the head.
+        parts: (part, {name: trained parameter}) from the boundary to the end, without the head. A parameter has its
+            name in the network; the factors of a low-rank update have the layer's name and "lora_a" or "lora_b".
+        updates: name of a weight in the network -> its low-rank update, which is merged by ``merge``.
         norms: BatchNorm layers whose statistics are learnt.
         statistics: their running means and variances, by name in the network.
         undecayed: names of the network's parameters without weight decay.
@@ -47,21 +49,41 @@ class SuffixClassifier(nn.Module):
         head: nn.Module,
         *,
         dtype: torch.dtype = torch.float32,
-        update_batchnorm: bool = False,
+        tuning: Tuning = FULL,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         suffix = split.suffix(boundary)
-        self.norms = batch_norms_of(suffix) if update_batchnorm else []
-        self.statistics = running_statistics(split, suffix) if update_batchnorm else {}
-        if isinstance(suffix, fx.GraphModule) and not update_batchnorm:
+        self.updates: dict[str, LowRankUpdate] = {}
+        if isinstance(suffix, fx.GraphModule) and tuning.is_merged:
+            suffix, self.updates = with_low_rank_updates(suffix, split.module, rank=tuning.rank, seed=seed)
+        self.norms = batch_norms_of(suffix) if tuning.update_batchnorm else []
+        self.statistics = running_statistics(split, suffix) if tuning.update_batchnorm else {}
+        if isinstance(suffix, fx.GraphModule) and not tuning.update_batchnorm:
             suffix = fold_for_training(suffix, dtype)
         self.suffix, self.head = _AutocastSuffix(suffix, dtype), head
         named = dict(split.module.named_parameters())
-        self.parts = [(part, {name: named[name] for name in names}) for part, names in split.parts(boundary)]
+        self._merged_into = {name: named[name] for name in self.updates}
+        trained = trained_counts(split, boundary, tuning)
+        self.parts = [
+            (part, self._parameters_for({name: named[name] for name in names if name in trained}))
+            for part, names in split.parts(boundary)
+        ]
         self.undecayed = undecayed_names(split.module)
         self.eval()
+        self.suffix.requires_grad_(False)
         for parameter in self.trainable().values():
             parameter.requires_grad_(True)
+
+    def _parameters_for(self, weights: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+        """What is trained for weights of the network: these, or the factors of their low-rank updates."""
+        if not self.updates:
+            return weights
+        return {
+            f"{name.removesuffix('weight')}{factor}": parameter
+            for name in weights
+            for factor, parameter in self.updates[name].named_parameters()
+        }
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, *shape) float32 activations -> (N, classes) float32 logits."""
@@ -86,8 +108,26 @@ class SuffixClassifier(nn.Module):
         for norm in self.norms:
             norm.eval()
 
+    def merge(self) -> None:
+        """Merges low-rank updates into the network's weights; the logits stay the same except for rounding."""
+        for name, update in self.updates.items():
+            update.merge_into(self._merged_into[name])
+
+    @contextmanager
+    def merged(self) -> Iterator[None]:
+        """Context in which low-rank updates are merged; afterwards every tensor has its previous value."""
+        held = [*self._merged_into.values(), *(update.lora_b for update in self.updates.values())]
+        kept = [tensor.detach().clone() for tensor in held]
+        self.merge()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for tensor, value in zip(held, kept, strict=True):
+                    tensor.copy_(value)
+
     def trainable(self) -> dict[str, nn.Parameter]:
-        """Trained parameters by their names in the model file: "head.0.weight", "backbone.blocks.6.0..."."""
+        """Trained parameters by name: "head.0.weight", "backbone.blocks.6.0...", see ``parts``."""
         found = {f"head.{name}": weight for name, weight in self.head.named_parameters()}
         return found | {f"backbone.{name}": weight for _, part in self.parts for name, weight in part.items()}
 
@@ -101,8 +141,8 @@ class SuffixClassifier(nn.Module):
         Args:
             lr: learning rate of the head and the last part.
             decay: ratio of the learning rates of a part and the part after it; 0 < decay <= 1.
-            weight_decay: of the network's matrices and filters; biases, norms, position embeddings, class tokens, and
-                what timm's ``no_weight_decay`` lists for the architecture have none.
+            weight_decay: of the network's matrices and filters, and of low-rank factors; biases, norms, position
+                embeddings, class tokens, and what timm's ``no_weight_decay`` lists for the architecture have none.
         """
         groups = [{"params": list(self.head.parameters()), "lr": lr, "weight_decay": 0.0}]
         for index, (_, weights) in enumerate(self.parts):
@@ -129,32 +169,3 @@ class _AutocastSuffix(nn.Module):
         with torch.autocast(kind, torch.bfloat16, enabled=self.autocast, cache_enabled=kind == "cpu"):
             features: Tensor = self.suffix(x)
         return features.float()
-
-
-def trained_names(split: SplittableBackbone, boundary: str, *, update_batchnorm: bool = False) -> list[str]:
-    """Names of the parameters after a boundary, and with ``update_batchnorm`` of BatchNorm's statistics there."""
-    names = [name for _, part in split.parts(boundary) for name in part]
-    return names + (list(running_statistics(split, split.suffix(boundary))) if update_batchnorm else [])
-
-
-def undecayed_names(module: nn.Module) -> frozenset[str]:
-    """Names of parameters without weight decay: vectors, position embeddings, tokens, and those that timm lists."""
-    listed: Any = getattr(module, "no_weight_decay", None)
-    patterns = [*UNDECAYED, *(listed() if callable(listed) else ())]
-    return frozenset(
-        name
-        for name, parameter in module.named_parameters()
-        if parameter.ndim <= 1 or any(fnmatchcase(name, pattern) for pattern in patterns)
-    )
-
-
-def batch_norms_of(module: nn.Module) -> list[BatchNorm]:
-    """All BatchNorm layers of a module."""
-    return [part for part in module.modules() if isinstance(part, BatchNorm)]
-
-
-def running_statistics(split: SplittableBackbone, suffix: nn.Module) -> dict[str, Tensor]:
-    """BatchNorm's running means and variances in a suffix, by their names in the network."""
-    norms = batch_norms_of(suffix)
-    ids = {id(norm.running_mean) for norm in norms} | {id(norm.running_var) for norm in norms}
-    return {name: buffer for name, buffer in split.module.named_buffers() if id(buffer) in ids}

@@ -50,12 +50,24 @@ def test_layers_prints_groups_in_order_with_totals(capsys: pytest.CaptureFixture
     table, boundaries = out.split("\n\n")
     names = [line.split()[0] for line in table.splitlines()[2:-2]]
     assert names == ["conv1", "bn1", "act1", "maxpool", "layer1", "layer2", "layer3", "layer4", "global_pool", "fc"]
-    assert re.search(r"^layer3 +256 x 14 x 14 +100,352 +77 % +8,393,728$", boundaries, re.MULTILINE)
-    assert boundaries.splitlines()[-1].split() == ["head", "512", "1,024", "100", "%", "0"]
+    assert re.search(r"^layer3 +256 x 14 x 14 +100,352 +77 % +8,393,728 +5,120 +0$", boundaries, re.MULTILINE)
+    assert boundaries.splitlines()[-1].split() == ["head", "512", "1,024", "100", "%", "0", "0", "0"]
     assert re.search(r"layer4 .* 512 x 7 x 7 +8,393,728 +yes", out)
     assert re.search(r"layer3 .* no", out)
     assert "Weights: 11,179,077, 8,396,293 trainable and 2,782,784 frozen." in out
     assert "BatchNorm statistics, not updated by gradients: 9,600." in out
+
+
+def test_layers_lists_how_many_weights_each_method_of_tuning_trains(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = main("layers", "test_vit", "--image-size", 32, "--json", capsys=capsys)
+    assert code == 0
+    trained = {boundary["name"]: boundary["trained"] for boundary in json.loads(out)["boundaries"]}
+    factors, vectors = 8 * (256 + 128 + 256 + 256), 192 + 64 + 192 + 64 + 4 * 64
+    assert {name: trained[name]["lora"] for name in ("blocks.4", "blocks.3")} == {
+        "blocks.4": factors, "blocks.3": 2 * factors
+    }  # fmt: skip
+    assert trained["blocks.4"]["bias-norm"] == vectors + 2 * 64
+    assert trained["blocks.4"]["full"] == vectors + 2 * 64 + 64 * (192 + 64 + 192 + 192)
 
 
 @pytest.mark.slow

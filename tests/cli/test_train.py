@@ -76,8 +76,9 @@ def test_help_lists_eleven_options_first_and_the_others_by_group(capsys: pytest.
 EVERY_OPTION = """
 headstart train data --effort standard --backbone resnet18 --weights w.pth --image-size 96 --pool max --cut layer3
 --value-range data --val 0.2 --test 0 --seed 7 --probe svm --single-logit --balance-classes --unfreeze layer2
---epochs 3 --lr 0.1 --views auto --fresh-views --no-flip --label-smoothing 0.2 --cutmix 0.3 --mixup 0.4
---feature-jitter 0.5 --update-batchnorm --gradual-unfreezing --target-accuracy 0.9 --accept-license
+--tune lora --lora-rank 4 --epochs 3 --lr 0.1 --views auto --fresh-views --no-flip --label-smoothing 0.2
+--cutmix 0.3 --mixup 0.4 --feature-jitter 0.5 --update-batchnorm --gradual-unfreezing --target-accuracy 0.9
+--accept-license
 """
 
 
@@ -98,8 +99,8 @@ def test_every_option_reaches_the_recipe(tmp_path: Path, monkeypatch: pytest.Mon
         Recipe(
             effort="standard", backbone="resnet18", weights=str(tmp_path / "w.pth"), image_size=96, pool="max",
             cut="layer3", value_range="data", val=0.2, test=0.0, seed=7, probe="svm", single_logit=True,
-            balance_classes=True, unfreeze="layer2", epochs=3, lr=0.1, views=None, fresh_views=True, flip=False,
-            label_smoothing=0.2, cutmix=0.3, mixup=0.4, feature_jitter=0.5, update_batchnorm=True,
-            gradual_unfreezing=True, target_accuracy=0.9, accept_license=True,
+            balance_classes=True, unfreeze="layer2", tune="lora", lora_rank=4, epochs=3, lr=0.1, views=None,
+            fresh_views=True, flip=False, label_smoothing=0.2, cutmix=0.3, mixup=0.4, feature_jitter=0.5,
+            update_batchnorm=True, gradual_unfreezing=True, target_accuracy=0.9, accept_license=True,
         )
     ]  # fmt: skip

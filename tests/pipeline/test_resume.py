@@ -36,7 +36,7 @@ from headstart.runs.folder import open_like, read_start
 from headstart.runs.log import read_log
 from headstart.training.finetune import FineTuneResult, fine_tune
 from headstart.training.ladder import FOLDS
-from headstart.training.suffix_classifier import trained_names
+from headstart.training.tuning import trained_names
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_networks")]
 
@@ -283,7 +283,7 @@ def test_from_scratch_trains_every_weight_from_random_values(hard: Path, tmp_pat
     def noting(split: SplittableBackbone, boundary: str, *rest: object, **given: object) -> FineTuneResult:
         begun.append({name: tensor.clone() for name, tensor in split.module.state_dict().items()})
         assert boundary == INPUT
-        assert rest[3].update_batchnorm  # type: ignore[attr-defined]
+        assert rest[3].tuning.update_batchnorm  # type: ignore[attr-defined]
         return fine_tune(split, boundary, *rest, **given)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:

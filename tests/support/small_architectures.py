@@ -15,6 +15,7 @@ from timm.models import build_model_with_cfg
 from timm.models._efficientnet_builder import decode_arch_def, round_channels
 from timm.models.efficientnet import EfficientNet
 from timm.models.vgg import VGG, ConvMlp
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from headstart.backbone import pixel_net, weights
@@ -68,6 +69,12 @@ def _vgg(name: str, pretrained: bool = False, **more: Any) -> nn.Module:
     return _build(_SmallVGG, name, pretrained, more, model_cfg=VGG16)
 
 
+def _transformer(name: str, pretrained: bool = False, **more: Any) -> nn.Module:
+    """A vision transformer with the layer groups of ViT-Tiny, ``blocks.0`` to ``blocks.11``."""
+    fixed = {"patch_size": 16, "embed_dim": 32, "depth": 12, "num_heads": 2, "mlp_ratio": 2}
+    return _build(VisionTransformer, name, pretrained, {"img_size": SIDE} | more, **fixed)
+
+
 def _same_as(other: str) -> Callable[..., nn.Module]:
     def build(name: str, pretrained: bool = False, **more: Any) -> nn.Module:
         entry = registry.model_entrypoint(other)
@@ -81,6 +88,7 @@ SMALL: dict[str, Callable[..., nn.Module]] = {
     **{name.partition(".")[0]: _inverted_residuals for name in OFFLINE_PACKAGES},
     "mobilenetv2_100": _inverted_residuals,
     "vgg16": _vgg,
+    "vit_tiny_patch16_224": _transformer,
     "legacy_xception": _same_as("test_resnet"),
     "resnet50": _same_as("test_resnet"),
     "resnetv2_50": _same_as("test_resnet"),

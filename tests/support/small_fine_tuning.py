@@ -23,7 +23,10 @@ class Held:
     def __init__(self, shape: tuple[int, ...], labels: np.ndarray, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.rows = torch.randn(len(labels), 3, *shape, generator=generator)
-        self.rows[torch.from_numpy(labels == 1), :, : shape[0] // 2] += 1.0
+        second = self.rows[torch.from_numpy(labels == 1)]
+        channels = second.movedim(2 if len(shape) == 3 else -1, 0)  # (C, H, W) maps, (tokens, C) sequences
+        channels[: len(channels) // 2] += 1.0
+        self.rows[torch.from_numpy(labels == 1)] = second
 
     def read(self, rows: list[tuple[int, int]]) -> Tensor:
         return torch.stack([self.rows[image, view] for image, view in rows])
@@ -33,13 +36,15 @@ class Held:
 
 
 @cache
-def never_trained() -> SplittableBackbone:
-    return SplittableBackbone(random_backbone("test_resnet", image_size=32, seed=3).module, height=32, width=32)
+def never_trained(architecture: str = "test_resnet") -> SplittableBackbone:
+    return SplittableBackbone(random_backbone(architecture, image_size=32, seed=3).module, height=32, width=32)
 
 
-def prepared() -> tuple[SplittableBackbone, Samples, Samples, nn.Module]:
-    split = never_trained().copied()
-    shape = next(b.shape for b in split.boundaries if b.name == "layer3")
+def prepared(
+    architecture: str = "test_resnet", boundary: str = "layer3"
+) -> tuple[SplittableBackbone, Samples, Samples, nn.Module]:
+    split = never_trained(architecture).copied()
+    shape = next(b.shape for b in split.boundaries if b.name == boundary)
     parts = []
     for count, views, own in ((40, 3, 1), (16, 0, 2)):
         labels = np.arange(count) % 2

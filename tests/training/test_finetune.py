@@ -20,8 +20,9 @@ from headstart.training.finetune import FineTuneCheckpoint, FineTuneResult, Fine
 from headstart.training.head_spec import HeadSpec
 from headstart.training.heads import build_head, linear_head
 from headstart.training.sampling import Samples
-from headstart.training.suffix_classifier import SuffixClassifier, trained_names, undecayed_names
+from headstart.training.suffix_classifier import SuffixClassifier
 from headstart.training.suffix_evaluation import logits_of
+from headstart.training.tuning import Tuning, trained_names, undecayed_names
 
 
 def tuned(settings: FineTuneSettings = SETTINGS, **given: object) -> tuple[SplittableBackbone, FineTuneResult]:
@@ -51,12 +52,12 @@ def test_it_learns_and_changes_only_what_lies_behind_the_boundary() -> None:
 def test_updated_batchnorm_layers_learn_their_statistics_and_those_before_the_boundary_stay() -> None:
     split, train, val, head = prepared()
     before = state(split)
-    found = fine_tune(split, "layer3", head, train, val, replace(SETTINGS, update_batchnorm=True))
+    found = fine_tune(split, "layer3", head, train, val, replace(SETTINGS, tuning=Tuning(update_batchnorm=True)))
     changed = {name for name, tensor in split.module.state_dict().items() if not torch.equal(tensor, before[name])}
     learnt = {name for name in changed if name.endswith(("running_mean", "running_var"))}
     assert learnt
     assert all(name.startswith("layer4") for name in changed)
-    assert changed == set(trained_names(split, "layer3", update_batchnorm=True))
+    assert changed == set(trained_names(split, "layer3", Tuning(update_batchnorm=True)))
     right = logits_of(split, "layer3", val, found.head).argmax(1) == val.labels
     assert right.sum() == found.best["correct"] > 0.8 * len(right)
 
@@ -114,7 +115,10 @@ def test_a_frozen_tensor_that_is_altered_while_it_trains_is_an_error_that_names_
 @pytest.mark.parametrize(("name", "frozen"), [(FROZEN[1], True), (FROZEN[2], False), (FROZEN[3], False)])
 def test_where_batchnorm_learns_only_what_lies_before_the_boundary_is_frozen(name: str, frozen: bool) -> None:
     split, train, val, head = prepared()
-    settings, given = replace(SETTINGS, epochs=1, update_batchnorm=True), {"on_step": altering(split, name)}
+    settings, given = (
+        replace(SETTINGS, epochs=1, tuning=Tuning(update_batchnorm=True)),
+        {"on_step": altering(split, name)},
+    )
     if frozen:
         with pytest.raises(TrainingError, match=name):
             fine_tune(split, "layer3", head, train, val, settings, **given)  # type: ignore[arg-type]
@@ -144,7 +148,9 @@ def begun(update_batchnorm: bool) -> tuple[SplittableBackbone, Samples, Samples,
 @cache
 def never_stopped(update_batchnorm: bool) -> tuple[SplittableBackbone, FineTuneResult]:
     split, train, val, head = begun(update_batchnorm)
-    return split, fine_tune(split, "layer3", head, train, val, replace(SETTINGS, update_batchnorm=update_batchnorm))
+    return split, fine_tune(
+        split, "layer3", head, train, val, replace(SETTINGS, tuning=Tuning(update_batchnorm=update_batchnorm))
+    )
 
 
 @pytest.mark.slow
@@ -152,7 +158,7 @@ def never_stopped(update_batchnorm: bool) -> tuple[SplittableBackbone, FineTuneR
 @pytest.mark.parametrize("stop_after", [1, 7, 13])
 def test_a_stop_at_any_step_changes_no_bit_of_the_end(stop_after: int, update_batchnorm: bool) -> None:
     """Law 4, with BatchNorm and dropout at work too."""
-    settings = replace(SETTINGS, update_batchnorm=update_batchnorm)
+    settings = replace(SETTINGS, tuning=Tuning(update_batchnorm=update_batchnorm))
     whole, expected = never_stopped(update_batchnorm)
     saved: list[FineTuneCheckpoint] = []
 
@@ -211,6 +217,13 @@ def test_weight_decay_leaves_positions_tokens_biases_and_norms_alone(architectur
     matrices = {name for name, p in module.named_parameters() if p.ndim > 1 and name.endswith(".weight")}
     assert matrices
     assert not matrices & undecayed
+
+
+def test_what_a_layer_inside_the_network_lists_has_no_weight_decay_either() -> None:
+    module = build_architecture("edgenext_xx_small", initialise=False)
+    listed = {name for name, _ in module.named_parameters() if name.endswith(".temperature")}
+    assert listed
+    assert listed <= undecayed_names(module)
 
 
 def test_norms_and_biases_have_no_weight_decay() -> None:

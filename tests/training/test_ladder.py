@@ -16,8 +16,10 @@ from headstart.errors import OptionError
 from headstart.training.finetune import FineTuneSettings
 from headstart.training.ladder import (
     LAST_LR,
+    Rung,
     boundary_before,
     can_improve,
+    check_depths,
     fold_settings,
     paired_p,
     plan_rungs,
@@ -96,6 +98,63 @@ def test_choices_override_the_effort(split: SplittableBackbone) -> None:
     gradual = plan_rungs(recipe, split, train=3000, rate=200.0)  # never a view that the rung below has shown
     assert {rung.views for rung in gradual} == {14}
     assert [rung.settings.first_view for rung in gradual] == [0, 7]
+
+
+@pytest.fixture(scope="module")
+def transformer() -> SplittableBackbone:
+    return SplittableBackbone(build_architecture("test_vit", image_size=32), height=32, width=32)
+
+
+@pytest.mark.parametrize(
+    ("tune", "name", "whole", "lr"),
+    [
+        ("auto", "fine-tune from blocks.4", "fine-tune all layers", 1e-4),
+        ("full", "fine-tune from blocks.4", "fine-tune all layers", 1e-4),
+        ("bias-norm", "bias and norm from blocks.4", "bias and norm of all layers", 1e-3),
+        ("lora", "LoRA from blocks.4", "LoRA in all layers", 1e-3),
+    ],
+)
+def test_a_rung_says_which_weights_it_trains_and_how_many(
+    transformer: SplittableBackbone, tune: str, name: str, whole: str, lr: float
+) -> None:
+    def rung(unfreeze: str) -> Rung:
+        recipe = Recipe(tune=tune, unfreeze=unfreeze)  # type: ignore[arg-type]
+        return plan_rungs(recipe, transformer, train=3000, rate=200.0)[0]
+
+    found = rung("blocks.4")
+    assert (found.name, found.settings.lr) == (name, pytest.approx(lr))
+    assert rung("all").name == whole
+    text = plan_text([found], images=3500, train=3000, folds=0, first=25.0, last=12.0)
+    matrices, vectors = 64 * (192 + 64 + 192 + 192), 192 + 64 + 192 + 64 + 4 * 64
+    factors = 8 * ((64 + 192) + (64 + 64) + (64 + 192) + (192 + 64))
+    full, norm = 2 * (matrices + vectors) + 128, 128
+    expected = {"auto": full, "full": full, "bias-norm": 2 * vectors + norm, "lora": 2 * factors}[tune]
+    assert found.num_trained == expected
+    assert f"; {expected:,} weights)" in text[1]
+
+
+@pytest.mark.parametrize(
+    ("tune", "unfreeze", "rank", "words"),
+    [
+        ("lora", "blocks.6", 8, r"the backbone has no linear layers .* rank 8 .* Choose tune full or bias-norm\.$"),
+        ("lora", "all", 1, r"the backbone has no linear layers"),
+    ],
+)
+def test_a_network_without_linear_layers_has_no_low_rank_updates(
+    split: SplittableBackbone, tune: str, unfreeze: str, rank: int, words: str
+) -> None:
+    recipe = Recipe(tune=tune, unfreeze=unfreeze, lora_rank=rank)  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match=words):
+        check_depths(recipe, split)
+    (rung,) = plan_rungs(Recipe(tune="bias-norm", unfreeze="blocks.6"), split, train=3000, rate=200.0)
+    assert rung.num_trained == 2 * (1152 + 1152 + 320 + 1280)  # scale and shift of each BatchNorm
+
+
+def test_where_earlier_layers_have_what_is_trained_they_are_suggested(transformer: SplittableBackbone) -> None:
+    with pytest.raises(OptionError, match=r"from norm on has no linear layers.*or unfreeze an earlier layer group"):
+        check_depths(Recipe(tune="lora", unfreeze="norm"), transformer)
+    with pytest.raises(OptionError, match="rank 64 would be smaller than"):
+        check_depths(Recipe(tune="lora", unfreeze="blocks.4", lora_rank=64), transformer)
 
 
 def test_small_sets_get_more_epochs_but_no_more_than_a_bound(split: SplittableBackbone) -> None:

@@ -65,6 +65,7 @@ def test_numpy_numbers_and_paths_become_plain_values_that_json_can_hold() -> Non
         {"views": 2},
         {"gradual_unfreezing": True},
         {"scratch": True},
+        {"tune": "lora"},
     ],
 )
 def test_an_option_of_fine_tuning_implies_it_and_contradicts_a_probe(choice: dict[str, Any]) -> None:
@@ -113,6 +114,11 @@ def test_every_option_has_help_a_default_and_a_group(name: str) -> None:
         ({"head": "8", "probe": "svm"}, "probe: cannot be combined with head"),
         ({"scratch": True, "weights": "w.pth"}, "weights: cannot be combined with scratch"),
         ({"scratch": True, "unfreeze": "blocks.6"}, "scratch: trains all layers; leave out unfreeze"),
+        ({"lora_rank": 4}, "lora_rank: requires tune lora; only LoRA has a rank"),
+        ({"lora_rank": 4, "tune": "bias-norm"}, "lora_rank: requires tune lora; only LoRA has a rank"),
+        ({"lora_rank": 0, "tune": "lora"}, "lora_rank 0: expected 1 to 1,024"),
+        ({"tune": "lora", "scratch": True}, "tune 'lora': random weights have to be trained themselves"),
+        ({"tune": "head"}, "tune 'head': expected one of auto, full, bias-norm, lora"),
         ({"rehearsal": "images"}, "rehearsal: requires extend"),
         ({"extend": "run", "pool": "max"}, "pool: cannot be combined with extend"),
         ({"extend": "run", "backbone": "resnet18"}, "backbone: cannot be combined with extend"),
