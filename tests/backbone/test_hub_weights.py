@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
@@ -12,13 +13,18 @@ from types import SimpleNamespace
 import pytest
 import timm
 import torch
-from hub import Hub, hub_for_tests
+from hub import Hub, hub_for_tests, hub_on_this_machine
 from plain_http import answering
+from random_images import write_classes
+from safetensors.torch import save_file
 
 from headstart.backbone.hub_weights import cached_file, cached_names, download, download_bytes
-from headstart.backbone.weights import load_backbone
+from headstart.backbone.weights import build_architecture, load_backbone
 from headstart.errors import WeightsError
 from headstart.progress import SilentProgress
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+"""Runs a command in a new process."""
 
 NAME = "test_resnet.r160_in1k"
 REPOSITORY = f"timm/{NAME}"
@@ -48,12 +54,12 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 def test_a_download_is_shown_in_megabytes_by_the_progress_that_is_given(
     hub: Hub, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    hub.repositories[REPOSITORY]["model.safetensors"] = bytes(22_400_000)
+    hub.repositories[REPOSITORY]["model.safetensors"] = bytes(12_400_000)
     progress = RecordedTasks()
-    assert download_bytes(CONFIG) == 22_400_000
+    assert download_bytes(CONFIG) == 12_400_000
     file = download(CONFIG, NAME, progress)
-    assert progress.tasks == [(f"Downloading {NAME}", 23, "MB")]
-    assert sum(progress.advanced) == 23
+    assert progress.tasks == [(f"Downloading {NAME}", 13, "MB")]
+    assert sum(progress.advanced) == 13
     assert len([count for count in progress.advanced if count]) > 1  # while it arrives, not at the end
     assert file == cached_file(CONFIG)
     assert list(cached_names()) == [NAME]
@@ -86,6 +92,24 @@ def test_nothing_is_asked_where_the_network_is_switched_off(hub: Hub, monkeypatc
         with pytest.raises(ConnectionError, match="HF_HUB_OFFLINE"):
             use()
     assert hub.asked == []
+
+
+@pytest.mark.slow
+def test_the_command_shows_a_download_that_takes_a_while(tmp_path: Path, headstart: Command) -> None:
+    save_file(build_architecture("test_resnet", classes=1000).state_dict(), tmp_path / "w.safetensors")
+    data = write_classes(tmp_path / "data", {"a": 2, "b": 2})
+    settings = {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_DISABLE_XET": "1"}
+    with hub_on_this_machine() as served:
+        served.repositories[REPOSITORY] = {"model.safetensors": (tmp_path / "w.safetensors").read_bytes()}
+        served.seconds = 2.5
+        done = headstart(
+            *("extract", data, "--backbone", "test_resnet", "--out", tmp_path / "f.npz"),
+            **settings,
+            HF_ENDPOINT=served.address,
+        )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("Downloading test_resnet: 0 of 2 MB, ")
+    assert "model.safetensors" not in done.stderr  # the hub's own bar
 
 
 @contextmanager

@@ -175,6 +175,7 @@ def test_errors_name_the_candidate_and_the_remedy(hub: Hub, tmp_path: Path, monk
     assert hub.asked == []
 
 
+@pytest.mark.slow
 def test_restricted_weights_in_the_cache_are_left_out_and_named_unless_accepted(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ class Hub:
         repositories: "owner/name" -> file -> content.
         private: names of private repositories.
         asked: (method, path) of each request.
+        seconds: that a download takes.
     """
 
     address: str = ""
@@ -34,6 +36,7 @@ class Hub:
     private: set[str] = field(default_factory=set)
     asked: list[tuple[str, str]] = field(default_factory=list)
     blobs: dict[str, bytes] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
 @contextmanager
@@ -117,6 +120,7 @@ def hub_on_this_machine() -> Iterator[Hub]:
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             if body:
+                time.sleep(held.seconds)
                 self.wfile.write(data)
             return None
 
