@@ -68,6 +68,7 @@ def prepare(
     Raises:
         DataError: the data cannot be used; the message says what was found.
         WeightsError: the weights of the backbone cannot be loaded.
+        LicenseError: the licence of the weights is restricted, and was not accepted.
         OptionError: an option is invalid, or leaves nothing to train.
 
     Examples:

@@ -83,6 +83,7 @@ def train(
     Raises:
         DataError: the data cannot be used; the message says what was found.
         WeightsError: the weights of the backbone cannot be loaded.
+        LicenseError: the licence of the weights is restricted, and was not accepted.
         OptionError: an option is invalid.
         RunError: the run folder is not empty, or cannot be written.
 

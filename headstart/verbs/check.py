@@ -55,6 +55,7 @@ def check(
     Raises:
         DataError: the data cannot be used; the message says what was found.
         WeightsError: the weights of the backbone cannot be loaded.
+        LicenseError: the licence of the weights is restricted, and was not accepted.
         OptionError: an option is invalid.
 
     Examples:

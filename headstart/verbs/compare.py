@@ -129,6 +129,7 @@ def compare(
     Raises:
         DataError: the data cannot be used; the message says what was found.
         WeightsError: the weights of the backbone cannot be loaded.
+        LicenseError: the licence of the weights is restricted, and was not accepted.
         OptionError: an option is invalid, or cannot be set in a comparison.
         RunError: the folder is not empty, or cannot be written.
 
