@@ -45,7 +45,7 @@ PLAN_VERSION = 1
 DECIDED = ("backbone", "weights", "image_size", "effort")
 """Options that the choice decides, and that a run which chooses cannot be given."""
 
-EXCLUDED = (*DECIDED, "extend", "scratch", "unfreeze", "epochs", "cut", "probe", "head")
+EXCLUDED = (*DECIDED, "extend", "scratch", "unfreeze", "tune", "lora_rank", "epochs", "cut", "probe", "head")
 
 
 def choose_recipe(job: Job, candidates: str | Sequence[str], minutes: float, folder: Path) -> Recipe:

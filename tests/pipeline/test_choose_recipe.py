@@ -94,6 +94,7 @@ def test_the_time_left_decides_the_effort(
         ({"minutes": 1, "effort": "probe"}, "leave effort out"),
         ({"minutes": 1, "backbone": "resnet18"}, "leave backbone out"),
         ({"minutes": 1, "epochs": 3}, "leave epochs out"),
+        ({"minutes": 1, "tune": "lora"}, "leave tune out"),
         ({"minutes": 1, "candidates": "nothing_like_it"}, "no backbone named"),
         ({"minutes": 1, "plan": "x"}, "leave minutes out"),
         ({"seed": 1, "plan": "x"}, "leave seed out"),

@@ -21,6 +21,7 @@ from headstart.pipeline.resume import resume
 from headstart.training import finetune
 from headstart.training.finetune import FineTuneSettings, fine_tune
 from headstart.training.suffix_evaluation import logits_of
+from headstart.training.tuning import Tuning
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 
@@ -56,6 +57,25 @@ def test_features_in_float32_are_those_of_the_cpu() -> None:
 def test_a_gpu_ends_at_the_weights_of_a_cpu() -> None:
     settings = replace(SETTINGS, epochs=2)
     assert differences(tuned(settings, CUDA), tuned(settings, CPU)) < 2e-3
+
+
+def test_low_rank_updates_are_recorded_and_merged_into_the_weights_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    record = finetune._Trainer.record_step
+
+    def noting(trainer: finetune._Trainer) -> None:
+        record(trainer)
+        seen.append(trainer.recorded is not None)
+
+    monkeypatch.setattr(finetune._Trainer, "record_step", noting)
+    states = []
+    for device in (CUDA, CPU):
+        split, train, val, head = prepared("test_vit", "blocks.3")
+        settings = replace(SETTINGS, epochs=2, tuning=Tuning("lora", rank=4))
+        fine_tune(split, "blocks.3", head, train, val, settings, device=device)
+        states.append({name: tensor.clone() for name, tensor in split.module.state_dict().items()})
+    assert seen == [True, False]
+    assert differences(*states) < 2e-3
 
 
 def test_a_recorded_step_is_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
