@@ -29,7 +29,7 @@ from headstart.pipeline.inspect_images import (
 from headstart.pipeline.load import Job, load
 from headstart.pipeline.plan import Planned, measure, plan
 from headstart.runs.folder import PLAN_FILE, SELECTION_FILE
-from headstart.selection.candidates import Candidate, find_candidates, load_candidate
+from headstart.selection.candidates import Candidate, load_candidate
 from headstart.selection.search import SearchImages, search
 from headstart.training.ladder import EFFORTS
 from headstart.training.recipe import EffortName, Recipe, defaults
@@ -42,18 +42,21 @@ SAFETY = 0.9
 
 PLAN_VERSION = 1
 
+OF_THE_USER = ("accept_license", "weights")
+"""Options that a plan leaves to whoever carries it out: a licence is accepted in person, and a file lies elsewhere."""
+
 DECIDED = ("backbone", "weights", "image_size", "effort")
 """Options that the choice decides, and that a run which chooses cannot be given."""
 
 EXCLUDED = (*DECIDED, "extend", "scratch", "unfreeze", "tune", "lora_rank", "epochs", "cut", "probe", "head")
 
 
-def choose_recipe(job: Job, candidates: str | Sequence[str], minutes: float, folder: Path) -> Recipe:
+def choose_recipe(job: Job, found: Sequence[Candidate], minutes: float, folder: Path) -> Recipe:
     """Chooses backbone and effort within a time, and writes plan.json and selection.json into the run folder.
 
     Args:
         job: its recipe has the options that are not decided here.
-        candidates: see ``find_candidates``.
+        found: the candidates.
         minutes: of the whole run, the report included.
         folder: of the run.
 
@@ -61,12 +64,9 @@ def choose_recipe(job: Job, candidates: str | Sequence[str], minutes: float, fol
         The recipe with every option decided.
 
     Raises:
-        OptionError: an option is given that is decided here, no such candidate, or the time is not above 0.
         DataError, WeightsError: see ``train``.
     """
     began = time.monotonic()
-    check_minutes(job.recipe, minutes)
-    found = find_candidates(candidates, accept_license=job.recipe.accept_license, progress=job.progress)
     job.progress.say(_intention(found, minutes))
     inspection = run_inspection(job, _preprocessing(found[0], job))
     require_learnable(inspection, least=job.recipe.min_classes)
@@ -88,7 +88,7 @@ def choose_recipe(job: Job, candidates: str | Sequence[str], minutes: float, fol
         "version": PLAN_VERSION,
         "minutes": minutes,
         "fingerprint": load_candidate(one).fingerprint,
-        "recipe": recipe.without_paths().as_json(),
+        "recipe": {k: v for k, v in recipe.without_paths().as_json().items() if k not in OF_THE_USER},
     }
     with writing_run(folder):
         write_atomically(folder / PLAN_FILE, json_text(document, indent=1).encode())

@@ -16,7 +16,13 @@ from headstart.errors import HeadstartError, OptionError, WriteError
 from headstart.evaluation.reliability import usual_kept
 from headstart.pipeline.base_classifier import BaseClassifier, find_rehearsal_images, rehearsal_csv
 from headstart.pipeline.choose_layers import choose_and_fit
-from headstart.pipeline.choose_recipe import check_minutes, choose_recipe, read_plan_file, require_weights
+from headstart.pipeline.choose_recipe import (
+    OF_THE_USER,
+    check_minutes,
+    choose_recipe,
+    read_plan_file,
+    require_weights,
+)
 from headstart.pipeline.evaluate import EvaluatedModel, TrainedClassifier, evaluate, mistakes_on_val
 from headstart.pipeline.extend import evaluate_extended, fit_new_classes, inspect_new_images
 from headstart.pipeline.featurise import featurise
@@ -46,6 +52,7 @@ from headstart.runs.events import Listener, MistakesFound, RunFinished
 from headstart.runs.folder import Run, choose_run_folder, make_run_folder, write_start
 from headstart.runs.log import read_log
 from headstart.runs.status import remove_status, run_lock
+from headstart.selection.candidates import find_candidates
 from headstart.training.heads import logits_on
 from headstart.training.recipe import Recipe
 from headstart.training.recipe_options import RecipeOptions
@@ -101,11 +108,14 @@ def train(
     folder = choose_run_folder(out, dataset.root)
     events = run_events(folder, progress, listener)
     job = Job(dataset, recipe, device, cache, events)
-    setup = None if minutes is not None else set_up(job, folder, events)
+    found = (
+        () if minutes is None else find_candidates(candidates, accept_license=recipe.accept_license, progress=events)
+    )
+    setup = None if found else set_up(job, folder, events)
     try:
         make_run_folder(folder)
         if minutes is not None:
-            job = replace(job, recipe=choose_recipe(job, candidates, minutes, folder))
+            job = replace(job, recipe=choose_recipe(job, found, minutes, folder))
         setup = setup or set_up(job, folder, events)
         require_weights(setup.loaded.backbone, fingerprint)
         write_start(folder, job.recipe, setup.start)
@@ -132,10 +142,16 @@ def _recipe_of(
         if minutes is not None:
             check_minutes(found, minutes)
         return found, ""
-    given = [*options, *(["recipe"] if recipe is not None else []), *(["minutes"] if minutes is not None else [])]
+    own = {name: options[name] for name in OF_THE_USER if name in options}
+    given = [name for name in options if name not in own]
+    given += [*(["recipe"] if recipe is not None else []), *(["minutes"] if minutes is not None else [])]
     if given:
-        raise OptionError(f"plan: has every option of the run that wrote it; leave {given[0]} out.")
-    return read_plan_file(plan)
+        raise OptionError(
+            f"plan: has every option of the run that wrote it, except {' and '.join(OF_THE_USER)}; leave {given[0]} "
+            "out."
+        )
+    found, fingerprint = read_plan_file(plan)
+    return replace(found, **own), fingerprint
 
 
 def carry_out(

@@ -14,6 +14,7 @@ import headstart as hs
 from headstart.backbone.weights import fingerprint
 from headstart.errors import OptionError, RunError, WeightsError
 from headstart.pipeline import choose_recipe as module
+from headstart.selection.candidates import find_candidates
 from headstart.training.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("small_networks")
@@ -59,6 +60,20 @@ def test_the_plan_gives_the_same_weights_without_a_clock(
 
 
 @pytest.mark.slow
+def test_a_plan_names_neither_the_file_of_the_weights_nor_an_accepted_licence(
+    chosen: tuple[hs.Run, list[str]], data: Path, tmp_path: Path
+) -> None:
+    """Whoever carries a plan out gives them; the fingerprint says whether the weights are the same."""
+    recipe = json.loads((chosen[0].folder / "plan.json").read_text())["recipe"]
+    assert not {"weights", "accept_license"} & recipe.keys()
+    options = {"plan": chosen[0].folder, "device": "cpu", "out": tmp_path / "run"}
+    with pytest.raises(WeightsError, match="no such weight file"):
+        hs.train(data, weights=tmp_path / "none.safetensors", **options)
+    again = hs.train(data, accept_license=True, **options)
+    assert again.recipe.accept_license
+
+
+@pytest.mark.slow
 def test_a_plan_is_refused_where_the_weights_are_others(
     chosen: tuple[hs.Run, list[str]], data: Path, tmp_path: Path
 ) -> None:
@@ -81,7 +96,7 @@ def test_the_time_left_decides_the_effort(
     folder = tmp_path / "run"
     folder.mkdir()
     job = module.Job(hs.open_data(data), Recipe(), "cpu", None, RecordedProgress())
-    assert module.choose_recipe(job, "offline", 1, folder).effort == effort
+    assert module.choose_recipe(job, find_candidates("offline"), 1, folder).effort == effort
 
 
 @pytest.mark.parametrize(
