@@ -244,17 +244,18 @@ def check_depths(recipe: Recipe, split: SplittableBackbone) -> list[int]:
 
 def _nothing_to_train(boundary: Boundary, split: SplittableBackbone, tuning: Tuning) -> str:
     """Why a method has nothing to train, and what to choose instead."""
-    layers, others = "biases and no normalization layers", "full or lora"
+    first, start = unfreeze_name(boundary, split), split.boundaries[0].name
+    layers, remedy = "biases and no normalization layers", "tune full or lora"
     if tuning.method == "lora":
-        layers, others = (
-            f"linear layers that an update of rank {tuning.rank} would be smaller than",
-            "full or bias-norm",
-        )
-    first = unfreeze_name(boundary, split)
-    anywhere = trained_counts(split, split.boundaries[0].name, tuning)
-    where = "the backbone" if boundary.name == INPUT or not anywhere else f"the layers from {first} on"
-    earlier = f", or unfreeze an earlier layer group than {first}" if anywhere else ""
-    return f"tune {tuning.method!r}: {where} has no {layers}. Choose tune {others}{earlier}."
+        layers, remedy = "linear layers", "tune full or bias-norm"
+    if tuning.method == "lora" and trained_counts(split, boundary.name, replace(tuning, rank=1)):
+        layers, remedy = f"linear layers with more weights than an update of rank {tuning.rank}", "a smaller lora_rank"
+    if boundary.name == start or not trained_counts(split, start, tuning):
+        return f"tune {tuning.method!r}: the backbone has no {layers}. Choose {remedy}, or another backbone."
+    return (
+        f"tune {tuning.method!r}: the layers from {first} on have no {layers}. Choose {remedy}, or unfreeze an earlier "
+        f"layer group than {first}."
+    )
 
 
 def tuning_of(recipe: Recipe) -> Tuning:
