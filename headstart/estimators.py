@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence, Set
-from typing import Any, Self, cast
+from typing import Any, Self, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,7 @@ from headstart.backbone.pixel_net import FeatureNet, feature_shape
 from headstart.backbone.pooling import Pooling
 from headstart.backbone.weights import DEFAULT_BACKBONE, load_backbone
 from headstart.data.fingerprint import data_fingerprint
+from headstart.data.preprocessing import Fit
 from headstart.data.scan import scan
 from headstart.errors import DataError, InputError, OptionError, WeightsError, first_line
 from headstart.features.extract import compute_features
@@ -59,6 +60,8 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         backbone: name of a timm architecture; by default the backbone that works offline.
         weights: a weights file; None for the pretrained weights of the architecture.
         image_size: input height and width in pixels; None for the size that the weights were trained with.
+        image_fit: how an image is fitted into the input: "auto" (as the weights were trained), "crop", "pad" or
+            "squash". It is the option ``fit`` of a recipe; here, ``fit`` is a method.
         pool: "auto", "avg", "max", "avgmax", "token" or "flatten".
         cut: layer boundary to take the features from, as listed by ``headstart layers``; "" for the last layer.
         accept_license: whether weights may be used whose licence is restricted.
@@ -80,6 +83,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         *,
         weights: str | None = None,
         image_size: int | None = None,
+        image_fit: str = "auto",
         pool: str = "auto",
         cut: str = "",
         accept_license: bool = False,
@@ -88,6 +92,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.backbone = backbone
         self.weights = weights
         self.image_size = image_size
+        self.image_fit = image_fit
         self.pool = pool
         self.cut = cut
         self.accept_license = accept_license
@@ -149,6 +154,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         backbone: name of a timm architecture; by default the backbone that works offline.
         weights: a weights file; None for the pretrained weights of the architecture.
         image_size: input height and width in pixels; None for the size that the weights were trained with.
+        image_fit: how an image is fitted into the input: "auto" (as the weights were trained), "crop", "pad" or
+            "squash". It is the option ``fit`` of a recipe; here, ``fit`` is a method.
         pool: "auto", "avg", "max", "avgmax", "token" or "flatten".
         cut: layer boundary to take the features from, as listed by ``headstart layers``; "" for the last layer.
         accept_license: whether weights may be used whose licence is restricted.
@@ -177,6 +184,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         backbone: str = DEFAULT_BACKBONE,
         weights: str | None = None,
         image_size: int | None = None,
+        image_fit: str = "auto",
         pool: str = "auto",
         cut: str = "",
         accept_license: bool = False,
@@ -190,6 +198,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.backbone = backbone
         self.weights = weights
         self.image_size = image_size
+        self.image_fit = image_fit
         self.pool = pool
         self.cut = cut
         self.accept_license = accept_license
@@ -288,6 +297,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             backbone=self.backbone or None,
             weights=self.weights or None,
             image_size=self.image_size or None,
+            fit=_fit_of(self),
             pool=cast(Any, self.pool),
             cut=self.cut or None,
             accept_license=self.accept_license,
@@ -313,9 +323,16 @@ def _net(estimator: FeatureExtractor | ImageClassifier) -> FeatureNet:
         estimator.backbone,
         weights=estimator.weights or None,
         image_size=estimator.image_size or None,
+        fit=_fit_of(estimator),
         accept_license=estimator.accept_license,
     )
     return FeatureNet(backbone, FeatureSpec(_pooling(estimator), estimator.cut))
+
+
+def _fit_of(estimator: FeatureExtractor | ImageClassifier) -> Fit:
+    if estimator.image_fit not in get_args(Fit):
+        raise OptionError(f"image_fit {estimator.image_fit!r}: expected one of {', '.join(get_args(Fit))}.")
+    return cast(Fit, estimator.image_fit)
 
 
 def _pooling(estimator: FeatureExtractor | ImageClassifier) -> Pooling:

@@ -211,6 +211,11 @@ def path_of(text: str) -> str:
     return path if os.path.lexists(path) else text
 
 
+def last_part(path: str) -> str:
+    """The name of a file or folder, by the rules of any system."""
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1] or "."
+
+
 def _unicode(value: Any) -> Any:
     if isinstance(value, str):
         return unicode_text(value)

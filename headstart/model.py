@@ -146,7 +146,7 @@ class Model:
 
     def _repr_html_(self) -> str:
         """Scores, classes and parts as two tables, for a notebook."""
-        size, backbone = self.preprocessing, self.net.backbone
+        backbone = self.net.backbone
         names = ", ".join(self.classes[:SHOWN_CLASSES]) + (", ..." if len(self.classes) > SHOWN_CLASSES else "")
         scored = [
             [
@@ -161,7 +161,7 @@ class Model:
             ["backbone", f"{backbone.architecture}, {backbone.parameters:,} weights, from {backbone.source}"],
             ["licence of the pretrained weights", license_text(backbone.license)],
             ["head", f"{sum(t.numel() for t in self.head.state_dict().values()):,} weights"],
-            ["input", f"{size.height} x {size.width} pixels"],
+            ["input", self.preprocessing.sentence],
         ]
         metric = "accuracy" if self.thresholds is None else "all labels correct"
         figures = table(["set", metric, "95 % CI"], scored) if scored else ""

@@ -151,6 +151,18 @@ def test_fitted_estimators_are_pickled(
     assert np.array_equal(fresh.fit(paths, labels).predict_proba(paths), expected)
 
 
+def test_an_unknown_fit_is_refused_by_the_name_of_the_argument(
+    small: tuple[list[str], list[str], dict[str, Any]],
+) -> None:
+    paths, labels, arguments = small
+    for estimator in (hs.FeatureExtractor, hs.ImageClassifier):
+        with pytest.raises(OptionError, match="image_fit 'stretch': expected one of auto, crop, pad, squash"):
+            estimator(**arguments, image_fit="stretch").fit(paths, labels)
+    pad = hs.ImageClassifier(**arguments, image_fit="pad").fit(paths, labels)
+    assert pad.as_model().recipe.fit == "pad"
+    assert pickle.loads(pickle.dumps(pad)).net_.backbone.preprocessing.crop_mode == "border"
+
+
 def test_a_fitted_extractor_is_pickled(small: tuple[list[str], list[str], dict[str, Any]]) -> None:
     paths, _, arguments = small
     extractor = hs.FeatureExtractor(**arguments).fit(paths)

@@ -27,7 +27,7 @@ from headstart.backbone.names import default_image_size, image_size_note, resolu
 from headstart.backbone.offline_packages import OFFLINE_PACKAGES, offline_name, offline_state
 from headstart.backbone.timm_layers import recompute_position_biases
 from headstart.backbone.weight_files import MatchedWeights, match_weights
-from headstart.data.preprocessing import CropMode, Preprocessing
+from headstart.data.preprocessing import CropMode, Fit, Preprocessing
 from headstart.errors import OptionError, WeightsError
 from headstart.files import user_path
 from headstart.progress import Progress, SilentProgress
@@ -89,6 +89,14 @@ class Backbone:
         """Number of weights, without BatchNorm statistics."""
         return sum(p.numel() for p in self.module.parameters())
 
+    def with_fit(self, fit: Fit) -> Backbone:
+        """The backbone with another way to fit an image into its input.
+
+        Raises:
+            OptionError: no such fit.
+        """
+        return replace(self, preprocessing=self.preprocessing.with_fit(fit))
+
     def fine_tuned(self, module: nn.Module, boundary: str) -> Backbone:
         """The backbone after fine-tuning.
 
@@ -106,6 +114,7 @@ def load_backbone(
     weights: str | Path | None = None,
     image_size: int | None = None,
     accept_license: bool = False,
+    fit: Fit = "auto",
     progress: Progress | None = None,
 ) -> Backbone:
     """Loads a pretrained backbone.
@@ -121,11 +130,12 @@ def load_backbone(
         image_size: side of the square input in pixels; default: the size that the weights were trained with, see
             ``names.default_image_size``.
         accept_license: whether weights may be used whose licence is restricted, see ``licenses.RESTRICTED``.
+        fit: how an image is fitted into the input: "auto" (as the weights were trained), "crop", "pad" or "squash".
         progress: receives the progress of a download.
 
     Raises:
         LicenseError: the licence of the weights is restricted, and was not accepted.
-        OptionError: no such architecture, or it does not support this image size.
+        OptionError: no such architecture or fit, or it does not support this image size.
         WeightsError: the weights cannot be read or do not fit (lists the keys that differ), contain values that are not
             finite, or give the same features for every image.
     """
@@ -140,6 +150,7 @@ def load_backbone(
         backbone = _from_package(offline, image_size)
     else:
         backbone = _from_hub(resolved, image_size, progress or SilentProgress())
+    backbone = backbone.with_fit(fit)
     return replace(backbone, license=license, notes=(*filter(None, notes), *backbone.notes))
 
 
@@ -149,6 +160,7 @@ def load_with_classifier(
     weights: str | Path | None = None,
     image_size: int | None = None,
     accept_license: bool = False,
+    fit: Fit = "auto",
     progress: Progress | None = None,
 ) -> tuple[Backbone, PretrainedClassifier]:
     """Loads a pretrained backbone and the classifier that it was trained with; see ``load_backbone``.
@@ -159,7 +171,7 @@ def load_with_classifier(
         WeightsError: the weights cannot be read, do not fit, or contain no classifier.
     """
     backbone = load_backbone(
-        name, weights=weights, image_size=image_size, accept_license=accept_license, progress=progress
+        name, weights=weights, image_size=image_size, fit=fit, accept_license=accept_license, progress=progress
     )
     name = resolve_architecture(name)
     image_size = image_size or default_image_size(name)
@@ -191,11 +203,11 @@ def _class_names(module: nn.Module, count: int) -> tuple[str, ...]:
     return tuple(f"{info.index_to_label_name(i)} {info.index_to_description(i).split(',')[0]}" for i in range(count))
 
 
-def random_backbone(name: str, *, image_size: int | None = None, seed: int = 0) -> Backbone:
+def random_backbone(name: str, *, image_size: int | None = None, fit: Fit = "auto", seed: int = 0) -> Backbone:
     """A backbone with random weights, for training from scratch and for tests; no file is read.
 
     Raises:
-        OptionError: no such architecture, or it does not support this image size.
+        OptionError: no such architecture or fit, or it does not support this image size.
     """
     name = resolve_architecture(name)
     image_size = image_size or default_image_size(name)
@@ -203,7 +215,7 @@ def random_backbone(name: str, *, image_size: int | None = None, seed: int = 0) 
         torch.manual_seed(seed)
         module = build_architecture(name, image_size=image_size)
     backbone = _finish(name, module, source=f"random, seed {seed}", image_size=image_size)
-    return replace(backbone, license=NOT_PRETRAINED)
+    return replace(backbone, license=NOT_PRETRAINED).with_fit(fit)
 
 
 class _SkipInitialisation(TorchFunctionMode):

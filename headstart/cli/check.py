@@ -49,7 +49,7 @@ SHOWN_ITEMS = 8
     help="Check only the files, without computing features: faster, but label errors and outliers are not found.",
 )
 @device_option
-@recipe_options("backbone", "image_size", first=True)
+@recipe_options("backbone", "image_size", "fit", first=True)
 @recipe_options("value_range", "val", "test", "seed", "weights", "accept_license")
 @column_options
 @json_option(group="output")

@@ -61,7 +61,7 @@ METHODS = "probes,heads,depths,batchnorm,weights"
 )
 @ignore_unknown_option
 @device_option
-@recipe_options("backbone", "weights", "accept_license", "image_size", first=False)
+@recipe_options("backbone", "weights", "accept_license", "image_size", "fit", first=False)
 @recipe_options("balance_classes", "flip", "val", "test", "seed", first=False)
 @column_options
 @json_option(group="output")

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @click.command("extract", cls=Command)
 @data_argument
 @out_option("File to write (.npz or .parquet).", required=True)
-@recipe_options("backbone", "weights", "accept_license", "image_size", "pool", "cut", first=True)
+@recipe_options("backbone", "weights", "accept_license", "image_size", "fit", "pool", "cut", first=True)
 @device_option
 @column_options
 @json_option()
@@ -52,6 +52,7 @@ def extract_command(data: Path, out: Path, device: str, as_json: bool, **options
         backbone=chosen["backbone"] or "",
         weights=chosen["weights"],
         image_size=chosen["image_size"],
+        fit=chosen["fit"],
         pool=chosen["pool"],
         cut=chosen["cut"] or "",
         accept_license=chosen["accept_license"],
@@ -91,9 +92,11 @@ def layers_command(
     BACKBONE is a timm architecture, for example resnet50. The size of a boundary's activation is given in half
     precision; its cost is the fraction of the forward pass before it; the weights after it exclude the classifier.
     The last three columns are the weights that are trained with --tune full, bias-norm and lora.
+    The operations for an image are those of the backbone without the classifier.
     """
     chosen = checked_options({"image_size": image_size})
     with importing():
+        from headstart.backbone.compute_cost import compute_cost
         from headstart.backbone.layers import freeze, layer_groups
         from headstart.backbone.names import default_image_size, resolve_architecture
         from headstart.backbone.split import SplittableBackbone
@@ -110,10 +113,13 @@ def layers_command(
     split = SplittableBackbone(headless, height=expected.height, width=expected.width)
     tunings = (Tuning(), Tuning("bias-norm"), Tuning("lora"))
     trained = {str(tuning.method): trained_by_boundary(split, tuning) for tuning in tunings}
+    is_square = expected.height == expected.width
+    gmacs = compute_cost(backbone, expected.height).gmacs if is_square else None
     if as_json:
-        print_json(_document(backbone, groups, split, trained))
+        print_json(_document(backbone, groups, split, trained) | {"gmacs": gmacs})
         return
-    print(f"{backbone}, images of {expected.height} x {expected.width} pixels")
+    cost = "" if gmacs is None else f": {gmacs:.3g} billion multiply-accumulate operations (GMACs) for an image"
+    print(f"{backbone}, images of {expected.height} x {expected.width} pixels{cost}")
     _print_groups(groups)
     _print_boundaries(split, trained)
 

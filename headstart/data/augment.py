@@ -1,4 +1,9 @@
-"""Data augmentation: seeded views of an image, each a pure function of image, view number and seed."""
+"""Data augmentation: seeded views of an image, each a pure function of image, view number and seed.
+
+Views look like what prediction sees. Where images are cropped to their center, a view is a crop of the network's aspect
+ratio. Where the whole image is shown (crop modes "squash" and "border"), a view is a part of it, enlarged to the place
+of the whole in the input: it is distorted as much, or has the same padding.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +18,17 @@ import numpy as np
 from PIL import Image
 
 from headstart.data.decode import decode
-from headstart.data.preprocessing import Preprocessing, Rgb
+from headstart.data.preprocessing import Preprocessing, Rgb, crop_or_pad, shown_size
 from headstart.errors import OptionError
 
-AUGMENT_VERSION = 1
+AUGMENT_VERSION = 2
 """Incremented whenever ``view`` gives other pixels; part of every cache key (``Augmentation.describe``)."""
 
 SHRINKS_FROM = 1.1
 """Input pixels per output pixel above which a crop is downsampled with antialiasing before it is rotated."""
+
+Box = tuple[float, float, float, float]
+"""(left, top, right, bottom) in pixels."""
 
 _LUMA = (0.299, 0.587, 0.114)
 """Weights of R, G and B in grey (ITU-R 601-2, as in Pillow's mode "L")."""
@@ -34,8 +42,10 @@ class Augmentation:
         flip: whether half of the views are flipped horizontally; False if left and right matter.
         scale: (low, high) share of the image's area that the crop keeps, uniform, 0 < low <= high <= 1. It keeps less
             if a rotated crop of an allowed ratio does not fit into the image.
-        ratio: (low, high) width / height of the crop relative to that of the network's input, log-uniform.
-        rotate: largest rotation angle in degrees to either side, uniform, 0-180.
+        ratio: (low, high) width / height of the crop, log-uniform: relative to that of the network's input, or to that
+            of the image where the whole image is shown.
+        rotate: largest rotation angle in degrees to either side, uniform, 0-180. In a padded image it is less by the
+            share of the input that the image fills, so that a wide image need not be cut further than a square one.
         colour: brightness, contrast and saturation are each multiplied by a factor that is uniform in
             [1 - colour, 1 + colour], 0 <= colour < 1; 0: unchanged.
 
@@ -75,8 +85,8 @@ def view(
 ) -> Rgb:
     """One view: random crop, resize, rotation, flip and colour jitter.
 
-    The same arguments give the same bits in every thread and process. A view contains only pixels of the image: corners
-    are never filled, for any ``crop_mode``.
+    The same arguments give the same bits in every thread and process. Rotation never fills corners: a view contains
+    only pixels of the image, and with crop mode "border" bars as in ``preprocessing.resize_and_crop``.
 
     Args:
         image: mode RGB, upright, of any size.
@@ -90,11 +100,13 @@ def view(
         (height, width, 3) uint8, 0-255.
     """
     random = _Random(key, number, seed)
-    angle = math.radians(augmentation.rotate * (2 * random.angle - 1))
+    size = shown_size(image.size, preprocessing)
+    filled = min(size[0] / preprocessing.width, size[1] / preprocessing.height)
+    angle = math.radians(augmentation.rotate * (2 * random.angle - 1)) * filled
     flip = augmentation.flip and random.flip < 0.5
-    size = (preprocessing.width, preprocessing.height)
     frame = _frame(size, angle)
-    box = _box(image.size, size, frame, random, augmentation)
+    drawn_on = image.size if preprocessing.crop_mode == "center" else size
+    box = _scaled(_box(drawn_on, size, frame, random, augmentation), drawn_on, image.size)
     if angle and max((box[2] - box[0]) / frame[0], (box[3] - box[1]) / frame[1]) <= SHRINKS_FROM:
         image = _turn(image, box, size, frame, angle, flip=flip)
     else:
@@ -103,7 +115,7 @@ def view(
             image = _turn(image, (0, 0, *frame), size, frame, angle, flip=flip)
         elif flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return np.asarray(_recolour(image, random, augmentation.colour) if augmentation.colour else image)
+    return crop_or_pad(_recolour(image, random, augmentation.colour) if augmentation.colour else image, preprocessing)
 
 
 def views(
@@ -175,20 +187,20 @@ def _frame(size: tuple[int, int], angle: float) -> tuple[int, int]:
 
 
 def _box(
-    image_size: tuple[int, int],
+    region: tuple[int, int],
     size: tuple[int, int],
     frame: tuple[int, int],
     random: _Random,
     augmentation: Augmentation,
-) -> tuple[float, float, float, float]:
-    """(left, top, right, bottom) of the bounding box of the crop in pixels, always inside the image.
+) -> Box:
+    """The bounding box of the crop, always inside the region: the image, or the resized whole image.
 
     torchvision tries ten crops and falls back to the center. Here the ratio is drawn from those that fit; if none fits,
     the largest crop with the nearest allowed ratio is used.
     """
     grow_x, grow_y = frame[0] / size[0], frame[1] / size[1]
-    most_w, most_h = image_size[0] / grow_x, image_size[1] / grow_y
-    area = _between(*augmentation.scale, random.scale) * image_size[0] * image_size[1]
+    most_w, most_h = region[0] / grow_x, region[1] / grow_y
+    area = _between(*augmentation.scale, random.scale) * region[0] * region[1]
     aspect = size[0] / size[1]
     lowest, highest = (bound * aspect for bound in augmentation.ratio)
     low, high = max(lowest, area / most_h**2), min(highest, most_w**2 / area)
@@ -197,15 +209,22 @@ def _box(
     else:
         ratio = min(max(most_w / most_h, lowest), highest)
         area = min(area, most_w**2 / ratio, most_h**2 * ratio)
-    width = min(math.sqrt(area * ratio) * grow_x, image_size[0])
-    height = min(math.sqrt(area / ratio) * grow_y, image_size[1])
-    left, top = random.left * (image_size[0] - width), random.top * (image_size[1] - height)
-    return left, top, min(left + width, image_size[0]), min(top + height, image_size[1])
+    width = min(math.sqrt(area * ratio) * grow_x, region[0])
+    height = min(math.sqrt(area / ratio) * grow_y, region[1])
+    left, top = random.left * (region[0] - width), random.top * (region[1] - height)
+    return left, top, min(left + width, region[0]), min(top + height, region[1])
+
+
+def _scaled(box: Box, region: tuple[int, int], image_size: tuple[int, int]) -> Box:
+    """A box of the region in pixels of the image; multiplied first, so that the rounding never exceeds the image."""
+    (width, height), (image_w, image_h) = region, image_size
+    left, top, right, bottom = box
+    return left * image_w / width, top * image_h / height, right * image_w / width, bottom * image_h / height
 
 
 def _turn(
     image: Image.Image,
-    box: tuple[float, float, float, float],
+    box: Box,
     size: tuple[int, int],
     frame: tuple[int, int],
     angle: float,

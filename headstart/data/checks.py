@@ -11,6 +11,7 @@ from headstart.data.dataset import Dataset
 from headstart.data.duplicates import DuplicatePair
 from headstart.data.finding import Finding, Severity
 from headstart.data.image_formats import has_expected_suffix
+from headstart.data.preprocessing import CropMode
 from headstart.data.quality import describe_unused_bits, quality_issues, unused_bits
 from headstart.data.scan import Scan
 from headstart.data.splits import Split
@@ -33,6 +34,7 @@ class CheckInput:
         duplicates: pairs of positions.
         counts: split name -> class name -> number of images.
         is_scaled: whether deep images were scaled by a measured value range.
+        crop_mode: how images are fitted into the network's input.
     """
 
     dataset: Dataset
@@ -41,6 +43,7 @@ class CheckInput:
     duplicates: tuple[DuplicatePair, ...]
     counts: dict[str, dict[str, int]]
     is_scaled: bool = False
+    crop_mode: CropMode = "center"
 
 
 Check = Callable[[CheckInput], list[Finding]]
@@ -155,7 +158,7 @@ def _bit_depth(given: CheckInput) -> list[Finding]:
 def _quality(given: CheckInput) -> list[Finding]:
     """Blank, dark, bright, blurred and tiny images, and extreme aspect ratios."""
     found = []
-    for issue in quality_issues(given.scanned, is_scaled=given.is_scaled):
+    for issue in quality_issues(given.scanned, is_scaled=given.is_scaled, crop_mode=given.crop_mode):
         count = len(issue.positions)
         if issue.is_typical:
             message = (

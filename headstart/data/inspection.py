@@ -10,7 +10,7 @@ from headstart.data.checks import CHECKS, CheckInput
 from headstart.data.dataset import SPLITS, Dataset, open_data
 from headstart.data.duplicates import DuplicatePair, find_duplicates
 from headstart.data.finding import Finding, Severity
-from headstart.data.preprocessing import Preprocessing
+from headstart.data.preprocessing import CropMode, Preprocessing
 from headstart.data.scan import Scan, scan
 from headstart.data.splits import Split, SplitShares, make_split, split_counts
 from headstart.errors import DataError
@@ -93,7 +93,8 @@ def inspect(
     duplicates = tuple(find_duplicates(scanned))
     split = make_split(dataset, scanned, duplicates, seed=seed, shares=shares)
     is_scaled = preprocessing is not None and preprocessing.value_range is not None
-    given = CheckInput(dataset, scanned, split, duplicates, split_counts(dataset, split), is_scaled)
+    crop_mode: CropMode = "center" if preprocessing is None else preprocessing.crop_mode
+    given = CheckInput(dataset, scanned, split, duplicates, split_counts(dataset, split), is_scaled, crop_mode)
     findings = by_severity(finding for check in CHECKS for finding in check(given))
     return Inspection(dataset, scanned, split, duplicates, findings)
 

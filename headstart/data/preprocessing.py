@@ -5,17 +5,17 @@ Training, prediction, serving and exported files use the same definition (``expo
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from headstart.data.bit_depth import ValueRange
-from headstart.errors import LargeImage, UnreadableImage
+from headstart.errors import LargeImage, OptionError, UnreadableImage
 
-DECODER_VERSION = 3
+DECODER_VERSION = 4
 """Incremented whenever ``decode`` or ``resize_and_crop`` gives other pixels; part of every cache key."""
 
 MIN_DECODED_SIDE = 256
@@ -26,6 +26,12 @@ MAX_RESIZED_PIXELS = 100_000_000
 8 GB."""
 
 CropMode = Literal["center", "squash", "border"]
+
+Fit = Literal["auto", "crop", "pad", "squash"]
+"""How an image is fitted into the network's input: "auto" as the weights were trained, "crop" to its center, "pad" the
+whole image with bars in the mean colour, "squash" the whole image without keeping its aspect ratio."""
+
+_CROP_MODES: dict[Fit, CropMode] = {"crop": "center", "pad": "border", "squash": "squash"}
 
 Rgb = npt.NDArray[np.uint8]
 """(H, W, 3) uint8, 0-255, RGB, upright."""
@@ -50,7 +56,7 @@ class Preprocessing:
     Attributes:
         height: input height of the network in pixels.
         width: input width of the network in pixels.
-        crop_pct: side of the crop relative to the resized image, in (0, 1].
+        crop_pct: side of the crop relative to the resized image, in (0, 1]; 1 where the whole image is to be seen.
         crop_mode: "center" (resize the shorter side, crop the center), "squash" (resize both sides, crop the center)
             or "border" (resize the longer side, pad with the mean colour).
         interpolation: resampling filter, one of ``INTERPOLATIONS``.
@@ -93,6 +99,30 @@ class Preprocessing:
         r, g, b = (min(255, round(255 * m)) for m in self.mean)
         return r, g, b
 
+    def with_fit(self, fit: Fit) -> Preprocessing:
+        """The same input with another way to fit an image in. "pad" and "squash" cut nothing off.
+
+        Raises:
+            OptionError: no such fit.
+        """
+        if fit == "auto":
+            return self
+        if fit not in _CROP_MODES:
+            raise OptionError(f"fit {fit!r}: expected one of {', '.join(get_args(Fit))}.")
+        crop_pct = self.crop_pct if fit == "crop" else 1.0
+        return replace(self, crop_mode=_CROP_MODES[fit], crop_pct=crop_pct)
+
+    @property
+    def sentence(self) -> str:
+        """One sentence for the user: how an image is fitted into the input."""
+        size, resized = (f"{h} x {w} pixels" for h, w in ((self.height, self.width), self.resize_to))
+        if self.crop_mode == "center":
+            return f"Images are resized to cover {resized} and cropped to the central {size}."
+        images, crop = ("Whole images", "") if size == resized else ("Images", f", cropped to the central {size}")
+        if self.crop_mode == "squash":
+            return f"{images} are resized to {resized} without keeping their aspect ratio{crop}."
+        return f"{images} are resized to fit into {resized}{crop} and padded with the mean colour."
+
 
 def resize_and_crop(image: Image.Image, preprocessing: Preprocessing, *, max_decoded_pixels: int | None = None) -> Rgb:
     """The pixels that the network sees.
@@ -112,7 +142,7 @@ def resize_and_crop(image: Image.Image, preprocessing: Preprocessing, *, max_dec
         UnreadableImage: the aspect ratio is so extreme that the resized image exceeds ``MAX_RESIZED_PIXELS``.
         LargeImage: the resized image exceeds ``max_decoded_pixels``.
     """
-    new_w, new_h = _resized(image, preprocessing)
+    new_w, new_h = _resized(image.size, preprocessing)
     largest = new_w * max(new_h, image.height)
     if largest > MAX_RESIZED_PIXELS:
         raise UnreadableImage("", f"aspect ratio too extreme: {image.width:,} x {image.height:,} pixels")
@@ -123,30 +153,58 @@ def resize_and_crop(image: Image.Image, preprocessing: Preprocessing, *, max_dec
         image = image.resize((new_w, image.height), resample)
     if image.height != new_h:
         image = image.resize((new_w, new_h), resample)
-    return _crop(image, preprocessing)
+    return crop_or_pad(image, preprocessing)
 
 
-def _crop(image: Image.Image, preprocessing: Preprocessing) -> Rgb:
-    """The center of the resized image; padded if it is smaller than the input."""
+def crop_or_pad(image: Image.Image, preprocessing: Preprocessing) -> Rgb:
+    """The center of a resized image; padded with ``fill`` where it is smaller than the input.
+
+    Args:
+        image: resized RGB of any size.
+        preprocessing: size of the input, and colour of the padding.
+
+    Returns:
+        (height, width, 3) uint8, 0-255.
+    """
     height, width = preprocessing.height, preprocessing.width
-    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
-    if left < 0 or top < 0:
+    left, top = _offset(image.width, width), _offset(image.height, height)
+    if image.width < width or image.height < height:
         canvas = Image.new("RGB", (width, height), preprocessing.fill)
         canvas.paste(image, (-left, -top))
         return np.asarray(canvas)
     return np.asarray(image.crop((left, top, left + width, top + height)))
 
 
-def _resized(image: Image.Image, preprocessing: Preprocessing) -> tuple[int, int]:
+def shown_size(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int]:
+    """The part of the input that shows the image, without the padding of crop mode "border".
+
+    Args:
+        size: (width, height) of the image in pixels.
+        preprocessing: size of the input and crop mode.
+
+    Returns:
+        (width, height) in pixels.
+    """
+    if preprocessing.crop_mode == "border":
+        return _resized(size, replace(preprocessing, crop_pct=1.0))
+    return preprocessing.width, preprocessing.height
+
+
+def _offset(length: int, count: int) -> int:
+    """Start of the ``count`` central pixels of ``length``; negative where they are padded. Rounded as timm rounds."""
+    return -((count - length) // 2) if length < count else round((length - count) / 2)
+
+
+def _resized(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int]:
     """(width, height) of the resized image, before the crop; rounded as timm rounds."""
-    scale_h, scale_w = preprocessing.resize_to
+    (width, height), (scale_h, scale_w) = size, preprocessing.resize_to
     if preprocessing.crop_mode == "squash":
         return scale_w, scale_h
     if preprocessing.crop_mode == "border":
-        ratio = max(image.height / scale_h, image.width / scale_w)
-        return max(1, round(image.width / ratio)), max(1, round(image.height / ratio))
+        ratio = max(height / scale_h, width / scale_w)
+        return max(1, round(width / ratio)), max(1, round(height / ratio))
     if scale_h == scale_w:
-        short = min(image.size)
-        return int(scale_w * image.width / short), int(scale_h * image.height / short)
-    ratio = min(image.height / scale_h, image.width / scale_w)
-    return max(preprocessing.width, round(image.width / ratio)), max(preprocessing.height, round(image.height / ratio))
+        short = min(size)
+        return int(scale_w * width / short), int(scale_h * height / short)
+    ratio = min(height / scale_h, width / scale_w)
+    return max(preprocessing.width, round(width / ratio)), max(preprocessing.height, round(height / ratio))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from headstart.data.preprocessing import CropMode
 from headstart.data.scan import Scan
 
 BLANK_RANGE = 12
@@ -30,6 +31,13 @@ TINY_BELOW = 64
 
 EXTREME_BELOW = 0.35
 """Ratio of the shorter to the longer side; a center crop shows about a third of the image. Source: cleanvision."""
+
+EXTREME_SHOWN: dict[CropMode, str] = {
+    "center": "the centre crop shows a third of the image or less, fit pad (--fit pad) shows all of it",
+    "border": "most of the network's input is padding",
+    "squash": "the network sees the image strongly distorted",
+}
+"""What the network sees of an extremely long or wide image."""
 
 TYPICAL_SHARE = 0.2
 """Share of the images above which an issue is typical of the data, and not a fault of single images."""
@@ -68,7 +76,7 @@ class _Rule:
 
     Attributes:
         kind: code of the finding.
-        words: see ``QualityIssue``.
+        words: see ``QualityIssue``; a format string, whose argument "shown" is from ``EXTREME_SHOWN``.
         reason: format string; its arguments are the measure's absolute value, and width w and height h.
         measure: facts -> (N,) severity; the most severe has the lowest value.
         limit: images with a measure below it have the issue.
@@ -135,7 +143,7 @@ RULES = (
     ),
     _Rule(
         "extreme-aspect-ratio",
-        "extremely long or wide: most of the image is cropped away",
+        "extremely long or wide: {shown}",
         "{w} x {h} pixels",
         lambda facts: _sides(facts)[0] / np.maximum(1, _sides(facts)[1]),
         EXTREME_BELOW,
@@ -166,28 +174,30 @@ def describe_unused_bits(count: int, bits: int, used: int) -> str:
     )
 
 
-def quality_issues(scanned: Scan, *, is_scaled: bool = False) -> list[QualityIssue]:
+def quality_issues(scanned: Scan, *, is_scaled: bool = False, crop_mode: CropMode = "center") -> list[QualityIssue]:
     """The quality issues of all usable images.
 
     Args:
         scanned: facts of N files.
         is_scaled: whether images of more than 8 bits per channel were scaled by a value range. If they were not and use
             few of their bits, rules on brightness are skipped.
+        crop_mode: how images are fitted into the network's input.
     """
     facts, usable = scanned.facts, scanned.usable
     judged = usable if is_scaled else usable & ~np.isin(facts["bits"], list(unused_bits(scanned)))
     blank = judged & (_BLANK.measure(facts) < _BLANK.limit)
-    found = [_issue(_BLANK, facts, blank, usable)]
+    found = [_issue(_BLANK, facts, blank, usable, crop_mode)]
     for rule in RULES:
         candidates = judged & ~blank if rule.of_tones else usable
-        found.append(_issue(rule, facts, candidates & (rule.measure(facts) < rule.limit), usable))
+        found.append(_issue(rule, facts, candidates & (rule.measure(facts) < rule.limit), usable, crop_mode))
     return [issue for issue in found if issue.positions]
 
 
-def _issue(rule: _Rule, facts: npt.NDArray[Any], mask: Mask, usable: Mask) -> QualityIssue:
+def _issue(rule: _Rule, facts: npt.NDArray[Any], mask: Mask, usable: Mask, crop_mode: CropMode) -> QualityIssue:
     values = rule.measure(facts)
     places = np.flatnonzero(mask)
     places = places[np.argsort(values[places], kind="stable")]
     reasons = tuple(rule.reason.format(abs(values[i]), w=facts["width"][i], h=facts["height"][i]) for i in places)
     is_typical = len(places) > max(1.0, TYPICAL_SHARE * usable.sum())
-    return QualityIssue(rule.kind, rule.words, tuple(places.tolist()), reasons, rule.is_fault, is_typical)
+    words = rule.words.format(shown=EXTREME_SHOWN[crop_mode])
+    return QualityIssue(rule.kind, words, tuple(places.tolist()), reasons, rule.is_fault, is_typical)

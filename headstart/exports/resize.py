@@ -172,7 +172,8 @@ class _Axis:
         groups = math.ceil(count / group)
         scale = _as_tensor(length) / new
         widened = scale.clamp(min=1)
-        places = torch.arange(groups * group, dtype=torch.float64) + ((new - count) / 2).round()
+        spare = (new - count) / 2  # negative where the image is padded; rounded as in ``preprocessing.crop_or_pad``
+        places = torch.arange(groups * group, dtype=torch.float64) + torch.where(spare < 0, spare.ceil(), spare.round())
         self.inside = (places >= 0) & (places < new)
         centres = ((places + 0.5) * scale).view(groups, group, 1)
         low = (centres - reach * widened + 0.5).trunc().clamp(min=0)

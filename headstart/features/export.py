@@ -17,6 +17,7 @@ from headstart.backbone.pooling import Pooling
 from headstart.backbone.weights import DEFAULT_BACKBONE, load_backbone
 from headstart.data.checks import reading_findings
 from headstart.data.dataset import Dataset, open_data
+from headstart.data.preprocessing import Fit
 from headstart.data.scan import Scan, scan
 from headstart.errors import DataError, OptionError
 from headstart.extras import importing_extra
@@ -36,6 +37,7 @@ def export_features(
     backbone: str = "",
     weights: str | Path | None = None,
     image_size: int | None = None,
+    fit: Fit = "auto",
     pool: Pooling = "auto",
     cut: str = "",
     accept_license: bool = False,
@@ -54,6 +56,7 @@ def export_features(
         backbone: a timm architecture; "" for the offline default.
         weights: path of a weights file.
         image_size: side of the input in pixels; default: that of the pretrained weights.
+        fit: how an image is fitted into the input: "auto" (as the weights were trained), "crop", "pad" or "squash".
         pool: see ``backbone.pooling.Pooling``, without "none".
         cut: boundary at which the backbone ends, as listed by ``headstart layers``; "": the whole backbone.
         accept_license: whether weights may be used whose licence is restricted.
@@ -77,6 +80,7 @@ def export_features(
         backbone or DEFAULT_BACKBONE,
         weights=weights,
         image_size=image_size,
+        fit=fit,
         accept_license=accept_license,
         progress=progress,
     )
@@ -86,8 +90,7 @@ def export_features(
     scanned = scan(dataset.files(), preprocessing=loaded.preprocessing, cache=cache, progress=progress)
     used = _readable(dataset, scanned, progress)
     keys = [scanned.keys[i] for i in used]
-    files = dataset.files()
-    sources = {scanned.keys[i]: files[i] for i in used}
+    sources = dict(zip(scanned.keys, dataset.files(), strict=True))
     store = compute_features(net, keys, sources=sources, device=device, cache=cache, progress=progress)
     columns = _columns(dataset, used)
     with output_file(file, FORMATS) as partial:

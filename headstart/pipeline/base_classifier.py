@@ -111,6 +111,7 @@ def load_base(recipe: Recipe, progress: Progress) -> BaseClassifier:
             recipe.backbone or DEFAULT_BACKBONE,
             weights=recipe.weights,
             image_size=recipe.image_size,
+            fit=recipe.fit,
             accept_license=recipe.accept_license,
             progress=progress,
         )

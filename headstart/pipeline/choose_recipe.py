@@ -28,8 +28,9 @@ from headstart.pipeline.inspect_images import (
 )
 from headstart.pipeline.load import Job, load
 from headstart.pipeline.plan import Planned, measure, plan
+from headstart.progress import Progress
 from headstart.runs.folder import PLAN_FILE, SELECTION_FILE
-from headstart.selection.candidates import Candidate, load_candidate
+from headstart.selection.candidates import Candidate, find_candidates, load_candidate
 from headstart.selection.search import SearchImages, search
 from headstart.training.ladder import EFFORTS
 from headstart.training.recipe import EffortName, Recipe, defaults
@@ -49,6 +50,11 @@ DECIDED = ("backbone", "weights", "image_size", "effort")
 """Options that the choice decides, and that a run which chooses cannot be given."""
 
 EXCLUDED = (*DECIDED, "extend", "scratch", "unfreeze", "tune", "lora_rank", "epochs", "cut", "probe", "head")
+
+
+def candidates_for(recipe: Recipe, wanted: str | Sequence[str], progress: Progress) -> tuple[Candidate, ...]:
+    """The candidates for a recipe whose backbone is to be chosen; arguments and errors as ``find_candidates``."""
+    return find_candidates(wanted, fit=recipe.fit, accept_license=recipe.accept_license, progress=progress)
 
 
 def choose_recipe(job: Job, found: Sequence[Candidate], minutes: float, folder: Path) -> Recipe:

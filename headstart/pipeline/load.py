@@ -72,15 +72,16 @@ def load(job: Job) -> Loaded:
     """
     started = time.monotonic()
     resolve_device(job.device)
-    recipe, image_size = job.recipe, job.recipe.image_size
+    recipe = job.recipe
     name = recipe.backbone or DEFAULT_BACKBONE
     if recipe.scratch:
-        backbone = random_backbone(name, image_size=image_size, seed=recipe.seed)
+        backbone = random_backbone(name, image_size=recipe.image_size, fit=recipe.fit, seed=recipe.seed)
     else:
         backbone = load_backbone(
             name,
             weights=recipe.weights,
-            image_size=image_size,
+            image_size=recipe.image_size,
+            fit=recipe.fit,
             accept_license=recipe.accept_license,
             progress=job.progress,
         )

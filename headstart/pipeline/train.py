@@ -18,6 +18,7 @@ from headstart.pipeline.base_classifier import BaseClassifier, find_rehearsal_im
 from headstart.pipeline.choose_layers import choose_and_fit
 from headstart.pipeline.choose_recipe import (
     OF_THE_USER,
+    candidates_for,
     check_minutes,
     choose_recipe,
     read_plan_file,
@@ -52,7 +53,6 @@ from headstart.runs.events import Listener, MistakesFound, RunFinished
 from headstart.runs.folder import Run, choose_run_folder, make_run_folder, write_start
 from headstart.runs.log import read_log
 from headstart.runs.status import remove_status, run_lock
-from headstart.selection.candidates import find_candidates
 from headstart.training.heads import logits_on
 from headstart.training.recipe import Recipe
 from headstart.training.recipe_options import RecipeOptions
@@ -108,9 +108,7 @@ def train(
     folder = choose_run_folder(out, dataset.root)
     events = run_events(folder, progress, listener)
     job = Job(dataset, recipe, device, cache, events)
-    found = (
-        () if minutes is None else find_candidates(candidates, accept_license=recipe.accept_license, progress=events)
-    )
+    found = () if minutes is None else candidates_for(recipe, candidates, events)
     setup = None if found else set_up(job, folder, events)
     try:
         make_run_folder(folder)

@@ -1,4 +1,4 @@
-"""Environment of a run: weights, library versions, processor and device, on which its exact result depends.
+"""Environment of a run: weights, preprocessing, library versions, processor and device, on which its result depends.
 
 A run can only be resumed in the environment in which it began.
 """
@@ -40,6 +40,7 @@ def conditions_of(recipe: Recipe, backbone: Backbone, device: str) -> Conditions
     if recipe.extend not in (None, PRETRAINED):
         found["model to extend"] = _sha256(user_path(recipe.extend))
     found["backbone"] = backbone.fingerprint
+    found["preprocessing"] = backbone.preprocessing.sentence.rstrip(".")
     found |= {f"version of {name}": version_of(name) for name in LIBRARIES}
     return found | {"device": _device(device), "processor": _processor()}
 

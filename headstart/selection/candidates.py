@@ -19,6 +19,7 @@ from headstart.backbone.licenses import license_of, license_of_file, require_acc
 from headstart.backbone.names import default_image_size, resolve_architecture
 from headstart.backbone.offline_packages import OFFLINE_PACKAGES, offline_file, offline_name
 from headstart.backbone.weights import Backbone, load_backbone
+from headstart.data.preprocessing import Fit
 from headstart.errors import LicenseError, OptionError, WeightsError, first_line
 from headstart.files import user_path
 from headstart.progress import Progress, SilentProgress, with_example
@@ -191,6 +192,7 @@ class Candidate:
         source: the same in words: the package, the repository on the hub, or the name of the file.
         download_bytes: size of the download; 0 if there is nothing to download.
         accept_license: whether the user accepts a licence that is restricted.
+        fit: how an image is fitted into the input, see ``preprocessing.Fit``.
     """
 
     architecture: str
@@ -204,12 +206,14 @@ class Candidate:
     source: str
     download_bytes: int = 0
     accept_license: bool = False
+    fit: Fit = "auto"
 
 
 def find_candidates(
     wanted: str | Sequence[str],
     *,
     image_size: int | None = None,
+    fit: Fit = "auto",
     accept_license: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Candidate, ...]:
@@ -224,6 +228,7 @@ def find_candidates(
             ``NAME=FILE``. A sequence can contain files with a comma in their name.
         image_size: side of the input in pixels for every candidate; default: that of the table, else that of the
             weights.
+        fit: how an image is fitted into the input of every candidate.
         accept_license: whether weights may be used whose licence is restricted. Without, such weights in the cache
             are left out.
         progress: receives a message about candidates in the cache that are left out.
@@ -241,7 +246,7 @@ def find_candidates(
         raise OptionError(
             f"candidates {wanted!r}: expected offline, cached, recommended, a name, or NAME=FILE, separated by commas."
         )
-    terms = _Terms(image_size, accept_license, progress or SilentProgress())
+    terms = _Terms(image_size, fit, accept_license, progress or SilentProgress())
     found: dict[tuple[str, Path | None], Candidate] = {}
     for candidate in (one for word in words for one in _candidates_of(word, terms)):
         found.setdefault((candidate.architecture, candidate.weights), candidate)
@@ -269,6 +274,7 @@ def load_candidate(candidate: Candidate, *, progress: Progress | None = None) ->
         candidate.architecture,
         weights=candidate.weights,
         image_size=candidate.image_size,
+        fit=candidate.fit,
         accept_license=candidate.accept_license,
         progress=progress,
     )
@@ -279,6 +285,7 @@ class _Terms:
     """Arguments of ``find_candidates`` that hold for every candidate."""
 
     image_size: int | None
+    fit: Fit
     accept_license: bool
     progress: Progress
 
@@ -341,7 +348,9 @@ def _by_name(name: str, terms: _Terms) -> Candidate:
         side = image_size or (declared.image_size if declared else _native_size(name))
         cost = compute_cost(name, side)
         parameters, gmacs = cost.parameters, cost.gmacs
-    return Candidate(name, None, side, parameters, gmacs, license, why, origin, source, size, terms.accept_license)
+    return Candidate(
+        name, None, side, parameters, gmacs, license, why, origin, source, size, terms.accept_license, terms.fit
+    )
 
 
 def _origin(name: str, config: Any) -> tuple[Origin, str, int]:
@@ -383,6 +392,7 @@ def _from_file(name: str, file: str, terms: _Terms) -> Candidate:
         origin="file",
         source=path.name,
         accept_license=terms.accept_license,
+        fit=terms.fit,
     )
 
 

@@ -85,7 +85,8 @@ class ModelInfo(BaseModel):
         description="Decision thresholds of a multi-label model, in the order of the classes."
     )
     backbone: str = Field(description="Architecture of the backbone.")
-    preprocessing: dict[str, Any] = Field(description="Size, interpolation and normalisation of the input.")
+    preprocessing: dict[str, Any] = Field(description="Size, crop, interpolation and normalisation of the input.")
+    fit: str = Field(description="How an image is fitted into the input, in words.")
     calibrated: bool = Field(description="Whether the probabilities are calibrated.")
     calibration: str = Field(description="How the probabilities were calibrated, or why they are not.")
     detects_out_of_distribution: bool = Field(description='Whether the model can answer "none of these".')
@@ -108,6 +109,7 @@ def model_info(model: Model, *, engine: str | None) -> ModelInfo:
         thresholds=None if model.thresholds is None else list(model.thresholds),
         backbone=model.net.backbone.architecture,
         preprocessing=preprocessing.pixel_key() | {"mean": preprocessing.mean, "std": preprocessing.std},
+        fit=preprocessing.sentence,
         calibrated=model.calibration.images > 0,
         calibration=model.calibration_text,
         detects_out_of_distribution=model.ood_detector is not None,

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from typing import Any, Literal, get_type_hints
 
 from headstart.errors import OptionError
+from headstart.files import last_part
 from headstart.hub import is_address
 from headstart.training.former_options import FORMER_AUTO, RENAMED, WITHOUT_EFFECT, with_current_names
 from headstart.training.head_spec import LINEAR
-from headstart.training.option import (
-    Name,
-    Option,
-    Range,
-    as_type,
-    check_limits,
-    declaration_of,
-    option,
-    python_name,
-)
+from headstart.training.option import Name, Option, Range, as_type, check_limits, declaration_of, option, python_name
 from headstart.training.recipe_rules import (
     LAST_LAYER,
     LOGISTIC,
@@ -38,6 +29,7 @@ PoolName = Literal["auto", "avg", "max", "avgmax", "token", "flatten"]
 ProbeName = Literal["logistic", "svm", "rbf", "knn", "centroid"]
 RangeName = Literal["full", "data"]
 TuneName = Literal["auto", "full", "bias-norm", "lora"]
+FitName = Literal["auto", "crop", "pad", "squash"]
 
 LORA_RANK = 8
 """Default rank of LoRA, as in most comparisons on vision transformers; not measured here."""
@@ -106,6 +98,13 @@ class Recipe:
         metavar="PIXELS",
         is_basic=True,
     )
+    fit: FitName = option(
+        "auto",
+        "features",
+        "How an image is fitted into the input. crop: centre crop. pad: the whole image with bars in the mean colour. "
+        "squash: the whole image, aspect ratio not kept. auto: as the weights were trained, usually crop. Use pad or "
+        "squash if the centre crop cuts off what matters.",
+    )
     pool: PoolName = option(
         "auto",
         "features",
@@ -123,8 +122,7 @@ class Recipe:
         None,
         "features",
         "Earlier layers whose averages are added to the features: names of layer boundaries, separated by commas "
-        "(headstart layers lists them), or last for the last layer alone. They help with images unlike those that the "
-        "backbone was trained on, and take no extra time.",
+        "(headstart layers lists them), or last for the last layer alone. They help with images unlike ImageNet.",
         auto="chosen by cross-validation if the classifier is a linear probe, else the last layer alone",
         metavar="LAYERS",
         excludes=("cut", "extend"),
@@ -405,8 +403,8 @@ class Recipe:
             raise OptionError(f"recipe: expected a headstart.Recipe, got {type(recipe).__name__}.")
         if recipe is not None and options:
             raise OptionError(f"give a recipe or single options ({', '.join(options)}), not both.")
-        if former := [name for name in options if name in RENAMED]:
-            raise OptionError(f"{former[0]}: this option is called {RENAMED[former[0]]}.")
+        for former in RENAMED.keys() & options.keys():
+            raise OptionError(f"{former}: this option is called {RENAMED[former]}.")
         try:
             return recipe or cls(**options)
         except TypeError as error:
@@ -420,15 +418,14 @@ class Recipe:
     @property
     def named_layers(self) -> tuple[str, ...]:
         """The earlier layers that ``layers`` names; none for "last" and where they are chosen."""
-        if self.layers in (None, LAST_LAYER):
-            return ()
-        return tuple(dict.fromkeys(name.strip() for name in str(self.layers).split(",") if name.strip()))
+        named = "" if self.layers in (None, LAST_LAYER) else str(self.layers)
+        return tuple(dict.fromkeys(name.strip() for name in named.split(",") if name.strip()))
 
     @property
     def chooses_layers(self) -> bool:
         """Whether cross-validation decides if features of earlier layers are used."""
-        is_probe = self.head == LINEAR and self.probe == LOGISTIC
-        return self.layers is None and is_probe and not (self.cut or self.scratch or self.extend)
+        is_probe = self.layers is None and self.head == LINEAR and self.probe == LOGISTIC
+        return is_probe and not (self.cut or self.scratch or self.extend)
 
     @property
     def min_classes(self) -> int:
@@ -443,7 +440,7 @@ class Recipe:
 
     def without_paths(self) -> Recipe:
         """The recipe for publication: files and folders by their names alone."""
-        names: dict[str, Any] = {name: _last_part(path) for name, path in self.paths.items()}
+        names: dict[str, Any] = {name: last_part(path) for name, path in self.paths.items()}
         return replace(self, **names)
 
     def as_json(self) -> dict[str, Any]:
@@ -493,8 +490,3 @@ def check_options(values: Mapping[str, Any], shown: Name = python_name) -> None:
         check_limits(name, values[name], option_types()[name], declared.limits, shown)
     given = [name for name in options_of() if values[name] != defaults()[name]]
     check_combinations(values, given, options_of(), shown)
-
-
-def _last_part(path: str) -> str:
-    """The name of a file or folder, by the rules of any system."""
-    return re.split(r"[/\\]", path.rstrip("/\\"))[-1] or "."

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TypedDict
 
-from headstart.training.recipe import EffortName, PoolName, ProbeName, RangeName, TuneName
+from headstart.training.recipe import EffortName, FitName, PoolName, ProbeName, RangeName, TuneName
 
 
 class RecipeOptions(TypedDict, total=False):
@@ -35,6 +35,11 @@ class RecipeOptions(TypedDict, total=False):
     """Side of the square input in pixels. Larger inputs show finer detail and take longer. Default: auto (the size
     that the weights were trained with)."""
 
+    fit: FitName
+    """How an image is fitted into the input. crop: centre crop. pad: the whole image with bars in the mean colour.
+    squash: the whole image, aspect ratio not kept. auto: as the weights were trained, usually crop. Use pad or
+    squash if the centre crop cuts off what matters. Default: auto."""
+
     pool: PoolName
     """Pooling of the backbone's feature map into one vector. auto: as the weights were trained. Default: auto."""
 
@@ -44,9 +49,8 @@ class RecipeOptions(TypedDict, total=False):
 
     layers: str | None
     """Earlier layers whose averages are added to the features: names of layer boundaries, separated by commas
-    (headstart layers lists them), or last for the last layer alone. They help with images unlike those that the
-    backbone was trained on, and take no extra time. Default: auto (chosen by cross-validation if the classifier is
-    a linear probe, else the last layer alone)."""
+    (headstart layers lists them), or last for the last layer alone. They help with images unlike ImageNet. Default:
+    auto (chosen by cross-validation if the classifier is a linear probe, else the last layer alone)."""
 
     value_range: RangeName
     """Scaling of images with more than 8 bits per channel. full: the full range of the file's type. data: the 0.5th

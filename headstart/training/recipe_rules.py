@@ -95,7 +95,7 @@ def _check_extending(values: Mapping[str, Any], given: Sequence[str], shown: Nam
     """A model that is extended determines its backbone and its preprocessing."""
     if values["extend"] in (None, PRETRAINED):
         return
-    for name in ("backbone", "weights", "image_size", "value_range"):
+    for name in ("backbone", "weights", "image_size", "fit", "value_range"):
         if name in given:
             raise OptionError(
                 f"{shown(name)}: cannot be combined with {shown('extend')}; extending keeps the backbone and the "

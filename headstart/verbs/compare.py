@@ -92,6 +92,7 @@ COMPARE_OPTIONS = (
     "weights",
     "accept_license",
     "image_size",
+    "fit",
     "balance_classes",
     "flip",
     "val",
@@ -184,7 +185,11 @@ def _compare_backbones(job: Job, candidates: str | Sequence[str], folder: Path) 
     """Evaluates every candidate on all training images, by cross-validation of a probe."""
     recipe = job.recipe
     found = find_candidates(
-        candidates, image_size=recipe.image_size, accept_license=recipe.accept_license, progress=job.progress
+        candidates,
+        image_size=recipe.image_size,
+        fit=recipe.fit,
+        accept_license=recipe.accept_license,
+        progress=job.progress,
     )
     inspected = inspected_images(run_inspection(job, load_candidate(found[0], progress=job.progress).preprocessing))
     make_run_folder(folder)

@@ -4,6 +4,7 @@ import json
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -269,6 +270,13 @@ def test_the_offline_default_is_trained_and_carries_its_preprocessing() -> None:
     assert backbone.architecture == "tf_efficientnet_lite0.in1k"
     assert (backbone.preprocessing.height, backbone.preprocessing.mean) == (224, (0.5, 0.5, 0.5))
     assert load_backbone(image_size=96).preprocessing.height == 96
+    padded = load_backbone(image_size=96, fit="pad")
+    assert padded.preprocessing == replace(
+        backbone.preprocessing, height=96, width=96, crop_mode="border", crop_pct=1.0
+    )
+    assert padded.fingerprint == backbone.fingerprint
+    with pytest.raises(OptionError, match="fit 'stretch': expected one of"):
+        load_backbone(fit="stretch")  # type: ignore[arg-type]
     assert backbone.module.get_buffer("bn1.running_var").std() > 0.01
 
 
@@ -350,7 +358,8 @@ def test_weights_that_are_not_drawn_leave_nothing_behind_once_they_are_loaded_ov
 
 
 def test_the_pretrained_classifier_is_the_one_that_the_weights_came_with() -> None:
-    backbone, known = load_with_classifier(image_size=64)
+    backbone, known = load_with_classifier(image_size=64, fit="squash")
+    assert (backbone.preprocessing.crop_mode, backbone.preprocessing.crop_pct) == ("squash", 1.0)
     assert len(known.classes) == len(set(known.classes)) == 1000
     assert known.classes[985] == "n11939491 daisy"
     assert known.weight.shape == (1000, 1280)

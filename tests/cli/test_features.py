@@ -56,6 +56,7 @@ def test_layers_prints_groups_in_order_with_totals(capsys: pytest.CaptureFixture
     assert re.search(r"layer3 .* no", out)
     assert "Weights: 11,179,077, 8,396,293 trainable and 2,782,784 frozen." in out
     assert "BatchNorm statistics, not updated by gradients: 9,600." in out
+    assert out.startswith("resnet18, images of 224 x 224 pixels: 1.81 billion multiply-accumulate operations (GMACs)")
 
 
 def test_layers_lists_how_many_weights_each_method_of_tuning_trains(capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,3 +79,4 @@ def test_by_default_the_classifier_alone_is_trainable(
     code, out, _ = main("layers", backbone, "--image-size", 64, "--json", capsys=capsys)
     assert code == 0
     assert json.loads(out)["trainable"] == trained
+    assert 0 < json.loads(out)["gmacs"] < 0.2  # at 224 pixels it is 1.8 and 0.55

@@ -78,7 +78,7 @@ headstart train data --effort standard --backbone resnet18 --weights w.pth --ima
 --value-range data --val 0.2 --test 0 --seed 7 --probe svm --single-logit --balance-classes --unfreeze layer2
 --tune lora --lora-rank 4 --epochs 3 --lr 0.1 --views auto --fresh-views --no-flip --label-smoothing 0.2
 --cutmix 0.3 --mixup 0.4 --feature-jitter 0.5 --update-batchnorm --gradual-unfreezing --target-accuracy 0.9
---accept-license
+--accept-license --fit pad
 """
 
 
@@ -102,5 +102,6 @@ def test_every_option_reaches_the_recipe(tmp_path: Path, monkeypatch: pytest.Mon
             balance_classes=True, unfreeze="layer2", tune="lora", lora_rank=4, epochs=3, lr=0.1, views=None,
             fresh_views=True, flip=False, label_smoothing=0.2, cutmix=0.3, mixup=0.4, feature_jitter=0.5,
             update_batchnorm=True, gradual_unfreezing=True, target_accuracy=0.9, accept_license=True,
+            fit="pad",
         )
     ]  # fmt: skip

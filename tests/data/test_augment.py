@@ -15,7 +15,7 @@ from PIL import Image
 from random_images import random_image
 
 from headstart.data.augment import Augmentation, view, view_key, views
-from headstart.data.preprocessing import CropMode, Preprocessing, Rgb
+from headstart.data.preprocessing import CropMode, Preprocessing, Rgb, resize_and_crop, shown_size
 from headstart.errors import OptionError, UnreadableImage
 
 KEY = bytes(range(16))
@@ -146,6 +146,63 @@ def test_the_ratio_is_relative_to_the_networks_own(crop_mode: CropMode) -> None:
     ratio = np.array([w / h / 2 for w, h in map(sides, made)])
     assert 0.74 < ratio.min() < 0.82
     assert 1.22 < ratio.max() < 1.35
+
+
+@pytest.mark.parametrize("crop_mode", ["squash", "border"])
+@pytest.mark.parametrize("size", [(256, 100), (90, 256), (64, 64)])
+def test_where_the_whole_image_is_shown_a_view_without_any_change_is_the_input(
+    crop_mode: CropMode, size: tuple[int, int]
+) -> None:
+    preprocessing = Preprocessing(64, 48, 1.0, crop_mode=crop_mode)
+    image = random_image(3, size=size)
+    seen_in_training = seen(image, NOTHING, preprocessing=preprocessing).astype(int)
+    assert np.abs(seen_in_training - resize_and_crop(image, preprocessing)).max() <= 2  # one resize instead of two
+
+
+@pytest.mark.parametrize("crop_mode", ["squash", "border"])
+def test_where_the_whole_image_is_shown_views_keep_its_shape_and_most_of_it(crop_mode: CropMode) -> None:
+    """A crop of the network's ratio would keep 16 to 44 % of this image, enlarged by up to 2.6."""
+    preprocessing = Preprocessing(64, 64, 1.0, crop_mode=crop_mode, mean=(0, 0, 1))
+    image = where((256, 80))
+    made = [seen(image, Augmentation(rotate=0, colour=0), n, preprocessing=preprocessing) for n in range(200)]
+    width, height = shown_size(image.size, preprocessing)
+    assert (width, height) == ((64, 64) if crop_mode == "squash" else (64, 20))
+    top = (64 - height) // 2
+    crops = np.array([sides(pixels[top : top + height]) for pixels in made])
+    kept, shape = crops.prod(axis=1) / (256 * 80), (crops[:, 0] / 256) / (crops[:, 1] / 80)
+    assert 0.33 < kept.min() < 0.40
+    assert 0.93 < kept.max() < 1.03
+    assert 0.72 < shape.min() < 0.82
+    assert 1.22 < shape.max() < 1.39
+
+
+@pytest.mark.parametrize("size", [(300, 200), (64, 64), (20, 400), (400, 3), (1, 7), (63, 64)])
+def test_a_padded_view_has_the_bars_of_the_input_and_nothing_but_the_image_between_them(size: tuple[int, int]) -> None:
+    padded = Preprocessing(64, 64, mean=(0.1, 0.2, 0.3)).with_fit("pad")
+    white = Image.new("RGB", size, "white")
+    expected = resize_and_crop(white, padded)
+    for number in range(40):
+        pixels = seen(white, Augmentation(rotate=45, colour=0), number, preprocessing=padded)
+        assert np.array_equal(pixels, expected)
+        coloured = seen(white, Augmentation(), number, preprocessing=padded)
+        bars = (expected == padded.fill).all(axis=2)
+        assert (coloured[bars] == padded.fill).all()
+
+
+@pytest.mark.parametrize("crop_mode", ["squash", "border"])
+def test_rotation_cuts_a_wide_image_no_further_than_a_square_one(crop_mode: CropMode) -> None:
+    full = Augmentation(flip=False, scale=(1, 1), ratio=(1, 1), rotate=10, colour=0)
+    preprocessing = Preprocessing(120, 120, 1.0, crop_mode=crop_mode)
+    kept = []
+    for size in ((256, 256), (256, 64)):
+        top = (120 - shown_size(size, preprocessing)[1]) // 2
+        made = [seen(where(size), full, n, preprocessing=preprocessing)[top : 120 - top] for n in range(40)]
+        kept.append(
+            min(abs(np.linalg.det(steps(pixels))) * pixels[..., 0].size / (size[0] * size[1]) for pixels in made)
+        )
+    square, wide = kept
+    assert 0.70 < square < 0.80
+    assert wide > square - 0.05
 
 
 def test_a_panorama_gives_the_largest_crops_that_its_ratio_allows() -> None:

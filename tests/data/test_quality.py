@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image, ImageFilter
 from random_images import random_image
 
 from headstart.data.inspection import inspect
+from headstart.data.preprocessing import CropMode
 from headstart.data.quality import quality_issues
 from headstart.data.scan import scan
 
@@ -43,6 +45,17 @@ def test_an_odd_image_is_named_with_its_reason_and_no_other(tmp_path: Path, kind
     assert set(found) == {kind}
     assert found[kind].positions == (5,)
     assert any(character.isdigit() for character in found[kind].reasons[0])
+
+
+def test_what_becomes_of_a_panorama_depends_on_the_fit(tmp_path: Path) -> None:
+    for i in range(6):
+        (ODD["extreme-aspect-ratio"]() if i == 5 else detailed(i)).save(tmp_path / f"{i}.png")
+    scanned = scan([str(tmp_path / f"{i}.png") for i in range(6)], cache=tmp_path / "cache")
+    words = {mode: quality_issues(scanned, crop_mode=mode)[0].words for mode in get_args(CropMode)}
+    assert all(text.startswith("extremely long or wide: ") for text in words.values())
+    assert "fit pad (--fit pad) shows all of it" in words["center"]
+    assert "padding" in words["border"]
+    assert "distorted" in words["squash"]
 
 
 def test_what_most_images_are_is_their_nature_and_faults_no_single_one(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from headstart.errors import ExportError
 from headstart.exports.resize import FILTERS, ResizeAndCrop
 
 SIZES = [(333, 251), (97, 61), (120, 500), (1, 1), (1, 7), (2, 3), (64, 64), (73, 73), (32, 32), (31, 900), (700, 23)]
+SIZES += [(126, 128), (128, 122), (122, 128), (100, 33)]  # padded by 1, 3 and 43 pixels of 64
 
 
 def noisy(height: int, width: int) -> np.ndarray:

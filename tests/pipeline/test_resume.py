@@ -418,6 +418,7 @@ def test_resuming_on_other_images_is_refused(hard: Path, tmp_path: Path, monkeyp
 CHANGED = {
     "weights file": "0" * 64,
     "backbone": "1" * 64,
+    "preprocessing": "Whole images are resized to 32 x 32 pixels",
     "version of headstart": "0.0.1",
     "version of torch": "1.13.1",
     "version of timm": "0.9.0",

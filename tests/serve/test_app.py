@@ -157,6 +157,7 @@ def test_the_model_route_returns_metadata(server: Served) -> None:
     about = server.client.get("/v1/model").json()
     assert about["classes"] == list(CLASSES)
     assert about["preprocessing"]["height"] == 64
+    assert about["fit"].startswith("Images are resized to cover")
     assert re.fullmatch("[0-9a-f]{64}", about["version"])
     assert about["engine"].startswith("torch")
 

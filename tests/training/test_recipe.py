@@ -105,6 +105,7 @@ def test_every_option_has_help_a_default_and_a_group(name: str) -> None:
     ("options", "words"),
     [
         ({"image_size": 0}, "image_size 0: expected at least 16 pixels"),
+        ({"fit": "stretch"}, "fit 'stretch': expected one of auto, crop, pad, squash"),
         ({"epochs": 0}, "epochs 0: expected 1 to 10,000"),
         ({"label_smoothing": 1.0}, "label_smoothing 1.0: expected 0 or more and less than 1"),
         ({"target_accuracy": 1}, "target_accuracy 1.0: expected more than 0 and less than 1"),

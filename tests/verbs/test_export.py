@@ -16,11 +16,14 @@ import numpy as np
 import onnx
 import pytest
 from commands import main
-from PIL import Image
+from encoded_images import encoded
+from PIL import ExifTags, Image
+from served import served
 from small_models import CLASSES, shown, small_model
 
 import headstart as hs
 from headstart.backbone.weights import load_backbone, random_backbone
+from headstart.data.preprocessing import Fit
 from headstart.errors import DataError, ExportError, OptionError, OutputError, RunError
 from headstart.exports.formats.interface import WriteRequest
 from headstart.exports.formats.onnx import OnnxFile, write_onnx
@@ -40,6 +43,9 @@ NODE_PACKAGES = os.environ.get("HEADSTART_NODE_PACKAGES", "")
 """A folder with onnxruntime-web and sharp in node_modules."""
 
 ODD_SIZES = [(333, 251), (97, 61), (640, 123), (65, 400), (225, 224)]
+
+FIT_SIZES = [(900, 60), (60, 900), (3, 2), (1, 1), (126, 128), (122, 128), (64, 64), (300, 200), (200, 301)]
+"""Wide, tall and tiny images, and some that are padded by an odd number of pixels; (width, height)."""
 
 
 @pytest.fixture(scope="module")
@@ -149,21 +155,72 @@ def test_the_python_snippet_prints_the_prediction_of_the_model(
 def test_the_javascript_snippet_prints_the_prediction_of_the_model(
     exported: Exported, model: Model, tmp_path: Path
 ) -> None:
-    if not shutil.which("node") or not (Path(NODE_PACKAGES) / "node_modules" / "onnxruntime-web").is_dir():
+    if not has_node():
         pytest.skip("no node, or no packages for it (HEADSTART_NODE_PACKAGES)")
     image = tmp_path / "image.png"
     transparent(image)
+    answer, chance = run_javascript(exported, image, tmp_path)
+    expected = model.predict(image)
+    assert answer == ("none of these" if expected.answer == "none of these" else expected.label)
+    # other programs composite transparency over white
+    assert chance == pytest.approx(expected.probability, abs=0.01)
+
+
+def has_node() -> bool:
+    return bool(shutil.which("node")) and (Path(NODE_PACKAGES) / "node_modules" / "onnxruntime-web").is_dir()
+
+
+def run_javascript(exported: Exported, image: Path, tmp_path: Path) -> tuple[str, float]:
+    """(answer, probability) that the JavaScript snippet prints."""
     script = Path(NODE_PACKAGES) / f"{tmp_path.name}.mjs"
     script.write_text(javascript_snippet(exported.file, exported.metadata, str(image)))
     try:
         done = subprocess.run(["node", str(script)], capture_output=True, text=True, check=True)
     finally:
         script.unlink()
-    expected = model.predict(image)
     answer, _, chance = done.stdout.strip().rpartition(" ")
-    assert answer == ("none of these" if expected.answer == "none of these" else expected.label)
-    # other programs composite transparency over white
-    assert float(chance) == pytest.approx(expected.probability, abs=0.01)
+    return answer, float(chance)
+
+
+def oddly_shaped(folder: Path) -> list[Path]:
+    """Images of ``FIT_SIZES``, upright and stored rotated (EXIF orientation 6), in a folder for each class."""
+    made = []
+    for place, (width, height) in enumerate(FIT_SIZES):
+        for orientation in (1, 6):
+            file = folder / CLASSES[place % 3] / f"{place}-{orientation}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            tags = Image.Exif()
+            tags[ExifTags.Base.Orientation] = orientation
+            noise = np.random.default_rng(place).integers(0, 256, (height, width, 3), dtype=np.uint8)
+            image = Image.blend(Image.fromarray(noise), shown(place).resize((width, height)), 0.5)
+            image.save(file, exif=tags)
+            made.append(file)
+    return made
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
+def test_every_fit_is_in_every_format_and_its_snippets(fit: Fit, tmp_path: Path) -> None:
+    """An export raises an error if it differs from the model on one of the images."""
+    model = small_model(random_backbone("test_resnet", image_size=64, fit=fit), ood_detector=True)
+    images = oddly_shaped(tmp_path / "images")
+    exported = hs.export(model, "onnx", out=tmp_path / "m.onnx", data=tmp_path / "images")
+    assert exported.formats[1].images == len(images)
+    assert exported.metadata.preprocessing["crop_mode"] == {"crop": "center", "pad": "border"}.get(fit, fit)
+    program = hs.export(model, "torch", out=tmp_path / "m.pt2", data=tmp_path / "images")
+    assert (program.formats[1].largest or 0) < 1e-4
+    eight = hs.export(
+        model, "onnx", out=tmp_path / "8.onnx", data=tmp_path / "images", quantize="int8", allow_loss=True
+    )
+    assert eight.metadata.precision == "int8"
+    for image in (images[0], images[3], images[5]):  # wide; tall and rotated; tiny and rotated
+        expected = model.predict(image)
+        script = python_snippet(exported.file, exported.metadata, str(image))
+        done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=True)
+        assert float(done.stdout.rsplit(" ", 1)[1]) == pytest.approx(expected.probability, abs=1e-4)
+        if has_node():
+            answer, chance = run_javascript(exported, image, tmp_path)
+            assert answer in (expected.answer, expected.label)
+            assert chance == pytest.approx(expected.probability, abs=1e-3)
 
 
 def expected_of(count: int = 200) -> tuple[ReferencePredictions, FilePredictions]:
@@ -379,6 +436,26 @@ def test_exports_of_a_backbone_agree_on_images_of_odd_sizes(name: str, tmp_path:
         print(f"{name} {file.suffix}: {np.abs(given - chances).max():.1e}")
         assert np.abs(given - chances).max() <= 1e-3
         assert (given.argmax(axis=1) == chances.argmax(axis=1))[clear].all()
+
+
+@pytest.mark.parametrize(("image_size", "fit"), [(256, "crop"), (256, "squash"), (288, "pad")])
+def test_a_larger_input_of_the_default_backbone_works_with_every_fit(image_size: int, fit: Fit, tmp_path: Path) -> None:
+    """Twice: in the exported files and on the server."""
+    model = small_model(load_backbone(image_size=image_size, fit=fit), ood_detector=True)
+    assert model.net.backbone.preprocessing.height == image_size
+    images = [np.array(shown(400 + i).resize(size)) for i, size in enumerate([*ODD_SIZES, *FIT_SIZES])]
+    expected, _, _ = model.predict_with_outliers(images)
+    assert np.ptp(expected, axis=0).max() > 0.3
+    for file in written(model, tmp_path):
+        opened = open_export(file)
+        found = np.concatenate([opened(image[None])[0] for image in images])
+        assert np.abs(found - expected).max() <= 1e-3
+    model = hs.load(model.save(tmp_path / "m.safetensors"))
+    forms = [(f"{i}.png", encoded(Image.fromarray(image), "PNG")) for i, image in enumerate(images)]
+    with served(model) as server:
+        answers = server.predict(*forms).json()["predictions"]
+    by_server = [{own["label"]: own["probability"] for own in answer["probabilities"]} for answer in answers]
+    assert np.abs(np.array([[row[name] for name in CLASSES] for row in by_server]) - expected).max() <= 1e-3
 
 
 def written(model: Model, folder: Path) -> Iterator[Path]:
