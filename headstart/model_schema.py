@@ -45,6 +45,9 @@ MOST_LAYERS = 20
 LARGEST_SIDE = 2_048
 """Of the network's input, in pixels."""
 
+LARGEST_INTEGER = 2**53
+"""Up to which every reader of JSON keeps whole numbers exact; a larger count cannot be divided as a float."""
+
 LARGEST_WINDOW = 64
 """Of kernels, strides, paddings and pooled maps in a head, whose activations have no other bound."""
 
@@ -117,7 +120,7 @@ def check_version(document: Any) -> None:
         InvalidField: it is not.
     """
     _mapping("header", document)
-    _integer(1, None)("format_version", document.get("format_version"))
+    _integer(1)("format_version", document.get("format_version"))
 
 
 def _found(value: Any) -> str:
@@ -148,11 +151,10 @@ def _number(low: float, high: float) -> Check:
     return check
 
 
-def _integer(low: int, high: int | None) -> Check:
+def _integer(low: int, high: int = LARGEST_INTEGER) -> Check:
     def check(field: str, value: Any) -> None:
-        if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
-            upto = "" if high is None else f" to {high:,}"
-            raise InvalidField(field, f"expected a whole number from {low:,}{upto}, {_found(value)}")
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise InvalidField(field, f"expected a whole number from {low:,} to {high:,}, {_found(value)}")
 
     return check
 
@@ -246,15 +248,15 @@ _FINITE = _number(-1e12, 1e12)
 
 _CALIBRATION: Final[dict[str, Check]] = {
     "temperature": _number(1e-6, 1e6),
-    "images": _integer(0, None),
+    "images": _integer(0),
     "target_accuracy": _SHARE,
     "threshold": _number(0, 2),
     "coverage": _SHARE,
     "accuracy": _SHARE,
     "source": _NAME,
     "missing": _text(),
-    "num_inliers": _integer(0, None),
-    "num_inliers_accepted": _integer(0, None),
+    "num_inliers": _integer(0),
+    "num_inliers_accepted": _integer(0),
 }
 """Bounds of ``Calibration``'s fields; others that it has are numbers, text, or lists of numbers."""
 
@@ -269,9 +271,7 @@ def _plain(field: str, value: Any) -> None:
         _FINITE(field, value)
 
 
-_SCORES = _record(
-    {"correct": _integer(0, None), "count": _integer(0, None), "low": _SHARE, "high": _SHARE}, closed=False
-)
+_SCORES = _record({"correct": _integer(0), "count": _integer(0), "low": _SHARE, "high": _SHARE}, closed=False)
 
 _HEADER = _record(
     {

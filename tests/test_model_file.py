@@ -269,6 +269,7 @@ def test_a_file_of_format_2_with_its_old_keys_gives_the_same_answers(originals: 
         ("head.spec", "99999999", "tensor head"),
         ("head.kind", "pickle", "head.kind: expected one of layers"),
         ("scores", {"val": {"correct": "9"}}, "scores.val.correct: expected a whole number"),
+        ("scores", {"val": {"correct": 10**400}}, "scores.val.correct: expected a whole number"),
         ("format_version", True, "format_version: expected a whole number"),
     ],
 )
