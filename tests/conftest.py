@@ -18,12 +18,13 @@ defer_compiler()  # as the command does
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """HEADSTART_SHARE=k/n selects every n-th long test, starting with the k-th."""
+    """HEADSTART_SHARE=k/n selects every n-th long test, starting with the k-th; with ``-m slow``, of the slow tests."""
     share = os.environ.get("HEADSTART_SHARE")
     if not share:
         return
     first, step = map(int, share.split("/"))
-    long = [item for item in items if item.get_closest_marker("exhaustive") or item.get_closest_marker("share")]
+    markers = ["exhaustive", "share", *(["slow"] if config.option.markexpr.startswith("slow") else [])]
+    long = [item for item in items if any(item.get_closest_marker(name) for name in markers)]
     left = {item for number, item in enumerate(long) if number % step != first % step}
     config.hook.pytest_deselected(items=list(left))
     items[:] = [item for item in items if item not in left]
