@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from headstart.backbone.pooling import Pooling
 
@@ -26,12 +26,6 @@ class FeatureSpec:
     def is_plain(self) -> bool:
         """True if the features are those of timm's own forward pass."""
         return self == PLAIN
-
-    @property
-    def parts(self) -> tuple[FeatureSpec, ...]:
-        """The specifications whose features, concatenated, are these: the last activation, then each layer."""
-        last = replace(self, layers=())
-        return (last, *(FeatureSpec("avg", layer) for layer in self.layers))
 
 
 PLAIN = FeatureSpec()

@@ -142,7 +142,7 @@ class FeatureNet(PixelNet):
         """
         if not self.spec.layers:
             return [self.describe()]
-        return [self.describe() | {"part": part.cut if number else HEAD} for number, part in enumerate(self.spec.parts)]
+        return [self.describe() | {"part": name} for name in (HEAD, *self.spec.layers)]
 
     def state(self) -> dict[str, Tensor]:
         """The weights and statistics in use, by their names in timm's network."""

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from headstart.backbone.feature_spec import FeatureSpec
-from headstart.backbone.pixel_net import FeatureNet, part_widths, split_backbone
+from headstart.backbone.pixel_net import FeatureNet, split_backbone
 from headstart.cache.entries import cache_root
 from headstart.cache.joined_rows import JoinedRows
 from headstart.pipeline.featurise import Featurised, LabelledFeatures
@@ -59,7 +58,7 @@ def choose_layers(
 ) -> ChosenLayers:
     """Keeps the features of earlier layers if they lower the cross-validated log loss of the probe.
 
-    The last layer alone is compared with the last layer and each number of earlier ones, on the same folds.
+    The last layer alone is compared with the last layer and all earlier ones considered, on the same folds.
 
     Args:
         job: see ``Job``.
@@ -70,10 +69,11 @@ def choose_layers(
     """
     if not (job.recipe.chooses_layers and loaded.net.spec.layers):
         return ChosenLayers(loaded, planned, featurised)
-    ends = np.cumsum(part_widths(loaded.net)).tolist()
-    tried = [_tried(job, inspected, featurised.train, end) for end in (ends[0], ends[-1])]
+    assert isinstance(featurised.held_out, JoinedRows)  # features of several layers
+    width = featurised.held_out.widths[0]
+    tried = [_tried(job, inspected, featurised.train, end) for end in (width, featurised.train.features.shape[1])]
     if tried[0] is None or tried[1] is None:
-        return _with_first(loaded, planned, featurised, 1)
+        return _last_layer_alone(loaded, planned, featurised)
     (alone, alone_losses), (joined, joined_losses) = tried[0], tried[1]
     p = paired_p(alone_losses, joined_losses)
     names, before, after = ", ".join(loaded.net.spec.layers), float(alone_losses.mean()), float(joined_losses.mean())
@@ -84,7 +84,7 @@ def choose_layers(
     )
     if p < BY_CHANCE:
         return ChosenLayers(loaded, planned, featurised, joined)
-    return replace(_with_first(loaded, planned, featurised, 1), penalty=alone)
+    return replace(_last_layer_alone(loaded, planned, featurised), penalty=alone)
 
 
 def _tried(
@@ -102,35 +102,22 @@ def _tried(
     )
 
 
-def _with_first(loaded: Loaded, planned: Planned, featurised: Featurised, count: int) -> ChosenLayers:
-    """The same with the first parts of the features only."""
-    width = sum(part_widths(loaded.net)[:count])
-    spec = replace(loaded.net.spec, layers=loaded.net.spec.layers[: count - 1])
-    return ChosenLayers(
-        _with_spec(loaded, spec), _in_backbone(planned, loaded, spec), _narrowed(featurised, count, width)
-    )
+def _last_layer_alone(loaded: Loaded, planned: Planned, featurised: Featurised) -> ChosenLayers:
+    """The same without the features of earlier layers."""
+    spec, held_out = replace(loaded.net.spec, layers=()), featurised.held_out
+    assert isinstance(held_out, JoinedRows)  # features of several layers
+    last = held_out.stores[0]
 
+    def of_last(labelled: LabelledFeatures) -> LabelledFeatures:
+        return replace(labelled, features=np.ascontiguousarray(labelled.features[:, : last.shape[0]]))
 
-def _with_spec(loaded: Loaded, spec: FeatureSpec) -> Loaded:
+    val = None if featurised.val is None else of_last(featurised.val)
     splittable = None if loaded.splittable is None else split_backbone(loaded.backbone, spec)
-    return replace(loaded, net=FeatureNet(loaded.backbone, spec), splittable=splittable)
-
-
-def _in_backbone(planned: Planned, loaded: Loaded, spec: FeatureSpec) -> Planned:
-    """The plan with the boundaries of the backbone whose features are ``spec``."""
-    if not planned.rungs:
-        return planned
-    boundaries = {boundary.name: boundary for boundary in split_backbone(loaded.backbone, spec).boundaries}
-    rungs = tuple(replace(rung, boundary=boundaries[rung.boundary.name]) for rung in planned.rungs)
-    return replace(planned, rungs=rungs)
-
-
-def _narrowed(featurised: Featurised, count: int, width: int) -> Featurised:
-    def first(labelled: LabelledFeatures) -> LabelledFeatures:
-        return replace(labelled, features=np.ascontiguousarray(labelled.features[:, :width]))
-
-    held_out = featurised.held_out
-    if isinstance(held_out, JoinedRows):
-        held_out = held_out.stores[0] if count == 1 else JoinedRows(held_out.stores[:count])
-    val = None if featurised.val is None else first(featurised.val)
-    return Featurised(first(featurised.train), val, held_out)
+    if splittable is not None:
+        boundaries = {boundary.name: boundary for boundary in splittable.boundaries}
+        rungs = tuple(replace(rung, boundary=boundaries[rung.boundary.name]) for rung in planned.rungs)
+        planned = replace(planned, rungs=rungs)
+    net = FeatureNet(loaded.backbone, spec)
+    return ChosenLayers(
+        replace(loaded, net=net, splittable=splittable), planned, Featurised(of_last(featurised.train), val, last)
+    )

@@ -27,7 +27,7 @@ from headstart.pipeline.inspect_images import (
     run_inspection,
 )
 from headstart.pipeline.load import Job, load
-from headstart.pipeline.plan import Planned, measure, plan
+from headstart.pipeline.plan import measure, plan
 from headstart.progress import Progress
 from headstart.runs.folder import PLAN_FILE, SELECTION_FILE
 from headstart.selection.candidates import Candidate, find_candidates, load_candidate
@@ -185,24 +185,17 @@ def _preprocessing(candidate: Candidate, job: Job) -> Preprocessing:
 
 def _affordable(job: Job, recipe: Recipe, inspection: Inspection, seconds: float) -> EffortName:
     """The most thorough effort whose planned steps fit into the time; "probe" if none does."""
-    planned = _planned(job, replace(recipe, effort="thorough"), inspection)
-    if planned is None:
-        return "probe"
-    for effort in reversed(EFFORTS):
-        if effort == "probe":
+    job = replace(job, recipe=replace(recipe, effort="thorough"))
+    loaded = load(job)
+    inspected = inspect_images(job, loaded, inspection)
+    measured = measure(job, loaded, inspected)
+    for effort in (name for name in reversed(EFFORTS) if name != "probe"):
+        one = replace(job, recipe=replace(recipe, effort=cast(Any, effort)))
+        planned = plan(one, loaded, inspected, measured)
+        if not planned.rungs:  # this backbone is not fine-tuned
             break
-        one = _planned(job, replace(recipe, effort=cast(Any, effort)), inspection)
-        expected = sum(step.seconds for step in one.steps) if one is not None else 0.0
-        if one is not None and expected <= SAFETY * seconds:
+        expected = sum(step.seconds for step in planned.steps)
+        if expected <= SAFETY * seconds:
             job.progress.say(f"Time left: {seconds:.0f} s; effort {effort} needs about {expected:.0f} s.")
             return cast(EffortName, effort)
     return "probe"
-
-
-def _planned(job: Job, recipe: Recipe, inspection: Inspection) -> Planned | None:
-    """The plan of a recipe; None where the backbone is not fine-tuned."""
-    job = replace(job, recipe=recipe)
-    loaded = load(job)
-    inspected = inspect_images(job, loaded, inspection)
-    planned = plan(job, loaded, inspected, measure(job, loaded, inspected))
-    return planned if planned.rungs else None

@@ -64,6 +64,7 @@ class _Contender:
     candidate: Candidate
     net: FeatureNet
     engines: EnginePlan
+    sample: Pixels
     losses: npt.NDArray[np.float64]
     correct: int = 0
     seconds: float = 0.0
@@ -170,15 +171,10 @@ def _contender(
     backbone = load_candidate(candidate, progress=progress)
     plain = split_backbone(backbone)
     net = FeatureNet(backbone, FeatureSpec(layers=considered_layers(plain)))
-    sample = _sample(net, images, cache, progress)
-    engines = measure_engines(net, sample, count=len(images.keys), device=device, cache=cache, progress=progress)
-    return _Contender(candidate, net, engines, np.empty(0), seconds=time.monotonic() - started)
-
-
-def _sample(net: FeatureNet, images: SearchImages, cache: Path | None, progress: Progress) -> Pixels:
-    """Pixels of some training images, on which engines are compared."""
     keys = [images.keys[i] for i in pick_sample(images.keys, images.labels)]
-    return _preprocess(net, keys, images, cache, progress).read(keys)
+    sample = _preprocess(net, keys, images, cache, progress).read(keys)
+    engines = measure_engines(net, sample, count=len(images.keys), device=device, cache=cache, progress=progress)
+    return _Contender(candidate, net, engines, sample, np.empty(0), seconds=time.monotonic() - started)
 
 
 def _preprocess(
@@ -216,7 +212,7 @@ def _evaluate(
         keys,
         sources=images.files,
         engines=one.engines,
-        sample=_sample(one.net, images, cache, progress),
+        sample=one.sample,
         exact=False,
         device=device,
         cache=cache,

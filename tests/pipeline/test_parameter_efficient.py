@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from altered_training import alter_in_training, write_brief_reports
 from random_images import mislabel, write_classes, write_mixtures
 from safetensors.torch import save_file
 
@@ -17,11 +18,10 @@ from headstart.backbone.weights import random_backbone
 from headstart.data.table import join_labels
 from headstart.errors import OptionError, TrainingError
 from headstart.pipeline import fine_tune as ladder_step
-from headstart.pipeline import train, train_rung, write
+from headstart.pipeline import train_rung
 from headstart.pipeline.resume import resume
 from headstart.runs import Event
 from headstart.runs.log import read_log
-from headstart.training.finetune import TrainingStep, fine_tune
 from headstart.training.ladder import FOLDS
 from headstart.training.tuning import Method
 
@@ -58,10 +58,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports without map and heat maps."""
-    report = write.write_report
-    monkeypatch.setattr(train, "map_images", lambda *_given: None)
-    monkeypatch.setattr(write, "write_report", lambda *given, **named: report(*given, **named | {"brief": True}))
+    write_brief_reports(monkeypatch)
 
 
 @pytest.mark.parametrize("tune", ["lora", "bias-norm", "full"])
@@ -143,22 +140,7 @@ def test_a_run_in_which_a_base_weight_is_altered_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Law 3: the weights that updates are merged into are frozen until then, in the folds too."""
-    calls = 0
-
-    def altering(split: Any, *given: Any, on_step: Any = None, **named: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        mine = calls
-
-        def alter(done: TrainingStep) -> None:
-            if mine == at and done.step == 1:
-                split.module.state_dict()[name].add_(1)
-            if on_step is not None:
-                on_step(done)
-
-        return fine_tune(split, *given, on_step=alter, **named)
-
-    monkeypatch.setattr(train_rung, "fine_tune", altering)
+    alter_in_training(monkeypatch, name, at=at)
     with pytest.raises(TrainingError, match=name):
         hs.train(data, out=tmp_path / "run", tune=tune, unfreeze="blocks.4", **options)  # type: ignore[arg-type]
     assert not (tmp_path / "run" / "run.json").exists()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from altered_training import alter_in_training, write_brief_reports
 from random_images import mislabel, write_classes
 from safetensors.torch import save_file
 from torch import Tensor
@@ -14,11 +15,10 @@ from torch import Tensor
 import headstart as hs
 from headstart.backbone.weights import random_backbone
 from headstart.errors import TrainingError
-from headstart.pipeline import choose_layers, train, train_rung, write
+from headstart.pipeline import choose_layers, train_rung
 from headstart.pipeline.inspect_images import Inspected
 from headstart.pipeline.load import Job, Loaded
 from headstart.runs.events import Event
-from headstart.training.finetune import TrainingStep, fine_tune
 from headstart.training.frozen_proof import tensors_of
 from headstart.training.ladder import FOLDS
 
@@ -41,30 +41,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports without map and heat maps."""
-    report = write.write_report
-    monkeypatch.setattr(train, "map_images", lambda *_given: None)
-    monkeypatch.setattr(write, "write_report", lambda *given, **named: report(*given, **named | {"brief": True}))
-
-
-def altered(monkeypatch: pytest.MonkeyPatch, name: str, *, at: int) -> None:
-    """From the ``at``-th training on (the folds come first) a tensor is changed at the first step."""
-    calls = 0
-
-    def tune(split: Any, *given: Any, on_step: Any = None, **named: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        mine = calls
-
-        def alter(done: TrainingStep) -> None:
-            if mine == at and done.step == 1:
-                split.module.state_dict()[name].add_(1)
-            if on_step is not None:
-                on_step(done)
-
-        return fine_tune(split, *given, on_step=alter, **named)
-
-    monkeypatch.setattr(train_rung, "fine_tune", tune)
+    write_brief_reports(monkeypatch)
 
 
 @pytest.mark.slow
@@ -76,7 +53,7 @@ def test_a_run_in_which_a_frozen_tensor_is_altered_fails_and_has_no_result(
     name: str, at: int, data: Path, choices: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Law 3, in the rung and in a fold of its cross-validation."""
-    altered(monkeypatch, name, at=at)
+    alter_in_training(monkeypatch, name, at=at)
     with pytest.raises(TrainingError, match=name):
         hs.train(data, out=tmp_path / "run", **choices, **TUNED)
     assert not (tmp_path / "run" / "run.json").exists()

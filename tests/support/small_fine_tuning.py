@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from headstart.backbone.split import SplittableBackbone
 from headstart.backbone.weights import random_backbone
-from headstart.training.finetune import FineTuneSettings
+from headstart.training.finetune import FineTuneCheckpoint, FineTuneSettings, TrainingStep
 from headstart.training.heads import linear_head
 from headstart.training.sampling import Samples
 
@@ -52,3 +53,25 @@ def prepared(
         parts.append(Samples(Held(shape, labels, own), labels, keys, views))
     head = linear_head(np.zeros((2, split.boundaries[-1].shape[0])), np.zeros(2))
     return split, parts[0], parts[1], head
+
+
+class Stopped(Exception):
+    """A fine-tuning was stopped."""
+
+
+class StopAt:
+    """Stops a fine-tuning after a step, with its checkpoint as it comes back from a file.
+
+    Attributes:
+        saved: the checkpoint; None until then.
+    """
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.saved: FineTuneCheckpoint | None = None
+
+    def __call__(self, done: TrainingStep) -> None:
+        if done.step == self.step:
+            kept = done.checkpoint()
+            self.saved = FineTuneCheckpoint.of(json.loads(json.dumps(kept.as_json())), kept.tensors)
+            raise Stopped

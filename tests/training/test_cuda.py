@@ -54,12 +54,8 @@ def test_features_in_float32_are_those_of_the_cpu() -> None:
     assert np.abs(streamed - expected).max() < 1e-4 * np.abs(expected).max()
 
 
-def test_a_gpu_ends_at_the_weights_of_a_cpu() -> None:
-    settings = replace(SETTINGS, epochs=2)
-    assert differences(tuned(settings, CUDA), tuned(settings, CPU)) < 2e-3
-
-
-def test_low_rank_updates_are_recorded_and_merged_into_the_weights_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def recorded_steps(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether the step of each fine-tuning from here on is recorded; filled while they run."""
     seen: list[bool] = []
     record = finetune._Trainer.record_step
 
@@ -68,6 +64,16 @@ def test_low_rank_updates_are_recorded_and_merged_into_the_weights_of_a_cpu(monk
         seen.append(trainer.recorded is not None)
 
     monkeypatch.setattr(finetune._Trainer, "record_step", noting)
+    return seen
+
+
+def test_a_gpu_ends_at_the_weights_of_a_cpu() -> None:
+    settings = replace(SETTINGS, epochs=2)
+    assert differences(tuned(settings, CUDA), tuned(settings, CPU)) < 2e-3
+
+
+def test_low_rank_updates_are_recorded_and_merged_into_the_weights_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = recorded_steps(monkeypatch)
     states = []
     for device in (CUDA, CPU):
         split, train, val, head = prepared("test_vit", "blocks.3")
@@ -85,14 +91,7 @@ def test_a_recorded_step_is_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_steps_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[bool] = []
-    record = finetune._Trainer.record_step
-
-    def noting(trainer: finetune._Trainer) -> None:
-        record(trainer)
-        seen.append(trainer.recorded is not None)
-
-    monkeypatch.setattr(finetune._Trainer, "record_step", noting)
+    seen = recorded_steps(monkeypatch)
     for dtype in (torch.float32, torch.bfloat16):
         tuned(SETTINGS, CUDA, dtype)
     assert seen == [True, True]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
@@ -10,13 +9,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from small_fine_tuning import SETTINGS, Held, prepared
+from small_fine_tuning import SETTINGS, Held, StopAt, Stopped, prepared
 from torch import Tensor, nn
 
 from headstart.backbone.split import INPUT, SplittableBackbone
 from headstart.backbone.weights import build_architecture, random_backbone
 from headstart.errors import TrainingError
-from headstart.training.finetune import FineTuneCheckpoint, FineTuneResult, FineTuneSettings, TrainingStep, fine_tune
+from headstart.training.finetune import FineTuneResult, FineTuneSettings, TrainingStep, fine_tune
 from headstart.training.head_spec import HeadSpec
 from headstart.training.heads import build_head, linear_head
 from headstart.training.sampling import Samples
@@ -160,22 +159,13 @@ def test_a_stop_at_any_step_changes_no_bit_of_the_end(stop_after: int, update_ba
     """Law 4, with BatchNorm and dropout at work too."""
     settings = replace(SETTINGS, tuning=Tuning(update_batchnorm=update_batchnorm))
     whole, expected = never_stopped(update_batchnorm)
-    saved: list[FineTuneCheckpoint] = []
-
-    class Stopped(Exception):
-        pass
-
-    def stop(done: TrainingStep) -> None:
-        if done.step == stop_after:
-            kept = done.checkpoint()
-            saved.append(FineTuneCheckpoint.of(json.loads(json.dumps(kept.as_json())), kept.tensors))
-            raise Stopped
-
+    stop = StopAt(stop_after)
     split, train, val, head = begun(update_batchnorm)
     with pytest.raises(Stopped):
         fine_tune(split, "layer3", head, train, val, settings, on_step=stop)
     split, train, val, head = begun(update_batchnorm)
-    found = fine_tune(split, "layer3", head, train, val, settings, start=saved[0])
+    assert stop.saved is not None
+    found = fine_tune(split, "layer3", head, train, val, settings, start=stop.saved)
     assert all(torch.equal(a, b) for a, b in zip(state(split).values(), state(whole).values(), strict=True))
     own, other = found.head.state_dict(), expected.head.state_dict()
     assert all(torch.equal(own[name], other[name]) for name in other)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
-from small_fine_tuning import SETTINGS, never_trained, prepared
+from small_fine_tuning import SETTINGS, StopAt, Stopped, never_trained, prepared
 from torch import Tensor
 
 from headstart.backbone.split import HEAD, INPUT, SplittableBackbone
 from headstart.errors import TrainingError
-from headstart.training.finetune import FineTuneCheckpoint, FineTuneResult, TrainingStep, fine_tune
+from headstart.training.finetune import FineTuneResult, TrainingStep, fine_tune
 from headstart.training.frozen_proof import digests_of, tensors_of
 from headstart.training.suffix_classifier import SuffixClassifier
 from headstart.training.suffix_evaluation import logits_of
@@ -153,20 +152,11 @@ def never_stopped(tuning: Tuning) -> tuple[SplittableBackbone, FineTuneResult]:
 def test_a_stop_at_any_step_changes_no_bit_of_the_end(stop_after: int, tuning: Tuning) -> None:
     """Law 4."""
     whole, expected = never_stopped(tuning)
-    saved: list[FineTuneCheckpoint] = []
-
-    class Stopped(Exception):
-        pass
-
-    def stop(done: TrainingStep) -> None:
-        if done.step == stop_after:
-            kept = done.checkpoint()
-            saved.append(FineTuneCheckpoint.of(json.loads(json.dumps(kept.as_json())), kept.tensors))
-            raise Stopped
-
+    stop = StopAt(stop_after)
     with pytest.raises(Stopped):
         tuned(tuning, on_step=stop)
-    split, found = tuned(tuning, start=saved[0])
+    assert stop.saved is not None
+    split, found = tuned(tuning, start=stop.saved)
     assert all(torch.equal(a, b) for a, b in zip(state(split).values(), state(whole).values(), strict=True))
     own, other = found.head.state_dict(), expected.head.state_dict()
     assert all(torch.equal(own[name], other[name]) for name in other)
