@@ -19,6 +19,7 @@ from torch import Tensor
 
 from headstart.backbone.layers import Layout
 from headstart.backbone.pooling import Pooling
+from headstart.backbone.side_by_side import MOST_MEMBERS, member_names
 from headstart.concurrency import ignored_warnings
 from headstart.data.preprocessing import INTERPOLATIONS, CropMode
 from headstart.errors import HeadstartError, ModelFileError, first_line
@@ -57,7 +58,8 @@ DTYPES = frozenset(
 PARTS = ("backbone.", "head.", "ood.")
 """What the tensors' names begin with."""
 
-_ARCHITECTURE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_-]+)?")
+_ONE_ARCHITECTURE = r"[A-Za-z0-9_]+(\.[A-Za-z0-9_-]+)?"
+_ARCHITECTURE = re.compile(rf"{_ONE_ARCHITECTURE}(\+{_ONE_ARCHITECTURE}){{0,{MOST_MEMBERS - 1}}}")
 """Without what timm takes for an address ("hf-hub:", "local-dir:")."""
 
 _WINDOWS = frozenset(["kernel_size", "stride", "padding", "dilation", "output_size"])
@@ -230,7 +232,7 @@ def _value_range(field: str, value: Any) -> None:
 
 def _architecture(field: str, value: Any) -> None:
     _text(200, pattern=_ARCHITECTURE)(field, value)
-    if not timm.is_model(value.split(".")[0]):
+    if not all(timm.is_model(member.split(".")[0]) for member in member_names(value)):
         raise InvalidField(field, f"not an architecture of timm {timm.__version__}, {_found(value)}")
 
 

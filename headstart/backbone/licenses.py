@@ -5,16 +5,21 @@ This is a table for orientation and no legal advice: the text of the licence dec
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final, Literal
 
 import timm
 
+from headstart.backbone.side_by_side import member_names
 from headstart.errors import LicenseError
 
 LicenseKind = Literal["permissive", "restricted", "unknown"]
 
 UNKNOWN: Final = "unknown"
 """Licence of weights for which nobody states one, such as a file of the user's own."""
+
+TOGETHER: Final = " + "
+"""Between the licences of several weights that are used together."""
 
 NOT_PRETRAINED: Final = "none"
 """In place of a licence where a network starts from random weights."""
@@ -62,8 +67,13 @@ def license_of(name: str) -> str:
     Args:
         name: timm's ``architecture.tag``, or an architecture for its default weights.
     """
-    config = timm.get_pretrained_cfg(name)
-    return str((config and config.license) or UNKNOWN).lower()
+    found = [timm.get_pretrained_cfg(member) for member in member_names(name)]
+    return together(str((config and config.license) or UNKNOWN).lower() for config in found)
+
+
+def together(licenses: Iterable[str]) -> str:
+    """The licences of several weights that are used together: "apache-2.0 + mit"."""
+    return TOGETHER.join(dict.fromkeys(licenses))
 
 
 def license_of_file(name: str) -> str:
@@ -76,7 +86,16 @@ def license_of_file(name: str) -> str:
 
 
 def license_kind(license: str) -> LicenseKind:
-    """Whether a licence is permissive. One that is in neither table is restricted: nobody has read it."""
+    """Whether a licence is permissive. One that is in neither table is restricted: nobody has read it.
+
+    Of several licences, a restricted one decides, then an unknown one.
+    """
+    kinds = {_kind_of_one(one) for one in license.split(TOGETHER)}
+    decisive: tuple[LicenseKind, ...] = ("restricted", "unknown", "permissive")
+    return next(kind for kind in decisive if kind in kinds)
+
+
+def _kind_of_one(license: str) -> LicenseKind:
     if license == UNKNOWN:
         return "unknown"
     return "permissive" if license in PERMISSIVE else "restricted"
@@ -84,6 +103,8 @@ def license_kind(license: str) -> LicenseKind:
 
 def license_text(license: str) -> str:
     """A licence in words: "cc-by-nc-4.0 (restricted: no commercial use)"."""
+    if TOGETHER in license:
+        return TOGETHER.join(license_text(one) for one in license.split(TOGETHER))
     kind = license_kind(license)
     if license == NOT_PRETRAINED:
         return "none (random weights)"

@@ -7,6 +7,7 @@ import re
 
 import timm
 
+from headstart.backbone.side_by_side import MOST_MEMBERS, member_names
 from headstart.errors import OptionError
 
 _PREFIX = re.compile(r"(?:hf[-_]hub:|https?://huggingface\.co/)?(?:timm/)?", re.IGNORECASE)
@@ -62,8 +63,11 @@ default and takes more than seven times as many operations.
 
 
 def default_image_size(name: str) -> int | None:
-    """Image size that replaces timm's default for an architecture, in pixels; None where timm's is used."""
-    return DINOV2_IMAGE_SIZE if "_dinov2" in name else None
+    """Image size that replaces timm's default for a backbone, in pixels; None where timm's is used.
+
+    Networks side by side have the image size of the first one.
+    """
+    return DINOV2_IMAGE_SIZE if "_dinov2" in member_names(name)[0] else None
 
 
 def image_size_note(name: str) -> str:
@@ -77,11 +81,22 @@ def resolve_architecture(name: str) -> str:
     """Timm's name of an architecture, with the tag of its weights if one is given.
 
     Surrounding spaces, upper case and the prefixes ``timm/``, ``hf-hub:timm/`` and ``https://huggingface.co/timm/`` are
-    removed; torchvision's names are replaced by timm's.
+    removed; torchvision's names are replaced by timm's. ``A+B`` is a combination, see ``side_by_side``.
 
     Raises:
-        OptionError: timm has no such architecture or weights; suggests similar names.
+        OptionError: timm has no such architecture or weights; suggests similar names. Or a combination of too many
+            networks, or of a network and itself.
     """
+    if len(members := member_names(name)) == 1:
+        return _resolve_one(name)
+    resolved = [_resolve_one(member) for member in members]
+    if len(set(resolved)) < len(resolved) or len(resolved) > MOST_MEMBERS:
+        raise OptionError(f"backbone {name!r}: expected two to {MOST_MEMBERS} different networks, NAME+NAME.")
+    return "+".join(resolved)
+
+
+def _resolve_one(name: str) -> str:
+    """``resolve_architecture`` for one network."""
     bare = _PREFIX.sub("", name.strip(), count=1)
     for candidate in (bare, bare.lower()):
         if _is_known(candidate):

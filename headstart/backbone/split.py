@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast, final
 
@@ -30,6 +31,7 @@ from headstart.backbone.cut_graphs import (
 from headstart.backbone.feature_spec import PLAIN, FeatureSpec
 from headstart.backbone.layers import evaluating, group_names
 from headstart.backbone.shapes import BATCHES, blank_input
+from headstart.backbone.side_by_side import is_beside
 from headstart.backbone.tracing import (
     BEFORE_POOLING,
     TRACING,
@@ -60,6 +62,7 @@ class Boundary:
             earlier layers bypass it, the flattened activation followed by these.
         bytes_per_image: of this in half precision.
         cost_before: share of the forward pass's floating-point operations before it, 0-1.
+        depth: the same of the first network alone, where several are side by side.
         parameters_after: number of weights after it, without the classifier's.
         activation_shape: of the activation of one image.
         beside: numbers of features of each earlier layer that bypass it.
@@ -69,6 +72,7 @@ class Boundary:
     shape: tuple[int, ...]
     bytes_per_image: int
     cost_before: float
+    depth: float
     parameters_after: int
     activation_shape: tuple[int, ...] = ()
     beside: tuple[int, ...] = ()
@@ -199,8 +203,13 @@ class SplittableBackbone:
         before, after = prefix_graph(self._trace, cut), suffix_graph(self._trace, cut)
         return fx.GraphModule(self.module, before), fx.GraphModule(self.module, after)
 
-    def tapped(self, name: str) -> fx.GraphModule:
+    def tapped(self, name: str, *, beside: int | None = None) -> fx.GraphModule:
         """The complete network with a second output: (N, 3, H, W) -> (N, D) features, activation at a boundary.
+
+        Args:
+            name: of the boundary.
+            beside: how many of the features that bypass it are given too; all by default. Those of networks side by
+                side come first, then those of earlier layers.
 
         Raises:
             OptionError: no such boundary, or ``INPUT`` or ``HEAD``; lists the boundaries.
@@ -213,7 +222,7 @@ class SplittableBackbone:
         cut = self._cuts[name]
         with graph.inserting_after(copies[cut.node]):
             tap = graph.call_method("clone", (copies[cut.node],))  # later layers may work in place
-        graph.output((features, tap, *(copies[node] for node in cut.beside)))
+        graph.output((features, tap, *(copies[node] for node in cut.beside[:beside])))
         return fx.GraphModule(self.module, graph)
 
     def segment(self, first: str, last: str) -> nn.Module:
@@ -293,7 +302,7 @@ class SplittableBackbone:
 
     def _part_of(self, target: str, groups: list[str]) -> str:
         path = target.split(".")
-        depth = next((n for n in (2, 1) if ".".join(path[:n]) in groups), 0)
+        depth = next((n for n in (3, 2, 1) if ".".join(path[:n]) in groups), 0)
         if depth and isinstance(self.module.get_submodule(".".join(path[:depth])), nn.Sequential):
             depth += 1
         return ".".join(path[:depth])
@@ -312,17 +321,23 @@ class SplittableBackbone:
         if self.obstacle:
             with torch.inference_mode():
                 shape = self.whole()(blank_input(self.module, (1, 3, height, width))).shape[1:]
-            return [Boundary(HEAD, tuple(shape), 2 * shape.numel(), 1.0, 0, tuple(shape))]
+            return [Boundary(HEAD, tuple(shape), 2 * shape.numel(), 1.0, 1.0, 0, tuple(shape))]
         shape = self._trace.values[0][self._trace.graph.output_node().all_input_nodes[0]][1:]
-        head = Boundary(HEAD, tuple(shape), 2 * shape.numel(), 1.0, 0, tuple(shape))
+        head = Boundary(HEAD, tuple(shape), 2 * shape.numel(), 1.0, 1.0, 0, tuple(shape))
         weights = count_parameters(self.module, self._trace.graph)
         image = (3, height, width)
-        return [Boundary(INPUT, image, 2 * math.prod(image), 0.0, weights, image), *found, head]
+        return [Boundary(INPUT, image, 2 * math.prod(image), 0.0, 0.0, weights, image), *found, head]
+
+
+def _operations(trace: TracedNetwork, nodes: Iterable[fx.Node]) -> int:
+    """Floating-point operations of some nodes."""
+    return sum(trace.flops[node] for node in nodes)
 
 
 def _boundary(trace: TracedNetwork, module: nn.Module, name: str, cut: Cut) -> Boundary:
     nodes = list(trace.graph.nodes)
-    before = sum(trace.flops[node] for node in nodes[: nodes.index(cut.node) + 1])
+    before = nodes[: nodes.index(cut.node) + 1]
+    first = {node for node in nodes if not is_beside(trace.layer_of[node], module)}
     whole = trace.values[0][cut.node]
     shape = tuple(whole[1:]) if whole[0] == BATCHES[0] else (whole[0] // BATCHES[0], *whole[1:])
     beside = tuple(trace.values[0][node][1] for node in cut.beside)
@@ -331,7 +346,8 @@ def _boundary(trace: TracedNetwork, module: nn.Module, name: str, cut: Cut) -> B
         name=name,
         shape=(numbers,) if beside else shape,
         bytes_per_image=2 * numbers,
-        cost_before=before / max(1, sum(trace.flops.values())),
+        cost_before=_operations(trace, before) / max(1, _operations(trace, nodes)),
+        depth=_operations(trace, first.intersection(before)) / max(1, _operations(trace, first)),
         parameters_after=count_parameters(module, suffix_graph(trace, cut)),
         activation_shape=shape,
         beside=beside,

@@ -149,13 +149,15 @@ def end_graph(graph: fx.Graph, end: fx.Node, pool: Pooling, layout: Layout) -> N
 def append_means(graph: fx.Graph, layers: Sequence[fx.Node], layout: Layout) -> None:
     """Appends the means over all positions of the values of some nodes to the output (N, D) of a graph."""
     output = graph.output_node()
-    means = []
+    joined, means = output.all_input_nodes[0], list[fx.Node]()
     for node in layers:
         with graph.inserting_after(node):
             means.append(graph.call_function(pooled, (node, "avg", layout.channels_last, layout.prefix_tokens)))
+    is_joined = joined.target is torch.cat and joined.args[1:] == (1,)  # as those of networks side by side
+    features = joined.all_input_nodes if is_joined else [joined]
     with graph.inserting_before(output):
-        joined = graph.call_function(torch.cat, ([output.all_input_nodes[0], *means], 1))
-    output.args = (joined,)
+        output.args = (graph.call_function(torch.cat, ([*features, *means], 1)),)
+    drop_unused(graph)
 
 
 def features_beside(graph: fx.Graph) -> frozenset[fx.Node]:

@@ -22,9 +22,11 @@ from headstart.backbone.licenses import (
     license_of,
     license_of_file,
     require_accepted,
+    together,
 )
 from headstart.backbone.names import default_image_size, image_size_note, resolution_note, resolve_architecture
 from headstart.backbone.offline_packages import OFFLINE_PACKAGES, offline_name, offline_state
+from headstart.backbone.side_by_side import SideBySide, member_names
 from headstart.backbone.timm_layers import recompute_position_biases
 from headstart.backbone.weight_files import MatchedWeights, match_weights
 from headstart.data.preprocessing import CropMode, Fit, Preprocessing
@@ -124,7 +126,7 @@ def load_backbone(
 
     Args:
         name: a timm architecture, with or without the tag of its weights, or torchvision's name of it; see
-            ``names.resolve_architecture``.
+            ``names.resolve_architecture``. ``A+B`` is a combination: features of both, on images as A expects them.
         weights: a .safetensors file, or a .pth, .pt or .bin file that contains only tensors and plain values (nothing
             is unpickled). Prefixes that training tools add to the tensors' names are removed, see ``notes``.
         image_size: side of the square input in pixels; default: the size that the weights were trained with, see
@@ -140,6 +142,10 @@ def load_backbone(
             finite, or give the same features for every image.
     """
     resolved = resolve_architecture(name)
+    if len(member_names(resolved)) > 1:
+        return _load_side_by_side(
+            resolved, weights, image_size, accept_license=accept_license, progress=progress
+        ).with_fit(fit)
     notes = [resolution_note(name, resolved), "" if image_size else image_size_note(resolved)]
     image_size = image_size or default_image_size(resolved)
     license = license_of(resolved) if weights is None else license_of_file(resolved)
@@ -167,13 +173,15 @@ def load_with_classifier(
 
     Raises:
         LicenseError: the licence of the weights is restricted, and was not accepted.
-        OptionError: no such architecture, or its classifier is not a linear layer on its features.
+        OptionError: no such architecture, a combination, or its classifier is not a linear layer on its features.
         WeightsError: the weights cannot be read, do not fit, or contain no classifier.
     """
     backbone = load_backbone(
         name, weights=weights, image_size=image_size, fit=fit, accept_license=accept_license, progress=progress
     )
     name = resolve_architecture(name)
+    if len(member_names(name)) > 1:
+        raise OptionError(f"{name}: a combination was not pretrained with a classifier, so there is none to extend.")
     image_size = image_size or default_image_size(name)
     if weights is not None:
         module = _whole_from_file(name, user_path(weights), image_size)
@@ -233,7 +241,7 @@ def build_architecture(
     """A timm network with random weights.
 
     Args:
-        name: of the architecture.
+        name: of the architecture, or of a combination.
         image_size: side of the input in pixels; None: the architecture's default.
         classes: number of classes of its classifier; 0: no classifier.
         initialise: initialise the weights, which takes 0.1 to 2.4 s; not needed if all weights are loaded afterwards.
@@ -242,6 +250,11 @@ def build_architecture(
     Raises:
         OptionError: the architecture does not support this image size.
     """
+    if len(members := member_names(name)) > 1:
+        size = image_size or native_side(members[0])
+        return _side_by_side(
+            [build_architecture(m, image_size=size, initialise=initialise, try_size=try_size) for m in members]
+        )
     fixed = timm.get_pretrained_cfg(name)
     extra: dict[str, Any] = {"img_size": image_size} if image_size and fixed and fixed.fixed_input_size else {}
     try:
@@ -255,6 +268,38 @@ def build_architecture(
             raise
         raise OptionError(f"{name} does not accept images of {image_size} pixels: {_short(error)}") from error
     return module
+
+
+def native_side(name: str) -> int:
+    """Side of the images that an architecture's weights expect, in pixels; the shorter one if they are not square."""
+    config = timm.get_pretrained_cfg(name)
+    return default_image_size(name) or (min(config.input_size[1:]) if config else 224)
+
+
+def _side_by_side(members: list[nn.Module]) -> SideBySide:
+    expected = [preprocessing_of(member) for member in members]
+    return SideBySide(members, [(one.mean, one.std) for one in expected]).eval()
+
+
+def _load_side_by_side(
+    name: str, weights: object, image_size: int | None, *, accept_license: bool, progress: Progress | None
+) -> Backbone:
+    """Loads a combination; arguments as ``load_backbone``."""
+    if weights is not None:
+        raise OptionError(
+            f"backbone {name}: networks side by side have their pretrained weights; a file is for a single one. Leave "
+            "weights out, or name one network."
+        )
+    size = image_size or native_side(member_names(name)[0])
+    members = [
+        load_backbone(member, image_size=size, accept_license=accept_license, progress=progress)
+        for member in member_names(name)
+    ]
+    module = _side_by_side([member.module for member in members])
+    source = " and ".join(dict.fromkeys(member.source for member in members))
+    whole = _finish("+".join(member.architecture for member in members), module, source=source, image_size=size)
+    license, notes = together(member.license for member in members), [note for m in members for note in m.notes]
+    return replace(whole, license=license, notes=tuple(notes))
 
 
 def _try_size(module: nn.Module, image_size: int) -> None:
@@ -430,7 +475,9 @@ def preprocessing_of(module: nn.Module, image_size: int | None = None) -> Prepro
 
 
 def classifier_names(module: nn.Module) -> tuple[str, ...]:
-    """Names of the layers of a timm network's classifier: ("fc",), ("head.fc",)."""
+    """Names of the layers of a timm network's classifier: ("fc",), ("head.fc",). A combination has none."""
+    if isinstance(module, SideBySide):
+        return ()
     names = getattr(module, "pretrained_cfg", {}).get("classifier") or ()
     return (names,) if isinstance(names, str) else tuple(names)
 

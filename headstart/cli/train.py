@@ -69,6 +69,15 @@ FIRST = tuple(name for name, declared in options_of().items() if declared.is_bas
     "cache), recommended, a name, or NAME=FILE.",
 )
 @option(
+    "--max-cost",
+    type=click.FloatRange(1),
+    default=2.0,
+    metavar="X",
+    group="features",
+    help="With --minutes: what larger images or backbones side by side may cost for one image, in multiples of the "
+    "best backbone alone.",
+)
+@option(
     "--plan",
     type=FILE,
     metavar="FILE",
@@ -108,7 +117,7 @@ def train_command(
         raise click.UsageError("Missing argument DATA. Give the data, or an interrupted run with --resume.", context)
     if resume is not None:
         _refuse_options(context)
-    how = {name: options.pop(name) for name in ("minutes", "candidates", "plan", "device")}
+    how = {name: options.pop(name) for name in ("minutes", "candidates", "max_cost", "plan", "device")}
     chosen = checked_options(options)
     with importing():
         from headstart.files import user_path

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from headstart.backbone.pixel_net import FeatureNet, split_backbone
+from headstart.backbone.pixel_net import FeatureNet
 from headstart.cache.entries import cache_root
 from headstart.cache.joined_rows import JoinedRows
 from headstart.pipeline.featurise import Featurised, LabelledFeatures
@@ -32,30 +32,34 @@ class ChosenLayers:
 
     Attributes:
         loaded: the backbone.
-        planned: with the rungs' boundaries in this backbone.
         featurised: the features.
         penalty: of the probe on these features; None where nothing was chosen.
+        last: the same with the last layer alone; None where the features are these.
     """
 
     loaded: Loaded
-    planned: Planned
     featurised: Featurised
     penalty: Penalty | None = None
+    last: ChosenLayers | None = None
 
 
 def choose_and_fit(
     job: Job, loaded: Loaded, inspected: Inspected, planned: Planned, featurised: Featurised
 ) -> Prepared:
-    """Chooses the layers, see ``choose_layers``, and fits the head on their features."""
-    chosen = choose_layers(job, loaded, inspected, planned, featurised)
-    loaded, planned, featurised = chosen.loaded, chosen.planned, chosen.featurised
-    fitted = fit_head(job, loaded, inspected, planned, featurised, chosen.penalty)
-    return Prepared(job, loaded, inspected, planned, featurised, fitted)
+    """Chooses the layers, see ``choose_layers``, and fits the head on their features.
+
+    Where rungs follow, which train the last layer's features alone, a head is fitted on these too.
+    """
+
+    def fitted_on(chosen: ChosenLayers, last: Prepared | None = None) -> Prepared:
+        fitted = fit_head(job, chosen.loaded, inspected, planned, chosen.featurised, chosen.penalty)
+        return Prepared(job, chosen.loaded, inspected, planned, chosen.featurised, fitted, last)
+
+    chosen = choose_layers(job, loaded, inspected, featurised)
+    return fitted_on(chosen, fitted_on(chosen.last) if chosen.last and planned.rungs else None)
 
 
-def choose_layers(
-    job: Job, loaded: Loaded, inspected: Inspected, planned: Planned, featurised: Featurised
-) -> ChosenLayers:
+def choose_layers(job: Job, loaded: Loaded, inspected: Inspected, featurised: Featurised) -> ChosenLayers:
     """Keeps the features of earlier layers if they lower the cross-validated log loss of the probe.
 
     The last layer alone is compared with the last layer and all earlier ones considered, on the same folds.
@@ -64,16 +68,18 @@ def choose_layers(
         job: see ``Job``.
         loaded: the backbone, with the features of all layers that are considered.
         inspected: the images.
-        planned: engines and rungs.
         featurised: features of all these layers.
     """
-    if not (job.recipe.chooses_layers and loaded.net.spec.layers):
-        return ChosenLayers(loaded, planned, featurised)
+    if not loaded.net.spec.layers:
+        return ChosenLayers(loaded, featurised)
+    last = _last_layer_alone(loaded, featurised)
+    if not job.recipe.chooses_layers:
+        return ChosenLayers(loaded, featurised, last=last)
     assert isinstance(featurised.held_out, JoinedRows)  # features of several layers
     width = featurised.held_out.widths[0]
     tried = [_tried(job, inspected, featurised.train, end) for end in (width, featurised.train.features.shape[1])]
     if tried[0] is None or tried[1] is None:
-        return _last_layer_alone(loaded, planned, featurised)
+        return last
     (alone, alone_losses), (joined, joined_losses) = tried[0], tried[1]
     p = paired_p(alone_losses, joined_losses)
     names, before, after = ", ".join(loaded.net.spec.layers), float(alone_losses.mean()), float(joined_losses.mean())
@@ -83,8 +89,8 @@ def choose_layers(
         f"them in cross-validation (p = {p:.2g})."
     )
     if p < BY_CHANCE:
-        return ChosenLayers(loaded, planned, featurised, joined)
-    return replace(_last_layer_alone(loaded, planned, featurised), penalty=alone)
+        return ChosenLayers(loaded, featurised, joined, last=replace(last, penalty=alone))
+    return replace(last, penalty=alone)
 
 
 def _tried(
@@ -102,7 +108,7 @@ def _tried(
     )
 
 
-def _last_layer_alone(loaded: Loaded, planned: Planned, featurised: Featurised) -> ChosenLayers:
+def _last_layer_alone(loaded: Loaded, featurised: Featurised) -> ChosenLayers:
     """The same without the features of earlier layers."""
     spec, held_out = replace(loaded.net.spec, layers=()), featurised.held_out
     assert isinstance(held_out, JoinedRows)  # features of several layers
@@ -112,12 +118,5 @@ def _last_layer_alone(loaded: Loaded, planned: Planned, featurised: Featurised) 
         return replace(labelled, features=np.ascontiguousarray(labelled.features[:, : last.shape[0]]))
 
     val = None if featurised.val is None else of_last(featurised.val)
-    splittable = None if loaded.splittable is None else split_backbone(loaded.backbone, spec)
-    if splittable is not None:
-        boundaries = {boundary.name: boundary for boundary in splittable.boundaries}
-        rungs = tuple(replace(rung, boundary=boundaries[rung.boundary.name]) for rung in planned.rungs)
-        planned = replace(planned, rungs=rungs)
-    net = FeatureNet(loaded.backbone, spec)
-    return ChosenLayers(
-        replace(loaded, net=net, splittable=splittable), planned, Featurised(of_last(featurised.train), val, last)
-    )
+    loaded = replace(loaded, net=FeatureNet(loaded.backbone, spec))
+    return ChosenLayers(loaded, Featurised(of_last(featurised.train), val, last))

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,12 +32,17 @@ from headstart.pipeline.plan import measure, plan
 from headstart.progress import Progress
 from headstart.runs.folder import PLAN_FILE, SELECTION_FILE
 from headstart.selection.candidates import Candidate, find_candidates, load_candidate
-from headstart.selection.search import SearchImages, search
-from headstart.training.ladder import EFFORTS
+from headstart.selection.results import Selection
+from headstart.selection.search import SearchImages, TimeLimit, search
+from headstart.training.ladder import EFFORTS, SHARES, TRAINING_COST, least_epochs
 from headstart.training.recipe import EffortName, Recipe, defaults
+from headstart.trust.ood import MAX_REFERENCES_FINE_TUNED
 
-SEARCH_SHARE = 0.4
-"""Share of the time that the search may take; the rest is for fine-tuning, evaluation and the report."""
+MAX_COST = 2.0
+"""Default of the largest cost of the model for one image, in multiples of that of the best candidate."""
+
+FIXED_SECONDS = 30.0
+"""Time of a run that does not depend on the number of images: engines, probe, label check, report."""
 
 SAFETY = 0.9
 """Share of the time left that planned steps may take: estimates are a little too low on a busy machine."""
@@ -57,7 +63,9 @@ def candidates_for(recipe: Recipe, wanted: str | Sequence[str], progress: Progre
     return find_candidates(wanted, fit=recipe.fit, accept_license=recipe.accept_license, progress=progress)
 
 
-def choose_recipe(job: Job, found: Sequence[Candidate], minutes: float, folder: Path) -> Recipe:
+def choose_recipe(
+    job: Job, found: Sequence[Candidate], minutes: float, folder: Path, *, max_cost: float = MAX_COST
+) -> Recipe:
     """Chooses backbone and effort within a time, and writes plan.json and selection.json into the run folder.
 
     Args:
@@ -65,6 +73,7 @@ def choose_recipe(job: Job, found: Sequence[Candidate], minutes: float, folder: 
         found: the candidates.
         minutes: of the whole run, the report included.
         folder: of the run.
+        max_cost: of the model for one image, in multiples of the cost of the best candidate.
 
     Returns:
         The recipe with every option decided.
@@ -72,28 +81,27 @@ def choose_recipe(job: Job, found: Sequence[Candidate], minutes: float, folder: 
     Raises:
         DataError, WeightsError: see ``train``.
     """
-    began = time.monotonic()
+    ends = time.monotonic() + 60 * minutes
     job.progress.say(_intention(found, minutes))
     inspection = run_inspection(job, _preprocessing(found[0], job))
     require_learnable(inspection, least=job.recipe.min_classes)
+    inspected = inspected_images(inspection)
     selection = search(
         found,
-        search_images(inspected_images(inspection)),
+        search_images(inspected),
         seed=job.recipe.seed,
-        seconds=SEARCH_SHARE * 60 * minutes - (time.monotonic() - began),
+        time_limit=TimeLimit(ends, partial(_seconds_of_quick, inspected)),
+        max_cost=max_cost,
         device=job.device,
         cache=job.cache,
         progress=job.progress,
     )
-    one = found[selection.chosen]
-    weights = None if one.weights is None else str(one.weights)
-    recipe = replace(job.recipe, backbone=one.architecture, weights=weights, image_size=one.image_size)
-    recipe = replace(recipe, effort=_affordable(job, recipe, inspection, 60 * minutes - (time.monotonic() - began)))
-    job.progress.say(f"Chosen: {one.architecture} at {one.image_size} pixels, effort {recipe.effort}.")
+    selection, recipe, fingerprint = _affordable(job, selection, inspection, ends)
+    job.progress.say(f"Chosen: {recipe.backbone} at {recipe.image_size} pixels, effort {recipe.effort}.")
     document = {
         "version": PLAN_VERSION,
         "minutes": minutes,
-        "fingerprint": load_candidate(one).fingerprint,
+        "fingerprint": fingerprint,
         "recipe": {k: v for k, v in recipe.without_paths().as_json().items() if k not in OF_THE_USER},
     }
     with writing_run(folder):
@@ -125,6 +133,16 @@ def check_minutes(recipe: Recipe, minutes: object) -> None:
             f"minutes: chooses {', '.join(DECIDED)} itself; leave {given[0]} out, or leave minutes out. Backbones to "
             "choose from are given with candidates."
         )
+
+
+def check_max_cost(max_cost: object) -> None:
+    """Checks that a limit on the cost of the model is possible.
+
+    Raises:
+        OptionError: otherwise.
+    """
+    if isinstance(max_cost, bool) or not isinstance(max_cost, (int, float)) or not 1 <= max_cost < 1e6:
+        raise OptionError(f"max_cost {max_cost!r:.60}: expected a number from 1 on.")
 
 
 def read_plan_file(file: str | os.PathLike[str]) -> tuple[Recipe, str]:
@@ -183,12 +201,48 @@ def _preprocessing(candidate: Candidate, job: Job) -> Preprocessing:
     return load_candidate(candidate, progress=job.progress).preprocessing
 
 
-def _affordable(job: Job, recipe: Recipe, inspection: Inspection, seconds: float) -> EffortName:
-    """The most thorough effort whose planned steps fit into the time; "probe" if none does."""
+def _seconds_of_quick(inspected: Inspected, per_image: float) -> float:
+    """Seconds that a run with effort "quick" takes after the search.
+
+    Args:
+        inspected: the images.
+        per_image: seconds in which a backbone reads and featurises an image.
+    """
+    quick, counts = EFFORTS["quick"], {name: len(keys) for name, keys in inspected.keys.items()}
+    train, held_out = counts["train"], sum(counts.values()) - counts["train"]
+    epochs = least_epochs(train, quick.epochs[0])
+    shown = train * quick.views + train * epochs * (1 - SHARES["last"]) * TRAINING_COST
+    again = held_out + min(MAX_REFERENCES_FINE_TUNED, train)  # evaluated with the fine-tuned network
+    return (shown + held_out + again) * per_image + FIXED_SECONDS
+
+
+def _affordable(job: Job, selection: Selection, inspection: Inspection, ends: float) -> tuple[Selection, Recipe, str]:
+    """The best of the candidates within noise that can be fine-tuned in the time left, and how deep.
+
+    Returns:
+        The selection with the chosen candidate first, the recipe, and the fingerprint of the backbone.
+    """
+    first: tuple[Selection, Recipe, str] | None = None
+    for place, one in enumerate(selection.near):
+        weights = None if one.weights is None else str(one.weights)
+        recipe = replace(job.recipe, backbone=one.architecture, weights=weights, image_size=one.image_size, fit=one.fit)
+        effort, fingerprint = _effort_for(job, recipe, inspection, ends)
+        found = selection if place == 0 else selection.preferring(place, "it can be fine-tuned in the time left")
+        choice = found, replace(recipe, effort=effort), fingerprint
+        first = first or choice
+        if effort != "probe":
+            return choice
+    assert first is not None  # the best candidate is within noise of itself
+    return first
+
+
+def _effort_for(job: Job, recipe: Recipe, inspection: Inspection, ends: float) -> tuple[EffortName, str]:
+    """The most thorough effort whose planned steps fit into the time, "probe" if none does; and the fingerprint."""
     job = replace(job, recipe=replace(recipe, effort="thorough"))
     loaded = load(job)
     inspected = inspect_images(job, loaded, inspection)
     measured = measure(job, loaded, inspected)
+    seconds, fingerprint = ends - time.monotonic(), loaded.backbone.fingerprint
     for effort in (name for name in reversed(EFFORTS) if name != "probe"):
         one = replace(job, recipe=replace(recipe, effort=cast(Any, effort)))
         planned = plan(one, loaded, inspected, measured)
@@ -196,6 +250,8 @@ def _affordable(job: Job, recipe: Recipe, inspection: Inspection, seconds: float
             break
         expected = sum(step.seconds for step in planned.steps)
         if expected <= SAFETY * seconds:
-            job.progress.say(f"Time left: {seconds:.0f} s; effort {effort} needs about {expected:.0f} s.")
-            return cast(EffortName, effort)
-    return "probe"
+            job.progress.say(
+                f"Time left: {seconds:.0f} s; effort {effort} with {recipe.backbone} needs about {expected:.0f} s."
+            )
+            return cast(EffortName, effort), fingerprint
+    return "probe", fingerprint

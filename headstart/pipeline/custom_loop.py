@@ -115,6 +115,7 @@ class Workbench:
     """
 
     def __init__(self, prepared: Prepared) -> None:
+        prepared = prepared.for_rungs
         splittable = prepared.loaded.splittable
         assert splittable is not None
         self._prepared = prepared

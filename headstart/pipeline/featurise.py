@@ -9,9 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from headstart.backbone.layers import Layout
-from headstart.backbone.pixel_net import ActivationNet, TappedNet, feature_shape
-from headstart.backbone.split import INPUT, Boundary, SplittableBackbone
-from headstart.backbone.weights import Backbone
+from headstart.backbone.pixel_net import ActivationNet, TappedNet, feature_shape, split_backbone
+from headstart.backbone.split import INPUT, Boundary
 from headstart.cache.row_store import RowStore
 from headstart.engine.interface import Identity
 from headstart.features.activations import ImageFiles, activation_store
@@ -77,7 +76,7 @@ def frozen_features(
     """
     tap = None
     if planned.rungs and loaded.splittable is not None:
-        tap = tap_at(planned.rungs[-1].boundary, loaded.splittable, loaded.backbone, cache=job.cache)
+        tap = tap_at(planned.rungs[-1].boundary, loaded, cache=job.cache)
     return compute_features(
         loaded.net,
         keys,
@@ -92,16 +91,17 @@ def frozen_features(
     )
 
 
-def tap_at(boundary: Boundary, splittable: SplittableBackbone, backbone: Backbone, *, cache: Path | None) -> Tap | None:
-    """What stores activations at a boundary while features are computed; None at the input."""
-    if boundary.name == INPUT:
+def tap_at(boundary: Boundary, loaded: Loaded, *, cache: Path | None) -> Tap | None:
+    """What stores activations at a boundary of ``loaded.splittable`` while features are computed; None at the input."""
+    if boundary.name == INPUT or loaded.splittable is None:
         return None
-    net = ActivationNet(backbone, boundary.name, splittable.prefix(boundary.name))
+    backbone, whole = loaded.backbone, split_backbone(loaded.backbone, loaded.net.spec)
+    net = ActivationNet(backbone, boundary.name, loaded.splittable.prefix(boundary.name))
 
     def store(identity: Identity) -> RowStore:
         return activation_store(net, boundary.shape, identity=identity, cache=cache)
 
-    return Tap(TappedNet(backbone, boundary.name, splittable.tapped(boundary.name)), store)
+    return Tap(TappedNet(backbone, boundary.name, whole.tapped(boundary.name, beside=len(boundary.beside))), store)
 
 
 def feature_rows(

@@ -51,7 +51,7 @@ def climb_ladder(ladder: Ladder, probe_seconds: float) -> FineTuned:
     for result in results:
         ladder.events.say(f"{result.name}: {_accuracy_text(result)}.")
         ladder.events.emit(RungJudged(asdict(result)))
-    probe, head, fold_ends = best.result, best.head, dict[int, TensorDict]()
+    probe, head, fold_ends = best.result, ladder.prepared.fitted.head, dict[int, TensorDict]()
     for number, rung in enumerate(ladder.prepared.planned.rungs, start=1):
         if not ladder.keeps_last and not can_improve(best.correct):
             results[-1] = _without_room(ladder, results[-1], best)
@@ -80,7 +80,7 @@ def climb_ladder(ladder: Ladder, probe_seconds: float) -> FineTuned:
 
 def _probe_as_best(ladder: Ladder, seconds: float) -> BestRung:
     """The head on frozen features as the lowest rung."""
-    fitted, featurised = ladder.prepared.fitted, ladder.prepared.featurised
+    fitted, featurised = ladder.probe.fitted, ladder.probe.featurised
     outside = None
     if ladder.folds:
         progress = ladder.prepared.job.progress

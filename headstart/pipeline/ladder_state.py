@@ -64,13 +64,19 @@ class FineTuned:
     num_trained: int
     num_changed: int
 
+    @property
+    def is_probe(self) -> bool:
+        """Whether the head on frozen features is the best."""
+        return not self.num_changed
+
 
 @dataclass(frozen=True)
 class Ladder:
     """What all rungs of a run share.
 
     Attributes:
-        prepared: the run up to the head on frozen features; its backbone is not touched.
+        probe: the run up to the head on frozen features, the lowest rung.
+        prepared: what the other rungs start from, see ``Prepared.for_rungs``; its backbone is not touched.
         splittable: a copy of its backbone, which is trained.
         activations: what rungs are trained on.
         layers: reports what each rung trains.
@@ -83,6 +89,7 @@ class Ladder:
         keeps_last: whether every rung is tried and the last one kept, even if an earlier one is better.
     """
 
+    probe: Prepared
     prepared: Prepared
     splittable: SplittableBackbone
     activations: RungActivations
@@ -192,9 +199,11 @@ def begin_ladder(
         timetable: of the run.
         keeps_last: see ``Ladder``; also where the recipe names a depth.
     """
+    probe, prepared = prepared, prepared.for_rungs
     copied = splittable.copied()
     recipe = prepared.job.recipe
     return Ladder(
+        probe,
         prepared,
         copied,
         RungActivations(prepared, splittable),

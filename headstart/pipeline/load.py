@@ -48,7 +48,8 @@ class Loaded:
     Attributes:
         backbone: pretrained, or with random weights where the recipe asks for that.
         net: the frozen pass from pixels to features.
-        splittable: the backbone with its freeze boundaries; None where the effort fine-tunes nothing.
+        splittable: the backbone with its freeze boundaries, and the last layer's features alone, which is what rungs
+            train; None where the effort fine-tunes nothing.
         seconds: time that loading took.
     """
 
@@ -90,7 +91,7 @@ def load(job: Job) -> Loaded:
     check_classes(recipe, len(job.dataset.classes), multi_label=job.dataset.multi_label)
     if recipe.head != LINEAR:
         check_heads(recipe, feature_shape(net), len(job.dataset.classes), Layout.of(backbone.module))
-    splittable = None if recipe.effort == "probe" else split_backbone(backbone, net.spec)
+    splittable = None if recipe.effort == "probe" else split_backbone(backbone, replace(net.spec, layers=()))
     if splittable is not None:
         check_depths(recipe, splittable)
     return Loaded(backbone, net, splittable, round(time.monotonic() - started, 2))

@@ -17,8 +17,10 @@ from headstart.evaluation.reliability import usual_kept
 from headstart.pipeline.base_classifier import BaseClassifier, find_rehearsal_images, rehearsal_csv
 from headstart.pipeline.choose_layers import choose_and_fit
 from headstart.pipeline.choose_recipe import (
+    MAX_COST,
     OF_THE_USER,
     candidates_for,
+    check_max_cost,
     check_minutes,
     choose_recipe,
     read_plan_file,
@@ -65,6 +67,7 @@ def train(
     recipe: Recipe | None = None,
     minutes: float | None = None,
     candidates: str | Sequence[str] = "offline",
+    max_cost: float = MAX_COST,
     plan: str | os.PathLike[str] | None = None,
     device: str = "auto",
     cache: Path | None = None,
@@ -80,6 +83,8 @@ def train(
         recipe: every option at once.
         minutes: time for the whole run: backbone, image size and effort are chosen within it.
         candidates: backbones to choose from within ``minutes``, see ``selection.candidates.find_candidates``.
+        max_cost: what larger images or backbones side by side may cost for one image within ``minutes``, in multiples
+            of the cost of the best backbone alone.
         plan: plan.json of an earlier run, or its folder: what it chose is done again, without a clock.
         device: "auto", "cpu", "cuda" or "mps".
         cache: the cache folder; the default one by default.
@@ -101,6 +106,7 @@ def train(
     """
     progress = progress or SilentProgress()
     recipe, fingerprint = _recipe_of(recipe, options, minutes, plan)
+    check_max_cost(max_cost)
     if recipe.implied_by:
         progress.say(f"Effort: quick, because {recipe.implied_by} was given; choose another one with effort.")
     dataset = open_data(source, min_classes=recipe.min_classes)
@@ -113,7 +119,7 @@ def train(
     try:
         make_run_folder(folder)
         if minutes is not None:
-            job = replace(job, recipe=choose_recipe(job, found, minutes, folder))
+            job = replace(job, recipe=choose_recipe(job, found, minutes, folder, max_cost=max_cost))
         setup = setup or set_up(job, folder, events)
         require_weights(setup.loaded.backbone, fingerprint)
         write_start(folder, job.recipe, setup.start)
@@ -194,7 +200,7 @@ def train_model(
 
     timetable.begin(PROBE_STEP)
     prepared = choose_and_fit(job, loaded, inspected, planned, featurised)
-    loaded, planned, featurised, fitted = prepared.loaded, prepared.planned, prepared.featurised, prepared.fitted
+    loaded, featurised, fitted = prepared.loaded, prepared.featurised, prepared.fitted
     _report_head(setup, prepared)
     clock.lap("fit the head")
 
@@ -208,6 +214,7 @@ def train_model(
         ladder = begin_ladder(prepared, loaded.splittable, setup.folder, events, timetable, keeps_last=keeps_last)
         tuned = climb_ladder(ladder, clock.seconds["fit the head"])
         trained = tuned.classifier
+        prepared = prepared if tuned.is_probe else prepared.for_rungs
         clock.lap("fine-tune")
 
     timetable.begin(LAST_STEP)

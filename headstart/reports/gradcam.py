@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from headstart.backbone.layers import Layout, group_names
 from headstart.backbone.pixel_net import FeatureNet, PixelNet, split_backbone
+from headstart.backbone.side_by_side import SideBySide
 from headstart.backbone.split import HEAD, INPUT
 from headstart.data.decode import jpeg_bytes
 from headstart.data.preprocessing import Rgb
@@ -180,7 +181,7 @@ class _Call:
 
 def _explained(net: FeatureNet, check: Callable[[], None]) -> tuple[PixelNet, nn.Module | None]:
     """A network whose layers accept hooks, and the layer to explain; None without a spatial activation."""
-    if isinstance(net.body, fx.GraphModule):  # a traced graph, whose blocks are not modules
+    if isinstance(net.body, (fx.GraphModule, SideBySide)):  # a layer of which does not determine the features
         return _cut_in_two(net)
     shared = {id(tensor): tensor for tensor in (*net.body.parameters(), *net.body.buffers())}
     hookable = PixelNet(net.backbone, copy.deepcopy(net.body, shared)).to(net.scale.device)

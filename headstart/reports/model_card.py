@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, Template
 
 from headstart.backbone.licenses import license_text
+from headstart.backbone.side_by_side import member_names
 from headstart.concurrency import ignored_warnings
 from headstart.evaluation.metrics import (
     CROSS_VALIDATION,
@@ -52,7 +53,7 @@ def model_card(
         library_name="headstart",
         pipeline_tag="image-classification",
         tags=["headstart", "image-classification", "transfer-learning", "timm"],
-        base_model=None if model.recipe.scratch else f"timm/{backbone.architecture}",
+        base_model=None if model.recipe.scratch else [f"timm/{one}" for one in member_names(backbone.architecture)],
         metrics=["accuracy"],
         model_name=name,
         eval_results=_eval_results(name, results) or None,

@@ -7,7 +7,7 @@ docs/how-to/backbones.md gives the evidence for the table.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,10 +15,10 @@ import timm
 
 from headstart.backbone.compute_cost import compute_cost
 from headstart.backbone.hub_weights import cached_file, cached_names, download_bytes
-from headstart.backbone.licenses import license_of, license_of_file, require_accepted
-from headstart.backbone.names import default_image_size, resolve_architecture
+from headstart.backbone.licenses import license_of, license_of_file, require_accepted, together
+from headstart.backbone.names import resolve_architecture
 from headstart.backbone.offline_packages import OFFLINE_PACKAGES, offline_file, offline_name
-from headstart.backbone.weights import Backbone, load_backbone
+from headstart.backbone.weights import Backbone, load_backbone, native_side
 from headstart.data.preprocessing import Fit
 from headstart.errors import LicenseError, OptionError, WeightsError, first_line
 from headstart.files import user_path
@@ -208,6 +208,54 @@ class Candidate:
     accept_license: bool = False
     fit: Fit = "auto"
 
+    @property
+    def label(self) -> str:
+        """In words: "resnet50 at 224 pixels", "resnet50 at 224 pixels, pad"."""
+        return f"{self.architecture} at {self.image_size} pixels" + ("" if self.fit == "auto" else f", {self.fit}")
+
+
+LARGER = 1.25
+"""Side of the larger images that are tried, in multiples of that of the weights, rounded up to whole ``STRIDE``."""
+
+STRIDE = 32
+"""Pixels of the input for each position of the last activation of most networks."""
+
+
+def variants(candidate: Candidate) -> list[Candidate]:
+    """A candidate with larger images, and with the other ways to fit an image into the input.
+
+    Networks that accept images of one size only have no larger images; a fit that the user named is kept.
+    """
+    side = -(-round(LARGER * candidate.image_size) // STRIDE) * STRIDE
+    found = []
+    try:
+        cost = compute_cost(candidate.architecture, side)
+    except OptionError:
+        pass
+    else:
+        found.append(replace(candidate, image_size=side, gmacs=cost.gmacs, why="larger images"))
+    fits = [fit for fit in get_args(Fit) if fit not in ("auto", "crop")] if candidate.fit == "auto" else []
+    return [*found, *(replace(candidate, fit=fit, why=f"images fitted by {fit}") for fit in fits)]
+
+
+def combined(members: Sequence[Candidate]) -> Candidate:
+    """Candidates side by side, with image size and fit of the first.
+
+    Args:
+        members: two or three, of different architectures and without weights of the user's own.
+    """
+    first, name = members[0], "+".join(member.architecture for member in members)
+    cost = compute_cost(name, first.image_size)
+    return replace(
+        first,
+        architecture=name,
+        parameters=cost.parameters,
+        gmacs=cost.gmacs,
+        license=together(member.license for member in members),
+        why="side by side",
+        source=" and ".join(dict.fromkeys(member.source for member in members)),
+    )
+
 
 def find_candidates(
     wanted: str | Sequence[str],
@@ -345,7 +393,7 @@ def _by_name(name: str, terms: _Terms) -> Candidate:
     if declared is not None and image_size in (None, declared.image_size):
         side, parameters, gmacs = declared.image_size, declared.parameters, declared.gmacs
     else:
-        side = image_size or (declared.image_size if declared else _native_size(name))
+        side = image_size or (declared.image_size if declared else native_side(name))
         cost = compute_cost(name, side)
         parameters, gmacs = cost.parameters, cost.gmacs
     return Candidate(
@@ -379,7 +427,7 @@ def _from_file(name: str, file: str, terms: _Terms) -> Candidate:
     require_accepted(f"candidate {name}", license, accepted=terms.accept_license)
     if not path.is_file():
         raise WeightsError(f"candidate {name}: {path}: no such file. Give the path of its weights, {name}=FILE.")
-    side = terms.image_size or _native_size(architecture)
+    side = terms.image_size or native_side(architecture)
     cost = compute_cost(architecture, side)
     return Candidate(
         architecture,
@@ -394,9 +442,3 @@ def _from_file(name: str, file: str, terms: _Terms) -> Candidate:
         accept_license=terms.accept_license,
         fit=terms.fit,
     )
-
-
-def _native_size(name: str) -> int:
-    """Side of the images that the weights expect, in pixels; the shorter one if they are not square."""
-    config = timm.get_pretrained_cfg(name)
-    return default_image_size(name) or (min(config.input_size[1:]) if config else 224)

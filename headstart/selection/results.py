@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from headstart.evaluation.comparison import Compared
+from headstart.selection.candidates import Candidate
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,8 @@ class CandidateResult:
     Attributes:
         architecture: of the candidate, and so the following.
         image_size: side of its input in pixels.
+        fit: how an image is fitted into it, see ``data.preprocessing.Fit``.
+        source: where the weights come from, in words.
         parameters: number of weights.
         gmacs: multiply-accumulate operations for one image, in billions.
         license: of its weights.
@@ -29,6 +32,8 @@ class CandidateResult:
 
     architecture: str
     image_size: int
+    fit: str
+    source: str
     parameters: int
     gmacs: float
     license: str
@@ -39,6 +44,15 @@ class CandidateResult:
     log_loss: float
     seconds: float
     decision: str
+
+    def is_of(self, candidate: Candidate) -> bool:
+        """Whether this is how a candidate did."""
+        return (self.architecture, self.image_size, self.fit, self.source) == (
+            candidate.architecture,
+            candidate.image_size,
+            candidate.fit,
+            candidate.source,
+        )
 
     def compared(self) -> Compared:
         """As a row of a comparison."""
@@ -52,14 +66,27 @@ class Selection:
     """The outcome of a search.
 
     Attributes:
-        chosen: its position among the candidates, in the order in which they were given.
-        results: of all candidates, the best first.
+        results: of everything that was evaluated, the one that is chosen first.
+        near: the candidates that are as good as the best within noise, the best first.
         stopped: why the search ended before the last round; "" if it did not.
     """
 
-    chosen: int
     results: tuple[CandidateResult, ...]
+    near: tuple[Candidate, ...]
     stopped: str = ""
+
+    def preferring(self, place: int, why: str) -> Selection:
+        """The selection with another of ``near`` chosen.
+
+        Args:
+            place: of it in ``near``.
+            why: the reason, in words.
+        """
+        chosen, best = self.near[place], self.results[0]
+        ours = next(result for result in self.results if result.is_of(chosen))
+        others = [replace(best, decision=f"not chosen: {why}"), *self.results[1:]]
+        found = replace(ours, decision=f"chosen: within noise of the best; {why}")
+        return replace(self, results=(found, *(result for result in others if not result.is_of(chosen))))
 
     def as_json(self) -> dict[str, Any]:
         """A JSON document without paths."""

@@ -1,8 +1,10 @@
 """Search: which candidate classifies the training images best, by cross-validated probes and successive halving.
 
 Every candidate is evaluated on a part of the training images; those that are worse than the best by more than noise are
-dropped, as is the worse half, and the others are evaluated on three times as many. Features are cached, so each image
-passes through a backbone once, and the run that follows finds the features of the one that was chosen.
+dropped, and the others are evaluated on three times as many. From ``PATIENCE`` images on the worse half is dropped too.
+Then variants of the best one are tried (larger images, other ways to fit an image into the input), and combinations of
+it with others, side by side. Features are cached, so each image passes through a backbone once, and the run that
+follows finds the features of the one that was chosen.
 
 Source: successive halving, Jamieson and Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter
 Optimization", AISTATS 2016. Cross-validated probes, because estimates of transferability (LogME and others) rank
@@ -12,8 +14,8 @@ backbones worse than their size does (arXiv 2510.06448).
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +23,15 @@ import numpy.typing as npt
 
 from headstart.backbone.feature_spec import FeatureSpec
 from headstart.backbone.pixel_net import FeatureNet, split_backbone
+from headstart.backbone.side_by_side import MOST_MEMBERS
 from headstart.data.pixel_cache import PixelReader, pixel_store
 from headstart.data.scan import scan
 from headstart.engine.interface import Pixels
-from headstart.engine.measure import measure_engines
-from headstart.engine.plan import EnginePlan
+from headstart.engine.select import SAMPLE_SIZE
 from headstart.evaluation.metrics import wilson
 from headstart.features.extract import compute_features, pick_sample
 from headstart.progress import Progress
-from headstart.selection.candidates import Candidate, load_candidate
+from headstart.selection.candidates import Candidate, combined, load_candidate, variants
 from headstart.selection.results import CandidateResult, Selection
 from headstart.training.ladder import ALPHA, considered_layers, paired_p
 from headstart.training.losses import Labels, Parts
@@ -38,6 +40,9 @@ from headstart.training.probe import standardised
 
 FIRST, FACTOR = 400, 3
 """Training images of the first round, and how many times as many each later round has."""
+
+PATIENCE = 1_200
+"""Images of a round from which on candidates are dropped that are worse within noise: on fewer, noise decides."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +68,11 @@ class _Contender:
 
     candidate: Candidate
     net: FeatureNet
-    engines: EnginePlan
     sample: Pixels
-    losses: npt.NDArray[np.float64]
+    losses: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     correct: int = 0
     seconds: float = 0.0
+    per_image: float = 0.0
     decision: str = ""
 
     @property
@@ -79,7 +84,7 @@ class _Contender:
         """Its figures."""
         one, count = self.candidate, len(self.losses)
         low, high = wilson(self.correct, count)
-        about = (one.architecture, one.image_size, one.parameters, one.gmacs, one.license)
+        about = (one.architecture, one.image_size, one.fit, one.source, one.parameters, one.gmacs, one.license)
         return CandidateResult(
             *about, count, self.correct, low, high, self.log_loss, round(self.seconds, 1), self.decision
         )
@@ -100,20 +105,23 @@ def search(
     images: SearchImages,
     *,
     seed: int = 0,
-    seconds: float | None = None,
+    time_limit: TimeLimit | None = None,
     drops: bool = True,
+    max_cost: float = 1.0,
     device: str = "auto",
     cache: Path | None = None,
     progress: Progress,
 ) -> Selection:
-    """Compares candidates on training images and chooses one.
+    """Compares candidates on training images, then variants of the best one and combinations of it with others.
 
     Args:
-        candidates: at least one; with one, nothing is compared.
+        candidates: at least one.
         images: the training images.
         seed: of the subsamples and the folds.
-        seconds: time that the search may take, approximately; None for no limit. The first round is always finished.
-        drops: drop candidates between rounds; otherwise all are evaluated on all images.
+        time_limit: when the search has to end; None for no limit. The first round is always finished.
+        drops: drop candidates between rounds, and try variants and combinations; otherwise the candidates alone are
+            evaluated on all images.
+        max_cost: of a variant or combination for one image, in multiples of the cost of the best candidate.
         device: "auto", "cpu", "cuda" or "mps".
         cache: the cache folder.
         progress: receives messages and the progress of each task.
@@ -121,30 +129,146 @@ def search(
     Raises:
         WeightsError, OptionError: see ``load_candidate``.
     """
-    began, order = time.monotonic(), _nested_order(images, seed)
-    pending = [_contender(one, images, device=device, cache=cache, progress=progress) for one in candidates]
-    out: list[_Contender] = []
+    order = _nested_order(images, seed)
     sizes = _sizes(len(order)) if drops else [min(len(order), CHOOSE_ON)]
-    stopped = ""
-    for number, size in enumerate(sizes):
-        expected = sum(_seconds_for(one, size) for one in pending)
-        if number and seconds is not None and time.monotonic() - began + expected > seconds:
-            stopped = (
-                f"the next round, with {size:,} images, would take about {expected:.0f} s more than the time allows"
+    one = _Search(images, order, seed, time_limit, device, cache, progress)
+    pending, out = one.rounds([one.contender(candidate) for candidate in candidates], sizes, drops=drops)
+    _decide(pending)
+    if drops:
+        limit = max_cost * pending[0].candidate.gmacs
+        pending = one.improved(pending, [c for c in variants(pending[0].candidate) if c.gmacs <= limit])
+        pending = one.improved(pending, [c for c in _combinations(pending) if c.gmacs <= limit])
+    if one.stopped:
+        pending[0].decision += f"; {one.stopped}"
+    return Selection(
+        tuple(found.result() for found in (*pending, *out)),
+        tuple(found.candidate for found in pending if _is_near(found, pending[0])),
+        one.stopped,
+    )
+
+
+@dataclass(frozen=True)
+class TimeLimit:
+    """When a search has to end.
+
+    Attributes:
+        ends: on the monotonic clock, in seconds: the end of the whole run.
+        needed_after: seconds per image of a backbone -> seconds that the run with it takes after the search.
+    """
+
+    ends: float
+    needed_after: Callable[[float], float]
+
+    def allows(self, seconds: float, per_image: float) -> bool:
+        """Whether something that takes some seconds fits, with the run of a backbone of that speed after it."""
+        return time.monotonic() + seconds + self.needed_after(per_image) <= self.ends
+
+
+@dataclass
+class _Search:
+    """What a search has: images, time, and where it computes."""
+
+    images: SearchImages
+    order: list[int]
+    seed: int
+    limit: TimeLimit | None
+    device: str
+    cache: Path | None
+    progress: Progress
+    stopped: str = ""
+
+    def rounds(
+        self, pending: list[_Contender], sizes: Sequence[int], *, drops: bool
+    ) -> tuple[list[_Contender], list[_Contender]]:
+        """Those that reached the last round, and those that were dropped; best first in each."""
+        out: list[_Contender] = []
+        for number, size in enumerate(sizes):
+            expected = sum((size - len(one.losses)) * one.per_image for one in pending)
+            if number and self.limit is not None and not self.limit.allows(expected, pending[0].per_image):
+                self.stopped = f"no time for the next round, with {size:,} images, of about {expected:.0f} s"
+                break
+            for one in pending:
+                self.evaluate(one, size)
+            pending.sort(key=lambda one: one.log_loss)
+            if size != sizes[-1]:
+                pending, dropped = _divided(pending, size)
+                out = dropped + out
+            self.progress.say(_round_text(size, pending, out))
+            if len(pending) == 1 and drops:
+                break
+        return pending, out
+
+    def improved(self, ranked: list[_Contender], tried: Sequence[Candidate]) -> list[_Contender]:
+        """Evaluates candidates against the best one, on the same images; the best first.
+
+        One that costs more than the best has to be better by more than noise.
+        """
+        best, found = ranked[0], list[_Contender]()
+        for candidate in tried:
+            per_image = best.per_image * candidate.gmacs / max(best.candidate.gmacs, 1e-9)
+            expected = len(best.losses) * per_image
+            if self.limit is not None and not self.limit.allows(expected, per_image):
+                self.progress.say(f"{candidate.label} is not tried: it would take about {expected:.0f} s too long.")
+                continue
+            found.append(self.contender(candidate))
+            self.evaluate(found[-1], len(best.losses))
+        found.sort(key=lambda one: one.log_loss)
+        for place, one in enumerate(found):
+            p, wins = paired_p(best.losses, one.losses), False
+            if place == 0 and p < ALPHA:
+                wins = True
+                best.decision = f"not chosen: worse than {one.candidate.label} (p = {p:.2g})"
+            verdict = "chosen" if wins else "not chosen"
+            one.decision = f"{verdict}: log loss {one.log_loss:.3f} against {best.log_loss:.3f} (p = {p:.2g})"
+            self.progress.say(f"{one.candidate.label}: {one.decision}.")
+        wins = bool(found) and found[0].decision.startswith("chosen")
+        return [found[0], *ranked, *found[1:]] if wins else [*ranked, *found]
+
+    def contender(self, candidate: Candidate) -> _Contender:
+        """Loads a candidate, with the features of all layers that are considered."""
+        started = time.monotonic()
+        backbone = load_candidate(candidate, progress=self.progress)
+        net = FeatureNet(backbone, FeatureSpec(layers=considered_layers(split_backbone(backbone))))
+        keys = [self.images.keys[i] for i in self.order[:SAMPLE_SIZE]]
+        sample = self.preprocess(net, keys).read(keys)
+        return _Contender(candidate, net, sample, seconds=time.monotonic() - started)
+
+    def preprocess(self, net: FeatureNet, keys: Sequence[bytes]) -> PixelReader:
+        """Reads the images whose pixels are not cached in the size of a network."""
+        preprocessing, files = net.backbone.preprocessing, self.images.files
+        if missing := pixel_store(preprocessing, self.cache).missing(keys):
+            scan(
+                [files[keys[i]] for i in missing], preprocessing=preprocessing, cache=self.cache, progress=self.progress
             )
-            break
-        for one in pending:
-            _evaluate(one, images, order[:size], seed=seed, device=device, cache=cache, progress=progress)
-        pending.sort(key=lambda one: one.log_loss)
-        if size != sizes[-1]:
-            kept, dropped = _halved(pending)
-            out, pending = dropped + out, kept
-        progress.say(_round_text(size, pending, out))
-        if len(pending) == 1 and drops:
-            break
-    _decide(pending, stopped)
-    chosen = next(place for place, one in enumerate(candidates) if one is pending[0].candidate)
-    return Selection(chosen, tuple(one.result() for one in (*pending, *out)), stopped)
+        return PixelReader(preprocessing, files, cache=self.cache, progress=self.progress)
+
+    def evaluate(self, one: _Contender, size: int) -> None:
+        """Cross-validates the probe on the first images of the order; the losses are in this order."""
+        started, places = time.monotonic(), self.order[:size]
+        keys = [self.images.keys[i] for i in places]
+        self.preprocess(one.net, keys)
+        store = compute_features(  # without its messages, one for each candidate and round
+            one.net,
+            keys,
+            sources=self.images.files,
+            sample=one.sample,
+            device=self.device,
+            cache=self.cache,
+            progress=_TasksOnly(self.progress),
+        )
+        labels, parts = self.images.labels[places], self.images.parts[places]
+        found = cross_validate(
+            standardised(store.read(keys))[2], labels, seed=self.seed, together=parts, progress=self.progress
+        )
+        new = size - len(one.losses)
+        if found is None:  # too few images to compare anything on
+            one.losses, one.correct = np.zeros(size), 0
+        else:
+            judged = np.isfinite(found.losses)
+            one.losses, one.correct = found.losses[judged], int(found.correct[judged].sum())
+        elapsed = time.monotonic() - started
+        one.per_image = elapsed / max(1, new)
+        one.seconds += elapsed
 
 
 def _nested_order(images: SearchImages, seed: int) -> list[int]:
@@ -163,99 +287,47 @@ def _sizes(count: int) -> list[int]:
     return [*sizes, most]
 
 
-def _contender(
-    candidate: Candidate, images: SearchImages, *, device: str, cache: Path | None, progress: Progress
-) -> _Contender:
-    """Loads a candidate and measures its speed."""
-    started = time.monotonic()
-    backbone = load_candidate(candidate, progress=progress)
-    plain = split_backbone(backbone)
-    net = FeatureNet(backbone, FeatureSpec(layers=considered_layers(plain)))
-    keys = [images.keys[i] for i in pick_sample(images.keys, images.labels)]
-    sample = _preprocess(net, keys, images, cache, progress).read(keys)
-    engines = measure_engines(net, sample, count=len(images.keys), device=device, cache=cache, progress=progress)
-    return _Contender(candidate, net, engines, sample, np.empty(0), seconds=time.monotonic() - started)
-
-
-def _preprocess(
-    net: FeatureNet, keys: Sequence[bytes], images: SearchImages, cache: Path | None, progress: Progress
-) -> PixelReader:
-    """Reads the images whose pixels are not cached in the size of a network."""
-    preprocessing = net.backbone.preprocessing
-    if missing := pixel_store(preprocessing, cache).missing(keys):
-        scan([images.files[keys[i]] for i in missing], preprocessing=preprocessing, cache=cache, progress=progress)
-    return PixelReader(preprocessing, images.files, cache=cache, progress=progress)
-
-
-def _seconds_for(one: _Contender, size: int) -> float:
-    """Expected time of a round, from the measured speed and the time of the earlier rounds."""
-    new, done = size - len(one.losses), max(1, len(one.losses))
-    return new / one.engines.rate + 0.1 * one.seconds * size / done
-
-
-def _evaluate(
-    one: _Contender,
-    images: SearchImages,
-    places: Sequence[int],
-    *,
-    seed: int,
-    device: str,
-    cache: Path | None,
-    progress: Progress,
-) -> None:
-    """Cross-validates the probe on some images; the losses are in the order of ``places``."""
-    started = time.monotonic()
-    keys = [images.keys[i] for i in places]
-    _preprocess(one.net, keys, images, cache, progress)
-    store = compute_features(  # without its messages, one for each candidate and round
-        one.net,
-        keys,
-        sources=images.files,
-        engines=one.engines,
-        sample=one.sample,
-        exact=False,
-        device=device,
-        cache=cache,
-        progress=_TasksOnly(progress),
+def _combinations(ranked: Sequence[_Contender]) -> list[Candidate]:
+    """Combinations of the best candidate with each of the next two architectures, and with both."""
+    usable = [one.candidate for one in ranked if one.candidate.weights is None]
+    if not usable or usable[0] is not ranked[0].candidate:
+        return []
+    best, *others = (
+        one for i, one in enumerate(usable) if one.architecture not in [o.architecture for o in usable[:i]]
     )
-    labels, parts = images.labels[list(places)], images.parts[list(places)]
-    found = cross_validate(standardised(store.read(keys))[2], labels, seed=seed, together=parts, progress=progress)
-    if found is None:  # too few images to compare anything on
-        one.losses, one.correct = np.zeros(len(places)), 0
-    else:
-        judged = np.isfinite(found.losses)
-        one.losses, one.correct = found.losses[judged], int(found.correct[judged].sum())
-    one.seconds += time.monotonic() - started
+    pairs = [combined([best, other]) for other in others[: MOST_MEMBERS - 1]]
+    return [*pairs, combined([best, *others[: MOST_MEMBERS - 1]])] if len(pairs) > 1 else pairs
 
 
-def _halved(ranked: list[_Contender]) -> tuple[list[_Contender], list[_Contender]]:
+def _is_near(one: _Contender, best: _Contender) -> bool:
+    """Whether a candidate is within noise of the best one; both were evaluated on the same images."""
+    return one is best or (len(one.losses) == len(best.losses) and paired_p(one.losses, best.losses) >= ALPHA)
+
+
+def _divided(ranked: list[_Contender], size: int) -> tuple[list[_Contender], list[_Contender]]:
     """Those that go on and those that are dropped, best first in each."""
     best, kept, dropped = ranked[0], [ranked[0]], []
     for place, one in enumerate(ranked[1:], start=1):
-        p = paired_p(one.losses, best.losses)
+        p, where = paired_p(one.losses, best.losses), f"dropped after {len(one.losses):,} images"
         if p < ALPHA:
-            one.decision = (
-                f"dropped after {len(one.losses):,} images: worse than {best.candidate.architecture} (p = {p:.2g})"
-            )
+            one.decision = f"{where}: worse than {best.candidate.architecture} (p = {p:.2g})"
             dropped.append(one)
-        elif place >= (len(ranked) + 1) // 2:
-            one.decision = f"dropped after {len(one.losses):,} images: in the worse half, within noise (p = {p:.2g})"
+        elif size >= PATIENCE and place >= (len(ranked) + 1) // 2:
+            one.decision = f"{where}: in the worse half, within noise (p = {p:.2g})"
             dropped.append(one)
         else:
             kept.append(one)
     return kept, dropped
 
 
-def _decide(ranked: list[_Contender], stopped: str) -> None:
+def _decide(ranked: list[_Contender]) -> None:
     """Writes the decision about those that reached the last round."""
     best = ranked[0]
     for one in ranked[1:]:
         p = paired_p(one.losses, best.losses)
         noise = "within noise of the best" if p >= ALPHA else "worse than the best"
         one.decision = f"not chosen: log loss {noise} (p = {p:.2g})"
-    best.decision = f"chosen: the smallest log loss on {len(best.losses):,} images" + (
-        f"; {stopped}" if stopped else ""
-    )
+    best.decision = f"chosen: the smallest log loss on {len(best.losses):,} images"
 
 
 def _round_text(size: int, pending: Sequence[_Contender], out: Sequence[_Contender]) -> str:

@@ -391,9 +391,12 @@ def unfreeze_name(boundary: Boundary, split: SplittableBackbone) -> str:
 
 
 def deepest_at(share: float, split: SplittableBackbone) -> Boundary | None:
-    """The last boundary with at most ``share`` of the forward pass before it; None if there is none."""
-    fitting = [b for b in split.boundaries if b.name != HEAD and b.cost_before <= share]
-    return max(fitting, key=lambda b: b.cost_before, default=None)
+    """The last boundary with at most ``share`` of the forward pass before it; None if there is none.
+
+    Where several networks are side by side, it is the forward pass of the first one.
+    """
+    fitting = [b for b in split.boundaries if b.name != HEAD and b.depth <= share]
+    return max(fitting, key=lambda b: b.depth, default=None)
 
 
 def considered_layers(split: SplittableBackbone) -> tuple[str, ...]:
@@ -401,8 +404,7 @@ def considered_layers(split: SplittableBackbone) -> tuple[str, ...]:
     groups = group_names(split.module)
     whole = [b for b in split.boundaries if b.name in groups]
     found = [
-        max((b for b in whole if b.cost_before <= share), key=lambda b: b.cost_before, default=None)
-        for share in SHARES.values()
+        max((b for b in whole if b.depth <= share), key=lambda b: b.depth, default=None) for share in SHARES.values()
     ]
     return tuple(dict.fromkeys(b.name for b in found if b is not None))
 
@@ -413,7 +415,7 @@ def _lr(boundary: Boundary, split: SplittableBackbone, recipe: Recipe) -> float:
         is_full = tuning_of(recipe).method == "full"
         return LR_WITHOUT_BATCHNORM * (1.0 if is_full else PARAMETER_EFFICIENT_LR)
     last = deepest_at(SHARES["last"], split)
-    return LAST_LR if last is not None and boundary.cost_before >= last.cost_before else FineTuneSettings.lr
+    return LAST_LR if last is not None and boundary.depth >= last.depth else FineTuneSettings.lr
 
 
 def _settings(recipe: Recipe, effort: Effort, epochs: int, train: int, *, lr: float) -> FineTuneSettings:
@@ -430,10 +432,15 @@ def _settings(recipe: Recipe, effort: Effort, epochs: int, train: int, *, lr: fl
     )
     if recipe.scratch:
         settings = replace(settings, lr=recipe.lr or SCRATCH_LR, decay=1.0)
-    steps = max(1, train // settings.batch_size)
     if not recipe.epochs:
-        settings = replace(settings, epochs=max(epochs, min(MOST_EPOCHS, -(-LEAST_STEPS // steps))))
+        settings = replace(settings, epochs=least_epochs(train, epochs))
     return settings
+
+
+def least_epochs(train: int, epochs: int) -> int:
+    """Epochs of a rung: those of its effort, or more if there are few training images."""
+    steps = max(1, train // FineTuneSettings.batch_size)
+    return max(epochs, min(MOST_EPOCHS, -(-LEAST_STEPS // steps)))
 
 
 def trained_images(rung: Rung, train: int, folds: int) -> int:

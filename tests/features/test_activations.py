@@ -28,6 +28,7 @@ from headstart.features import extract
 from headstart.features.activations import Activations, Continuation, ImageFiles, Views
 from headstart.features.extract import compute_features
 from headstart.pipeline.featurise import tap_at
+from headstart.pipeline.load import Loaded
 from headstart.training.finetune import FineTuneSettings
 
 CPU = torch.device("cpu")
@@ -116,7 +117,7 @@ def test_what_was_kept_while_features_were_computed_is_what_would_be_made(
     made.prepare()
     frozen = split_backbone(backbone)
     boundary = next(b for b in frozen.boundaries if b.name == "layer2")
-    tap = tap_at(boundary, frozen, backbone, cache=cache)
+    tap = tap_at(boundary, Loaded(backbone, net, frozen, 0.0), cache=cache)
     features = partial(compute_features, net, images.keys, engines=plan, exact=False)
     without = features(cache=tmp_path / "whole").read(images.keys)
     tapped = features(tap=tap, cache=cache).read(images.keys)

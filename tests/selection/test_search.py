@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from headstart.data.dataset import open_data
 from headstart.data.scan import scan
 from headstart.selection import search as module
 from headstart.selection.candidates import Candidate, find_candidates
-from headstart.selection.search import SearchImages, search
+from headstart.selection.search import SearchImages, TimeLimit, search
 
 
 @pytest.fixture(scope="module")
@@ -37,19 +38,18 @@ def candidates(tmp_path_factory: pytest.TempPathFactory) -> tuple[Candidate, ...
     return find_candidates(words, image_size=64)
 
 
-def shaped(monkeypatch: pytest.MonkeyPatch, losses: dict[str, float], images: SearchImages) -> list[tuple[str, int]]:
+def shaped(monkeypatch: pytest.MonkeyPatch, losses: dict[str, float]) -> list[tuple[str, int]]:
     """Cross-validation with given mean losses by the name of the weights' file; returns what was evaluated."""
     evaluated: list[tuple[str, int]] = []
 
-    def evaluate(one: Any, _images: SearchImages, places: list[int], **_options: Any) -> None:
-        noise = np.random.default_rng(0).normal(0, 0.01, len(places))
-        evaluated.append((one.candidate.source, len(places)))
-        one.losses = (
-            losses[one.candidate.source] + noise + np.random.default_rng(len(evaluated)).normal(0, 0.01, len(places))
-        )
-        one.correct = len(places) // 2
+    def evaluate(_search: Any, one: Any, size: int) -> None:
+        evaluated.append((one.candidate.source, size))
+        noise = sum(np.random.default_rng(seed).normal(0, 0.01, size) for seed in (0, len(evaluated)))
+        one.losses = losses[one.candidate.source] + noise
+        one.correct = size // 2
 
-    monkeypatch.setattr(module, "_evaluate", evaluate)
+    monkeypatch.setattr(module._Search, "evaluate", evaluate)
+    monkeypatch.setattr(module, "variants", lambda _candidate: [])
     monkeypatch.setattr(module, "FIRST", 20)
     return evaluated
 
@@ -59,10 +59,11 @@ def test_rounds_have_more_images_and_fewer_candidates(
     candidates: tuple[Candidate, ...], images: SearchImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = {"0.safetensors": 0.5, "1.safetensors": 0.2, "2.safetensors": 0.9}
-    evaluated = shaped(monkeypatch, losses, images)
+    evaluated = shaped(monkeypatch, losses)
     progress = RecordedProgress()
     found = search(candidates, images, device="cpu", progress=progress)
-    assert found.chosen == 1
+    assert found.results[0].source == "1.safetensors"
+    assert [one.source for one in found.near] == ["1.safetensors"]
     assert [size for _, size in evaluated] == [20, 20, 20]  # the others were clearly worse at once
     assert [result.log_loss for result in found.results] == sorted(result.log_loss for result in found.results)
     assert "chosen" in found.results[0].decision
@@ -75,22 +76,24 @@ def test_candidates_within_noise_go_on_to_all_images(
     candidates: tuple[Candidate, ...], images: SearchImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = {"0.safetensors": 0.2001, "1.safetensors": 0.2, "2.safetensors": 0.9}
-    evaluated = shaped(monkeypatch, losses, images)
+    evaluated = shaped(monkeypatch, losses)
     found = search(candidates, images, device="cpu", progress=RecordedProgress())
-    assert [size for _, size in evaluated] == [20, 20, 20, 60, 60, 120][: len(evaluated)]
+    assert [size for _, size in evaluated] == [20, 20, 20, 60, 60, 120, 120]
     assert found.results[-1].images == 20
-    assert found.chosen in (0, 1)
+    assert found.results[0].source in ("0.safetensors", "1.safetensors")
+    assert {one.source for one in found.near} == {"0.safetensors", "1.safetensors"}
 
 
 @pytest.mark.slow
 def test_a_search_without_time_ends_after_its_first_round(
     candidates: tuple[Candidate, ...], images: SearchImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluated = shaped(monkeypatch, dict.fromkeys(("0.safetensors", "1.safetensors", "2.safetensors"), 0.2), images)
-    found = search(candidates, images, seconds=0.0, device="cpu", progress=RecordedProgress())
+    evaluated = shaped(monkeypatch, dict.fromkeys(("0.safetensors", "1.safetensors", "2.safetensors"), 0.2))
+    limit = TimeLimit(time.monotonic(), lambda _per_image: 0.0)
+    found = search(candidates, images, time_limit=limit, device="cpu", progress=RecordedProgress())
     assert {size for _, size in evaluated} == {20}
-    assert "than the time allows" in found.stopped
-    assert "than the time allows" in found.results[0].decision
+    assert "no time for the next round" in found.stopped
+    assert "no time for the next round" in found.results[0].decision
 
 
 @pytest.mark.slow

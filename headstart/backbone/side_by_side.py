@@ -1,0 +1,87 @@
+"""Backbones side by side: several pretrained networks look at the same pixels, and their features are concatenated.
+
+A combination is named ``FIRST+SECOND`` and is one backbone for everything else. The first network is the one that is
+fine-tuned; the others stay frozen, and their features pass beside every freeze boundary of the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+MOST_MEMBERS = 3
+"""Number of networks in a combination at most."""
+
+FIRST, OTHERS = "first", "others"
+"""Names of the parts of ``SideBySide``, with which the names of its layers begin."""
+
+
+def member_names(name: str) -> list[str]:
+    """Names of the networks of a backbone: one, or those of a combination."""
+    return [member.strip() for member in name.split("+")]
+
+
+@final
+class SideBySide(nn.Module):
+    """Several networks without classifiers, side by side: (N, 3, H, W) -> (N, D), the features of all of them.
+
+    Args:
+        members: created by timm, the one to fine-tune first; all accept images of the same size.
+        ranges: for each, mean and standard deviation, (3,), of the pixels that it expects. The input is normalised as
+            the first expects it.
+
+    Attributes:
+        first: the network that is fine-tuned.
+        others: the other ones.
+    """
+
+    def __init__(self, members: Sequence[nn.Module], ranges: Sequence[tuple[Sequence[float], Sequence[float]]]) -> None:
+        super().__init__()
+        first: Any
+        first, *others = members
+        self.first: nn.Module = first
+        self.others = nn.ModuleList(
+            other if its == ranges[0] else nn.Sequential(_Renormalised(ranges[0], its), other)
+            for other, its in zip(others, ranges[1:], strict=True)
+        )
+        # What timm's networks declare of themselves, so that a combination has the declarations of its first network.
+        self.pretrained_cfg = getattr(first, "pretrained_cfg", {})
+        self.output_fmt = getattr(first, "output_fmt", "NCHW")
+        self.num_prefix_tokens = getattr(first, "num_prefix_tokens", 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Computes the features; the others come first, so that they pass beside the first network's boundaries."""
+        beside = [other(x) for other in self.others]
+        return torch.cat([self.first(x), *beside], 1)
+
+
+@final
+class _Renormalised(nn.Module):
+    """Pixels normalised for one network -> pixels normalised for another one."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self, given: tuple[Sequence[float], Sequence[float]], wanted: tuple[Sequence[float], Sequence[float]]
+    ) -> None:
+        super().__init__()
+        (mean, std), (other_mean, other_std) = (map(torch.tensor, pair) for pair in (given, wanted))
+        self.register_buffer("scale", (std / other_std).view(1, 3, 1, 1))
+        self.register_buffer("shift", ((mean - other_mean) / other_std).view(1, 3, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale + self.shift
+
+
+def first_of(module: nn.Module) -> nn.Module:
+    """The network of a backbone that is fine-tuned."""
+    return module.first if isinstance(module, SideBySide) else module
+
+
+def is_beside(layer: str, module: nn.Module) -> bool:
+    """True if a layer belongs to a network beside the first one."""
+    return isinstance(module, SideBySide) and layer.split(".")[0] == OTHERS
