@@ -29,6 +29,9 @@ from headstart.progress import Progress, SilentProgress
 MEASURE_FROM = 32
 """Number of images from which on preparing another engine than plain PyTorch (about a second) pays off."""
 
+ENGINE_SECONDS = 1.5
+"""Time to build an engine and to compare it with plain PyTorch, whatever the number of images."""
+
 ROUNDS = 3
 """Runs of each engine when speed is measured."""
 

@@ -10,10 +10,10 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from headstart.backbone.weights import Backbone
 from headstart.data.inspection import Inspection
@@ -44,9 +44,6 @@ MAX_COST = 2.0
 FIXED_SECONDS = 30.0
 """Time of a run that does not depend on the number of images: engines, probe, label check, report."""
 
-SAFETY = 0.9
-"""Share of the time left that planned steps may take: estimates are a little too low on a busy machine."""
-
 PLAN_VERSION = 1
 
 OF_THE_USER = ("accept_license", "weights")
@@ -61,6 +58,39 @@ EXCLUDED = (*DECIDED, "extend", "scratch", "unfreeze", "tune", "lora_rank", "epo
 def candidates_for(recipe: Recipe, wanted: str | Sequence[str], progress: Progress) -> tuple[Candidate, ...]:
     """The candidates for a recipe whose backbone is to be chosen; arguments and errors as ``find_candidates``."""
     return find_candidates(wanted, fit=recipe.fit, accept_license=recipe.accept_license, progress=progress)
+
+
+@dataclass(frozen=True)
+class Depth:
+    """How deep a run fine-tunes, and for how long.
+
+    Attributes:
+        effort: see ``ladder.EFFORTS``.
+        epochs: of its rungs for many images; 0 for those of the effort.
+        views: augmented views of each image; 0 for those of the effort.
+    """
+
+    effort: EffortName
+    epochs: int = 0
+    views: int = 0
+
+    def __str__(self) -> str:
+        return f"effort {self.effort}" + (f", {self.epochs} epochs and {self.views} views" if self.epochs else "")
+
+
+DEPTHS = (
+    Depth("quick"),
+    Depth("quick", 8, 2),
+    Depth("quick", 8, 3),
+    Depth("quick", 10, 4),
+    Depth("standard"),
+    Depth("thorough"),
+)
+"""What the time left is used for, by increasing time.
+
+On flowers, more epochs with more views of the last layers lower the log loss before deeper layers do
+(docs/results/2026-11-30-choose-for-me.md).
+"""
 
 
 def choose_recipe(
@@ -223,35 +253,44 @@ def _affordable(job: Job, selection: Selection, inspection: Inspection, ends: fl
         The selection with the chosen candidate first, the recipe, and the fingerprint of the backbone.
     """
     first: tuple[Selection, Recipe, str] | None = None
-    for place, one in enumerate(selection.near):
+    inspected = inspected_images(inspection)
+    for place, near in enumerate(selection.near):
+        one, left = near.candidate, ends - time.monotonic()
+        if place and _seconds_of_quick(inspected, near.per_image) > left:
+            continue
         weights = None if one.weights is None else str(one.weights)
         recipe = replace(job.recipe, backbone=one.architecture, weights=weights, image_size=one.image_size, fit=one.fit)
-        effort, fingerprint = _effort_for(job, recipe, inspection, ends)
+        recipe, fingerprint = _deepest_in_time(job, recipe, inspection, ends)
         found = selection if place == 0 else selection.preferring(place, "it can be fine-tuned in the time left")
-        choice = found, replace(recipe, effort=effort), fingerprint
-        first = first or choice
-        if effort != "probe":
-            return choice
+        first = first or (found, recipe, fingerprint)
+        if recipe.effort != "probe":
+            return found, recipe, fingerprint
     assert first is not None  # the best candidate is within noise of itself
     return first
 
 
-def _effort_for(job: Job, recipe: Recipe, inspection: Inspection, ends: float) -> tuple[EffortName, str]:
-    """The most thorough effort whose planned steps fit into the time, "probe" if none does; and the fingerprint."""
+def _deepest_in_time(job: Job, recipe: Recipe, inspection: Inspection, ends: float) -> tuple[Recipe, str]:
+    """The most thorough of ``DEPTHS`` whose planned steps fit into the time, effort "probe" if none does.
+
+    Returns:
+        The recipe with it, and the fingerprint of the backbone.
+    """
     job = replace(job, recipe=replace(recipe, effort="thorough"))
     loaded = load(job)
     inspected = inspect_images(job, loaded, inspection)
     measured = measure(job, loaded, inspected)
-    seconds, fingerprint = ends - time.monotonic(), loaded.backbone.fingerprint
-    for effort in (name for name in reversed(EFFORTS) if name != "probe"):
-        one = replace(job, recipe=replace(recipe, effort=cast(Any, effort)))
-        planned = plan(one, loaded, inspected, measured)
+    train, seconds = len(inspected.keys["train"]), ends - time.monotonic()
+    for depth in reversed(DEPTHS):
+        one = replace(recipe, effort=depth.effort)
+        if depth.epochs:
+            one = replace(one, epochs=least_epochs(train, depth.epochs), views=depth.views)
+        planned = plan(replace(job, recipe=one), loaded, inspected, measured)
         if not planned.rungs:  # this backbone is not fine-tuned
             break
         expected = sum(step.seconds for step in planned.steps)
-        if expected <= SAFETY * seconds:
+        if expected <= seconds:
             job.progress.say(
-                f"Time left: {seconds:.0f} s; effort {effort} with {recipe.backbone} needs about {expected:.0f} s."
+                f"Time left: {seconds:.0f} s; {recipe.backbone} with {depth} needs about {expected:.0f} s."
             )
-            return cast(EffortName, effort), fingerprint
-    return "probe", fingerprint
+            return one, loaded.backbone.fingerprint
+    return replace(recipe, effort="probe"), loaded.backbone.fingerprint

@@ -9,7 +9,7 @@ from headstart.backbone.licenses import license_text
 from headstart.backbone.pixel_net import feature_shape
 from headstart.backbone.weights import Backbone
 from headstart.engine.interface import Pixels
-from headstart.engine.measure import measure_engines
+from headstart.engine.measure import ENGINE_SECONDS, measure_engines
 from headstart.engine.plan import EnginePlan
 from headstart.features.extract import feature_store, pick_sample
 from headstart.pipeline.inspect_images import Inspected, pixel_reader
@@ -28,9 +28,6 @@ from headstart.trust.ood import MAX_REFERENCES_FINE_TUNED
 
 FEATURES_STEP, PROBE_STEP, LABELS_STEP, LAST_STEP = "features", "probe", "label check", "evaluation and report"
 """Names of the steps of a run in its timetable, in addition to the rungs."""
-
-ENGINE_SECONDS = 1.5
-"""Time to build an engine and to compare it with plain PyTorch."""
 
 PROBE_SECONDS, PROBE_SECONDS_PER_NUMBER = 0.5, 3e-7
 """Time to fit the probe with its C chosen: at least, and for each number of the features times classes."""

@@ -62,6 +62,19 @@ class CandidateResult:
 
 
 @dataclass(frozen=True)
+class Near:
+    """A candidate that is as good as the best one within noise.
+
+    Attributes:
+        candidate: see ``candidates.Candidate``.
+        per_image: seconds in which it reads and featurises an image on this machine.
+    """
+
+    candidate: Candidate
+    per_image: float
+
+
+@dataclass(frozen=True)
 class Selection:
     """The outcome of a search.
 
@@ -69,11 +82,13 @@ class Selection:
         results: of everything that was evaluated, the one that is chosen first.
         near: the candidates that are as good as the best within noise, the best first.
         stopped: why the search ended before the last round; "" if it did not.
+        skipped: what was not tried for lack of time, each with the time that it would have taken.
     """
 
     results: tuple[CandidateResult, ...]
-    near: tuple[Candidate, ...]
+    near: tuple[Near, ...]
     stopped: str = ""
+    skipped: tuple[str, ...] = ()
 
     def preferring(self, place: int, why: str) -> Selection:
         """The selection with another of ``near`` chosen.
@@ -82,7 +97,7 @@ class Selection:
             place: of it in ``near``.
             why: the reason, in words.
         """
-        chosen, best = self.near[place], self.results[0]
+        chosen, best = self.near[place].candidate, self.results[0]
         ours = next(result for result in self.results if result.is_of(chosen))
         others = [replace(best, decision=f"not chosen: {why}"), *self.results[1:]]
         found = replace(ours, decision=f"chosen: within noise of the best; {why}")
@@ -93,5 +108,6 @@ class Selection:
         return {
             "chosen": self.results[0].architecture,
             "stopped": self.stopped,
+            "skipped": list(self.skipped),
             "candidates": [asdict(result) for result in self.results],
         }

@@ -27,12 +27,13 @@ from headstart.backbone.side_by_side import MOST_MEMBERS
 from headstart.data.pixel_cache import PixelReader, pixel_store
 from headstart.data.scan import scan
 from headstart.engine.interface import Pixels
-from headstart.engine.select import SAMPLE_SIZE
+from headstart.engine.measure import ENGINE_SECONDS, MEASURE_FROM, measure_engines
+from headstart.engine.select import SAMPLE_SIZE, default_plan
 from headstart.evaluation.metrics import wilson
-from headstart.features.extract import compute_features, pick_sample
+from headstart.features.extract import FeatureStore, compute_features, feature_store, pick_sample
 from headstart.progress import Progress
 from headstart.selection.candidates import Candidate, combined, load_candidate, variants
-from headstart.selection.results import CandidateResult, Selection
+from headstart.selection.results import CandidateResult, Near, Selection
 from headstart.training.ladder import ALPHA, considered_layers, paired_p
 from headstart.training.losses import Labels, Parts
 from headstart.training.penalty import CHOOSE_ON, cross_validate
@@ -132,7 +133,7 @@ def search(
     order = _nested_order(images, seed)
     sizes = _sizes(len(order)) if drops else [min(len(order), CHOOSE_ON)]
     one = _Search(images, order, seed, time_limit, device, cache, progress)
-    pending, out = one.rounds([one.contender(candidate) for candidate in candidates], sizes, drops=drops)
+    pending, out = one.rounds(candidates, sizes, drops=drops)
     _decide(pending)
     if drops:
         limit = max_cost * pending[0].candidate.gmacs
@@ -142,8 +143,9 @@ def search(
         pending[0].decision += f"; {one.stopped}"
     return Selection(
         tuple(found.result() for found in (*pending, *out)),
-        tuple(found.candidate for found in pending if _is_near(found, pending[0])),
+        tuple(Near(found.candidate, found.per_image) for found in pending if _is_near(found, pending[0])),
         one.stopped,
+        tuple(one.skipped),
     )
 
 
@@ -176,18 +178,19 @@ class _Search:
     cache: Path | None
     progress: Progress
     stopped: str = ""
+    skipped: list[str] = field(default_factory=list)
 
     def rounds(
-        self, pending: list[_Contender], sizes: Sequence[int], *, drops: bool
+        self, candidates: Sequence[Candidate], sizes: Sequence[int], *, drops: bool
     ) -> tuple[list[_Contender], list[_Contender]]:
         """Those that reached the last round, and those that were dropped; best first in each."""
-        out: list[_Contender] = []
-        for number, size in enumerate(sizes):
+        pending, out = self.first_round(candidates, sizes[0]), list[_Contender]()
+        for size in sizes:
             expected = sum((size - len(one.losses)) * one.per_image for one in pending)
-            if number and self.limit is not None and not self.limit.allows(expected, pending[0].per_image):
+            if size != sizes[0] and self.limit is not None and not self.limit.allows(expected, pending[0].per_image):
                 self.stopped = f"no time for the next round, with {size:,} images, of about {expected:.0f} s"
                 break
-            for one in pending:
+            for one in pending if size != sizes[0] else ():
                 self.evaluate(one, size)
             pending.sort(key=lambda one: one.log_loss)
             if size != sizes[-1]:
@@ -198,6 +201,26 @@ class _Search:
                 break
         return pending, out
 
+    def first_round(self, candidates: Sequence[Candidate], size: int) -> list[_Contender]:
+        """Loads and evaluates the candidates, the first one in any case and the others if there is time."""
+        found: list[_Contender] = []
+        for candidate in candidates:
+            if found and self.is_too_slow(candidate, found[0], size):
+                continue
+            found.append(self.contender(candidate))
+            self.evaluate(found[-1], size)
+        return found
+
+    def is_too_slow(self, candidate: Candidate, known: _Contender, size: int) -> bool:
+        """Whether there is no time to evaluate a candidate, by its cost and the speed of another one; says so."""
+        per_image = known.per_image * candidate.gmacs / max(known.candidate.gmacs, 1e-9)
+        expected = size * per_image
+        if self.limit is None or self.limit.allows(expected, per_image):
+            return False
+        self.skipped.append(f"{candidate.label}, about {expected:.0f} s")
+        self.progress.say(f"Not tried for lack of time: {self.skipped[-1]}.")
+        return True
+
     def improved(self, ranked: list[_Contender], tried: Sequence[Candidate]) -> list[_Contender]:
         """Evaluates candidates against the best one, on the same images; the best first.
 
@@ -205,10 +228,7 @@ class _Search:
         """
         best, found = ranked[0], list[_Contender]()
         for candidate in tried:
-            per_image = best.per_image * candidate.gmacs / max(best.candidate.gmacs, 1e-9)
-            expected = len(best.losses) * per_image
-            if self.limit is not None and not self.limit.allows(expected, per_image):
-                self.progress.say(f"{candidate.label} is not tried: it would take about {expected:.0f} s too long.")
+            if self.is_too_slow(candidate, best, len(best.losses)):
                 continue
             found.append(self.contender(candidate))
             self.evaluate(found[-1], len(best.losses))
@@ -246,29 +266,48 @@ class _Search:
         """Cross-validates the probe on the first images of the order; the losses are in this order."""
         started, places = time.monotonic(), self.order[:size]
         keys = [self.images.keys[i] for i in places]
-        self.preprocess(one.net, keys)
-        store = compute_features(  # without its messages, one for each candidate and round
-            one.net,
-            keys,
-            sources=self.images.files,
-            sample=one.sample,
-            device=self.device,
-            cache=self.cache,
-            progress=_TasksOnly(self.progress),
-        )
+        store = self.features(one, keys)
         labels, parts = self.images.labels[places], self.images.parts[places]
         found = cross_validate(
             standardised(store.read(keys))[2], labels, seed=self.seed, together=parts, progress=self.progress
         )
-        new = size - len(one.losses)
         if found is None:  # too few images to compare anything on
             one.losses, one.correct = np.zeros(size), 0
         else:
             judged = np.isfinite(found.losses)
             one.losses, one.correct = found.losses[judged], int(found.correct[judged].sum())
+        one.seconds += time.monotonic() - started
+
+    def features(self, one: _Contender, keys: Sequence[bytes]) -> FeatureStore:
+        """Computes the features of some images, and measures how long one takes."""
+        engines = default_plan(one.net, len(set(keys)), device=self.device)
+        store = feature_store(one.net, engines.identity(exact=True, device=self.device), self.cache)
+        new, started = len(store.missing(keys)), time.monotonic()
+        self.preprocess(one.net, keys)
+        store = compute_features(  # without its messages, one for each candidate and round
+            one.net,
+            keys,
+            sources=self.images.files,
+            engines=engines,
+            sample=one.sample,
+            device=self.device,
+            cache=self.cache,
+            progress=_TasksOnly(self.progress),
+        )
         elapsed = time.monotonic() - started
-        one.per_image = elapsed / max(1, new)
-        one.seconds += elapsed
+        if new >= MEASURE_FROM:
+            one.per_image = max(elapsed - ENGINE_SECONDS, elapsed / 2) / new
+        elif not one.per_image:  # everything was cached
+            found = measure_engines(
+                one.net,
+                one.sample,
+                count=len(keys),
+                device=self.device,
+                cache=self.cache,
+                progress=_TasksOnly(self.progress),
+            )
+            one.per_image = 1 / found.rate
+        return store
 
 
 def _nested_order(images: SearchImages, seed: int) -> list[int]:

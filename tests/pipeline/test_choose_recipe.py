@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +92,10 @@ def test_a_plan_is_refused_where_the_weights_are_others(
 def test_the_time_left_decides_the_effort(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, effort: str
 ) -> None:
-    real = module._affordable
+    real = module._deepest_in_time
+    ends = time.monotonic() + seconds
     monkeypatch.setattr(
-        module, "_affordable", lambda job, recipe, inspection, _left: real(job, recipe, inspection, seconds)
+        module, "_deepest_in_time", lambda job, recipe, inspection, _ends: real(job, recipe, inspection, ends)
     )
     folder = tmp_path / "run"
     folder.mkdir()

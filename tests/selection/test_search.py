@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,7 @@ def test_rounds_have_more_images_and_fewer_candidates(
     progress = RecordedProgress()
     found = search(candidates, images, device="cpu", progress=progress)
     assert found.results[0].source == "1.safetensors"
-    assert [one.source for one in found.near] == ["1.safetensors"]
+    assert [one.candidate.source for one in found.near] == ["1.safetensors"]
     assert [size for _, size in evaluated] == [20, 20, 20]  # the others were clearly worse at once
     assert [result.log_loss for result in found.results] == sorted(result.log_loss for result in found.results)
     assert "chosen" in found.results[0].decision
@@ -81,15 +82,39 @@ def test_candidates_within_noise_go_on_to_all_images(
     assert [size for _, size in evaluated] == [20, 20, 20, 60, 60, 120, 120]
     assert found.results[-1].images == 20
     assert found.results[0].source in ("0.safetensors", "1.safetensors")
-    assert {one.source for one in found.near} == {"0.safetensors", "1.safetensors"}
+    assert {one.candidate.source for one in found.near} == {"0.safetensors", "1.safetensors"}
+
+
+@dataclass
+class Allows:
+    """A time limit that allows the first ``count`` of what is asked."""
+
+    count: int
+
+    def allows(self, _seconds: float, _per_image: float) -> bool:
+        self.count -= 1
+        return self.count >= 0
 
 
 @pytest.mark.slow
-def test_a_search_without_time_ends_after_its_first_round(
+def test_a_search_without_time_evaluates_the_first_candidate(
+    candidates: tuple[Candidate, ...], images: SearchImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated, progress = shaped(monkeypatch, dict.fromkeys(("0.safetensors",), 0.2)), RecordedProgress()
+    limit = TimeLimit(time.monotonic(), lambda _per_image: 0.0)
+    found = search(candidates, images, time_limit=limit, device="cpu", progress=progress)
+    assert evaluated == [("0.safetensors", 20)]
+    assert len(found.skipped) == 2
+    assert found.as_json()["skipped"] == list(found.skipped)
+    assert sum(line.startswith("Not tried for lack of time: test_resnet at 64 pixels") for line in progress.said) == 2
+
+
+@pytest.mark.slow
+def test_a_search_without_time_for_a_second_round_ends_after_the_first(
     candidates: tuple[Candidate, ...], images: SearchImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluated = shaped(monkeypatch, dict.fromkeys(("0.safetensors", "1.safetensors", "2.safetensors"), 0.2))
-    limit = TimeLimit(time.monotonic(), lambda _per_image: 0.0)
+    limit: Any = Allows(2)  # of the other two candidates
     found = search(candidates, images, time_limit=limit, device="cpu", progress=RecordedProgress())
     assert {size for _, size in evaluated} == {20}
     assert "no time for the next round" in found.stopped
