@@ -1,11 +1,11 @@
 """How often the search chooses the best backbone, or one within noise of it, with decoys of random weights among six.
 
-    python benchmarks/choice_of_backbone.py DATA [--seeds 10]
+    python benchmarks/choice_of_backbone.py DATA [--seeds 10] [--images 1200]
 
-For each seed the search of ``headstart train --minutes`` runs without a time limit. The reference is a cross-validation
-of every candidate on all training images with the same seed: a choice counts as right if it is the best there, or if
-its log loss is within noise of the best one's (paired test). The decoys are the three architectures with random
-weights.
+For each seed the search of ``headstart train --minutes`` runs on part of the training images. The reference is a
+cross-validation of every candidate on all training images with the same seed: a choice counts as right if it is the
+best there, or if its log loss is within noise of the best one's (paired test). The decoys are the three architectures
+with random weights.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from pathlib import Path
+from unittest.mock import patch
 
 from safetensors.torch import save_file
 
@@ -22,6 +23,7 @@ from headstart.pipeline.choose_recipe import search_images
 from headstart.pipeline.inspect_images import inspected_images, run_inspection
 from headstart.pipeline.load import Job
 from headstart.progress import SilentProgress
+from headstart.selection import search as search_module
 from headstart.selection.candidates import Candidate, find_candidates, load_candidate
 from headstart.selection.search import search
 from headstart.training.recipe import Recipe
@@ -42,6 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--images", type=int, default=1200, help="of the last round of the search")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = six_candidates(Path(folder))
@@ -49,9 +52,10 @@ def main() -> None:
         inspected = inspected_images(run_inspection(job, load_candidate(found[0]).preprocessing))
         images, right = search_images(inspected), 0
         for seed in range(given.seeds):
-            chosen = search(found, images, seed=seed, progress=SilentProgress()).results[0]
+            with patch.object(search_module, "CHOOSE_ON", given.images):  # a max_cost of 0: the candidates alone
+                chosen = search(found, images, seed=seed, max_cost=0, progress=SilentProgress()).results[0]
             on_all = search(found, images, seed=seed, drops=False, progress=SilentProgress()).results
-            reference = next(result for result in on_all if result.architecture == chosen.architecture)
+            reference = next(r for r in on_all if (r.architecture, r.source) == (chosen.architecture, chosen.source))
             is_right = "worse than the best" not in reference.decision
             right += is_right
             means = ", ".join(f"{result.architecture} {result.log_loss:.4f}" for result in on_all)

@@ -54,6 +54,20 @@ def low_precision() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def default_minutes() -> Iterator[float | None]:
+    """Runs in this process whose recipe leaves the effort open fit a probe, without a choice within a time.
+
+    The choice loads three backbones. Gives the usual number of minutes.
+    """
+    from headstart.pipeline import choose_recipe
+
+    usual = choose_recipe.DEFAULT_MINUTES
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choose_recipe, "DEFAULT_MINUTES", None)
+        yield usual
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _no_wait_for_the_disk() -> Iterator[None]:
     """Files of tests need not survive a power failure."""
     with pytest.MonkeyPatch.context() as patch:

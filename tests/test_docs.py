@@ -129,7 +129,7 @@ def _run_exported(command: list[str], **_: object) -> subprocess.CompletedProces
 
 
 def _write_data(folder: Path) -> None:
-    write_classes(folder / "flowers", {"roses": 25, "tulips": 25})
+    write_classes(folder / "flowers", {"roses": 40, "tulips": 40})
     for number, path in enumerate(sorted((folder / "flowers").glob("*/*.png"))):
         random_image(number, COLOURS[path.parent.name]).save(path.with_suffix(".jpg"))
         path.unlink()

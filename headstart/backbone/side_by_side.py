@@ -26,7 +26,7 @@ def member_names(name: str) -> list[str]:
 
 @final
 class SideBySide(nn.Module):
-    """Several networks without classifiers, side by side: (N, 3, H, W) -> (N, D), the features of all of them.
+    """Several networks without classifiers, side by side: (N, 3, H, W) -> (N, D), the features of every one.
 
     Args:
         members: created by timm, the one to fine-tune first; all accept images of the same size.

@@ -290,6 +290,7 @@ def _load_side_by_side(
             f"backbone {name}: networks side by side have their pretrained weights; a file is for a single one. Leave "
             "weights out, or name one network."
         )
+    require_accepted(f"weights of {name}", license_of(name), accepted=accept_license)  # before anything is downloaded
     size = image_size or native_side(member_names(name)[0])
     members = [
         load_backbone(member, image_size=size, accept_license=accept_license, progress=progress)

@@ -44,7 +44,7 @@ FIRST = tuple(name for name, declared in options_of().items() if declared.is_bas
     "--minutes",
     type=click.FloatRange(0, min_open=True),
     metavar="M",
-    default_text="off",
+    default_text="5, unless an option decides what is chosen",
     help="Time for the whole run, report included: backbone, image size and effort are chosen within it.",
 )
 @recipe_options(*FIRST)
@@ -73,6 +73,7 @@ FIRST = tuple(name for name, declared in options_of().items() if declared.is_bas
     type=click.FloatRange(1),
     default=2.0,
     metavar="X",
+    default_text="2",
     group="features",
     help="With --minutes: what larger images or backbones side by side may cost for one image, in multiples of the "
     "best backbone alone.",
@@ -237,6 +238,6 @@ def demo_command(out: Path, device: str) -> None:
     out = user_path(out)
     count = write_digits(out / "digits")
     say(f"Wrote {count:,} images of handwritten digits to {out / 'digits'}.")
-    run = train(out / "digits", out=next_free(out / "run"), device=device, progress=TerminalProgress())
+    run = train(out / "digits", out=next_free(out / "run"), effort="probe", device=device, progress=TerminalProgress())
     print_results(run.results.values())
     print_run_files(run)

@@ -38,6 +38,9 @@ from headstart.training.ladder import EFFORTS, SHARES, TRAINING_COST, least_epoc
 from headstart.training.recipe import EffortName, Recipe, defaults
 from headstart.trust.ood import MAX_REFERENCES_FINE_TUNED
 
+DEFAULT_MINUTES: float | None = 5.0
+"""Time of a run whose recipe leaves backbone and effort open; None for effort "probe" without a choice."""
+
 MAX_COST = 2.0
 """Default of the largest cost of the model for one image, in multiples of that of the best candidate."""
 
@@ -84,6 +87,8 @@ DEPTHS = (
     Depth("quick", 8, 3),
     Depth("quick", 10, 4),
     Depth("standard"),
+    Depth("standard", 6, 4),
+    Depth("standard", 10, 6),
     Depth("thorough"),
 )
 """What the time left is used for, by increasing time.
@@ -147,18 +152,31 @@ def search_images(inspected: Inspected) -> SearchImages:
     return SearchImages(inspected.keys["train"], inspected.files, labels, parts)
 
 
-def check_minutes(recipe: Recipe, minutes: object) -> None:
-    """Checks that a time is possible and that the recipe leaves the choice open.
+def minutes_for(recipe: Recipe, minutes: float | None) -> float | None:
+    """The time in which a recipe is chosen: as given, or the default where the recipe leaves the choice open.
+
+    Returns:
+        None where nothing is chosen.
 
     Raises:
-        OptionError: otherwise.
+        OptionError: the time is impossible, or the recipe does not leave the choice open.
     """
+    if minutes is not None:
+        _check_minutes(recipe, minutes)
+        return float(minutes)
+    return None if _decided_in(recipe) else DEFAULT_MINUTES
+
+
+def _decided_in(recipe: Recipe) -> list[str]:
+    """Options of a recipe that decide what would be chosen."""
+    given = [name for name in EXCLUDED if getattr(recipe, name) != defaults()[name] and name != "effort"]
+    return [*given, "effort"] if recipe.is_effort_given else given
+
+
+def _check_minutes(recipe: Recipe, minutes: object) -> None:
     if isinstance(minutes, bool) or not isinstance(minutes, (int, float)) or not 0 < minutes < 1e6:
         raise OptionError(f"minutes {minutes!r:.60}: expected a number above 0.")
-    given = [name for name in EXCLUDED if getattr(recipe, name) != defaults()[name] and name != "effort"]
-    if recipe.is_effort_given:
-        given.append("effort")
-    if given:
+    if given := _decided_in(recipe):
         raise OptionError(
             f"minutes: chooses {', '.join(DECIDED)} itself; leave {given[0]} out, or leave minutes out. Backbones to "
             "choose from are given with candidates."
@@ -223,7 +241,8 @@ def _intention(found: Sequence[Candidate], minutes: float) -> str:
     )
     return (
         f"Plan: {minutes:g} minutes. {len(found)} backbones are compared by cross-validation on parts of the training "
-        f"images: {each}. If the time runs out, the best one so far is used."
+        f"images: {each}. Then larger images, other fits and backbones side by side, where there is time to fine-tune "
+        "them. The time left is for fine-tuning; without any, the best one so far is used with a linear classifier."
     )
 
 

@@ -21,8 +21,8 @@ from headstart.pipeline.choose_recipe import (
     OF_THE_USER,
     candidates_for,
     check_max_cost,
-    check_minutes,
     choose_recipe,
+    minutes_for,
     read_plan_file,
     require_weights,
 )
@@ -81,7 +81,8 @@ def train(
         source: a folder, a table, or an open data set.
         out: the run folder, new or empty; "runs/NAME" by default.
         recipe: every option at once.
-        minutes: time for the whole run: backbone, image size and effort are chosen within it.
+        minutes: time for the whole run: backbone, image size and effort are chosen within it. By default five where
+            the options leave these open; effort="probe" and other options that decide one of them turn that off.
         candidates: backbones to choose from within ``minutes``, see ``selection.candidates.find_candidates``.
         max_cost: what larger images or backbones side by side may cost for one image within ``minutes``, in multiples
             of the cost of the best backbone alone.
@@ -105,7 +106,7 @@ def train(
         'cross-validation accuracy 93.8 % (30/32), 95 % CI 79.9-98.3'
     """
     progress = progress or SilentProgress()
-    recipe, fingerprint = _recipe_of(recipe, options, minutes, plan)
+    recipe, minutes, fingerprint = _recipe_of(recipe, options, minutes, plan)
     check_max_cost(max_cost)
     if recipe.implied_by:
         progress.say(f"Effort: quick, because {recipe.implied_by} was given; choose another one with effort.")
@@ -134,8 +135,8 @@ def _recipe_of(
     options: Mapping[str, Any],
     minutes: float | None,
     plan: str | os.PathLike[str] | None,
-) -> tuple[Recipe, str]:
-    """The recipe that was given, or that of a plan with the fingerprint of its weights.
+) -> tuple[Recipe, float | None, str]:
+    """The recipe and the time in which it is to be chosen; or that of a plan, with the fingerprint of its weights.
 
     Raises:
         OptionError: options contradict each other; or something is given beside a plan, which has every option.
@@ -143,9 +144,7 @@ def _recipe_of(
     """
     if plan is None:
         found = Recipe.of(recipe, options)
-        if minutes is not None:
-            check_minutes(found, minutes)
-        return found, ""
+        return found, minutes_for(found, minutes), ""
     own = {name: options[name] for name in OF_THE_USER if name in options}
     given = [name for name in options if name not in own]
     given += [*(["recipe"] if recipe is not None else []), *(["minutes"] if minutes is not None else [])]
@@ -155,7 +154,7 @@ def _recipe_of(
             "out."
         )
     found, fingerprint = read_plan_file(plan)
-    return replace(found, **own), fingerprint
+    return replace(found, **own), None, fingerprint
 
 
 def carry_out(

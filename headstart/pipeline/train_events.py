@@ -29,6 +29,7 @@ def train_events(
     resume_from: str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
     recipe: Recipe | None = None,
+    minutes: float | None = None,
     device: str = "auto",
     cache: Path | None = None,
     progress: Progress | None = None,
@@ -43,6 +44,7 @@ def train_events(
         resume_from: the folder of a run that was stopped, instead of ``source``.
         out: the run folder, see ``train``.
         recipe: every option at once.
+        minutes: time for the whole run, see ``train``.
         device: "auto", "cpu", "cuda" or "mps".
         cache: the cache folder; the default one if None.
         progress: receives messages and the progress of each task as well.
@@ -63,12 +65,12 @@ def train_events(
     """
     if (source is None) == (resume_from is None):
         raise OptionError("give either a source to train on or resume_from.")
-    given = {"out": out is not None, "recipe": recipe is not None, "device": device != "auto"}
-    refused: dict[str, Any] = {**{name: True for name, is_given in given.items() if is_given}, **options}
+    given = {"out": out, "recipe": recipe, "minutes": minutes, "device": None if device == "auto" else device}
+    refused: dict[str, Any] = {**{name: True for name, value in given.items() if value is not None}, **options}
 
     def run(listener: Listener) -> None:
         if source is not None:
-            places: dict[str, Any] = {"out": out, "device": device, "cache": cache}
+            places: dict[str, Any] = {"out": out, "minutes": minutes, "device": device, "cache": cache}
             train(source, recipe=recipe, progress=progress, listener=listener, **places, **options)
         elif resume_from is not None:
             resume(resume_from, cache=cache, progress=progress, listener=listener, **refused)

@@ -20,6 +20,7 @@ from headstart.evaluation.metrics import (
     share_words,
     shown_first,
 )
+from headstart.figures import share_text
 from headstart.model import Model
 from headstart.model_file import MODEL_FILE
 from headstart.prediction import NONE_OF_THESE, UNSURE
@@ -36,7 +37,12 @@ LISTED_CLASSES = 50
 
 
 def model_card(
-    model: Model, results: Mapping[str, AnyScores], document: Mapping[str, Any], repository: str = ""
+    model: Model,
+    results: Mapping[str, AnyScores],
+    document: Mapping[str, Any],
+    repository: str = "",
+    *,
+    selection: Mapping[str, Any] | None = None,
 ) -> str:
     """Renders the model card as Markdown with the metadata of the hub in front matter.
 
@@ -45,23 +51,15 @@ def model_card(
         results: scores by set; the last one is the main result.
         document: content of ``run.json``, see ``runs.results.run_document``.
         repository: "OWNER/NAME" on the hub; "" if unknown.
+        selection: how the backbone was chosen, see ``selection.results.Selection.as_json``; None if it was given.
     """
-    from huggingface_hub import ModelCard, ModelCardData
+    from huggingface_hub import ModelCard
 
     name, backbone = document["data"]["name"], model.net.backbone
-    metadata = ModelCardData(
-        library_name="headstart",
-        pipeline_tag="image-classification",
-        tags=["headstart", "image-classification", "transfer-learning", "timm"],
-        base_model=None if model.recipe.scratch else [f"timm/{one}" for one in member_names(backbone.architecture)],
-        metrics=["accuracy"],
-        model_name=name,
-        eval_results=_eval_results(name, results) or None,
-    )
     default = Recipe().as_json()
     with ignored_warnings():
         text = _template().render(
-            card_data=metadata.to_yaml(),
+            card_data=_metadata(model, results, name),
             model=model,
             name=name,
             data=document["data"],
@@ -69,8 +67,10 @@ def model_card(
             scores=shown_first(results),
             figures=class_figures(shown_first(results)),
             share=share_words,
+            interval=share_text,
             is_multi_label=model.thresholds is not None,
             backbone=backbone,
+            selection=selection,
             license=license_text(backbone.license),
             chosen={k: v for k, v in model.recipe.without_paths().as_json().items() if v != default[k]},
             frozen=document["frozen"],
@@ -84,6 +84,23 @@ def model_card(
             usual=document.get("calibration", {}).get("usual", ""),
         )
         return str(ModelCard(text).content) + "\n"
+
+
+def _metadata(model: Model, results: Mapping[str, AnyScores], name: str) -> str:
+    """The metadata of the hub, as YAML."""
+    from huggingface_hub import ModelCardData
+
+    members = member_names(model.net.backbone.architecture)
+    metadata = ModelCardData(
+        library_name="headstart",
+        pipeline_tag="image-classification",
+        tags=["headstart", "image-classification", "transfer-learning", "timm"],
+        base_model=None if model.recipe.scratch else [f"timm/{member}" for member in members],
+        metrics=["accuracy"],
+        model_name=name,
+        eval_results=_eval_results(name, results) or None,
+    )
+    return str(metadata.to_yaml())
 
 
 @cache

@@ -85,7 +85,8 @@ def selection_section(content: ReportContent) -> Iterator[Block]:
         "rows": results,
         "chosen": selection["chosen"],
         "stopped": selection["stopped"],
-        "charts": [Markup(comparison_chart([result.compared() for result in results]))],
+        "skipped": selection.get("skipped", []),
+        "charts": [Markup(comparison_chart([result.compared() for result in results]))] if results else [],
     }
     yield Block("selection", "Backbone", values)
 

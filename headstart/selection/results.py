@@ -56,7 +56,7 @@ class CandidateResult:
 
     def compared(self) -> Compared:
         """As a row of a comparison."""
-        name = f"{self.architecture}, {self.image_size} pixels"
+        name = f"{self.architecture}, {self.image_size} pixels" + ("" if self.fit == "auto" else f", {self.fit}")
         figures = (self.correct, self.images, self.low, self.high, self.log_loss, self.seconds)
         return Compared("backbones", name, *figures, epochs=0, run="")
 
@@ -79,7 +79,7 @@ class Selection:
     """The outcome of a search.
 
     Attributes:
-        results: of everything that was evaluated, the one that is chosen first.
+        results: of everything that was evaluated, the one that is chosen first; none if there are too few images.
         near: the candidates that are as good as the best within noise, the best first.
         stopped: why the search ended before the last round; "" if it did not.
         skipped: what was not tried for lack of time, each with the time that it would have taken.
@@ -106,7 +106,7 @@ class Selection:
     def as_json(self) -> dict[str, Any]:
         """A JSON document without paths."""
         return {
-            "chosen": self.results[0].architecture,
+            "chosen": self.results[0].architecture if self.results else self.near[0].candidate.architecture,
             "stopped": self.stopped,
             "skipped": list(self.skipped),
             "candidates": [asdict(result) for result in self.results],

@@ -1,7 +1,7 @@
 """Search: which candidate classifies the training images best, by cross-validated probes and successive halving.
 
 Every candidate is evaluated on a part of the training images; those that are worse than the best by more than noise are
-dropped, and the others are evaluated on three times as many. From ``PATIENCE`` images on the worse half is dropped too.
+dropped, and the others are evaluated on three times as many; only the better half of them if there is no time for all.
 Then variants of the best one are tried (larger images, other ways to fit an image into the input), and combinations of
 it with others, side by side. Features are cached, so each image passes through a backbone once, and the run that
 follows finds the features of the one that was chosen.
@@ -28,6 +28,7 @@ from headstart.data.pixel_cache import PixelReader, pixel_store
 from headstart.data.scan import scan
 from headstart.engine.interface import Pixels
 from headstart.engine.measure import ENGINE_SECONDS, MEASURE_FROM, measure_engines
+from headstart.engine.plan import DEFAULT_RATE
 from headstart.engine.select import SAMPLE_SIZE, default_plan
 from headstart.evaluation.metrics import wilson
 from headstart.features.extract import FeatureStore, compute_features, feature_store, pick_sample
@@ -36,14 +37,11 @@ from headstart.selection.candidates import Candidate, combined, load_candidate, 
 from headstart.selection.results import CandidateResult, Near, Selection
 from headstart.training.ladder import ALPHA, considered_layers, paired_p
 from headstart.training.losses import Labels, Parts
-from headstart.training.penalty import CHOOSE_ON, cross_validate
+from headstart.training.penalty import CHOOSE_FROM, CHOOSE_ON, cross_validate, num_judged
 from headstart.training.probe import standardised
 
 FIRST, FACTOR = 400, 3
 """Training images of the first round, and how many times as many each later round has."""
-
-PATIENCE = 1_200
-"""Images of a round from which on candidates are dropped that are worse within noise: on fewer, noise decides."""
 
 
 @dataclass(frozen=True)
@@ -130,8 +128,10 @@ def search(
     Raises:
         WeightsError, OptionError: see ``load_candidate``.
     """
+    if num_judged(images.labels) < CHOOSE_FROM:
+        return _first_of(candidates, progress)
     order = _nested_order(images, seed)
-    sizes = _sizes(len(order)) if drops else [min(len(order), CHOOSE_ON)]
+    sizes = _sizes(images.labels[order]) if drops else [min(len(order), CHOOSE_ON)]
     one = _Search(images, order, seed, time_limit, device, cache, progress)
     pending, out = one.rounds(candidates, sizes, drops=drops)
     _decide(pending)
@@ -147,6 +147,13 @@ def search(
         one.stopped,
         tuple(one.skipped),
     )
+
+
+def _first_of(candidates: Sequence[Candidate], progress: Progress) -> Selection:
+    """Without a comparison, the first candidate."""
+    why = f"too few training images to compare backbones by cross-validation, which needs {CHOOSE_FROM}"
+    progress.say(f"{candidates[0].label}: {why}.")
+    return Selection((), (Near(candidates[0], 1 / DEFAULT_RATE),), why)
 
 
 @dataclass(frozen=True)
@@ -186,20 +193,36 @@ class _Search:
         """Those that reached the last round, and those that were dropped; best first in each."""
         pending, out = self.first_round(candidates, sizes[0]), list[_Contender]()
         for size in sizes:
-            expected = sum((size - len(one.losses)) * one.per_image for one in pending)
-            if size != sizes[0] and self.limit is not None and not self.limit.allows(expected, pending[0].per_image):
-                self.stopped = f"no time for the next round, with {size:,} images, of about {expected:.0f} s"
-                break
-            for one in pending if size != sizes[0] else ():
-                self.evaluate(one, size)
+            if size != sizes[0]:
+                going = self.going_on(pending, size)
+                if not going:
+                    break
+                out = [one for one in pending if one not in going] + out
+                for one in going:
+                    self.evaluate(one, size)
+                pending = going
             pending.sort(key=lambda one: one.log_loss)
             if size != sizes[-1]:
-                pending, dropped = _divided(pending, size)
+                pending, dropped = _divided(pending)
                 out = dropped + out
             self.progress.say(_round_text(size, pending, out))
             if len(pending) == 1 and drops:
                 break
         return pending, out
+
+    def going_on(self, ranked: list[_Contender], size: int) -> list[_Contender]:
+        """Those for which there is time in the next round: all, the better half, or none."""
+        expected = 0.0
+        for going in (ranked, ranked[: (len(ranked) + 1) // 2]):
+            expected = sum((size - len(one.losses)) * one.per_image for one in going)
+            if self.limit is None or self.limit.allows(expected, ranked[0].per_image):
+                for one in ranked[len(going) :]:
+                    p = paired_p(one.losses, ranked[0].losses)
+                    where = f"dropped after {len(one.losses):,} images for lack of time"
+                    one.decision = f"{where}: in the worse half, within noise (p = {p:.2g})"
+                return going
+        self.stopped = f"no time for the next round, with {size:,} images, of about {expected:.0f} s"
+        return []
 
     def first_round(self, candidates: Sequence[Candidate], size: int) -> list[_Contender]:
         """Loads and evaluates the candidates, the first one in any case and the others if there is time."""
@@ -271,11 +294,9 @@ class _Search:
         found = cross_validate(
             standardised(store.read(keys))[2], labels, seed=self.seed, together=parts, progress=self.progress
         )
-        if found is None:  # too few images to compare anything on
-            one.losses, one.correct = np.zeros(size), 0
-        else:
-            judged = np.isfinite(found.losses)
-            one.losses, one.correct = found.losses[judged], int(found.correct[judged].sum())
+        assert found is not None  # because of ``num_judged`` and stratified parts of the images
+        judged = np.isfinite(found.losses)
+        one.losses, one.correct = found.losses[judged], int(found.correct[judged].sum())
         one.seconds += time.monotonic() - started
 
     def features(self, one: _Contender, keys: Sequence[bytes]) -> FeatureStore:
@@ -316,12 +337,17 @@ def _nested_order(images: SearchImages, seed: int) -> list[int]:
     return pick_sample(salted, images.labels, len(salted))
 
 
-def _sizes(count: int) -> list[int]:
-    """Numbers of images of the rounds; the last is that of all, at most ``CHOOSE_ON``."""
-    most, sizes = min(count, CHOOSE_ON), []
+def _sizes(labels: Labels) -> list[int]:
+    """Numbers of images of the rounds; the last is that of all, at most ``CHOOSE_ON``.
+
+    Args:
+        labels: in the order in which images are added. Rounds with too few images of each class are left out.
+    """
+    most, sizes = min(len(labels), CHOOSE_ON), []
     size = FIRST
     while size * FACTOR <= most * 1.5:
-        sizes.append(size)
+        if num_judged(labels[:size]) >= size / 2:
+            sizes.append(size)
         size *= FACTOR
     return [*sizes, most]
 
@@ -343,19 +369,16 @@ def _is_near(one: _Contender, best: _Contender) -> bool:
     return one is best or (len(one.losses) == len(best.losses) and paired_p(one.losses, best.losses) >= ALPHA)
 
 
-def _divided(ranked: list[_Contender], size: int) -> tuple[list[_Contender], list[_Contender]]:
-    """Those that go on and those that are dropped, best first in each."""
-    best, kept, dropped = ranked[0], [ranked[0]], []
-    for place, one in enumerate(ranked[1:], start=1):
-        p, where = paired_p(one.losses, best.losses), f"dropped after {len(one.losses):,} images"
+def _divided(ranked: list[_Contender]) -> tuple[list[_Contender], list[_Contender]]:
+    """Those that go on and those that are worse than the best by more than noise, best first in each."""
+    best, kept, dropped = ranked[0], [ranked[0]], list[_Contender]()
+    for one in ranked[1:]:
+        p = paired_p(one.losses, best.losses)
         if p < ALPHA:
-            one.decision = f"{where}: worse than {best.candidate.architecture} (p = {p:.2g})"
-            dropped.append(one)
-        elif size >= PATIENCE and place >= (len(ranked) + 1) // 2:
-            one.decision = f"{where}: in the worse half, within noise (p = {p:.2g})"
-            dropped.append(one)
-        else:
-            kept.append(one)
+            one.decision = (
+                f"dropped after {len(one.losses):,} images: worse than {best.candidate.architecture} (p = {p:.2g})"
+            )
+        (dropped if p < ALPHA else kept).append(one)
     return kept, dropped
 
 
@@ -370,7 +393,9 @@ def _decide(ranked: list[_Contender]) -> None:
 
 
 def _round_text(size: int, pending: Sequence[_Contender], out: Sequence[_Contender]) -> str:
-    found = ", ".join(f"{one.candidate.architecture} {one.log_loss:.3f}" for one in pending)
+    found = ", ".join(
+        f"{one.candidate.architecture} {one.log_loss:.3f} ({1e3 * one.per_image:.0f} ms an image)" for one in pending
+    )
     dropped = [one.candidate.architecture for one in out if len(one.losses) == size]
     text = f"Backbones on {size:,} training images, cross-validated log loss: {found}"
     return f"{text}; dropped: {', '.join(dropped)}." if dropped else f"{text}."

@@ -17,7 +17,7 @@ from headstart.backbone.split import SplittableBackbone
 from headstart.data.dataset import Dataset, open_data
 from headstart.data.inspection import Inspection
 from headstart.data.splits import SplitShares, check_shares
-from headstart.errors import HeadstartError, OptionError
+from headstart.errors import DataError, HeadstartError, OptionError
 from headstart.evaluation.comparison import Compared, comparison_markdown
 from headstart.evaluation.metrics import CROSS_VALIDATION
 from headstart.figures import count_text
@@ -192,11 +192,13 @@ def _compare_backbones(job: Job, candidates: str | Sequence[str], folder: Path) 
         progress=job.progress,
     )
     inspected = inspected_images(run_inspection(job, load_candidate(found[0], progress=job.progress).preprocessing))
-    make_run_folder(folder)
     images = search_images(inspected)
     options: dict[str, Any] = {"device": job.device, "cache": job.cache, "progress": job.progress}
     selection = search(found, images, seed=recipe.seed, drops=False, **options)
+    if not selection.results:
+        raise DataError(f"compare backbones: {selection.stopped}. Add images.")
     rows = [result.compared() for result in selection.results]
+    make_run_folder(folder)
     _write(folder, inspected.inspection, rows, CROSS_VALIDATION)
     with writing_run(folder):
         write_atomically(folder / SELECTION_FILE, json_text(selection.as_json(), indent=1).encode())

@@ -129,7 +129,8 @@ def write_card(folder: Path, document: Mapping[str, Any], model: Model) -> Path:
     file = folder / CARD_FILE
     results = {name: scores_from_json(figures) for name, figures in document["scores"].items()}
     with writing_run(folder, file):
-        write_atomically(file, text_bytes(model_card(model, results, document)))
+        card = model_card(model, results, document, selection=read_selection(folder))
+        write_atomically(file, text_bytes(card))
     return file
 
 
@@ -173,7 +174,9 @@ def push(
     require_accepted(f"{run}: made from {backbone.architecture}", backbone.license, accepted=accept_license)
     is_clean = model.recipe == model.recipe.without_paths()  # files of earlier versions hold paths
     files: dict[str, Path | bytes] = {
-        CARD_FILE: text_bytes(model_card(model, finished.results, document, repository)),
+        CARD_FILE: text_bytes(
+            model_card(model, finished.results, document, repository, selection=read_selection(folder))
+        ),
         MODEL_FILE: folder / MODEL_FILE if is_clean else model.as_bytes(),
         "recipe.json": json.dumps(recipe.as_json(), indent=1).encode(),
         "scores.json": folder / "scores.json",

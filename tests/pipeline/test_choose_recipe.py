@@ -45,6 +45,7 @@ def test_the_decisions_are_said_and_written(chosen: tuple[hs.Run, list[str]]) ->
     assert plan["recipe"]["effort"] == run.recipe.effort
     assert len(selection["candidates"]) == 6  # three backbones; the best one with larger images and two other fits
     assert selection["candidates"][0]["decision"].startswith("chosen")
+    assert "- Choice of the backbone: 6 compared by cross-validation" in (run.folder / "README.md").read_text()
     page = run.report_path.read_text()
     assert "Choice of the backbone" in page
     assert all(row["architecture"] in page for row in selection["candidates"])
@@ -144,6 +145,35 @@ def test_a_file_that_is_no_plan_is_named(data: Path, tmp_path: Path, text: str |
         file.write_text(text)
     with pytest.raises(RunError, match=words):
         hs.train(data, out=tmp_path / "run", plan=file, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "is_chosen"),
+    [
+        ({}, True),
+        ({"seed": 3}, True),
+        ({"effort": "probe"}, False),
+        ({"backbone": "resnet18"}, False),
+        ({"lr": 1e-3}, False),
+    ],
+)
+def test_a_run_chooses_by_default_unless_an_option_decides_it(
+    options: dict[str, Any], is_chosen: bool, default_minutes: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "DEFAULT_MINUTES", default_minutes)
+    assert module.minutes_for(Recipe(**options), None) == (default_minutes if is_chosen else None)
+
+
+def test_training_uses_the_default_time(
+    data: Path, tmp_path: Path, default_minutes: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def chosen(*arguments: Any, **_options: Any) -> Recipe:
+        raise RunError(f"chosen within {arguments[2]} minutes")
+
+    monkeypatch.setattr(module, "DEFAULT_MINUTES", default_minutes)
+    monkeypatch.setattr("headstart.pipeline.train.choose_recipe", chosen)
+    with pytest.raises(RunError, match=f"chosen within {default_minutes} minutes"):
+        hs.train(data, out=tmp_path / "run", device="cpu")
 
 
 @pytest.mark.slow

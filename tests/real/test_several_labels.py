@@ -35,7 +35,7 @@ def write_table(file: Path) -> None:
 
 def test_general_and_specific_labels_are_predicted_together(command: Callable[..., Timed], tmp_path: Path) -> None:
     write_table(tmp_path / "all.csv")
-    done = command("train", tmp_path / "all.csv", "--out", tmp_path / "run", "--json")
+    done = command("train", tmp_path / "all.csv", "--effort", "probe", "--out", tmp_path / "run", "--json")
     assert done.status == 0, done.err
     assert "15 labels, 2.1 per image on average" in done.err
     val = json.loads(done.out)["scores"]["val"]

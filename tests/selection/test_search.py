@@ -154,4 +154,18 @@ def test_samples_are_stratified_nested_and_differ_by_seed(images: SearchImages) 
     [(50, [50]), (400, [400]), (800, [400, 800]), (2_569, [400, 1_200, 2_569]), (50_000, [400, 1_200, 3_600, 10_000])],
 )
 def test_the_last_round_has_all_images(count: int, sizes: list[int]) -> None:
-    assert module._sizes(count) == sizes
+    assert module._sizes(np.arange(count) % 5) == sizes
+
+
+def test_a_round_has_several_images_of_most_classes() -> None:
+    assert module._sizes(np.arange(12_000) % 1_000) == [3_600, 10_000]
+
+
+def test_too_few_images_are_not_compared(candidates: tuple[Candidate, ...], images: SearchImages) -> None:
+    few = SearchImages(images.keys[:30], images.files, images.labels[:30], images.parts[:30])
+    progress = RecordedProgress()
+    found = search(candidates, few, device="cpu", progress=progress)
+    assert found.results == ()
+    assert [near.candidate for near in found.near] == [candidates[0]]
+    assert "too few training images" in found.as_json()["stopped"]
+    assert any("too few training images" in line for line in progress.said)

@@ -19,6 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from headstart.backbone import pixel_net, weights
+from headstart.backbone.compute_cost import compute_cost
 from headstart.backbone.offline_packages import OFFLINE_PACKAGES
 from headstart.backbone.weights import build_architecture
 
@@ -109,4 +110,6 @@ def small_architectures() -> Iterator[None]:
             patch.setitem(registry._model_entrypoints, name, partial(build, name))
         patch.setattr(weights, "_offline_network", installed)
         patch.setattr(pixel_net, "_SPLIT", {})  # the cuts of each architecture are kept by its name
+        compute_cost.cache_clear()  # as its cost is
         yield
+    compute_cost.cache_clear()

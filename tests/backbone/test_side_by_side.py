@@ -1,0 +1,128 @@
+"""Backbones side by side: the features of every network, cut and trained as one network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from random_images import write_classes
+from starlette.testclient import TestClient
+
+import headstart as hs
+from headstart.backbone.feature_spec import FeatureSpec
+from headstart.backbone.licenses import license_kind, license_text, together
+from headstart.backbone.names import resolve_architecture
+from headstart.backbone.pixel_net import FeatureNet, split_backbone
+from headstart.backbone.side_by_side import SideBySide
+from headstart.backbone.weights import build_architecture, fingerprint, load_backbone, preprocessing_of, random_backbone
+from headstart.errors import LicenseError, OptionError
+from headstart.serve import create_app
+from headstart.training.ladder import considered_layers
+
+PAIR = "tf_efficientnet_lite1+tf_efficientnet_lite0"
+QUICK = {"effort": "quick", "unfreeze": "first.blocks.6", "epochs": 2, "views": 1, "device": "cpu"}
+
+
+def test_features_are_those_of_all_networks_each_normalised_as_it_expects() -> None:
+    whole = random_backbone("test_resnet+test_vit3+test_convnext", image_size=96)
+    module, pixels = whole.module, torch.rand(2, 3, 96, 96)
+    assert isinstance(module, SideBySide)
+    members = [build_architecture(name, image_size=96) for name in ("test_resnet", "test_vit3", "test_convnext")]
+    parts = [module.first, *(other[-1] if isinstance(other, torch.nn.Sequential) else other for other in module.others)]
+    expected = []
+    for member, part in zip(members, parts, strict=True):
+        member.load_state_dict(part.state_dict())
+        size = preprocessing_of(member)
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (size.mean, size.std))
+        expected.append(member.eval()((pixels - mean) / std))
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (whole.preprocessing.mean, whole.preprocessing.std))
+    found = module((pixels - mean) / std)
+    assert torch.allclose(found, torch.cat(expected, 1), atol=1e-4)
+
+
+@pytest.mark.usefixtures("small_networks")
+@pytest.mark.parametrize("with_layers", [False, True])
+def test_a_suffix_after_a_prefix_is_the_whole_at_every_boundary(with_layers: bool) -> None:
+    """Law 1."""
+    backbone = load_backbone(PAIR)
+    plain = split_backbone(backbone)
+    layers = considered_layers(plain) if with_layers else ()
+    split = split_backbone(backbone, FeatureSpec(layers=layers))
+    assert not split.obstacle
+    assert all(name.startswith("first.") for name in layers)
+    size = backbone.preprocessing
+    x = torch.randn(2, 3, size.height, size.width)
+    with torch.inference_mode():
+        expected = split.whole()(x)
+        for boundary in split.boundaries:
+            found = split.suffix(boundary.name)(split.prefix(boundary.name)(x))
+            assert torch.allclose(found, expected, atol=1e-4), boundary.name
+    inner = split.boundaries[1:-1]
+    assert all(boundary.beside for boundary in inner), "the other network's features bypass every boundary"
+    assert [b.depth for b in inner] == sorted(b.depth for b in inner)
+    assert all(b.depth < b.cost_before for b in inner if b.cost_before < 1)
+
+
+@pytest.mark.parametrize("name", ["resnet18+resnet18", "resnet18+resnet34+resnet50+resnet101"])
+def test_a_network_and_itself_or_too_many_are_refused(name: str) -> None:
+    with pytest.raises(OptionError, match="expected two to 3 different networks"):
+        resolve_architecture(name)
+
+
+@pytest.mark.usefixtures("small_networks")
+def test_a_weight_file_is_for_one_network(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="a file is for a single one"):
+        load_backbone(PAIR, weights=tmp_path / "x.safetensors")
+
+
+def test_of_several_licences_the_strictest_decides() -> None:
+    assert license_kind(together(["apache-2.0", "mit", "apache-2.0"])) == "permissive"
+    assert together(["apache-2.0", "mit", "apache-2.0"]) == "apache-2.0 + mit"
+    assert license_kind("apache-2.0 + unknown") == "unknown"
+    assert license_kind("unknown + cc-by-nc-4.0") == "restricted"
+    assert "no commercial use" in license_text("mit + cc-by-nc-4.0")
+    with pytest.raises(LicenseError):
+        load_backbone("resnet18+resnet50.fb_swsl_ig1b_ft_in1k")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_classes(tmp_path_factory.mktemp("d") / "colours", {"blue": 30, "green": 30, "red": 30})
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_networks")
+def test_a_run_is_as_with_a_single_network(data: Path, tmp_path: Path) -> None:
+    """Model file, prediction, evaluation, report, heat map and export."""
+    run = hs.train(data, backbone=PAIR, out=tmp_path / "run", **QUICK)  # type: ignore[arg-type]
+    assert run.rungs[-1].name == "fine-tune from first.blocks.6"
+    model = hs.load(run.folder)
+    assert model.net.backbone.architecture == "tf_efficientnet_lite1.in1k+tf_efficientnet_lite0.in1k"
+    before = load_backbone(PAIR).module
+    assert isinstance(before, SideBySide)
+    after = model.net.backbone.module
+    assert isinstance(after, SideBySide)
+    assert fingerprint(before.others.state_dict()) == fingerprint(after.others.state_dict()), "others stay frozen"
+    assert fingerprint(before.first.state_dict()) != fingerprint(after.first.state_dict())
+    images = sorted((data / "red").iterdir())[:3]
+    predicted = [model.predict(image) for image in images]
+    assert [one.label for one in predicted] == ["red"] * 3
+    assert "first.blocks.6" in run.report_path.read_text()
+    assert "data:image/jpeg" in run.report_path.read_text()
+    assert "timm/tf_efficientnet_lite0.in1k" in (run.folder / "README.md").read_text()
+    exported = hs.export(run.folder, out=tmp_path / "model.onnx")  # compares it with the model, in a new process
+    assert not exported.faults
+    with TestClient(create_app(run.folder)) as client:
+        said = client.post("/v1/predict", content=images[0].read_bytes()).json()
+    own = {one["label"]: one["probability"] for one in said["predictions"][0]["probabilities"]}
+    assert own == pytest.approx(dict(predicted[0].top), abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_networks")
+def test_earlier_layers_are_those_of_the_first_network(data: Path, tmp_path: Path) -> None:
+    run = hs.train(data, backbone=PAIR, layers="first.blocks.5", effort="probe", device="cpu", out=tmp_path / "run")
+    net = hs.load(run.folder).net
+    assert isinstance(net, FeatureNet)
+    assert net.spec.layers == ("first.blocks.5",)
