@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -120,6 +121,8 @@ def train(
     try:
         make_run_folder(folder)
         if minutes is not None:
+            ends = time.monotonic() + 60 * minutes
+            events.use_estimate(lambda: max(0.0, ends - time.monotonic()))
             job = replace(job, recipe=choose_recipe(job, found, minutes, folder, max_cost=max_cost))
         setup = setup or set_up(job, folder, events)
         require_weights(setup.loaded.backbone, fingerprint)

@@ -15,6 +15,7 @@ import headstart as hs
 from headstart.backbone.weights import fingerprint
 from headstart.errors import OptionError, RunError, WeightsError
 from headstart.pipeline import choose_recipe as module
+from headstart.runs.events import Event
 from headstart.selection.candidates import find_candidates
 from headstart.training.recipe import Recipe
 
@@ -164,16 +165,25 @@ def test_a_run_chooses_by_default_unless_an_option_decides_it(
     assert module.minutes_for(Recipe(**options), None) == (default_minutes if is_chosen else None)
 
 
-def test_training_uses_the_default_time(
+def test_training_uses_the_default_time_and_progress_says_what_is_left_of_it(
     data: Path, tmp_path: Path, default_minutes: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def chosen(*arguments: Any, **_options: Any) -> Recipe:
-        raise RunError(f"chosen within {arguments[2]} minutes")
+        with arguments[0].progress.task("Reading images", 1):
+            raise RunError(f"chosen within {arguments[2]} minutes")
+
+    left: list[float] = []
+
+    def listener(event: Event) -> None:
+        if event.kind == "progress":
+            left.append(event["left"])
 
     monkeypatch.setattr(module, "DEFAULT_MINUTES", default_minutes)
     monkeypatch.setattr("headstart.pipeline.train.choose_recipe", chosen)
     with pytest.raises(RunError, match=f"chosen within {default_minutes} minutes"):
-        hs.train(data, out=tmp_path / "run", device="cpu")
+        hs.train(data, out=tmp_path / "run", device="cpu", listener=listener)
+    assert left
+    assert all(0 < seconds <= 60 * default_minutes for seconds in left)
 
 
 @pytest.mark.slow
