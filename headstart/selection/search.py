@@ -240,7 +240,8 @@ class _Search:
         expected = size * per_image
         if self.limit is None or self.limit.allows(expected, per_image):
             return False
-        self.skipped.append(f"{candidate.label}, about {expected:.0f} s")
+        after = self.limit.needed_after(per_image)
+        self.skipped.append(f"{candidate.label} (about {expected:.0f} s, and {after:.0f} s to fine-tune it)")
         self.progress.say(f"Not tried for lack of time: {self.skipped[-1]}.")
         return True
 

@@ -22,6 +22,7 @@ import torch
 from scipy.special import logsumexp, softmax
 from torch import Tensor
 
+from headstart.errors import DataError
 from headstart.progress import Progress, SilentProgress
 from headstart.training.losses import Labels, Parts
 from headstart.training.probe import floored
@@ -156,14 +157,23 @@ def extend_rows(
         seed: of the folds.
         together: (N,) part of each image; parts are not divided by folds. Ignored if there are fewer parts than folds.
         progress: receives the number of fits done.
+
+    Raises:
+        DataError: fewer than two images of new classes, or fewer than two for rehearsal.
     """
     progress = progress or SilentProgress()
+    folds = min(FOLDS, len(features), len(rehearsal.features))
+    if folds < 2:
+        raise DataError(
+            f"{len(features):,} training image(s) of new classes and {len(rehearsal.features):,} for rehearsal: at "
+            "least two of each are needed, to choose how strongly the new classes are fitted. Add images."
+        )
     fit = _ExtensionFit(old, features, labels, rehearsal, classes)
-    new_folds, old_folds = _folds(len(features), seed), _folds(len(rehearsal.features), seed + 1)
-    if together is not None and len(set(together.tolist())) >= FOLDS:
+    new_folds, old_folds = _folds(len(features), folds, seed), _folds(len(rehearsal.features), folds, seed + 1)
+    if together is not None and len(set(together.tolist())) >= folds:
         parts, part_of = np.unique(together, return_inverse=True)
-        new_folds = _folds(len(parts), seed)[part_of]
-    with progress.task("Fitting the new classes", FOLDS * len(PENALTIES) + 1, unit="fits") as advance:
+        new_folds = _folds(len(parts), folds, seed)[part_of]
+    with progress.task("Fitting the new classes", folds * len(PENALTIES) + 1, unit="fits") as advance:
         outcomes = {}
         for penalty in PENALTIES:
             outcomes[penalty] = _cross_validate(fit, penalty, new_folds, old_folds, lambda: advance(1))
@@ -175,7 +185,7 @@ def extend_rows(
         progress.say(NOT_CONVERGED)
     outcome = outcomes[penalty]
     step_back, reason = _step_back(outcome, is_synthesised=rehearsal.is_synthesised)
-    chosen = f"penalty {penalty:g}, chosen from {len(PENALTIES)} values by {FOLDS}-fold cross-validation"
+    chosen = f"penalty {penalty:g}, chosen from {len(PENALTIES)} values by {folds}-fold cross-validation"
     return Extension(
         old_rows.followed_by(new_rows.lowered(step_back)),
         penalty,
@@ -205,10 +215,11 @@ def _cross_validate(
     fit: _ExtensionFit, penalty: float, new_folds: Labels, old_folds: Labels, tick: Callable[[], object]
 ) -> _PenaltyOutcome:
     loss, new_margins, old_margins = 0.0, np.empty(len(new_folds)), np.empty(len(old_folds))
-    for fold in range(FOLDS):
+    folds = int(new_folds.max()) + 1
+    for fold in range(folds):
         rows = fit.fit(penalty, new_folds != fold, old_folds != fold)
         judge_new, judge_old = new_folds == fold, old_folds == fold
-        loss += fit.loss(rows, judge_new, judge_old) / FOLDS
+        loss += fit.loss(rows, judge_new, judge_old) / folds
         new_margins[judge_new], old_margins[judge_old] = fit.margins(rows, judge_new, judge_old)
         tick()
     return _PenaltyOutcome(loss, new_margins, old_margins)
@@ -353,6 +364,6 @@ def _minimise(variables: Sequence[Tensor], loss: Any) -> bool:
     return int(optimizer.state_dict()["state"][0]["n_iter"]) < ROUNDS
 
 
-def _folds(count: int, seed: int) -> Labels:
+def _folds(count: int, folds: int, seed: int) -> Labels:
     """(N,) the fold of each image, in folds of equal size (to one image)."""
-    return np.random.default_rng((seed, 7)).permutation(count) % FOLDS
+    return np.random.default_rng((seed, 7)).permutation(count) % folds

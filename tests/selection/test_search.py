@@ -91,6 +91,9 @@ class Allows:
 
     count: int
 
+    def needed_after(self, _per_image: float) -> float:
+        return 0.0
+
     def allows(self, _seconds: float, _per_image: float) -> bool:
         self.count -= 1
         return self.count >= 0

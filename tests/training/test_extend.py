@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from headstart.errors import DataError
 from headstart.training.extend import MAX_FORGOTTEN, RehearsalSamples, Rows, extend_rows, synthesise_features
 from headstart.training.head_spec import HeadSpec
 from headstart.training.heads import build_head, head_with_rows
@@ -55,6 +56,23 @@ def test_the_old_classifiers_own_answers_stand_in_for_labels() -> None:
     known = right < 6
     same = found.rows.logits(fresh[known]).argmax(axis=1) == old.logits(fresh[known]).argmax(axis=1)
     assert same.mean() > 0.98
+
+
+@pytest.mark.parametrize(("new", "kept"), [(2, 720), (3, 720), (4, 2), (40, 2)])
+def test_few_images_are_fitted_in_as_many_folds_as_there_are_images(new: int, kept: int) -> None:
+    x, y = clouds(8, 120)
+    images = RehearsalSamples(x[y < 6][::-1][:kept], y[y < 6][::-1][:kept])
+    found = extend_rows(all_of(ideal_rows(8)), x[y == 6][:new], np.zeros(new, np.int64), images, classes=1)
+    assert np.isfinite(found.rows.weight).all()
+    assert f"{min(3, new, kept)}-fold" in found.reason
+
+
+@pytest.mark.parametrize(("new", "kept"), [(1, 720), (40, 1)])
+def test_a_single_image_cannot_be_divided_into_folds(new: int, kept: int) -> None:
+    x, y = clouds(8, 120)
+    images = RehearsalSamples(x[y < 6][:kept], y[y < 6][:kept])
+    with pytest.raises(DataError, match="at least two of each are needed"):
+        extend_rows(all_of(ideal_rows(8)), x[y == 6][:new], np.zeros(new, np.int64), images, classes=1)
 
 
 def test_stepping_back_changes_nothing_among_the_new() -> None:
