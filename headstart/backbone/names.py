@@ -89,9 +89,11 @@ def resolve_architecture(name: str) -> str:
     """
     if len(members := member_names(name)) == 1:
         return _resolve_one(name)
+    if "" in members:
+        raise OptionError(f"backbone {name!r}: a name is missing beside the +; expected NAME+NAME.")
     resolved = [_resolve_one(member) for member in members]
     if len(set(resolved)) < len(resolved) or len(resolved) > MOST_MEMBERS:
-        raise OptionError(f"backbone {name!r}: expected two to {MOST_MEMBERS} different networks, NAME+NAME.")
+        raise OptionError(f"backbone {name!r}: expected 2 to {MOST_MEMBERS} different networks, NAME+NAME.")
     return "+".join(resolved)
 
 

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from headstart.backbone.feature_spec import PLAIN, FeatureSpec
 from headstart.backbone.layers import Layout, evaluating
 from headstart.backbone.pooling import check_pooling
+from headstart.backbone.side_by_side import SideBySide
 from headstart.backbone.split import HEAD, SplittableBackbone
 from headstart.backbone.tracing import TRACING, with_features
 from headstart.backbone.weights import Backbone
+from headstart.errors import OptionError
 
 SPLITS_KEPT = 16
 """Number of architectures whose boundaries a process remembers; finding them takes up to two seconds."""
@@ -119,11 +121,11 @@ class FeatureNet(PixelNet):
         spec: which of its outputs the features are.
 
     Raises:
-        OptionError: no such pooling, or the network has no such layer boundary.
+        OptionError: no such pooling, the network has no such layer boundary, or networks side by side cannot have it.
     """
 
     def __init__(self, backbone: Backbone, spec: FeatureSpec = PLAIN) -> None:
-        check_pooling(spec.pool, Layout.of(backbone.module), backbone.architecture)
+        _check_spec(backbone, spec)
         with evaluating(backbone.module):
             body = split_backbone(backbone, spec).whole() if spec.cut else with_features(backbone.module, spec)
         super().__init__(backbone, body)
@@ -149,6 +151,20 @@ class FeatureNet(PixelNet):
         if not self.spec.cut:
             return self.backbone.module.state_dict()
         return self.body.state_dict()
+
+
+def _check_spec(backbone: Backbone, spec: FeatureSpec) -> None:
+    """Checks that a backbone can have these features.
+
+    Raises:
+        OptionError: otherwise.
+    """
+    check_pooling(spec.pool, Layout.of(backbone.module), backbone.architecture)
+    if isinstance(backbone.module, SideBySide) and (spec.cut or spec.pool != PLAIN.pool):
+        option = f"cut {spec.cut!r}" if spec.cut else f"pool {spec.pool!r}"
+        raise OptionError(
+            f"{option}: networks side by side end as they were trained. Leave it out, or name a single backbone."
+        )
 
 
 def split_backbone(backbone: Backbone, spec: FeatureSpec = PLAIN) -> SplittableBackbone:

@@ -125,7 +125,7 @@ def choose_recipe(
         found,
         search_images(inspected),
         seed=job.recipe.seed,
-        time_limit=TimeLimit(ends, partial(_seconds_of_quick, inspected)),
+        time_limit=TimeLimit(ends, partial(_seconds_of_quick, inspected), partial(_seconds_of_probe, inspected)),
         max_cost=max_cost,
         device=job.device,
         cache=job.cache,
@@ -178,8 +178,8 @@ def _check_minutes(recipe: Recipe, minutes: object) -> None:
         raise OptionError(f"minutes {minutes!r:.60}: expected a number above 0.")
     if given := _decided_in(recipe):
         raise OptionError(
-            f"minutes: chooses {', '.join(DECIDED)} itself; leave {given[0]} out, or leave minutes out. Backbones to "
-            "choose from are given with candidates."
+            f"minutes: chooses {', '.join(DECIDED).replace('_', ' ')} itself; leave {given[0]} out, or leave minutes "
+            "out. Backbones to choose from are given with candidates."
         )
 
 
@@ -240,9 +240,10 @@ def _intention(found: Sequence[Candidate], minutes: float) -> str:
         for one in found
     )
     return (
-        f"Plan: {minutes:g} minutes. {len(found)} backbones are compared by cross-validation on parts of the training "
-        f"images: {each}. Then larger images, other fits and backbones side by side, where there is time to fine-tune "
-        "them. The time left is for fine-tuning; without any, the best one so far is used with a linear classifier."
+        f"Plan: {minutes:g} minute{'' if minutes == 1 else 's'}. {len(found)} backbones are compared by "
+        f"cross-validation on parts of the training images: {each}. Then larger images, other fits and backbones side "
+        "by side, where there is time to fine-tune them. The time left is for fine-tuning; without any, the best one so "
+        "far is used with a linear classifier."
     )
 
 
@@ -263,6 +264,11 @@ def _seconds_of_quick(inspected: Inspected, per_image: float) -> float:
     shown = train * quick.views + train * epochs * (1 - SHARES["last"]) * TRAINING_COST
     again = held_out + min(MAX_REFERENCES_FINE_TUNED, train)  # evaluated with the fine-tuned network
     return (shown + held_out + again) * per_image + FIXED_SECONDS
+
+
+def _seconds_of_probe(inspected: Inspected, per_image: float) -> float:
+    """Seconds that a run with effort "probe" takes after the search; arguments as ``_seconds_of_quick``."""
+    return inspected.num_images * per_image + FIXED_SECONDS
 
 
 def _affordable(job: Job, selection: Selection, inspection: Inspection, ends: float) -> tuple[Selection, Recipe, str]:
@@ -299,6 +305,7 @@ def _deepest_in_time(job: Job, recipe: Recipe, inspection: Inspection, ends: flo
     inspected = inspect_images(job, loaded, inspection)
     measured = measure(job, loaded, inspected)
     train, seconds = len(inspected.keys["train"]), ends - time.monotonic()
+    expected = 0.0
     for depth in reversed(DEPTHS):
         one = replace(recipe, effort=depth.effort)
         if depth.epochs:
@@ -312,4 +319,8 @@ def _deepest_in_time(job: Job, recipe: Recipe, inspection: Inspection, ends: flo
                 f"Time left: {seconds:.0f} s; {recipe.backbone} with {depth} needs about {expected:.0f} s."
             )
             return one, loaded.backbone.fingerprint
+    if expected:
+        job.progress.say(
+            f"Time left: {seconds:.0f} s, too little to fine-tune {recipe.backbone}, about {expected:.0f} s."
+        )
     return replace(recipe, effort="probe"), loaded.backbone.fingerprint

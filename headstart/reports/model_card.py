@@ -70,6 +70,7 @@ def model_card(
             interval=share_text,
             is_multi_label=model.thresholds is not None,
             backbone=backbone,
+            weights=sum(weight.numel() for weight in model.net.body.parameters()),
             selection=selection,
             license=license_text(backbone.license),
             chosen={k: v for k, v in model.recipe.without_paths().as_json().items() if v != default[k]},

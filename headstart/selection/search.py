@@ -156,17 +156,29 @@ def _first_of(candidates: Sequence[Candidate], progress: Progress) -> Selection:
     return Selection((), (Near(candidates[0], 1 / DEFAULT_RATE),), why)
 
 
-@dataclass(frozen=True)
+@dataclass
 class TimeLimit:
     """When a search has to end.
 
     Attributes:
         ends: on the monotonic clock, in seconds: the end of the whole run.
-        needed_after: seconds per image of a backbone -> seconds that the run with it takes after the search.
+        to_fine_tune: seconds per image of a backbone -> seconds that the run with it takes after the search.
+        to_fit: the same where nothing is fine-tuned.
+        fine_tunes: whether there is time for fine-tuning.
     """
 
     ends: float
-    needed_after: Callable[[float], float]
+    to_fine_tune: Callable[[float], float]
+    to_fit: Callable[[float], float]
+    fine_tunes: bool = True
+
+    def begin(self, per_image: float) -> None:
+        """Determines whether a backbone of that speed can be fine-tuned; if not, no time is kept for it."""
+        self.fine_tunes = time.monotonic() + self.to_fine_tune(per_image) <= self.ends
+
+    def needed_after(self, per_image: float) -> float:
+        """Seconds that the run with a backbone takes after the search."""
+        return (self.to_fine_tune if self.fine_tunes else self.to_fit)(per_image)
 
     def allows(self, seconds: float, per_image: float) -> bool:
         """Whether something that takes some seconds fits, with the run of a backbone of that speed after it."""
@@ -232,6 +244,8 @@ class _Search:
                 continue
             found.append(self.contender(candidate))
             self.evaluate(found[-1], size)
+            if self.limit is not None and len(found) == 1:
+                self.limit.begin(found[0].per_image)
         return found
 
     def is_too_slow(self, candidate: Candidate, known: _Contender, size: int) -> bool:
@@ -241,7 +255,8 @@ class _Search:
         if self.limit is None or self.limit.allows(expected, per_image):
             return False
         after = self.limit.needed_after(per_image)
-        self.skipped.append(f"{candidate.label} (about {expected:.0f} s, and {after:.0f} s to fine-tune it)")
+        then = "fine-tune it" if self.limit.fine_tunes else "use it"
+        self.skipped.append(f"{candidate.label} (about {expected:.0f} s, and {after:.0f} s to {then})")
         self.progress.say(f"Not tried for lack of time: {self.skipped[-1]}.")
         return True
 
@@ -390,7 +405,7 @@ def _decide(ranked: list[_Contender]) -> None:
         p = paired_p(one.losses, best.losses)
         noise = "within noise of the best" if p >= ALPHA else "worse than the best"
         one.decision = f"not chosen: log loss {noise} (p = {p:.2g})"
-    best.decision = f"chosen: the smallest log loss on {len(best.losses):,} images"
+    best.decision = f"chosen: no other was better by more than noise on {len(best.losses):,} images"
 
 
 def _round_text(size: int, pending: Sequence[_Contender], out: Sequence[_Contender]) -> str:

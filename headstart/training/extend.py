@@ -162,12 +162,7 @@ def extend_rows(
         DataError: fewer than two images of new classes, or fewer than two for rehearsal.
     """
     progress = progress or SilentProgress()
-    folds = min(FOLDS, len(features), len(rehearsal.features))
-    if folds < 2:
-        raise DataError(
-            f"{len(features):,} training image(s) of new classes and {len(rehearsal.features):,} for rehearsal: at "
-            "least two of each are needed, to choose how strongly the new classes are fitted. Add images."
-        )
+    folds = _num_folds(len(features), len(rehearsal.features))
     fit = _ExtensionFit(old, features, labels, rehearsal, classes)
     new_folds, old_folds = _folds(len(features), folds, seed), _folds(len(rehearsal.features), folds, seed + 1)
     if together is not None and len(set(together.tolist())) >= folds:
@@ -362,6 +357,20 @@ def _minimise(variables: Sequence[Tensor], loss: Any) -> bool:
     for variable in variables:
         variable.requires_grad_(False)
     return int(optimizer.state_dict()["state"][0]["n_iter"]) < ROUNDS
+
+
+def _num_folds(new: int, kept: int) -> int:
+    """Number of folds for some images of new classes and some for rehearsal.
+
+    Raises:
+        DataError: there are too few.
+    """
+    if min(new, kept) < 2:
+        raise DataError(
+            f"{new:,} training image(s) of new classes and {kept:,} for rehearsal: at least two of each are needed, to "
+            "choose how strongly the new classes are fitted. Add images."
+        )
+    return min(FOLDS, new, kept)
 
 
 def _folds(count: int, folds: int, seed: int) -> Labels:

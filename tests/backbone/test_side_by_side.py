@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from random_images import write_classes
-from starlette.testclient import TestClient
+from served import served
 
 import headstart as hs
 from headstart.backbone.feature_spec import FeatureSpec
@@ -17,8 +17,7 @@ from headstart.backbone.pixel_net import FeatureNet, split_backbone
 from headstart.backbone.side_by_side import SideBySide
 from headstart.backbone.weights import build_architecture, fingerprint, load_backbone, preprocessing_of, random_backbone
 from headstart.errors import LicenseError, OptionError
-from headstart.serve import create_app
-from headstart.training.ladder import considered_layers
+from headstart.training.ladder import boundary_before, considered_layers
 
 PAIR = "tf_efficientnet_lite1+tf_efficientnet_lite0"
 QUICK = {"effort": "quick", "unfreeze": "first.blocks.6", "epochs": 2, "views": 1, "device": "cpu"}
@@ -66,7 +65,7 @@ def test_a_suffix_after_a_prefix_is_the_whole_at_every_boundary(with_layers: boo
 
 @pytest.mark.parametrize("name", ["resnet18+resnet18", "resnet18+resnet34+resnet50+resnet101"])
 def test_a_network_and_itself_or_too_many_are_refused(name: str) -> None:
-    with pytest.raises(OptionError, match="expected two to 3 different networks"):
+    with pytest.raises(OptionError, match="expected 2 to 3 different networks"):
         resolve_architecture(name)
 
 
@@ -74,6 +73,31 @@ def test_a_network_and_itself_or_too_many_are_refused(name: str) -> None:
 def test_a_weight_file_is_for_one_network(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="a file is for a single one"):
         load_backbone(PAIR, weights=tmp_path / "x.safetensors")
+
+
+@pytest.mark.usefixtures("small_networks")
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"pool": "max"}, "pool 'max': networks side by side"),
+        ({"cut": "first.blocks.4"}, "cut 'first.blocks.4': networks side by side"),
+        ({"unfreeze": "others.0"}, "no such layer group"),
+        ({"backbone": "tf_efficientnet_lite1+"}, "a name is missing"),
+    ],
+)
+def test_what_only_a_single_network_can_is_refused(
+    options: dict[str, str], words: str, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(OptionError, match=words):
+        hs.train(data, out=tmp_path / "run", device="cpu", **({"backbone": PAIR} | options))  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("small_networks")
+def test_all_is_the_first_network_and_the_others_stay_frozen() -> None:
+    split = split_backbone(load_backbone(PAIR))
+    boundary = boundary_before("all", split)
+    assert boundary.name == "first.conv_stem"
+    assert all(name.startswith("first.") for _, names in split.parts(boundary.name) for name in names)
 
 
 def test_of_several_licences_the_strictest_decides() -> None:
@@ -113,8 +137,8 @@ def test_a_run_is_as_with_a_single_network(data: Path, tmp_path: Path) -> None:
     assert "timm/tf_efficientnet_lite0.in1k" in (run.folder / "README.md").read_text()
     exported = hs.export(run.folder, out=tmp_path / "model.onnx")  # compares it with the model, in a new process
     assert not exported.faults
-    with TestClient(create_app(run.folder)) as client:
-        said = client.post("/v1/predict", content=images[0].read_bytes()).json()
+    with served(model) as server:
+        said = server.predict(("a.jpg", images[0].read_bytes())).json()
     own = {one["label"]: one["probability"] for one in said["predictions"][0]["probabilities"]}
     assert own == pytest.approx(dict(predicted[0].top), abs=1e-5)
 

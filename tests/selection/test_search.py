@@ -90,6 +90,9 @@ class Allows:
     """A time limit that allows the first ``count`` of what is asked."""
 
     count: int
+    fine_tunes: bool = True
+
+    def begin(self, _per_image: float) -> None: ...
 
     def needed_after(self, _per_image: float) -> float:
         return 0.0
@@ -99,12 +102,22 @@ class Allows:
         return self.count >= 0
 
 
+def test_without_time_to_fine_tune_none_is_kept_for_it() -> None:
+    limit = TimeLimit(time.monotonic() + 30, lambda per_image: 1e4 * per_image, lambda per_image: 1e2 * per_image)
+    limit.begin(1e-3)
+    assert limit.allows(10, 1e-3)
+    assert not limit.allows(10, 1e-2), "fine-tuning it would take too long"
+    limit.begin(1e-1)
+    assert limit.allows(10, 1e-1)
+    assert not limit.allows(25, 1e-1)
+
+
 @pytest.mark.slow
 def test_a_search_without_time_evaluates_the_first_candidate(
     candidates: tuple[Candidate, ...], images: SearchImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluated, progress = shaped(monkeypatch, dict.fromkeys(("0.safetensors",), 0.2)), RecordedProgress()
-    limit = TimeLimit(time.monotonic(), lambda _per_image: 0.0)
+    limit = TimeLimit(time.monotonic(), lambda _per_image: 0.0, lambda _per_image: 0.0)
     found = search(candidates, images, time_limit=limit, device="cpu", progress=progress)
     assert evaluated == [("0.safetensors", 20)]
     assert len(found.skipped) == 2
