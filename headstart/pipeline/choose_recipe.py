@@ -242,8 +242,8 @@ def _intention(found: Sequence[Candidate], minutes: float) -> str:
     return (
         f"Plan: {minutes:g} minute{'' if minutes == 1 else 's'}. {len(found)} backbones are compared by "
         f"cross-validation on parts of the training images: {each}. Then larger images, other fits and backbones side "
-        "by side, where there is time to fine-tune them. The time left is for fine-tuning; without any, the best one so "
-        "far is used with a linear classifier."
+        "by side, where there is time to fine-tune them. The time left is for fine-tuning; without any, the best one "
+        "so far is used with a linear classifier."
     )
 
 
