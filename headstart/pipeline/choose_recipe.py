@@ -258,8 +258,8 @@ def _seconds_of_quick(inspected: Inspected, per_image: float) -> float:
         inspected: the images.
         per_image: seconds in which a backbone reads and featurises an image.
     """
-    quick, counts = EFFORTS["quick"], {name: len(keys) for name, keys in inspected.keys.items()}
-    train, held_out = counts["train"], sum(counts.values()) - counts["train"]
+    quick, train = EFFORTS["quick"], len(inspected.keys["train"])
+    held_out = inspected.num_images - train
     epochs = least_epochs(train, quick.epochs[0])
     shown = train * quick.views + train * epochs * (1 - SHARES["last"]) * TRAINING_COST
     again = held_out + min(MAX_REFERENCES_FINE_TUNED, train)  # evaluated with the fine-tuned network
@@ -286,7 +286,7 @@ def _affordable(job: Job, selection: Selection, inspection: Inspection, ends: fl
         weights = None if one.weights is None else str(one.weights)
         recipe = replace(job.recipe, backbone=one.architecture, weights=weights, image_size=one.image_size, fit=one.fit)
         recipe, fingerprint = _deepest_in_time(job, recipe, inspection, ends)
-        found = selection if place == 0 else selection.preferring(place, "it can be fine-tuned in the time left")
+        found = selection if place == 0 else selection.with_time_for(place)
         first = first or (found, recipe, fingerprint)
         if recipe.effort != "probe":
             return found, recipe, fingerprint

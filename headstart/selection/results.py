@@ -90,17 +90,12 @@ class Selection:
     stopped: str = ""
     skipped: tuple[str, ...] = ()
 
-    def preferring(self, place: int, why: str) -> Selection:
-        """The selection with another of ``near`` chosen.
-
-        Args:
-            place: of it in ``near``.
-            why: the reason, in words.
-        """
+    def with_time_for(self, place: int) -> Selection:
+        """The selection with another candidate chosen, for whose fine-tuning there is time; its place in ``near``."""
         chosen, best = self.near[place].candidate, self.results[0]
         ours = next(result for result in self.results if result.is_of(chosen))
-        others = [replace(best, decision=f"not chosen: {why}"), *self.results[1:]]
-        found = replace(ours, decision=f"chosen: within noise of the best; {why}")
+        others = [replace(best, decision="not chosen: no time to fine-tune it"), *self.results[1:]]
+        found = replace(ours, decision="chosen: within noise of the best, and there is time to fine-tune it")
         return replace(self, results=(found, *(result for result in others if not result.is_of(chosen))))
 
     def as_json(self) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def search(
         candidates: at least one.
         images: the training images.
         seed: of the subsamples and the folds.
-        time_limit: when the search has to end; None for no limit. The first round is always finished.
+        time_limit: when the search has to end; None for no limit. The first candidate is evaluated in any case.
         drops: drop candidates between rounds, and try variants and combinations; otherwise the candidates alone are
             evaluated on all images.
         max_cost: of a variant or combination for one image, in multiples of the cost of the best candidate.
@@ -261,9 +261,9 @@ class _Search:
         return True
 
     def improved(self, ranked: list[_Contender], tried: Sequence[Candidate]) -> list[_Contender]:
-        """Evaluates candidates against the best one, on the same images; the best first.
+        """Evaluates candidates against the best one, on the same images; the chosen one first.
 
-        One that costs more than the best has to be better by more than noise.
+        A candidate is chosen instead of the best one if it is better by more than noise.
         """
         best, found = ranked[0], list[_Contender]()
         for candidate in tried:
@@ -272,15 +272,13 @@ class _Search:
             found.append(self.contender(candidate))
             self.evaluate(found[-1], len(best.losses))
         found.sort(key=lambda one: one.log_loss)
+        wins = bool(found) and paired_p(best.losses, found[0].losses) < ALPHA
         for place, one in enumerate(found):
-            p, wins = paired_p(best.losses, one.losses), False
-            if place == 0 and p < ALPHA:
-                wins = True
-                best.decision = f"not chosen: worse than {one.candidate.label} (p = {p:.2g})"
-            verdict = "chosen" if wins else "not chosen"
+            p, verdict = paired_p(best.losses, one.losses), "chosen" if wins and place == 0 else "not chosen"
             one.decision = f"{verdict}: log loss {one.log_loss:.3f} against {best.log_loss:.3f} (p = {p:.2g})"
             self.progress.say(f"{one.candidate.label}: {one.decision}.")
-        wins = bool(found) and found[0].decision.startswith("chosen")
+            if verdict == "chosen":
+                best.decision = f"not chosen: worse than {one.candidate.label} (p = {p:.2g})"
         return [found[0], *ranked, *found[1:]] if wins else [*ranked, *found]
 
     def contender(self, candidate: Candidate) -> _Contender:

@@ -138,6 +138,19 @@ def test_a_search_without_time_for_a_second_round_ends_after_the_first(
 
 
 @pytest.mark.slow
+def test_a_candidate_within_noise_that_can_be_fine_tuned_is_said_to_be_chosen(
+    candidates: tuple[Candidate, ...], images: SearchImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shaped(monkeypatch, {"0.safetensors": 0.2001, "1.safetensors": 0.2, "2.safetensors": 0.9})
+    found = search(candidates, images, device="cpu", progress=RecordedProgress())
+    other = found.with_time_for(1)
+    assert other.results[0].is_of(found.near[1].candidate)
+    assert "there is time to fine-tune it" in other.results[0].decision
+    assert other.results[1].decision == "not chosen: no time to fine-tune it"
+    assert len(other.results) == len(found.results)
+
+
+@pytest.mark.slow
 def test_comparing_evaluates_every_candidate_on_every_image(
     candidates: tuple[Candidate, ...], images: SearchImages
 ) -> None:
