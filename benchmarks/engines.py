@@ -139,7 +139,7 @@ def photographs(folder: Path) -> list[Path]:
 
 def photograph(path: Path, preprocessing: Preprocessing) -> np.ndarray | None:
     try:
-        return resize_and_crop(decode(path, at_least=preprocessing.decode_at_least).image, preprocessing)
+        return resize_and_crop(decode(path, min_side=preprocessing.decode_at_least).image, preprocessing)
     except UnreadableImage:
         return None
 

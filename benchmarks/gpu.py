@@ -18,7 +18,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,8 +26,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from headstart.backbone.pixel_net import ActivationNet, FeatureNet, split_backbone
 from headstart.backbone.weights import Backbone, random_backbone
-from headstart.data.dataset import find_images
 from headstart.data.decode import decode, map_images
+from headstart.data.listing import find_images
 from headstart.data.pixel_cache import pixel_store
 from headstart.data.scan import scan
 from headstart.engine.measure import measure_engines
@@ -41,6 +40,7 @@ from headstart.training.head_spec import HeadSpec
 from headstart.training.heads import build_head
 from headstart.training.ladder import boundary_before
 from headstart.training.sampling import Samples
+from headstart.training.training_step import TrainingStep
 
 PARTS = {"resnet50": ["layer4", "layer3"], "vit_small_patch16_224": ["blocks.9", "blocks.6"]}
 """Backbone -> the parts from which on it is trained."""
@@ -185,14 +185,14 @@ def kept_epochs(backbone: Backbone, part: str, images: ImageFiles, labels: np.nd
     settings = FineTuneSettings(epochs=epochs, batch_size=BATCH)
     ends: list[float] = []
 
-    def note(done: Any, _: object) -> None:
+    def note(done: TrainingStep) -> None:
         if len(done.history) > len(ends):
             ends.append(time.perf_counter())
 
     def tune(settings: FineTuneSettings = settings) -> None:
         tuned_on = frozen.copied()
         fine_tune(
-            tuned_on, boundary.name, head, samples, None, settings, dtype=torch.bfloat16, device=CUDA, checkpoint=note
+            tuned_on, boundary.name, head, samples, None, settings, dtype=torch.bfloat16, device=CUDA, on_step=note
         )
 
     tune(replace(settings, epochs=1))

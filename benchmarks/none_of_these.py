@@ -21,13 +21,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from headstart.pipeline.prepare import Preparation
 
-from headstart.data.dataset import Dataset, find_images, open_data
+from headstart.data.dataset import Dataset, open_data
+from headstart.data.listing import find_images
 from headstart.demo import write_digits
 from headstart.engine.plan import EnginePlan
 from headstart.evaluation.metrics import wilson
 from headstart.model import Model, load
+from headstart.pipeline.choose_layers import choose_and_fit
+from headstart.pipeline.evaluate import TrainedClassifier, evaluate
+from headstart.pipeline.featurise import featurise
+from headstart.pipeline.inspect_images import inspect_images
+from headstart.pipeline.load import Job
+from headstart.pipeline.load import load as load_network
+from headstart.pipeline.plan import measure, plan
 from headstart.pipeline.train import train
 from headstart.progress import SilentProgress
 from headstart.training.recipe import Recipe
@@ -77,13 +84,15 @@ def main() -> None:
 def judged(dataset: Dataset, effort: str, seed: int, engines: list[EnginePlan]) -> tuple[Model, np.ndarray]:
     """(model, outlier scores of the test images) of one drawn split; the engines of the first serve the others too."""
     if effort == "probe":
-        recipe = Recipe(probe="centroid", seed=seed)
-        prepared = Preparation(dataset, recipe, device="auto", cache=None, progress=SilentProgress())
-        prepared.read_images()
-        engines.append(prepared.measure(engines[0] if engines else None))
-        prepared.run_backbone()
-        model, evaluated = prepared.finish(prepared.backbone, prepared.fit().head)
-        return model, next(part.outliers for part in evaluated if part.scores.name == "test")
+        job = Job(dataset, Recipe(probe="centroid", seed=seed), "auto", None, SilentProgress())
+        loaded = load_network(job)
+        inspected = inspect_images(job, loaded)
+        measured = measure(job, loaded, inspected, engines[0] if engines else None)
+        engines.append(measured.engines)
+        planned = plan(job, loaded, inspected, measured)
+        prepared = choose_and_fit(job, loaded, inspected, planned, featurise(job, loaded, inspected, planned))
+        finished = evaluate(prepared, TrainedClassifier(prepared.loaded.backbone, prepared.fitted.head))
+        return finished.model, next(part.outliers for part in finished.evaluated if part.scores.name == "test")
     with tempfile.TemporaryDirectory() as folder:
         run = train(dataset, out=Path(folder) / "run", recipe=Recipe(effort=effort, seed=seed))
         with open(run.folder / "predictions.csv", encoding="utf-8", newline="") as file:

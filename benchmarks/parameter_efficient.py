@@ -20,12 +20,13 @@ from torch import Tensor
 
 from headstart.backbone.split import SplittableBackbone
 from headstart.backbone.weights import random_backbone
-from headstart.training.finetune import FineTuneCheckpoint, FineTuneResult, FineTuneSettings, TrainingStep, fine_tune
+from headstart.training.finetune import FineTuneResult, FineTuneSettings, fine_tune
 from headstart.training.frozen_proof import digests_of, tensors_of
 from headstart.training.heads import linear_head
 from headstart.training.sampling import Samples
 from headstart.training.suffix_classifier import SuffixClassifier
 from headstart.training.suffix_evaluation import logits_of
+from headstart.training.training_step import FineTuneCheckpoint, TrainingStep
 from headstart.training.tuning import Tuning, trained_counts
 
 BOUNDARY, NUM_IMAGES, CLASSES, EPOCHS, STOP_AFTER = "blocks.8", 16, 3, 4, 5

@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from headstart.pipeline.custom_loop import prepare as prepare
     from headstart.pipeline.resume import resume as resume
     from headstart.pipeline.train import train as train
-    from headstart.pipeline.train_events import train_events as train_events
     from headstart.prediction import Prediction as Prediction
     from headstart.progress import TerminalProgress as TerminalProgress
     from headstart.runs.folder import Run as Run
     from headstart.runs.folder import load_run as load_run
+    from headstart.serve.labelling.process import label as label
     from headstart.training.recipe import Recipe as Recipe
     from headstart.verbs.check import check as check
     from headstart.verbs.compare import compare as compare
@@ -62,6 +62,7 @@ _MODULES = {
     "compare_models": "headstart.verbs.compare_models",
     "evaluate": "headstart.verbs.evaluate",
     "export": "headstart.verbs.export",
+    "label": "headstart.serve.labelling.process",
     "load": "headstart.model",
     "load_run": "headstart.runs.folder",
     "open_data": "headstart.data.dataset",
@@ -71,7 +72,6 @@ _MODULES = {
     "resume": "headstart.pipeline.resume",
     "retrain": "headstart.verbs.retrain",
     "train": "headstart.pipeline.train",
-    "train_events": "headstart.pipeline.train_events",
     "verify": "headstart.verbs.export",
 }
 
@@ -125,6 +125,7 @@ _SUBMODULES = {
     "load_backbone": "headstart.backbone",
     "open_folder": "headstart.data",
     "open_table": "headstart.data",
+    "train_events": "headstart.pipeline",
 }
 """Names that were here before the first release -> the submodule that has them."""
 

@@ -67,6 +67,15 @@ class LargeImage(DataError):
         self.pixels = pixels
 
 
+class SourceError(HeadstartError):
+    """Object storage or a web server with images cannot be reached, or refuses access.
+
+    Raised after some attempts, in which nothing was read. A single missing object is an ``UnreadableImage`` instead.
+
+    Remedy: check the network, the address and the credentials that the message names, then run the command again.
+    """
+
+
 class WeightsError(HeadstartError):
     """Pretrained weights cannot be loaded or downloaded, or do not fit the architecture.
 
@@ -156,6 +165,27 @@ class ServerError(HeadstartError):
     """The server cannot be started: the port is in use, or two options cannot be combined.
 
     Remedy: choose another port with ``--port``.
+    """
+
+
+class WorkerError(HeadstartError):
+    """Worker processes or machines were lost again and again while they computed the same images.
+
+    Remedy: use fewer workers, or look for the image that the message names; the same command continues the work.
+    """
+
+
+class LabelError(HeadstartError):
+    """Files of labels are in use by another labelling session, or damaged.
+
+    Remedy: open the address of the other session, which the message names, or stop it; restore a damaged file.
+    """
+
+
+class StaleAction(LabelError):
+    """An action on labels does not fit them any more: another window has changed the class or the images meanwhile.
+
+    Remedy: load the page again, and repeat the action there.
     """
 
 

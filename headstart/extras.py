@@ -13,8 +13,12 @@ from headstart.errors import MissingExtra
 
 EXTRAS: Final[dict[str, tuple[str, ...]]] = {
     "export": ("onnxscript",),
+    "gs": ("gcsfs",),
     "heif": ("pillow_heif",),
+    "http": ("aiohttp",),
     "parquet": ("pyarrow",),
+    "ray": ("ray",),
+    "s3": ("s3fs",),
     "serve": ("fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn", "h11"),
     "tensorboard": ("tensorboardX",),
 }

@@ -63,6 +63,31 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def remove_partials(folder: Path) -> None:
+    """Removes the temporary files of ``replacing`` below a folder that killed processes of this machine left there.
+
+    Raises:
+        OSError: one cannot be removed.
+    """
+    for partial in folder.rglob(".*.partial"):
+        writer = partial.suffixes[-2][1:] if len(partial.suffixes) > 1 else ""
+        if not (writer.isdecimal() and _is_process(int(writer))):
+            partial.unlink(missing_ok=True)
+
+
+def _is_process(number: int) -> bool:
+    """Whether a process of this machine runs; on Windows, where that is not looked up, True for this one alone."""
+    if number == os.getpid() or os.name == "nt":
+        return number == os.getpid()
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes a file under a temporary name, then renames it."""
     with replacing(path) as partial:

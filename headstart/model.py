@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final, overload
@@ -15,11 +15,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from headstart.backbone.feature_spec import FeatureSpec
 from headstart.backbone.licenses import license_text
 from headstart.backbone.pixel_net import FeatureNet
+from headstart.data.image_inputs import ImageLike, ImageSource, OneImage, read_sources
 from headstart.data.preprocessing import Preprocessing, Rgb
-from headstart.data.sources import ImageLike, ImageSource, OneImage, read_sources
 from headstart.engine.device import settle_after_fork
 from headstart.errors import ModelFileError, OptionError, first_line
 from headstart.extras import version_of
@@ -30,9 +29,12 @@ from headstart.hub import fetch, read_address
 from headstart.model_file import (
     MODEL_FILE,
     ModelContent,
-    backbone_of,
     digest,
     model_bytes,
+    model_content,
+    network_header,
+    network_of,
+    network_tensors,
     ood_detector_of,
     ood_tensors,
     read_model_file,
@@ -378,27 +380,16 @@ class Model:
         return digest(self._header(), self._tensors())
 
     def _tensors(self) -> dict[str, Tensor]:
-        tensors = {f"backbone.{name}": tensor.cpu() for name, tensor in self.net.state().items()}
+        tensors = network_tensors(self.net)
         tensors |= {f"head.{name}": tensor.cpu() for name, tensor in self.head.state_dict().items()}
         tensors |= ood_tensors(self.ood_detector) if self.ood_detector is not None else {}
         return {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
 
     def _header(self) -> dict[str, Any]:
-        backbone = self.net.backbone
         return {
             "format_version": FORMAT_VERSION,
             "classes": list(self.classes),
-            "preprocessing": asdict(backbone.preprocessing),
-            "backbone": {
-                "architecture": backbone.architecture,
-                "source": backbone.source,
-                "fingerprint": backbone.fingerprint,
-                "license": backbone.license,
-                "build": backbone.build,
-                "pool": self.net.spec.pool,
-                "cut": self.net.spec.cut,
-                "layers": list(self.net.spec.layers),
-            },
+            **network_header(self.net),
             "head": self.head.about,
             "recipe": self.recipe.without_paths().as_json(),
             "data": self.data,
@@ -440,14 +431,15 @@ def load(run_or_model: str | os.PathLike[str]) -> Model:
     return model
 
 
+def model_from_bytes(data: bytes) -> Model:
+    """The model whose ``as_bytes`` these are."""
+    return _build(model_content(data))
+
+
 def _build(content: ModelContent) -> Model:
     header = content.header
-    about = header["backbone"]
-    net = FeatureNet(backbone_of(content), FeatureSpec(about["pool"], about["cut"], tuple(about["layers"])))
-    if missing := [name for name in net.state() if f"backbone.{name}" not in content.tensors]:
-        raise ModelFileError(f"tensor backbone.{missing[0]}: missing")
     model = Model(
-        net,
+        network_of(content),
         head_from(header["head"], content.tensors_of("head"), len(header["classes"])),
         header["classes"],
         recipe=Recipe.from_json(header["recipe"]),

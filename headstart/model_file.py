@@ -8,16 +8,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
+from headstart.backbone.feature_spec import FeatureSpec
 from headstart.backbone.licenses import UNKNOWN
+from headstart.backbone.pixel_net import FeatureNet
 from headstart.backbone.weights import Backbone, build_architecture, fingerprint
 from headstart.data.preprocessing import Preprocessing
 from headstart.errors import ModelFileError, first_line
@@ -163,6 +165,65 @@ def model_bytes(header: dict[str, Any], tensors: dict[str, Tensor]) -> bytes:
     header = json.loads(json.dumps(header))
     check_model(header, tensors)
     return save(tensors, {KEY: json.dumps(header | {"sha256": digest(header, tensors)})})
+
+
+def network_header(net: FeatureNet) -> dict[str, Any]:
+    """The part of the document that describes the network: preprocessing, backbone, and which outputs are used."""
+    backbone = net.backbone
+    return {
+        "preprocessing": asdict(backbone.preprocessing),
+        "backbone": {
+            "architecture": backbone.architecture,
+            "source": backbone.source,
+            "fingerprint": backbone.fingerprint,
+            "license": backbone.license,
+            "build": backbone.build,
+            "pool": net.spec.pool,
+            "cut": net.spec.cut,
+            "layers": list(net.spec.layers),
+        },
+    }
+
+
+def network_tensors(net: FeatureNet) -> dict[str, Tensor]:
+    """The network's part of the tensors."""
+    return {f"backbone.{name}": tensor.cpu() for name, tensor in net.state().items()}
+
+
+def network_of(content: ModelContent) -> FeatureNet:
+    """Builds the network of a model file: backbone, layers and pooling.
+
+    Raises:
+        ModelFileError: a tensor is missing, or does not fit the architecture.
+    """
+    about = content.header["backbone"]
+    net = FeatureNet(backbone_of(content), FeatureSpec(about["pool"], about["cut"], tuple(about["layers"])))
+    if missing := [name for name in net.state() if f"backbone.{name}" not in content.tensors]:
+        raise ModelFileError(f"tensor backbone.{missing[0]}: missing")
+    return net
+
+
+def network_bytes(net: FeatureNet) -> bytes:
+    """A network without head, to be sent to another process; ``network_from_bytes`` builds it again."""
+    tensors = {name: tensor.contiguous() for name, tensor in network_tensors(net).items()}
+    return save(tensors, {KEY: json.dumps(network_header(net))})
+
+
+def network_from_bytes(data: bytes) -> FeatureNet:
+    """Builds the network that ``network_bytes`` wrote."""
+    return network_of(ModelContent(json.loads(_metadata(data)[KEY]), load(data), ""))
+
+
+def model_content(data: bytes) -> ModelContent:
+    """As ``read_model_file``, of a file's content."""
+    return read_content(_metadata(data)[KEY], load(data), Path(MODEL_FILE))
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    """Metadata of a safetensors file: its header, after 8 bytes with the header's length."""
+    length = int.from_bytes(data[:8], "little")
+    found: dict[str, str] = json.loads(data[8 : 8 + length])["__metadata__"]
+    return found
 
 
 def backbone_of(content: ModelContent) -> Backbone:

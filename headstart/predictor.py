@@ -19,9 +19,10 @@ from headstart.backbone.layers import Layout
 from headstart.backbone.pixel_net import FeatureNet
 from headstart.concurrency import ProcessLock
 from headstart.data.decode import as_rgb, decode, map_images
+from headstart.data.image_inputs import ImageLike, ImageSource, read_source
 from headstart.data.preprocessing import Preprocessing, Rgb, resize_and_crop
 from headstart.data.quality import UNUSED_BITS, describe_unused_bits
-from headstart.data.sources import ImageLike, ImageSource, read_source
+from headstart.data.sources.read import num_reading_threads
 from headstart.engine.device import resolve_device, settle_after_fork
 from headstart.errors import UnreadableImage
 from headstart.progress import Progress
@@ -126,7 +127,8 @@ class Predictor:
         def preprocess(source: ImageSource) -> Rgb | str:
             return self._preprocess(source, depths=depths)
 
-        for batch in _batches(enumerate(map_images(preprocess, sources)), BATCH_SIZE):
+        threads = num_reading_threads([source.content for source in sources if isinstance(source.content, str)])
+        for batch in _batches(enumerate(map_images(preprocess, sources, threads=threads)), BATCH_SIZE):
             errors = {position: pixels for position, pixels in batch if isinstance(pixels, str)}
             readable = [(position, pixels) for position, pixels in batch if not isinstance(pixels, str)]
             features = None

@@ -53,7 +53,7 @@ def page() -> str:
     lines = [
         "# Options",
         "",
-        "Options of `headstart train`, and keyword arguments of `hs.train`, `hs.train_events` and `hs.prepare`.",
+        "Options of `headstart train`, and keyword arguments of `hs.train`, `train_events` and `hs.prepare`.",
         "In Python, `auto` is `None`. `headstart check` and `headstart compare` accept some of them.",
         "This page is generated from the declaration of the options by `scripts/generate_options.py`.",
     ]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,23 +19,44 @@ from headstart.deferred_compiler import defer_compiler
 defer_compiler()  # as the command does
 
 
+LONG_TESTS = "exhaustive", "share"
+"""Markers of tests that are shared out; with ``-m slow`` the slow tests are as well."""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """HEADSTART_SHARE=k/n selects every n-th long test, starting with the k-th; with ``-m slow``, of the slow tests."""
+    """HEADSTART_SHARE=k/n selects every n-th long test, starting with the k-th, modules in another order for each k."""
     share = os.environ.get("HEADSTART_SHARE")
     if not share:
         return
     first, step = map(int, share.split("/"))
-    markers = ["exhaustive", "share", *(["slow"] if config.option.markexpr.startswith("slow") else [])]
+    markers = [*LONG_TESTS, *(["slow"] if config.option.markexpr.startswith("slow") else [])]
     long = [item for item in items if any(item.get_closest_marker(name) for name in markers)]
-    left = {item for number, item in enumerate(long) if number % step != first % step}
+    chosen = long[first % step :: step]
+    left = set(long) - set(chosen)
     config.hook.pytest_deselected(items=list(left))
-    items[:] = [item for item in items if item not in left]
+    modules = sorted({item.path for item in chosen})
+    random.Random(first).shuffle(modules)
+    chosen.sort(key=lambda item: modules.index(item.path))
+    items[:] = [item for item in items if item not in left and item not in chosen] + chosen
 
 
 def pytest_collection_finish() -> None:
     """Excludes imported objects from garbage collection, which otherwise takes a tenth of the total time."""
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """HEADSTART_SECONDS=s begins no slow or long test later than s seconds after the first one in this process."""
+    seconds = os.environ.get("HEADSTART_SECONDS")
+    if seconds and any(item.get_closest_marker(name) for name in (*LONG_TESTS, "slow")):
+        now = time.monotonic()
+        if now - item.config.stash.setdefault(BEGIN, now) > float(seconds):
+            pytest.skip(f"the {seconds} seconds for long tests are over")
+
+
+BEGIN = pytest.StashKey[float]()
+"""When the first slow or long test of this process began."""
 
 
 @pytest.fixture(scope="session", autouse=True)

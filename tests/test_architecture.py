@@ -60,19 +60,44 @@ ORDER = [
     "data.jpeg",
     "data.image_formats",
     "data.preprocessing",
-    "data.decode",
+    "data.sources.addresses",
     "data.finding",
+    "data.sources.interface",
+    "data.sources.local",
+    "data.sources.remote",
+    "data.sources.stores",
+    "data.sources.member_index",
+    "data.sources.tar_file",
+    "data.sources.zip_file",
+    "data.sources.row_cache",
+    "data.sources.parquet_file",
+    "data.sources.containers",
+    "data.sources.read",
+    "data.decode",
+    "data.natural_order",
+    "data.class_labels",
     "data.table_file",
+    "data.table_paths",
+    "data.table_columns",
+    "data.image_table",
+    "data.table_labels",
     "data.table",
+    "data.file_tree",
+    "data.class_folders",
+    "data.webdataset",
+    "data.shards",
+    "data.listing",
+    "data.streamed_dataset",
     "data.augment",
     "data.perceptual_hash",
     "data.pixel_cache",
     "data.fingerprint",
     "data.scan",
+    "data.hamming",
     "data.quality",
     "data.duplicates",
     "data.dataset",
-    "data.sources",
+    "data.image_inputs",
     "data.splits",
     "data.checks",
     "data.inspection",
@@ -125,6 +150,7 @@ ORDER = [
     "training.linear_fits",
     "training.penalty",
     "training.probe",
+    "training.streamed_probe",
     "trust.label_errors",
     "trust.feature_findings",
     "training.classical",
@@ -139,7 +165,9 @@ ORDER = [
     "training.tuning",
     "training.suffix_classifier",
     "training.suffix_evaluation",
+    "training.ranks",
     "training.trained_weights",
+    "training.training_step",
     "training.finetune",
     "training.extend",
     "training.head_search",
@@ -156,6 +184,18 @@ ORDER = [
     "evaluation.predictions",
     "evaluation.tables",
     "evaluation.comparison",
+    "distributed.shards",
+    "distributed.shard_tables",
+    "distributed.work",
+    "distributed.pending",
+    "distributed.processes",
+    "distributed.ray_cluster",
+    "distributed.rank_group",
+    "distributed.compute",
+    "distributed.bulk",
+    "distributed.sharded_features",
+    "distributed.shard_findings",
+    "distributed.fit_probe",
     "selection.candidates",
     "selection.results",
     "evaluation.reliability",
@@ -207,6 +247,7 @@ ORDER = [
     "pipeline.choose_layers",
     "pipeline.evaluate",
     "pipeline.rung_activations",
+    "pipeline.data_parallel",
     "pipeline.trained_layers",
     "pipeline.ladder_state",
     "pipeline.train_rung",
@@ -218,6 +259,7 @@ ORDER = [
     "pipeline.prove_frozen",
     "pipeline.write",
     "pipeline.run_setup",
+    "pipeline.choose_depth",
     "pipeline.choose_recipe",
     "pipeline.train",
     "pipeline.resume",
@@ -226,6 +268,26 @@ ORDER = [
     "verbs.evaluate",
     "verbs.compare_models",
     "verbs.export",
+    "labelling.label_state",
+    "labelling.journal",
+    "labelling.label_files",
+    "labelling.label_table",
+    "labelling.image_list",
+    "labelling.stacks",
+    "labelling.frozen_pass",
+    "labelling.blind_sample",
+    "labelling.vectors",
+    "labelling.clusters",
+    "labelling.learner",
+    "labelling.queues",
+    "labelling.knowledge",
+    "labelling.actions",
+    "labelling.label_import",
+    "labelling.label_export",
+    "labelling.learning",
+    "labelling.views",
+    "labelling.overview",
+    "labelling.session",
     "serve.limits",
     "serve.prometheus",
     "serve.errors",
@@ -246,12 +308,19 @@ ORDER = [
     "serve.uvicorn_server",
     "serve.server",
     "serve.watch.process",
+    "serve.labelling.training_process",
+    "serve.labelling.trial",
+    "serve.labelling.events",
+    "serve.labelling.backend",
+    "serve.labelling.routes",
+    "serve.labelling.process",
     "estimators",
     "demo",
     "cli.process_settings",
     "cli.render",
     "cli.options",
     "cli.train",
+    "cli.label",
     "cli.check",
     "cli.features",
     "cli.predict",
@@ -358,12 +427,16 @@ def upward_calls(calls: Iterable[ValueCall]) -> list[tuple[str, str]]:
     return [(c.caller, c.callee) for c in calls if c.caller and ORDER.index(c.callee) > ORDER.index(c.caller)]
 
 
+PARSE = ("data.sources.addresses",)
+"""Modules that parse a path or URL, and read nothing."""
+
+
 def modules_entered_twice(calls: Iterable[ValueCall]) -> list[str]:
     """Modules that read the data, and that two modules hand the same folder or content to."""
     callers: dict[tuple[str, str], set[str]] = {}
     for call in calls:
         reads = call.callee.startswith(("data.", "cache.", "backbone.", "engine.", "features."))
-        if reads and call.value in ("folder", "bytes"):
+        if reads and call.callee not in PARSE and call.value in ("folder", "bytes"):
             callers.setdefault((call.value, call.callee), set()).add(call.caller)
     return [callee for (_, callee), found in callers.items() if len(found) > 1]
 
@@ -404,6 +477,52 @@ def test_a_call_against_the_flow_and_a_second_entry_are_seen(tmp_path: Path, mon
     with traced_calls(data_of(tmp_path)) as calls:
         scan([str(image)], cache=tmp_path / "3")
     assert upward_calls(calls) == [("data.scan", "serve.app")]
+
+
+OPENS_FILES = re.compile(r"\bImage\.open\((?!io\.)|\.read_bytes\(|(?<![.\w])(?<!def )open\(|\bcat_file\(|\bos\.open\(")
+"""What opens a file, or reads all of it; an image in memory is opened from ``io.BytesIO``."""
+
+OPENS_NO_IMAGES = {
+    "backbone.hub_weights": "downloads weights",
+    "cache.entries": "cache",
+    "cache.row_store": "cache",
+    "cache.sealed_document": "cache",
+    "cache.store_files": "cache",
+    "cache.verify": "cache",
+    "cli.main": "the null device",
+    "engine.plan": "cache",
+    "exports.formats.torch_export": "exported models",
+    "exports.snippets": "code for users",
+    "files": "CSV files, and what is written",
+    "labelling.journal": "journal of a session",
+    "labelling.label_table": "table of labels",
+    "runs.environment": "weights",
+    "runs.folder": "JSON of a run",
+    "runs.log": "log of a run",
+    "runs.test_set_audit": "list of uses",
+    "serve.corrections": "index of corrections",
+    "serve.labelling.backend": "exported labels",
+    "serve.static_files": "scripts of the page",
+    "serve.watch.run_reader": "log of a run",
+    "verbs.report": "files to publish",
+}
+"""Module that opens files -> which ones; none of them are images."""
+
+
+def modules_that_open_files(sources: dict[str, str]) -> set[str]:
+    """Modules outside ``data.sources`` that open a file."""
+    return {name for name, text in sources.items() if not name.startswith("data.sources.") and OPENS_FILES.search(text)}
+
+
+def test_only_sources_open_image_files() -> None:
+    opening = modules_that_open_files({name: path.read_text() for name, path in modules().items()})
+    assert opening == OPENS_NO_IMAGES.keys()
+
+
+@pytest.mark.parametrize("line", ["Path(p).read_bytes()", "open(p, 'rb')", "Image.open(p)", "store.cat_file(p)"])
+def test_a_module_that_opens_a_file_is_seen(line: str) -> None:
+    assert modules_that_open_files({"data.scan": line}) == {"data.scan"}
+    assert modules_that_open_files({"data.scan": "Image.open(io.BytesIO(data))", "data.sources.local": line}) == set()
 
 
 def test_no_module_is_named_after_nothing() -> None:

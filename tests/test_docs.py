@@ -35,6 +35,7 @@ from headstart.exports import subprocess_runner
 from headstart.exports.formats import onnx as onnx_format
 from headstart.model import Model
 from headstart.pipeline import evaluate
+from headstart.selection import search
 from headstart.serve.corrections import Corrections
 from headstart.training import classical, extend, ladder, probe
 from headstart.training import fit_head as classifiers
@@ -51,6 +52,8 @@ NOT_RUN = {
         "runs/flowers-corrections/",
     ): "names of files: test_corrections.py and test_app.py see them written",
     ("web-page.md", "val accuracy: before"): "what retrain prints: test_retrain.py compares its words",
+    ("scale.md", "#!/bin/bash"): "a Slurm script: test_scale_page.py runs it",
+    ("scale.md", "apiVersion"): "a Kubernetes job: test_scale_page.py runs its command",
     ("serve.md", "{"): "what the server answers: its keys are compared with a real answer, here",
     ("serve.md", '{"time": "2026'): "a line of the log: test_app.py compares its keys with a real one",
 }
@@ -68,6 +71,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with small_architectures(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setattr(ladder, "LEAST_STEPS", 1)  # small data are shown for fewer epochs
+        patch.setattr(search, "_combinations", lambda _ranked: [])  # tests/selection tests the choice
         patch.setattr(HeadSearchSettings, "epochs", 2)
         patch.setattr(classifiers, "EPOCHS_OF_VIEWS", 2)
         patch.setattr(extend, "PENALTIES", extend.PENALTIES[1:])
@@ -88,6 +92,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         kept = Corrections(folder / "runs" / "flowers-corrections")
         kept.keep((folder / "wasp.jpg").read_bytes(), "roses")
         kept.keep(next((folder / "flowers" / "tulips").glob("*.jpg")).read_bytes(), "roses")
+        shutil.copytree(kept.folder, folder / "photographs-run-corrections")
         yield folder
 
 
@@ -138,6 +143,10 @@ def _write_data(folder: Path) -> None:
     for part, count in (("train", 8), ("val", 4)):
         write_classes(folder / "your-folder" / part, {"roses": count, "tulips": count}, first_seed=600 + 20 * count)
     write_classes(folder / "orchids", {"orchids": 20}, first_seed=700)
+    (folder / "photographs").mkdir()
+    for number in range(48):
+        name = ("roses", "tulips")[number % 2]
+        random_image(1000 + number, COLOURS[name]).save(folder / "photographs" / f"{name}-{number:02d}.jpg")
     for number, name in enumerate(("rose", "tulip", "blurred", "lunch", "photo", "wasp")):
         random_image(500 + number, COLOURS.get(name, (120, 120, 120))).save(folder / f"{name}.jpg")
     _write_table(

@@ -15,7 +15,7 @@ import headstart as hs
 from headstart.backbone import load_backbone
 from headstart.cache.entries import cache_root
 from headstart.data import inspect, open_folder, open_table
-from headstart.data.dataset import find_images
+from headstart.data.listing import find_images
 from headstart.data.scan import scan
 from headstart.errors import CacheError, HeadstartError, OptionError
 from headstart.files import (

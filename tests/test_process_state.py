@@ -34,9 +34,14 @@ import headstart as hs
 from headstart.backbone import load_backbone
 from headstart.backbone.weights import random_backbone
 from headstart.data import inspect, open_folder, open_table
+from headstart.pipeline import train_events
 from headstart.runs import Event
 from headstart.serve import create_app
 from headstart.serve.corrections import Corrections
+
+SIX_IMPORTER = "_SixMetaPathImporter"
+"""Copies of six add it to ``sys.meta_path`` for their own modules alone, for instance in boto3, which tensorboardX
+imports if it is installed."""
 
 
 def state() -> dict[str, Any]:
@@ -69,7 +74,7 @@ def state() -> dict[str, Any]:
         "modules": (nn.Module.__call__, nn.Module.__getattr__),
         "collector": (gc.isenabled(), gc.get_threshold()),
         "Pillow": (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES),
-        "imports": list(sys.meta_path),
+        "imports": [own for own in sys.meta_path if type(own).__name__ != SIX_IMPORTER],
         "hooks": (sys.excepthook, threading.excepthook, sys.unraisablehook, sys.displayhook),
         "interpreter": (sys.getrecursionlimit(), sys.getswitchinterval(), socket.getdefaulttimeout()),
         "start method": multiprocessing.get_start_method(allow_none=True),
@@ -104,6 +109,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return images
 
 
+def stopped() -> threading.Event:
+    """Ends a session at once."""
+    event = threading.Event()
+    event.set()
+    return event
+
+
 def stop(event: Event) -> None:
     if event.kind == "stage":
         raise Stopped
@@ -126,7 +138,8 @@ CALLS: dict[str, Callable[[dict[str, Any]], object]] = {
     "compare": lambda m: hs.compare(m["data"], out=m["folder"] / "compared", only=["heads"], **m["options"]),
     "compare_models": lambda m: hs.compare_models(m["run"], m["run"], m["data"]),
     "train": lambda m: hs.train(m["data"], out=m["folder"] / "again", seed=1, **m["options"]),
-    "train_events": lambda m: list(hs.train_events(m["data"], out=m["folder"] / "events", seed=3, **m["options"])),
+    "label": lambda m: hs.label(m["data"], labels=m["folder"] / "l.csv", open_browser=False, stop=stopped()),
+    "train_events": lambda m: list(train_events(m["data"], out=m["folder"] / "events", seed=3, **m["options"])),
     "resume": lambda m: hs.resume(m["folder"] / "stopped"),
     "retrain": lambda m: hs.retrain(m["run"]),
     "prepare": lambda m: hs.prepare(m["data"], **m["options"]),
@@ -217,7 +230,7 @@ def test_a_change_of_state_would_be_seen() -> None:
 IMPORTS = """
 import gc, importlib, json, logging, os, random, signal, sys, threading, warnings
 environment, generator = dict(os.environ), random.getstate()
-import numpy, torch  # their other effects are theirs
+import numpy, pandas, torch  # their other effects are theirs; six, which pandas imports, adds an importer
 
 def state():
     return [

@@ -19,6 +19,7 @@ from small_models import shown, small_model
 import headstart as hs
 from headstart.backbone.weights import random_backbone
 from headstart.concurrency import ignored_warnings
+from headstart.pipeline import train_events
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def test_runs_in_several_threads_give_the_same_model(job: dict[str, Any], run: h
 def test_everything_works_in_a_running_event_loop(job: dict[str, Any], run: hs.Run, tmp_path: Path) -> None:
     async def work() -> None:
         hs.train(out=tmp_path / "run", **job)
-        assert [event.kind for event in hs.train_events(out=tmp_path / "events", **job)][-1] == "finished"
+        assert [event.kind for event in train_events(out=tmp_path / "events", **job)][-1] == "finished"
         assert hs.load(tmp_path / "run").predict(shown(0)).label in ("blue", "red")
         assert hs.evaluate(tmp_path / "run")
 

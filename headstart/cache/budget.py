@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import threading
 import time
 from collections.abc import Collection, Iterable
 from contextlib import suppress
@@ -21,6 +22,17 @@ RESERVE = 10 * GB
 
 IN_USE = 600.0
 """Seconds after its last use during which an entry is assumed to be in use by another process."""
+
+LISTED_SECONDS = 30.0
+"""Seconds for which a listing is used again where the cache is far from full; a listing reads every entry."""
+
+FAR_FROM_FULL = 0.9
+"""Share of the limit up to which a listing is used again."""
+
+_LISTED: dict[Path, tuple[float, int]] = {}
+"""Cache folder -> time of its last listing, and the bytes that it held then with those requested since."""
+
+_LISTED_LOCK = threading.Lock()
 
 
 def cache_limit() -> int:
@@ -58,8 +70,13 @@ def make_space(root: Path, needed: int, *, folder: Path, keep: Collection[Path])
     Raises:
         CacheError: there is not enough space; states how much is needed, allowed and free.
     """
-    limit, entries, disk = cache_limit(), cache_entries(root), shutil.disk_usage(root)
+    limit, disk = cache_limit(), shutil.disk_usage(root)
+    if _fits(root, needed, limit, disk.free - min(disk.total // 20, RESERVE)):
+        return
+    entries = cache_entries(root)
     held = sum(entry.bytes for entry in entries)
+    with _LISTED_LOCK:
+        _LISTED[root] = time.monotonic(), held + needed
     now = time.time()
     unused = [e for e in reversed(entries) if abs(now - e.used) >= IN_USE and e.path.resolve() not in keep]
     removable = sum(entry.bytes for entry in unused)
@@ -74,6 +91,23 @@ def make_space(root: Path, needed: int, *, folder: Path, keep: Collection[Path])
             f"{IN_USE / 60:.0f} minutes; {size_text(disk.free)} are free on the disk. Increase HEADSTART_CACHE_LIMIT "
             "(GB), set HEADSTART_CACHE to a folder on a larger disk, or run headstart cache --clear."
         )
+
+
+def _fits(root: Path, needed: int, limit: int, free: int) -> bool:
+    """Whether ``needed`` more bytes fit for certain, by a recent listing; they are then counted as held.
+
+    Args:
+        root: the cache folder.
+        needed: bytes.
+        limit: of the cache, in bytes.
+        free: bytes on the disk, without its reserve.
+    """
+    with _LISTED_LOCK:
+        listed, held = _LISTED.get(root, (-math.inf, 0))
+        if time.monotonic() - listed > LISTED_SECONDS or held + needed > FAR_FROM_FULL * limit or needed > free:
+            return False
+        _LISTED[root] = listed, held + needed
+    return True
 
 
 def evict(entries: Iterable[CacheEntry], amount: int) -> int:

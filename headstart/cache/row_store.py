@@ -150,6 +150,16 @@ class RowStore:
                 first.setdefault(key, position)
         return list(first.values())
 
+    def refresh(self) -> None:
+        """Takes note of the rows that other processes have appended.
+
+        Raises:
+            CacheError: the keys cannot be read, or another process removed the folder.
+        """
+        with self._named_errors():
+            self._check_same_folder()
+            self._refresh()
+
     def append(self, keys: Sequence[bytes], rows: npt.NDArray[Any]) -> None:
         """Appends rows atomically.
 

@@ -54,7 +54,7 @@ SHOWN_ITEMS = 8
 @column_options
 @json_option(group="output")
 def check_command(
-    data: Path,
+    data: str,
     out: Path | None,
     write: Path | None,
     strict: bool,
@@ -65,7 +65,7 @@ def check_command(
 ) -> None:
     """Find unreadable, duplicate, mislabelled and out-of-distribution images. Changes no file.
 
-    DATA is a folder with one folder of images per class, or a table.
+    DATA is a folder with one folder of images per class, a table, an archive or shards; a path or a URL.
     """
     chosen = checked_options(options)
     with importing():
@@ -95,7 +95,7 @@ def check_command(
 
 def _document(look: Inspection) -> dict[str, object]:
     return {
-        "data": str(look.dataset.root),
+        "data": look.dataset.root,
         "images": len(look.dataset),
         "usable": int(look.scanned.usable.sum()),
         "classes": list(look.dataset.classes),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from headstart.cli.options import (
-    FILE,
+    SOURCE,
     Command,
     checked_options,
     column_options,
@@ -34,7 +34,7 @@ METHODS = "probes,heads,depths,batchnorm,weights"
 
 
 @click.command("compare", cls=Command)
-@click.argument("paths", metavar="DATA | MODEL_A MODEL_B DATA", nargs=-1, required=True, type=FILE)
+@click.argument("paths", metavar="DATA | MODEL_A MODEL_B DATA", nargs=-1, required=True, type=SOURCE)
 @out_option("Folder for the comparison; with two models, a .csv file.", "auto (runs/NAME)", "PATH")
 @option(
     "--only",
@@ -66,7 +66,7 @@ METHODS = "probes,heads,depths,batchnorm,weights"
 @column_options
 @json_option(group="output")
 def compare_command(
-    paths: tuple[Path, ...],
+    paths: tuple[str, ...],
     out: Path | None,
     only: str,
     candidates: str,
@@ -129,9 +129,9 @@ def _print(found: Comparison) -> None:
 
 
 def _compare_models(
-    first: Path,
-    second: Path,
-    data: Path | Dataset,
+    first: str,
+    second: str,
+    data: str | Dataset,
     out: Path | None,
     *,
     ignore_unknown: bool,

@@ -9,6 +9,7 @@ import click
 
 from headstart.cli.options import (
     FILE,
+    SOURCE,
     Command,
     allow_loss_option,
     column_options,
@@ -40,10 +41,10 @@ if TYPE_CHECKING:
 @out_option("File to write.", "auto (beside the model)")
 @option(
     "--data",
-    type=FILE,
+    type=SOURCE,
     metavar="DATA",
     default_text="auto (the val, test or train images of the run)",
-    help="Images to compare the exported file on: a folder or a table.",
+    help="Images to compare the exported file on: a folder, table, archive, or URL.",
 )
 @option(
     "--quantize",
@@ -59,7 +60,7 @@ def export_command(
     run_or_model: Path,
     to: str,
     out: Path | None,
-    data: Path | None,
+    data: str | None,
     quantize: str | None,
     allow_loss: bool,
     device: str,
@@ -95,7 +96,7 @@ def export_command(
 
 @click.command("verify", cls=Command)
 @click.argument("file", type=FILE)
-@click.argument("data", type=FILE)
+@click.argument("data", type=SOURCE)
 @option(
     "--model",
     type=FILE,
@@ -108,11 +109,12 @@ def export_command(
 @column_options
 @json_option()
 def verify_command(
-    file: Path, data: Path, model: Path | None, allow_loss: bool, device: str, as_json: bool, **columns: Any
+    file: Path, data: str, model: Path | None, allow_loss: bool, device: str, as_json: bool, **columns: Any
 ) -> None:
     """Compare an exported file (.onnx or .pt2) with its model again. Exit status 1 if it differs.
 
-    DATA is a folder with one folder of images per class, a table, or a run, whose val images and model are used.
+    DATA is a folder with one folder of images per class, a table, an archive, their URL, or a run, whose val images and
+    model are used.
     """
     with importing():
         from headstart.progress import TerminalProgress

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from headstart.cli.options import (
+    FILE,
     Command,
     checked_options,
+    chosen_columns,
     column_options,
     data_argument,
     device_option,
@@ -19,9 +22,12 @@ from headstart.cli.options import (
     option,
     out_option,
     recipe_options,
+    shard_options,
+    shard_settings,
+    sharded,
 )
 from headstart.cli.process_settings import importing
-from headstart.cli.render import print_json, print_table
+from headstart.cli.render import print_json, print_results, print_shards, print_table, printable, say
 from headstart.training.recipe import LORA_RANK
 
 if TYPE_CHECKING:
@@ -31,38 +37,112 @@ if TYPE_CHECKING:
 
 @click.command("extract", cls=Command)
 @data_argument
-@out_option("File to write (.npz or .parquet).", required=True)
+@out_option("File to write (.npz or .parquet), or a folder for a file for each shard of the images.", required=True)
 @recipe_options("backbone", "weights", "accept_license", "image_size", "fit", "pool", "cut", first=True)
+@option(
+    "--dtype",
+    type=click.Choice(["float16", "float32"]),
+    help="With --out FOLDER: number format of the features.",
+    default_text="float16",
+)
+@shard_options
 @device_option
 @column_options
 @json_option()
-def extract_command(data: Path, out: Path, device: str, as_json: bool, **options: Any) -> None:
+def extract_command(data: str, out: Path, device: str, as_json: bool, **options: Any) -> None:
     """Write the backbone's features of every image to a file, with path and label, for use in other tools.
 
-    DATA is a folder with one folder of images per class, or a table.
+    DATA is a folder with one folder of images per class, a table, an archive or shards; a path or a URL.
+
+    With --out FOLDER, the images are computed in shards: one Parquet file for each, a folder of tables with images that
+    cannot be read, and manifest.json at the end. The same command continues work that was stopped.
     """
     chosen = checked_options(options)
+    is_sharded = sharded(out, options, ("workers", "ray", "shard_size", "part", "dtype"), (".npz", ".parquet"))
     with importing():
-        from headstart.features.export import export_features
+        from headstart.features.export import export_features, feature_net
         from headstart.progress import TerminalProgress
 
-    count, length = export_features(
-        open_source(data, options, min_classes=2),
-        out,
-        backbone=chosen["backbone"] or "",
-        weights=chosen["weights"],
-        image_size=chosen["image_size"],
-        fit=chosen["fit"],
-        pool=chosen["pool"],
-        cut=chosen["cut"] or "",
-        accept_license=chosen["accept_license"],
-        device=device,
-        progress=TerminalProgress(),
-    )
+    progress, network = TerminalProgress(), _network_options(chosen)
+    if is_sharded:
+        with importing():
+            from headstart.data.streamed_dataset import StreamedDataset
+            from headstart.distributed.bulk import extract_shards
+
+        shown = extract_shards(
+            feature_net(**network, progress=progress),
+            StreamedDataset(data, chosen_columns(options)),
+            out,
+            dtype=options["dtype"] or "float16",
+            **shard_settings(options, device),
+            progress=progress,
+        )
+        print_shards(shown, as_json=as_json)
+        return
+    source = open_source(data, options, min_classes=2)
+    count, length = export_features(source, out, **network, device=device, progress=progress)
     if as_json:
         print_json({"file": str(out), "images": count, "features": length})
     else:
         print(f"{out}: {count:,} images, {length:,} features each")
+
+
+def _network_options(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of ``feature_net`` among recipe options."""
+    named = {name: chosen[name] or "" for name in ("backbone", "cut")}
+    return named | {name: chosen[name] for name in ("weights", "image_size", "fit", "pool", "accept_license")}
+
+
+@click.command("fit", cls=Command)
+@click.argument("features", type=FILE)
+@out_option("Model file to write (.safetensors).", required=True)
+@recipe_options("backbone", "weights", "accept_license", "image_size", "fit", "pool", "cut", first=True)
+@recipe_options("seed", "val", "test", "target_accuracy", first=True)
+@option(
+    "--check",
+    type=click.IntRange(0),
+    default=20_000,
+    metavar="N",
+    help="Number of images, at most, whose labels are checked; drawn by content, and in memory; 0: none.",
+    default_text="20000",
+)
+@json_option()
+def fit_command(features: Path, out: Path, check: int, as_json: bool, **options: Any) -> None:
+    """Fit a linear classifier to features in shards, in passes that need no more memory for more images.
+
+    FEATURES is a folder that headstart extract wrote; give the options of its network again. The model file is used as
+    that of a run: predict, evaluate, export, serve. Probable label errors, outliers and files with equal bytes are
+    written beside it, to NAME.findings.json.
+    """
+    chosen = checked_options(options)
+    with importing():
+        from headstart.distributed.fit_probe import fit_probe_on_shards
+        from headstart.distributed.sharded_features import open_sharded_features
+        from headstart.features.export import feature_net
+        from headstart.files import check_suffix, output_file
+        from headstart.progress import TerminalProgress
+        from headstart.runs.folder import write_findings
+        from headstart.training.recipe import Recipe
+
+    file, progress = check_suffix(out, (".safetensors",)), TerminalProgress()
+    sharded = open_sharded_features(features)
+    net = feature_net(**_network_options(chosen), progress=progress)
+    recipe = Recipe(effort="probe", **chosen)
+    found = fit_probe_on_shards(sharded, net, recipe=recipe, most_checked=check, progress=progress)
+    found.model.save(file)
+    findings = file.with_suffix(".findings.json")
+    with output_file(findings, (".json",)) as place:
+        write_findings(place, found.findings)
+    say(f"Fitted a linear classifier to {len(sharded):,} images: {found.reason}.")
+    say(found.model.calibration_text)
+    if as_json:
+        scores = {part.scores.name: part.scores.as_json() for part in found.evaluated}
+        print_json({"model": str(file), "findings": str(findings), "scores": scores})
+        return
+    print_results(part.scores for part in found.evaluated)
+    for finding in found.findings:
+        print(printable(finding.line))
+    print(f"Findings: {findings}\nModel: {file}")
 
 
 @click.command("layers", cls=Command)

@@ -27,12 +27,14 @@ BROKEN_PIPE = 141
 """Exit status if the output pipe is closed: 128 + SIGPIPE."""
 
 COMMANDS = {
+    "label": ("label", "Label images on a page, with suggestions."),
     "train": ("train", "Train a classifier on labelled images."),
     "retrain": ("train", "Train again with corrected labels, and compare."),
     "watch": ("serve", "Show the progress of a run on a page."),
     "demo": ("train", "Train on handwritten digits, without network or data."),
     "check": ("check", "Find unreadable, duplicate and mislabelled images."),
     "extract": ("features", "Write the features of images to a file."),
+    "fit": ("features", "Fit a classifier to features in shards."),
     "layers": ("features", "List the layer groups of a backbone."),
     "evaluate": ("predict", "Score a model on labelled images."),
     "predict": ("predict", "Classify images."),
@@ -72,7 +74,7 @@ class LazyGroup(click.Group):
 def app() -> None:
     """Train an image classifier from a folder of labelled images, by transfer learning.
 
-    Start with: headstart train FOLDER
+    Start with: headstart train FOLDER, or headstart label FOLDER for images without labels.
     """
 
 

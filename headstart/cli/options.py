@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, overload
 
@@ -22,6 +22,7 @@ from headstart.training.recipe import (
 
 if TYPE_CHECKING:
     from headstart.data.dataset import Dataset
+    from headstart.data.table_columns import Columns
 
 Callback = Callable[..., Any]
 Decorator = Callable[[Callback], Callback]
@@ -101,6 +102,19 @@ class OrAuto(click.ParamType):  # type: ignore[type-arg]  # generic from click 8
         return None if value == "auto" else self.kind.convert(value, param, ctx)
 
 
+class PartOfWork(click.ParamType):  # type: ignore[type-arg]  # as ``OrAuto``
+    """I/N: the Ith of N parts."""
+
+    name = "part"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Converts a command-line value to (I, N)."""
+        number, _, count = str(value).partition("/")
+        if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+            self.fail(f"{value!r}: expected I/N with I from 1 to N, such as 3/16.", param, ctx)
+        return int(number), int(count)
+
+
 def option(*flags: str, help: str, **settings: Any) -> Decorator:
     """``click.option`` with the default in its help; see ``OptionWithDefault``."""
     return click.option(*flags, cls=OptionWithDefault, help=help, **settings)
@@ -157,9 +171,9 @@ def checked_options(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _absolute(path: str | None) -> str | None:
     """Makes a path absolute; addresses on the hub and "pretrained" are unchanged."""
-    from headstart.files import user_path
+    from headstart.data.sources.addresses import resolved, user_address
 
-    return path if path is None or path == PRETRAINED or is_address(path) else str(user_path(path).resolve())
+    return path if path is None or path == PRETRAINED or is_address(path) else resolved(user_address(path))
 
 
 def column_options(function: Callback) -> Callback:
@@ -171,14 +185,14 @@ def column_options(function: Callback) -> Callback:
 
 
 @overload
-def open_source(data: Path, values: Mapping[str, Any], *, min_classes: int) -> Path | Dataset: ...
+def open_source(data: str, values: Mapping[str, Any], *, min_classes: int) -> str | Dataset: ...
 @overload
-def open_source(data: Path | None, values: Mapping[str, Any], *, min_classes: int) -> Path | Dataset | None: ...
-def open_source(data: Path | None, values: Mapping[str, Any], *, min_classes: int) -> Path | Dataset | None:
-    """The data set of a command: the path of the folder or table, opened if table columns are given.
+def open_source(data: str | None, values: Mapping[str, Any], *, min_classes: int) -> str | Dataset | None: ...
+def open_source(data: str | None, values: Mapping[str, Any], *, min_classes: int) -> str | Dataset | None:
+    """The data set of a command: its path or URL, opened if table columns are given.
 
     Args:
-        data: the folder or table; None for no data.
+        data: path or URL; None for no data.
         values: parameters of the command, including those of ``column_options``.
         min_classes: see ``open_data``.
 
@@ -186,15 +200,21 @@ def open_source(data: Path | None, values: Mapping[str, Any], *, min_classes: in
         DataError: see ``open_data``.
         click.UsageError: table columns are given without data.
     """
-    columns = {name: values[name] or "" for name in COLUMNS}
-    named = [name for name, column in columns.items() if column]
-    if not named:
+    columns = chosen_columns(values).as_options()
+    if not columns:
         return data
     if data is None:
-        raise click.UsageError(f"{flag_name(named[0])}: describes a table; give the data as well.")
+        raise click.UsageError(f"{flag_name(next(iter(columns)))}: describes a table; give the data as well.")
     from headstart.data.dataset import open_data
 
     return open_data(data, min_classes=min_classes, **columns)
+
+
+def chosen_columns(values: Mapping[str, Any]) -> Columns:
+    """The columns of a table that options of ``column_options`` name."""
+    from headstart.data.table_columns import Columns as Chosen
+
+    return Chosen(*(values[name] or "" for name in COLUMNS))
 
 
 def in_flags(error: OptionError) -> str:
@@ -208,7 +228,12 @@ def in_flags(error: OptionError) -> str:
 
 FILE = click.Path(path_type=Path)
 
-data_argument = click.argument("data", type=FILE)
+PORT = click.IntRange(0, 65535)
+
+SOURCE = click.STRING
+"""Images or data: a path, a pattern or a URL, whose slashes a ``Path`` would change."""
+
+data_argument = click.argument("data", type=SOURCE)
 run_argument = click.argument("run", type=FILE)
 model_argument = click.argument("run_or_model", metavar="MODEL", type=FILE)
 
@@ -222,6 +247,88 @@ def json_option(group: str = "") -> Decorator:
     """Adds ``--json``, which prints the results as one JSON document to stdout."""
     text = "Print the results as one JSON document to stdout."
     return option("--json", "as_json", is_flag=True, help=text, default_text="off", group=group)
+
+
+def ray_option(what: str, group: str = "") -> Decorator:
+    """Adds ``--ray``; ``what`` begins its help, up to the words "at this address"."""
+    return option(
+        "--ray",
+        is_flag=False,
+        flag_value="local",
+        metavar="[ADDRESS]",
+        help=f"{what} at this address, or at auto, the cluster that this machine belongs to. Without an address, one "
+        "is started on this machine.",
+        default_text="off",
+        group=group,
+    )
+
+
+def workers_option(text: str, group: str = "") -> Decorator:
+    """Adds ``--workers``; ``text`` is its help."""
+    default = "auto (1; with --ray one for each GPU or CPU)"
+    return option("--workers", type=click.IntRange(1), metavar="N", help=text, default_text=default, group=group)
+
+
+def shard_options(function: Callback) -> Callback:
+    """Adds ``--workers``, ``--ray``, ``--shard-size`` and ``--part``, for work whose output is a folder of shards."""
+    for add in (
+        option(
+            "--part",
+            type=PartOfWork(),
+            metavar="I/N",
+            help="With --out FOLDER: compute every Nth shard, beginning with the Ith. Use it for N independent "
+            "processes that share the folder, such as the tasks of a job array.",
+            default_text="all shards",
+        ),
+        option(
+            "--shard-size",
+            type=click.IntRange(1),
+            metavar="N",
+            help="With --out FOLDER: number of images of a shard, which is written as one file. What is finished when "
+            "the work is stopped is kept in whole shards.",
+            default_text="1000",
+        ),
+        ray_option("With --out FOLDER: compute on the Ray cluster"),
+        workers_option(
+            "With --out FOLDER: number of processes. They share the processors of this machine; with --ray there are "
+            "as many on the cluster."
+        ),
+    ):
+        function = add(function)
+    return function
+
+
+def sharded(out: Path, values: Mapping[str, Any], names: Sequence[str], suffixes: Sequence[str]) -> bool:
+    """Whether the output is a folder of shards and not one file: it has no suffix, or is a folder.
+
+    Args:
+        out: as given.
+        values: parameters of the command.
+        names: parameters that apply to shards only.
+        suffixes: of a single file.
+
+    Raises:
+        click.UsageError: such a parameter is given, and the output is a file.
+    """
+    if not out.suffix or out.is_dir():
+        return True
+    if given := [name for name in names if values[name] is not None]:
+        raise click.UsageError(
+            f"{flag_name(given[0])}: writes a folder of shards; give --out a folder instead of a name that ends in "
+            f"{', '.join(suffixes)}."
+        )
+    return False
+
+
+def shard_settings(values: Mapping[str, Any], device: str) -> dict[str, Any]:
+    """The arguments of ``distributed.bulk`` for the options of ``shard_options``."""
+    from headstart.distributed.bulk import shard_engine
+    from headstart.distributed.compute import Part
+    from headstart.distributed.shards import SHARD_SIZE
+
+    engine = shard_engine(workers=values["workers"], ray=values["ray"], device=device)
+    number, count = values["part"] or (1, 1)
+    return {"engine": engine, "shard_size": values["shard_size"] or SHARD_SIZE, "part": Part(number, count)}
 
 
 device_option = option(

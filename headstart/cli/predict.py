@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from headstart.cli.options import (
-    FILE,
+    SOURCE,
     Command,
     column_options,
     device_option,
@@ -20,9 +20,12 @@ from headstart.cli.options import (
     open_source,
     option,
     out_option,
+    shard_options,
+    shard_settings,
+    sharded,
 )
 from headstart.cli.process_settings import importing
-from headstart.cli.render import print_json, print_results, print_table, printable, say
+from headstart.cli.render import print_json, print_results, print_shards, print_table, printable, say
 from headstart.figures import interval_text, percent_text
 
 if TYPE_CHECKING:
@@ -33,8 +36,11 @@ if TYPE_CHECKING:
 
 @click.command("predict", cls=Command)
 @model_argument
-@click.argument("paths", metavar="IMAGES...", nargs=-1, required=True, type=FILE)
-@out_option("Write the predictions to this file (.csv, .json or .parquet).", "auto (print them)")
+@click.argument("paths", metavar="IMAGES...", nargs=-1, required=True, type=SOURCE)
+@out_option(
+    "Write the predictions to this file (.csv, .json or .parquet), or to a file for each shard in this folder.",
+    "auto (print them)",
+)
 @option(
     "--excel",
     is_flag=True,
@@ -49,16 +55,33 @@ if TYPE_CHECKING:
     help="Number of most probable classes to list for each image.",
     default_text="1",
 )
+@shard_options
 @device_option
 @json_option()
 def predict_command(
-    run_or_model: Path, paths: tuple[Path, ...], out: Path | None, excel: bool, top: int, device: str, as_json: bool
+    run_or_model: Path,
+    paths: tuple[str, ...],
+    out: Path | None,
+    excel: bool,
+    top: int,
+    device: str,
+    as_json: bool,
+    **shards: Any,
 ) -> None:
     """Classify images.
 
-    MODEL is a run folder, a model file, or hf://OWNER/NAME. IMAGES are files or folders. An image that cannot be read
-    gets a row with the reason.
+    MODEL is a run folder, a model file, or hf://OWNER/NAME. IMAGES are files, folders, archives or tables, or
+    their URLs. An image that cannot be read gets a row with the reason.
+
+    With --out FOLDER, the images are computed in shards: one Parquet file for each, a folder of tables with images that
+    cannot be read, and manifest.json at the end. The same command continues work that was stopped.
     """
+    is_sharded = out is not None and sharded(out, shards, tuple(shards), (".csv", ".json", ".parquet"))
+    if out is not None and is_sharded and not excel:
+        _predict_shards(run_or_model, paths, out, top, device, as_json, shards)
+        return
+    if out is None and (given := [name for name, value in shards.items() if value is not None]):
+        raise click.UsageError(f"--{given[0].replace('_', '-')}: writes a folder of shards: name it with --out FOLDER.")
     with importing():
         from headstart.evaluation.tables import TABLE_FORMATS, prediction_document, write_predictions
         from headstart.files import check_suffix
@@ -84,6 +107,33 @@ def predict_command(
     else:
         print(f"{out}: {len(predictions):,} images")
     _say_unreadable(predictions)
+
+
+def _predict_shards(
+    run_or_model: Path,
+    paths: tuple[str, ...],
+    out: Path,
+    top: int,
+    device: str,
+    as_json: bool,
+    shards: dict[str, Any],
+) -> None:
+    """Predicts images in shards; arguments as ``predict_command``."""
+    with importing():
+        from headstart.data.streamed_dataset import StreamedPaths
+        from headstart.distributed.bulk import predict_shards
+        from headstart.model import load
+        from headstart.progress import TerminalProgress
+
+    model, progress = load(run_or_model), TerminalProgress()
+    found = predict_shards(
+        model, StreamedPaths(paths), out, top=top, **shard_settings(shards, device), progress=progress
+    )
+    if not model.calibration.images:
+        say(model.calibration_text)
+    print_shards(found, as_json=as_json)
+    if not found.num_rows:
+        raise click.exceptions.Exit(1)
 
 
 def _say_unreadable(predictions: list[Prediction]) -> None:
@@ -113,7 +163,7 @@ def _answer(prediction: Prediction) -> str:
 
 @click.command("evaluate", cls=Command)
 @model_argument
-@click.argument("data", required=False, type=FILE)
+@click.argument("data", required=False, type=SOURCE)
 @out_option("Write every prediction to this .csv file.", "off")
 @ignore_unknown_option
 @device_option
@@ -121,7 +171,7 @@ def _answer(prediction: Prediction) -> str:
 @json_option()
 def evaluate_command(
     run_or_model: Path,
-    data: Path | None,
+    data: str | None,
     out: Path | None,
     ignore_unknown: bool,
     device: str,
@@ -130,8 +180,8 @@ def evaluate_command(
 ) -> None:
     """Score a model on labelled images: the val and test images of its run, or DATA.
 
-    MODEL is a run folder, a model file, or hf://OWNER/NAME. DATA is a folder with one folder of images per class, or a
-    table.
+    MODEL is a run folder, a model file, or hf://OWNER/NAME. DATA is a folder with one folder of images per class, a
+    table, an archive or shards; a path or a URL.
     """
     with importing():
         from headstart.evaluation.predictions import predictions_csv

@@ -19,11 +19,12 @@ def report_command(run: Path, out: Path | None, as_json: bool) -> None:
     """Write the report of a finished run again, as one self-contained HTML file."""
     with importing():
         from headstart.files import check_suffix
+        from headstart.progress import TerminalProgress
         from headstart.verbs.report import report
 
     if out is not None:
         check_suffix(out, [".html"])
-    file = report(run, out)
+    file = report(run, out, progress=TerminalProgress())
     if as_json:
         print_json({"report": str(file), "bytes": file.stat().st_size})
     else:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from headstart.figures import interval_text, percent_text, share_text
 
 if TYPE_CHECKING:
+    from headstart.distributed.compute import ShardedOutput
     from headstart.evaluation.metrics import AnyScores
     from headstart.runs.folder import Run
 
@@ -57,6 +58,17 @@ def run_files(run: Run) -> dict[str, str]:
 def print_run_files(run: Run) -> None:
     """Prints the paths of report and model."""
     print(f"Report: {run.report_path}\nModel:  {run.model_path}", flush=True)
+
+
+def print_shards(output: ShardedOutput, *, as_json: bool) -> None:
+    """Prints what a folder of shards has."""
+    if as_json:
+        document = {"folder": str(output.folder), "images": output.num_rows, "unreadable": output.num_unreadable}
+        print_json(document | {"computed": output.num_computed, "finished": output.is_finished})
+        return
+    unreadable = f"; {output.num_unreadable:,} cannot be read, see unreadable/" if output.num_unreadable else ""
+    others = "" if output.is_finished else "; other parts are missing"
+    print(f"{output.folder}: {output.num_rows:,} images{unreadable}{others}")
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

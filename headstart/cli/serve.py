@@ -6,12 +6,10 @@ from pathlib import Path
 
 import click
 
-from headstart.cli.options import FILE, Callback, Command, device_option, model_argument, option, run_argument
+from headstart.cli.options import FILE, PORT, Callback, Command, device_option, model_argument, option, run_argument
 from headstart.cli.process_settings import importing
 from headstart.cli.render import say
 from headstart.serve.limits import limit_option, limits_from_options
-
-PORT = click.IntRange(0, 65535)
 
 LIMITS = ("max-body", "max-images", "max-pixels", "queue", "connections", "timeout", "gather")
 """Options of the server's limits, which are declared in ``serve.limits``."""

@@ -12,6 +12,8 @@ from click.core import ParameterSource
 
 from headstart.cli.options import (
     FILE,
+    PORT,
+    SOURCE,
     Command,
     checked_options,
     column_options,
@@ -20,8 +22,10 @@ from headstart.cli.options import (
     open_source,
     option,
     out_option,
+    ray_option,
     recipe_options,
     run_argument,
+    workers_option,
 )
 from headstart.cli.process_settings import importing
 from headstart.cli.render import print_json, print_results, print_run_files, printable, run_files, say
@@ -30,15 +34,18 @@ from headstart.training.recipe import defaults, options_of
 if TYPE_CHECKING:
     from headstart.runs.folder import Run
 
-GO_WITH_RESUME = ("resume", "as_json", "watch", "watch_port")
+GO_WITH_RESUME = ("resume", "as_json", "watch", "watch_port", "workers", "ray")
 """Parameters of ``headstart train`` that can be combined with --resume."""
+
+HOW = ("minutes", "candidates", "max_cost", "plan", "device", "workers", "ray")
+"""Parameters that are arguments of ``pipeline.train.train`` and not part of the recipe."""
 
 FIRST = tuple(name for name, declared in options_of().items() if declared.is_basic)
 """Recipe options that the help lists first."""
 
 
 @click.command("train", cls=Command)
-@click.argument("data", type=FILE, required=False)
+@click.argument("data", type=SOURCE, required=False)
 @out_option("New or empty folder for the run.", "auto (runs/NAME)", "FOLDER")
 @option(
     "--minutes",
@@ -56,7 +63,7 @@ FIRST = tuple(name for name, declared in options_of().items() if declared.is_bas
     metavar="RUN",
     default_text="off",
     help="Continue this interrupted run with its original data and options. Can be combined only with --json, "
-    "--watch and --watch-port.",
+    "--watch, --watch-port, --workers and --ray.",
 )
 @recipe_options(*(name for name in options_of() if name not in FIRST))
 @option(
@@ -86,10 +93,16 @@ FIRST = tuple(name for name, declared in options_of().items() if declared.is_bas
     group="features",
     help="Do again what a run with --minutes chose: its plan.json or its folder. Needs no clock.",
 )
+@workers_option(
+    "Number of processes that fine-tune together. They share out each batch, so their number changes what is learnt "
+    "by rounding only. Can be given again with --resume.",
+    group="fine-tuning",
+)
+@ray_option("Fine-tune by the workers of the Ray cluster", group="fine-tuning")
 @column_options
 @option(
     "--watch-port",
-    type=click.IntRange(0, 65535),
+    type=PORT,
     default=0,
     metavar="PORT",
     group="output",
@@ -101,7 +114,7 @@ FIRST = tuple(name for name, declared in options_of().items() if declared.is_bas
 def train_command(
     context: click.Context,
     /,
-    data: Path | None,
+    data: str | None,
     out: Path | None,
     resume: Path | None,
     watch: bool,
@@ -111,14 +124,15 @@ def train_command(
 ) -> None:
     """Train a classifier on labelled images.
 
-    DATA is a folder with one folder of images per class, or a CSV, TSV or Parquet table with a column of image paths
-    and one of labels. Model, scores, predictions and report are written into a run folder.
+    DATA is a folder with one folder of images per class; a CSV, TSV or Parquet table with a column of images or their
+    paths and one of labels; an archive, or shards: a path, a pattern or a URL such as s3://BUCKET/FOLDER. Model,
+    scores, predictions and report are written into a run folder.
     """
     if (data is None) == (resume is None):
         raise click.UsageError("Missing argument DATA. Give the data, or an interrupted run with --resume.", context)
     if resume is not None:
         _refuse_options(context)
-    how = {name: options.pop(name) for name in ("minutes", "candidates", "max_cost", "plan", "device")}
+    how = {name: options.pop(name) for name in HOW}
     chosen = checked_options(options)
     with importing():
         from headstart.files import user_path
@@ -133,7 +147,7 @@ def train_command(
         folder = choose_run_folder(out, data)
     with _watched(folder if is_watched else None, watch_port):
         if data is None or resume is not None:
-            run = resume_run(resume or "", progress=TerminalProgress())
+            run = resume_run(resume or "", progress=TerminalProgress(), workers=how["workers"], ray=how["ray"])
         else:
             recipe = Recipe(**chosen)
             source = open_source(data, options, min_classes=recipe.min_classes)
@@ -164,7 +178,7 @@ def _refuse_options(context: click.Context) -> None:
         if is_given and name not in GO_WITH_RESUME:
             raise click.UsageError(
                 f"{parameter.opts[-1]}: a resumed run keeps its original options; leave this one out. Only --json, "
-                "--watch and --watch-port can be combined with --resume.",
+                "--watch, --watch-port, --workers and --ray can be combined with --resume.",
                 context,
             )
 

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from headstart.data.scan import Scan as Scan
     from headstart.data.splits import Split as Split
     from headstart.data.splits import SplitShares as SplitShares
-    from headstart.data.table import Columns as Columns
+    from headstart.data.table_columns import Columns as Columns
 
 _MODULES = {
-    "Columns": "headstart.data.table",
+    "Columns": "headstart.data.table_columns",
     "Dataset": "headstart.data.dataset",
     "DuplicatePair": "headstart.data.duplicates",
     "Finding": "headstart.data.finding",

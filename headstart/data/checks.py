@@ -14,6 +14,7 @@ from headstart.data.image_formats import has_expected_suffix
 from headstart.data.preprocessing import CropMode
 from headstart.data.quality import describe_unused_bits, quality_issues, unused_bits
 from headstart.data.scan import Scan
+from headstart.data.sources.addresses import split_address, suffix_of
 from headstart.data.splits import Split
 
 FEW_IMAGES = 10
@@ -223,9 +224,16 @@ def _wrong_extensions(given: CheckInput) -> list[Finding]:
     forms = given.scanned.facts["format"].astype(str).tolist()
     usable: Sequence[int] = np.flatnonzero(given.scanned.usable).tolist()
     paths = given.dataset.paths
-    reasons = {i: f"is {forms[i]}" for i in usable if not has_expected_suffix(paths[i], forms[i])}
+    reasons = {i: f"is {forms[i]}" for i in usable if _has_other_suffix(paths[i], forms[i])}
     message = f"{len(reasons):,} file(s) have the extension of another format; the format is detected from the content"
     return [image_finding("wrong-extension", "note", message, given.dataset, reasons)] if reasons else []
+
+
+def _has_other_suffix(path: str, image_format: str) -> bool:
+    """Whether a file's name has the suffix of another format; rows of tables and many URLs have none."""
+    container, member = split_address(path)
+    suffix = suffix_of(member or container)
+    return bool(suffix) and not has_expected_suffix(f"image{suffix}", image_format)
 
 
 def _from_index(given: CheckInput) -> list[Finding]:

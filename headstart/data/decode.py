@@ -1,4 +1,4 @@
-"""Decoding image files to upright 8-bit RGB: the only place where an image file is opened."""
+"""Decoding image files of any format to upright 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from headstart.data import heif, jpeg
 from headstart.data.bit_depth import DeepValues, ValueRange, deep_values
 from headstart.data.image_formats import CAMERA_RAW, RAW_REMEDY, is_camera_raw, readable_formats
 from headstart.data.preprocessing import MIN_DECODED_SIDE
+from headstart.data.sources.read import read_image
 from headstart.data.tiff import seek_main_page
-from headstart.errors import LargeImage, UnreadableImage, first_line
+from headstart.errors import LargeImage, SourceError, UnreadableImage, first_line
 from headstart.html import data_address
 
 _TRANSPOSE = {
@@ -78,7 +79,7 @@ def decode(
     at 1/2, 1/4 or 1/8 of its size, never below ``min_side``.
 
     Args:
-        source: content of a file, or its path.
+        source: content of a file, or its address.
         min_side: shorter side in pixels that must be kept.
         value_range: see ``Preprocessing``.
         max_pixels: larger images are refused from their header, before decoding; None for no limit.
@@ -87,9 +88,10 @@ def decode(
     Raises:
         UnreadableImage: not a usable image; ``reason`` says why.
         LargeImage: decoding would exceed ``max_decoded_pixels``; nothing was decoded.
+        SourceError: its storage cannot be reached.
     """
     name = "<bytes>" if isinstance(source, bytes) else str(source)
-    data = source if isinstance(source, bytes) else _read(source)
+    data = source if isinstance(source, bytes) else read_image(name)
     try:
         _refuse(name, data)
         image = _open(data)
@@ -118,7 +120,7 @@ def read_values(source: bytes | str | Path) -> DeepValues | None:
         UnreadableImage: not a usable image.
     """
     name = "<bytes>" if isinstance(source, bytes) else str(source)
-    data = source if isinstance(source, bytes) else _read(source)
+    data = source if isinstance(source, bytes) else read_image(name)
     try:
         values = deep_values(_open(data), data)
     except Exception as error:  # as in ``decode``
@@ -130,12 +132,12 @@ def thumbnail(path: str, side: int) -> str:
     """A small JPEG of an image file as a data: URL; "" if the file cannot be read.
 
     Args:
-        path: of the file.
+        path: its address.
         side: of the square in pixels that the thumbnail fits into.
     """
     try:
         image = decode(path).image
-    except UnreadableImage:
+    except (UnreadableImage, SourceError):
         return ""
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     return data_address(jpeg_bytes(image, quality=80), "jpeg")
@@ -182,19 +184,16 @@ def map_images(
     """
     with ThreadPoolExecutor(threads or usable_cpus()) as pool:
         waiting: deque[Future[Result]] = deque()
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) >= ahead:
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) >= ahead:
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
-def _read(path: str | Path) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise UnreadableImage(str(path), (error.strerror or str(error)).lower()) from error
+        finally:
+            for future in waiting:  # after an error: each of them may wait for a store that is not there
+                future.cancel()
 
 
 def _refuse(name: str, data: bytes) -> None:

@@ -20,7 +20,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from headstart.data.finding import Finding
+from headstart.data.hamming import affordable_bits, close_pairs, num_values
 from headstart.data.scan import GREY, THUMB, Scan
+from headstart.progress import Progress, SilentProgress
 
 MAX_BITS = 14
 """Largest number of different bits of two 64-bit perceptual hashes."""
@@ -44,9 +47,16 @@ WORTH_A_TRY = 2.25
 _TYPICAL_FROM = 4
 _TYPICAL_PAIRS = 20_000
 
-_BLOCK_ELEMENTS = 4_000_000
-_EXHAUSTIVE_BELOW = 100_000
-_BANDS = 4
+_BLOCK_ELEMENTS = 1_000_000
+
+SEARCHED_BY_BANDS = 10_000
+"""Number of images from which the hashes are searched by bands, which finds the same pairs sooner."""
+
+MOST_CANDIDATES = 100_000_000
+"""Pairs of similar hashes, at most, whose thumbnails are compared: about five minutes."""
+
+REPORTED_FROM = 100_000
+"""Number of images from which a finding says what was compared."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,43 @@ class DuplicatePair:
     first: int
     second: int
     exact: bool
+
+
+@dataclass(frozen=True)
+class DuplicateSearch:
+    """Pairs of identical or near-identical images, and which images were compared.
+
+    Attributes:
+        pairs: in order of position.
+        num_images: images with different bytes.
+        most_bits: largest number of different bits of two hashes whose images were compared; ``MAX_BITS`` unless very
+            many images are alike; -1 if only identical files were looked for.
+    """
+
+    pairs: tuple[DuplicatePair, ...]
+    num_images: int
+    most_bits: int
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every pair within the limits was found."""
+        return self.most_bits == MAX_BITS
+
+    def findings(self) -> list[Finding]:
+        """What was compared, if that is not all, or if the images are many."""
+        if self.is_complete and self.num_images < REPORTED_FROM:
+            return []
+        if self.is_complete:
+            message = f"near-identical images were looked for among all {self.num_images:,} different images"
+            return [Finding("duplicate-search", "note", message)]
+        searched = "only identical files were looked for"
+        if self.most_bits >= 0:
+            searched = (
+                "near-identical ones were looked for only among those whose hashes differ in at most "
+                f"{self.most_bits} of 64 bits, not {MAX_BITS}"
+            )
+        message = f"very many of the {self.num_images:,} images are alike: {searched}"
+        return [Finding("duplicate-search", "warning", message)]
 
 
 def connected_parts(
@@ -86,12 +133,16 @@ def connected_parts(
     return np.asarray(connected_components(graph, directed=False)[1], np.int64)
 
 
-def find_duplicates(scan: Scan) -> list[DuplicatePair]:
-    """All pairs of identical or near-identical usable images, in order of position.
+def find_duplicates(scan: Scan, progress: Progress | None = None) -> DuplicateSearch:
+    """All pairs of identical or near-identical usable images.
 
     Of k byte-identical files, k - 1 pairs are returned, each with the first of them, and only the first is compared
-    with other images. Up to 100,000 images all pairs are compared; beyond, only pairs that share one of four 16-bit
-    bands of the hash, which finds all pairs that differ in up to three bits and most others.
+    with other images. If so many hashes are alike that confirming each pair by thumbnail would take hours
+    (``MOST_CANDIDATES``), only pairs with fewer different bits are compared, see ``DuplicateSearch.most_bits``.
+
+    Args:
+        scan: of the images.
+        progress: receives a step for each value of the hashes' bands.
     """
     first_of: dict[bytes, int] = {}
     pairs: list[DuplicatePair] = []
@@ -100,9 +151,11 @@ def find_duplicates(scan: Scan) -> list[DuplicatePair]:
         if original != position:
             pairs.append(DuplicatePair(original, position, exact=True))
     unique = np.fromiter(first_of.values(), dtype=np.int64, count=len(first_of))
-    hashes, thumbs, greys = (scan.facts[name][unique] for name in ("phash", "thumb", "grey"))
-    limit = _largest_difference(thumbs)
-    for left, right in _candidates(hashes):
+    hashes, thumbs, greys = np.ascontiguousarray(scan.facts["phash"][unique]), scan.facts["thumb"], scan.facts["grey"]
+    limit = _largest_difference(thumbs, unique)
+    most_bits = affordable_bits(hashes, MAX_BITS, MOST_CANDIDATES)
+    for left, right in _candidates(hashes, most_bits, progress or SilentProgress()):
+        left, right = unique[left], unique[right]
         difference = _thumb_difference(thumbs, left, right)
         same = difference <= limit
         near = ~same & (difference <= WORTH_A_TRY * limit) & (limit == MAX_DIFFERENCE)
@@ -110,49 +163,50 @@ def find_duplicates(scan: Scan) -> list[DuplicatePair]:
             same[place] = _difference_without_margins(greys[left[place]], greys[right[place]]) <= limit
         pairs += [
             DuplicatePair(int(min(a, b)), int(max(a, b)), exact=False)
-            for a, b in zip(unique[left[same]], unique[right[same]], strict=True)
+            for a, b in zip(left[same], right[same], strict=True)
         ]
-    return sorted(set(pairs), key=lambda pair: (pair.first, pair.second))
+    ordered = sorted(set(pairs), key=lambda pair: (pair.first, pair.second))
+    return DuplicateSearch(tuple(ordered), len(unique), most_bits)
 
 
-def _largest_difference(thumbs: npt.NDArray[Any]) -> float:
-    """The limit for thumbnails of this data set, 0-255."""
-    if len(thumbs) < _TYPICAL_FROM:
+def _largest_difference(thumbs: npt.NDArray[Any], unique: npt.NDArray[np.int64]) -> float:
+    """The limit for thumbnails of this data set, 0-255.
+
+    Args:
+        thumbs: of all images.
+        unique: positions of the images that differ.
+    """
+    if len(unique) < _TYPICAL_FROM:
         return MAX_DIFFERENCE
-    left, right = np.random.default_rng(0).integers(0, len(thumbs), (2, _TYPICAL_PAIRS))
+    left, right = np.random.default_rng(0).integers(0, len(unique), (2, _TYPICAL_PAIRS))
     apart = left != right
-    typical = float(np.median(_thumb_difference(thumbs, left[apart], right[apart])))
+    typical = float(np.median(_thumb_difference(thumbs, unique[left[apart]], unique[right[apart]])))
     return min(MAX_DIFFERENCE, SHARE_OF_TYPICAL * typical)
 
 
 def _candidates(
-    hashes: npt.NDArray[np.uint64],
+    hashes: npt.NDArray[np.uint64], most_bits: int, progress: Progress
 ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-    """Pairs of positions whose hashes differ in at most ``MAX_BITS`` bits, in blocks."""
-    if len(hashes) <= _EXHAUSTIVE_BELOW:
-        yield from _close(hashes, np.arange(len(hashes)))
+    """Pairs of positions whose hashes differ in at most ``most_bits`` bits, in blocks."""
+    if len(hashes) < SEARCHED_BY_BANDS:
+        yield from _compared(hashes, most_bits)
         return
-    for band in range(_BANDS):
-        values = (hashes >> np.uint64(16 * band)) & np.uint64(0xFFFF)
-        order = np.argsort(values, kind="stable")
-        starts = np.flatnonzero(np.diff(values[order], prepend=values[order[0]] + np.uint64(1)))
-        for members in np.split(order, starts[1:]):
-            if len(members) > 1:
-                yield from _close(hashes, members)
+    steps = num_values(len(hashes), most_bits)
+    with progress.task("Looking for near-identical images", steps, unit="steps") as advance:
+        yield from close_pairs(hashes, most_bits, advance)
 
 
-def _close(
-    hashes: npt.NDArray[np.uint64], members: npt.NDArray[np.int64]
+def _compared(
+    hashes: npt.NDArray[np.uint64], most_bits: int
 ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-    chosen = hashes[members]
-    step = max(1, _BLOCK_ELEMENTS // len(members))
-    for start in range(0, len(members), step):
-        block = chosen[start : start + step]
-        bits = np.bitwise_count(block[:, None] ^ chosen[None, start:])
-        left, right = np.nonzero(bits <= MAX_BITS)
+    """Compares each hash with all others."""
+    step = max(1, _BLOCK_ELEMENTS // max(1, len(hashes)))
+    for start in range(0, len(hashes), step):
+        bits = np.bitwise_count(hashes[start : start + step, None] ^ hashes[None, start:])
+        left, right = np.divmod(np.flatnonzero(bits <= most_bits), len(hashes) - start)
         later = right > left
         if later.any():
-            yield members[start + left[later]], members[start + right[later]]
+            yield start + left[later], start + right[later]
 
 
 def _thumb_difference(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, Literal
+
+from headstart.data.sources.addresses import join
+from headstart.progress import with_example
 
 Severity = Literal["serious", "warning", "note"]
 
@@ -47,11 +48,16 @@ class Finding:
     items: tuple[str, ...] = ()
     images: tuple[tuple[str, ...], ...] = ()
 
-    def brief(self, base: Path) -> dict[str, Any]:
+    @property
+    def line(self) -> str:
+        """One line of a log: severity, message and an example."""
+        return with_example(f"{self.severity.capitalize()}: {self.message}", self.items)
+
+    def brief(self, base: str) -> dict[str, Any]:
         """What a web page shows: the number of cases and the images of the first ones; a JSON document.
 
         Args:
-            base: folder that the data set's paths are relative to.
+            base: path or URL of the folder that the data set's paths are relative to.
         """
         cases = list(zip(self.items, self.images, strict=False))[:SHOWN_CASES]
         return {
@@ -59,7 +65,7 @@ class Finding:
             "severity": self.severity,
             "message": self.message,
             "cases": len(self.items),
-            "images": [[os.path.join(base, path), item] for item, paths in cases for path in paths],
+            "images": [[join(base, path), item] for item, paths in cases for path in paths],
         }
 
     @classmethod

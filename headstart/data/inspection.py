@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headstart.data.checks import CHECKS, CheckInput
-from headstart.data.dataset import SPLITS, Dataset, open_data
+from headstart.data.dataset import Dataset, open_data
 from headstart.data.duplicates import DuplicatePair, find_duplicates
 from headstart.data.finding import Finding, Severity
+from headstart.data.image_table import SPLITS
 from headstart.data.preprocessing import CropMode, Preprocessing
 from headstart.data.scan import Scan, scan
 from headstart.data.splits import Split, SplitShares, make_split, split_counts
 from headstart.errors import DataError
-from headstart.progress import Progress, SilentProgress, with_example
+from headstart.progress import Progress, SilentProgress
 
 SUMMARY_LINES = 2
 """Lines in which a run summarises the findings about files; findings about labels have a third."""
@@ -90,12 +91,14 @@ def inspect(
             f"{dataset.root}: none of the {len(dataset):,} images can be read. The first: {dataset.paths[first]}: "
             f"{scanned.faults[first]}."
         )
-    duplicates = tuple(find_duplicates(scanned))
+    searched = find_duplicates(scanned, progress)
+    duplicates = searched.pairs
     split = make_split(dataset, scanned, duplicates, seed=seed, shares=shares)
     is_scaled = preprocessing is not None and preprocessing.value_range is not None
     crop_mode: CropMode = "center" if preprocessing is None else preprocessing.crop_mode
     given = CheckInput(dataset, scanned, split, duplicates, split_counts(dataset, split), is_scaled, crop_mode)
-    findings = by_severity(finding for check in CHECKS for finding in check(given))
+    checked = [finding for check in CHECKS for finding in check(given)]
+    findings = by_severity([*searched.findings(), *checked])
     return Inspection(dataset, scanned, split, duplicates, findings)
 
 
@@ -108,7 +111,7 @@ def summary_lines(findings: Sequence[Finding]) -> list[str]:
     """At most ``SUMMARY_LINES`` lines: the most severe findings with an example, then how many more; no notes."""
     listed = [finding for finding in findings if finding.severity != "note"]
     shown = listed if len(listed) <= SUMMARY_LINES else listed[: SUMMARY_LINES - 1]
-    lines = [with_example(f"{f.severity.capitalize()}: {f.message}", f.items) for f in shown]
+    lines = [finding.line for finding in shown]
     if len(listed) > len(shown):
         rest = listed[len(shown) :]
         serious = sum(f.severity == "serious" for f in rest)

@@ -13,7 +13,8 @@ from headstart.cache.keys import content_key
 from headstart.cache.row_store import DamagedRows, RowStore, warn_damaged
 from headstart.data.decode import decode
 from headstart.data.preprocessing import MIN_DECODED_SIDE, Preprocessing, Rgb, resize_and_crop
-from headstart.errors import CacheError, DataError
+from headstart.data.sources.read import read_image
+from headstart.errors import CacheError, DataError, UnreadableImage
 from headstart.progress import Progress, SilentProgress
 
 
@@ -76,18 +77,17 @@ def read_unchanged(path: str, key: bytes) -> bytes:
     """Reads a file again that was hashed before, such as one whose cached row is damaged.
 
     Args:
-        path: of the file.
+        path: its address.
         key: its content hash when it was first read.
 
     Raises:
         DataError: it is missing or has changed.
     """
     try:
-        data = Path(path).read_bytes()
-    except OSError as error:
+        data = read_image(path)
+    except UnreadableImage as error:
         raise DataError(
-            f"{path}: {error.strerror or error}. It was readable earlier in this run; check the file and run the "
-            "command again."
+            f"{path}: {error.reason}. It was readable earlier in this run; check the file and run the command again."
         ) from error
     if content_key(data) != key:
         raise DataError(f"{path}: has changed since this command first read it. Run the command again.")

@@ -23,6 +23,7 @@ from headstart.data.decode import DecodedImage, decode, map_images, read_values
 from headstart.data.perceptual_hash import perceptual_hash
 from headstart.data.pixel_cache import pixel_store, read_unchanged
 from headstart.data.preprocessing import DECODER_VERSION, MIN_DECODED_SIDE, Preprocessing, Rgb, resize_and_crop
+from headstart.data.sources.read import num_reading_threads, read_image, reading_order
 from headstart.errors import UnreadableImage
 from headstart.progress import Progress, SilentProgress
 
@@ -114,22 +115,25 @@ def scan(
     """Scans every file once.
 
     Args:
-        paths: of the files.
+        paths: addresses of the images.
         preprocessing: if given, the pixels of all usable images are in ``pixel_store(preprocessing)`` afterwards.
         cache: the cache folder; ``cache.entries.cache_root()`` if None.
         progress: receives a step per file.
 
     Raises:
         CacheError: the cache cannot be written, or the disk has no space for the pixels.
+        SourceError: the storage of an image cannot be reached.
     """
     progress = progress or SilentProgress()
     scanner = _Scanner(preprocessing, cache)
-    keys: list[bytes] = []
+    keys = [b""] * len(paths)
     faults: dict[int, str] = {}
     fresh: list[_ScannedFile] = []
+    order, threads = reading_order(paths), num_reading_threads(paths)
     with progress.task("Reading images", len(paths)) as advance:
-        for position, scanned in enumerate(map_images(scanner.scan, paths)):
-            keys.append(scanned.key)
+        read = map_images(scanner.scan, (paths[position] for position in order), threads=threads)
+        for position, scanned in zip(order, read, strict=True):
+            keys[position] = scanned.key
             if scanned.fault is not None:
                 faults[position] = scanned.fault
             elif scanned.facts is not None:
@@ -156,9 +160,9 @@ class _Scanner:
 
     def scan(self, path: str) -> _ScannedFile:
         try:
-            data = Path(path).read_bytes()
-        except OSError as error:
-            return _ScannedFile(fault=(error.strerror or str(error)).lower())
+            data = read_image(path)
+        except UnreadableImage as error:
+            return _ScannedFile(fault=error.reason)
         key = content_key(data)
         if key in self.facts and (self.pixels is None or key in self.pixels):
             return _ScannedFile(key)

@@ -11,13 +11,14 @@ break the first rule, so one is excluded instead: train keeps its images, then v
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from headstart.data.dataset import SPLITS, Dataset
+from headstart.data.dataset import Dataset
 from headstart.data.duplicates import DuplicatePair
+from headstart.data.image_table import SPLITS
 from headstart.data.scan import Scan
 from headstart.errors import DataError, OptionError
 
@@ -164,9 +165,7 @@ def _drawn(source: SplitInput) -> Split | None:
     given = source.dataset.splits
     if given is not None and set(given) != {"train"}:
         return None
-    test, val = source.shares.test_share, source.shares.test_share + source.shares.val_share
-    drawn = ["test" if draw < test else "val" if draw < val else "train" for draw in source.draws]
-    assigned = _usable_only(source.scanned, drawn)
+    assigned = _usable_only(source.scanned, [drawn_split(draw, source.shares) for draw in source.draws])
     excluded = _separate(assigned, source)
     return Split(tuple(assigned), given=False, left_out=excluded, leaks=())
 
@@ -176,11 +175,10 @@ def _given_without_val(source: SplitInput) -> Split | None:
     if "val" in (source.dataset.splits or ()):
         return None
     assigned = _usable_only(source.scanned, source.dataset.splits or ())
-    share = source.shares.val_share
-    if source.shares.val is None and share * assigned.count("train") < MIN_DRAWN_VAL:
+    if not draws_val(assigned.count("train"), source.shares):
         return None
     pairs = zip(assigned, source.draws, strict=True)
-    assigned = ["val" if split == "train" and draw < share else split for split, draw in pairs]
+    assigned = ["val" if split == "train" and draw < source.shares.val_share else split for split, draw in pairs]
     excluded = _separate(assigned, source, splits=("val",))
     return Split(tuple(assigned), True, excluded, _leaks(assigned, source.duplicates), val_drawn=True)
 
@@ -195,16 +193,38 @@ RULES: tuple[Rule, ...] = (_drawn, _given_without_val, _given)
 """Registry of split rules: each returns None where it does not apply."""
 
 
+def drawn_split(draw: float, shares: SplitShares) -> str:
+    """The split of an image of data without splits, see ``draw``."""
+    if draw < shares.test_share:
+        return "test"
+    return "val" if draw < shares.test_share + shares.val_share else "train"
+
+
+def draws_val(num_train: int, shares: SplitShares) -> bool:
+    """Whether val is drawn from a given train: if that gives enough images, or if a share is asked for."""
+    return shares.val is not None or shares.val_share * num_train >= MIN_DRAWN_VAL
+
+
 def check_shares(dataset: Dataset, shares: SplitShares) -> None:
+    """Checks that no share is given for a split that the data come with; see ``check_given_shares``."""
+    check_given_shares(dataset.root, set(dataset.splits or ()), shares)
+
+
+def check_given_shares(root: object, splits: Collection[str], shares: SplitShares) -> None:
     """Checks that no share is given for a split that the data come with.
+
+    Args:
+        root: the data, for the message.
+        splits: that they come with.
+        shares: as given.
 
     Raises:
         OptionError: a share of val for data with val, or a share of test for data with splits.
     """
-    given = [name for name in SPLITS if name in set(dataset.splits or ())]
+    given = [name for name in SPLITS if name in splits]
     if "train" not in given:
         return  # a drawn split; or data without train, which is reported as such
-    reason = f"{dataset.root} already has the splits ({', '.join(given)}); leave the option out."
+    reason = f"{root} already has the splits ({', '.join(given)}); leave the option out."
     if shares.val is not None and "val" in given:
         raise OptionError(f"val {shares.val}: {reason}")
     if shares.test is not None and len(given) > 1:
@@ -228,14 +248,19 @@ def _draws(dataset: Dataset, scanned: Scan, *, seed: int) -> list[float]:
     """For each image a number in [0, 1): from the name of its group, or from its content."""
     draws = []
     for position, key in enumerate(scanned.keys):
-        group = dataset.groups[position] if dataset.groups else ""
-        name = b"group:" + group.encode(errors="surrogateescape") if group else b"image:" + key
-        draws.append(_uniform(seed, name))
+        draws.append(draw(key, dataset.groups[position] if dataset.groups else "", seed=seed))
     return draws
 
 
-def _uniform(seed: int, name: bytes) -> float:
-    """A number in [0, 1) that depends on seed and name only."""
+def draw(key: bytes, group: str = "", *, seed: int) -> float:
+    """A number in [0, 1) that depends on the seed and an image's content, or the name of its group, and nothing else.
+
+    Args:
+        key: content hash of the image.
+        group: name of its group; "" for none.
+        seed: of the split.
+    """
+    name = b"group:" + group.encode(errors="surrogateescape") if group else b"image:" + key
     digest = hashlib.blake2b(name, digest_size=8, salt=seed.to_bytes(8, "big", signed=True)).digest()
     return int.from_bytes(digest, "big") / 2**64
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from headstart.data.duplicates import connected_parts
-from headstart.data.table import SEPARATOR, join_labels
+from headstart.data.table import join_labels
+from headstart.data.table_labels import SEPARATOR
 from headstart.errors import RunError
 from headstart.evaluation.metrics import AnyScores, GroupScore, score, score_groups, score_labels
 from headstart.files import csv_text, read_rows
@@ -118,6 +120,14 @@ def evaluate_predictions(
     given = probabilities.argmax(axis=1)
     scores = score(probabilities, labels, classes, name=name)
     return Evaluated(scores, tuple(paths), labels, given, probabilities, classes)
+
+
+def short_scores(evaluated: Iterable[Evaluated]) -> dict[str, dict[str, Any]]:
+    """Scores by set for a model file: without those of each class and the confusion matrix."""
+    return {
+        part.scores.name: {k: v for k, v in part.scores.as_json().items() if k not in ("classes", "confusion")}
+        for part in evaluated
+    }
 
 
 def predictions_csv(evaluated: Sequence[Evaluated]) -> str:

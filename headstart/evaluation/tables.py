@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def write_predictions(file: Path, predictions: Sequence[Prediction], *, excel: b
         if file.suffix.lower() == ".json":
             partial.write_text(json_text([prediction_document(p) for p in predictions], indent=1), encoding="utf-8")
         elif file.suffix.lower() == ".csv":
-            columns = _columns(predictions)
+            columns = prediction_columns(predictions)
             rows = zip(*columns.values(), strict=True)
             cells = [list(columns), *([_text(cell, excel=excel) for cell in row] for row in rows)]
             partial.write_bytes(_excel_bytes(cells) if excel else text_bytes(csv_text(cells)))
@@ -67,9 +67,9 @@ def write_predictions(file: Path, predictions: Sequence[Prediction], *, excel: b
                 import pyarrow as pa
                 from pyarrow import parquet
 
-            columns = _columns(predictions)
+            columns = prediction_columns(predictions)
             columns["path"] = [unicode_text(path) for path in columns["path"]]
-            parquet.write_table(pa.table(columns, schema=_schema(columns)), partial)
+            parquet.write_table(pa.table(columns, schema=pa.schema(list(column_types(columns).items()))), partial)
 
 
 def _text(cell: str | float | None, *, excel: bool) -> str:
@@ -83,12 +83,18 @@ def _excel_bytes(cells: Sequence[Sequence[str]]) -> bytes:
     return codecs.BOM_UTF16_LE + unicode_text(text).encode("utf-16-le")
 
 
-def _columns(predictions: Sequence[Prediction]) -> dict[str, list[Any]]:
+def prediction_columns(predictions: Sequence[Prediction], *, listed: int | None = None) -> dict[str, list[Any]]:
+    """Columns of a table of predictions, by name, see ``write_predictions``.
+
+    Args:
+        predictions: of N images.
+        listed: number of classes that have columns; default: the most that a prediction lists.
+    """
     columns: dict[str, list[Any]] = {"path": [p.path for p in predictions]}
     if any(p.labels is not None for p in predictions):
         given = join_labels([[label for label, _ in p.labels or ()] for p in predictions])
         columns["labels"] = [cells if p.error is None else None for cells, p in zip(given, predictions, strict=True)]
-    listed = max((len(p.top) for p in predictions), default=0)
+    listed = max((len(p.top) for p in predictions), default=0) if listed is None else listed
     for place in range(max(1, listed)):
         number = "" if place == 0 else str(place + 1)
         ranked = [p.top[place] if place < len(p.top) else (None, None) for p in predictions]
@@ -100,8 +106,11 @@ def _columns(predictions: Sequence[Prediction]) -> dict[str, list[Any]]:
     return columns
 
 
-def _schema(columns: dict[str, list[Any]]) -> Any:
+def column_types(columns: Iterable[str]) -> dict[str, Any]:
+    """Name of a column of ``prediction_columns`` -> its Arrow type."""
     import pyarrow as pa
 
-    numbers = [name for name in columns if name.startswith("probability") or name == "outlier"]
-    return pa.schema([(name, pa.float64() if name in numbers else pa.string()) for name in columns])
+    def is_number(name: str) -> bool:
+        return name.startswith("probability") or name == "outlier"
+
+    return {name: pa.float64() if is_number(name) else pa.string() for name in columns}

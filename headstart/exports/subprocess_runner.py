@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from headstart.data.decode import decode, map_images
 from headstart.data.preprocessing import Rgb
+from headstart.data.sources.addresses import absolute
 from headstart.errors import ExportError, HeadstartError, UnreadableImage
 from headstart.exports.formats.interface import ExportFile
 from headstart.exports.formats.registry import open_export
@@ -63,7 +64,7 @@ def run_in_subprocess(file: Path, paths: Sequence[str], *, full_size: bool = Fal
     """
     with tempfile.TemporaryDirectory(prefix="headstart-") as name:
         folder = Path(name)
-        job = {"file": os.path.abspath(file), "paths": list(map(os.path.abspath, paths)), "full_size": full_size}
+        job = {"file": os.path.abspath(file), "paths": list(map(absolute, paths)), "full_size": full_size}
         (folder / JOB_FILE).write_text(json.dumps(job))
         done = subprocess.run(
             [sys.executable, "-m", __name__, name], stdin=subprocess.DEVNULL, capture_output=True, check=False

@@ -24,6 +24,7 @@ from headstart.cache.row_store import DamagedRows, RowStore, warn_damaged
 from headstart.data.augment import Augmentation, view_key, views
 from headstart.data.decode import map_images
 from headstart.data.pixel_cache import PixelReader
+from headstart.data.sources.read import read_image
 from headstart.engine.device import exact_float32
 from headstart.engine.interface import Engine, Identity, Pixels, engine_identity
 from headstart.engine.streaming import run_stream
@@ -199,11 +200,12 @@ class Activations:
         """Bytes of one row."""
         return self.store.row_bytes
 
-    def prepare(self, progress: Progress | None = None) -> None:
+    def prepare(self, progress: Progress | None = None, images: Sequence[int] | None = None) -> None:
         """Computes the rows that are not cached, unless computing on demand is faster than reading.
 
         Args:
             progress: receives a step per row.
+            images: whose rows are computed; all by default. Others are computed, and cached, when they are read.
 
         Raises:
             DataError: an image is missing or has changed since it was read.
@@ -212,7 +214,7 @@ class Activations:
         progress = progress or SilentProgress()
         if not self.keep:
             return
-        missing = self._missing()
+        missing = self._missing(range(len(self.images)) if images is None else images)
         if not missing:
             return
         try:
@@ -259,9 +261,9 @@ class Activations:
         computed = {row: value for part in self._make(distinct) for row, value in part}
         return np.stack([computed[row] for row in rows])
 
-    def _missing(self) -> list[Row]:
+    def _missing(self, images: Sequence[int]) -> list[Row]:
         """Rows that are not cached: unaugmented images first, then the views, image by image."""
-        plain = [(image, 0) for image in range(len(self.images))]
+        plain = [(image, 0) for image in images]
         seen = [(image, number) for image, _ in plain for number in range(1, self.views.count if self.views else 1)]
         return [rows[place] for rows in (plain, seen) for place in self._store_of(rows).missing(self._names(rows))]
 
@@ -277,6 +279,10 @@ class Activations:
         for places in _by_kind(rows):
             chosen = [rows[place] for place in places]
             store, names = self._store_of(chosen), self._names(chosen)
+            if store.missing(names):
+                store.refresh()
+                for computed in self._make(sorted({chosen[place] for place in store.missing(names)})):
+                    self._append(computed)
             try:
                 out[places] = store.read(names)
             except DamagedRows as damaged:
@@ -337,7 +343,7 @@ class Activations:
             assert plan is not None
             path, key = self.images.files[image], self.images.keys[image]
             try:
-                data = Path(path).read_bytes()
+                data = read_image(path)
                 if content_key(data) != key:
                     raise DataError(f"{path}: has changed since this command first read it. Run the command again.")
                 return views(
@@ -348,10 +354,10 @@ class Activations:
                     augmentation=plan.augmentation,
                     preprocessing=self.net.backbone.preprocessing,
                 )
-            except (OSError, UnreadableImage) as error:
-                why = error.reason if isinstance(error, UnreadableImage) else error.strerror
+            except UnreadableImage as error:
                 raise DataError(
-                    f"{path}: {why}. It was readable earlier in this run; check the file and run the command again."
+                    f"{path}: {error.reason}. It was readable earlier in this run; check the file and run the command "
+                    "again."
                 ) from error
 
         if is_asynchronous(self.engine):

@@ -23,7 +23,7 @@ from headstart.errors import DataError, OptionError
 from headstart.extras import importing_extra
 from headstart.features.extract import FeatureStore, compute_features
 from headstart.files import check_suffix, output_file, unicode_text
-from headstart.progress import Progress, SilentProgress, with_example
+from headstart.progress import Progress, SilentProgress
 
 FORMATS = (".npz", ".parquet")
 PIECE = 4096
@@ -73,21 +73,19 @@ def export_features(
     """
     progress = progress or SilentProgress()
     file = check_suffix(out, FORMATS)
-    if pool == "none":
-        raise OptionError("pool 'none' gives maps, but a table needs a row of numbers per image: choose 'flatten'.")
     dataset = open_data(source)
-    loaded = load_backbone(
-        backbone or DEFAULT_BACKBONE,
+    net = feature_net(
+        backbone=backbone,
         weights=weights,
         image_size=image_size,
         fit=fit,
+        pool=pool,
+        cut=cut,
         accept_license=accept_license,
         progress=progress,
     )
-    for note in loaded.notes:
-        progress.say(note)
-    net = FeatureNet(loaded, FeatureSpec(pool, cut))
-    scanned = scan(dataset.files(), preprocessing=loaded.preprocessing, cache=cache, progress=progress)
+    preprocessing = net.backbone.preprocessing
+    scanned = scan(dataset.files(), preprocessing=preprocessing, cache=cache, progress=progress)
     used = _readable(dataset, scanned, progress)
     keys = [scanned.keys[i] for i in used]
     sources = dict(zip(scanned.keys, dataset.files(), strict=True))
@@ -98,10 +96,46 @@ def export_features(
     return len(keys), store.shape[0]
 
 
+def check_row_pooling(pool: Pooling) -> None:
+    """Checks that a pooling gives a row of numbers per image.
+
+    Raises:
+        OptionError: it gives maps.
+    """
+    if pool == "none":
+        raise OptionError("pool 'none' gives maps, but a table needs a row of numbers per image: choose 'flatten'.")
+
+
+def feature_net(
+    *,
+    backbone: str = "",
+    weights: str | Path | None = None,
+    image_size: int | None = None,
+    fit: Fit = "auto",
+    pool: Pooling = "auto",
+    cut: str = "",
+    accept_license: bool = False,
+    progress: Progress,
+) -> FeatureNet:
+    """The network that computes features for a table; arguments and errors as ``export_features``."""
+    check_row_pooling(pool)
+    loaded = load_backbone(
+        backbone or DEFAULT_BACKBONE,
+        weights=weights,
+        image_size=image_size,
+        fit=fit,
+        accept_license=accept_license,
+        progress=progress,
+    )
+    for note in loaded.notes:
+        progress.say(note)
+    return FeatureNet(loaded, FeatureSpec(pool, cut))
+
+
 def _readable(dataset: Dataset, scanned: Scan, progress: Progress) -> list[int]:
     """Positions of the images that can be read; reports the others."""
     for finding in reading_findings(dataset, scanned):
-        progress.say(with_example(f"{finding.severity.capitalize()}: {finding.message}", finding.items))
+        progress.say(finding.line)
     used: list[int] = np.flatnonzero(scanned.usable).tolist()
     if not used:
         raise DataError(f"{dataset.root}: none of the {len(dataset):,} images can be read.")

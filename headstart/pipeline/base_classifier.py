@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,9 @@ from torch import Tensor, nn
 from headstart.backbone.licenses import require_accepted
 from headstart.backbone.pixel_net import FeatureNet
 from headstart.backbone.weights import DEFAULT_BACKBONE, load_with_classifier
-from headstart.data.dataset import find_images
+from headstart.data.listing import find_images
 from headstart.data.scan import scan
+from headstart.data.sources.read import is_gone
 from headstart.errors import DataError, OptionError
 from headstart.files import csv_text, user_path
 from headstart.model import load
@@ -159,7 +159,7 @@ def _images_of_run(job: Job, base: BaseClassifier, folder: Path) -> tuple[ImageS
     number = {name: i for i, name in enumerate(base.classes)}
     rows = [row for row in split_rows(folder) if row["split"] and row["label"] in number]
     rows += rehearsal_rows(folder)
-    existing = [row for row in rows if os.path.isfile(row["path"])]
+    existing = [row for row in rows if not is_gone(row["path"])]
     if len(existing) < len(rows):
         gone = sorted({row["path"] for row in rows} - {row["path"] for row in existing})
         job.progress.say(

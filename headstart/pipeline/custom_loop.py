@@ -28,7 +28,7 @@ from headstart.pipeline.fit import Prepared
 from headstart.pipeline.inspect_images import inspect_images, report_images, with_value_range
 from headstart.pipeline.load import Job, load
 from headstart.pipeline.plan import measure, plan
-from headstart.pipeline.rung_activations import RungActivations
+from headstart.pipeline.rung_activations import RungActivations, RungInputs
 from headstart.progress import Progress, SilentProgress
 from headstart.training.custom_heads import describe
 from headstart.training.frozen_proof import digests_of, require_unchanged, tensors_of
@@ -120,7 +120,8 @@ class Workbench:
         assert splittable is not None
         self._prepared = prepared
         rung = prepared.planned.rungs[-1]
-        self._train, self._val = RungActivations(prepared, splittable).train_and_val(rung)
+        activations = RungActivations(RungInputs.of(prepared), splittable, prepared.job.progress)
+        self._train, self._val = activations.train_and_val(rung)
         self._split = splittable.copied()
         self._split.module.cpu()
         self.classes: tuple[str, ...] = prepared.inspected.dataset.classes

@@ -15,8 +15,8 @@ from headstart.data.fingerprint import data_fingerprint
 from headstart.data.inspection import Inspection
 from headstart.engine.select import choose_engine
 from headstart.engine.streaming import run_stream
-from headstart.evaluation.metrics import CROSS_VALIDATION, AnyScores
-from headstart.evaluation.predictions import Evaluated, evaluate_predictions
+from headstart.evaluation.metrics import CROSS_VALIDATION
+from headstart.evaluation.predictions import Evaluated, evaluate_predictions, short_scores
 from headstart.features.extract import require_finite
 from headstart.model import Model
 from headstart.pipeline.fit import Prepared
@@ -167,8 +167,7 @@ def _uncached_features(prepared: Prepared, net: FeatureNet, keys: list[bytes]) -
 
 def with_scores(model: Model, evaluated: list[Evaluated]) -> EvaluatedModel:
     """The model with its scores in it."""
-    scores = {part.scores.name: _short_scores(part.scores) for part in evaluated}
-    return EvaluatedModel(model.replace(scores=scores), tuple(evaluated))
+    return EvaluatedModel(model.replace(scores=short_scores(evaluated)), tuple(evaluated))
 
 
 def score_set(
@@ -379,11 +378,7 @@ def _data_document(inspection: Inspection) -> dict[str, Any]:
     train = inspection.split.positions("train")
     names = inspection.dataset.label_names()
     return {
-        "name": inspection.dataset.root.name,
+        "name": inspection.dataset.name,
         "counts": inspection.counts(),
         "train_sha256": data_fingerprint([inspection.scanned.keys[i] for i in train], [names[i] for i in train]),
     }
-
-
-def _short_scores(scores: AnyScores) -> dict[str, Any]:
-    return {k: v for k, v in scores.as_json().items() if k not in ("classes", "confusion")}

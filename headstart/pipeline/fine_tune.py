@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from headstart.backbone.split import HEAD
-from headstart.errors import Diverged
+from headstart.errors import Diverged, WorkerError
 from headstart.evaluation.metrics import wilson
 from headstart.figures import share_text
 from headstart.import_effects import import_quietly
+from headstart.pipeline.data_parallel import resumable
 from headstart.pipeline.evaluate import TrainedClassifier
 from headstart.pipeline.ladder_state import BestRung, Correct, FineTuned, JudgedRung, Ladder, Losses, judge_images
 from headstart.pipeline.train_rung import run_rung
@@ -45,7 +46,18 @@ def climb_ladder(ladder: Ladder, probe_seconds: float) -> FineTuned:
 
     Raises:
         TrainingError: a frozen tensor changed, or training of a rung that has to be kept diverged.
+        WorkerError: one of several processes that train together was lost; the run can be resumed.
     """
+    try:
+        return _climb(ladder, probe_seconds)
+    except WorkerError as error:
+        raise resumable(error, ladder.folder.parent) from error
+    finally:
+        if ladder.parallel is not None:
+            ladder.parallel.close()
+
+
+def _climb(ladder: Ladder, probe_seconds: float) -> FineTuned:
     reference, best = _neighbour_reference(ladder), _probe_as_best(ladder, probe_seconds)
     results = [reference, best.result]
     for result in results:

@@ -12,9 +12,10 @@ from torch import nn
 
 from headstart.backbone.split import SplittableBackbone
 from headstart.engine.device import training_device
+from headstart.pipeline.data_parallel import ParallelTraining
 from headstart.pipeline.evaluate import TrainedClassifier, training_folds
 from headstart.pipeline.fit import Prepared
-from headstart.pipeline.rung_activations import RungActivations
+from headstart.pipeline.rung_activations import EVERY, RungActivations, RungInputs
 from headstart.pipeline.trained_layers import TrainedLayers
 from headstart.runs.events import (
     EventStream,
@@ -87,6 +88,7 @@ class Ladder:
         pretrained: the copy's weights before anything was trained.
         digests: digests of ``pretrained``.
         keeps_last: whether every rung is tried and the last one kept, even if an earlier one is better.
+        parallel: the processes that train rungs; None: this one.
     """
 
     probe: Prepared
@@ -101,6 +103,7 @@ class Ladder:
     pretrained: TensorDict
     digests: Digests
     keeps_last: bool
+    parallel: ParallelTraining | None = None
 
     @property
     def device(self) -> torch.device:
@@ -201,12 +204,14 @@ def begin_ladder(
     """
     probe, prepared = prepared, prepared.for_rungs
     copied = splittable.copied()
-    recipe = prepared.job.recipe
+    recipe, inputs, ranks = prepared.job.recipe, RungInputs.of(prepared), prepared.job.ranks
+    parallel = ParallelTraining(inputs, ranks, prepared.job.progress) if ranks.is_parallel else None
+    prepares = [what for what in EVERY if parallel is None or what != "train"]
     return Ladder(
         probe,
         prepared,
         copied,
-        RungActivations(prepared, splittable),
+        RungActivations(inputs, splittable, prepared.job.progress, prepares=prepares),
         TrainedLayers(prepared.loaded.net),
         run / CHECKPOINTS,
         events,
@@ -215,6 +220,7 @@ def begin_ladder(
         {name: tensor.clone() for name, tensor in copied.module.state_dict().items()},
         digests_of(tensors_of(copied.module)),
         keeps_last or recipe.is_named_depth,
+        parallel,
     )
 
 

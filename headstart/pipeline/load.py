@@ -14,6 +14,7 @@ from headstart.backbone.pixel_net import FeatureNet, feature_shape, split_backbo
 from headstart.backbone.split import SplittableBackbone
 from headstart.backbone.weights import DEFAULT_BACKBONE, Backbone, load_backbone, random_backbone
 from headstart.data.dataset import Dataset
+from headstart.distributed.rank_group import THIS_PROCESS, RankSettings, check_ranks
 from headstart.engine.device import resolve_device
 from headstart.progress import Progress
 from headstart.training.fit_head import check_classes, check_heads
@@ -32,6 +33,7 @@ class Job:
         device: "auto", "cpu", "cuda" or "mps".
         cache: the cache folder; None for the default one.
         progress: receives messages and the progress of each task.
+        ranks: the processes that fine-tune.
     """
 
     dataset: Dataset
@@ -39,6 +41,7 @@ class Job:
     device: str
     cache: Path | None
     progress: Progress
+    ranks: RankSettings = THIS_PROCESS
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ def load(job: Job) -> Loaded:
     started = time.monotonic()
     resolve_device(job.device)
     recipe = job.recipe
+    check_ranks(job.ranks, updates_batchnorm=recipe.update_batchnorm or recipe.scratch)
     name = recipe.backbone or DEFAULT_BACKBONE
     if recipe.scratch:
         backbone = random_backbone(name, image_size=recipe.image_size, fit=recipe.fit, seed=recipe.seed)
@@ -94,6 +98,8 @@ def load(job: Job) -> Loaded:
     splittable = None if recipe.effort == "probe" else split_backbone(backbone, replace(net.spec, layers=()))
     if splittable is not None:
         check_depths(recipe, splittable)
+    elif job.ranks.is_parallel:
+        job.progress.say("Workers are not used, because nothing is fine-tuned.")
     return Loaded(backbone, net, splittable, round(time.monotonic() - started, 2))
 
 

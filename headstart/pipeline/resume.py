@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from headstart.data.dataset import open_data
-from headstart.errors import OptionError
+from headstart.distributed.rank_group import RankSettings
+from headstart.errors import DataError, OptionError, RunError
 from headstart.files import user_path
 from headstart.pipeline.load import Job
 from headstart.pipeline.run_setup import run_events, set_up
@@ -21,6 +22,8 @@ from headstart.runs.folder import Run, read_start
 def resume(
     folder: str | os.PathLike[str],
     *,
+    workers: int | None = None,
+    ray: str | None = None,
     cache: Path | None = None,
     progress: Progress | None = None,
     listener: Listener | None = None,
@@ -30,6 +33,9 @@ def resume(
 
     Args:
         folder: of the run.
+        workers: number of processes that fine-tune together, see ``train``; bit for bit with the number that the run
+            began with.
+        ray: address of a Ray cluster where they run, see ``train``.
         cache: the cache folder of the run.
         progress: receives messages and the progress of each task.
         listener: receives each event from here on.
@@ -37,7 +43,9 @@ def resume(
 
     Raises:
         OptionError: an option is given.
-        RunError: no unfinished run there; or its images, weights, library versions, processor or device have changed.
+        RunError: no unfinished run there; its data cannot be opened; or images, weights, library versions, processor or
+            device have changed.
+        SourceError: the storage of its data cannot be reached.
 
     Examples:
         >>> run = hs.resume("runs/interrupted")
@@ -49,9 +57,14 @@ def resume(
     path = user_path(folder)
     recipe, start = read_start(path)
     progress = progress or SilentProgress()
-    dataset = open_data(start.data, min_classes=recipe.min_classes, **start.columns)
+    try:
+        dataset = open_data(start.data, min_classes=recipe.min_classes, **start.columns)
+    except DataError as error:
+        raise RunError(
+            f"{path}: the data of this run cannot be opened: {error} Put them back where they were, or start a new run."
+        ) from error
     events = run_events(path, progress, listener)
-    setup = set_up(Job(dataset, recipe, start.device, cache, events), path, events, start)
+    setup = set_up(Job(dataset, recipe, start.device, cache, events, RankSettings(workers, ray)), path, events, start)
     require_same(path, start.conditions, conditions_of(recipe, setup.loaded.backbone, start.device))
     try:
         return carry_out(setup)

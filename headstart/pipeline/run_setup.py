@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from headstart.data.fingerprint import data_fingerprint
+from headstart.data.sources.addresses import resolved
 from headstart.engine.plan import read_plan, write_plan
 from headstart.errors import RunError
 from headstart.files import writing_run
@@ -78,7 +79,7 @@ def set_up(job: Job, folder: Path, events: EventStream, start: RunStart | None =
     if start is None:
         conditions = conditions_of(job.recipe, loaded.backbone, job.device)
         columns = job.dataset.columns.as_options()
-        start = RunStart(str(job.dataset.root.resolve()), job.device, conditions=conditions, columns=columns)
+        start = RunStart(resolved(job.dataset.root), job.device, conditions=conditions, columns=columns)
     return RunSetup(job, loaded, base, folder, start, events)
 
 

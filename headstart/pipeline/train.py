@@ -13,6 +13,7 @@ from typing import Any, Unpack
 from headstart.data.dataset import Dataset, open_data
 from headstart.data.inspection import Inspection
 from headstart.data.splits import SplitShares, check_shares
+from headstart.distributed.rank_group import RankSettings
 from headstart.errors import HeadstartError, OptionError, WriteError
 from headstart.evaluation.reliability import usual_kept
 from headstart.pipeline.base_classifier import BaseClassifier, find_rehearsal_images, rehearsal_csv
@@ -71,6 +72,8 @@ def train(
     max_cost: float = MAX_COST,
     plan: str | os.PathLike[str] | None = None,
     device: str = "auto",
+    workers: int | None = None,
+    ray: str | None = None,
     cache: Path | None = None,
     progress: Progress | None = None,
     listener: Listener | None = None,
@@ -89,6 +92,10 @@ def train(
             of the cost of the best backbone alone.
         plan: plan.json of an earlier run, or its folder: what it chose is done again, without a clock.
         device: "auto", "cpu", "cuda" or "mps".
+        workers: number of processes that fine-tune together. They share out each batch, so their number changes what
+            is learnt by rounding only.
+        ray: address of a Ray cluster where they run, "auto", or "local" to start one here; then by default one for
+            each GPU or CPU.
         cache: the cache folder; the default one by default.
         progress: receives messages and the progress of each task.
         listener: receives each event, see ``runs.events.Event``; an exception that it raises ends the run.
@@ -100,6 +107,7 @@ def train(
         LicenseError: the licence of the weights is restricted, and was not accepted.
         OptionError: an option is invalid.
         RunError: the run folder is not empty, or cannot be written.
+        WorkerError: a worker was lost while it fine-tuned; the run can be resumed.
 
     Examples:
         >>> run = hs.train("flowers/", effort="probe")
@@ -109,13 +117,10 @@ def train(
     progress = progress or SilentProgress()
     recipe, minutes, fingerprint = _recipe_of(recipe, options, minutes, plan)
     check_max_cost(max_cost)
-    if recipe.implied_by:
-        progress.say(f"Effort: quick, because {recipe.implied_by} was given; choose another one with effort.")
-    dataset = open_data(source, min_classes=recipe.min_classes)
-    check_shares(dataset, SplitShares(recipe.val, recipe.test))
+    dataset = _opened(source, recipe, progress)
     folder = choose_run_folder(out, dataset.root)
     events = run_events(folder, progress, listener)
-    job = Job(dataset, recipe, device, cache, events)
+    job = Job(dataset, recipe, device, cache, events, RankSettings(workers, ray))
     found = () if minutes is None else candidates_for(recipe, candidates, events)
     setup = None if found else set_up(job, folder, events)
     try:
@@ -131,6 +136,15 @@ def train(
     except BaseException as stop:
         _clean_up(folder, stop, progress)
         raise
+
+
+def _opened(source: str | os.PathLike[str] | Dataset, recipe: Recipe, progress: Progress) -> Dataset:
+    """The data set, with which the recipe's shares agree; says why the effort is quick if an option implies it."""
+    if recipe.implied_by:
+        progress.say(f"Effort: quick, because {recipe.implied_by} was given; choose another one with effort.")
+    dataset = open_data(source, min_classes=recipe.min_classes)
+    check_shares(dataset, SplitShares(recipe.val, recipe.test))
+    return dataset
 
 
 def _recipe_of(

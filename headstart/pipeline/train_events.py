@@ -57,7 +57,8 @@ def train_events(
         HeadstartError: see ``train`` and ``resume``; raised in the loop.
 
     Examples:
-        >>> for event in hs.train_events("flowers/"):
+        >>> from headstart.pipeline import train_events
+        >>> for event in train_events("flowers/"):
         ...     if event.kind == "images":
         ...         print(event["counts"]["val"])
         {'roses': 5, 'tulips': 5}

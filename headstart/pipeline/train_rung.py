@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from headstart.backbone.layers import Layout
+from headstart.pipeline.data_parallel import RungTask
 from headstart.pipeline.evaluate import mistakes_on_val
 from headstart.pipeline.ladder_state import CURRENT, JudgedRung, Ladder, judge_images
 from headstart.runs.events import (
@@ -26,7 +27,7 @@ from headstart.runs.events import (
 )
 from headstart.runs.log import log_size
 from headstart.training.checkpoint import load_checkpoint, save_checkpoint
-from headstart.training.finetune import FineTuneCheckpoint, FineTuneResult, TrainingStep, fine_tune
+from headstart.training.finetune import FineTuneResult, FineTuneSettings, fine_tune
 from headstart.training.frozen_proof import Digests, digests_of, require_unchanged, tensors_of
 from headstart.training.heads import logits_on, vectors_of
 from headstart.training.ladder import (
@@ -38,6 +39,7 @@ from headstart.training.out_of_fold import OutOfFold, in_order
 from headstart.training.sampling import Samples
 from headstart.training.suffix_evaluation import features_of, logits_of
 from headstart.training.trained_weights import TensorDict
+from headstart.training.training_step import FineTuneCheckpoint, TrainingStep
 from headstart.trust.ood import MAX_REFERENCES_FINE_TUNED, choose_references, held_out_distances
 
 SAVE_AT_MOST = 0.05
@@ -77,19 +79,57 @@ def _train_rung(
     ladder: Ladder, number: int, rung: Rung, head: nn.Module, train: Samples, val: Samples | None
 ) -> FineTuneResult:
     begun = _begun(ladder, number)
+    save = _saver(ladder, number, rung, len(begun.history) if begun else 0)
+    chooses = not ladder.folds
+    return _fine_tune(ladder, rung, rung.settings, head, train, val, val_chooses=chooses, start=begun, on_step=save)
+
+
+def _fine_tune(
+    ladder: Ladder,
+    rung: Rung,
+    settings: FineTuneSettings,
+    head: nn.Module,
+    train: Samples,
+    val: Samples | None,
+    *,
+    learn: npt.NDArray[np.int64] | None = None,
+    val_chooses: bool = False,
+    start: FineTuneCheckpoint | None = None,
+    on_step: Callable[[TrainingStep], None] | None = None,
+) -> FineTuneResult:
+    """Trains from the current weights of the ladder's network, in this process or by several.
+
+    Args:
+        ladder: of the run.
+        rung: whose layers are trained.
+        settings: how.
+        head: to start from.
+        train: the training images.
+        val: the validation images; None with ``learn``.
+        learn: the training images to learn from; None for all.
+        val_chooses: see ``finetune.FineTuneOptions``.
+        start: likewise.
+        on_step: called after each step.
+    """
+    module, progress = ladder.splittable.module, ladder.prepared.job.progress
+    if ladder.parallel is not None:
+        place = ladder.prepared.planned.rungs.index(rung)
+        weights = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+        task = RungTask(place, settings, head, weights, learn, val_chooses, start)
+        return ladder.parallel.fine_tune(module, rung, task, on_step)
     return fine_tune(
         ladder.splittable,
         rung.boundary.name,
         head,
-        train,
+        train if learn is None else train.some(learn),
         val,
-        rung.settings,
-        val_chooses=not ladder.folds,
+        settings,
+        val_chooses=val_chooses,
         dtype=ladder.dtype,
         device=ladder.device,
-        start=begun,
-        on_step=_saver(ladder, number, rung, len(begun.history) if begun else 0),
-        progress=ladder.prepared.job.progress,
+        start=start,
+        on_step=on_step,
+        progress=progress,
     )
 
 
@@ -109,20 +149,10 @@ def _cross_validate(
 ) -> tuple[OutOfFold, dict[int, TensorDict]]:
     """Predictions for each held-out training image of the folds, by a network that was fine-tuned without it."""
     plain = ladder.activations.plain(rung)
-    progress = ladder.prepared.job.progress
     logits, distances, ends = [], [], dict[int, TensorDict]()
     for place, (learn, judge) in enumerate(ladder.folds):
-        tuned = fine_tune(
-            ladder.splittable,
-            rung.boundary.name,
-            _begin_fold(ladder, learn, fold_ends.get(place)),
-            train.some(learn),
-            None,
-            fold_settings(rung.settings),
-            dtype=ladder.dtype,
-            device=ladder.device,
-            progress=progress,
-        )
+        head = _begin_fold(ladder, learn, fold_ends.get(place))
+        tuned = _fine_tune(ladder, rung, fold_settings(rung.settings), head, train, None, learn=learn)
         if ladder.prepared.job.recipe.gradual_unfreezing:
             ends[place] = _state_of(ladder, rung, tuned.head)
         features = _features(ladder, rung, plain, judge)
@@ -198,6 +228,8 @@ def _saver(ladder: Ladder, number: int, rung: Rung, reported: int) -> Callable[[
             emit_epoch(ladder.events, rung.name, entry, 0 if val is None else len(val.labels))
         ended, reported = len(done.history) > reported, len(done.history)
         now = time.monotonic()
+        if done.checkpoint is None:
+            return
         if now - saved < max(SAVE_EVERY, cost / SAVE_AT_MOST) and not (ended and now - saved > cost / SAVE_AT_MOST):
             return
         file = ladder.folder / CURRENT
@@ -217,7 +249,7 @@ def emit_epoch(events: EventStream, stage: str, entry: dict[str, float], num_val
     Args:
         events: of the run.
         stage: its name.
-        entry: see ``training.finetune.EpochFigures``.
+        entry: see ``training.training_step.EpochFigures``.
         num_val: validation images.
     """
     epoch = int(entry["epoch"])

@@ -19,7 +19,7 @@ def render_check(look: Inspection) -> str:
         "check.html",
         make_sheets(gallery_paths(galleries)),
         look.dataset.base,
-        name=look.dataset.root.resolve().name,
+        name=look.dataset.name,
         num_usable=int(look.scanned.usable.sum()),
         num_images=len(look.dataset),
         num_serious=sum(finding.severity == "serious" for finding in look.findings),

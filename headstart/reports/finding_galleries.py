@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from headstart.data.finding import Finding
+from headstart.data.sources.addresses import join
 from headstart.files import path_of
 from headstart.reports.report_page import shown_path
 
@@ -30,7 +29,7 @@ class FindingGallery:
     num_hidden: int
 
 
-def finding_galleries(findings: Sequence[Finding], base: Path) -> list[FindingGallery]:
+def finding_galleries(findings: Sequence[Finding], base: str) -> list[FindingGallery]:
     """The galleries of findings, in the given order.
 
     Args:
@@ -47,11 +46,11 @@ def gallery_paths(galleries: Sequence[FindingGallery]) -> Iterator[str]:
             yield from paths
 
 
-def _gallery(finding: Finding, base: Path) -> FindingGallery:
+def _gallery(finding: Finding, base: str) -> FindingGallery:
     images: Sequence[tuple[str, ...]] = finding.images or ((),) * len(finding.items)
     cases = []
     for words, paths in zip(finding.items[:LISTED_CASES], images, strict=False):
-        files = tuple(path_of(os.path.join(base, path)) for path in paths)
+        files = tuple(path_of(join(base, path)) for path in paths)
         for path, file in zip(paths, files, strict=True):
             words = words.replace(path, shown_path(file, base))
         cases.append((words, () if finding.kind == "unreadable" else files))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 
+from headstart.data.sources.addresses import join
 from headstart.files import path_of
 from headstart.reports.image_map import ImageMap
 from headstart.reports.report_data import ReportData
@@ -130,5 +130,5 @@ def _marks(data: ReportData) -> dict[str, str]:
         if finding.kind in MARKED_FINDINGS:
             for item, paths in zip(finding.items, finding.images, strict=True):
                 reason = item.rpartition(": ")[2]
-                marks |= {path_of(os.path.join(data.base, path)): f"{finding.kind}: {reason}" for path in paths}
+                marks |= {path_of(join(data.base, path)): f"{finding.kind}: {reason}" for path in paths}
     return marks

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from headstart.data.finding import Finding
@@ -25,7 +24,7 @@ class ReportData:
 
     Attributes:
         name: name of the data set.
-        base: folder of the data; paths are shown relative to it.
+        base: path or URL of the folder of the data; paths are shown relative to it.
         model: the finished classifier.
         head: name of the head, the reason for its settings ("reason"), and its number of frozen weights ("frozen").
         counts: split -> class -> number of images.
@@ -46,7 +45,7 @@ class ReportData:
     """
 
     name: str
-    base: Path
+    base: str
     model: Model
     head: Mapping[str, Any]
     counts: Mapping[str, Mapping[str, int]]

@@ -11,10 +11,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from headstart.data.sources.addresses import absolute, is_url, relative_to
 from headstart.reports.contact_sheets import ACROSS, DOWN, SIDE, Sheets
 
 
-def render(template: str, sheets: Sheets, base: Path, **values: Any) -> str:
+def render(template: str, sheets: Sheets, base: str, **values: Any) -> str:
     """Renders a page from a template.
 
     Args:
@@ -60,21 +61,23 @@ class PathsShown:
         base: folder of the data.
     """
 
-    def __init__(self, base: Path) -> None:
-        self._base = os.path.abspath(base)
+    def __init__(self, base: str) -> None:
+        self._base = absolute(base)
         self._inside = os.path.join(self._base, "")
         self._homes = {str(parent) for parent in Path.home().parents}
 
     def __call__(self, path: str) -> str:
-        """The displayed form of one path."""
-        path = os.path.abspath(path)
+        """The displayed form of one address."""
+        if is_url(self._base) or is_url(path):
+            return relative_to(path, self._base).partition("?")[0]  # a query may hold a signature
+        path = absolute(path)
         common = self._base if path.startswith(self._inside) else os.path.commonpath([path, self._base])
         if common in self._homes:
             return os.path.join("...", os.path.basename(path))
         return os.path.relpath(path, self._base) if common != self._base else path.removeprefix(self._inside)
 
 
-def shown_path(path: str, base: Path) -> str:
+def shown_path(path: str, base: str) -> str:
     """The displayed form of a path: relative to the data folder, or the file name if it would reveal a home folder.
 
     Args:

@@ -19,6 +19,7 @@ from headstart.evaluation.metrics import class_figures
 from headstart.evaluation.predictions import MANY_CLASSES
 from headstart.evaluation.reliability import BINS, reliabilities, usual_kept
 from headstart.files import json_text
+from headstart.progress import Progress
 from headstart.reports.calibration_chart import calibration_charts
 from headstart.reports.comparison_chart import comparison_chart
 from headstart.reports.confusion import cell_images, confusion_rows
@@ -188,16 +189,22 @@ SECTIONS: Mapping[str, Section] = {
 """Template name in ``templates/sections/`` -> function, in the order of the page."""
 
 
-def render_report(data: ReportData, cache: Path | None = None) -> str:
+def render_report(data: ReportData, cache: Path | None = None, progress: Progress | None = None) -> str:
     """Renders the report as HTML with embedded images; images that can no longer be read are marked.
 
     Args:
         data: data of the run.
         cache: the cache folder, where thumbnails and heat maps are kept.
+        progress: receives a message about images that can no longer be read.
     """
     galleries = finding_galleries(data.findings, data.base)
     value_range = data.model.preprocessing.value_range
     sheets = make_sheets(_shown_images(data, galleries), value_range=value_range, cache=cache)
+    if sheets.unread and progress is not None:
+        progress.say(
+            f"Warning: {len(sheets.unread):,} image(s) can no longer be read and are missing in the report. The first: "
+            f"{sheets.unread[0]}. Put them back where they were and write the report again."
+        )
     drawing = map_drawing(data, sheets.tiles)
     content = ReportContent(data, galleries, sheets, drawing, shown_mistakes(data, cache))
     blocks = [(template, block) for template, section in SECTIONS.items() for block in section(content)]

@@ -17,8 +17,9 @@ from headstart.data.bit_depth import ValueRange
 from headstart.data.decode import decode, map_images
 from headstart.data.pixel_cache import read_unchanged
 from headstart.data.preprocessing import DECODER_VERSION, Rgb
+from headstart.data.sources.read import read_image
 from headstart.engine.interface import summation_order
-from headstart.errors import DataError
+from headstart.errors import DataError, UnreadableImage
 from headstart.extras import version_of
 from headstart.model import Model
 from headstart.reports.gradcam import GRADCAM_VERSION, heat_map_overlay, heat_maps
@@ -125,6 +126,6 @@ def _file_keys(paths: Sequence[str]) -> list[bytes]:
 
 def _file_key(path: str) -> bytes:
     try:
-        return content_key(Path(path).read_bytes())
-    except OSError:
+        return content_key(read_image(path))
+    except UnreadableImage:
         return b""

@@ -38,7 +38,8 @@ from typing import Any
 
 from headstart.data.dataset import Dataset, open_data
 from headstart.data.finding import Finding
-from headstart.errors import DataError, RunError
+from headstart.data.sources.addresses import absolute, title_of, user_address
+from headstart.errors import DataError, OptionError, RunError
 from headstart.evaluation.metrics import AnyScores, scores_from_json, shown_first
 from headstart.figures import count_text, interval_text
 from headstart.files import (
@@ -178,18 +179,18 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
         raise RunError(f"{path}: damaged run folder ({error}). The model file in it may still load.") from error
 
 
-def choose_run_folder(out: str | os.PathLike[str] | None, source: Path) -> Path:
+def choose_run_folder(out: str | os.PathLike[str] | None, source: str | os.PathLike[str]) -> Path:
     """Chooses the folder for a run; it is not created yet.
 
     Args:
         out: the folder, new or empty; "runs/NAME" by default.
-        source: the data, whose name the folder gets.
+        source: path or URL of the data, whose name the folder gets.
 
     Raises:
         RunError: it exists and holds something.
     """
     if out is None:
-        return next_free(Path("runs") / (source.resolve().stem or "data"))
+        return next_free(Path("runs") / (os.path.splitext(title_of(user_address(source)).strip("/"))[0] or "data"))
     folder = user_path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(
@@ -223,7 +224,7 @@ class RunStart:
     """What a run began with, and what it needs to be resumed.
 
     Attributes:
-        data: absolute path of the folder or table.
+        data: absolute path, or URL, of the data.
         device: as it was asked for.
         images: a fingerprint of the images and their labels; "" until they were read.
         conditions: weights, versions, processor and device, see ``runs.environment``.
@@ -245,7 +246,7 @@ def write_start(folder: Path, recipe: Recipe, start: RunStart) -> None:
     Raises:
         WriteError: the folder cannot be written.
     """
-    paths = {name: os.path.abspath(user_path(path)) for name, path in recipe.paths.items()}
+    paths = {name: absolute(user_address(path)) for name, path in recipe.paths.items()}
     with writing_run(folder):
         _write_json(folder / "recipe.json", recipe.without_paths().as_json())
         _write_json(folder / START_FILE, asdict(replace(start, paths=paths)))
@@ -286,11 +287,11 @@ def open_like(run: Path | None, source: str | os.PathLike[str] | Dataset, *, min
     columns: dict[str, str] = {}
     with suppress(OSError, ValueError):
         columns = json.loads((run / START_FILE).read_bytes()).get("columns", {}) if run else {}
-    if not columns or isinstance(source, Dataset) or user_path(source).is_dir():
+    if not columns or isinstance(source, Dataset) or os.path.isdir(user_address(source)):
         return open_data(source, min_classes=min_classes)
     try:
         return open_data(source, min_classes=min_classes, **columns)
-    except DataError as error:
+    except (DataError, OptionError) as error:
         with suppress(DataError):
             return open_data(source, min_classes=min_classes)
         raise error

@@ -109,10 +109,10 @@ def run_document(results: RunResults) -> dict[str, Any]:
         "frozen": results.proof,
         "data": model.data
         | {
-            "base": str(inspection.dataset.base),
+            "base": inspection.dataset.base,
             "split": inspection.split.origin,
             "sizes": inspection.split.sizes,
-            "name": inspection.dataset.root.resolve().name,
+            "name": inspection.dataset.name,
         },
         "libraries": model.libraries,
         "calibration": model.calibration.as_json()

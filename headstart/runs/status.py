@@ -21,7 +21,7 @@ from typing import Any, final
 from filelock import FileLock, Timeout
 
 from headstart.errors import RunError
-from headstart.files import json_text
+from headstart.files import json_text, remove_partials
 from headstart.progress import call_repeatedly
 from headstart.runs.events import Event
 
@@ -43,7 +43,7 @@ WAIT = 1.0
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Holds the run's lock while it works.
+    """Holds the run's lock while it works; first removes what a killed process left half-written.
 
     Raises:
         RunError: another process is working on the run.
@@ -57,6 +57,8 @@ def run_lock(folder: Path) -> Iterator[None]:
         yield
         return
     try:
+        with contextlib.suppress(OSError):
+            remove_partials(folder)
         yield
     finally:
         lock.release()

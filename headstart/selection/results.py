@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -62,16 +63,34 @@ class CandidateResult:
 
 
 @dataclass(frozen=True)
+class Speed:
+    """How long one image takes on this machine.
+
+    Attributes:
+        reading: seconds to read, decode and resize it.
+        forward: seconds of a forward pass.
+    """
+
+    reading: float
+    forward: float
+
+    @property
+    def whole(self) -> float:
+        """Seconds to read and featurise it."""
+        return self.reading + self.forward
+
+
+@dataclass(frozen=True)
 class Near:
     """A candidate that is as good as the best one within noise.
 
     Attributes:
         candidate: see ``candidates.Candidate``.
-        per_image: seconds in which it reads and featurises an image on this machine.
+        speed: on this machine.
     """
 
     candidate: Candidate
-    per_image: float
+    speed: Speed
 
 
 @dataclass(frozen=True)
@@ -90,12 +109,23 @@ class Selection:
     stopped: str = ""
     skipped: tuple[str, ...] = ()
 
-    def with_time_for(self, place: int) -> Selection:
-        """The selection with another candidate chosen, for whose fine-tuning there is time; its place in ``near``."""
+    @property
+    def log_loss(self) -> float:
+        """Of the best candidate in cross-validation; infinite if nothing was compared."""
+        return self.results[0].log_loss if self.results else math.inf
+
+    def with_chosen(self, place: int, why: str) -> Selection:
+        """The selection with another candidate chosen.
+
+        Args:
+            place: of the candidate in ``near``.
+            why: the reason, as the end of a sentence about it.
+        """
         chosen, best = self.near[place].candidate, self.results[0]
         ours = next(result for result in self.results if result.is_of(chosen))
-        others = [replace(best, decision="not chosen: no time to fine-tune it"), *self.results[1:]]
-        found = replace(ours, decision="chosen: within noise of the best, and there is time to fine-tune it")
+        decision = f"not chosen: {chosen.architecture} is within noise, and {why}"
+        others = [replace(best, decision=decision), *self.results[1:]]
+        found = replace(ours, decision=f"chosen: within noise of the best, and {why}")
         return replace(self, results=(found, *(result for result in others if not result.is_of(chosen))))
 
     def as_json(self) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from headstart.evaluation.metrics import wilson
 from headstart.features.extract import FeatureStore, compute_features, feature_store, pick_sample
 from headstart.progress import Progress
 from headstart.selection.candidates import Candidate, combined, load_candidate, variants
-from headstart.selection.results import CandidateResult, Near, Selection
+from headstart.selection.results import CandidateResult, Near, Selection, Speed
 from headstart.training.ladder import ALPHA, considered_layers, paired_p
 from headstart.training.losses import Labels, Parts
 from headstart.training.penalty import CHOOSE_FROM, CHOOSE_ON, cross_validate, num_judged
@@ -42,6 +42,9 @@ from headstart.training.probe import standardised
 
 FIRST, FACTOR = 400, 3
 """Training images of the first round, and how many times as many each later round has."""
+
+
+UNKNOWN_SPEED = Speed(0.0, 1 / DEFAULT_RATE)
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class _Contender:
     losses: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     correct: int = 0
     seconds: float = 0.0
-    per_image: float = 0.0
+    speed: Speed = UNKNOWN_SPEED
     decision: str = ""
 
     @property
@@ -143,7 +146,7 @@ def search(
         pending[0].decision += f"; {one.stopped}"
     return Selection(
         tuple(found.result() for found in (*pending, *out)),
-        tuple(Near(found.candidate, found.per_image) for found in pending if _is_near(found, pending[0])),
+        tuple(Near(found.candidate, found.speed) for found in pending if _is_near(found, pending[0])),
         one.stopped,
         tuple(one.skipped),
     )
@@ -153,36 +156,44 @@ def _first_of(candidates: Sequence[Candidate], progress: Progress) -> Selection:
     """Without a comparison, the first candidate."""
     why = f"too few training images to compare backbones by cross-validation, which needs {CHOOSE_FROM}"
     progress.say(f"{candidates[0].label}: {why}.")
-    return Selection((), (Near(candidates[0], 1 / DEFAULT_RATE),), why)
+    return Selection((), (Near(candidates[0], UNKNOWN_SPEED),), why)
 
 
 @dataclass
 class TimeLimit:
     """When a search has to end.
 
+    Fine-tuning gains more than the choice of a backbone, so most of the time is kept for it.
+
     Attributes:
         ends: on the monotonic clock, in seconds: the end of the whole run.
-        to_fine_tune: seconds per image of a backbone -> seconds that the run with it takes after the search.
+        to_fine_tune: speed of a backbone -> seconds that the shortest run that fine-tunes it takes after the search.
         to_fit: the same where nothing is fine-tuned.
+        deepest: the same of the most thorough fine-tuning.
+        most_kept: seconds that are kept for a more thorough fine-tuning than the shortest, at most.
         fine_tunes: whether there is time for fine-tuning.
     """
 
     ends: float
-    to_fine_tune: Callable[[float], float]
-    to_fit: Callable[[float], float]
+    to_fine_tune: Callable[[Speed], float]
+    to_fit: Callable[[Speed], float]
+    deepest: Callable[[Speed], float]
+    most_kept: float = 0.0
     fine_tunes: bool = True
 
-    def begin(self, per_image: float) -> None:
+    def begin(self, speed: Speed) -> None:
         """Determines whether a backbone of that speed can be fine-tuned; if not, no time is kept for it."""
-        self.fine_tunes = time.monotonic() + self.to_fine_tune(per_image) <= self.ends
+        self.fine_tunes = time.monotonic() + self.to_fine_tune(speed) <= self.ends
 
-    def needed_after(self, per_image: float) -> float:
-        """Seconds that the run with a backbone takes after the search."""
-        return (self.to_fine_tune if self.fine_tunes else self.to_fit)(per_image)
+    def needed_after(self, speed: Speed) -> float:
+        """Seconds that are kept for the run with a backbone after the search."""
+        if not self.fine_tunes:
+            return self.to_fit(speed)
+        return max(self.to_fine_tune(speed), min(self.deepest(speed), self.most_kept))
 
-    def allows(self, seconds: float, per_image: float) -> bool:
+    def allows(self, seconds: float, speed: Speed) -> bool:
         """Whether something that takes some seconds fits, with the run of a backbone of that speed after it."""
-        return time.monotonic() + seconds + self.needed_after(per_image) <= self.ends
+        return time.monotonic() + seconds + self.needed_after(speed) <= self.ends
 
 
 @dataclass
@@ -226,8 +237,8 @@ class _Search:
         """Those for which there is time in the next round: all, the better half, or none."""
         expected = 0.0
         for going in (ranked, ranked[: (len(ranked) + 1) // 2]):
-            expected = sum((size - len(one.losses)) * one.per_image for one in going)
-            if self.limit is None or self.limit.allows(expected, ranked[0].per_image):
+            expected = sum((size - len(one.losses)) * one.speed.whole for one in going)
+            if self.limit is None or self.limit.allows(expected, ranked[0].speed):
                 for one in ranked[len(going) :]:
                     p = paired_p(one.losses, ranked[0].losses)
                     where = f"dropped after {len(one.losses):,} images for lack of time"
@@ -245,16 +256,17 @@ class _Search:
             found.append(self.contender(candidate))
             self.evaluate(found[-1], size)
             if self.limit is not None and len(found) == 1:
-                self.limit.begin(found[0].per_image)
+                self.limit.begin(found[0].speed)
         return found
 
     def is_too_slow(self, candidate: Candidate, known: _Contender, size: int) -> bool:
         """Whether there is no time to evaluate a candidate, by its cost and the speed of another one; says so."""
-        per_image = known.per_image * candidate.gmacs / max(known.candidate.gmacs, 1e-9)
-        expected = size * per_image
-        if self.limit is None or self.limit.allows(expected, per_image):
+        ratio = candidate.gmacs / max(known.candidate.gmacs, 1e-9)
+        speed = Speed(known.speed.reading, known.speed.forward * ratio)
+        expected = size * speed.whole
+        if self.limit is None or self.limit.allows(expected, speed):
             return False
-        after = self.limit.needed_after(per_image)
+        after = self.limit.needed_after(speed)
         then = "fine-tune it" if self.limit.fine_tunes else "use it"
         self.skipped.append(f"{candidate.label} (about {expected:.0f} s, and {after:.0f} s to {then})")
         self.progress.say(f"Not tried for lack of time: {self.skipped[-1]}.")
@@ -317,8 +329,10 @@ class _Search:
         """Computes the features of some images, and measures how long one takes."""
         engines = default_plan(one.net, len(set(keys)), device=self.device)
         store = feature_store(one.net, engines.identity(exact=True, device=self.device), self.cache)
+        unread = len(pixel_store(one.net.backbone.preprocessing, self.cache).missing(keys))
         new, started = len(store.missing(keys)), time.monotonic()
         self.preprocess(one.net, keys)
+        read = time.monotonic()
         store = compute_features(  # without its messages, one for each candidate and round
             one.net,
             keys,
@@ -329,10 +343,13 @@ class _Search:
             cache=self.cache,
             progress=_TasksOnly(self.progress),
         )
-        elapsed = time.monotonic() - started
+        elapsed = time.monotonic() - read
+        reading, forward = one.speed.reading, one.speed.forward
+        if unread >= MEASURE_FROM:
+            reading = (read - started) / unread
         if new >= MEASURE_FROM:
-            one.per_image = max(elapsed - ENGINE_SECONDS, elapsed / 2) / new
-        elif not one.per_image:  # everything was cached
+            forward = max(elapsed - ENGINE_SECONDS, elapsed / 2) / new
+        elif one.speed is UNKNOWN_SPEED:  # everything was cached
             found = measure_engines(
                 one.net,
                 one.sample,
@@ -341,7 +358,8 @@ class _Search:
                 cache=self.cache,
                 progress=_TasksOnly(self.progress),
             )
-            one.per_image = 1 / found.rate
+            forward = 1 / found.rate
+        one.speed = Speed(reading, forward)
         return store
 
 
@@ -408,7 +426,7 @@ def _decide(ranked: list[_Contender]) -> None:
 
 def _round_text(size: int, pending: Sequence[_Contender], out: Sequence[_Contender]) -> str:
     found = ", ".join(
-        f"{one.candidate.architecture} {one.log_loss:.3f} ({1e3 * one.per_image:.0f} ms an image)" for one in pending
+        f"{one.candidate.architecture} {one.log_loss:.3f} ({1e3 * one.speed.whole:.0f} ms an image)" for one in pending
     )
     dropped = [one.candidate.architecture for one in out if len(one.losses) == size]
     text = f"Backbones on {size:,} training images, cross-validated log loss: {found}"

@@ -92,13 +92,12 @@ def build_app(
     routers = [api, health_router(service), page_router(service, corrections), asset_router()]
     if service.run is not None:
         reader = RunReader(service.run, served=True)
-        routers.append(watch_router(reader, is_stopping=lambda: service.state.draining))
+        routers.append(watch_router(lambda: reader, is_stopping=lambda: service.state.draining))
     # ``RequestMiddleware`` checks the key; the dependency only adds it to the OpenAPI description.
     key_scheme = [Security(HTTPBearer(auto_error=False))] if admission.key else []
     for router in routers:
         app.include_router(router, dependencies=key_scheme if router is api else [])
-    app.add_exception_handler(HTTPException, _framework_error)
-    app.add_exception_handler(RequestValidationError, _validation_error)
+    add_error_handlers(app)
     app.add_middleware(
         RequestMiddleware,
         limits=service.limits,
@@ -110,6 +109,12 @@ def build_app(
     )
     app.add_middleware(SecurityHeadersMiddleware)
     return app
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Gives errors of the framework the format of ``ErrorResponse``."""
+    app.add_exception_handler(HTTPException, _framework_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
 
 
 def _lifespan_of(service: InferenceService) -> Callable[[FastAPI], Any]:

@@ -20,14 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from headstart.data.dataset import is_hidden
+from headstart.data.class_folders import folder_name
 from headstart.data.decode import decode
+from headstart.data.file_tree import is_hidden
 from headstart.data.image_formats import SUFFIXES
 from headstart.errors import OptionError, OutputError
 from headstart.files import user_path, write_atomically
-
-MAX_LABEL_BYTES = 200
-"""Maximum length of a label in bytes. File systems allow 255 for a folder name."""
 
 MAX_CORRECTIONS = 20_000
 """Maximum number of images in the folder; the index is in memory."""
@@ -39,9 +37,6 @@ INDEX_FILE = ".index.jsonl"
 
 SUFFIX_OF = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif", "HEIF": ".heic", "JPEG2000": ".jp2", "PPM": ".ppm"}
 """File suffixes of Pillow's formats whose suffix is not the format name."""
-
-WINDOWS_FORBIDDEN = '<>:"|?*'
-"""Characters that are not allowed in file names on Windows."""
 
 
 @dataclass(frozen=True)
@@ -68,26 +63,6 @@ def corrections_folder(run_or_model: Path) -> Path:
         place = place.resolve()
         return place.with_name(f"{place.name}-corrections")
     return place.with_name(f"{place.stem}-corrections") if place.is_file() else Path(f"{place.name}-corrections")
-
-
-def folder_name(label: str) -> str:
-    """Folder name for a label; training uses the folder name as the label.
-
-    Raises:
-        OptionError: the label cannot be a folder name.
-    """
-    name = unicodedata.normalize("NFC", " ".join(label.split()))
-    if not name:
-        raise OptionError("The label is empty.")
-    if len(name.encode(errors="replace")) > MAX_LABEL_BYTES:
-        raise OptionError(f"The label is too long: the limit is {MAX_LABEL_BYTES} bytes.")
-    forbidden = [c for c in name if c in "/\\" or unicodedata.category(c).startswith("C")]
-    forbidden += [c for c in name if c in WINDOWS_FORBIDDEN] if os.name == "nt" else []
-    if forbidden:
-        raise OptionError(f"The label becomes a folder name, which cannot contain {forbidden[0]!r}.")
-    if is_hidden(name) or (os.name == "nt" and name.endswith(".")):
-        raise OptionError(f"The label becomes a folder name, and training skips folders named {name!r}.")
-    return name
 
 
 @final

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
 
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
+
+from headstart.errors import OptionError, OutputError, UnreadableImage
 
 CODES = {413: "too_large", 422: "not_as_described", 503: "unavailable", 504: "too_slow"}
 """Codes that differ from Python's status names, which changed between versions (413, 422) or are long."""
@@ -56,3 +60,16 @@ def error_document(status: int, reason: str) -> dict[str, Any]:
     """JSON document in the format of ``ErrorResponse``."""
     code = CODES.get(status) or HTTPStatus(status).name.lower()
     return {"error": {"status": status, "code": code, "reason": reason}}
+
+
+@contextlib.contextmanager
+def errors_as_http() -> Iterator[None]:
+    """Turns errors of the library into error responses."""
+    try:
+        yield
+    except UnreadableImage as error:
+        raise HttpError(HTTPStatus.UNPROCESSABLE_ENTITY, f"The image cannot be read: {error.reason}.") from error
+    except OptionError as error:
+        raise HttpError(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from error
+    except OutputError as error:
+        raise HttpError(HTTPStatus.INSUFFICIENT_STORAGE, str(error)) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cached_property, partial
 from http import HTTPStatus
 from pathlib import Path
@@ -18,14 +18,14 @@ from starlette.concurrency import run_in_threadpool
 
 from headstart.data.decode import decode, jpeg_bytes, thumbnail
 from headstart.engine.interface import Pixels
-from headstart.errors import OptionError, OutputError, UnreadableImage
+from headstart.errors import OptionError
 from headstart.evaluation.metrics import SHOWN_FIRST
 from headstart.figures import share_text
 from headstart.files import unicode_text
 from headstart.reports.gradcam import GradCam, heat_map_jpeg, heat_map_overlay
 from headstart.serve.batching import InferenceService, TaskKind
 from headstart.serve.corrections import Correction, Corrections, corrections_folder
-from headstart.serve.errors import HttpError
+from headstart.serve.errors import HttpError, errors_as_http
 from headstart.serve.middleware import cancel_on_disconnect
 from headstart.serve.multipart import read_form
 from headstart.serve.neighbours import Neighbours
@@ -221,7 +221,7 @@ class PageBackend:
         Raises:
             HttpError: the image cannot be stored.
         """
-        with _errors_as_http():
+        with errors_as_http():
             stored = self._enabled_corrections().keep(
                 data, label, max_pixels=self.service.limits.max_pixels, max_decoded_pixels=max_decoded_pixels
             )
@@ -233,7 +233,7 @@ class PageBackend:
         Raises:
             HttpError: the image cannot be deleted.
         """
-        with _errors_as_http():
+        with errors_as_http():
             return self._enabled_corrections().remove(key)
 
     def correction_thumbnail(self, key: str, max_decoded_pixels: int | None = None) -> bytes:
@@ -245,7 +245,7 @@ class PageBackend:
         found = self._enabled_corrections().find(key)
         if found is None:
             raise HttpError(HTTPStatus.NOT_FOUND, "This correction no longer exists.")
-        with _errors_as_http():
+        with errors_as_http():
             image = decode(
                 found.file,
                 min_side=THUMBNAIL_SIZE,
@@ -292,19 +292,6 @@ class PageBackend:
 
 def _accuracy_in_words(scores: dict[str, Any]) -> str:
     return f"accuracy {share_text(scores['correct'], scores['count'], scores['low'], scores['high'])}"
-
-
-@contextlib.contextmanager
-def _errors_as_http() -> Iterator[None]:
-    """Turns errors of the library into error responses."""
-    try:
-        yield
-    except UnreadableImage as error:
-        raise HttpError(HTTPStatus.UNPROCESSABLE_ENTITY, f"The image cannot be read: {error.reason}.") from error
-    except OptionError as error:
-        raise HttpError(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from error
-    except OutputError as error:
-        raise HttpError(HTTPStatus.INSUFFICIENT_STORAGE, str(error)) from error
 
 
 def _correction_document(correction: Correction) -> JsonObject:

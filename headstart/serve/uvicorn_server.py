@@ -58,12 +58,13 @@ HANDSHAKE_SECONDS: Final = 0.25
 first packet again (1 s)."""
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, *, options: str = "--host or --port") -> socket.socket:
     """Opens a listening TCP socket.
 
     Args:
         host: name or address of this machine.
         port: 0 for any free port.
+        options: the command's options with which another address is chosen.
 
     Raises:
         ServerError: the address is in use, not of this machine or not permitted.
@@ -73,7 +74,7 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=1024)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ServerError(f"{host}:{port}: cannot listen there ({reason}). Choose another --host or --port.") from error
+        raise ServerError(f"{host}:{port}: cannot listen there ({reason}). Choose another {options}.") from error
 
 
 def is_loopback(host: str) -> bool:

@@ -12,30 +12,32 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, TypedDict, Unpack, cast
+from typing import TypedDict, Unpack, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headstart.backbone.layers import BatchNorm, Layout
+from headstart.backbone.layers import Layout
 from headstart.backbone.split import SplittableBackbone
 from headstart.engine.device import exact_float32
 from headstart.errors import Diverged
-from headstart.features.prefetch import activation_reader
+from headstart.features.prefetch import ActivationReader, Row, activation_reader
 from headstart.progress import Progress, SilentProgress
 from headstart.training.cuda_graph import RecordedStep
-from headstart.training.feature_augment import augment
+from headstart.training.feature_augment import draw_augmentation
 from headstart.training.frozen_proof import Digests, digests_of, require_unchanged, tensors_of
 from headstart.training.losses import correct_in, image_weights, is_multi_label, loss_per_image, soft_targets
+from headstart.training.ranks import ALONE, Rank
 from headstart.training.sampling import BatchOrder, Samples, batch_size_for, seeded
 from headstart.training.schedule import warmup_cosine
 from headstart.training.suffix_classifier import SuffixClassifier
 from headstart.training.suffix_evaluation import CPU, compute_in_batches, on_device
-from headstart.training.trained_weights import TensorDict, TrainedWeights, copy_tensors
+from headstart.training.trained_weights import TrainedWeights, copy_tensors
+from headstart.training.training_step import EpochFigures, FineTuneCheckpoint, TrainingStep
 from headstart.training.tuning import FULL, Tuning
 
 TRAINING_TASK = "Fine-tuning"
@@ -46,9 +48,6 @@ STATISTICS_BATCHES = 16
 
 UNREAD_LOSSES = 16
 """Steps after which a GPU's losses are read; reading each loss would make the CPU wait for the GPU."""
-
-EpochFigures = dict[str, float]
-"""{"epoch", "loss", "accuracy"} of the images as they were shown, and {"correct", "log_loss"} on val."""
 
 
 @dataclass(frozen=True)
@@ -93,64 +92,6 @@ class FineTuneSettings:
 
 
 @dataclass(frozen=True)
-class FineTuneCheckpoint:
-    """State needed to resume fine-tuning.
-
-    Attributes:
-        step: steps done.
-        history: figures of each finished epoch.
-        best: the entry of ``history`` whose weights are kept so far.
-        sums: sums of loss and accuracy over the steps of the current epoch, and the number of its steps.
-        tensors: weights, their average, AdamW's moments, the best average, by name.
-    """
-
-    step: int
-    history: list[EpochFigures]
-    best: EpochFigures | None
-    sums: tuple[float, float, int]
-    tensors: TensorDict = field(repr=False)
-
-    def as_json(self) -> dict[str, Any]:
-        """Everything but the tensors."""
-        return {"step": self.step, "history": self.history, "best": self.best, "sums": list(self.sums)}
-
-    @classmethod
-    def of(cls, document: dict[str, Any], tensors: TensorDict) -> FineTuneCheckpoint:
-        """A checkpoint from ``as_json`` and its tensors."""
-        return cls(document["step"], document["history"], document["best"], tuple(document["sums"]), tensors)
-
-
-@dataclass(frozen=True)
-class TrainingStep:
-    """One step of fine-tuning that is done.
-
-    Attributes:
-        step: number of steps done.
-        steps: number of steps in all.
-        epoch: of the step, from 0.
-        images_shown: in all steps so far.
-        lr: learning rate of the head.
-        loss: on a GPU of up to ``UNREAD_LOSSES`` steps before; None if none has been read yet.
-        history: figures of the epochs that have ended.
-        checkpoint: copies everything that is needed to continue from here.
-    """
-
-    step: int
-    steps: int
-    epoch: int
-    images_shown: int
-    lr: float
-    loss: float | None
-    history: tuple[EpochFigures, ...]
-    checkpoint: Callable[[], FineTuneCheckpoint] = field(repr=False)
-
-    def figures(self) -> dict[str, float]:
-        """{"step", "steps", "epoch", "lr"} and, if known, {"loss"}."""
-        found: dict[str, float] = {"step": self.step, "steps": self.steps, "epoch": self.epoch, "lr": self.lr}
-        return found if self.loss is None else found | {"loss": self.loss}
-
-
-@dataclass(frozen=True)
 class FineTuneResult:
     """The outcome of fine-tuning; the network's parameters hold the trained weights too.
 
@@ -175,12 +116,14 @@ class FineTuneOptions(TypedDict, total=False):
         dtype: in which the suffix computes: float32 (default) or bfloat16.
         device: the CPU (default) or a CUDA device.
         start: where to continue; default from the beginning.
+        rank: of this process, where several train together; they take the same steps.
     """
 
     val_chooses: bool
     dtype: torch.dtype
     device: torch.device
     start: FineTuneCheckpoint | None
+    rank: Rank
 
 
 def fine_tune(
@@ -290,7 +233,7 @@ class _Trainer:
     ) -> None:
         device, dtype = options.get("device", CPU), options.get("dtype", torch.float32)
         self.settings, self.train, self.val, self.device = settings, train, val, device
-        self.val_chooses = options.get("val_chooses", True) and val is not None
+        self.val_chooses, self.rank = options.get("val_chooses", True) and val is not None, options.get("rank", ALONE)
         self.network, self.layout = split.module, Layout.of(split.module)
         self.boundary = next(b for b in split.boundaries if b.name == boundary)
         self.head = copy.deepcopy(head).to(device)
@@ -306,15 +249,15 @@ class _Trainer:
         batch_size = batch_size_for(count, settings.batch_size)
         self.order = BatchOrder(train, batch_size, settings.epochs, settings.seed, settings.first_view)
         self.reader = activation_reader(train.activations, device, rows=count * max(1, train.views))
-        self.val_reader = None if val is None else activation_reader(val.activations, device, rows=len(val.labels))
+        self.own_val = val if val is None or self.rank.is_alone else val.some(self.rank.owned(len(val.labels)))
+        self.val_reader = _reader_of(self.own_val, device)
         with torch.no_grad():
             self.num_classes = self.head(torch.zeros(1, *split.boundaries[-1].shape, device=device)).shape[1]
         self.is_multi_label = is_multi_label(train.labels)
         self.targets = soft_targets(train.labels, self.num_classes, settings.label_smoothing)
         self.image_weights = image_weights(train.labels, self.num_classes, balance=settings.balance_classes)
         self.recorded: RecordedStep | None = None
-        self.step, self.sums = 0, (0.0, 0.0, 0)
-        self.history: list[EpochFigures] = []
+        self.step, self.sums, self.history = 0, (0.0, 0.0, 0), list[EpochFigures]()
         self.best: EpochFigures | None = None
         self.unread: list[Tensor] = []
         self.last_loss: float | None = None
@@ -331,45 +274,64 @@ class _Trainer:
     def prefetch(self) -> None:
         """Announces what the rest of the epoch will read."""
         if self.step < self.order.steps:
-            self.reader.expect(self.order.remaining_rows(*divmod(self.step, self.order.per_epoch)))
+            epoch, index = divmod(self.step, self.order.per_epoch)
+            self.reader.expect(self._own_rows(epoch, later) for later in range(index, self.order.per_epoch))
+
+    def _own_rows(self, epoch: int, index: int) -> list[Row]:
+        """The rows of a step that this rank takes."""
+        rows = self.order.rows(epoch, index)
+        return [rows[place] for place in self.rank.places(self.order.images(epoch, index)) or [0]]
 
     def learn(self, epoch: int, index: int) -> None:
         """One step: reads a batch, augments it, and moves the weights."""
-        settings, images = self.settings, self.order.images(epoch, index)
-        rng = np.random.default_rng((settings.seed, 2, self.step))
-        x = self.reader.read(self.order.rows(epoch, index))
-        activations, beside = self.boundary.activations(x)
-        x, partner, share = augment(
-            activations,
-            self.layout,
-            rng,
-            jitter=settings.feature_jitter,
-            cutmix_share=settings.cutmix,
-            mixup_alpha=settings.mixup,
-            beside=beside,
-        )
+        images = self.order.images(epoch, index)
+        own = self.rank.places(images)
+        places = own or [0]  # of a batch with fewer images than ranks one that does not count
+        x, partner, share = self._augmented(epoch, index, places)
         target, weight = (
-            share * values[images] + (1 - share) * values[images][partner]
+            (share * values[images] + (1 - share) * values[images][partner])[places]
             for values in (self.targets, self.image_weights)
         )
-        self.weights.set_rates(self.step, warmup_cosine(self.step, self.order.steps, settings.warmup), settings.ema)
-        inputs = x, target.to(self.device), weight.to(self.device)
+        rate = warmup_cosine(self.step, self.order.steps, self.settings.warmup)
+        self.weights.set_rates(self.step, rate, self.settings.ema)
+        inputs = x, target.to(self.device), weight.to(self.device) * (len(own) / len(images))
         is_recorded = self.recorded is not None and self.recorded.accepts(*inputs)
         loss, logits = self.recorded(*inputs) if self.recorded and is_recorded else self._update(*inputs)
         labels = torch.from_numpy(self.train.labels[images])
-        right = share * correct_in(logits, labels.to(self.device)).float().mean()
-        right += (1 - share) * correct_in(logits, labels[partner].to(self.device)).float().mean()
-        self.unread.append(torch.stack([loss.float(), right]))
+        right = share * correct_in(logits, labels[places].to(self.device)).float().sum()
+        right += (1 - share) * correct_in(logits, labels[partner][places].to(self.device)).float().sum()
+        self.unread.append(torch.stack([loss.float(), right * (len(own) / len(places) / len(images))]))
         self.step += 1
         if self.device == CPU or index + 1 == self.order.per_epoch or len(self.unread) == UNREAD_LOSSES:
             self._read_losses()
+
+    def _augmented(self, epoch: int, index: int, places: list[int]) -> tuple[Tensor, Tensor, float]:
+        """(activations of this rank's images, partner of each image of the batch, share of the image itself)."""
+        rows, settings = self.order.rows(epoch, index), self.settings
+        own = self.boundary.activations(self.reader.read([rows[place] for place in places]))
+        drawn = draw_augmentation(
+            (len(rows), *own[0].shape[1:]),
+            self.layout,
+            np.random.default_rng((settings.seed, 2, self.step)),
+            jitter=settings.feature_jitter,
+            cutmix_share=settings.cutmix,
+            mixup_alpha=settings.mixup,
+            beside=sum(self.boundary.beside),
+        )
+        if self.rank.is_alone:
+            return drawn.apply(own), drawn.partner, drawn.share
+        others = None
+        if drawn.share != 1.0:
+            partners = [rows[place] for place in drawn.partner[places].tolist()]
+            others = self.boundary.activations(self.reader.read(partners))
+        return drawn.apply(own, places, others), drawn.partner, drawn.share
 
     def _update(self, x: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Moves the weights by the gradient of a batch; its loss and (N, classes) logits."""
         with self._dropout(self.step), self.classifier.learning_statistics(len(x)):
             logits = self.classifier(x)
             loss = (loss_per_image(logits, target, multi_label=self.is_multi_label) * weight).mean()
-        self.weights.step(loss, self.settings.clip)
+        self.weights.step(loss, self.settings.clip, self.rank)
         return loss.detach(), logits.detach()
 
     @contextmanager
@@ -378,7 +340,7 @@ class _Trainer:
         if not self.dropouts:
             yield
             return
-        with seeded(self.settings.seed, 3, step):
+        with seeded(self.settings.seed, 3, step, *([] if self.rank.is_alone else [self.rank.number])):
             for dropout in self.dropouts:
                 dropout.train()
             yield
@@ -387,7 +349,8 @@ class _Trainer:
 
     def record_step(self) -> None:
         """Records a step as a CUDA graph, on a GPU; recording allows no other thread to use the GPU."""
-        if self.device == CPU or self.dropouts or self.classifier.norms or self.step >= self.order.steps:
+        is_recordable = self.device != CPU and self.rank.is_alone and not self.dropouts and not self.classifier.norms
+        if not is_recordable or self.step >= self.order.steps:
             return
         images = self.order.images(0, 0)
         x = self.reader.read(self.order.rows(0, 0))
@@ -402,7 +365,11 @@ class _Trainer:
 
     def _read_losses(self) -> None:
         """Adds the losses of the last steps to the sums; on a GPU this waits for them."""
-        for loss, accuracy in torch.stack(self.unread).tolist() if self.unread else []:
+        if not self.unread:
+            return
+        figures = torch.stack(self.unread)
+        self.rank.add_up([figures])
+        for loss, accuracy in figures.tolist():
             self.sums = (self.sums[0] + loss, self.sums[1] + accuracy, self.sums[2] + 1)
             self.last_loss = loss
         self.unread = []
@@ -423,7 +390,8 @@ class _Trainer:
             )
         with self.weights.averaged():
             if self.classifier.norms:
-                self._estimate_statistics(epoch)
+                shown = (self.order.rows(epoch, i) for i in range(min(STATISTICS_BATCHES, self.order.per_epoch)))
+                self.classifier.estimate_statistics(self.reader.read(rows) for rows in shown if len(rows) > 1)
             entry |= self._validate()
         self.history.append(entry)
         if self.best is None or not self.val_chooses or _rank(entry) > _rank(self.best):
@@ -431,35 +399,16 @@ class _Trainer:
             self.weights.keep_best()
 
     def _validate(self) -> EpochFigures:
-        if self.val is None or self.val_reader is None:
+        if self.val is None or self.own_val is None or self.val_reader is None:
             return {}
-        logits = compute_in_batches(self.val, self.val_reader, self.classifier, self.device)
+        own = torch.zeros(0, self.num_classes)
+        if len(self.own_val.labels):
+            own = compute_in_batches(self.own_val, self.val_reader, self.classifier, self.device)
+        logits = self.rank.collected(own, len(self.val.labels))
         targets = soft_targets(self.val.labels, self.num_classes, 0.0)
         correct = correct_in(logits, torch.from_numpy(self.val.labels)).sum()
         loss = loss_per_image(logits, targets, multi_label=self.is_multi_label).mean()
         return {"correct": float(correct), "log_loss": float(loss)}
-
-    def _estimate_statistics(self, epoch: int) -> None:
-        """Estimates BatchNorm's statistics of the current weights on some of the epoch's batches.
-
-        Running averages lag behind the weights, and those of the averaged weights do not exist.
-
-        Source: "PreciseBN" in Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021.
-        """
-        norms: Sequence[BatchNorm] = self.classifier.norms
-        momenta = [norm.momentum for norm in norms]
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # the mean of all batches
-            norm.train()
-        with torch.no_grad():
-            for index in range(min(STATISTICS_BATCHES, self.order.per_epoch)):
-                if len(rows := self.order.rows(epoch, index)) > 1:
-                    self.classifier(self.reader.read(rows))
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-            cast(Tensor, norm.num_batches_tracked).zero_()
-            norm.eval()
 
     def done(self, epoch: int, index: int) -> TrainingStep:
         """The step that was just done."""
@@ -494,6 +443,10 @@ class _Trainer:
         self.weights.load_best()
         copy_tensors(self.num_batches, self.first_num_batches)  # they count batches since the last estimate only
         return FineTuneResult(self.head.to(CPU), self.history, self.best)
+
+
+def _reader_of(samples: Samples | None, device: torch.device) -> ActivationReader | None:
+    return None if samples is None else activation_reader(samples.activations, device, rows=len(samples.labels))
 
 
 def _rank(entry: EpochFigures) -> tuple[float, float]:

@@ -79,6 +79,7 @@ EFFORTS = {
     "quick": Effort(("last",), (6,), 2, cutmix=0.0, label_smoothing=0.05),
     "standard": Effort(("last", "half"), (3, 6), 3),
     "thorough": Effort(("last", "half"), (3, 18), 8),
+    "deep": Effort(("half",), (6,), 3),
 }
 
 _ONLY_IF = f"only if the log loss of the probe is above {DEEPER_FROM} and the previous rung is a significant gain"

@@ -79,20 +79,21 @@ class LinearFits:
         self.weight = torch.zeros(x.shape[1], len(learn), target.shape[1], dtype=torch.float64)
         self.bias = torch.zeros(self.weight.shape[1:], dtype=torch.float64)
 
-    def fit(self, c: float, tick: Callable[[], object] = lambda: None) -> bool:
+    def fit(self, c: float, tick: Callable[[], object] = lambda: None, *, rounds: int | None = None) -> bool:
         """Minimises the loss, starting from the current weights.
 
         Args:
             c: inverse strength of the L2 penalty.
             tick: called in every iteration.
+            rounds: iterations, at most; default: ``ROUNDS``.
 
         Returns:
-            True if it converged within ``ROUNDS`` iterations.
+            True if it converged.
         """
-        penalty = self.penalty / c
+        penalty, rounds = self.penalty / c, rounds or ROUNDS
         optimizer = torch.optim.LBFGS(
             [self.weight, self.bias],
-            max_iter=ROUNDS,
+            max_iter=rounds,
             history_size=10,
             tolerance_grad=1e-4,
             tolerance_change=1e-12,
@@ -110,8 +111,8 @@ class LinearFits:
             return loss + 0.5 * (penalty * self.weight.square()).sum()
 
         optimizer.step(loss_and_gradient)  # type: ignore[no-untyped-call]
-        rounds = int(optimizer.state_dict()["state"][0]["n_iter"])
-        return rounds < ROUNDS and bool(torch.isfinite(self.weight).all())
+        done = int(optimizer.state_dict()["state"][0]["n_iter"])
+        return done < rounds and bool(torch.isfinite(self.weight).all())
 
     def scores(self) -> npt.NDArray[np.float64]:
         """(N, sets, classes) logits, or SVM decision values, of all images for the classifiers of all sets."""

@@ -139,7 +139,7 @@ def cross_validate(
         return None
     weights = sample_weight
     if len(labels) > CHOOSE_ON:
-        kept = _stratified_sample(labels, seed)
+        kept = stratified_sample(labels, seed)
         x, labels, weights = x[kept], labels[kept], None if weights is None else weights[kept]
         together = None if together is None else together[kept]
     folds = learnable_folds(labels, FOLDS, seed, together=together)
@@ -154,7 +154,7 @@ def num_judged(labels: Labels) -> int:
     return int((class_sizes(labels) > 1).sum())
 
 
-def _stratified_sample(labels: Labels, seed: int) -> Labels:
+def stratified_sample(labels: Labels, seed: int) -> Labels:
     """Indices of ``CHOOSE_ON`` images, with the classes in proportion if each has at least two images."""
     can_stratify = not is_multi_label(labels) and class_sizes(labels).min() >= 2
     kept, _ = import_quietly("sklearn.model_selection").train_test_split(

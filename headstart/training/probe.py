@@ -219,8 +219,18 @@ def _refitted(
         fitted = _fit(x, labels, c, weights)
         converged = bool((fitted.n_iter_ < ROUNDS).all())
         weight, bias = as_rows(fitted, classes)
+    return *of_raw_features(weight, bias, mean, scale), converged
+
+
+def of_raw_features(
+    weight: npt.NDArray[np.float64],
+    bias: npt.NDArray[np.float64],
+    mean: npt.NDArray[np.float64],
+    scale: npt.NDArray[np.float64],
+) -> tuple[Features, Features]:
+    """(classes, D) and (classes,) float32 of a classifier of standardised features, with these merged into it."""
     plain = weight / scale
-    return plain.astype(np.float32), (bias - plain @ mean).astype(np.float32), converged
+    return plain.astype(np.float32), (bias - plain @ mean).astype(np.float32)
 
 
 def require_learnable(labels: Labels) -> None:
@@ -302,18 +312,24 @@ def cross_validate_once(
 
 
 def _fit_each(x: Features, labels: Labels, c: float) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], bool]:
-    """(labels, D) weight, (labels,) bias, and True if the fit converged.
-
-    A label that is on all images or on none has only a bias: the log odds with half an image added to each side.
-    """
+    """(labels, D) weight, (labels,) bias, and True if the fit converged; see ``with_constant_labels``."""
     fits = LinearFits(x, labels, [np.arange(len(x))], loss="binary")
     converged = fits.fit(c)
     weight, bias = fits.weight[:, 0].T.numpy().copy(), fits.bias[0].numpy().copy()
+    return *with_constant_labels(weight, bias, labels), converged
+
+
+def with_constant_labels(
+    weight: npt.NDArray[np.float64], bias: npt.NDArray[np.float64], labels: Labels
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """(labels, D) weight and (labels,) bias; those of a label that is on all images or on none are replaced.
+
+    Such a label has only a bias: the log odds with half an image added to each side.
+    """
     counts = labels.sum(axis=0)
     constant = (counts == 0) | (counts == len(labels))
-    weight[constant] = 0
-    bias[constant] = np.log((counts[constant] + 0.5) / (len(labels) - counts[constant] + 0.5))
-    return weight, bias, converged
+    odds = np.log((counts + 0.5) / (len(labels) - counts + 0.5))
+    return np.where(constant[:, None], 0, weight), np.where(constant, odds, bias)
 
 
 def _fit(x: Features, labels: Labels, c: float, sample_weight: SampleWeight | None) -> Any:

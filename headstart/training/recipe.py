@@ -24,7 +24,7 @@ from headstart.training.recipe_rules import (
 
 __all__ = ["LOGISTIC", "PRETRAINED", "Recipe", "check_options", "defaults", "option_types", "options_of"]
 
-EffortName = Literal["auto", "probe", "quick", "standard", "thorough"]
+EffortName = Literal["auto", "probe", "quick", "standard", "thorough", "deep"]
 PoolName = Literal["auto", "avg", "max", "avgmax", "token", "flatten"]
 ProbeName = Literal["logistic", "svm", "rbf", "knn", "centroid"]
 RangeName = Literal["full", "data"]
@@ -61,8 +61,8 @@ class Recipe:
         "auto",
         "fine-tuning",
         "How much to train at most. probe: fit a classifier on frozen features. quick, standard, thorough: fine-tune "
-        "the last layers as well, and deeper ones as long as the gain is larger than noise. auto: quick if a "
-        "fine-tuning option is given, else probe. Start with probe or quick.",
+        "the last layers as well, and deeper ones as long as the gain is larger than noise. deep: fine-tune a third of "
+        "the network at once. auto: quick if a fine-tuning option is given, else probe. Start with probe or quick.",
         is_basic=True,
     )
     backbone: str | None = option(

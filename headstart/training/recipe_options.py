@@ -15,8 +15,9 @@ class RecipeOptions(TypedDict, total=False):
 
     effort: EffortName
     """How much to train at most. probe: fit a classifier on frozen features. quick, standard, thorough: fine-tune
-    the last layers as well, and deeper ones as long as the gain is larger than noise. auto: quick if a fine-tuning
-    option is given, else probe. Start with probe or quick. Default: auto."""
+    the last layers as well, and deeper ones as long as the gain is larger than noise. deep: fine-tune a third of
+    the network at once. auto: quick if a fine-tuning option is given, else probe. Start with probe or quick.
+    Default: auto."""
 
     backbone: str | None
     """Pretrained network, by its timm name, with or without the tag of its weights. Use a larger one for harder

@@ -119,10 +119,6 @@ class BatchOrder:
         """The (image, view) rows of step ``index`` of an epoch."""
         return self.samples.rows(self.images(epoch, index).tolist(), self.first_view + epoch)
 
-    def remaining_rows(self, epoch: int, index: int) -> list[list[Row]]:
-        """The rows of every step from ``index`` to the end of an epoch."""
-        return [self.rows(epoch, later) for later in range(index, self.per_epoch)]
-
 
 def batch_size_for(count: int, largest: int) -> int:
     """The batch size for ``count`` images: at most ``largest``, and so small that an epoch has about eight steps."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -106,6 +106,26 @@ class SuffixClassifier(nn.Module):
             norm.train(batch_size > 1)
         yield
         for norm in self.norms:
+            norm.eval()
+
+    @torch.no_grad()
+    def estimate_statistics(self, batches: Iterable[Tensor]) -> None:
+        """Estimates the statistics of ``norms`` for the current weights, as means over batches of activations.
+
+        Running averages lag behind the weights, and those of averaged weights do not exist.
+
+        Source: "PreciseBN" in Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021.
+        """
+        momenta = [norm.momentum for norm in self.norms]
+        for norm in self.norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean of all batches
+            norm.train()
+        for x in batches:
+            self(x)
+        for norm, momentum in zip(self.norms, momenta, strict=True):
+            norm.momentum = momentum
+            cast(Tensor, norm.num_batches_tracked).zero_()
             norm.eval()
 
     def merge(self) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from headstart.training.ema import decay_at, update_average
+from headstart.training.ranks import ALONE, Rank
 
 TensorDict = dict[str, Tensor]
 
@@ -74,10 +75,17 @@ class TrainedWeights:
         if self._rates is not None:
             self._rates.zero_()
 
-    def step(self, loss: Tensor, clip: float) -> None:
-        """One step of AdamW with a clipped gradient, and of the average."""
+    def step(self, loss: Tensor, clip: float, rank: Rank = ALONE) -> None:
+        """One step of AdamW with a clipped gradient, and of the average.
+
+        Args:
+            loss: of the images of this rank.
+            clip: largest norm of the gradient.
+            rank: of this process; gradients are added over all ranks.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
+        rank.add_up([weight.grad for weight in self.live if weight.grad is not None])
         nn.utils.clip_grad_norm_(self.live, clip)
         self.optimizer.step()
         update_average(self.average, self.live, self._ema_share)

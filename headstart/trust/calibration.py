@@ -93,6 +93,8 @@ class Calibration:
                 f"; for a target accuracy of {100 * self.target_accuracy:g} %, it answers {100 * self.coverage:.1f} % "
                 f"of the images, with an accuracy of {100 * self.accuracy:.1f} %"
             )
+            if self.accuracy < self.target_accuracy:
+                words += ", so the target is missed"
         return words + "."
 
     @property

@@ -119,6 +119,7 @@ def find_label_errors(
     labels: Labels,
     *,
     c: float | None = None,
+    standardise: bool = True,
     seed: int = 0,
     together: Parts | None = None,
     progress: Progress | None = None,
@@ -132,6 +133,8 @@ def find_label_errors(
         features: (N, D) float32.
         labels: see ``training.losses``; every class has images.
         c: inverse strength of the L2 penalty; None: chosen by cross-validation.
+        standardise: whether the features are standardised; not where their scale means something, as in principal
+            components.
         seed: of the folds.
         together: (N,) numbers of parts (groups, near copies) that cross-validation does not divide, see
             ``losses.learnable_folds``: a copy with the same wrong label would confirm it. Images of a class with a
@@ -150,7 +153,7 @@ def find_label_errors(
         or count_learnable(labels) < 2 - is_multi_label(labels)
     ):
         return None
-    x = standardised(features)[2]
+    x = standardised(features)[2] if standardise else features
     if c is None:
         c = choose_c(x, labels, balance=False, seed=seed, together=together, progress=progress or SilentProgress()).c
     folds = learnable_folds(labels, FOLDS, seed, together=together)

@@ -170,8 +170,12 @@ def choose_references(keys: Sequence[bytes], length: int, most: int = MAX_REFERE
         length: features per image.
         most: maximum number of references.
     """
-    count = min(most, max(MIN_REFERENCES, NUMBERS // length))
-    return sorted(sorted(range(len(keys)), key=lambda i: keys[i])[:count])
+    return sorted(sorted(range(len(keys)), key=lambda i: keys[i])[: num_references(length, most)])
+
+
+def num_references(length: int, most: int = MAX_REFERENCES) -> int:
+    """How many training images become references, see ``choose_references``."""
+    return min(most, max(MIN_REFERENCES, NUMBERS // length))
 
 
 def make_ood_detector(references: Features) -> OodDetector | None:

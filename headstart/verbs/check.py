@@ -11,6 +11,7 @@ from typing import Unpack
 from headstart.data.dataset import Dataset, open_data
 from headstart.data.finding import Finding
 from headstart.data.inspection import Inspection, by_severity, images_to_exclude, inspect
+from headstart.data.sources.addresses import relative_to
 from headstart.data.splits import SplitShares
 from headstart.errors import DataError
 from headstart.files import csv_text, text_bytes, user_path, write_atomically, write_csv_file, writing_run
@@ -109,8 +110,8 @@ def write_check(look: Inspection, folder: Path) -> list[Path]:
 def write_clean(look: Inspection, file: str | os.PathLike[str]) -> dict[int, str]:
     """Writes a table without the images of serious findings and warnings (see ``data.inspection.images_to_exclude``).
 
-    Paths below the folder of the table are relative to it, others absolute. The table has the labels, and the splits
-    and groups if the data came with them. No image file is changed.
+    Paths below the folder of the table are relative to it, others absolute, or URLs. The table has the labels, and the
+    splits and groups if the data came with them. No image file is changed.
 
     Args:
         look: the inspected data set.
@@ -123,9 +124,9 @@ def write_clean(look: Inspection, file: str | os.PathLike[str]) -> dict[int, str
         OutputError: the file cannot be written.
     """
     path = user_path(file)
-    dataset, out, folder = look.dataset, images_to_exclude(look), Path(os.path.abspath(path)).parent
+    dataset, out, folder = look.dataset, images_to_exclude(look), os.path.dirname(os.path.abspath(path))
     columns: dict[str, Sequence[str]] = {
-        "path": [_from(folder, path) for path in dataset.files()],
+        "path": [relative_to(path, folder) for path in dataset.files()],
         "labels" if dataset.multi_label else "label": dataset.label_names(),
     }
     if dataset.splits is not None:
@@ -135,8 +136,3 @@ def write_clean(look: Inspection, file: str | os.PathLike[str]) -> dict[int, str
     rows = [[column[i] for column in columns.values()] for i in range(len(dataset)) if i not in out]
     write_csv_file(path, csv_text([list(columns), *rows]))
     return out
-
-
-def _from(folder: Path, file: str) -> str:
-    relative = os.path.relpath(file, folder)
-    return file if relative.startswith(os.pardir) else relative

@@ -344,8 +344,8 @@ def _row(method: _Method, run: Run, seconds: float) -> Compared:
 
 
 def _write(folder: Path, inspection: Inspection, rows: Sequence[Compared], name: str) -> None:
-    title = f"{inspection.dataset.root.resolve().name}: {rows[0].count:,} images of {name}"
-    document = {"data": str(inspection.dataset.root), "scored_on": name, "rows": [asdict(row) for row in rows]}
+    title = f"{inspection.dataset.name}: {rows[0].count:,} images of {name}"
+    document = {"data": inspection.dataset.root, "scored_on": name, "rows": [asdict(row) for row in rows]}
     with writing_run(folder):
         write_atomically(folder / "comparison.md", text_bytes(comparison_markdown(title, rows)))
         write_atomically(folder / "comparison.json", json_text(document, indent=1).encode())

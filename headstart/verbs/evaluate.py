@@ -14,7 +14,7 @@ import numpy.typing as npt
 from headstart.data.checks import reading_findings
 from headstart.data.dataset import Dataset
 from headstart.data.scan import scan
-from headstart.data.table import SEPARATOR
+from headstart.data.table_labels import SEPARATOR
 from headstart.errors import DataError, RunError
 from headstart.evaluation.predictions import Evaluated, evaluate_predictions
 from headstart.files import user_path
@@ -128,7 +128,8 @@ def evaluate(
     if source is None and faults:
         first = min(faults)
         raise DataError(
-            f"{len(faults)} of the run's images cannot be read. The first: {images.paths[first]}: {faults[first]}."
+            f"{len(faults)} of the run's images cannot be read. The first: {images.paths[first]}: {faults[first]}. Put "
+            "them back where they were, or give the images to score (headstart evaluate RUN DATA)."
         )
     rows_of = images.rows_by_set(without=faults)
     chosen_on = "val" if source is None else ""
@@ -239,7 +240,7 @@ def other_images(
     if unknown:
         _handle_unknown(dataset, unknown, names, model, ignore_unknown, progress)
     for finding in reading_findings(dataset, scanned):
-        progress.say(with_example(f"{finding.severity.capitalize()}: {finding.message}", finding.items))
+        progress.say(finding.line)
     model_classes = set(model.classes)
     is_scored = [model.thresholds is not None or image_names[0] in model_classes for image_names in names]
     keep = [i for i in range(len(names)) if is_scored[i] and i not in scanned.faults]

@@ -14,6 +14,7 @@ from typing import Any, TypeGuard, final
 import numpy as np
 
 from headstart.data.dataset import Dataset
+from headstart.data.sources.read import is_gone
 from headstart.errors import DataError, ExportError, OptionError, OutputError, RunError
 from headstart.exports.formats.interface import NUM_CALIBRATION_IMAGES, QuantizedLayers, WriteRequest
 from headstart.exports.formats.registry import FORMATS, format_of, open_export
@@ -301,7 +302,7 @@ def _images_for(
         raise DataError(f"{_name(source)}: no images to compare on. Give others (option data).")
     if calibrate and not images.calibration:
         raise DataError(f"{_name(source)}: no images left to calibrate int8 on. Give more (option data).")
-    missing = [path for path in images.compared.paths if not Path(path).is_file()]
+    missing = [path for path in images.compared.paths if is_gone(path)]
     if missing:
         raise DataError(
             f"{missing[0]}: no longer exists; {len(missing):,} images are missing ({images.words}). Give other images "
@@ -319,7 +320,7 @@ def _run_images(folder: Path, model: HasClasses) -> _Images:
     return _Images(own_images(folder, model, (name,)), train, words)
 
 
-def _data_images(root: Path, images: LabelledImages) -> _Images:
+def _data_images(root: str, images: LabelledImages) -> _Images:
     """The first of ``COMPARED_SETS`` that a data set has, else its first set, and its training images."""
     name = next(name for name in (*COMPARED_SETS, *images.sets) if name in images.sets)
     words = f"{'' if name == 'all' else f'{COMPARED_SETS.get(name, name)} of '}{root}"

@@ -18,6 +18,7 @@ from headstart.files import path_of, text_bytes, user_path, write_atomically, wr
 from headstart.hub import push as push_files
 from headstart.model import Model, load
 from headstart.model_file import MODEL_FILE
+from headstart.progress import Progress
 from headstart.reports.image_map import read_map
 from headstart.reports.model_card import CARD_FILE, model_card
 from headstart.reports.report_data import ReportData
@@ -38,7 +39,12 @@ FORMER_HEAD_KEYS = {"known": "old_classes", "remembered": "rehearsal_samples", "
 """Former keys of the head's description in ``run.json`` -> current keys."""
 
 
-def report(run: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
+def report(
+    run: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Path:
     """Writes the HTML report of a finished run again.
 
     The figures come from the predictions stored in the run folder; thumbnails come from the image files that still
@@ -47,6 +53,7 @@ def report(run: str | os.PathLike[str], out: str | os.PathLike[str] | None = Non
     Args:
         run: a run folder.
         out: the .html file to write; "report.html" in the run folder if None.
+        progress: receives a message about images that can no longer be read.
 
     Returns:
         The file written.
@@ -54,6 +61,7 @@ def report(run: str | os.PathLike[str], out: str | os.PathLike[str] | None = Non
     Raises:
         RunError: not a finished run, a damaged one, or the file cannot be written.
         ModelFileError: the model of the run cannot be read.
+        SourceError: the storage of its images cannot be reached.
 
     Examples:
         >>> hs.report("runs/flowers", "flowers.html").name
@@ -63,7 +71,7 @@ def report(run: str | os.PathLike[str], out: str | os.PathLike[str] | None = Non
     load_run(folder)
     document = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     file = folder / REPORT_FILE if out is None else user_path(out)
-    return write_report(folder, document, load(folder), file)
+    return write_report(folder, document, load(folder), file, progress=progress)
 
 
 def write_report(
@@ -74,6 +82,7 @@ def write_report(
     *,
     brief: bool = False,
     cache: Path | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """Writes the HTML report of a run.
 
@@ -84,6 +93,7 @@ def write_report(
         file: the .html file to write.
         brief: see ``reports.report_data.ReportData.is_brief``.
         cache: the cache folder, where thumbnails and heat maps are kept.
+        progress: see ``report``.
 
     Raises:
         RunError: the folder is damaged.
@@ -95,7 +105,7 @@ def write_report(
     head, data = document["head"], document["data"]
     data_shown = ReportData(
         name=data["name"],
-        base=Path(path_of(data.get("base", "")) or os.path.commonpath([p for part in evaluated for p in part.paths])),
+        base=path_of(data.get("base", "")) or os.path.commonpath([p for part in evaluated for p in part.paths]),
         model=model,
         head={"reason": "by its settings", "frozen": 0} | with_current_names(head, FORMER_HEAD_KEYS),
         counts=data["counts"],
@@ -114,7 +124,7 @@ def write_report(
         seconds=document["seconds"],
         selection=read_selection(folder),
     )
-    page = text_bytes(render_report(data_shown, cache))
+    page = text_bytes(render_report(data_shown, cache, progress))
     with writing_run(folder, file):
         write_atomically(file, page)
     return file

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from headstart.cache.keys import content_key
-from headstart.data.dataset import is_hidden
+from headstart.data.file_tree import is_hidden
 from headstart.data.image_formats import SUFFIXES
+from headstart.data.sources.read import read_image
 from headstart.errors import DataError, OptionError, RunError
 from headstart.evaluation.mcnemar import Paired, paired
 from headstart.figures import count_text
@@ -127,7 +128,9 @@ def corrected_rows(run: Path, corrections: Path, progress: Progress) -> list[Row
         kept = [(row["path"], row["label"], row["split"], row.get("group") or "", row["content"]) for row in table]
     except (OSError, KeyError) as error:
         raise RunError(f"{run}: the table of its images cannot be read ({error}).") from error
-    corrected = {content_key(file.read_bytes()).hex(): (file, label) for file, label in _corrected_files(corrections)}
+    corrected = {
+        content_key(read_image(str(file))).hex(): (file, label) for file, label in _corrected_files(corrections)
+    }
     if not corrected:
         raise DataError(
             f"{corrections}: contains no corrections. Correct predictions on the page of headstart serve {run}."

@@ -51,6 +51,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
         yield served
 
 
+@pytest.mark.slow
 def test_a_download_is_shown_in_megabytes_by_the_progress_that_is_given(
     hub: Hub, capfd: pytest.CaptureFixture[str]
 ) -> None:

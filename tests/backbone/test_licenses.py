@@ -34,6 +34,7 @@ from headstart.errors import LicenseError
 from headstart.features.export import export_features
 from headstart.model import Model
 from headstart.model_file import KEY, digest
+from headstart.pipeline import train_events
 from headstart.pipeline.base_classifier import load_base
 from headstart.progress import SilentProgress
 from headstart.selection import candidates
@@ -142,7 +143,7 @@ CALLS: dict[str, Callable[..., object]] = {
     "load_backbone": lambda _data, out, **options: load_backbone(**options),
     "load_with_classifier": lambda _data, out, **options: load_with_classifier(**options),
     "train": lambda data, out, **options: hs.train(data, out=out, **options),
-    "train_events": lambda data, out, **options: list(hs.train_events(data, out=out, **options)),
+    "train_events": lambda data, out, **options: list(train_events(data, out=out, **options)),
     "fine-tuning": lambda data, out, **options: hs.train(data, out=out, effort="quick", **options),
     "extend pretrained": lambda data, out, **options: hs.train(data, out=out, extend="pretrained", **options),
     "prepare": lambda data, out, **options: hs.prepare(data, effort="quick", **options),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -160,3 +162,37 @@ def test_some_of_the_disk_is_left_free_where_something_can_go_but_nothing_fails_
         assert names(tmp_path) == left
     disk["free"] = 3 * ROW
     new.require_space(2)
+
+
+@pytest.mark.parametrize(
+    ("held", "elapsed", "free", "lists"),
+    [
+        (0.1, 0.0, 1e15, False),
+        (0.1, budget.LISTED_SECONDS + 1, 1e15, True),
+        (budget.FAR_FROM_FULL, 0.0, 1e15, True),
+        (0.1, 0.0, 0.0, True),
+    ],
+)
+def test_the_cache_is_listed_again_unless_it_was_far_from_full_a_moment_ago(
+    held: float, elapsed: float, free: float, lists: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listings = []
+    monkeypatch.setattr(budget, "cache_entries", lambda root: listings.append(root) or [])
+    limit(monkeypatch, 1)
+    budget.make_space(tmp_path, int(1000 * held), folder=tmp_path, keep=())
+    now = budget.time.monotonic() + elapsed
+    monkeypatch.setattr(budget.time, "monotonic", lambda: now)
+    monkeypatch.setattr(budget.shutil, "disk_usage", lambda _root: SimpleNamespace(total=free, free=free))
+    with suppress(CacheError):
+        budget.make_space(tmp_path, 1, folder=tmp_path, keep=())
+    assert len(listings) == 1 + lists
+
+
+def test_what_was_requested_since_the_listing_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit(monkeypatch, 1)
+    for _ in range(9):
+        budget.make_space(tmp_path, 100, folder=tmp_path, keep=())
+    listings = []
+    monkeypatch.setattr(budget, "cache_entries", lambda root: listings.append(root) or [])
+    budget.make_space(tmp_path, 100, folder=tmp_path, keep=())
+    assert listings == [tmp_path]

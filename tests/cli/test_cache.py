@@ -169,14 +169,17 @@ def test_the_command_is_quick_and_imports_no_torch(full: Path) -> None:
         "import sys; sys.argv = ['headstart', 'cache']\nfrom headstart.cli.main import main\ntry: main()\n"
         "except SystemExit: pass\nsys.exit(any(m in sys.modules for m in ('torch', 'timm', 'sklearn', 'PIL')))"
     )
-    times = []
+    times, bare = [], []
     for _ in range(3):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "import click, jinja2, numpy"], check=True)
+        bare.append(time.perf_counter() - started)
         started = time.perf_counter()
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
         times.append(time.perf_counter() - started)
         assert done.returncode == 0, "something heavy was imported"
         assert "activations" in done.stdout
-    assert min(times) < 1
+    assert min(times) < max(1, 3 * min(bare))  # a slow machine is slow at both
 
 
 def test_verifying_names_damaged_entries_removes_their_rows_and_leaves_the_others(

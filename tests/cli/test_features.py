@@ -59,6 +59,7 @@ def test_layers_prints_groups_in_order_with_totals(capsys: pytest.CaptureFixture
     assert out.startswith("resnet18, images of 224 x 224 pixels: 1.81 billion multiply-accumulate operations (GMACs)")
 
 
+@pytest.mark.slow
 def test_layers_lists_how_many_weights_each_method_of_tuning_trains(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = main("layers", "test_vit", "--image-size", 32, "--json", capsys=capsys)
     assert code == 0

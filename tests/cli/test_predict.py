@@ -28,6 +28,7 @@ def test_predict_lists_every_image_and_reports_unreadable_ones(
     assert "1 of 32 images cannot be read" in err
 
 
+@pytest.mark.slow
 def test_csv_json_and_parquet_contain_the_same_predictions(
     run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

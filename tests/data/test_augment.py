@@ -68,6 +68,7 @@ def test_a_view_depends_on_nothing_but_its_arguments() -> None:
     assert np.array_equal(alone, threaded)
 
 
+@pytest.mark.slow
 def test_another_process_gives_the_same_bits() -> None:
     script = """
 import hashlib, numpy as np

@@ -9,7 +9,8 @@ import pytest
 from pyarrow import parquet
 from random_images import random_image, write_classes
 
-from headstart.data.dataset import find_images, open_data, open_folder, open_table
+from headstart.data.dataset import open_data, open_folder, open_table
+from headstart.data.listing import find_images
 from headstart.errors import DataError
 
 

@@ -17,7 +17,7 @@ def test_damaged_pixels_whose_image_has_gone_are_a_named_error(tmp_path: Path) -
     keys = scan([str(image)], preprocessing=size, cache=tmp_path / "cache").keys
     for change, error, message in (
         (lambda: image.write_bytes(b"x"), DataError, "image.png: has changed since"),
-        (image.unlink, DataError, "image.png: No such file.*run the command again"),
+        (image.unlink, DataError, "image.png: no such file.*run the command again"),
     ):
         change()
         store = pixel_store(size, tmp_path / "cache")

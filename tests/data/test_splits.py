@@ -89,6 +89,7 @@ def test_a_group_stays_on_one_side(tmp_path: Path) -> None:
     assert len(Counter(s for side in sides.values() for s in side)) >= 2
 
 
+@pytest.mark.slow
 def test_copies_in_other_groups_are_kept_apart_from_near_copies_too(tmp_path: Path) -> None:
     folder = write_classes(tmp_path / "d", {"a": 30, "b": 30})
     rows = []

@@ -117,6 +117,7 @@ def test_units_are_found(name: str, convolutions: int, norms: int, activations: 
     assert found == [convolutions, norms, activations]
 
 
+@pytest.mark.slow
 def test_folding_from_a_convolution_on_leaves_what_is_before_it_in_float32() -> None:
     module = network("resnet18")
     with torch.inference_mode():

@@ -611,6 +611,7 @@ def test_training_is_estimated_by_an_engine_that_trains(net: FeatureNet, onnx: R
     assert (EnginePlan().rate, EnginePlan().training_rate) == (DEFAULT_RATE, DEFAULT_RATE)
 
 
+@pytest.mark.slow
 @folding
 def test_a_plan_from_a_single_image_is_as_good(net: FeatureNet, rates: Rates, tmp_path: Path) -> None:
     plan = measure_engines(net, pixels(1), count=100, device="cpu", cache=tmp_path)

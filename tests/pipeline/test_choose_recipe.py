@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +17,11 @@ import headstart as hs
 from headstart.backbone.weights import fingerprint
 from headstart.errors import OptionError, RunError, WeightsError
 from headstart.pipeline import choose_recipe as module
+from headstart.pipeline.choose_depth import DEEP, SHALLOW, Preferred
 from headstart.runs.events import Event
-from headstart.selection.candidates import find_candidates
+from headstart.selection.candidates import Candidate, find_candidates
+from headstart.selection.results import Near, Selection
+from headstart.selection.search import UNKNOWN_SPEED
 from headstart.training.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("small_networks")
@@ -89,20 +94,23 @@ def test_a_plan_is_refused_where_the_weights_are_others(
         hs.train(data, out=tmp_path / "run", plan=file, device="cpu")
 
 
-@pytest.mark.parametrize(("seconds", "effort"), [(1e6, "thorough"), (0.0, "probe")])
+@pytest.mark.parametrize(("seconds", "effort"), [(1e6, "quick"), (0.0, "probe")])
 @pytest.mark.slow
 def test_the_time_left_decides_the_effort(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, effort: str
 ) -> None:
     real = module._deepest_in_time
     ends = time.monotonic() + seconds
-    monkeypatch.setattr(
-        module, "_deepest_in_time", lambda job, recipe, inspection, _ends: real(job, recipe, inspection, ends)
-    )
+
+    def deepest(job: Any, recipe: Recipe, inspection: Any, _depths: Any, _ends: float) -> Any:
+        return real(job, recipe, inspection, SHALLOW, ends)
+
+    monkeypatch.setattr(module, "_deepest_in_time", deepest)
     folder = tmp_path / "run"
     folder.mkdir()
     job = module.Job(hs.open_data(data), Recipe(), "cpu", None, RecordedProgress())
-    assert module.choose_recipe(job, find_candidates("offline"), 1, folder).effort == effort
+    recipe = module.choose_recipe(job, find_candidates("offline"), 1, folder)
+    assert (recipe.effort, recipe.views) == (effort, SHALLOW[-1].views if effort == "quick" else None)
 
 
 @pytest.mark.parametrize(
@@ -199,3 +207,35 @@ def test_backbones_are_compared_without_training_further(data: Path, tmp_path: P
     ]
     with pytest.raises(OptionError, match="Compare backbones alone"):
         hs.compare(data, out=tmp_path / "d", only=["backbones", "probes"], device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("planned", "chosen"),
+    [
+        ({"small": "quick", "large": "quick"}, "large"),  # the small one was expected to go deeper, and does not
+        ({"small": "deep", "large": "quick"}, "small"),
+        ({"small": "probe", "large": "quick"}, "large"),
+        ({"small": "probe", "large": "probe"}, "small"),
+    ],
+)
+def test_what_the_plan_of_the_steps_allows_decides_and_not_the_estimate_before_it(
+    planned: dict[str, str], chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    candidates = [
+        Candidate(name, None, 32, weights, 0.1, "mit", "for the test", "package", "a package")
+        for name, weights in (("small", 1_000), ("large", 2_000))
+    ]
+    selection = Selection((), tuple(Near(one, UNKNOWN_SPEED) for one in candidates))
+    expected = [Preferred(0, "there is time", "deep"), Preferred(1, "it has more weights", "quick")]
+    monkeypatch.setattr(module, "inspected_images", lambda inspection: inspection)
+    monkeypatch.setattr(module, "depths_for", lambda _selection: DEEP)
+    monkeypatch.setattr(module, "by_preference", lambda *_: expected)
+    monkeypatch.setattr(Selection, "with_chosen", lambda self, *_: self)
+
+    def plan(_job: Any, recipe: Recipe, *_: Any) -> tuple[Recipe, str]:
+        return replace(recipe, effort=planned[recipe.backbone]), "fingerprint"
+
+    monkeypatch.setattr(module, "_deepest_in_time", plan)
+    job = SimpleNamespace(recipe=Recipe())
+    _, recipe, _ = module._chosen(job, selection, None, time.monotonic() + 100, 2.0)  # type: ignore[arg-type]
+    assert (recipe.backbone, recipe.effort) == (chosen, planned[chosen])

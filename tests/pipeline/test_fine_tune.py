@@ -105,6 +105,7 @@ def test_a_rung_that_diverges_ends_the_ladder_with_a_warning_and_the_best_before
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights_of(run).items())
 
 
+@pytest.mark.slow
 def test_a_depth_that_was_asked_for_and_diverges_is_an_error(
     data: Path, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

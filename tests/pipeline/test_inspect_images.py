@@ -43,6 +43,7 @@ def test_files_that_are_all_one_image_are_an_error_that_says_so(tmp_path: Path) 
         hs.train(tmp_path / "d", out=tmp_path / "run", image_size=64)
 
 
+@pytest.mark.slow
 def test_classes_of_one_group_each_are_named_in_a_warning(tmp_path: Path) -> None:
     """Whoever recognises the group knows the class: cross-validation cannot tell the one from the other."""
     data = write_classes(tmp_path / "d", {"blue": 20, "red": 20})

@@ -22,6 +22,7 @@ from headstart.data.table import join_labels
 from headstart.errors import DataError, OptionError
 from headstart.evaluation.metrics import LabelScores
 from headstart.evaluation.predictions import Evaluated
+from headstart.pipeline import train_events
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_networks")]
 
@@ -153,7 +154,7 @@ def test_a_runs_table_of_images_is_data_like_any_other(run: hs.Run) -> None:
 @pytest.mark.exhaustive
 def test_fine_tuning_learns_several_labels(data: Path, weights: Path, tmp_path: Path) -> None:
     events = list(
-        hs.train_events(
+        train_events(
             data,
             out=tmp_path / "run",
             backbone=BACKBONE,

@@ -121,6 +121,7 @@ def test_classes_that_stay_are_proven_where_a_model_is_extended(
         hs.train(more, out=tmp_path / "broken", extend=str(first.folder), device="cpu")
 
 
+@pytest.mark.slow
 def test_a_loop_of_ones_own_is_checked_when_its_model_is_asked_for(data: Path, choices: dict[str, Any]) -> None:
     bench = hs.prepare(data, **choices, **TUNED)
     bench.model()

@@ -316,6 +316,7 @@ def test_a_mistake_is_found_before_the_run_folder_is_made(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_failure_before_anything_is_learnt_leaves_the_folder_free_for_the_next_try(
     three_colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

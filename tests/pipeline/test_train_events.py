@@ -16,6 +16,7 @@ from random_images import mislabel, write_classes
 import headstart as hs
 from headstart.backbone import load_backbone
 from headstart.errors import DataError, OptionError
+from headstart.pipeline import train_events
 from headstart.progress import SilentProgress
 from headstart.reports.curves import CurvePoint, curve_charts
 from headstart.runs import Event
@@ -36,7 +37,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def told(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Event]:
     out = tmp_path_factory.mktemp("runs") / "run"
-    return list(hs.train_events(data, out=out, **CHOICES))
+    return list(train_events(data, out=out, **CHOICES))
 
 
 def test_every_kind_of_event_is_emitted_in_order(told: list[Event]) -> None:
@@ -83,11 +84,11 @@ def test_each_stage_says_which_groups_it_trains(told: list[Event]) -> None:
 
 @pytest.mark.exhaustive
 def test_a_run_that_is_left_stops_and_can_be_gone_on_with(data: Path, tmp_path: Path) -> None:
-    for event in hs.train_events(data, out=tmp_path / "run", **CHOICES):
+    for event in train_events(data, out=tmp_path / "run", **CHOICES):
         if event.kind == "stage":
             break
     assert not (tmp_path / "run" / "run.json").exists()
-    *_, last = hs.train_events(resume_from=tmp_path / "run")
+    *_, last = train_events(resume_from=tmp_path / "run")
     assert last.kind == "finished"
     assert hs.load_run(last["run"]).best == last["best"]
 
@@ -101,7 +102,7 @@ class Slow(SilentProgress):
 
 
 def test_a_run_that_is_left_before_anything_was_learnt_leaves_nothing_behind(data: Path, tmp_path: Path) -> None:
-    for event in hs.train_events(data, out=tmp_path / "run", progress=Slow(), **CHOICES):
+    for event in train_events(data, out=tmp_path / "run", progress=Slow(), **CHOICES):
         assert event.kind == "progress"  # of reading the images
         break
     assert not (tmp_path / "run").exists()
@@ -109,9 +110,9 @@ def test_a_run_that_is_left_before_anything_was_learnt_leaves_nothing_behind(dat
 
 def test_an_error_of_the_run_rises_in_the_loop(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
-        list(hs.train_events(tmp_path / "nowhere"))
+        list(train_events(tmp_path / "nowhere"))
     with pytest.raises(OptionError, match="either a source to train on or resume_from"):
-        list(hs.train_events())
+        list(train_events())
 
 
 @pytest.mark.slow

@@ -1,4 +1,7 @@
-"""What the main job must reach on real photographs: two cores, offline default backbone, cold caches."""
+"""What the main job must reach on real photographs: two cores, offline default backbone, cold caches.
+
+Times are limits of an AVX2 machine, see ``machine_speed``.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from machine_speed import slowness
 from photographs import Timed, photographs
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 
@@ -32,7 +36,7 @@ def test_the_demo_reaches_95_percent_in_under_60_seconds(command: Callable[..., 
     held_out = sum(s["correct"] for s in scores.values()) / sum(s["count"] for s in scores.values())
     assert scores["test"]["accuracy"] >= 0.95
     assert held_out >= 0.95
-    assert done.seconds < 60
+    assert done.seconds < 60 * slowness()
     assert (tmp_path / "demo" / "run" / "report.html").exists()
 
 
@@ -42,10 +46,10 @@ def test_flowers_reach_91_5_percent_in_under_75_seconds(
     _, scores, done = flowers
     assert scores["val"]["count"] == 550
     assert scores["val"]["accuracy"] >= 0.915
-    if done.seconds >= 75:  # as below: once more, and as cold as the first time
+    if done.seconds >= 75 * slowness():  # as below: once more, and as cold as the first time
         monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cold"))
         done = trained(command, photographs("flowers"), tmp_path / "again")[1]
-    assert done.seconds < 75
+    assert done.seconds < 75 * slowness()
 
 
 def test_a_second_run_takes_under_25_seconds_and_says_why(
@@ -54,9 +58,9 @@ def test_a_second_run_takes_under_25_seconds_and_says_why(
     scores, done = trained(command, photographs("flowers"), tmp_path / "again")
     assert scores == flowers[1]
     assert "the backbone does not run" in done.err
-    if done.seconds >= 25:  # as below: libraries are not in the disk cache
+    if done.seconds >= 25 * slowness():  # as below: libraries are not in the disk cache
         done = trained(command, photographs("flowers"), tmp_path / "once more")[1]
-    assert done.seconds < 25
+    assert done.seconds < 25 * slowness()
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (flowers[0] / "model.safetensors").read_bytes()
 
 
@@ -74,9 +78,9 @@ def test_predicting_one_image_takes_under_8_seconds(
     with open(flowers[0] / "predictions.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     done = command("predict", flowers[0], rows[7]["path"], "--json")
-    if done.seconds >= 8:  # what lies on the disk may have left its cache meanwhile: 5 GB of libraries
+    if done.seconds >= 8 * slowness():  # what lies on the disk may have left its cache meanwhile: 5 GB of libraries
         done = command("predict", flowers[0], rows[7]["path"], "--json")
-    assert done.seconds < 8
+    assert done.seconds < 8 * slowness()
     (prediction,) = json.loads(done.out)
     assert prediction["label"] == rows[7]["predicted"]
     assert prediction["probability"] == pytest.approx(float(rows[7]["probability"]), abs=1e-4)
@@ -136,6 +140,7 @@ def test_quick_fine_tuning_of_flowers_reaches_95_percent(command: Callable[..., 
     assert frozen["frozen_before"] == frozen["frozen_after"]
 
 
+@pytest.mark.share
 @pytest.mark.parametrize("name", ["hymenoptera", "urban_rural", "cats_dogs"])
 def test_standard_is_never_below_the_probe(name: str, command: Callable[..., Timed], tmp_path: Path) -> None:
     done = command("train", photographs(name), "--effort", "standard", "--out", tmp_path / "run", "--json")
@@ -143,7 +148,7 @@ def test_standard_is_never_below_the_probe(name: str, command: Callable[..., Tim
     rungs = {rung.name: rung for rung in hs.load_run(tmp_path / "run").rungs}
     best = rungs[hs.load_run(tmp_path / "run").best]
     assert best.correct >= rungs["probe"].correct
-    assert done.seconds < 90
+    assert done.seconds < 90 * slowness()
 
 
 @pytest.mark.untimed

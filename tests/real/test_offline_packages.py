@@ -10,7 +10,7 @@ from photographs import photographs
 from headstart.backbone.offline_packages import OFFLINE_PACKAGES
 from headstart.backbone.pixel_net import FeatureNet
 from headstart.backbone.weights import load_with_classifier
-from headstart.data.sources import read_sources
+from headstart.data.image_inputs import read_sources
 from headstart.predictor import Predictor
 
 pytestmark = [pytest.mark.untimed, pytest.mark.share]

@@ -17,6 +17,7 @@ from headstart.data.dataset import open_data
 from headstart.data.scan import scan
 from headstart.selection import search as module
 from headstart.selection.candidates import Candidate, find_candidates
+from headstart.selection.results import Speed
 from headstart.selection.search import SearchImages, TimeLimit, search
 
 
@@ -92,24 +93,42 @@ class Allows:
     count: int
     fine_tunes: bool = True
 
-    def begin(self, _per_image: float) -> None: ...
+    def begin(self, _speed: Speed) -> None: ...
 
-    def needed_after(self, _per_image: float) -> float:
+    def needed_after(self, _speed: Speed) -> float:
         return 0.0
 
-    def allows(self, _seconds: float, _per_image: float) -> bool:
+    def allows(self, _seconds: float, _speed: Speed) -> bool:
         self.count -= 1
         return self.count >= 0
 
 
+def forward(seconds: float) -> Speed:
+    return Speed(0.0, seconds)
+
+
 def test_without_time_to_fine_tune_none_is_kept_for_it() -> None:
-    limit = TimeLimit(time.monotonic() + 30, lambda per_image: 1e4 * per_image, lambda per_image: 1e2 * per_image)
-    limit.begin(1e-3)
-    assert limit.allows(10, 1e-3)
-    assert not limit.allows(10, 1e-2), "fine-tuning it would take too long"
-    limit.begin(1e-1)
-    assert limit.allows(10, 1e-1)
-    assert not limit.allows(25, 1e-1)
+    limit = TimeLimit(
+        time.monotonic() + 30, lambda speed: 1e4 * speed.whole, lambda speed: 1e2 * speed.whole, lambda _speed: 0.0
+    )
+    limit.begin(forward(1e-3))
+    assert limit.allows(10, forward(1e-3))
+    assert not limit.allows(10, forward(1e-2)), "fine-tuning it would take too long"
+    limit.begin(forward(1e-1))
+    assert limit.allows(10, forward(1e-1))
+    assert not limit.allows(25, forward(1e-1))
+
+
+def test_time_is_kept_for_a_thorough_fine_tuning_up_to_a_limit() -> None:
+    def limit(deepest: float) -> TimeLimit:
+        return TimeLimit(time.monotonic() + 30, lambda _: 1.0, lambda _: 0.0, lambda _: deepest, most_kept=20)
+
+    speed = forward(1e-3)
+    assert limit(0.0).allows(28, speed)
+    assert not limit(10.0).allows(28, speed)
+    assert limit(10.0).allows(15, speed)
+    assert not limit(1e6).allows(15, speed)
+    assert limit(1e6).allows(8, speed)
 
 
 @pytest.mark.slow
@@ -117,7 +136,7 @@ def test_a_search_without_time_evaluates_the_first_candidate(
     candidates: tuple[Candidate, ...], images: SearchImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluated, progress = shaped(monkeypatch, dict.fromkeys(("0.safetensors",), 0.2)), RecordedProgress()
-    limit = TimeLimit(time.monotonic(), lambda _per_image: 0.0, lambda _per_image: 0.0)
+    limit = TimeLimit(time.monotonic(), *[lambda _speed: 0.0] * 3)
     found = search(candidates, images, time_limit=limit, device="cpu", progress=progress)
     assert evaluated == [("0.safetensors", 20)]
     assert len(found.skipped) == 2
@@ -143,10 +162,11 @@ def test_a_candidate_within_noise_that_can_be_fine_tuned_is_said_to_be_chosen(
 ) -> None:
     shaped(monkeypatch, {"0.safetensors": 0.2001, "1.safetensors": 0.2, "2.safetensors": 0.9})
     found = search(candidates, images, device="cpu", progress=RecordedProgress())
-    other = found.with_time_for(1)
+    other = found.with_chosen(1, "there is time to fine-tune it")
     assert other.results[0].is_of(found.near[1].candidate)
-    assert "there is time to fine-tune it" in other.results[0].decision
-    assert other.results[1].decision == "not chosen: no time to fine-tune it"
+    assert other.results[0].decision == "chosen: within noise of the best, and there is time to fine-tune it"
+    assert other.results[1].decision.startswith("not chosen: ")
+    assert "is within noise, and there is time to fine-tune it" in other.results[1].decision
     assert len(other.results) == len(found.results)
 
 

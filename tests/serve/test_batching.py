@@ -192,7 +192,7 @@ def test_a_timeout_cancels_the_request_and_frees_its_resources() -> None:
 
     async def use(service: InferenceService) -> None:
         gate.shut = True
-        with pytest.raises(HttpError, match=r"within 0\.1 s") as refused:
+        with pytest.raises(HttpError, match=r"within 1 s") as refused:
             await service.predict([("a", jpeg(0)), ("b", jpeg(1))])
         assert refused.value.status == 504
         assert service.num_pending == 0
@@ -201,7 +201,7 @@ def test_a_timeout_cancels_the_request_and_frees_its_resources() -> None:
         (answer,) = await service.predict([("c", jpeg(2))])
         assert answer.label is not None
 
-    at_work(model, use, response_timeout=0.1)
+    at_work(model, use, response_timeout=1)
 
 
 def test_an_engine_error_fails_only_the_requests_of_its_batch() -> None:

@@ -9,8 +9,9 @@ import pytest
 from random_images import random_image
 
 from headstart.data import open_folder
+from headstart.data.class_folders import folder_name
 from headstart.errors import OptionError, UnreadableImage
-from headstart.serve.corrections import Corrections, corrections_folder, folder_name
+from headstart.serve.corrections import Corrections, corrections_folder
 
 
 def data(seed: int, kind: str = "PNG") -> bytes:

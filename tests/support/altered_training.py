@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from headstart.pipeline import train, train_rung, write
-from headstart.training.finetune import TrainingStep, fine_tune
+from headstart.training.finetune import fine_tune
+from headstart.training.training_step import TrainingStep
 
 
 def alter_in_training(monkeypatch: pytest.MonkeyPatch, name: str, *, at: int) -> None:

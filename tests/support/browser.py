@@ -65,8 +65,22 @@ def _page(
 
 
 def until(page: Page, script: str, *, seconds: float = 30) -> None:
-    """Polls an expression until it is true; a content security policy forbids Playwright's wait_for_function."""
+    """Polls an expression until it is true; a content security policy forbids Playwright's wait_for_function.
+
+    The page may load itself again meanwhile.
+    """
+
+    from playwright.sync_api import Error
+
+    def is_true() -> bool:
+        try:
+            return bool(page.evaluate(script))
+        except Error as error:
+            if "context was destroyed" not in error.message:
+                raise
+            return False
+
     end = time.monotonic() + seconds
-    while not page.evaluate(script):
+    while not is_true():
         assert time.monotonic() < end, f"never: {script}"
         time.sleep(0.03)

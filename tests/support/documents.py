@@ -46,7 +46,7 @@ PAGES = sorted(
 """Pages whose commands and Python blocks are run, slowest first."""
 
 PROGRAMS = ("headstart", "python", "curl", "make", ".ci/run", "uvicorn", "gunicorn")
-UNTIL_STOPPED = ("serve", "watch")
+UNTIL_STOPPED = ("serve", "watch", "label")
 """Commands that run until Ctrl-C."""
 
 PORT = re.compile(r"\b8000\b")
@@ -166,7 +166,7 @@ class Reader:
     def _python(self, block: Block, names: dict[str, Any]) -> None:
         port = free_port()
         code = compile("\n" * block.line + PORT.sub(str(port), block.text), str(block.page), "exec", dont_inherit=True)
-        with stopped_once_it_answers(port) if re.search(r"\bserve\(", block.text) else nullcontext():
+        with stopped_once_it_answers(port) if re.search(r"\b(serve|label)\(", block.text) else nullcontext():
             exec(code, names)
         self.said += self.capsys.readouterr().out
 
@@ -205,7 +205,13 @@ class Reader:
             return
         port = free_port()
         curls, asked[:] = (list(asked), []) if words[0] == "serve" else ([], asked)
-        with stopped_once_it_answers(port, lambda: self.replies.extend(curl(own, port) for own in curls)):
+
+        def first() -> None:
+            self.replies.extend(curl(own, port) for own in curls)
+            if words[0] == "label" and "--multi-label" not in words:
+                label_by_name(f"http://127.0.0.1:{port}")
+
+        with stopped_once_it_answers(port, first):
             code, _, err = main(*words, "--port", port, capsys=self.capsys)
         assert code in (0, cli.STOPPED), f"{where}\n{err}"
 
@@ -253,6 +259,19 @@ def curl(line: str, port: int) -> Any:
     return reply.json()
 
 
+def label_by_name(url: str) -> None:
+    """Labels all images of a session: a name such as "rose-3.jpg" begins with the class."""
+    with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
+        until(lambda: client.get("/v1/label/state").json()["work"]["stage"] == "ready", 60)
+        shown = client.get("/v1/label/images", params={"view": "all", "count": 1000}).json()["items"]
+        token = client.get("/v1/label/state").json()["session"]
+        for name in sorted({item["name"].partition("-")[0] for item in shown}):
+            ids = [item["id"] for item in shown if item["name"].startswith(f"{name}-")]
+            action = {"do": "label", "images": ids, "label": name, "source": "grid"}
+            reply = client.post("/v1/label/actions", json={"session": token, "action": action})
+            assert reply.status_code == 200, reply.text
+
+
 def free_port() -> int:
     """A free port."""
     with socket.socket() as own:
@@ -292,7 +311,7 @@ def _wait_for_answer(port: int, ended: threading.Event, seconds: float = 60.0) -
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=5, trust_env=False) as client:
         while time.monotonic() < end and not ended.is_set():
             with suppress(httpx.TransportError):
-                if any(client.get(path).status_code == 200 for path in ("/readyz", "/watch")):
+                if any(client.get(path).status_code == 200 for path in ("/readyz", "/watch", "/v1/label/state")):
                     return
             time.sleep(0.05)
     raise AssertionError("it never answered")

@@ -96,6 +96,13 @@ SMALL: dict[str, Callable[..., nn.Module]] = {
 }
 
 
+def _compute_here(work: Any, shards: Any, **_options: Any) -> Iterator[Any]:
+    """Instead of worker processes, which would build the networks in full size."""
+    computer = work.computer("cpu")
+    for shard in shards:
+        yield shard, computer(shard.rows)
+
+
 @contextmanager
 def small_architectures() -> Iterator[None]:
     """Context in which these names build small networks, and the installed weights are random."""
@@ -109,6 +116,7 @@ def small_architectures() -> Iterator[None]:
         for name, build in SMALL.items():
             patch.setitem(registry._model_entrypoints, name, partial(build, name))
         patch.setattr(weights, "_offline_network", installed)
+        patch.setattr("headstart.distributed.bulk.compute_in_processes", _compute_here)
         patch.setattr(pixel_net, "_SPLIT", {})  # the cuts of each architecture are kept by its name
         compute_cost.cache_clear()  # as its cost is
         yield

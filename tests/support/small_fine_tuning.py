@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from headstart.backbone.split import SplittableBackbone
 from headstart.backbone.weights import random_backbone
-from headstart.training.finetune import FineTuneCheckpoint, FineTuneSettings, TrainingStep
+from headstart.training.finetune import FineTuneSettings
 from headstart.training.heads import linear_head
 from headstart.training.sampling import Samples
+from headstart.training.training_step import FineTuneCheckpoint, TrainingStep
 
 SETTINGS = FineTuneSettings(epochs=6, lr=1e-3, batch_size=8, label_smoothing=0.1, cutmix=0.5)
 
@@ -72,6 +73,7 @@ class StopAt:
 
     def __call__(self, done: TrainingStep) -> None:
         if done.step == self.step:
+            assert done.checkpoint is not None
             kept = done.checkpoint()
             self.saved = FineTuneCheckpoint.of(json.loads(json.dumps(kept.as_json())), kept.tensors)
             raise Stopped

@@ -17,6 +17,7 @@ from headstart.backbone.pixel_net import FeatureNet
 from headstart.backbone.weights import random_backbone
 from headstart.engine.streaming import run_stream
 from headstart.engine.torch_engine import TorchEngine
+from headstart.pipeline import train_events
 from headstart.pipeline.resume import resume
 from headstart.training import finetune
 from headstart.training.finetune import FineTuneSettings, fine_tune
@@ -118,7 +119,7 @@ def test_a_run_on_a_gpu_writes_what_any_run_writes_and_its_model_says_the_same_o
 def test_a_run_on_a_gpu_goes_on(tmp_path: Path) -> None:
     data = mislabel(write_classes(tmp_path / "mixed", {"first": 24, "second": 24}), "first", "second", 24)
     whole = hs.train(data, out=tmp_path / "whole", **CHOICES)
-    events = hs.train_events(data, out=tmp_path / "left", **CHOICES)
+    events = train_events(data, out=tmp_path / "left", **CHOICES)
     for event in events:
         if event.kind == "checkpoint" or (event.kind == "validation" and event["epoch"] >= 1):
             break

@@ -9,10 +9,15 @@ from torch import Tensor
 
 from headstart.backbone.layers import Layout
 from headstart.backbone.weights import random_backbone
-from headstart.training.feature_augment import cutmix, jitter_channels, mixup
+from headstart.training.feature_augment import StepAugmentation, draw_augmentation
 
 MAPS, LAST, TOKENS = Layout(), Layout(channels_last=True), Layout(prefix_tokens=2)
 CASES = [(MAPS, (6, 5, 7, 4)), (LAST, (6, 7, 4, 5)), (TOKENS, (6, 2 + 16, 5))]
+
+
+def drawn(x: Tensor, layout: Layout, seed: int, **how: float) -> StepAugmentation:
+    rng = np.random.default_rng(seed)
+    return draw_augmentation(x.shape, layout, rng, **{"jitter": 0.0, "cutmix_share": 0.0, "mixup_alpha": 0.0} | how)
 
 
 def numbered(shape: tuple[int, ...]) -> Tensor:
@@ -31,7 +36,8 @@ def places(x: Tensor, layout: Layout) -> Tensor:
 def test_a_rectangle_is_pasted_and_its_area_is_the_share(layout: Layout, shape: tuple[int, ...]) -> None:
     x, shares = numbered(shape), set()
     for seed in range(30):
-        mixed, other, share = cutmix(x, layout, np.random.default_rng(seed))
+        augmentation = drawn(x, layout, seed, cutmix_share=1.0)
+        mixed, other, share = augmentation.apply((x, None)), augmentation.partner, augmentation.share
         assert torch.equal(x, numbered(shape))  # the original is left alone
         taken = places(mixed, layout) != places(x, layout)
         assert torch.equal(taken.all(-1), taken.any(-1))  # every channel of a place, or none
@@ -55,24 +61,44 @@ def test_a_rectangle_is_pasted_and_its_area_is_the_share(layout: Layout, shape: 
 def test_activations_without_positions_are_not_mixed() -> None:
     for shape in [(6, 9), (6, 11, 5)]:
         x = torch.randn(shape)
-        mixed, _, share = cutmix(x, MAPS, np.random.default_rng(0))
-        assert torch.equal(mixed, x)
-        assert share == 1.0
+        augmentation = drawn(x, MAPS, 0, cutmix_share=1.0)
+        assert torch.equal(augmentation.apply((x, None)), x)
+        assert augmentation.share == 1.0
 
 
 def test_a_blend_is_the_weighted_mean() -> None:
     x = torch.randn(8, 3, 4, 4)
-    mixed, other, share = mixup(x, 0.5, np.random.default_rng(1))
+    augmentation = drawn(x, MAPS, 1, mixup_alpha=0.5)
+    share, other = augmentation.share, augmentation.partner
     assert 0.5 <= share <= 1
-    assert torch.allclose(mixed, share * x + (1 - share) * x[other])
+    assert torch.allclose(augmentation.apply((x, None)), share * x + (1 - share) * x[other])
 
 
 @pytest.mark.parametrize(("layout", "shape"), CASES)
 def test_jitter_has_one_factor_for_each_channel(layout: Layout, shape: tuple[int, ...]) -> None:
-    factors = places(jitter_channels(torch.ones(shape), 0.1, layout, np.random.default_rng(0)), layout)
+    ones = torch.ones(shape)
+    factors = places(drawn(ones, layout, 0, jitter=0.1).apply((ones, None)), layout)
     assert torch.equal(factors, factors[:, :1, :1].expand_as(factors))
     assert len(factors[:, 0, 0].unique()) == factors[:, 0, 0].numel()
     assert 0.05 < float(factors.std()) < 0.15
+
+
+@pytest.mark.parametrize("how", [{}, {"jitter": 0.1}, {"cutmix_share": 1.0}, {"jitter": 0.1, "mixup_alpha": 0.5}])
+@pytest.mark.parametrize("beside", [0, 3])
+@pytest.mark.parametrize(("layout", "shape"), CASES)
+def test_a_part_of_a_batch_is_augmented_as_in_the_whole(
+    layout: Layout, shape: tuple[int, ...], beside: int, how: dict[str, float]
+) -> None:
+    x, means = torch.randn(shape), torch.randn(shape[0], beside) if beside else None
+    augmentation = drawn(x, layout, 3, **how, beside=beside)
+    chosen = [4, 1, 5]
+    partners = augmentation.partner[chosen]
+
+    def some(images: object) -> tuple[Tensor, Tensor | None]:
+        return x[images], None if means is None else means[images]
+
+    part = augmentation.apply(some(chosen), chosen, some(partners))
+    assert torch.equal(part, augmentation.apply((x, means))[chosen])
 
 
 @pytest.mark.slow

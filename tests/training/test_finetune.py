@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from headstart.backbone.split import INPUT, SplittableBackbone
 from headstart.backbone.weights import build_architecture, random_backbone
 from headstart.errors import TrainingError
-from headstart.training.finetune import FineTuneResult, FineTuneSettings, TrainingStep, fine_tune
+from headstart.training.finetune import FineTuneResult, FineTuneSettings, fine_tune
 from headstart.training.head_spec import HeadSpec
 from headstart.training.heads import build_head, linear_head
 from headstart.training.sampling import Samples
 from headstart.training.suffix_classifier import SuffixClassifier
 from headstart.training.suffix_evaluation import logits_of
+from headstart.training.training_step import TrainingStep
 from headstart.training.tuning import Tuning, trained_names, undecayed_names
 
 

@@ -190,6 +190,7 @@ def test_each_of_several_labels_has_the_classifier_that_it_would_have_alone() ->
     )  # no image has the label, so its probability is low
 
 
+@pytest.mark.slow
 def test_c_of_several_labels_is_the_one_with_the_least_loss_over_the_folds() -> None:
     x, y = several_labels(400)
     y = y[:, :2]
@@ -268,6 +269,7 @@ def test_a_fit_in_the_cache_is_the_fit(kind: str, tmp_path: Path, monkeypatch: p
     assert same(fit_probe(x, labels, classes=3, **options, cache=tmp_path), plain), "damaged"
 
 
+@pytest.mark.slow
 def test_a_fit_on_anything_else_is_not_taken_from_the_cache(tmp_path: Path) -> None:
     x, labels = some_data(120, 3)
     weights, parts = np.full(len(labels), 2.0), np.arange(len(labels)) // 2

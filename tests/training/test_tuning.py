@@ -12,10 +12,11 @@ from torch import Tensor
 
 from headstart.backbone.split import HEAD, INPUT, SplittableBackbone
 from headstart.errors import TrainingError
-from headstart.training.finetune import FineTuneResult, TrainingStep, fine_tune
+from headstart.training.finetune import FineTuneResult, fine_tune
 from headstart.training.frozen_proof import digests_of, tensors_of
 from headstart.training.suffix_classifier import SuffixClassifier
 from headstart.training.suffix_evaluation import logits_of
+from headstart.training.training_step import TrainingStep
 from headstart.training.tuning import (
     Tuning,
     changed_names,

@@ -178,6 +178,12 @@ def test_a_threshold_that_is_none_is_said_to_be() -> None:
     ]
 
 
+def test_a_missed_target_accuracy_is_stated() -> None:
+    reached, missed = (Calibration(1, 90, 0.95, 0.6, 0.97, share).sentence for share in (0.951, 0.946))
+    assert "missed" not in reached
+    assert missed.endswith("with an accuracy of 94.6 %, so the target is missed.")
+
+
 def test_several_labels_are_answers_each() -> None:
     rng = np.random.default_rng(0)
     chances = rng.random((60, 2))

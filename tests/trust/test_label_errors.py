@@ -21,6 +21,7 @@ def images(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return (middles[labels] + 0.75 * rng.normal(size=(count, 32))).astype(np.float32), labels
 
 
+@pytest.mark.slow
 def test_most_flipped_labels_are_found_most_confident_first_with_few_false_alarms() -> None:
     features, right = images(600, 0)
     labels = right.copy()
@@ -48,6 +49,7 @@ def test_of_several_labels_one_that_is_missing_and_one_too_many_are_found() -> N
     assert len(found.positions) <= 40
 
 
+@pytest.mark.slow
 def test_a_copy_with_the_same_wrong_label_does_not_defend_it() -> None:
     """Each image is there three times, as bursts and augmented copies are; all copies share the label."""
     features, right = images(200, 0)

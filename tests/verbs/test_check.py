@@ -16,7 +16,7 @@ import headstart as hs
 from headstart.data import open_table
 from headstart.data.inspection import images_to_exclude, inspect, summary_lines
 from headstart.data.preprocessing import Preprocessing
-from headstart.data.table import SEPARATOR
+from headstart.data.table_labels import SEPARATOR
 from headstart.verbs.check import check, write_clean
 
 
@@ -126,6 +126,7 @@ def test_data_that_cannot_be_trained_on_is_still_checked(tmp_path: Path) -> None
     assert not [f for f in check(root, files_only=True).findings if f.kind == "not-trainable"]
 
 
+@pytest.mark.slow
 def test_a_run_prints_a_bounded_number_of_findings(faulty: Path) -> None:
     findings = check(faulty, image_size=128).findings
     many = [f for f in findings if f.severity != "note"] * 3

@@ -132,12 +132,12 @@ export async function copy(text, button) {
 
 export const pause = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
 
-// Server-sent events over fetch, which can send the API key. Reconnects with the last event id.
-export async function follow(path, onEvent, onConnection) {
+// Server-sent events over fetch, which can send the API key. Reconnects with the last event id, until `signal` aborts.
+export async function follow(path, onEvent, onConnection, signal) {
   let last = "", wait = 0.5;
-  for (;;) {
+  while (!signal?.aborted) {
     try {
-      const answer = await call(path, { headers: last ? { "Last-Event-ID": last } : {} });
+      const answer = await call(path, { headers: last ? { "Last-Event-ID": last } : {}, signal });
       onConnection(null);
       wait = 0.5;
       const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -158,6 +158,7 @@ export async function follow(path, onEvent, onConnection) {
         }
       }
     } catch (error) {
+      if (signal?.aborted) return;
       if (!(error instanceof Trouble) && error.name !== "TypeError") throw error;
       onConnection(error);
     }

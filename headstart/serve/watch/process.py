@@ -126,7 +126,7 @@ def view_app(reader: RunReader, state: ServerState) -> FastAPI:
         state: counters to update; event streams end when it is draining.
     """
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-    app.include_router(watch_router(reader, is_stopping=lambda: state.draining))
+    app.include_router(watch_router(lambda: reader, is_stopping=lambda: state.draining))
     app.include_router(asset_router())
     app.add_api_route("/", _redirect_to_view, include_in_schema=False)
     app.add_middleware(
@@ -166,11 +166,7 @@ def _serve(
     state, requests = ServerState(), _RequestClock()
     app = view_app(reader, state)
     app.add_middleware(_RequestClockMiddleware, clock=requests)
-    try:
-        listener = listen(HOST, port)
-    except ServerError as error:
-        options = "--watch-port, or --port of headstart watch"
-        raise ServerError(str(error).replace("--host or --port", options)) from None
+    listener = listen(HOST, port, options="--watch-port, or --port of headstart watch")
     server = bounded_server(app, ServerLimits(), state)
     if opened is not None:
         opened(f"{address(listener)}/watch")

@@ -136,7 +136,7 @@ class RunReader:
             document = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
             left_out = ("classes", "confusion")
             scores = {n: {k: v for k, v in s.items() if k not in left_out} for n, s in document["scores"].items()}
-            base = Path(document["data"]["base"])
+            base = document["data"]["base"]
             found = [self._with_keys(Finding.from_json(entry).brief(base)) for entry in document["findings"]]
             return {
                 "scores": scores,

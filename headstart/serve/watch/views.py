@@ -13,7 +13,7 @@ from PIL import Image
 from starlette.concurrency import run_in_threadpool
 
 from headstart.data.decode import decode, jpeg_bytes
-from headstart.errors import RunError, UnreadableImage
+from headstart.errors import RunError, SourceError, UnreadableImage
 from headstart.serve.errors import HttpError
 from headstart.serve.static_files import asset
 from headstart.serve.watch.run_reader import JsonObject, LogPosition, LogTail, RunReader
@@ -34,11 +34,11 @@ REPORT_POLICY = (
 """The report has inline scripts and styles. The sandbox gives it an opaque origin, which cannot access the server."""
 
 
-def watch_router(reader: RunReader, *, is_stopping: Callable[[], bool] = lambda: False) -> APIRouter:
+def watch_router(reader: Callable[[], RunReader], *, is_stopping: Callable[[], bool] = lambda: False) -> APIRouter:
     """Routes of the view.
 
     Args:
-        reader: reads the run folder.
+        reader: returns the reader of the run to show, or raises HttpError.
         is_stopping: whether the server is about to stop; event streams then end.
     """
     router = APIRouter(include_in_schema=False)
@@ -49,19 +49,19 @@ def watch_router(reader: RunReader, *, is_stopping: Callable[[], bool] = lambda:
 
     @router.get("/watch/events")
     async def events(last_event_id: Annotated[str, Header()] = "") -> Response:
-        stream = _events(reader, LogPosition.read(last_event_id), is_stopping)
+        stream = _events(reader(), LogPosition.read(last_event_id), is_stopping)
         return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
     @router.get("/watch/summary")
     async def summary() -> Response:
         try:
-            return JSONResponse(await run_in_threadpool(reader.summary), headers={"Cache-Control": "no-store"})
+            return JSONResponse(await run_in_threadpool(reader().summary), headers={"Cache-Control": "no-store"})
         except RunError as error:
             raise HttpError(404, str(error)) from error
 
     @router.get("/watch/images/{key}")
     async def image(key: str) -> Response:
-        data = await run_in_threadpool(_thumbnail, reader, key)
+        data = await run_in_threadpool(_thumbnail, reader(), key)
         if isinstance(data, str):
             raise HttpError(404, data)
         return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
@@ -69,7 +69,7 @@ def watch_router(reader: RunReader, *, is_stopping: Callable[[], bool] = lambda:
     @router.get("/watch/report")
     async def report() -> Response:
         try:
-            data = await run_in_threadpool((reader.folder / "report.html").read_bytes)
+            data = await run_in_threadpool((reader().folder / "report.html").read_bytes)
         except OSError:
             raise HttpError(404, "This run has no report yet. It is written when the run finishes.") from None
         headers = {"Content-Security-Policy": REPORT_POLICY, "Cache-Control": "no-store"}
@@ -85,8 +85,9 @@ def _thumbnail(reader: RunReader, key: str) -> bytes | str:
         return "No such image in this run."
     try:
         image = decode(path, min_side=THUMBNAIL_SIZE).image
-    except UnreadableImage as error:
-        return f"The image can no longer be read: {error.reason}."
+    except (UnreadableImage, SourceError) as error:
+        reason = error.reason if isinstance(error, UnreadableImage) else str(error).rstrip(".")
+        return f"The image can no longer be read: {reason}."
     image.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.LANCZOS)
     return jpeg_bytes(image, quality=82)
 

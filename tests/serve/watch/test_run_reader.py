@@ -150,7 +150,7 @@ def test_findings_have_their_images(tmp_path: Path) -> None:
         "wrong-label", "warning", "2 labels", ("a/1.jpg: rather b", "a/2.jpg: rather b"), (("a/1.jpg",), ("a/2.jpg",))
     )
     many = Finding("duplicate", "note", "40 pairs", ("x",) * 40, (("a/3.jpg", "a/4.jpg"),) * 40)
-    briefs = [own.brief(tmp_path / "data") for own in (found, many, Finding("name", "note", "a name", ("b",)))]
+    briefs = [own.brief(str(tmp_path / "data")) for own in (found, many, Finding("name", "note", "a name", ("b",)))]
     EventStream([RunLog(tmp_path)]).emit(FindingsUpdated(briefs))
     watched = RunReader(tmp_path)
     ((_, line),) = watched.tail(LogPosition()).lines

@@ -1,4 +1,4 @@
-"""Image sources: everything that predictions accept as an image, or as several images.
+"""Image inputs: everything that predictions accept as an image, or as several images.
 
 A new way to get images is a function here and a line in ``READERS`` (one image) or ``COLLECTIONS`` (several).
 """
@@ -17,10 +17,11 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from headstart.data.dataset import Dataset, find_images
-from headstart.data.table import PATH_COLUMNS
+from headstart.data.dataset import Dataset
+from headstart.data.listing import find_images, is_source
+from headstart.data.sources.addresses import is_url, split_address, user_address
+from headstart.data.table_columns import PATH_COLUMNS
 from headstart.errors import DataError, OptionError
-from headstart.files import user_path
 
 OneImage = (
     str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | npt.NDArray[Any] | torch.Tensor
@@ -31,9 +32,9 @@ ImageLike = OneImage | Any
 """One image, also as any other object that reads like a file."""
 
 ACCEPTED = (
-    "a path; a file's bytes; an open binary file; a Pillow image; an array of shape (H, W) or (H, W, 1, 3 or 4), of "
-    "uint8, uint16, bool, or floats in [0, 1]; a torch tensor (C, H, W) or (H, W, C); a folder; a table with a column "
-    "of paths; or a list of these"
+    "a path or URL; a file's bytes; an open binary file; a Pillow image; an array of shape (H, W) or (H, W, 1, 3 or 4) "
+    "of uint8, uint16, bool, or floats in [0, 1]; a torch tensor (C, H, W) or (H, W, C); a folder, an archive or a "
+    "table of images; a data frame with a column of paths; or a list of these"
 )
 
 CHANNELS = (1, 3, 4)
@@ -45,8 +46,9 @@ class ImageSource:
     """One image to decode.
 
     Attributes:
-        name: path as given, name of an open file, or "<bytes>", "<image>", "<array>", "<tensor>".
-        content: path, content of a file, Pillow image, or (H, W) or (H, W, C) array of uint8 or uint16.
+        name: path, URL or ``CONTAINER::MEMBER`` as given, name of an open file, or "<bytes>", "<image>", "<array>",
+            "<tensor>".
+        content: address, content of a file, Pillow image, or (H, W) or (H, W, C) array of uint8 or uint16.
     """
 
     name: str
@@ -63,8 +65,8 @@ Collection = Callable[[Any], Iterable[object] | None]
 def read_sources(images: object) -> tuple[list[ImageSource], bool]:
     """Reads one image or several, in any accepted form.
 
-    A folder gives the images in it, in natural order; a pandas, polars or pyarrow table those in its column of paths
-    (``table.PATH_COLUMNS``). Open files are read from the start if they are seekable.
+    A folder, archive, table or pattern gives the images in it, in natural order; a pandas, polars or pyarrow table
+    those in its column of paths (``table.PATH_COLUMNS``). Open files are read from the start if they are seekable.
 
     Args:
         images: see ``ACCEPTED``.
@@ -74,16 +76,17 @@ def read_sources(images: object) -> tuple[list[ImageSource], bool]:
 
     Raises:
         OptionError: the type is not accepted; the message lists the accepted types and names the wrong entry of a list.
-        DataError: a single path does not exist, or a folder has no images.
+        DataError: a single path does not exist, or a folder, archive or table has no images.
+        SourceError: the storage of a folder, archive or table cannot be reached.
     """
     collection = _collection(images)
     if collection is not None:
         return [one for place, entry in enumerate(collection) for one in _entries(entry, f"image {place}: ")], False
     if isinstance(images, (str, os.PathLike)):
-        path = user_path(images)
-        if path.is_dir():
-            return [ImageSource(name, name) for name in find_images(path)], False
-        if not path.exists():
+        if is_source(images):
+            return [ImageSource(name, name) for name in find_images(images)], False
+        address = user_address(images)
+        if not is_url(address) and not os.path.exists(split_address(address)[0]):
             raise DataError(f"{os.fspath(images)}: no such file or folder.")
     return [read_source(images)], True
 
@@ -111,7 +114,7 @@ def _source(image: Any, _: str) -> ImageSource | None:
 def _path(image: Any, _: str) -> ImageSource | None:
     if not isinstance(image, (str, os.PathLike)):
         return None
-    return ImageSource(os.fspath(image), os.fspath(user_path(image)))
+    return ImageSource(os.fspath(image), user_address(image))
 
 
 def _bytes(image: Any, _: str) -> ImageSource | None:
@@ -199,8 +202,8 @@ COLLECTIONS: tuple[Collection, ...] = (_dataset, _table, _array_of_images, _iter
 
 def _entries(image: object, where: str) -> list[ImageSource]:
     """The images of one entry of a collection: a folder may have several."""
-    if isinstance(image, (str, os.PathLike)) and (path := user_path(image)).is_dir():
-        return [ImageSource(name, name) for name in find_images(path)]
+    if isinstance(image, (str, os.PathLike)) and is_source(image):
+        return [ImageSource(name, name) for name in find_images(image)]
     return [read_source(image, where)]
 
 

@@ -18,9 +18,9 @@ from random_images import random_image, write_classes
 from small_models import small_model
 
 import headstart as hs
-from headstart.data import sources
+from headstart.data import image_inputs
 from headstart.data.decode import as_rgb
-from headstart.data.sources import ImageSource, read_source, read_sources
+from headstart.data.image_inputs import ImageSource, read_source, read_sources
 from headstart.errors import DataError, OptionError
 from headstart.model import Model
 from headstart.prediction import Prediction
@@ -136,7 +136,7 @@ def test_several_images_in_any_form_give_a_list(model: Model, file: Path, tmp_pa
 @pytest.mark.parametrize(
     ("image", "words"),
     [
-        (None, "NoneType is not an image. Accepted: a path; a file's bytes"),
+        (None, "NoneType is not an image. Accepted: a path or URL; a file's bytes"),
         (3, "int is not an image"),
         ({"path": "a.png"}, "dict is not an image"),
         ([{"a": 1}], "image 0: dict is not an image"),
@@ -214,11 +214,13 @@ def test_a_form_of_images_in_the_registry_is_read(monkeypatch: pytest.MonkeyPatc
     class Camera:
         frames = (b"one", b"two")
 
-    monkeypatch.setattr(sources, "COLLECTIONS", (lambda own: getattr(own, "frames", None), *sources.COLLECTIONS))
+    monkeypatch.setattr(
+        image_inputs, "COLLECTIONS", (lambda own: getattr(own, "frames", None), *image_inputs.COLLECTIONS)
+    )
     read, is_single = read_sources(Camera())
     assert ([one.content for one in read], is_single) == ([b"one", b"two"], False)
     monkeypatch.setattr(
-        sources, "READERS", (lambda own, _: ImageSource("camera", own.frames[0]) if own is camera else None,)
+        image_inputs, "READERS", (lambda own, _: ImageSource("camera", own.frames[0]) if own is camera else None,)
     )
     camera = Camera()
     assert read_source(camera).content == b"one"

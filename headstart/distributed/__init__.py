@@ -1,0 +1,1 @@
+"""Work over many images in shards, on several processes or machines."""

@@ -1,0 +1,115 @@
+"""Labels to and from other programs: what is exported is read back as it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from labelling_sessions import label, named_session, open_images, truth, write_names
+
+import headstart as hs
+from headstart.errors import LabelError, OptionError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_names(tmp_path / "photos", {"blue": 20, "green": 20, "red": 20})
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("csv", "out.csv"), ("coco", "out.json"), ("label-studio", "out.json"), ("folders", "out")]
+)
+def test_exported_labels_are_read_back(folder: Path, tmp_path: Path, kind: str, name: str) -> None:
+    with named_session(folder) as session:
+        chosen = open_images(session)[::3]
+        label(session, chosen)
+        done = session.export(kind, tmp_path / name)
+        assert done["count"] == len(chosen)
+    with named_session(folder, labels=tmp_path / "other-labels.csv") as session:
+        found = session.load_labels(tmp_path / name, kind)
+        assert (sorted(found["changed"]), found["num_unknown"]) == (chosen, 0)
+        items = session.images("labelled", 0, 99)["items"]
+        assert {item["id"]: item["label"] for item in items} == {i: [truth(session.address(i))] for i in chosen}
+        session.undo()
+        assert session.state()["labelled"] == 0
+
+
+def test_an_exported_table_trains_wherever_it_is(folder: Path, tmp_path: Path) -> None:
+    with named_session(folder) as session:
+        label(session, open_images(session)[:9])
+        (tmp_path / "elsewhere").mkdir()
+        session.export("csv", tmp_path / "elsewhere" / "t.csv")
+        dataset = hs.open_data(tmp_path / "elsewhere" / "t.csv", min_classes=1)
+        assert all(Path(file).is_file() for file in dataset.files())
+
+
+@pytest.mark.parametrize("how", ["copy", "link"])
+def test_folders_have_a_file_for_each_label_and_the_images_stay(folder: Path, tmp_path: Path, how: str) -> None:
+    with named_session(folder) as session:
+        chosen = open_images(session)[:5]
+        label(session, chosen)
+        session.act({"do": "answer", "images": [open_images(session)[-1]], "answer": "none"})
+        session.export("folders", tmp_path / "out", how=how)
+        files = sorted((tmp_path / "out").rglob("*.jpg"))
+        assert [file.read_bytes() for file in files] == [Path(session.address(i)).read_bytes() for i in chosen]
+        assert all(file.is_symlink() == (how == "link") for file in files)
+        with pytest.raises(OptionError, match="not empty"):
+            session.export("folders", tmp_path / "out", how=how)
+        assert session.export("folders", tmp_path / "more", none=True)["count"] == 6
+        assert (tmp_path / "more" / "train" / "none").is_dir()
+        session.act({"do": "rename class", "name": "blue", "to": "a/b"})
+        with pytest.raises(OptionError, match="folder name"):
+            session.export("folders", tmp_path / "third")
+    assert len(list(folder.iterdir())) == 60
+
+
+def test_labels_of_uploads_to_label_studio_are_found_by_name(folder: Path, tmp_path: Path) -> None:
+    def task(image: str, **rest: object) -> dict[str, object]:
+        return {"data": {"image": image}, "annotations": [rest]}
+
+    def choice(name: str) -> list[dict[str, object]]:
+        return [{"type": "choices", "value": {"choices": [name]}}]
+
+    tasks = [
+        task("/data/upload/1/0a1b2c3d-blue-3.jpg", result=choice("sky")),
+        task("/data/local-files/?d=photos%2Fred-4.jpg", result=choice("rose")),
+        task("red-5.jpg", result=choice("rose"), was_cancelled=True),
+        task("unheard-of.jpg", result=choice("rose")),
+        {"image": "green-6.jpg", "choice": "leaf"},
+    ]
+    (tmp_path / "ls.json").write_text(json.dumps(tasks))
+    with named_session(folder) as session:
+        found = session.load_labels(tmp_path / "ls.json", "label-studio")
+        assert found["unknown"] == ["unheard-of.jpg"]
+        items = session.images("labelled", 0, 99)["items"]
+        assert {i["name"]: i["label"] for i in items} == {
+            "blue-3.jpg": ["sky"],
+            "green-6.jpg": ["leaf"],
+            "red-4.jpg": ["rose"],
+        }
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "message"),
+    [
+        ("csv", "a,b\n1,2\n", "expected columns path and label"),
+        ("csv", "path,label,split\nblue-1.jpg,x,dev2\n", "split is 'dev2'"),
+        ("coco", "[]", "not a file of kind coco"),
+        ("coco", '{"images": [], "annotations": [{"image_id": 1}], "categories": []}', "not a file of kind coco"),
+        ("label-studio", "{", "not a file of kind label-studio"),
+    ],
+)
+def test_a_file_of_another_kind_changes_nothing(
+    folder: Path, tmp_path: Path, kind: str, content: str, message: str
+) -> None:
+    (tmp_path / "file").write_text(content)
+    with named_session(folder) as session:
+        before = session.files.journal.read_bytes()
+        with pytest.raises(LabelError, match=message):
+            session.load_labels(tmp_path / "file", kind)
+        with pytest.raises(OptionError, match="expected one of csv"):
+            session.load_labels(tmp_path / "file", "xml")
+        with pytest.raises(OptionError, match="expected one of csv"):
+            session.export("xml", tmp_path / "out")
+        assert session.files.journal.read_bytes() == before

@@ -1,0 +1,388 @@
+"""The labelling page in a browser: keyboard, mouse, phone, two tabs, a killed server and a trained model."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from browser import browsing, chromium, until
+from commands import child_of
+from documents import free_port
+from labelling import colour_of, labelling_site, opened_session, wait_for, write_unlabelled
+from random_images import COLOURS
+from small_architectures import small_architectures  # noqa: F401  # used by the processes that the tests start
+
+from headstart.serve.labelling import training_process
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+pytestmark = [pytest.mark.usefixtures("small_networks"), pytest.mark.slow]
+
+SERVE = """
+from headstart.serve.labelling.process import label
+with small_architectures():
+    label(sys.argv[1], port=int(sys.argv[2]), device="cpu", open_browser=False)
+"""
+
+TRAIN = """
+sys.argv[1:] = ["train", *sys.argv[1:]]
+from headstart.cli.main import main
+with small_architectures():
+    main()
+"""
+
+PROBE = ("--effort", "probe", "--image-size", "64", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as own:
+        yield own
+
+
+@contextmanager
+def page_of(browser: Browser, folder: Path, *, width: int = 1200, **options: Any) -> Iterator[tuple[Page, str]]:
+    """The page of a session on a folder, when its features are computed; nothing may be logged in the console."""
+    with opened_session(folder, **options) as backend, labelling_site(backend) as site:
+        wait_for(lambda: state(site)["work"]["stage"] == "ready")
+        with browsing(browser, site, width=width) as (page, wrong):
+            until(page, "document.querySelectorAll('#grid img.ready').length > 3")
+            yield page, site
+            assert [text for text in wrong if "409" not in text] == []
+
+
+def state(site: str) -> dict[str, Any]:
+    return dict(httpx.get(f"{site}/v1/label/state", timeout=60).json())
+
+
+def items(site: str, view: str = "all") -> list[dict[str, Any]]:
+    return list(httpx.get(f"{site}/v1/label/images", params={"view": view, "count": 1000}).json()["items"])
+
+
+def settled(page: Page) -> None:
+    """Waits until every action of the page is acknowledged."""
+    until(page, "Number(document.body.dataset.waiting ?? 0) === 0")
+
+
+def text_of(page: Page, script: str) -> str:
+    return str(page.evaluate(f"{script} ?? ''"))
+
+
+def active_name(page: Page) -> str:
+    """Class that the name of the active image of a list says."""
+    label = text_of(
+        page, "document.querySelector('.panel-body:not([hidden]) .tile.active')?.getAttribute('aria-label')"
+    )
+    return label.partition("-")[2].partition(".png")[0]
+
+
+def label_some(page: Page, site: str, count: int) -> None:
+    """Labels the first images of the grid by the keyboard: a name first, then its key."""
+    page.focus("#grid")
+    page.keyboard.press("Home")
+    for number in range(count):
+        tile = f"document.querySelector('#grid #tile-{number}.active')"  # drawn in the next frame
+        until(page, f"Boolean({tile}?.getAttribute('aria-label').includes('.png'))")
+        name = active_name(page)
+        keys = {one["name"]: one["key"] for one in state(site)["classes"]}
+        if name in keys:
+            page.keyboard.press(keys[name])
+        else:
+            page.keyboard.press("/")
+            page.keyboard.type(name)
+            page.keyboard.press("Enter")
+        settled(page)
+        page.keyboard.press("ArrowRight")
+
+
+def go_to(page: Page, panel: str) -> None:
+    """Opens a step with the keys [ and ]."""
+    for _ in range(10):
+        if page.evaluate("document.body.dataset.panel") == panel:
+            return
+        page.keyboard.press("]")
+    raise AssertionError(f"{panel} is not a step")
+
+
+def confirm_all(page: Page, site: str) -> None:
+    """Confirms every suggestion by the keyboard, and unticks the wrong ones."""
+    go_to(page, "confirm")
+    for _ in range(40):
+        wait_for(lambda: state(site)["learner"]["state"] != "fitting")
+        with_tiles = "document.querySelectorAll('#confirm:not([hidden]) .tile').length"
+        page.wait_for_timeout(150)
+        count = page.evaluate(with_tiles)
+        if not count:
+            return
+        page.focus("#confirm")
+        page.keyboard.press("Home")
+        offered = text_of(page, "document.querySelector('#confirm .tile').getAttribute('aria-label')")
+        wanted = offered.partition("suggested ")[2].partition(":")[0]
+        for _ in range(count):
+            if active_name(page) != wanted:
+                page.keyboard.press("Space")
+            page.keyboard.press("ArrowRight")
+        page.keyboard.press("Enter")
+        settled(page)
+
+
+def test_a_keyboard_alone_leads_from_unlabelled_images_to_a_trained_model(
+    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_process, "COMMAND", tuple(child_of(__file__, TRAIN)))
+    folder = write_unlabelled(tmp_path / "images", 90)
+    with page_of(browser, folder, train_options=PROBE) as (page, site):
+        label_some(page, site, 9)
+        assert {one["name"] for one in state(site)["classes"]} == set(COLOURS)
+        confirm_all(page, site)
+        go_to(page, "blind")
+        while state(site)["blind"]["labelled"] < state(site)["blind"]["wanted"]:
+            until(page, "Boolean(document.querySelector('#blind-image figcaption').textContent)")
+            shown = text_of(page, "document.querySelector('#blind-image figcaption').textContent")
+            assert not page.evaluate("document.querySelectorAll('.panel-blind .choices button').length")
+            keys = {one["name"]: one["key"] for one in state(site)["classes"]}
+            page.keyboard.press(keys[shown.partition("-")[2].partition(".png")[0]])
+            settled(page)
+        go_to(page, "know")
+        until(page, "document.querySelector('.know').textContent.includes('%')")
+        go_to(page, "train")
+        page.focus("#train")
+        page.keyboard.press("Enter")
+        wait_for(lambda: state(site)["training"]["state"] not in ("none", "running"), 240)
+        assert state(site)["training"]["state"] == "finished", state(site)["training"]["message"]
+        until(page, "document.activeElement?.id === 'report'")
+        report = httpx.get(f"{site}/watch/report")
+        assert report.status_code == 200
+        assert "sandbox" in report.headers["content-security-policy"]
+        page.set_input_files("#try-files", str(next(folder.glob("*-red.png"))))
+        until(page, "document.querySelector('#tried strong')?.textContent.length > 0", seconds=60)
+        assert all(colour_of(item) in item["label"] for item in items(site, "labelled"))
+
+
+def test_only_visible_rows_are_in_the_document_and_every_image_can_be_reached(browser: Browser, tmp_path: Path) -> None:
+    with page_of(browser, write_unlabelled(tmp_path / "images", 400)) as (page, _):
+        assert page.evaluate("document.querySelectorAll('#grid .tile').length") < 120
+        page.focus("#grid")
+        page.keyboard.press("End")
+        until(page, "document.querySelector('#grid .tile.active')?.getAttribute('aria-label').startsWith('0399-')")
+        assert page.evaluate("document.querySelectorAll('#grid .tile').length") < 120
+        until(
+            page,
+            "[...document.querySelectorAll('#grid .tile.active img')].every((image) => image.className === 'ready')",
+        )
+
+
+def test_the_mouse_selects_by_click_shift_control_and_rectangle(browser: Browser, tmp_path: Path) -> None:
+    with page_of(browser, write_unlabelled(tmp_path / "images", 60)) as (page, site):
+        chosen = "document.querySelectorAll('#grid .tile[aria-selected=true]').length"
+        tile = lambda number: page.locator(f"#tile-{number}")  # noqa: E731
+        tile(1).click()
+        until(page, f"{chosen} === 1")
+        tile(4).click(modifiers=["Shift"])
+        until(page, f"{chosen} === 4")
+        tile(2).click(modifiers=["Control"])
+        until(page, f"{chosen} === 3")
+        first, last = tile(0).bounding_box(), tile(3).bounding_box()
+        assert first is not None
+        assert last is not None
+        page.mouse.move(first["x"] + 8, first["y"] + 8)
+        page.mouse.down()
+        page.mouse.move(last["x"] + 20, last["y"] + 20, steps=4)
+        page.mouse.up()
+        until(page, f"{chosen} === 4")
+        page.keyboard.press("/")
+        page.keyboard.type("some")
+        page.keyboard.press("Enter")
+        settled(page)
+        assert [item["label"] for item in items(site)[:5]] == [["some"]] * 4 + [None]
+        page.keyboard.press("Control+a")
+        page.keyboard.press("u")
+        settled(page)
+        wait_for(lambda: state(site)["answers"]["unsure"] == state(site)["images"])
+        page.keyboard.press("Control+z")
+        settled(page)
+        assert items(site)[0]["label"] == ["some"]
+        page.keyboard.press("Control+Shift+z")
+        wait_for(lambda: items(site)[0]["label"] == "unsure")
+
+
+def test_classes_are_renamed_merged_and_deleted_and_each_is_undone(browser: Browser, tmp_path: Path) -> None:
+    with page_of(browser, write_unlabelled(tmp_path / "images", 30)) as (page, site):
+        label_some(page, site, 6)
+        page.click("[aria-label='Edit class blue']")
+        page.fill("#rename-name", "azure")
+        page.keyboard.press("Enter")
+        settled(page)
+        assert "azure" in [one["name"] for one in state(site)["classes"]]
+        page.click("[aria-label='Edit class azure']")
+        page.select_option("#merge-into", "red")
+        page.click("#merge-form button")
+        settled(page)
+        assert {one["name"]: one["labelled"] for one in state(site)["classes"]} == {"green": 2, "red": 4}
+        page.click("[aria-label='Edit class red']")
+        page.click("#delete-class")
+        settled(page)
+        assert state(site)["labelled"] == 2
+        for _ in range(3):
+            page.click("#undo")
+            settled(page)
+        assert {one["name"] for one in state(site)["classes"]} == set(COLOURS)
+        assert state(site)["labelled"] == 6
+
+
+def test_two_tabs_follow_each_other_and_overwrite_nothing(browser: Browser, tmp_path: Path) -> None:
+    folder = write_unlabelled(tmp_path / "images", 40)
+    with page_of(browser, folder) as (one, site), browsing(browser, site) as (two, wrong):
+        label_some(one, site, 3)
+        until(two, "document.querySelectorAll('#class-list .assign').length === 3")
+        two.focus("#grid")
+        two.keyboard.press("End")
+        until(two, "document.querySelector('#grid .tile.active')?.getAttribute('aria-label').includes('.png')")
+        two.keyboard.press("1")
+        settled(two)
+        one.focus("#grid")
+        one.keyboard.press("2")
+        settled(one)
+        labelled = items(site, "labelled")
+        assert len(labelled) == 5
+        until(one, "document.getElementById('tab-images').textContent.includes('5/')")
+        one.evaluate("document.querySelector('[aria-label=\"Edit class blue\"]').click()")
+        two.click("[aria-label='Edit class blue']")
+        two.fill("#rename-name", "azure")
+        two.keyboard.press("Enter")
+        settled(two)
+        one.fill("#rename-name", "navy")  # the class has another name by now
+        one.keyboard.press("Enter")
+        until(one, "!document.getElementById('notice').hidden")
+        assert {entry["name"] for entry in state(site)["classes"]} == {"azure", "green", "red"}
+        assert wrong == []
+
+
+def start_server(folder: Path, port: int) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(child_of(__file__, SERVE, folder, port), stderr=subprocess.PIPE)
+    wait_for(lambda: answers(port) or process.poll() is not None, 90)
+    assert process.poll() is None, process.stderr and process.stderr.read()
+    return process
+
+
+def answers(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/v1/label/state", timeout=5).json()["work"]["stage"] == "ready"
+    except httpx.TransportError:
+        return False
+
+
+def test_a_killed_server_loses_no_label_and_the_page_continues(browser: Browser, tmp_path: Path) -> None:
+    folder, port = write_unlabelled(tmp_path / "images", 40), free_port()
+    site = f"http://127.0.0.1:{port}"
+    process = start_server(folder, port)
+    try:
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(site)
+        until(page, "document.querySelectorAll('#grid img.ready').length > 3")
+        label_some(page, site, 8)
+        before = {item["name"]: item["label"] for item in items(site, "labelled")}
+        assert len(before) == 8
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        until(page, "document.body.classList.contains('away')")
+        assert "Labels are saved" in text_of(page, "document.getElementById('notice').textContent")
+        process = start_server(folder, port)
+        until(
+            page,
+            "!document.body.classList.contains('away') && document.querySelectorAll('#grid .tag.given').length >= 8",
+        )
+        assert {item["name"]: item["label"] for item in items(site, "labelled")} == before
+        page.keyboard.press("Control+z")
+        settled(page)
+        wait_for(lambda: state(site)["labelled"] == 7)
+        context.close()
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def test_a_second_server_of_the_same_images_names_the_first(tmp_path: Path) -> None:
+    folder, port = write_unlabelled(tmp_path / "images", 12), free_port()
+    process = start_server(folder, port)
+    try:
+        second = subprocess.run(
+            [sys.executable, "-m", "headstart", "label", str(folder), "--no-open"],
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=False,
+        )
+        assert second.returncode == 1
+        assert f"http://127.0.0.1:{port}" in second.stderr
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+
+
+def test_on_a_phone_suggestions_are_answered_by_swipes(browser: Browser, tmp_path: Path) -> None:
+    with page_of(browser, write_unlabelled(tmp_path / "images", 60), width=390) as (page, site):
+        label_some(page, site, 6)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        wait_for(lambda: state(site)["learner"]["state"] == "ready")
+        page.evaluate("location.hash = 'confirm'")
+        until(page, "document.querySelector('#confirm.single img.ready') !== null")
+        before = state(site)["labelled"]
+        for way in (1, -1):
+            name = text_of(page, "document.querySelector('#confirm .tile').getAttribute('aria-label')")
+            swipe(page, way)
+            settled(page)
+            until(page, f"document.querySelector('#confirm .tile').getAttribute('aria-label') !== {name!r}")
+        assert state(site)["labelled"] == before + 1
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+SWIPE = """(way) => {
+  const card = document.querySelector("#confirm .tile"), box = card.getBoundingClientRect();
+  const [x, y] = [box.left + box.width / 2, box.top + box.height / 2];
+  const touch = { clientY: y, pointerType: "touch", button: 0, bubbles: true };
+  for (const [kind, at, target] of [["down", 0, card], ["move", 120, window], ["up", 120, window]])
+    target.dispatchEvent(new PointerEvent(`pointer${kind}`, { ...touch, clientX: x + at * way }));
+}"""
+
+NAMES = """[...document.querySelectorAll("button, input, select")].map((element) =>
+  element.textContent.trim() || element.getAttribute("aria-label") || element.labels?.length)"""
+
+
+def swipe(page: Page, way: int) -> None:
+    """A finger moves over the image, to the right (1) or left (-1)."""
+    page.evaluate(SWIPE, way)
+
+
+def test_the_help_lists_the_keys_and_escape_closes_it(browser: Browser, tmp_path: Path) -> None:
+    with page_of(browser, write_unlabelled(tmp_path / "images", 12)) as (page, _):
+        page.keyboard.press("?")
+        assert page.evaluate("document.getElementById('help').open")
+        words = text_of(page, "document.getElementById('help').textContent")
+        assert all(key in words for key in ("Ctrl", "Space", "undo", "Enter"))
+        page.keyboard.press("Escape")
+        assert not page.evaluate("document.getElementById('help').open")
+        names = page.evaluate(NAMES)
+        assert all(names)
+
+
+def test_scripts_of_the_page_have_no_unused_import() -> None:
+    from headstart.serve.static_files import _files
+
+    for name, data in _files().items():
+        if name.startswith("label") and name.endswith(".js"):
+            text = data.decode()
+            for found in re.findall(r"import \{ ([^}]+) \}", text):
+                for word in found.split(", "):
+                    assert len(re.findall(rf"\b{word}\b", text)) > 1, (name, word)
