@@ -36,6 +36,7 @@ ORDER = [
     "concurrency",
     "quiet",
     "files",
+    "file_lock",
     "html",
     "progress",
     "hub",

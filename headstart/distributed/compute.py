@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +22,7 @@ from headstart.distributed.shards import (
 )
 from headstart.distributed.work import ShardTables, Work
 from headstart.errors import OutputError
+from headstart.file_lock import lock_held
 from headstart.files import not_written
 from headstart.progress import Progress
 
@@ -100,21 +101,32 @@ def compute_shards(
 
     Raises:
         OptionError: the shards of the folder have another size.
-        OutputError: the folder has another kind of content, or cannot be written.
+        OutputError: the folder has another kind of content, cannot be written, or another process is computing it.
         WorkerError: see ``processes.compute_in_processes``.
     """
     begin_work(folder, work.description, images=images, shard_size=shard_size)
-    found = _FinishedShards(folder, part, progress)
-    shards = cut_into_shards(rows, shard_size, work.description)
-    with progress.task("Computing shards", -(-total // part.count)) as advance:
-        for shard, tables in engine(work, found.missing(shards, advance)):
+    with _alone(folder, part):
+        found = _FinishedShards(folder, part, progress)
+        shards = cut_into_shards(rows, shard_size, work.description)
+        with progress.task("Computing shards", -(-total // part.count)) as advance:
+            for shard, tables in engine(work, found.missing(shards, advance)):
+                with _writing(folder):
+                    write_shard(folder, shard, tables.table, tables.unreadable)
+                found.add(shard, advance)
+        if found.is_complete:
             with _writing(folder):
-                write_shard(folder, shard, tables.table, tables.unreadable)
-            found.add(shard, advance)
-    if found.is_complete:
-        with _writing(folder):
-            remove_others(folder, write_manifest(folder, work.description, found.in_order()))
-    return found.output()
+                remove_others(folder, write_manifest(folder, work.description, found.in_order()))
+        return found.output()
+
+
+@contextmanager
+def _alone(folder: Path, part: Part) -> Iterator[None]:
+    """Keeps the same command from computing a part twice at the same time; the lock file goes with the block."""
+    file = folder / f".lock-{part.number}-of-{part.count}"
+    with lock_held(file, OutputError(f"{folder}: another process is computing it. Wait for it, or stop it first.")):
+        yield
+        with suppress(OSError):
+            file.unlink()
 
 
 class _FinishedShards:

@@ -71,9 +71,10 @@ def _computed(
     """
     futures: dict[Future[ShardTables], Shard] = {}
     while True:
-        while len(futures) < most and (shard := pending.next()) is not None:
+        while len(futures) < most and (shard := pending.next(under_way)) is not None:
             under_way[shard.name] = shard
-            futures[pool.submit(_compute, shard)] = shard
+            with interrupts_held():  # a pool starts its processes one by one, as it is given work
+                futures[pool.submit(_compute, shard)] = shard
         if not futures:
             return
         for future in wait(futures, return_when=FIRST_COMPLETED).done:
@@ -91,8 +92,6 @@ def _pool(work: Work, workers: int, device: str) -> Iterator[ProcessPoolExecutor
     arguments = (work, device, threads, context.Value("i", 0), given_up)
     with given_up, lifeline, ProcessPoolExecutor(workers, context, initializer=_begin, initargs=arguments) as pool:
         try:
-            with interrupts_held():
-                pool.submit(int)  # starts the processes
             yield pool
         except BaseException:
             lifeline.close()

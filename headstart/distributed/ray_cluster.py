@@ -141,10 +141,9 @@ class _Actors:
     def hand_out(self, pending: PendingShards) -> None:
         """Gives every actor that is ready its shards."""
         for actor in self.ready:
-            while sum(other is actor for other, _ in self.tasks.values()) < HANDED_OUT:
-                shard = pending.next()
-                if shard is None:
-                    return
+            mine = [shard.name for other, shard in self.tasks.values() if other is actor and shard is not None]
+            while len(mine) < HANDED_OUT and (shard := pending.next(mine)) is not None:
+                mine.append(shard.name)
                 self.tasks[actor.compute.remote(shard)] = (actor, shard)
 
     def finished(self, task: Any, pending: PendingShards) -> Iterator[tuple[Shard, ShardTables]]:

@@ -21,6 +21,7 @@ from typing import Any, final
 from filelock import FileLock, Timeout
 
 from headstart.errors import RunError
+from headstart.file_lock import lock_held
 from headstart.files import json_text, remove_partials
 from headstart.progress import call_repeatedly
 from headstart.runs.events import Event
@@ -48,20 +49,11 @@ def run_lock(folder: Path) -> Iterator[None]:
     Raises:
         RunError: another process is working on the run.
     """
-    lock = FileLock(folder / LOCK_FILE, timeout=WAIT)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise RunError(f"{folder}: another process is working on this run. Wait for it, or stop it first.") from None
-    except (OSError, NotImplementedError):  # a file system without locks
-        yield
-        return
-    try:
+    taken = RunError(f"{folder}: another process is working on this run. Wait for it, or stop it first.")
+    with lock_held(folder / LOCK_FILE, taken, WAIT):
         with contextlib.suppress(OSError):
             remove_partials(folder)
         yield
-    finally:
-        lock.release()
 
 
 def is_running(folder: Path) -> bool:

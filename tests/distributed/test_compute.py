@@ -18,7 +18,7 @@ from pyarrow import parquet
 from recorded_progress import RecordedProgress
 from stub_work import StubWork, begun
 
-from headstart.distributed.compute import Part, ShardedOutput, compute_shards
+from headstart.distributed.compute import WHOLE, Part, ShardedOutput, compute_shards
 from headstart.distributed.processes import compute_in_processes
 from headstart.distributed.shards import MANIFEST_FILE, ImageRow, Shard
 from headstart.distributed.work import ShardTables, Work
@@ -39,8 +39,11 @@ def two_processes(work: Work, shards: Iterable[Shard]) -> Iterator[tuple[Shard, 
     return compute_in_processes(work, shards, workers=2, device="cpu")
 
 
-def run(folder: Path, work: StubWork, rows: list[ImageRow], engine=here, size: int = 4) -> ShardedOutput:  # type: ignore[no-untyped-def]
-    return compute_shards(work, rows, folder, engine, total=len(rows), shard_size=size, progress=SilentProgress())
+def run(  # type: ignore[no-untyped-def]
+    folder: Path, work: StubWork, rows: list[ImageRow], engine=here, size: int = 4, part: Part = WHOLE
+) -> ShardedOutput:
+    total, progress = len(rows), SilentProgress()
+    return compute_shards(work, rows, folder, engine, total=total, shard_size=size, part=part, progress=progress)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -57,6 +60,18 @@ def test_every_image_has_a_row_in_one_of_two_tables_and_in_order(tmp_path: Path)
         for path in parquet.read_table(tmp_path / "out" / shard["file"])["path"].to_pylist()
     ]
     assert paths == [row.path for row in ROWS[:-1]]
+
+
+def test_the_same_command_twice_at_a_time_is_refused_but_not_another_part(tmp_path: Path) -> None:
+    def engine(work: Work, shards: Iterable[Shard]) -> Iterator[tuple[Shard, ShardTables]]:
+        with pytest.raises(OutputError, match="another process is computing it"):
+            run(tmp_path / "out", work, ROWS, part=Part(1, 2))
+        run(tmp_path / "out", work, ROWS, part=Part(2, 2))
+        yield from here(work, shards)
+
+    work = StubWork(str(tmp_path / "journal"))
+    assert run(tmp_path / "out", work, ROWS, engine, part=Part(1, 2)).is_finished
+    assert not [file for file in (tmp_path / "out").iterdir() if "lock" in file.name]
 
 
 def test_only_what_is_missing_is_computed(tmp_path: Path) -> None:
@@ -155,9 +170,11 @@ def test_processes_give_the_same_files_and_a_killed_one_is_replaced(tmp_path: Pa
 
 @pytest.mark.slow
 def test_a_shard_that_kills_every_worker_is_named_and_the_others_are_kept(tmp_path: Path) -> None:
-    work = StubWork(str(tmp_path / "journal"), deadly="8.jpg", deaths=99)
+    work = StubWork(
+        str(tmp_path / "journal"), deadly="8.jpg", deaths=99, seconds=0.1
+    )  # the others are slow and innocent
     with pytest.raises(WorkerError, match=r"from 8\.jpg on"):
-        run(tmp_path / "out", work, ROWS, lambda w, s: compute_in_processes(w, s, workers=1, device="cpu"))
+        run(tmp_path / "out", work, ROWS, two_processes)
     assert len(list((tmp_path / "out").glob("*.parquet"))) >= 2
 
 

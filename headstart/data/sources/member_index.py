@@ -6,13 +6,43 @@ Dictionaries of Python take five times as much, and a worker keeps the indexes o
 from __future__ import annotations
 
 import hashlib
+import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, final, overload
 
 import numpy as np
 
+from headstart.data.finding import Finding
+
 _CODING: Final = ("utf-8", "surrogatepass")
 """Names in archives need not be valid text."""
+
+
+def member_name(name: str) -> str:
+    """The name of a member without "." and "..", and without a leading "/": names are never used as paths.
+
+    Returns:
+        The name; it starts with ".." if it leads out of the archive.
+    """
+    plain = name.startswith(("./", "/")) or "/./" in name or "//" in name or ".." in name
+    return posixpath.normpath(name).lstrip("/") if plain else name
+
+
+def is_outside(name: str) -> bool:
+    """Whether a name of ``member_name`` leads out of the archive."""
+    return name == ".." or name.startswith("../")
+
+
+def outside_finding(archive: str, outside: Sequence[str]) -> Iterator[Finding]:
+    """The finding for members that lead out of the archive, if there are any.
+
+    Args:
+        archive: name of the archive, for the message.
+        outside: names of these members.
+    """
+    if outside:
+        message = f"{archive}: {len(outside):,} file(s) have names that lead out of the archive (..); they are left out"
+        yield Finding("member-outside", "warning", message, tuple(outside))
 
 
 @final

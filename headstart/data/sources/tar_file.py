@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tarfile
 from collections.abc import Iterator
 from typing import BinaryIO, Final, final
@@ -10,7 +9,7 @@ from typing import BinaryIO, Final, final
 from headstart.data.finding import Finding
 from headstart.data.sources.addresses import join_member, name_of
 from headstart.data.sources.interface import Contents
-from headstart.data.sources.member_index import MemberIndex, MemberTexts
+from headstart.data.sources.member_index import MemberIndex, MemberTexts, is_outside, member_name, outside_finding
 from headstart.data.sources.stores import store_of
 from headstart.errors import DataError, UnreadableImage, first_line
 
@@ -72,6 +71,7 @@ class _Members:
         self.texts: dict[str, bytes] = {}
         self.damage = ""
         self._repeated: list[str] = []
+        self._outside: list[str] = []
 
     def read_index(self, address: str, file: BinaryIO) -> None:
         """Reads all headers.
@@ -107,12 +107,15 @@ class _Members:
             yield member
 
     def _add(self, file: BinaryIO, member: tarfile.TarInfo) -> None:
-        name = _member_name(member.name)
+        name = member_name(member.name)
         if member.islnk():
-            if (target := _member_name(member.linkname)) in self.spans:
+            if (target := member_name(member.linkname)) in self.spans:
                 self.spans[name] = self.spans[target]
             return
         if not member.isreg() or member.issparse() or not name:
+            return
+        if is_outside(name):
+            self._outside.append(name)
             return
         if name in self.spans:
             self._repeated.append(name)
@@ -131,11 +134,7 @@ class _Members:
         if self._repeated:
             message = f"{name}: {len(self._repeated):,} file(s) occur more than once; the last one of each name is used"
             yield Finding("repeated-member", "warning", message, tuple(dict.fromkeys(self._repeated)))
-
-
-def _member_name(name: str) -> str:
-    """The name of a member without a leading "./" or "/": names are never used as paths."""
-    return os.path.normpath(name).lstrip("/") if name.startswith((".", "/")) else name
+        yield from outside_finding(name, self._outside)
 
 
 def _rest_is_damaged(file: BinaryIO, offset: int) -> str:

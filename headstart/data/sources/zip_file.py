@@ -12,7 +12,7 @@ from typing import Final, NamedTuple, final
 from headstart.data.finding import Finding
 from headstart.data.sources.addresses import join_member, name_of
 from headstart.data.sources.interface import Contents
-from headstart.data.sources.member_index import MemberIndex, MemberTexts
+from headstart.data.sources.member_index import MemberIndex, MemberTexts, is_outside, member_name, outside_finding
 from headstart.data.sources.stores import store_of
 from headstart.data.sources.tar_file import MAX_TEXT_BYTES, TEXT_SUFFIXES
 from headstart.errors import DataError, UnreadableImage, first_line
@@ -50,6 +50,15 @@ def _numbers(entry: zipfile.ZipInfo) -> _Entry:
     return _Entry(entry.header_offset, *sizes, entry.CRC, entry.compress_type, entry.flag_bits, name_bytes)
 
 
+def _named(entries: list[zipfile.ZipInfo]) -> list[tuple[str, zipfile.ZipInfo]]:
+    """The entries with their names; some programs on Windows write backslashes, and then no slashes."""
+    is_windows = not any("/" in entry.filename for entry in entries)
+    names = [entry.filename.replace("\\", "/") if is_windows else entry.filename for entry in entries]
+    return [
+        (name if name.endswith("/") else member_name(name), entry) for name, entry in zip(names, entries, strict=True)
+    ]
+
+
 @final
 class ZipContainer:
     """An indexed zip file. Of members of one name the last counts.
@@ -66,15 +75,14 @@ class ZipContainer:
         self._store = store_of(address)
         try:
             with self._store.open(address) as file, zipfile.ZipFile(file) as archive:
-                listed = [entry for entry in archive.infolist() if not entry.is_dir()]
+                named = [(name, entry) for name, entry in _named(archive.infolist()) if not name.endswith("/")]
         except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, struct.error) as error:
             raise DataError(f"{address}: not a zip file ({first_line(error)}). Copy the file again.") from error
-        if listed and all(entry.flag_bits & _ENCRYPTED for entry in listed):
+        if named and all(entry.flag_bits & _ENCRYPTED for _, entry in named):
             raise DataError(f"{address}: needs a password. Unpack it, and give the folder.")
-        self._entries = MemberIndex(
-            {entry.filename.removeprefix("./").lstrip("/"): _numbers(entry) for entry in listed}
-        )
-        self._num_repeated = len(listed) - len(self._entries)
+        self._outside = [name for name, _ in named if is_outside(name)]
+        self._entries = MemberIndex({name: _numbers(entry) for name, entry in named if not is_outside(name)})
+        self._num_repeated = len(named) - len(self._outside) - len(self._entries)
         texts = MemberTexts(dict(self._read_texts()))
         self.contents = Contents(self._entries.names, texts, tuple(self._findings()))
 
@@ -127,6 +135,7 @@ class ZipContainer:
         if self._num_repeated:
             message = f"{name}: {self._num_repeated:,} file(s) occur more than once; the last one of each name is used"
             yield Finding("repeated-member", "warning", message)
+        yield from outside_finding(name, self._outside)
         nested = tuple(member for member in self._entries if member.lower().endswith((".zip", ".tar", ".tar.gz")))
         if nested:
             message = f"{name}: {len(nested):,} archive(s) in the archive are not read; unpack them"

@@ -85,6 +85,7 @@ def test_names_are_only_names(images: dict[str, bytes], tmp_path: Path) -> None:
     file = write_tar(tmp_path / "t.tar", [(name, data) for name in names])
     opened = hs.open_data(file)
     assert opened.classes == ("abs", "café", "here")
+    assert [(f.kind, f.items) for f in opened.findings] == [("member-outside", ("../out/3.png",))]
     assert all(read_image(address) == data for address in opened.files())
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["t.tar"]
 

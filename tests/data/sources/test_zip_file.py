@@ -80,3 +80,20 @@ def test_a_compression_that_is_not_supported_is_named(images: dict[str, bytes], 
     file = write_zip(tmp_path / "f.zip", images, zipfile.ZIP_LZMA)
     with pytest.raises(UnreadableImage, match=r"compressed by LZMA, which is not supported; unpack"):
         read_image(f"{file}::red/1.png")
+
+
+def test_backslashes_of_windows_are_separators(images: dict[str, bytes], tmp_path: Path) -> None:
+    file = tmp_path / "w.zip"
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, data in [*images.items(), ("empty/", b"")]:
+            archive.writestr(zipfile.ZipInfo(name.replace("/", "\\")), data)
+    data = hs.open_data(file)
+    assert (data.classes, data.findings) == (("blue", "red"), ())
+    assert all(read_image(address) == images[address.partition("::")[2]] for address in data.files())
+
+
+def test_names_that_lead_out_of_the_archive_are_left_out_and_named(images: dict[str, bytes], tmp_path: Path) -> None:
+    (first, *_) = images.values()
+    data = hs.open_data(write_zip(tmp_path / "o.zip", {**images, "../x/0.png": first, "blue/../red/9.png": first}))
+    assert [(finding.kind, finding.items) for finding in data.findings] == [("member-outside", ("../x/0.png",))]
+    assert [path for path in data.paths if path.endswith("9.png")] == ["o.zip::red/9.png"]
