@@ -25,7 +25,7 @@ from labelling_sessions import named_session, open_images
 from test_kills import IMAGES, steps
 with named_session(Path(sys.argv[2])) as session:
     print(*(Path(session.address(image)).name for image in range(IMAGES)), flush=True)
-    for step in steps():
+    for step in steps(int(sys.argv[3])):
         if isinstance(step, str):
             getattr(session, step)()
         else:
@@ -36,18 +36,18 @@ with named_session(Path(sys.argv[2])) as session:
 IMAGES = 120
 
 
-def steps() -> Iterator[tuple[int, str] | str]:
-    """What the process does: image and class, "undo" or "redo"."""
+def steps(run: int) -> Iterator[tuple[int, str] | str]:
+    """What a process does: image and class, "undo" or "redo". No image gets the class that it has: that is no step."""
     for turn in count():
-        yield turn % IMAGES, f"class {turn % 7}"
+        yield turn % IMAGES, f"class {turn % 7} of run {run}"
         if turn % 10 == 9:
             yield from ("undo", "redo")
 
 
-def after(before: dict[str, str], names: Sequence[str], done: int) -> dict[str, str]:
-    """Image -> class after some steps."""
+def after(before: dict[str, str], names: Sequence[str], run: int, done: int) -> dict[str, str]:
+    """Image -> class after some steps of a run."""
     labels, last, undone = dict(before), ("", ""), ""
-    for step in islice(steps(), done):
+    for step in islice(steps(run), done):
         if step == "undo":
             undone = labels.pop(last[0])
             labels |= {last[0]: last[1]} if last[1] else {}
@@ -69,7 +69,7 @@ def labels_of(folder: Path) -> dict[str, str]:
     return dict(rows)
 
 
-def kill_at(folder: Path, seconds: float) -> tuple[list[str], int]:
+def kill_at(folder: Path, run: int, seconds: float) -> tuple[list[str], int]:
     """Runs the script for some time after it is ready and kills it.
 
     Returns:
@@ -78,7 +78,10 @@ def kill_at(folder: Path, seconds: float) -> tuple[list[str], int]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     support = str(Path(__file__).parents[1] / "support")
     with subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, support, str(folder)], stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-c", SCRIPT, support, str(folder), str(run)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
     ) as process:
         assert process.stdout is not None
         names = process.stdout.readline().split()
@@ -90,11 +93,11 @@ def kill_at(folder: Path, seconds: float) -> tuple[list[str], int]:
 def kill_and_check(folder: Path, times: int) -> None:
     write_names(folder, {"blue": 40, "green": 40, "red": 40})
     moments, labels = random.Random(0), dict[str, str]()
-    for _ in range(times):
-        names, done = kill_at(folder, moments.uniform(0, 1.5))
+    for run in range(times):
+        names, done = kill_at(folder, run, moments.uniform(0, 1.5))
         found = labels_of(folder)
         # the step after the last acknowledged one may be in the journal
-        assert found in (after(labels, names, done), after(labels, names, done + 1))
+        assert found in (after(labels, names, run, done), after(labels, names, run, done + 1))
         labels = found
 
 
