@@ -223,6 +223,7 @@ ORDER = [
     "exports.snippets",
     "exports.graph",
     "exports.formats.interface",
+    "exports.destination",
     "exports.formats.int8",
     "exports.formats.onnx",
     "exports.formats.torch_export",

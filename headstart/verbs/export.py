@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeGuard, final
@@ -15,13 +15,15 @@ import numpy as np
 
 from headstart.data.dataset import Dataset
 from headstart.data.sources.read import is_gone
-from headstart.errors import DataError, ExportError, OptionError, OutputError, RunError
+from headstart.errors import DataError, ExportError, OptionError, RunError
+from headstart.exports.destination import check_destination, size_of, whole_or_nothing
 from headstart.exports.formats.interface import NUM_CALIBRATION_IMAGES, QuantizedLayers, WriteRequest
 from headstart.exports.formats.registry import FORMATS, format_of, open_export
 from headstart.exports.metadata import ExportMetadata
 from headstart.exports.parity import FormatResult, ReferencePredictions, file_format, model_format, parity_failures
 from headstart.exports.subprocess_runner import run_in_subprocess
-from headstart.files import check_suffix, not_written, user_path
+from headstart.extras import require_extra
+from headstart.files import user_path
 from headstart.hub import read_address
 from headstart.model import Model, load
 from headstart.model_file import MODEL_FILE
@@ -120,7 +122,7 @@ def export(
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Exported:
-    """Exports a model to a single file that runs without Headstart: raw pixels in, probabilities out.
+    """Exports a model to a file or folder that runs without Headstart: raw pixels in, probabilities out.
 
     The file is opened in a separate process and compared with the model on up to ``SAMPLE`` images. It is deleted if
     the difference exceeds the tolerance (see ``exports.parity``).
@@ -154,8 +156,8 @@ def export(
     loaded = model if isinstance(model, Model) else load(model)
     source = model if data is None else data
     images = _images_for(loaded, source, model, calibrate=bool(quantize), cache=cache, progress=progress)
-    with _whole_or_nothing(file) as partial, tempfile.TemporaryDirectory(prefix="headstart-") as scratch:
-        progress.say(f"Writing {loaded.net.backbone.architecture} as {file.suffix[1:]}.")
+    with whole_or_nothing(file, FORMATS[to]) as partial, tempfile.TemporaryDirectory(prefix="headstart-") as scratch:
+        progress.say(f"Writing {loaded.net.backbone.architecture} as {to}.")
         written = FORMATS[to].write(
             WriteRequest(loaded, partial, quantize, images.calibration, Path(scratch), progress)
         )
@@ -165,7 +167,7 @@ def export(
         formats = [model_format(expected, loaded.thresholds, size=_size_of(model))]
         for name, path in written.files.items():
             answers = run_in_subprocess(path, expected.paths, full_size=path == partial)
-            formats.append(file_format(name, expected, answers, size=path.stat().st_size))
+            formats.append(file_format(name, expected, answers, size=size_of(path)))
         if faults := parity_failures(
             formats[-1], formats[0], precision=written.metadata.precision, allow_loss=allow_loss
         ):
@@ -226,7 +228,7 @@ def verify(
     name = format_of(path).name
     if metadata.precision in FORMATS[name].variants:
         name += f" {metadata.precision}"
-    compared = file_format(name, expected, answers, size=path.stat().st_size)
+    compared = file_format(name, expected, answers, size=size_of(path))
     _note_test(model, images.compared, compared, "verify", progress)
     faults = [
         fault
@@ -266,6 +268,8 @@ def _output(model: Source | Model, to: str, quantize: str, out: Source | None) -
     if quantize and quantize not in FORMATS[to].variants:
         able = [name for name, one in FORMATS.items() if quantize in one.variants]
         raise OptionError(f"quantize {quantize}: not available for format {to}, only for {', '.join(able)}.")
+    if FORMATS[to].extra:
+        require_extra(FORMATS[to].extra, f"export to {to}")
     ending = FORMATS[to].suffix
     if out is None:
         if isinstance(model, Model) or read_address(model):
@@ -275,7 +279,7 @@ def _output(model: Source | Model, to: str, quantize: str, out: Source | None) -
         path = user_path(model)
         path = path / MODEL_FILE if path.is_dir() else path
         out = path.with_name(f"{path.stem}{f'-{quantize}' if quantize else ''}{ending}")
-    return check_suffix(out, [ending])
+    return check_destination(out, FORMATS[to])
 
 
 def _images_for(
@@ -339,31 +343,6 @@ def _name(source: Source | Model | Dataset) -> str:
 def _spread(count: int, most: int) -> list[int]:
     """At most ``most`` positions, evenly spaced."""
     return sorted({int(place) for place in np.linspace(0, count - 1, min(count, most))}) if count else []
-
-
-@contextmanager
-def _whole_or_nothing(file: Path) -> Iterator[Path]:
-    """A temporary file next to ``file``, renamed to it at the end of the block, or removed if the block raises.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    created = [folder for folder in (file.parent, *file.parent.parents) if not folder.exists()]
-    partial = file.with_name(f".{file.stem}.{os.getpid()}.partial{file.suffix}")
-    done = False
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch()
-        yield partial
-        os.replace(partial, file)
-        done = True
-    except OSError as error:
-        raise OutputError(f"{not_written(file, error)}, or name another file.") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-            for folder in [] if done else created:
-                folder.rmdir()
 
 
 def _expected(model: Model, images: LabelledImages, *, device: str, progress: Progress) -> ReferencePredictions:

@@ -37,7 +37,7 @@ class WriteRequest:
 
     Attributes:
         model: the model to export.
-        file: where to write it.
+        file: where to write it; for a format of folders an empty folder.
         variant: "" for float32, or one of the format's variants.
         calibration_images: paths of training images that calibrate the ranges of activations, for int8.
         scratch: an empty folder for intermediate files.
@@ -92,12 +92,14 @@ class ExportFormat:
 
     Attributes:
         name: value of the option ``--to``.
-        suffix: of its files.
+        suffix: of its files; of a format of folders the end of their names, such as "_web".
         write: writes a model; raises ``ExportError`` if the format cannot express it.
         open: opens a file with nothing but the file; raises ``ExportError``.
         variants: other precisions than float32.
         snippets: language -> function from (file, metadata) to a few lines of code that use the file.
         count_quantized: counts the layers of a quantised file; None for a format without such variants.
+        marker: name of a file that only folders of this format have; "" for a format of single files.
+        extra: optional dependencies of Headstart that it needs, see ``extras.require_extra``; "" for none.
     """
 
     name: str
@@ -107,3 +109,9 @@ class ExportFormat:
     variants: tuple[str, ...] = ()
     snippets: Mapping[str, Callable[[Path, ExportMetadata], str]] = field(default_factory=dict)
     count_quantized: Callable[[Path], QuantizedLayers] | None = None
+    marker: str = ""
+    extra: str = ""
+
+    def is_format_of(self, file: Path) -> bool:
+        """Whether a file or folder is of this format, by its suffix or its marker."""
+        return (file / self.marker).is_file() if self.marker else file.suffix.lower() == self.suffix

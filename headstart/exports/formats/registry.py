@@ -13,24 +13,24 @@ FORMATS: dict[str, ExportFormat] = {one.name: one for one in (onnx.FORMAT, torch
 
 
 def format_of(file: Path) -> ExportFormat:
-    """The format of a file, by its suffix.
+    """The format of a file, by its suffix, or of a folder, by what is in it.
 
     Raises:
-        ExportError: no format has this suffix.
+        ExportError: it is of no format.
     """
     for one in FORMATS.values():
-        if file.suffix.lower() == one.suffix:
+        if one.is_format_of(file):
             return one
-    suffixes = " or ".join(one.suffix for one in FORMATS.values())
-    raise ExportError(f"{file}: expected a file written by headstart export, ending in {suffixes}.")
+    suffixes = " or ".join(one.suffix for one in FORMATS.values() if not one.marker)
+    raise ExportError(f"{file}: expected a file written by headstart export, ending in {suffixes}, or such a folder.")
 
 
 def open_export(file: Path) -> ExportFile:
-    """Opens an exported file.
+    """Opens an exported file or folder.
 
     Raises:
-        ExportError: the file does not exist, is damaged, or is not an export.
+        ExportError: it does not exist, is damaged, or is not an export.
     """
-    if not file.is_file():
-        raise ExportError(f"{file}: no such file.")
+    if not file.exists():
+        raise ExportError(f"{file}: no such file or folder.")
     return format_of(file).open(file)
