@@ -1,12 +1,7 @@
-"""Running an exported file on images in a new process, so that the result depends on the file alone."""
+"""Predictions of an exported file for images, computed by a new process that has the file and the pixels alone."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,16 +12,12 @@ import numpy.typing as npt
 
 from headstart.data.decode import decode, map_images
 from headstart.data.preprocessing import Rgb
-from headstart.data.sources.addresses import absolute
-from headstart.errors import ExportError, HeadstartError, UnreadableImage
-from headstart.exports.formats.interface import ExportFile
+from headstart.errors import UnreadableImage
 from headstart.exports.formats.registry import open_export
 from headstart.exports.metadata import ExportMetadata
+from headstart.exports.reader_process import OpenedExport
 
 Probabilities = npt.NDArray[np.float64]
-
-JOB_FILE, ANSWERS_FILE, FAULT_FILE = "job.json", "answers.npz", "fault.txt"
-"""Files in the folder through which the two processes communicate."""
 
 FULL_SIZE = 10**9
 """Shorter side in pixels that decoding must keep, larger than any image: no JPEG is reduced."""
@@ -62,54 +53,21 @@ def run_in_subprocess(file: Path, paths: Sequence[str], *, full_size: bool = Fal
     Raises:
         ExportError: the file cannot be used, or the process fails.
     """
-    with tempfile.TemporaryDirectory(prefix="headstart-") as name:
-        folder = Path(name)
-        job = {"file": os.path.abspath(file), "paths": list(map(absolute, paths)), "full_size": full_size}
-        (folder / JOB_FILE).write_text(json.dumps(job))
-        done = subprocess.run(
-            [sys.executable, "-m", __name__, name], stdin=subprocess.DEVNULL, capture_output=True, check=False
-        )
-        if (folder / FAULT_FILE).is_file():
-            raise ExportError((folder / FAULT_FILE).read_text(encoding="utf-8"))
-        if done.returncode or not (folder / ANSWERS_FILE).is_file():
-            said = done.stderr.decode(errors="replace").strip().splitlines() or [f"status {done.returncode}"]
-            raise ExportError(f"{file}: cannot be run in a separate process ({said[-1]}).")
-        with np.load(folder / ANSWERS_FILE) as found:
-            metadata = ExportMetadata.read(str(found["metadata"]), file)
-            return FilePredictions(
-                metadata, found["probabilities"], found["outliers"], found["full_size"], float(found["seconds"])
-            )
+    with open_export(file) as opened:
+        metadata = opened.metadata
+        for image in _decoded(paths[:1], metadata):  # warm-up: the first run is slower
+            if image is not None:
+                opened(image[None])
+        started = time.perf_counter()
+        probabilities, outliers = _predict(opened, _decoded(paths, metadata), len(paths))
+        seconds = time.perf_counter() - started
+        whole = np.full_like(probabilities, np.nan)
+        if full_size:
+            whole, _ = _predict(opened, _decoded(paths, metadata, only_reduced=True), len(paths))
+    return FilePredictions(metadata, probabilities, outliers, whole, seconds)
 
 
-def _run(folder: Path) -> None:
-    """The new process: does the job of ``run_in_subprocess``."""
-    job = json.loads((folder / JOB_FILE).read_text())
-    try:
-        opened = open_export(Path(job["file"]))
-    except HeadstartError as error:
-        (folder / FAULT_FILE).write_text(str(error), encoding="utf-8", errors="backslashreplace")
-        return
-    metadata, paths = opened.metadata, job["paths"]
-    for image in _decoded(paths[:1], metadata):  # warm-up: the first run is slower
-        if image is not None:
-            opened(image[None])
-    started = time.perf_counter()
-    probabilities, outliers = _predict(opened, _decoded(paths, metadata), len(paths))
-    seconds = time.perf_counter() - started
-    full_size = np.full_like(probabilities, np.nan)
-    if job["full_size"]:
-        full_size, _ = _predict(opened, _decoded(paths, metadata, only_reduced=True), len(paths))
-    np.savez(
-        folder / ANSWERS_FILE,
-        probabilities=probabilities,
-        outliers=outliers,
-        full_size=full_size,
-        seconds=seconds,
-        metadata=opened.metadata.text(),
-    )
-
-
-def _predict(opened: ExportFile, images: Iterator[Rgb | None], count: int) -> tuple[Probabilities, Probabilities]:
+def _predict(opened: OpenedExport, images: Iterator[Rgb | None], count: int) -> tuple[Probabilities, Probabilities]:
     probabilities, outliers = np.full((count, len(opened.metadata.classes)), np.nan), np.full(count, np.nan)
     for place, image in enumerate(images):
         if image is not None:
@@ -134,7 +92,3 @@ def _decoded(paths: Sequence[str], metadata: ExportMetadata, *, only_reduced: bo
             return None
 
     return map_images(one, paths, ahead=8)
-
-
-if __name__ == "__main__":
-    _run(Path(sys.argv[1]))

@@ -11,7 +11,7 @@ from headstart.exports.destination import check_destination, size_of, whole_or_n
 from headstart.exports.formats.interface import ExportFormat
 from headstart.exports.formats.onnx import FORMAT as ONNX
 
-FOLDER = ExportFormat("stub", "-stub", ONNX.write, ONNX.open, marker="stub.json")
+FOLDER = ExportFormat("stub", "-stub", ONNX.write, ONNX.reader, marker="stub.json")
 
 
 def names(folder: Path) -> list[str]:

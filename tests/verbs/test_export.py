@@ -26,9 +26,8 @@ from headstart.backbone.weights import load_backbone, random_backbone
 from headstart.data.preprocessing import Fit
 from headstart.errors import DataError, ExportError, OptionError, OutputError, RunError
 from headstart.exports.formats.interface import WriteRequest
-from headstart.exports.formats.onnx import OnnxFile, write_onnx
+from headstart.exports.formats.onnx import write_onnx
 from headstart.exports.formats.registry import FORMATS, open_export
-from headstart.exports.formats.torch_export import TorchExportFile
 from headstart.exports.graph import export_metadata
 from headstart.exports.parity import ReferencePredictions, file_format, model_format, parity_failures
 from headstart.exports.snippets import javascript_snippet, python_snippet
@@ -78,7 +77,7 @@ def same_graph(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> onnx.Mode
 
 
 def test_the_metadata_of_the_file_is_complete(exported: Exported, model: Model) -> None:
-    metadata = OnnxFile(exported.file).metadata
+    metadata = open_export(exported.file).metadata
     assert metadata == exported.metadata
     assert (metadata.classes, metadata.model) == (model.classes, model.version)
     assert (metadata.unsure_below, metadata.none_above) == (0.6, 0.95)
@@ -366,7 +365,7 @@ def test_foreign_and_damaged_files_are_refused(exported: Exported, folder: Path,
 def test_an_exported_program_agrees_and_contains_no_pickle(model: Model, folder: Path, tmp_path: Path) -> None:
     found = hs.export(model, "torch", out=tmp_path / "small.pt2", data=folder)
     assert found.formats[1].name == "torch"
-    assert found.metadata == TorchExportFile(found.file).metadata
+    assert found.metadata == open_export(found.file).metadata
     done = subprocess.run(
         [sys.executable, "-c", python_snippet(found.file, found.metadata, str(folder / "blue" / "large.jpg"))],
         capture_output=True,
@@ -392,7 +391,7 @@ def test_int8_calibration_images_are_not_compared_on(model: Model, folder: Path,
     assert [one.name for one in found.formats] == ["model", "onnx", "onnx int8"]
     assert found.formats[2].images == 16
     assert found.formats[2].bytes < 0.5 * found.formats[1].bytes
-    assert OnnxFile(found.file).metadata.precision == "int8"
+    assert open_export(found.file).metadata.precision == "int8"
     assert found.quantised is not None
     assert found.quantised.convolutions == (10, 15)  # all but the first five
     assert found.as_json()["quantised"]["convolutions"] == (10, 15)

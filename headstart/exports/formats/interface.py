@@ -1,14 +1,11 @@
-"""What an export format provides: a writer, a reader that needs the file alone, and code that uses the file."""
+"""What an export format provides: a writer, the program that reads it, and code that uses the file."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from headstart.exports.metadata import ExportMetadata
 from headstart.progress import Progress
@@ -18,17 +15,6 @@ if TYPE_CHECKING:
 
 NUM_CALIBRATION_IMAGES = 100
 """Training images on which a quantised variant measures ranges of activations."""
-
-
-class ExportFile(Protocol):
-    """An opened exported file."""
-
-    @property
-    def metadata(self) -> ExportMetadata:
-        """The metadata in the file."""
-
-    def __call__(self, pixels: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float32]]:
-        """(N, H, W, 3) uint8 -> (N, classes) probabilities, and (N,) outlier scores if the file has them."""
 
 
 @dataclass(frozen=True)
@@ -94,23 +80,26 @@ class ExportFormat:
         name: value of the option ``--to``.
         suffix: of its files; of a format of folders the end of their names, such as "_web".
         write: writes a model; raises ``ExportError`` if the format cannot express it.
-        open: opens a file with nothing but the file; raises ``ExportError``.
+        reader: name of the program of ``exports.readers`` that opens a file with nothing of Headstart imported.
         variants: other precisions than float32.
         snippets: language -> function from (file, metadata) to a few lines of code that use the file.
         count_quantized: counts the layers of a quantised file; None for a format without such variants.
         marker: name of a file that only folders of this format have; "" for a format of single files.
         extra: optional dependencies of Headstart that it needs, see ``extras.require_extra``; "" for none.
+        interpreter: path of the Python that runs the reader, for a format whose library has an environment of its own;
+            None for this one.
     """
 
     name: str
     suffix: str
     write: Callable[[WriteRequest], WrittenFiles]
-    open: Callable[[Path], ExportFile]
+    reader: str
     variants: tuple[str, ...] = ()
     snippets: Mapping[str, Callable[[Path, ExportMetadata], str]] = field(default_factory=dict)
     count_quantized: Callable[[Path], QuantizedLayers] | None = None
     marker: str = ""
     extra: str = ""
+    interpreter: Callable[[], str] | None = None
 
     def is_format_of(self, file: Path) -> bool:
         """Whether a file or folder is of this format, by its suffix or its marker."""

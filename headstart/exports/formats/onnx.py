@@ -1,15 +1,12 @@
-"""ONNX: writing a model as an ONNX file, and running the file with ONNX Runtime. Variant: int8.
+"""ONNX: writing a model as an ONNX file. Variant: int8.
 
-Whatever needs PyTorch or the model is imported when a file is written: opening a file needs the file alone.
+Whatever needs PyTorch or the model is imported when a file is written.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, final
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from headstart.errors import ExportError, first_line
 from headstart.exports.formats.interface import ExportFormat, QuantizedLayers, WriteRequest, WrittenFiles
@@ -27,39 +24,6 @@ NAME, INT8 = "onnx", "int8"
 
 OPSET = 20
 """Version of the operator set; ONNX Runtime reads it from version 1.17 on."""
-
-
-@final
-class OnnxFile:
-    """An opened ONNX file.
-
-    Args:
-        file: path of the file.
-        threads: of the computation; 0 for the number of processors.
-
-    Attributes:
-        metadata: of the file.
-
-    Raises:
-        ExportError: the file is missing or damaged, or Headstart did not write it.
-    """
-
-    def __init__(self, file: Path, *, threads: int = 0) -> None:
-        from headstart.engine.onnx_runtime import new_session
-
-        try:
-            self.session = new_session(file, threads=threads)
-        except Exception as error:  # the runtime raises a dozen types
-            raise ExportError(f"{file}: damaged, or not an ONNX file ({first_line(error)}).") from error
-        properties = self.session.get_modelmeta().custom_metadata_map
-        if KEY not in properties:
-            raise ExportError(f"{file}: not written by Headstart. Expected a file written by headstart export.")
-        self.metadata = ExportMetadata.read(properties[KEY], file)
-
-    def __call__(self, pixels: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float32]]:
-        """(N, H, W, 3) uint8 -> (N, classes) probabilities, and (N,) outlier scores if the file has them."""
-        found: list[npt.NDArray[np.float32]] = self.session.run(None, {INPUT: pixels})
-        return found
 
 
 def onnx_graph(model: Model) -> onnx.ModelProto:
@@ -175,7 +139,7 @@ FORMAT = ExportFormat(
     NAME,
     ".onnx",
     _write,
-    OnnxFile,
+    "onnx_reader.py",
     variants=(INT8,),
     snippets={"python": python_snippet, "javascript": javascript_snippet},
     count_quantized=_count_quantized,

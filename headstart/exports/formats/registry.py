@@ -6,7 +6,8 @@ from pathlib import Path
 
 from headstart.errors import ExportError
 from headstart.exports.formats import onnx, torch_export
-from headstart.exports.formats.interface import ExportFile, ExportFormat
+from headstart.exports.formats.interface import ExportFormat
+from headstart.exports.reader_process import OpenedExport
 
 FORMATS: dict[str, ExportFormat] = {one.name: one for one in (onnx.FORMAT, torch_export.FORMAT)}
 """Name -> format."""
@@ -25,12 +26,13 @@ def format_of(file: Path) -> ExportFormat:
     raise ExportError(f"{file}: expected a file written by headstart export, ending in {suffixes}, or such a folder.")
 
 
-def open_export(file: Path) -> ExportFile:
-    """Opens an exported file or folder.
+def open_export(file: Path) -> OpenedExport:
+    """Opens an exported file or folder in a new process, in which nothing of Headstart is imported.
 
     Raises:
         ExportError: it does not exist, is damaged, or is not an export.
     """
     if not file.exists():
         raise ExportError(f"{file}: no such file or folder.")
-    return format_of(file).open(file)
+    form = format_of(file)
+    return OpenedExport(file, form.reader, form.interpreter() if form.interpreter else "")
