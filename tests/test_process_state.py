@@ -144,6 +144,7 @@ CALLS: dict[str, Callable[[dict[str, Any]], object]] = {
     "retrain": lambda m: hs.retrain(m["run"]),
     "prepare": lambda m: hs.prepare(m["data"], **m["options"]),
     "export": lambda m: exported(m),
+    "export_all": lambda m: hs.export_all(m["run"], out=m["folder"] / "all"),
     "verify": lambda m: hs.verify(exported(m), m["run"]),
     "push": lambda m: failed(lambda: hs.push(m["run"], "nobody")),
     "serve.create_app": lambda m: create_app(m["run"], local=False).state.service.close(),
@@ -154,7 +155,7 @@ CALLS: dict[str, Callable[[dict[str, Any]], object]] = {
 }
 """Every public function, and what classes do that does more than hold values."""
 
-LONG = {"compare", "export", "verify"}
+LONG = {"compare", "export", "export_all", "verify"}
 """Calls of ten seconds and more."""
 
 HOLD_VALUES = {"Dataset", "Model", "Prediction", "Recipe", "Run"}

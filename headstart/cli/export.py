@@ -25,6 +25,7 @@ from headstart.cli.render import print_json, print_table, say
 from headstart.figures import interval_text, percent_text
 
 if TYPE_CHECKING:
+    from headstart.data.dataset import Dataset
     from headstart.exports.parity import FormatResult
     from headstart.verbs.export import Exported
 
@@ -34,11 +35,17 @@ if TYPE_CHECKING:
 @option(
     "--to",
     type=click.Choice(["onnx", "torch"]),
-    default="onnx",
     default_text="onnx",
     help="Format. onnx: for ONNX Runtime; torch: PyTorch's ExportedProgram (.pt2).",
 )
-@out_option("File to write.", "auto (beside the model)")
+@option(
+    "--all",
+    "is_all",
+    is_flag=True,
+    default_text="off",
+    help="Export to every format, and write a table of size, agreement, accuracy and speed, also into the report.",
+)
+@out_option("File to write; with --all a folder.", "auto (beside the model; with --all exports in the run folder)")
 @option(
     "--data",
     type=SOURCE,
@@ -58,7 +65,8 @@ if TYPE_CHECKING:
 @json_option()
 def export_command(
     run_or_model: Path,
-    to: str,
+    to: str | None,
+    is_all: bool,
     out: Path | None,
     data: str | None,
     quantize: str | None,
@@ -72,13 +80,19 @@ def export_command(
     MODEL is a run folder, a model file, or hf://OWNER/NAME. The file is opened in a new process and compared with the
     model on up to 500 images; it is removed if it differs.
     """
+    if is_all:
+        others = {"--to": to, "--quantize": quantize, "--allow-loss": allow_loss}
+        if given := [name for name, value in others.items() if value]:
+            raise click.UsageError(f"{given[0]}: --all writes every format and variant. Leave one out.")
+        _export_all(run_or_model, out, open_source(data, columns, min_classes=1), device, as_json)
+        return
     with importing():
         from headstart.progress import TerminalProgress
         from headstart.verbs.export import export
 
     found = export(
         run_or_model,
-        to,
+        to or "onnx",
         out=out,
         data=open_source(data, columns, min_classes=1),
         quantize=quantize or "",
@@ -92,6 +106,20 @@ def export_command(
     _print(found)
     for language, text in found.snippets.items():
         print(f"\n{language}:\n\n{text}")
+
+
+def _export_all(run_or_model: Path, out: Path | None, data: str | Dataset | None, device: str, as_json: bool) -> None:
+    with importing():
+        from headstart.progress import TerminalProgress
+        from headstart.verbs.export_all import export_all
+
+    table = export_all(run_or_model, out=out, data=data, device=device, progress=TerminalProgress())
+    if as_json:
+        print_json(table.as_json())
+        return
+    print_table(table.HEADER, [row.cells() for row in table.rows])
+    print(f"Compared on {table.images}.")
+    print(f"Folder: {table.folder}")
 
 
 @click.command("verify", cls=Command)

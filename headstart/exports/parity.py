@@ -84,6 +84,7 @@ class FormatResult:
         largest: largest difference of a probability.
         largest_outlier: largest difference of an outlier score; None without outlier scores.
         full_size: large JPEGs decoded at full size; None if not tried, or if there are none.
+        load_seconds: from the start of a new process until the file was open; None for the model.
     """
 
     name: str
@@ -98,6 +99,7 @@ class FormatResult:
     largest: float | None = None
     largest_outlier: float | None = None
     full_size: FullSizeDecoding | None = None
+    load_seconds: float | None = None
 
     @property
     def accuracy(self) -> float:
@@ -136,7 +138,8 @@ def file_format(name: str, expected: ReferencePredictions, answers: FilePredicti
             compared["largest_outlier"] = _largest(expected.outliers, answers.outliers)
     full_size = _full_size(expected.labels, answers)
     rate = len(right) / answers.seconds
-    return FormatResult(name, len(right), int(right.sum()), low, high, size, rate, **compared, full_size=full_size)
+    compared |= {"full_size": full_size, "load_seconds": answers.load_seconds}
+    return FormatResult(name, len(right), int(right.sum()), low, high, size, rate, **compared)
 
 
 def parity_failures(one: FormatResult, model: FormatResult, *, precision: str, allow_loss: bool) -> list[str]:

@@ -6,6 +6,7 @@ import contextlib
 import subprocess
 import sys
 import tempfile
+import time
 import weakref
 from pathlib import Path
 from typing import IO, Any, Final, Self, final
@@ -32,6 +33,7 @@ class OpenedExport:
 
     Attributes:
         metadata: of the file.
+        seconds: from the start of the process until the file was open.
 
     Raises:
         ExportError: the file cannot be used, or the process fails.
@@ -39,6 +41,7 @@ class OpenedExport:
 
     def __init__(self, file: Path, reader: str, interpreter: str = "") -> None:
         self._file = file
+        started = time.perf_counter()
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         program = [interpreter or sys.executable, "-P", answer_frames.__file__, str(READERS / reader)]
         self._process = subprocess.Popen(
@@ -46,6 +49,7 @@ class OpenedExport:
         )
         self.close = weakref.finalize(self, _end, self._process, self._errors)
         found = self._answer()
+        self.seconds = time.perf_counter() - started
         if "error" in found:
             self.close()
             raise ExportError(f"{file}: {found['error']}.")

@@ -33,6 +33,7 @@ class FilePredictions:
         outliers: (N,) float64 outlier scores; NaN for an unreadable image, or if the file has no such output.
         full_size: as ``probabilities``, for JPEGs that decoding would reduce, decoded at full size; NaN for others.
         seconds: time from image files to predictions, one image at a time, without those at full size.
+        load_seconds: from the start of the process until the file was open.
     """
 
     metadata: ExportMetadata
@@ -40,6 +41,7 @@ class FilePredictions:
     outliers: Probabilities
     full_size: Probabilities
     seconds: float
+    load_seconds: float
 
 
 def run_in_subprocess(file: Path, paths: Sequence[str], *, full_size: bool = False) -> FilePredictions:
@@ -64,7 +66,7 @@ def run_in_subprocess(file: Path, paths: Sequence[str], *, full_size: bool = Fal
         whole = np.full_like(probabilities, np.nan)
         if full_size:
             whole, _ = _predict(opened, _decoded(paths, metadata, only_reduced=True), len(paths))
-    return FilePredictions(metadata, probabilities, outliers, whole, seconds)
+    return FilePredictions(metadata, probabilities, outliers, whole, seconds, opened.seconds)
 
 
 def _predict(opened: OpenedExport, images: Iterator[Rgb | None], count: int) -> tuple[Probabilities, Probabilities]:

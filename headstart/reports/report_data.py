@@ -42,6 +42,7 @@ class ReportData:
         proof: hashes of the frozen weights before and after training, and the engines.
         seconds: duration by step.
         selection: how the backbone was chosen, see ``selection.search.Selection.as_json``; None if it was given.
+        exports: files for other programs, see ``verbs.export_all.ExportTable.as_json``; None if there are none.
     """
 
     name: str
@@ -63,6 +64,7 @@ class ReportData:
     proof: Mapping[str, Any]
     seconds: Mapping[str, float]
     selection: Mapping[str, Any] | None = None
+    exports: Mapping[str, Any] | None = None
 
     @property
     def is_multi_label(self) -> bool:

@@ -173,6 +173,12 @@ def model_section(content: ReportContent) -> Iterator[Block]:
     yield Block("model", "Model", {"head_weights": head_weights, "recipe": recipe, "license": license})
 
 
+def exports_section(content: ReportContent) -> Iterator[Block]:
+    """Files for other programs, compared with the model."""
+    if content.data.exports is not None:
+        yield Block("exports", "Exports", content.data.exports)
+
+
 Section = Callable[[ReportContent], Iterator[Block]]
 
 SECTIONS: Mapping[str, Section] = {
@@ -185,6 +191,7 @@ SECTIONS: Mapping[str, Section] = {
     "map": map_section,
     "images": images_section,
     "model": model_section,
+    "exports": exports_section,
 }
 """Template name in ``templates/sections/`` -> function, in the order of the page."""
 

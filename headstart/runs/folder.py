@@ -62,7 +62,7 @@ FINDINGS_FILE = "findings.json"
 PREDICTIONS_FILE = "predictions.csv"
 CROSS_VALIDATION_FILE = "cross-validation.csv"
 REPORT_FILE = "report.html"
-PLAN_FILE, SELECTION_FILE = "plan.json", "selection.json"
+PLAN_FILE, SELECTION_FILE, EXPORTS_FILE = "plan.json", "selection.json", "exports.json"
 """Of a run whose backbone was chosen: the recipe that was decided, and how the candidates did."""
 
 REHEARSAL_FILE = "rehearsal.csv"
@@ -321,7 +321,19 @@ def read_selection(folder: Path) -> dict[str, Any] | None:
     Raises:
         RunError: the file is damaged.
     """
-    file = folder / SELECTION_FILE
+    return _read_document(folder / SELECTION_FILE)
+
+
+def read_exports(folder: Path) -> dict[str, Any] | None:
+    """The exports of a run, see ``verbs.export_all.ExportTable.as_json``; None if it was not exported as a whole.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    return _read_document(folder / EXPORTS_FILE)
+
+
+def _read_document(file: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:

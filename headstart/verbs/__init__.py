@@ -10,11 +10,15 @@ if TYPE_CHECKING:
     from headstart.verbs.compare import Comparison as Comparison
     from headstart.verbs.compare_models import ModelComparison as ModelComparison
     from headstart.verbs.export import Exported as Exported
+    from headstart.verbs.export_all import ExportRow as ExportRow
+    from headstart.verbs.export_all import ExportTable as ExportTable
     from headstart.verbs.retrain import Retrained as Retrained
 
 _MODULES = {
     "Comparison": "headstart.verbs.compare",
     "Exported": "headstart.verbs.export",
+    "ExportRow": "headstart.verbs.export_all",
+    "ExportTable": "headstart.verbs.export_all",
     "ModelComparison": "headstart.verbs.compare_models",
     "Retrained": "headstart.verbs.retrain",
 }

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeGuard, final
-
-import numpy as np
+from typing import Any
 
 from headstart.data.dataset import Dataset
-from headstart.data.sources.read import is_gone
-from headstart.errors import DataError, ExportError, OptionError, RunError
+from headstart.errors import ExportError, OptionError
 from headstart.exports.destination import check_destination, size_of, whole_or_nothing
-from headstart.exports.formats.interface import NUM_CALIBRATION_IMAGES, QuantizedLayers, WriteRequest
+from headstart.exports.formats.interface import QuantizedLayers, WriteRequest
 from headstart.exports.formats.registry import FORMATS, format_of, open_export
 from headstart.exports.metadata import ExportMetadata
 from headstart.exports.parity import FormatResult, ReferencePredictions, file_format, model_format, parity_failures
@@ -28,17 +21,17 @@ from headstart.hub import read_address
 from headstart.model import Model, load
 from headstart.model_file import MODEL_FILE
 from headstart.progress import Progress, SilentProgress
-from headstart.runs.folder import open_like, split_rows
 from headstart.runs.test_set_audit import record_test_score
-from headstart.verbs.evaluate import HasClasses, LabelledImages, other_images, own_images
-
-SAMPLE = 500
-"""Maximum number of images to compare on."""
-
-COMPARED_SETS = {"val": "val", "test": "test", "train": "training images"}
-"""Sets to compare on, in order of preference -> name in messages."""
-
-Source = str | os.PathLike[str]
+from headstart.verbs.evaluate import LabelledImages
+from headstart.verbs.export_images import (
+    ExportReference,
+    Source,
+    expected_of,
+    images_for,
+    is_run,
+    model_size,
+    reference_for,
+)
 
 
 @dataclass(frozen=True)
@@ -81,35 +74,6 @@ class Exported:
         }
 
 
-@dataclass(frozen=True)
-class _Images:
-    """Images for an export.
-
-    Attributes:
-        compared: the images of one set, to compare on.
-        calibration: paths of other images, which calibrate the ranges of activations for int8.
-        words: description of ``compared`` for messages.
-    """
-
-    compared: LabelledImages
-    calibration: list[str]
-    words: str
-
-    def with_calibration(self) -> _Images:
-        """Uses half of the images for calibration if there are no others; those are not compared on."""
-        if self.calibration and "train" not in self.compared.sets:
-            return self
-        count = len(self.compared.paths)
-        calibration = self.compared.some(range(1, count, 2)).paths
-        return _Images(self.compared.some(range(0, count, 2)), calibration, self.words)
-
-    def sample(self) -> _Images:
-        """At most ``SAMPLE`` images to compare on and ``NUM_CALIBRATION_IMAGES`` for calibration, evenly spaced."""
-        compared = self.compared.some(_spread(len(self.compared.paths), SAMPLE))
-        spread = _spread(len(self.calibration), NUM_CALIBRATION_IMAGES)
-        return _Images(compared, [self.calibration[i] for i in spread], self.words)
-
-
 def export(
     model: Source | Model,
     to: str = "onnx",
@@ -124,7 +88,7 @@ def export(
 ) -> Exported:
     """Exports a model to a file or folder that runs without Headstart: raw pixels in, probabilities out.
 
-    The file is opened in a separate process and compared with the model on up to ``SAMPLE`` images. It is deleted if
+    The file is opened in a separate process and compared with the model on up to 500 images. It is deleted if
     the difference exceeds the tolerance (see ``exports.parity``).
 
     Args:
@@ -153,18 +117,34 @@ def export(
     """
     progress = progress or SilentProgress()
     file = _output(model, to, quantize, out)
-    loaded = model if isinstance(model, Model) else load(model)
-    source = model if data is None else data
-    images = _images_for(loaded, source, model, calibrate=bool(quantize), cache=cache, progress=progress)
-    with whole_or_nothing(file, FORMATS[to]) as partial, tempfile.TemporaryDirectory(prefix="headstart-") as scratch:
-        progress.say(f"Writing {loaded.net.backbone.architecture} as {to}.")
-        written = FORMATS[to].write(
-            WriteRequest(loaded, partial, quantize, images.calibration, Path(scratch), progress)
-        )
+    reference = reference_for(model, data, calibrate=bool(quantize), device=device, cache=cache, progress=progress)
+    return write_compared(reference, to, quantize, file, allow_loss=allow_loss, progress=progress)
+
+
+def write_compared(
+    reference: ExportReference, to: str, variant: str, file: Path, *, allow_loss: bool, progress: Progress
+) -> Exported:
+    """Writes a model in a format and compares the file with the model.
+
+    Args:
+        reference: the model and its predictions.
+        to: name of the format.
+        variant: "" for float32, or one of the format's variants.
+        file: the file or folder to write.
+        allow_loss: see ``export``.
+        progress: receives messages.
+
+    Raises:
+        ExportError: the format cannot represent the model, or the file differs from the model; nothing is written.
+        OutputError: the file cannot be written.
+    """
+    model, images, expected, form = reference.model, reference.images, reference.expected, FORMATS[to]
+    with whole_or_nothing(file, form) as partial, tempfile.TemporaryDirectory(prefix="headstart-") as scratch:
+        progress.say(f"Writing {model.net.backbone.architecture} as {to}.")
+        written = form.write(WriteRequest(model, partial, variant, images.calibration, Path(scratch), progress))
         count = f"{len(images.compared.paths):,} images ({images.words})"
         progress.say(f"Comparing with the model on {count}, in a separate process.")
-        expected = _expected(loaded, images.compared, device=device, progress=progress)
-        formats = [model_format(expected, loaded.thresholds, size=_size_of(model))]
+        formats = [reference.row]
         for name, path in written.files.items():
             answers = run_in_subprocess(path, expected.paths, full_size=path == partial)
             formats.append(file_format(name, expected, answers, size=size_of(path)))
@@ -172,7 +152,7 @@ def export(
             formats[-1], formats[0], precision=written.metadata.precision, allow_loss=allow_loss
         ):
             raise ExportError(f"{file}: not written: {'; '.join(faults)}.")
-    _note_test(model, images.compared, formats[-1], "export", progress)
+    _note_test(reference.source, images.compared, formats[-1], "export", progress)
     quantised = _quantised(file, written.metadata)
     return Exported(file, written.metadata, tuple(formats), images.words, quantised=quantised)
 
@@ -214,17 +194,17 @@ def verify(
     progress = progress or SilentProgress()
     path = user_path(file)
     metadata = open_export(path).metadata
-    if model is None and _is_run(data):
+    if model is None and is_run(data):
         model = user_path(data)
     loaded = None if model is None else _origin(model, path, metadata)
-    images = _images_for(metadata, data, model, calibrate=False, cache=cache, progress=progress)
+    images = images_for(metadata, data, model, calibrate=False, cache=cache, progress=progress)
     progress.say(f"Running {path.name} on {len(images.compared.paths):,} images, in a separate process.")
     answers = run_in_subprocess(path, images.compared.paths, full_size=True)
     expected, formats = ReferencePredictions(tuple(images.compared.paths), images.compared.labels), []
     if loaded is not None:
-        expected = _expected(loaded, images.compared, device=device, progress=progress)
+        expected = expected_of(loaded, images.compared, device=device, progress=progress)
         assert model is not None
-        formats.append(model_format(expected, loaded.thresholds, size=_size_of(model)))
+        formats.append(model_format(expected, loaded.thresholds, size=model_size(model)))
     name = format_of(path).name
     if metadata.precision in FORMATS[name].variants:
         name += f" {metadata.precision}"
@@ -282,120 +262,8 @@ def _output(model: Source | Model, to: str, quantize: str, out: Source | None) -
     return check_destination(out, FORMATS[to])
 
 
-def _images_for(
-    model: HasClasses,
-    source: Source | Model | Dataset,
-    origin: Source | Model | None,
-    *,
-    calibrate: bool,
-    cache: Path | None,
-    progress: Progress,
-) -> _Images:
-    if isinstance(source, Model) or (not isinstance(source, Dataset) and user_path(source).suffix == ".safetensors"):
-        raise RunError(f"{_name(source)}: a model file without its run. Give the images to compare on (option data).")
-    if _is_run(source):
-        images = _run_images(user_path(source), model)
-    else:
-        run = user_path(origin) if origin is not None and _is_run(origin) else None
-        dataset = open_like(run, source, min_classes=1)
-        all_images = other_images(dataset, model, split_rows(run) if run else [], False, cache=cache, progress=progress)
-        images = _data_images(dataset.root, all_images)
-    if calibrate:
-        images = images.with_calibration()
-    if not images.compared.paths:
-        raise DataError(f"{_name(source)}: no images to compare on. Give others (option data).")
-    if calibrate and not images.calibration:
-        raise DataError(f"{_name(source)}: no images left to calibrate int8 on. Give more (option data).")
-    missing = [path for path in images.compared.paths if is_gone(path)]
-    if missing:
-        raise DataError(
-            f"{missing[0]}: no longer exists; {len(missing):,} images are missing ({images.words}). Give other images "
-            "(option data)."
-        )
-    return images.sample()
-
-
-def _run_images(folder: Path, model: HasClasses) -> _Images:
-    """The first of ``COMPARED_SETS`` that a run has, and its training images."""
-    rows = split_rows(folder)
-    name = next((name for name in COMPARED_SETS if any(row["split"] == name for row in rows)), "val")
-    words = f"val of {folder}" if name == "val" else f"{COMPARED_SETS[name]} of {folder}, which has no val"
-    train = [row["path"] for row in rows if row["split"] == "train"]
-    return _Images(own_images(folder, model, (name,)), train, words)
-
-
-def _data_images(root: str, images: LabelledImages) -> _Images:
-    """The first of ``COMPARED_SETS`` that a data set has, else its first set, and its training images."""
-    name = next(name for name in (*COMPARED_SETS, *images.sets) if name in images.sets)
-    words = f"{'' if name == 'all' else f'{COMPARED_SETS.get(name, name)} of '}{root}"
-    train = [path for path, image_set in zip(images.paths, images.sets, strict=True) if image_set == "train"]
-    return _Images(images.some([i for i, image_set in enumerate(images.sets) if image_set == name]), train, words)
-
-
-def _is_run(source: Source | Model | Dataset | None) -> TypeGuard[Source]:
-    return isinstance(source, (str, os.PathLike)) and (user_path(source) / MODEL_FILE).is_file()
-
-
-def _name(source: Source | Model | Dataset) -> str:
-    return repr(source) if isinstance(source, (Model, Dataset)) else os.fspath(source)
-
-
-def _spread(count: int, most: int) -> list[int]:
-    """At most ``most`` positions, evenly spaced."""
-    return sorted({int(place) for place in np.linspace(0, count - 1, min(count, most))}) if count else []
-
-
-def _expected(model: Model, images: LabelledImages, *, device: str, progress: Progress) -> ReferencePredictions:
-    clock = _Clock(progress)
-    probabilities, outliers, faults = model.predict_with_outliers(images.paths, device=device, progress=clock)
-    if faults:
-        first = min(faults)
-        raise DataError(f"{images.paths[first]}: {faults[first]}. {len(faults):,} of the images cannot be read.")
-    return ReferencePredictions(tuple(images.paths), images.labels, probabilities, outliers, clock.seconds)
-
-
-@final
-class _Clock:
-    """A progress that measures the duration of a task without its first batch, in which an engine is chosen.
-
-    Attributes:
-        seconds: duration of all batches, extrapolated from those after the first.
-    """
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
-        self.seconds = 0.0
-
-    def say(self, text: str) -> None:
-        """Forwards a message."""
-        self.progress.say(text)
-
-    @contextmanager
-    def task(self, name: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
-        """Forwards a task and records when each batch ends."""
-        begun, seen = time.perf_counter(), list[tuple[int, float]]()
-
-        def note(count: int) -> None:
-            seen.append((count, time.perf_counter()))
-            advance(count)
-
-        with self.progress.task(name, total, unit) as advance:
-            yield note
-        if seen:
-            start, done = (seen[0][1], total - seen[0][0]) if len(seen) > 1 else (begun, total)
-            self.seconds += (seen[-1][1] - start) * total / done
-
-
-def _size_of(model: Source | Model) -> int:
-    """Size of the model file in bytes; 0 without one."""
-    if isinstance(model, Model) or read_address(model):
-        return 0
-    path = user_path(model)
-    return (path / MODEL_FILE if path.is_dir() else path).stat().st_size
-
-
 def _note_test(
     model: Source | Model | None, images: LabelledImages, one: FormatResult, by: str, progress: Progress
 ) -> None:
-    if any(images.is_test) and model is not None and _is_run(model):
+    if any(images.is_test) and model is not None and is_run(model):
         record_test_score(user_path(model), by, images=sum(images.is_test), correct=one.correct, progress=progress)

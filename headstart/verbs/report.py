@@ -28,6 +28,7 @@ from headstart.runs.folder import (
     PREDICTIONS_FILE,
     REPORT_FILE,
     load_run,
+    read_exports,
     read_selection,
 )
 from headstart.runs.results import curve_points
@@ -123,6 +124,7 @@ def write_report(
         proof=document["frozen"],
         seconds=document["seconds"],
         selection=read_selection(folder),
+        exports=read_exports(folder),
     )
     page = text_bytes(render_report(data_shown, cache, progress))
     with writing_run(folder, file):

@@ -229,7 +229,7 @@ def expected_of(count: int = 200) -> tuple[ReferencePredictions, FilePredictions
     metadata = export_metadata(small_model(), written_with={})
     labels = chances.argmax(axis=1)
     known = ReferencePredictions(tuple(map(str, range(count))), labels, chances, outliers, 1.0)
-    return known, FilePredictions(metadata, chances.copy(), outliers.copy(), np.full_like(chances, np.nan), 1.0)
+    return known, FilePredictions(metadata, chances.copy(), outliers.copy(), np.full_like(chances, np.nan), 1.0, 0.1)
 
 
 def faults_of(
