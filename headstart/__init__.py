@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from headstart.verbs.evaluate import evaluate as evaluate
     from headstart.verbs.export import export as export
     from headstart.verbs.export import verify as verify
-    from headstart.verbs.export_all import export_all as export_all
     from headstart.verbs.report import push as push
     from headstart.verbs.report import report as report
     from headstart.verbs.retrain import retrain as retrain
@@ -63,7 +62,6 @@ _MODULES = {
     "compare_models": "headstart.verbs.compare_models",
     "evaluate": "headstart.verbs.evaluate",
     "export": "headstart.verbs.export",
-    "export_all": "headstart.verbs.export_all",
     "label": "headstart.serve.labelling.process",
     "load": "headstart.model",
     "load_run": "headstart.runs.folder",

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from headstart.verbs.export import Exported as Exported
     from headstart.verbs.export_all import ExportRow as ExportRow
     from headstart.verbs.export_all import ExportTable as ExportTable
+    from headstart.verbs.export_all import export_all as export_all
     from headstart.verbs.retrain import Retrained as Retrained
 
 _MODULES = {
@@ -19,6 +20,7 @@ _MODULES = {
     "Exported": "headstart.verbs.export",
     "ExportRow": "headstart.verbs.export_all",
     "ExportTable": "headstart.verbs.export_all",
+    "export_all": "headstart.verbs.export_all",
     "ModelComparison": "headstart.verbs.compare_models",
     "Retrained": "headstart.verbs.retrain",
 }

@@ -128,7 +128,8 @@ def export_all(
         RunError: the model has no run folder and ``data`` is None.
 
     Examples:
-        >>> table = hs.export_all("runs/flowers", out="exports")
+        >>> from headstart.verbs import export_all
+        >>> table = export_all("runs/flowers", out="exports")
         >>> [row.name for row in table.rows][:3]
         ['model', 'onnx', 'onnx int8']
     """

@@ -14,7 +14,7 @@ from headstart.errors import ExportError, OptionError
 from headstart.exports.formats.interface import ExportFormat, WriteRequest, WrittenFiles
 from headstart.exports.formats.registry import FORMATS
 from headstart.extras import EXTRAS
-from headstart.verbs.export_all import ExportRow, ExportTable
+from headstart.verbs.export_all import ExportRow, ExportTable, export_all
 
 
 def refuse(request: WriteRequest) -> WrittenFiles:
@@ -37,7 +37,7 @@ def test_what_cannot_be_written_has_a_row_with_the_reason(
     monkeypatch.setitem(FORMATS, "one", ExportFormat("one", ".one", refuse, "onnx_reader.py", variants=("int8",)))
     monkeypatch.setitem(FORMATS, "two", ExportFormat("two", ".two", refuse, "onnx_reader.py", extra="absent"))
     monkeypatch.setitem(EXTRAS, "absent", ("a_module_that_is_not_there",))
-    table = hs.export_all(small_model(), out=tmp_path / "out", data=images)
+    table = export_all(small_model(), out=tmp_path / "out", data=images)
     assert [row.name for row in table.rows] == ["model", "one", "one int8", "two"]
     assert [row.result is None for row in table.rows] == [False, True, True, True]
     assert "the int8 model | cannot be expressed" in table.rows[2].reason
@@ -51,7 +51,7 @@ def test_what_cannot_be_written_has_a_row_with_the_reason(
 
 def test_a_model_without_a_run_needs_a_folder(images: Path) -> None:
     with pytest.raises(OptionError, match=r"Give the folder to write \(option out\)"):
-        hs.export_all(small_model(), data=images)
+        export_all(small_model(), data=images)
 
 
 def test_rows_without_a_file_are_as_wide_as_the_header() -> None:
