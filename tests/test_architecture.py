@@ -275,7 +275,7 @@ ORDER = [
     "verbs.compare_models",
     "verbs.export_images",
     "verbs.export",
-    "verbs.export_all",
+    "verbs.export_table",
     "labelling.label_state",
     "labelling.journal",
     "labelling.label_files",

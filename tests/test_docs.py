@@ -5,17 +5,18 @@ from __future__ import annotations
 import copy
 import csv
 import hashlib
+import importlib.util
 import json
 import re
 import shlex
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from doctest import DocTest
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 import pytest
 import timm
@@ -31,8 +32,10 @@ from small_architectures import SMALL, small_architectures
 import headstart as hs
 from headstart.backbone.weights import fingerprint
 from headstart.exports import graph as export_graph
-from headstart.exports import subprocess_runner
+from headstart.exports import reader_process, subprocess_runner
 from headstart.exports.formats import onnx as onnx_format
+from headstart.exports.formats.registry import format_of
+from headstart.exports.metadata import ExportMetadata
 from headstart.model import Model
 from headstart.pipeline import evaluate
 from headstart.selection import search
@@ -80,7 +83,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             patch.setattr(module, "PROBE_FOLDS" if module is evaluate else "FOLDS", 2)
         patch.setattr(export_graph, "capture", _once_a_model(export_graph.capture))
         patch.setattr(onnx_format, "onnx_graph", _once_a_session(onnx_format.onnx_graph, tmp_path_factory))
-        patch.setattr(subprocess_runner, "subprocess", SimpleNamespace(run=_run_exported, DEVNULL=subprocess.DEVNULL))
+        for module in (subprocess_runner, importlib.import_module("headstart.verbs.export")):
+            patch.setattr(module, "open_export", OpenedHere)
         patch.setenv("HEADSTART_CACHE", str(folder / "cache"))
         _write_data(folder)
         run = hs.train(folder / "flowers", out=folder / "runs" / "flowers")
@@ -126,11 +130,29 @@ def _once_a_session(
     return converted
 
 
-def _run_exported(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
-    """Runs an exported file in this process; tests/exports tests the separate process."""
-    assert command[1:-1] == ["-m", subprocess_runner.__name__]
-    subprocess_runner._run(Path(command[-1]))
-    return subprocess.CompletedProcess(command, 0, b"", b"")
+class OpenedHere:
+    """``OpenedExport`` in this process, which starts none; tests/exports tests the separate process."""
+
+    seconds = 0.1
+
+    def __init__(self, file: Path) -> None:
+        spec = importlib.util.spec_from_file_location("reader", reader_process.READERS / format_of(file).reader)
+        assert spec is not None
+        assert spec.loader is not None
+        reader = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(reader)
+        text, self.run = reader.open_file(str(file))
+        self.metadata = ExportMetadata.read(text, file)
+
+    def __call__(self, pixels: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float32]]:
+        found: list[npt.NDArray[np.float32]] = self.run(pixels)
+        return found
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 def _write_data(folder: Path) -> None:

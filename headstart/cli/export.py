@@ -111,7 +111,7 @@ def export_command(
 def _export_all(run_or_model: Path, out: Path | None, data: str | Dataset | None, device: str, as_json: bool) -> None:
     with importing():
         from headstart.progress import TerminalProgress
-        from headstart.verbs.export_all import export_all
+        from headstart.verbs.export_table import export_all
 
     table = export_all(run_or_model, out=out, data=data, device=device, progress=TerminalProgress())
     if as_json:

@@ -42,7 +42,7 @@ class ReportData:
         proof: hashes of the frozen weights before and after training, and the engines.
         seconds: duration by step.
         selection: how the backbone was chosen, see ``selection.search.Selection.as_json``; None if it was given.
-        exports: files for other programs, see ``verbs.export_all.ExportTable.as_json``; None if there are none.
+        exports: files for other programs, see ``verbs.export_table.ExportTable.as_json``; None if there are none.
     """
 
     name: str

@@ -325,7 +325,7 @@ def read_selection(folder: Path) -> dict[str, Any] | None:
 
 
 def read_exports(folder: Path) -> dict[str, Any] | None:
-    """The exports of a run, see ``verbs.export_all.ExportTable.as_json``; None if it was not exported as a whole.
+    """The exports of a run, see ``verbs.export_table.ExportTable.as_json``; None if it was not exported as a whole.
 
     Raises:
         RunError: the file is damaged.

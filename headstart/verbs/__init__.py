@@ -10,17 +10,17 @@ if TYPE_CHECKING:
     from headstart.verbs.compare import Comparison as Comparison
     from headstart.verbs.compare_models import ModelComparison as ModelComparison
     from headstart.verbs.export import Exported as Exported
-    from headstart.verbs.export_all import ExportRow as ExportRow
-    from headstart.verbs.export_all import ExportTable as ExportTable
-    from headstart.verbs.export_all import export_all as export_all
+    from headstart.verbs.export_table import ExportRow as ExportRow
+    from headstart.verbs.export_table import ExportTable as ExportTable
+    from headstart.verbs.export_table import export_all as export_all
     from headstart.verbs.retrain import Retrained as Retrained
 
 _MODULES = {
     "Comparison": "headstart.verbs.compare",
     "Exported": "headstart.verbs.export",
-    "ExportRow": "headstart.verbs.export_all",
-    "ExportTable": "headstart.verbs.export_all",
-    "export_all": "headstart.verbs.export_all",
+    "ExportRow": "headstart.verbs.export_table",
+    "ExportTable": "headstart.verbs.export_table",
+    "export_all": "headstart.verbs.export_table",
     "ModelComparison": "headstart.verbs.compare_models",
     "Retrained": "headstart.verbs.retrain",
 }

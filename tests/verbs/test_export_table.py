@@ -14,7 +14,7 @@ from headstart.errors import ExportError, OptionError
 from headstart.exports.formats.interface import ExportFormat, WriteRequest, WrittenFiles
 from headstart.exports.formats.registry import FORMATS
 from headstart.extras import EXTRAS
-from headstart.verbs.export_all import ExportRow, ExportTable, export_all
+from headstart.verbs.export_table import ExportRow, ExportTable, export_all
 
 
 def refuse(request: WriteRequest) -> WrittenFiles:
