@@ -11,7 +11,7 @@ SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 # What the snippet for JavaScript needs; its test skips by name without.
 NODE := .node
 
-.PHONY: help install demo docs test test-slow test-exhaustive test-real mutation lint clean node
+.PHONY: help install demo docs test test-slow test-exhaustive test-real mutation runtime-wheel lint clean node
 
 help:
 	@echo "make demo       train on a small data set that comes with an installed package"
@@ -22,6 +22,7 @@ help:
 	@echo "make test-real  the tests on real photographs (HEADSTART_DATA, default ../shared/data)"
 	@echo "make mutation   mutation testing of eight modules (MODULES=serve/guard: of these; an hour for all of them)"
 	@echo "make node       what the test of the JavaScript snippet needs, where there is npm"
+	@echo "make runtime-wheel  the wheel headstart-runtime, which predicts without PyTorch; in packages/runtime/dist"
 	@echo "make lint       format, lint and types"
 	@echo "make clean      remove the environment and what the demo wrote"
 
@@ -66,10 +67,14 @@ test-real: $(STAMP)
 mutation: $(STAMP)
 	OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python tests/mutation.py $(MODULES)
 
+# The build needs no environment of ours; pip fetches hatchling for it.
+runtime-wheel:
+	$(PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir packages/runtime/dist packages/runtime
+
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(NODE) headstart-demo site
+	rm -rf $(VENV) $(NODE) headstart-demo site packages/runtime/dist

@@ -30,11 +30,11 @@ from PIL import Image
 from served import jpeg, served, tiny_model
 
 import headstart.serve.batching as services
+from headstart.serve.access import AccessPolicy
 from headstart.serve.app import build_app
 from headstart.serve.batching import InferenceService
 from headstart.serve.corrections import Corrections
 from headstart.serve.limits import ServerLimits
-from headstart.serve.middleware import AccessPolicy
 
 LONGEST = 10.0
 CLIENTS = 16

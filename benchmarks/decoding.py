@@ -23,8 +23,9 @@ import numpy as np
 from PIL import Image
 
 from headstart.backbone.weights import DEFAULT_BACKBONE, load_backbone
+from headstart.concurrency import map_images
 from headstart.data.dataset import open_data
-from headstart.data.decode import decode, map_images
+from headstart.data.decode import decode
 from headstart.data.pixel_cache import pixel_store
 from headstart.data.preprocessing import Preprocessing, resize_and_crop
 from headstart.data.scan import scan

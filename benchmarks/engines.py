@@ -32,7 +32,8 @@ import torch
 
 from headstart.backbone.pixel_net import FeatureNet, PixelNet
 from headstart.backbone.weights import DEFAULT_BACKBONE, load_backbone, random_backbone
-from headstart.data.decode import decode, map_images
+from headstart.concurrency import map_images
+from headstart.data.decode import decode
 from headstart.data.preprocessing import Preprocessing, resize_and_crop
 from headstart.engine.candidates import build_engine, calibrate_mixed
 from headstart.engine.device import keep_freed_memory

@@ -26,7 +26,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from headstart.backbone.pixel_net import ActivationNet, FeatureNet, split_backbone
 from headstart.backbone.weights import Backbone, random_backbone
-from headstart.data.decode import decode, map_images
+from headstart.concurrency import map_images
+from headstart.data.decode import decode
 from headstart.data.listing import find_images
 from headstart.data.pixel_cache import pixel_store
 from headstart.data.scan import scan

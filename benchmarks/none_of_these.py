@@ -36,9 +36,9 @@ from headstart.pipeline.load import Job
 from headstart.pipeline.load import load as load_network
 from headstart.pipeline.plan import measure, plan
 from headstart.pipeline.train import train
+from headstart.prediction import INLIER_SHARE
 from headstart.progress import SilentProgress
 from headstart.training.recipe import Recipe
-from headstart.trust.ood import INLIER_SHARE
 
 
 def main() -> None:

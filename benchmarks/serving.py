@@ -166,7 +166,7 @@ import json, sys, time
 import numpy as np
 import headstart as hs
 from headstart.engine.select import choose_engine, run_in_batches
-from headstart.data.decode import map_images
+from headstart.concurrency import map_images
 model = hs.load(sys.argv[1])
 paths = json.load(sys.stdin)
 model.predict(paths[:64])

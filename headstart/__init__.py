@@ -9,7 +9,7 @@
 
 The names here are what most programs need. Types of results and tools for special cases are in the documented
 submodules: ``headstart.data``, ``backbone``, ``engine``, ``training``, ``trust``, ``evaluation``, ``runs``,
-``pipeline``, ``verbs``, ``exports``, ``serve``, ``estimators``, ``progress`` and ``errors``.
+``pipeline``, ``verbs``, ``exports``, ``runtime``, ``serve``, ``estimators``, ``progress`` and ``errors``.
 
 A name is imported when it is first used: ``import headstart`` alone takes milliseconds.
 """
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from headstart.errors import HeadstartError as HeadstartError
     from headstart.estimators import FeatureExtractor as FeatureExtractor
     from headstart.estimators import ImageClassifier as ImageClassifier
+    from headstart.loading import load as load
     from headstart.model import Model as Model
-    from headstart.model import load as load
     from headstart.pipeline.custom_loop import prepare as prepare
     from headstart.pipeline.resume import resume as resume
     from headstart.pipeline.train import train as train
@@ -63,7 +63,7 @@ _MODULES = {
     "evaluate": "headstart.verbs.evaluate",
     "export": "headstart.verbs.export",
     "label": "headstart.serve.labelling.process",
-    "load": "headstart.model",
+    "load": "headstart.loading",
     "load_run": "headstart.runs.folder",
     "open_data": "headstart.data.dataset",
     "prepare": "headstart.pipeline.custom_loop",

@@ -12,14 +12,19 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import final
+from typing import TypeVar, final
 from weakref import WeakSet
 
-from headstart.import_effects import scoped_filters
+from .import_effects import scoped_filters
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 CGROUPS = Path("/sys/fs/cgroup")
 """Mount point of control groups on Linux; a container sees its quota there."""
@@ -132,6 +137,31 @@ def start_method_kept() -> Iterator[None]:
     finally:
         if was_unset and multiprocessing.get_start_method(allow_none=True) is not None:
             multiprocessing.set_start_method(None, force=True)
+
+
+def map_images(
+    work: Callable[[Item], Result], items: Iterable[Item], *, ahead: int = 64, threads: int | None = None
+) -> Iterator[Result]:
+    """Maps ``work`` over items in threads and yields the results in order; decoding releases the GIL.
+
+    Args:
+        work: is called with each item.
+        items: any number of them.
+        ahead: results that are computed before they are consumed; bounds the memory.
+        threads: number of threads; None for the number of usable CPUs.
+    """
+    with ThreadPoolExecutor(threads or usable_cpus()) as pool:
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) >= ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:  # after an error: each of them may wait for a store that is not there
+                future.cancel()
 
 
 def usable_cpus() -> int:

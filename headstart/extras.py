@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Final
 
-from headstart.errors import MissingExtra
+from .errors import MissingExtra
 
 EXTRAS: Final[dict[str, tuple[str, ...]]] = {
     "export": ("onnxscript",),

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from headstart.errors import HeadstartError, OptionError, OutputError, WriteError
-from headstart.extras import require_extra
+from .errors import HeadstartError, OptionError, OutputError, WriteError
+from .extras import require_extra
 
 UserPath = str | os.PathLike[str]
 """A path given by a caller or an environment variable; ``user_path`` parses it."""
@@ -215,6 +215,11 @@ def unicode_text(text: str) -> str:
         return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
     except UnicodeEncodeError:  # unpaired surrogates that do not come from a file name
         return text.encode(errors="backslashreplace").decode()
+
+
+def printable(text: str) -> str:
+    """Escapes control characters and invalid Unicode in a file name, so that it stays on one line."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in unicode_text(text))
 
 
 def text_bytes(text: str) -> bytes:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from headstart.backbone.licenses import license_text
 from headstart.backbone.pixel_net import FeatureNet
-from headstart.data.image_inputs import ImageLike, ImageSource, OneImage, read_sources
+from headstart.data.image_inputs import ImageLike, OneImage, read_sources
+from headstart.data.image_source import ImageSource
 from headstart.data.preprocessing import Preprocessing, Rgb
 from headstart.engine.device import settle_after_fork
 from headstart.errors import ModelFileError, OptionError, first_line
@@ -40,9 +41,10 @@ from headstart.model_file import (
     read_model_file,
 )
 from headstart.model_schema import FORMAT_VERSION
-from headstart.prediction import NONE_OF_THESE, Prediction, unreadable_prediction
+from headstart.prediction import NONE_OF_THESE, Prediction, make_prediction, unreadable_prediction
 from headstart.predictor import Predictor
 from headstart.progress import Progress, SilentProgress
+from headstart.runtime.onnx_model import OnnxModel, is_onnx
 from headstart.training.custom_heads import describe
 from headstart.training.heads import head_from
 from headstart.training.losses import probabilities_of
@@ -173,6 +175,11 @@ class Model:
     def preprocessing(self) -> Preprocessing:
         """Crop, size and normalisation of the input."""
         return self.net.backbone.preprocessing
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the probabilities are calibrated."""
+        return self.calibration.images > 0
 
     @property
     def calibration_text(self) -> str:
@@ -311,20 +318,14 @@ class Model:
             outlier: out-of-distribution score in [0, 1]; NaN for none.
             top: number of classes listed; None lists all.
         """
-        order = np.argsort(-probabilities, kind="stable")
-        best = order[: None if top is None else max(1, top)]
-        ranked = tuple((self.classes[i], float(probabilities[i])) for i in best)
-        labels = None
-        if self.thresholds is not None:
-            assigned = [i for i in order if probabilities[i] >= self.thresholds[i]]
-            labels = tuple((self.classes[i], float(probabilities[i])) for i in assigned)
-        return Prediction(
+        return make_prediction(
             path,
-            *ranked[0],
-            ranked,
-            labels=labels,
-            outlier=None if np.isnan(outlier) else float(outlier),
-            unsure=ranked[0][1] < self.calibration.threshold,
+            probabilities,
+            outlier,
+            classes=self.classes,
+            thresholds=self.thresholds,
+            unsure_below=self.calibration.threshold,
+            top=top,
         )
 
     def preprocess(
@@ -401,7 +402,7 @@ class Model:
 
 
 def load(run_or_model: str | os.PathLike[str]) -> Model:
-    """Loads a model from a run folder, a model file or the Hugging Face hub.
+    """Loads a model from a run folder, a model file or the Hugging Face hub; ``loading.load`` also opens ONNX files.
 
     Args:
         run_or_model: a run folder, a model file, or ``hf://OWNER/NAME``, optionally with ``@REVISION``.
@@ -414,6 +415,7 @@ def load(run_or_model: str | os.PathLike[str]) -> Model:
         >>> hs.load("runs/flowers").classes
         ('roses', 'tulips')
     """
+    _refuse_exported(run_or_model)
     address = read_address(run_or_model)
     path = fetch(address, MODEL_FILE) if address else user_path(run_or_model)
     if path.is_dir():
@@ -429,6 +431,16 @@ def load(run_or_model: str | os.PathLike[str]) -> Model:
             f"{written}."
         ) from error
     return model
+
+
+def _refuse_exported(model: object) -> None:
+    """Raises ``ModelFileError`` for an ONNX file, where the layers of a model are needed."""
+    if isinstance(model, OnnxModel) or is_onnx(model):
+        file = getattr(model, "file", model)
+        raise ModelFileError(
+            f"{file}: an exported file. hs.load, headstart predict and headstart serve accept it; for anything else, "
+            "give the run folder or the model file (.safetensors) that it was exported from."
+        )
 
 
 def model_from_bytes(data: bytes) -> Model:

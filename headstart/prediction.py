@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from headstart.trust.ood import INLIER_SHARE
+import numpy as np
+import numpy.typing as npt
+
+INLIER_SHARE = 0.95
+"""Share of in-distribution images that an out-of-distribution detector accepts."""
 
 NONE_OF_THESE = "none of these"
 """Answer for an image that is flagged as out-of-distribution."""
@@ -64,3 +69,41 @@ class Prediction:
 def unreadable_prediction(path: str, reason: str) -> Prediction:
     """The prediction for an image that cannot be read, with the reason as its ``error``."""
     return Prediction(path, None, 0.0, (), reason)
+
+
+def make_prediction(
+    path: str,
+    probabilities: npt.NDArray[np.float64],
+    outlier: float,
+    *,
+    classes: Sequence[str],
+    thresholds: Sequence[float] | None = None,
+    unsure_below: float = 0.0,
+    top: int | None = None,
+) -> Prediction:
+    """The prediction for one image.
+
+    Args:
+        path: of the image, as it was given.
+        probabilities: (classes,) in [0, 1].
+        outlier: out-of-distribution score in [0, 1]; NaN for none.
+        classes: names, in the order of the probabilities.
+        thresholds: multi-label models only: probability from which each label is assigned.
+        unsure_below: confidence threshold of selective prediction.
+        top: number of classes listed; None lists all.
+    """
+    order = np.argsort(-probabilities, kind="stable")
+    best = order[: None if top is None else max(1, top)]
+    ranked = tuple((classes[i], float(probabilities[i])) for i in best)
+    labels = None
+    if thresholds is not None:
+        assigned = [i for i in order if probabilities[i] >= thresholds[i]]
+        labels = tuple((classes[i], float(probabilities[i])) for i in assigned)
+    return Prediction(
+        path,
+        *ranked[0],
+        ranked,
+        labels=labels,
+        outlier=None if np.isnan(outlier) else float(outlier),
+        unsure=ranked[0][1] < unsure_below,
+    )

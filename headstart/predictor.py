@@ -17,11 +17,13 @@ from torch import nn
 
 from headstart.backbone.layers import Layout
 from headstart.backbone.pixel_net import FeatureNet
-from headstart.concurrency import ProcessLock
-from headstart.data.decode import as_rgb, decode, map_images
-from headstart.data.image_inputs import ImageLike, ImageSource, read_source
+from headstart.concurrency import ProcessLock, map_images
+from headstart.data.decode import decode
+from headstart.data.image_inputs import ImageLike, read_source
+from headstart.data.image_source import ImageSource
 from headstart.data.preprocessing import Preprocessing, Rgb, resize_and_crop
 from headstart.data.quality import UNUSED_BITS, describe_unused_bits
+from headstart.data.rgb import as_rgb
 from headstart.data.sources.read import num_reading_threads
 from headstart.engine.device import resolve_device, settle_after_fork
 from headstart.errors import UnreadableImage

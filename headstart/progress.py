@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol, final
 
-from headstart.files import unicode_text
+from .files import unicode_text
 
 SHOWN_AFTER = 1.0
 """Seconds after which a task is shown; shorter tasks write nothing."""

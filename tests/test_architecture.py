@@ -31,14 +31,40 @@ ORDER = [
     "errors",
     "figures",
     "extras",
+    "concurrency",
+    "files",
+    "progress",
+    "prediction",
+    "data.tiff",
+    "data.bit_depth",
+    "data.heif",
+    "data.jpeg",
+    "data.image_formats",
+    "data.preprocessing",
+    "data.rgb",
+    "data.image_source",
+    "data.label_cells",
+    "data.sources.local_file",
+    "exports.metadata",
+    "engine.onnx_runtime",
+    "evaluation.tables",
+    "serve.limits",
+    "serve.errors",
+    "serve.access",
+    "serve.listener",
+    "serve.multipart",
+    "serve.request_log",
+    "serve.responses",
+    "runtime.local_images",
+    "runtime.onnx_file",
+    "runtime.onnx_model",
+    "runtime.server",
+    "runtime.command",
     "deferred_compiler",
     "lazy",
-    "concurrency",
     "quiet",
-    "files",
     "file_lock",
     "html",
-    "progress",
     "hub",
     "cache.keys",
     "cache.sealed_document",
@@ -55,12 +81,6 @@ ORDER = [
     "training.recipe_rules",
     "training.recipe",
     "training.recipe_options",
-    "data.tiff",
-    "data.bit_depth",
-    "data.heif",
-    "data.jpeg",
-    "data.image_formats",
-    "data.preprocessing",
     "data.sources.addresses",
     "data.finding",
     "data.sources.interface",
@@ -128,7 +148,6 @@ ORDER = [
     "engine.onnx_layer_operations",
     "engine.onnx_lowering",
     "backbone.batchnorm_prior",
-    "engine.onnx_runtime",
     "engine.interface",
     "engine.torch_engine",
     "engine.onnx_engine",
@@ -176,14 +195,13 @@ ORDER = [
     "training.out_of_fold",
     "training.ladder",
     "training.checkpoint",
-    "prediction",
     "predictor",
     "model_schema",
     "model_file",
     "model",
+    "loading",
     "evaluation.metrics",
     "evaluation.predictions",
-    "evaluation.tables",
     "evaluation.comparison",
     "distributed.shards",
     "distributed.shard_tables",
@@ -219,7 +237,6 @@ ORDER = [
     "reports.map_drawing",
     "reports.run_report",
     "exports.resize",
-    "exports.metadata",
     "exports.readers.answer_frames",
     "exports.readers.onnx_reader",
     "exports.readers.torch_reader",
@@ -296,10 +313,7 @@ ORDER = [
     "labelling.views",
     "labelling.overview",
     "labelling.session",
-    "serve.limits",
     "serve.prometheus",
-    "serve.errors",
-    "serve.multipart",
     "serve.middleware",
     "serve.decode_budget",
     "serve.batching",
@@ -341,13 +355,17 @@ ORDER = [
 ]
 
 
+LAST_OF_RUNTIME = "runtime.command"
+"""The modules up to this one are the distribution ``headstart-runtime``; they import each other relatively."""
+
+
 def modules() -> dict[str, Path]:
     found = {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in PACKAGE.rglob("*.py")}
     return {name: path for name, path in found.items() if not name.endswith(("__init__", "__main__"))}
 
 
-def imported_modules(source: str) -> set[str]:
-    """Modules of the package that a source imports, by whatever form, at its top or inside a function.
+def imported_modules(name: str, source: str) -> set[str]:
+    """Modules of the package that the source of a module imports, by whatever form, at its top or inside a function.
 
     Public names that are taken from ``headstart`` itself count as the module that they come from.
     """
@@ -356,8 +374,7 @@ def imported_modules(source: str) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {f"{_absolute(name, node)}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
             found |= {ast.literal_eval(own) for own in node.args[:1] if isinstance(own, ast.Constant)}
         elif (
@@ -367,6 +384,14 @@ def imported_modules(source: str) -> set[str]:
         ):
             found.add(f"headstart.{node.attr}")
     return {home for name in found if name.startswith("headstart.") and (home := _home_of(name))}
+
+
+def _absolute(name: str, node: ast.ImportFrom) -> str:
+    """The module that an import names; ``name`` is the importing module."""
+    if not node.level:
+        return node.module or ""
+    folder = ["headstart", *name.split(".")][: -node.level]
+    return ".".join([*folder, *filter(None, [node.module])])
 
 
 def _home_of(name: str) -> str:
@@ -388,7 +413,7 @@ def _is_package(name: str) -> bool:
 
 def upward_imports(name: str, source: str) -> list[str]:
     """Modules that a module imports although they come after it in the flow."""
-    return sorted(home for home in imported_modules(source) if ORDER.index(home) >= ORDER.index(name))
+    return sorted(home for home in imported_modules(name, source) if ORDER.index(home) >= ORDER.index(name))
 
 
 def test_a_module_imports_only_what_stands_before_it_in_the_flow() -> None:
@@ -409,11 +434,30 @@ def test_a_module_imports_only_what_stands_before_it_in_the_flow() -> None:
         "import headstart\nheadstart.retrain()",
         "from headstart.serve import create_app",
         "import importlib\nimportlib.import_module('headstart.serve.app')",
+        "from ..serve import app",
+        "from ..serve.app import create",
     ],
 )
 def test_an_import_against_the_flow_is_seen_whatever_its_form(statement: str) -> None:
     assert upward_imports("data.scan", statement)
     assert upward_imports("cli.main", statement) == []
+
+
+def wrong_levels(name: str, source: str) -> list[str]:
+    """Imports of the package that are not relative in the runtime, or not absolute elsewhere."""
+    in_runtime = ORDER.index(name) <= ORDER.index(LAST_OF_RUNTIME)
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    ours = [node for node in nodes if "headstart" in ast.unparse(node) or getattr(node, "level", 0)]
+    return [ast.unparse(node) for node in ours if bool(getattr(node, "level", 0)) is not in_runtime]
+
+
+def test_imports_are_relative_in_the_runtime_and_absolute_elsewhere() -> None:
+    """The same files are imported as ``headstart`` and as ``headstart_runtime``."""
+    wrong = {name: wrong_levels(name, path.read_text()) for name, path in modules().items()}
+    assert {name: found for name, found in wrong.items() if found} == {}
+    assert wrong_levels("files", "from headstart.errors import DataError")
+    assert wrong_levels("files", "import headstart.errors")
+    assert wrong_levels("data.scan", "from ..errors import DataError")
 
 
 def data_of(folder: Path) -> Recognise:
@@ -459,7 +503,7 @@ def test_in_a_run_the_folder_and_the_images_go_down_the_flow_and_enter_no_module
     assert modules_entered_twice(learning) == []
     assert [call.caller for call in calls if call.function == "open_data"] == ["pipeline.train"]
     way = list(dict.fromkeys(call.callee for call in learning if call.value == "bytes"))
-    assert way == ["cache.keys", "data.decode", "data.image_formats", "data.bit_depth"]
+    assert way == ["cache.keys", "data.decode", "data.rgb", "data.image_formats", "data.bit_depth"]
 
 
 def planted(module: str, source: str, **names: Any) -> Callable[..., Any]:
@@ -509,6 +553,8 @@ OPENS_NO_IMAGES = {
     "runs.folder": "JSON of a run",
     "runs.log": "log of a run",
     "runs.test_set_audit": "list of uses",
+    "runtime.command": "the null device",
+    "runtime.onnx_file": "exported models",
     "serve.corrections": "index of corrections",
     "serve.labelling.backend": "exported labels",
     "serve.static_files": "scripts of the page",

@@ -26,8 +26,8 @@ from torch import nn
 from headstart import concurrency
 from headstart.backbone.tracing import trace
 from headstart.backbone.weights import random_backbone
-from headstart.concurrency import ProcessLock, SharedScope, ignored_warnings, usable_cpus
-from headstart.data.decode import decode, jpeg_bytes, map_images
+from headstart.concurrency import ProcessLock, SharedScope, ignored_warnings, map_images, usable_cpus
+from headstart.data.decode import decode, jpeg_bytes
 from headstart.engine.onnx_engine import OnnxEngine
 from headstart.model import Model, load
 from headstart.prediction import Prediction
@@ -350,7 +350,7 @@ def test_usable_cpus_respects_the_quota_of_a_container(
 
 def test_images_are_mapped_on_one_thread_per_usable_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 64)
-    monkeypatch.setattr("headstart.data.decode.usable_cpus", lambda: 2)
+    monkeypatch.setattr("headstart.concurrency.usable_cpus", lambda: 2)
     barrier = threading.Barrier(3)
 
     def work(_: int) -> str:

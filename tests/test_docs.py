@@ -49,6 +49,7 @@ from headstart.verbs import compare
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 NOT_RUN = {
+    ("deploy.md", "pip install packages"): "pip and Docker: test_package.py builds the wheel and runs it",
     ("first-model.md", "flowers/"): "names of folders: any folder of images, as the other pages use it",
     (
         "web-page.md",

@@ -28,6 +28,7 @@ from PIL import Image, ImageFile
 from public_names import PUBLIC
 from random_images import write_classes
 from safetensors.torch import save_file
+from small_onnx import small_onnx
 from torch import nn
 
 import headstart as hs
@@ -130,6 +131,7 @@ CALLS: dict[str, Callable[[dict[str, Any]], object]] = {
     "check": lambda m: hs.check(m["data"], **m["options"]),
     "backbone.load_backbone": lambda m: load_backbone("test_resnet", weights=m["options"]["weights"]),
     "load": lambda m: hs.load(m["run"]),
+    "runtime.load": lambda m: hs.load(small_onnx(m["folder"] / "small.onnx")).predict(m["data"]),
     "load_run": lambda m: hs.load_run(m["run"]),
     "predict one image": lambda m: hs.load(m["run"]).predict(m["image"]),
     "predict a folder": lambda m: hs.load(m["run"]).predict(m["data"]),

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from headstart.cli.options import Command, json_option, option
-from headstart.cli.render import print_json, print_table, printable
+from headstart.cli.render import print_json, print_table
+from headstart.files import printable
 
 if TYPE_CHECKING:
     from headstart.cache.entries import CacheEntry

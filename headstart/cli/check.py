@@ -22,7 +22,8 @@ from headstart.cli.options import (
     recipe_options,
 )
 from headstart.cli.process_settings import importing
-from headstart.cli.render import print_json, print_table, printable
+from headstart.cli.render import print_json, print_table
+from headstart.files import printable
 
 if TYPE_CHECKING:
     from headstart.data.inspection import Inspection

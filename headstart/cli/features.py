@@ -27,7 +27,8 @@ from headstart.cli.options import (
     sharded,
 )
 from headstart.cli.process_settings import importing
-from headstart.cli.render import print_json, print_results, print_shards, print_table, printable, say
+from headstart.cli.render import print_json, print_results, print_shards, print_table, say
+from headstart.files import printable
 from headstart.training.recipe import LORA_RANK
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,13 +24,14 @@ from headstart.cli.options import (
     sharded,
 )
 from headstart.cli.process_settings import importing
-from headstart.cli.render import print_json, print_results, print_shards, print_table, printable, say
+from headstart.cli.render import print_json, print_results, print_shards, print_table, say
 from headstart.figures import interval_text, percent_text
 
 if TYPE_CHECKING:
     from headstart.evaluation.metrics import AnyScores
     from headstart.evaluation.predictions import Evaluated
-    from headstart.prediction import Prediction
+    from headstart.model import Model
+    from headstart.runtime.onnx_model import OnnxModel
 
 
 @click.command("predict", cls=Command)
@@ -70,8 +70,8 @@ def predict_command(
 ) -> None:
     """Classify images.
 
-    MODEL is a run folder, a model file, or hf://OWNER/NAME. IMAGES are files, folders, archives or tables, or
-    their URLs. An image that cannot be read gets a row with the reason.
+    MODEL is a run folder, a model file, hf://OWNER/NAME, or an exported ONNX file, which runs without PyTorch. IMAGES
+    are files, folders, archives or tables, or their URLs. An image that cannot be read gets a row with the reason.
 
     With --out FOLDER, the images are computed in shards: one Parquet file for each, a folder of tables with images that
     cannot be read, and manifest.json at the end. The same command continues work that was stopped.
@@ -82,31 +82,33 @@ def predict_command(
         return
     if out is None and (given := [name for name, value in shards.items() if value is not None]):
         raise click.UsageError(f"--{given[0].replace('_', '-')}: writes a folder of shards: name it with --out FOLDER.")
-    with importing():
-        from headstart.evaluation.tables import TABLE_FORMATS, prediction_document, write_predictions
-        from headstart.files import check_suffix
-        from headstart.model import load
-        from headstart.progress import TerminalProgress
+    from headstart.evaluation.tables import TABLE_FORMATS
+    from headstart.files import check_suffix
+    from headstart.progress import TerminalProgress
+    from headstart.runtime.command import show_predictions
 
     if out is not None:
         check_suffix(out, [".csv"] if excel else TABLE_FORMATS)
     elif excel:
         raise click.UsageError("--excel writes a file: name it with --out NAME.csv.")
-    model = load(run_or_model)
+    model = _load(run_or_model)
     predictions = model.predict(list(paths), top=top, device=device, progress=TerminalProgress())
-    if out is not None:
-        write_predictions(out, predictions, excel=excel)
-    uncalibrated = {} if model.calibration.images else {"uncalibrated": model.calibration_text}
-    if uncalibrated:
-        say(model.calibration_text)
-    if as_json:
-        print_json([prediction_document(prediction) | uncalibrated for prediction in predictions])
-    elif out is None:
-        for prediction in predictions:
-            print(f"{printable(prediction.path)}\t{_answer(prediction)}")
-    else:
-        print(f"{out}: {len(predictions):,} images")
-    _say_unreadable(predictions)
+    note = "" if model.is_calibrated else model.calibration_text
+    if status := show_predictions(predictions, out=out, as_json=as_json, note=note, excel=excel):
+        raise click.exceptions.Exit(status)
+
+
+def _load(run_or_model: Path) -> Model | OnnxModel:
+    """The model; an ONNX file without PyTorch."""
+    from headstart.runtime.onnx_model import is_onnx
+
+    if is_onnx(run_or_model):
+        from headstart.loading import load_onnx
+
+        return load_onnx(run_or_model)
+    with importing():
+        from headstart.model import load
+    return load(run_or_model)
 
 
 def _predict_shards(
@@ -119,6 +121,10 @@ def _predict_shards(
     shards: dict[str, Any],
 ) -> None:
     """Predicts images in shards; arguments as ``predict_command``."""
+    from headstart.runtime.onnx_model import is_onnx
+
+    if is_onnx(run_or_model):
+        raise click.UsageError("an ONNX file writes one file of predictions: name it with --out NAME.csv.")
     with importing():
         from headstart.data.streamed_dataset import StreamedPaths
         from headstart.distributed.bulk import predict_shards
@@ -134,31 +140,6 @@ def _predict_shards(
     print_shards(found, as_json=as_json)
     if not found.num_rows:
         raise click.exceptions.Exit(1)
-
-
-def _say_unreadable(predictions: list[Prediction]) -> None:
-    """Reports images that cannot be read; exit status 1 if none can be read."""
-    unread = [prediction for prediction in predictions if prediction.label is None]
-    if unread:
-        first = f"{printable(unread[0].path)}: {unread[0].error}"
-        say(f"{len(unread):,} of {len(predictions):,} images cannot be read. The first: {first}.")
-        if len(unread) == len(predictions):
-            raise click.exceptions.Exit(1)
-
-
-def _answer(prediction: Prediction) -> str:
-    """Predicted labels with probabilities, or the reason why there are none."""
-    if prediction.label is None:
-        return prediction.error or ""
-
-    def words(pairs: Iterable[tuple[str, float]]) -> str:
-        return "  ".join(f"{label} {percent_text(probability)}" for label, probability in pairs)
-
-    if prediction.answer not in (prediction.label, ""):
-        return f"{prediction.answer} (nearest: {words(prediction.top)})"
-    if prediction.labels is None:
-        return words(prediction.top)
-    return words(prediction.labels) or f"none of the labels (nearest: {words(prediction.top)})"
 
 
 @click.command("evaluate", cls=Command)

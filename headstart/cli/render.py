@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from headstart.figures import interval_text, percent_text, share_text
+from headstart.files import json_text, printable
 
 if TYPE_CHECKING:
     from headstart.distributed.compute import ShardedOutput
@@ -24,8 +25,6 @@ def say(text: str) -> None:
 
 def print_json(document: object) -> None:
     """Prints one JSON document to stdout."""
-    from headstart.files import json_text
-
     print(json_text(document, indent=1))
 
 
@@ -83,10 +82,3 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in table:
         cells = zip(row, widths, numbers, strict=True)
         print("  ".join(c.rjust(w) if number else c.ljust(w) for c, w, number in cells).rstrip())
-
-
-def printable(text: str) -> str:
-    """Escapes control characters and invalid Unicode in a file name, so that it stays on one line."""
-    from headstart.files import unicode_text
-
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in unicode_text(text))

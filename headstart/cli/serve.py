@@ -70,8 +70,21 @@ def serve_command(
 
     MODEL is a run folder, a model file, or hf://OWNER/NAME. POST /v1/predict accepts images (multipart, field files);
     GET /v1/model, /healthz, /readyz, /metrics and /openapi.json return the model's metadata and status. Each request
-    is logged as one line of JSON on stderr.
+    is logged as one line of JSON on stderr. An exported ONNX file is served without PyTorch; page, metrics and OpenAPI
+    description need the model.
     """
+    from headstart.runtime.onnx_model import is_onnx
+
+    chosen = limits_from_options({flag: limits[flag.replace("-", "_")] for flag in LIMITS})
+    if is_onnx(run_or_model):
+        if corrections is not None or device not in ("auto", "cpu"):
+            name = "--corrections" if corrections is not None else f"--device {device}"
+            raise click.UsageError(f"{name}: not for an ONNX file, which runs on the CPU and has no page.")
+        from headstart.loading import load_onnx
+        from headstart.runtime.server import serve as serve_onnx
+
+        serve_onnx(load_onnx(run_or_model), host=host, port=port, key=key, limits=chosen)
+        return
     with importing():
         from headstart.progress import TerminalProgress
         from headstart.serve import serve
@@ -81,7 +94,7 @@ def serve_command(
         host=host,
         port=port,
         key=key,
-        limits=limits_from_options({flag: limits[flag.replace("-", "_")] for flag in LIMITS}),
+        limits=chosen,
         corrections=corrections,
         device=device,
         progress=TerminalProgress(),

@@ -28,7 +28,8 @@ from headstart.cli.options import (
     workers_option,
 )
 from headstart.cli.process_settings import importing
-from headstart.cli.render import print_json, print_results, print_run_files, printable, run_files, say
+from headstart.cli.render import print_json, print_results, print_run_files, run_files, say
+from headstart.files import printable
 from headstart.training.recipe import defaults, options_of
 
 if TYPE_CHECKING:

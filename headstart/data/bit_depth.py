@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFile
 from PIL.PpmImagePlugin import PpmImageFile
 
-from headstart.data.tiff import tag
+from .tiff import tag
 
 LEVELS = 65536
 """Levels of a histogram over the full scale of a file, for every bit depth."""

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
+from headstart.data.label_cells import SEPARATOR
 from headstart.errors import DataError
-
-LIST_SEPARATOR: Final = "|"
-"""Separator of the entries of a list, in a cell of text."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class ClassLabels:
             DataError: an index is out of range.
         """
         if self.is_list:
-            return LIST_SEPARATOR.join(map(self._name, value or ())) + LIST_SEPARATOR
+            return SEPARATOR.join(map(self._name, value or ())) + SEPARATOR
         return "" if value is None or value == -1 else self._name(value)
 
     def _name(self, value: Any) -> str:

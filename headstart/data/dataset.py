@@ -15,10 +15,10 @@ from headstart.data.class_folders import listed as listed_names
 from headstart.data.decode import thumbnail
 from headstart.data.finding import Finding
 from headstart.data.image_table import SPLITS, ImageTable, TableRow
+from headstart.data.label_cells import join_labels
 from headstart.data.listing import Listing, list_folder, list_source, list_table
 from headstart.data.natural_order import natural_place
 from headstart.data.sources.addresses import join, title_of, user_address
-from headstart.data.table import join_labels
 from headstart.data.table_columns import Columns
 from headstart.html import image_element, paragraph, table
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headstart.extras import install_command, is_installed
+from ..extras import install_command, is_installed
 
 BRANDS = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc")
 """What bytes 4 to 12 of such a file are."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from headstart.data import heif
+from . import heif
 
 FORMATS: dict[str, tuple[str, ...]] = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),

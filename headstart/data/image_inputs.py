@@ -5,27 +5,37 @@ A new way to get images is a function here and a line in ``READERS`` (one image)
 
 from __future__ import annotations
 
-import inspect
 import os
+import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Union, cast
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 
 from headstart.data.dataset import Dataset
+from headstart.data.image_source import (
+    CHANNELS,
+    ImageSource,
+    from_array,
+    from_bytes,
+    from_file,
+    from_pillow,
+    from_source,
+    pixels_of,
+)
 from headstart.data.listing import find_images, is_source
 from headstart.data.sources.addresses import is_url, split_address, user_address
 from headstart.data.table_columns import PATH_COLUMNS
 from headstart.errors import DataError, OptionError
 
-OneImage = (
-    str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | npt.NDArray[Any] | torch.Tensor
-)
+if TYPE_CHECKING:
+    import torch
+
+OneImage = Union[
+    str, os.PathLike[str], bytes, bytearray, memoryview, BinaryIO, Image.Image, npt.NDArray[Any], "torch.Tensor"
+]
 """One image in memory or on disk; see ``ACCEPTED``."""
 
 ImageLike = OneImage | Any
@@ -36,24 +46,6 @@ ACCEPTED = (
     "of uint8, uint16, bool, or floats in [0, 1]; a torch tensor (C, H, W) or (H, W, C); a folder, an archive or a "
     "table of images; a data frame with a column of paths; or a list of these"
 )
-
-CHANNELS = (1, 3, 4)
-UINT16_MAX = 65535
-
-
-@dataclass(frozen=True)
-class ImageSource:
-    """One image to decode.
-
-    Attributes:
-        name: path, URL or ``CONTAINER::MEMBER`` as given, name of an open file, or "<bytes>", "<image>", "<array>",
-            "<tensor>".
-        content: address, content of a file, Pillow image, or (H, W) or (H, W, C) array of uint8 or uint16.
-    """
-
-    name: str
-    content: str | bytes | Image.Image | npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
-
 
 Reader = Callable[[Any, str], ImageSource | None]
 """(object, prefix of error messages) -> the image; None if the object is of another kind."""
@@ -107,41 +99,25 @@ def read_source(image: ImageLike, where: str = "") -> ImageSource:
     raise OptionError(f"{where}{type(image).__name__} is not an image. Accepted: {ACCEPTED}.")
 
 
-def _source(image: Any, _: str) -> ImageSource | None:
-    return image if isinstance(image, ImageSource) else None
-
-
 def _path(image: Any, _: str) -> ImageSource | None:
     if not isinstance(image, (str, os.PathLike)):
         return None
     return ImageSource(os.fspath(image), user_address(image))
 
 
-def _bytes(image: Any, _: str) -> ImageSource | None:
-    return ImageSource("<bytes>", bytes(image)) if isinstance(image, (bytes, bytearray, memoryview)) else None
-
-
-def _pillow(image: Any, _: str) -> ImageSource | None:
-    return ImageSource("<image>", image) if isinstance(image, Image.Image) else None
-
-
-def _array(image: Any, where: str) -> ImageSource | None:
-    return ImageSource("<array>", _pixels(image, where)) if isinstance(image, np.ndarray) else None
+def _is_tensor(image: Any) -> bool:
+    """Whether it is a PyTorch tensor; no if nobody has imported PyTorch."""
+    library = sys.modules.get("torch")
+    return library is not None and isinstance(image, library.Tensor)
 
 
 def _tensor(image: Any, where: str) -> ImageSource | None:
-    if not isinstance(image, torch.Tensor):
+    if not _is_tensor(image):
         return None
-    return ImageSource("<tensor>", _pixels(_from_tensor(image, where), where))
+    return ImageSource("<tensor>", pixels_of(_from_tensor(image, where), where))
 
 
-def _file(image: Any, where: str) -> ImageSource | None:
-    if not callable(getattr(image, "read", None)):
-        return None
-    return ImageSource(_file_name(image), _file_bytes(image, where))
-
-
-READERS: tuple[Reader, ...] = (_source, _path, _bytes, _pillow, _array, _tensor, _file)
+READERS: tuple[Reader, ...] = (from_source, _path, from_bytes, from_pillow, from_array, _tensor, from_file)
 """Registry of forms of a single image; the first that does not return None is used."""
 
 
@@ -185,13 +161,13 @@ def _array_of_images(images: Any) -> Iterable[object] | None:
         if images.dtype.kind in "OUS":
             return cast(Iterable[object], images.ravel().tolist())
         return images if images.ndim == 4 else None
-    return cast(Iterable[object], images) if isinstance(images, torch.Tensor) and images.ndim == 4 else None
+    return cast(Iterable[object], images) if _is_tensor(images) and images.ndim == 4 else None
 
 
 def _iterable(images: Any) -> Iterable[object] | None:
     """The entries of a list or any other iterable that is not an image itself."""
-    single = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image, ImageSource, np.ndarray, torch.Tensor)
-    if isinstance(images, single) or hasattr(images, "read") or not isinstance(images, Iterable):
+    single = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image, ImageSource, np.ndarray)
+    if isinstance(images, single) or _is_tensor(images) or hasattr(images, "read") or not isinstance(images, Iterable):
         return None
     return images
 
@@ -217,56 +193,3 @@ def _from_tensor(tensor: torch.Tensor, where: str) -> npt.NDArray[Any]:
     except (TypeError, RuntimeError) as error:  # sparse, quantised
         raise OptionError(f"{where}a tensor of {tensor.dtype} and {tensor.layout} is not an image.") from error
     return np.moveaxis(array, 0, -1) if array.ndim == 3 and array.shape[0] in CHANNELS else array
-
-
-def _pixels(array: npt.NDArray[Any], where: str) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
-    """(H, W) or (H, W, C) uint8; uint16 for floats of more precision and for uint16."""
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in CHANNELS) or not array.size:
-        raise OptionError(
-            f"{where}an array of shape {array.shape} is not an image: expected (H, W) or (H, W, 1, 3 or 4)."
-        )
-    if array.dtype in (np.uint8, np.uint16):
-        return array
-    if array.dtype == np.bool_:
-        return array.astype(np.uint8) * np.uint8(255)
-    if array.dtype.kind != "f":
-        raise OptionError(
-            f"{where}an array of {array.dtype} has no defined white: expected uint8, uint16, bool, or floats in [0, 1]."
-        )
-    return _from_floats(array, where)
-
-
-def _from_floats(array: npt.NDArray[Any], where: str) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
-    if not np.isfinite(array).all():
-        raise OptionError(f"{where}an array with values that are not finite (NaN or infinity) is not an image.")
-    low, high = float(array.min()), float(array.max())
-    if not (low >= 0 and high <= 1):
-        raise OptionError(
-            f"{where}floats from {low:g} to {high:g}: expected [0, 1]. Divide by the value of white, such as 255."
-        )
-    if array.dtype == np.float16:  # has 11 significant bits at most
-        return np.rint(array.astype(np.float32) * 255).astype(np.uint8)
-    return np.rint(array.astype(np.float64) * UINT16_MAX).astype(np.uint16)
-
-
-def _file_name(file: Any) -> str:
-    name = getattr(file, "name", None) or getattr(file, "filename", None)
-    return os.fspath(name) if isinstance(name, (str, Path)) else "<file>"
-
-
-def _file_bytes(file: Any, where: str) -> bytes:
-    if inspect.iscoroutinefunction(file.read):  # an upload of Starlette or FastAPI
-        file = getattr(file, "file", file)
-    if inspect.iscoroutinefunction(file.read):
-        raise OptionError(f"{where}{type(file).__name__}: its read() is a coroutine; await it and pass the bytes.")
-    try:
-        if callable(getattr(file, "seek", None)) and getattr(file, "seekable", lambda: True)():
-            file.seek(0)
-        data = file.read()
-    except UnicodeDecodeError as error:
-        raise OptionError(f'{where}{_file_name(file)}: opened as text; open it with mode "rb".') from error
-    except (OSError, ValueError) as error:  # closed, or opened for writing
-        raise OptionError(f"{where}{_file_name(file)}: cannot be read ({error}).") from error
-    if not isinstance(data, (bytes, bytearray, memoryview)):
-        raise OptionError(f'{where}{_file_name(file)}: opened as text; open it with mode "rb".')
-    return bytes(data)

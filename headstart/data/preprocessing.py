@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from headstart.data.bit_depth import ValueRange
-from headstart.errors import LargeImage, OptionError, UnreadableImage
+from ..errors import LargeImage, OptionError, UnreadableImage
+from .bit_depth import ValueRange
 
 DECODER_VERSION = 4
 """Incremented whenever ``decode`` or ``resize_and_crop`` gives other pixels; part of every cache key."""
@@ -142,18 +142,35 @@ def resize_and_crop(image: Image.Image, preprocessing: Preprocessing, *, max_dec
         UnreadableImage: the aspect ratio is so extreme that the resized image exceeds ``MAX_RESIZED_PIXELS``.
         LargeImage: the resized image exceeds ``max_decoded_pixels``.
     """
-    new_w, new_h = _resized(image.size, preprocessing)
-    largest = new_w * max(new_h, image.height)
-    if largest > MAX_RESIZED_PIXELS:
-        raise UnreadableImage("", f"aspect ratio too extreme: {image.width:,} x {image.height:,} pixels")
-    if max_decoded_pixels is not None and largest > max_decoded_pixels:
-        raise LargeImage(largest)
+    new_w, new_h = resized_size(image.size, preprocessing, max_decoded_pixels=max_decoded_pixels)
     resample = _RESAMPLING[preprocessing.interpolation]
     if image.width != new_w:
         image = image.resize((new_w, image.height), resample)
     if image.height != new_h:
         image = image.resize((new_w, new_h), resample)
     return crop_or_pad(image, preprocessing)
+
+
+def resized_size(
+    size: tuple[int, int], preprocessing: Preprocessing, *, max_decoded_pixels: int | None = None
+) -> tuple[int, int]:
+    """(width, height) in pixels of the resized image, before the crop.
+
+    Args:
+        size: (width, height) of the image in pixels.
+        preprocessing: size and crop.
+        max_decoded_pixels: see ``resize_and_crop``.
+
+    Raises:
+        UnreadableImage, LargeImage: see ``resize_and_crop``.
+    """
+    new_w, new_h = _resized(size, preprocessing)
+    largest = new_w * max(new_h, size[1])
+    if largest > MAX_RESIZED_PIXELS:
+        raise UnreadableImage("", f"aspect ratio too extreme: {size[0]:,} x {size[1]:,} pixels")
+    if max_decoded_pixels is not None and largest > max_decoded_pixels:
+        raise LargeImage(largest)
+    return new_w, new_h
 
 
 def crop_or_pad(image: Image.Image, preprocessing: Preprocessing) -> Rgb:

@@ -18,11 +18,13 @@ from PIL import Image, ImageChops
 
 from headstart.cache.keys import content_key
 from headstart.cache.row_store import DamagedRows, RowStore, warn_damaged
+from headstart.concurrency import map_images
 from headstart.data.bit_depth import LEVELS, ValueRange, range_of
-from headstart.data.decode import DecodedImage, decode, map_images, read_values
+from headstart.data.decode import decode, read_values
 from headstart.data.perceptual_hash import perceptual_hash
 from headstart.data.pixel_cache import pixel_store, read_unchanged
 from headstart.data.preprocessing import DECODER_VERSION, MIN_DECODED_SIDE, Preprocessing, Rgb, resize_and_crop
+from headstart.data.rgb import DecodedImage
 from headstart.data.sources.read import num_reading_threads, read_image, reading_order
 from headstart.errors import UnreadableImage
 from headstart.progress import Progress, SilentProgress

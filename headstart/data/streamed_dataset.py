@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator
 from typing import final
 
 from headstart.data.image_table import SPLITS, TableRow
+from headstart.data.label_cells import SEPARATOR
 from headstart.data.listing import is_source, iter_images, list_source
 from headstart.data.natural_order import RowSpool, natural_place_text
 from headstart.data.sources.addresses import absolute, join, parent_of, split_address, user_address
 from headstart.data.table_columns import Columns
-from headstart.data.table_labels import SEPARATOR
 from headstart.files import UserPath
 
 

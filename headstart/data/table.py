@@ -25,7 +25,7 @@ from headstart.data.table_columns import (
     find_column,
 )
 from headstart.data.table_file import TableFile, read_table_file
-from headstart.data.table_labels import SEPARATOR, CellSurvey, TableLabels
+from headstart.data.table_labels import CellSurvey, TableLabels
 from headstart.data.table_paths import TablePaths
 from headstart.errors import DataError
 
@@ -185,14 +185,6 @@ def _label_column(read: TableFile, chosen: str) -> str:
     if chosen or any(name.lower() in LABEL_COLUMNS for name in read.names):
         return chosen
     return read.label_column
-
-
-def join_labels(labels: Sequence[Sequence[str]]) -> list[str]:
-    """Cells of a column of labels that ``read_table`` reads back unchanged."""
-    cells = [SEPARATOR.join(names) for names in labels]
-    if any(SEPARATOR in cell for cell in cells):
-        return cells
-    return [cell and cell + SEPARATOR for cell in cells]  # or a comma in a label would be read as a separator
 
 
 def _lacks(path: str, has_label: bool, has_split: bool) -> str:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO, Final, TextIO
 
-from headstart.data.class_labels import LIST_SEPARATOR, ClassLabels, read_class_labels
+from headstart.data.class_labels import ClassLabels, read_class_labels
 from headstart.data.finding import Finding
+from headstart.data.label_cells import SEPARATOR
 from headstart.data.sources.addresses import is_url, join_member, name_of, suffix_of
 from headstart.data.sources.parquet_file import find_image_column, is_image_type, opened_table, table_batches
 from headstart.data.sources.stores import store_of
@@ -267,7 +268,7 @@ def _cell(value: object, labels: ClassLabels | None) -> str:
     if labels is not None:
         return labels.cell(value)
     if isinstance(value, list):
-        return LIST_SEPARATOR.join(map(str, value)) + LIST_SEPARATOR
+        return SEPARATOR.join(map(str, value)) + SEPARATOR
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     return value.decode("utf-8", errors="backslashreplace") if isinstance(value, bytes) else str(value)

@@ -6,16 +6,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Final, final
 
-from headstart.data.class_labels import LIST_SEPARATOR
 from headstart.data.finding import Finding
 from headstart.data.image_table import Spellings, TableRow
+from headstart.data.label_cells import SEPARATOR
 from headstart.data.sources.addresses import name_of
 from headstart.data.table_columns import LABEL_COLUMNS, LABELS_COLUMNS, expected_columns, find_column
 from headstart.data.table_file import TableFile
 from headstart.errors import DataError
-
-SEPARATOR: Final = LIST_SEPARATOR
-"""Separator of the labels of an image in tables that Headstart writes."""
 
 SEPARATORS: Final = (SEPARATOR, ";", ",")
 """Separators of labels in a cell: the first that occurs anywhere in the column, or else blanks."""

@@ -23,13 +23,14 @@ from headstart.distributed.work import network_description
 from headstart.errors import DataError, WeightsError
 from headstart.evaluation.predictions import Evaluated, evaluate_predictions, short_scores
 from headstart.model import Model
+from headstart.prediction import INLIER_SHARE
 from headstart.progress import Progress
 from headstart.training.heads import linear_head
 from headstart.training.losses import probabilities_of
 from headstart.training.recipe import Recipe
 from headstart.training.streamed_probe import fit_streamed_probe
 from headstart.trust.calibration import calibrate
-from headstart.trust.ood import INLIER_SHARE, cross_fitted_scores, make_ood_detector, num_references
+from headstart.trust.ood import cross_fitted_scores, make_ood_detector, num_references
 from headstart.trust.thresholds import DEFAULT_THRESHOLD, best_thresholds
 
 MOST_EVALUATED = 100_000

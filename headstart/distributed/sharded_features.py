@@ -16,7 +16,7 @@ from natsort import natsorted
 
 from headstart.cache.keys import KEY_BYTES
 from headstart.data.image_table import SPLITS
-from headstart.data.table_labels import SEPARATOR
+from headstart.data.label_cells import SEPARATOR
 from headstart.distributed.shards import read_manifest
 from headstart.errors import DataError
 from headstart.extras import importing_extra

@@ -17,7 +17,8 @@ import torch
 
 from headstart.backbone.pixel_net import FeatureNet, feature_shape
 from headstart.cache.keys import content_key
-from headstart.data.decode import decode, map_images
+from headstart.concurrency import map_images
+from headstart.data.decode import decode
 from headstart.data.preprocessing import DECODER_VERSION, Preprocessing, Rgb, resize_and_crop
 from headstart.data.sources.read import num_reading_threads, read_image
 from headstart.distributed.shard_tables import FeatureType, feature_table, prediction_table, unreadable_table

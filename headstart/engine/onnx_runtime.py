@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from headstart.extras import version_of
+from ..extras import version_of
 
 if TYPE_CHECKING:
     import onnxruntime

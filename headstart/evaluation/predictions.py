@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headstart.data.duplicates import connected_parts
-from headstart.data.table import join_labels
-from headstart.data.table_labels import SEPARATOR
+from headstart.data.label_cells import SEPARATOR, join_labels
 from headstart.errors import RunError
 from headstart.evaluation.metrics import AnyScores, GroupScore, score, score_groups, score_labels
 from headstart.files import csv_text, read_rows

@@ -12,9 +12,9 @@ from scipy.special import logit
 
 from headstart.evaluation.metrics import wilson
 from headstart.evaluation.predictions import Evaluated
+from headstart.prediction import INLIER_SHARE
 from headstart.training.losses import is_multi_label, probabilities_of
 from headstart.trust.calibration import Calibration, cross_fitted_probabilities
-from headstart.trust.ood import INLIER_SHARE
 
 BINS = 15
 """Bins of equal width over the predicted probability (Guo et al., 2017)."""

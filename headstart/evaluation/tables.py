@@ -7,10 +7,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from headstart.data.table import join_labels
-from headstart.extras import importing_extra
-from headstart.files import csv_text, json_text, output_file, text_bytes, unicode_text
-from headstart.prediction import Prediction
+from ..data.label_cells import join_labels
+from ..extras import importing_extra
+from ..figures import percent_text
+from ..files import csv_text, json_text, output_file, printable, text_bytes, unicode_text
+from ..prediction import Prediction
 
 TABLE_FORMATS = (".csv", ".json", ".parquet")
 
@@ -36,6 +37,26 @@ def prediction_document(prediction: Prediction) -> dict[str, Any]:
 
 def _pairs(ranked: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
     return [{"label": label, "probability": chance} for label, chance in ranked]
+
+
+def prediction_line(prediction: Prediction) -> str:
+    """Path and predicted labels of an image, as one line of text."""
+    return f"{printable(prediction.path)}\t{answer_text(prediction)}"
+
+
+def answer_text(prediction: Prediction) -> str:
+    """Predicted labels with probabilities, or the reason why there are none."""
+    if prediction.label is None:
+        return prediction.error or ""
+
+    def words(pairs: Iterable[tuple[str, float]]) -> str:
+        return "  ".join(f"{label} {percent_text(probability)}" for label, probability in pairs)
+
+    if prediction.answer not in (prediction.label, ""):
+        return f"{prediction.answer} (nearest: {words(prediction.top)})"
+    if prediction.labels is None:
+        return words(prediction.top)
+    return words(prediction.labels) or f"none of the labels (nearest: {words(prediction.top)})"
 
 
 def write_predictions(file: Path, predictions: Sequence[Prediction], *, excel: bool = False) -> None:

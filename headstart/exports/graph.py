@@ -14,13 +14,17 @@ from headstart.exports.metadata import EXPORT_VERSION, INPUT, LOGGERS, ExportMet
 from headstart.exports.resize import ResizeAndCrop
 from headstart.extras import version_of
 from headstart.model import Model
-from headstart.prediction import NONE_OF_THESE, UNSURE
+from headstart.prediction import INLIER_SHARE, NONE_OF_THESE, UNSURE
 from headstart.quiet import quiet
 from headstart.training.heads import mean_vectors
-from headstart.trust.ood import INLIER_SHARE, NEIGHBOUR, TINY, OodDetector
+from headstart.trust.ood import NEIGHBOUR, TINY, OodDetector
 
 EXAMPLE_SHAPE = (2, 48, 80, 3)
 """Shape of the pixels that a graph is captured with; all but the last dimension become dynamic."""
+
+ROUNDING = 1e-6
+"""Difference below which two distances count as equal. By rounding in float32, an image whose distance is stored in the
+detector, such as a validation image, could otherwise be farther than itself."""
 
 
 def capture(model: Model) -> torch.export.ExportedProgram:
@@ -102,7 +106,7 @@ class OutlierScore(nn.Module):
         length = vectors.norm(dim=1, keepdim=True).clamp(min=float(TINY))
         cosines = (vectors / length) @ self.references.float().T
         nearest = cosines.topk(min(NEIGHBOUR, len(self.references)), dim=1).values[:, -1:]
-        nearer: Tensor = self.inlier_distances < 1 - nearest
+        nearer: Tensor = self.inlier_distances < 1 - nearest - ROUNDING
         return nearer.float().sum(1) / (len(self.inlier_distances) + 1)
 
 
@@ -124,4 +128,7 @@ def export_metadata(model: Model, *, written_with: dict[str, str], precision: st
         backbone=model.net.backbone.architecture,
         headstart=version_of("headstart"),
         written_with=written_with,
+        scores=model.scores,
+        is_calibrated=model.calibration.images > 0,
+        calibration=model.calibration_text,
     )

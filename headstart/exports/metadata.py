@@ -5,13 +5,14 @@ This module does not import the model, so that opening a file depends on the fil
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from headstart.data.bit_depth import ValueRange
-from headstart.errors import ExportError
+from ..data.bit_depth import ValueRange
+from ..errors import ExportError
 
 EXPORT_VERSION = 1
 """Version of the document; incremented whenever a key changes its meaning."""
@@ -48,6 +49,10 @@ class ExportMetadata:
         backbone: architecture of the backbone.
         headstart: version of Headstart that wrote the file.
         written_with: other library -> version.
+        scores: evaluation results of the model by set, see ``Model.scores``; empty in files of earlier versions.
+        is_calibrated: whether the probabilities are calibrated; None in files of earlier versions.
+        calibration: what was calibrated on which images, or why nothing was; "" in files of earlier versions.
+        sha256: of the file before this value, for formats that end with the document (see ``sealed``); else "".
     """
 
     headstart_export: int
@@ -65,6 +70,10 @@ class ExportMetadata:
     backbone: str
     headstart: str
     written_with: dict[str, str]
+    scores: dict[str, Any] = field(default_factory=dict)
+    is_calibrated: bool | None = None
+    calibration: str = ""
+    sha256: str = ""
 
     @property
     def value_range(self) -> ValueRange | None:
@@ -91,7 +100,58 @@ class ExportMetadata:
             document = json.loads(text)
             if document["headstart_export"] > EXPORT_VERSION:
                 raise ExportError(f"{file}: exported by Headstart {document['headstart']}. Install a newer Headstart.")
-            thresholds = None if document["thresholds"] is None else tuple(document["thresholds"])
-            return cls(**document | {"classes": tuple(document["classes"]), "thresholds": thresholds})
+            metadata = cls(**{name: _tuple(document[name]) for name in _names(document)})
+            _check_classes(metadata)
+            return metadata
         except (ValueError, KeyError, TypeError) as error:
             raise ExportError(f"{file}: the metadata is damaged ({error}). Export it again.") from error
+
+
+def _names(document: dict[str, Any]) -> list[str]:
+    """The fields that a document must have, and the optional ones that it has; further keys are ignored."""
+    return [one.name for one in fields(ExportMetadata) if one.name in document or _is_required(one)]
+
+
+def _check_classes(metadata: ExportMetadata) -> None:
+    """Raises ValueError if classes and thresholds do not fit."""
+    classes, thresholds = metadata.classes, metadata.thresholds
+    if not isinstance(classes, tuple) or not classes or not all(isinstance(name, str) for name in classes):
+        raise ValueError("the classes are not a list of names")
+    if thresholds is not None and len(thresholds) != len(classes):
+        raise ValueError("not one threshold for each class")
+
+
+def _is_required(one: Any) -> bool:
+    return one.default is MISSING and one.default_factory is MISSING
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+_DIGEST = 64
+"""Characters of a SHA-256 in hex."""
+
+_END = 2
+"""Characters of a document after its SHA-256, which is the last value."""
+
+
+def to_be_sealed(metadata: ExportMetadata) -> ExportMetadata:
+    """The metadata for a file that ends with the document, with a place for its SHA-256."""
+    return replace(metadata, sha256="0" * _DIGEST)
+
+
+def sealed(content: bytes) -> bytes:
+    """The content of a file that ends with a document from ``to_be_sealed``, with its SHA-256."""
+    return content[: -_DIGEST - _END] + _digest(content).encode() + content[-_END:]
+
+
+def is_unchanged(content: bytes, metadata: ExportMetadata) -> bool:
+    """Whether a file has the SHA-256 that is in its document; True if it has none, as in earlier versions."""
+    return not metadata.sha256 or (
+        metadata.sha256 == _digest(content) and content.endswith(f'{metadata.sha256}"}}'.encode())
+    )
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(memoryview(content)[: -_DIGEST - _END]).hexdigest()

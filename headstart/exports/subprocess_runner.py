@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from headstart.data.decode import decode, map_images
+from headstart.concurrency import map_images
+from headstart.data.decode import decode
 from headstart.data.preprocessing import Rgb
 from headstart.errors import UnreadableImage
 from headstart.exports.formats.registry import open_export

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from headstart.backbone.pixel_net import ActivationNet, FeatureNet
 from headstart.cache.keys import content_key
 from headstart.cache.row_store import DamagedRows, RowStore, warn_damaged
+from headstart.concurrency import map_images
 from headstart.data.augment import Augmentation, view_key, views
-from headstart.data.decode import map_images
 from headstart.data.pixel_cache import PixelReader
 from headstart.data.sources.read import read_image
 from headstart.engine.device import exact_float32

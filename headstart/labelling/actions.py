@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from headstart.data.class_folders import MAX_LABEL_BYTES
-from headstart.data.table_labels import SEPARATOR
+from headstart.data.label_cells import SEPARATOR
 from headstart.errors import OptionError, StaleAction
 from headstart.labelling.label_state import SOURCES, Answer, AnswerKind, LabelChange, LabelClass, LabelState
 

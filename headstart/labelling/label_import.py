@@ -11,9 +11,9 @@ from urllib.parse import unquote
 from headstart.cache.keys import content_key
 from headstart.data.dataset import open_data
 from headstart.data.image_table import SPLIT_NAMES
+from headstart.data.label_cells import SEPARATOR
 from headstart.data.sources.addresses import absolute, join, name_of, parent_of, split_address, user_address
 from headstart.data.sources.read import read_image
-from headstart.data.table_labels import SEPARATOR
 from headstart.errors import LabelError, OptionError, UnreadableImage
 from headstart.files import UserPath, read_rows, user_path
 from headstart.labelling.actions import class_name, now

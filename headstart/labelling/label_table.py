@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import final
 
-from headstart.data.table import join_labels
+from headstart.data.label_cells import join_labels
 from headstart.errors import OutputError
 from headstart.files import csv_text, not_written, text_bytes, write_atomically
 from headstart.labelling.label_state import LabelState

@@ -21,11 +21,11 @@ from headstart.features.extract import require_finite
 from headstart.model import Model
 from headstart.pipeline.fit import Prepared
 from headstart.pipeline.inspect_images import Inspected, pixel_reader
+from headstart.prediction import INLIER_SHARE
 from headstart.training.losses import Folds, class_sizes, learnable_folds, probabilities_of
 from headstart.training.out_of_fold import OutOfFold, of_frozen_features
 from headstart.trust.calibration import calibrate
 from headstart.trust.ood import (
-    INLIER_SHARE,
     MAX_REFERENCES,
     MAX_REFERENCES_FINE_TUNED,
     OodDetector,

@@ -23,9 +23,8 @@ from headstart.evaluation.metrics import (
 from headstart.figures import share_text
 from headstart.model import Model
 from headstart.model_file import MODEL_FILE
-from headstart.prediction import NONE_OF_THESE, UNSURE
+from headstart.prediction import INLIER_SHARE, NONE_OF_THESE, UNSURE
 from headstart.training.recipe import Recipe
-from headstart.trust.ood import INLIER_SHARE
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult

@@ -19,6 +19,7 @@ from headstart.evaluation.metrics import class_figures
 from headstart.evaluation.predictions import MANY_CLASSES
 from headstart.evaluation.reliability import BINS, reliabilities, usual_kept
 from headstart.files import json_text
+from headstart.prediction import INLIER_SHARE
 from headstart.progress import Progress
 from headstart.reports.calibration_chart import calibration_charts
 from headstart.reports.comparison_chart import comparison_chart
@@ -32,7 +33,6 @@ from headstart.reports.report_data import ReportData
 from headstart.reports.report_page import PathsShown, asset, render
 from headstart.selection.results import CandidateResult
 from headstart.training.ladder import KNN
-from headstart.trust.ood import INLIER_SHARE
 
 
 @dataclass(frozen=True)

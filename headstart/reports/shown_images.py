@@ -13,8 +13,9 @@ from PIL import Image
 from headstart.backbone.weights import fingerprint
 from headstart.cache.computed import computed_rows
 from headstart.cache.keys import content_key
+from headstart.concurrency import map_images
 from headstart.data.bit_depth import ValueRange
-from headstart.data.decode import decode, map_images
+from headstart.data.decode import decode
 from headstart.data.pixel_cache import read_unchanged
 from headstart.data.preprocessing import DECODER_VERSION, Rgb
 from headstart.data.sources.read import read_image

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Query, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
@@ -16,33 +16,21 @@ from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Route
 
 from headstart.extras import version_of
+from headstart.serve.access import AccessPolicy
 from headstart.serve.batching import InferenceService
 from headstart.serve.corrections import Corrections
-from headstart.serve.errors import ErrorResponse, HttpError, error_document
-from headstart.serve.middleware import AccessPolicy, RequestMiddleware, cancel_on_disconnect, write_json_line
+from headstart.serve.errors import ERROR_DESCRIPTIONS, HttpError, error_document
+from headstart.serve.middleware import RequestMiddleware, cancel_on_disconnect
 from headstart.serve.multipart import FormPart, read_form
 from headstart.serve.page import page_router
-from headstart.serve.schemas import ModelInfo, PredictResponse, image_prediction, model_info
+from headstart.serve.request_log import write_json_line
+from headstart.serve.responses import printable_name
+from headstart.serve.schemas import ErrorResponse, ModelInfo, PredictResponse, image_prediction, model_info
 from headstart.serve.static_files import SecurityHeadersMiddleware, asset_router
 from headstart.serve.watch.run_reader import RunReader
 from headstart.serve.watch.views import watch_router
 
-MAX_NAME_LENGTH: Final = 255
-"""Maximum length of an image's file name in the response, in characters."""
-
 Log = Callable[[dict[str, Any]], None]
-
-ERROR_DESCRIPTIONS: Final = {
-    400: "The body is not a valid multipart form.",
-    401: "The API key is missing or wrong.",
-    403: "The request comes from a page of another site, or its Host header is not localhost.",
-    408: "The request body did not arrive in time.",
-    413: "The body is too large, or has too many images.",
-    422: "The form or a parameter does not match this description.",
-    503: "The queue is full, or the server is about to stop. Retry-After has the seconds to wait before retrying.",
-    504: "No result in time.",
-}
-"""Error responses of this server."""
 
 
 class Liveness(BaseModel):
@@ -215,11 +203,6 @@ def path_namer(routes: Sequence[BaseRoute]) -> Callable[[str], str]:
 def named_images(parts: Sequence[FormPart]) -> list[tuple[str, bytes]]:
     """Names and contents of uploaded files."""
     return [(printable_name(part.filename), part.data) for part in parts]
-
-
-def printable_name(name: str) -> str:
-    """A file name that can be encoded as JSON, cut to ``MAX_NAME_LENGTH``."""
-    return name.encode(errors="backslashreplace").decode()[:MAX_NAME_LENGTH]
 
 
 async def _framework_error(_request: Request, error: Exception) -> JSONResponse:

@@ -30,7 +30,7 @@ from headstart.prediction import Prediction, unreadable_prediction
 from headstart.progress import Progress, SilentProgress
 from headstart.serve.decode_budget import DecodeBudget
 from headstart.serve.errors import HttpError
-from headstart.serve.limits import ServerLimits
+from headstart.serve.limits import SMALL_IMAGE_PIXELS, ServerLimits
 from headstart.serve.middleware import ServerState
 from headstart.serve.prometheus import Metrics
 
@@ -38,10 +38,6 @@ EXPECTED_IMAGES = 1_000_000
 """Assumed number of images over the life of a server; large, so that the fastest engine is chosen."""
 
 MAX_DECODE_THREADS: Final = 8
-
-SMALL_IMAGE_PIXELS: Final = 4_000_000
-"""Images up to this size are decoded by any free thread. Larger ones share a budget of ``ServerLimits.max_pixels``
-pixels, which bounds their total memory. A JPEG counts with the size to which its decoder reduces it."""
 
 SIDE_TASK_INTERVAL: Final = 2.0
 """Seconds after which one side task runs even if images wait, so that constant load does not starve heat maps."""

@@ -17,8 +17,8 @@ from h11 import LocalProtocolError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from headstart.serve.errors import error_document
-from headstart.serve.limits import ServerLimits
-from headstart.serve.middleware import LINGER_SECONDS, MAX_DISCARDED_BODIES, ServerState
+from headstart.serve.limits import LINGER_SECONDS, MAX_DISCARDED_BODIES, ServerLimits
+from headstart.serve.middleware import ServerState
 
 Address: TypeAlias = tuple[Any, ...]
 """Host and port of the server, host and port of the client: ``server`` and ``client`` of the ASGI scope."""

@@ -5,29 +5,25 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 
-from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
-
-from headstart.errors import OptionError, OutputError, UnreadableImage
+from ..errors import OptionError, OutputError, UnreadableImage
 
 CODES = {413: "too_large", 422: "not_as_described", 503: "unavailable", 504: "too_slow"}
 """Codes that differ from Python's status names, which changed between versions (413, 422) or are long."""
 
 
-class ErrorDetail(BaseModel):
-    """Description of an error."""
-
-    status: int = Field(description="HTTP status of the response.", examples=[413])
-    code: str = Field(description="Identifier of the status, for programs.", examples=["too_large"])
-    reason: str = Field(description="What was found, what was expected and what to do.")
-
-
-class ErrorResponse(BaseModel):
-    """Body of every error response."""
-
-    error: ErrorDetail
+ERROR_DESCRIPTIONS: Final = {
+    400: "The body is not a valid multipart form.",
+    401: "The API key is missing or wrong.",
+    403: "The request comes from a page of another site, or its Host header is not localhost.",
+    408: "The request body did not arrive in time.",
+    413: "The body is too large, or has too many images.",
+    422: "The form or a parameter does not match this description.",
+    503: "The queue is full, or the server is about to stop. Retry-After has the seconds to wait before retrying.",
+    504: "No result in time.",
+}
+"""Error responses of this server."""
 
 
 class HttpError(Exception):
@@ -51,13 +47,9 @@ class HttpError(Exception):
         headers = {"Retry-After": str(self.retry_after)} if self.retry_after is not None else {}
         return headers | {"WWW-Authenticate": "Bearer"} if self.status == HTTPStatus.UNAUTHORIZED else headers
 
-    def response(self) -> JSONResponse:
-        """The error as a response."""
-        return JSONResponse(error_document(self.status, self.reason), self.status, self.headers)
-
 
 def error_document(status: int, reason: str) -> dict[str, Any]:
-    """JSON document in the format of ``ErrorResponse``."""
+    """JSON document in the format of ``schemas.ErrorResponse``."""
     code = CODES.get(status) or HTTPStatus(status).name.lower()
     return {"error": {"status": status, "code": code, "reason": reason}}
 

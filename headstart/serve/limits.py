@@ -5,6 +5,18 @@ from __future__ import annotations
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, Final
 
+LINGER_SECONDS: Final = 2.0
+"""Lingering close: after an early error response, the rest of the request is read and discarded until nothing has
+arrived for this long. A connection that is closed with unread bytes is reset, and a client that sends its whole request
+before it reads would never see the response."""
+
+MAX_DISCARDED_BODIES: Final = 4
+"""Maximum number of discarded bytes, as a multiple of ``ServerLimits.max_body_bytes``; they are not stored."""
+
+SMALL_IMAGE_PIXELS: Final = 4_000_000
+"""Images up to this size are decoded by any free thread. Larger ones share a budget of ``ServerLimits.max_pixels``
+pixels, which bounds their total memory. A JPEG counts with the size to which its decoder reduces it."""
+
 
 @dataclass(frozen=True)
 class LimitOption:

@@ -7,56 +7,30 @@ exception in the server.
 from __future__ import annotations
 
 import asyncio
-import hmac
-import json
-import sys
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final, TypeVar, final
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from headstart.serve.errors import HttpError
-from headstart.serve.limits import ServerLimits
+from headstart.serve.access import PUBLIC_PATHS, AccessPolicy
+from headstart.serve.errors import HttpError, error_document
+from headstart.serve.limits import LINGER_SECONDS, MAX_DISCARDED_BODIES, ServerLimits
 from headstart.serve.prometheus import Metrics
-
-PUBLIC_PATHS: Final = frozenset({"/", "/watch", "/healthz", "/readyz"})
-PUBLIC_PREFIX: Final = "/page/"
-"""Paths without API key: health checks, and static files of the page, which reveal nothing about the model."""
-
-LOOPBACK_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1"})
-SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-LOGGED_METHODS: Final = SAFE_METHODS | {"POST", "PUT", "PATCH", "DELETE"}
-MAX_LOGGED_PATH: Final = 200
-"""Maximum length of a path in the log, in characters."""
-
-LINGER_SECONDS: Final = 2.0
-"""Lingering close: after an early error response, the rest of the request is read and discarded until nothing has
-arrived for this long. A connection that is closed with unread bytes is reset, and a client that sends its whole request
-before it reads would never see the response."""
-
-MAX_DISCARDED_BODIES: Final = 4
-"""Maximum number of discarded bytes, as a multiple of ``ServerLimits.max_body_bytes``; they are not stored."""
+from headstart.serve.request_log import request_entry, timestamp, write_json_line
 
 CLIENT_CLOSED_REQUEST: Final = 499
 """Logged status if the client has disconnected before the response; as nginx logs it."""
 
 Result = TypeVar("Result")
-
-
-def write_json_line(entry: dict[str, Any]) -> None:
-    """Writes a log entry to stderr as one line of ASCII JSON, so that no client can inject line breaks or escapes."""
-    with suppress(OSError):  # stderr is closed: answering requests matters more than the log
-        print(json.dumps(entry), file=sys.stderr, flush=True)
 
 
 @dataclass
@@ -76,44 +50,6 @@ class ServerState:
     buffered_bytes: int = 0
     open_connections: int = 0
     lingering_connections: int = 0
-
-
-@dataclass(frozen=True)
-class AccessPolicy:
-    """Which requests are accepted.
-
-    Attributes:
-        key: API key that clients must send as ``Authorization: Bearer KEY``; "" for none.
-        local: whether the server is meant for this machine only. Without a key it then requires a loopback name in the
-            Host header: otherwise a foreign page whose host name resolves to 127.0.0.1 could read responses (DNS
-            rebinding).
-    """
-
-    key: str = field(default="", repr=False)
-    local: bool = True
-
-    def check(self, method: str, path: str, headers: Headers) -> None:
-        """Accepts a request or raises.
-
-        Raises:
-            HttpError: the API key is missing or wrong (401), or the request comes from a page of another site (403).
-        """
-        host = headers.get("host", "")
-        if self.local and not self.key and _host_name(host) not in LOOPBACK_HOSTS:
-            raise HttpError(
-                403,
-                "This server answers only to requests for localhost. Use that address, or start it with an API key.",
-            )
-        origin = headers.get("origin")
-        if method not in SAFE_METHODS and origin is not None and not _is_same_origin(origin, host):
-            raise HttpError(403, "Requests from pages of another site are refused.")
-        if self.key and path not in PUBLIC_PATHS and not path.startswith(PUBLIC_PREFIX) and not self._has_key(headers):
-            raise HttpError(401, "Send the API key of this server in the header Authorization: Bearer KEY.")
-
-    def _has_key(self, headers: Headers) -> bool:
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        is_equal = hmac.compare_digest(given.strip().encode(), self.key.encode())
-        return is_equal and scheme.lower() == "bearer"
 
 
 @final
@@ -179,7 +115,7 @@ class RequestMiddleware:
         except _HeadResponseSent:
             pass
         except Exception:  # a bug: logged here, once, and never shown to the client
-            self._write_log({"time": _timestamp(), "error": traceback.format_exc()})
+            self._write_log({"time": timestamp(), "error": traceback.format_exc()})
             if not response.started:
                 fault = HttpError(500, "Internal error of the server. Its log has the details.")
                 await self._send_error(fault, body, response)
@@ -192,7 +128,7 @@ class RequestMiddleware:
 
     async def _send_error(self, error: HttpError, body: _RequestBody, sender: _ResponseSender) -> None:
         """Sends an error response. If the body was not read to its end, the connection cannot be used again."""
-        response = error.response()
+        response = JSONResponse(error_document(error.status, error.reason), error.status, error.headers)
         if not body.is_complete:
             response.headers["connection"] = "close"
         await sender.send({"type": "http.response.start", "status": error.status, "headers": response.raw_headers})
@@ -205,12 +141,11 @@ class RequestMiddleware:
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         """Counts the request and writes its log entry: no query, no file name and no key."""
         path = self.name_path(route_path(scope))
-        method = scope["method"] if scope["method"] in LOGGED_METHODS else "other"
-        self.metrics.requests.labels(method, path, str(status)).inc()
-        self.metrics.seconds.labels(path).observe(seconds)
         counts = {name: scope["state"][name] for name in ("images", "unreadable") if name in scope["state"]}
-        entry = {"time": _timestamp(), "method": method, "path": scope["path"][:MAX_LOGGED_PATH], "status": status}
-        self._write_log(entry | {"ms": round(1000 * seconds, 1)} | counts)
+        entry = request_entry(scope["method"], scope["path"], status, seconds) | counts
+        self.metrics.requests.labels(entry["method"], path, str(status)).inc()
+        self.metrics.seconds.labels(path).observe(seconds)
+        self._write_log(entry)
 
     def _write_log(self, entry: dict[str, Any]) -> None:
         if self.log is not None:
@@ -351,21 +286,3 @@ class _RequestBody:
         self._state.buffered_bytes -= self._size
         self._pieces.clear()
         self._size = 0
-
-
-def _is_same_origin(origin: str, host: str) -> bool:
-    """Whether an Origin header names the site of a Host header; False for an invalid one."""
-    with suppress(ValueError):
-        return urlsplit(origin).netloc.lower() == host.lower()
-    return False
-
-
-def _host_name(host: str) -> str:
-    """Host name of a Host header, without the port; "" for an invalid one."""
-    with suppress(ValueError):
-        return urlsplit(f"//{host}").hostname or ""
-    return ""
-
-
-def _timestamp() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")

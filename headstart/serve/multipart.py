@@ -9,12 +9,13 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import final
+from typing import TYPE_CHECKING, final
 from urllib.parse import unquote_to_bytes
 
-from starlette.requests import Request
+from .errors import HttpError
 
-from headstart.serve.errors import HttpError
+if TYPE_CHECKING:
+    from starlette.requests import Request
 
 MAX_PARTS = 1_000
 """Maximum number of parts of a form; more are refused with 400."""

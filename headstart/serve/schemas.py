@@ -7,7 +7,22 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from headstart.model import Model
-from headstart.prediction import NONE_OF_THESE, Prediction
+from headstart.prediction import Prediction
+from headstart.serve.responses import prediction_entry
+
+
+class ErrorDetail(BaseModel):
+    """Description of an error."""
+
+    status: int = Field(description="HTTP status of the response.", examples=[413])
+    code: str = Field(description="Identifier of the status, for programs.", examples=["too_large"])
+    reason: str = Field(description="What was found, what was expected and what to do.")
+
+
+class ErrorResponse(BaseModel):
+    """Body of every error response."""
+
+    error: ErrorDetail
 
 
 class LabelProbability(BaseModel):
@@ -56,23 +71,7 @@ def image_prediction(prediction: Prediction, *, top: int | None = None) -> Image
         prediction: prediction with all classes.
         top: number of classes to list; None for all.
     """
-    is_read = prediction.label is not None
-    return ImagePrediction(
-        name=prediction.path,
-        label=prediction.label,
-        probability=prediction.probability if is_read else None,
-        answer=prediction.answer,
-        none_of_these=prediction.answer == NONE_OF_THESE,
-        unsure=prediction.unsure,
-        outlier=prediction.outlier,
-        labels=None if prediction.labels is None else _label_probabilities(prediction.labels),
-        probabilities=_label_probabilities(prediction.top[:top]),
-        error=prediction.error,
-    )
-
-
-def _label_probabilities(ranked: tuple[tuple[str, float], ...]) -> list[LabelProbability]:
-    return [LabelProbability(label=label, probability=probability) for label, probability in ranked]
+    return ImagePrediction(**prediction_entry(prediction, top=top))
 
 
 class ModelInfo(BaseModel):

@@ -17,23 +17,19 @@ from starlette.types import ASGIApp
 from headstart.engine.device import resolve_device
 from headstart.errors import OptionError, ServerError
 from headstart.files import user_path
+from headstart.loading import load_onnx
 from headstart.model import load
 from headstart.progress import Progress, SilentProgress
+from headstart.runtime.onnx_model import is_onnx
+from headstart.runtime.server import serve as serve_onnx
+from headstart.serve.access import AccessPolicy, check_key
 from headstart.serve.app import Log, build_app
 from headstart.serve.batching import InferenceService
 from headstart.serve.corrections import Corrections, corrections_folder
 from headstart.serve.limits import ServerLimits
-from headstart.serve.middleware import AccessPolicy, write_json_line
-from headstart.serve.uvicorn_server import (
-    BoundedServer,
-    address,
-    bounded_server,
-    is_loopback,
-    listen,
-    quiet_uvicorn,
-    settle,
-    stop_signals,
-)
+from headstart.serve.listener import address, is_loopback, listen, stop_signals
+from headstart.serve.request_log import write_json_line
+from headstart.serve.uvicorn_server import BoundedServer, bounded_server, quiet_uvicorn, settle
 
 POLL_SECONDS: Final = 0.05
 """Seconds between two checks whether the server should stop and whether all requests are answered."""
@@ -89,8 +85,7 @@ def create_app(
     if not where:
         raise OptionError("No model: pass a run folder or a model file, or set HEADSTART_MODEL to its path.")
     key = os.environ.get("HEADSTART_KEY", "") if key is None else key
-    if not all("!" <= c <= "~" for c in key):
-        raise OptionError("The API key may contain ASCII letters, digits and punctuation only, and no spaces.")
+    check_key(key)
     resolve_device(device)
     model, folder = load(where), user_path(where)
     service = InferenceService(
@@ -117,7 +112,7 @@ def serve(
     Outside the main thread it handles no signals: use ``stop``.
 
     Args:
-        run_or_model: see ``load``.
+        run_or_model: see ``load``; or an exported ONNX file, for the server of ``runtime.server``.
         host: name or address to listen on.
         port: 0 for any free port.
         key: API key that clients must send; "" for none.
@@ -146,6 +141,12 @@ def serve(
             "serve() cannot run in a thread with a running event loop. Use `await serve_async(...)`, or "
             "`create_app(...)` with another ASGI server."
         )
+    if is_onnx(run_or_model):
+        if corrections is not None or device not in ("auto", "cpu"):
+            raise OptionError("corrections and device: not for an ONNX file, which runs on the CPU and has no page.")
+        say = (progress or SilentProgress()).say
+        serve_onnx(load_onnx(run_or_model), host=host, port=port, key=key, limits=limits, say=say, stop=stop)
+        return
     app, service = _application(run_or_model, host, key, limits, corrections, device, progress)
     with listen(host, port) as listener:
         run_until_stopped(

@@ -10,11 +10,9 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import logging
-import signal
 import socket
 import struct
 import sys
-import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -24,12 +22,9 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from headstart.errors import ServerError
 from headstart.serve.connections import BoundedConnection, ConnectionMiddleware, ConnectionRegistry
 from headstart.serve.limits import ServerLimits
-from headstart.serve.middleware import LOOPBACK_HOSTS, ServerState
-
-SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+from headstart.serve.middleware import ServerState
 
 FINAL_READ_TIMEOUT: Final = 5
 """Seconds for clients to read their last response when the server stops."""
@@ -56,36 +51,6 @@ DROP_SYN: Final = b"".join(
 HANDSHAKE_SECONDS: Final = 0.25
 """Time for connections whose first packet has arrived to be established; less than a client waits before it sends its
 first packet again (1 s)."""
-
-
-def listen(host: str, port: int, *, options: str = "--host or --port") -> socket.socket:
-    """Opens a listening TCP socket.
-
-    Args:
-        host: name or address of this machine.
-        port: 0 for any free port.
-        options: the command's options with which another address is chosen.
-
-    Raises:
-        ServerError: the address is in use, not of this machine or not permitted.
-    """
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=1024)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ServerError(f"{host}:{port}: cannot listen there ({reason}). Choose another {options}.") from error
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address can be reached from this machine only."""
-    return host in LOOPBACK_HOSTS or host.startswith("127.")
-
-
-def address(listener: socket.socket) -> str:
-    """URL of a listening socket."""
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 @final
@@ -164,21 +129,6 @@ def bounded_server(app: ASGIApp, limits: ServerLimits, state: ServerState) -> Bo
         timeout_graceful_shutdown=FINAL_READ_TIMEOUT,
     )
     return BoundedServer(config, registry)
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and SIGINT in a list while the block runs. Outside the main thread Python receives none."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    before = {handled: signal.signal(handled, lambda number, _frame: received.append(number)) for handled in SIGNALS}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -56,9 +56,6 @@ COMPARED = 20_000
 
 TINY = np.float32(1e-12)
 
-INLIER_SHARE = 0.95
-"""Share of in-distribution images that the detector accepts."""
-
 Features = npt.NDArray[np.float32]
 Halves = npt.NDArray[np.float16]
 Scores = npt.NDArray[np.float64]

@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from headstart.data.checks import reading_findings
 from headstart.data.dataset import Dataset
+from headstart.data.label_cells import SEPARATOR
 from headstart.data.scan import scan
-from headstart.data.table_labels import SEPARATOR
 from headstart.errors import DataError, RunError
 from headstart.evaluation.predictions import Evaluated, evaluate_predictions
 from headstart.files import user_path

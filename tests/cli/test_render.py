@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from headstart.cli.render import print_table, printable, result_line
+from headstart.cli.render import print_table, result_line
 from headstart.evaluation.predictions import evaluate_predictions
+from headstart.files import printable
 
 
 def test_a_result_is_percent_first_then_count_and_interval() -> None:

@@ -9,9 +9,11 @@ from encoded_images import encoded, png, quadrants
 from PIL import Image
 from random_images import random_image
 
-from headstart.data.decode import as_rgb, decode, map_images
+from headstart.concurrency import map_images
+from headstart.data.decode import decode
 from headstart.data.image_formats import has_expected_suffix
 from headstart.data.preprocessing import Preprocessing, resize_and_crop
+from headstart.data.rgb import as_rgb
 from headstart.errors import LargeImage, UnreadableImage
 
 

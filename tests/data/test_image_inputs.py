@@ -19,8 +19,9 @@ from small_models import small_model
 
 import headstart as hs
 from headstart.data import image_inputs
-from headstart.data.decode import as_rgb
-from headstart.data.image_inputs import ImageSource, read_source, read_sources
+from headstart.data.image_inputs import read_source, read_sources
+from headstart.data.image_source import ImageSource
+from headstart.data.rgb import as_rgb
 from headstart.errors import DataError, OptionError
 from headstart.model import Model
 from headstart.prediction import Prediction

@@ -16,7 +16,7 @@ from random_images import write_classes
 
 from headstart.data.dataset import Dataset, open_data, open_table
 from headstart.data.finding import Finding
-from headstart.data.table import join_labels
+from headstart.data.label_cells import join_labels
 from headstart.errors import DataError, OptionError
 
 LISTED = {

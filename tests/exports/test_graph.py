@@ -7,7 +7,9 @@ import pytest
 import torch
 from small_models import shown, small_model
 
-from headstart.exports.graph import ExportGraph
+from headstart.backbone.layers import Layout
+from headstart.exports.graph import ExportGraph, OutlierScore
+from headstart.trust.ood import make_ood_detector
 
 KINDS = {
     "linear": {"ood_detector": True},
@@ -34,3 +36,16 @@ def test_raw_pixels_get_what_examine_gives(kind: str) -> None:
         assert bool(others) == (model.ood_detector is not None)
         if others:
             assert others[0][0].item() == pytest.approx(outlier, abs=0.04)  # one of 64 usual images more or less
+
+
+def test_images_whose_distances_are_stored_get_their_outlier_scores() -> None:
+    """Such as validation images: rounding alone makes one of 25 farther than itself, and changes its rank."""
+    vectors = np.random.default_rng(3).normal(size=(900, 64)).astype(np.float32)
+    references, held_out = vectors[:600], vectors[600:]
+    detector = make_ood_detector(references)
+    assert detector is not None
+    detector = detector.with_inlier_distances(detector.distances(held_out))
+    assert detector is not None
+    scores = OutlierScore(detector, Layout())(torch.from_numpy(held_out))
+    other_rank = np.abs(scores.numpy() - detector.outlier_scores(held_out)) > 1e-4
+    assert other_rank.sum() <= 2  # of 300; pairs of images whose distances differ by less than 1e-6

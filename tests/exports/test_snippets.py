@@ -8,13 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from commands import main
-from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from random_images import random_image
 from small_models import small_model
+from small_onnx import mean_colour
 
 from headstart.data.decode import decode
 from headstart.exports.formats.onnx import write_onnx
@@ -23,25 +22,6 @@ from headstart.exports.metadata import ExportMetadata
 from headstart.exports.parity import FormatResult
 from headstart.exports.snippets import IMAGE, javascript_snippet
 from headstart.verbs import export as export_module
-
-
-def mean_colour(*, outlier: bool) -> onnx.ModelProto:
-    """A "classifier": the softmax of an image's mean colour, a class for each channel."""
-    nodes = [
-        helper.make_node("Cast", ["pixels"], ["float"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceMean", ["float", "axes"], ["colour"], keepdims=0),
-        helper.make_node("Div", ["colour", "scale"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], ["probabilities"]),
-    ]
-    weights = [numpy_helper.from_array(np.array([1, 2]), "axes"), numpy_helper.from_array(np.float32(30), "scale")]
-    outputs = [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["images", 3])]
-    if outlier:
-        nodes.append(helper.make_node("ReduceMax", ["probabilities", "one"], ["outlier"], keepdims=0))
-        weights.append(numpy_helper.from_array(np.array([1]), "one"))
-        outputs.append(helper.make_tensor_value_info("outlier", TensorProto.FLOAT, ["images"]))
-    pixels = helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["images", "height", "width", 3])
-    graph = helper.make_graph(nodes, "small", [pixels], outputs, weights)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
 def printed(

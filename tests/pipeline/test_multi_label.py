@@ -18,7 +18,7 @@ import headstart as hs
 from headstart.cli.main import app
 from headstart.data.dataset import open_table
 from headstart.data.inspection import inspect
-from headstart.data.table import join_labels
+from headstart.data.label_cells import join_labels
 from headstart.errors import DataError, OptionError
 from headstart.evaluation.metrics import LabelScores
 from headstart.evaluation.predictions import Evaluated

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 import headstart as hs
 from headstart.backbone.weights import random_backbone
-from headstart.data.table import join_labels
+from headstart.data.label_cells import join_labels
 from headstart.errors import OptionError, TrainingError
 from headstart.pipeline import fine_tune as ladder_step
 from headstart.pipeline import train_rung

@@ -19,10 +19,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from served import CLASSES, LENGTH, Served, form, jpeg, served, tiny_model, until
 
 import headstart.serve.batching as services
+from headstart.serve.access import AccessPolicy
 from headstart.serve.app import ERROR_DESCRIPTIONS, build_app
 from headstart.serve.batching import InferenceService
 from headstart.serve.limits import ServerLimits
-from headstart.serve.middleware import AccessPolicy
 from headstart.trust.calibration import Calibration
 from headstart.trust.ood import OodDetector
 
@@ -284,7 +284,7 @@ def test_metrics_count_what_was_answered(server: Served) -> None:
 
 
 def test_a_request_is_one_line_of_json_without_image_or_query(capfd: pytest.CaptureFixture[str]) -> None:
-    from headstart.serve.middleware import write_json_line
+    from headstart.serve.request_log import write_json_line
 
     with served(tiny_model()) as server:
         server.predict(("secret name.jpg", jpeg()), params={"top": 2})

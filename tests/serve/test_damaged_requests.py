@@ -18,11 +18,11 @@ from PIL import Image
 from served import jpeg, served, tiny_model
 
 import headstart.serve.batching as services
+from headstart.serve.access import AccessPolicy
 from headstart.serve.app import build_app
 from headstart.serve.batching import InferenceService
 from headstart.serve.corrections import Corrections
 from headstart.serve.limits import ServerLimits
-from headstart.serve.middleware import AccessPolicy
 
 LIMITS = ServerLimits(
     max_body_bytes=200_000, max_images=10, max_pixels=1_000_000, body_timeout=1.0, max_queued_tasks=64

@@ -15,18 +15,18 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from headstart.serve import middleware as guards
+from headstart.serve.access import AccessPolicy
 from headstart.serve.errors import HttpError
 from headstart.serve.limits import ServerLimits
 from headstart.serve.middleware import (
-    AccessPolicy,
     ClientDisconnected,
     RequestMiddleware,
     ServerState,
     cancel_on_disconnect,
     route_path,
-    write_json_line,
 )
 from headstart.serve.prometheus import Metrics
+from headstart.serve.request_log import write_json_line
 
 LIMITS = ServerLimits(max_body_bytes=10, max_buffered_bytes=15, body_timeout=0.2)
 

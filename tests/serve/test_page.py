@@ -21,11 +21,11 @@ from servers import serving
 
 import headstart as hs
 from headstart.engine.plan import EnginePlan
+from headstart.serve.access import AccessPolicy
 from headstart.serve.app import build_app
 from headstart.serve.batching import InferenceService
 from headstart.serve.corrections import Corrections
 from headstart.serve.errors import HttpError
-from headstart.serve.middleware import AccessPolicy
 from headstart.serve.page import PageBackend
 from headstart.serve.watch.run_reader import RunReader
 

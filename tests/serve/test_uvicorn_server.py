@@ -19,8 +19,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 import headstart.serve
 from headstart.serve.limits import ServerLimits
+from headstart.serve.listener import listen
 from headstart.serve.middleware import ServerState
-from headstart.serve.uvicorn_server import bounded_server, ignore_new_clients, listen, quiet_uvicorn
+from headstart.serve.uvicorn_server import bounded_server, ignore_new_clients, quiet_uvicorn
 
 ROOT = Path(headstart.serve.__file__).parents[2]
 MODULE = "uvicorn_server.py"

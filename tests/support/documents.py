@@ -10,6 +10,7 @@ import runpy
 import shlex
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,7 +31,9 @@ from starlette.types import ASGIApp
 from uvicorn.importer import import_from_string
 
 import headstart as hs
+from headstart import runtime
 from headstart.cli import main as cli
+from headstart.runtime import command
 
 ROOT = Path(cli.__file__).parents[2]
 RECORDS = ("results", "decisions")
@@ -45,11 +48,14 @@ PAGES = sorted(
 )
 """Pages whose commands and Python blocks are run, slowest first."""
 
-PROGRAMS = ("headstart", "python", "curl", "make", ".ci/run", "uvicorn", "gunicorn")
+PROGRAMS = ("headstart", "headstart-runtime", "python", "curl", "make", ".ci/run", "uvicorn", "gunicorn")
 UNTIL_STOPPED = ("serve", "watch", "label")
 """Commands that run until Ctrl-C."""
 
 PORT = re.compile(r"\b8000\b")
+
+Command = Callable[..., tuple[int, str, str]]
+"""A command that runs in this process, see ``commands.main``."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +172,11 @@ class Reader:
     def _python(self, block: Block, names: dict[str, Any]) -> None:
         port = free_port()
         code = compile("\n" * block.line + PORT.sub(str(port), block.text), str(block.page), "exec", dont_inherit=True)
-        with stopped_once_it_answers(port) if re.search(r"\b(serve|label)\(", block.text) else nullcontext():
+        with (
+            stopped_once_it_answers(port) if re.search(r"\b(serve|label)\(", block.text) else nullcontext(),
+            pytest.MonkeyPatch.context() as patch,
+        ):
+            patch.setitem(sys.modules, "headstart_runtime", runtime)  # tests/runtime/test_package.py imports the wheel
             exec(code, names)
         self.said += self.capsys.readouterr().out
 
@@ -180,8 +190,8 @@ class Reader:
             self._run(where, program, words, asked)
 
     def _run(self, where: str, program: str, words: list[str], asked: list[str]) -> None:
-        if program == "headstart":
-            self._headstart(where, words, asked)
+        if program in ("headstart", "headstart-runtime"):
+            self._headstart(where, words, asked, main if program == "headstart" else _runtime)
         elif program == "python":
             self._script(where, words)
         elif program == "make":
@@ -196,7 +206,9 @@ class Reader:
         else:
             assert program == "curl", f"{where}: nothing here can run it"
 
-    def _headstart(self, where: str, words: list[str], asked: list[str]) -> None:
+    def _headstart(
+        self, where: str, words: list[str], asked: list[str], main: Callable[..., tuple[int, str, str]]
+    ) -> None:
         if words[0] not in UNTIL_STOPPED:
             code, out, err = main(*words, capsys=self.capsys)
             assert code == 0, f"{where}\n{out}{err}"
@@ -224,6 +236,11 @@ class Reader:
         out = self.capsys.readouterr().out
         assert out, where
         self.said += out
+
+
+def _runtime(*words: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Runs ``headstart-runtime`` in this process; returns exit status, stdout and stderr."""
+    return command.main([str(word) for word in words]), *capsys.readouterr()
 
 
 def _for_uvicorn(words: list[str]) -> ASGIApp:

@@ -13,6 +13,7 @@ SUBMODULES = (
     "pipeline",
     "progress",
     "runs",
+    "runtime",
     "serve",
     "training",
     "trust",

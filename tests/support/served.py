@@ -20,10 +20,10 @@ import headstart.serve.batching as services
 from headstart.backbone.pixel_net import FeatureNet, feature_shape
 from headstart.backbone.weights import random_backbone
 from headstart.model import Model
+from headstart.serve.access import AccessPolicy
 from headstart.serve.app import build_app
 from headstart.serve.batching import InferenceService
 from headstart.serve.limits import ServerLimits
-from headstart.serve.middleware import AccessPolicy
 from headstart.serve.server import address, listen, server_for
 from headstart.serve.uvicorn_server import quiet_uvicorn
 from headstart.training.heads import linear_head

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from starlette.types import ASGIApp
 
 from headstart.serve.limits import ServerLimits
+from headstart.serve.listener import address, listen
 from headstart.serve.middleware import ServerState
-from headstart.serve.uvicorn_server import address, bounded_server, listen
+from headstart.serve.uvicorn_server import bounded_server
 
 
 @contextmanager

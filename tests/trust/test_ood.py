@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from headstart.prediction import INLIER_SHARE
 from headstart.trust import ood as outliers
 from headstart.trust.ood import (
-    INLIER_SHARE,
     MAX_REFERENCES,
     MAX_REFERENCES_FINE_TUNED,
     MIN_INLIERS,

@@ -15,8 +15,8 @@ from recorded_progress import RecordedProgress
 import headstart as hs
 from headstart.data import open_table
 from headstart.data.inspection import images_to_exclude, inspect, summary_lines
+from headstart.data.label_cells import SEPARATOR
 from headstart.data.preprocessing import Preprocessing
-from headstart.data.table_labels import SEPARATOR
 from headstart.verbs.check import check, write_clean
 
 

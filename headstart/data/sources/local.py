@@ -9,6 +9,7 @@ from typing import BinaryIO, final
 from natsort import natsorted
 
 from headstart.data.sources.interface import FileStamp
+from headstart.data.sources.local_file import read_local_file, reason_of
 from headstart.errors import UnreadableImage
 
 
@@ -18,11 +19,7 @@ class LocalStore:
 
     def read(self, address: str) -> bytes:
         """The content of a file."""
-        try:
-            with open(address, "rb") as file:
-                return file.read()
-        except OSError as error:
-            raise UnreadableImage(address, _reason(error)) from error
+        return read_local_file(address)
 
     def read_range(self, address: str, offset: int, length: int) -> bytes:
         """At most ``length`` bytes from ``offset``."""
@@ -30,14 +27,14 @@ class LocalStore:
             with open(address, "rb", buffering=0) as file:
                 return os.pread(file.fileno(), length, offset)
         except OSError as error:
-            raise UnreadableImage(address, _reason(error)) from error
+            raise UnreadableImage(address, reason_of(error)) from error
 
     def stamp(self, address: str) -> FileStamp:
         """Size and time of the last change."""
         try:
             status = os.stat(address)
         except OSError as error:
-            raise UnreadableImage(address, _reason(error)) from error
+            raise UnreadableImage(address, reason_of(error)) from error
         return status.st_size, status.st_mtime_ns
 
     def open(self, address: str) -> BinaryIO:
@@ -45,7 +42,7 @@ class LocalStore:
         try:
             return open(address, "rb")
         except OSError as error:
-            raise UnreadableImage(address, _reason(error)) from error
+            raise UnreadableImage(address, reason_of(error)) from error
 
     def is_file(self, address: str) -> bool:
         """Whether it is an existing file."""
@@ -67,7 +64,3 @@ class LocalStore:
     def matches(self, pattern: str) -> list[str]:
         """Files that match a pattern."""
         return natsorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()

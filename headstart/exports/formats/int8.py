@@ -10,8 +10,9 @@ from typing import Any, final
 import numpy as np
 import onnx
 
+from headstart.concurrency import map_images
 from headstart.data.bit_depth import ValueRange
-from headstart.data.decode import decode, map_images
+from headstart.data.decode import decode
 from headstart.engine.onnx_runtime import onnxruntime  # noqa: F401  # before onnxruntime.quantization: switches telemetry off
 from headstart.errors import ExportError, UnreadableImage, first_line
 from headstart.exports.formats.interface import QuantizedLayers

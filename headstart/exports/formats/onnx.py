@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from headstart.errors import ExportError, first_line
 from headstart.exports.formats.interface import ExportFormat, QuantizedLayers, WriteRequest, WrittenFiles
-from headstart.exports.metadata import INPUT, KEY, LOGGERS, OUTPUTS, ExportMetadata
+from headstart.exports.metadata import INPUT, KEY, LOGGERS, OUTPUTS, ExportMetadata, sealed, to_be_sealed
 from headstart.exports.snippets import javascript_snippet, python_snippet
 from headstart.extras import require_extra
 from headstart.files import write_atomically
@@ -84,15 +84,16 @@ def write_onnx(proto: onnx.ModelProto, metadata: ExportMetadata, file: Path) -> 
     for part in (proto, graph, *graph.node, *values):
         del part.metadata_props[:]  # with the exporter's stack traces, which name folders of this machine
         part.ClearField("doc_string")
-    onnx.helper.set_model_props(proto, {KEY: metadata.text()})
+    text = to_be_sealed(metadata).text()
+    onnx.helper.set_model_props(proto, {KEY: text})
     try:
         data = proto.SerializeToString()
     except ValueError as error:
         raise ExportError(
             f"{file}: the model exceeds 2 GB, the limit of an ONNX file. Export to torch (--to torch)."
         ) from error
-    assert data.endswith(metadata.text().encode())
-    write_atomically(file, data)
+    assert data.endswith(text.encode())
+    write_atomically(file, sealed(data))
 
 
 def _write(request: WriteRequest) -> WrittenFiles:

@@ -15,15 +15,18 @@ from fastapi import FastAPI
 from headstart.errors import HeadstartError, OptionError
 from headstart.labelling.session import LabellingSession
 from headstart.progress import Progress, SilentProgress
+from headstart.serve.access import AccessPolicy
 from headstart.serve.app import add_error_handlers
 from headstart.serve.corrections import Corrections
 from headstart.serve.labelling.backend import LabellingBackend
 from headstart.serve.labelling.routes import label_router
 from headstart.serve.limits import ServerLimits
-from headstart.serve.middleware import AccessPolicy, RequestMiddleware, ServerState, write_json_line
+from headstart.serve.listener import address, listen, stop_signals
+from headstart.serve.middleware import RequestMiddleware, ServerState
 from headstart.serve.prometheus import Metrics
+from headstart.serve.request_log import write_json_line
 from headstart.serve.static_files import SecurityHeadersMiddleware, asset_router
-from headstart.serve.uvicorn_server import address, bounded_server, listen, quiet_uvicorn, stop_signals
+from headstart.serve.uvicorn_server import bounded_server, quiet_uvicorn
 from headstart.serve.watch.process import open_in_browser
 from headstart.serve.watch.views import watch_router
 

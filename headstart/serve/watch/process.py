@@ -21,11 +21,13 @@ from fastapi.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from headstart.errors import RunError, ServerError
+from headstart.serve.access import AccessPolicy
 from headstart.serve.limits import ServerLimits
-from headstart.serve.middleware import AccessPolicy, RequestMiddleware, ServerState
+from headstart.serve.listener import address, listen, stop_signals
+from headstart.serve.middleware import RequestMiddleware, ServerState
 from headstart.serve.prometheus import Metrics
 from headstart.serve.static_files import SecurityHeadersMiddleware, asset_router
-from headstart.serve.uvicorn_server import address, bounded_server, listen, quiet_uvicorn, stop_signals
+from headstart.serve.uvicorn_server import bounded_server, quiet_uvicorn
 from headstart.serve.watch.run_reader import RunReader
 from headstart.serve.watch.views import watch_router
 

@@ -1,0 +1,5 @@
+"""``python -m headstart.runtime``: the same as the ``headstart-runtime`` command."""
+
+from .command import run
+
+run()
