@@ -38,7 +38,7 @@ def outside_finding(archive: str, outside: Sequence[str]) -> Iterator[Finding]:
 
     Args:
         archive: name of the archive, for the message.
-        outside: names of these members.
+        outside: names of such members.
     """
     if outside:
         message = f"{archive}: {len(outside):,} file(s) have names that lead out of the archive (..); they are left out"
