@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from headstart.verbs.evaluate import evaluate as evaluate
     from headstart.verbs.export import export as export
     from headstart.verbs.export import verify as verify
-    from headstart.verbs.report import push as push
+    from headstart.verbs.push import push as push
     from headstart.verbs.report import report as report
     from headstart.verbs.retrain import retrain as retrain
 
@@ -67,7 +67,7 @@ _MODULES = {
     "load_run": "headstart.runs.folder",
     "open_data": "headstart.data.dataset",
     "prepare": "headstart.pipeline.custom_loop",
-    "push": "headstart.verbs.report",
+    "push": "headstart.verbs.push",
     "report": "headstart.verbs.report",
     "resume": "headstart.pipeline.resume",
     "retrain": "headstart.verbs.retrain",

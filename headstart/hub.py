@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,21 +58,20 @@ def read_address(text: str | os.PathLike[str]) -> Address | None:
     return Address(found["repo"], found["revision"])
 
 
-def fetch(address: Address, file: str) -> Path:
+def fetch(address: Address, *files: str) -> Path:
     """Downloads a file of a repository to the local cache of the hub, and returns its path there.
 
     Args:
         address: the repository and revision.
-        file: name of the file in the repository.
+        *files: names of the file in the repository; the first one that exists is downloaded.
 
     Raises:
         HubError: no such repository or file, or the hub cannot be reached and the file is not cached.
     """
-    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return Path(hf_hub_download(address.repository, file, revision=address.revision, endpoint=hub_endpoint()))
+        return _first_of(address, files)
     except LocalEntryNotFoundError as error:
         raise HubError(
             f"{address}: cannot be reached, and is not in the local cache of the hub. Check the network connection."
@@ -81,17 +81,47 @@ def fetch(address: Address, file: str) -> Path:
             f"{address}: no such repository, or it is private and this machine is not logged in (hf auth login)."
         ) from error
     except EntryNotFoundError as error:
-        raise HubError(f"{address}: contains no {file}, so it is not a Headstart model. Check the name.") from error
+        raise HubError(
+            f"{address}: contains no {' or '.join(files)}, so it is not a Headstart model. Check the name."
+        ) from error
     except Exception as error:  # huggingface_hub passes on errors of its HTTP client
         raise HubError(f"{address}: cannot be downloaded ({_line(error)}).") from error
 
 
-def push(repository: str, files: Mapping[str, Path | bytes], *, private: bool, message: str) -> str:
+def _first_of(address: Address, files: Sequence[str]) -> Path:
+    """The first of some files that exists.
+
+    Raises:
+        EntryNotFoundError: there is none; also if the hub cannot be reached and none is in the local cache.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    for file in files[:-1]:
+        with suppress(EntryNotFoundError):
+            return Path(hf_hub_download(address.repository, file, revision=address.revision, endpoint=hub_endpoint()))
+    return Path(hf_hub_download(address.repository, files[-1], revision=address.revision, endpoint=hub_endpoint()))
+
+
+def check_repository(repository: str) -> None:
+    """Checks the name of a repository.
+
+    Raises:
+        HubError: it is not "OWNER/NAME".
+    """
+    if not _REPOSITORY.fullmatch(repository):
+        raise HubError(f"{repository}: expected OWNER/NAME.")
+
+
+def push(
+    repository: str, files: Mapping[str, Path | bytes], *, removed: Sequence[str] = (), private: bool, message: str
+) -> str:
     """Uploads files to a repository of the hub in one commit.
 
     Args:
         repository: "OWNER/NAME"; created if it does not exist.
         files: name in the repository -> a local file, or the content.
+        removed: names of files to delete in the repository if they exist.
         private: whether a new repository is private.
         message: the commit message.
 
@@ -101,18 +131,18 @@ def push(repository: str, files: Mapping[str, Path | bytes], *, private: bool, m
     Raises:
         HubError: not logged in, or the hub refuses access.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
-    if not _REPOSITORY.fullmatch(repository):
-        raise HubError(f"{repository}: expected OWNER/NAME.")
+    check_repository(repository)
     api = HfApi(endpoint=hub_endpoint(), library_name="headstart")
     try:
         url = api.create_repo(repository, private=private, exist_ok=True)
-        operations = [
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
             CommitOperationAdd(name, str(content) if isinstance(content, Path) else content)
             for name, content in files.items()
         ]
+        operations += [CommitOperationDelete(name) for name in removed if api.file_exists(repository, name)]
         api.create_commit(repository, operations, commit_message=message)
         return str(url)
     except LocalTokenNotFoundError as error:

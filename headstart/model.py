@@ -28,6 +28,7 @@ from headstart.files import not_written, unicode_text, user_path, write_atomical
 from headstart.html import paragraph, table
 from headstart.hub import fetch, read_address
 from headstart.model_file import (
+    HUB_MODEL_FILE,
     MODEL_FILE,
     ModelContent,
     digest,
@@ -417,7 +418,7 @@ def load(run_or_model: str | os.PathLike[str]) -> Model:
     """
     _refuse_exported(run_or_model)
     address = read_address(run_or_model)
-    path = fetch(address, MODEL_FILE) if address else user_path(run_or_model)
+    path = fetch(address, HUB_MODEL_FILE, MODEL_FILE) if address else user_path(run_or_model)
     if path.is_dir():
         path = path / MODEL_FILE
     content = read_model_file(path)

@@ -37,6 +37,9 @@ from headstart.trust.calibration import OLD_KEYS
 from headstart.trust.ood import OodDetector
 
 MODEL_FILE = "model.safetensors"
+HUB_MODEL_FILE = "headstart.safetensors"
+"""Name of the model file on the hub, where timm and transformers expect their network in ``model.safetensors``."""
+
 """File name of the model in a run folder."""
 
 KEY: Final = "headstart"

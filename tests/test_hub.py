@@ -40,8 +40,8 @@ def test_a_pushed_model_is_loaded_unchanged(run: hs.Run, hub: Hub, capsys: pytes
     assert code == 0, err
     assert out.splitlines()[-1] == "Model: hf://me/colours"
     files = hub.repositories["me/colours"]
-    assert set(files) == {"README.md", "model.safetensors", "recipe.json", "scores.json"}
-    assert files["model.safetensors"] == run.model_path.read_bytes()
+    assert set(files) == {"README.md", "headstart.safetensors", "recipe.json", "scores.json"}
+    assert files["headstart.safetensors"] == run.model_path.read_bytes()
     assert not hub.private
     image = next((run.folder.parent / "three|colours" / "red").iterdir())
     there = hs.load("hf://me/colours").predict(image)
@@ -109,7 +109,7 @@ def test_errors_of_the_hub_are_one_line(
     hub.repositories["me/other"] = {"readme.txt": b"hello"}
     for address, words in (
         ("hf://me/none", "no such repository"),
-        ("hf://me/other", "contains no model.safetensors"),
+        ("hf://me/other", "contains no headstart.safetensors or model.safetensors"),
         ("hf://me", "expected hf://OWNER/NAME"),
     ):
         code, _, err = main("predict", address, run.model_path, capsys=capsys)

@@ -39,7 +39,7 @@ from headstart.pipeline import train_events
 from headstart.runs import Event
 from headstart.serve import create_app
 from headstart.serve.corrections import Corrections
-from headstart.verbs import export_all
+from headstart.verbs import export_all, space
 
 SIX_IMPORTER = "_SixMetaPathImporter"
 """Copies of six add it to ``sys.meta_path`` for their own modules alone, for instance in boto3, which tensorboardX
@@ -149,6 +149,7 @@ CALLS: dict[str, Callable[[dict[str, Any]], object]] = {
     "export": lambda m: exported(m),
     "verbs.export_all": lambda m: export_all(m["run"], out=m["folder"] / "all"),
     "verify": lambda m: hs.verify(exported(m), m["run"]),
+    "verbs.space": lambda m: space(m["run"], m["folder"] / "space"),
     "push": lambda m: failed(lambda: hs.push(m["run"], "nobody")),
     "serve.create_app": lambda m: create_app(m["run"], local=False).state.service.close(),
     "FeatureExtractor": lambda m: features(m),
@@ -158,7 +159,7 @@ CALLS: dict[str, Callable[[dict[str, Any]], object]] = {
 }
 """Every public function, and what classes do that does more than hold values."""
 
-LONG = {"compare", "export", "verbs.export_all", "verify"}
+LONG = {"compare", "export", "verbs.export_all", "verbs.space", "verify"}
 """Calls of ten seconds and more."""
 
 HOLD_VALUES = {"Dataset", "Model", "Prediction", "Recipe", "Run"}

@@ -147,7 +147,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 def test_what_is_pushed_names_no_user(run: hs.Run, hub: Hub) -> None:
     hs.push(run.folder, "me/own", with_report=True)
     files = hub.repositories["me/own"]
-    assert set(files) == {"README.md", "model.safetensors", "recipe.json", "scores.json", "report.html"}
+    ours = {"README.md", "headstart.safetensors", "recipe.json", "scores.json", "report.html"}
+    assert set(files) == ours | {"config.json", "model.safetensors", "headstart_timm.json"}
     assert {name: named(content) for name, content in files.items()} == {name: [] for name in files}
 
 

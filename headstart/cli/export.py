@@ -34,9 +34,10 @@ if TYPE_CHECKING:
 @model_argument
 @option(
     "--to",
-    type=click.Choice(["onnx", "torch"]),
+    type=click.Choice(["onnx", "torch", "timm"]),
     default_text="onnx",
-    help="Format. onnx: for ONNX Runtime; torch: PyTorch's ExportedProgram (.pt2).",
+    help="Format. onnx: for ONNX Runtime; torch: PyTorch's ExportedProgram (.pt2); timm: a folder for the hub that "
+    "timm and transformers load.",
 )
 @option(
     "--all",
@@ -163,6 +164,48 @@ def verify_command(
     if found.faults:
         say(f"Error: {file}: {'; '.join(found.faults)}.")
         raise click.exceptions.Exit(1)
+
+
+@click.command("space", cls=Command)
+@model_argument
+@out_option("Folder to write.", metavar="FOLDER", required=True)
+@option(
+    "--data",
+    type=SOURCE,
+    metavar="DATA",
+    default_text="auto (the val, test or train images of the run)",
+    help="Images to compare the exported file on: a folder, table, archive, or URL.",
+)
+@option("--title", default="", default_text="auto (the name of the data)", help="Title of the page.")
+@device_option
+@column_options
+@json_option()
+def space_command(
+    run_or_model: Path, out: Path, data: str | None, title: str, device: str, as_json: bool, **columns: Any
+) -> None:
+    """Write a Gradio Space: a folder with a page for the model, which runs without Headstart.
+
+    MODEL is a run folder, a model file, or hf://OWNER/NAME. The folder has the model as an ONNX file, which is compared
+    with the model as headstart export does, app.py, requirements.txt, and README.md with the settings of a Space.
+    """
+    with importing():
+        from headstart.progress import TerminalProgress
+        from headstart.verbs.gradio_space import space
+
+    written = space(
+        run_or_model,
+        out,
+        data=open_source(data, columns, min_classes=1),
+        title=title,
+        device=device,
+        progress=TerminalProgress(),
+    )
+    if as_json:
+        print_json(written.as_json())
+        return
+    _print(written.exported)
+    print(f"Space: {written.folder}\nRun it: pip install -r requirements.txt, then python app.py, in this folder")
+    print(f"Publish it: hf upload OWNER/NAME {written.folder} . --repo-type space")
 
 
 def _print(found: Exported) -> None:

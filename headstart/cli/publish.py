@@ -42,6 +42,12 @@ def report_command(run: Path, out: Path | None, as_json: bool) -> None:
     help="Upload the report as well, which contains thumbnails of the images.",
 )
 @option(
+    "--no-timm",
+    is_flag=True,
+    default_text="off",
+    help="Leave out the files with which timm and transformers load the repository.",
+)
+@option(
     "--accept-license",
     is_flag=True,
     default_text="off",
@@ -50,17 +56,27 @@ def report_command(run: Path, out: Path | None, as_json: bool) -> None:
 )
 @json_option()
 def push_command(
-    run: Path, repository: str, private: bool, with_report: bool, accept_license: bool, as_json: bool
+    run: Path, repository: str, private: bool, with_report: bool, no_timm: bool, accept_license: bool, as_json: bool
 ) -> None:
     """Publish the model of a finished run on the Hugging Face hub, with its model card.
 
     REPOSITORY is OWNER/NAME; it is created if it does not exist. Images are not uploaded. hs.load("hf://OWNER/NAME")
-    and every command with a MODEL argument load it from there.
+    and every command with a MODEL argument load it from there. If timm can express the model, timm and transformers
+    load it too; the files for them are compared with the model on images of the run first.
     """
     with importing():
-        from headstart.verbs.report import push
+        from headstart.progress import TerminalProgress
+        from headstart.verbs.push import push
 
-    url = push(run, repository, private=private, with_report=with_report, accept_license=accept_license)
+    url = push(
+        run,
+        repository,
+        private=private,
+        with_report=with_report,
+        with_timm=not no_timm,
+        accept_license=accept_license,
+        progress=TerminalProgress(),
+    )
     if as_json:
         print_json({"repository": repository, "url": url, "model": f"hf://{repository}"})
     else:

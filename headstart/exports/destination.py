@@ -34,7 +34,7 @@ def check_destination(path: UserPath, form: ExportFormat) -> Path:
 
 
 @contextmanager
-def whole_or_nothing(path: Path, form: ExportFormat) -> Iterator[Path]:
+def whole_or_nothing(path: Path, *, is_folder: bool) -> Iterator[Path]:
     """A temporary file or folder beside ``path``, renamed to it at the end of the block, or removed if it raises.
 
     Raises:
@@ -45,7 +45,7 @@ def whole_or_nothing(path: Path, form: ExportFormat) -> Iterator[Path]:
     done = False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir() if form.marker else partial.touch()
+        partial.mkdir() if is_folder else partial.touch()
         yield partial
         _replace(partial, path)
         done = True

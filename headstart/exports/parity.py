@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,10 @@ class ReferencePredictions:
     probabilities: Probabilities | None = None
     outliers: Probabilities | None = None
     seconds: float = 0.0
+
+    def without_outliers(self) -> ReferencePredictions:
+        """For a format whose files have no outlier scores."""
+        return replace(self, outliers=np.full(len(self.paths), np.nan))
 
 
 @dataclass(frozen=True)

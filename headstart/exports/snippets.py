@@ -50,6 +50,21 @@ program = torch.export.load({file}, extra_files=extra).module()
 metadata = json.loads(extra["{key}.json"])
 """
 
+_TIMM = """\
+import timm, torch
+from PIL import Image, ImageOps
+
+model = timm.create_model({name}, pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+image = Image.open({image})
+image.draft(None, ({least}, {least}))  # a large JPEG is reduced while it is decoded, as Headstart does
+image = ImageOps.exif_transpose(image).convert("RGB")
+with torch.inference_mode():
+    [scores] = model(transform(image)[None]).softmax(1).tolist()
+
+print(model.pretrained_cfg["label_names"][scores.index(max(scores))], max(scores))
+"""
+
 _JAVASCRIPT = """\
 import fs from "node:fs";
 import * as ort from "onnxruntime-web"; // or onnxruntime-node
@@ -88,10 +103,30 @@ def python_snippet(file: Path, metadata: ExportMetadata, image: str = IMAGE) -> 
         shown = "answer"
     if metadata.none_above is not None:
         lines += ['if outlier[0] > metadata["none_above"]:', '    answer = metadata["none"]', ""]
+    opening = (_TORCH if torch else _ONNX).format(**parts)
+    return opening + decoding_code(metadata, parts["image"]) + "\n".join([*lines, f"print({shown})"])
+
+
+def decoding_code(metadata: ExportMetadata, image: str) -> str:
+    """Python code that decodes an image as Headstart does, to ``pixels`` of shape (1, H, W, 3).
+
+    Args:
+        metadata: of the file; the code reads it as ``metadata``.
+        image: an expression, the path of the image.
+    """
     decoding = _IMAGE if metadata.value_range is None else _DEEP_IMAGE + _IMAGE.partition("\n")[2]
-    return (
-        (_TORCH if torch else _ONNX).format(**parts) + decoding.format(**parts) + "\n".join([*lines, f"print({shown})"])
-    )
+    return decoding.format(image=image)
+
+
+def timm_snippet(name: str, metadata: ExportMetadata, image: str = IMAGE) -> str:
+    """Python code that prints the class with the highest probability, with timm alone.
+
+    Args:
+        name: of the network for ``timm.create_model``, "local-dir:FOLDER" or "hf-hub:OWNER/NAME".
+        metadata: of the folder.
+        image: path of the image to predict.
+    """
+    return _TIMM.format(name=json.dumps(name), image=json.dumps(image), least=metadata.decode_at_least)
 
 
 def javascript_snippet(file: Path, metadata: ExportMetadata, image: str = IMAGE) -> str:

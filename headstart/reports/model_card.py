@@ -34,6 +34,8 @@ CARD_FILE = "README.md"
 LISTED_CLASSES = 50
 """Maximum number of classes that the card lists."""
 
+_CONSTANTS = {"listed": LISTED_CLASSES, "unsure": UNSURE, "stranger": NONE_OF_THESE, "kept": INLIER_SHARE}
+
 
 def model_card(
     model: Model,
@@ -42,6 +44,7 @@ def model_card(
     repository: str = "",
     *,
     selection: Mapping[str, Any] | None = None,
+    other_programs: str = "",
 ) -> str:
     """Renders the model card as Markdown with the metadata of the hub in front matter.
 
@@ -51,6 +54,7 @@ def model_card(
         document: content of ``run.json``, see ``runs.results.run_document``.
         repository: "OWNER/NAME" on the hub; "" if unknown.
         selection: how the backbone was chosen, see ``selection.results.Selection.as_json``; None if it was given.
+        other_programs: how other libraries load the repository, as Markdown; "" if they cannot.
     """
     from huggingface_hub import ModelCard
 
@@ -58,7 +62,7 @@ def model_card(
     default = Recipe().as_json()
     with ignored_warnings():
         text = _template().render(
-            card_data=_metadata(model, results, name),
+            card_data=_metadata(model, results, name, ["transformers"] if other_programs else []),
             model=model,
             name=name,
             data=document["data"],
@@ -71,22 +75,20 @@ def model_card(
             backbone=backbone,
             weights=sum(weight.numel() for weight in model.net.body.parameters()),
             selection=selection,
+            other_programs=other_programs.rstrip(),
             license=license_text(backbone.license),
             chosen={k: v for k, v in model.recipe.without_paths().as_json().items() if v != default[k]},
             frozen=document["frozen"],
             best=document["best"],
             serious=[f["message"] for f in document["findings"] if f["severity"] == "serious"],
             address=f"hf://{repository}" if repository else MODEL_FILE,
-            listed=LISTED_CLASSES,
-            unsure=UNSURE,
-            stranger=NONE_OF_THESE,
-            kept=INLIER_SHARE,
+            **_CONSTANTS,
             usual=document.get("calibration", {}).get("usual", ""),
         )
         return str(ModelCard(text).content) + "\n"
 
 
-def _metadata(model: Model, results: Mapping[str, AnyScores], name: str) -> str:
+def _metadata(model: Model, results: Mapping[str, AnyScores], name: str, more_tags: list[str]) -> str:
     """The metadata of the hub, as YAML."""
     from huggingface_hub import ModelCardData
 
@@ -94,7 +96,7 @@ def _metadata(model: Model, results: Mapping[str, AnyScores], name: str) -> str:
     metadata = ModelCardData(
         library_name="headstart",
         pipeline_tag="image-classification",
-        tags=["headstart", "image-classification", "transfer-learning", "timm"],
+        tags=["headstart", "image-classification", "transfer-learning", "timm", *more_tags],
         base_model=None if model.recipe.scratch else [f"timm/{member}" for member in members],
         metrics=["accuracy"],
         model_name=name,

@@ -1,4 +1,4 @@
-"""Commands other than training: check, evaluate, compare, export, report and retrain; and their result types."""
+"""Commands other than training, such as check, evaluate, compare, export, push and retrain; and their result types."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from headstart.verbs.export_table import ExportRow as ExportRow
     from headstart.verbs.export_table import ExportTable as ExportTable
     from headstart.verbs.export_table import export_all as export_all
+    from headstart.verbs.gradio_space import Space as Space
+    from headstart.verbs.gradio_space import space as space
     from headstart.verbs.retrain import Retrained as Retrained
 
 _MODULES = {
@@ -22,6 +24,8 @@ _MODULES = {
     "ExportTable": "headstart.verbs.export_table",
     "export_all": "headstart.verbs.export_table",
     "ModelComparison": "headstart.verbs.compare_models",
+    "Space": "headstart.verbs.gradio_space",
+    "space": "headstart.verbs.gradio_space",
     "Retrained": "headstart.verbs.retrain",
 }
 

@@ -93,7 +93,7 @@ def export(
 
     Args:
         model: a run folder, a model file, ``hf://OWNER/NAME``, or a loaded model.
-        to: "onnx", or "torch" for an ExportedProgram (.pt2).
+        to: "onnx"; "torch" for an ExportedProgram (.pt2); or "timm" for a folder that timm and transformers load.
         out: the file to write; next to the model file, with the suffix of the format, if None.
         data: labelled images to compare on: a folder, a table, or an open data set. Its val split is used; else test,
             else train. None for the images of the run.
@@ -139,11 +139,16 @@ def write_compared(
         OutputError: the file cannot be written.
     """
     model, images, expected, form = reference.model, reference.images, reference.expected, FORMATS[to]
-    with whole_or_nothing(file, form) as partial, tempfile.TemporaryDirectory(prefix="headstart-") as scratch:
+    with (
+        whole_or_nothing(file, is_folder=bool(form.marker)) as partial,
+        tempfile.TemporaryDirectory(prefix="headstart-") as scratch,
+    ):
         progress.say(f"Writing {model.net.backbone.architecture} as {to}.")
         written = form.write(WriteRequest(model, partial, variant, images.calibration, Path(scratch), progress))
         count = f"{len(images.compared.paths):,} images ({images.words})"
         progress.say(f"Comparing with the model on {count}, in a separate process.")
+        if not form.has_outlier_scores:
+            expected = expected.without_outliers()
         formats = [reference.row]
         for name, path in written.files.items():
             answers = run_in_subprocess(path, expected.paths, full_size=path == partial)
@@ -203,6 +208,8 @@ def verify(
     expected, formats = ReferencePredictions(tuple(images.compared.paths), images.compared.labels), []
     if loaded is not None:
         expected = expected_of(loaded, images.compared, device=device, progress=progress)
+        if not format_of(path).has_outlier_scores:
+            expected = expected.without_outliers()
         assert model is not None
         formats.append(model_format(expected, loaded.thresholds, size=model_size(model)))
     name = format_of(path).name

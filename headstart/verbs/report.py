@@ -1,23 +1,18 @@
-"""Report and model card of a run, written from its folder; and publishing a model on the Hugging Face hub."""
+"""Report and model card of a run, written from its folder."""
 
 from __future__ import annotations
 
 import json
-import mmap
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from headstart.backbone.licenses import require_accepted
 from headstart.data.finding import Finding
-from headstart.errors import HubError
 from headstart.evaluation.metrics import scores_from_json
 from headstart.evaluation.predictions import read_predictions
 from headstart.files import path_of, text_bytes, user_path, write_atomically, writing_run
-from headstart.hub import push as push_files
 from headstart.model import Model, load
-from headstart.model_file import MODEL_FILE
 from headstart.progress import Progress
 from headstart.reports.image_map import read_map
 from headstart.reports.model_card import CARD_FILE, model_card
@@ -144,82 +139,3 @@ def write_card(folder: Path, document: Mapping[str, Any], model: Model) -> Path:
         card = model_card(model, results, document, selection=read_selection(folder))
         write_atomically(file, text_bytes(card))
     return file
-
-
-def push(
-    run: str | os.PathLike[str],
-    repository: str,
-    *,
-    private: bool = False,
-    with_report: bool = False,
-    accept_license: bool = False,
-) -> str:
-    """Publishes the model of a finished run on the Hugging Face hub: model file, model card, recipe and scores.
-
-    No image is uploaded, except as thumbnails in the report if ``with_report``.
-
-    Args:
-        run: a run folder.
-        repository: "OWNER/NAME"; created if it does not exist.
-        private: whether a new repository is private.
-        with_report: upload the HTML report as well.
-        accept_license: publish a model made from pretrained weights whose licence is restricted.
-
-    Returns:
-        URL of the repository.
-
-    Raises:
-        RunError: not a finished run.
-        LicenseError: the licence of the pretrained weights is restricted, and ``accept_license`` is not given.
-        HubError: not logged in, the hub refuses access, or a file contains a path of this machine.
-
-    Examples:
-        >>> url = hs.push("runs/flowers", "OWNER/NAME", private=True)
-        >>> hs.load("hf://OWNER/NAME").classes
-        ('roses', 'tulips')
-    """
-    folder = user_path(run)
-    finished = load_run(folder)
-    document = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    model, recipe = load(folder), finished.recipe.without_paths()
-    backbone = model.net.backbone
-    require_accepted(f"{run}: made from {backbone.architecture}", backbone.license, accepted=accept_license)
-    is_clean = model.recipe == model.recipe.without_paths()  # files of earlier versions hold paths
-    files: dict[str, Path | bytes] = {
-        CARD_FILE: text_bytes(
-            model_card(model, finished.results, document, repository, selection=read_selection(folder))
-        ),
-        MODEL_FILE: folder / MODEL_FILE if is_clean else model.as_bytes(),
-        "recipe.json": json.dumps(recipe.as_json(), indent=1).encode(),
-        "scores.json": folder / "scores.json",
-    }
-    if with_report:
-        files[REPORT_FILE] = folder / REPORT_FILE
-    files = {name: content for name, content in files.items() if isinstance(content, bytes) or content.is_file()}
-    private_paths = {str(Path.home()), str(folder.resolve()), document["data"].get("base", "")}
-    _check_publishable(files, private_paths | set(finished.recipe.paths.values()))
-    return push_files(repository, files, private=private, message=f"Headstart model of {document['data']['name']}")
-
-
-def _check_publishable(files: Mapping[str, Path | bytes], paths: set[str]) -> None:
-    """Checks that no file to publish contains a path of this machine (law 16).
-
-    Raises:
-        HubError: a file contains one.
-    """
-    for name, content in files.items():
-        for path in (path for path in paths if os.path.isabs(path) and len(Path(path).parts) > 1):
-            if any(
-                _holds(content, words.encode()) for words in {f"{path}{os.sep}", json.dumps(f"{path}{os.sep}")[1:-1]}
-            ):
-                raise HubError(
-                    f"{name}: contains a path of this machine ({path}), so it is not published. Write it again "
-                    "(headstart report RUN), or train again with this version."
-                )
-
-
-def _holds(content: Path | bytes, words: bytes) -> bool:
-    if isinstance(content, bytes):
-        return words in content
-    with open(content, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return data.find(words) >= 0

@@ -19,7 +19,7 @@ def names(folder: Path) -> list[str]:
 
 
 def write(path: Path, text: str) -> None:
-    with whole_or_nothing(path, FOLDER) as partial:
+    with whole_or_nothing(path, is_folder=True) as partial:
         (partial / FOLDER.marker).write_text(text)
         (partial / text).write_text("x")
 
@@ -35,7 +35,7 @@ def test_a_folder_is_complete_and_replaces_one_of_the_same_format(tmp_path: Path
 @pytest.mark.parametrize("form", [FOLDER, ONNX])
 def test_after_an_error_nothing_is_there_and_what_was_there_stays(tmp_path: Path, form: ExportFormat) -> None:
     def fail(path: Path) -> None:
-        with whole_or_nothing(path, form) as partial:
+        with whole_or_nothing(path, is_folder=bool(form.marker)) as partial:
             (partial / "half" if form.marker else partial).write_text("x")
             raise KeyError
 

@@ -83,6 +83,8 @@ def hub_on_this_machine() -> Iterator[Hub]:
                     own = entry["value"]
                     if entry["key"] == "file":
                         files[own["path"]] = base64.b64decode(own["content"])
+                    if entry["key"] == "deletedFile":
+                        del files[own["path"]]
                     if entry["key"] == "lfsFile":
                         files[own["path"]] = held.blobs[own["oid"]]
                 url = f"{held.address}/{parts[2]}/{parts[3]}/commit/{'b' * 40}"

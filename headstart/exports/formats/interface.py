@@ -88,6 +88,7 @@ class ExportFormat:
         extra: optional dependencies of Headstart that it needs, see ``extras.require_extra``; "" for none.
         interpreter: path of the Python that runs the reader, for a format whose library has an environment of its own;
             None for this one.
+        has_outlier_scores: whether files of models with an out-of-distribution detector give outlier scores.
     """
 
     name: str
@@ -100,6 +101,7 @@ class ExportFormat:
     marker: str = ""
     extra: str = ""
     interpreter: Callable[[], str] | None = None
+    has_outlier_scores: bool = True
 
     def is_format_of(self, file: Path) -> bool:
         """Whether a file or folder is of this format, by its suffix or its marker."""

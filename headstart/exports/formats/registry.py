@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from headstart.errors import ExportError
-from headstart.exports.formats import onnx, torch_export
+from headstart.exports.formats import onnx, timm, torch_export
 from headstart.exports.formats.interface import ExportFormat
 from headstart.exports.reader_process import OpenedExport
 
-FORMATS: dict[str, ExportFormat] = {one.name: one for one in (onnx.FORMAT, torch_export.FORMAT)}
+FORMATS: dict[str, ExportFormat] = {one.name: one for one in (onnx.FORMAT, torch_export.FORMAT, timm.FORMAT)}
 """Name -> format."""
 
 
