@@ -31,9 +31,8 @@ from headstart.exports.space import (
 from headstart.files import text_bytes, user_path
 from headstart.hub import read_address
 from headstart.model import Model, load
-from headstart.prediction import Prediction
+from headstart.prediction import INLIER_SHARE, Prediction
 from headstart.progress import Progress, SilentProgress
-from headstart.trust.ood import INLIER_SHARE
 from headstart.verbs.export import Exported, export
 from headstart.verbs.export_images import Source
 
