@@ -86,7 +86,7 @@ class ExportFormat:
         count_quantized: counts the layers of a quantised file; None for a format without such variants.
         marker: name of a file that only folders of this format have; "" for a format of single files.
         extra: optional dependencies of Headstart that it needs, see ``extras.require_extra``; "" for none.
-        interpreter: path of the Python that runs the reader, for a format whose library has an environment of its own;
+        interpreter: path of the Python that runs the reader, for a format whose library needs another environment;
             None for this one.
         has_outlier_scores: whether files of models with an out-of-distribution detector give outlier scores.
     """
