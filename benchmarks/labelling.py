@@ -3,14 +3,16 @@
     python benchmarks/labelling.py questions DATA [--seeds 5]
     python benchmarks/labelling.py actions DATA [--seeds 3]
     python benchmarks/labelling.py honest DATA [--seeds 20]
+    python benchmarks/labelling.py coverage DATA [--sessions 200]
     python benchmarks/labelling.py refit
     python benchmarks/labelling.py opening [--images 50000]
 
 DATA has the folders ``train`` and ``val`` with a folder for each class. The images of ``train`` are listed as
 unlabelled. ``questions``: labels until the classifier of the session is right on a share of val, with the queue "ask"
 and with images drawn at random. ``actions``: keys and clicks until all images are labelled. ``honest``: accuracy shown
-against accuracy on val. ``refit``: time until suggestions are ready. ``opening``: time until the first images can be
-served.
+against accuracy on val. ``coverage``: the same in many sessions, each on two thirds of all images, against the last
+third; features are computed once. ``refit``: time until suggestions are ready. ``opening``: time until the first images
+can be served.
 """
 
 from __future__ import annotations
@@ -23,13 +25,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean, median
+from unittest.mock import patch
 
 import numpy as np
 from PIL import Image
 
 from headstart.labelling import LabellingSession
-from headstart.labelling.learner import Learner, Learnt, LearnTask
+from headstart.labelling.clusters import Clusters
+from headstart.labelling.frozen_pass import FrozenPass, PassResult
+from headstart.labelling.learner import Learner, Learnt, LearnTask, PseudoLabelPool
 from headstart.labelling.learning import SessionLearning
+from headstart.labelling.stacks import Stacks
 
 BATCH, PAGE = 5, 60
 """Questions between two fits (the page fits after each, and asks for some ahead); images of a page of confirm."""
@@ -95,7 +101,7 @@ class TrueLabeller:
 
 
 @contextmanager
-def opened(folder: Path, seed: int) -> Iterator[TrueLabeller]:
+def opened(folder: Path | list[str], seed: int) -> Iterator[TrueLabeller]:
     with tempfile.TemporaryDirectory() as out:
         session = LabellingSession.open(folder, labels=Path(out) / "labels.csv", seed=seed)
         session.start()
@@ -200,11 +206,51 @@ def honest(data: Path, seeds: int, labels: int) -> None:
     print(f"{inside} of {seeds} have the accuracy on val inside the interval")
 
 
+def coverage(data: Path, sessions: int, labels: int, batch: int = 50) -> None:
+    """Sessions through the interface, on images whose features are known."""
+    with tempfile.TemporaryDirectory() as out:
+        everything = LabellingSession.open([data / "train", data / "val"], labels=Path(out) / "labels.csv")
+        everything.start()
+        whole = TrueLabeller(everything).learning.result
+        numbers = np.flatnonzero(whole.usable & (whole.stacks.first == np.arange(len(whole.keys))))
+        place = {everything.address(int(i)): int(i) for i in numbers}
+        everything.close()
+
+    def known(self: FrozenPass) -> PassResult:
+        rows = np.array([place[address] for address in self.images.addresses])
+        stacks = Stacks.of_pairs(len(rows), [])
+        usable, keys = np.ones(len(rows), bool), [whole.keys[row] for row in rows]
+        return PassResult(keys, {}, stacks, whole.features[rows], usable, whole.sizes[rows])
+
+    inside, shown_all, reached_all = [], [], []
+    with patch.object(FrozenPass, "_computed", known):
+        for seed in range(sessions):
+            mixed = np.random.default_rng(seed).permutation(np.array(list(place)))
+            kept, unseen = sorted(map(str, mixed[: 2 * len(mixed) // 3])), list(map(str, mixed[2 * len(mixed) // 3 :]))
+            with opened(kept, seed) as labeller:
+                labeller.blind()
+                while labeller.actions["ask"] < labels:
+                    labeller.answer([item["id"] for item in labeller.session.ask(batch)["items"]], "ask")
+                shown = labeller.session.state()["accuracy"]
+                truth = [Path(address).parent.name for address in unseen]
+                reached = accuracy(labeller, whole.features[[place[address] for address in unseen]], truth)
+            inside.append(shown["low"] <= reached <= shown["high"])
+            shown_all.append(shown["correct"] / shown["count"])
+            reached_all.append(reached)
+            if seed % 10 == 9 or seed == sessions - 1:
+                print(
+                    f"{sum(inside)} of {len(inside)} inside; shown {100 * mean(shown_all):.2f} %, on unseen images "
+                    f"{100 * mean(reached_all):.2f} %",
+                    flush=True,
+                )
+
+
 def refit(images: int = 10_000, classes: int = 20, labels: int = 2000, rounds: int = 10) -> None:
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(classes, 256))
     truth = rng.integers(classes, size=images)
     vectors = (centres[truth] + 2 * rng.normal(size=(images, 256))).astype(np.float32)
+    groups = Clusters.of_vectors(vectors, np.arange(images), 0).cluster_of(images)
     done: list[tuple[float, Learnt]] = []
     learner = Learner(vectors, lambda learnt: done.append((time.perf_counter(), learnt)))
     time.sleep(5)  # the page shows the grid meanwhile
@@ -212,11 +258,13 @@ def refit(images: int = 10_000, classes: int = 20, labels: int = 2000, rounds: i
     for _ in range(rounds):
         chosen = rng.permutation(images)[:labels]
         started, used = time.perf_counter(), time.process_time()
-        learner.submit(LearnTask(chosen, truth[chosen], tuple(map(str, range(classes)))))
+        pool = PseudoLabelPool(np.setdiff1d(np.arange(images), chosen), groups)
+        learner.submit(LearnTask(chosen, truth[chosen], tuple(map(str, range(classes))), pool))
         assert learner.wait(300)
         taken.append(done[-1][0] - started)
         processor.append(time.process_time() - used)
     learner.close()
+    print(f"{done[-1][1].num_pseudo} pseudo-labels")
     print(f"wall seconds: median {median(taken):.2f}, {min(taken):.2f} to {max(taken):.2f}")
     print(f"processor seconds: median {median(processor):.2f}, {min(processor):.2f} to {max(processor):.2f}")
 
@@ -250,9 +298,10 @@ def opening(count: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["questions", "actions", "honest", "refit", "opening"])
+    parser.add_argument("what", choices=["questions", "actions", "honest", "coverage", "refit", "opening"])
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--sessions", type=int, default=200, help="of coverage")
     parser.add_argument("--target", type=float, default=0.9, help="accuracy on val")
     parser.add_argument("--most", type=int, default=1400, help="labels drawn at random, at most")
     parser.add_argument("--labels", type=int, default=200, help="of each session of honest")
@@ -266,6 +315,8 @@ def main() -> None:
         questions(given.data, given.seeds, given.target, given.most)
     elif given.what == "actions":
         actions(given.data, given.seeds)
+    elif given.what == "coverage":
+        coverage(given.data, given.sessions, given.labels)
     else:
         honest(given.data, given.seeds, given.labels)
 

@@ -316,6 +316,7 @@ ORDER = [
     "labelling.actions",
     "labelling.label_import",
     "labelling.label_export",
+    "labelling.run_doubts",
     "labelling.learning",
     "labelling.views",
     "labelling.overview",

@@ -62,17 +62,21 @@ class Clusters:
             found[cluster] = number
         return found
 
-    def in_turn(self, is_open: npt.NDArray[np.bool_], count: int) -> list[int]:
-        """Images that stand for the clusters: those nearest to each centre in turn.
+    def in_turn(
+        self, is_open: npt.NDArray[np.bool_], count: int, answered: npt.NDArray[np.bool_] | None = None
+    ) -> list[int]:
+        """Images that stand for the clusters: those nearest to each centre in turn, clusters without an answer first.
 
         Args:
             is_open: (N,) which images may be taken.
             count: of them, at most.
+            answered: (N,) which images are answered: each is a turn that its cluster has had; default: none.
         """
-        queues = [cluster[is_open[cluster]] for cluster in self.members]
-        longest = max(map(len, queues), default=0)
-        turns = (int(queue[turn]) for turn in range(longest) for queue in queues if turn < len(queue))
-        return [image for image, _ in zip(turns, range(count), strict=False)]
+        turns = []
+        for number, cluster in enumerate(self.members):
+            had = 0 if answered is None else int(answered[cluster].sum())
+            turns += [(had + turn, number, int(image)) for turn, image in enumerate(cluster[is_open[cluster]][:count])]
+        return [image for _, _, image in sorted(turns)[:count]]
 
 
 def _k_means(vectors: Vectors, count: int, seed: int) -> list[tuple[Numbers, npt.NDArray[np.float32]]]:

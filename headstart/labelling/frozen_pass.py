@@ -57,8 +57,8 @@ class PassResult:
     sizes: npt.NDArray[np.int64]
 
     def size(self, image: int) -> tuple[int, int] | None:
-        """Width and height of an image in pixels; None if it cannot be used."""
-        width, height = self.sizes[image].tolist()
+        """Width and height of an image in pixels; None if it cannot be used, or was added later."""
+        width, height = self.sizes[image].tolist() if image < len(self.sizes) else (0, 0)
         return (width, height) if width else None
 
 
@@ -181,6 +181,10 @@ class FrozenPass:
     def start(self) -> None:
         """Starts the thread."""
         self._thread.start()
+
+    def failures(self) -> list[dict[str, str]]:
+        """``path`` and ``reason`` of each image that cannot be used."""
+        return [{"path": self.images.paths[image], "reason": reason} for image, reason in sorted(self.faults.items())]
 
     def stop(self) -> None:
         """Ends the pass; what it computed is in the cache."""

@@ -79,6 +79,10 @@ class ImageList:
         """The number of the image with this path in the table; None if it is not in the source."""
         return self._number.get(path)
 
+    def number_at(self, address: str) -> int | None:
+        """The number of the image with an absolute address; None without one."""
+        return self._number.get(relative_to(address, self._base))
+
     def name(self, image: int) -> str:
         """The name of an image's file, or of the member of an archive."""
         container, member = split_address(self.addresses[image])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
 from filelock import FileLock, Timeout
 
-from headstart.data.sources.addresses import absolute, is_glob, is_url, parent_of, title_of
+from headstart.data.sources.addresses import absolute, is_glob, is_url, parent_of, title_of, user_address
 from headstart.errors import LabelError, OptionError, OutputError
 from headstart.files import UserPath, not_written, user_path
 
@@ -53,8 +54,11 @@ class LabelFiles:
         )
 
     @classmethod
-    def of_source(cls, address: str) -> LabelFiles:
-        """The files beside a folder, archive or table; for a URL in the current folder."""
+    def of_source(cls, source: UserPath | Iterable[UserPath]) -> LabelFiles:
+        """The files beside a folder, archive or table; for a URL and for a list of images in the current folder."""
+        if not isinstance(source, (str, os.PathLike)):
+            return cls.of_table(f"images{ENDING}.csv")
+        address = user_address(source)
         name = title_of(address)
         stem = name if os.path.isdir(address) else os.path.splitext(name)[0]
         folder = Path() if is_url(address) else Path(parent_of(absolute(address).rstrip("/")))

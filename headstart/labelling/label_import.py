@@ -18,7 +18,9 @@ from headstart.errors import LabelError, OptionError, UnreadableImage
 from headstart.files import UserPath, read_rows, user_path
 from headstart.labelling.actions import class_name, now
 from headstart.labelling.image_list import ImageList
+from headstart.labelling.journal import Journal
 from headstart.labelling.label_state import SOURCES, Answer, LabelChange, LabelState
+from headstart.labelling.label_table import LabelTable
 
 EXPECTED: Final = "expected columns path and label (or labels)"
 
@@ -75,6 +77,22 @@ def change_of_answers(
             answers[path] = before, None
     names = dict.fromkeys(name for answer in found.values() for name in answer.labels)
     return LabelChange(text, answers, classes=state.added(names))
+
+
+def change_of_table(journal: Journal, table: LabelTable) -> LabelChange:
+    """The change that takes a table without a journal, or edits of the table by hand since the last session.
+
+    Raises:
+        LabelError: the table cannot be read, see ``answers_of_rows``.
+    """
+    last = journal.events[-1] if journal.events else {"event": ""}
+    is_new = not (journal.done or journal.events or journal.state.answers)
+    was_edited = last["event"] == "closed" and last["table"] != table.digest()
+    text = "take the labels of the table"
+    if not table.file.exists() or not (is_new or was_edited):
+        return LabelChange(text)
+    found = answers_of_rows(str(table.file), read_rows(table.file))
+    return change_of_answers(found, journal.state, text=text, replace_all=True)
 
 
 @final

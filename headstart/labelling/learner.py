@@ -26,7 +26,45 @@ STEPS: Final = 30
 CLOSE_SECONDS: Final = 10.0
 """Seconds that closing waits for a fit."""
 
+CERTAIN: Final = 0.8
+"""Probability from which on a prediction is certain enough for a pseudo-label."""
+
+PSEUDO_WEIGHT: Final = 0.5
+"""Weight of a pseudo-label against a label. Weights of 0.2 to 1 need about as many labels
+(docs/results/2026-12-01-labelling.md)."""
+
+MOST_PSEUDO: Final = 4_000
+"""Pseudo-labels of a fit, at most; more take longer than a second."""
+
 LearnerState = Literal["too few labels", "fitting", "ready"]
+
+
+@dataclass(frozen=True)
+class PseudoLabelPool:
+    """Unlabelled images that suggestions may also be learnt from, with the class predicted for them.
+
+    Attributes:
+        images: (m,) their numbers.
+        groups: (N,) number of the group of similar images that each of all N images is in; -1 for an image in none.
+    """
+
+    images: npt.NDArray[np.int64]
+    groups: npt.NDArray[np.int64]
+
+    def familiar(
+        self, images: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], task: LearnTask
+    ) -> npt.NDArray[np.bool_]:
+        """(n,) whether the group of an image has an image that a person labelled as the class predicted for it.
+
+        Args:
+            images: (n,) numbers.
+            predicted: (n,) indices into the classes of the task.
+            task: labels of persons, one per image.
+        """
+        labelled = np.zeros((int(self.groups.max(initial=0)) + 2, len(task.classes)), bool)
+        labelled[self.groups[task.images], task.labels] = True
+        labelled[-1] = False  # images in no group
+        return np.asarray(labelled[self.groups[images], predicted])
 
 
 @dataclass(frozen=True)
@@ -37,11 +75,13 @@ class LearnTask:
         images: (n,) numbers of labelled images.
         labels: (n,) int64 indices into ``classes``, each of which occurs; or (n, classes) of 0 and 1.
         classes: names.
+        pool: images that may get a pseudo-label; None for none.
     """
 
     images: npt.NDArray[np.int64]
     labels: Labels
     classes: tuple[str, ...]
+    pool: PseudoLabelPool | None = None
 
     @property
     def is_learnable(self) -> bool:
@@ -52,16 +92,35 @@ class LearnTask:
 
 
 @dataclass(frozen=True)
+class LinearWeights:
+    """A linear classifier of vectors.
+
+    Attributes:
+        weight: (D, classes) float32.
+        bias: (classes,) float32.
+    """
+
+    weight: Vectors
+    bias: Vectors
+
+    def logits(self, vectors: Vectors) -> Vectors:
+        """(N, classes) float32 of (N, D) vectors."""
+        return np.asarray(vectors @ self.weight + self.bias)
+
+
+@dataclass(frozen=True)
 class Learnt:
-    """Probabilities for N images, from one fit.
+    """Probabilities for N images, from one task.
 
     Attributes:
         classes: names of the classes that have labels.
-        probabilities: (N, classes) float32 in [0, 1].
+        probabilities: (N, classes) float32 in [0, 1], for suggestions; learnt from labels and pseudo-labels.
         labels: number of labelled images that the fit used.
-        seconds: time of the fit and of the probabilities.
-        weight: (D, classes) float32; logits of vectors are ``vectors @ weight + bias``.
-        bias: (classes,) float32.
+        seconds: time of the fits and of the probabilities.
+        fit: gave the probabilities.
+        label_fit: learnt from labels alone; the same as ``fit`` without pseudo-labels.
+        label_probabilities: (N, classes) float32 of ``label_fit``, to choose questions by.
+        num_pseudo: number of pseudo-labels.
         version: number of the fit, from 1.
     """
 
@@ -69,8 +128,10 @@ class Learnt:
     probabilities: npt.NDArray[np.float32]
     labels: int
     seconds: float
-    weight: Vectors
-    bias: Vectors
+    fit: LinearWeights
+    label_fit: LinearWeights
+    label_probabilities: npt.NDArray[np.float32]
+    num_pseudo: int = 0
     version: int = 0
 
     def suggestion(self, image: int, rejected: Collection[str], names: Collection[str]) -> dict[str, Any] | None:
@@ -100,26 +161,72 @@ class Learnt:
 def learn(vectors: Vectors, task: LearnTask, start: Learnt | None = None) -> Learnt:
     """Fits logistic regression, one for each label if there may be several, and gives probabilities for all images.
 
+    With a pool, a second fit also learns from pseudo-labels, see ``pseudo_labels``.
+
     Args:
         vectors: (N, D) float32 of all images.
         task: learnable labels.
         start: the fit before, from whose weights a fit with some more labels takes a few steps.
     """
-    started, several = time.monotonic(), task.labels.ndim == 2
-    loss: Literal["binary", "logistic"] = "binary" if several else "logistic"
-    count = len(task.images)
-    fits = LinearFits(vectors[task.images], task.labels, [np.arange(count)], loss=loss)
+    started, multi_label = time.monotonic(), task.labels.ndim == 2
+    fit = label_fit = _fitted(vectors, task, None if start is None else (start.classes, start.label_fit))
+    found = label_found = _probabilities(vectors, fit, multi_label=multi_label)
+    images, labels = pseudo_labels(label_found, task)
+    if len(images):
+        weights = np.repeat((1.0, PSEUDO_WEIGHT), (len(task.images), len(images)))
+        more = LearnTask(np.append(task.images, images), np.append(task.labels, labels), task.classes)
+        before = (task.classes, label_fit) if start is None else (start.classes, start.fit)
+        fit = _fitted(vectors, more, before, weights)
+        found = _probabilities(vectors, fit, multi_label=False)
+    seconds = round(time.monotonic() - started, 3)
+    return Learnt(task.classes, found, len(task.images), seconds, fit, label_fit, label_found, len(images))
+
+
+def _fitted(
+    vectors: Vectors,
+    task: LearnTask,
+    start: tuple[tuple[str, ...], LinearWeights] | None,
+    sample_weight: npt.NDArray[np.float64] | None = None,
+) -> LinearWeights:
+    """A fit to labels; ``start``: classes and weights of the fit before."""
+    loss: Literal["binary", "logistic"] = "binary" if task.labels.ndim == 2 else "logistic"
+    all_rows = [np.arange(len(task.images))]
+    fits = LinearFits(vectors[task.images], task.labels, all_rows, loss=loss, sample_weight=sample_weight)
     if start is not None:
+        classes, weights = start
         for place, name in enumerate(task.classes):
-            if name in start.classes:
-                before = start.classes.index(name)
-                fits.weight[:, 0, place] = torch.from_numpy(start.weight[:, before])
-                fits.bias[0, place] = float(start.bias[before])
+            if name in classes:
+                before = classes.index(name)
+                fits.weight[:, 0, place] = torch.from_numpy(weights.weight[:, before])
+                fits.bias[0, place] = float(weights.bias[before])
     fits.fit(C, rounds=None if start is None else STEPS)
-    weight, bias = fits.weight[:, 0].numpy().astype(np.float32), fits.bias[0].numpy().astype(np.float32)
-    logits = vectors @ weight + bias
-    found = probabilities_of(logits, multi_label=several).astype(np.float32)
-    return Learnt(task.classes, found, count, round(time.monotonic() - started, 3), weight, bias)
+    return LinearWeights(fits.weight[:, 0].numpy().astype(np.float32), fits.bias[0].numpy().astype(np.float32))
+
+
+def _probabilities(vectors: Vectors, fit: LinearWeights, *, multi_label: bool) -> npt.NDArray[np.float32]:
+    return probabilities_of(fit.logits(vectors), multi_label=multi_label).astype(np.float32)
+
+
+def pseudo_labels(
+    probabilities: npt.NDArray[np.float32], task: LearnTask
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Images of the pool that get a pseudo-label, and their labels; none if an image may have several labels.
+
+    An image gets one if its prediction is certain and its group of similar images has a label of that class given by a
+    person: images of a class without a name are in groups that have none.
+
+    Args:
+        probabilities: (N, classes) of all images, learnt from labels alone.
+        task: labels.
+    """
+    if task.pool is None or task.labels.ndim == 2:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    images = task.pool.images
+    rows = probabilities[images]
+    predicted = rows.argmax(axis=1)
+    chosen = np.flatnonzero((rows.max(axis=1) >= CERTAIN) & task.pool.familiar(images, predicted, task))
+    chosen = chosen[:: max(1, -(-len(chosen) // MOST_PSEUDO))]
+    return images[chosen], predicted[chosen]
 
 
 @final
@@ -184,20 +291,27 @@ class Learner:
                     self._ready.notify_all()
 
 
-def task_of(answers: Sequence[tuple[int, Sequence[str]]], names: Sequence[str], *, multi_label: bool) -> LearnTask:
+def task_of(
+    answers: Sequence[tuple[int, Sequence[str]]],
+    names: Sequence[str],
+    *,
+    multi_label: bool,
+    pool: PseudoLabelPool | None = None,
+) -> LearnTask:
     """The task of labelled images.
 
     Args:
         answers: number and labels of each image; without ``multi_label``, one label.
         names: classes of the session; those without images are left out.
         multi_label: whether an image may have any number of labels.
+        pool: images that may get a pseudo-label.
     """
     used = {label for _, labels in answers for label in labels}
     classes = tuple(name for name in names if name in used)
     place = {name: number for number, name in enumerate(classes)}
     images = np.array([image for image, _ in answers], np.int64)
     if not multi_label:
-        return LearnTask(images, np.array([place[labels[0]] for _, labels in answers], np.int64), classes)
+        return LearnTask(images, np.array([place[labels[0]] for _, labels in answers], np.int64), classes, pool)
     labels = np.zeros((len(answers), len(classes)), np.int64)
     for row, (_, given) in enumerate(answers):
         labels[row, [place[name] for name in given]] = 1

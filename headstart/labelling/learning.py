@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final, final
@@ -17,8 +17,18 @@ from headstart.labelling.image_list import ImageList
 from headstart.labelling.journal import Journal
 from headstart.labelling.knowledge import AccuracyPoint, accuracy_document, advice, forecast
 from headstart.labelling.label_state import LabelState
-from headstart.labelling.learner import C, Learner, Learnt, LearnTask, task_of
-from headstart.labelling.queues import SUGGESTED_FROM, Candidates, informative, to_confirm
+from headstart.labelling.learner import CERTAIN, C, Learner, Learnt, LearnTask, PseudoLabelPool, task_of
+from headstart.labelling.queues import (
+    CERTAIN_EVERY,
+    FAR_EVERY,
+    SUGGESTED_FROM,
+    Candidates,
+    far_from_labels,
+    informative,
+    to_confirm,
+    unchecked,
+)
+from headstart.labelling.run_doubts import ContradictedLabel
 from headstart.labelling.vectors import Projection, Vectors
 from headstart.trust.label_errors import find_label_errors
 
@@ -44,11 +54,13 @@ class DoubtedLabel:
         image: its number.
         label: the more probable class; with several labels the one whose answer is least believed.
         probability: of that class, 0-1.
+        by_run: whether the trained model says so, not the classifier of the session.
     """
 
     image: int
     label: str
     probability: float
+    by_run: bool = False
 
 
 @final
@@ -83,6 +95,7 @@ class SessionLearning:
         numbers = np.arange(len(result.keys))
         self._is_first = result.usable & (result.stacks.first == numbers)
         self._clusters = Clusters.of_vectors(self.vectors, numbers[self._is_first], seed)
+        self._groups = self._clusters.cluster_of(len(numbers))[result.stacks.first]
         self.learnt: Learnt | None = None
         self._learner = Learner(self.vectors, publish)
         self._mistakes: tuple[int, list[DoubtedLabel]] = -2, []
@@ -106,7 +119,7 @@ class SessionLearning:
             features: (N, F) float32 of the same backbone.
         """
         assert self.learnt is not None
-        logits = self._projection.vectors(features) @ self.learnt.weight + self.learnt.bias
+        logits = self.learnt.fit.logits(self._projection.vectors(features))
         return [self.learnt.classes[place] for place in logits.argmax(axis=1)]
 
     def submit(self) -> None:
@@ -123,7 +136,21 @@ class SessionLearning:
                 image = self._images.number_of(path)
                 if image is not None and image < len(firsts) and self.result.usable[image]:
                     chosen.setdefault(int(firsts[image]), (image, answer.labels))
-        return task_of(list(chosen.values()), state.names, multi_label=self._multi_label)
+        return task_of(list(chosen.values()), state.names, multi_label=self._multi_label, pool=self._pool())
+
+    def _pool(self) -> PseudoLabelPool:
+        """Unlabelled images that may get a pseudo-label.
+
+        Left out are images for which a class was rejected, and groups that have an image of none of the classes.
+        """
+        state, open_ = self._state, self.is_open()
+        for path in state.rejected:
+            image = self._images.number_of(path)
+            if image is not None and image < len(open_):
+                open_[image] = False
+        none = (self._images.number_of(path) for path, answer in state.answers.items() if answer.kind == "none")
+        foreign = [self._groups[image] for image in none if image is not None and image < len(open_)]
+        return PseudoLabelPool(np.flatnonzero(open_ & ~np.isin(self._groups, foreign)), self._groups)
 
     def take(self, learnt: Learnt) -> None:
         """Takes a result of the learner, and adds a point to the curve."""
@@ -157,7 +184,7 @@ class SessionLearning:
             return Candidates(images, (), np.zeros((len(images), 0), np.float32), self._multi_label)
         if self._multi_label:
             images = np.union1d(images, self._partly_confirmed())
-        known = [place for place, name in enumerate(learnt.classes) if name in set(state.names)]
+        known = self._known(learnt)
         classes = tuple(learnt.classes[place] for place in known)
         chances = learnt.probabilities[images][:, known]
         row_of = {int(image): row for row, image in enumerate(images)}
@@ -169,22 +196,55 @@ class SessionLearning:
                 chances[row, [place_of[name] for name in names if name in place_of]] = 0
         return Candidates(images, classes, chances, self._multi_label)
 
+    def _known(self, learnt: Learnt) -> list[int]:
+        """Places of the learnt classes that still exist."""
+        names = set(self._state.names)
+        return [place for place, name in enumerate(learnt.classes) if name in names]
+
     def _partly_confirmed(self) -> npt.NDArray[np.int64]:
         """With several labels: images labelled in the confirm queue, which may get more labels there."""
         state = self._state
         paths = (p for p, a in state.answers.items() if a.source == "confirm" and p not in state.blind_set)
         numbers = (self._images.number_of(path) for path in paths)
-        return np.array([n for n in numbers if n is not None and self._is_first[n]], np.int64)
+        return np.array(
+            [n for n in numbers if n is not None and n < len(self._is_first) and self._is_first[n]], np.int64
+        )
 
     def ask(self, count: int, revision: int) -> tuple[list[int], int]:
         """Images to ask for, at first those that stand for clusters; and the number of unlabelled ones."""
-        open_ = self.is_open()
+        open_, learnt = self.is_open(), self.learnt
         found = self.candidates(revision)
-        if self.learnt is None or self.learnt.labels < TYPICAL_FIRST or len(found.classes) < 2 - self._multi_label:
-            return self._clusters.in_turn(open_, count), int(open_.sum())
+        if learnt is None or learnt.labels < TYPICAL_FIRST or len(found.classes) < 2 - self._multi_label:
+            answered = np.zeros(len(open_), bool)
+            answered[self._task().images] = True
+            return self._clusters.in_turn(open_, count, answered), int(open_.sum())
         rows = np.flatnonzero(open_[found.images])
-        among = Candidates(found.images[rows], found.classes, found.chances[rows], self._multi_label)
-        return informative(among, self.vectors, count), int(open_.sum())
+        images = found.images[rows]
+        chances = np.where(found.chances[rows] > 0, learnt.label_probabilities[images][:, self._known(learnt)], 0)
+        among = Candidates(images, found.classes, chances, self._multi_label)
+        questions = self._exploring(among, count)
+        others = among.without(questions.values())
+        asked = informative(others, self.vectors, count - len(questions)) if len(questions) < count else []
+        for place, image in sorted(questions.items()):
+            asked.insert(place, image)
+        return asked, int(open_.sum())
+
+    def _exploring(self, among: Candidates, count: int) -> dict[int, int]:
+        """Place in the next questions -> image that is asked to find classes without a name, see ``CERTAIN_EVERY``."""
+        learnt, answered = self.learnt, len(self._state.answers)
+        assert learnt is not None
+        task, found = self._task(), dict[int, int]()
+        for place in range(count):
+            number, image = answered + place, None
+            left = among.without(found.values())
+            if number % CERTAIN_EVERY == 0 and not self._multi_label and task.classes == among.classes and task.pool:
+                familiar = task.pool.familiar(left.images, left.chances.argmax(axis=1), task)
+                image = unchecked(left, self._groups[left.images], familiar, CERTAIN)
+            if image is None and number % FAR_EVERY == 0 and len(task.images):
+                image = far_from_labels(left.images, task.images, self.vectors, number)
+            if image is not None:
+                found[place] = image
+        return found
 
     def confirm(self, label: str | None, count: int, revision: int) -> tuple[str | None, int, list[int]]:
         """See ``queues.to_confirm``."""
@@ -284,11 +344,15 @@ class SessionLearning:
             "words": words,
         }
 
-    def mistakes(self) -> list[DoubtedLabel]:
+    def mistakes(self, contradicted: Sequence[ContradictedLabel] = ()) -> list[DoubtedLabel]:
         """Images whose labels are probably wrong; most likely mistakes first. Takes the lock only briefly.
 
-        Empty with too few labels, see ``find_label_errors``. Images whose label was given in a second look are left
-        out.
+        What the trained model contradicts comes first, unless the label has been changed since; then what the
+        classifier doubts, nothing with too few labels, see ``find_label_errors``. Images of the blind sample and those
+        whose label was given in a second look are left out.
+
+        Args:
+            contradicted: of the last run, most certain ones first.
         """
         with self._lock:
             version, task = -1 if self.learnt is None else self.learnt.version, self._task()
@@ -297,8 +361,18 @@ class SessionLearning:
                 self._mistakes = version, _find_mistakes(self.vectors, task)
             found = self._mistakes[1]
         with self._lock:
-            looked_at = {path for path, answer in self._state.answers.items() if answer.source == "second look"}
-        return [mistake for mistake in found if self._images.paths[mistake.image] not in looked_at]
+            state, names = self._state, self._state.names
+            first: dict[int, DoubtedLabel] = {}
+            for one in contradicted:
+                answer, image = state.answers.get(one.path), self._images.number_of(one.path)
+                if image is None or answer is None or one.path in state.blind_set or one.predicted not in names:
+                    continue
+                if sorted(answer.labels) == sorted(one.labels):
+                    shown = int(self.result.stacks.first[image]) if image < len(self._is_first) else image
+                    first.setdefault(shown, DoubtedLabel(shown, one.predicted, one.probability, by_run=True))
+            looked_at = {path for path, answer in state.answers.items() if answer.source == "second look"}
+        every = [*first.values(), *(one for one in found if one.image not in first)]
+        return [one for one in every if self._images.paths[one.image] not in looked_at]
 
 
 def _find_mistakes(vectors: Vectors, task: LearnTask) -> list[DoubtedLabel]:

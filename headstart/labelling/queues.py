@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Final, final
 
 import numpy as np
@@ -18,6 +19,13 @@ Chances = npt.NDArray[np.float32]
 PER_QUESTION: Final = 10
 """Uncertain images that each question is chosen from. Five, ten and twenty need about as many labels
 (docs/results/2026-12-01-labelling.md)."""
+
+CERTAIN_EVERY, FAR_EVERY = 5, 20
+"""Every how many questions one checks a group that only the classifier has an opinion on, and one is far from all
+labels. A tenth of the questions far from labels needs a quarter more labels (docs/results/2026-12-01-labelling.md)."""
+
+SAMPLE: Final = 1_000
+"""Images that the most distant ones are searched among, at most."""
 
 SUGGESTED_FROM: Final = 0.5
 """Probability from which on an image counts as suggested for a class."""
@@ -39,6 +47,13 @@ class Candidates:
     classes: tuple[str, ...]
     chances: Chances
     multi_label: bool = False
+
+    def without(self, images: Collection[int]) -> Candidates:
+        """All but some images."""
+        if not images:
+            return self
+        kept = ~np.isin(self.images, list(images))
+        return replace(self, images=self.images[kept], chances=self.chances[kept])
 
     def predicted(self) -> dict[str, Numbers]:
         """Class -> places of the images predicted as it, most certain first."""
@@ -79,6 +94,53 @@ def informative(candidates: Candidates, vectors: Vectors, count: int, seed: int 
         distances = means.fit(vectors[images], sample_weight=doubt[considered] + 1e-3).transform(vectors[images])
     chosen = np.unique(distances.argmin(axis=0))
     return [int(image) for image in images[chosen]]
+
+
+def unchecked(
+    candidates: Candidates, groups: Numbers, is_familiar: npt.NDArray[np.bool_], certain: float
+) -> int | None:
+    """An image of the largest group whose class only the classifier knows: a class without a name may be there.
+
+    The classifier is certain about images of such a group, but no person labelled an image of it as that class.
+
+    Args:
+        candidates: with probabilities.
+        groups: (n,) number of the group of each candidate.
+        is_familiar: (n,) whether the group has a label of the predicted class.
+        certain: probability from which on the classifier is certain.
+
+    Returns:
+        The most certain one; None if there is no such group.
+    """
+    best = candidates.chances.max(axis=1, initial=0)
+    places = np.flatnonzero((best >= certain) & ~is_familiar & (groups >= 0))
+    if not len(places):
+        return None
+    largest = np.bincount(groups[places]).argmax()
+    inside = places[groups[places] == largest]
+    return int(candidates.images[inside[best[inside].argmax()]])
+
+
+def far_from_labels(images: Numbers, labelled: Numbers, vectors: Vectors, seed: int) -> int | None:
+    """The image that brings a label nearest to the most images that are far from all labels (a greedy k-medoids step).
+
+    Args:
+        images: unlabelled ones.
+        labelled: labelled ones, at least one.
+        vectors: (N, D) of all images.
+        seed: of the sample of ``images``.
+
+    Returns:
+        None without an unlabelled image.
+    """
+    if not len(images):
+        return None
+    if len(images) > SAMPLE:
+        images = np.sort(np.random.default_rng(seed).choice(images, SAMPLE, replace=False))
+    distance = import_quietly("scipy.spatial.distance").cdist
+    nearest = distance(vectors[images], vectors[labelled]).min(axis=1)
+    gain = np.maximum(nearest - distance(vectors[images], vectors[images]), 0).sum(axis=1)
+    return int(images[gain.argmax()])
 
 
 def to_confirm(

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import atexit
-import os
 import secrets
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
-from headstart.data.sources.addresses import absolute, parent_of, relative_to, user_address
+from headstart.cache.keys import content_key
+from headstart.data.sources.addresses import absolute, user_address
+from headstart.data.sources.read import read_image
 from headstart.errors import OptionError, StaleAction
-from headstart.files import UserPath, read_rows
-from headstart.labelling.actions import ActionInput, change_of, class_name, now
+from headstart.files import UserPath
+from headstart.labelling.actions import ActionInput, change_of, class_name
 from headstart.labelling.blind_sample import default_size, draw_order, enlarged
 from headstart.labelling.frozen_pass import FrozenPass, PassOptions, PassResult
 from headstart.labelling.image_list import ImageList, ImageSources, Thumbnails
 from headstart.labelling.journal import Journal
 from headstart.labelling.label_export import export_labels, labelled_images
 from headstart.labelling.label_files import LabelFiles, SessionLock
-from headstart.labelling.label_import import ImageFinder, answers_of_rows, change_of_answers, read_labels
-from headstart.labelling.label_state import Answer, LabelChange
+from headstart.labelling.label_import import ImageFinder, change_of_answers, change_of_table, read_labels
+from headstart.labelling.label_state import LabelChange
 from headstart.labelling.label_table import LabelTable
 from headstart.labelling.learner import CLOSE_SECONDS, Learnt
 from headstart.labelling.learning import SessionLearning
 from headstart.labelling.overview import counts_of, folders_of, learning_state
+from headstart.labelling.run_doubts import ContradictedLabel, contradicted_labels
 from headstart.labelling.views import Shown, images_of_view
 
 
@@ -54,6 +56,8 @@ class LabellingSession:
         self._order: list[int] = []
         self._learning: SessionLearning | None = None
         added = [event["address"] for event in self._journal.events if event["event"] == "added"]
+        self._added_keys: dict[bytes, int] = {}
+        self._contradicted: tuple[Path | None, list[ContradictedLabel]] = None, []
         self._pass = FrozenPass(options, self._images, changed=self._tick, finished=self._take, added=added)
         self._views: dict[str, tuple[object, list[int]]] = {}
         self._folder_names: tuple[object, list[str]] = None, []
@@ -87,12 +91,7 @@ class LabellingSession:
             OptionError: the name of the labels file does not end in .csv.
             OutputError: the labels cannot be written.
         """
-        if labels is not None:
-            files = LabelFiles.of_table(labels)
-        elif isinstance(source, (str, os.PathLike)):
-            files = LabelFiles.of_source(user_address(source))
-        else:
-            files = LabelFiles.of_table("images-labels.csv")
+        files = LabelFiles.of_source(source) if labels is None else LabelFiles.of_table(labels)
         lock = SessionLock(files)
         try:
             return cls(PassOptions(source, backbone, device, cache), files, lock, multi_label=multi_label, seed=seed)
@@ -148,14 +147,9 @@ class LabellingSession:
     def _adopt_table(self) -> None:
         """Takes labels of a table without a journal, or changes that were made to it by hand since the last session."""
         journal, table = self._journal, self._table
-        last = journal.events[-1] if journal.events else {"event": ""}
-        is_new = not (journal.done or journal.events or journal.state.answers)
-        was_edited = last["event"] == "closed" and last["table"] != table.digest()
-        if table.file.exists() and (is_new or was_edited):
-            found = answers_of_rows(str(table.file), read_rows(table.file))
-            change = change_of_answers(found, journal.state, text="take the labels of the table", replace_all=True)
-            if not change.is_empty:
-                journal.do(change)
+        change = change_of_table(journal, table)
+        if not change.is_empty:
+            journal.do(change)
         text = table.text(journal.state)
         if table.digest() != table.digest_of(text):
             table.write(text)
@@ -347,23 +341,17 @@ class LabellingSession:
                 "multi_label": self.multi_label,
                 "undo": self._journal.done[-1].text if self._journal.done else None,
                 "redo": self._journal.undone[-1].text if self._journal.undone else None,
-                "work": self._pass.progress.as_json() | {"failures": self._failures()},
+                "work": self._pass.progress.as_json() | {"failures": self._pass.failures()},
             }
             found["folders"] = [] if self._pass.progress.stage == "listing" else self._folders()
-            return found | counts_of(self._journal.state, self._suggested()) | learning_state(self._learning)
+            suggested = {} if self._learning is None else self._learning.suggested(self.revision)
+            return found | counts_of(self._journal.state, suggested) | learning_state(self._learning)
 
     def _folders(self) -> list[str]:
         if self._folder_names[0] != (self.revision, len(self._images)):
             names = folders_of(self._images.addresses, self._journal.state)
             self._folder_names = (self.revision, len(self._images)), names
         return self._folder_names[1]
-
-    def _suggested(self) -> dict[str, int]:
-        return {} if self._learning is None else self._learning.suggested(self.revision)
-
-    def _failures(self) -> list[dict[str, str]]:
-        paths = self._images.paths
-        return [{"path": paths[image], "reason": reason} for image, reason in sorted(self._pass.faults.items())]
 
     def clusters(self) -> list[dict[str, Any]]:
         """Groups of similar images: ``id``, ``size``, ``unlabelled``, ``examples``, ``suggested``; [] before ready."""
@@ -398,16 +386,18 @@ class LabellingSession:
             left = [] if self._learning is None else self._learning.blind_images()[0]
             return _queue(None, len(left), self._shown().items(left[:count], suggest=False))
 
-    def mistakes(self, count: int) -> dict[str, Any]:
-        """Labelled images whose labels are probably wrong, with the more probable class; takes seconds at times."""
-        learning = self._learning
-        found = [] if learning is None else learning.mistakes()
+    def mistakes(self, count: int, run: Path | None = None) -> dict[str, Any]:
+        """Labelled images whose labels are probably wrong, with the more probable class; takes seconds at times.
+
+        Args:
+            count: images, at most; ``total`` counts all.
+            run: folder of a finished run on these labels; labels that it contradicts come first.
+        """
+        if run != self._contradicted[0]:
+            self._contradicted = run, [] if run is None else contradicted_labels(run)
+        found = [] if self._learning is None else self._learning.mistakes(self._contradicted[1])
         with self._changed:
-            shown, items = self._shown(), []
-            for one in found[:count]:
-                suggestion = {"label": one.label, "probability": round(one.probability, 4)}
-                items.append(shown.with_suggestions(shown.item(one.image)) | {"suggestion": suggestion})
-            return _queue(None, len(found), items)
+            return _queue(None, len(found), self._shown().doubted(found[:count]))
 
     def knowledge(self) -> dict[str, Any]:
         """``accuracy`` on the blind sample, its ``curve`` over labels, ``forecast`` and ``words``."""
@@ -448,27 +438,38 @@ class LabellingSession:
     def add_file(self, file: UserPath, label: str, source: str = "second look") -> dict[str, Any]:
         """Labels an image from outside the source, such as one that a trained model classified wrongly.
 
-        If the session has an image with the same content, that one gets the label. Otherwise the label is in the table
-        at once, and the image joins the others when the session is opened again.
+        If the session has an image with the same content, that one gets the label. Otherwise the image joins the others
+        at once; the classifier learns from it when the session is opened again.
 
         Returns:
-            As ``act``; ``id`` is the number of the image, None if it joins later.
+            As ``act``; ``id`` is the number of the image.
+
+        Raises:
+            OptionError: the label is not valid, or the images of the source are still being read.
+            UnreadableImage: the file cannot be read.
         """
-        keys = None if self._learning is None else self._learning.result.keys
         address = absolute(user_address(file))
-        image = ImageFinder(self._images, keys).find(address, "")
-        if image is not None:
-            return self.act({"do": "label", "images": [image], "label": label, "source": source}) | {"id": image}
-        name = class_name(label, multi_label=self.multi_label)
-        path = relative_to(address, parent_of(str(self.files.table)))
+        key = content_key(read_image(address))
         with self._changed:
-            answers = {path: Answer("label", (name,), source, now())}
-            change = change_of_answers(answers, self._journal.state, text=f"add 1 image as {name}")
-            if not change.is_empty:
+            if self._learning is None:
+                raise OptionError("Images can be added once all images of the source are read.")
+            name = class_name(label, multi_label=self.multi_label)
+            image = self._images.number_at(address)
+            image = self._find_key(key) if image is None else image
+            if image is None:
                 self._journal.note({"event": "added", "address": address})
-                self._commit(change)
-            revision = self.revision
-        return self._acknowledged(change, revision) | {"id": None}
+                (count,) = self._images.extend([address])
+                image = self._added_keys[key] = count - 1
+        return self.act({"do": "label", "images": [image], "label": name, "source": source}) | {"id": image}
+
+    def find_image(self, data: bytes) -> int | None:
+        """The number of the image with this content; None if the session has none, or has not read it yet."""
+        with self._changed:
+            return self._find_key(content_key(data))
+
+    def _find_key(self, key: bytes) -> int | None:
+        keys = [] if self._learning is None else self._learning.result.keys
+        return keys.index(key) if key in keys else self._added_keys.get(key)
 
     def load_labels(self, file: UserPath, kind: str) -> dict[str, Any]:
         """Takes labels from elsewhere, in one step of undo; labels of other images stay.
@@ -484,8 +485,7 @@ class LabellingSession:
             LabelError: the file is not of this kind.
             OptionError: the kind is unknown.
         """
-        keys = None if self._learning is None else self._learning.result.keys
-        finder = ImageFinder(self._images, keys)
+        finder = ImageFinder(self._images, None if self._learning is None else self._learning.result.keys)
         found, lost = read_labels(file, kind, finder, self._images, multi_label=self.multi_label)
         with self._changed:
             text = f"take {len(found):,} labels from {Path(file).name}"

@@ -10,6 +10,7 @@ from headstart.errors import OptionError
 from headstart.labelling.image_list import ImageList
 from headstart.labelling.label_state import Answer, LabelState
 from headstart.labelling.learner import Learnt
+from headstart.labelling.learning import DoubtedLabel
 from headstart.labelling.stacks import Stacks
 
 
@@ -69,6 +70,15 @@ class Shown:
             "source": None if answer is None else answer.source,
             "suggestion": self.suggestion(image) if suggest else None,
         }
+
+    def doubted(self, found: Iterable[DoubtedLabel]) -> list[dict[str, Any]]:
+        """Documents of images with doubted labels: ``suggestion`` is what is more probable, ``by_run`` says by whom."""
+        shown = []
+        for one in found:
+            suggestion = {"label": one.label, "probability": round(one.probability, 4)}
+            item = self.with_suggestions(self.item(one.image))
+            shown.append(item | {"suggestion": suggestion, "by_run": one.by_run})
+        return shown
 
     def items(self, images: Iterable[int], *, suggest: bool = True) -> list[dict[str, Any]]:
         """Documents of images."""

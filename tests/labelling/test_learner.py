@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,9 +11,9 @@ import pytest
 from headstart.labelling import learner as learner_module
 from headstart.labelling.clusters import Clusters, num_clusters
 from headstart.labelling.knowledge import AHEAD, AccuracyPoint, advice, forecast
-from headstart.labelling.learner import Learner, Learnt, LearnTask, learn, task_of
+from headstart.labelling.learner import Learner, Learnt, LearnTask, PseudoLabelPool, learn, pseudo_labels, task_of
 from headstart.labelling.learning import _find_mistakes
-from headstart.labelling.queues import Candidates, informative, to_confirm
+from headstart.labelling.queues import Candidates, far_from_labels, informative, to_confirm, unchecked
 from headstart.labelling.stacks import Stacks
 from headstart.labelling.vectors import DIMENSIONS, Projection
 
@@ -46,6 +47,70 @@ def test_several_labels_are_learnt_one_by_one() -> None:
     labels = np.stack([truth == 0, truth != 2], axis=1).astype(np.int64)
     found = learn(vectors, LearnTask(np.arange(60), labels[:60], ("a", "b")))
     assert ((found.probabilities >= 0.5) == labels).mean() > 0.95
+
+
+def few_labels() -> tuple[np.ndarray, np.ndarray, LearnTask]:
+    """Vectors of four far groups, of which the labels name two; their classes; a pool of all unlabelled images."""
+    rng = np.random.default_rng(0)
+    truth = np.arange(400) % 4
+    vectors = (rng.normal(size=(400, 16)) + 6 * np.eye(16)[truth % 2] + 6 * np.eye(16)[truth]).astype(np.float32)
+    labelled = np.flatnonzero(truth < 2)[:12]
+    pool = PseudoLabelPool(np.setdiff1d(np.arange(400), labelled), truth)
+    return vectors, truth, LearnTask(labelled, truth[labelled], ("a", "b"), pool)
+
+
+def test_pseudo_labels_are_for_groups_in_which_a_person_gave_that_label() -> None:
+    vectors, truth, task = few_labels()
+    found = learn(vectors, task)
+    images, labels = pseudo_labels(found.label_probabilities, task)
+    assert len(images) == found.num_pseudo > 150
+    assert set(truth[images].tolist()) == {0, 1}
+    assert (labels == truth[images]).all()
+    certain = found.label_probabilities[truth >= 2].max(axis=1) > 0.8
+    assert certain.mean() > 0.5  # images of the classes without a name would get pseudo-labels but for their group
+    assert task.pool is not None
+    no_groups = PseudoLabelPool(task.pool.images, np.full(400, -1))
+    assert not len(pseudo_labels(found.label_probabilities, replace(task, pool=no_groups))[0])
+    one_group = PseudoLabelPool(task.pool.images, np.zeros(400, np.int64))
+    images, _ = pseudo_labels(found.label_probabilities, replace(task, pool=one_group))
+    assert (truth[images] >= 2).any()
+
+
+def test_pseudo_labels_change_suggestions_and_not_what_questions_are_chosen_by() -> None:
+    vectors, _, task = few_labels()
+    found, alone = learn(vectors, task), learn(vectors, replace(task, pool=None))
+    assert alone.num_pseudo == 0
+    assert (alone.label_probabilities == found.label_probabilities).all()
+    assert (alone.probabilities == alone.label_probabilities).all()
+    assert not np.allclose(found.probabilities, found.label_probabilities, atol=1e-3)
+    assert found.labels == alone.labels == 12
+
+
+def test_several_labels_get_no_pseudo_labels() -> None:
+    vectors, truth, task = few_labels()
+    several = np.stack([truth[task.images] == 0, truth[task.images] == 1], axis=1).astype(np.int64)
+    assert learn(vectors, replace(task, labels=several)).num_pseudo == 0
+
+
+def test_an_image_is_asked_for_in_the_largest_group_that_only_the_classifier_knows() -> None:
+    vectors, truth, task = few_labels()
+    images, probabilities = np.arange(400), learn(vectors, task).label_probabilities
+    assert task.pool is not None
+    familiar = task.pool.familiar(images, probabilities.argmax(axis=1), task)
+    candidates = Candidates(images, ("a", "b"), probabilities)
+    found = unchecked(candidates, truth, familiar, 0.8)
+    assert found is not None
+    assert truth[found] >= 2
+    assert unchecked(candidates, truth, np.ones(400, bool), 0.8) is None
+    assert unchecked(candidates, np.full(400, -1), familiar, 0.8) is None
+
+
+def test_the_image_far_from_labels_is_among_many_and_no_single_outlier() -> None:
+    vectors = np.zeros((101, 2), np.float32)
+    vectors[:, 0] = np.repeat((0, 8), (60, 41)) + np.linspace(0, 1, 101)
+    vectors[100] = 0, 30
+    assert far_from_labels(np.arange(10, 101), np.arange(10), vectors, 0) in range(60, 100)
+    assert far_from_labels(np.arange(0), np.arange(10), vectors, 0) is None
 
 
 def test_while_a_fit_runs_only_the_newest_task_waits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,6 +180,11 @@ def test_clusters_find_the_groups_and_stand_for_them_in_turn() -> None:
     assert len(set(clusters.cluster_of(400)[first])) == 13
     is_open[first] = False
     assert not set(first) & set(clusters.in_turn(is_open, 50))
+    answered = np.zeros(400, bool)
+    answered[first[:9]] = True
+    is_open[:] = ~answered
+    others = clusters.in_turn(is_open, 4, answered)  # the four clusters without an answer
+    assert not set(clusters.cluster_of(400)[others]) & set(clusters.cluster_of(400)[first[:9]])
 
 
 def test_a_stack_has_near_copies_of_its_first_image_only() -> None:

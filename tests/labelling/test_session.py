@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from labelling_sessions import label, named_session, open_images, truth, write_names
+from labelling_sessions import HIDDEN, label, named_session, open_images, truth, write_names
 
 import headstart as hs
 from headstart.data.duplicates import DuplicatePair
 from headstart.errors import LabelError, OptionError, StaleAction
 from headstart.labelling import LabellingSession
 from headstart.labelling.label_state import Answer, LabelChange, LabelState
+from headstart.labelling.learner import CERTAIN
+from headstart.labelling.learning import SessionLearning
 from headstart.labelling.overview import folders_of
 
 COUNTS = {"blue": 40, "green": 40, "red": 40}
@@ -215,6 +217,38 @@ def test_confirm_offers_one_class_and_what_was_unticked_is_not_offered_again(fol
         assert {item["id"] for item in session.confirm("red", 1000)["items"]} >= {refused, *ticked}
 
 
+def questions_until_found(folder: Path, most: int = 60) -> int:
+    """Questions until an image of each class without a name was asked for; the other three are named first."""
+    write_names(folder, {"gold": 30, "white": 15})
+    with named_session(folder) as session:
+        named = [image for image in open_images(session) if truth(session.address(image)) not in HIDDEN]
+        label(session, named[::4])
+        assert session.learning is not None
+        assert session.learning.learnt is not None
+        hidden = [image for image in open_images(session) if truth(session.address(image)) in HIDDEN]
+        chances = session.learning.learnt.label_probabilities[hidden].max(axis=1)
+        assert np.median(chances) > CERTAIN  # the classifier takes them for a class that has a name
+        found, count = set(), 0
+        while count < most and len(found) < len(HIDDEN):
+            asked = [item["id"] for item in session.ask(5)["items"]]
+            found |= HIDDEN.keys() & {truth(session.address(image)) for image in asked}
+            count += len(asked)
+            session.act({"do": "answer", "images": asked, "answer": "skip"})
+            assert session.wait_learnt(60)
+        return count
+
+
+def test_classes_without_a_name_are_asked_for_although_the_classifier_is_certain(folder: Path) -> None:
+    assert questions_until_found(folder) <= 20
+
+
+def test_the_check_for_classes_without_a_name_fails_without_the_questions_that_explore(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SessionLearning, "_exploring", lambda *_: {})
+    assert questions_until_found(folder) > 30
+
+
 def test_everything_can_be_labelled_through_clusters_and_queues(folder: Path) -> None:
     with named_session(folder) as session:
         for cluster in session.clusters():
@@ -263,6 +297,45 @@ def test_a_table_without_a_journal_is_taken(folder: Path) -> None:
     with named_session(folder) as session:
         assert rows(session) == found
         assert session.state()["labelled"] == 6
+
+
+def test_an_added_image_is_among_the_others_at_once_and_after_a_restart(folder: Path) -> None:
+    more = write_names(folder.parent / "more", {"red": 45}) / "red-44.jpg"
+    with named_session(folder) as session:
+        label(session, open_images(session)[::5])
+        before = session.images("all", 0, 1000)["total"]
+        added = session.add_file(more, "red")["id"]
+        items = session.images("all", 0, 1000)["items"]
+        assert (added, len(items)) == (before, before + 1)
+        assert (items[added]["name"], items[added]["label"], items[added]["stack"]) == ("red-44.jpg", ["red"], 1)
+        assert session.state()["images"] == before + 1
+        assert session.find_image(more.read_bytes()) == added
+        assert session.add_file(more, "blue")["id"] == added  # no second one
+        copy = folder.parent / "copy.jpg"
+        copy.write_bytes((folder / "blue-3.jpg").read_bytes())
+        assert truth(session.address(session.add_file(copy, "blue")["id"])) == "blue"
+        assert session.images("all", 0, 1000)["total"] == before + 1
+        assert session.wait_learnt(60)
+        assert session.ask(5)["total"] == len(open_images(session))
+        assert session.mistakes(5)["items"] == []
+        session.export("coco", folder.parent / "out.json")
+        session.undo()  # of the copy's label
+        session.undo()
+        assert session.images("class:red", 0, 1000)["items"][-1]["id"] == added
+        assert rows(session)["more/red-44.jpg"] == "red"
+    with named_session(folder) as session:
+        item = session.images("all", 0, 1000)["items"][added]
+        assert (item["name"], item["label"]) == ("red-44.jpg", ["red"])
+        assert session.learning is not None
+        assert len(session.learning.vectors) == before + 1  # now the classifier learns from it
+
+
+def test_an_image_is_not_added_before_those_of_the_source_are_known(folder: Path) -> None:
+    more = write_names(folder.parent / "more", {"red": 45}) / "red-44.jpg"
+    session = LabellingSession.open(folder)
+    with pytest.raises(OptionError, match="once all images of the source are read"):
+        session.add_file(more, "red")
+    session.close()
 
 
 def test_several_labels_to_an_image(folder: Path) -> None:

@@ -106,16 +106,27 @@ class LabellingBackend:
             self.training.start()
         return self._training_state()
 
+    def _finished_run(self) -> Path | None:
+        """Folder of the last run, if it has finished."""
+        reader = self.training.reader
+        return reader.folder if reader is not None and (reader.folder / "run.json").is_file() else None
+
+    def mistakes(self, count: int) -> JsonObject:
+        """Labels for a second look, those that the last trained model contradicts first."""
+        return self.session.mistakes(count, self._finished_run())
+
     def try_image(self, data: bytes, name: str) -> JsonObject:
         """Prediction of the last trained model for an image."""
-        reader = self.training.reader
-        finished = reader is not None and (reader.folder / "run.json").is_file()
         with session_errors_as_http():
-            return self.trial.predict(reader.folder if reader is not None and finished else None, data, name)
+            return self.trial.predict(self._finished_run(), data, name)
 
     def correct(self, data: bytes, label: str) -> JsonObject:
         """Adds an image that the model classified wrongly to the session, with its correct label."""
         with session_errors_as_http():
+            image = self.session.find_image(data)
+            if image is not None:
+                action = {"do": "label", "images": [image], "label": label, "source": "second look"}
+                return self.session.act(action) | {"id": image}
             kept = self.trial.keep(data, label)
             return self.session.add_file(kept.file, kept.label, "second look")
 

@@ -17,7 +17,7 @@ from headstart.labelling.session import LabellingSession
 from headstart.progress import Progress, SilentProgress
 from headstart.serve.access import AccessPolicy
 from headstart.serve.app import add_error_handlers
-from headstart.serve.corrections import Corrections
+from headstart.serve.corrections import Correction, Corrections
 from headstart.serve.labelling.backend import LabellingBackend
 from headstart.serve.labelling.routes import label_router
 from headstart.serve.limits import ServerLimits
@@ -32,6 +32,9 @@ from headstart.serve.watch.views import watch_router
 
 HOST: Final = "127.0.0.1"
 POLL_SECONDS: Final = 0.1
+
+CORRECTIONS_SECONDS: Final = 2.0
+"""Seconds between two looks at a folder of corrections."""
 
 LIMITS: Final = ServerLimits(header_timeout=60.0, keep_alive_timeout=60.0)
 """Patient: the pass over the images may take all processors, and a connection that is closed loses an action."""
@@ -92,7 +95,7 @@ def label(
         source: images: a folder, a table, an archive, a pattern or a URL.
         labels: the labels table; default: NAME-labels.csv beside the folder or archive.
         corrections: folder of corrected images, as written by ``serve``; they are added to the session with their
-            labels.
+            labels, also those that ``serve`` writes while the session is open.
         port: port on this machine; 0 for any free port.
         backbone: architecture for the features; "auto" chooses the default of ``train``.
         multi_label: whether an image may have any number of labels.
@@ -132,9 +135,14 @@ def label(
     backend = LabellingBackend(session, train_options, device)
     session.served_at(address(listener))
     session.start()
+    ended = threading.Event()
     if corrections is not None:
-        threading.Thread(target=_add_corrections, args=(session, Path(corrections), progress), daemon=True).start()
-    _serve_until_stopped(backend, listener, progress, stop, open_browser=open_browser)
+        given = (session, Path(corrections), progress, ended)
+        threading.Thread(target=follow_corrections, args=given, daemon=True).start()
+    try:
+        _serve_until_stopped(backend, listener, progress, stop, open_browser=open_browser)
+    finally:
+        ended.set()
     return backend.labels_file
 
 
@@ -172,13 +180,34 @@ def _require_no_event_loop() -> None:
     raise OptionError("label() cannot run in a thread with a running event loop. Call it in another thread.")
 
 
-def _add_corrections(session: LabellingSession, folder: Path, progress: Progress) -> None:
-    """Adds the images of a corrections folder with their labels."""
-    for correction in reversed(Corrections(folder).all()):
-        try:
-            session.add_file(correction.file, correction.label, "import")
-        except HeadstartError as error:
-            progress.say(f"{correction.file}: not added ({error})")
+def follow_corrections(
+    session: LabellingSession,
+    folder: Path,
+    progress: Progress,
+    stop: threading.Event,
+    seconds: float = CORRECTIONS_SECONDS,
+) -> None:
+    """Adds the images of a corrections folder with their labels, and those that ``serve`` stores there meanwhile.
+
+    Args:
+        session: started; nothing is added before the images of its source are known.
+        folder: of ``headstart.serve.corrections.Corrections``; it may be created later.
+        progress: receives a message about each image that cannot be added.
+        stop: ends the loop.
+        seconds: between two looks at the folder.
+    """
+    corrections, taken = Corrections(folder), set[Correction]()
+    if not session.wait_ready():
+        return
+    while not stop.is_set():
+        for correction in reversed(corrections.all()):
+            if correction not in taken:
+                taken.add(correction)
+                try:
+                    session.add_file(correction.file, correction.label, "import")
+                except HeadstartError as error:
+                    progress.say(f"{correction.file}: not added ({error})")
+        stop.wait(seconds)
 
 
 def _serve(

@@ -116,7 +116,7 @@ def _add_queue_routes(router: APIRouter, backend: LabellingBackend) -> None:
 
     @router.get("/v1/label/queue/mistakes")
     async def mistakes(count: Count = 20) -> JSONResponse:
-        return await _answer(session.mistakes, count)
+        return await _answer(backend.mistakes, count)
 
     @router.get("/v1/label/knowledge")
     async def knowledge() -> JSONResponse:

@@ -31,7 +31,7 @@ class OneByOne {
 
   update(state, before) {
     if (!before || before.revision !== state.revision) this.followUndo();
-    if (!this.items.length && (!before || before.revision !== state.revision || before.work.stage !== state.work.stage || before.learner.labels !== state.learner.labels)) this.refill();
+    if (!this.items.length && (!before || before.revision !== state.revision || before.work.stage !== state.work.stage || before.training.state !== state.training.state || before.learner.labels !== state.learner.labels)) this.refill();
     this.progress(state);
   }
 
@@ -151,7 +151,7 @@ export const blind = new OneByOne({
 
 export const mistakes = new OneByOne({
   id: "mistakes", title: "Second look", heading: "Possible mistakes", queue: "mistakes", source: "second look", suggestions: true, keeps: true,
-  ask: (item) => `Labelled ${labelWords(item.label) ?? "nothing"}${item.suggestion ? `; the classifier says ${item.suggestion.label} (${percent(item.suggestion.probability)})` : ""}. Which is right?`,
+  ask: (item) => `Labelled ${labelWords(item.label) ?? "nothing"}${item.suggestion ? `; the ${item.by_run ? "trained model" : "classifier"} says ${item.suggestion.label} (${percent(item.suggestion.probability)})` : ""}. Which is right?`,
   status: (_state, total) => total ? `${count(total)} to look at` : "",
   emptyWords: () => "No label looks wrong to the classifier. Labels are compared when each class has several.",
 });

@@ -19,7 +19,7 @@ export const train = {
     answers = make("ul", { class: "tried", id: "tried" });
     trial = make("section", { class: "panel drop-zone", id: "try", "aria-labelledby": "try-title", hidden: true },
       make("h3", { id: "try-title", text: "Try the model" }),
-      make("p", { class: "soft small", text: "Drop images here. If an answer is wrong, choose the right class: its label joins the table, and the next training uses it." }),
+      make("p", { class: "soft small", text: "Drop images here. If an answer is wrong, choose the right class: the image joins the others at once, and the next training uses it." }),
       make("button", { type: "button", text: "Choose images", onclick: () => files.click() }), files, answers);
     for (const kind of ["dragenter", "dragover"]) trial.addEventListener(kind, (event) => { event.preventDefault(); trial.classList.add("over"); });
     for (const kind of ["dragleave", "drop"]) trial.addEventListener(kind, () => trial.classList.remove("over"));
@@ -110,7 +110,7 @@ async function finished(training) {
   const open = make("a", { class: "button main", id: "report", href: "watch/report", target: "_blank", rel: "noopener", text: "Open the report" });
   result.replaceChildren(make("h3", { text: "The model is trained" }),
     ...Object.values(summary?.scores ?? {}).map((scores) => make("p", { class: "score" }, make("strong", { text: percent(scores.correct / scores.count) }), make("span", { text: `${scores.name} accuracy (${count(scores.correct)}/${count(scores.count)}), 95 % CI ${(100 * scores.low).toFixed(1)}-${(100 * scores.high).toFixed(1)}` }))),
-    make("div", { class: "row" }, open, make("a", { class: "button", href: "watch", target: "_blank", rel: "noopener", text: "Open the page of the run" })),
+    make("div", { class: "row" }, open, make("a", { class: "button", href: "watch", target: "_blank", rel: "noopener", text: "Open the page of the run" }), make("a", { class: "button", href: "#mistakes", text: "Look at labels it contradicts" })),
     make("p", {}, "To serve it: ", make("code", { text: training.serve })));
   say("The model is trained.");
   if (document.body.dataset.panel === "train") open.focus();
@@ -151,7 +151,7 @@ async function correct(file, label, words) {
   body.append("session", store.state.session);
   try {
     const reply = await json("v1/label/correct", { method: "POST", body });
-    words.replaceChildren(make("p", {}, reply.id === null ? "Added to the labels as " : "Labelled in the session as ", make("strong", { text: label }), ". The next training uses it."));
+    words.replaceChildren(make("p", {}, "Among the images, labelled ", make("strong", { text: label }), ". The next training uses it."));
     say(`${file.name} was added as ${label}.`);
   } catch (error) { report(error); }
 }

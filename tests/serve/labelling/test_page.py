@@ -20,6 +20,7 @@ from labelling import colour_of, labelling_site, opened_session, wait_for, write
 from random_images import COLOURS
 from small_architectures import small_architectures  # noqa: F401  # used by the processes that the tests start
 
+import headstart as hs
 from headstart.serve.labelling import training_process
 
 if TYPE_CHECKING:
@@ -265,6 +266,48 @@ def test_two_tabs_follow_each_other_and_overwrite_nothing(browser: Browser, tmp_
         until(one, "!document.getElementById('notice').hidden")
         assert {entry["name"] for entry in state(site)["classes"]} == {"azure", "green", "red"}
         assert wrong == []
+
+
+def test_images_get_several_labels_by_the_keyboard_in_the_grid_and_in_a_question(
+    browser: Browser, tmp_path: Path
+) -> None:
+    folder = write_unlabelled(tmp_path / "images", 60)
+    with page_of(browser, folder, multi_label=True) as (page, site):
+        label_some(page, site, 6)
+        page.keyboard.press("Home")
+        until(page, "Boolean(document.querySelector('#grid #tile-0.active'))")
+        for word in ("/dark", "/small"):
+            page.keyboard.press("/")
+            page.keyboard.type(word.removeprefix("/"))
+            page.keyboard.press("Enter")
+            settled(page)
+        until(page, "document.querySelector('#grid #tile-0 .tag').textContent === 'blue, dark, small'")
+        assert items(site)[0]["label"] == ["blue", "dark", "small"]
+        keys = {one["name"]: one["key"] for one in state(site)["classes"]}
+        page.keyboard.press(keys["small"])  # the same key removes it
+        settled(page)
+        wait_for(lambda: items(site)[0]["label"] == ["blue", "dark"])
+        page.keyboard.press("Control+z")
+        settled(page)
+        wait_for(lambda: items(site)[0]["label"] == ["blue", "dark", "small"])
+        wait_for(lambda: state(site)["learner"]["state"] == "ready")
+        go_to(page, "ask")
+        until(page, "Boolean(document.querySelector('#ask-image figcaption').textContent)")
+        name = text_of(page, "document.querySelector('#ask-image figcaption').textContent").partition(" (")[0]
+        assert [item["label"] for item in items(site) if item["name"] == name] == [None]
+        pressed = "document.querySelectorAll('.panel-ask .choices [aria-pressed=true]').length"
+        assert page.evaluate(pressed) == 0
+        page.keyboard.press(keys["red"])
+        page.keyboard.press(keys["dark"])
+        until(page, f"{pressed} === 2")
+        page.keyboard.press("Enter")
+        settled(page)
+        wait_for(lambda: [i["label"] for i in items(site) if i["name"] == name] == [["red", "dark"]])
+        table = (tmp_path / "images-labels.csv").read_text()
+        assert table.startswith("path,labels,split,source,time\n")
+        dataset = hs.open_data(tmp_path / "images-labels.csv", min_classes=1)
+        assert dataset.multi_label
+        assert dataset.labels.sum(axis=1).max() == 3
 
 
 def start_server(folder: Path, port: int) -> subprocess.Popen[bytes]:

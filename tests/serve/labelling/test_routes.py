@@ -218,9 +218,19 @@ def test_a_wrong_answer_of_the_trained_model_joins_the_labels(
     random_image(12345, COLOURS["red"]).save(data, "PNG")
     form = {"label": "red", "session": state(client)["session"]}
     reply = client.post("/v1/label/correct", data=form, files={"file": ("a.png", data.getvalue(), "image/png")})
-    assert (reply.status_code, reply.json()["id"]) == (200, None), reply.text
+    assert reply.status_code == 200, reply.text
+    added = reply.json()["id"]
+    assert (items(client)[-1]["id"], items(client)[-1]["label"]) == (added, ["red"])
+    token = state(client)["session"]
+    assert client.get(f"/v1/label/images/{added}?size=96&session={token}").status_code == 200
     table = served[1].labels_file.read_text()
     assert re.search(r"^images-corrections/red/\w+\.png,red,train,second look,", table, re.MULTILINE)
+    form["label"] = "blue"  # on second thoughts: the same image, not a second one
+    reply = client.post("/v1/label/correct", data=form, files={"file": ("a.png", data.getvalue(), "image/png")})
+    assert (reply.json()["id"], items(client)[-1]["label"]) == (added, ["blue"])
+    table = served[1].labels_file.read_text()
+    assert re.findall(r"^images-corrections/.*", table, re.MULTILINE)[0].split(",")[1] == "blue"
+    assert len(list(served[1].labels_file.parent.glob("images-corrections/*/*.png"))) == 1
     own = items(client)[4]
     form["label"] = colour_of(own)
     content = (served[1].labels_file.parent / "images" / own["name"]).read_bytes()
