@@ -1,7 +1,7 @@
 // Thumbnails, loaded a few at a time and cancelled when they leave the screen, and the tile that shows one.
 
 import { make, percent } from "./api.js";
-import { imageUrl } from "./label-store.js";
+import { imageUrl, onState, store } from "./label-store.js";
 
 const AT_ONCE = 4;
 const queue = [];             // newest last, loaded first: what was asked for last is on the screen
@@ -9,7 +9,7 @@ const loading = new Set();
 
 export function load(image, id, size) {
   cancel(image);
-  image.wanted = imageUrl(id, size);
+  image.wanted = [id, size];
   queue.push(image);
   pump();
 }
@@ -24,14 +24,16 @@ export function cancel(image) {
 }
 
 function pump() {
-  while (loading.size < AT_ONCE && queue.length) {
+  while (store.state && loading.size < AT_ONCE && queue.length) {  // addresses name the session
     const image = queue.pop();
     loading.add(image);
     image.onload = () => end(image, true);
     image.onerror = () => end(image, false);
-    image.src = image.wanted;
+    image.src = imageUrl(...image.wanted);
   }
 }
+
+onState(pump);
 
 function end(image, good) {
   if (!loading.delete(image)) return;
