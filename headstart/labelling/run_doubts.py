@@ -6,7 +6,7 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from headstart.data.table_labels import SEPARATOR
+from headstart.data.label_cells import SEPARATOR
 from headstart.files import read_rows
 from headstart.runs.folder import CROSS_VALIDATION_FILE, PREDICTIONS_FILE
 

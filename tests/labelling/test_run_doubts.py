@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from labelling_sessions import label, named_session, open_images, truth, write_names
 
-from headstart.data.table_labels import SEPARATOR
+from headstart.data.label_cells import SEPARATOR
 from headstart.labelling.run_doubts import contradicted_labels
 
 HEADER = "path,split,label,predicted,probability,outlier,p:blue,p:red\n"
