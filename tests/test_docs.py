@@ -56,6 +56,10 @@ NOT_RUN = {
         "runs/flowers-corrections/",
     ): "names of files: test_corrections.py and test_app.py see them written",
     ("web-page.md", "val accuracy: before"): "what retrain prints: test_retrain.py compares its words",
+    (
+        "phone.md",
+        "headstart export runs/flowers --to litert",
+    ): "converters that are not installed: test_isolated_formats.py runs them",
     ("scale.md", "#!/bin/bash"): "a Slurm script: test_scale_page.py runs it",
     ("scale.md", "apiVersion"): "a Kubernetes job: test_scale_page.py runs its command",
     ("serve.md", "{"): "what the server answers: its keys are compared with a real answer, here",

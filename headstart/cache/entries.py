@@ -26,10 +26,15 @@ CLEAR_WAITS = 10.0
 ENGINE_PLANS = "engines"
 """Folder of the cache that contains engine plans, see ``engine.plan``."""
 
+ENVIRONMENTS = "environments"
+"""Folder of the cache that contains installed packages, see ``isolated_environment``."""
+
 STORE_NAME = re.compile(r"[0-9a-f]{24}")
 _DOCUMENT = re.compile(r"[0-9a-f]{24}\.safetensors")
 _TRASH = re.compile(r"\.trash-[0-9a-f]{24}(\.safetensors)?-[0-9a-f]{8}")
 _WORDS = {
+    "environment": "packages for {}",
+    "python": "Python {}",
     "images": "{} images",
     "architecture": "{}",
     "boundary": "boundary {}",
@@ -66,7 +71,7 @@ def cache_root(folder: UserPath | None = None) -> Path:
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """A removable part of the cache: the folder of a ``RowStore``, or an engine plan.
+    """A removable part of the cache: the folder of a ``RowStore``, an engine plan, or installed packages.
 
     Attributes:
         kind: "pixels", "features", "engines", ...
@@ -227,7 +232,8 @@ def _store_entry(folder: Path) -> Iterator[CacheEntry]:
         about: dict[str, Any] = description if isinstance(description, dict) else {}
         row_bytes = size if type(size) is int and size > 0 else 0
         rows = sizes.get("keys.bin", 0) // (RECORD_BYTES if row_bytes else KEY_BYTES)
-        total = sum(sizes.values())
+        below = document.get("bytes")  # in folders of it, as it was written
+        total = sum(sizes.values()) + (below if type(below) is int and below > 0 else 0)
         yield CacheEntry(folder.parent.name, folder.name, about, rows, total, last_used(folder), folder, row_bytes)
 
 

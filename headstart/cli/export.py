@@ -34,10 +34,11 @@ if TYPE_CHECKING:
 @model_argument
 @option(
     "--to",
-    type=click.Choice(["onnx", "torch", "timm"]),
+    type=click.Choice(["onnx", "torch", "timm", "litert", "coreml", "executorch"]),
     default_text="onnx",
     help="Format. onnx: for ONNX Runtime; torch: PyTorch's ExportedProgram (.pt2); timm: a folder for the hub that "
-    "timm and transformers load.",
+    "timm and transformers load. For phones: litert (.tflite), coreml (.mlpackage), executorch (.pte); their converters "
+    "are installed at first use, apart from this Python.",
 )
 @option(
     "--all",
@@ -56,9 +57,10 @@ if TYPE_CHECKING:
 )
 @option(
     "--quantize",
-    type=click.Choice(["int8"]),
+    type=click.Choice(["int8", "float16"]),
     default_text="off",
-    help="Quantize weights and activations to 8 bits, calibrated on the images: about a quarter of the file size.",
+    help="int8: quantize weights and activations to 8 bits, calibrated on the images: about a quarter of the file size "
+    "(onnx, litert). float16: weights of 16 bits (litert).",
 )
 @allow_loss_option
 @device_option
@@ -79,7 +81,7 @@ def export_command(
     """Export a model to one file that runs without Headstart: pixels of any size in, probabilities out.
 
     MODEL is a run folder, a model file, or hf://OWNER/NAME. The file is opened in a new process and compared with the
-    model on up to 500 images; it is removed if it differs.
+    model on up to 500 images; it is removed if it differs. Core ML files are not compared unless this is a Mac.
     """
     if is_all:
         others = {"--to": to, "--quantize": quantize, "--allow-loss": allow_loss}
@@ -140,7 +142,7 @@ def _export_all(run_or_model: Path, out: Path | None, data: str | Dataset | None
 def verify_command(
     file: Path, data: str, model: Path | None, allow_loss: bool, device: str, as_json: bool, **columns: Any
 ) -> None:
-    """Compare an exported file (.onnx or .pt2) with its model again. Exit status 1 if it differs.
+    """Compare an exported file (such as .onnx or .tflite) with its model again. Exit status 1 if it differs.
 
     DATA is a folder with one folder of images per class, a table, an archive, their URL, or a run, whose val images and
     model are used.
@@ -214,7 +216,10 @@ def _print(found: Exported) -> None:
         ["format", "accuracy", "correct", "95 % CI", "same answer", "largest difference", "size", "images/s"],
         [_row(one) for one in found.formats],
     )
-    print(f"Compared on {found.formats[-1].images:,} images, {found.images}.")
+    if found.unverified:
+        print(f"Not verified on this machine: {found.unverified}.")
+    else:
+        print(f"Compared on {found.formats[-1].images:,} images, {found.images}.")
     if found.quantised is not None:
         print(f"Quantized: {found.quantised}.")
     if (whole := found.formats[-1].full_size) is not None:

@@ -28,6 +28,10 @@ OUTPUTS = ("probabilities", "outlier")
 """Names of the outputs; the second only if the model has an out-of-distribution detector."""
 
 
+_LATER = ("before_graph", "unverified")
+"""Keys that earlier versions do not know: left out where they are empty."""
+
+
 @dataclass(frozen=True)
 class ExportMetadata:
     """The document in an exported file.
@@ -44,7 +48,7 @@ class ExportMetadata:
         preprocessing: preprocessing in the graph, see ``Preprocessing``. ``value_range`` is the exception: it is
             applied before the graph, when an image is decoded to 8 bits.
         temperature: by which the graph divides the logits.
-        precision: "float32" or "int8".
+        precision: "float32", "float16" or "int8".
         model: ``Model.version`` of the exported model.
         backbone: architecture of the backbone.
         headstart: version of Headstart that wrote the file.
@@ -53,6 +57,9 @@ class ExportMetadata:
         is_calibrated: whether the probabilities are calibrated; None in files of earlier versions.
         calibration: what was calibrated on which images, or why nothing was; "" in files of earlier versions.
         sha256: of the file before this value, for formats that end with the document (see ``sealed``); else "".
+        before_graph: what a program must do with a decoded image before it runs the graph, in words; "" if the graph
+            accepts images of any size.
+        unverified: why the file was not compared with the model when it was written; "" if it was.
     """
 
     headstart_export: int
@@ -74,6 +81,8 @@ class ExportMetadata:
     is_calibrated: bool | None = None
     calibration: str = ""
     sha256: str = ""
+    before_graph: str = ""
+    unverified: str = ""
 
     @property
     def value_range(self) -> ValueRange | None:
@@ -83,7 +92,8 @@ class ExportMetadata:
 
     def text(self) -> str:
         """The document as one line of ASCII that begins with its version."""
-        return json.dumps(asdict(self))
+        document = asdict(self)
+        return json.dumps({key: value for key, value in document.items() if value or key not in _LATER})
 
     @classmethod
     def read(cls, text: str, file: Path) -> ExportMetadata:

@@ -23,7 +23,10 @@ MAX_OUTLIER_DIFFERENCE = 0.02
 """Likewise of an outlier score, which is a rank among a few hundred images, some of them at nearly equal distances."""
 
 MAX_ACCURACY_LOSS = 0.01
-"""Accuracy that an int8 file may lose."""
+"""Accuracy that an int8 or float16 file may lose."""
+
+MAX_HALF_DIFFERENCE = 0.05
+"""Largest difference of a probability that a float16 file may have."""
 
 Probabilities = npt.NDArray[np.float64]
 Right = npt.NDArray[np.bool_]
@@ -152,18 +155,11 @@ def parity_failures(one: FormatResult, model: FormatResult, *, precision: str, a
     Args:
         one: row of the file.
         model: row of the model.
-        precision: of the file, "float32" or "int8".
-        allow_loss: accept any loss of accuracy of an int8 file.
+        precision: of the file, "float32", "float16" or "int8".
+        allow_loss: accept any loss of accuracy of an int8 or float16 file.
     """
-    if precision == "int8":
-        lost = (model.correct - one.correct) / one.images
-        if lost <= MAX_ACCURACY_LOSS or allow_loss:
-            return []
-        return [
-            f"its accuracy is {100 * one.accuracy:.1f} % ({one.correct:,}/{one.images:,}), the model's "
-            f"{100 * model.accuracy:.1f} %: a loss of {100 * lost:.1f} points; at most {100 * MAX_ACCURACY_LOSS:g} "
-            "is allowed (allow_loss, --allow-loss, accepts it)"
-        ]
+    if precision != "float32":
+        return [] if allow_loss else _losses(one, model, precision)
     assert one.clear is not None
     assert one.same is not None
     assert one.largest is not None
@@ -173,15 +169,31 @@ def parity_failures(one: FormatResult, model: FormatResult, *, precision: str, a
             f"{one.clear - one.same:,} of {one.clear:,} predictions differ where the model has a clear margin"
         )
     if not one.largest <= MAX_PROBABILITY_DIFFERENCE:
-        failures.append(
-            f"probabilities differ by up to {one.largest:.1e}, more than the allowed {MAX_PROBABILITY_DIFFERENCE:.0e}"
-        )
+        failures.append(_too_different(one.largest, MAX_PROBABILITY_DIFFERENCE))
     if one.largest_outlier is not None and not one.largest_outlier <= MAX_OUTLIER_DIFFERENCE:
         failures.append(
             f"outlier scores differ by up to {one.largest_outlier:.1e}, more than the allowed "
             f"{MAX_OUTLIER_DIFFERENCE:g}"
         )
     return failures
+
+
+def _losses(one: FormatResult, model: FormatResult, precision: str) -> list[str]:
+    failures, accepted = [], "(allow_loss, --allow-loss, accepts it)"
+    lost = (model.correct - one.correct) / one.images
+    if lost > MAX_ACCURACY_LOSS:
+        failures.append(
+            f"its accuracy is {100 * one.accuracy:.1f} % ({one.correct:,}/{one.images:,}), the model's "
+            f"{100 * model.accuracy:.1f} %: a loss of {100 * lost:.1f} points; at most {100 * MAX_ACCURACY_LOSS:g} "
+            f"is allowed {accepted}"
+        )
+    if precision == "float16" and one.largest is not None and not one.largest <= MAX_HALF_DIFFERENCE:
+        failures.append(f"{_too_different(one.largest, MAX_HALF_DIFFERENCE)} {accepted}")
+    return failures
+
+
+def _too_different(largest: float, allowed: float) -> str:
+    return f"probabilities differ by up to {largest:.1e}, more than the allowed {allowed:.0e}"
 
 
 def _given(probabilities: Probabilities, thresholds: tuple[float, ...] | None) -> Labels:

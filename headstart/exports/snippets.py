@@ -22,7 +22,6 @@ if image.has_transparency_data:
 if image.mode == "RGBA" and image.getchannel("A").getextrema() != (0, 0):  # 0 everywhere means no alpha
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
 
-pixels = numpy.array(image.convert("RGB"))[None]
 """
 
 _DEEP_IMAGE = """\
@@ -89,10 +88,22 @@ def python_snippet(file: Path, metadata: ExportMetadata, image: str = IMAGE) -> 
         image: path of the image to predict.
     """
     torch = file.suffix.lower() == ".pt2"
-    parts = {"file": json.dumps(str(file)), "image": json.dumps(image), "key": KEY}
+    parts = {"file": json.dumps(str(file)), "key": KEY}
     names = "probabilities" if metadata.none_above is None else "probabilities, outlier"
     run = "program(torch.from_numpy(pixels))" if torch else 'session.run(None, {"pixels": pixels})'
-    lines = [f"[{names}] = {run}", "scores = probabilities[0].tolist()"]
+    lines = ['pixels = numpy.array(image.convert("RGB"))[None]', f"[{names}] = {run}", *answer_lines(metadata)]
+    return (_TORCH if torch else _ONNX).format(**parts) + decoding_lines(metadata, image) + "\n".join(lines)
+
+
+def decoding_lines(metadata: ExportMetadata, image: str) -> str:
+    """Python code that decodes a file to ``image``, upright and without transparency, as Headstart does."""
+    decoding = _IMAGE if metadata.value_range is None else _DEEP_IMAGE + _IMAGE.partition("\n")[2]
+    return decoding.format(image=json.dumps(image))
+
+
+def answer_lines(metadata: ExportMetadata) -> list[str]:
+    """Python code from ``probabilities`` and ``outlier`` to what is printed."""
+    lines = ["scores = probabilities[0].tolist()"]
     if metadata.thresholds is None:
         lines += ['answer = metadata["classes"][scores.index(max(scores))]']
         shown = "answer, max(scores)"
@@ -103,8 +114,7 @@ def python_snippet(file: Path, metadata: ExportMetadata, image: str = IMAGE) -> 
         shown = "answer"
     if metadata.none_above is not None:
         lines += ['if outlier[0] > metadata["none_above"]:', '    answer = metadata["none"]', ""]
-    opening = (_TORCH if torch else _ONNX).format(**parts)
-    return opening + decoding_code(metadata, parts["image"]) + "\n".join([*lines, f"print({shown})"])
+    return [*lines, f"print({shown})"]
 
 
 def decoding_code(metadata: ExportMetadata, image: str) -> str:
@@ -115,7 +125,7 @@ def decoding_code(metadata: ExportMetadata, image: str) -> str:
         image: an expression, the path of the image.
     """
     decoding = _IMAGE if metadata.value_range is None else _DEEP_IMAGE + _IMAGE.partition("\n")[2]
-    return decoding.format(image=image)
+    return decoding.format(image=image) + 'pixels = numpy.array(image.convert("RGB"))[None]\n'
 
 
 def timm_snippet(name: str, metadata: ExportMetadata, image: str = IMAGE) -> str:

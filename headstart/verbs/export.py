@@ -44,7 +44,8 @@ class Exported:
         formats: results of the model, if it is available, then of the files made from it; ``file`` is last.
         images: the images compared on, in words.
         faults: messages about differences beyond the tolerance; empty if there are none.
-        quantised: number of quantised layers of an int8 file; None for a float32 file.
+        quantised: number of quantised layers of an int8 file; None for other files.
+        unverified: why the file was not compared with the model, so that ``formats`` has the model only; "" if it was.
     """
 
     file: Path
@@ -53,6 +54,7 @@ class Exported:
     images: str
     faults: tuple[str, ...] = ()
     quantised: QuantizedLayers | None = None
+    unverified: str = ""
 
     @property
     def snippets(self) -> dict[str, str]:
@@ -64,6 +66,7 @@ class Exported:
         return {
             "file": str(self.file),
             "model": self.metadata.model,
+            "unverified": self.unverified,
             "precision": self.metadata.precision,
             "written_with": self.metadata.written_with,
             "images": self.images,
@@ -93,12 +96,14 @@ def export(
 
     Args:
         model: a run folder, a model file, ``hf://OWNER/NAME``, or a loaded model.
-        to: "onnx"; "torch" for an ExportedProgram (.pt2); or "timm" for a folder that timm and transformers load.
+        to: "onnx"; "torch" for an ExportedProgram (.pt2); "timm" for a folder that timm and transformers load; "litert"
+            (.tflite), "executorch" (.pte), or "coreml" (.mlpackage, which only macOS can compare with the model).
         out: the file to write; next to the model file, with the suffix of the format, if None.
         data: labelled images to compare on: a folder, a table, or an open data set. Its val split is used; else test,
             else train. None for the images of the run.
-        quantize: "int8" for 8-bit weights and activations (ONNX only); "" for float32.
-        allow_loss: accept an int8 file regardless of its loss of accuracy.
+        quantize: "int8" for 8-bit weights and activations (ONNX, LiteRT), "float16" for 16-bit weights (LiteRT); "" for
+            float32.
+        allow_loss: accept an int8 or float16 file regardless of its loss of accuracy.
         device: device of the model: "auto", "cpu", "cuda" or "mps".
         cache: the cache folder; the default one if None.
         progress: receives messages and the progress of each task.
@@ -145,21 +150,23 @@ def write_compared(
     ):
         progress.say(f"Writing {model.net.backbone.architecture} as {to}.")
         written = form.write(WriteRequest(model, partial, variant, images.calibration, Path(scratch), progress))
-        count = f"{len(images.compared.paths):,} images ({images.words})"
-        progress.say(f"Comparing with the model on {count}, in a separate process.")
+        unverified = written.metadata.unverified
+        if not unverified:
+            count = f"{len(images.compared.paths):,} images ({images.words})"
+            progress.say(f"Comparing with the model on {count}, in a separate process.")
         if not form.has_outlier_scores:
             expected = expected.without_outliers()
         formats = [reference.row]
-        for name, path in written.files.items():
+        for name, path in {} if unverified else written.files.items():
             answers = run_in_subprocess(path, expected.paths, full_size=path == partial)
             formats.append(file_format(name, expected, answers, size=size_of(path)))
-        if faults := parity_failures(
-            formats[-1], formats[0], precision=written.metadata.precision, allow_loss=allow_loss
-        ):
-            raise ExportError(f"{file}: not written: {'; '.join(faults)}.")
-    _note_test(reference.source, images.compared, formats[-1], "export", progress)
+            precision = written.metadata.precision if path == partial else "float32"
+            if faults := parity_failures(formats[-1], formats[0], precision=precision, allow_loss=allow_loss):
+                raise ExportError(f"{file}: not written: {'; '.join(faults)}.")
+    if not unverified:
+        _note_test(reference.source, images.compared, formats[-1], "export", progress)
     quantised = _quantised(file, written.metadata)
-    return Exported(file, written.metadata, tuple(formats), images.words, quantised=quantised)
+    return Exported(file, written.metadata, tuple(formats), images.words, quantised=quantised, unverified=unverified)
 
 
 def verify(
@@ -198,7 +205,8 @@ def verify(
     """
     progress = progress or SilentProgress()
     path = user_path(file)
-    metadata = open_export(path).metadata
+    with open_export(path, progress) as opened:
+        metadata = opened.metadata
     if model is None and is_run(data):
         model = user_path(data)
     loaded = None if model is None else _origin(model, path, metadata)
@@ -243,7 +251,7 @@ def _origin(model: Source | Model, file: Path, metadata: ExportMetadata) -> Mode
 
 def _quantised(file: Path, metadata: ExportMetadata) -> QuantizedLayers | None:
     count = format_of(file).count_quantized
-    return None if count is None or metadata.precision == "float32" else count(file)
+    return None if count is None or metadata.precision != "int8" else count(file)
 
 
 def _output(model: Source | Model, to: str, quantize: str, out: Source | None) -> Path:

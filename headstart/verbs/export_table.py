@@ -110,8 +110,8 @@ def export_all(
 ) -> ExportTable:
     """Exports a model to every format and variant, and compares each with the model on the same images.
 
-    A format that cannot express the model, differs from it, or needs an extra that is not installed has a row with the
-    reason. The table is written into the folder, and for a run into its report.
+    A format that cannot express the model, differs from it, or needs an extra or packages that are not installed has a
+    row with the reason. The table is written into the folder, and for a run into its report.
 
     Args:
         model: a run folder, a model file, ``hf://OWNER/NAME``, or a loaded model.
@@ -165,9 +165,18 @@ def _rows(reference: ExportReference, folder: Path, progress: Progress) -> Itera
             try:
                 if form.extra:
                     require_extra(form.extra, f"export to {form.name}")
+                if form.environment and not form.environment.is_ready:
+                    raise MissingExtra(
+                        f"its packages are not installed yet; headstart export --to {form.name} does that"
+                    )
                 done = write_compared(reference, form.name, variant, file, allow_loss=False, progress=progress)
             except (ExportError, MissingExtra) as error:
                 progress.say(f"{name}: {error}")
                 yield ExportRow(name, None, None, str(error))
             else:
-                yield ExportRow(name, file, done.formats[-1])
+                result, reason = (
+                    (None, f"{file.name}: not verified: {done.unverified}")
+                    if done.unverified
+                    else (done.formats[-1], "")
+                )
+                yield ExportRow(name, file, result, reason)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headstart.exports.metadata import ExportMetadata
+from headstart.isolated_environment import IsolatedEnvironment
 from headstart.progress import Progress
 
 if TYPE_CHECKING:
@@ -86,8 +87,9 @@ class ExportFormat:
         count_quantized: counts the layers of a quantised file; None for a format without such variants.
         marker: name of a file that only folders of this format have; "" for a format of single files.
         extra: optional dependencies of Headstart that it needs, see ``extras.require_extra``; "" for none.
-        interpreter: path of the Python that runs the reader, for a format whose library needs another environment;
-            None for this one.
+        environment: packages apart from this Python in which the reader runs, created if it does not exist; None for
+            this Python.
+        cannot_run: why this machine cannot run files of this format, so that they are not compared; "" if it can.
         has_outlier_scores: whether files of models with an out-of-distribution detector give outlier scores.
     """
 
@@ -100,7 +102,8 @@ class ExportFormat:
     count_quantized: Callable[[Path], QuantizedLayers] | None = None
     marker: str = ""
     extra: str = ""
-    interpreter: Callable[[], str] | None = None
+    environment: IsolatedEnvironment | None = None
+    cannot_run: Callable[[], str] = str
     has_outlier_scores: bool = True
 
     def is_format_of(self, file: Path) -> bool:

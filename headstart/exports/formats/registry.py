@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from headstart.errors import ExportError
-from headstart.exports.formats import onnx, timm, torch_export
+from headstart.exports.formats import coreml, executorch, litert, onnx, timm, torch_export
 from headstart.exports.formats.interface import ExportFormat
 from headstart.exports.reader_process import OpenedExport
+from headstart.progress import Progress, SilentProgress
 
-FORMATS: dict[str, ExportFormat] = {one.name: one for one in (onnx.FORMAT, torch_export.FORMAT, timm.FORMAT)}
+FORMATS: dict[str, ExportFormat] = {
+    one.name: one
+    for one in (onnx.FORMAT, torch_export.FORMAT, timm.FORMAT, litert.FORMAT, coreml.FORMAT, executorch.FORMAT)
+}
 """Name -> format."""
 
 
@@ -26,8 +30,12 @@ def format_of(file: Path) -> ExportFormat:
     raise ExportError(f"{file}: expected a file written by headstart export, ending in {suffixes}, or such a folder.")
 
 
-def open_export(file: Path) -> OpenedExport:
+def open_export(file: Path, progress: Progress | None = None) -> OpenedExport:
     """Opens an exported file or folder in a new process, in which nothing of Headstart is imported.
+
+    Args:
+        file: the file or folder.
+        progress: receives what is installed, if the format needs an isolated environment that does not exist yet.
 
     Raises:
         ExportError: it does not exist, is damaged, or is not an export.
@@ -35,4 +43,7 @@ def open_export(file: Path) -> OpenedExport:
     if not file.exists():
         raise ExportError(f"{file}: no such file or folder.")
     form = format_of(file)
-    return OpenedExport(file, form.reader, form.interpreter() if form.interpreter else "")
+    if why := form.cannot_run():
+        raise ExportError(f"{file}: {why}.")
+    interpreter = str(form.environment.ensure(progress or SilentProgress())) if form.environment else ""
+    return OpenedExport(file, form.reader, interpreter)
