@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     type=click.Choice(["onnx", "torch", "timm", "litert", "coreml", "executorch"]),
     default_text="onnx",
     help="Format. onnx: for ONNX Runtime; torch: PyTorch's ExportedProgram (.pt2); timm: a folder for the hub that "
-    "timm and transformers load. For phones: litert (.tflite), coreml (.mlpackage), executorch (.pte); their converters "
-    "are installed at first use, apart from this Python.",
+    "timm and transformers load. For phones: litert (.tflite), coreml (.mlpackage), executorch (.pte); their "
+    "converters are installed at first use, apart from this Python.",
 )
 @option(
     "--all",
