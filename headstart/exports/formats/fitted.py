@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from headstart.concurrency import map_images
 from headstart.data.bit_depth import ValueRange
-from headstart.data.decode import decode, map_images
+from headstart.data.decode import decode
 from headstart.data.preprocessing import Preprocessing, Rgb, resize_and_crop
 from headstart.errors import ExportError, UnreadableImage
 from headstart.exports.metadata import LOGGERS, ExportMetadata
