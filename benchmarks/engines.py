@@ -2,10 +2,11 @@
 
     python benchmarks/engines.py [--data FOLDER] [--backbone NAME] [--images 3000] [--rounds 3] [--engines NAME ...]
 
-Engines: PyTorch as it comes, in its default layout and channels last; ONNX Runtime alone; the folded network in float32
-and in mixed precision; and what Headstart chooses to learn from, from a cold cache, with all the measuring that takes.
-Only Headstart's own engines keep freed memory (``keep_freed_memory``). tf_efficientnet_lite0 has its real weights, any
-other backbone random ones. ImageFiles are photographs from a folder, over again where there are too few, or noise.
+Engines: PyTorch as it comes, in its default layout and channels last; ONNX Runtime alone; the folded network in
+float32 and in mixed precision; OpenVINO, if it is named, in float32 and in bfloat16; and what Headstart chooses to
+learn from, from a cold cache, with all the measuring that takes. Only Headstart's own engines keep freed memory
+(``keep_freed_memory``). tf_efficientnet_lite0 has its real weights, any other backbone random ones. ImageFiles are
+photographs from a folder, over again where there are too few, or noise.
 
 Preparation is all that an engine does before the first batch once network and libraries are loaded: lowering, tracing,
 folding, measuring, comparing. The last two columns set preparation and 3,000 images (extrapolated where fewer were run)
@@ -44,11 +45,14 @@ from headstart.engine.plan import EnginePlan
 from headstart.engine.select import SAMPLE_SIZE, choose_engine
 from headstart.engine.torch_engine import TorchEngine
 from headstart.errors import UnreadableImage
+from headstart.exports.readers.openvino_reader import import_openvino
 
 FULL = 3000
 COMPARED = 128
 EAGER = "torch channels last"
 ONNX = "onnxruntime"
+PER_IMAGE = "onnxruntime per image"
+OPENVINO = {"openvino": "f32", "openvino bfloat16": "bf16"}
 CHOSEN = "chosen"
 CPU = torch.device("cpu")
 
@@ -82,6 +86,8 @@ def prepare(name: str, net: PixelNet, sample: np.ndarray, cache: Path) -> tuple[
         options.intra_op_num_threads = torch.get_num_threads()
         alone = onnxruntime.InferenceSession(onnx_bytes(net), options, providers=["CPUExecutionProvider"])
         return lambda images: alone.run(None, {"pixels": images})[0], 32, {}
+    if name in OPENVINO:
+        return openvino_streams(net, OPENVINO[name]), 32, {}
     keep_freed_memory()
     plan = EnginePlan()
     if name == CHOSEN:
@@ -92,8 +98,34 @@ def prepare(name: str, net: PixelNet, sample: np.ndarray, cache: Path) -> tuple[
     if name == "mixed":
         expected = TorchEngine(net, CPU)(sample)
         plan = calibrate_mixed(plan, net, sample, expected, CPU)
-    engine = build_engine(name, plan, net, CPU)
+    engine = build_engine(ONNX if name == PER_IMAGE else name, plan, net, CPU)
     return engine, engine.batch_size, {"low_precision_from": plan.low_precision_from} if name == "mixed" else {}
+
+
+def openvino_streams(net: PixelNet, precision: str) -> Run:
+    """OpenVINO with one image per thread, which was faster than a batch that all threads share."""
+    openvino = import_openvino()
+    core, threads = openvino.Core(), torch.get_num_threads()
+    options = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "PERFORMANCE_HINT": "THROUGHPUT",
+        "NUM_STREAMS": str(threads),
+        "INFERENCE_NUM_THREADS": str(threads),
+    }
+    model = core.read_model(onnx_bytes(net))
+    shape = net.backbone.preprocessing.height, net.backbone.preprocessing.width, 3
+    model.reshape([1, *shape])
+    queue = openvino.AsyncInferQueue(core.compile_model(model, "CPU", options), threads)
+    parts: dict[int, np.ndarray] = {}
+    queue.set_callback(lambda request, place: parts.__setitem__(place, np.array(request.get_output_tensor().data)))
+
+    def run(pixels: np.ndarray) -> np.ndarray:
+        for place in range(len(pixels)):
+            queue.start_async(pixels[place : place + 1], place)
+        queue.wait_all()
+        return np.concatenate([parts[place] for place in range(len(pixels))])
+
+    return run
 
 
 def work(name: str, backbone: str, pixels: Path, cache: Path, orders: Connection) -> None:
@@ -226,15 +258,15 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def main() -> None:
-    known = ["torch", EAGER, ONNX, "folded", "mixed", CHOSEN]
+    known = ["torch", EAGER, ONNX, PER_IMAGE, "folded", "mixed", CHOSEN]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default=DEFAULT_BACKBONE)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--images", type=int, default=FULL)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--engines", nargs="+", choices=known, default=known)
+    parser.add_argument("--engines", nargs="+", choices=[*known, *OPENVINO], default=known)
     options = parser.parse_args()
-    names = ["torch", *(name for name in known[1:] if name in options.engines)]
+    names = ["torch", *(name for name in [*known[1:], *OPENVINO] if name in options.engines)]
     preprocessing = feature_net(options.backbone).backbone.preprocessing
     with tempfile.TemporaryDirectory() as folder:
         pixels = Path(folder) / "pixels.npy"

@@ -16,6 +16,7 @@ EXTRAS: Final[dict[str, tuple[str, ...]]] = {
     "gs": ("gcsfs",),
     "heif": ("pillow_heif",),
     "http": ("aiohttp",),
+    "openvino": ("openvino", "nncf", "onnxscript"),
     "parquet": ("pyarrow",),
     "ray": ("ray",),
     "s3": ("s3fs",),

@@ -39,7 +39,14 @@ def imported() -> set[str]:
     return found - set(sys.stdlib_module_names) - {"headstart"}
 
 
-MADE_BY = {"markupsafe": "jinja2", "pillow_heif": "pillow-heif", "pydantic": "fastapi", "starlette": "fastapi"}
+MADE_BY = {
+    "markupsafe": "jinja2",
+    "nncf": "nncf",
+    "openvino": "openvino",
+    "pillow_heif": "pillow-heif",
+    "pydantic": "fastapi",
+    "starlette": "fastapi",
+}
 """Module -> the declared package that installs it, where it may be missing here or comes with another one."""
 
 

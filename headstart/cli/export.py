@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 @model_argument
 @option(
     "--to",
-    type=click.Choice(["onnx", "torch", "timm", "litert", "coreml", "executorch"]),
+    type=click.Choice(["onnx", "openvino", "torch", "timm", "litert", "coreml", "executorch"]),
     default_text="onnx",
-    help="Format. onnx: for ONNX Runtime; torch: PyTorch's ExportedProgram (.pt2); timm: a folder for the hub that "
-    "timm and transformers load. For phones: litert (.tflite), coreml (.mlpackage), executorch (.pte); their "
-    "converters are installed at first use, apart from this Python.",
+    help="Format. onnx: for ONNX Runtime; openvino: a folder for OpenVINO; torch: PyTorch's ExportedProgram (.pt2); "
+    "timm: a folder for the hub that timm and transformers load. For phones: litert (.tflite), coreml (.mlpackage), "
+    "executorch (.pte); their converters are installed at first use, apart from this Python.",
 )
 @option(
     "--all",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from headstart.exports.metadata import ExportMetadata
-from headstart.exports.snippets import IMAGE, answer_lines, decoding_lines
+from headstart.exports.snippets import IMAGE, answer_lines, image_code
 
 _LITERT = """\
 import json, numpy, zipfile  # pip install ai-edge-litert numpy pillow
@@ -190,7 +190,7 @@ def executorch_snippet(file: Path, metadata: ExportMetadata, image: str = IMAGE)
 def _python(head: str, run: list[str], file: Path, metadata: ExportMetadata, image: str) -> str:
     fit = _FIT.format(**_numbers(metadata), size=_python_size(metadata.preprocessing))
     lines = [*run, *answer_lines(metadata)]
-    return head.format(file=json.dumps(str(file))) + decoding_lines(metadata, image) + fit + "\n".join(lines)
+    return head.format(file=json.dumps(str(file))) + image_code(metadata, json.dumps(image)) + fit + "\n".join(lines)
 
 
 def kotlin_snippet(file: Path, metadata: ExportMetadata) -> str:

@@ -128,7 +128,9 @@ class ResizeAndCrop(nn.Module):
             return (rows / ratio).round().clamp(min=1), (columns / ratio).round().clamp(min=1)
         if scale_h == scale_w:
             short = torch.minimum(rows, columns)
-            return (scale_h * rows / short).floor(), (scale_w * columns / short).floor()
+            # Half of a pixel more changes no quotient of integers, and floor() is right where a runtime divides less
+            # exactly than float64: OpenVINO multiplies by the reciprocal in float32.
+            return ((scale_h * rows + 0.5) / short).floor(), ((scale_w * columns + 0.5) / short).floor()
         ratio = torch.minimum(rows / scale_h, columns / scale_w)
         return (rows / ratio).round().clamp(min=target.height), (columns / ratio).round().clamp(min=target.width)
 
@@ -194,9 +196,9 @@ class _Axis:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(..., groups, any, pixels of a window) -> (..., groups, any, group), rounded to integers."""
-        upper, lower = torch.split((x @ self.weights).double(), self.group, -1)
-        exact = upper / 2 ** (WEIGHT_BITS - LOW_BITS) + lower / 2**WEIGHT_BITS
-        rounded: Tensor = (exact + 0.5).floor().clamp(0, 255).float()
+        upper, lower = torch.split(x @ self.weights, self.group, -1)
+        total = upper + (lower / 2**LOW_BITS).floor()  # what is left of the lower half cannot reach the next integer
+        rounded: Tensor = (total / 2 ** (WEIGHT_BITS - LOW_BITS) + 0.5).floor().clamp(0, 255)
         return rounded
 
 

@@ -64,6 +64,23 @@ with torch.inference_mode():
 print(model.pretrained_cfg["label_names"][scores.index(max(scores))], max(scores))
 """
 
+_OPENVINO = """\
+import json, numpy, openvino
+from PIL import Image, ImageOps
+
+core = openvino.Core()
+model = core.read_model({file})
+metadata = json.loads(model.get_rt_info("{key}").astype(str))
+program = core.compile_model(model, "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})  # not bfloat16, which differs
+"""
+
+_PYTHON = {
+    ".onnx": (_ONNX, 'session.run(None, {"pixels": pixels})'),
+    ".pt2": (_TORCH, "program(torch.from_numpy(pixels))"),
+    ".xml": (_OPENVINO, "program(pixels).values()"),
+}
+"""Suffix of a file -> code that opens it, and the expression that computes its outputs."""
+
 _JAVASCRIPT = """\
 import fs from "node:fs";
 import * as ort from "onnxruntime-web"; // or onnxruntime-node
@@ -83,22 +100,15 @@ def python_snippet(file: Path, metadata: ExportMetadata, image: str = IMAGE) -> 
     """Python code that prints the answer and its probability, and decodes images exactly as Headstart does.
 
     Args:
-        file: the .onnx or .pt2 file.
+        file: the .onnx, .pt2 or .xml file.
         metadata: of the file.
         image: path of the image to predict.
     """
-    torch = file.suffix.lower() == ".pt2"
+    opening, run = _PYTHON[file.suffix.lower()]
     parts = {"file": json.dumps(str(file)), "key": KEY}
     names = "probabilities" if metadata.none_above is None else "probabilities, outlier"
-    run = "program(torch.from_numpy(pixels))" if torch else 'session.run(None, {"pixels": pixels})'
-    lines = ['pixels = numpy.array(image.convert("RGB"))[None]', f"[{names}] = {run}", *answer_lines(metadata)]
-    return (_TORCH if torch else _ONNX).format(**parts) + decoding_lines(metadata, image) + "\n".join(lines)
-
-
-def decoding_lines(metadata: ExportMetadata, image: str) -> str:
-    """Python code that decodes a file to ``image``, upright and without transparency, as Headstart does."""
-    decoding = _IMAGE if metadata.value_range is None else _DEEP_IMAGE + _IMAGE.partition("\n")[2]
-    return decoding.format(image=json.dumps(image))
+    lines = [f"[{names}] = {run}", *answer_lines(metadata)]
+    return opening.format(**parts) + decoding_code(metadata, json.dumps(image)) + "\n".join(lines)
 
 
 def answer_lines(metadata: ExportMetadata) -> list[str]:
@@ -124,8 +134,13 @@ def decoding_code(metadata: ExportMetadata, image: str) -> str:
         metadata: of the file; the code reads it as ``metadata``.
         image: an expression, the path of the image.
     """
+    return image_code(metadata, image) + 'pixels = numpy.array(image.convert("RGB"))[None]\n'
+
+
+def image_code(metadata: ExportMetadata, image: str) -> str:
+    """Python code that decodes a file to ``image``, upright and without transparency; arguments as above."""
     decoding = _IMAGE if metadata.value_range is None else _DEEP_IMAGE + _IMAGE.partition("\n")[2]
-    return decoding.format(image=image) + 'pixels = numpy.array(image.convert("RGB"))[None]\n'
+    return decoding.format(image=image)
 
 
 def timm_snippet(name: str, metadata: ExportMetadata, image: str = IMAGE) -> str:

@@ -96,13 +96,14 @@ def export(
 
     Args:
         model: a run folder, a model file, ``hf://OWNER/NAME``, or a loaded model.
-        to: "onnx"; "torch" for an ExportedProgram (.pt2); "timm" for a folder that timm and transformers load; "litert"
-            (.tflite), "executorch" (.pte), or "coreml" (.mlpackage, which only macOS can compare with the model).
+        to: "onnx"; "openvino" for a folder; "torch" for an ExportedProgram (.pt2); "timm" for a folder that timm and
+            transformers load; "litert" (.tflite), "executorch" (.pte), or "coreml" (.mlpackage, which only macOS can
+            compare with the model).
         out: the file to write; next to the model file, with the suffix of the format, if None.
         data: labelled images to compare on: a folder, a table, or an open data set. Its val split is used; else test,
             else train. None for the images of the run.
-        quantize: "int8" for 8-bit weights and activations (ONNX, LiteRT), "float16" for 16-bit weights (LiteRT); "" for
-            float32.
+        quantize: "int8" for 8-bit weights and activations (ONNX, OpenVINO, LiteRT), "float16" for 16-bit weights
+            (LiteRT); "" for float32.
         allow_loss: accept an int8 or float16 file regardless of its loss of accuracy.
         device: device of the model: "auto", "cpu", "cuda" or "mps".
         cache: the cache folder; the default one if None.

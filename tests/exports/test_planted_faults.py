@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,12 @@ from headstart.model import Model
 
 pytestmark = pytest.mark.exhaustive
 
-HERE = "onnx", "torch"
-"""Formats that need nothing but what is installed; the others plant these faults in tests of their own."""
+HERE = (
+    "onnx",
+    "torch",
+    pytest.param("openvino", marks=pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is an extra")),
+)
+"""Formats that are written from the graph; the others plant these faults in tests of their own."""
 
 Outputs = tuple[Tensor, ...]
 
@@ -71,7 +76,7 @@ def test_a_planted_fault_is_refused(fault: str, to: str, tmp_path: Path, monkeyp
         shown(i).resize((90 + i, 80)).save(images / CLASSES[i % 3] / f"{i}.png")
     monkeypatch.setattr(graph_module, "ExportGraph", type("Planted", (FaultyGraph,), FAULTS[fault]))
     model = small_model(ood_detector=True)
-    file = out / {"onnx": "m.onnx", "torch": "m.pt2"}[to]
+    file = out / {"onnx": "m.onnx", "torch": "m.pt2", "openvino": "m_openvino"}[to]
     if not fault:
         assert hs.export(model, to, out=file, data=images).faults == ()
         return

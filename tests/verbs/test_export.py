@@ -32,6 +32,7 @@ from headstart.exports.graph import export_metadata
 from headstart.exports.parity import ReferencePredictions, file_format, model_format, parity_failures
 from headstart.exports.snippets import javascript_snippet, python_snippet
 from headstart.exports.subprocess_runner import FilePredictions
+from headstart.extras import is_installed
 from headstart.model import Model
 from headstart.verbs import Exported
 from headstart.verbs import export as export_module
@@ -429,10 +430,10 @@ def test_exports_of_a_backbone_agree_on_images_of_odd_sizes(name: str, tmp_path:
     second, first = np.sort(chances, axis=1)[:, -2:].T
     clear = first - second > 1e-3
     assert clear.sum() >= 4
-    for file in written(model, tmp_path):
+    for file in written(model, tmp_path, extras=True):
         opened = open_export(file)
         given = np.concatenate([opened(image[None])[0] for image in images])
-        print(f"{name} {file.suffix}: {np.abs(given - chances).max():.1e}")
+        print(f"{name} {file.name}: {np.abs(given - chances).max():.1e}")
         assert np.abs(given - chances).max() <= 1e-3
         assert (given.argmax(axis=1) == chances.argmax(axis=1))[clear].all()
 
@@ -457,9 +458,15 @@ def test_a_larger_input_of_the_default_backbone_works_with_every_fit(image_size:
     assert np.abs(np.array([[row[name] for name in CLASSES] for row in by_server]) - expected).max() <= 1e-3
 
 
-def written(model: Model, folder: Path) -> Iterator[Path]:
-    """The model as an ONNX file and as an ExportedProgram, without the comparison."""
-    for one in (FORMATS["onnx"], FORMATS["torch"]):
+def written(model: Model, folder: Path, *, extras: bool = False) -> Iterator[Path]:
+    """The model as an ONNX file and as an ExportedProgram, without the comparison; and as a folder for OpenVINO."""
+    for one in (
+        FORMATS["onnx"],
+        FORMATS["torch"],
+        *([FORMATS["openvino"]] if extras and is_installed("openvino") else []),
+    ):
         file = folder / f"model{one.suffix}"
+        if one.marker:
+            file.mkdir()
         one.write(WriteRequest(model, file, "", [], folder, hs.TerminalProgress()))
         yield file

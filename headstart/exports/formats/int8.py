@@ -92,7 +92,7 @@ def quantize_int8(
         ExportError: no image can be read, the quantiser fails, or its result is not quantised.
     """
     convolutions = [node.name for node in proto.graph.node if node.op_type == "Conv"]
-    excluded = [node.name for node in proto.graph.node if not _in_backbone(node)] + convolutions[:FLOAT_CONVOLUTIONS]
+    excluded = [node.name for node in proto.graph.node if not in_backbone(node)] + convolutions[:FLOAT_CONVOLUTIONS]
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     reader = _CalibrationImages(paths, decode_at_least, value_range)
@@ -119,7 +119,8 @@ def quantize_int8(
     return small
 
 
-def _in_backbone(node: onnx.NodeProto) -> bool:
+def in_backbone(node: onnx.NodeProto) -> bool:
+    """Whether a node of ``onnx_graph`` comes from the backbone."""
     return any(entry.key == _SCOPES and _BACKBONE in entry.value for entry in node.metadata_props)
 
 

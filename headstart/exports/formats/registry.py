@@ -5,14 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from headstart.errors import ExportError
-from headstart.exports.formats import coreml, executorch, litert, onnx, timm, torch_export
+from headstart.exports.formats import coreml, executorch, litert, onnx, openvino, timm, torch_export
 from headstart.exports.formats.interface import ExportFormat
 from headstart.exports.reader_process import OpenedExport
 from headstart.progress import Progress, SilentProgress
 
 FORMATS: dict[str, ExportFormat] = {
     one.name: one
-    for one in (onnx.FORMAT, torch_export.FORMAT, timm.FORMAT, litert.FORMAT, coreml.FORMAT, executorch.FORMAT)
+    for one in (
+        onnx.FORMAT,
+        torch_export.FORMAT,
+        timm.FORMAT,
+        openvino.FORMAT,
+        litert.FORMAT,
+        coreml.FORMAT,
+        executorch.FORMAT,
+    )
 }
 """Name -> format."""
 
