@@ -230,7 +230,7 @@ def test_onnx_runtime_is_imported_without_its_telemetry() -> None:
     for file in Path(concurrency.__file__).parent.rglob("*.py"):
         text = file.read_text()
         found = re.search(r"^(import|from) onnxruntime", text, re.MULTILINE)
-        if found and file.name != "onnx_runtime.py":
+        if found and file.name not in ("onnx_runtime.py", "space.py"):  # a Space is a program of its owner
             assert "onnx_runtime" in text[: found.start()], file
     code = (
         "import os, sys; from headstart.engine.onnx_runtime import onnxruntime; child = os.fork();\n"

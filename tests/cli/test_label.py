@@ -48,7 +48,7 @@ def test_options_reach_the_session(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 
 def test_a_port_in_use_is_an_error_that_names_the_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from headstart.serve.uvicorn_server import listen
+    from headstart.serve.listener import listen
 
     with listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]

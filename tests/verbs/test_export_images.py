@@ -12,7 +12,7 @@ import headstart as hs
 from headstart.errors import DataError
 from headstart.model import Model
 from headstart.model_file import MODEL_FILE
-from headstart.verbs import export as export_module
+from headstart.verbs.export_images import ExportImages, images_for
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +32,8 @@ def run_with(folder: Path, model: Model, sets: list[str]) -> Path:
     return folder
 
 
-def chosen(model: Model, run: Path, *, calibrate: bool = False) -> export_module._Images:
-    return export_module._images_for(
+def chosen(model: Model, run: Path, *, calibrate: bool = False) -> ExportImages:
+    return images_for(
         model, run, run, calibrate=calibrate, cache=None, progress=hs.progress.SilentProgress()
     )
 
