@@ -55,7 +55,7 @@ test-exhaustive: $(STAMP)
 
 node:
 	@command -v npm > /dev/null && npm install --silent --no-audit --no-fund --ignore-scripts --no-package-lock --prefix $(NODE) \
-	  onnxruntime-web@1 sharp@0.34 > /dev/null 2>&1 || echo "no npm, or no packages: the test of the JavaScript snippet skips"
+	  onnxruntime-web@1.30.0 sharp@0.34 > /dev/null 2>&1 || echo "no npm, or no packages: the test of the JavaScript snippet skips"
 
 # Those with a clock alone and from a cold cache; the others side by side, from the cache and the run that these leave.
 test-real: $(STAMP)

@@ -257,6 +257,9 @@ ORDER = [
     "exports.linear_classifier",
     "exports.timm_card",
     "exports.space",
+    "exports.readers.web_reader",
+    "exports.gpu_graphs",
+    "exports.onnxruntime_web",
     "exports.formats.interface",
     "exports.destination",
     "exports.formats.int8",
@@ -265,6 +268,7 @@ ORDER = [
     "exports.formats.openvino_int8",
     "exports.formats.openvino",
     "exports.formats.torch_export",
+    "exports.formats.web",
     "exports.formats.timm",
     "exports.formats.fitted",
     "exports.formats.litert",
@@ -560,6 +564,10 @@ OPENS_FILES = re.compile(r"\bImage\.open\((?!io\.)|\.read_bytes\(|(?<![.\w])(?<!
 """What opens a file, or reads all of it; an image in memory is opened from ``io.BytesIO``."""
 
 OPENS_NO_IMAGES = {
+    "exports.formats.web": "exported models",
+    "exports.gpu_graphs": "exported models",
+    "exports.onnxruntime_web": "files of an npm package",
+    "exports.readers.web_reader": "exported models",
     "backbone.hub_weights": "downloads weights",
     "cache.entries": "cache",
     "cache.row_store": "cache",

@@ -34,11 +34,12 @@ if TYPE_CHECKING:
 @model_argument
 @option(
     "--to",
-    type=click.Choice(["onnx", "openvino", "torch", "timm", "litert", "coreml", "executorch"]),
+    type=click.Choice(["onnx", "openvino", "torch", "timm", "litert", "coreml", "executorch", "web"]),
     default_text="onnx",
     help="Format. onnx: for ONNX Runtime; openvino: a folder for OpenVINO; torch: PyTorch's ExportedProgram (.pt2); "
-    "timm: a folder for the hub that timm and transformers load. For phones: litert (.tflite), coreml (.mlpackage), "
-    "executorch (.pte); their converters are installed at first use, apart from this Python.",
+    "timm: a folder for the hub that timm and transformers load; web: a folder with a page for browsers. For phones: "
+    "litert (.tflite), coreml (.mlpackage), executorch (.pte); their converters are installed at first use, apart from "
+    "this Python.",
 )
 @option(
     "--all",
@@ -63,6 +64,13 @@ if TYPE_CHECKING:
     "(onnx, litert). float16: weights of 16 bits (litert).",
 )
 @allow_loss_option
+@option(
+    "--ort-files",
+    type=FILE,
+    metavar="PATH",
+    default_text="auto (node_modules, the cache, or a download with npm)",
+    help="For --to web: folder or archive (.tgz) of the npm package onnxruntime-web.",
+)
 @device_option
 @column_options
 @json_option()
@@ -74,17 +82,18 @@ def export_command(
     data: str | None,
     quantize: str | None,
     allow_loss: bool,
+    ort_files: Path | None,
     device: str,
     as_json: bool,
     **columns: Any,
 ) -> None:
-    """Export a model to one file that runs without Headstart: pixels of any size in, probabilities out.
+    """Export a model to a file or folder that runs without Headstart: pixels of any size in, probabilities out.
 
     MODEL is a run folder, a model file, or hf://OWNER/NAME. The file is opened in a new process and compared with the
     model on up to 500 images; it is removed if it differs. Core ML files are not compared unless this is a Mac.
     """
     if is_all:
-        others = {"--to": to, "--quantize": quantize, "--allow-loss": allow_loss}
+        others = {"--to": to, "--quantize": quantize, "--allow-loss": allow_loss, "--ort-files": ort_files}
         if given := [name for name, value in others.items() if value]:
             raise click.UsageError(f"{given[0]}: --all writes every format and variant. Leave one out.")
         _export_all(run_or_model, out, open_source(data, columns, min_classes=1), device, as_json)
@@ -100,6 +109,7 @@ def export_command(
         data=open_source(data, columns, min_classes=1),
         quantize=quantize or "",
         allow_loss=allow_loss,
+        ort_files=ort_files,
         device=device,
         progress=TerminalProgress(),
     )
@@ -142,7 +152,7 @@ def _export_all(run_or_model: Path, out: Path | None, data: str | Dataset | None
 def verify_command(
     file: Path, data: str, model: Path | None, allow_loss: bool, device: str, as_json: bool, **columns: Any
 ) -> None:
-    """Compare an exported file (such as .onnx or .tflite) with its model again. Exit status 1 if it differs.
+    """Compare an exported file or folder with its model again. Exit status 1 if it differs.
 
     DATA is a folder with one folder of images per class, a table, an archive, their URL, or a run, whose val images and
     model are used.
@@ -228,6 +238,8 @@ def _print(found: Exported) -> None:
             f"other programs do, {whole.same:,} get the same prediction, {whole.correct:,} are classified correctly "
             f"instead of {whole.correct_reduced:,}, and probabilities differ by at most {whole.largest:.2f}."
         )
+    if found.not_checked:
+        print(found.not_checked)
     print(f"File: {found.file}")
 
 

@@ -6,6 +6,7 @@ Lines start at the left margin and blocks end with an empty line, so that an int
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 from headstart.exports.metadata import KEY, ExportMetadata
@@ -95,6 +96,15 @@ const pixels = new ort.Tensor("uint8", data, [1, info.height, info.width, 3]);
 const {{ {outputs} }} = await session.run({{ pixels }});
 """
 
+_BROWSER = """\
+// in <script type="module"> of a page beside the folder
+import {{ load }} from {place};
+
+const model = await load();
+const image = await (await fetch({image})).blob(); // or a file, a bitmap, a canvas, a video
+const {{ {shown} }} = await model.predict(image);
+console.log({shown});"""
+
 
 def python_snippet(file: Path, metadata: ExportMetadata, image: str = IMAGE) -> str:
     """Python code that prints the answer and its probability, and decodes images exactly as Headstart does.
@@ -176,3 +186,15 @@ def javascript_snippet(file: Path, metadata: ExportMetadata, image: str = IMAGE)
     if metadata.value_range is not None:
         lines.insert(0, "// images of more than 8 bits must be scaled by metadata.preprocessing.value_range first")
     return text + "\n".join([*lines, f"console.log({shown});"])
+
+
+def page_snippet(folder: Path, metadata: ExportMetadata) -> str:  # noqa: ARG001  # as the others
+    """Shell command that serves the folder of a page to this machine."""
+    return f"python -m http.server --bind 127.0.0.1 --directory {shlex.quote(str(folder))}  # then open http://127.0.0.1:8000"
+
+
+def browser_snippet(folder: Path, metadata: ExportMetadata) -> str:
+    """JavaScript module for a page beside the exported folder."""
+    place = json.dumps(f"./{folder.name}/headstart-web.js")
+    shown = "answer, probability" if metadata.thresholds is None else "answer, labels"
+    return _BROWSER.format(place=place, image=json.dumps(IMAGE), shown=shown)

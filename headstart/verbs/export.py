@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,11 @@ class Exported:
         """Language -> about ten lines of code that use the file."""
         return {language: write(self.file, self.metadata) for language, write in format_of(self.file).snippets.items()}
 
+    @property
+    def not_checked(self) -> str:
+        """A sentence about what the comparison does not cover; "" if it covers everything."""
+        return format_of(self.file).not_checked
+
     def as_json(self) -> dict[str, Any]:
         """The comparison as a JSON document."""
         return {
@@ -73,6 +78,7 @@ class Exported:
             "formats": [one.as_json() for one in self.formats],
             "faults": list(self.faults),
             "quantised": None if self.quantised is None else asdict(self.quantised),
+            "not_checked": self.not_checked,
             "snippets": self.snippets,
         }
 
@@ -85,6 +91,7 @@ def export(
     data: Source | Dataset | None = None,
     quantize: str = "",
     allow_loss: bool = False,
+    ort_files: Source | None = None,
     device: str = "auto",
     cache: Path | None = None,
     progress: Progress | None = None,
@@ -97,14 +104,16 @@ def export(
     Args:
         model: a run folder, a model file, ``hf://OWNER/NAME``, or a loaded model.
         to: "onnx"; "openvino" for a folder; "torch" for an ExportedProgram (.pt2); "timm" for a folder that timm and
-            transformers load; "litert" (.tflite), "executorch" (.pte), or "coreml" (.mlpackage, which only macOS can
-            compare with the model).
+            transformers load; "web" for a page that runs in the browser; "litert" (.tflite), "executorch" (.pte), or
+            "coreml" (.mlpackage, which only macOS can compare with the model).
         out: the file to write; next to the model file, with the suffix of the format, if None.
         data: labelled images to compare on: a folder, a table, or an open data set. Its val split is used; else test,
             else train. None for the images of the run.
-        quantize: "int8" for 8-bit weights and activations (ONNX, OpenVINO, LiteRT), "float16" for 16-bit weights
+        quantize: "int8" for 8-bit weights and activations (ONNX, web, OpenVINO, LiteRT), "float16" for 16-bit weights
             (LiteRT); "" for float32.
         allow_loss: accept an int8 or float16 file regardless of its loss of accuracy.
+        ort_files: for web: folder or archive (.tgz) of the npm package onnxruntime-web; None to look for it in
+            node_modules and the cache, and otherwise to download it with npm.
         device: device of the model: "auto", "cpu", "cuda" or "mps".
         cache: the cache folder; the default one if None.
         progress: receives messages and the progress of each task.
@@ -123,12 +132,23 @@ def export(
     """
     progress = progress or SilentProgress()
     file = _output(model, to, quantize, out)
+    runtime_files = _runtime_files(to, ort_files)
     reference = reference_for(model, data, calibrate=bool(quantize), device=device, cache=cache, progress=progress)
-    return write_compared(reference, to, quantize, file, allow_loss=allow_loss, progress=progress)
+    return write_compared(
+        reference, to, quantize, file, allow_loss=allow_loss, progress=progress, runtime_files=runtime_files
+    )
 
 
 def write_compared(
-    reference: ExportReference, to: str, variant: str, file: Path, *, allow_loss: bool, progress: Progress
+    reference: ExportReference,
+    to: str,
+    variant: str,
+    file: Path,
+    *,
+    allow_loss: bool,
+    progress: Progress,
+    runtime_files: Path | None = None,
+    may_download: bool = True,
 ) -> Exported:
     """Writes a model in a format and compares the file with the model.
 
@@ -139,6 +159,8 @@ def write_compared(
         file: the file or folder to write.
         allow_loss: see ``export``.
         progress: receives messages.
+        runtime_files: see ``WriteRequest``.
+        may_download: see ``WriteRequest``.
 
     Raises:
         ExportError: the format cannot represent the model, or the file differs from the model; nothing is written.
@@ -150,7 +172,8 @@ def write_compared(
         tempfile.TemporaryDirectory(prefix="headstart-") as scratch,
     ):
         progress.say(f"Writing {model.net.backbone.architecture} as {to}.")
-        written = form.write(WriteRequest(model, partial, variant, images.calibration, Path(scratch), progress))
+        request = WriteRequest(model, partial, variant, images.calibration, Path(scratch), progress)
+        written = form.write(replace(request, runtime_files=runtime_files, may_download=may_download))
         unverified = written.metadata.unverified
         if not unverified:
             count = f"{len(images.compared.paths):,} images ({images.words})"
@@ -276,6 +299,14 @@ def _output(model: Source | Model, to: str, quantize: str, out: Source | None) -
         path = path / MODEL_FILE if path.is_dir() else path
         out = path.with_name(f"{path.stem}{f'-{quantize}' if quantize else ''}{ending}")
     return check_destination(out, FORMATS[to])
+
+
+def _runtime_files(to: str, ort_files: Source | None) -> Path | None:
+    if ort_files is None:
+        return None
+    if to != "web":
+        raise OptionError(f"ort_files: only for format web, not for {to}.")
+    return user_path(ort_files)
 
 
 def _note_test(

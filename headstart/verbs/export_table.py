@@ -169,7 +169,9 @@ def _rows(reference: ExportReference, folder: Path, progress: Progress) -> Itera
                     raise MissingExtra(
                         f"its packages are not installed yet; headstart export --to {form.name} does that"
                     )
-                done = write_compared(reference, form.name, variant, file, allow_loss=False, progress=progress)
+                done = write_compared(
+                    reference, form.name, variant, file, allow_loss=False, progress=progress, may_download=False
+                )
             except (ExportError, MissingExtra) as error:
                 progress.say(f"{name}: {error}")
                 yield ExportRow(name, None, None, str(error))

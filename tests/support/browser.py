@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,15 +20,15 @@ ARGUMENTS += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-str
 
 
 @contextmanager
-def chromium() -> Iterator[Browser]:
-    """A browser for several pages; skips the test if none is installed."""
+def chromium(arguments: Sequence[str] = ()) -> Iterator[Browser]:
+    """A browser for several pages, with more arguments; skips the test if none is installed."""
     path = next((found for name in NAMES if (found := shutil.which(name))), None)
     if path is None:
         pytest.skip("no chromium on this machine")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        browser = playwright.chromium.launch(executable_path=path, args=[*ARGUMENTS, *arguments])
         yield browser
         browser.close()
 

@@ -324,7 +324,7 @@ def test_invalid_arguments_are_refused_before_any_work(
     file = model.save(tmp_path / "m.safetensors")
     with pytest.raises(OptionError, match="'caffe': expected one of onnx, torch"):
         hs.export(file, "caffe", data=folder)
-    with pytest.raises(OptionError, match="not available for format torch, only for onnx"):
+    with pytest.raises(OptionError, match="not available for format torch, only for onnx, web"):
         hs.export(file, "torch", quantize="int8", data=folder)
     with pytest.raises(OptionError, match=r"\(option out\), for example NAME\.onnx"):
         hs.export(model, data=folder)

@@ -33,9 +33,7 @@ def run_with(folder: Path, model: Model, sets: list[str]) -> Path:
 
 
 def chosen(model: Model, run: Path, *, calibrate: bool = False) -> ExportImages:
-    return images_for(
-        model, run, run, calibrate=calibrate, cache=None, progress=hs.progress.SilentProgress()
-    )
+    return images_for(model, run, run, calibrate=calibrate, cache=None, progress=hs.progress.SilentProgress())
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,8 @@ class WriteRequest:
         calibration_images: paths of training images that calibrate the ranges of activations, for int8.
         scratch: an empty folder for intermediate files.
         progress: receives messages.
+        runtime_files: folder or archive of the runtime that the format includes; None to look for it.
+        may_download: whether such a runtime may be downloaded.
     """
 
     model: Model
@@ -37,6 +39,8 @@ class WriteRequest:
     calibration_images: Sequence[str]
     scratch: Path
     progress: Progress
+    runtime_files: Path | None = None
+    may_download: bool = True
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,7 @@ class ExportFormat:
             this Python.
         cannot_run: why this machine cannot run files of this format, so that they are not compared; "" if it can.
         has_outlier_scores: whether files of models with an out-of-distribution detector give outlier scores.
+        not_checked: a sentence about what the comparison does not cover; "" if it covers everything.
     """
 
     name: str
@@ -105,6 +110,7 @@ class ExportFormat:
     environment: IsolatedEnvironment | None = None
     cannot_run: Callable[[], str] = str
     has_outlier_scores: bool = True
+    not_checked: str = ""
 
     def is_format_of(self, file: Path) -> bool:
         """Whether a file or folder is of this format, by its suffix or its marker."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from headstart.errors import ExportError
-from headstart.exports.formats import coreml, executorch, litert, onnx, openvino, timm, torch_export
+from headstart.exports.formats import coreml, executorch, litert, onnx, openvino, timm, torch_export, web
 from headstart.exports.formats.interface import ExportFormat
 from headstart.exports.reader_process import OpenedExport
 from headstart.progress import Progress, SilentProgress
@@ -17,6 +17,7 @@ FORMATS: dict[str, ExportFormat] = {
         torch_export.FORMAT,
         timm.FORMAT,
         openvino.FORMAT,
+        web.FORMAT,
         litert.FORMAT,
         coreml.FORMAT,
         executorch.FORMAT,
