@@ -1,6 +1,6 @@
 """Post-training quantization to int8 by NNCF with accuracy control, calibrated on training images.
 
-NNCF runs in a process of its own: it changes functions of PyTorch when it is imported, prints, and sends usage data
+NNCF runs in a separate process: it changes functions of PyTorch when it is imported, prints, and sends usage data
 unless an environment variable says otherwise.
 
 Source: NNCF's ``quantize_with_accuracy_control``, which returns layers to float32 until the answers are good enough.

@@ -22,7 +22,7 @@ def fitted(pixels: numpy.ndarray, preprocessing: dict[str, Any]) -> numpy.ndarra
     height, width = preprocessing["height"], preprocessing["width"]
     new_w, new_h = _resized(image.size, preprocessing)
     resample = Image.Resampling[preprocessing["interpolation"].upper()]
-    if image.width != new_w:  # columns first, in a call of its own: Pillow would choose the order by the image
+    if image.width != new_w:  # columns first, in a separate call: Pillow would choose the order by the image
         image = image.resize((new_w, image.height), resample)
     if image.height != new_h:
         image = image.resize((new_w, new_h), resample)

@@ -432,7 +432,7 @@ def test_chosen_pasted_and_dropped_images_get_answers(served_page: tuple[Page, l
 
 
 @pytest.mark.exhaustive
-def test_the_live_camera_gets_answers_and_a_picture_can_be_kept(served_page: tuple[Page, list[str]]) -> None:
+def test_the_live_camera_gets_answers_and_an_image_can_be_kept(served_page: tuple[Page, list[str]]) -> None:
     page, wrong = served_page
     page.click("#live")
     until(page, "!document.querySelector('#keep').disabled")
