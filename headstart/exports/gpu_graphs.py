@@ -14,6 +14,9 @@ import onnx
 EXTERNAL_BYTES: Final = 1024
 """Size from which a weight is referred to instead of copied."""
 
+LAYERS: Final = ("Conv", "Gemm", "MatMul")
+"""Operators that have weights."""
+
 
 def split_for_gpu(file: Path) -> tuple[bytes, bytes] | None:
     """The two graphs: from pixels to the tensors between them, and from those to the outputs.
@@ -22,16 +25,17 @@ def split_for_gpu(file: Path) -> tuple[bytes, bytes] | None:
         file: an exported ONNX file with all weights in it.
 
     Returns:
-        Two ONNX models, or None if the network computes in float64 too.
+        Two ONNX models, or None if the network computes in float64 too, or uses the pixels.
     """
     data = file.read_bytes()
     whole = onnx.load_from_string(data)
     types = _types(onnx.shape_inference.infer_shapes(whole).graph)
-    first = _ancestors(whole.graph, types)
+    first = _resize_nodes(whole.graph, types)
     made = {name for place in first for name in whole.graph.node[place].output}
     rest = [node for place, node in enumerate(whole.graph.node) if place not in first]
     between = sorted({name for node in rest for name in node.input if name in made})
-    if not rest or not any(node.op_type in ("Conv", "MatMul", "Gemm") for node in rest):
+    inputs = {value.name for value in whole.graph.input}
+    if not between or not any(node.op_type in LAYERS for node in rest) or any(inputs & {*node.input} for node in rest):
         return None
     values = [onnx.helper.make_tensor_value_info(name, types[name], None) for name in between]
     resize = _model(whole, [whole.graph.node[place] for place in sorted(first)], list(whole.graph.input), values)
@@ -46,15 +50,18 @@ def _types(graph: onnx.GraphProto) -> dict[str, int]:
     return found | {tensor.name: tensor.data_type for tensor in graph.initializer}
 
 
-def _ancestors(graph: onnx.GraphProto, types: dict[str, int]) -> set[int]:
-    """Positions of the nodes that compute in float64, and of all that they depend on."""
+def _resize_nodes(graph: onnx.GraphProto, types: dict[str, int]) -> set[int]:
+    """Positions of the nodes before the first layer with weights, and of all that float64 depends on."""
     maker = {name: place for place, node in enumerate(graph.node) for name in node.output}
+    weights = {tensor.name for tensor in graph.initializer if len(tensor.dims) > 1}
+    layers = [node for node in graph.node if node.op_type in LAYERS and any(name in weights for name in node.input)]
     double = onnx.TensorProto.DOUBLE
     waiting = [
         place
         for place, node in enumerate(graph.node)
         if any(types.get(name) == double for name in [*node.input, *node.output])
     ]
+    waiting += [maker[name] for layer in layers[:1] for name in layer.input if name in maker]
     found: set[int] = set()
     while waiting:
         place = waiting.pop()

@@ -9,14 +9,13 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
 from headstart.exports.formats import onnx
 from headstart.exports.formats.interface import ExportFormat, QuantizedLayers, WriteRequest, WrittenFiles
-from headstart.exports.metadata import ExportMetadata
 from headstart.exports.onnxruntime_web import PACKAGE, VERSION, find_runtime, read_runtime_file
 from headstart.exports.readers.web_reader import DOCUMENT
 from headstart.exports.snippets import browser_snippet, page_snippet
@@ -69,7 +68,7 @@ def _write(request: WriteRequest) -> WrittenFiles:
     has_gpu = not request.variant and _add_gpu_graphs(folder)  # a graph of 8 bits runs on the CPU only
     kinds = list(RUNTIMES) if has_gpu else ["wasm"]
     runtimes = {kind: _add_runtime(folder, runtime, RUNTIMES[kind]) for kind in kinds}
-    _add_documents(folder, written.metadata, runtimes)
+    _add_documents(folder, runtimes)
     name = f"{NAME} {request.variant}" if request.variant else NAME
     return WrittenFiles(written.metadata, dict(list(written.files.items())[:-1]) | {name: folder})
 
@@ -105,15 +104,16 @@ def _add_runtime(folder: Path, runtime: Path, names: dict[str, str]) -> dict[str
     return added
 
 
-def _add_documents(folder: Path, metadata: ExportMetadata, runtimes: dict[str, dict[str, str]]) -> None:
+def _add_documents(folder: Path, runtimes: dict[str, dict[str, str]]) -> None:
     """Adds the service worker, whose content changes with every file, and the document, which lists all files."""
+    model = (folder / MODEL_FILE).read_bytes()
     about: dict[str, Any] = {
         "headstart_web": WEB_VERSION,
         "model_file": MODEL_FILE,
         "gpu_graphs": GPU_GRAPHS if "webgpu" in runtimes else None,
         "runtimes": runtimes,
         "runtime_version": VERSION,
-        "metadata": asdict(metadata),
+        "metadata": json.loads(model[model.rindex(b'{"headstart_export"') :]),
         "files": {file.name: _description(file) for file in sorted(folder.iterdir())},
     }
     version = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
