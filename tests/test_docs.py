@@ -38,6 +38,7 @@ from headstart.exports.formats.registry import format_of
 from headstart.exports.metadata import ExportMetadata
 from headstart.model import Model
 from headstart.pipeline import evaluate
+from headstart.progress import Progress
 from headstart.selection import search
 from headstart.serve.corrections import Corrections
 from headstart.training import classical, extend, ladder, probe
@@ -50,6 +51,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 NOT_RUN = {
     ("deploy.md", "pip install packages"): "pip and Docker: test_package.py builds the wheel and runs it",
+    ("export.md", "import { load }"): "a module for browsers: test_web.py runs it in one",
     ("first-model.md", "flowers/"): "names of folders: any folder of images, as the other pages use it",
     (
         "web-page.md",
@@ -90,6 +92,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(onnx_format, "onnx_graph", _once_a_session(onnx_format.onnx_graph, tmp_path_factory))
         for module in (subprocess_runner, importlib.import_module("headstart.verbs.export")):
             patch.setattr(module, "open_export", OpenedHere)
+        table = importlib.import_module("headstart.verbs.export_table")  # the other formats take minutes
+        patch.setattr(table, "FORMATS", {name: table.FORMATS[name] for name in ("onnx", "torch")})
         patch.setenv("HEADSTART_CACHE", str(folder / "cache"))
         _write_data(folder)
         run = hs.train(folder / "flowers", out=folder / "runs" / "flowers")
@@ -140,7 +144,7 @@ class OpenedHere:
 
     seconds = 0.1
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, progress: Progress | None = None) -> None:
         spec = importlib.util.spec_from_file_location("reader", reader_process.READERS / format_of(file).reader)
         assert spec is not None
         assert spec.loader is not None

@@ -12,7 +12,6 @@ from small_models import CLASSES, shown, small_model
 import headstart as hs
 from headstart.errors import ExportError, OptionError
 from headstart.exports.formats.interface import ExportFormat, WriteRequest, WrittenFiles
-from headstart.exports.formats.registry import FORMATS
 from headstart.extras import EXTRAS
 from headstart.verbs.export_table import ExportRow, ExportTable, export_all
 
@@ -32,10 +31,10 @@ def images(tmp_path: Path) -> Path:
 def test_what_cannot_be_written_has_a_row_with_the_reason(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in list(FORMATS):
-        monkeypatch.delitem(FORMATS, name)
-    monkeypatch.setitem(FORMATS, "one", ExportFormat("one", ".one", refuse, "onnx_reader.py", variants=("int8",)))
-    monkeypatch.setitem(FORMATS, "two", ExportFormat("two", ".two", refuse, "onnx_reader.py", extra="absent"))
+    one = ExportFormat("one", ".one", refuse, "onnx_reader.py", variants=("int8",))
+    two = ExportFormat("two", ".two", refuse, "onnx_reader.py", extra="absent")
+    for module in ("headstart.verbs.export", "headstart.verbs.export_table"):
+        monkeypatch.setattr(f"{module}.FORMATS", {"one": one, "two": two})
     monkeypatch.setitem(EXTRAS, "absent", ("a_module_that_is_not_there",))
     table = export_all(small_model(), out=tmp_path / "out", data=images)
     assert [row.name for row in table.rows] == ["model", "one", "one int8", "two"]

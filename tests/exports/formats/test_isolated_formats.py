@@ -217,7 +217,7 @@ def test_an_int8_file_without_8_bit_layers_is_refused(tmp_path: Path, monkeypatc
 def test_variants_that_a_format_does_not_have_are_refused(model: Model, images: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="float16: not available for format onnx, only for litert"):
         hs.export(model, "onnx", out=tmp_path / "m.onnx", data=images, quantize="float16")
-    with pytest.raises(OptionError, match="int8: not available for format executorch, only for onnx, .*litert"):
+    with pytest.raises(OptionError, match=r"int8: not available for format executorch, only for onnx, .*litert"):
         hs.export(model, "executorch", out=tmp_path / "m.pte", data=images, quantize="int8")
 
 
