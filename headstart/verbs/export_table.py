@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,7 +141,8 @@ def export_all(
     folder = run / "exports" if out is None and run is not None else user_path(out or "")
     reference = reference_for(model, data, calibrate=True, device=device, cache=cache, progress=progress)
     rows = (ExportRow("model", None, reference.row), *_rows(reference, folder, progress))
-    images = f"{reference.row.images:,} images, {reference.images.words}"
+    words = re.sub(r"^([\w ]+ of )?.*[/\\]", r"\1", reference.images.words)  # the report has no path of this machine
+    images = f"{reference.row.images:,} images, {words}"
     table = ExportTable(rows, images, folder)
     document = json_text(table.as_json(), indent=1).encode()
     try:

@@ -41,7 +41,10 @@ def test_what_cannot_be_written_has_a_row_with_the_reason(
     assert [row.result is None for row in table.rows] == [False, True, True, True]
     assert "the int8 model | cannot be expressed" in table.rows[2].reason
     assert 'pip install "headstart[absent]"' in table.rows[3].reason
-    document = json.loads((tmp_path / "out" / "exports.json").read_text())
+    content = (tmp_path / "out" / "exports.json").read_text()
+    assert str(tmp_path) not in content
+    document = json.loads(content)
+    assert document["images"] == "6 images, images"
     assert document["rows"][0]["result"]["images"] == 6  # the others calibrate
     text = (tmp_path / "out" / "exports.md").read_text()
     assert "the int8 model \\| cannot be expressed" in text
