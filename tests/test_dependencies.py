@@ -22,10 +22,21 @@ def normal(name: str) -> str:
     return re.split(r"[^\w.-]", name.replace("_", "-").replace(".", "-").lower())[0]
 
 
-def imported() -> set[str]:
-    """Top-level modules of other packages that the package imports anywhere."""
+ISOLATED = "litert", "coreml", "executorch"
+"""Formats whose programs run in environments with packages of their own (exports/environments)."""
+
+
+def is_isolated(path: Path) -> bool:
+    """Whether a program runs in an isolated environment."""
+    return path.stem.partition("_")[0] in ISOLATED and path.parent.name in ("converters", "readers")
+
+
+def imported(isolated: bool = False) -> set[str]:
+    """Top-level modules of other packages that the package imports anywhere, or its programs in environments."""
     found: set[str] = set()
     for path in (ROOT / "headstart").rglob("*.py"):
+        if is_isolated(path) != isolated:
+            continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 found |= {alias.name.split(".")[0] for alias in node.names}
@@ -72,6 +83,17 @@ def test_every_import_is_declared_and_every_declaration_is_imported() -> None:
     assert used - required - optional == set()
     assert required - used == set()
     assert optional - used - {"onnxscript", "gcsfs", "s3fs"} == set()  # torch.onnx and fsspec import these
+
+
+def test_what_isolated_programs_import_is_pinned_in_their_environments_or_required() -> None:
+    exports = ROOT / "headstart" / "exports"
+    pins = "\n".join(file.read_text() for file in (exports / "environments").glob("*.txt"))
+    pinned = {line.partition("==")[0].strip().lower().replace("-", "_") for line in pins.splitlines()}
+    siblings = {path.stem for path in exports.rglob("*.py")}
+    required = {"torch", "timm", "numpy", "PIL", "safetensors"}
+    assert imported(isolated=True) - {package.name for package in OFFLINE_PACKAGES.values()} <= (
+        pinned | siblings | required
+    )
 
 
 @pytest.mark.slow
