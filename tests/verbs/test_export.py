@@ -79,7 +79,7 @@ def same_graph(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> onnx.Mode
 
 def test_the_metadata_of_the_file_is_complete(exported: Exported, model: Model) -> None:
     metadata = open_export(exported.file).metadata
-    assert metadata == exported.metadata
+    assert replace(metadata, sha256="") == exported.metadata  # computed when the file is written
     assert (metadata.classes, metadata.model) == (model.classes, model.version)
     assert (metadata.unsure_below, metadata.none_above) == (0.6, 0.95)
     assert metadata.preprocessing["height"] == 64
@@ -324,7 +324,7 @@ def test_invalid_arguments_are_refused_before_any_work(
     file = model.save(tmp_path / "m.safetensors")
     with pytest.raises(OptionError, match="'caffe': expected one of onnx, torch"):
         hs.export(file, "caffe", data=folder)
-    with pytest.raises(OptionError, match="not available for format torch, only for onnx, web"):
+    with pytest.raises(OptionError, match="not available for format torch, only for onnx"):
         hs.export(file, "torch", quantize="int8", data=folder)
     with pytest.raises(OptionError, match=r"\(option out\), for example NAME\.onnx"):
         hs.export(model, data=folder)
