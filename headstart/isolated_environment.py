@@ -74,6 +74,11 @@ class IsolatedEnvironment:
         lines = self.requirements.read_text(encoding="utf-8").splitlines()
         return tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
 
+    def versions(self, *packages: str) -> dict[str, str]:
+        """Package -> pinned version."""
+        pinned = {name: version for name, _, version in (pin.partition("==") for pin in self.pins)}
+        return {name: pinned[name] for name in packages}
+
     @property
     def folder(self) -> Path:
         """Its folder in the cache, which need not exist; another one for other packages below it."""

@@ -24,10 +24,9 @@ def _write(request: WriteRequest) -> WrittenFiles:
     from headstart.exports.graph import export_metadata
 
     target = request.model.preprocessing
-    versions = {name: version for name, _, version in (pin.partition("==") for pin in ENVIRONMENT.pins)}
     metadata = export_metadata(
         request.model,
-        written_with={"coremltools": versions["coremltools"]},
+        written_with=ENVIRONMENT.versions("coremltools"),
         before_graph=before_graph(target, f"pixels, an RGB image of {target.width} x {target.height} pixels"),
         unverified=cannot_run(),
     )

@@ -26,10 +26,9 @@ def _write(request: WriteRequest) -> WrittenFiles:
     from headstart.exports.graph import export_metadata
 
     target = request.model.preprocessing
-    versions = {name: version for name, _, version in (pin.partition("==") for pin in ENVIRONMENT.pins)}
     metadata = export_metadata(
         request.model,
-        written_with={"executorch": versions["executorch"]},
+        written_with=ENVIRONMENT.versions("executorch"),
         before_graph=before_graph(target, f"pixels, uint8 [1, {target.height}, {target.width}, 3], 0-255"),
     )
     ENVIRONMENT.ensure(request.progress)

@@ -17,7 +17,8 @@ from headstart.data.bit_depth import ValueRange
 from headstart.data.decode import decode
 from headstart.data.preprocessing import Preprocessing, Rgb, resize_and_crop
 from headstart.errors import ExportError, UnreadableImage
-from headstart.exports.metadata import LOGGERS, ExportMetadata
+from headstart.exports.formats.torch_export import write_program
+from headstart.exports.metadata import ExportMetadata
 from headstart.exports.readers.litert_reader import METADATA_FILE
 from headstart.isolated_environment import IsolatedEnvironment
 
@@ -46,17 +47,9 @@ def write_fitted_program(model: Model, file: Path, *, planes: bool = False) -> N
     Raises:
         ExportError: the exporter cannot express the model.
     """
-    import torch
-
     from headstart.exports.graph import capture_fitted
-    from headstart.quiet import quiet
 
-    program = capture_fitted(model, planes=planes)
-    program.example_inputs = None
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # names folders of this machine
-    with quiet(*LOGGERS):
-        torch.export.save(program, file)
+    write_program(capture_fitted(model, planes=planes), file)
 
 
 def before_graph(preprocessing: Preprocessing, model_input: str) -> str:

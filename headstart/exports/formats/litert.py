@@ -32,11 +32,10 @@ def _write(request: WriteRequest) -> WrittenFiles:
     from headstart.exports.graph import export_metadata
 
     model, preprocessing = request.model, request.model.preprocessing
-    versions = {name: version for name, _, version in (pin.partition("==") for pin in ENVIRONMENT.pins)}
     words = before_graph(preprocessing, f"pixels, uint8 [1, {preprocessing.height}, {preprocessing.width}, 3], 0-255")
     metadata = export_metadata(
         model,
-        written_with={name: versions[name] for name in ("litert-torch", "ai-edge-litert")},
+        written_with=ENVIRONMENT.versions("litert-torch", "ai-edge-litert"),
         precision=request.variant or "float32",
         before_graph=words,
     )

@@ -18,8 +18,13 @@ if TYPE_CHECKING:
     import torch
 
 
-def write_program(program: torch.export.ExportedProgram, metadata: ExportMetadata, file: Path) -> None:
-    """Writes a program with its metadata, without its example input, which torch would pickle.
+def write_program(program: torch.export.ExportedProgram, file: Path, metadata: ExportMetadata | None = None) -> None:
+    """Writes a program, without its example input, which torch would pickle.
+
+    Args:
+        program: changed: example input and traces are removed.
+        file: to write.
+        metadata: of an export; None for a program that a converter reads.
 
     Raises:
         OSError: the file cannot be written.
@@ -32,7 +37,7 @@ def write_program(program: torch.export.ExportedProgram, metadata: ExportMetadat
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # names folders of this machine
     with replacing(file) as partial, quiet(*LOGGERS), open(partial, "wb") as opened:
-        torch.export.save(program, opened, extra_files={METADATA_FILE: metadata.text()})
+        torch.export.save(program, opened, extra_files={METADATA_FILE: metadata.text()} if metadata else None)
 
 
 def _write(request: WriteRequest) -> WrittenFiles:
@@ -41,7 +46,7 @@ def _write(request: WriteRequest) -> WrittenFiles:
     from headstart.exports.graph import capture, export_metadata
 
     metadata = export_metadata(request.model, written_with={"torch": str(torch.__version__)})
-    write_program(capture(request.model), metadata, request.file)
+    write_program(capture(request.model), request.file, metadata)
     return WrittenFiles(metadata, {FORMAT.name: request.file})
 
 
