@@ -15,7 +15,6 @@ from headstart.exports.formats.registry import FORMATS, format_of, open_export
 from headstart.exports.metadata import ExportMetadata
 from headstart.exports.parity import FormatResult, ReferencePredictions, file_format, model_format, parity_failures
 from headstart.exports.subprocess_runner import run_in_subprocess
-from headstart.extras import require_extra
 from headstart.files import user_path
 from headstart.hub import read_address
 from headstart.model import Model, load
@@ -287,8 +286,7 @@ def _output(model: Source | Model, to: str, quantize: str, out: Source | None) -
     if quantize and quantize not in FORMATS[to].variants:
         able = [name for name, one in FORMATS.items() if quantize in one.variants]
         raise OptionError(f"quantize {quantize}: not available for format {to}, only for {', '.join(able)}.")
-    if FORMATS[to].extra:
-        require_extra(FORMATS[to].extra, f"export to {to}")
+    FORMATS[to].require()
     ending = FORMATS[to].suffix
     if out is None:
         if isinstance(model, Model) or read_address(model):
@@ -297,7 +295,7 @@ def _output(model: Source | Model, to: str, quantize: str, out: Source | None) -
             )
         path = user_path(model)
         path = path / MODEL_FILE if path.is_dir() else path
-        out = path.with_name(f"{path.stem}{f'-{quantize}' if quantize else ''}{ending}")
+        out = path.with_name(FORMATS[to].file_name(path.stem, quantize))
     return check_destination(out, FORMATS[to])
 
 

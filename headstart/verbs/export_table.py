@@ -13,7 +13,6 @@ from headstart.data.dataset import Dataset
 from headstart.errors import ExportError, MissingExtra, OptionError, OutputError
 from headstart.exports.formats.registry import FORMATS
 from headstart.exports.parity import FormatResult
-from headstart.extras import require_extra
 from headstart.figures import interval_text, percent_text
 from headstart.files import json_text, not_written, user_path, write_atomically
 from headstart.model import Model
@@ -163,10 +162,9 @@ def _rows(reference: ExportReference, folder: Path, progress: Progress) -> Itera
     for form in FORMATS.values():
         for variant in ("", *form.variants):
             name = f"{form.name} {variant}".strip()
-            file = folder / f"model{f'-{variant}' if variant else ''}{form.suffix}"
+            file = folder / form.file_name("model", variant)
             try:
-                if form.extra:
-                    require_extra(form.extra, f"export to {form.name}")
+                form.require()
                 if form.environment and not form.environment.is_ready:
                     raise MissingExtra(
                         f"its packages are not installed yet; headstart export --to {form.name} does that"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headstart.exports.metadata import ExportMetadata
+from headstart.extras import require_extra
 from headstart.isolated_environment import IsolatedEnvironment
 from headstart.progress import Progress
 
@@ -111,6 +112,19 @@ class ExportFormat:
     cannot_run: Callable[[], str] = str
     has_outlier_scores: bool = True
     not_checked: str = ""
+
+    def require(self) -> None:
+        """Checks that its extra is installed.
+
+        Raises:
+            MissingExtra: it is not.
+        """
+        if self.extra:
+            require_extra(self.extra, f"export to {self.name}")
+
+    def file_name(self, stem: str, variant: str) -> str:
+        """Name of a file or folder, such as model-int8.onnx; arguments: its beginning, and "" for float32."""
+        return f"{stem}{f'-{variant}' if variant else ''}{self.suffix}"
 
     def is_format_of(self, file: Path) -> bool:
         """Whether a file or folder is of this format, by its suffix or its marker."""
