@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from headstart.backbone.layers import group_names
 from headstart.backbone.shapes import BATCHES
+from headstart.backbone.side_by_side import JOINING, network_of, networks
 from headstart.backbone.tracing import TracedNetwork, asks_for_shape, features_beside
 
 _PASS_THROUGH = (nn.Identity, nn.Dropout)
@@ -20,30 +21,61 @@ _PASS_THROUGH = (nn.Identity, nn.Dropout)
 
 @dataclass(frozen=True)
 class Cut:
-    """A place where a network can be cut.
+    """A place where a network, or several side by side, can be cut.
 
     Attributes:
-        node: whose value the rest of the network is computed from.
+        node: whose value the rest of the first network is computed from.
+        others: the same of each network beside the first one.
         beside: nodes before it whose values, (N, features), the output contains unchanged.
     """
 
     node: fx.Node
+    others: tuple[fx.Node, ...] = ()
     beside: tuple[fx.Node, ...] = ()
+
+    @property
+    def activations(self) -> tuple[fx.Node, ...]:
+        """The nodes that layers follow."""
+        return (self.node, *self.others)
 
     @property
     def nodes(self) -> tuple[fx.Node, ...]:
         """All nodes whose values cross the cut."""
-        return (self.node, *self.beside)
+        return (*self.activations, *self.beside)
 
 
 def find_cuts(trace: TracedNetwork, module: nn.Module) -> dict[str, Cut]:
     """Where a network can be cut.
 
+    Networks side by side are cut together: wherever the first one can be, and each other one at the last place that
+    is not deeper, in shares of its forward pass.
+
     Returns:
         Boundary name -> cut, in execution order: the ends of layer groups and of their direct children.
     """
-    beside = {node for node in features_beside(trace.graph) if _is_vector(trace, node)}
+    first, *others = (_cuts_of(trace, module, name) for name in networks(module))
+    places = [[(network_depth(trace, module, cut.node), cut.node) for cut in found.values()] for found in others]
+    if not all(places):  # a network beside the first one cannot be cut
+        return {}
+    cuts = {}
+    for name, cut in first.items():
+        depth = network_depth(trace, module, cut.node)
+        beside = tuple(([node for share, node in found if share <= depth] or [found[0][1]])[-1] for found in places)
+        whole = Cut(cut.node, beside, cut.beside)
+        if len(whole.nodes) > 1 and any(trace.values[0][node][0] != BATCHES[0] for node in whole.activations):
+            continue  # windows of several images in one axis
+        if _has_suffix(trace, whole):
+            cuts[name] = whole
+    return cuts
+
+
+def _cuts_of(trace: TracedNetwork, module: nn.Module, network: str) -> dict[str, Cut]:
+    """Where one of the networks of a module can be cut, as ``find_cuts``; names are those in the module."""
     nodes, groups = list(trace.graph.nodes), group_names(module)
+    owner = {node: network_of(trace.layer_of[node], module) for node in nodes}
+    own = (network, JOINING) if network == networks(module)[0] else (network,)  # averages of layers are of the first
+    inside = {node for node in nodes if node.op == "placeholder" or owner[node] in own}
+    beside = {node for node in features_beside(trace.graph) if node in inside and _is_vector(trace, node)}
     place = {node: i for i, node in enumerate(nodes)}
     output_of = nodes[-1].all_input_nodes[0]
     last: dict[str, fx.Node] = {}
@@ -56,25 +88,43 @@ def find_cuts(trace: TracedNetwork, module: nn.Module) -> dict[str, Cut]:
     cuts: dict[str, Cut] = {}
     pending: dict[fx.Node, int] = {}
     for i, node in enumerate(nodes[:-1]):
+        if node not in inside:
+            continue
         if node in trace.depends_on_image:
-            uses = [place[user] for user in node.users if not asks_for_shape(user)]
+            users = [user for user in node.users if not asks_for_shape(user)]
+            uses = [place[user] for user in users if owner[user] in (network, JOINING)]
             pending[node] = max(uses, default=i)
         for other in [n for n, until in pending.items() if until <= i and n is not node]:
             del pending[other]
         single = node in trace.tensors and isinstance(trace.values[0][node], torch.Size)
-        cut = Cut(node, tuple(other for other in pending if other is not node))
+        cut = Cut(node, beside=tuple(other for other in pending if other is not node))
         if node not in pending or not beside.issuperset(cut.beside) or node in beside:
             continue
         if not single or node is output_of or node.op == "placeholder":
             continue
-        if cut.beside and trace.values[0][node][0] != BATCHES[0]:  # windows of several images in one axis
-            continue
         if node.op == "call_module" and isinstance(module.get_submodule(cast(str, node.target)), _PASS_THROUGH):
             continue
         names = [p for p in last if last[p] is node and any(p == g or p.rpartition(".")[0] == g for g in groups)]
-        if names and _has_suffix(trace, cut):
+        if names:
             cuts[min(names, key=lambda name: name.count("."))] = cut
     return cuts
+
+
+def network_depth(trace: TracedNetwork, module: nn.Module, node: fx.Node) -> float:
+    """Share of the floating-point operations of a node's network up to the node, 0-1."""
+    network = network_of(trace.layer_of[node], module)
+    own = [other for other in trace.graph.nodes if network_of(trace.layer_of[other], module) == network]
+    until = own[: own.index(node) + 1] if node in own else []
+    return sum(trace.flops[n] for n in until) / max(1, sum(trace.flops[n] for n in own))
+
+
+def nodes_after(trace: TracedNetwork, cut: Cut) -> set[fx.Node]:
+    """All nodes that are computed from values at a cut."""
+    found: set[fx.Node] = set()
+    for node in trace.graph.nodes:
+        if node not in cut.nodes and any(n in found or n in cut.nodes for n in node.all_input_nodes):
+            found.add(node)
+    return found
 
 
 def _is_vector(trace: TracedNetwork, node: fx.Node) -> bool:
@@ -96,7 +146,7 @@ class NotReproducible(Exception):
 
 
 def prefix_graph(trace: TracedNetwork, cut: Cut) -> fx.Graph:
-    """The graph from the image to the values at a cut: a tensor, or a tuple if there are values beside it."""
+    """The graph from the image to the values at a cut: a tensor, or a tuple if there are several."""
     needed, pending = set(cut.nodes), list(cut.nodes)
     while pending:
         new = set(pending.pop().all_input_nodes) - needed
@@ -108,7 +158,7 @@ def prefix_graph(trace: TracedNetwork, cut: Cut) -> fx.Graph:
         if node in needed or node.op == "placeholder":
             copies[node] = graph.node_copy(node, lambda old: copies[old])
     values = tuple(copies[node] for node in cut.nodes)
-    graph.output(values if cut.beside else values[0])
+    graph.output(values if len(values) > 1 else values[0])
     return graph
 
 
@@ -122,7 +172,7 @@ def suffix_graph(trace: TracedNetwork, cut: Cut) -> fx.Graph:
     """
     graph = fx.Graph()
     copies: dict[fx.Node, Any] = {cut.node: graph.placeholder("activation")}
-    copies |= {node: graph.placeholder(f"beside_{place}") for place, node in enumerate(cut.beside)}
+    copies |= {node: graph.placeholder(f"beside_{place}") for place, node in enumerate(cut.nodes[1:])}
     leading = tuple(values[cut.node][0] for values in trace.values)
     lead: list[fx.Node] = []
 
@@ -151,51 +201,51 @@ def suffix_graph(trace: TracedNetwork, cut: Cut) -> fx.Graph:
                 copies[node] = from_shape(*(values[node] for values in trace.values))
         return copies[node]
 
-    is_after = False
+    after = nodes_after(trace, cut)
     for node in trace.graph.nodes:
-        if is_after and (node in trace.depends_on_image or node.op == "output"):
+        if node in after and (node in trace.depends_on_image or node.op == "output"):
             arguments = fx.map_arg(node.args, needed), fx.map_arg(node.kwargs, needed)
             if node.op == "output":
                 graph.output(arguments[0][0])
             else:
                 args, kwargs = cast("tuple[tuple[Any, ...], dict[str, Any]]", arguments)
                 copies[node] = graph.create_node(node.op, node.target, args, kwargs, name=node.name)
-        is_after = is_after or node is cut.node
     return graph
 
 
 def join_values(graph: fx.Graph) -> None:
-    """Makes the output of a graph one row per image, where it is the values at a cut with values beside it."""
+    """Makes the output of a graph one row per image, where it is several values at a cut."""
     output = graph.output_node()
-    first, *beside = cast("tuple[fx.Node, ...]", output.args[0])
+    values = cast("tuple[fx.Node, ...]", output.args[0])
     with graph.inserting_before(output):
-        flat = graph.call_function(torch.flatten, (first, 1))
-        joined = graph.call_function(torch.cat, ([flat, *beside], 1))
+        flat = [graph.call_function(torch.flatten, (value, 1)) for value in values]
+        joined = graph.call_function(torch.cat, (flat, 1))
     output.args = (joined,)
 
 
-def split_values(graph: fx.Graph, shape: tuple[int, ...], widths: Sequence[int]) -> fx.Node:
+def split_values(graph: fx.Graph, shapes: Sequence[tuple[int, ...]]) -> list[fx.Node]:
     """Makes the inputs of a graph one row per image, as ``join_values`` makes them.
 
     Args:
-        graph: its first input is an activation, the others are values beside it.
-        shape: of the activation of one image.
-        widths: of the other values.
+        graph: its inputs are the values at a cut.
+        shapes: of each value of one image.
 
     Returns:
-        The node of the activation.
+        The nodes of the values.
     """
-    first, *beside = [node for node in graph.nodes if node.op == "placeholder"]
-    with graph.inserting_before(first):
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    with graph.inserting_before(inputs[0]):
         rows = graph.placeholder("rows")
-        values = graph.call_function(torch.split, (rows, [math.prod(shape), *widths], 1))
-        flat = graph.call_function(operator.getitem, (values, 0))
-        activation = graph.call_function(torch.unflatten, (flat, 1, shape)) if len(shape) > 1 else flat
-        others = [graph.call_function(operator.getitem, (values, place)) for place in range(1, len(widths) + 1)]
-    for old, new in zip([first, *beside], [activation, *others], strict=True):
+        parts = graph.call_function(torch.split, (rows, [math.prod(shape) for shape in shapes], 1))
+        flat = [graph.call_function(operator.getitem, (parts, place)) for place in range(len(shapes))]
+        values = [
+            graph.call_function(torch.unflatten, (one, 1, shape)) if len(shape) > 1 else one
+            for one, shape in zip(flat, shapes, strict=True)
+        ]
+    for old, new in zip(inputs, values, strict=True):
         old.replace_all_uses_with(new)
         graph.erase_node(old)
-    return activation
+    return values
 
 
 def _scaled(first: int, numerator: int, denominator: int) -> int:

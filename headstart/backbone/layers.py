@@ -11,7 +11,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from headstart.backbone.side_by_side import FIRST, OTHERS, SideBySide
+from headstart.backbone.side_by_side import SideBySide, members_of
 from headstart.errors import OptionError
 
 CONTAINERS = ("blocks", "stages", "layers", "features")
@@ -106,8 +106,7 @@ def layer_groups(module: nn.Module, *, input_shape: tuple[int, int, int]) -> lis
 def group_names(module: nn.Module) -> list[str]:
     """Names of the layer groups in the order of their definition, without running the network."""
     if isinstance(module, SideBySide):
-        inside = [f"{FIRST}.{name}" for name in group_names(module.first)]
-        return [*(f"{OTHERS}.{place}" for place in range(len(module.others))), *inside]
+        return [f"{path}.{name}" for path, member in members_of(module).items() for name in group_names(member)]
     names = []
     for name, part in module.named_children():
         if isinstance(part, (nn.Sequential, nn.ModuleList)) and name in CONTAINERS:

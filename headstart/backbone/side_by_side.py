@@ -1,7 +1,8 @@
 """Backbones side by side: several pretrained networks look at the same pixels, and their features are concatenated.
 
-A combination is named ``FIRST+SECOND`` and is one backbone for everything else. The first network is the one that is
-fine-tuned; the others stay frozen, and their features pass beside every freeze boundary of the first.
+A combination is named ``FIRST+SECOND`` and is one backbone for everything else. A freeze boundary cuts all networks at
+about the same depth, and is named after the first one. Fine-tuning trains each network as if it were alone, see
+``training.suffix_classifier``.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ MOST_MEMBERS = 3
 FIRST, OTHERS = "first", "others"
 """Names of the parts of ``SideBySide``, with which the names of its layers begin."""
 
+JOINING = "-"
+"""Stands for what joins the features of several networks and belongs to none, see ``network_of``."""
+
 
 def member_names(name: str) -> list[str]:
     """Names of the networks of a backbone: one, or those of a combination."""
@@ -29,12 +33,12 @@ class SideBySide(nn.Module):
     """Several networks without classifiers, side by side: (N, 3, H, W) -> (N, D), the features of every one.
 
     Args:
-        members: created by timm, the one to fine-tune first; all accept images of the same size.
+        members: created by timm; all accept images of the same size.
         ranges: for each, mean and standard deviation, (3,), of the pixels that it expects. The input is normalised as
             the first expects it.
 
     Attributes:
-        first: the network that is fine-tuned.
+        first: the network that freeze boundaries are named after.
         others: the other ones.
     """
 
@@ -53,9 +57,8 @@ class SideBySide(nn.Module):
         self.num_prefix_tokens = getattr(first, "num_prefix_tokens", 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Computes the features; the others come first, so that they pass beside the first network's boundaries."""
-        beside = [other(x) for other in self.others]
-        return torch.cat([self.first(x), *beside], 1)
+        """Computes the features, those of the first network first."""
+        return torch.cat([self.first(x), *(other(x) for other in self.others)], 1)
 
 
 @final
@@ -77,11 +80,28 @@ class _Renormalised(nn.Module):
         return x * self.scale + self.shift
 
 
-def first_of(module: nn.Module) -> nn.Module:
-    """The network of a backbone that is fine-tuned."""
-    return module.first if isinstance(module, SideBySide) else module
+def networks(module: nn.Module) -> list[str]:
+    """Names of the networks in a module, with which the names of their layers begin; "" for a single network."""
+    if not isinstance(module, SideBySide):
+        return [""]
+    return [FIRST, *(f"{OTHERS}.{place}" for place in range(len(module.others)))]
 
 
-def is_beside(layer: str, module: nn.Module) -> bool:
-    """True if a layer belongs to a network beside the first one."""
-    return isinstance(module, SideBySide) and layer.split(".")[0] == OTHERS
+def network_of(layer: str, module: nn.Module) -> str:
+    """The name of the network that a layer belongs to, see ``networks``; ``JOINING`` for none."""
+    if not isinstance(module, SideBySide):
+        return ""
+    return next((name for name in networks(module) if f"{layer}.".startswith(f"{name}.")), JOINING)
+
+
+def members_of(module: nn.Module) -> dict[str, nn.Module]:
+    """Path of each network as timm created it -> the network, the first one first; "" for a single network."""
+    if not isinstance(module, SideBySide):
+        return {"": module}
+    found = {FIRST: module.first}
+    for place, other in enumerate(module.others):
+        if isinstance(other, nn.Sequential) and isinstance(other[0], _Renormalised):
+            found[f"{OTHERS}.{place}.1"] = other[1]
+        else:
+            found[f"{OTHERS}.{place}"] = other
+    return found

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast, final
 
@@ -23,15 +22,17 @@ from headstart.backbone.cut_graphs import (
     count_parameters,
     find_cuts,
     join_values,
+    network_depth,
+    nodes_after,
     parameters_of,
     prefix_graph,
     split_values,
     suffix_graph,
 )
 from headstart.backbone.feature_spec import PLAIN, FeatureSpec
-from headstart.backbone.layers import evaluating, group_names
+from headstart.backbone.layers import Layout, evaluating, group_names
 from headstart.backbone.shapes import BATCHES, blank_input
-from headstart.backbone.side_by_side import is_beside
+from headstart.backbone.side_by_side import SideBySide, members_of
 from headstart.backbone.tracing import (
     BEFORE_POOLING,
     TRACING,
@@ -58,13 +59,14 @@ class Boundary:
 
     Attributes:
         name: the last layer before it, "blocks.4", "layer3.1"; ``INPUT`` and ``HEAD`` at the two ends.
-        shape: of what one image is at the boundary, without the batch axis: the activation, or, where features of
-            earlier layers bypass it, the flattened activation followed by these.
+        shape: of what one image is at the boundary, without the batch axis: the activation, or, where there are
+            several values, all of them flattened, in the order of ``activations``.
         bytes_per_image: of this in half precision.
         cost_before: share of the forward pass's floating-point operations before it, 0-1.
         depth: the same of the first network alone, where several are side by side.
         parameters_after: number of weights after it, without the classifier's.
         activation_shape: of the activation of one image.
+        other_shapes: of the activations of the networks beside the first one.
         beside: numbers of features of each earlier layer that bypass it.
     """
 
@@ -75,15 +77,23 @@ class Boundary:
     depth: float
     parameters_after: int
     activation_shape: tuple[int, ...] = ()
+    other_shapes: tuple[tuple[int, ...], ...] = ()
     beside: tuple[int, ...] = ()
 
-    def activations(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(N, *shape) -> (N, *activation_shape), and (N, features) that bypass it; None if there are none."""
-        if not self.beside:
-            return rows, None
-        width = math.prod(self.activation_shape)
-        flat, others = rows[:, :width], rows[:, width:]
-        return flat.reshape(len(rows), *self.activation_shape), others
+    @property
+    def value_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the values of one image: activations of every network, then the features that bypass it."""
+        return (self.activation_shape, *self.other_shapes, *((width,) for width in self.beside))
+
+    def activations(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """(N, *shape) -> the activation of each network, and the features that bypass the boundary, if any, as one."""
+        shapes = [self.activation_shape, *self.other_shapes]
+        if self.beside:
+            shapes.append((sum(self.beside),))
+        if len(shapes) == 1:
+            return (rows,)
+        parts = torch.split(rows, [math.prod(shape) for shape in shapes], 1)
+        return tuple(part.reshape(len(rows), *shape) for part, shape in zip(parts, shapes, strict=True))
 
 
 @final
@@ -104,11 +114,13 @@ class SplittableBackbone:
         module: the network.
         boundaries: from stem to head; the first is ``INPUT``, the last ``HEAD``; only ``HEAD`` if there is an obstacle.
         obstacle: why the network can only be cut at the head, or "".
+        layouts: of the activations of each network, the first one first.
     """
 
     def __init__(self, module: nn.Module, *, height: int, width: int, spec: FeatureSpec = PLAIN) -> None:
         self.module = module
         self.obstacle = ""
+        self.layouts = [Layout.of(member) for member in members_of(module).values()]
         self.spec = spec
         self._cuts: dict[str, Cut] = {}
         self._parts: dict[str, list[tuple[str, list[str]]]] = {}
@@ -139,6 +151,14 @@ class SplittableBackbone:
         layers = [self._cuts[name].node for name in spec.layers]
         self._trace = end_network(self._trace, self.module, height, width, end=end, pool=spec.pool, layers=layers)
         self._cuts = find_cuts(self._trace, self.module)
+
+    @property
+    def feature_widths(self) -> tuple[int, ...]:
+        """Number of features of each network, as they are in the output; of a single network that of all features."""
+        if self.obstacle or not isinstance(self.module, SideBySide):
+            return (math.prod(self.boundaries[-1].shape),)
+        joined = self._trace.graph.output_node().all_input_nodes[0]
+        return tuple(self._trace.values[0][node][1] for node in joined.all_input_nodes[: len(self.layouts)])
 
     def whole(self) -> nn.Module:
         """The complete network: (N, 3, H, W) -> (N, D) features, or the map if ``pool`` is "none"."""
@@ -171,7 +191,7 @@ class SplittableBackbone:
         if name == HEAD:
             return self.whole()
         graph = prefix_graph(self._trace, self._cuts[name])
-        if self._cuts[name].beside:
+        if len(self._cuts[name].nodes) > 1:
             join_values(graph)
         return fx.GraphModule(self.module, graph)
 
@@ -192,8 +212,8 @@ class SplittableBackbone:
         """The parts before and after an inner boundary, with the activation itself between them.
 
         Returns:
-            (N, 3, H, W) -> the activation, or a tuple of it and the features that bypass it; and the inverse: the same
-            values, one argument each, -> features.
+            (N, 3, H, W) -> the activation, or a tuple of it, the activations of the networks beside the first one, and
+            the features that bypass it; and the inverse: the same values, one argument each, -> features.
 
         Raises:
             OptionError: no such boundary; lists the boundaries.
@@ -203,13 +223,12 @@ class SplittableBackbone:
         before, after = prefix_graph(self._trace, cut), suffix_graph(self._trace, cut)
         return fx.GraphModule(self.module, before), fx.GraphModule(self.module, after)
 
-    def tapped(self, name: str, *, beside: int | None = None) -> fx.GraphModule:
-        """The complete network with a second output: (N, 3, H, W) -> (N, D) features, activation at a boundary.
+    def tapped(self, name: str, *, values: int | None = None) -> fx.GraphModule:
+        """The complete network with more outputs: (N, 3, H, W) -> (N, D) features, and the values at a boundary.
 
         Args:
             name: of the boundary.
-            beside: how many of the features that bypass it are given too; all by default. Those of networks side by
-                side come first, then those of earlier layers.
+            values: how many of ``Boundary.value_shapes`` are given; all by default.
 
         Raises:
             OptionError: no such boundary, or ``INPUT`` or ``HEAD``; lists the boundaries.
@@ -219,10 +238,11 @@ class SplittableBackbone:
             raise OptionError(f"boundary {name!r}: expected an inner boundary.")
         graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
         features = graph.graph_copy(self._trace.graph, copies)
-        cut = self._cuts[name]
-        with graph.inserting_after(copies[cut.node]):
-            tap = graph.call_method("clone", (copies[cut.node],))  # later layers may work in place
-        graph.output((features, tap, *(copies[node] for node in cut.beside[:beside])))
+        taps = []
+        for node in self._cuts[name].nodes[:values]:
+            with graph.inserting_after(copies[node]):
+                taps.append(graph.call_method("clone", (copies[node],)))  # later layers may work in place
+        graph.output((features, *taps))
         return fx.GraphModule(self.module, graph)
 
     def segment(self, first: str, last: str) -> nn.Module:
@@ -245,12 +265,11 @@ class SplittableBackbone:
             if node.op == "output":
                 graph.erase_node(node)
         end = self._cuts[last]
-        names = {cut_node.name: place for place, cut_node in enumerate(self._cuts[first].beside)}
-        inputs = {f"beside_{place}": name for name, place in names.items()}
+        inputs = {f"beside_{place}": node.name for place, node in enumerate(self._cuts[first].nodes[1:])}
         found = {inputs.get(node.name, node.name): node for node in graph.nodes}
         values = tuple(found[node.name] for node in end.nodes)
-        graph.output(values if end.beside else values[0])
-        if end.beside:
+        graph.output(values if len(values) > 1 else values[0])
+        if len(values) > 1:
             join_values(graph)
         drop_unused(graph)
         return self._after(first, graph)
@@ -258,17 +277,18 @@ class SplittableBackbone:
     def _after(self, name: str, graph: fx.Graph) -> fx.GraphModule:
         """A graph that begins at a boundary, whose inputs become one row per image if there are several.
 
-        The activation is copied first if the next layers would overwrite it in place.
+        An activation is copied first if the next layers would overwrite it in place.
         """
         cut = self._cuts[name]
-        activation = next(iter(graph.nodes))
-        if cut.beside:
+        values = [next(iter(graph.nodes))]
+        if len(cut.nodes) > 1:
             boundary = next(b for b in self.boundaries if b.name == name)
-            activation = split_values(graph, boundary.activation_shape, boundary.beside)
-        if cut.node in self._trace.overwritten:
-            with graph.inserting_after(activation):
-                copy = graph.call_method("clone", (activation,))
-            activation.replace_all_uses_with(copy, delete_user_cb=lambda user: user is not copy)
+            values = split_values(graph, boundary.value_shapes)
+        for node, value in zip(cut.nodes, values, strict=True):
+            if node in self._trace.overwritten:
+                with graph.inserting_after(value):
+                    copy = graph.call_method("clone", (value,))
+                value.replace_all_uses_with(copy, delete_user_cb=lambda user, copy=copy: user is not copy)
         return fx.GraphModule(self.module, graph)
 
     def parts(self, name: str) -> list[tuple[str, list[str]]]:
@@ -302,7 +322,7 @@ class SplittableBackbone:
 
     def _part_of(self, target: str, groups: list[str]) -> str:
         path = target.split(".")
-        depth = next((n for n in (3, 2, 1) if ".".join(path[:n]) in groups), 0)
+        depth = next((n for n in range(len(path), 0, -1) if ".".join(path[:n]) in groups), 0)
         if depth and isinstance(self.module.get_submodule(".".join(path[:depth])), nn.Sequential):
             depth += 1
         return ".".join(path[:depth])
@@ -329,26 +349,22 @@ class SplittableBackbone:
         return [Boundary(INPUT, image, 2 * math.prod(image), 0.0, 0.0, weights, image), *found, head]
 
 
-def _operations(trace: TracedNetwork, nodes: Iterable[fx.Node]) -> int:
-    """Floating-point operations of some nodes."""
-    return sum(trace.flops[node] for node in nodes)
-
-
 def _boundary(trace: TracedNetwork, module: nn.Module, name: str, cut: Cut) -> Boundary:
-    nodes = list(trace.graph.nodes)
-    before = nodes[: nodes.index(cut.node) + 1]
-    first = {node for node in nodes if not is_beside(trace.layer_of[node], module)}
-    whole = trace.values[0][cut.node]
-    shape = tuple(whole[1:]) if whole[0] == BATCHES[0] else (whole[0] // BATCHES[0], *whole[1:])
-    beside = tuple(trace.values[0][node][1] for node in cut.beside)
-    numbers = math.prod(shape) + sum(beside)
+    def shape_of(node: fx.Node) -> tuple[int, ...]:
+        whole = trace.values[0][node]
+        return tuple(whole[1:]) if whole[0] == BATCHES[0] else (whole[0] // BATCHES[0], *whole[1:])
+
+    after, operations = nodes_after(trace, cut), sum(trace.flops.values())
+    shapes = [shape_of(node) for node in cut.nodes]
+    numbers = sum(math.prod(shape) for shape in shapes)
     return Boundary(
         name=name,
-        shape=(numbers,) if beside else shape,
+        shape=(numbers,) if len(shapes) > 1 else shapes[0],
         bytes_per_image=2 * numbers,
-        cost_before=_operations(trace, before) / max(1, _operations(trace, nodes)),
-        depth=_operations(trace, first.intersection(before)) / max(1, _operations(trace, first)),
+        cost_before=1 - sum(trace.flops[node] for node in after) / max(1, operations),
+        depth=network_depth(trace, module, cut.node),
         parameters_after=count_parameters(module, suffix_graph(trace, cut)),
-        activation_shape=shape,
-        beside=beside,
+        activation_shape=shapes[0],
+        other_shapes=tuple(shapes[1 : 1 + len(cut.others)]),
+        beside=tuple(math.prod(shape) for shape in shapes[1 + len(cut.others) :]),
     )

@@ -64,26 +64,24 @@ class Preferred:
 
 
 def by_preference(
-    selection: Selection, inspected: Inspected, seconds: float, depths: Sequence[Depth], max_cost: float
+    selection: Selection, inspected: Inspected, seconds: float, depths: Sequence[Depth]
 ) -> list[Preferred]:
     """The candidates within noise of the best, in the order in which they are used if there is time.
 
-    First those that can be fine-tuned deeper in the time, and among equally deep ones that with the most weights. A
-    linear classifier does not tell which network is best after fine-tuning, and size is the better guide: with equally
-    good probes on flowers, the log loss after fine-tuning is 0.156 with Lite0 and 0.146 with Lite1, and deeper 0.122
-    and 0.114.
+    First those that can be fine-tuned deeper in the time, and among equally deep ones that with the most weights, so
+    networks side by side before a single one. A linear classifier does not tell which network is best after
+    fine-tuning, and size is the better guide: with equally good probes on flowers, the log loss after fine-tuning is
+    0.156 with Lite0 and 0.146 with Lite1, and deeper 0.122 and 0.114.
 
     Args:
         selection: the outcome of the search.
         inspected: the images.
         seconds: time left.
         depths: to choose from.
-        max_cost: of a candidate for one image, in multiples of the cost of the best one.
 
     Source: "Back to the Basics on Predicting Transfer Performance", arXiv 2510.06448: a static ranking by size predicts
     the accuracy after fine-tuning better than transferability scores.
     """
-    best = selection.near[0].candidate
     efforts = list(dict.fromkeys(depth.effort for depth in depths))
 
     def reach(place: int) -> int:
@@ -92,11 +90,7 @@ def by_preference(
         fitting = [depth.effort for depth in depths if seconds_of(depth, inspected, speed) <= seconds]
         return max((1 + efforts.index(effort) for effort in fitting), default=0)
 
-    reaches = {
-        place: reach(place)
-        for place, near in enumerate(selection.near)
-        if place == 0 or near.candidate.gmacs <= max_cost * best.gmacs
-    }
+    reaches = {place: reach(place) for place in range(len(selection.near))}
 
     def order(place: int) -> tuple[int, int, int]:
         size = selection.near[place].candidate.parameters if reaches[place] else 0

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headstart.backbone.pixel_net import FeatureNet
+from headstart.backbone.side_by_side import networks
 from headstart.cache.entries import cache_root
 from headstart.cache.joined_rows import JoinedRows
 from headstart.pipeline.featurise import Featurised, LabelledFeatures
@@ -48,15 +49,21 @@ def choose_and_fit(
 ) -> Prepared:
     """Chooses the layers, see ``choose_layers``, and fits the head on their features.
 
-    Where rungs follow, which train the last layer's features alone, a head is fitted on these too.
+    Where rungs follow, which train the last layer's features alone, a head is fitted on these too; for networks side by
+    side on those of each network.
     """
-
-    def fitted_on(chosen: ChosenLayers, last: Prepared | None = None) -> Prepared:
-        fitted = fit_head(job, chosen.loaded, inspected, planned, chosen.featurised, chosen.penalty)
-        return Prepared(job, chosen.loaded, inspected, planned, chosen.featurised, fitted, last)
-
     chosen = choose_layers(job, loaded, inspected, featurised)
-    return fitted_on(chosen, fitted_on(chosen.last) if chosen.last and planned.rungs else None)
+
+    def fitted_on(found: ChosenLayers, last: Prepared | None = None, *, by_network: bool = False) -> Prepared:
+        fitted = fit_head(job, found.loaded, inspected, planned, found.featurised, found.penalty, by_network=by_network)
+        return Prepared(job, found.loaded, inspected, planned, found.featurised, fitted, last)
+
+    several = len(networks(loaded.backbone.module)) > 1
+    if not planned.rungs or not (several or chosen.last):
+        return fitted_on(chosen)
+    start = replace(chosen.last or chosen, penalty=None) if several else chosen.last
+    assert start is not None
+    return fitted_on(chosen, fitted_on(start, by_network=several))
 
 
 def choose_layers(job: Job, loaded: Loaded, inspected: Inspected, featurised: Featurised) -> ChosenLayers:

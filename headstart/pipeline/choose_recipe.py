@@ -42,7 +42,7 @@ DEFAULT_MINUTES: float | None = 5.0
 """Time of a run whose recipe leaves backbone and effort open; None for effort "probe" without a choice."""
 
 MAX_COST = 2.0
-"""Default of the largest cost of the model for one image, in multiples of that of the best candidate."""
+"""Default of the largest cost of larger images, or of backbones side by side, in multiples of one backbone alone."""
 
 KEPT = 0.8
 """Share of the time that is kept for fine-tuning, if it can use as much. On flowers it lowers the log loss from 0.24 to
@@ -74,7 +74,7 @@ def choose_recipe(
         found: the candidates.
         minutes: of the whole run, the report included.
         folder: of the run.
-        max_cost: of the model for one image, in multiples of the cost of the best candidate.
+        max_cost: of larger images or backbones side by side for one image, see ``search``.
 
     Returns:
         The recipe with every option decided.
@@ -103,7 +103,7 @@ def choose_recipe(
         cache=job.cache,
         progress=job.progress,
     )
-    selection, recipe, fingerprint = _chosen(job, selection, inspection, ends, max_cost)
+    selection, recipe, fingerprint = _chosen(job, selection, inspection, ends)
     job.progress.say(f"Chosen: {recipe.backbone} at {recipe.image_size} pixels, effort {recipe.effort}.")
     document = {
         "version": PLAN_VERSION,
@@ -223,9 +223,7 @@ def _preprocessing(candidate: Candidate, job: Job) -> Preprocessing:
     return load_candidate(candidate, progress=job.progress).preprocessing
 
 
-def _chosen(
-    job: Job, selection: Selection, inspection: Inspection, ends: float, max_cost: float
-) -> tuple[Selection, Recipe, str]:
+def _chosen(job: Job, selection: Selection, inspection: Inspection, ends: float) -> tuple[Selection, Recipe, str]:
     """The candidate that is used, and how deep it is fine-tuned, see ``choose_depth.by_preference``.
 
     Returns:
@@ -234,7 +232,7 @@ def _chosen(
     inspected, depths = inspected_images(inspection), depths_for(selection)
     efforts = ["probe", *(depth.effort for depth in depths)]
     tried: list[tuple[Preferred, Recipe, str]] = []
-    for preferred in by_preference(selection, inspected, ends - time.monotonic(), depths, max_cost):
+    for preferred in by_preference(selection, inspected, ends - time.monotonic(), depths):
         one = selection.near[preferred.place].candidate
         weights = None if one.weights is None else str(one.weights)
         recipe = replace(job.recipe, backbone=one.architecture, weights=weights, image_size=one.image_size, fit=one.fit)

@@ -101,7 +101,9 @@ def tap_at(boundary: Boundary, loaded: Loaded, *, cache: Path | None) -> Tap | N
     def store(identity: Identity) -> RowStore:
         return activation_store(net, boundary.shape, identity=identity, cache=cache)
 
-    return Tap(TappedNet(backbone, boundary.name, whole.tapped(boundary.name, beside=len(boundary.beside))), store)
+    return Tap(
+        TappedNet(backbone, boundary.name, whole.tapped(boundary.name, values=len(boundary.value_shapes))), store
+    )
 
 
 def feature_rows(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from headstart.backbone.layers import Layout
 from headstart.cache.entries import cache_root
@@ -14,7 +15,7 @@ from headstart.pipeline.inspect_images import Inspected
 from headstart.pipeline.load import Job, Loaded
 from headstart.pipeline.plan import CHECKED, Planned
 from headstart.progress import with_example
-from headstart.training.fit_head import Fitted, HeadData, fit_classifier
+from headstart.training.fit_head import Fitted, HeadData, fit_by_network, fit_classifier
 from headstart.training.head_spec import LINEAR
 from headstart.training.penalty import Penalty
 from headstart.training.sampling import Samples
@@ -35,7 +36,8 @@ class Prepared:
         planned: engines and rungs.
         featurised: features of the images.
         fitted: the head.
-        last: the same with the features of the last layer alone; None if the features are these already.
+        last: what rungs start from, if it differs: the features of the last layer alone, and for networks side by side
+            a head that is fitted on each alone.
     """
 
     job: Job
@@ -48,7 +50,7 @@ class Prepared:
 
     @property
     def for_rungs(self) -> Prepared:
-        """What rungs start from: features of the last layer alone.
+        """What rungs start from, see ``last``.
 
         A head that also reads earlier layers, which are frozen, learns less from fine-tuning: on flowers log loss 0.181
         instead of 0.156 (docs/results/2026-11-30-layers.md).
@@ -63,8 +65,20 @@ def fit_head(
     planned: Planned,
     featurised: Featurised,
     penalty: Penalty | None = None,
+    *,
+    by_network: bool = False,
 ) -> Fitted:
-    """Fits the classifier that the recipe asks for on the frozen features; ``penalty`` was chosen before."""
+    """Fits the classifier that the recipe asks for on the frozen features.
+
+    Args:
+        job: see ``Job``.
+        loaded: the backbone.
+        inspected: the images.
+        planned: engines and rungs.
+        featurised: the features.
+        penalty: was chosen before.
+        by_network: fit it on the features of each network alone, see ``fit_by_network``.
+    """
     train, val = featurised.train, featurised.val
     data = HeadData(
         train.features,
@@ -77,7 +91,10 @@ def fit_head(
         together=inspected.parts(inspected.positions["train"]),
         penalty=penalty,
     )
-    return fit_classifier(job.recipe, data, progress=job.progress, cache=cache_root(job.cache))
+    options: dict[str, Any] = {"progress": job.progress, "cache": cache_root(job.cache)}
+    if by_network and loaded.splittable is not None:
+        return fit_by_network(job.recipe, data, loaded.splittable.feature_widths, **options)
+    return fit_classifier(job.recipe, data, **options)
 
 
 def _augmented(job: Job, loaded: Loaded, planned: Planned, featurised: Featurised) -> Samples | None:

@@ -9,6 +9,7 @@ from torch import nn
 
 from headstart.backbone.layers import LayerGroup, groups_trained, layer_groups
 from headstart.backbone.pixel_net import FeatureNet
+from headstart.backbone.side_by_side import network_of, networks
 from headstart.backbone.split import SplittableBackbone
 from headstart.runs.events import EventStream, StageBegun
 from headstart.training.ladder import Rung
@@ -77,10 +78,10 @@ class TrainedLayers:
         total = head_weights + sum(group.parameters for group in groups)
         frozen = total - trained_head - (0 if tuning.is_merged else in_groups)
         statistics = sum(group.statistics for group in groups)
-        text = f"trains {_trained_text(groups, head_frozen, tuning)}, {trained_head + in_groups:,} "
+        text = f"trains {self._trained_text(groups, head_frozen, tuning)}, {trained_head + in_groups:,} "
         text += f"weights; frozen: all {frozen:,} others" if tuning.is_merged else f"of {total:,} weights"
         if not tuning.is_merged:
-            text += _frozen_text(groups, tuning)
+            text += self._frozen_text(groups, tuning)
         if statistics:
             state = "updated in the trained layers" if tuning.update_batchnorm else "constant"
             text += f"; {statistics:,} BatchNorm statistics, {state}"
@@ -90,21 +91,22 @@ class TrainedLayers:
         trainable = trained_head + in_groups
         events.emit(StageBegun(stage, trainable, frozen, statistics, tuning.update_batchnorm, layers, more or {}))
 
+    def _trained_text(self, groups: Sequence[LayerGroup], head_frozen: int, tuning: Tuning) -> str:
+        trained = [group for group in groups if group.trainable]
+        if trained:
+            return f"{f'{tuning} in ' if tuning.method != 'full' else ''}{self._spans(trained)} and the head"
+        return "only weights of the new classes in the head" if head_frozen else "only the head"
 
-def _trained_text(groups: Sequence[LayerGroup], head_frozen: int, tuning: Tuning) -> str:
-    trained = [group for group in groups if group.trainable]
-    if trained:
-        return f"{f'{tuning} in ' if tuning.method != 'full' else ''}{_span(trained)} and the head"
-    return "only weights of the new classes in the head" if head_frozen else "only the head"
+    def _frozen_text(self, groups: Sequence[LayerGroup], tuning: Tuning) -> str:
+        if tuning.method == "bias-norm":
+            return "; frozen: the other weights"
+        fixed = [group for group in groups if group.parameters and not group.trainable]
+        return f"; frozen: {self._spans(fixed)}" if fixed else "; nothing is frozen"
 
-
-def _frozen_text(groups: Sequence[LayerGroup], tuning: Tuning) -> str:
-    if tuning.method == "bias-norm":
-        return "; frozen: the other weights"
-    fixed = [group for group in groups if group.parameters and not group.trainable]
-    return f"; frozen: {_span(fixed)}" if fixed else "; nothing is frozen"
-
-
-def _span(groups: Sequence[LayerGroup]) -> str:
-    names = [group.name for group in groups if group.parameters]
-    return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+    def _spans(self, groups: Sequence[LayerGroup]) -> str:
+        """First and last of the groups, in each network."""
+        spans = []
+        for network in networks(self._module):
+            names = [g.name for g in groups if g.parameters and network_of(g.name, self._module) == network]
+            spans += [names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"] if names else []
+        return ", ".join(spans)

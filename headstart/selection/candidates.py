@@ -18,6 +18,7 @@ from headstart.backbone.hub_weights import cached_file, cached_names, download_b
 from headstart.backbone.licenses import license_of, license_of_file, require_accepted, together
 from headstart.backbone.names import resolve_architecture
 from headstart.backbone.offline_packages import OFFLINE_PACKAGES, offline_file, offline_name
+from headstart.backbone.side_by_side import member_names
 from headstart.backbone.weights import Backbone, load_backbone, native_side
 from headstart.data.preprocessing import Fit
 from headstart.errors import LicenseError, OptionError, WeightsError, first_line
@@ -207,6 +208,11 @@ class Candidate:
     download_bytes: int = 0
     accept_license: bool = False
     fit: Fit = "auto"
+
+    @property
+    def is_combination(self) -> bool:
+        """Whether it is several networks side by side."""
+        return len(member_names(self.architecture)) > 1
 
     @property
     def label(self) -> str:

@@ -82,15 +82,17 @@ class Speed:
 
 @dataclass(frozen=True)
 class Near:
-    """A candidate that is as good as the best one within noise.
+    """A candidate that may be used: as good as the best one, or as the best single network, within noise.
 
     Attributes:
         candidate: see ``candidates.Candidate``.
         speed: on this machine.
+        is_within_noise: whether it is as good as the best of all candidates.
     """
 
     candidate: Candidate
     speed: Speed
+    is_within_noise: bool = True
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class Selection:
 
     Attributes:
         results: of everything that was evaluated, the one that is chosen first; none if there are too few images.
-        near: the candidates that are as good as the best within noise, the best first.
+        near: the candidates that may be used, the best first.
         stopped: why the search ended before the last round; "" if it did not.
         skipped: what was not tried for lack of time, each with the time that it would have taken.
     """
@@ -121,11 +123,13 @@ class Selection:
             place: of the candidate in ``near``.
             why: the reason, as the end of a sentence about it.
         """
-        chosen, best = self.near[place].candidate, self.results[0]
+        near, best = self.near[place], self.results[0]
+        chosen = near.candidate
         ours = next(result for result in self.results if result.is_of(chosen))
-        decision = f"not chosen: {chosen.architecture} is within noise, and {why}"
+        noise = "within noise, and " if near.is_within_noise else ""
+        decision = f"not chosen: {chosen.architecture} is used, {noise or 'because '}{why}"
         others = [replace(best, decision=decision), *self.results[1:]]
-        found = replace(ours, decision=f"chosen: within noise of the best, and {why}")
+        found = replace(ours, decision=f"chosen: {noise.replace(',', ' of the best,')}{why}")
         return replace(self, results=(found, *(result for result in others if not result.is_of(chosen))))
 
     def as_json(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Every candidate is evaluated on a part of the training images; those that are worse than the best by more than noise are
 dropped, and the others are evaluated on three times as many; only the better half of them if there is no time for all.
 Then variants of the best one are tried (larger images, other ways to fit an image into the input), and combinations of
-it with others, side by side. Features are cached, so each image passes through a backbone once, and the run that
+those that are equally good, side by side. Features are cached, so each image passes through a backbone once, and the run that
 follows finds the features of the one that was chosen.
 
 Source: successive halving, Jamieson and Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter
@@ -66,12 +66,13 @@ class SearchImages:
 
 @dataclass
 class _Contender:
-    """A candidate in the search, with what its last round showed."""
+    """A candidate in the search, with what its last round showed; ``rounds`` has the losses of each round."""
 
     candidate: Candidate
     net: FeatureNet
     sample: Pixels
     losses: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    rounds: dict[int, npt.NDArray[np.float64]] = field(default_factory=dict)
     correct: int = 0
     seconds: float = 0.0
     speed: Speed = UNKNOWN_SPEED
@@ -123,7 +124,8 @@ def search(
         time_limit: when the search has to end; None for no limit. The first candidate is evaluated in any case.
         drops: drop candidates between rounds, and try variants and combinations; otherwise the candidates alone are
             evaluated on all images.
-        max_cost: of a variant or combination for one image, in multiples of the cost of the best candidate.
+        max_cost: of a variant for one image, in multiples of the cost of the best candidate; of a combination, in
+            multiples of the cost of its first network.
         device: "auto", "cpu", "cuda" or "mps".
         cache: the cache folder.
         progress: receives messages and the progress of each task.
@@ -141,12 +143,12 @@ def search(
     if drops:
         limit = max_cost * pending[0].candidate.gmacs
         pending = one.improved(pending, [c for c in variants(pending[0].candidate) if c.gmacs <= limit])
-        pending = one.improved(pending, [c for c in _combinations(pending) if c.gmacs <= limit])
+        pending = one.improved(pending, _combinations(pending, max_cost))
     if one.stopped:
         pending[0].decision += f"; {one.stopped}"
     return Selection(
         tuple(found.result() for found in (*pending, *out)),
-        tuple(Near(found.candidate, found.speed) for found in pending if _is_near(found, pending[0])),
+        _usable(pending),
         one.stopped,
         tuple(one.skipped),
     )
@@ -277,21 +279,36 @@ class _Search:
 
         A candidate is chosen instead of the best one if it is better by more than noise.
         """
-        best, found = ranked[0], list[_Contender]()
-        for candidate in tried:
-            if self.is_too_slow(candidate, best, len(best.losses)):
-                continue
-            found.append(self.contender(candidate))
-            self.evaluate(found[-1], len(best.losses))
-        found.sort(key=lambda one: one.log_loss)
-        wins = bool(found) and paired_p(best.losses, found[0].losses) < ALPHA
+        best = ranked[0]
+        found = [one for candidate in tried if (one := self.compared(candidate, best)) is not None]
+        found.sort(key=lambda one: (-max(one.rounds), one.log_loss))
+        wins = bool(found) and _is_as_far(found[0], best) and paired_p(best.losses, found[0].losses) < ALPHA
         for place, one in enumerate(found):
-            p, verdict = paired_p(best.losses, one.losses), "chosen" if wins and place == 0 else "not chosen"
-            one.decision = f"{verdict}: log loss {one.log_loss:.3f} against {best.log_loss:.3f} (p = {p:.2g})"
+            before = best.rounds[max(one.rounds)]
+            p, verdict = paired_p(before, one.losses), "chosen" if wins and place == 0 else "not chosen"
+            one.decision = f"{verdict}: log loss {one.log_loss:.3f} against {before.mean():.3f} (p = {p:.2g})"
+            if not _is_as_far(one, best):
+                one.decision += f" on {len(one.losses):,} images"
             self.progress.say(f"{one.candidate.label}: {one.decision}.")
             if verdict == "chosen":
                 best.decision = f"not chosen: worse than {one.candidate.label} (p = {p:.2g})"
         return [found[0], *ranked, *found[1:]] if wins else [*ranked, *found]
+
+    def compared(self, candidate: Candidate, best: _Contender) -> _Contender | None:
+        """Evaluates a candidate in the best one's last two rounds; only in the first of them if it is worse there.
+
+        Returns:
+            None if there is no time for the first of the two.
+        """
+        one = None
+        for size in sorted(best.rounds)[-2:]:
+            if self.is_too_slow(candidate, best, size - (0 if one is None else max(one.rounds))):
+                break
+            one = one or self.contender(candidate)
+            self.evaluate(one, size)
+            if one.log_loss >= best.rounds[size].mean():
+                break
+        return one
 
     def contender(self, candidate: Candidate) -> _Contender:
         """Loads a candidate, with the features of all layers that are considered."""
@@ -323,6 +340,7 @@ class _Search:
         assert found is not None  # because of ``num_judged`` and stratified parts of the images
         judged = np.isfinite(found.losses)
         one.losses, one.correct = found.losses[judged], int(found.correct[judged].sum())
+        one.rounds[size] = one.losses
         one.seconds += time.monotonic() - started
 
     def features(self, one: _Contender, keys: Sequence[bytes]) -> FeatureStore:
@@ -384,21 +402,46 @@ def _sizes(labels: Labels) -> list[int]:
     return [*sizes, most]
 
 
-def _combinations(ranked: Sequence[_Contender]) -> list[Candidate]:
-    """Combinations of the best candidate with each of the next two architectures, and with both."""
-    usable = [one.candidate for one in ranked if one.candidate.weights is None]
-    if not usable or usable[0] is not ranked[0].candidate:
+def _combinations(ranked: Sequence[_Contender], max_cost: float) -> list[Candidate]:
+    """Combinations of a network with each of the next two architectures, and with both.
+
+    The first network is the largest that is as good as the best one within noise, because that one would be fine-tuned
+    alone, see ``choose_depth.by_preference``. The most expensive combination within ``max_cost`` comes first.
+    """
+    usable: dict[str, Candidate] = {}
+    for one in ranked:
+        if one.candidate.weights is None and _is_near(one, ranked[0]):
+            usable.setdefault(one.candidate.architecture, one.candidate)
+    if not usable:
         return []
-    best, *others = (
-        one for i, one in enumerate(usable) if one.architecture not in [o.architecture for o in usable[:i]]
+    first = max(usable.values(), key=lambda candidate: candidate.gmacs)
+    others = [candidate for candidate in usable.values() if candidate is not first][: MOST_MEMBERS - 1]
+    found = [combined([first, other]) for other in others]
+    if len(others) > 1:
+        found.append(combined([first, *others]))
+    found = [candidate for candidate in found if candidate.gmacs <= max_cost * first.gmacs]
+    return sorted(found, key=lambda candidate: -candidate.gmacs)
+
+
+def _usable(ranked: Sequence[_Contender]) -> tuple[Near, ...]:
+    """Those within noise of the best, and those within noise of the best single network, which is fine-tuned faster."""
+    best = ranked[0]
+    single = next((one for one in ranked if not one.candidate.is_combination), best)
+    return tuple(
+        Near(one.candidate, one.speed, _is_near(one, best))
+        for one in ranked
+        if _is_near(one, best) or _is_near(one, single)
     )
-    pairs = [combined([best, other]) for other in others[: MOST_MEMBERS - 1]]
-    return [*pairs, combined([best, *others[: MOST_MEMBERS - 1]])] if len(pairs) > 1 else pairs
+
+
+def _is_as_far(one: _Contender, best: _Contender) -> bool:
+    """Whether a candidate was evaluated on the images of the best one's last round."""
+    return max(one.rounds) == max(best.rounds)
 
 
 def _is_near(one: _Contender, best: _Contender) -> bool:
     """Whether a candidate is within noise of the best one; both were evaluated on the same images."""
-    return one is best or (len(one.losses) == len(best.losses) and paired_p(one.losses, best.losses) >= ALPHA)
+    return one is best or (_is_as_far(one, best) and paired_p(one.losses, best.losses) >= ALPHA)
 
 
 def _divided(ranked: list[_Contender]) -> tuple[list[_Contender], list[_Contender]]:

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headstart.backbone.layers import Layout
 from headstart.backbone.split import SplittableBackbone
 from headstart.engine.device import exact_float32
 from headstart.errors import Diverged
@@ -234,7 +233,7 @@ class _Trainer:
         device, dtype = options.get("device", CPU), options.get("dtype", torch.float32)
         self.settings, self.train, self.val, self.device = settings, train, val, device
         self.val_chooses, self.rank = options.get("val_chooses", True) and val is not None, options.get("rank", ALONE)
-        self.network, self.layout = split.module, Layout.of(split.module)
+        self.network, self.layouts = split.module, split.layouts
         self.boundary = next(b for b in split.boundaries if b.name == boundary)
         self.head = copy.deepcopy(head).to(device)
         self.classifier = SuffixClassifier(
@@ -310,13 +309,12 @@ class _Trainer:
         rows, settings = self.order.rows(epoch, index), self.settings
         own = self.boundary.activations(self.reader.read([rows[place] for place in places]))
         drawn = draw_augmentation(
-            (len(rows), *own[0].shape[1:]),
-            self.layout,
+            [(len(rows), *part.shape[1:]) for part in own],
+            self.layouts,
             np.random.default_rng((settings.seed, 2, self.step)),
             jitter=settings.feature_jitter,
             cutmix_share=settings.cutmix,
             mixup_alpha=settings.mixup,
-            beside=sum(self.boundary.beside),
         )
         if self.rank.is_alone:
             return drawn.apply(own), drawn.partner, drawn.share
@@ -329,10 +327,11 @@ class _Trainer:
     def _update(self, x: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Moves the weights by the gradient of a batch; its loss and (N, classes) logits."""
         with self._dropout(self.step), self.classifier.learning_statistics(len(x)):
-            logits = self.classifier(x)
-            loss = (loss_per_image(logits, target, multi_label=self.is_multi_label) * weight).mean()
+            logits = self.classifier.logits_by_network(x)
+            losses = [loss_per_image(one, target, multi_label=self.is_multi_label) for one in logits]
+            loss = (torch.stack(losses) * weight).mean()
         self.weights.step(loss, self.settings.clip, self.rank)
-        return loss.detach(), logits.detach()
+        return loss.detach(), logits.detach().mean(0)
 
     @contextmanager
     def _dropout(self, step: int) -> Iterator[None]:

@@ -19,7 +19,7 @@ from headstart.progress import Progress
 from headstart.training.classical import CLASSICAL
 from headstart.training.head_search import HeadSearchSettings, train_heads
 from headstart.training.head_spec import LINEAR, HeadSpec, parse_heads
-from headstart.training.heads import PLAIN, build_head, linear_head
+from headstart.training.heads import PLAIN, build_head, linear_head, mean_of_linear
 from headstart.training.losses import Labels, Parts, is_multi_label
 from headstart.training.penalty import Features, Penalty
 from headstart.training.probe import fit_probe, refit_probe, require_learnable
@@ -111,6 +111,39 @@ def fit_classifier(
     if recipe.head != LINEAR:
         return _trained(recipe, specs, data, progress)
     return _logistic(recipe, data, progress, cache) if recipe.probe == LOGISTIC else _classical(recipe, data, progress)
+
+
+def fit_by_network(
+    recipe: Recipe,
+    data: HeadData,
+    widths: Sequence[int],
+    *,
+    progress: Progress | None = None,
+    cache: Path | None = None,
+) -> Fitted:
+    """Fits a classifier on the features of each network alone; the head has the mean of their logits.
+
+    Fine-tuning of networks side by side begins with it, because each learns as if it were alone. Only logistic
+    regression is fitted in this way.
+
+    Args:
+        recipe: see ``fit_classifier``, and so the following and the errors.
+        data: features of all networks.
+        widths: numbers of features of each.
+        progress: receives the number of fits done.
+        cache: the cache folder.
+    """
+    if len(widths) == 1 or recipe.head != LINEAR or recipe.probe != LOGISTIC:
+        return fit_classifier(recipe, data, progress=progress, cache=cache)
+    parts = np.split(data.features, np.cumsum(widths)[:-1], axis=1)
+    alone = [
+        fit_classifier(recipe, replace(data, features=np.ascontiguousarray(part)), progress=progress, cache=cache)
+        for part in parts
+    ]
+    reason = "; ".join(f"network {place}: {one.reason}" for place, one in enumerate(alone, start=1))
+    settings = {"C": alone[0].settings["C"], "reason": reason, "networks": [one.settings for one in alone]}
+    head = mean_of_linear([one.head for one in alone])
+    return Fitted(head, alone[0].name, reason, settings, lambda learn: mean_of_linear([o.refit(learn) for o in alone]))
 
 
 def _logistic(recipe: Recipe, data: HeadData, progress: Progress | None, cache: Path | None) -> Fitted:

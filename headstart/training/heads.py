@@ -93,6 +93,22 @@ def linear_head(
     return head.requires_grad_(False).eval()
 
 
+def is_linear(head: nn.Module) -> bool:
+    """Whether a head is a single linear layer on features."""
+    return isinstance(head, LayeredHead) and [type(part) for part in head if not isinstance(part, OneLogit)] == [
+        nn.Linear
+    ]
+
+
+def mean_of_linear(heads: Sequence[nn.Module]) -> LayeredHead:
+    """The linear head on concatenated features whose logits are the mean of those of one linear head for each part."""
+    layers = [next(part for part in head.modules() if isinstance(part, nn.Linear)) for head in heads]
+    weight = torch.cat([layer.weight for layer in layers], 1) / len(layers)
+    bias = torch.stack([layer.bias for layer in layers]).mean(0)
+    single = any(isinstance(part, OneLogit) for part in heads[0].modules())
+    return linear_head(weight.detach().numpy(), bias.detach().numpy(), single=single)
+
+
 def _restored(
     spec: HeadSpec, shape: Sequence[int], classes: int, layout: Layout, state: dict[str, Tensor]
 ) -> LayeredHead:

@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from headstart.backbone.layers import BatchNorm, group_names
-from headstart.backbone.side_by_side import SideBySide
 from headstart.backbone.split import HEAD, INPUT, Boundary, SplittableBackbone
 from headstart.errors import OptionError, suggestion
 from headstart.import_effects import import_quietly
@@ -354,16 +353,14 @@ def boundary_before(name: str, split: SplittableBackbone) -> Boundary:
     """The boundary right before a part of the network.
 
     Args:
-        name: of a layer group, of a part of one, or of a module that contains them; or "all". Of networks side by
-            side, only the first one has parts to train, from its second layer on.
+        name: of a layer group, of a part of one, or of a module that contains them; or "all". Networks side by side
+            are cut together, and boundaries are named after the first one.
         split: the network.
 
     Raises:
         OptionError: no such part, or it cannot be trained from; lists the parts and suggests a similar name.
     """
     inner = [b for b in split.boundaries if b.name != HEAD]
-    if isinstance(split.module, SideBySide):  # those beside the first one stay frozen
-        inner = [b for b in inner if b.name != INPUT]
     if not inner:
         raise OptionError(
             f"unfreeze {name!r}: this backbone cannot be split, so it is not fine-tuned ({split.obstacle})."

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from headstart.backbone.layers import BatchNorm
+from headstart.backbone.side_by_side import network_of
 from headstart.backbone.split import SplittableBackbone
 from headstart.engine.conv_bn_fusion import fold_for_training
+from headstart.training.heads import is_linear
 from headstart.training.lora import LowRankUpdate, with_low_rank_updates
 from headstart.training.tuning import FULL, Tuning, batch_norms_of, running_statistics, trained_counts, undecayed_names
 
@@ -21,6 +23,9 @@ class SuffixClassifier(nn.Module):
 
     It shares the network's parameters: training it trains the network. BatchNorm stays in inference mode, also after
     ``train()``, and is folded into the convolutions if possible, unless its statistics are learnt.
+
+    Of networks side by side each learns as if it were alone (``logits_by_network``): their mistakes then differ more
+    than those of networks that learn together, and their mean is better.
 
     Args:
         split: the network; what precedes the boundary is not touched.
@@ -62,9 +67,11 @@ class SuffixClassifier(nn.Module):
         if isinstance(suffix, fx.GraphModule) and not tuning.update_batchnorm:
             suffix = fold_for_training(suffix, dtype)
         self.suffix, self.head = _AutocastSuffix(suffix, dtype), head
+        self._widths = split.feature_widths if is_linear(head) else (sum(split.feature_widths),)
         named = dict(split.module.named_parameters())
         self._merged_into = {name: named[name] for name in self.updates}
         trained = trained_counts(split, boundary, tuning)
+        self.owners = [network_of(part, split.module) for part, _ in split.parts(boundary)]
         self.parts = [
             (part, self._parameters_for({name: named[name] for name in names if name in trained}))
             for part, names in split.parts(boundary)
@@ -89,6 +96,27 @@ class SuffixClassifier(nn.Module):
         """(N, *shape) float32 activations -> (N, classes) float32 logits."""
         logits: Tensor = self.head(self.suffix(x))
         return logits
+
+    def logits_by_network(self, x: Tensor) -> Tensor:
+        """The logits of each network with its part of a linear head, whose mean are those of ``forward``.
+
+        Args:
+            x: (N, *shape) float32 activations.
+
+        Returns:
+            (networks, N, classes) float32; of one network, or with a head that is not linear, the logits of all.
+        """
+        features = self.suffix(x)
+        if len(self._widths) == 1:
+            logits: Tensor = self.head(features)
+            return logits[None]
+        parts = torch.split(features, list(self._widths), 1)
+        count = len(parts)
+        alone = [
+            torch.cat([count * part if place == own else torch.zeros_like(part) for place, part in enumerate(parts)], 1)
+            for own in range(count)
+        ]
+        return torch.stack(self.head(torch.cat(alone)).chunk(count))
 
     def train(self, mode: bool = True) -> Self:
         """Enables the head's dropout, and nothing else."""
@@ -159,14 +187,14 @@ class SuffixClassifier(nn.Module):
         """Parameter groups with layer-wise learning rates for an optimizer, the head first.
 
         Args:
-            lr: learning rate of the head and the last part.
-            decay: ratio of the learning rates of a part and the part after it; 0 < decay <= 1.
+            lr: learning rate of the head and the last part of each network.
+            decay: ratio of the learning rates of a part and the part after it in its network; 0 < decay <= 1.
             weight_decay: of the network's matrices and filters, and of low-rank factors; biases, norms, position
                 embeddings, class tokens, and what timm's ``no_weight_decay`` lists for the architecture have none.
         """
         groups = [{"params": list(self.head.parameters()), "lr": lr, "weight_decay": 0.0}]
         for index, (_, weights) in enumerate(self.parts):
-            part_lr = lr * decay ** (len(self.parts) - 1 - index)
+            part_lr = lr * decay ** self.owners[index + 1 :].count(self.owners[index])
             decayed = [p for name, p in weights.items() if name not in self.undecayed]
             others = [p for name, p in weights.items() if name in self.undecayed]
             groups += [

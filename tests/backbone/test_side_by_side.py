@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from random_images import write_classes
 from served import served
+from torch.nn.functional import cross_entropy
 
 import headstart as hs
 from headstart.backbone.feature_spec import FeatureSpec
@@ -17,7 +19,9 @@ from headstart.backbone.pixel_net import FeatureNet, split_backbone
 from headstart.backbone.side_by_side import SideBySide
 from headstart.backbone.weights import build_architecture, fingerprint, load_backbone, preprocessing_of, random_backbone
 from headstart.errors import LicenseError, OptionError
+from headstart.training.heads import linear_head, mean_of_linear
 from headstart.training.ladder import boundary_before, considered_layers
+from headstart.training.suffix_classifier import SuffixClassifier
 
 PAIR = "tf_efficientnet_lite1+tf_efficientnet_lite0"
 QUICK = {"effort": "quick", "unfreeze": "first.blocks.6", "epochs": 2, "views": 1, "device": "cpu"}
@@ -57,10 +61,20 @@ def test_a_suffix_after_a_prefix_is_the_whole_at_every_boundary(with_layers: boo
         for boundary in split.boundaries:
             found = split.suffix(boundary.name)(split.prefix(boundary.name)(x))
             assert torch.allclose(found, expected, atol=1e-4), boundary.name
-    inner = split.boundaries[1:-1]
-    assert all(boundary.beside for boundary in inner), "the other network's features bypass every boundary"
+            if boundary.name not in ("input", "head"):
+                before, after = split.halves(boundary.name)
+                assert torch.allclose(after(*before(x)), expected, atol=1e-4), boundary.name
+                features, *values = split.tapped(boundary.name)(x)
+                assert torch.allclose(features, expected, atol=1e-4)
+                rows = torch.cat([value.flatten(1) for value in values], 1)
+                assert torch.equal(rows, split.prefix(boundary.name)(x)), boundary.name
+        inner = split.boundaries[1:-1]
+        for before, after in pairwise(inner):
+            between = split.segment(before.name, after.name)(split.prefix(before.name)(x))
+            assert torch.allclose(between, split.prefix(after.name)(x), atol=1e-4), (before.name, after.name)
+    assert all(len(boundary.other_shapes) == 1 for boundary in inner), "both networks are cut"
     assert [b.depth for b in inner] == sorted(b.depth for b in inner)
-    assert all(b.depth < b.cost_before for b in inner if b.cost_before < 1)
+    assert all(abs(b.depth - b.cost_before) < 0.25 for b in inner), "at about the same depth"
 
 
 @pytest.mark.parametrize("name", ["resnet18+resnet18", "resnet18+resnet34+resnet50+resnet101"])
@@ -93,11 +107,38 @@ def test_what_only_a_single_network_can_is_refused(
 
 
 @pytest.mark.usefixtures("small_networks")
-def test_all_is_the_first_network_and_the_others_stay_frozen() -> None:
+def test_all_is_every_weight_of_both_networks() -> None:
     split = split_backbone(load_backbone(PAIR))
     boundary = boundary_before("all", split)
-    assert boundary.name == "first.conv_stem"
-    assert all(name.startswith("first.") for _, names in split.parts(boundary.name) for name in names)
+    names = {name for _, part in split.parts(boundary.name) for name in part}
+    assert names == {name for name, _ in split.module.named_parameters()}
+
+
+@pytest.mark.usefixtures("small_networks")
+def test_each_network_learns_as_if_it_were_alone() -> None:
+    """The gradient of each one's weights is that of the network alone with its part of the head, in another scale."""
+    backbone = load_backbone(PAIR)
+    split, size = split_backbone(backbone), backbone.preprocessing
+    name = boundary_before("first.blocks.6", split).name
+    widths, x = split.feature_widths, torch.randn(4, 3, size.height, size.width)
+    rows = split.prefix(name)(x).detach()
+    generator = torch.Generator().manual_seed(0)
+    alone = [linear_head(*(torch.randn(s, generator=generator).numpy() for s in ((3, w), (3,)))) for w in widths]
+    classifier = SuffixClassifier(split, name, mean_of_linear(alone))
+    labels = torch.tensor([0, 1, 2, 0])
+    logits = classifier.logits_by_network(rows)
+    assert torch.allclose(logits.mean(0), classifier(rows), atol=1e-4)
+    torch.stack([cross_entropy(one, labels) for one in logits]).mean().backward()
+    features = classifier.suffix(rows).split(list(widths), 1)
+    for network, head, own in zip(("first", "others.0"), alone, features, strict=True):
+        trained = {n: p for n, p in classifier.trainable().items() if n.startswith(f"backbone.{network}.")}
+        expected = torch.autograd.grad(
+            cross_entropy(own @ head[0].weight.T + classifier.head[0].bias, labels), list(trained.values())
+        )
+        for (n, parameter), gradient in zip(trained.items(), expected, strict=True):
+            assert torch.allclose(2 * parameter.grad, gradient, atol=1e-5, rtol=1e-3), n
+    rates = {group["lr"] for group in classifier.parameter_groups(1.0, decay=0.5)}
+    assert min(rates) >= 0.5 ** max(sum(o == n for o in classifier.owners) for n in ("first", "others.0"))
 
 
 def test_of_several_licences_the_strictest_decides() -> None:
@@ -127,8 +168,10 @@ def test_a_run_is_as_with_a_single_network(data: Path, tmp_path: Path) -> None:
     assert isinstance(before, SideBySide)
     after = model.net.backbone.module
     assert isinstance(after, SideBySide)
-    assert fingerprint(before.others.state_dict()) == fingerprint(after.others.state_dict()), "others stay frozen"
-    assert fingerprint(before.first.state_dict()) != fingerprint(after.first.state_dict())
+    for part in ("first", "others"):
+        one, other = getattr(before, part).state_dict(), getattr(after, part).state_dict()
+        assert fingerprint(one) != fingerprint(other), "both are fine-tuned"
+        assert all(torch.equal(one[n], other[n]) for n in one if "blocks.3" in n), "both are frozen before"
     images = sorted((data / "red").iterdir())[:3]
     predicted = [model.predict(image) for image in images]
     assert [one.label for one in predicted] == ["red"] * 3

@@ -274,7 +274,6 @@ def assert_law_1_with_layers(name: str, layers: tuple[str, ...], *, at_most: int
             assert torch.equal(rows, kept), f"the suffix behind {boundary.name} overwrites its input"
             activation, beside = boundary.activations(rows)
             assert torch.equal(activation, plain.prefix(boundary.name)(images))
-            assert beside is not None
             assert beside.shape[1] == sum(boundary.beside)
             before, after = split.halves(boundary.name)
             assert torch.allclose(after(*before(images)), expected, **close)

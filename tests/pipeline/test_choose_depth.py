@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from headstart.pipeline.choose_depth import DEEP, SHALLOW, SHORTEST, by_preference, depths_for, seconds_of
-from headstart.selection.candidates import find_candidates
+from headstart.selection.candidates import combined, find_candidates
 from headstart.selection.results import CandidateResult, Near, Selection, Speed
 from headstart.training.ladder import DEEPER_FROM, EFFORTS
 
@@ -49,7 +48,7 @@ def test_deeper_layers_are_trained_where_the_probe_leaves_enough_to_gain(log_los
 
 def test_the_largest_candidate_that_can_be_fine_tuned_as_deep_comes_first() -> None:
     found = selection(Near(SMALL, Speed(0.0, 0.01)), Near(LARGE, Speed(0.0, 0.02)), Near(MIDDLE, Speed(0.0, 0.015)))
-    order = by_preference(found, IMAGES, 1e4, DEEP, max_cost=10.0)
+    order = by_preference(found, IMAGES, 1e4, DEEP)
     assert [one.place for one in order] == [1, 2, 0]
     assert "more weights" in order[0].why
 
@@ -57,20 +56,26 @@ def test_the_largest_candidate_that_can_be_fine_tuned_as_deep_comes_first() -> N
 def test_a_deeper_fine_tuning_comes_before_a_larger_network() -> None:
     near = Near(SMALL, Speed(0.0, 0.01)), Near(LARGE, Speed(0.0, 0.02))
     seconds = seconds_of(DEEP[2], IMAGES, Speed(0.0, 0.01)) + 1
-    order = by_preference(selection(*near), IMAGES, seconds, DEEP, max_cost=10.0)
+    order = by_preference(selection(*near), IMAGES, seconds, DEEP)
     assert [one.place for one in order] == [0, 1]
-    order = by_preference(selection(*reversed(near)), IMAGES, seconds, DEEP, max_cost=10.0)
+    order = by_preference(selection(*reversed(near)), IMAGES, seconds, DEEP)
     assert order[0].place == 1
     assert order[0].why == "there is time to fine-tune it deeper"
 
 
-def test_what_costs_more_than_the_limit_is_not_used_instead_of_the_best() -> None:
-    found = selection(Near(SMALL, Speed(0.0, 0.01)), Near(LARGE, Speed(0.0, 0.02)), Near(MIDDLE, Speed(0.0, 0.015)))
-    assert [one.place for one in by_preference(found, IMAGES, 1e4, DEEP, max_cost=2.0)] == [2, 0]
-    only = selection(Near(replace(SMALL, gmacs=9.0), Speed(0.0, 0.01)))
-    assert [one.place for one in by_preference(only, IMAGES, 1e4, DEEP, max_cost=1.0)] == [0]
-
-
 def test_without_time_to_fine_tune_the_best_probe_is_used() -> None:
     found = selection(Near(SMALL, Speed(0.0, 0.01)), Near(LARGE, Speed(0.0, 0.02)))
-    assert [one.place for one in by_preference(found, IMAGES, 1.0, DEEP, max_cost=10.0)] == [0, 1]
+    assert [one.place for one in by_preference(found, IMAGES, 1.0, DEEP)] == [0, 1]
+
+
+def test_networks_side_by_side_come_before_a_single_one_if_they_can_be_fine_tuned_as_deep() -> None:
+    pair = combined([LARGE, MIDDLE])
+    near = Near(pair, Speed(0.0, 0.04)), Near(SMALL, Speed(0.0, 0.01), is_within_noise=False)
+    order = by_preference(selection(*near), IMAGES, 1e4, DEEP)
+    assert [one.place for one in order] == [0, 1]
+    seconds = seconds_of(DEEP[2], IMAGES, Speed(0.0, 0.01)) + 1
+    order = by_preference(selection(*near), IMAGES, seconds, DEEP)
+    assert [one.place for one in order] == [1, 0]
+    found = selection(*near).with_chosen(1, order[0].why).results
+    assert found[0].decision == f"chosen: {order[0].why}"
+    assert found[1].decision == f"not chosen: {SMALL.architecture} is used, because {order[0].why}"

@@ -37,7 +37,7 @@ def chosen(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[hs.Run
     progress = RecordedProgress()
     out = tmp_path_factory.mktemp("r") / "run"
     with pytest.MonkeyPatch.context() as patch:  # a plan of a single network, whose weights may lie in a file
-        patch.setattr("headstart.selection.search._combinations", lambda _ranked: [])
+        patch.setattr("headstart.selection.search._combinations", lambda *_: [])
         return hs.train(data, out=out, minutes=5, device="cpu", progress=progress), progress.said
 
 
@@ -237,5 +237,5 @@ def test_what_the_plan_of_the_steps_allows_decides_and_not_the_estimate_before_i
 
     monkeypatch.setattr(module, "_deepest_in_time", plan)
     job = SimpleNamespace(recipe=Recipe())
-    _, recipe, _ = module._chosen(job, selection, None, time.monotonic() + 100, 2.0)  # type: ignore[arg-type]
+    _, recipe, _ = module._chosen(job, selection, None, time.monotonic() + 100)  # type: ignore[arg-type]
     assert (recipe.backbone, recipe.effort) == (chosen, planned[chosen])

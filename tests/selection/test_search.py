@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from random_images import write_classes
 from recorded_progress import RecordedProgress
@@ -48,6 +49,7 @@ def shaped(monkeypatch: pytest.MonkeyPatch, losses: dict[str, float]) -> list[tu
         evaluated.append((one.candidate.source, size))
         noise = sum(np.random.default_rng(seed).normal(0, 0.01, size) for seed in (0, len(evaluated)))
         one.losses = losses[one.candidate.source] + noise
+        one.rounds[size] = one.losses
         one.correct = size // 2
 
     monkeypatch.setattr(module._Search, "evaluate", evaluate)
@@ -166,8 +168,22 @@ def test_a_candidate_within_noise_that_can_be_fine_tuned_is_said_to_be_chosen(
     assert other.results[0].is_of(found.near[1].candidate)
     assert other.results[0].decision == "chosen: within noise of the best, and there is time to fine-tune it"
     assert other.results[1].decision.startswith("not chosen: ")
-    assert "is within noise, and there is time to fine-tune it" in other.results[1].decision
+    assert "is used, within noise, and there is time to fine-tune it" in other.results[1].decision
     assert len(other.results) == len(found.results)
+
+
+@pytest.mark.slow
+def test_a_variant_that_is_worse_on_fewer_images_is_not_evaluated_on_all(
+    candidates: tuple[Candidate, ...], images: SearchImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = {"0.safetensors": 0.2, "1.safetensors": 0.9, "2.safetensors": 0.9, "worse": 0.3, "better": 0.1}
+    evaluated = shaped(monkeypatch, losses | {"1.safetensors": 0.2001})
+    tried = [replace(candidates[0], source=name) for name in ("worse", "better")]
+    monkeypatch.setattr(module, "variants", lambda _candidate: tried)
+    found = search(candidates, images, device="cpu", progress=RecordedProgress())
+    assert evaluated[-3:] == [("worse", 60), ("better", 60), ("better", 120)]
+    assert found.results[0].source == "better"
+    assert "on 60 images" in next(one.decision for one in found.results if one.source == "worse")
 
 
 @pytest.mark.slow
@@ -208,6 +224,50 @@ def test_the_last_round_has_all_images(count: int, sizes: list[int]) -> None:
 
 def test_a_round_has_several_images_of_most_classes() -> None:
     assert module._sizes(np.arange(12_000) % 1_000) == [3_600, 10_000]
+
+
+def contender(candidate: Candidate, losses: npt.NDArray[np.float64]) -> Any:
+    unused: Any = None
+    return module._Contender(candidate, unused, unused, losses=losses, rounds={len(losses): losses})
+
+
+def contenders(losses: dict[str, float]) -> list[Any]:
+    """The installed backbones as contenders with given mean losses on the same images."""
+    known = {one.architecture[:21]: one for one in find_candidates("offline")}
+    noise = np.random.default_rng(0).normal(0, 0.1, 500)
+    found = []
+    for place, (name, loss) in enumerate(sorted(losses.items(), key=lambda item: item[1])):
+        own = np.random.default_rng(place + 1).normal(0, 0.1, 500)
+        found.append(contender(known[name], loss + noise + own - own.mean()))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("losses", "max_cost", "expected"),
+    [
+        ((0.24, 0.24, 0.24), 2.0, ["2+1", "2+0"]),  # all three cost more than twice as much as Lite2
+        ((0.24, 0.24, 0.24), 3.0, ["2+0+1", "2+1", "2+0"]),
+        ((0.24, 0.24, 0.50), 2.0, ["1+0"]),
+        ((0.24, 0.50, 0.50), 9.0, []),  # the others are worse
+        ((0.50, 0.24, 0.24), 2.0, ["2+1"]),
+        ((0.24, 0.24, 0.24), 1.0, []),
+    ],
+)
+def test_the_largest_network_within_noise_is_combined_with_the_others(
+    losses: tuple[float, ...], max_cost: float, expected: list[str]
+) -> None:
+    ranked = contenders({f"tf_efficientnet_lite{i}": loss + 1e-4 * i for i, loss in enumerate(losses)})
+    found = module._combinations(ranked, max_cost)
+    names = ["+".join(part[len("tf_efficientnet_lite")] for part in one.architecture.split("+")) for one in found]
+    assert names == expected
+
+
+def test_single_networks_stay_usable_beside_a_combination_that_is_better() -> None:
+    ranked = contenders({"tf_efficientnet_lite0": 0.24, "tf_efficientnet_lite1": 0.241, "tf_efficientnet_lite2": 0.5})
+    pair = contender(module._combinations(ranked, 2.0)[0], ranked[0].losses - 0.05)
+    near = module._usable([pair, *ranked])
+    assert [one.candidate.architecture.count("lite") for one in near] == [2, 1, 1]
+    assert [one.is_within_noise for one in near] == [True, False, False]
 
 
 def test_too_few_images_are_not_compared(candidates: tuple[Candidate, ...], images: SearchImages) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,12 @@ CASES = [(MAPS, (6, 5, 7, 4)), (LAST, (6, 7, 4, 5)), (TOKENS, (6, 2 + 16, 5))]
 
 def drawn(x: Tensor, layout: Layout, seed: int, **how: float) -> StepAugmentation:
     rng = np.random.default_rng(seed)
-    return draw_augmentation(x.shape, layout, rng, **{"jitter": 0.0, "cutmix_share": 0.0, "mixup_alpha": 0.0} | how)
+    return drawn_for([x], [layout], rng, **how)
+
+
+def drawn_for(parts: list[Tensor], layouts: list[Layout], rng: np.random.Generator, **how: float) -> StepAugmentation:
+    options = {"jitter": 0.0, "cutmix_share": 0.0, "mixup_alpha": 0.0} | how
+    return draw_augmentation([part.shape for part in parts], layouts, rng, **options)
 
 
 def numbered(shape: tuple[int, ...]) -> Tensor:
@@ -37,7 +44,7 @@ def test_a_rectangle_is_pasted_and_its_area_is_the_share(layout: Layout, shape: 
     x, shares = numbered(shape), set()
     for seed in range(30):
         augmentation = drawn(x, layout, seed, cutmix_share=1.0)
-        mixed, other, share = augmentation.apply((x, None)), augmentation.partner, augmentation.share
+        mixed, other, share = augmentation.apply((x,)), augmentation.partner, augmentation.share
         assert torch.equal(x, numbered(shape))  # the original is left alone
         taken = places(mixed, layout) != places(x, layout)
         assert torch.equal(taken.all(-1), taken.any(-1))  # every channel of a place, or none
@@ -62,7 +69,7 @@ def test_activations_without_positions_are_not_mixed() -> None:
     for shape in [(6, 9), (6, 11, 5)]:
         x = torch.randn(shape)
         augmentation = drawn(x, MAPS, 0, cutmix_share=1.0)
-        assert torch.equal(augmentation.apply((x, None)), x)
+        assert torch.equal(augmentation.apply((x,)), x)
         assert augmentation.share == 1.0
 
 
@@ -71,13 +78,13 @@ def test_a_blend_is_the_weighted_mean() -> None:
     augmentation = drawn(x, MAPS, 1, mixup_alpha=0.5)
     share, other = augmentation.share, augmentation.partner
     assert 0.5 <= share <= 1
-    assert torch.allclose(augmentation.apply((x, None)), share * x + (1 - share) * x[other])
+    assert torch.allclose(augmentation.apply((x,)), share * x + (1 - share) * x[other])
 
 
 @pytest.mark.parametrize(("layout", "shape"), CASES)
 def test_jitter_has_one_factor_for_each_channel(layout: Layout, shape: tuple[int, ...]) -> None:
     ones = torch.ones(shape)
-    factors = places(drawn(ones, layout, 0, jitter=0.1).apply((ones, None)), layout)
+    factors = places(drawn(ones, layout, 0, jitter=0.1).apply((ones,)), layout)
     assert torch.equal(factors, factors[:, :1, :1].expand_as(factors))
     assert len(factors[:, 0, 0].unique()) == factors[:, 0, 0].numel()
     assert 0.05 < float(factors.std()) < 0.15
@@ -89,16 +96,35 @@ def test_jitter_has_one_factor_for_each_channel(layout: Layout, shape: tuple[int
 def test_a_part_of_a_batch_is_augmented_as_in_the_whole(
     layout: Layout, shape: tuple[int, ...], beside: int, how: dict[str, float]
 ) -> None:
-    x, means = torch.randn(shape), torch.randn(shape[0], beside) if beside else None
-    augmentation = drawn(x, layout, 3, **how, beside=beside)
+    parts = [torch.randn(shape), *([torch.randn(6, 5, 3, 3), torch.randn(6, beside)] if beside else [])]
+    augmentation = drawn_for(parts, [layout, MAPS][: len(parts)], np.random.default_rng(3), **how)
     chosen = [4, 1, 5]
     partners = augmentation.partner[chosen]
 
-    def some(images: object) -> tuple[Tensor, Tensor | None]:
-        return x[images], None if means is None else means[images]
+    def some(images: Any) -> tuple[Tensor, ...]:
+        return tuple(part[images] for part in parts)
 
-    part = augmentation.apply(some(chosen), chosen, some(partners))
-    assert torch.equal(part, augmentation.apply((x, means))[chosen])
+    found = augmentation.apply(some(chosen), chosen, some(partners))
+    assert torch.equal(found, augmentation.apply(tuple(parts))[chosen])
+
+
+def test_networks_side_by_side_lose_the_same_rectangle() -> None:
+    """Each in its own grid; features without positions are mixed in the shares of the first one's areas."""
+    first, other, means = numbered((6, 5, 8, 8)), numbered((6, 3, 4, 4)), numbered((6, 2))
+    for seed in range(20):
+        augmentation = drawn_for([first, other, means], [MAPS, MAPS], np.random.default_rng(seed), cutmix_share=1.0)
+        rows = augmentation.apply((first, other, means))
+        parts = rows.split([5 * 64, 3 * 16, 2], 1)
+        i = next((i for i in range(6) if augmentation.partner[i] != i), 0)
+        large = parts[0][i].view(5, 8, 8)[0] != i
+        small = parts[1][i].view(3, 4, 4)[0] != i
+        top, left = (int(large.any(axis).float().argmax()) for axis in (1, 0))
+        for axis, start in ((1, top), (0, left)):
+            assert abs(2 * int(small.any(axis).sum()) - int(large.any(axis).sum())) <= 2
+            if small.any():
+                assert abs(2 * int(small.any(axis).float().argmax()) - start) <= 2
+        share, partner = augmentation.share, float(augmentation.partner[i])
+        assert torch.allclose(parts[2][i], torch.full((2,), share * i + (1 - share) * partner))
 
 
 @pytest.mark.slow
