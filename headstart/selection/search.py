@@ -3,8 +3,8 @@
 Every candidate is evaluated on a part of the training images; those that are worse than the best by more than noise are
 dropped, and the others are evaluated on three times as many; only the better half of them if there is no time for all.
 Then variants of the best one are tried (larger images, other ways to fit an image into the input), and combinations of
-those that are equally good, side by side. Features are cached, so each image passes through a backbone once, and the run that
-follows finds the features of the one that was chosen.
+those that are equally good, side by side. Features are cached, so each image passes through a backbone once, and the
+run that follows finds the features of the one that was chosen.
 
 Source: successive halving, Jamieson and Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter
 Optimization", AISTATS 2016. Cross-validated probes, because estimates of transferability (LogME and others) rank

@@ -326,7 +326,7 @@ def test_a_failure_before_anything_is_learnt_leaves_the_folder_free_for_the_next
         def say(self, text: str) -> None:
             said.append(text)
 
-    def stop(*_given: object) -> None:
+    def stop(*_given: object, **_named: object) -> None:
         raise error
 
     monkeypatch.setattr("headstart.pipeline.choose_layers.fit_head", stop)
