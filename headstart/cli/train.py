@@ -83,8 +83,8 @@ FIRST = tuple(name for name, declared in options_of().items() if declared.is_bas
     metavar="X",
     default_text="2",
     group="features",
-    help="With --minutes: what larger images or backbones side by side may cost for one image, in multiples of the "
-    "best backbone alone.",
+    help="With --minutes: what larger images or backbones side by side may cost for one image, in multiples of one "
+    "backbone alone.",
 )
 @option(
     "--plan",

@@ -89,7 +89,7 @@ def train(
             the options leave these open; effort="probe" and other options that decide one of them turn that off.
         candidates: backbones to choose from within ``minutes``, see ``selection.candidates.find_candidates``.
         max_cost: what larger images or backbones side by side may cost for one image within ``minutes``, in multiples
-            of the cost of the best backbone alone.
+            of the cost of one backbone alone.
         plan: plan.json of an earlier run, or its folder: what it chose is done again, without a clock.
         device: "auto", "cpu", "cuda" or "mps".
         workers: number of processes that fine-tune together. They share out each batch, so their number changes what
