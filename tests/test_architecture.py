@@ -80,6 +80,7 @@ ORDER = [
     "training.head_spec",
     "training.former_options",
     "training.recipe_rules",
+    "training.recipe_properties",
     "training.recipe",
     "training.recipe_options",
     "data.sources.addresses",
@@ -404,7 +405,9 @@ def imported_modules(name: str, source: str) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             found |= {f"{_absolute(name, node)}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(
+            ("import_module", "__import__", "import_quietly")
+        ):
             found |= {ast.literal_eval(own) for own in node.args[:1] if isinstance(own, ast.Constant)}
         elif (
             isinstance(node, ast.Attribute)
@@ -463,6 +466,7 @@ def test_a_module_imports_only_what_stands_before_it_in_the_flow() -> None:
         "import headstart\nheadstart.retrain()",
         "from headstart.serve import create_app",
         "import importlib\nimportlib.import_module('headstart.serve.app')",
+        "import_quietly('headstart.serve.app')",
         "from ..serve import app",
         "from ..serve.app import create",
     ],

@@ -1,4 +1,4 @@
-"""Messages, docstrings, comments and names of tests contain no word of the deny list."""
+"""Messages, pages, docstrings, comments and names of tests contain no word of the deny list."""
 
 from __future__ import annotations
 
@@ -20,13 +20,20 @@ OTHERS = ("tests", "benchmarks", "scripts", "examples")
 PACKAGE = Path(headstart.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 SOURCES = [*MODULES, *(path for name in OTHERS for path in sorted((ROOT / name).rglob("*.py")))]
-SAYING = ("say", "print")
+SHOWN = sorted(path for kind in ("html", "js", "md", "ts") for path in PACKAGE.rglob(f"*.{kind}"))
+"""Pages, their scripts, and templates of the report and the model card."""
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_message_contains_a_word_of_the_deny_list(path: Path) -> None:
     found = {line: words for line, text in messages(path.read_text(encoding="utf-8")) if (words := denied_words(text))}
     assert found == {}
+
+
+@pytest.mark.parametrize("path", SHOWN, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_page_and_no_template_contains_a_word_of_the_deny_list(path: Path) -> None:
+    lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+    assert {number: words for number, line in lines if (words := denied_words(line))} == {}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -48,30 +55,35 @@ def documentation(source: str) -> Iterator[tuple[int, str]]:
 
 
 def messages(source: str) -> Iterator[tuple[int, str]]:
-    """Line and text of each error that is raised and each line that is printed; "_" stands for a value in it."""
-    for node in ast.walk(ast.parse(source)):
-        call = node.exc if isinstance(node, ast.Raise) else node
-        if not isinstance(call, ast.Call):
-            continue
-        function = getattr(call.func, "attr", getattr(call.func, "id", ""))
-        if isinstance(node, ast.Raise) or function in SAYING:
-            yield from ((call.lineno, text) for text in map(text_of, call.args) if text)
+    """Line and text of each string of several words that is no docstring; "_" stands for a value in it."""
+    tree = ast.parse(source)
+    nodes = list(ast.walk(tree))
+    passed = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}  # docstrings
+    passed |= {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
+    for node in nodes:
+        if (
+            isinstance(node, (ast.Constant, ast.JoinedStr))
+            and id(node) not in passed
+            and " " in (text := text_of(node))
+        ):
+            yield node.lineno, text
 
 
 def text_of(node: ast.expr) -> str:
-    """The text that an expression is built from; "" for a value that is no text."""
-    if isinstance(node, ast.Constant):
-        return node.value if isinstance(node.value, str) else ""
+    """The text of a string; "" for a value that is no text."""
     if isinstance(node, ast.JoinedStr):
         return "".join(text_of(part) if isinstance(part, ast.Constant) else "_" for part in node.values)
-    if isinstance(node, ast.BinOp):
-        return text_of(node.left) + text_of(node.right)
-    return f"{text_of(node.body)} / {text_of(node.orelse)}" if isinstance(node, ast.IfExp) else ""
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
 
 
 def test_words_in_messages_are_found() -> None:
-    source = 'def f(x):\n    print(x, f"the {x} pictures")\n    raise ValueError("told" if x else "no" + "anew")\n'
-    assert sorted(messages(source)) == [(2, "the _ pictures"), (3, "told / noanew")]
+    source = '''def f(x):
+    """Told."""
+    print(x, f"the {x} pictures")
+    text = "it is told" if x else "is done " "anew"
+    raise ValueError(text)
+'''
+    assert sorted(messages(source)) == [(3, "the _ pictures"), (4, "is done anew"), (4, "it is told")]
     assert denied_words("the _ pictures") == ["'pictures': write 'image'"]
 
 

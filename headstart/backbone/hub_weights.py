@@ -172,7 +172,7 @@ def _download_url(url: str, count: Callable[[int], None]) -> Path:
             count(len(chunk))
         found = _HASH.search(path.name)
         if found is not None and not digest.hexdigest().startswith(found[1]):
-            raise ConnectionError(f"{url}: damaged on the way; its SHA-256 does not begin with {found[1]}")
+            raise ConnectionError(f"{url}: damaged in the download; its SHA-256 does not begin with {found[1]}")
     return path
 
 

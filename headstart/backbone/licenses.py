@@ -49,13 +49,13 @@ RESTRICTED: Final = {
     "apple-amlr": "for research only",
     "cc-by-nc-4.0": "no commercial use",
     "cc-by-nc-sa-4.0": "no commercial use",
-    "dinov3-license": "its own terms, which exclude some uses",
+    "dinov3-license": "special terms, which exclude some uses",
     "fair-noncommercial-research-license": "for non-commercial research only",
-    "gemma": "its own terms, which exclude some uses",
-    "nvidia-open-model-license": "its own terms, which end if safeguards are removed",
-    "other": "its own terms",
-    "qwen-community-1.0": "its own terms",
-    "sapiens2-license": "its own terms",
+    "gemma": "special terms, which exclude some uses",
+    "nvidia-open-model-license": "special terms, which end if safeguards are removed",
+    "other": "special terms",
+    "qwen-community-1.0": "special terms",
+    "sapiens2-license": "special terms",
     "seer-license": "for non-commercial research only",
 }
 """Licence -> why it is not permissive."""
@@ -109,7 +109,7 @@ def license_text(license: str) -> str:
     if license == NOT_PRETRAINED:
         return "none (random weights)"
     if kind == "restricted":
-        return f"{license} (restricted: {RESTRICTED.get(license, 'not one that Headstart knows')})"
+        return f"{license} (restricted: {RESTRICTED.get(license, 'unknown to Headstart')})"
     return license if kind == "permissive" else f"{license} (ask whoever made the weights)"
 
 

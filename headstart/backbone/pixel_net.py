@@ -163,7 +163,7 @@ def _check_spec(backbone: Backbone, spec: FeatureSpec) -> None:
     if isinstance(backbone.module, SideBySide) and (spec.cut or spec.pool != PLAIN.pool):
         option = f"cut {spec.cut!r}" if spec.cut else f"pool {spec.pool!r}"
         raise OptionError(
-            f"{option}: networks side by side end as they were trained. Leave it out, or name a single backbone."
+            f"{option}: cannot be changed for backbones side by side. Leave it out, or name a single backbone."
         )
 
 

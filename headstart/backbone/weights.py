@@ -287,8 +287,8 @@ def _load_side_by_side(
     """Loads a combination; arguments as ``load_backbone``."""
     if weights is not None:
         raise OptionError(
-            f"backbone {name}: networks side by side have their pretrained weights; a file is for a single one. Leave "
-            "weights out, or name one network."
+            f"backbone {name}: weights from a file can be used only for a single backbone. Leave weights out, or "
+            "name one backbone."
         )
     require_accepted(f"weights of {name}", license_of(name), accepted=accept_license)  # before anything is downloaded
     size = image_size or native_side(member_names(name)[0])

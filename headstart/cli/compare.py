@@ -40,7 +40,8 @@ METHODS = "probes,heads,depths,batchnorm,weights"
     "--only",
     default=METHODS,
     metavar="GROUPS",
-    help="Groups of methods to compare; or backbones alone: which backbone suits the images best.",
+    help="Groups of methods to compare, separated by commas; or backbones alone, to find the one that suits the images "
+    "best.",
     default_text=METHODS,
 )
 @option(

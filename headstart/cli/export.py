@@ -142,7 +142,7 @@ def _export_all(run_or_model: Path, out: Path | None, data: str | Dataset | None
     "--model",
     type=FILE,
     metavar="MODEL",
-    default_text="auto (the model of the run; if DATA is not a run, only the labels)",
+    default_text="auto (the model of the run; if DATA is not a run, only accuracy is checked)",
     help="Run or model file to compare with.",
 )
 @allow_loss_option
@@ -234,7 +234,7 @@ def _print(found: Exported) -> None:
         print(f"Quantized: {found.quantised}.")
     if (whole := found.formats[-1].full_size) is not None:
         print(
-            f"{whole.images:,} of them are JPEGs that Headstart decodes at reduced size. Decoded at full size, as "
+            f"{whole.images:,} images are JPEGs that Headstart decodes at reduced size. Decoded at full size, as "
             f"other programs do, {whole.same:,} get the same prediction, {whole.correct:,} are classified correctly "
             f"instead of {whole.correct_reduced:,}, and probabilities differ by at most {whole.largest:.2f}."
         )

@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 
 @click.command("extract", cls=Command)
 @data_argument
-@out_option("File to write (.npz or .parquet), or a folder for a file for each shard of the images.", required=True)
+@out_option(
+    "File to write (.npz or .parquet), or a folder, which gets one file for each shard of the images.", required=True
+)
 @recipe_options("backbone", "weights", "accept_license", "image_size", "fit", "pool", "cut", first=True)
 @option(
     "--dtype",
@@ -104,15 +106,15 @@ def _network_options(chosen: Mapping[str, Any]) -> dict[str, Any]:
     type=click.IntRange(0),
     default=20_000,
     metavar="N",
-    help="Number of images, at most, whose labels are checked; drawn by content, and in memory; 0: none.",
+    help="Maximum number of images whose labels are checked. Their features are held in memory; 0: no check.",
     default_text="20000",
 )
 @json_option()
 def fit_command(features: Path, out: Path, check: int, as_json: bool, **options: Any) -> None:
-    """Fit a linear classifier to features in shards, in passes that need no more memory for more images.
+    """Fit a linear classifier to features in shards, which stay on disk, so that there can be any number of images.
 
-    FEATURES is a folder that headstart extract wrote; give the options of its network again. The model file is used as
-    that of a run: predict, evaluate, export, serve. Probable label errors, outliers and files with equal bytes are
+    FEATURES is a folder that headstart extract wrote; give the same network options again. The model file can be used
+    like that of a run: predict, evaluate, export, serve. Probable label errors, outliers and files with equal bytes are
     written beside it, to NAME.findings.json.
     """
     chosen = checked_options(options)

@@ -32,13 +32,13 @@ from headstart.cli.process_settings import importing
     default="auto",
     metavar="NAME",
     default_text="auto",
-    help="Backbone for the suggestions; the training chooses for itself.",
+    help="Backbone for the suggestions. Training that is started on the page does not use it.",
 )
 @option(
     "--minutes",
     type=click.FloatRange(0, min_open=True),
     metavar="M",
-    default_text="that of headstart train",
+    default_text="auto (as for headstart train)",
     help="Time for each training that is started on the page.",
 )
 @option(

@@ -42,7 +42,7 @@ COMMANDS = {
     "compare": ("compare", "Compare training methods, or two models."),
     "report": ("publish", "Write the report of a run again."),
     "push": ("publish", "Publish a model on the Hugging Face hub."),
-    "export": ("export", "Export a model to ONNX, PyTorch or timm."),
+    "export": ("export", "Export a model for other programs, phones or browsers."),
     "verify": ("export", "Compare an exported file with its model."),
     "space": ("export", "Write a Gradio page for a model."),
     "cache": ("cache", "List, verify or clear cached features."),

@@ -256,7 +256,7 @@ def ray_option(what: str, group: str = "") -> Decorator:
         is_flag=False,
         flag_value="local",
         metavar="[ADDRESS]",
-        help=f"{what} at this address, or at auto, the cluster that this machine belongs to. Without an address, one "
+        help=f"{what} at this address; auto: the cluster that this machine belongs to. Without an address, a cluster "
         "is started on this machine.",
         default_text="off",
         group=group,
@@ -284,15 +284,12 @@ def shard_options(function: Callback) -> Callback:
             "--shard-size",
             type=click.IntRange(1),
             metavar="N",
-            help="With --out FOLDER: number of images of a shard, which is written as one file. What is finished when "
-            "the work is stopped is kept in whole shards.",
+            help="With --out FOLDER: number of images per shard. Each shard is one file; if the work is stopped, "
+            "only complete shards are kept.",
             default_text="1000",
         ),
         ray_option("With --out FOLDER: compute on the Ray cluster"),
-        workers_option(
-            "With --out FOLDER: number of processes. They share the processors of this machine; with --ray there are "
-            "as many on the cluster."
-        ),
+        workers_option("With --out FOLDER: number of processes, on this machine or, with --ray, on the cluster."),
     ):
         function = add(function)
     return function

@@ -52,8 +52,8 @@ FIRST = tuple(name for name, declared in options_of().items() if declared.is_bas
     "--minutes",
     type=click.FloatRange(0, min_open=True),
     metavar="M",
-    default_text="5, unless an option decides what is chosen",
-    help="Time for the whole run, report included: backbone, image size and effort are chosen within it.",
+    default_text="auto (5; no limit if an option such as --effort, --backbone or --unfreeze is given)",
+    help="Minutes for the whole run, report included. Backbone, image size and effort are chosen to fit into them.",
 )
 @recipe_options(*FIRST)
 @device_option
@@ -83,8 +83,8 @@ FIRST = tuple(name for name, declared in options_of().items() if declared.is_bas
     metavar="X",
     default_text="2",
     group="features",
-    help="With --minutes: what larger images or backbones side by side may cost for one image, in multiples of one "
-    "backbone alone.",
+    help="With --minutes: maximum computation per image for larger images and for several backbones, as a multiple of "
+    "that of one backbone.",
 )
 @option(
     "--plan",
@@ -92,14 +92,14 @@ FIRST = tuple(name for name, declared in options_of().items() if declared.is_bas
     metavar="FILE",
     default_text="off",
     group="features",
-    help="Do again what a run with --minutes chose: its plan.json or its folder. Needs no clock.",
+    help="Train with the choices of an earlier run with --minutes, without a time limit: its plan.json or folder.",
 )
 @workers_option(
-    "Number of processes that fine-tune together. They share out each batch, so their number changes what is learnt "
-    "by rounding only. Can be given again with --resume.",
+    "Number of processes that fine-tune together. Each batch is divided among them, so results differ by rounding "
+    "only. Can be changed with --resume.",
     group="fine-tuning",
 )
-@ray_option("Fine-tune by the workers of the Ray cluster", group="fine-tuning")
+@ray_option("Fine-tune on the Ray cluster", group="fine-tuning")
 @column_options
 @option(
     "--watch-port",

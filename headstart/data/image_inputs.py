@@ -44,7 +44,7 @@ ImageLike = OneImage | Any
 ACCEPTED = (
     "a path or URL; a file's bytes; an open binary file; a Pillow image; an array of shape (H, W) or (H, W, 1, 3 or 4) "
     "of uint8, uint16, bool, or floats in [0, 1]; a torch tensor (C, H, W) or (H, W, C); a folder, an archive or a "
-    "table of images; a data frame with a column of paths; or a list of these"
+    "table of images; a data frame with a column of paths; or a list of such images"
 )
 
 Reader = Callable[[Any, str], ImageSource | None]

@@ -100,7 +100,12 @@ def has_onednn_bfloat16() -> bool:
 
 def has_bfloat16_instructions() -> bool:
     """True if an x86 processor has instructions for bfloat16: AVX-512 BF16 or AMX."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return bool(torch.cpu._is_avx512_bf16_supported() or has_amx())
+
+
+def has_amx() -> bool:
+    """True if an x86 processor has AMX, instructions for products of small matrices."""
+    return bool(torch.cpu._is_amx_tile_supported())
 
 
 def is_cuda_unusable_after_fork() -> bool:

@@ -273,7 +273,7 @@ def _more_blind(action: Action, given: ActionInput) -> LabelChange:
         raise OptionError("count: expected 1 to 1,000 images.")
     blind = given.enlarged(count)
     added = len(blind) - len(given.state.blind)
-    return LabelChange(f"draw {images_text(added)} more for the blind sample", blind=(given.state.blind, blind))
+    return LabelChange(f"draw {images_text(added)} more for the test sample", blind=(given.state.blind, blind))
 
 
 ACTIONS: Final[dict[str, Callable[[Action, ActionInput], LabelChange]]] = {

@@ -120,7 +120,7 @@ def advice(blind_labelled: int, blind_wanted: int, expected: Forecast | None, un
     """
     if blind_labelled < blind_wanted:
         left = blind_wanted - blind_labelled
-        return f"Label {left:,} more of the blind sample first: until then the accuracy is less certain."
+        return f"Label {left:,} more of the test sample first: until then the accuracy is less certain."
     if not unlabelled:
         return "All images are labelled: train."
     if expected is None:

@@ -191,7 +191,7 @@ class LabellingSession:
             state, paths = self._journal.state, set(self._images.paths)
             if not any(path in paths for path in state.blind):
                 blind = self._enlarged(default_size(len(order)))
-                self._commit(LabelChange("draw the blind sample", blind=(state.blind, blind)), quiet=True)
+                self._commit(LabelChange("draw the test sample", blind=(state.blind, blind)), quiet=True)
             learning.submit()
         self._tick()
 
@@ -203,7 +203,7 @@ class LabellingSession:
 
     def _enlarged(self, count: int) -> tuple[str, ...]:
         if self._learning is None:
-            raise OptionError("The blind sample is drawn once all images are read.")
+            raise OptionError("The test sample is drawn once all images are read.")
         stacks = [self._learning.result.stacks.members(image) for image in self._order]
         return enlarged(self._journal.state.blind, self._order, self._images.paths, stacks, count)
 

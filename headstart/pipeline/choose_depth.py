@@ -99,7 +99,7 @@ def by_preference(
     def why(place: int) -> str:
         if reaches[place] > reaches[0]:
             return "there is time to fine-tune it" + (" deeper" if reaches[0] else "")
-        return "it has more weights, which pays in fine-tuning"
+        return "it has more weights, which helps in fine-tuning"
 
     names: list[EffortName] = ["probe", *efforts]
     return [Preferred(place, why(place), names[reaches[place]]) for place in sorted(reaches, key=order)]

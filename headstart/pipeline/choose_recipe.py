@@ -162,7 +162,7 @@ def check_max_cost(max_cost: object) -> None:
         OptionError: otherwise.
     """
     if isinstance(max_cost, bool) or not isinstance(max_cost, (int, float)) or not 1 <= max_cost < 1e6:
-        raise OptionError(f"max_cost {max_cost!r:.60}: expected a number from 1 on.")
+        raise OptionError(f"max_cost {max_cost!r:.60}: expected a number of at least 1.")
 
 
 def read_plan_file(file: str | os.PathLike[str]) -> tuple[Recipe, str]:
@@ -200,7 +200,7 @@ def require_weights(backbone: Backbone, expected: str) -> None:
     if expected not in ("", backbone.fingerprint):
         raise WeightsError(
             f"plan: the weights of {backbone.architecture} are not those that the plan was made with, so the result "
-            "would be another one. Install these weights, or train without the plan."
+            "would differ. Install these weights, or train without the plan."
         )
 
 
@@ -214,8 +214,8 @@ def _intention(found: Sequence[Candidate], minutes: float) -> str:
     return (
         f"Plan: {minutes:g} minute{'' if minutes == 1 else 's'}. {len(found)} backbones are compared by "
         f"cross-validation on parts of the training images: {each}. Then larger images, other fits and backbones side "
-        "by side, where there is time to fine-tune them. The time left is for fine-tuning; without any, the best one "
-        "so far is used with a linear classifier."
+        "by side, where there is time to fine-tune them. The time left is for fine-tuning; if there is none, the best "
+        "one so far is used with a linear classifier."
     )
 
 

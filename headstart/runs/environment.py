@@ -14,6 +14,7 @@ import torch
 from headstart.backbone.weights import Backbone
 from headstart.engine.conv_bn_fusion import has_bfloat16
 from headstart.engine.device import resolve_device
+from headstart.engine.torch_internals import has_amx
 from headstart.errors import RunError
 from headstart.extras import version_of
 from headstart.files import user_path
@@ -78,8 +79,7 @@ def _device(name: str) -> str:
 def _processor() -> str:
     """The instruction sets by which kernels are chosen; they decide how sums are rounded."""
     low = "bfloat16" if has_bfloat16(torch.device("cpu")) else "no bfloat16"
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-    return f"{torch.backends.cpu.get_cpu_capability()}, {low}, {'AMX' if amx else 'no AMX'}"
+    return f"{torch.backends.cpu.get_cpu_capability()}, {low}, {'AMX' if has_amx() else 'no AMX'}"
 
 
 def _short(value: str) -> str:

@@ -14,7 +14,7 @@ from ..files import user_path
 
 ACCEPTED = (
     "a path; a file's bytes; an open binary file; a Pillow image; an array of shape (H, W) or (H, W, 1, 3 or 4) of "
-    "uint8, uint16, bool, or floats in [0, 1]; or a list of these"
+    "uint8, uint16, bool, or floats in [0, 1]; or a list of such images"
 )
 
 

@@ -304,7 +304,7 @@ class OnnxModel:
             if self._opened is None or self._opened[0] != os.getpid():
                 opened = OnnxFile(self.file, threads=usable_cpus())
                 if opened.metadata != self.metadata:
-                    raise ExportError(f"{self.file}: another file than the one that was loaded. Load it again.")
+                    raise ExportError(f"{self.file}: the file was replaced after it was loaded. Load it again.")
                 self._opened = os.getpid(), opened
             return self._opened[1]
 

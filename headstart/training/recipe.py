@@ -13,19 +13,17 @@ from headstart.hub import is_address
 from headstart.training.former_options import FORMER_AUTO, RENAMED, WITHOUT_EFFECT, with_current_names
 from headstart.training.head_spec import LINEAR
 from headstart.training.option import Name, Option, Range, as_type, check_limits, declaration_of, option, python_name
+from headstart.training.recipe_properties import PoolName, RecipeProperties
 from headstart.training.recipe_rules import (
-    LAST_LAYER,
     LOGISTIC,
     PRETRAINED,
     check_combinations,
-    convolves,
     fine_tuning_options,
 )
 
-__all__ = ["LOGISTIC", "PRETRAINED", "Recipe", "check_options", "defaults", "option_types", "options_of"]
+__all__ = ["LOGISTIC", "PRETRAINED", "PoolName", "Recipe", "check_options", "defaults", "option_types", "options_of"]
 
 EffortName = Literal["auto", "probe", "quick", "standard", "thorough", "deep"]
-PoolName = Literal["auto", "avg", "max", "avgmax", "token", "flatten"]
 ProbeName = Literal["logistic", "svm", "rbf", "knn", "centroid"]
 RangeName = Literal["full", "data"]
 TuneName = Literal["auto", "full", "bias-norm", "lora"]
@@ -39,7 +37,7 @@ _RATE = Range(0, 1, excludes_low=True)
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(RecipeProperties):
     """Options of a training run; together with the data and the weights they decide the result.
 
     Each field is declared with its group, default, range and help; ``docs/options.md`` lists them. None means that the
@@ -338,7 +336,6 @@ class Recipe:
         reason="extending keeps the backbone and the head of the classes that exist",
         metavar="MODEL",
         is_path=True,
-        is_basic=True,
     )
     rehearsal: str | None = option(
         None,
@@ -377,21 +374,6 @@ class Recipe:
             object.__setattr__(self, "_is_effort_open", True)
             object.__setattr__(self, "effort", "quick" if given else "probe")
 
-    @property
-    def implied_by(self) -> str:
-        """The option that turned effort "auto" into "quick"; "" if the effort was given or is "probe"."""
-        return str(getattr(self, "_implied_by", None) or "")
-
-    @property
-    def is_effort_given(self) -> bool:
-        """Whether the effort was given, itself or by an option of fine-tuning."""
-        return not getattr(self, "_is_effort_open", False) or bool(self.implied_by)
-
-    @property
-    def is_named_depth(self) -> bool:
-        """Whether the layers to fine-tune were given: the result is then kept, even if the probe is better."""
-        return self.unfreeze is not None or self.scratch
-
     @classmethod
     def of(cls, recipe: Recipe | None, options: Mapping[str, Any]) -> Recipe:
         """A recipe that is given whole, or one made of single options.
@@ -409,28 +391,6 @@ class Recipe:
             return recipe or cls(**options)
         except TypeError as error:
             raise OptionError(f"{str(error).split(') ')[-1]}. A recipe has: {', '.join(options_of())}.") from error
-
-    @property
-    def pooling(self) -> PoolName | Literal["none"]:
-        """``pool``, or "none" if the head convolves the feature map."""
-        return "none" if convolves(self.head) else self.pool
-
-    @property
-    def named_layers(self) -> tuple[str, ...]:
-        """The earlier layers that ``layers`` names; none for "last" and where they are chosen."""
-        named = "" if self.layers in (None, LAST_LAYER) else str(self.layers)
-        return tuple(dict.fromkeys(name.strip() for name in named.split(",") if name.strip()))
-
-    @property
-    def chooses_layers(self) -> bool:
-        """Whether cross-validation decides if features of earlier layers are used."""
-        is_probe = self.layers is None and self.head == LINEAR and self.probe == LOGISTIC
-        return is_probe and not (self.cut or self.scratch or self.extend)
-
-    @property
-    def min_classes(self) -> int:
-        """Classes that the data need: 1 to extend a model, 2 for a new one."""
-        return 1 if self.extend else 2
 
     @property
     def paths(self) -> dict[str, str]:

@@ -176,7 +176,7 @@ def _checked_groups(only: Sequence[str]) -> tuple[str, ...]:
     if BACKBONES in groups and len(set(groups)) > 1:
         raise OptionError(
             f"compare {', '.join(groups)}: backbones are compared by cross-validation on training images and the other "
-            "groups on held-out images, so their scores cannot stand side by side. Compare backbones alone."
+            "groups on held-out images, so their scores cannot be compared. Compare backbones alone."
         )
     return tuple(dict.fromkeys(groups))
 

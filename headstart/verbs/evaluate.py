@@ -253,7 +253,7 @@ def other_images(
     run_splits = [split_of.get(scanned.keys[i].hex()) for i in keep]
     trained_on = [dataset.paths[i] for i, name in zip(keep, run_splits, strict=True) if name == "train"]
     if trained_on:
-        text = f"Serious: the model was trained on {len(trained_on):,} of these {len(keep):,} images"
+        text = f"Serious: the model was trained on {len(trained_on):,} of the {len(keep):,} images"
         progress.say(with_example(f"{text}: the score is too high", trained_on))
     files, splits, groups = dataset.files(), dataset.splits, dataset.groups
     return LabelledImages(

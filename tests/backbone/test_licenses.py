@@ -74,7 +74,7 @@ def test_a_licence_is_permissive_restricted_or_unknown(name: str, kind: str) -> 
 
 def test_a_licence_that_nobody_has_classified_is_restricted() -> None:
     assert license_kind("a-new-license") == "restricted"
-    with pytest.raises(LicenseError, match="not one that Headstart knows"):
+    with pytest.raises(LicenseError, match="unknown to Headstart"):
         require_accepted("weights", "a-new-license", accepted=False)
 
 

@@ -59,14 +59,14 @@ def test_resume_goes_with_options_of_the_output(
     assert "no run to resume" in capsys.readouterr().err
 
 
-def test_help_lists_eleven_options_first_and_the_others_by_group(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_ten_options_first_and_the_others_by_group(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = main("train", "--help", capsys=capsys)
     assert code == 0
     headings = re.findall(r"^(\S.*):$", out, re.MULTILINE)
     assert headings == ["Options", "Data", "Features", "Head", "Fine-tuning", "Extending", "Evaluation", "Output"]
     first = out.split("\nOptions:\n")[1].split("\nData:\n")[0]
     assert re.findall(r"^  (--[a-z-]+)", first, re.MULTILINE) == [
-        "--out", "--minutes", "--effort", "--backbone", "--image-size", "--unfreeze", "--epochs", "--extend",
+        "--out", "--minutes", "--effort", "--backbone", "--image-size", "--unfreeze", "--epochs",
         "--device", "--watch", "--resume",
     ]  # fmt: skip
     given = set(re.findall(r"^  (--[a-z-]+)", out, re.MULTILINE))

@@ -240,7 +240,7 @@ def test_the_words_say_when_to_stop() -> None:
     assert "stop here, and train" in advice(150, 150, flat, 100)
     assert "go on" in advice(150, 150, steep, 100)
     assert "unknown yet" in advice(150, 150, None, 100)
-    assert advice(100, 150, steep, 100).startswith("Label 50 more of the blind sample first")
+    assert advice(100, 150, steep, 100).startswith("Label 50 more of the test sample first")
     assert advice(150, 150, steep, 0) == "All images are labelled: train."
 
 

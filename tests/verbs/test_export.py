@@ -291,7 +291,7 @@ def test_the_command_prints_a_table_the_file_and_how_to_use_it(
     lines = out.splitlines()
     assert lines[0].split()[:3] == ["format", "accuracy", "correct"]
     assert [line.split()[0] for line in lines[1:3]] == ["model", "onnx"]
-    assert "1 of them are JPEGs that Headstart decodes at reduced size" in out
+    assert "1 images are JPEGs that Headstart decodes at reduced size" in out
     assert f"File: {tmp_path / 'm.onnx'}" in lines
     assert "import json, numpy, onnxruntime" in lines
     assert 'import fs from "node:fs";' in lines

@@ -144,18 +144,18 @@ class RemoteStore:
 
     def read(self, address: str) -> bytes:
         """The content of a file."""
-        return self._request(address, lambda system: bytes(system.cat_file(address)))
+        return self._retried(address, lambda system: bytes(system.cat_file(address)))
 
     def read_range(self, address: str, offset: int, length: int) -> bytes:
         """At most ``length`` bytes from ``offset``."""
-        data = self._request(address, lambda system: system.cat_file(address, start=offset, end=offset + length))
+        data = self._retried(address, lambda system: system.cat_file(address, start=offset, end=offset + length))
         if len(data) > length:  # the server ignores ranges
             data = data[offset : offset + length]
         return bytes(data)
 
     def stamp(self, address: str) -> FileStamp:
         """The size alone: no request is made before each image of an archive."""
-        size = self._request(address, lambda system: system.info(address))["size"]
+        size = self._retried(address, lambda system: system.info(address))["size"]
         if size is None:
             raise SourceError(f"{address}: the server does not say how large the file is. Download the file first.")
         return (size,)
@@ -168,7 +168,7 @@ class RemoteStore:
         """Whether it is an existing file."""
         try:
             # not isfile(), for which any failure means no
-            return bool(self._request(address, lambda system: system.info(address))["type"] == "file")
+            return bool(self._retried(address, lambda system: system.info(address))["type"] == "file")
         except UnreadableImage:
             return False
 
@@ -179,10 +179,10 @@ class RemoteStore:
                 f"{folder}: a web server has no list of files. Give a table with the URLs of the images, or an archive."
             )
         try:
-            found = self._request(folder, lambda system: (system.find(folder), system._strip_protocol(folder)))
+            paths = self._retried(folder, lambda system: system.find(folder))
         except UnreadableImage:
             return []
-        paths, root = found
+        root = import_quietly("fsspec.core").strip_protocol(folder)
         return [path.removeprefix(f"{root}/") for path in paths if path.startswith(f"{root}/")]
 
     def matches(self, pattern: str) -> list[str]:
@@ -190,7 +190,7 @@ class RemoteStore:
         if not self.scheme.has_folders:
             raise SourceError(f"{pattern}: a web server has no list of files. Name each file.")
         start = f"{scheme_of(pattern)}://"
-        return natsorted(f"{start}{path}" for path in self._request(pattern, lambda system: system.glob(pattern)))
+        return natsorted(f"{start}{path}" for path in self._retried(pattern, lambda system: system.glob(pattern)))
 
     def close(self) -> None:
         """Forgets the connections; the next request opens others."""
@@ -207,7 +207,7 @@ class RemoteStore:
                 self._systems[process] = self.scheme.open()
             return self._systems[process]
 
-    def _request(self, address: str, work: Callable[[Any], Result]) -> Result:
+    def _retried(self, address: str, work: Callable[[Any], Result]) -> Result:
         """Calls ``work`` with the file system, again after a failure that may pass.
 
         Raises:

@@ -178,7 +178,7 @@ async function readPixels(image, metadata) {
   if (!image.size) throw new Error("The file is empty.");
   const head = new Uint8Array(await image.slice(0, 26).arrayBuffer());
   if (metadata.preprocessing.value_range && isDeepPng(head)) {
-    throw new Error("This model scales images of more than 8 bits, which a browser cannot. Use headstart predict.");
+    throw new Error("This model scales images of more than 8 bits, which a browser cannot do. Use headstart predict.");
   }
   let bitmap;
   try {

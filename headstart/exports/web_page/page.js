@@ -2,7 +2,7 @@
 
 import { load } from "./headstart-web.js";
 
-const LIVE_PAUSE = 120; // milliseconds between two pictures of the camera
+const LIVE_PAUSE = 120; // milliseconds between two images of the camera
 const STEADY = 3; // equal answers in a row before a live answer is read out
 
 const $ = (id) => document.getElementById(id);
@@ -132,15 +132,15 @@ const paint = () => new Promise((resolve) => { setTimeout(resolve, 0); });
 
 function newCard(file) {
   const card = element("li", "card waiting");
-  const picture = element("div", "shown");
+  const shown = element("div", "shown");
   const image = new Image();
   image.alt = "";
-  image.onerror = () => picture.replaceChildren(element("span", "soft", "No preview"));
+  image.onerror = () => shown.replaceChildren(element("span", "soft", "No preview"));
   image.src = URL.createObjectURL(file);
-  picture.append(image);
+  shown.append(image);
   const body = element("div", "body");
   body.append(answerLine("Waiting", ""), element("p", "file", file.name || "Pasted image"));
-  card.append(picture, body);
+  card.append(shown, body);
   return card;
 }
 
@@ -235,7 +235,7 @@ async function startCamera() {
   try {
     stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: facing, width: { ideal: 1280 } } });
   } catch (error) {
-    const reasons = { NotAllowedError: "Its use is not allowed; change that in the browser's settings of this page.", NotFoundError: "There is none." };
+    const reasons = { NotAllowedError: "Access to it is blocked; allow it in the browser's settings for this page.", NotFoundError: "There is none." };
     stopCamera();
     notify(`The camera cannot be used. ${reasons[error.name] ?? error.message}`);
     return;

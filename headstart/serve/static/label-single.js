@@ -136,7 +136,7 @@ class OneByOne {
 const waitWords = (state) => state.work.stage === "ready" ? null : "Images to ask about appear when the features of all images are computed.";
 
 export const ask = new OneByOne({
-  id: "ask", title: "Ask me", heading: "The images that teach most", queue: "ask", source: "ask", suggestions: true,
+  id: "ask", title: "Ask me", heading: "Images whose labels help most", queue: "ask", source: "ask", suggestions: true,
   ask: (item) => item.suggestion || item.suggestions?.length ? "What is this? The classifier is uncertain." : "What is this?",
   status: (state) => `${count(state.labelled)} of ${count(state.images)} images labelled`,
   emptyWords: (state) => waitWords(state) ?? "No image is left to ask about.",

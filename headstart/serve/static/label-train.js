@@ -19,14 +19,14 @@ export const train = {
     answers = make("ul", { class: "tried", id: "tried" });
     trial = make("section", { class: "panel drop-zone", id: "try", "aria-labelledby": "try-title", hidden: true },
       make("h3", { id: "try-title", text: "Try the model" }),
-      make("p", { class: "soft small", text: "Drop images here. If an answer is wrong, choose the right class: the image joins the others at once, and the next training uses it." }),
+      make("p", { class: "soft small", text: "Drop images here. If an answer is wrong, choose the right class: the image is added to the others, and the next training uses it." }),
       make("button", { type: "button", text: "Choose images", onclick: () => files.click() }), files, answers);
     for (const kind of ["dragenter", "dragover"]) trial.addEventListener(kind, (event) => { event.preventDefault(); trial.classList.add("over"); });
     for (const kind of ["dragleave", "drop"]) trial.addEventListener(kind, () => trial.classList.remove("over"));
     trial.addEventListener("drop", (event) => { event.preventDefault(); tryFiles(event.dataTransfer.files); });
     this.facts = make("p", { class: "soft" });
     panel.append(make("div", { class: "bar-line panel-bar" }, make("h2", { id: "panel-title", text: "Train" })),
-      box = make("div", { class: "scroll-box train" }, make("p", { text: "Trains a model on your labels with the default of headstart train, and scores it on the test sample. You can go on labelling meanwhile." }), this.facts, make("div", { class: "row" }, button), live, result, trial));
+      box = make("div", { class: "scroll-box train" }, make("p", { text: "Runs headstart train on your labels with its default options, and scores the model on the test sample. You can go on labelling meanwhile." }), this.facts, make("div", { class: "row" }, button), live, result, trial));
   },
 
   shown() { button.focus({ preventScroll: true }); watch(store.state); },
@@ -110,7 +110,7 @@ async function finished(training) {
   const open = make("a", { class: "button main", id: "report", href: "watch/report", target: "_blank", rel: "noopener", text: "Open the report" });
   result.replaceChildren(make("h3", { text: "The model is trained" }),
     ...Object.values(summary?.scores ?? {}).map((scores) => make("p", { class: "score" }, make("strong", { text: percent(scores.correct / scores.count) }), make("span", { text: `${scores.name} accuracy (${count(scores.correct)}/${count(scores.count)}), 95 % CI ${(100 * scores.low).toFixed(1)}-${(100 * scores.high).toFixed(1)}` }))),
-    make("div", { class: "row" }, open, make("a", { class: "button", href: "watch", target: "_blank", rel: "noopener", text: "Open the page of the run" }), make("a", { class: "button", href: "#mistakes", text: "Look at labels it contradicts" })),
+    make("div", { class: "row" }, open, make("a", { class: "button", href: "watch", target: "_blank", rel: "noopener", text: "Open the page of the run" }), make("a", { class: "button", href: "#mistakes", text: "Review labels that it contradicts" })),
     make("p", {}, "To serve it: ", make("code", { text: training.serve })));
   say("The model is trained.");
   if (document.body.dataset.panel === "train") open.focus();
@@ -123,7 +123,7 @@ async function tryFiles(chosen) {
 }
 
 async function tryFile(file) {
-  const address = URL.createObjectURL(file), words = make("div", { class: "tried-words" }, make("p", { class: "soft", text: "The model looks at the image …" }));
+  const address = URL.createObjectURL(file), words = make("div", { class: "tried-words" }, make("p", { class: "soft", text: "The model classifies the image …" }));
   const row = make("li", {}, make("img", { src: address, alt: file.name }), words);
   answers.prepend(row);
   const body = new FormData();

@@ -92,7 +92,7 @@ function offerFolders(state) {
   offered = same;
   if (!folders.length) { notice(""); return; }
   const named = folders.length > 4 ? `${folders.slice(0, 3).join(", ")} and ${count(folders.length - 3)} more` : folders.join(", ");
-  notice(`The images are in ${count(folders.length)} folders: ${named}. If these are their classes, take them as labels; otherwise just begin to label.`, "Take them as labels", async () => {
+  notice(`The images are in ${count(folders.length)} folders: ${named}. If these are their classes, take them as labels; otherwise start labelling.`, "Take them as labels", async () => {
     const reply = await send("import", { folder: state.source });
     if (reply) say(`${count(reply.changed.length, "label")} taken from the folders.`);
   });
