@@ -696,7 +696,7 @@ def test_loading_a_model_and_choosing_an_engine_import_only_what_they_need(tmp_p
 def test_importing_headstart_imports_nothing_heavy() -> None:
     script = (
         "import sys, headstart, headstart.cli.main; "
-        "print([m for m in ('torch','timm','numpy','PIL') if m in sys.modules])"
+        "print([m for m in ('torch', 'timm', 'torchvision', 'numpy', 'PIL', 'onnx', 'onnxruntime', 'matplotlib') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -382,10 +382,15 @@ def test_links_of_a_page_lead_somewhere(page: Path) -> None:
     assert broken_links(page) == []
 
 
+LINK = re.compile(r"\]\(([^)\s]+)\)|^\[[^\]\n]+\]: *(\S+)$|\b(?:href|src)=\"([^\"]+)\"", re.MULTILINE)
+"""A link in Markdown, the target of a reference, or one in HTML."""
+
+
 def broken_links(page: Path) -> list[str]:
     """Links to files that are not there, or to headings that they do not have."""
     broken = []
-    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+    for found in LINK.finditer(page.read_text()):
+        link = found[1] or found[2] or found[3]
         if "://" in link or link.startswith("mailto:"):
             continue
         name, _, heading = link.partition("#")
@@ -406,9 +411,10 @@ def test_links_that_lead_nowhere_are_seen(tmp_path: Path) -> None:
     (tmp_path / "b.md").write_text("# What is `right`, and why?\n")
     page.write_text(
         "# Own\n[1](b.md) [2](b.md#what-is-right-and-why) [3](#own) [4](https://example.com/x) "
-        "[5](c.md) [6](b.md#gone) [7](#gone) ![8](c.png)"
+        "[5](c.md) [6](b.md#gone) [7](#gone) ![8](c.png)\n\n"
+        '[9]\n\n[9]: d.md\n\n<a href="e.md">10</a>'
     )
-    assert broken_links(page) == ["c.md", "b.md#gone", "#gone", "c.png"]
+    assert broken_links(page) == ["c.md", "b.md#gone", "#gone", "c.png", "d.md", "e.md"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
