@@ -694,10 +694,8 @@ def test_loading_a_model_and_choosing_an_engine_import_only_what_they_need(tmp_p
 
 
 def test_importing_headstart_imports_nothing_heavy() -> None:
-    script = (
-        "import sys, headstart, headstart.cli.main; "
-        "print([m for m in ('torch', 'timm', 'torchvision', 'numpy', 'PIL', 'onnx', 'onnxruntime', 'matplotlib') if m in sys.modules])"
-    )
+    heavy = ("torch", "timm", "torchvision", "numpy", "PIL", "onnx", "onnxruntime", "matplotlib")
+    script = f"import sys, headstart, headstart.cli.main; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
