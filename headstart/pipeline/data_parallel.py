@@ -178,7 +178,7 @@ class ParallelTraining:
             inputs = replace(self.inputs, backbone=replace(self.inputs.backbone, module=on_cpu))
             with self.progress.task("Starting the workers", 1):
                 self._group = start_ranks(partial(RungRank, inputs), self.settings, self.inputs.device)
-            self.progress.say(f"Fine-tuning by {self._group.count} workers, which share out each batch.")
+            self.progress.say(f"Fine-tuning by {self._group.count} workers; each batch is divided among them.")
         return self._group
 
     def fine_tune(

@@ -85,7 +85,7 @@ def test_a_network_and_itself_or_too_many_are_refused(name: str) -> None:
 
 @pytest.mark.usefixtures("small_networks")
 def test_a_weight_file_is_for_one_network(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="a file is for a single one"):
+    with pytest.raises(OptionError, match="only for a single backbone"):
         load_backbone(PAIR, weights=tmp_path / "x.safetensors")
 
 

@@ -119,7 +119,7 @@ def test_the_time_left_decides_the_effort(
         ({"minutes": 0}, "expected a number above 0"),
         ({"minutes": True}, "expected a number above 0"),
         ({"minutes": "ten"}, "expected a number above 0"),
-        ({"minutes": 1, "max_cost": 0.5}, "expected a number from 1 on"),
+        ({"minutes": 1, "max_cost": 0.5}, "expected a number of at least 1"),
         ({"minutes": 1, "effort": "quick"}, "leave effort out"),
         ({"minutes": 1, "effort": "probe"}, "leave effort out"),
         ({"minutes": 1, "backbone": "resnet18"}, "leave backbone out"),

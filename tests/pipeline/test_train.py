@@ -169,7 +169,7 @@ def test_images_that_the_model_was_trained_on_are_not_passed_off_as_new(run: hs.
     shutil.copy(learned[0], tmp_path / "d" / "red" / "old.png")
     listener = Listener()
     hs.evaluate(run.folder, tmp_path / "d", device="cpu", progress=listener)
-    assert any("was trained on 1 of these 9 images" in text and "red/old.png" in text for text in listener.said)
+    assert any("was trained on 1 of the 9 images" in text and "red/old.png" in text for text in listener.said)
 
 
 def test_a_second_run_does_not_run_the_backbone_and_says_so(run: hs.Run, tmp_path: Path, monkeypatch) -> None:
