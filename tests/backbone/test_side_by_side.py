@@ -93,8 +93,8 @@ def test_a_weight_file_is_for_one_network(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"pool": "max"}, "pool 'max': networks side by side"),
-        ({"cut": "first.blocks.4"}, "cut 'first.blocks.4': networks side by side"),
+        ({"pool": "max"}, "pool 'max': cannot be changed for backbones side by side"),
+        ({"cut": "first.blocks.4"}, "cut 'first.blocks.4': cannot be changed for backbones side by side"),
         ({"unfreeze": "others.0"}, "no such layer group"),
         ({"backbone": "tf_efficientnet_lite1+"}, "a name is missing"),
     ],
