@@ -55,7 +55,7 @@ def private_names(source: str) -> Iterator[str]:
             given = [own.value for own in node.args if isinstance(own, ast.Constant) and isinstance(own.value, str)]
             is_ours = bool(node.args) and ast.unparse(node.args[0]) in OURS
             names = [] if is_ours else [part for text in given for part in text.split(".")]
-        yield from (name for name in names if re.match(r"_[a-z]", name) and name not in PYTHON | defined)
+        yield from (name for name in names if re.match(r"_[a-zA-Z]", name) and name not in PYTHON | defined)
 
 
 def test_private_names_of_other_libraries_are_used_in_the_places_that_are_listed() -> None:
@@ -74,6 +74,7 @@ def test_private_names_of_other_libraries_are_used_in_the_places_that_are_listed
         "import timm\ntimm.models._registry.x",
         "from onnx._custom import x",
         "import onnxruntime._pybind",
+        "def f(): return torch._C",
         "from click.core import _private",
         "getattr(click, '_private')",
         "import_quietly('openvino._pyopenvino')",

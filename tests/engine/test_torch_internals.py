@@ -15,8 +15,8 @@ from headstart.engine import torch_internals as internals
 
 PACKAGE = Path(hs.__file__).parent
 PRIVATE_OF_TORCH = re.compile(
-    r"\b(?:torch|nn|fx|functional)(?:\.\w+)*\._[a-z]\w*|from torch[\w.]*\._\w+ import|(?<!self)\._version\b|\._schema\b"
-    r"|\._forward_(?:pre_)?hooks\b|\b_foreach_\w+|_tensor_constant"
+    r"\b(?:torch|nn|fx|functional)(?:\.\w+)*\._[a-zA-Z]\w*|from torch[\w.]*\._\w+ import|(?<!self)\._version\b"
+    r"|\._schema\b|\._forward_(?:pre_)?hooks\b|\b_foreach_\w+|_tensor_constant"
 )
 
 
