@@ -60,7 +60,7 @@ class Boundary:
     Attributes:
         name: the last layer before it, "blocks.4", "layer3.1"; ``INPUT`` and ``HEAD`` at the two ends.
         shape: of what one image is at the boundary, without the batch axis: the activation, or, where there are
-            several values, all of them flattened, in the order of ``activations``.
+            several values, each flattened, in the order of ``activations``.
         bytes_per_image: of this in half precision.
         cost_before: share of the forward pass's floating-point operations before it, 0-1.
         depth: the same of the first network alone, where several are side by side.

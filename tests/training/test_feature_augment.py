@@ -109,7 +109,7 @@ def test_a_part_of_a_batch_is_augmented_as_in_the_whole(
 
 
 def test_networks_side_by_side_lose_the_same_rectangle() -> None:
-    """Each in its own grid; features without positions are mixed in the shares of the first one's areas."""
+    """Each in the grid of its network; features without positions are mixed in the shares of the first one's areas."""
     first, other, means = numbered((6, 5, 8, 8)), numbered((6, 3, 4, 4)), numbered((6, 2))
     for seed in range(20):
         augmentation = drawn_for([first, other, means], [MAPS, MAPS], np.random.default_rng(seed), cutmix_share=1.0)
