@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from commands import main
 from small_models import CLASSES, shown, small_model
 from torch import Tensor
+from web_pages import fake_runtime_files
 
-import headstart as hs
-from headstart.errors import ExportError
 from headstart.exports import graph as graph_module
 from headstart.exports.graph import ExportGraph
 from headstart.model import Model
@@ -23,6 +24,7 @@ pytestmark = pytest.mark.exhaustive
 HERE = (
     "onnx",
     "torch",
+    "web",
     pytest.param("openvino", marks=pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is an extra")),
 )
 """Formats that are written from the graph; the others plant these faults in tests of their own."""
@@ -69,17 +71,22 @@ FAULTS = {
 
 @pytest.mark.parametrize("to", HERE)
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_refused(fault: str, to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_planted_fault_is_refused(
+    fault: str, to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     images, out = tmp_path / "images", tmp_path / "out"
     for i in range(12):
         (images / CLASSES[i % 3]).mkdir(parents=True, exist_ok=True)
         shown(i).resize((90 + i, 80)).save(images / CLASSES[i % 3] / f"{i}.png")
     monkeypatch.setattr(graph_module, "ExportGraph", type("Planted", (FaultyGraph,), FAULTS[fault]))
-    model = small_model(ood_detector=True)
-    file = out / {"onnx": "m.onnx", "torch": "m.pt2", "openvino": "m_openvino"}[to]
+    model = small_model(ood_detector=True).save(tmp_path / "model.safetensors")
+    file = out / {"onnx": "m.onnx", "torch": "m.pt2", "web": "m_web", "openvino": "m_openvino"}[to]
+    more = ["--ort-files", fake_runtime_files(tmp_path / "package", monkeypatch)] if to == "web" else []
+    status, _, err = main("export", model, "--to", to, "--out", file, "--data", images, *more, capsys=capsys)
     if not fault:
-        assert hs.export(model, to, out=file, data=images).faults == ()
+        assert status == 0, err
+        assert file.exists()
         return
-    with pytest.raises(ExportError, match=r"not written: .*(predictions differ|probabilities differ)"):
-        hs.export(model, to, out=file, data=images)
+    assert status == 1
+    assert re.search(r"not written: .*(predictions differ|probabilities differ)", err)
     assert not out.exists()

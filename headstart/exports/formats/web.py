@@ -36,6 +36,7 @@ PAGE_FILES: Final = (
     "page.js",
     "icon.svg",
     "headstart-web.js",
+    "pixels.js",
     "headstart-web.d.ts",
     "licenses.txt",
 )

@@ -8,9 +8,10 @@
  * Types and documentation of what is exported: headstart-web.d.ts.
  */
 
+import { readPixels } from "./pixels.js";
+
 const VERSION = 1;
 const DOCUMENT = "headstart-web.json";
-const STRIP_PIXELS = 2 ** 22; // pixels that are read from a canvas at once; some browsers limit a canvas to 16 million
 const TRIALS = 3; // images that the GPU must answer like the CPU before it is used
 const SAME = 2e-3; // largest difference of a probability between the two
 
@@ -168,144 +169,6 @@ function toPrediction({ probabilities, outlier }, metadata) {
   const none = outlier !== undefined && metadata.none_above !== null && outlier > metadata.none_above;
   const answer = none ? metadata.none : labels ? "" : unsure ? metadata.unsure : label;
   return { answer, label, probability, top: order.slice(0, 5).map(named), labels, outlier, none, unsure, probabilities };
-}
-
-// ---- pixels -------------------------------------------------------------------------------------------------------
-
-/** Upright RGB, as Headstart decodes it: no colour profile applied, transparency over white. */
-async function readPixels(image, metadata) {
-  if (!(image instanceof Blob)) return readRgb(image, ...sizeOf(image), 1);
-  if (!image.size) throw new Error("The file is empty.");
-  const head = new Uint8Array(await image.slice(0, 26).arrayBuffer());
-  if (metadata.preprocessing.value_range && isDeepPng(head)) {
-    throw new Error("This model scales images of more than 8 bits, which a browser cannot do. Use headstart predict.");
-  }
-  let bitmap;
-  try {
-    bitmap = await createImageBitmap(image, {
-      imageOrientation: "from-image", premultiplyAlpha: "none", colorSpaceConversion: "none",
-    });
-  } catch {
-    throw new Error("Not an image that this browser can decode.");
-  }
-  try {
-    const isJpeg = head[0] === 0xff && head[1] === 0xd8;
-    const reduction = isJpeg ? reductionOf(bitmap.width, bitmap.height, metadata.decode_at_least) : 1;
-    return readRgb(bitmap, bitmap.width, bitmap.height, reduction);
-  } finally {
-    bitmap.close();
-  }
-}
-
-const isDeepPng = (head) => head[0] === 0x89 && head[1] === 0x50 && head[24] === 16;
-
-function sizeOf(image) {
-  const width = image.videoWidth ?? image.naturalWidth ?? image.displayWidth ?? image.width;
-  const height = image.videoHeight ?? image.naturalHeight ?? image.displayHeight ?? image.height;
-  if (!(width > 0 && height > 0)) throw new Error("Expected an image file, a bitmap, or an image element with pixels.");
-  return [width, height];
-}
-
-/** How far Headstart reduces a JPEG while it is decoded. */
-function reductionOf(width, height, side) {
-  const scale = Math.min(Math.floor(width / side), Math.floor(height / side));
-  return [8, 4, 2].find((factor) => scale >= factor) ?? 1;
-}
-
-/** Reads pixels strip by strip, and averages squares of `factor` pixels, as a JPEG decoder does that reduces. */
-function readRgb(source, width, height, factor) {
-  const size = { width: Math.ceil(width / factor), height: Math.ceil(height / factor) };
-  const data = new Uint8Array(3 * size.width * size.height);
-  let isVisible = false;
-  for (const strip of strips(source, width, height)) {
-    isVisible ||= overWhite(strip.data);
-    if (factor === 1) copyRgb(strip, data);
-    else averageRgb(strip, data, factor, size.width);
-  }
-  if (isVisible) return { data, ...size };
-  return { data: readBehindAlpha(source, width, height), width, height }; // zero everywhere: the file has no real alpha
-}
-
-function* strips(source, width, height) {
-  if (source instanceof ImageData) {
-    yield { data: Uint8ClampedArray.from(source.data), top: 0, width, height };
-    return;
-  }
-  const rows = Math.min(height, 8 * Math.max(1, Math.floor(STRIP_PIXELS / width / 8)));
-  const context = new OffscreenCanvas(width, rows).getContext("2d", { colorSpace: "srgb", willReadFrequently: true });
-  context.imageSmoothingEnabled = false;
-  for (let top = 0; top < height; top += rows) {
-    const count = Math.min(rows, height - top);
-    context.clearRect(0, 0, width, rows);
-    context.drawImage(source, 0, top, width, count, 0, 0, width, count);
-    yield { data: context.getImageData(0, 0, width, count).data, top, width, height: count };
-  }
-}
-
-/** Composites RGBA over white in place; returns whether anything is visible. */
-function overWhite(data) {
-  let isVisible = false;
-  for (let i = 3; i < data.length; i += 4) {
-    const alpha = data[i];
-    if (alpha) isVisible = true;
-    if (alpha === 255) continue;
-    for (let c = i - 3; c < i; c++) data[c] = Math.round((data[c] * alpha + 255 * (255 - alpha)) / 255);
-  }
-  return isVisible;
-}
-
-function copyRgb({ data, top, width }, rgb) {
-  for (let from = 0, to = 3 * top * width; from < data.length; from += 4, to += 3) {
-    rgb[to] = data[from];
-    rgb[to + 1] = data[from + 1];
-    rgb[to + 2] = data[from + 2];
-  }
-}
-
-function averageRgb({ data, top, width, height }, rgb, factor, outWidth) {
-  for (let y = 0; y < height; y += factor) {
-    const rows = Math.min(factor, height - y);
-    let to = (3 * outWidth * (top + y)) / factor;
-    for (let x = 0; x < width; x += factor) {
-      const columns = Math.min(factor, width - x);
-      let red = 0, green = 0, blue = 0;
-      for (let row = 0; row < rows; row++) {
-        let from = 4 * ((y + row) * width + x);
-        for (const end = from + 4 * columns; from < end; from += 4) {
-          red += data[from];
-          green += data[from + 1];
-          blue += data[from + 2];
-        }
-      }
-      const count = rows * columns;
-      rgb[to++] = Math.round(red / count);
-      rgb[to++] = Math.round(green / count);
-      rgb[to++] = Math.round(blue / count);
-    }
-  }
-}
-
-/** Colours of pixels that are fully transparent, which a 2D canvas forgets. */
-function readBehindAlpha(bitmap, width, height) {
-  if (bitmap instanceof ImageData) return withoutAlpha(bitmap.data);
-  const gl = new OffscreenCanvas(1, 1).getContext("webgl");
-  if (!gl || Math.max(width, height) > gl.getParameter(gl.MAX_TEXTURE_SIZE)) {
-    throw new Error("Every pixel of this image is transparent, and this browser cannot read the colours behind.");
-  }
-  gl.bindTexture(gl.TEXTURE_2D, gl.createTexture());
-  gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA, gl.RGBA, gl.UNSIGNED_BYTE, bitmap);
-  gl.bindFramebuffer(gl.FRAMEBUFFER, gl.createFramebuffer());
-  gl.framebufferTexture2D(gl.FRAMEBUFFER, gl.COLOR_ATTACHMENT0, gl.TEXTURE_2D, gl.getParameter(gl.TEXTURE_BINDING_2D), 0);
-  const data = new Uint8Array(4 * width * height);
-  gl.readPixels(0, 0, width, height, gl.RGBA, gl.UNSIGNED_BYTE, data);
-  gl.getExtension("WEBGL_lose_context")?.loseContext();
-  return withoutAlpha(data);
-}
-
-function withoutAlpha(data) {
-  const rgb = new Uint8Array((data.length / 4) * 3);
-  copyRgb({ data, top: 0, width: 0 }, rgb);
-  return rgb;
 }
 
 // ---- files --------------------------------------------------------------------------------------------------------

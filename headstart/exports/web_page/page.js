@@ -97,11 +97,9 @@ function add(files) {
   if (!files.length) return;
   notify("");
   $("results").hidden = false;
-  for (const file of files) {
-    const card = newCard(file);
-    $("cards").prepend(card);
-    waiting.push({ file, card });
-  }
+  const added = files.map((file) => ({ file, card: newCard(file) }));
+  $("cards").prepend(...added.map(({ card }) => card));
+  waiting.push(...added);
   work();
 }
 
@@ -160,7 +158,7 @@ function show(card, prediction) {
     const bar = element("li", given.has(name) && !prediction.none && !prediction.unsure ? "given" : "");
     const track = element("span", "track");
     const fill = element("span", "fill");
-    fill.style.width = percent(probability);
+    fill.style.width = `${100 * probability}%`; // without the space of percent(), which CSS does not accept
     track.append(fill);
     track.ariaHidden = "true";
     const label = element("span", "name", name);
@@ -241,6 +239,7 @@ async function startCamera() {
     return;
   }
   $("camera").hidden = false;
+  $("camera").scrollIntoView({ block: "nearest" }); // its answer and buttons are below the video
   $("live").ariaExpanded = "true";
   $("video").srcObject = stream;
   const cameras = await navigator.mediaDevices.enumerateDevices().catch(() => []);
