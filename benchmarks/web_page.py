@@ -11,10 +11,10 @@ Headstart decodes: mean and largest difference in grey levels, with the browser'
 which is what other browsers use.
 
 Part "predictions" writes 50 JPEGs of quality 70 to 96 with any of Pillow's subsamplings, and 10 PNGs. Each backbone
-has a random head whose logits have a standard deviation of 3 over the photographs; --model measures a trained model
-instead. It prints how many of the images whose margin exceeds 0.05 (JPEG) or 0.001 (PNG) get the same class, and the
-largest and the median difference of a probability; the same for the JPEGs that are reduced, and with --average for
-these with the page's average. Every row is a JSON line.
+has a random head, whose logits have a standard deviation of 3 over the photographs, and temperature 0.7; --model
+measures a trained model instead. It prints how many of the images whose margin exceeds 0.05 (JPEG) or 0.001 (PNG) get
+the same class, and the largest and the median difference of a probability; the same for the JPEGs that are reduced,
+and with --average for these with the page's average. Every row is a JSON line.
 """
 
 from __future__ import annotations
@@ -38,15 +38,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"
 
 from browser import chromium
 from encoded_images import subsampled_jpeg
-from small_models import SPREAD, small_model
+from small_models import CLASSES, SPREAD
 from web_pages import file_server, predict_in_page, write_page
 
 import headstart as hs
+from headstart.backbone.feature_spec import FeatureSpec
+from headstart.backbone.pixel_net import FeatureNet, feature_shape
 from headstart.backbone.weights import DEFAULT_BACKBONE, load_backbone, random_backbone
 from headstart.data.decode import decode
 from headstart.data.listing import find_images
 from headstart.data.preprocessing import resize_and_crop
 from headstart.model import Model
+from headstart.training.head_spec import HeadSpec
+from headstart.training.heads import build_head
+from headstart.training.recipe import Recipe
+from headstart.trust.calibration import Calibration
 
 BACKBONES = (
     DEFAULT_BACKBONE,
@@ -102,17 +108,20 @@ def is_reduced(path: Path, side: int) -> bool:
 
 
 def random_head(name: str, paths: Sequence[Path]) -> Model:
-    """A model with weights of the installed package, or random ones, and a random head."""
-    model = small_model(load_backbone() if name == DEFAULT_BACKBONE else random_backbone(name), ood_detector=True)
-    preprocessing = model.net.backbone.preprocessing
-    pixels = [torch.tensor(resize_and_crop(decode(path).image, preprocessing))[None] for path in paths]
+    """A model with weights of the installed package, or random ones, and a random head, scaled on images."""
+    backbone = load_backbone() if name == DEFAULT_BACKBONE else random_backbone(name)
+    net = FeatureNet(backbone, FeatureSpec("auto", ""))
+    torch.manual_seed(0)
+    head = build_head(HeadSpec.parse("linear"), feature_shape(net), len(CLASSES)).eval().requires_grad_(False)
+    pixels = [torch.tensor(resize_and_crop(decode(path).image, backbone.preprocessing))[None] for path in paths]
     with torch.no_grad():
-        logits = torch.cat([model.head(model.net(one)) for one in pixels])
-        last = [module for module in model.head.modules() if isinstance(module, torch.nn.Linear)][-1]
-        scale = SPREAD / logits.std(0)
-        last.bias.sub_(logits.mean(0)).mul_(scale)
-        last.weight.mul_(scale[:, None])
-    return model
+        logits = torch.cat([head(net(one)) for one in pixels])
+    last = [module for module in head.modules() if isinstance(module, torch.nn.Linear)][-1]
+    scale = SPREAD / logits.std(0)
+    last.bias.sub_(logits.mean(0)).mul_(scale)
+    last.weight.mul_(scale[:, None])
+    calibration = Calibration(temperature=0.7, images=100, target_accuracy=0.95, threshold=0.6)
+    return Model(net, head, CLASSES, recipe=Recipe(), data={}, scores={}, calibration=calibration)
 
 
 def agreement(given: np.ndarray, expected: np.ndarray, margin: float) -> dict[str, Any]:

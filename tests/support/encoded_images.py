@@ -39,8 +39,8 @@ def coloured_png(seed: int, colour: str = "red") -> bytes:
 def subsampled_jpeg(image: Image.Image, across: int, down: int, *, quality: int = 90) -> bytes:
     """A JPEG with one chroma sample for ``across`` x ``down`` pixels, also 4:4:0 (1, 2) and 4:1:1 (4, 1).
 
-    Pillow writes 4:4:4, 4:2:2 and 4:2:0 only. The others have the blocks of one of these, in another arrangement: the
-    image is cropped to whole groups of blocks, these are moved to where 4:2:2 or 4:2:0 has them, and the file's header
+    Pillow writes 4:4:4, 4:2:2 and 4:2:0 only. The others have blocks as 4:2:2 or 4:2:0, in another arrangement: the
+    image is cropped to whole groups of blocks, these are moved to where the usual file has them, and its header
     is changed.
     """
     usual = {(1, 1): 0, (2, 1): 1, (2, 2): 2}
