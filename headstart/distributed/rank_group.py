@@ -10,7 +10,6 @@ import importlib
 import multiprocessing
 import os
 import shutil
-import signal
 import socket
 import tempfile
 from collections.abc import Callable, Sequence
@@ -36,6 +35,13 @@ from headstart.training.ranks import Rank
 SILENCE = timedelta(minutes=15)
 """Time after which a rank that waits for another one gives up."""
 
+START_SECONDS = 20.0
+"""Time in which ranks start."""
+
+EFFICIENCY = 0.73
+"""Speed of two ranks that share the processors of one process, as a fraction of its speed: 51 of 70 seconds, measured
+like the start (docs/results/2026-11-30-scale.md)."""
+
 Make = Callable[[Rank, str], Any]
 """Makes the member of a rank, for its device; can be pickled."""
 
@@ -56,6 +62,21 @@ class RankSettings:
     def is_parallel(self) -> bool:
         """Whether there is more than this process."""
         return self.ray is not None or (self.workers or 1) > 1
+
+    def seconds(self, alone: float, device: str, *, starts: bool = True) -> float:
+        """Expected seconds of fine-tuning. Ranks share the processors of a machine, but not its GPUs.
+
+        A cluster counts as one machine: its speed is not known before it is joined.
+
+        Args:
+            alone: expected seconds in one process.
+            device: see ``start_ranks``.
+            starts: whether the ranks have to be started first.
+        """
+        if not self.is_parallel:
+            return alone
+        gpus = torch.cuda.device_count() if self.ray is None and device in ("auto", "cuda") else 0
+        return alone / (EFFICIENCY * max(1, min(gpus, self.workers or 1))) + START_SECONDS * starts
 
 
 THIS_PROCESS = RankSettings()
@@ -138,7 +159,7 @@ class LocalRanks:
     """
 
     def __init__(self, make: Make, count: int, device: str) -> None:
-        self.count = count
+        self.count, self._processes = count, list[Any]()
         self._folder = Path(tempfile.mkdtemp(prefix="headstart-ranks-"))
         context, threads = multiprocessing.get_context("spawn"), max(1, usable_cpus() // count)
         meeting, num_gpus = f"file://{self._folder / 'meeting'}", torch.cuda.device_count()
@@ -151,19 +172,32 @@ class LocalRanks:
             )
             for number in range(count)
         ]
+        try:
+            self._start()
+            self.call("")
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self) -> None:
+        """Starts a process for each pool, and notes them: they are ended as soon as the work is given up."""
+        others = multiprocessing.active_children()
         with interrupts_held():
             for pool in self._pools:
-                pool.submit(int)  # starts its process
-        self._ids: list[int] = self.call("")
+                pool.submit(int)
+            self._processes = [one for one in multiprocessing.active_children() if one not in others]
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
-        """See ``RankGroup``."""
+        """See ``RankGroup``. If it is interrupted, as at Ctrl-C, the ranks are ended at once."""
         try:
             futures = [pool.submit(_call, method, arguments) for pool in self._pools]
+            wait(futures, return_when=FIRST_EXCEPTION)
         except BrokenProcessPool as error:
             self._kill()
             raise _lost(error) from error
-        wait(futures, return_when=FIRST_EXCEPTION)
+        except BaseException:
+            self._kill()
+            raise
         if failed := [future for future in futures if future.done() and future.exception() is not None]:
             raise self._cause(futures, failed)
         return [future.result() for future in futures]
@@ -179,12 +213,12 @@ class LocalRanks:
         return error if known or not _is_loss(error) else _lost(error)
 
     def _kill(self) -> None:
-        for process in getattr(self, "_ids", []):
-            with suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
+        for process in self._processes:
+            process.kill()
 
     def close(self) -> None:
-        """See ``RankGroup``."""
+        """See ``RankGroup``. Ranks that are idle have nothing to save, so they are not asked to end."""
+        self._kill()
         for pool in self._pools:
             pool.shutdown(wait=True, cancel_futures=True)
         shutil.rmtree(self._folder, ignore_errors=True)

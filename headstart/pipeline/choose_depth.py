@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from headstart.pipeline.inspect_images import Inspected
@@ -13,6 +13,15 @@ from headstart.trust.ood import MAX_REFERENCES_FINE_TUNED
 
 FIXED_SECONDS = 30.0
 """Time of a run that does not depend on the number of images: engines, probe, label check, report."""
+
+
+FineTuningTime = Callable[[float], float]
+"""Seconds of fine-tuning in one process -> seconds by the processes of the run."""
+
+
+def in_one_process(seconds: float) -> float:
+    """The ``FineTuningTime`` of a run without workers."""
+    return seconds
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,11 @@ class Preferred:
 
 
 def by_preference(
-    selection: Selection, inspected: Inspected, seconds: float, depths: Sequence[Depth]
+    selection: Selection,
+    inspected: Inspected,
+    seconds: float,
+    depths: Sequence[Depth],
+    training: FineTuningTime = in_one_process,
 ) -> list[Preferred]:
     """The candidates within noise of the best, in the order in which they are used if there is time.
 
@@ -78,6 +91,7 @@ def by_preference(
         inspected: the images.
         seconds: time left.
         depths: to choose from.
+        training: see ``seconds_of``.
 
     Source: "Back to the Basics on Predicting Transfer Performance", arXiv 2510.06448: a static ranking by size predicts
     the accuracy after fine-tuning better than transferability scores.
@@ -87,7 +101,7 @@ def by_preference(
     def reach(place: int) -> int:
         """0 without fine-tuning, else the number of the deepest effort that fits."""
         speed = selection.near[place].speed
-        fitting = [depth.effort for depth in depths if seconds_of(depth, inspected, speed) <= seconds]
+        fitting = [depth.effort for depth in depths if seconds_of(depth, inspected, speed, training) <= seconds]
         return max((1 + efforts.index(effort) for effort in fitting), default=0)
 
     reaches = {place: reach(place) for place in range(len(selection.near))}
@@ -105,13 +119,16 @@ def by_preference(
     return [Preferred(place, why(place), names[reaches[place]]) for place in sorted(reaches, key=order)]
 
 
-def seconds_of(depth: Depth | None, inspected: Inspected, speed: Speed) -> float:
+def seconds_of(
+    depth: Depth | None, inspected: Inspected, speed: Speed, training: FineTuningTime = in_one_process
+) -> float:
     """Seconds that a run takes after the search, estimated before its engines are measured.
 
     Args:
         depth: of the fine-tuning; None for a linear classifier.
         inspected: the images.
         speed: of the backbone.
+        training: how long fine-tuning takes that takes one process so many seconds.
     """
     train = len(inspected.keys["train"])
     held_out = inspected.num_images - train
@@ -119,6 +136,6 @@ def seconds_of(depth: Depth | None, inspected: Inspected, speed: Speed) -> float
         return inspected.num_images * speed.whole + FIXED_SECONDS
     share = SHARES[EFFORTS[depth.effort].depths[0]]
     epochs = least_epochs(train, depth.epochs)
-    training = train * epochs * (1 - share) * TRAINING_COST * speed.forward
+    steps = train * epochs * (1 - share) * TRAINING_COST * speed.forward
     again = held_out + min(MAX_REFERENCES_FINE_TUNED, train)  # evaluated with the fine-tuned network
-    return (train * depth.views + held_out + again) * speed.whole + training + FIXED_SECONDS
+    return training(train * depth.views * speed.whole + steps) + (held_out + again) * speed.whole + FIXED_SECONDS

@@ -86,16 +86,16 @@ def choose_recipe(
     job.progress.say(_intention(found, minutes))
     inspection = run_inspection(job, _preprocessing(found[0], job))
     require_learnable(inspection, least=job.recipe.min_classes)
-    inspected = inspected_images(inspection)
+    inspected, training = inspected_images(inspection), partial(job.ranks.seconds, device=job.device)
     selection = search(
         found,
         search_images(inspected),
         seed=job.recipe.seed,
         time_limit=TimeLimit(
             ends,
-            partial(seconds_of, SHORTEST, inspected),
+            partial(seconds_of, SHORTEST, inspected, training=training),
             partial(seconds_of, None, inspected),
-            partial(seconds_of, DEEP[-1], inspected),
+            partial(seconds_of, DEEP[-1], inspected, training=training),
             KEPT * 60 * minutes,
         ),
         max_cost=max_cost,
@@ -232,7 +232,8 @@ def _chosen(job: Job, selection: Selection, inspection: Inspection, ends: float)
     inspected, depths = inspected_images(inspection), depths_for(selection)
     efforts = ["probe", *(depth.effort for depth in depths)]
     tried: list[tuple[Preferred, Recipe, str]] = []
-    for preferred in by_preference(selection, inspected, ends - time.monotonic(), depths):
+    training = partial(job.ranks.seconds, device=job.device)
+    for preferred in by_preference(selection, inspected, ends - time.monotonic(), depths, training):
         one = selection.near[preferred.place].candidate
         weights = None if one.weights is None else str(one.weights)
         recipe = replace(job.recipe, backbone=one.architecture, weights=weights, image_size=one.image_size, fit=one.fit)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from headstart.backbone.licenses import license_text
 from headstart.backbone.pixel_net import feature_shape
@@ -124,6 +125,7 @@ def plan(job: Job, loaded: Loaded, inspected: Inspected, measured: Measured, *, 
             training_rate=engines.training_rate,
             multi_label=inspected.dataset.multi_label,
         )
+    rungs = _by_ranks(job, rungs)
     first = _first_steps(job, loaded, inspected, engines, checks_labels=checks_labels)
     last = _last_step(inspected, engines, fine_tunes=bool(rungs))
     middle = [
@@ -134,6 +136,14 @@ def plan(job: Job, loaded: Loaded, inspected: Inspected, measured: Measured, *, 
     lines = plan_text(rungs, images=inspected.num_images, train=train, folds=folds, first=begins, last=last.seconds)
     steps = (*first, *middle, last)
     return Planned(engines, measured.sample, tuple(rungs), few, steps, (_backbone_text(loaded.backbone), *lines))
+
+
+def _by_ranks(job: Job, rungs: Sequence[Rung]) -> list[Rung]:
+    """The rungs with the time that they take by the processes of the run, which start for the first one."""
+    return [
+        replace(rung, seconds=job.ranks.seconds(rung.seconds, job.device, starts=number == 0))
+        for number, rung in enumerate(rungs)
+    ]
 
 
 def _backbone_text(backbone: Backbone) -> str:

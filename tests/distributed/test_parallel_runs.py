@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from child_processes import workers_of
 from random_images import mislabel, write_classes
 
 pytestmark = pytest.mark.exhaustive
@@ -20,21 +21,13 @@ OPTIONS = ("--unfreeze", "blocks.6", "--epochs", "30", "--views", "1", "--image-
 def begun(*arguments: object) -> subprocess.Popen[str]:
     """The command in a separate process, whose cache is that of the test session."""
     words = [sys.executable, "-m", "headstart", "train", *map(str, arguments)]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def workers_of(process: int) -> list[int]:
-    """The worker processes that a process has started."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            words = (entry / "cmdline").read_text()
-        except (OSError, ValueError, IndexError):
-            continue
-        if parent == process and "spawn_main" in words:
-            found.append(int(entry.name))
-    return sorted(found)
+    return subprocess.Popen(
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+    )
 
 
 def until_there(file: Path, process: subprocess.Popen[str]) -> None:
@@ -46,7 +39,7 @@ def until_there(file: Path, process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for the workers in /proc")
-def test_a_run_whose_worker_was_killed_is_resumed_to_the_same_bits(tmp_path: Path) -> None:
+def test_a_run_that_was_stopped_in_the_middle_is_resumed_to_the_same_bits(tmp_path: Path) -> None:
     data = mislabel(write_classes(tmp_path / "data", {"a": 60, "b": 60}), "a", "b", 40)
     whole = begun(data, "--workers", 2, "--out", tmp_path / "whole", *OPTIONS)
     out, _ = whole.communicate(timeout=500)
@@ -63,6 +56,19 @@ def test_a_run_whose_worker_was_killed_is_resumed_to_the_same_bits(tmp_path: Pat
     assert f"headstart train --resume {run}" in out
     assert "Traceback" not in out
     assert not workers_of(killed.pid)
+
+    interrupted = begun("--resume", run, "--workers", 2)
+    end = time.monotonic() + 300
+    while not workers_of(interrupted.pid):
+        assert interrupted.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    interrupted.send_signal(signal.SIGINT)
+    out, _ = interrupted.communicate(timeout=60)
+    assert interrupted.returncode == 130, out
+    assert f"To resume this run: headstart train --resume {run}" in out
+    assert "Traceback" not in out
+    assert not workers_of(interrupted.pid)
 
     again = begun("--resume", run, "--workers", 2)
     out, _ = again.communicate(timeout=500)

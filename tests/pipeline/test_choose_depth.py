@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from headstart.distributed.rank_group import START_SECONDS, RankSettings
 from headstart.pipeline.choose_depth import DEEP, SHALLOW, SHORTEST, by_preference, depths_for, seconds_of
 from headstart.selection.candidates import combined, find_candidates
 from headstart.selection.results import CandidateResult, Near, Selection, Speed
@@ -61,6 +63,17 @@ def test_a_deeper_fine_tuning_comes_before_a_larger_network() -> None:
     order = by_preference(selection(*reversed(near)), IMAGES, seconds, DEEP)
     assert order[0].place == 1
     assert order[0].why == "there is time to fine-tune it deeper"
+
+
+def test_workers_that_take_longer_leave_less_time_to_fine_tune() -> None:
+    speed = Speed(0.0, 0.01)
+    seconds = seconds_of(DEEP[2], IMAGES, speed) + 1
+    slower = partial(RankSettings(2).seconds, device="cpu")
+    assert seconds_of(DEEP[2], IMAGES, speed, slower) > seconds + START_SECONDS - 1
+    assert seconds_of(None, IMAGES, speed, slower) == seconds_of(None, IMAGES, speed)
+    found = selection(Near(SMALL, speed))
+    efforts = [by_preference(found, IMAGES, seconds, DEEP, *more)[0].effort for more in ((), (slower,))]
+    assert efforts == ["deep", "quick"]
 
 
 def test_without_time_to_fine_tune_the_best_probe_is_used() -> None:

@@ -15,6 +15,7 @@ from recorded_progress import RecordedProgress
 
 import headstart as hs
 from headstart.backbone.weights import fingerprint
+from headstart.distributed.rank_group import THIS_PROCESS
 from headstart.errors import OptionError, RunError, WeightsError
 from headstart.pipeline import choose_recipe as module
 from headstart.pipeline.choose_depth import DEEP, SHALLOW, Preferred
@@ -236,6 +237,6 @@ def test_what_the_plan_of_the_steps_allows_decides_and_not_the_estimate_before_i
         return replace(recipe, effort=planned[recipe.backbone]), "fingerprint"
 
     monkeypatch.setattr(module, "_deepest_in_time", plan)
-    job = SimpleNamespace(recipe=Recipe())
+    job = SimpleNamespace(recipe=Recipe(), ranks=THIS_PROCESS, device="cpu")
     _, recipe, _ = module._chosen(job, selection, None, time.monotonic() + 100)  # type: ignore[arg-type]
     assert (recipe.backbone, recipe.effort) == (chosen, planned[chosen])
