@@ -11,7 +11,7 @@ from headstart.data.sources.addresses import absolute, is_url, split_address
 from headstart.data.sources.containers import MAX_OPEN
 from headstart.data.sources.stores import store_of
 from headstart.data.streamed_dataset import StreamedDataset, StreamedPaths
-from headstart.distributed.compute import WHOLE, Part, ShardedOutput, ShardEngine, compute_shards
+from headstart.distributed.compute import WHOLE, Part, ShardedOutput, ShardEngine, compute_shards, require_readable
 from headstart.distributed.processes import check_workers, compute_in_processes
 from headstart.distributed.ray_cluster import compute_on_ray
 from headstart.distributed.shard_tables import FEATURE_TYPES, FeatureType
@@ -51,6 +51,7 @@ def extract_shards(
         progress: receives progress updates.
 
     Raises:
+        DataError: no image can be read.
         OptionError: an option is invalid, or a feature exceeds the range of float16.
         OutputError: the folder has the output of other images or another network, or cannot be written.
         WorkerError: workers were lost again and again.
@@ -62,7 +63,7 @@ def extract_shards(
     progress = progress or SilentProgress()
     for finding in dataset.findings:
         progress.say(finding.line)
-    return compute_shards(
+    output = compute_shards(
         FeatureWork.of(net, dtype),
         _rows_of(dataset),
         user_path(out),
@@ -73,6 +74,8 @@ def extract_shards(
         part=part,
         progress=progress,
     )
+    require_readable(output)
+    return output
 
 
 def predict_shards(
@@ -102,11 +105,11 @@ def predict_shards(
         progress: receives progress updates.
 
     Raises:
-        OptionError, OutputError, WorkerError: as ``extract_shards``.
+        DataError, OptionError, OutputError, WorkerError: as ``extract_shards``.
     """
     _check_size(shard_size)
     version_of = _version_reader()
-    return compute_shards(
+    output = compute_shards(
         PredictionWork.of(model, top),
         (ImageRow(path, version=version_of(path)) for path in paths),
         user_path(out),
@@ -117,6 +120,8 @@ def predict_shards(
         part=part,
         progress=progress or SilentProgress(),
     )
+    require_readable(output)
+    return output
 
 
 def shard_engine(*, workers: int | None = None, ray: str | None = None, device: str = "auto") -> ShardEngine:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from headstart.distributed.shard_tables import summary_of, write_shard
+from headstart.distributed.shard_tables import first_unreadable, summary_of, write_shard
 from headstart.distributed.shards import (
     MANIFEST_FILE,
     SHARD_SIZE,
+    UNREADABLE,
     ImageRow,
     Shard,
     ShardSummary,
@@ -21,7 +22,7 @@ from headstart.distributed.shards import (
     write_manifest,
 )
 from headstart.distributed.work import ShardTables, Work
-from headstart.errors import OutputError
+from headstart.errors import DataError, OutputError
 from headstart.file_lock import lock_held
 from headstart.files import not_written
 from headstart.progress import Progress
@@ -117,6 +118,20 @@ def compute_shards(
             with _writing(folder):
                 remove_others(folder, write_manifest(folder, work.description, found.in_order()))
         return found.output()
+
+
+def require_readable(output: ShardedOutput) -> None:
+    """Checks finished work: an address that is wrong for all images is an error, and not an empty output.
+
+    Raises:
+        DataError: no image could be read; names the first one and why.
+    """
+    if output.is_finished and output.num_unreadable and not output.num_rows:
+        path, reason = first_unreadable(output.folder)
+        raise DataError(
+            f"none of the {output.num_unreadable:,} image(s) can be read. {path}: {reason}. All are listed in "
+            f"{output.folder / UNREADABLE}; correct the addresses, or remove {output.folder} to read them again."
+        )
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from headstart.distributed.shards import ImageRow, Shard, ShardSummary
+from headstart.distributed.shards import UNREADABLE, ImageRow, Shard, ShardSummary, read_manifest
 from headstart.extras import importing_extra
 from headstart.files import unicode_text, write_atomically
 
@@ -93,10 +93,23 @@ def summary_of(folder: Path, shard: Shard) -> ShardSummary | None:
         num_rows = parquet.read_metadata(shard.file(folder)).num_rows
         bad = shard.unreadable_file(folder)
         num_unreadable = parquet.read_metadata(bad).num_rows if bad.exists() else 0
-    except (OSError, pa.ArrowException):
+    except (OSError, ValueError, pa.ArrowException):
         return None
     is_complete = num_rows + num_unreadable == len(shard.rows)
     return ShardSummary(shard.name, num_rows, num_unreadable) if is_complete else None
+
+
+def first_unreadable(folder: Path) -> tuple[str, str]:
+    """(path, reason) of the first image that could not be read, in the order of the manifest.
+
+    Args:
+        folder: of finished work with such images.
+    """
+    from pyarrow import parquet
+
+    names = (shard["file"] for shard in read_manifest(folder)["shards"] if shard["unreadable"])
+    row = parquet.read_table(folder / UNREADABLE / next(names)).slice(0, 1).to_pylist()[0]
+    return row["path"], row["error"]
 
 
 def _columns_of(rows: Sequence[ImageRow]) -> dict[str, Any]:
@@ -113,5 +126,6 @@ def _parquet(columns: Mapping[str, Any]) -> bytes:
     out, table = io.BytesIO(), pa.table(dict(columns))
     numbers = [field.name for field in table.schema if pa.types.is_fixed_size_list(field.type)]
     # a dictionary of numbers that hardly repeat makes reading three times as slow
-    parquet.write_table(table, out, use_dictionary=[name for name in table.column_names if name not in numbers])
+    others = [name for name in table.column_names if name not in numbers]
+    parquet.write_table(table, out, use_dictionary=others, write_page_checksum=True)
     return out.getvalue()

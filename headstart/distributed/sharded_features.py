@@ -17,6 +17,7 @@ from natsort import natsorted
 from headstart.cache.keys import KEY_BYTES
 from headstart.data.image_table import SPLITS
 from headstart.data.label_cells import SEPARATOR
+from headstart.distributed.shard_tables import FeatureType
 from headstart.distributed.shards import read_manifest
 from headstart.errors import DataError
 from headstart.extras import importing_extra
@@ -37,6 +38,7 @@ class ShardedFeatures:
         files: Parquet files.
         sizes: rows of each file.
         length: D, features of an image.
+        dtype: of the features in the files.
         network: description of the network that computed them, see ``work.network_description``.
         labels: (N,) int64, indices into ``classes``; or, for multi-label data, (N, classes) of 0 and 1.
         classes: names in natural order.
@@ -49,6 +51,7 @@ class ShardedFeatures:
     files: tuple[Path, ...]
     sizes: tuple[int, ...]
     length: int
+    dtype: FeatureType
     network: dict[str, Any]
     labels: npt.NDArray[np.int64]
     classes: tuple[str, ...]
@@ -92,7 +95,7 @@ class ShardedFeatures:
         for end, size, file in zip(np.cumsum(self.sizes), self.sizes, self.files, strict=True):
             inside = ascending[(ascending >= end - size) & (ascending < end)] - (end - size)
             if len(inside):
-                found += _columns_of(file, "path")["path"].take(inside).to_pylist()
+                found += _columns_of(file, size, "path")["path"].take(inside).to_pylist()
         return found
 
     def first_by_content(self, wanted: npt.NDArray[np.bool_], most: int) -> npt.NDArray[np.int64]:
@@ -102,7 +105,11 @@ class ShardedFeatures:
         return np.sort(places[order[:most]])
 
     def _read(self, file: Path, part: npt.NDArray[np.bool_]) -> Features:
-        column = _columns_of(file, "features")["features"]
+        import pyarrow as pa
+
+        column = _columns_of(file, len(part), "features")["features"]
+        if column.type != pa.list_(_number_type(self.dtype), self.length):
+            raise _damaged(file)
         flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
         rows = flat.reshape(-1, self.length)
         wanted: Features = (rows if part.all() else rows[part]).astype(np.float32)
@@ -130,22 +137,24 @@ def open_sharded_features(folder: UserPath) -> ShardedFeatures:
         raise DataError(f"{root}: has predictions. Give the output of headstart extract.")
     if not manifest["rows"]:
         raise DataError(f"{root}: has no images.")
-    files = [root / shard["file"] for shard in manifest["shards"]]
-    found = _Columns()
-    length = 0
-    for file in files:
+    files, dtype = [root / shard["file"] for shard in manifest["shards"]], manifest["work"]["features"]
+    found, length = _Columns(), 0
+    for file, shard in zip(files, manifest["shards"], strict=True):
         try:
-            table = _columns_of(file, "key", "label", "split", "group")
-            length = parquet.read_schema(file).field("features").type.list_size
-        except (OSError, pa.ArrowException, KeyError, AttributeError) as error:
+            kind = parquet.read_schema(file).field("features").type
+            length = length or kind.list_size
+        except (OSError, ValueError, pa.ArrowException, KeyError, AttributeError) as error:
             raise _damaged(file) from error
-        found.add(table)
+        if kind != pa.list_(_number_type(dtype), length):
+            raise _damaged(file)
+        found.add(_columns_of(file, shard["rows"], "key", "label", "split", "group"))
     labels, classes = found.labels()
     return ShardedFeatures(
         folder=root,
         files=tuple(files),
         sizes=tuple(found.sizes),
         length=length,
+        dtype=dtype,
         network={name: value for name, value in manifest["work"].items() if name != "features"},
         labels=labels,
         classes=classes,
@@ -155,8 +164,8 @@ def open_sharded_features(folder: UserPath) -> ShardedFeatures:
     )
 
 
-def _columns_of(file: Path, *names: str) -> Any:
-    """Columns of a shard's table; read by the calling thread alone.
+def _columns_of(file: Path, rows: int, *names: str) -> Any:
+    """Columns of a shard's table, whose checksums are verified; read by the calling thread alone.
 
     Raises:
         DataError: the file is damaged or missing.
@@ -165,9 +174,25 @@ def _columns_of(file: Path, *names: str) -> Any:
     from pyarrow import parquet
 
     try:
-        return parquet.read_table(file, columns=list(names), use_threads=False)
-    except (OSError, pa.ArrowException) as error:
+        table = parquet.read_table(file, columns=list(names), use_threads=False, page_checksum_verification=True)
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise _damaged(file) from error
+    # the schema has no checksum
+    kinds = {field.name: field.type for field in table.schema}
+    if (
+        table.num_rows != rows
+        or kinds.keys() != set(names)
+        or any(kind != pa.string() for name, kind in kinds.items() if name != "features")
+    ):
+        raise _damaged(file)
+    return table
+
+
+def _number_type(dtype: FeatureType) -> Any:
+    """The Arrow type of a feature."""
+    import pyarrow as pa
+
+    return {"float16": pa.float16(), "float32": pa.float32()}[dtype]
 
 
 def _damaged(file: Path) -> DataError:

@@ -90,7 +90,8 @@ def write_predictions(file: Path, predictions: Sequence[Prediction], *, excel: b
 
             columns = prediction_columns(predictions)
             columns["path"] = [unicode_text(path) for path in columns["path"]]
-            parquet.write_table(pa.table(columns, schema=pa.schema(list(column_types(columns).items()))), partial)
+            schema = pa.schema(list(column_types(columns).items()))
+            parquet.write_table(pa.table(columns, schema=schema), partial, write_page_checksum=True)
 
 
 def _text(cell: str | float | None, *, excel: bool) -> str:

@@ -183,7 +183,7 @@ def _write_parquet(file: Path, store: FeatureStore, keys: list[bytes], columns: 
             ("features", pa.list_(pa.float32(), length)),
         ]
     )
-    with parquet.ParquetWriter(file, schema) as writer:
+    with parquet.ParquetWriter(file, schema, write_page_checksum=True) as writer:
         for start in range(0, len(keys), PIECE):
             piece = slice(start, start + PIECE)
             flat = pa.array(store.read(keys[piece]).ravel(), pa.float32())

@@ -14,15 +14,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from child_processes import workers_of
 from pyarrow import parquet
 from recorded_progress import RecordedProgress
 from stub_work import StubWork, begun
 
-from headstart.distributed.compute import WHOLE, Part, ShardedOutput, compute_shards
+from headstart.distributed.compute import WHOLE, Part, ShardedOutput, compute_shards, require_readable
 from headstart.distributed.processes import compute_in_processes
 from headstart.distributed.shards import MANIFEST_FILE, ImageRow, Shard
 from headstart.distributed.work import ShardTables, Work
-from headstart.errors import OptionError, OutputError, WorkerError
+from headstart.errors import DataError, OptionError, OutputError, WorkerError
 from headstart.progress import SilentProgress
 
 ROWS = [ImageRow(f"{i}.jpg") for i in range(20)] + [ImageRow("bad.jpg")]
@@ -204,6 +205,18 @@ if __name__ == "__main__":
 """
 
 
+def test_work_in_which_no_image_can_be_read_is_an_error_that_names_the_first(tmp_path: Path) -> None:
+    rows, journal = [ImageRow(f"bad{i}.jpg") for i in range(5)], str(tmp_path / "journal")
+    for _ in range(2):  # also when the same command finds it finished
+        output = run(tmp_path / "out", StubWork(journal), rows, size=2)
+        with pytest.raises(
+            DataError, match=r"^none of the 5 image\(s\) can be read\. bad0\.jpg: .*or remove .*out to read"
+        ):
+            require_readable(output)
+    require_readable(run(tmp_path / "other", StubWork(journal), [*rows, ROWS[0]], size=2))
+    require_readable(run(tmp_path / "none", StubWork(journal), [], size=2))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["workers are started", "workers compute"])
 def test_ctrl_c_ends_the_workers_at_once_and_without_a_traceback(tmp_path: Path, moment: str) -> None:
@@ -264,12 +277,6 @@ def wait_until(condition) -> None:  # type: ignore[no-untyped-def]
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-
-
-def workers_of(process: int) -> list[str]:
-    """Children that the standard library's pool started."""
-    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-    return [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 def is_alive(process: int) -> bool:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from commands import main
 from pyarrow import parquet
@@ -202,6 +204,22 @@ def test_an_unreadable_image_that_is_listed_twice_has_two_rows(data: Path, net: 
     assert parquet.read_table(io.BytesIO(found.unreadable))["path"].to_pylist() == [row.path] * 2
 
 
+def test_features_and_predictions_of_unreadable_images_alone_are_an_error(
+    net: FeatureNet, features: Path, tmp_path: Path
+) -> None:
+    for name in ("blue", "red"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        (tmp_path / "data" / name / "0.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"none of the 2 image\(s\) can be read\. .*blue/0\.png: "):
+        extract_shards(net, StreamedDataset(tmp_path / "data"), tmp_path / "features", engine=here)
+    model = fit_probe_on_shards(
+        open_sharded_features(features), net, recipe=Recipe(effort="probe", val=0.3), progress=SilentProgress()
+    ).model
+    paths = [str(tmp_path / "data" / "red" / "0.png")]
+    with pytest.raises(DataError, match=r"the 1 image\(s\) can be read\. .*red/0\.png: "):
+        predict_shards(model, paths, tmp_path / "predictions", engine=here)
+
+
 def test_a_damaged_shard_is_named(features: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(features, tmp_path / "copy")
     file = sorted(copy.glob("*.parquet"))[0]
@@ -217,6 +235,46 @@ def test_a_damaged_shard_is_named(features: Path, tmp_path: Path) -> None:
     damaged = open_sharded_features(copy)
     with pytest.raises(DataError, match=rf"{file.name}: damaged or missing\. Remove it if it is there, and run"):
         damaged.read(np.arange(len(damaged)))
+
+
+def test_one_flipped_bit_in_a_shard_is_named_or_changes_nothing(features: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(features, tmp_path / "copy")
+    file, draw = sorted(copy.glob("*.parquet"))[0], random.Random(0)
+    whole, content, found = read_whole(copy), file.read_bytes(), []
+    for _ in range(40):
+        damaged = bytearray(content)
+        damaged[draw.randrange(len(damaged))] ^= 1 << draw.randrange(8)
+        file.write_bytes(damaged)
+        found.append(read_whole(copy))
+    errors = [one for one in found if one != whole]
+    assert len(errors) > 20
+    assert all(str(one[0]).startswith(f"{file}: damaged or missing. Remove it") for one in errors)
+
+
+def read_whole(folder: Path) -> list[object]:
+    """Everything that shards have, or why they cannot be read."""
+    try:
+        found = open_sharded_features(folder)
+        every = np.arange(len(found))
+        content = [found.labels.tolist(), found.classes, found.splits.tolist(), found.keys.tolist(), found.groups]
+        return [*content, found.paths(every), found.read(every).tolist()]
+    except DataError as error:
+        return [error]
+
+
+@pytest.mark.parametrize("other", ["float16", "float64"])
+def test_a_shard_whose_features_have_another_type_is_refused(features: Path, tmp_path: Path, other: str) -> None:
+    copy = shutil.copytree(features, tmp_path / "copy")
+    file = sorted(copy.glob("*.parquet"))[0]
+    table = parquet.read_table(file)
+    kind = pa.list_(pa.type_for_alias(other), table["features"].type.list_size)
+    numbers = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(kind.list_size * len(table), other)), type=kind)
+    opened = open_sharded_features(copy)
+    parquet.write_table(table.set_column(5, "features", numbers), file)
+    with pytest.raises(DataError, match=f"{file.name}: damaged or missing"):
+        opened.read(np.arange(len(opened)))
+    with pytest.raises(DataError, match=f"{file.name}: damaged or missing"):
+        open_sharded_features(copy)
 
 
 def test_a_share_of_a_split_that_is_given_is_refused(sharded: ShardedFeatures, net: FeatureNet) -> None:

@@ -62,6 +62,7 @@ class TableContainer:
         self._number = next(_NUMBERS)
         self._lock = ProcessLock()
         self._cursors: dict[str, _Cursor] = {}
+        self._damaged: dict[tuple[str, int], tuple[int, str]] = {}  # by column and group: first such batch, and why
         with opened_table(address) as table:
             self.schema = table.schema_arrow if hasattr(table, "schema_arrow") else table.schema
             self._starts, findings = _group_starts(table, address)
@@ -86,11 +87,11 @@ class TableContainer:
         group = bisect_right(self._starts, number) - 1
         batch, place = divmod(number - self._starts[group], BATCH_ROWS)
         try:
-            data = self._content(self._batch(column, group, batch)[place].as_py())
+            cells = self._batch(column, group, batch)
+            data = self._content(cells[place].as_py())
         except HeadstartError:
             raise
-        except Exception as error:  # pyarrow raises many types for damaged pages
-            self._cursors.pop(column, None)
+        except Exception as error:  # pyarrow raises many types for damaged cells
             raise UnreadableImage(address, f"damaged: {first_line(error)}") from error
         if data is None:
             raise UnreadableImage(address, "no image in this row")
@@ -112,20 +113,39 @@ class TableContainer:
         return store_of(file).read(file)
 
     def _batch(self, column: str, group: int, batch: int) -> Any:
-        """An Arrow array of ``BATCH_ROWS`` cells; batches on the way to it are kept too."""
+        """An Arrow array of ``BATCH_ROWS`` cells; batches on the way to it are kept too.
+
+        Raises:
+            DataError: the row group is damaged from this batch on, or before it; it is not read again.
+        """
         key = (self._number, column, group, batch)
         with self._lock:
             if (held := _CACHE.get(key)) is not None:
                 return held
+            first, reason = self._damaged.get((column, group), (batch + 1, ""))
+            if batch >= first:
+                raise DataError(reason)
             cursor = self._cursors.setdefault(column, _Cursor())
             if cursor.group != group or cursor.batch > batch:
                 cursor = self._cursors[column] = _Cursor(group, 0, self._batches(column, group))
             while True:
-                cells = next(cursor.batches)
+                cells = self._next(cursor, column, group)
                 _CACHE.put((self._number, column, group, cursor.batch), cells)
                 cursor.batch += 1
                 if cursor.batch > batch:
                     return cells
+
+    def _next(self, cursor: _Cursor, column: str, group: int) -> Any:
+        """The next batch; after an error, reading starts again at the beginning of a group."""
+        try:
+            return next(cursor.batches)
+        except Exception as error:
+            del self._cursors[column]
+            if isinstance(error, HeadstartError) and not isinstance(error, DataError):  # the store cannot be reached
+                raise
+            reason = str(error) if isinstance(error, DataError) else damaged_group(group, len(self._starts) - 1, error)
+            self._damaged[column, group] = (cursor.batch, reason)
+            raise DataError(reason) from error
 
     def _batches(self, column: str, group: int) -> Iterator[Any]:
         """The cells of a row group, in batches; the file is open until the last one."""
@@ -168,7 +188,7 @@ def opened_table(address: str) -> Iterator[Any]:
         with store_of(address).open(address) as file:
             source = pa.PythonFile(file, mode="r") if is_url(address) else pa.OSFile(address)
             if suffix_of(address) == ".parquet":
-                table = parquet.ParquetFile(source, pre_buffer=False)
+                table = parquet.ParquetFile(source, pre_buffer=False, page_checksum_verification=True)
             elif _starts_with(source, b"ARROW1"):
                 table = pa.ipc.open_file(source)
             else:
@@ -176,7 +196,7 @@ def opened_table(address: str) -> Iterator[Any]:
             yield table
     except UnreadableImage as error:
         raise DataError(f"{address}: cannot be read as a table: {error.reason}.") from error
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         kind = "Parquet" if suffix_of(address) == ".parquet" else "Arrow"
         raise DataError(
             f"{address}: cannot be read as {kind}: {first_line(error).rstrip('.')}. Copy the file again."
@@ -196,7 +216,8 @@ def record_batches(table: Any, group: int, columns: Sequence[str]) -> Iterator[A
     forked child.
     """
     if hasattr(table, "iter_batches"):
-        yield from table.iter_batches(BATCH_ROWS, row_groups=[group], columns=list(columns), use_threads=False)
+        with _group_named(group, table.num_row_groups):
+            yield from table.iter_batches(BATCH_ROWS, row_groups=[group], columns=list(columns), use_threads=False)
         return
     import pyarrow as pa
 
@@ -214,12 +235,38 @@ def record_batches(table: Any, group: int, columns: Sequence[str]) -> Iterator[A
 
 
 def table_batches(table: Any, columns: Sequence[str]) -> Iterator[Any]:
-    """Record batches of a whole table with some columns, for columns that are small."""
-    if hasattr(table, "iter_batches"):
-        yield from table.iter_batches(SMALL_ROWS, columns=list(columns), use_threads=False)
+    """Record batches of a whole table with some columns, for columns that are small.
+
+    Raises:
+        OSError: a row group is damaged; the message names it.
+    """
+    if not hasattr(table, "iter_batches"):
+        for batch in arrow_batches(table):
+            yield batch.select(list(columns))
         return
-    for batch in arrow_batches(table):
-        yield batch.select(list(columns))
+    try:
+        yield from table.iter_batches(SMALL_ROWS, columns=list(columns), use_threads=False)
+    except OSError:  # a batch may have many row groups: the first one that cannot be read alone is named
+        for group in range(table.num_row_groups):
+            for _ in record_batches(table, group, columns):
+                pass
+        raise
+
+
+@contextmanager
+def _group_named(group: int, count: int) -> Iterator[None]:
+    """Names the row group in an error while it is read."""
+    try:
+        yield
+    except HeadstartError:  # the store cannot be reached
+        raise
+    except Exception as error:  # pyarrow raises many types
+        raise OSError(damaged_group(group, count, error)) from error
+
+
+def damaged_group(group: int, count: int, error: Exception) -> str:
+    """Which row group of a table is damaged, and why."""
+    return f"row group {group + 1} of {count} is damaged ({first_line(error).rstrip('.')})"
 
 
 def _rows(table: Any, start: int, count: int) -> list[Any]:

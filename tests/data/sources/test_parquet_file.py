@@ -17,7 +17,7 @@ from headstart.data.scan import scan
 from headstart.data.sources import parquet_file
 from headstart.data.sources.read import read_image
 from headstart.data.sources.row_cache import RowCache
-from headstart.errors import DataError
+from headstart.errors import DataError, UnreadableImage
 
 
 @pytest.fixture(scope="module")
@@ -122,3 +122,45 @@ def test_a_damaged_table_is_named(images: dict[str, bytes], tmp_path: Path) -> N
     (tmp_path / "t.arrow").write_bytes(b"nothing")
     with pytest.raises(DataError, match=r"t\.arrow: cannot be read as Arrow"):
         hs.open_data(tmp_path / "t.arrow")
+
+
+def damaged_table(file: Path, images: dict[str, bytes], column: str) -> Path:
+    """A table with page checksums and row groups of 4 rows, in the second of which a column is damaged."""
+    table = image_table(images)
+    parquet.write_table(table, file, row_group_size=4, write_page_checksum=True, use_dictionary=False)
+    group = parquet.read_metadata(file).row_group(1)
+    (found,) = [one for one in map(group.column, range(group.num_columns)) if one.path_in_schema == column]
+    content = bytearray(file.read_bytes())
+    content[found.data_page_offset + found.total_compressed_size - 2] ^= 1
+    file.write_bytes(content)
+    return file
+
+
+def test_images_of_a_damaged_row_group_are_named_and_the_others_are_read(
+    images: dict[str, bytes], tmp_path: Path
+) -> None:
+    file = damaged_table(tmp_path / "t.parquet", images, "image.bytes")
+    data = hs.open_data(file)
+    faults = scan(data.files(), cache=tmp_path / "cache").faults
+    assert sorted(faults) == [4, 5, 6, 7]
+    (reason,) = set(faults.values())
+    assert "row group 2 of" in reason
+    assert "is damaged (" in reason
+    assert "Copy the file again" in reason
+    assert read_image(data.files()[8]) == list(images.values())[8]
+    with pytest.raises(UnreadableImage, match="row group 2 of"):  # also when it is read again, and in any order
+        read_image(data.files()[5])
+
+
+def test_a_damaged_column_of_labels_names_the_file_and_its_row_group(images: dict[str, bytes], tmp_path: Path) -> None:
+    file = damaged_table(tmp_path / "t.parquet", images, "label")
+    with pytest.raises(DataError, match=r"t\.parquet: cannot be read as Parquet: row group 2 of \d+ is damaged \("):
+        hs.open_data(file)
+
+
+def test_text_that_is_not_utf_8_is_named(images: dict[str, bytes], tmp_path: Path) -> None:
+    labels = pa.array([b"red", b"\xff\xfe", b"blue"]).view(pa.string())
+    table = pa.table({"image": list(images.values())[:3], "label": labels})
+    parquet.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=r"t\.parquet: cannot be read as Parquet: .*utf-8"):
+        hs.open_data(tmp_path / "t.parquet")
