@@ -108,7 +108,7 @@ def list_folder(root: str, *, min_classes: int, keep: KeepRows = in_memory) -> L
         return _listing(root, root, class_folders(LocalTree(Path(root)), root, name_of(root), keep=keep), min_classes)
     names = store_of(root).files_below(root)
     if not names:
-        raise DataError(f"{root}: no such folder, or an empty one.")
+        raise DataError(f"{root}: no such file or folder, or an empty one. Check the address.")
     shards = _unless_class_folders(root, names)
     if shards:
         table = shard_rows(root, [relative_to(shard, root) for shard in shards], keep=keep)
@@ -121,10 +121,11 @@ def _listing(root: str, base: str, table: ImageTable, min_classes: int) -> Listi
     """A listing with enough classes."""
     classes = table.classes
     if len(classes) < (1 if table.is_multi_label else min_classes):
+        damage = "".join(f" {found.message}." for found in table.findings if found.severity == "serious")
         if not classes:
-            raise DataError(f"{root}: no labelled images found.")
+            raise DataError(f"{root}: no labelled images found.{damage}")
         deeper = _deeper(base, classes[0]) if base == root else ""
-        raise DataError(f"{root}: found one class, {listed(classes)}; a classifier needs at least two.{deeper}")
+        raise DataError(f"{root}: found one class, {listed(classes)}; a classifier needs at least two.{deeper}{damage}")
     return Listing(root, absolute(base), table)
 
 

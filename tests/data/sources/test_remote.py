@@ -209,7 +209,7 @@ def test_google_storage_and_the_hub_give_the_images_of_the_local_folder(
             ), source
         with pytest.raises(UnreadableImage, match=r"gone\.png: not found \(404\)"):
             read_image(f"{base}/d/gone.png")
-        with pytest.raises(DataError, match="no such folder, or an empty one"):
+        with pytest.raises(DataError, match="no such file or folder, or an empty one"):
             hs.open_data(f"{base}/nothing")
 
 

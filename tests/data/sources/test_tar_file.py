@@ -35,6 +35,14 @@ def test_a_truncated_tar_gives_the_images_before_the_damage(images: dict[str, by
         read_image(f"{file}::red/3.png")
 
 
+def test_damage_that_leaves_one_class_is_named(images: dict[str, bytes], tmp_path: Path) -> None:
+    file = write_tar(tmp_path / "t.tar", images.items())
+    with tarfile.open(file) as archive:
+        file.write_bytes(file.read_bytes()[: archive.getmembers()[2].offset_data + 10])
+    with pytest.raises(DataError, match=r"found one class, blue; .* t\.tar: the archive is damaged: unexpected end"):
+        hs.open_data(file)
+
+
 def test_bytes_that_are_no_header_are_damage(images: dict[str, bytes], tmp_path: Path) -> None:
     file = write_tar(tmp_path / "t.tar", images.items())
     with tarfile.open(file) as archive:
