@@ -31,6 +31,9 @@ from headstart.errors import DataError, UnreadableImage
 SHARD_SUFFIXES: Final = (".tar", *COLUMN_FILES)
 """Suffixes of files that a folder of shards consists of."""
 
+AFTER_DAMAGE: Final = "(files after the damage)"
+"""Member that stands for the files of a damaged archive that are lost; there is none of this name."""
+
 _SPLIT: Final = re.compile(rf"({'|'.join(sorted(SPLIT_NAMES, key=len, reverse=True))})(?![a-z])", re.IGNORECASE)
 """Start of the name of a shard, or of its folder, that says to which split it belongs: ``train-00000.tar``."""
 
@@ -167,6 +170,8 @@ def split_of(shard: str) -> str:
 def images_in(address: str) -> Iterator[str]:
     """Addresses of the images in an archive or a table, in natural order; labels are not needed.
 
+    The last one of a damaged archive stands for the files after the damage: reading it says why they are missing.
+
     Raises:
         DataError: it cannot be read, or has no images.
     """
@@ -174,13 +179,19 @@ def images_in(address: str) -> Iterator[str]:
     if is_table:
         found = (join(parent_of(address), path) for path in table_paths(address))
     else:
-        images, others = images_below(NameTree(_contents(address).names))
-        found = (join_member(address, name) for name in natsorted([*images, *camera_raw(images, others)]))
+        found = (join_member(address, name) for name in _images_of_archive(_contents(address)))
     first = next(found, None)
     if first is None:
         raise DataError(f"{address}: no images in this {'table' if is_table else 'archive'}.")
     yield first
     yield from found
+
+
+def _images_of_archive(contents: Contents) -> Iterator[str]:
+    images, others = images_below(NameTree(contents.names))
+    yield from natsorted([*images, *camera_raw(images, others)])
+    if any(finding.kind == "damaged-archive" for finding in contents.findings):
+        yield AFTER_DAMAGE
 
 
 def _contents(address: str) -> Contents:

@@ -109,11 +109,15 @@ def compute_shards(
     with _alone(folder, part):
         found = _FinishedShards(folder, part, progress)
         shards = cut_into_shards(rows, shard_size, work.description)
-        with progress.task("Computing shards", -(-total // part.count)) as advance:
-            for shard, tables in engine(work, found.missing(shards, advance)):
-                with _writing(folder):
-                    write_shard(folder, shard, tables.table, tables.unreadable)
-                found.add(shard, advance)
+        try:
+            with progress.task("Computing shards", -(-total // part.count)) as advance:
+                for shard, tables in engine(work, found.missing(shards, advance)):
+                    with _writing(folder):
+                        write_shard(folder, shard, tables.table, tables.unreadable)
+                    found.add(shard, advance)
+        except KeyboardInterrupt:
+            progress.say(f"What is finished is kept in {folder}: the same command continues.")
+            raise
         if found.is_complete:
             with _writing(folder):
                 remove_others(folder, write_manifest(folder, work.description, found.in_order()))

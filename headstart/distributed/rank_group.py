@@ -306,10 +306,18 @@ class RayRanks:
         with importing_extra("ray", "computing on Ray"):
             ray: Any = importlib.import_module("ray")
         self._ray, self._has_started, self._actors = ray, connect(ray, address), list[Any]()
-        self.count, threads, kind = actors_of(ray, _RankActor, workers, device)
+        try:
+            self._start(make, workers, device)
+        except BaseException:  # also Ctrl-C
+            self.close()
+            raise
+
+    def _start(self, make: Make, workers: int | None, device: str) -> None:
+        """Starts the actors, and makes their members."""
+        self.count, threads, kind = actors_of(self._ray, _RankActor, workers, device)
         self._actors = [kind.remote() for _ in range(self.count)]
         meeting = self._results([self._actors[0].address.remote()], PATIENCE)[0]
-        sent = ray.put(make)
+        sent = self._ray.put(make)
         joined = [
             actor.join.remote(sent, Rank(number, self.count), device, threads, meeting)
             for number, actor in enumerate(self._actors)

@@ -217,6 +217,18 @@ def test_work_in_which_no_image_can_be_read_is_an_error_that_names_the_first(tmp
     require_readable(run(tmp_path / "none", StubWork(journal), [], size=2))
 
 
+def test_ctrl_c_says_that_the_same_command_continues(tmp_path: Path) -> None:
+    def stopped(work: Work, shards: Iterable[Shard]) -> Iterator[tuple[Shard, ShardTables]]:
+        yield next(here(work, shards))
+        raise KeyboardInterrupt
+
+    progress, work = RecordedProgress(), StubWork(str(tmp_path / "journal"))
+    with pytest.raises(KeyboardInterrupt):
+        compute_shards(work, ROWS, tmp_path / "out", stopped, total=len(ROWS), shard_size=4, progress=progress)
+    assert progress.said[-1] == f"What is finished is kept in {tmp_path / 'out'}: the same command continues."
+    assert run(tmp_path / "out", work, ROWS).num_computed == len(ROWS) - 4
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["workers are started", "workers compute"])
 def test_ctrl_c_ends_the_workers_at_once_and_without_a_traceback(tmp_path: Path, moment: str) -> None:

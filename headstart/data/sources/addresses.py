@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
+from headstart.errors import OptionError
 from headstart.files import UserPath, user_path
 
 MEMBER: Final = "::"
@@ -45,7 +46,7 @@ def user_address(source: UserPath) -> str:
     """Parses a path, a URL or an address given by a user; of paths ``~`` is expanded (see ``files.user_path``).
 
     Raises:
-        OptionError: see ``files.user_path``.
+        OptionError: a URL without a bucket or host; see ``files.user_path``.
     """
     text = os.fspath(source) if isinstance(source, (str, os.PathLike)) else source
     if not isinstance(text, str) or not text:
@@ -54,6 +55,8 @@ def user_address(source: UserPath) -> str:
     if scheme_of(text) == "file":
         text = unquote(urlsplit(text).path)
     if is_url(text):
+        if not text.partition("://")[2].strip("/"):
+            raise OptionError(f"{text}: names no bucket or host.")
         return text if MEMBER in text else text.rstrip("/")
     container, member = split_address(text)
     return join_member(os.fspath(user_path(container)), member)

@@ -29,7 +29,7 @@ from headstart.data.sources.read import read_image
 from headstart.distributed.bulk import extract_shards, predict_shards, shard_engine
 from headstart.distributed.shards import Shard
 from headstart.distributed.work import ShardTables, Work
-from headstart.errors import DataError, MissingExtra, SourceError, UnreadableImage
+from headstart.errors import DataError, MissingExtra, OptionError, SourceError, UnreadableImage
 from headstart.features.export import export_features
 
 
@@ -258,6 +258,12 @@ def test_a_web_server_that_is_gone_is_not_a_missing_file(folder: Path, monkeypat
     for use in (hs.open_data, find_images):
         with pytest.raises(SourceError, match=r"127\.0\.0\.1:\d+: cannot be reached: .*after 4 attempts"):
             use(f"{address}/a.zip")  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("address", ["s3://", "s3:///", "https://"])
+def test_a_url_without_a_bucket_is_named(address: str) -> None:
+    with pytest.raises(OptionError, match=f"^{address}: names no bucket or host"):
+        hs.open_data(address)
 
 
 def test_an_unknown_scheme_is_named() -> None:

@@ -10,6 +10,7 @@ from random_images import write_classes
 from source_files import images_of, webdataset_members, write_tar
 
 import headstart as hs
+from headstart.data.listing import find_images
 from headstart.data.scan import scan
 from headstart.data.sources.read import read_image
 from headstart.errors import DataError, UnreadableImage
@@ -33,6 +34,20 @@ def test_a_truncated_tar_gives_the_images_before_the_damage(images: dict[str, by
     assert faults == {"t.tar::red/1.png": "the archive ends before the end of this file"}
     with pytest.raises(UnreadableImage, match=r"the archive is damaged \(unexpected end of data"):
         read_image(f"{file}::red/3.png")
+
+
+def test_a_list_of_images_ends_with_what_is_lost_in_a_damaged_archive(images: dict[str, bytes], tmp_path: Path) -> None:
+    whole, file = write_tar(tmp_path / "whole.tar", images.items()), write_tar(tmp_path / "t.tar", images.items())
+    with tarfile.open(file) as archive:
+        content = bytearray(file.read_bytes())
+        content[archive.getmembers()[3].offset + 150] ^= 1  # the checksum of the header
+    file.write_bytes(content)
+    assert len(find_images(whole)) == 8
+    *found, lost = find_images(file)
+    assert found == [f"{file}::blue/{i}.png" for i in range(3)]
+    assert lost == f"{file}::(files after the damage)"
+    with pytest.raises(UnreadableImage, match=r"the archive is damaged \(.* after 3 files|no valid header"):
+        read_image(lost)
 
 
 def test_damage_that_leaves_one_class_is_named(images: dict[str, bytes], tmp_path: Path) -> None:
