@@ -10,13 +10,13 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
-from typing import Any
+from typing import Any, TypeVar, final
 
 import torch
 
@@ -25,6 +25,10 @@ from headstart.distributed.pending import HANDED_OUT, PendingShards
 from headstart.distributed.shards import Shard
 from headstart.distributed.work import Computer, ShardTables, Work
 from headstart.errors import OptionError, WorkerError
+
+Result = TypeVar("Result")
+
+_MAIN_GUARD = 'a script must start them under if __name__ == "__main__":, because each worker imports the script'
 
 _computer: Computer | None = None
 """Of this worker process; None if it could not be prepared."""
@@ -130,6 +134,48 @@ def check_workers(workers: int | None) -> None:
     """
     if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
         raise OptionError(f"workers {workers!r}: expected a whole number of at least 1.")
+
+
+def check_main_module() -> None:
+    """Checks that this process is not a worker that imports the script which starts workers.
+
+    Raises:
+        OptionError: it is; the script would begin its work again in each worker.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # private; without it, spawn itself refuses
+        raise OptionError(f"workers: {_MAIN_GUARD}.")
+
+
+def not_started() -> WorkerError:
+    """The error of workers that ended before they were prepared."""
+    return WorkerError(
+        f"the worker processes ended while they started. {_MAIN_GUARD[0].upper()}{_MAIN_GUARD[1:]}; use fewer workers "
+        "if there is too little memory."
+    )
+
+
+@final
+class StartedProcesses:
+    """The processes that pools start, so that they can be ended at once.
+
+    They must be given little: a process is started when it has taken what it is given, for which it imports PyTorch.
+    """
+
+    def __init__(self) -> None:
+        self._processes = list[Any]()
+
+    def submit(self, pool: ProcessPoolExecutor, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
+        """Submits a call to a pool, which may start a process for it; Ctrl-C never reaches that."""
+        others = multiprocessing.active_children()
+        with interrupts_held():
+            future = pool.submit(function, *arguments)
+            self._processes += [process for process in multiprocessing.active_children() if process not in others]
+        return future
+
+    def kill(self) -> None:
+        """Ends the processes, also those that still import."""
+        for process in self._processes:
+            process.kill()
 
 
 @contextmanager

@@ -25,7 +25,14 @@ import torch
 from torch import distributed
 
 from headstart.concurrency import usable_cpus
-from headstart.distributed.processes import check_workers, device_of_worker, interrupts_held, live_with_parent
+from headstart.distributed.processes import (
+    StartedProcesses,
+    check_main_module,
+    check_workers,
+    device_of_worker,
+    live_with_parent,
+    not_started,
+)
 from headstart.distributed.ray_cluster import LOCAL, PATIENCE, actors_of, connect
 from headstart.engine.device import training_device
 from headstart.errors import HeadstartError, OptionError, WorkerError, first_line
@@ -95,6 +102,8 @@ def check_ranks(settings: RankSettings, *, updates_batchnorm: bool) -> None:
         MissingExtra: Ray is not installed.
     """
     check_workers(settings.workers)
+    if settings.is_parallel:
+        check_main_module()
     if settings.ray is not None:
         require_extra("ray", "computing on Ray")
     if settings.is_parallel and updates_batchnorm:
@@ -142,10 +151,7 @@ def start_ranks(make: Make, settings: RankSettings, device: str) -> RankGroup:
 
 
 _member: Any = None
-"""Of this rank's process; None if it could not be made."""
-
-_failure: Exception | None = None
-"""Why not."""
+"""Of this rank's process."""
 
 
 @final
@@ -159,44 +165,43 @@ class LocalRanks:
     """
 
     def __init__(self, make: Make, count: int, device: str) -> None:
-        self.count, self._processes = count, list[Any]()
+        self.count = count
         self._folder = Path(tempfile.mkdtemp(prefix="headstart-ranks-"))
-        context, threads = multiprocessing.get_context("spawn"), max(1, usable_cpus() // count)
-        meeting, num_gpus = f"file://{self._folder / 'meeting'}", torch.cuda.device_count()
-        self._pools = [
-            ProcessPoolExecutor(
-                1,
-                context,
-                initializer=_begin,
-                initargs=(make, Rank(number, count), device_of_worker(device, number, num_gpus), threads, meeting),
-            )
-            for number in range(count)
-        ]
+        context, self._started = multiprocessing.get_context("spawn"), StartedProcesses()
+        self._pools = [ProcessPoolExecutor(1, context, initializer=_begin) for _ in range(count)]
+        threads, num_gpus = max(1, usable_cpus() // count), torch.cuda.device_count()
+        meeting = f"file://{self._folder / 'meeting'}"
+        ranks = [(Rank(number, count), device_of_worker(device, number, num_gpus)) for number in range(count)]
         try:
             self._start()
-            self.call("")
-        except BaseException:
+            joined = zip(self._pools, ranks, strict=True)
+            self._together([pool.submit(_join, make, *rank, threads, meeting) for pool, rank in joined])
+        except BaseException:  # also Ctrl-C
             self.close()
             raise
 
     def _start(self) -> None:
-        """Starts a process for each pool, and notes them: they are ended as soon as the work is given up."""
-        others = multiprocessing.active_children()
-        with interrupts_held():
-            for pool in self._pools:
-                pool.submit(int)
-            self._processes = [one for one in multiprocessing.active_children() if one not in others]
+        """Starts the processes."""
+        try:
+            self._together([self._started.submit(pool, int) for pool in self._pools])
+        except WorkerError as error:
+            raise not_started() from error
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
-        """See ``RankGroup``. If it is interrupted, as at Ctrl-C, the ranks are ended at once."""
+        """See ``RankGroup``."""
         try:
             futures = [pool.submit(_call, method, arguments) for pool in self._pools]
-            wait(futures, return_when=FIRST_EXCEPTION)
         except BrokenProcessPool as error:
-            self._kill()
+            self._started.kill()
             raise _lost(error) from error
+        return self._together(futures)
+
+    def _together(self, futures: Sequence[Future[Any]]) -> list[Any]:
+        """What the ranks return. If this is interrupted, as at Ctrl-C, they are ended at once."""
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
         except BaseException:
-            self._kill()
+            self._started.kill()
             raise
         if failed := [future for future in futures if future.done() and future.exception() is not None]:
             raise self._cause(futures, failed)
@@ -205,20 +210,16 @@ class LocalRanks:
     def _cause(self, futures: Sequence[Future[Any]], failed: Sequence[Future[Any]]) -> BaseException:
         """What went wrong first; the other ranks, which would wait for the one that failed, are ended."""
         errors = [future.exception() for future in failed]
-        self._kill()
+        self._started.kill()
         wait(futures)
         known = [error for error in errors if isinstance(error, HeadstartError)]
         error = known[0] if known else errors[0]
         assert error is not None
         return error if known or not _is_loss(error) else _lost(error)
 
-    def _kill(self) -> None:
-        for process in self._processes:
-            process.kill()
-
     def close(self) -> None:
         """See ``RankGroup``. Ranks that are idle have nothing to save, so they are not asked to end."""
-        self._kill()
+        self._started.kill()
         for pool in self._pools:
             pool.shutdown(wait=True, cancel_futures=True)
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -233,15 +234,16 @@ def _lost(error: BaseException) -> WorkerError:
     return WorkerError(f"a worker process was lost while it trained ({first_line(error)}).")
 
 
-def _begin(make: Make, rank: Rank, device: str, threads: int, meeting: str) -> None:
+def _begin() -> None:
     """Prepares the process of a rank."""
-    global _member, _failure
     live_with_parent()
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if os.path.exists("/sys/class/net/lo") else "")
-    try:
-        _member = join(make, rank, device, threads, meeting)
-    except Exception as error:  # an initializer that fails would count as a process that died
-        _failure = error
+
+
+def _join(make: Make, rank: Rank, device: str, threads: int, meeting: str) -> None:
+    """Makes the member of a rank in its process."""
+    global _member
+    _member = join(make, rank, device, threads, meeting)
 
 
 def join(make: Make, rank: Rank, device: str, threads: int, meeting: str) -> Any:
@@ -264,9 +266,7 @@ def join(make: Make, rank: Rank, device: str, threads: int, meeting: str) -> Any
 
 
 def _call(method: str, arguments: Sequence[Any]) -> Any:
-    if _failure is not None:
-        raise _failure
-    return os.getpid() if not method else getattr(_member, method)(*arguments)
+    return getattr(_member, method)(*arguments)
 
 
 class _RankActor:

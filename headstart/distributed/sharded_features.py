@@ -147,7 +147,10 @@ def open_sharded_features(folder: UserPath) -> ShardedFeatures:
             raise _damaged(file) from error
         if kind != pa.list_(_number_type(dtype), length):
             raise _damaged(file)
-        found.add(_columns_of(file, shard["rows"], "key", "label", "split", "group"))
+        try:
+            found.add(_columns_of(file, shard["rows"], "key", "label", "split", "group"))
+        except ValueError as error:  # a content hash that is none
+            raise _damaged(file) from error
     labels, classes = found.labels()
     return ShardedFeatures(
         folder=root,
@@ -175,6 +178,7 @@ def _columns_of(file: Path, rows: int, *names: str) -> Any:
 
     try:
         table = parquet.read_table(file, columns=list(names), use_threads=False, page_checksum_verification=True)
+        table.validate(full=True)  # shards of earlier versions have no checksums, and may have text that is not UTF-8
     except (OSError, ValueError, pa.ArrowException) as error:
         raise _damaged(file) from error
     # the schema has no checksum

@@ -251,6 +251,18 @@ def test_one_flipped_bit_in_a_shard_is_named_or_changes_nothing(features: Path, 
     assert all(str(one[0]).startswith(f"{file}: damaged or missing. Remove it") for one in errors)
 
 
+@pytest.mark.parametrize("cell", [b"\xff" * 32, b"no content hash"])
+def test_text_in_a_shard_of_an_earlier_version_that_is_damaged_is_named(
+    features: Path, tmp_path: Path, cell: bytes
+) -> None:
+    copy = shutil.copytree(features, tmp_path / "copy")
+    file = sorted(copy.glob("*.parquet"))[0]
+    table = parquet.read_table(file)
+    parquet.write_table(table.set_column(1, "key", pa.array([cell] * len(table)).view(pa.string())), file)
+    with pytest.raises(DataError, match=f"{file.name}: damaged or missing"):
+        open_sharded_features(copy)
+
+
 def read_whole(folder: Path) -> list[object]:
     """Everything that shards have, or why they cannot be read."""
     try:

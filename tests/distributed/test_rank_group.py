@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import multiprocessing
+import multiprocessing.spawn
 import os
 import signal
 import subprocess
@@ -16,8 +19,16 @@ from child_processes import workers_of
 from thread_ranks import Adder
 
 from headstart.concurrency import usable_cpus
-from headstart.distributed.rank_group import EFFICIENCY, START_SECONDS, LocalRanks, RankGroup, RankSettings, RayRanks
-from headstart.errors import DataError, WorkerError
+from headstart.distributed.rank_group import (
+    EFFICIENCY,
+    START_SECONDS,
+    LocalRanks,
+    RankGroup,
+    RankSettings,
+    RayRanks,
+    check_ranks,
+)
+from headstart.errors import DataError, OptionError, WorkerError
 
 Start = Callable[[], RankGroup]
 
@@ -99,6 +110,15 @@ def test_expected_seconds_count_gpus_and_not_workers(
 def test_expected_seconds_on_the_cpu_do_not_count_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert RankSettings(4).seconds(73.0, "cpu") == RankSettings(4).seconds(73.0, "auto") * 4 - 3 * START_SECONDS
+
+
+def test_a_worker_that_begins_the_script_again_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "_inheriting" in inspect.getsource(multiprocessing.spawn)  # private
+    check_ranks(RankSettings(2), updates_batchnorm=False)
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    check_ranks(RankSettings(), updates_batchnorm=False)
+    with pytest.raises(OptionError, match="workers: a script must start them under if __name__"):
+        check_ranks(RankSettings(2), updates_batchnorm=False)
 
 
 DRIVER = """
