@@ -4,6 +4,7 @@
     python benchmarks/labelling.py actions DATA [--seeds 3]
     python benchmarks/labelling.py honest DATA [--seeds 20]
     python benchmarks/labelling.py coverage DATA [--sessions 200]
+    python benchmarks/labelling.py trained DATA [--seeds 8]
     python benchmarks/labelling.py refit
     python benchmarks/labelling.py opening [--images 50000]
 
@@ -11,8 +12,9 @@ DATA has the folders ``train`` and ``val`` with a folder for each class. The ima
 unlabelled. ``questions``: labels until the classifier of the session is right on a share of val, with the queue "ask"
 and with images drawn at random. ``actions``: keys and clicks until all images are labelled. ``honest``: accuracy shown
 against accuracy on val. ``coverage``: the same in many sessions, each on two thirds of all images, against the last
-third; features are computed once. ``refit``: time until suggestions are ready. ``opening``: time until the first images
-can be served.
+third; features are computed once. ``trained``: accuracy with 100 more labels of images that the session asks about, or
+that a model asks about that was trained after the first 150. ``refit``: time until suggestions are ready. ``opening``:
+time until the first images can be served.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ from headstart.labelling.clusters import Clusters
 from headstart.labelling.frozen_pass import FrozenPass, PassResult
 from headstart.labelling.learner import Learner, Learnt, LearnTask, PseudoLabelPool
 from headstart.labelling.learning import SessionLearning
+from headstart.labelling.queues import Candidates, informative
 from headstart.labelling.stacks import Stacks
+from headstart.training.probe import fit_probe
 
 BATCH, PAGE = 5, 60
 """Questions between two fits (the page fits after each, and asks for some ahead); images of a page of confirm."""
@@ -206,8 +210,12 @@ def honest(data: Path, seeds: int, labels: int) -> None:
     print(f"{inside} of {seeds} have the accuracy on val inside the interval")
 
 
-def coverage(data: Path, sessions: int, labels: int, batch: int = 50) -> None:
-    """Sessions through the interface, on images whose features are known."""
+@contextmanager
+def known_features(data: Path) -> Iterator[tuple[PassResult, dict[str, int]]]:
+    """Computes the images of train and val once; sessions inside take their features from there.
+
+    Yields the result and the place of each image in it, without near-duplicates of others.
+    """
     with tempfile.TemporaryDirectory() as out:
         everything = LabellingSession.open([data / "train", data / "val"], labels=Path(out) / "labels.csv")
         everything.start()
@@ -222,8 +230,75 @@ def coverage(data: Path, sessions: int, labels: int, batch: int = 50) -> None:
         usable, keys = np.ones(len(rows), bool), [whole.keys[row] for row in rows]
         return PassResult(keys, {}, stacks, whole.features[rows], usable, whole.sizes[rows])
 
-    inside, shown_all, reached_all = [], [], []
     with patch.object(FrozenPass, "_computed", known):
+        yield whole, place
+
+
+WAYS = ("session", "uncertain", "contradicted", "wrong")
+
+
+def trained(data: Path, seeds: int, first: int = 150, more: int = 100) -> None:
+    """What images a model asks about that ``headstart train`` fits to the first labels: those it is uncertain about, or
+    whose suggestion it contradicts. "wrong": suggestions that are wrong, as a perfect model would contradict them.
+    """
+    with known_features(data) as (whole, place):
+        train = sorted(address for address in place if Path(address).is_relative_to(data / "train"))
+        val = sorted(place.keys() - set(train))
+        features, truth = whole.features[[place[one] for one in val]], [Path(one).parent.name for one in val]
+        found: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
+        for seed in range(seeds):
+            for way in WAYS:
+                with opened(train, seed) as labeller:
+                    labeller.blind()
+                    while labeller.actions["ask"] < first:
+                        labeller.answer([item["id"] for item in labeller.session.ask(BATCH)["items"]], "ask")
+                    classes, weight, bias = probe_of(labeller)
+                    logits = labeller.learning.result.features @ weight.T + bias
+                    chances = np.exp(logits - logits.max(axis=1, keepdims=True))
+                    chances = (chances / chances.sum(axis=1, keepdims=True)).astype(np.float32)
+                    while labeller.actions["ask"] < first + more:
+                        labeller.answer(asked_by(way, labeller, classes, chances), "ask")
+                    classes, weight, bias = probe_of(labeller)
+                    predicted = [classes[i] for i in (features @ weight.T + bias).argmax(axis=1)]
+                    right = float(np.mean([one == other for one, other in zip(predicted, truth, strict=True)]))
+                    found[way].append((accuracy(labeller, features, truth), right))
+            for way, pairs in found.items():
+                suggestions, probe = (100 * mean(column) for column in zip(*pairs, strict=True))
+                print(
+                    f"{seed + 1} seeds, {way}: suggestions {suggestions:.2f} %, trained again {probe:.2f} %", flush=True
+                )
+
+
+def probe_of(labeller: TrueLabeller) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+    """Classes, weight and bias of the linear probe of ``headstart train`` on the labels without the blind sample."""
+    task = labeller.learning._task()
+    probe = fit_probe(labeller.learning.result.features[task.images], task.labels, classes=len(task.classes))
+    return task.classes, probe.weight, probe.bias
+
+
+def asked_by(way: str, labeller: TrueLabeller, classes: tuple[str, ...], chances: np.ndarray) -> list[int]:
+    """The next questions; those of the session when a way has none left."""
+    learning = labeller.learning
+    open_, learnt = np.flatnonzero(learning.is_open()), learning.learnt
+    assert learnt is not None
+    suggested = np.array(learnt.classes)[learnt.probabilities[open_].argmax(axis=1)]
+    if way == "uncertain":
+        return informative(Candidates(open_, classes, chances[open_]), learning.vectors, BATCH)
+    if way == "session":
+        different = np.zeros(len(open_), bool)
+    elif way == "contradicted":
+        different = suggested != np.array(classes)[chances[open_].argmax(axis=1)]
+    else:
+        different = suggested != np.array([labeller.truth(int(image)) for image in open_])
+    certain = np.argsort(-chances[open_].max(axis=1), kind="stable")
+    asked = [int(open_[row]) for row in certain if different[row]][:BATCH]
+    return asked or [item["id"] for item in labeller.session.ask(BATCH)["items"]]
+
+
+def coverage(data: Path, sessions: int, labels: int, batch: int = 50) -> None:
+    """Sessions through the interface, on images whose features are known."""
+    inside, shown_all, reached_all = [], [], []
+    with known_features(data) as (whole, place):
         for seed in range(sessions):
             mixed = np.random.default_rng(seed).permutation(np.array(list(place)))
             kept, unseen = sorted(map(str, mixed[: 2 * len(mixed) // 3])), list(map(str, mixed[2 * len(mixed) // 3 :]))
@@ -298,7 +373,7 @@ def opening(count: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["questions", "actions", "honest", "coverage", "refit", "opening"])
+    parser.add_argument("what", choices=["questions", "actions", "honest", "coverage", "trained", "refit", "opening"])
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--sessions", type=int, default=200, help="of coverage")
@@ -317,6 +392,8 @@ def main() -> None:
         actions(given.data, given.seeds)
     elif given.what == "coverage":
         coverage(given.data, given.sessions, given.labels)
+    elif given.what == "trained":
+        trained(given.data, given.seeds)
     else:
         honest(given.data, given.seeds, given.labels)
 

@@ -329,6 +329,7 @@ ORDER = [
     "labelling.image_list",
     "labelling.stacks",
     "labelling.frozen_pass",
+    "labelling.added_images",
     "labelling.blind_sample",
     "labelling.vectors",
     "labelling.clusters",

@@ -119,8 +119,10 @@ def _label(action: Action, given: ActionInput) -> LabelChange:
     if isinstance(action.get("label"), list):
         return _labels(action, given)
     name = class_name(action.get("label"), multi_label=given.multi_label)
-    paths = given.paths_of(action.get("images"))
-    return labelled(paths, name, _source(action, "grid"), given)
+    refused = given.paths_of(action.get("rejected", []))
+    paths = [path for path in given.paths_of(action.get("images")) if path not in set(refused)]
+    change = labelled(paths, name, _source(action, "grid"), given)
+    return replace(change, rejected=_rejected(refused, name, given.state))
 
 
 def _labels(action: Action, given: ActionInput) -> LabelChange:

@@ -1,6 +1,7 @@
 """The background pass of a session: lists, reads and hashes all images, and computes their features once.
 
-The features are those of ``headstart train`` with the same backbone, in the same cache.
+The features are those of ``headstart train`` with the same backbone, in the same cache. Images that are added later
+join the result by a pass over them alone.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ import numpy.typing as npt
 
 from headstart.backbone.feature_spec import FeatureSpec
 from headstart.backbone.pixel_net import FeatureNet
-from headstart.backbone.weights import DEFAULT_BACKBONE, load_backbone
+from headstart.backbone.weights import DEFAULT_BACKBONE, Backbone, load_backbone
 from headstart.data.duplicates import find_duplicates
-from headstart.data.scan import scan
+from headstart.data.scan import Scan, scan
+from headstart.engine.select import default_plan
 from headstart.errors import HeadstartError, first_line
 from headstart.features.extract import compute_features
 from headstart.labelling.image_list import ImageList, ImageSources, addresses_of
@@ -47,6 +49,7 @@ class PassResult:
         features: (N, D) float32; zeros for images that cannot be used.
         usable: (N,) bool.
         sizes: (N, 2) width and height in pixels; zeros for images that cannot be used.
+        scan: what near-duplicates are found by; None if no image is added later.
     """
 
     keys: list[bytes]
@@ -55,9 +58,10 @@ class PassResult:
     features: npt.NDArray[np.float32]
     usable: npt.NDArray[np.bool_]
     sizes: npt.NDArray[np.int64]
+    scan: Scan | None = None
 
     def size(self, image: int) -> tuple[int, int] | None:
-        """Width and height of an image in pixels; None if it cannot be used, or was added later."""
+        """Width and height of an image in pixels; None if it cannot be used, or was added just now."""
         width, height = self.sizes[image].tolist() if image < len(self.sizes) else (0, 0)
         return (width, height) if width else None
 
@@ -176,6 +180,7 @@ class FrozenPass:
         self.options, self.images, self.progress = options, images, PassProgress(changed)
         self.faults: dict[int, str] = {}
         self._finished = finished
+        self._backbone: Backbone | None = None
         self._thread = threading.Thread(target=self._run, name="headstart-label-pass", daemon=True)
 
     def start(self) -> None:
@@ -216,28 +221,75 @@ class FrozenPass:
         deque(self.images.extend(a for a in self._added if a not in listed and os.path.isfile(a)), maxlen=0)
 
     def _computed(self) -> PassResult:
-        addresses, options, recipe = list(self.images.addresses), self.options, Recipe()
+        addresses = list(self.images.addresses)
         self.progress.begin("reading", len(addresses))
-        backbone = load_backbone(DEFAULT_BACKBONE if options.backbone == "auto" else options.backbone)
-        scanned = scan(addresses, preprocessing=backbone.preprocessing, cache=options.cache, progress=self.progress)
+        scanned = self._scanned(addresses, self.progress)
         self.faults = scanned.faults
         stacks = Stacks.of_pairs(len(addresses), find_duplicates(scanned, self.progress).pairs)
         self.progress.begin("features", len(addresses))
-        net = FeatureNet(backbone, FeatureSpec(recipe.pooling, recipe.cut or "", recipe.named_layers))
+        if not scanned.usable.any():
+            raise HeadstartError("No image can be read.")
+        return _result(scanned, stacks, self._features(scanned, addresses, len(addresses), self.progress))
+
+    def joined(self, before: PassResult, addresses: Sequence[str], progress: PassProgress) -> PassResult:
+        """The result with further images, read and computed now; the pass must be ready.
+
+        Args:
+            before: of all other images.
+            addresses: of the images that follow them.
+            progress: ends the work if it is stopped.
+        """
+        assert before.scan is not None
+        added = self._scanned(addresses, progress)
+        scanned = _joined_scans(before.scan, added)
+        self.faults = scanned.faults
+        stacks = Stacks.of_pairs(len(scanned.keys), find_duplicates(scanned, progress).pairs)
+        features = np.zeros((len(addresses), before.features.shape[1]), np.float32)
+        if added.usable.any():
+            features = self._features(added, addresses, len(scanned.keys), progress)
+        return _result(scanned, stacks, np.concatenate([before.features, features]))
+
+    def _loaded(self) -> Backbone:
+        if self._backbone is None:
+            name = self.options.backbone
+            self._backbone = load_backbone(DEFAULT_BACKBONE if name == "auto" else name)
+        return self._backbone
+
+    def _scanned(self, addresses: Sequence[str], progress: PassProgress) -> Scan:
+        return scan(addresses, preprocessing=self._loaded().preprocessing, cache=self.options.cache, progress=progress)
+
+    def _features(
+        self, scanned: Scan, addresses: Sequence[str], count: int, progress: PassProgress
+    ) -> npt.NDArray[np.float32]:
+        """(N, D) of scanned images, at least one of which is usable; zeros for the others.
+
+        ``count``: images of the whole session, which the engine follows from.
+        """
+        recipe = Recipe()
+        net = FeatureNet(self._loaded(), FeatureSpec(recipe.pooling, recipe.cut or "", recipe.named_layers))
         places = np.flatnonzero(scanned.usable)
         keys = [scanned.keys[place] for place in places]
-        if not keys:
-            raise HeadstartError("No image can be read.")
         store = compute_features(
             net,
             keys,
             sources={scanned.keys[place]: addresses[place] for place in places},
-            device=options.device,
-            cache=options.cache,
-            progress=self.progress,
+            engines=default_plan(net, count, device=self.options.device),
+            device=self.options.device,
+            cache=self.options.cache,
+            progress=progress,
         )
         rows = store.read(keys).reshape(len(keys), -1)
         features = np.zeros((len(addresses), rows.shape[1]), np.float32)
         features[places] = rows
-        sizes = np.stack([scanned.facts["width"], scanned.facts["height"]], axis=1).astype(np.int64)
-        return PassResult(scanned.keys, scanned.faults, stacks, features, scanned.usable, sizes)
+        return features
+
+
+def _joined_scans(one: Scan, other: Scan) -> Scan:
+    """The scan of the files of both."""
+    faults = one.faults | {len(one.keys) + place: reason for place, reason in other.faults.items()}
+    return Scan(one.keys + other.keys, faults, np.concatenate([one.facts, other.facts]))
+
+
+def _result(scanned: Scan, stacks: Stacks, features: npt.NDArray[np.float32]) -> PassResult:
+    sizes = np.stack([scanned.facts["width"], scanned.facts["height"]], axis=1).astype(np.int64)
+    return PassResult(scanned.keys, scanned.faults, stacks, features, scanned.usable, sizes, scanned)

@@ -13,8 +13,17 @@ from PIL import Image
 
 from headstart.data.decode import decode, jpeg_bytes
 from headstart.data.listing import is_source, iter_images
-from headstart.data.sources.addresses import absolute, name_of, parent_of, relative_to, split_address, user_address
-from headstart.errors import OptionError
+from headstart.data.sources.addresses import (
+    absolute,
+    is_glob,
+    is_url,
+    name_of,
+    parent_of,
+    relative_to,
+    split_address,
+    user_address,
+)
+from headstart.errors import DataError, OptionError
 from headstart.files import UserPath
 
 ImageSources = UserPath | Iterable[UserPath]
@@ -28,6 +37,21 @@ SIZES: Final = (64, 1024)
 
 QUALITY: Final = 82
 """Of the JPEG files of thumbnails."""
+
+
+def require_source(source: ImageSources) -> None:
+    """Refuses a path of this machine that does not exist, such as a mistyped one.
+
+    Raises:
+        DataError: there is no such file or folder.
+    """
+    entries: Iterable[UserPath] = [source] if isinstance(source, (str, os.PathLike)) else source
+    for entry in entries:
+        if isinstance(entry, (str, os.PathLike)):
+            address = user_address(entry)
+            file = split_address(address)[0]
+            if not is_url(address) and not is_glob(address) and not os.path.lexists(file):
+                raise DataError(f"{entry}: no such file or folder.")
 
 
 def addresses_of(source: ImageSources) -> Iterator[str]:

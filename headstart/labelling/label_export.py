@@ -135,7 +135,10 @@ def export_folders(images: Sequence[LabelledImage], out: UserPath, *, how: How) 
     if how not in ("copy", "link"):
         raise OptionError(f"how {how!r}: expected copy or link.")
     folder = user_path(out)
-    folders = {label: folder_name(label) for image in images for label in image.labels}
+    folders = {label: _folder_of(label) for image in images for label in image.labels}
+    if gone := [image.address for image in images if _is_file(image.address) and not os.path.isfile(image.address)]:
+        more = f" ({len(gone):,} images are missing)" if len(gone) > 1 else ""
+        raise OptionError(f"{gone[0]}: no such file{more}. Restore it, or remove its label.")
     if how == "link" and (bad := next((i.address for i in images if not _is_file(i.address)), "")):
         raise OptionError(f"{bad}: only files on this machine can be linked. Choose copy.")
     try:
@@ -146,6 +149,13 @@ def export_folders(images: Sequence[LabelledImage], out: UserPath, *, how: How) 
         )
     except OSError as error:
         raise OutputError(f"{not_written(folder, error)}, or name another folder.") from error
+
+
+def _folder_of(label: str) -> str:
+    try:
+        return folder_name(label)
+    except OptionError as error:
+        raise OptionError(f"Class {label!r}: {error} Rename the class, or export a table.") from error
 
 
 def _is_file(address: str) -> bool:

@@ -66,6 +66,12 @@ class LabelFiles:
             folder = folder.parent
         return cls.of_table(folder / f"{stem or 'images'}{ENDING}.csv")
 
+    def remove(self) -> None:
+        """Removes the table and the journal of a session that never had an image."""
+        for file in (self.table, self.journal):
+            with contextlib.suppress(OSError):
+                file.unlink()
+
 
 @final
 class SessionLock:
@@ -87,6 +93,8 @@ class SessionLock:
             self._lock.acquire()
             self._is_held = True
         except Timeout:
+            if not files.lock.exists():  # it could not be created
+                raise OutputError(f"{files.table}: cannot be written. Choose another file with --labels.") from None
             raise LabelError(f"{files.table}: another process is labelling these images{self._where()}.") from None
         except NotImplementedError:  # a file system without locks
             return

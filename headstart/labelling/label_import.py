@@ -14,8 +14,9 @@ from headstart.data.image_table import SPLIT_NAMES
 from headstart.data.label_cells import SEPARATOR
 from headstart.data.sources.addresses import absolute, join, name_of, parent_of, split_address, user_address
 from headstart.data.sources.read import read_image
-from headstart.errors import LabelError, OptionError, UnreadableImage
-from headstart.files import UserPath, read_rows, user_path
+from headstart.data.table_file import read_table_file
+from headstart.errors import HeadstartError, LabelError, OptionError, UnreadableImage
+from headstart.files import UserPath, path_of, user_path
 from headstart.labelling.actions import class_name, now
 from headstart.labelling.image_list import ImageList
 from headstart.labelling.journal import Journal
@@ -23,6 +24,17 @@ from headstart.labelling.label_state import SOURCES, Answer, LabelChange, LabelS
 from headstart.labelling.label_table import LabelTable
 
 EXPECTED: Final = "expected columns path and label (or labels)"
+
+
+def rows_of(file: Path) -> list[dict[str, str]]:
+    """Column -> cell, for each row of a table in any encoding and dialect that ``headstart train`` reads.
+
+    Raises:
+        DataError: the file cannot be read as a table.
+    """
+    table = read_table_file(str(file))
+    rows = [dict(zip(table.names, cells, strict=True)) for cells in table.rows()]
+    return [row | {"path": path_of(row["path"])} if "path" in row else row for row in rows]
 
 
 def answers_of_rows(file: str, rows: Sequence[Mapping[str, str]]) -> dict[str, Answer]:
@@ -33,8 +45,7 @@ def answers_of_rows(file: str, rows: Sequence[Mapping[str, str]]) -> dict[str, A
         rows: column -> cell.
 
     Raises:
-        LabelError: columns are missing, or a split is unknown.
-        OptionError: the name of a class is invalid.
+        LabelError: columns are missing, a split is unknown, or the name of a class is invalid.
     """
     if not rows:
         return {}
@@ -50,7 +61,10 @@ def answers_of_rows(file: str, rows: Sequence[Mapping[str, str]]) -> dict[str, A
         if not row["path"] or (not names and not several):
             continue
         source = row.get("source", "") if row.get("source", "") in SOURCES else "import"
-        labels = tuple(dict.fromkeys(class_name(name, multi_label=several) for name in names))
+        try:
+            labels = tuple(dict.fromkeys(class_name(name, multi_label=several) for name in names))
+        except OptionError as error:
+            raise LabelError(f"{file}, row {number}: {error}") from error
         kept = "" if not split or split == "train" or source == "blind" else SPLIT_NAMES[split]
         found[row["path"]] = Answer("label" if labels else "none", labels, source, row.get("time", "") or now(), kept)
     return found
@@ -83,7 +97,8 @@ def change_of_table(journal: Journal, table: LabelTable) -> LabelChange:
     """The change that takes a table without a journal, or edits of the table by hand since the last session.
 
     Raises:
-        LabelError: the table cannot be read, see ``answers_of_rows``.
+        LabelError: a row is invalid, see ``answers_of_rows``.
+        DataError: the table cannot be read, see ``rows_of``.
     """
     last = journal.events[-1] if journal.events else {"event": ""}
     is_new = not (journal.done or journal.events or journal.state.answers)
@@ -91,8 +106,40 @@ def change_of_table(journal: Journal, table: LabelTable) -> LabelChange:
     text = "take the labels of the table"
     if not table.file.exists() or not (is_new or was_edited):
         return LabelChange(text)
-    found = answers_of_rows(str(table.file), read_rows(table.file))
+    found = answers_of_rows(str(table.file), rows_of(table.file))
     return change_of_answers(found, journal.state, text=text, replace_all=True)
+
+
+def adopt_table(journal: Journal, table: LabelTable) -> None:
+    """Takes labels of a table without a journal, or changes that were made to it by hand since the last session.
+
+    Raises:
+        LabelError: a row is invalid, see ``answers_of_rows``.
+        DataError: the table cannot be read, see ``rows_of``.
+        OutputError: the table or the journal cannot be written.
+    """
+    change = change_of_table(journal, table)
+    if not change.is_empty:
+        journal.do(change)
+    elif table.file.exists() and (journal.events or journal.done) and _has_unknown_rows(journal, table):
+        table.keep_aside()  # edited after the process was killed: which of the two is newer is not known
+    text = table.text(journal.state)
+    if table.digest() != table.digest_of(text):
+        table.write(text)
+
+
+def _has_unknown_rows(journal: Journal, table: LabelTable) -> bool:
+    """Whether a table has a row that the journal has never had: not only one that lags behind the journal."""
+    if table.digest() == table.digest_of(table.text(journal.state)):
+        return False
+    ever = {(path, answer.labels) for path, answer in journal.state.answers.items()}
+    for change in (*journal.done, *journal.undone):
+        ever |= {(path, one.labels) for path, both in change.answers.items() for one in both if one is not None}
+    try:
+        found = answers_of_rows(str(table.file), rows_of(table.file))
+    except HeadstartError:
+        return True
+    return any((path, answer.labels) not in ever for path, answer in found.items())
 
 
 @final
@@ -114,15 +161,18 @@ class ImageFinder:
         self._by_key = {key: number for number, key in reversed(list(enumerate(keys or ()))) if key}
 
     def find(self, written: str, base: str) -> int | None:
-        """The image at an address, else with the same content, else the only one with the same name; None without one.
+        """The image that a label is for; None without one.
+
+        It has this address or this path in the session's table, else the same content, else alone the same name.
 
         Args:
             written: address, or path as another program writes it.
             base: folder that relative paths start at.
         """
         address = absolute(join(base, written))
-        if (found := self._by_address.get(address)) is not None:
-            return found
+        for found in (self._by_address.get(address), self._images.number_of(written)):
+            if found is not None:
+                return found
         if self._by_key:
             try:
                 if (found := self._by_key.get(content_key(read_image(address)))) is not None:
@@ -142,7 +192,7 @@ Labelled = tuple[str, Answer]
 
 
 def _of_csv(file: Path) -> Iterator[Labelled]:
-    yield from answers_of_rows(str(file), read_rows(file)).items()
+    yield from answers_of_rows(str(file), rows_of(file)).items()
 
 
 def _of_folders(folder: Path) -> Iterator[Labelled]:

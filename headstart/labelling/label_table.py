@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import final
@@ -35,10 +37,15 @@ class LabelTable:
         file: its path.
         multi_label: whether images have any number of labels; images answered with none of the classes are then rows
             without a label.
+
+    Attributes:
+        kept: copy of a table that another program changed while the session was open; None if there was none.
     """
 
     def __init__(self, file: Path, *, multi_label: bool) -> None:
         self.file, self.multi_label = file, multi_label
+        self.kept: Path | None = None
+        self._written = ""
 
     def text(self, state: LabelState) -> str:
         """The content of the file, in the order of the paths."""
@@ -51,15 +58,32 @@ class LabelTable:
         return table_text(sorted(rows), multi_label=self.multi_label)
 
     def write(self, text: str) -> None:
-        """Replaces the file.
+        """Replaces the file; one that another program changed since the last call is kept, see ``keep_aside``.
 
         Raises:
             OutputError: it cannot be written.
         """
+        data = text_bytes(text)
         try:
-            write_atomically(self.file, text_bytes(text))
+            if self._written and self.digest() not in ("", self._written, hashlib.sha256(data).hexdigest()):
+                self.keep_aside()
+            write_atomically(self.file, data)
+            self._written = hashlib.sha256(data).hexdigest()
         except OSError as error:
             raise OutputError(f"{not_written(self.file, error)}; the label itself is in the journal.") from error
+
+    def keep_aside(self) -> None:
+        """Renames the file to NAME.edited.csv, with a number if there is one already.
+
+        Raises:
+            OutputError: it cannot be renamed.
+        """
+        names = itertools.chain([".edited.csv"], (f".edited-{number}.csv" for number in itertools.count(2)))
+        self.kept = next(file for name in names if not (file := self.file.with_suffix(name)).exists())
+        try:
+            os.replace(self.file, self.kept)
+        except OSError as error:
+            raise OutputError(not_written(self.kept, error)) from error
 
     def digest(self) -> str:
         """Hash of the file; "" if it does not exist."""

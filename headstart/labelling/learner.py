@@ -122,6 +122,7 @@ class Learnt:
         label_probabilities: (N, classes) float32 of ``label_fit``, to choose questions by.
         num_pseudo: number of pseudo-labels.
         version: number of the fit, from 1.
+        multi_label: whether an image may have any number of labels.
     """
 
     classes: tuple[str, ...]
@@ -133,15 +134,25 @@ class Learnt:
     label_probabilities: npt.NDArray[np.float32]
     num_pseudo: int = 0
     version: int = 0
+    multi_label: bool = False
 
     def suggestion(self, image: int, rejected: Collection[str], names: Collection[str]) -> dict[str, Any] | None:
-        """The first of ``suggestions``; None without one."""
-        return next(iter(self.suggestions(image, rejected, names, 1)), None)
+        """The most probable class of an image that still exists and was not rejected; None without one.
+
+        Args:
+            image: its number.
+            rejected: classes that were rejected for it.
+            names: classes of the session.
+        """
+        ranked = self._ranked(image, rejected, names)
+        return _suggestion(*ranked[0]) if ranked else None
 
     def suggestions(
         self, image: int, rejected: Collection[str], names: Collection[str], count: int
     ) -> list[dict[str, Any]]:
-        """The most probable classes of an image that still exist and were not rejected, most probable first.
+        """The first classes for an image, most probable first, given that it is of no rejected class.
+
+        With one label per image, the probabilities of all classes that are left sum to 1.
 
         Args:
             image: its number.
@@ -149,13 +160,39 @@ class Learnt:
             names: classes of the session.
             count: classes, at most.
         """
-        found: list[dict[str, Any]] = []
-        row = self.probabilities[image] if image < len(self.probabilities) else ()
-        for place in np.argsort(-np.asarray(row), kind="stable"):
-            name = self.classes[place]
-            if len(found) < count and name in names and name not in rejected:
-                found.append({"label": name, "probability": round(float(row[place]), 4)})
-        return found
+        ranked = self._ranked(image, rejected, names)
+        left = 1.0 if self.multi_label else max(sum(chance for _, chance in ranked), 1e-9)
+        return [_suggestion(name, chance / left) for name, chance in ranked[:count]]
+
+    def _ranked(self, image: int, rejected: Collection[str], names: Collection[str]) -> list[tuple[str, float]]:
+        """Classes that still exist and were not rejected, with their probabilities; none for an image added since."""
+        if image >= len(self.probabilities):
+            return []
+        row = zip(self.classes, self.probabilities[image].tolist(), strict=True)
+        return sorted((pair for pair in row if pair[0] in names and pair[0] not in rejected), key=lambda pair: -pair[1])
+
+
+def _suggestion(name: str, probability: float) -> dict[str, Any]:
+    return {"label": name, "probability": round(probability, 4)}
+
+
+def extended(learnt: Learnt, vectors: Vectors) -> Learnt:
+    """The same result with probabilities for images that were added since.
+
+    Args:
+        learnt: from the first images.
+        vectors: (N, D) float32 of all images.
+    """
+    if len(learnt.probabilities) == len(vectors):
+        return learnt
+    added = vectors[len(learnt.probabilities) :]
+    several = learnt.multi_label
+    rows, label_rows = (_probabilities(added, fit, multi_label=several) for fit in (learnt.fit, learnt.label_fit))
+    return replace(
+        learnt,
+        probabilities=np.concatenate([learnt.probabilities, rows]),
+        label_probabilities=np.concatenate([learnt.label_probabilities, label_rows]),
+    )
 
 
 def learn(vectors: Vectors, task: LearnTask, start: Learnt | None = None) -> Learnt:
@@ -179,7 +216,17 @@ def learn(vectors: Vectors, task: LearnTask, start: Learnt | None = None) -> Lea
         fit = _fitted(vectors, more, before, weights)
         found = _probabilities(vectors, fit, multi_label=False)
     seconds = round(time.monotonic() - started, 3)
-    return Learnt(task.classes, found, len(task.images), seconds, fit, label_fit, label_found, len(images))
+    return Learnt(
+        task.classes,
+        found,
+        len(task.images),
+        seconds,
+        fit,
+        label_fit,
+        label_found,
+        num_pseudo=len(images),
+        multi_label=multi_label,
+    )
 
 
 def _fitted(
@@ -229,9 +276,16 @@ def pseudo_labels(
     return images[chosen], predicted[chosen]
 
 
+def warm_up() -> None:
+    """Imports everything that a fit needs, by a fit to two vectors: PyTorch's optimizers import its compiler."""
+    learn(np.eye(2, dtype=np.float32), LearnTask(np.arange(2), np.arange(2), ("one", "other")))
+
+
 @final
 class Learner:
     """Fits in a thread. While a fit runs, only the newest task waits.
+
+    It imports what a fit needs when it is created: on a busy machine that takes longer than the first fits.
 
     Args:
         vectors: (N, D) float32 of all images.
@@ -240,6 +294,7 @@ class Learner:
 
     def __init__(self, vectors: Vectors, publish: Callable[[Learnt], None]) -> None:
         self._vectors, self._publish = vectors, publish
+        warm_up()
         self._ready = threading.Condition()
         self._task: LearnTask | None = None
         self._is_fitting = self._is_closed = False
@@ -253,6 +308,11 @@ class Learner:
         with self._ready:
             self._task = task
             self._ready.notify_all()
+
+    def extend(self, vectors: Vectors) -> None:
+        """Takes the (N, D) vectors of more images, the first of which are those before."""
+        with self._ready:
+            self._vectors = vectors
 
     @property
     def is_busy(self) -> bool:
@@ -272,18 +332,17 @@ class Learner:
         self._thread.join(CLOSE_SECONDS)
 
     def _run(self) -> None:
-        warm = LearnTask(np.arange(2) % len(self._vectors), np.arange(2), ("one", "other"))
-        learn(self._vectors[:2], warm)  # imports what takes a second the first time
         while True:
             with self._ready:
                 self._ready.wait_for(lambda: self._task is not None or self._is_closed)
                 if self._is_closed or self._task is None:
                     return
                 task, self._task, self._is_fitting = self._task, None, True
+                vectors = self._vectors
             try:
                 if task.is_learnable:
                     self._version += 1
-                    self._last = replace(learn(self._vectors, task, self._last), version=self._version)
+                    self._last = replace(learn(vectors, task, self._last), version=self._version)
                     self._publish(self._last)
             finally:
                 with self._ready:

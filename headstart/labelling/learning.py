@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, final
 
 import numpy as np
@@ -17,7 +18,7 @@ from headstart.labelling.image_list import ImageList
 from headstart.labelling.journal import Journal
 from headstart.labelling.knowledge import AccuracyPoint, accuracy_document, advice, forecast
 from headstart.labelling.label_state import LabelState
-from headstart.labelling.learner import CERTAIN, C, Learner, Learnt, LearnTask, PseudoLabelPool, task_of
+from headstart.labelling.learner import CERTAIN, C, Learner, Learnt, LearnTask, PseudoLabelPool, extended, task_of
 from headstart.labelling.queues import (
     CERTAIN_EVERY,
     FAR_EVERY,
@@ -28,7 +29,7 @@ from headstart.labelling.queues import (
     to_confirm,
     unchecked,
 )
-from headstart.labelling.run_doubts import ContradictedLabel
+from headstart.labelling.run_doubts import ContradictedLabel, contradicted_labels
 from headstart.labelling.vectors import Projection, Vectors
 from headstart.trust.label_errors import find_label_errors
 
@@ -92,13 +93,13 @@ class SessionLearning:
         self._multi_label = multi_label
         self._projection = Projection.of_features(result.features[result.usable])
         self.vectors = self._projection.vectors(result.features)
-        numbers = np.arange(len(result.keys))
-        self._is_first = result.usable & (result.stacks.first == numbers)
-        self._clusters = Clusters.of_vectors(self.vectors, numbers[self._is_first], seed)
-        self._groups = self._clusters.cluster_of(len(numbers))[result.stacks.first]
+        self._is_first = _first_images(result)
+        self._clusters = Clusters.of_vectors(self.vectors, np.flatnonzero(self._is_first), seed)
+        self._groups = self._clusters.cluster_of(len(result.keys))[result.stacks.first]
         self.learnt: Learnt | None = None
         self._learner = Learner(self.vectors, publish)
         self._mistakes: tuple[int, list[DoubtedLabel]] = -2, []
+        self._contradicted: tuple[Path | None, list[ContradictedLabel]] = None, []
         self._lock, self._looking = lock, threading.Lock()
         self._candidates: tuple[tuple[int, int], Candidates] | None = None
         self._suggested: tuple[Candidates | None, dict[str, int]] = None, {}
@@ -152,9 +153,35 @@ class SessionLearning:
         foreign = [self._groups[image] for image in none if image is not None and image < len(open_)]
         return PseudoLabelPool(np.flatnonzero(open_ & ~np.isin(self._groups, foreign)), self._groups)
 
+    def join(self, result: PassResult) -> list[str]:
+        """Takes a result with more images, which are learnt from and asked for from now on.
+
+        They are in no cluster, so that clusters and questions of the session stay as they are.
+
+        Args:
+            result: of all images, the first of which are those before.
+
+        Returns:
+            Paths of added images that are near-duplicates of one of the blind sample, which they belong to.
+        """
+        before = len(self.result.keys)
+        self.vectors = np.concatenate([self.vectors, self._projection.vectors(result.features[before:])])
+        self.result, self._is_first = result, _first_images(result)
+        self._groups = self._clusters.cluster_of(len(result.keys))[result.stacks.first]
+        self._candidates = None
+        self._learner.extend(self.vectors)
+        if self.learnt is not None:
+            self.learnt = extended(self.learnt, self.vectors)
+        paths, blind = self._images.paths, self._state.blind_set
+        return [
+            paths[image]
+            for image in range(before, len(result.keys))
+            if any(paths[other] in blind for other in result.stacks.members(image))
+        ]
+
     def take(self, learnt: Learnt) -> None:
         """Takes a result of the learner, and adds a point to the curve."""
-        self.learnt = learnt
+        self.learnt = extended(learnt, self.vectors)
         correct, count = self.blind_result()
         last = self.curve()[-1].labels if self.curve() else -POINT_EVERY
         if count and abs(learnt.labels - last) >= POINT_EVERY:
@@ -270,12 +297,12 @@ class SessionLearning:
         return [int(image) for image in self._clusters.members[number] if paths[image] not in blind]
 
     def clusters(self) -> list[dict[str, Any]]:
-        """Document of each cluster; the unlabelled examples come first."""
+        """Document of each cluster; unlabelled examples come first, those with a rejected class after the others."""
         open_, state, paths = self.is_open(), self._state, self._images.paths
         found = []
         for number in range(len(self._clusters.members)):
             images = self.cluster_images(number)
-            left = [image for image in images if open_[image]]
+            left = sorted((image for image in images if open_[image]), key=lambda image: paths[image] in state.rejected)
             names = [state.answers[paths[i]].labels for i in images if paths[i] in state.answers]
             given = [label for labels in names for label in labels]
             found.append(
@@ -344,16 +371,18 @@ class SessionLearning:
             "words": words,
         }
 
-    def mistakes(self, contradicted: Sequence[ContradictedLabel] = ()) -> list[DoubtedLabel]:
+    def mistakes(self, run: Path | None = None) -> list[DoubtedLabel]:
         """Images whose labels are probably wrong; most likely mistakes first. Takes the lock only briefly.
 
         What the trained model contradicts comes first, unless the label has been changed since; then what the
-        classifier doubts, nothing with too few labels, see ``find_label_errors``. Images of the blind sample and those
-        whose label was given in a second look are left out.
+        classifier doubts, nothing with too few labels, see ``find_label_errors``. Left out are images of the blind
+        sample, those whose label was given in a second look, and those for which a person rejected the other class.
 
         Args:
-            contradicted: of the last run, most certain ones first.
+            run: folder of the last finished run on these labels.
         """
+        if run != self._contradicted[0]:
+            self._contradicted = run, [] if run is None else contradicted_labels(run)
         with self._lock:
             version, task = -1 if self.learnt is None else self.learnt.version, self._task()
         with self._looking:
@@ -363,7 +392,7 @@ class SessionLearning:
         with self._lock:
             state, names = self._state, self._state.names
             first: dict[int, DoubtedLabel] = {}
-            for one in contradicted:
+            for one in self._contradicted[1]:
                 answer, image = state.answers.get(one.path), self._images.number_of(one.path)
                 if image is None or answer is None or one.path in state.blind_set or one.predicted not in names:
                     continue
@@ -371,8 +400,14 @@ class SessionLearning:
                     shown = int(self.result.stacks.first[image]) if image < len(self._is_first) else image
                     first.setdefault(shown, DoubtedLabel(shown, one.predicted, one.probability, by_run=True))
             looked_at = {path for path, answer in state.answers.items() if answer.source == "second look"}
-        every = [*first.values(), *(one for one in found if one.image not in first)]
-        return [one for one in every if self._images.paths[one.image] not in looked_at]
+            every = [*first.values(), *(one for one in found if one.image not in first)]
+            settled = {one.image for one in every if one.label in state.rejected.get(self._images.paths[one.image], ())}
+        return [one for one in every if self._images.paths[one.image] not in looked_at and one.image not in settled]
+
+
+def _first_images(result: PassResult) -> npt.NDArray[np.bool_]:
+    """(N,) usable images that are the first of their stacks."""
+    return np.asarray(result.usable & (result.stacks.first == np.arange(len(result.keys))))
 
 
 def _find_mistakes(vectors: Vectors, task: LearnTask) -> list[DoubtedLabel]:

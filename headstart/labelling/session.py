@@ -15,20 +15,20 @@ from headstart.data.sources.read import read_image
 from headstart.errors import OptionError, StaleAction
 from headstart.files import UserPath
 from headstart.labelling.actions import ActionInput, change_of, class_name
+from headstart.labelling.added_images import AddedImages, added_addresses
 from headstart.labelling.blind_sample import default_size, draw_order, enlarged
 from headstart.labelling.frozen_pass import FrozenPass, PassOptions, PassResult
-from headstart.labelling.image_list import ImageList, ImageSources, Thumbnails
+from headstart.labelling.image_list import ImageList, ImageSources, Thumbnails, require_source
 from headstart.labelling.journal import Journal
 from headstart.labelling.label_export import export_labels, labelled_images
 from headstart.labelling.label_files import LabelFiles, SessionLock
-from headstart.labelling.label_import import ImageFinder, change_of_answers, change_of_table, read_labels
+from headstart.labelling.label_import import ImageFinder, adopt_table, change_of_answers, read_labels
 from headstart.labelling.label_state import LabelChange
 from headstart.labelling.label_table import LabelTable
 from headstart.labelling.learner import CLOSE_SECONDS, Learnt
 from headstart.labelling.learning import SessionLearning
 from headstart.labelling.overview import counts_of, folders_of, learning_state
-from headstart.labelling.run_doubts import ContradictedLabel, contradicted_labels
-from headstart.labelling.views import Shown, images_of_view
+from headstart.labelling.views import Shown, images_of_view, queue_document
 
 
 @final
@@ -55,13 +55,12 @@ class LabellingSession:
         self._ticks, self._is_closed = 0, False
         self._order: list[int] = []
         self._learning: SessionLearning | None = None
-        added = [event["address"] for event in self._journal.events if event["event"] == "added"]
-        self._added_keys: dict[bytes, int] = {}
-        self._contradicted: tuple[Path | None, list[ContradictedLabel]] = None, []
+        added = added_addresses(self._journal)
         self._pass = FrozenPass(options, self._images, changed=self._tick, finished=self._take, added=added)
+        self._added = AddedImages(self._images, self._journal, compute=self._pass.joined, join=self._join)
         self._views: dict[str, tuple[object, list[int]]] = {}
         self._folder_names: tuple[object, list[str]] = None, []
-        self._adopt_table()
+        adopt_table(self._journal, self._table)
 
     @classmethod
     def open(
@@ -87,10 +86,12 @@ class LabellingSession:
             cache: the cache folder; the default one if None.
 
         Raises:
+            DataError: the source does not exist.
             LabelError: another process is labelling these images, or the journal is damaged.
             OptionError: the name of the labels file does not end in .csv.
             OutputError: the labels cannot be written.
         """
+        require_source(source)
         files = LabelFiles.of_source(source) if labels is None else LabelFiles.of_table(labels)
         lock = SessionLock(files)
         try:
@@ -113,11 +114,15 @@ class LabellingSession:
             self._is_closed, learning = True, self._learning
         atexit.unregister(self.close)
         self._pass.wait(CLOSE_SECONDS)
+        self._added.close(CLOSE_SECONDS)
         if learning is not None:
             learning.learner.close()
         with self._changed:
-            self._journal.note({"event": "closed", "table": self._table.digest()})
+            text = self._table.text(self._journal.state)  # not what the file has: it may have been edited since
+            self._journal.note({"event": "closed", "table": self._table.digest_of(text)})
             self._journal.close()
+            if self.failure is not None and len(self._journal.events) == 1:  # opened for nothing: nothing is left
+                self.files.remove()
             self._changed.notify_all()
         self._file_lock.release()
 
@@ -130,29 +135,20 @@ class LabellingSession:
         """What is learnt from the labels; None before the images are read."""
         return self._learning
 
-    def wait_ready(self, timeout: float | None = None) -> bool:
-        """Waits for the end of the background pass; True if the session is ready to learn.
+    @property
+    def failure(self) -> str | None:
+        """Why there is no image at all, such as an empty folder; None if there are images, or may be yet."""
+        return None if len(self._images) or self._pass.progress.stage != "failed" else self._pass.progress.message
 
-        Args:
-            timeout: seconds; None to wait as long as it takes.
-        """
+    def wait_ready(self, timeout: float | None = None) -> bool:
+        """Waits for the end of the background pass, at most ``timeout`` seconds; True if the session can learn."""
         self._pass.wait(timeout)
         return self._learning is not None and self._pass.progress.stage == "ready"
 
     def wait_learnt(self, timeout: float | None = None) -> bool:
         """Waits until the classifier has learnt all labels; False after ``timeout`` seconds, or before it is ready."""
         learning = self._learning
-        return learning is not None and learning.learner.wait(timeout)
-
-    def _adopt_table(self) -> None:
-        """Takes labels of a table without a journal, or changes that were made to it by hand since the last session."""
-        journal, table = self._journal, self._table
-        change = change_of_table(journal, table)
-        if not change.is_empty:
-            journal.do(change)
-        text = table.text(journal.state)
-        if table.digest() != table.digest_of(text):
-            table.write(text)
+        return learning is not None and self._added.wait(timeout) and learning.learner.wait(timeout)
 
     def _tick(self) -> None:
         """Wakes those who wait for a change."""
@@ -188,11 +184,26 @@ class LabellingSession:
         )
         with self._changed:
             self._learning, self._order = learning, order
+            self._added.begin(result)
             state, paths = self._journal.state, set(self._images.paths)
             if not any(path in paths for path in state.blind):
                 blind = self._enlarged(default_size(len(order)))
                 self._commit(LabelChange("draw the test sample", blind=(state.blind, blind)), quiet=True)
             learning.submit()
+        self._tick()
+
+    def _join(self, result: PassResult) -> None:
+        """Takes a result with added images; near-duplicates of blind images are blind, as they would be trained on."""
+        with self._changed:
+            if self._learning is None or self._is_closed:
+                return
+            found, state = self._learning.join(result), self._journal.state
+            if found:
+                change = LabelChange("add to the test sample", blind=(state.blind, (*state.blind, *found)))
+                self._journal.do(change, quiet=True)
+            revision = self.revision = self.revision + 1
+            self._learning.submit()
+        self._write_table(revision)
         self._tick()
 
     def _publish(self, learnt: Learnt) -> None:
@@ -336,6 +347,7 @@ class LabellingSession:
                 "revision": self.revision,
                 "source": str(self._options.source),
                 "labels_file": str(self.files.table),
+                "edited_file": None if self._table.kept is None else str(self._table.kept),
                 "images": len(self._images),
                 "stacks": len(self._shown().first_images()),
                 "multi_label": self.multi_label,
@@ -367,24 +379,24 @@ class LabellingSession:
         """
         with self._changed:
             if self._learning is None:
-                return _queue(label, 0, [])
+                return queue_document(label, 0, [])
             label, total, images = self._learning.confirm(label, count, self.revision)
-            return _queue(label, total, self._shown().items(images))
+            return queue_document(label, total, self._shown().items(images))
 
     def ask(self, count: int) -> dict[str, Any]:
         """The images whose labels help the classifier most; ``total`` counts all unlabelled ones."""
         with self._changed:
             if self._learning is None:
-                return _queue(None, 0, [])
+                return queue_document(None, 0, [])
             images, total = self._learning.ask(count, self.revision)
             shown = self._shown()
-            return _queue(None, total, [shown.with_suggestions(item) for item in shown.items(images)])
+            return queue_document(None, total, [shown.with_suggestions(item) for item in shown.items(images)])
 
     def blind(self, count: int) -> dict[str, Any]:
         """Images of the blind sample that have no blind label yet, without suggestions; ``total`` counts all."""
         with self._changed:
             left = [] if self._learning is None else self._learning.blind_images()[0]
-            return _queue(None, len(left), self._shown().items(left[:count], suggest=False))
+            return queue_document(None, len(left), self._shown().items(left[:count], suggest=False))
 
     def mistakes(self, count: int, run: Path | None = None) -> dict[str, Any]:
         """Labelled images whose labels are probably wrong, with the more probable class; takes seconds at times.
@@ -393,11 +405,9 @@ class LabellingSession:
             count: images, at most; ``total`` counts all.
             run: folder of a finished run on these labels; labels that it contradicts come first.
         """
-        if run != self._contradicted[0]:
-            self._contradicted = run, [] if run is None else contradicted_labels(run)
-        found = [] if self._learning is None else self._learning.mistakes(self._contradicted[1])
+        found = [] if self._learning is None else self._learning.mistakes(run)
         with self._changed:
-            return _queue(None, len(found), self._shown().doubted(found[:count]))
+            return queue_document(None, len(found), self._shown().doubted(found[:count]))
 
     def knowledge(self) -> dict[str, Any]:
         """``accuracy`` on the blind sample, its ``curve`` over labels, ``forecast`` and ``words``."""
@@ -439,7 +449,7 @@ class LabellingSession:
         """Labels an image from outside the source, such as one that a trained model classified wrongly.
 
         If the session has an image with the same content, that one gets the label. Otherwise the image joins the others
-        at once; the classifier learns from it when the session is opened again.
+        at once, and the classifier learns from it when its features are computed, in the background.
 
         Returns:
             As ``act``; ``id`` is the number of the image.
@@ -455,21 +465,14 @@ class LabellingSession:
                 raise OptionError("Images can be added once all images of the source are read.")
             name = class_name(label, multi_label=self.multi_label)
             image = self._images.number_at(address)
-            image = self._find_key(key) if image is None else image
-            if image is None:
-                self._journal.note({"event": "added", "address": address})
-                (count,) = self._images.extend([address])
-                image = self._added_keys[key] = count - 1
+            image = self._added.number_of(key) if image is None else image
+            image = self._added.add(address, key) if image is None else image
         return self.act({"do": "label", "images": [image], "label": name, "source": source}) | {"id": image}
 
     def find_image(self, data: bytes) -> int | None:
         """The number of the image with this content; None if the session has none, or has not read it yet."""
         with self._changed:
-            return self._find_key(content_key(data))
-
-    def _find_key(self, key: bytes) -> int | None:
-        keys = [] if self._learning is None else self._learning.result.keys
-        return keys.index(key) if key in keys else self._added_keys.get(key)
+            return self._added.number_of(content_key(data))
 
     def load_labels(self, file: UserPath, kind: str) -> dict[str, Any]:
         """Takes labels from elsewhere, in one step of undo; labels of other images stay.
@@ -494,7 +497,3 @@ class LabellingSession:
                 self._commit(change)
             revision = self.revision
         return self._acknowledged(change, revision) | {"unknown": lost[:20], "num_unknown": len(lost)}
-
-
-def _queue(label: str | None, total: int, items: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"label": label, "total": total, "items": items}

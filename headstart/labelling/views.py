@@ -109,3 +109,14 @@ def images_of_view(view: str, shown: Shown) -> list[int]:
     raise OptionError(
         f"view {view!r}: expected all, unlabelled, labelled, none, unsure, skip, class:NAME or cluster:K."
     )
+
+
+def queue_document(label: str | None, total: int, items: list[dict[str, Any]]) -> dict[str, Any]:
+    """A part of a queue.
+
+    Args:
+        label: class that is asked for; None for any.
+        total: images of the queue.
+        items: documents of the first ones.
+    """
+    return {"label": label, "total": total, "items": items}

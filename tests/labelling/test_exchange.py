@@ -35,6 +35,38 @@ def test_exported_labels_are_read_back(folder: Path, tmp_path: Path, kind: str, 
         assert session.state()["labelled"] == 0
 
 
+def test_a_copy_of_the_table_is_read_from_anywhere_although_names_of_files_repeat(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write_names(tmp_path / "photos" / name, {"blue": 5, "red": 5})
+    copy = tmp_path / "elsewhere" / "labels.csv"
+    copy.parent.mkdir()
+    copy.write_text("path,label\nphotos/two/blue-1.jpg,sky\nphotos/two/none.jpg,sky\n")
+    with named_session(tmp_path / "photos") as session:
+        found = session.load_labels(copy, "csv")
+        assert found["unknown"] == ["photos/two/none.jpg"]
+        assert [session.address(image) for image in found["changed"]] == [str(tmp_path / "photos/two/blue-1.jpg")]
+
+
+def test_a_labelled_image_that_was_deleted_is_named_before_any_folder_is_written(folder: Path, tmp_path: Path) -> None:
+    with named_session(folder) as session:
+        label(session, open_images(session)[:3])
+        Path(session.address(open_images(session)[0])).unlink()
+        gone = Path(session.address(session.images("labelled", 0, 9)["items"][1]["id"]))
+        gone.unlink()
+        with pytest.raises(OptionError, match=rf"{gone.name}: no such file\. Restore it, or remove its label"):
+            session.export("folders", tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+        assert session.export("csv", tmp_path / "out.csv")["count"] == 3
+
+
+def test_a_class_that_cannot_be_a_folder_is_named_and_nothing_is_written(folder: Path, tmp_path: Path) -> None:
+    with named_session(folder) as session:
+        session.act({"do": "label", "images": open_images(session)[:1], "label": "a/b"})
+        with pytest.raises(OptionError, match=r"Class 'a/b': .* cannot contain '/'\. Rename the class"):
+            session.export("folders", tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
 def test_an_exported_table_trains_wherever_it_is(folder: Path, tmp_path: Path) -> None:
     with named_session(folder) as session:
         label(session, open_images(session)[:9])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 
@@ -11,7 +13,16 @@ import pytest
 from headstart.labelling import learner as learner_module
 from headstart.labelling.clusters import Clusters, num_clusters
 from headstart.labelling.knowledge import AHEAD, AccuracyPoint, advice, forecast
-from headstart.labelling.learner import Learner, Learnt, LearnTask, PseudoLabelPool, learn, pseudo_labels, task_of
+from headstart.labelling.learner import (
+    Learner,
+    Learnt,
+    LearnTask,
+    PseudoLabelPool,
+    extended,
+    learn,
+    pseudo_labels,
+    task_of,
+)
 from headstart.labelling.learning import _find_mistakes
 from headstart.labelling.queues import Candidates, far_from_labels, informative, to_confirm, unchecked
 from headstart.labelling.stacks import Stacks
@@ -111,6 +122,38 @@ def test_the_image_far_from_labels_is_among_many_and_no_single_outlier() -> None
     vectors[100] = 0, 30
     assert far_from_labels(np.arange(10, 101), np.arange(10), vectors, 0) in range(60, 100)
     assert far_from_labels(np.arange(0), np.arange(10), vectors, 0) is None
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_a_result_is_extended_by_images_that_are_added(multi_label: bool) -> None:
+    vectors, truth = blobs()
+    labels = np.eye(3, dtype=np.int64)[truth[:30]] if multi_label else truth[:30]
+    task = LearnTask(np.arange(30), labels, ("a", "b", "c"))
+    whole, part = learn(vectors, task), learn(vectors[:200], task)
+    assert extended(whole, vectors) is whole
+    found = extended(part, vectors)
+    assert np.allclose(found.probabilities, whole.probabilities, atol=1e-5)
+    assert np.allclose(found.label_probabilities, whole.label_probabilities, atol=1e-5)
+
+
+FIRST_FIT = """
+import sys
+import numpy as np
+from headstart.labelling.learner import Learner, LearnTask
+rng = np.random.default_rng(0)
+learner = Learner(rng.normal(size=(60, 8)).astype(np.float32), lambda found: None)
+before = set(sys.modules)
+learner.submit(LearnTask(np.arange(40), np.arange(40) % 4, tuple("abcd")))
+assert learner.wait(60) and learner._version == 1
+learner.close()
+print(sorted(set(sys.modules) - before))
+"""
+
+
+@pytest.mark.slow
+def test_the_first_fit_imports_nothing() -> None:
+    done = subprocess.run([sys.executable, "-c", FIRST_FIT], capture_output=True, text=True, timeout=300, check=False)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
 def test_while_a_fit_runs_only_the_newest_task_waits(monkeypatch: pytest.MonkeyPatch) -> None:

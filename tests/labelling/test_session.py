@@ -11,7 +11,7 @@ from labelling_sessions import HIDDEN, label, named_session, open_images, truth,
 
 import headstart as hs
 from headstart.data.duplicates import DuplicatePair
-from headstart.errors import LabelError, OptionError, StaleAction
+from headstart.errors import DataError, LabelError, OptionError, StaleAction
 from headstart.labelling import LabellingSession
 from headstart.labelling.label_state import Answer, LabelChange, LabelState
 from headstart.labelling.learner import CERTAIN
@@ -217,6 +217,43 @@ def test_confirm_offers_one_class_and_what_was_unticked_is_not_offered_again(fol
         assert {item["id"] for item in session.confirm("red", 1000)["items"]} >= {refused, *ticked}
 
 
+def test_a_class_that_was_rejected_for_an_image_is_no_reason_for_a_second_look(folder: Path) -> None:
+    with named_session(folder) as session:
+        label(session, open_images(session))
+        labelled = [item["id"] for item in session.images("class:blue", 0, 99)["items"]]
+        wrong = labelled[:3]
+        session.act({"do": "label", "images": wrong, "label": "red"})
+        assert session.wait_learnt(60)
+        assert {item["id"] for item in session.mistakes(20)["items"]} == set(wrong)
+        session.act({"do": "reject", "images": wrong[:1], "label": "blue"})
+        assert {item["id"] for item in session.mistakes(20)["items"]} == set(wrong[1:])
+
+
+def test_images_left_out_of_a_named_group_are_rejected_for_the_class_and_come_last(folder: Path) -> None:
+    with named_session(folder) as session:
+        group = max(session.clusters(), key=lambda one: one["unlabelled"])
+        left_out, *named = group["examples"][:9]
+        session.act({"do": "label", "images": named, "label": "new", "source": "cluster", "rejected": [left_out]})
+        after = next(one for one in session.clusters() if one["id"] == group["id"])
+        assert after["unlabelled"] == group["unlabelled"] - len(named)
+        assert left_out not in after["examples"][: min(9, after["unlabelled"] - 1)]
+        assert session.images("class:new", 0, 99)["total"] == len(named)
+        session.undo()  # one step
+        assert session.clusters() == [one | {"suggested": None} for one in session.clusters()]
+        assert next(one for one in session.clusters() if one["id"] == group["id"])["examples"][0] == left_out
+
+
+def test_probabilities_of_a_question_are_those_given_the_rejected_classes(folder: Path) -> None:
+    with named_session(folder) as session:
+        label(session, open_images(session)[::4])
+        red = session.confirm("red", 1)["items"][0]["id"]
+        session.act({"do": "reject", "images": [red], "label": "red"})
+        assert session.wait_learnt(60)
+        asked = {item["id"]: item["suggestions"] for item in session.ask(200)["items"]}[red]
+        assert {one["label"] for one in asked} == {"blue", "green"}
+        assert sum(one["probability"] for one in asked) == pytest.approx(1, abs=1e-3)
+
+
 def questions_until_found(folder: Path, most: int = 60) -> int:
     """Questions until an image of each class without a name was asked for; the other three are named first."""
     write_names(folder, {"gold": 30, "white": 15})
@@ -316,6 +353,8 @@ def test_an_added_image_is_among_the_others_at_once_and_after_a_restart(folder: 
         assert truth(session.address(session.add_file(copy, "blue")["id"])) == "blue"
         assert session.images("all", 0, 1000)["total"] == before + 1
         assert session.wait_learnt(60)
+        assert session.learning is not None
+        assert len(session.learning.vectors) == before + 1
         assert session.ask(5)["total"] == len(open_images(session))
         assert session.mistakes(5)["items"] == []
         session.export("coco", folder.parent / "out.json")
@@ -327,7 +366,39 @@ def test_an_added_image_is_among_the_others_at_once_and_after_a_restart(folder: 
         item = session.images("all", 0, 1000)["items"][added]
         assert (item["name"], item["label"]) == ("red-44.jpg", ["red"])
         assert session.learning is not None
-        assert len(session.learning.vectors) == before + 1  # now the classifier learns from it
+        assert len(session.learning.vectors) == before + 1
+
+
+@pytest.mark.parametrize("labels", [None, "own.csv"])
+def test_a_source_that_does_not_exist_is_refused_and_leaves_no_file(tmp_path: Path, labels: str | None) -> None:
+    table = None if labels is None else tmp_path / labels
+    for source in (tmp_path / "photographs", [tmp_path / "photographs"], str(tmp_path / "a.zip")):
+        with pytest.raises(DataError, match="no such file or folder"):
+            LabellingSession.open(source, labels=table)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_folder_is_a_failure_and_leaves_no_file(tmp_path: Path) -> None:
+    (tmp_path / "photographs").mkdir()
+    session = LabellingSession.open(tmp_path / "photographs")
+    session.start()
+    assert not session.wait_ready(60)
+    assert "no images in this folder" in (session.failure or "")
+    session.close()
+    assert [file.name for file in tmp_path.iterdir()] == ["photographs"]
+
+
+def test_labels_of_a_folder_that_has_lost_its_images_are_kept(folder: Path) -> None:
+    with named_session(folder) as session:
+        label(session, open_images(session)[:3])
+        table = session.files.table.read_text()
+    for file in folder.iterdir():
+        file.unlink()
+    session = LabellingSession.open(folder)
+    session.start()
+    assert not session.wait_ready(60)
+    session.close()
+    assert session.files.table.read_text() == table
 
 
 def test_an_image_is_not_added_before_those_of_the_source_are_known(folder: Path) -> None:

@@ -33,8 +33,9 @@ def write_names(folder: Path, counts: dict[str, int]) -> Path:
 
 
 def truth(address: str) -> str:
-    """The class in the name of a file."""
-    return Path(address).name.partition("-")[0]
+    """The class in the name of a file; the name of its folder for a correction of a served model."""
+    name, sign, _ = Path(address).name.partition("-")
+    return name if sign else Path(address).parent.name
 
 
 def result_of(addresses: list[str], pairs: tuple[DuplicatePair, ...] = (), *, noise: float = 0.1) -> PassResult:
@@ -51,7 +52,7 @@ def result_of(addresses: list[str], pairs: tuple[DuplicatePair, ...] = (), *, no
         rows.append(row)
     count = len(addresses)
     sizes = np.full((count, 2), (48, 40))
-    stacks = Stacks.of_pairs(count, pairs)
+    stacks = Stacks.of_pairs(count, [pair for pair in pairs if pair.second < count])  # others are added later
     return PassResult(keys, {}, stacks, np.array(rows, np.float32), np.ones(count, bool), sizes)
 
 
@@ -60,6 +61,7 @@ def named_session(folder: Path, *, pairs: tuple[DuplicatePair, ...] = (), **opti
     """A session of ``write_names`` that is ready; its features follow from the names."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FrozenPass, "_computed", lambda self: result_of(list(self.images.addresses), pairs))
+        patch.setattr(FrozenPass, "joined", lambda self, *_: result_of(list(self.images.addresses), pairs))
         session = LabellingSession.open(folder, **options)
         try:
             session.start()

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 
-from headstart.errors import HeadstartError, OptionError
+from headstart.errors import DataError, HeadstartError, OptionError
 from headstart.labelling.session import LabellingSession
 from headstart.progress import Progress, SilentProgress
 from headstart.serve.access import AccessPolicy
@@ -111,6 +111,7 @@ def label(
         The labels table, which ``train`` accepts.
 
     Raises:
+        DataError: there is no such source, or it has no image.
         LabelError: another process labels the same images, or their journal is damaged.
         OptionError: an option is not valid, or this thread has a running event loop.
         ServerError: the port is in use.
@@ -165,6 +166,8 @@ def _serve_until_stopped(
     try:
         with listener:
             _serve(backend, listener, ready, stop)
+        if (failure := backend.session.failure) is not None:
+            raise DataError(failure)
     finally:
         stopped = backend.close()
         if stopped is not None:
@@ -213,7 +216,7 @@ def follow_corrections(
 def _serve(
     backend: LabellingBackend, listener: socket.socket, ready: Callable[[], None], stop: threading.Event | None
 ) -> None:
-    """Serves until a signal arrives or ``stop`` is set."""
+    """Serves until a signal arrives, ``stop`` is set, or it is known that there is no image."""
     state = ServerState()
     server = bounded_server(labelling_app(backend, state), LIMITS, state)
 
@@ -224,7 +227,7 @@ def _serve(
             if server.started and not is_announced:
                 is_announced = True
                 await asyncio.to_thread(ready)
-            if signals or (stop is not None and stop.is_set()):
+            if signals or (stop is not None and stop.is_set()) or backend.session.failure is not None:
                 state.draining = server.should_exit = True
         await serving
 

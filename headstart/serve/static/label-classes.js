@@ -63,7 +63,7 @@ export function showClasses(state) {
 }
 
 function classRow(one) {
-  const suggested = one.suggested ? `${count(one.suggested)} suggested` : "";
+  const suggested = one.suggested ? `${one.name}: ${count(one.suggested)} suggested` : one.name;
   return make("li", {},
     make("button", { type: "button", class: "assign", "data-class": one.name, title: suggested, onclick: () => answer({ label: one.name }) },
       make("kbd", { text: one.key || "·" }), make("span", { class: "name", text: one.name }), make("span", { class: "number", text: count(one.labelled) })),

@@ -1,11 +1,11 @@
 // Panel "Confirm": images of one predicted class, ticked. Untick the wrong ones and confirm, or swipe one by one.
 
-import { count, make, percent, say } from "./api.js";
+import { count, make, pause, percent, say } from "./api.js";
 import { actionFor, inWords } from "./label-classes.js";
 import { act, fetchJson, imageUrl, report, store } from "./label-store.js";
-import { Tile } from "./label-tiles.js";
+import { ImageTile } from "./label-tiles.js";
 
-const SWIPE = 70;
+const SWIPE = 70, FIT_MS = 1500;
 const narrow = matchMedia("(max-width: 40rem)"), pageSize = () => (narrow.matches ? 24 : 60);
 
 let chips, heading, box, buttons, empty, hint;
@@ -76,7 +76,7 @@ function drawChips(state) {
   if (same === drawChips.same) return;
   drawChips.same = same;
   const focused = chips.contains(document.activeElement) ? document.activeElement.dataset.label : null;
-  chips.replaceChildren(...offered.map((one) => make("button", { type: "button", "data-label": one.name, "aria-pressed": String(one.name === label), onclick: () => { wanted = one.name; refill().then(() => box.focus()); } }, `${one.name} `, make("span", { class: "soft", text: count(one.suggested) }))));
+  chips.replaceChildren(...offered.map((one) => make("button", { type: "button", "data-label": one.name, "aria-pressed": String(one.name === label), onclick: () => { wanted = one.name; refill().then(() => box.focus()); } }, `${one.name} `, make("span", { class: "soft", text: count(one.suggested), title: "Images with a probability of 50 % or more" }))));
   if (focused) [...chips.children].find((chip) => chip.dataset.label === focused)?.focus();
 }
 
@@ -108,6 +108,7 @@ function draw() {
   box.classList.toggle("single", single);
   box.hidden = buttons.hidden = !items.length;
   empty.hidden = items.length > 0;
+  document.getElementById("confirm-mode").hidden = !items.length;
   if (!items.length) {
     heading.textContent = "Confirm suggestions";
     hint.textContent = "";
@@ -115,13 +116,14 @@ function draw() {
     return;
   }
   heading.replaceChildren("Is this ", make("em", { text: label }), "?");
-  hint.textContent = single ? `${count(total, "suggestion")}: swipe right for yes, left for no` : `${count(total, "suggestion")}: untick the wrong ones, or point at them and press the key of their class; then confirm`;
+  const many = `${count(total, "image")}, the most certain first`;
+  hint.textContent = single ? `${many}: swipe right for yes, left for no` : narrow.matches ? `${many}: untick the wrong ones, then confirm` : `${many}: untick the wrong ones, or point at them and press the key of their class; then confirm`;
   document.getElementById("confirm-mode").textContent = single ? "Show a page" : "One by one";
   const shownItems = single ? items.slice(0, 1) : items;
   tiles = shownItems.map((item, place) => {
-    const tile = new Tile();
+    const tile = new ImageTile();
     tile.element.id = `confirm-${place}`;
-    tile.show(item.id, single ? 512 : 256);
+    tile.showImage(item.id, single ? 512 : 256);
     tile.describe(item);
     tile.tag.textContent = item.suggestion ? percent(item.suggestion.probability) : "";
     tile.tag.hidden = !item.suggestion;
@@ -180,7 +182,18 @@ async function send() {
   const good = items.filter((item) => !rejected.has(item.id)).map((item) => item.id), bad = [...rejected];
   const words = `${count(good.length, "image")} confirmed as ${label}${bad.length ? `, ${count(bad.length)} rejected` : ""}.`;
   wanted = label;
-  try { if (await act({ do: "confirm", label, images: good, rejected: bad })) say(words); await refill(); } finally { busy = false; }
+  box.classList.add("sent");
+  try {
+    const reply = await act({ do: "confirm", label, images: good, rejected: bad });
+    if (reply) { say(words); await fitted(reply.revision); }
+    await refill();
+  } finally { busy = false; box.classList.remove("sent"); }
+}
+
+// Waits until the next page can come from the classifier that has learnt this one, but not long.
+async function fitted(revision) {
+  const end = performance.now() + FIT_MS;
+  while (performance.now() < end && (store.state.revision < revision || store.state.learner.state === "fitting")) await pause(0.05);
 }
 
 function decide(good) {

@@ -2,7 +2,7 @@
 
 import { say, count } from "./api.js";
 import { fetchJson, report } from "./label-store.js";
-import { Tile } from "./label-tiles.js";
+import { ImageTile } from "./label-tiles.js";
 
 const PAGE = 200, OVERSCAN = 2, GAP = 6, REFRESH_MS = 300;
 
@@ -82,10 +82,11 @@ export class Grid {
     requestAnimationFrame(() => { this.drawing = false; this.draw(); });
   }
 
-  range() {
+  // First index, and index after the last one, of the rows on the screen and `overscan` rows above and below.
+  range(overscan = OVERSCAN) {
     const top = this.scroller.scrollTop, row = Math.floor((top - GAP) / this.cell);
-    const first = Math.max(0, row - OVERSCAN) * this.columns;
-    const last = Math.min(this.total, (row + Math.ceil(this.height / this.cell) + 1 + OVERSCAN) * this.columns);
+    const first = Math.max(0, row - overscan) * this.columns;
+    const last = Math.min(this.total, (row + Math.ceil(this.height / this.cell) + 1 + overscan) * this.columns);
     return [first, Math.max(first, last)];
   }
 
@@ -95,11 +96,13 @@ export class Grid {
     for (const [index, tile] of this.tiles) {
       if (index >= first && index < last) continue;
       this.tiles.delete(index);
-      tile.show(null, 0);
+      tile.showImage(null, 0);
       this.spare.push(tile);
     }
     const size = this.cell > 170 ? 256 : this.cell > 100 ? 160 : 96;
-    for (let index = first; index < last; index += 1) this.drawTile(index, size);
+    const [top, bottom] = this.range(0);  // thumbnails that are asked for last are loaded first: those of the screen, from its top
+    for (let index = first; index < last; index += 1) if (index < top || index >= bottom) this.drawTile(index, size);
+    for (let index = bottom - 1; index >= top; index -= 1) this.drawTile(index, size);
     for (const tile of this.spare.splice(0)) tile.free();
     const hasFocus = document.activeElement === this.scroller;
     const at = hasFocus ? this.tiles.get(this.active) : null;
@@ -112,7 +115,7 @@ export class Grid {
     let tile = this.tiles.get(index);
     const id = this.id(index), item = this.item(index);
     if (!tile) {
-      tile = this.spare.pop() ?? new Tile();
+      tile = this.spare.pop() ?? new ImageTile();
       tile.place = -1;
       this.tiles.set(index, tile);
     }
@@ -125,7 +128,7 @@ export class Grid {
       tile.element.setAttribute("aria-setsize", this.total);
       if (!tile.element.isConnected) this.canvas.append(tile.element);
     }
-    tile.show(id, size);
+    tile.showImage(id, size);
     if (tile.described !== item || tile.describedIndex !== index) {
       tile.describe(item, `Image ${index + 1}`);
       [tile.described, tile.describedIndex] = [item, index];

@@ -4,7 +4,8 @@ import { byId, count, make, percent, say } from "./api.js";
 import { actionFor, inWords } from "./label-classes.js";
 import { Grid } from "./label-grid.js";
 import { act, fetchJson, imageUrl, report, store } from "./label-store.js";
-import { Tile, words } from "./label-tiles.js";
+import { ImageTile } from "./label-tiles.js";
+import { words } from "./tiles.js";
 
 const VIEWS = [["all", "All images"], ["unlabelled", "Unlabelled"], ["labelled", "Labelled"], ["none", "None of these"], ["unsure", "Unsure"], ["skip", "Skipped"]];
 
@@ -74,7 +75,12 @@ export function show(view, text = null) {
 function summary() {
   if (!grid) return;
   const chosen = grid.selected.size;
-  status.textContent = chosen ? `${count(chosen)} of ${count(grid.total)} selected` : grid.total ? count(grid.total, "image") : store.state?.work?.stage === "listing" ? "Looking for images …" : "No image in this view.";
+  status.textContent = chosen ? `${count(chosen)} of ${count(grid.total)} selected` : grid.total ? shownWords() : store.state?.work?.stage === "listing" ? "Looking for images …" : "No image in this view.";
+}
+
+function shownWords() {
+  const stacked = grid.view === "all" ? (store.state?.images ?? 0) - grid.total : 0;
+  return count(grid.total, "image") + (stacked > 0 ? ` and ${count(stacked, "near-duplicate")}` : "");
 }
 
 export function openLarge(id, item) {
@@ -98,7 +104,7 @@ export const groups = {
     empty = make("p", { class: "soft empty" });
     list = make("ul", { class: "groups", id: "groups" });
     panel.append(
-      make("div", { class: "bar-line panel-bar" }, make("h2", { id: "panel-title", text: "Groups of similar images" }), make("p", { class: "soft small", text: "Name a group: the images shown get the class, then the next ones appear. Click an image to leave it out; Enter opens the group." })),
+      make("div", { class: "bar-line panel-bar" }, make("h2", { id: "panel-title", text: "Groups of similar images" }), make("p", { class: "soft small", text: "Name a group: the images shown get the class, then the next ones appear. Click an image to leave it out; click the name or press Enter to open the group." })),
       make("div", { class: "scroll-box" }, empty, list));
   },
 
@@ -151,7 +157,9 @@ const leftOut = new Set();
 async function labelGroup(group, given) {
   const open = group.examples.slice(0, Math.min(SHOWN, group.unlabelled)), ids = given.clear ? group.examples.slice(0, SHOWN) : open.filter((id) => !leftOut.has(id));
   if (!ids.length) { say(open.length ? "All images shown are left out." : "All images of this group have labels."); return; }
-  const reply = await act(actionFor(given, ids, "cluster"));
+  const out = given.label && !store.state.multi_label ? open.filter((id) => leftOut.has(id)) : [];
+  const reply = await act({ ...actionFor(given, ids, "cluster"), ...(out.length ? { rejected: out } : {}) });
+  if (reply) for (const id of out) leftOut.delete(id);
   if (reply) say(`${count(reply.changed.length, "image")} of the group: ${inWords(given)}.`);
 }
 
@@ -183,7 +191,7 @@ function drawGroups() {
     drawn.set(key, entry);
     entry.used = true;
     entry.place = place;
-    const left = group.unlabelled ? `${count(group.unlabelled)} of ${count(group.size)} unlabelled` : `${count(group.size)} images, all labelled`;
+    const left = group.unlabelled ? `${count(group.unlabelled)} of ${count(group.size)} left` : `${count(group.size)} images, all labelled`;
     entry.name.textContent = group.suggested ? `${group.suggested} ?` : `Group ${place + 1}`;
     entry.left.textContent = left;
     entry.element.classList.toggle("done", !group.unlabelled);
@@ -195,7 +203,7 @@ function drawGroups() {
 }
 
 function groupTile(group) {
-  const tiles = group.examples.slice(0, SHOWN).map(() => { const tile = new Tile(); tile.element.removeAttribute("role"); tile.element.removeAttribute("aria-selected"); tile.tag.hidden = tile.stack.hidden = true; return tile; });
+  const tiles = group.examples.slice(0, SHOWN).map(() => new ImageTile(null));
   const entry = { tiles, place: 0 };
   entry.name = make("strong", {});
   entry.left = make("span", { class: "soft small" });
@@ -203,7 +211,7 @@ function groupTile(group) {
     make("span", { class: "examples" }, ...tiles.map((tile) => tile.element)), make("span", { class: "group-words" }, entry.name, entry.left));
   for (const tile of tiles) tile.element.addEventListener("click", (event) => { event.preventDefault(); event.stopPropagation(); leaveOut(entry, tile); entry.button.focus({ preventScroll: true }); });
   entry.element = make("li", {}, entry.button);
-  entry.show = () => { group.examples.slice(0, SHOWN).reverse().forEach((id, i, all) => tiles[all.length - 1 - i].show(id, 160)); drawLeftOut(entry); };
+  entry.show = () => { group.examples.slice(0, SHOWN).reverse().forEach((id, i, all) => tiles[all.length - 1 - i].showImage(id, 160)); drawLeftOut(entry); };
   visible.observe(entry.element);
   shows.set(entry.element, entry.show);
   entry.element.addEventListener("pointerenter", () => { current = entry.place; mark(); });

@@ -43,7 +43,7 @@ function folders() {
     tell("Writing the folders …");
     const reply = await send("export", { kind: "folders", out: out.value, how: how.value });
     tell(reply ? `${count(reply.count, "image")} written to ${reply.out}.` : "");
-  } }, make("label", { for: "export-out", text: "One folder per class, below this folder" }), make("div", { class: "row" }, out, make("label", { class: "hidden-words", for: "export-how", text: "Copies or links" }), how, make("button", { type: "submit", text: "Write folders" })));
+  } }, make("label", { for: "export-out", text: "New folder, with one folder of images per class; a relative path starts beside the table" }), make("div", { class: "row" }, out, make("label", { class: "hidden-words", for: "export-how", text: "Copies or links" }), how, make("button", { type: "submit", text: "Write folders" })));
 }
 
 function importForm() {
@@ -70,6 +70,6 @@ function importFolderForm() {
   } }, make("label", { for: "import-folder", text: "Folder with one folder of images per class" }), make("div", { class: "row" }, folder, make("button", { type: "submit", text: "Import" })));
 }
 
-const imported = (reply) => tell(`${count(reply.changed.length, "label")} imported.${reply.num_unknown ? ` ${count(reply.num_unknown, "entry", "entries")} of the file are for no image of this session, for example ${reply.unknown[0]}.` : ""}`);
+const imported = (reply) => tell(`${reply.changed.length ? `${count(reply.changed.length, "label")} imported.` : "No label changed."}${reply.num_unknown ? ` ${count(reply.num_unknown, "entry", "entries")} of the file are for no image of this session, for example ${reply.unknown[0]}.` : ""}`);
 
 function tell(words) { state.textContent = words; if (words) say(words); }

@@ -2,7 +2,7 @@
 
 import { count, make, percent } from "./api.js";
 import { draw } from "./chart.js";
-import { act, fetchJson, report } from "./label-store.js";
+import { act, fetchJson, report, store } from "./label-store.js";
 
 const WIDTH = 620, HEIGHT = 260, LEFT = 46, RIGHT = 14, TOP = 12, BOTTOM = 38;
 
@@ -31,16 +31,18 @@ export const know = {
   answer: () => false,
 };
 
+const isComplete = () => store.state.blind.wanted > 0 && store.state.blind.labelled >= store.state.blind.wanted;
+
 function show(known) {
   const accuracy = known.accuracy, curve = known.curve ?? [];
   box.replaceChildren(
     accuracy
-      ? make("div", { class: "panel accuracy" }, make("strong", { class: "figure", text: percent(accuracy.correct / accuracy.count) }), make("p", { text: accuracy.sentence }))
+      ? make("div", { class: "panel accuracy" }, make("strong", { class: "figure", text: percent(accuracy.correct / accuracy.count) }), make("p", { text: `${count(accuracy.correct)} of ${count(accuracy.count)} right; 95 % interval ${(100 * accuracy.low).toFixed(1)} to ${(100 * accuracy.high).toFixed(1)} %` }))
       : make("p", { class: "empty soft", text: "The accuracy is shown when the test sample has labels and the classifier has been fitted." }),
     make("ul", { class: "advice" }, ...[known.words ?? []].flat().filter(Boolean).map((text) => make("li", { text }))),
     make("div", { class: "row" },
-      make("button", { type: "button", text: "Label the test sample", onclick: () => { location.hash = "blind"; } }),
-      make("button", { type: "button", text: "Enlarge it by 20 images", onclick: () => act({ do: "more blind", count: 20 }) }),
+      make("button", { type: "button", text: "Label the test sample", hidden: isComplete(), onclick: () => { location.hash = "blind"; } }),
+      make("button", { type: "button", text: "Enlarge the test sample by 20 images", onclick: () => act({ do: "more blind", count: 20 }) }),
       make("button", { type: "button", text: "Look at possible mistakes", onclick: () => { location.hash = "mistakes"; } })),
     curve.length > 1 ? make("figure", { class: "charts curve" }, make("figcaption", { text: "Accuracy against the number of labels" }), curveChart(curve, known.forecast), legend(known.forecast)) : "",
     curve.length > 1 ? make("details", {}, make("summary", { text: "The curve as a table" }), table(curve)) : "");

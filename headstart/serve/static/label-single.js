@@ -3,7 +3,7 @@
 import { count, make, percent, say } from "./api.js";
 import { actionFor, inWords } from "./label-classes.js";
 import { act, fetchJson, imageUrl, report, store } from "./label-store.js";
-import { labelWords } from "./label-tiles.js";
+import { labelWords } from "./tiles.js";
 
 const AHEAD = 5;
 
@@ -21,10 +21,10 @@ class OneByOne {
     this.figure = make("figure", { class: "one", tabindex: "0", id: `${this.id}-image` }, this.image = make("img", { alt: "" }), this.name = make("figcaption", { class: "soft small" }));
     this.question = make("h3", {});
     this.choices = make("div", { class: "chips choices", role: "group", "aria-label": "Suggestions" });
-    this.empty = make("p", { class: "soft empty" });
+    this.empty = make("p", { class: "soft empty", text: this.keeps ? "Comparing the labels …" : "Loading …" });
     this.save = make("button", { type: "button", class: "main", hidden: true, onclick: () => this.finish() }, "Save labels ", make("kbd", { text: "Enter" }));
     panel.append(make("div", { class: "bar-line panel-bar" }, make("h2", { id: "panel-title", text: this.heading }), this.words),
-      this.empty, this.body = make("div", { class: "one-box" }, this.figure, make("div", { class: "one-words" }, this.question, this.choices, this.save)));
+      this.empty, this.body = make("div", { class: "one-box", hidden: true }, this.figure, make("div", { class: "one-words" }, this.question, this.choices, this.save, make("p", { class: "soft small for-keys", text: "Press the key of a class, or / and type a name; n none of these, u unsure, s skip." }))));
   }
 
   async shown() { await this.refill(); if (this.items.length) this.figure.focus({ preventScroll: true }); }
@@ -74,8 +74,17 @@ class OneByOne {
     this.drawChoices(item);
   }
 
+  // Suggested classes; in a second look what contradicts the label comes first, and the label has a button already.
+  guesses(item) {
+    if (!this.suggestions) return [];
+    const found = item.suggestions ?? [], first = item.suggestion;
+    if (!this.keeps) return found.length ? found : first ? [first] : [];
+    const others = found.filter((guess) => guess.label !== first?.label && !(item.label ?? []).includes(guess.label));
+    return first ? [first, ...others.map(({ label }) => ({ label }))] : others;
+  }
+
   drawChoices(item) {
-    const guesses = this.suggestions ? item.suggestions ?? (item.suggestion ? [item.suggestion] : []) : [];
+    const guesses = this.guesses(item);
     const keyOf = (name) => store.state.classes.find((one) => one.name === name)?.key;
     const classes = store.state.multi_label ? store.state.classes.map((one) => ({ label: one.name, probability: guesses.find((guess) => guess.label === one.name)?.probability })) : guesses;
     this.choices.replaceChildren(...(this.keeps ? [make("button", { type: "button", class: "main", onclick: () => this.keep() }, `Keep ${labelWords(item.label) ?? ""} `, make("kbd", { text: "Enter" }))] : []),
@@ -133,19 +142,19 @@ class OneByOne {
   }
 }
 
-const waitWords = (state) => state.work.stage === "ready" ? null : "Images to ask about appear when the features of all images are computed.";
+const waitWords = (state, what) => state.work.stage === "ready" ? null : `${what} when the features of all images are computed.`;
 
 export const ask = new OneByOne({
   id: "ask", title: "Ask me", heading: "Images whose labels help most", queue: "ask", source: "ask", suggestions: true,
   ask: (item) => item.suggestion || item.suggestions?.length ? "What is this? The classifier is uncertain." : "What is this?",
   status: (state) => `${count(state.labelled)} of ${count(state.images)} images labelled`,
-  emptyWords: (state) => waitWords(state) ?? "No image is left to ask about.",
+  emptyWords: (state) => waitWords(state, "Images to ask about appear") ?? "No image is left to ask about.",
 });
 
 export const blind = new OneByOne({
   id: "blind", title: "Test sample", heading: "Test sample, without suggestions", queue: "blind", source: "blind", suggestions: false,
   ask: () => "What is this?",
-  status: (state) => `${count(state.blind.labelled)} of ${count(state.blind.wanted)} labelled · drawn at random, kept out of training, so that the accuracy is honest`,
+  status: (state) => `${state.blind.wanted ? `${count(state.blind.labelled)} of ${count(state.blind.wanted)} labelled · ` : ""}drawn at random, kept out of training, so that the accuracy is honest`,
   emptyWords: (state) => state.blind.wanted && state.blind.labelled >= state.blind.wanted ? "The test sample is complete. The accuracy is under Accuracy." : "The test sample is drawn when all images have been read.",
 });
 
@@ -153,5 +162,5 @@ export const mistakes = new OneByOne({
   id: "mistakes", title: "Second look", heading: "Possible mistakes", queue: "mistakes", source: "second look", suggestions: true, keeps: true,
   ask: (item) => `Labelled ${labelWords(item.label) ?? "nothing"}${item.suggestion ? `; the ${item.by_run ? "trained model" : "classifier"} says ${item.suggestion.label} (${percent(item.suggestion.probability)})` : ""}. Which is right?`,
   status: (_state, total) => total ? `${count(total)} to look at` : "",
-  emptyWords: () => "No label looks wrong to the classifier. Labels are compared when each class has several.",
+  emptyWords: (state) => waitWords(state, "Labels are compared") ?? (state.learner.state === "too few labels" ? "Labels are compared when two classes have several." : "No label looks wrong to the classifier."),
 });

@@ -19,7 +19,7 @@ export const train = {
     answers = make("ul", { class: "tried", id: "tried" });
     trial = make("section", { class: "panel drop-zone", id: "try", "aria-labelledby": "try-title", hidden: true },
       make("h3", { id: "try-title", text: "Try the model" }),
-      make("p", { class: "soft small", text: "Drop images here. If an answer is wrong, choose the right class: the image is added to the others, and the next training uses it." }),
+      make("p", { class: "soft small", text: "Drop images here. If an answer is wrong, choose the right class: the image is added to the others, the suggestions learn from it, and the next training uses it." }),
       make("button", { type: "button", text: "Choose images", onclick: () => files.click() }), files, answers);
     for (const kind of ["dragenter", "dragover"]) trial.addEventListener(kind, (event) => { event.preventDefault(); trial.classList.add("over"); });
     for (const kind of ["dragleave", "drop"]) trial.addEventListener(kind, () => trial.classList.remove("over"));
@@ -138,7 +138,7 @@ async function tryFile(file) {
 
 function showAnswer(file, words, answer) {
   if (answer.error) { words.replaceChildren(make("p", { text: `The image cannot be read: ${answer.error}.` })); return; }
-  const choose = make("select", { "aria-label": `Right class of ${file.name}` }, make("option", { value: "", text: "Wrong? Choose the class" }), ...store.state.classes.map((one) => make("option", { value: one.name, text: one.name })));
+  const choose = make("select", { "aria-label": `Right class of ${file.name}` }, make("option", { value: "", text: answer.answer && answer.answer !== answer.label ? "Choose the class" : "Wrong? Choose the class" }), ...store.state.classes.map((one) => make("option", { value: one.name, text: one.name })));
   choose.addEventListener("change", () => { if (choose.value) correct(file, choose.value, words); });
   words.replaceChildren(make("p", {}, make("strong", { text: answer.answer || answer.label }), answer.answer && answer.answer !== answer.label ? ` (most probable: ${answer.label}, ${percent(answer.probability)})` : ` ${percent(answer.probability)}`), make("p", { class: "soft small", text: file.name }), choose);
   say(`${file.name}: ${answer.answer || answer.label}.`);
@@ -151,7 +151,7 @@ async function correct(file, label, words) {
   body.append("session", store.state.session);
   try {
     const reply = await json("v1/label/correct", { method: "POST", body });
-    words.replaceChildren(make("p", {}, "Among the images, labelled ", make("strong", { text: label }), ". The next training uses it."));
+    words.replaceChildren(make("p", {}, "Among the images, labelled ", make("strong", { text: label }), ". The suggestions learn from it in a few seconds, the next training uses it."));
     say(`${file.name} was added as ${label}.`);
   } catch (error) { report(error); }
 }

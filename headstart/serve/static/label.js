@@ -17,7 +17,7 @@ const KEYS = [
   ["Images", [["Arrows", "move"], ["Space", "select"], ["Shift Arrows", "select a range"], ["a or Ctrl A", "select all"], ["Esc", "clear the selection"], ["Enter", "show the image large"]]],
   ["Groups", [["Arrows", "move"], ["1-9, letters", "label the images shown"], ["Space", "give them the suggested class"], ["Enter", "open the group"]]],
   ["Confirm", [["Arrows", "move"], ["Space", "tick or untick"], ["1-9, letters", "label the image you are at or point at"], ["Enter", "confirm the ticked images"], ["← →", "one by one: no, yes"]]],
-  ["Ask me, Test sample, Second look", [["Enter", "the first suggestion; with several labels, save"]]],
+  ["Ask me, Test sample, Second look", [["Enter", "the first suggestion; in a second look, keep the label; with several labels, save"]]],
 ];
 
 let current = null;
@@ -81,6 +81,7 @@ onState((state, before) => {
   }
   badges(state);
   work(state, before);
+  if (state.edited_file && state.edited_file !== before?.edited_file) notice(`Another program changed the table of labels while this session was open. Its version is in ${state.edited_file}: to take its labels, import it under Save and load.`, "Close", () => notice(""));
   offerFolders(state);
 });
 

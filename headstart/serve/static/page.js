@@ -2,6 +2,7 @@
 // queue of the server.
 
 import { Trouble, byId, call, copy, count, imageAddress, json, make, notice, patiently, pause, percent, say } from "./api.js";
+import { Tile } from "./tiles.js";
 
 const BATCH_IMAGES = 8, BATCH_BYTES = 16e6, AT_ONCE = 2, TRIES = 6;
 const SHOWN_WIDTH = 720, SHOWN_CLASSES = 5, CHOICES = 8, NAMES = 14;
@@ -137,6 +138,7 @@ function progress() {
 
 byId("clear").addEventListener("click", () => {
   for (const item of items.splice(0)) item.forget();
+  kept.clear();  // their addresses are gone: the server has the images
   queue.length = toDraw.length = 0;
   asked = answered = 0;
   byId("cards").replaceChildren();
@@ -395,19 +397,17 @@ async function showCorrections() {
   byId("train-command").textContent = reply.train ?? "";
   byId("train-words").textContent = reply.train_words ?? "";
   const list = byId("kept"), there = new Map([...list.children].map((line) => [`${line.dataset.key} ${line.dataset.label}`, line]));
-  list.replaceChildren(...reply.items.map((item) => there.get(`${item.key} ${item.label}`) ?? tile(item)));
+  list.replaceChildren(...reply.items.map((item) => there.get(`${item.key} ${item.label}`) ?? keptTile(item)));
   if (reply.count > reply.items.length) list.append(make("li", { class: "soft", text: `and ${count(reply.count - reply.items.length)} more` }));
 }
 
-function tile(item) {
-  const place = make("span", { class: "thumb", text: "…" });
+function keptTile(item) {
+  const tile = new Tile(null);
+  tile.describe({ label: [item.label] });
+  tile.element.title = tile.image.alt = `Saved as ${item.label}`;
+  tile.show(item.key, () => kept.get(item.key)?.address ?? imageAddress(`v1/corrections/${item.key}`));
   const remove = make("button", { type: "button", class: "quiet", text: "Undo", "aria-label": `Undo: saved as ${item.label}`, onclick: () => undo(item.key, byId("choose")) });
-  const line = make("li", { "data-key": item.key, "data-label": item.label }, place, make("div", { class: "line" }, make("strong", { text: item.label }), remove));
-  const show = (address) => place.replaceWith(make("img", { class: "thumb", src: address, alt: `Saved as ${item.label}` }));
-  const held = kept.get(item.key)?.address;
-  if (held) show(held);
-  else imageAddress(`v1/corrections/${item.key}`).then(show, () => { place.textContent = "No preview"; });
-  return line;
+  return make("li", { "data-key": item.key, "data-label": item.label }, tile.element, remove);
 }
 
 async function undo(key, focus) {
