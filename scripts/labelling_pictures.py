@@ -24,7 +24,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from headstart.demo import write_digits
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-COUNT, ASKED = 900, 60
+COUNT, ASKED = 900, 90
 READY = "document.querySelectorAll('.panel-body:not([hidden]) img.ready').length >= {}"
 
 
@@ -136,7 +136,9 @@ def take(session: Session) -> None:
     page = session.page("train")
     page.click("#train")
     session.until(lambda: session.get("state")["training"]["state"] not in ("none", "running"))
-    session.picture(page, "train", "!document.getElementById('trained').hidden")
+    session.until(lambda: page.evaluate("document.querySelectorAll('#trained code').length"))
+    page.evaluate("document.querySelector('#trained code').textContent = 'headstart serve digits-run'")
+    session.picture(page, "train")
 
 
 def main() -> None:

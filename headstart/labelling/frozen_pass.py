@@ -272,7 +272,7 @@ class FrozenPass:
         store = compute_features(
             net,
             keys,
-            sources={scanned.keys[place]: addresses[place] for place in places},
+            sources={scanned.keys[place]: addresses[place] for place in places.tolist()},
             engines=default_plan(net, count, device=self.options.device),
             device=self.options.device,
             cache=self.options.cache,

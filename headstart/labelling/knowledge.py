@@ -23,6 +23,9 @@ LEAST_SPAN: Final = 2.0
 DRAWS: Final = 2000
 """Draws of the curve's parameters that the interval of a forecast is taken from."""
 
+LEAST_SHARE: Final = 0.5
+"""Share of the most blind images of a point that another point needs, to be drawn in the same curve."""
+
 LITTLE: Final = 0.005
 """Gain of accuracy below which more labels are not worth the time."""
 
@@ -64,6 +67,12 @@ class Forecast:
     gain: float
     low: float
     high: float
+
+
+def comparable(curve: Sequence[AccuracyPoint]) -> list[AccuracyPoint]:
+    """The points that are measured on most of the blind sample: those of its first images are chance."""
+    most = max((point.count for point in curve), default=0)
+    return [point for point in curve if point.count >= LEAST_SHARE * most]
 
 
 def accuracy_document(correct: int, count: int) -> dict[str, Any] | None:

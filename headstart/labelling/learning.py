@@ -16,7 +16,7 @@ from headstart.labelling.clusters import EXAMPLES, Clusters
 from headstart.labelling.frozen_pass import PassResult
 from headstart.labelling.image_list import ImageList
 from headstart.labelling.journal import Journal
-from headstart.labelling.knowledge import AccuracyPoint, accuracy_document, advice, forecast
+from headstart.labelling.knowledge import AccuracyPoint, accuracy_document, advice, comparable, forecast
 from headstart.labelling.label_state import LabelState
 from headstart.labelling.learner import CERTAIN, C, Learner, Learnt, LearnTask, PseudoLabelPool, extended, task_of
 from headstart.labelling.queues import (
@@ -361,7 +361,7 @@ class SessionLearning:
     def knowledge(self) -> dict[str, Any]:
         """Accuracy, curve, forecast and advice, as JSON."""
         left, done = self.blind_images()
-        curve = self.curve()
+        curve = comparable(self.curve())
         expected = forecast(curve)
         words = advice(len(done), len(left) + len(done), expected, int(self.is_open().sum()))
         return {

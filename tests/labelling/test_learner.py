@@ -12,7 +12,7 @@ import pytest
 
 from headstart.labelling import learner as learner_module
 from headstart.labelling.clusters import Clusters, num_clusters
-from headstart.labelling.knowledge import AHEAD, AccuracyPoint, advice, forecast
+from headstart.labelling.knowledge import AHEAD, AccuracyPoint, advice, comparable, forecast
 from headstart.labelling.learner import (
     Learner,
     Learnt,
@@ -134,6 +134,13 @@ def test_a_result_is_extended_by_images_that_are_added(multi_label: bool) -> Non
     found = extended(part, vectors)
     assert np.allclose(found.probabilities, whole.probabilities, atol=1e-5)
     assert np.allclose(found.label_probabilities, whole.label_probabilities, atol=1e-5)
+
+
+def test_points_of_the_first_blind_images_are_not_in_the_curve() -> None:
+    first, half, most = AccuracyPoint(50, 8, 9), AccuracyPoint(55, 20, 30), AccuracyPoint(60, 36, 53)
+    assert comparable([first, half, most]) == [half, most]
+    assert comparable([first]) == [first]
+    assert comparable([]) == []
 
 
 FIRST_FIT = """

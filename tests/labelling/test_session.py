@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock, Timeout
 from labelling_sessions import HIDDEN, label, named_session, open_images, truth, write_names
 
 import headstart as hs
 from headstart.data.duplicates import DuplicatePair
-from headstart.errors import DataError, LabelError, OptionError, StaleAction
+from headstart.errors import DataError, LabelError, OptionError, OutputError, StaleAction
 from headstart.labelling import LabellingSession
 from headstart.labelling.label_state import Answer, LabelChange, LabelState
 from headstart.labelling.learner import CERTAIN
@@ -367,6 +368,17 @@ def test_an_added_image_is_among_the_others_at_once_and_after_a_restart(folder: 
         assert (item["name"], item["label"]) == ("red-44.jpg", ["red"])
         assert session.learning is not None
         assert len(session.learning.vectors) == before + 1
+
+
+def test_labels_that_cannot_be_locked_are_not_called_those_of_another_process(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(lock: FileLock) -> None:
+        raise Timeout(lock.lock_file)
+
+    monkeypatch.setattr(FileLock, "acquire", refused)  # filelock says so in a folder that cannot be written
+    with pytest.raises(OutputError, match=r"photos-labels\.csv: cannot be written\. Choose another file with --labels"):
+        LabellingSession.open(folder)
 
 
 @pytest.mark.parametrize("labels", [None, "own.csv"])

@@ -19,6 +19,7 @@ class OneByOne {
   build(panel) {
     this.words = make("p", { class: "soft small" });
     this.figure = make("figure", { class: "one", tabindex: "0", id: `${this.id}-image` }, this.image = make("img", { alt: "" }), this.name = make("figcaption", { class: "soft small" }));
+    this.image.addEventListener("error", () => { this.name.textContent = `${this.items[0]?.name ?? "The image"} cannot be shown: press s to skip it`; });
     this.question = make("h3", {});
     this.choices = make("div", { class: "chips choices", role: "group", "aria-label": "Suggestions" });
     this.empty = make("p", { class: "soft empty", text: this.keeps ? "Comparing the labels …" : "Loading …" });

@@ -312,7 +312,7 @@ def test_images_get_several_labels_by_the_keyboard_in_the_grid_and_in_a_question
 
 def start_server(folder: Path, port: int) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(child_of(__file__, SERVE, folder, port), stderr=subprocess.PIPE)
-    wait_for(lambda: answers(port) or process.poll() is not None, 90)
+    wait_for(lambda: answers(port) or process.poll() is not None, 240)
     assert process.poll() is None, process.stderr and process.stderr.read()
     return process
 
@@ -363,7 +363,7 @@ def test_a_second_server_of_the_same_images_names_the_first(tmp_path: Path) -> N
             [sys.executable, "-m", "headstart", "label", str(folder), "--no-open"],
             capture_output=True,
             text=True,
-            timeout=90,
+            timeout=240,
             check=False,
         )
         assert second.returncode == 1
@@ -424,8 +424,24 @@ def test_scripts_of_the_page_have_no_unused_import() -> None:
     from headstart.serve.static_files import _files
 
     for name, data in _files().items():
-        if name.startswith("label") and name.endswith(".js"):
+        if name.endswith(".js"):
             text = data.decode()
             for found in re.findall(r"import \{ ([^}]+) \}", text):
                 for word in found.split(", "):
                     assert len(re.findall(rf"\b{word}\b", text)) > 1, (name, word)
+
+
+def test_tiles_of_this_page_and_of_the_page_of_corrections_are_one_module() -> None:
+    from headstart.serve.static_files import _files
+
+    scripts = {name: data.decode() for name, data in _files().items() if name.endswith(".js")}
+    assert [name for name, text in scripts.items() if 'class: "tile"' in text] == ["tiles.js"]
+    using = {
+        name for name, text in scripts.items() if re.search(r"import \{[^}]*\bTile\b[^}]*\} from \"./tiles.js\"", text)
+    }
+    assert using == {"page.js", "label-tiles.js"}
+    rules = {
+        name: re.findall(r"(?m)^\.tile [^{]*\{", data.decode()) for name, data in _files().items() if "css" in name
+    }
+    assert rules["page.css"]
+    assert rules["label.css"] == []
