@@ -65,7 +65,7 @@ def named_session(folder: Path, *, pairs: tuple[DuplicatePair, ...] = (), **opti
         session = LabellingSession.open(folder, **options)
         try:
             session.start()
-            assert session.wait_ready(60), session.state()["work"]
+            assert session.wait_ready(240), session.state()["work"]
             yield session
         finally:
             session.close()

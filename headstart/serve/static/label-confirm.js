@@ -116,8 +116,8 @@ function draw() {
     return;
   }
   heading.replaceChildren("Is this ", make("em", { text: label }), "?");
-  const many = `${count(total, "image")}, the most certain first`;
-  hint.textContent = single ? `${many}: swipe right for yes, left for no` : narrow.matches ? `${many}: untick the wrong ones, then confirm` : `${many}: untick the wrong ones, or point at them and press the key of their class; then confirm`;
+  const ways = single ? "Swipe right for yes, left for no" : narrow.matches ? "Untick the wrong ones, then confirm" : "Untick the wrong ones, or point at one and press the key of its class; then confirm";
+  hint.textContent = `${count(total, "image")}. ${ways}.`;
   document.getElementById("confirm-mode").textContent = single ? "Show a page" : "One by one";
   const shownItems = single ? items.slice(0, 1) : items;
   tiles = shownItems.map((item, place) => {

@@ -158,8 +158,8 @@ async function labelGroup(group, given) {
   const open = group.examples.slice(0, Math.min(SHOWN, group.unlabelled)), ids = given.clear ? group.examples.slice(0, SHOWN) : open.filter((id) => !leftOut.has(id));
   if (!ids.length) { say(open.length ? "All images shown are left out." : "All images of this group have labels."); return; }
   const out = given.label && !store.state.multi_label ? open.filter((id) => leftOut.has(id)) : [];
+  for (const id of out) leftOut.delete(id);  // they come last from now on
   const reply = await act({ ...actionFor(given, ids, "cluster"), ...(out.length ? { rejected: out } : {}) });
-  if (reply) for (const id of out) leftOut.delete(id);
   if (reply) say(`${count(reply.changed.length, "image")} of the group: ${inWords(given)}.`);
 }
 
@@ -195,6 +195,7 @@ function drawGroups() {
     entry.name.textContent = group.suggested ? `${group.suggested} ?` : `Group ${place + 1}`;
     entry.left.textContent = left;
     entry.element.classList.toggle("done", !group.unlabelled);
+    drawLeftOut(entry);
     entry.button.setAttribute("aria-label", `Group ${place + 1}: ${left}${group.suggested ? `, suggested ${group.suggested}: press Space to accept` : ""}. Press a class key to label it, Enter to open it.`);
     if (list.children[place] !== entry.element) list.insertBefore(entry.element, list.children[place] ?? null);
   });

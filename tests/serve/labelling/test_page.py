@@ -216,6 +216,27 @@ def test_the_mouse_selects_by_click_shift_control_and_rectangle(browser: Browser
         wait_for(lambda: items(site)[0]["label"] == "unsure")
 
 
+def test_images_left_out_of_a_group_come_last_and_are_not_marked_any_more(browser: Browser, tmp_path: Path) -> None:
+    with page_of(browser, write_unlabelled(tmp_path / "images", 90)) as (page, site):
+        page.evaluate("location.hash = 'groups'")
+        until(page, "document.querySelectorAll('#groups .open-group').length > 1")
+        tiles = "#groups > li:first-child .tile"
+        until(page, f"document.querySelectorAll('{tiles} img.ready').length === 9")
+        before = page.evaluate(f"[...document.querySelectorAll('{tiles} img')].map((image) => image.src)")
+        page.locator(tiles).first.click()
+        assert page.locator(f"{tiles}.out").count() == 1
+        page.keyboard.press("/")
+        page.keyboard.type("some")
+        page.keyboard.press("Enter")
+        settled(page)
+        assert state(site)["labelled"] == 8
+        until(page, f"document.querySelector('{tiles} img')?.src !== '{before[0]}'")
+        assert page.locator("#groups .tile.out").count() == 0
+        page.keyboard.press("Control+z")
+        settled(page)
+        until(page, f"document.querySelector('{tiles} img')?.src === '{before[0]}'")
+
+
 def test_classes_are_renamed_merged_and_deleted_and_each_is_undone(browser: Browser, tmp_path: Path) -> None:
     with page_of(browser, write_unlabelled(tmp_path / "images", 30)) as (page, site):
         label_some(page, site, 6)
@@ -352,7 +373,7 @@ def test_a_killed_server_loses_no_label_and_the_page_continues(browser: Browser,
         context.close()
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(120)
 
 
 def test_a_second_server_of_the_same_images_names_the_first(tmp_path: Path) -> None:
@@ -369,7 +390,7 @@ def test_a_second_server_of_the_same_images_names_the_first(tmp_path: Path) -> N
         assert second.returncode == 1
         assert f"http://127.0.0.1:{port}" in second.stderr
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
+        assert process.wait(120) == 0
     finally:
         process.kill()
 
