@@ -37,7 +37,7 @@ function show(known) {
   const accuracy = known.accuracy, curve = known.curve ?? [];
   box.replaceChildren(
     accuracy
-      ? make("div", { class: "panel accuracy" }, make("strong", { class: "figure", text: percent(accuracy.correct / accuracy.count) }), make("p", { text: `${count(accuracy.correct)} of ${count(accuracy.count)} right; 95 % interval ${(100 * accuracy.low).toFixed(1)} to ${(100 * accuracy.high).toFixed(1)} %` }))
+      ? make("div", { class: "panel accuracy" }, make("strong", { class: "figure", text: percent(accuracy.correct / accuracy.count) }), make("p", { text: `${count(accuracy.correct)}/${count(accuracy.count)} images of the test sample; 95 % interval ${(100 * accuracy.low).toFixed(1)} to ${(100 * accuracy.high).toFixed(1)} %` }))
       : make("p", { class: "empty soft", text: "The accuracy is shown when the test sample has labels and the classifier has been fitted." }),
     make("ul", { class: "advice" }, ...[known.words ?? []].flat().filter(Boolean).map((text) => make("li", { text }))),
     make("div", { class: "row" },

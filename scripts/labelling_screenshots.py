@@ -1,6 +1,6 @@
-"""Takes the pictures of docs/labelling.md: a session on 900 digits, labelled truly, in headless Chromium.
+"""Takes the screenshots of docs/labelling.md: a session on 900 digits, labelled truly, in headless Chromium.
 
-python scripts/labelling_pictures.py [docs/images/labelling]
+python scripts/labelling_screenshots.py [docs/images/labelling]
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def labelling(folder: Path) -> Iterator[str]:
 
 
 class Session:
-    """Labels truly through the API, and takes pictures of the page."""
+    """Labels truly through the API, and takes screenshots of the page."""
 
     def __init__(self, site: str, truth: dict[str, str], browser: Browser, out: Path) -> None:
         self.client, self.truth, self.browser, self.out = httpx.Client(base_url=site, timeout=300), truth, browser, out
@@ -94,8 +94,8 @@ class Session:
         self.until(lambda: page.evaluate("Boolean(document.querySelector('#tab-images .badge').textContent)"))
         return page
 
-    def picture(self, page: Page, name: str, ready: str = "true") -> None:
-        """Takes a picture when an expression is true, with a palette of 256 colours."""
+    def screenshot(self, page: Page, name: str, ready: str = "true") -> None:
+        """Takes a screenshot when an expression is true, with a palette of 256 colours."""
         self.until(lambda: page.evaluate(ready))
         page.wait_for_timeout(500)
         file = self.out / f"{name}.png"
@@ -109,10 +109,10 @@ class Session:
 
 
 def take(session: Session) -> None:
-    """All pictures, in the order of the steps."""
+    """All screenshots, in the order of the steps."""
     page = session.page("images")
     session.until(lambda: session.get("state")["work"]["done"] > COUNT // 4)
-    session.picture(page, "see", READY.format(30))
+    session.screenshot(page, "see", READY.format(30))
     session.until(lambda: session.get("state")["work"]["stage"] == "ready")
     items = session.items()
     for group in session.get("clusters")["clusters"][:6]:
@@ -120,25 +120,25 @@ def take(session: Session) -> None:
         classes = [session.truth[item["name"]] for item in shown]
         most = max(classes, key=classes.count)
         session.label([item for item, name in zip(shown, classes, strict=True) if name == most], "cluster")
-    session.picture(session.page("groups"), "groups", READY.format(60))
+    session.screenshot(session.page("groups"), "groups", READY.format(60))
     session.label(session.get("queue/blind", count=1000)["items"], "blind")
     for _ in range(ASKED // 5):
         session.label(session.get("queue/ask", count=5)["items"], "ask")
-    session.picture(session.page("confirm"), "confirm", READY.format(40))
+    session.screenshot(session.page("confirm"), "confirm", READY.format(40))
     shown = "document.querySelector('#ask-image img').complete"
-    session.picture(
+    session.screenshot(
         session.page("ask"), "ask", f"{shown} && document.querySelectorAll('.panel-ask .choices button').length"
     )
-    session.picture(session.page("confirm", phone=True), "phone", READY.format(1))
+    session.screenshot(session.page("confirm", phone=True), "phone", READY.format(1))
     curve = "Boolean(document.querySelector('.know .curve'))"
-    session.picture(session.page("know"), "accuracy", curve)
-    session.picture(session.page("know", dark=True), "dark", curve)
+    session.screenshot(session.page("know"), "accuracy", curve)
+    session.screenshot(session.page("know", dark=True), "dark", curve)
     page = session.page("train")
     page.click("#train")
     session.until(lambda: session.get("state")["training"]["state"] not in ("none", "running"))
     session.until(lambda: page.evaluate("document.querySelectorAll('#trained code').length"))
     page.evaluate("document.querySelector('#trained code').textContent = 'headstart serve digits-run'")
-    session.picture(page, "train")
+    session.screenshot(page, "train")
 
 
 def main() -> None:
