@@ -25,6 +25,9 @@ EXTRAS: Final[dict[str, tuple[str, ...]]] = {
 }
 """Extra -> modules that it installs."""
 
+DISTRIBUTION: Final = __name__.partition(".")[0].replace("_", "-")
+"""What is installed, with its extras: headstart, or headstart-runtime, which contains this module too."""
+
 
 @cache
 def version_of(distribution: str) -> str:
@@ -43,7 +46,7 @@ def is_installed(extra: str) -> bool:
 
 def install_command(extra: str) -> str:
     """The command that installs an extra: ``pip install "headstart[serve]"``."""
-    return f'pip install "headstart[{extra}]"'
+    return f'pip install "{DISTRIBUTION}[{extra}]"'
 
 
 def require_extra(extra: str, purpose: str) -> None:

@@ -106,21 +106,18 @@ class IsolatedEnvironment:
             Path of its Python.
 
         Raises:
-            ExportError: no network, no disk space, or a package does not exist for this Python. Nothing is left behind.
+            ExportError: no network, no disk space, no file locks, or a package does not exist for this Python. Nothing
+                is left behind.
         """
         folder = self.folder
-        if not self.is_ready:
-            try:
+        try:
+            while not self.is_ready:
                 folder.mkdir(parents=True, exist_ok=True)
                 with FileLock(folder / "lock"):
-                    if not self.is_ready:  # else another process has created it meanwhile
-                        self._create(folder, progress)
-            except (OSError, CacheError, ExportError) as error:
-                why = error.strerror or str(error) if isinstance(error, OSError) else str(error)
-                raise ExportError(f"{self.purpose} is not possible: {why.rstrip('.')}.") from error
-            finally:
-                if not self.is_ready:
-                    shutil.rmtree(folder, ignore_errors=True)
+                    self._create_under_lock(folder, progress)
+        except (OSError, NotImplementedError, CacheError, ExportError) as error:
+            why = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+            raise ExportError(f"{self.purpose} is not possible: {why.rstrip('.')}.") from error
         with suppress(OSError):  # the environment of another user
             os.utime(folder / "used")
         return self.python
@@ -138,6 +135,20 @@ class IsolatedEnvironment:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
         if done.returncode:
             raise ExportError(f"{self.purpose} failed: {_last_line(done.stderr) or f'status {done.returncode}'}.")
+
+    def _create_under_lock(self, folder: Path, progress: Progress) -> None:
+        """Creates the environment, or removes what it has created so far.
+
+        Nothing is removed outside the lock: another process may be installing. Returns without an environment if
+        another process has failed meanwhile and has removed the folder together with the lock file.
+        """
+        if self.is_ready or not (folder / "lock").exists():
+            return
+        try:
+            self._create(folder, progress)
+        finally:
+            if not self.is_ready:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _create(self, folder: Path, progress: Progress) -> None:
         make_space(cache_root(), self.size, folder=folder, keep=())

@@ -261,6 +261,7 @@ ORDER = [
     "exports.readers.web_reader",
     "exports.gpu_graphs",
     "exports.onnxruntime_web",
+    "exports.decoded_images",
     "exports.formats.interface",
     "exports.destination",
     "exports.formats.int8",

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import subprocess
+import threading
+import time
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from commands import main
+from filelock import FileLock
 from recorded_progress import RecordedProgress
 from small_stores import simulate_disk
 
@@ -19,7 +23,7 @@ from headstart.cache.verify import verify_cache
 from headstart.errors import ExportError
 from headstart.exports.formats.fitted import CONVERTERS
 from headstart.isolated_environment import IsolatedEnvironment, _packages_folder, _pip_fault
-from headstart.progress import SilentProgress
+from headstart.progress import Progress, SilentProgress
 
 
 @pytest.fixture(autouse=True)
@@ -119,6 +123,69 @@ def test_an_interrupted_installation_is_not_used(tmp_path: Path, stub_pip: list[
     own.ensure(SilentProgress())
     assert len(stub_pip) == 2
     assert not (own.folder / "venv" / "half").exists()
+
+
+def test_a_process_that_is_interrupted_while_it_waits_removes_nothing(
+    tmp_path: Path, stub_pip: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = environment(tmp_path)
+    half = own.folder / "venv" / "half"
+    half.parent.mkdir(parents=True)
+    half.write_text("")  # of the process that is installing
+
+    def interrupted(_lock: FileLock) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FileLock, "__enter__", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            own.ensure(SilentProgress())
+    assert half.is_file()
+
+
+def test_an_interrupted_installation_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = environment(tmp_path)
+
+    def interrupted(self: IsolatedEnvironment, progress: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(IsolatedEnvironment, "_install", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        own.ensure(SilentProgress())
+    assert not own.folder.exists()
+
+
+def test_who_waits_for_an_installation_that_fails_installs(
+    tmp_path: Path, stub_pip: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, install = environment(tmp_path), IsolatedEnvironment._install
+    installing, waits = threading.Event(), threading.Event()
+    enter = FileLock.__enter__
+
+    def fail_once(self: IsolatedEnvironment, progress: Progress) -> None:
+        if installing.is_set():
+            return install(self, progress)
+        installing.set()
+        assert waits.wait(10)
+        time.sleep(0.1)  # the other one is about to wait for the lock
+        raise ExportError("no way")
+
+    def announced(lock: FileLock) -> FileLock:
+        if installing.is_set():
+            waits.set()
+        return enter(lock)
+
+    monkeypatch.setattr(IsolatedEnvironment, "_install", fail_once)
+    monkeypatch.setattr(FileLock, "__enter__", announced)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(own.ensure, SilentProgress())
+        assert installing.wait(10)
+        second = pool.submit(own.ensure, SilentProgress())
+        with pytest.raises(ExportError, match="no way"):
+            first.result()
+        assert second.result().exists()
+    assert own.is_ready
+    assert len(stub_pip) == 1
 
 
 def test_a_full_disk_is_reported_before_anything_is_installed(

@@ -62,7 +62,7 @@ class Classifier(file: File) {{ // {name}, copied from the assets to a file
     }}
     private val interpreter = Interpreter(file)
 
-    /** The answer for an upright, opaque bitmap in ARGB_8888, and its probability. */
+    /** The answer for an upright, opaque bitmap in ARGB_8888, and its probability.{deep_note} */
     fun predict(bitmap: Bitmap): Pair<String, Float> {{
         val argb = IntArray(bitmap.width * bitmap.height)
         bitmap.getPixels(argb, 0, bitmap.width, 0, 0, bitmap.width, bitmap.height)
@@ -123,6 +123,17 @@ fun turn(source: IntArray, rows: Int, length: Int) = IntArray(source.size) {{
 }}
 
 {weight}
+{deep}"""
+
+_KOTLIN_DEEP_NOTE = """
+     *  Images of more than 8 bits: make the bitmap with `scaled`. Android's decoders keep the upper 8 bits only. */"""
+
+_KOTLIN_DEEP = """
+/** A value of an image of more than 8 bits, 0 to `white` (65535 for 16 bits), as 0 to 255 in the range of training. */
+fun scaled(value: Int, white: Int): Int {{
+    val share = (value.toDouble() / white - {low}) / ({high} - {low})
+    return round(255 * share.coerceIn(0.0, 1.0)).toInt()
+}}
 """
 
 _KOTLIN_WEIGHTS = {
@@ -160,9 +171,32 @@ func predict(_ pixels: CVPixelBuffer) throws -> (String, Double) {{
     let text = creator["headstart"]!.data(using: .utf8)!
     let metadata = try JSONSerialization.jsonObject(with: text) as! [String: Any]
     let input = try MLDictionaryFeatureProvider(dictionary: ["pixels": MLFeatureValue(pixelBuffer: pixels)])
-    let scores = try model.prediction(from: input).featureValue(for: "probabilities")!.multiArrayValue!
-    let best = (0..<scores.count).max {{ scores[$0].doubleValue < scores[$1].doubleValue }}!
-    return ((metadata["classes"] as! [String])[best], scores[best].doubleValue)
+    let outputs = try model.prediction(from: input)
+    let scores = outputs.featureValue(for: "probabilities")!.multiArrayValue!
+    {answer}
+}}
+{deep}"""
+
+_SWIFT_OUTLIER = """\
+let outlier = outputs.featureValue(for: "outlier")!.multiArrayValue![0].doubleValue
+    if outlier > (metadata["none_above"] as! Double) {{ return (metadata["none"] as! String, outlier) }}"""
+
+_SWIFT_CLASS = """\
+let best = (0..<scores.count).max { scores[$0].doubleValue < scores[$1].doubleValue }!
+    return ((metadata["classes"] as! [String])[best], scores[best].doubleValue)"""
+
+_SWIFT_LABELS = """\
+let limits = metadata["thresholds"] as! [Double]
+    let labels = (0..<scores.count).filter { scores[$0].doubleValue >= limits[$0] }
+    let names = labels.map { (metadata["classes"] as! [String])[$0] }.joined(separator: ", ")
+    return (names, labels.map { scores[$0].doubleValue }.min() ?? 0)"""
+
+_SWIFT_DEEP = """
+// Images of more than 8 bits: a value of 0 to `white` (65535 for 16 bits) as 0 to 255 in the range of training. Make
+// the pixel buffer with it: Apple's decoders keep the upper 8 bits only.
+func scaled(_ value: Int, white: Int) -> UInt8 {{
+    let share = (Double(value) / Double(white) - {low}) / ({high} - {low})
+    return UInt8((255 * min(1, max(0, share))).rounded(.toNearestOrEven))
 }}
 """
 
@@ -227,6 +261,8 @@ def kotlin_snippet(file: Path, metadata: ExportMetadata) -> str:
         classes=len(metadata.classes),
         outputs=outputs,
         answer="\n        ".join(lines),
+        deep=_deep(_KOTLIN_DEEP, metadata),
+        deep_note=_deep(_KOTLIN_DEEP_NOTE, metadata).removesuffix(" */"),
         reach=_REACH[target["interpolation"]],
         weight=_KOTLIN_WEIGHTS[target["interpolation"]],
     )
@@ -240,13 +276,25 @@ def swift_snippet(file: Path, metadata: ExportMetadata) -> str:
         metadata: of the file.
     """
     target = metadata.preprocessing
+    lines = [] if metadata.none_above is None else [_SWIFT_OUTLIER.format()]
+    lines.append(_SWIFT_CLASS if metadata.thresholds is None else _SWIFT_LABELS)
     return _SWIFT.format(
         name=file.name,
         stem=file.stem,
         width=target["width"],
         height=target["height"],
         before=metadata.before_graph,
+        answer="\n    ".join(lines),
+        deep=_deep(_SWIFT_DEEP, metadata),
     )
+
+
+def _deep(text: str, metadata: ExportMetadata) -> str:
+    """Text about images of more than 8 bits; "" if the model was trained on their full scale."""
+    if metadata.value_range is None:
+        return ""
+    low, high = metadata.value_range
+    return text.format(low=low, high=high)
 
 
 def _numbers(metadata: ExportMetadata, *, kotlin: bool = False) -> dict[str, Any]:

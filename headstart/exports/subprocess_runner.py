@@ -11,9 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from headstart.concurrency import map_images
-from headstart.data.decode import decode
 from headstart.data.preprocessing import Rgb
-from headstart.errors import UnreadableImage
+from headstart.exports.decoded_images import decode_or_none, map_decoded
 from headstart.exports.formats.registry import open_export
 from headstart.exports.metadata import ExportMetadata
 from headstart.exports.reader_process import OpenedExport
@@ -66,7 +65,7 @@ def run_in_subprocess(file: Path, paths: Sequence[str], *, full_size: bool = Fal
         seconds = time.perf_counter() - started
         whole = np.full_like(probabilities, np.nan)
         if full_size:
-            whole, _ = _predict(opened, _decoded(paths, metadata, only_reduced=True), len(paths))
+            whole, _ = _predict(opened, _reduced_at_full_size(paths, metadata), len(paths))
     return FilePredictions(metadata, probabilities, outliers, whole, seconds, opened.seconds)
 
 
@@ -81,17 +80,18 @@ def _predict(opened: OpenedExport, images: Iterator[Rgb | None], count: int) -> 
     return probabilities, outliers
 
 
-def _decoded(paths: Sequence[str], metadata: ExportMetadata, *, only_reduced: bool = False) -> Iterator[Rgb | None]:
-    """Decoded images, None for unreadable ones; or only those that decoding reduces, at full size."""
+def _decoded(paths: Sequence[str], metadata: ExportMetadata) -> Iterator[Rgb | None]:
+    return map_decoded(lambda found: np.array(found.image), paths, metadata)
+
+
+def _reduced_at_full_size(paths: Sequence[str], metadata: ExportMetadata) -> Iterator[Rgb | None]:
+    """The images that decoding reduces, at full size; None for others."""
 
     def one(path: str) -> Rgb | None:
-        try:
-            found = decode(path, min_side=metadata.decode_at_least, value_range=metadata.value_range)
-            if only_reduced:
-                reduced = found.image.size != (found.width, found.height)
-                return np.array(decode(path, min_side=FULL_SIZE).image) if reduced else None
-            return np.array(found.image)
-        except UnreadableImage:
+        found = decode_or_none(path, metadata)
+        if found is None or found.image.size == (found.width, found.height):
             return None
+        whole = decode_or_none(path, metadata, min_side=FULL_SIZE)
+        return None if whole is None else np.array(whole.image)
 
     return map_images(one, paths, ahead=8)

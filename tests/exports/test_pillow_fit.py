@@ -6,7 +6,7 @@ import ast
 import json
 import shutil
 import subprocess
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from PIL import Image
 from random_images import random_image
 from small_models import small_model
 
+from headstart.data.bit_depth import LEVELS, DeepValues
 from headstart.data.preprocessing import Preprocessing, resize_and_crop
 from headstart.exports.graph import export_metadata
 from headstart.exports.metadata import ExportMetadata
@@ -98,6 +99,28 @@ def test_the_python_snippets_name_file_and_outputs() -> None:
     assert "// m.tflite, copied" in kotlin_snippet(Path("m.tflite"), one)
 
 
+def test_the_swift_snippet_gives_the_answer_of_each_kind_of_model() -> None:
+    one, several = metadata_of("crop"), metadata_of("crop", several=True)
+    found = {name: swift_snippet(Path("m.mlpackage"), own) for name, own in (("one", one), ("several", several))}
+    assert 'if outlier > (metadata["none_above"] as! Double) { return (metadata["none"] as! String' in found["one"]
+    assert 'metadata["thresholds"] as! [Double]' in found["several"]
+    assert "thresholds" not in found["one"]
+    plain = swift_snippet(Path("m.mlpackage"), replace(one, none_above=None))
+    assert "outlier" not in plain
+    for text in (*found.values(), plain):
+        assert text.count("{") == text.count("}")
+        assert "{{" not in text
+
+
+def test_snippets_for_phones_scale_images_of_more_than_8_bits_where_the_model_was_trained_in_a_range() -> None:
+    usual = metadata_of("crop")
+    deep = replace(usual, preprocessing=usual.preprocessing | {"value_range": [0.1, 0.3]})
+    for snippet in (kotlin_snippet, swift_snippet):
+        assert "scaled" not in snippet(Path("m"), usual)
+        assert "(0.3 - 0.1)" in snippet(Path("m"), deep)
+        assert "keep the upper 8 bits only" in snippet(Path("m"), deep)
+
+
 STUBS = {
     "Bitmap": """package android.graphics
 class Bitmap(val width: Int, val height: Int, val pixels: IntArray) {
@@ -130,24 +153,43 @@ fun main(arguments: Array<String>) {
 """
 
 
+def compiled(text: str, folder: Path) -> Path:
+    """A jar of the snippet, with a main function, and the stand-ins of Android's classes."""
+    if not shutil.which("kotlinc") or not shutil.which("kotlin"):
+        pytest.skip("no Kotlin compiler (kotlinc)")
+    sources = STUBS | {"Classifier": text}
+    for name, source in sources.items():
+        (folder / f"{name}.kt").write_text(source)
+    files = [str(folder / f"{name}.kt") for name in sources]
+    made = subprocess.run(["kotlinc", *files, "-d", str(folder / "m.jar")], capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    return folder / "m.jar"
+
+
+@pytest.mark.exhaustive
+def test_the_kotlin_snippet_scales_16_bits_as_headstart_does(tmp_path: Path) -> None:
+    usual = metadata_of("crop")
+    deep = replace(usual, preprocessing=usual.preprocessing | {"value_range": [0.1, 0.3]})
+    main = (
+        "fun main(names: Array<String>) { File(names[0]).writeBytes(ByteArray(65536) { scaled(it, 65535).toByte() }) }"
+    )
+    jar, out = compiled(f"{kotlin_snippet(Path('m.tflite'), deep)}\n{main}\n", tmp_path), tmp_path / "levels"
+    subprocess.run(["kotlin", "-cp", str(jar), "ClassifierKt", str(out)], check=True)
+    levels = np.arange(LEVELS, dtype=np.uint16).reshape(256, 256)
+    expected = np.array(DeepValues(levels, LEVELS - 1, 16).to_8_bits((0.1, 0.3)))
+    assert np.array_equal(np.frombuffer(out.read_bytes(), np.uint8), expected.ravel())
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("case", CASES)
 def test_the_kotlin_snippet_compiles_and_resizes_to_the_same_pixels(case: str, tmp_path: Path) -> None:
-    if not shutil.which("kotlinc") or not shutil.which("kotlin"):
-        pytest.skip("no Kotlin compiler (kotlinc)")
-    sources = dict(STUBS)
-    sources["Classifier"] = kotlin_snippet(Path("m.tflite"), metadata_of(case, several=case == "box")) + MAIN
-    for name, text in sources.items():
-        (tmp_path / f"{name}.kt").write_text(text)
-    files = [str(tmp_path / f"{name}.kt") for name in sources]
-    made = subprocess.run(["kotlinc", *files, "-d", str(tmp_path / "m.jar")], capture_output=True, text=True)
-    assert made.returncode == 0, made.stderr
+    jar = compiled(kotlin_snippet(Path("m.tflite"), metadata_of(case, several=case == "box")) + MAIN, tmp_path)
     raw = []
     for i, image in enumerate(images()):
         raw.append(tmp_path / f"{i}.raw")
         size = image.width.to_bytes(2, "big") + image.height.to_bytes(2, "big")
         raw[-1].write_bytes(size + np.array(image).tobytes())
-    subprocess.run(["kotlin", "-cp", str(tmp_path / "m.jar"), "ClassifierKt", *map(str, raw)], check=True)
+    subprocess.run(["kotlin", "-cp", str(jar), "ClassifierKt", *map(str, raw)], check=True)
     for image, file in zip(images(), raw, strict=True):
         target = CASES[case]
         found = np.frombuffer(Path(f"{file}.fitted").read_bytes(), np.uint8).reshape(target.height, target.width, 3)

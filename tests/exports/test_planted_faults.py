@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import main
-from small_models import CLASSES, shown, small_model
+from small_models import CLASSES, small_model, write_shown
 from torch import Tensor
 from web_pages import fake_runtime_files
 
@@ -75,9 +75,7 @@ def test_a_planted_fault_is_refused(
     fault: str, to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images, out = tmp_path / "images", tmp_path / "out"
-    for i in range(12):
-        (images / CLASSES[i % 3]).mkdir(parents=True, exist_ok=True)
-        shown(i).resize((90 + i, 80)).save(images / CLASSES[i % 3] / f"{i}.png")
+    write_shown(images, 12, lambda i: (90 + i, 80))
     monkeypatch.setattr(graph_module, "ExportGraph", type("Planted", (FaultyGraph,), FAULTS[fault]))
     model = small_model(ood_detector=True).save(tmp_path / "model.safetensors")
     file = out / {"onnx": "m.onnx", "torch": "m.pt2", "web": "m_web", "openvino": "m_openvino"}[to]

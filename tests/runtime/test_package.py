@@ -133,5 +133,23 @@ def test_the_wheel_contains_the_same_files_and_predicts_without_headstart(wheel:
     assert done.stdout.splitlines()[1] == "gone.png\tno such file or directory"
 
 
+@pytest.mark.slow
+def test_a_heic_file_without_its_decoder_names_the_extra_of_this_wheel(wheel: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    small_onnx(tmp_path / "m.onnx")
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    script = (
+        "import sys; sys.path.insert(0, 'site'); "
+        "import importlib.util as u; find = u.find_spec; "
+        "u.find_spec = lambda name, *rest: None if name == 'pillow_heif' else find(name, *rest); "
+        "from headstart_runtime.runtime.command import run; run()"
+    )
+    command = [sys.executable, "-c", script, "predict", "m.onnx", "a.heic"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=_plain())
+    assert 'Reading HEIC requires an extra: pip install "headstart-runtime[heif]"' in done.stdout, done.stderr
+    assert 'heif = ["pillow-heif' in (FOLDER / "pyproject.toml").read_text()
+
+
 def _plain() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

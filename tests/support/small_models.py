@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,6 +71,21 @@ def _ood_detector(vectors: np.ndarray) -> OodDetector | None:
 def shown(seed: int) -> Image.Image:
     """An image in one of three colours."""
     return random_image(seed, list(COLOURS.values())[seed % 3])
+
+
+def write_shown(folder: Path, count: int, size: Callable[[int], tuple[int, int]] | None = None) -> Path:
+    """Writes images of the three colours, each in the folder of its class.
+
+    Args:
+        folder: created if it does not exist.
+        count: number of images.
+        size: number of an image -> its (width, height); None for that of ``shown``.
+    """
+    for i in range(count):
+        file = folder / CLASSES[i % 3] / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        (shown(i).resize(size(i)) if size else shown(i)).save(file)
+    return folder
 
 
 def _head(kind: str, features: np.ndarray, classes: int, shape: tuple[int, ...]) -> nn.Module:

@@ -19,7 +19,7 @@ from commands import main
 from encoded_images import encoded
 from PIL import ExifTags, Image
 from served import served
-from small_models import CLASSES, shown, small_model
+from small_models import CLASSES, shown, small_model, write_shown
 
 import headstart as hs
 from headstart.backbone.weights import load_backbone, random_backbone
@@ -51,10 +51,7 @@ FIT_SIZES = [(900, 60), (60, 900), (3, 2), (1, 1), (126, 128), (122, 128), (64, 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Thirty images of several sizes in three classes, including a large JPEG."""
-    folder = tmp_path_factory.mktemp("images")
-    for i in range(30):
-        (folder / CLASSES[i % 3]).mkdir(exist_ok=True)
-        shown(i).resize((60 + 7 * i, 90 - i)).save(folder / CLASSES[i % 3] / f"{i}.png")
+    folder = write_shown(tmp_path_factory.mktemp("images"), 30, lambda i: (60 + 7 * i, 90 - i))
     shown(99).resize((1400, 1100)).save(folder / "blue" / "large.jpg", quality=95)
     return folder
 

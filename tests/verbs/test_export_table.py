@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from commands import main
-from small_models import CLASSES, shown, small_model
+from small_models import small_model, write_shown
 
 import headstart as hs
 from headstart.errors import ExportError, OptionError
@@ -22,10 +22,7 @@ def refuse(request: WriteRequest) -> WrittenFiles:
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    for i in range(12):
-        (tmp_path / "images" / CLASSES[i % 3]).mkdir(parents=True, exist_ok=True)
-        shown(i).save(tmp_path / "images" / CLASSES[i % 3] / f"{i}.png")
-    return tmp_path / "images"
+    return write_shown(tmp_path / "images", 12)
 
 
 def test_what_cannot_be_written_has_a_row_with_the_reason(

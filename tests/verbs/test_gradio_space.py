@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 from commands import main
-from small_models import CLASSES, shown, small_model
+from small_models import shown, small_model, write_shown
 
 import headstart as hs
 from headstart.errors import ExportError, OutputError
@@ -41,10 +41,8 @@ def model() -> Model:
 @pytest.fixture(scope="module")
 def exported(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     folder = tmp_path_factory.mktemp("exported")
-    for i in range(9):
-        (folder / "images" / CLASSES[i % 3]).mkdir(parents=True, exist_ok=True)
-        shown(i).save(folder / "images" / CLASSES[i % 3] / f"{i}.png")
-    return hs.export(model, "onnx", out=folder / "small.onnx", data=folder / "images")
+    images = write_shown(folder / "images", 9)
+    return hs.export(model, "onnx", out=folder / "small.onnx", data=images)
 
 
 @pytest.fixture

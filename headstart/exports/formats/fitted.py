@@ -12,11 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from headstart.concurrency import map_images
-from headstart.data.bit_depth import ValueRange
-from headstart.data.decode import decode
-from headstart.data.preprocessing import Preprocessing, Rgb, resize_and_crop
-from headstart.errors import ExportError, UnreadableImage
+from headstart.data.preprocessing import Preprocessing, resize_and_crop
+from headstart.exports.decoded_images import calibration_images
 from headstart.exports.formats.torch_export import write_program
 from headstart.exports.metadata import ExportMetadata
 from headstart.exports.readers.litert_reader import METADATA_FILE
@@ -65,23 +62,11 @@ def append_metadata(file: Path, metadata: ExportMetadata) -> None:
         archive.writestr(entry, metadata.text())
 
 
-def write_calibration(
-    paths: Sequence[str], preprocessing: Preprocessing, file: Path, *, value_range: ValueRange | None
-) -> None:
+def write_calibration(paths: Sequence[str], preprocessing: Preprocessing, metadata: ExportMetadata, file: Path) -> None:
     """Writes training images, resized and cropped, as (N, height, width, 3) uint8 in a .npy file.
 
     Raises:
         ExportError: no image can be read.
     """
-
-    def one(path: str) -> Rgb | None:
-        try:
-            found = decode(path, min_side=preprocessing.decode_at_least, value_range=value_range)
-            return resize_and_crop(found.image, preprocessing)
-        except UnreadableImage:
-            return None
-
-    images = [image for image in map_images(one, paths, ahead=8) if image is not None]
-    if not images:
-        raise ExportError("no training image can be read to calibrate int8 on.")
-    np.save(file, np.stack(images))
+    found = calibration_images(lambda one: resize_and_crop(one.image, preprocessing), paths, metadata)
+    np.save(file, np.stack(list(found)))

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 import onnx
 
-from headstart.concurrency import map_images
-from headstart.data.bit_depth import ValueRange
-from headstart.data.decode import decode
 from headstart.engine.onnx_runtime import onnxruntime  # noqa: F401  # before onnxruntime.quantization: switches telemetry off
-from headstart.errors import ExportError, UnreadableImage, first_line
+from headstart.errors import ExportError, first_line
+from headstart.exports.decoded_images import calibration_images
 from headstart.exports.formats.interface import QuantizedLayers
-from headstart.exports.metadata import INPUT
+from headstart.exports.metadata import INPUT, ExportMetadata
 from headstart.quiet import quiet
 
 # isort: split
@@ -77,16 +75,13 @@ _LAYERS = {
 """Operator -> (kind of layer, whether it is a quantised operator)."""
 
 
-def quantize_int8(
-    proto: onnx.ModelProto, paths: Sequence[str], *, decode_at_least: int, value_range: ValueRange | None = None
-) -> onnx.ModelProto:
+def quantize_int8(proto: onnx.ModelProto, paths: Sequence[str], metadata: ExportMetadata) -> onnx.ModelProto:
     """Quantises the backbone of a graph; preprocessing and head stay float32 and cost little.
 
     Args:
         proto: from ``onnx_graph``; not modified.
         paths: training images on which ranges of activations are measured.
-        decode_at_least: see ``ExportMetadata``.
-        value_range: see ``Preprocessing``.
+        metadata: of the float32 file, which say how images are decoded.
 
     Raises:
         ExportError: no image can be read, the quantiser fails, or its result is not quantised.
@@ -95,7 +90,7 @@ def quantize_int8(
     excluded = [node.name for node in proto.graph.node if not in_backbone(node)] + convolutions[:FLOAT_CONVOLUTIONS]
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
-    reader = _CalibrationImages(paths, decode_at_least, value_range)
+    reader = _CalibrationImages(paths, metadata)
     try:
         with tempfile.TemporaryDirectory(prefix="headstart-") as folder, quiet("root"):
             file = Path(folder) / "int8.onnx"
@@ -128,21 +123,10 @@ def in_backbone(node: onnx.NodeProto) -> bool:
 class _CalibrationImages(CalibrationDataReader):  # type: ignore[misc]  # the package has no types
     """Decoded images, one at a time."""
 
-    def __init__(self, paths: Sequence[str], decode_at_least: int, value_range: ValueRange | None) -> None:
-        self.paths, self.decode_at_least, self.value_range = paths, decode_at_least, value_range
-        self.images = self._decoded()
-        self.read = 0
+    def __init__(self, paths: Sequence[str], metadata: ExportMetadata) -> None:
+        self.images = calibration_images(lambda found: np.array(found.image), paths, metadata)
 
     def get_next(self) -> dict[str, Any] | None:
         """The next image; None at the end."""
         image = next(self.images, None)
         return None if image is None else {INPUT: image[None]}
-
-    def _decoded(self) -> Iterator[Any]:
-        def one(path: str) -> Any:
-            try:
-                return np.array(decode(path, min_side=self.decode_at_least, value_range=self.value_range).image)
-            except UnreadableImage:
-                return None
-
-        return (image for image in map_images(one, self.paths, ahead=8) if image is not None)

@@ -54,8 +54,7 @@ def _write(request: WriteRequest) -> WrittenFiles:
         request.progress.say(
             f"Measuring ranges of activations on {count:,} images that are not used in the comparison."
         )
-        value_range = metadata.value_range
-        write_calibration(request.calibration_images, preprocessing, calibration, value_range=value_range)
+        write_calibration(request.calibration_images, preprocessing, metadata, calibration)
     small = request.scratch / "small.tflite"
     with request.progress.task("Quantizing", 1):
         ENVIRONMENT.run(CONVERTER, ["quantize", float32, request.variant, calibration, small], request.progress)

@@ -112,12 +112,7 @@ def _write(request: WriteRequest) -> WrittenFiles:
 
     count = len(request.calibration_images)
     request.progress.say(f"Measuring ranges of activations on {count:,} images that are not used in the comparison.")
-    small = quantize_int8(
-        proto,
-        request.calibration_images,
-        decode_at_least=metadata.decode_at_least,
-        value_range=metadata.value_range,
-    )
+    small = quantize_int8(proto, request.calibration_images, metadata)
     float32 = request.scratch / "float32.onnx"
     write_onnx(proto, metadata, float32)
     metadata = export_metadata(request.model, written_with=versions, precision=request.variant)

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from headstart.data.decode import decode
-from headstart.errors import ExportError, UnreadableImage
+from headstart.errors import ExportError
+from headstart.exports.decoded_images import NOTHING_TO_CALIBRATE_ON, decode_or_none
 from headstart.exports.formats.interface import QuantizedLayers, WriteRequest
 from headstart.exports.formats.openvino_model import save
 from headstart.exports.metadata import KEY, ExportMetadata
@@ -138,7 +138,7 @@ def _work(folder: Path) -> None:
     metadata = ExportMetadata.read(model.get_rt_info(KEY).astype(str), folder)
     paths = [path for path in job["paths"] if _pixels(path, metadata) is not None]
     if not paths:
-        (folder / FAULT_FILE).write_text("none of the images for int8 can be read.")
+        (folder / FAULT_FILE).write_text(NOTHING_TO_CALIBRATE_ON)
         sys.exit(1)
     small = _quantized(model, paths, metadata, set(job["backbone"]))
     save(small, ExportMetadata.read(job["metadata"], folder), Path(job["out"]))
@@ -217,11 +217,8 @@ def _answer(probabilities: npt.NDArray[np.float32], metadata: ExportMetadata) ->
 
 def _pixels(path: str, metadata: ExportMetadata) -> npt.NDArray[np.uint8] | None:
     """(1, H, W, 3) uint8; None for an unreadable image."""
-    try:
-        found = decode(path, min_side=metadata.decode_at_least, value_range=metadata.value_range)
-    except UnreadableImage:
-        return None
-    return np.array(found.image)[None]
+    found = decode_or_none(path, metadata)
+    return None if found is None else np.array(found.image)[None]
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from random_images import random_image
+from small_models import small_model
 
 from headstart.errors import ExportError
 from headstart.exports.formats.int8 import FLOAT_CONVOLUTIONS, quantize_int8, quantized_layers
+from headstart.exports.graph import export_metadata
+from headstart.exports.metadata import ExportMetadata
 
 CONVOLUTIONS = FLOAT_CONVOLUTIONS + 2
 
@@ -50,6 +54,11 @@ def graph(*, scopes: bool = True) -> onnx.ModelProto:
     return helper.make_model(own, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
+@pytest.fixture(scope="module")
+def metadata() -> ExportMetadata:
+    return replace(export_metadata(small_model(), written_with={}), decode_at_least=48)
+
+
 @pytest.fixture
 def images(tmp_path: Path) -> list[str]:
     paths = [tmp_path / f"{i}.png" for i in range(4)]
@@ -58,24 +67,34 @@ def images(tmp_path: Path) -> list[str]:
     return list(map(str, paths))
 
 
-def test_the_layers_of_the_backbone_compute_in_8_bits_and_are_counted(images: list[str]) -> None:
-    small = quantize_int8(graph(), images, decode_at_least=48)
+def test_the_layers_of_the_backbone_compute_in_8_bits_and_are_counted(
+    images: list[str], metadata: ExportMetadata
+) -> None:
+    small = quantize_int8(graph(), images, metadata)
     found = quantized_layers(small)
     assert (found.convolutions, found.products) == ((2, CONVOLUTIONS), (0, 1))
     assert str(found) == f"2 of {CONVOLUTIONS} convolutions and 0 of 1 matrix products in 8 bits"
 
 
-def test_a_graph_that_stayed_float32_is_refused_whatever_the_exporter_said_of_it(images: list[str]) -> None:
+def test_a_graph_that_stayed_float32_is_refused_whatever_the_exporter_said_of_it(
+    images: list[str], metadata: ExportMetadata
+) -> None:
     with pytest.raises(
         ExportError, match=f"not quantised: 0 of {CONVOLUTIONS} convolutions and 0 of 1 matrix products"
     ):
-        quantize_int8(graph(scopes=False), images, decode_at_least=48)  # as if a new exporter wrote no metadata
+        quantize_int8(graph(scopes=False), images, metadata)  # as if a new exporter wrote no metadata
     with pytest.raises(ExportError, match="not quantised"):
         quantized_layers(graph())
 
 
-def test_weights_alone_in_8_bits_do_not_count(images: list[str]) -> None:
-    small = quantize_int8(graph(), images, decode_at_least=48)
+def test_without_a_readable_image_there_is_nothing_to_calibrate_on(tmp_path: Path, metadata: ExportMetadata) -> None:
+    (tmp_path / "damaged.png").write_bytes(b"no image")
+    with pytest.raises(ExportError, match=r"^no training image can be read to calibrate int8 on\."):
+        quantize_int8(graph(), [str(tmp_path / "damaged.png"), str(tmp_path / "gone.png")], metadata)
+
+
+def test_weights_alone_in_8_bits_do_not_count(images: list[str], metadata: ExportMetadata) -> None:
+    small = quantize_int8(graph(), images, metadata)
     made_by = {name: node for node in small.graph.node for name in node.output}
     for node in small.graph.node:
         if node.op_type == "Conv" and made_by[node.input[0]].op_type == "DequantizeLinear":

@@ -18,7 +18,7 @@ import pytest
 import torch
 from commands import main
 from isolated import use_existing, use_stub
-from small_models import CLASSES, shown, small_model
+from small_models import CLASSES, shown, small_model, write_shown
 from torch import Tensor
 
 import headstart as hs
@@ -44,11 +44,7 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("images")
-    for i in range(24):
-        (folder / CLASSES[i % 3]).mkdir(exist_ok=True)
-        shown(i).resize((90 + 9 * i, 80)).save(folder / CLASSES[i % 3] / f"{i}.png")
-    return folder
+    return write_shown(tmp_path_factory.mktemp("images"), 24, lambda i: (90 + 9 * i, 80))
 
 
 class PlantedGraph(FittedGraph):

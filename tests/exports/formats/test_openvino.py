@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import pytest
 from commands import main
-from small_models import CLASSES, shown, small_model
+from small_models import shown, small_model, write_shown
 
 import headstart as hs
 from headstart.errors import ExportError, MissingExtra, OutputError
@@ -48,11 +48,7 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("images")
-    for i in range(30):
-        (folder / CLASSES[i % 3]).mkdir(exist_ok=True)
-        shown(i).resize((60 + 7 * i, 90 - i)).save(folder / CLASSES[i % 3] / f"{i}.png")
-    return folder
+    return write_shown(tmp_path_factory.mktemp("images"), 30, lambda i: (60 + 7 * i, 90 - i))
 
 
 @pytest.fixture(scope="module")

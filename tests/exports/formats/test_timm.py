@@ -17,7 +17,7 @@ from hub import TOKEN, hub_on_this_machine
 from PIL import Image
 from pipelines import PIPELINES
 from safetensors.torch import load_file, save_file
-from small_models import CLASSES, shown, small_model
+from small_models import CLASSES, shown, small_model, write_shown
 from torch import nn
 
 import headstart as hs
@@ -37,10 +37,7 @@ from headstart.verbs import Exported
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Thirty images of several sizes in three classes, including a large JPEG."""
-    folder = tmp_path_factory.mktemp("images")
-    for i in range(30):
-        (folder / CLASSES[i % 3]).mkdir(exist_ok=True)
-        shown(i).resize((60 + 7 * i, 90 + 5 * (i % 7))).save(folder / CLASSES[i % 3] / f"{i}.png")
+    folder = write_shown(tmp_path_factory.mktemp("images"), 30, lambda i: (60 + 7 * i, 90 + 5 * (i % 7)))
     shown(99).resize((1400, 1100)).save(folder / "blue" / "large.jpg", quality=95)
     return folder
 
