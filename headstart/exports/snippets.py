@@ -1,4 +1,4 @@
-"""Code snippets that use an exported file, in Python and JavaScript, with the name of the file filled in.
+"""Code snippets that use an exported file, in Python, JavaScript and C++, with the name of the file filled in.
 
 Lines start at the left margin and blocks end with an empty line, so that an interactive interpreter accepts them too.
 """
@@ -6,10 +6,11 @@ Lines start at the left margin and blocks end with an empty line, so that an int
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 
-from headstart.exports.metadata import KEY, ExportMetadata
+from headstart.exports.metadata import KEY, OUTPUTS, ExportMetadata
 
 IMAGE = "image.jpg"
 
@@ -95,6 +96,71 @@ const {{ data, info }} = await image.toBuffer({{ resolveWithObject: true }});
 const pixels = new ort.Tensor("uint8", data, [1, info.height, info.width, 3]);
 const {{ {outputs} }} = await session.run({{ pixels }});
 """
+
+_CPP = """\
+// g++ -std=c++17 classify.cpp -lonnxruntime, with headers and library of ONNX Runtime 1.17 or newer
+#include <onnxruntime_cxx_api.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <fstream>
+#include <iostream>
+#include <string>
+#include <utility>
+#include <vector>
+
+class Classifier {{
+    Ort::Env env;
+    Ort::Session session;
+    const std::vector<std::string> classes = {{{classes}}};
+
+public:
+    explicit Classifier(const ORTCHAR_T* file) : session(env, file, Ort::SessionOptions()) {{}}
+
+    // The answer for upright, opaque pixels of any size, row by row as red, green, blue; and its probability.{deep}
+    std::pair<std::string, float> predict(std::vector<uint8_t>& rgb, int64_t width, int64_t height) {{
+        const std::vector<int64_t> shape = {{1, height, width, 3}};
+        const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
+        const auto pixels = Ort::Value::CreateTensor(memory, rgb.data(), rgb.size(), shape.data(), shape.size());
+        const char* input = "pixels";
+        const char* outputs[] = {{{outputs}}};
+        const auto found = session.Run(Ort::RunOptions(), &input, &pixels, 1, outputs, {count});
+        const float* scores = found[0].GetTensorData<float>();
+        {answer}
+    }}
+}};
+
+int main(int count, char** names) {{ // name of a binary PPM file, such as ImageMagick writes
+    std::ifstream file(count > 1 ? names[1] : "image.ppm", std::ios::binary);
+    std::string kind;
+    int64_t width = 0, height = 0, white = 0;
+    file >> kind >> width >> height >> white;
+    if (!file || kind != "P6" || white != 255) return std::cerr << "expected a binary PPM file\\n", 1;
+    std::vector<uint8_t> rgb(width * height * 3);
+    file.ignore(1).read(reinterpret_cast<char*>(rgb.data()), rgb.size());
+    if (!file) return std::cerr << "the PPM file is too short\\n", 1;
+    const auto [answer, probability] = Classifier(ORT_TSTR({file})).predict(rgb, width, height);
+    std::cout << answer << " " << probability << "\\n";
+}}"""
+
+_CPP_BEST = "const float* best = std::max_element(scores, scores + classes.size());"
+_CPP_CLASS = "return {classes[best - scores], *best};"
+
+_CPP_LABELS = """\
+const std::vector<double> thresholds = {{{thresholds}}};
+        std::pair<std::string, float> labels = {{"", 1}}; // joined, and the lowest of their probabilities
+        for (size_t i = 0; i < classes.size(); i++) {{
+            if (scores[i] < thresholds[i]) continue;
+            labels.first += (labels.first.empty() ? "" : ", ") + classes[i];
+            labels.second = std::min(labels.second, scores[i]);
+        }}
+        return labels;"""
+
+_CPP_OUTLIER = "if (found[1].GetTensorData<float>()[0] > {above!r}) return {{{none}, *best}};"
+
+_CPP_DEEP = """
+    // Images of more than 8 bits: make each value 255 * (value / white - {low}) / ({high} - {low}), rounded, within 0
+    // to 255; white is 65535 for 16 bits."""
 
 _BROWSER = """\
 // in <script type="module"> of a page beside the folder
@@ -186,6 +252,38 @@ def javascript_snippet(file: Path, metadata: ExportMetadata, image: str = IMAGE)
     if metadata.value_range is not None:
         lines.insert(0, "// images of more than 8 bits must be scaled by metadata.preprocessing.value_range first")
     return text + "\n".join([*lines, f"console.log({shown});"])
+
+
+def cpp_snippet(file: Path, metadata: ExportMetadata) -> str:
+    """A C++ program that prints the answer for a PPM file and its probability, with ONNX Runtime alone.
+
+    Args:
+        file: the .onnx file.
+        metadata: of the file.
+    """
+    outputs = OUTPUTS[: 1 if metadata.none_above is None else 2]
+    lines = [_CPP_BEST] if metadata.thresholds is None or metadata.none_above is not None else []
+    if metadata.none_above is not None:
+        lines.append(_CPP_OUTLIER.format(above=metadata.none_above, none=_cpp_text(metadata.none)))
+    if metadata.thresholds is None:
+        lines.append(_CPP_CLASS)
+    else:
+        lines.append(_CPP_LABELS.format(thresholds=", ".join(map(repr, metadata.thresholds))))
+    low, high = metadata.value_range or (0, 1)
+    return _CPP.format(
+        classes=", ".join(map(_cpp_text, metadata.classes)),
+        outputs=", ".join(f'"{name}"' for name in outputs),
+        count=len(outputs),
+        answer="\n        ".join(lines),
+        deep="" if metadata.value_range is None else _CPP_DEEP.format(low=low, high=high),
+        file=_cpp_text(str(file)),
+    )
+
+
+def _cpp_text(text: str) -> str:
+    """A string literal; JSON's, but for control characters, which C++ does not accept as universal names."""
+    literal = json.dumps(text, ensure_ascii=False)
+    return re.sub(r"\\u00([01][0-9a-f])", lambda found: f"\\{int(found[1], 16):03o}", literal)
 
 
 def page_snippet(folder: Path, metadata: ExportMetadata) -> str:  # noqa: ARG001  # as the others

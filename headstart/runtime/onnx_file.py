@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import final
+from typing import Final, final
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,9 @@ import numpy.typing as npt
 from ..engine.onnx_runtime import new_session
 from ..errors import ExportError, first_line
 from ..exports.metadata import INPUT, KEY, OUTPUTS, ExportMetadata, is_unchanged
+
+_CODE: Final = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
+"""What ONNX Runtime writes before the reason of an error."""
 
 
 @final
@@ -37,7 +41,8 @@ class OnnxFile:
         try:
             self.session = new_session(content, threads=threads)
         except Exception as error:  # the runtime raises a dozen types
-            raise ExportError(f"{file}: damaged, or not an ONNX file ({first_line(error)}).") from error
+            reason = _CODE.sub("", first_line(error))
+            raise ExportError(f"{file}: damaged, or not an ONNX file ({reason}). Copy or export it again.") from error
         properties = self.session.get_modelmeta().custom_metadata_map
         if KEY not in properties:
             raise ExportError(f"{file}: not written by Headstart. Expected a file written by headstart export.")

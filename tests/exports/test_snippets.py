@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,7 +22,7 @@ from headstart.exports.formats.onnx import write_onnx
 from headstart.exports.graph import export_metadata
 from headstart.exports.metadata import ExportMetadata
 from headstart.exports.parity import FormatResult
-from headstart.exports.snippets import IMAGE, javascript_snippet
+from headstart.exports.snippets import IMAGE, cpp_snippet, javascript_snippet
 from headstart.verbs import export as export_module
 
 
@@ -33,8 +35,9 @@ def printed(
     monkeypatch.setattr(export_module, "export", lambda *_, **__: exported)
     status, out, err = main("export", "runs/own", capsys=capsys)
     assert status == 0, err
-    python, _, javascript = out.partition("\npython:\n\n")[2].partition("\njavascript:\n\n")
-    return {"python": python, "javascript": javascript}
+    python, _, others = out.partition("\npython:\n\n")[2].partition("\njavascript:\n\n")
+    javascript, _, cpp = others.partition("\nc++:\n\n")
+    return {"python": python, "javascript": javascript, "c++": cpp}
 
 
 def alpha_zero(image: Image.Image) -> Image.Image:
@@ -96,3 +99,121 @@ def test_the_javascript_snippet_stands_at_the_left_margin(
     assert text.startswith('import fs from "node:fs";\n')
     assert text == javascript_snippet(tmp_path / "model.onnx", metadata) + "\n"
     assert not any(line.startswith(" ") for line in text.splitlines())
+
+
+ONNXRUNTIME = os.environ.get("HEADSTART_ONNXRUNTIME", "")
+"""A folder with headers and library of ONNX Runtime, in include and lib."""
+
+STUB_HEADER = """
+#include <cstdint>
+#include <string>
+#include <vector>
+#define ORTCHAR_T char
+#define ORT_TSTR(text) text
+enum OrtAllocatorType { OrtArenaAllocator };
+enum OrtMemType { OrtMemTypeDefault };
+namespace Ort {
+struct Env {};
+struct SessionOptions {};
+struct RunOptions {};
+struct MemoryInfo { static MemoryInfo CreateCpu(OrtAllocatorType, OrtMemType) { return {}; } };
+struct Value {
+    std::vector<float> numbers;
+    static Value CreateTensor(const MemoryInfo&, uint8_t* data, size_t count, const int64_t* shape, size_t sides) {
+        float sum = 0;
+        for (size_t i = 0; i < count; i++) sum += data[i] * float(i % 3 + 1);
+        return {{sum, float(shape[1] * 1000 + shape[2]), float(sides)}};
+    }
+    template <typename T> const T* GetTensorData() const { return numbers.data(); }
+};
+struct Session {
+    Session(Env&, const char*, const SessionOptions&) {}
+    using Names = const char* const*;
+    std::vector<Value> Run(const RunOptions&, Names, const Value* in, size_t, Names, size_t n) {
+        const bool right = in->numbers == std::vector<float>{1 * 10 + 2 * 20 + 3 * 30, 1002, 4};
+        std::vector<Value> found = {{{0.25f, right ? 0.75f : 0.0f, 0.5f}}, {{0.96875f}}};
+        found.resize(n);
+        return found;
+    }
+};
+}
+"""
+"""In place of ONNX Runtime: three scores if pixels and shape are those of the test, and an outlier score of 0.96875."""
+
+
+def run_cpp(text: str, folder: Path, image: Path, include: Path, *options: str) -> str:
+    """Compiles the snippet and returns what it prints."""
+    if not shutil.which("g++"):
+        pytest.skip("no C++ compiler (g++)")
+    (folder / "classify.cpp").write_text(text, encoding="utf-8")
+    program = folder / "classify"
+    command = [
+        "g++",
+        "-std=c++17",
+        "-Wall",
+        "-Werror",
+        f"-I{include}",
+        folder / "classify.cpp",
+        "-o",
+        program,
+        *options,
+    ]
+    made = subprocess.run(command, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    done = subprocess.run([program, image], capture_output=True, text=True, check=True, encoding="utf-8")
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, 'b "q" \\ \x01é 0.75\n'),
+        ({"none_above": 0.97}, 'b "q" \\ \x01é 0.75\n'),
+        ({"none_above": 0.96}, "none of these 0.75\n"),
+        ({"thresholds": (0.3, 0.75, 0.4)}, 'b "q" \\ \x01é, c 0.5\n'),
+        ({"thresholds": (0.9, 0.9, 0.9)}, " 1\n"),
+    ],
+    ids=["class", "below", "outlier", "labels", "no label"],
+)
+def test_the_cpp_snippet_compiles_and_prints_the_answer(changes: dict, expected: str, tmp_path: Path) -> None:
+    metadata = replace(export_metadata(small_model(), written_with={}), classes=("a", 'b "q" \\ \x01é', "c"))
+    (tmp_path / "onnxruntime_cxx_api.h").write_text(STUB_HEADER)
+    image = tmp_path / "image.ppm"
+    image.write_bytes(b"P6\n2 1\n255\n" + bytes([10, 20, 30, 0, 0, 0]))
+    text = cpp_snippet(
+        tmp_path / "m.onnx", replace(metadata, none_above=None) if not changes else replace(metadata, **changes)
+    )
+    assert run_cpp(text, tmp_path, image, tmp_path) == expected
+
+
+@pytest.mark.exhaustive
+def test_the_cpp_snippet_agrees_with_onnx_runtime(tmp_path: Path) -> None:
+    if not ONNXRUNTIME:
+        pytest.skip("no headers and library of ONNX Runtime (HEADSTART_ONNXRUNTIME)")
+    metadata = replace(
+        export_metadata(small_model(), written_with={}), classes=("red", "green", "blue"), none_above=None
+    )
+    write_onnx(mean_colour(), metadata, tmp_path / "m.onnx")
+    image = random_image(3, (40, 60, 200))
+    image.save(tmp_path / "image.ppm")
+    lib = Path(ONNXRUNTIME) / "lib"
+    options = f"-L{lib}", "-lonnxruntime", f"-Wl,-rpath,{lib}"
+    text = cpp_snippet(tmp_path / "m.onnx", metadata)
+    answer, _, chance = run_cpp(
+        text, tmp_path, tmp_path / "image.ppm", Path(ONNXRUNTIME) / "include", *options
+    ).rpartition(" ")
+    expected = np.array(image).mean((0, 1)) / 30
+    assert answer == "blue"
+    assert float(chance) == pytest.approx((np.exp(expected) / np.exp(expected).sum()).max(), abs=1e-4)
+
+
+def test_the_cpp_snippet_is_printed_and_says_what_to_do_with_deep_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metadata = export_metadata(small_model(), written_with={})
+    text = printed(tmp_path / "model.onnx", metadata, monkeypatch, capsys)["c++"]
+    assert text == cpp_snippet(tmp_path / "model.onnx", metadata) + "\n"
+    assert "more than 8 bits" not in text
+    deep = replace(metadata, preprocessing=metadata.preprocessing | {"value_range": [0.1, 0.3]})
+    assert "255 * (value / white - 0.1) / (0.3 - 0.1)" in cpp_snippet(tmp_path / "model.onnx", deep)

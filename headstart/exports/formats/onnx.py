@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from headstart.errors import ExportError, first_line
 from headstart.exports.formats.interface import ExportFormat, QuantizedLayers, WriteRequest, WrittenFiles
 from headstart.exports.metadata import INPUT, KEY, LOGGERS, OUTPUTS, ExportMetadata, sealed, to_be_sealed
-from headstart.exports.snippets import javascript_snippet, python_snippet
+from headstart.exports.snippets import cpp_snippet, javascript_snippet, python_snippet
 from headstart.extras import require_extra
 from headstart.files import write_atomically
 
@@ -137,6 +137,6 @@ FORMAT = ExportFormat(
     _write,
     "onnx_reader.py",
     variants=(INT8,),
-    snippets={"python": python_snippet, "javascript": javascript_snippet},
+    snippets={"python": python_snippet, "javascript": javascript_snippet, "c++": cpp_snippet},
     count_quantized=_count_quantized,
 )
