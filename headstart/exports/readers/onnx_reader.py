@@ -30,7 +30,8 @@ def open_file(path: str) -> tuple[str, Callable[[numpy.ndarray], list[numpy.ndar
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime raises a dozen types
-        raise ValueError(f"damaged, or not an ONNX file ({str(error).partition(chr(10))[0]})") from error
+        reason = str(error).partition("\n")[0].rpartition(" : ")[2].rstrip(".")  # without the runtime's codes
+        raise ValueError(f"damaged, or not an ONNX file ({reason})") from error
     properties = session.get_modelmeta().custom_metadata_map
     if "headstart" not in properties:
         raise ValueError("not written by Headstart. Expected a file written by headstart export")

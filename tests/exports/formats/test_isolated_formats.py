@@ -48,7 +48,10 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class PlantedGraph(FittedGraph):
-    """The exported graph with a change of the fitted image, of its output, or of a weight."""
+    """The exported graph with a change of the fitted image, of its output, or of a weight.
+
+    The image stays uint8: ExecuTorch's converter fails at an image that is float32 before its axes are permuted.
+    """
 
     change_fitted: Callable[[Tensor], Tensor] = staticmethod(lambda fitted: fitted)
     change_probabilities: Callable[[Tensor], Tensor] = staticmethod(lambda probabilities: probabilities)
@@ -62,12 +65,12 @@ class PlantedGraph(FittedGraph):
             weight.data[0] *= -1
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        probabilities, *others = super().forward(self.change_fitted(pixels.float()))
+        probabilities, *others = super().forward(self.change_fitted(pixels))
         return (self.change_probabilities(probabilities), *others)
 
 
 FAULTS = {
-    "wrong normalisation": {"change_fitted": staticmethod(lambda fitted: fitted * 0.9)},
+    "wrong normalisation": {"change_fitted": staticmethod(lambda fitted: (fitted * 0.9).to(fitted.dtype))},
     "BGR": {"change_fitted": staticmethod(lambda fitted: fitted.flip(-1))},
     "crop off by one": {"change_fitted": staticmethod(lambda fitted: torch.roll(fitted, 1, dims=2))},
     "swapped classes": {"change_probabilities": staticmethod(lambda found: found[:, [1, 0, *range(2, len(CLASSES))]])},
