@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import asdict
 from typing import Any
@@ -51,7 +52,9 @@ def capture_fitted(model: Model, *, planes: bool = False) -> torch.export.Export
     """
     height, width = model.preprocessing.height, model.preprocessing.width
     pixels = torch.zeros(1, 3, height, width) if planes else torch.zeros(1, height, width, 3, dtype=torch.uint8)
-    return _captured(model, NamedOutputs(FittedGraph(model, planes=planes)), pixels, None)
+    # A prediction leaves the weights in channels-last order, at which ExecuTorch's converter fails; the model keeps it.
+    graph = copy.deepcopy(FittedGraph(model, planes=planes)).to(memory_format=torch.contiguous_format)
+    return _captured(model, NamedOutputs(graph), pixels, None)
 
 
 def _captured(model: Model, graph: nn.Module, pixels: Tensor, shapes: Any) -> torch.export.ExportedProgram:

@@ -48,10 +48,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class PlantedGraph(FittedGraph):
-    """The exported graph with a change of the fitted image, of its output, or of a weight.
-
-    The image stays uint8: ExecuTorch's converter fails at an image that is float32 before its axes are permuted.
-    """
+    """The exported graph with a change of the fitted image, of its output, or of a weight."""
 
     change_fitted: Callable[[Tensor], Tensor] = staticmethod(lambda fitted: fitted)
     change_probabilities: Callable[[Tensor], Tensor] = staticmethod(lambda probabilities: probabilities)
@@ -131,6 +128,16 @@ def test_the_nth_largest_counts_equal_values() -> None:
 def test_a_graph_for_phones_has_no_sort(model: Model) -> None:
     names = {str(node.target) for node in capture_fitted(model).graph.nodes}
     assert not [name for name in names if "topk" in name or "sort" in name]
+
+
+@pytest.mark.slow
+def test_a_graph_for_phones_has_contiguous_weights_whatever_a_prediction_did_to_them() -> None:
+    model = small_model()
+    weight = next(p for p in model.net.parameters() if p.dim() == 4 and p.shape[1] > 1 and p.shape[2] > 1)
+    model.net.to(memory_format=torch.channels_last)  # as the engine does
+    assert not weight.is_contiguous()
+    assert all(own.is_contiguous() for own in capture_fitted(model).state_dict.values())
+    assert not weight.is_contiguous()
 
 
 def row(**values: object) -> FormatResult:
