@@ -113,7 +113,13 @@ class IsolatedEnvironment:
         try:
             while not self.is_ready:
                 folder.mkdir(parents=True, exist_ok=True)
-                with FileLock(folder / "lock"):
+                lock = FileLock(folder / "lock")
+                try:
+                    lock.acquire()
+                except FileNotFoundError:
+                    continue  # another process has failed at this moment and has removed the folder
+                with lock:
+                    lock.release()  # held once now, by the block
                     self._create_under_lock(folder, progress)
         except (OSError, NotImplementedError, CacheError, ExportError) as error:
             why = error.strerror or str(error) if isinstance(error, OSError) else str(error)

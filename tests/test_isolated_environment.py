@@ -137,7 +137,7 @@ def test_a_process_that_is_interrupted_while_it_waits_removes_nothing(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(FileLock, "__enter__", interrupted)
+        patch.setattr(FileLock, "acquire", interrupted)
         with pytest.raises(KeyboardInterrupt):
             own.ensure(SilentProgress())
     assert half.is_file()
@@ -160,7 +160,7 @@ def test_who_waits_for_an_installation_that_fails_installs(
 ) -> None:
     own, install = environment(tmp_path), IsolatedEnvironment._install
     installing, waits = threading.Event(), threading.Event()
-    enter = FileLock.__enter__
+    acquire = FileLock.acquire
 
     def fail_once(self: IsolatedEnvironment, progress: Progress) -> None:
         if installing.is_set():
@@ -170,13 +170,13 @@ def test_who_waits_for_an_installation_that_fails_installs(
         time.sleep(0.1)  # the other one is about to wait for the lock
         raise ExportError("no way")
 
-    def announced(lock: FileLock) -> FileLock:
+    def announced(lock: FileLock, *options: Any) -> Any:
         if installing.is_set():
             waits.set()
-        return enter(lock)
+        return acquire(lock, *options)
 
     monkeypatch.setattr(IsolatedEnvironment, "_install", fail_once)
-    monkeypatch.setattr(FileLock, "__enter__", announced)
+    monkeypatch.setattr(FileLock, "acquire", announced)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(own.ensure, SilentProgress())
         assert installing.wait(10)
