@@ -95,7 +95,7 @@ def choose_recipe(
             ends,
             partial(seconds_of, SHORTEST, inspected, training=training),
             partial(seconds_of, None, inspected),
-            partial(seconds_of, DEEP[-1], inspected, training=training),
+            partial(seconds_of, DEEP[2], inspected, training=training),
             KEPT * 60 * minutes,
         ),
         max_cost=max_cost,

@@ -2,8 +2,8 @@
 
 Every candidate is evaluated on a part of the training images; those that are worse than the best by more than noise are
 dropped, and the others are evaluated on three times as many; only the better half of them if there is no time for all.
-Then variants of the best one are tried (larger images, other ways to fit an image into the input), and combinations of
-those that are equally good, side by side. Features are cached, so each image passes through a backbone once, and the
+Then combinations of those that are equally good are tried, side by side, and variants of the best one (larger images,
+other ways to fit an image into the input). Features are cached, so each image passes through a backbone once, and the
 run that follows finds the features of the one that was chosen.
 
 Source: successive halving, Jamieson and Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter
@@ -142,8 +142,9 @@ def search(
     _decide(pending)
     if drops:
         limit = max_cost * pending[0].candidate.gmacs
-        pending = one.improved(pending, [c for c in variants(pending[0].candidate) if c.gmacs <= limit])
         pending = one.improved(pending, _combinations(pending, max_cost))
+        limit = max(limit, pending[0].candidate.gmacs)
+        pending = one.improved(pending, [c for c in variants(pending[0].candidate) if c.gmacs <= limit])
     if one.stopped:
         pending[0].decision += f"; {one.stopped}"
     return Selection(
@@ -171,9 +172,10 @@ class TimeLimit:
         ends: on the monotonic clock, in seconds: the end of the whole run.
         to_fine_tune: speed of a backbone -> seconds that the shortest run that fine-tunes it takes after the search.
         to_fit: the same where nothing is fine-tuned.
-        deepest: the same of the most thorough fine-tuning.
-        most_kept: seconds that are kept for a more thorough fine-tuning than the shortest, at most.
+        deepest: the same of deep fine-tuning.
+        most_kept: seconds that are kept for a deeper fine-tuning than the shortest, at most.
         fine_tunes: whether there is time for fine-tuning.
+        gain: how many times as fast as in the search a forward pass is in fine-tuning, which may compute in bfloat16.
     """
 
     ends: float
@@ -182,16 +184,22 @@ class TimeLimit:
     deepest: Callable[[Speed], float]
     most_kept: float = 0.0
     fine_tunes: bool = True
+    gain: float = 1.0
 
-    def begin(self, speed: Speed) -> None:
+    def begin(self, speed: Speed, gain: float = 1.0) -> None:
         """Determines whether a backbone of that speed can be fine-tuned; if not, no time is kept for it."""
-        self.fine_tunes = time.monotonic() + self.to_fine_tune(speed) <= self.ends
+        self.gain = gain
+        self.fine_tunes = time.monotonic() + self.to_fine_tune(self._gained(speed)) <= self.ends
 
     def needed_after(self, speed: Speed) -> float:
         """Seconds that are kept for the run with a backbone after the search."""
+        speed = self._gained(speed)
         if not self.fine_tunes:
             return self.to_fit(speed)
         return max(self.to_fine_tune(speed), min(self.deepest(speed), self.most_kept))
+
+    def _gained(self, speed: Speed) -> Speed:
+        return Speed(speed.reading, speed.forward / self.gain)
 
     def allows(self, seconds: float, speed: Speed) -> bool:
         """Whether something that takes some seconds fits, with the run of a backbone of that speed after it."""
@@ -258,8 +266,20 @@ class _Search:
             found.append(self.contender(candidate))
             self.evaluate(found[-1], size)
             if self.limit is not None and len(found) == 1:
-                self.limit.begin(found[0].speed)
+                self.limit.begin(found[0].speed, self.gain(found[0]))
         return found
+
+    def gain(self, one: _Contender) -> float:
+        """How many times as fast the engine for training images is, see ``TimeLimit``; at least 1."""
+        found = measure_engines(
+            one.net,
+            one.sample,
+            count=len(self.order),
+            device=self.device,
+            cache=self.cache,
+            progress=_TasksOnly(self.progress),
+        )
+        return max(1.0, found.rate * one.speed.forward)
 
     def is_too_slow(self, candidate: Candidate, known: _Contender, size: int) -> bool:
         """Whether there is no time to evaluate a candidate, by its cost and the speed of another one; says so."""

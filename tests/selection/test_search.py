@@ -95,7 +95,7 @@ class Allows:
     count: int
     fine_tunes: bool = True
 
-    def begin(self, _speed: Speed) -> None: ...
+    def begin(self, _speed: Speed, _gain: float) -> None: ...
 
     def needed_after(self, _speed: Speed) -> float:
         return 0.0
@@ -119,6 +119,16 @@ def test_without_time_to_fine_tune_none_is_kept_for_it() -> None:
     limit.begin(forward(1e-1))
     assert limit.allows(10, forward(1e-1))
     assert not limit.allows(25, forward(1e-1))
+
+
+def test_less_time_is_kept_where_fine_tuning_computes_faster_than_the_search() -> None:
+    limit = TimeLimit(time.monotonic() + 30, lambda s: 1e4 * s.whole, lambda _: 0.0, lambda _: 0.0)
+    speed = Speed(0.001, 0.004)
+    limit.begin(speed)
+    assert not limit.fine_tunes, "50 s"
+    limit.begin(speed, 3.0)
+    assert limit.fine_tunes, "10 s to read and 13 s to compute"
+    assert limit.needed_after(speed) == pytest.approx(10 + 40 / 3)
 
 
 def test_time_is_kept_for_a_thorough_fine_tuning_up_to_a_limit() -> None:
