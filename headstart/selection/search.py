@@ -44,6 +44,9 @@ FIRST, FACTOR = 400, 3
 """Training images of the first round, and how many times as many each later round has."""
 
 
+TAKEN = 0.85
+"""Share of their estimate that runs take whose engines were not measured yet; the plan of the steps decides later."""
+
 UNKNOWN_SPEED = Speed(0.0, 1 / DEFAULT_RATE)
 
 
@@ -142,6 +145,7 @@ def search(
     _decide(pending)
     if drops:
         limit = max_cost * pending[0].candidate.gmacs
+        one.measure_gain(pending)
         pending = one.improved(pending, _combinations(pending, max_cost))
         limit = max(limit, pending[0].candidate.gmacs)
         pending = one.improved(pending, [c for c in variants(pending[0].candidate) if c.gmacs <= limit])
@@ -186,9 +190,8 @@ class TimeLimit:
     fine_tunes: bool = True
     gain: float = 1.0
 
-    def begin(self, speed: Speed, gain: float = 1.0) -> None:
+    def begin(self, speed: Speed) -> None:
         """Determines whether a backbone of that speed can be fine-tuned; if not, no time is kept for it."""
-        self.gain = gain
         self.fine_tunes = time.monotonic() + self.to_fine_tune(self._gained(speed)) <= self.ends
 
     def needed_after(self, speed: Speed) -> float:
@@ -203,7 +206,7 @@ class TimeLimit:
 
     def allows(self, seconds: float, speed: Speed) -> bool:
         """Whether something that takes some seconds fits, with the run of a backbone of that speed after it."""
-        return time.monotonic() + seconds + self.needed_after(speed) <= self.ends
+        return time.monotonic() + seconds + TAKEN * self.needed_after(speed) <= self.ends
 
 
 @dataclass
@@ -266,11 +269,15 @@ class _Search:
             found.append(self.contender(candidate))
             self.evaluate(found[-1], size)
             if self.limit is not None and len(found) == 1:
-                self.limit.begin(found[0].speed, self.gain(found[0]))
+                self.measure_gain(found)
+                self.limit.begin(found[0].speed)
         return found
 
-    def gain(self, one: _Contender) -> float:
-        """How many times as fast the engine for training images is, see ``TimeLimit``; at least 1."""
+    def measure_gain(self, ranked: Sequence[_Contender]) -> None:
+        """Measures ``TimeLimit.gain`` with the largest of those within noise of the best."""
+        if self.limit is None:
+            return
+        one = max((one for one in ranked if _is_near(one, ranked[0])), key=lambda one: one.candidate.gmacs)
         found = measure_engines(
             one.net,
             one.sample,
@@ -279,7 +286,7 @@ class _Search:
             cache=self.cache,
             progress=_TasksOnly(self.progress),
         )
-        return max(1.0, found.rate * one.speed.forward)
+        self.limit.gain = max(1.0, found.rate * one.speed.forward)
 
     def is_too_slow(self, candidate: Candidate, known: _Contender, size: int) -> bool:
         """Whether there is no time to evaluate a candidate, by its cost and the speed of another one; says so."""

@@ -95,7 +95,9 @@ class Allows:
     count: int
     fine_tunes: bool = True
 
-    def begin(self, _speed: Speed, _gain: float) -> None: ...
+    gain: float = 1.0
+
+    def begin(self, _speed: Speed) -> None: ...
 
     def needed_after(self, _speed: Speed) -> float:
         return 0.0
@@ -126,7 +128,8 @@ def test_less_time_is_kept_where_fine_tuning_computes_faster_than_the_search() -
     speed = Speed(0.001, 0.004)
     limit.begin(speed)
     assert not limit.fine_tunes, "50 s"
-    limit.begin(speed, 3.0)
+    limit.gain = 3.0
+    limit.begin(speed)
     assert limit.fine_tunes, "10 s to read and 13 s to compute"
     assert limit.needed_after(speed) == pytest.approx(10 + 40 / 3)
 
