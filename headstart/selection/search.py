@@ -204,9 +204,15 @@ class TimeLimit:
     def _gained(self, speed: Speed) -> Speed:
         return Speed(speed.reading, speed.forward / self.gain)
 
-    def allows(self, seconds: float, speed: Speed) -> bool:
-        """Whether something that takes some seconds fits, with the run of a backbone of that speed after it."""
-        return time.monotonic() + seconds + TAKEN * self.needed_after(speed) <= self.ends
+    def allows(self, seconds: float, speed: Speed, *, share: float = TAKEN) -> bool:
+        """Whether something that takes some seconds fits, with the run of a backbone of that speed after it.
+
+        Args:
+            seconds: that it takes.
+            speed: of the backbone.
+            share: of the estimated time of the run that is kept for it.
+        """
+        return time.monotonic() + seconds + share * self.needed_after(speed) <= self.ends
 
 
 @dataclass
@@ -222,12 +228,15 @@ class _Search:
     progress: Progress
     stopped: str = ""
     skipped: list[str] = field(default_factory=list)
+    measured: _Contender | None = None
 
     def rounds(
         self, candidates: Sequence[Candidate], sizes: Sequence[int], *, drops: bool
     ) -> tuple[list[_Contender], list[_Contender]]:
         """Those that reached the last round, and those that were dropped; best first in each."""
         pending, out = self.first_round(candidates, sizes[0]), list[_Contender]()
+        pending.sort(key=lambda one: one.log_loss)
+        self.measure_gain(pending)
         for size in sizes:
             if size != sizes[0]:
                 going = self.going_on(pending, size)
@@ -247,11 +256,17 @@ class _Search:
         return pending, out
 
     def going_on(self, ranked: list[_Contender], size: int) -> list[_Contender]:
-        """Those for which there is time in the next round: all, the better half, or none."""
-        expected = 0.0
+        """Those for which there is time in the next round: all, the better half, or none.
+
+        Time is kept for the largest network within noise of the best that can still be fine-tuned.
+        """
+        expected, kept = 0.0, ranked[0].speed
+        if self.limit is not None:
+            usable = [one.speed for one in ranked if _is_near(one, ranked[0]) and self.limit.allows(0.0, one.speed)]
+            kept = max(usable, key=lambda speed: speed.forward, default=kept)
         for going in (ranked, ranked[: (len(ranked) + 1) // 2]):
             expected = sum((size - len(one.losses)) * one.speed.whole for one in going)
-            if self.limit is None or self.limit.allows(expected, ranked[0].speed):
+            if self.limit is None or self.limit.allows(expected, kept, share=1.0):
                 for one in ranked[len(going) :]:
                     p = paired_p(one.losses, ranked[0].losses)
                     where = f"dropped after {len(one.losses):,} images for lack of time"
@@ -278,6 +293,9 @@ class _Search:
         if self.limit is None:
             return
         one = max((one for one in ranked if _is_near(one, ranked[0])), key=lambda one: one.candidate.gmacs)
+        if one is self.measured:
+            return
+        self.measured = one
         found = measure_engines(
             one.net,
             one.sample,

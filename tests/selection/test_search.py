@@ -102,7 +102,9 @@ class Allows:
     def needed_after(self, _speed: Speed) -> float:
         return 0.0
 
-    def allows(self, _seconds: float, _speed: Speed) -> bool:
+    def allows(self, seconds: float, _speed: Speed, *, share: float = 1.0) -> bool:
+        if not seconds:
+            return True
         self.count -= 1
         return self.count >= 0
 
