@@ -260,10 +260,7 @@ class _Search:
 
         Time is kept for the largest network within noise of the best that can still be fine-tuned.
         """
-        expected, kept = 0.0, ranked[0].speed
-        if self.limit is not None:
-            usable = [one.speed for one in ranked if _is_near(one, ranked[0]) and self.limit.allows(0.0, one.speed)]
-            kept = max(usable, key=lambda speed: speed.forward, default=kept)
+        expected, kept = 0.0, self.kept_for(ranked)
         for going in (ranked, ranked[: (len(ranked) + 1) // 2]):
             expected = sum((size - len(one.losses)) * one.speed.whole for one in going)
             if self.limit is None or self.limit.allows(expected, kept, share=1.0):
@@ -274,6 +271,12 @@ class _Search:
                 return going
         self.stopped = f"no time for the next round, with {size:,} images, of about {expected:.0f} s"
         return []
+
+    def kept_for(self, ranked: Sequence[_Contender]) -> Speed:
+        """Speed of the largest network within noise of the best that can still be fine-tuned."""
+        near = [one.speed for one in ranked if _is_near(one, ranked[0])]
+        usable = [speed for speed in near if self.limit is None or self.limit.allows(0.0, speed)]
+        return max(usable, key=lambda speed: speed.forward, default=ranked[0].speed)
 
     def first_round(self, candidates: Sequence[Candidate], size: int) -> list[_Contender]:
         """Loads and evaluates the candidates, the first one in any case and the others if there is time."""
@@ -306,15 +309,25 @@ class _Search:
         )
         self.limit.gain = max(1.0, found.rate * one.speed.forward)
 
-    def is_too_slow(self, candidate: Candidate, known: _Contender, size: int) -> bool:
-        """Whether there is no time to evaluate a candidate, by its cost and the speed of another one; says so."""
+    def is_too_slow(self, candidate: Candidate, known: _Contender, size: int, kept: Speed | None = None) -> bool:
+        """Whether there is no time to evaluate a candidate, by its cost and the speed of another one; says so.
+
+        Args:
+            candidate: to evaluate.
+            known: the other one.
+            size: number of images.
+            kept: of what is used otherwise, for which there has to be time too.
+        """
         ratio = candidate.gmacs / max(known.candidate.gmacs, 1e-9)
         speed = Speed(known.speed.reading, known.speed.forward * ratio)
         expected = size * speed.whole
-        if self.limit is None or self.limit.allows(expected, speed):
+        limit = self.limit
+        if limit is None:
             return False
-        after = self.limit.needed_after(speed)
-        then = "fine-tune it" if self.limit.fine_tunes else "use it"
+        if limit.allows(expected, speed) and (kept is None or limit.allows(expected, kept, share=1.0)):
+            return False
+        after = limit.needed_after(speed)
+        then = "fine-tune it" if limit.fine_tunes else "use it"
         self.skipped.append(f"{candidate.label} (about {expected:.0f} s, and {after:.0f} s to {then})")
         self.progress.say(f"Not tried for lack of time: {self.skipped[-1]}.")
         return True
@@ -325,7 +338,7 @@ class _Search:
         A candidate is chosen instead of the best one if it is better by more than noise.
         """
         best = ranked[0]
-        found = [one for candidate in tried if (one := self.compared(candidate, best)) is not None]
+        found = [one for candidate in tried if (one := self.compared(candidate, ranked)) is not None]
         found.sort(key=lambda one: (-max(one.rounds), one.log_loss))
         wins = bool(found) and _is_as_far(found[0], best) and paired_p(best.losses, found[0].losses) < ALPHA
         for place, one in enumerate(found):
@@ -339,15 +352,15 @@ class _Search:
                 best.decision = f"not chosen: worse than {one.candidate.label} (p = {p:.2g})"
         return [found[0], *ranked, *found[1:]] if wins else [*ranked, *found]
 
-    def compared(self, candidate: Candidate, best: _Contender) -> _Contender | None:
+    def compared(self, candidate: Candidate, ranked: Sequence[_Contender]) -> _Contender | None:
         """Evaluates a candidate in the best one's last two rounds; only in the first of them if it is worse there.
 
         Returns:
             None if there is no time for the first of the two.
         """
-        one = None
+        best, one, kept = ranked[0], None, self.kept_for(ranked)
         for size in sorted(best.rounds)[-2:]:
-            if self.is_too_slow(candidate, best, size - (0 if one is None else max(one.rounds))):
+            if self.is_too_slow(candidate, best, size - (0 if one is None else max(one.rounds)), kept):
                 break
             one = one or self.contender(candidate)
             self.evaluate(one, size)
