@@ -49,6 +49,9 @@ from headstart.model import Model
 from headstart.training.head_spec import LINEAR
 from headstart.training.recipe import Recipe
 
+MAX_TOTAL_WEIGHT = 1e15
+"""Largest sum of sample weights; products of larger ones overflow."""
+
 Paths = Sequence[str | os.PathLike[str]] | npt.NDArray[Any]
 """N paths of images: a list, an array, a data frame column, or a data frame of one column."""
 
@@ -402,7 +405,9 @@ def _as_paths(X: Any) -> list[str]:
 
 
 def _as_array(column: Any) -> Any:
-    """A data frame column or array-like as a numpy array; other values unchanged."""
+    """A data frame column or array-like as a numpy array, one of Arrow as a list; other values unchanged."""
+    if hasattr(column, "to_pylist"):  # its to_numpy refuses texts
+        return column.to_pylist()
     if hasattr(column, "to_numpy"):
         return column.to_numpy()
     return np.asarray(column) if hasattr(column, "__array__") else column
@@ -444,8 +449,8 @@ def _as_labels(y: Any) -> npt.NDArray[Any]:
     labels = items if isinstance(values, np.ndarray) else np.asarray(items.tolist())
     try:
         check_classification_targets(labels)
-    except ValueError as error:
-        raise InputError(f"labels: {first_line(error)}.") from error
+    except (ValueError, TypeError) as error:
+        raise InputError(f"labels: {first_line(error).rstrip('.')}.") from error
     return labels
 
 
@@ -453,7 +458,7 @@ def _as_weights(sample_weight: Any, count: int) -> npt.NDArray[np.float64] | Non
     """Validates sample weights and returns them as (N,) float64; None for None.
 
     Raises:
-        InputError: not N finite numbers of at least 0, or all are 0.
+        InputError: not N numbers of at least 0 with a sum up to ``MAX_TOTAL_WEIGHT``, or all are 0.
     """
     if sample_weight is None:
         return None
@@ -465,6 +470,8 @@ def _as_weights(sample_weight: Any, count: int) -> npt.NDArray[np.float64] | Non
         raise InputError(f"sample_weight of shape {weights.shape}: expected ({count},), a number for each path.")
     if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
         raise InputError("sample_weight: expected finite weights of zero or more, at least one above zero.")
+    if float(weights.max()) * len(weights) > MAX_TOTAL_WEIGHT:
+        raise InputError(f"sample_weight: up to {weights.max():g}; expected a sum of at most {MAX_TOTAL_WEIGHT:g}.")
     return weights
 
 

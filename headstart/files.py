@@ -40,6 +40,10 @@ def user_path(path: UserPath) -> Path:
     if not text or "\0" in text:
         raise OptionError(f"{text!r}: not a path; {'it contains a zero byte' if text else 'it is empty'}.")
     try:
+        os.fsencode(text)
+    except UnicodeEncodeError as error:
+        raise OptionError(f"{unicode_text(text)}: not a path; it has a character that no path can have.") from error
+    try:
         return Path(path_of(text)).expanduser()
     except RuntimeError as error:
         if os.path.lexists(text):
@@ -230,6 +234,18 @@ def text_bytes(text: str) -> bytes:
 def json_text(document: Any, *, indent: int | None = None) -> str:
     """A document as ASCII JSON, with texts escaped by ``unicode_text``."""
     return json.dumps(_unicode(document), indent=indent)
+
+
+def parsed_json(text: str | bytes) -> Any:
+    """Parses a JSON document that somebody else wrote.
+
+    Raises:
+        ValueError: not JSON, not UTF-8, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("the JSON document is nested too deeply") from error
 
 
 def path_of(text: str) -> str:

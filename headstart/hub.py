@@ -109,7 +109,7 @@ def check_repository(repository: str) -> None:
     Raises:
         HubError: it is not "OWNER/NAME".
     """
-    if not _REPOSITORY.fullmatch(repository):
+    if not isinstance(repository, str) or not _REPOSITORY.fullmatch(repository):
         raise HubError(f"{repository}: expected OWNER/NAME.")
 
 

@@ -226,9 +226,10 @@ class Model:
         """Classifies one image or many.
 
         Args:
-            images: a path, the bytes of a file, an open binary file (read from its beginning), a Pillow image, an
-                array or a tensor; or many: a list or other iterable of images, a folder (its images in natural order),
-                a ``Dataset``, or a pandas, polars or pyarrow frame with a column of paths.
+            images: a path, the bytes of a file, an open binary file (read from its beginning) or an HTTP response of
+                ``requests``, a Pillow image, an array or a tensor; or many: a list or other iterable of images, a
+                folder (its images in natural order), a ``Dataset``, or a pandas, polars or pyarrow frame with a column
+                of paths.
 
                 Arrays are (H, W) or (H, W, 1, 3 or 4) of uint8, uint16, bool (True is white), or floats in [0, 1];
                 (N, H, W, C) is a batch. Tensors are the same, or (C, H, W) if the first axis is 1, 3 or 4.

@@ -361,3 +361,10 @@ def test_images_are_mapped_on_one_thread_per_usable_cpu(monkeypatch: pytest.Monk
         return "three at a time"
 
     assert len(set(map_images(work, range(20)))) <= 2
+
+
+def test_no_module_changes_warning_filters_in_a_way_that_threads_could_leak() -> None:
+    modules = [
+        path for path in Path(concurrency.__file__).parent.rglob("*.py") if "catch_warnings(" in path.read_text()
+    ]
+    assert not modules

@@ -14,6 +14,7 @@ from unittest import SkipTest
 import joblib
 import numpy as np
 import pandas as pd
+import pyarrow
 import pytest
 import torch
 from PIL import Image
@@ -84,6 +85,9 @@ def test_every_unreadable_image_is_named_and_no_row_is_lost(labelled: tuple[list
     paths, labels = labelled
     paths[3].write_bytes(b"")
     paths[5].write_text("x")
+    for impossible in ("a\0.png", "\ud800.png"):
+        with pytest.raises(DataError, match="not a path that a file can have"):
+            hs.FeatureExtractor(**QUICK).fit_transform([*paths, impossible])
     for call in (
         lambda: hs.ImageClassifier(**QUICK).fit(paths, labels),
         lambda: hs.FeatureExtractor(**QUICK).fit_transform(paths),
@@ -208,7 +212,9 @@ def test_a_label_that_is_none_is_refused(
         hs.ImageClassifier(**arguments).fit(paths, np.array([1.0] * 17 + [np.nan]))
 
 
-@pytest.mark.parametrize("labels", ["cat", None, 3, np.linspace(0, 1, 18), np.zeros((18, 2)), ["a"] * 18], ids=repr)
+@pytest.mark.parametrize(
+    "labels", ["cat", None, 3, np.linspace(0, 1, 18), np.zeros((18, 2)), ["a"] * 18, [b"a", b"b"] * 9], ids=repr
+)
 def test_labels_that_cannot_be_used_are_a_value_error(
     small: tuple[list[str], list[str], dict[str, Any]], labels: object
 ) -> None:
@@ -229,9 +235,13 @@ def test_paths_are_taken_from_columns_and_frames_of_one_column(
         np.array(paths)[:, None],
         map(Path, paths),
         tuple(paths),
+        pyarrow.array(paths),
+        pyarrow.chunked_array([paths]),
     ):
         assert np.array_equal(classifier.predict_proba(column), expected)
     assert classifier.predict(paths).dtype == classifier.classes_.dtype
+    numbers = pyarrow.array([sorted(COLOURS).index(label) for label in labels])
+    assert hs.ImageClassifier(**arguments).fit(paths, numbers).classes_.tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -286,7 +296,9 @@ def test_an_integer_weight_repeats_an_image_and_zero_excludes_it(
     assert np.abs(one - plain).max() > 0.01
 
 
-@pytest.mark.parametrize("weights", [[1.0], [-1.0] * 18, [0.0] * 18, [float("nan")] * 18, ["x"] * 18], ids=str)
+@pytest.mark.parametrize(
+    "weights", [[1.0], [-1.0] * 18, [0.0] * 18, [float("nan")] * 18, ["x"] * 18, [1e308] * 18], ids=str
+)
 def test_weights_that_cannot_be_used_are_a_value_error(
     small: tuple[list[str], list[str], dict[str, Any]], weights: list[Any]
 ) -> None:

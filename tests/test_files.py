@@ -74,7 +74,7 @@ def test_an_unknown_home_folder_is_the_same_error_everywhere(name: str) -> None:
 
 @pytest.mark.parametrize("name", _calls(""))
 def test_an_invalid_path_is_the_same_error_everywhere(name: str) -> None:
-    for path in (3, b"bytes", "a\0b", ["a", "b"], {}, 1.5):
+    for path in (3, b"bytes", "a\0b", "\ud800", ["a", "b"], {}, 1.5):
         with pytest.raises(HeadstartError, match="path"):
             _calls(path)[name]()
 

@@ -10,6 +10,7 @@ import re
 import textwrap
 import typing
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 from documents import PAGES, ROOT, blocks_of
 from public_names import PUBLIC, SUBMODULES
+from random_images import write_classes
 
 import headstart as hs
 from headstart import errors
@@ -180,3 +182,36 @@ def test_a_private_use_is_seen(source: str) -> None:
 def test_type_information_is_part_of_the_package() -> None:
     assert (ROOT / "headstart" / "py.typed").is_file()
     assert '[tool.hatch.build.targets.wheel]\npackages = ["headstart"]' in (ROOT / "pyproject.toml").read_text()
+
+
+ODD: list[Any] = [None, "", 0, -1, 10**400, float("nan"), True, "x", b"x", [], {}, [None], {"a": 1}, object(), "a\0b"]
+ODD += ["\ud800", Path("x")]
+"""Values that hardly any argument takes."""
+
+CALLS: dict[str, dict[str, Any]] = {
+    "open_data": {"source": "images"},
+    "load": {"run_or_model": "gone"},
+    "load_run": {"folder": "gone"},
+    "check": {"source": "gone"},
+    "train": {"source": "gone"},
+    "resume": {"folder": "gone"},
+    "evaluate": {"run_or_model": "gone"},
+    "report": {"run": "gone"},
+    "export": {"model": "gone", "to": "onnx"},
+    "push": {"run": "gone", "repository": "OWNER/NAME"},
+}
+"""Public function -> arguments with which it ends quickly."""
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_arguments_of_a_wrong_type_are_named_errors(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(write_classes(tmp_path / "images", {"a": 1, "b": 1}).parent)
+    call = getattr(hs, name)
+    assert set(CALLS[name]) <= set(inspect.signature(call).parameters)
+    for argument, declared in inspect.signature(call).parameters.items():
+        if declared.kind is inspect.Parameter.VAR_KEYWORD or argument in ("progress", "listener"):
+            continue
+        for value in ODD:
+            with suppress(errors.HeadstartError):
+                call(**CALLS[name] | {argument: value})
+    assert {path.name for path in tmp_path.iterdir()} == {"images"}

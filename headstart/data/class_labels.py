@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 from headstart.data.label_cells import SEPARATOR
 from headstart.errors import DataError
+from headstart.files import parsed_json
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def read_class_labels(schema: Any) -> dict[str, ClassLabels]:
     Source: the library "datasets", which writes the features of a data set as JSON.
     """
     try:
-        document = json.loads((schema.metadata or {})[b"huggingface"])
+        document = parsed_json((schema.metadata or {})[b"huggingface"])
         features = document["info"]["features"]
         found = {name: _labels_of(feature) for name, feature in features.items() if name in schema.names}
     except (KeyError, ValueError, TypeError, AttributeError):

@@ -19,10 +19,13 @@ from headstart.data.image_source import (
     CHANNELS,
     ImageSource,
     from_array,
+    from_buffer,
     from_bytes,
     from_file,
     from_pillow,
+    from_response,
     from_source,
+    is_one_image,
     pixels_of,
 )
 from headstart.data.listing import find_images, is_source
@@ -42,9 +45,9 @@ ImageLike = OneImage | Any
 """One image, also as any other object that reads like a file."""
 
 ACCEPTED = (
-    "a path or URL; a file's bytes; an open binary file; a Pillow image; an array of shape (H, W) or (H, W, 1, 3 or 4) "
-    "of uint8, uint16, bool, or floats in [0, 1]; a torch tensor (C, H, W) or (H, W, C); a folder, an archive or a "
-    "table of images; a data frame with a column of paths; or a list of such images"
+    "a path or URL; a file's bytes; an open binary file or an HTTP response; a Pillow image; an array of shape (H, W) "
+    "or (H, W, 1, 3 or 4) of uint8, uint16, bool, or floats in [0, 1]; a torch tensor (C, H, W) or (H, W, C); a "
+    "folder, an archive or a table of images; a data frame with a column of paths; or a list of such images"
 )
 
 Reader = Callable[[Any, str], ImageSource | None]
@@ -117,7 +120,17 @@ def _tensor(image: Any, where: str) -> ImageSource | None:
     return ImageSource("<tensor>", pixels_of(_from_tensor(image, where), where))
 
 
-READERS: tuple[Reader, ...] = (from_source, _path, from_bytes, from_pillow, from_array, _tensor, from_file)
+READERS: tuple[Reader, ...] = (
+    from_source,
+    _path,
+    from_bytes,
+    from_pillow,
+    from_array,
+    _tensor,
+    from_response,
+    from_file,
+    from_buffer,
+)
 """Registry of forms of a single image; the first that does not return None is used."""
 
 
@@ -146,13 +159,16 @@ def _table(images: Any) -> Iterable[object] | None:
     if names is None or callable(names):  # a column
         values = images.to_pylist() if hasattr(images, "to_pylist") else getattr(images, "to_list", lambda: None)()
         return cast("list[object] | None", values)
-    by_name = {str(name).strip().lower(): name for name in names}
-    column = next((by_name[name] for name in PATH_COLUMNS if name in by_name), None)
-    if column is None:
+    columns = [str(name).strip().lower() for name in names]
+    by_name = dict(zip(columns, names, strict=True))
+    found = next((name for name in PATH_COLUMNS if name in by_name), None)
+    if found is None:
         raise OptionError(
             f"a table without a column of paths ({', '.join(PATH_COLUMNS)}); it has {', '.join(map(str, names))}."
         )
-    return _table(images[column])
+    if columns.count(found) > 1:
+        raise OptionError(f"a table with {columns.count(found)} columns named {found!r}. Pass the column of paths.")
+    return _table(images[by_name[found]])
 
 
 def _array_of_images(images: Any) -> Iterable[object] | None:
@@ -166,10 +182,7 @@ def _array_of_images(images: Any) -> Iterable[object] | None:
 
 def _iterable(images: Any) -> Iterable[object] | None:
     """The entries of a list or any other iterable that is not an image itself."""
-    single = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image, ImageSource, np.ndarray)
-    if isinstance(images, single) or _is_tensor(images) or hasattr(images, "read") or not isinstance(images, Iterable):
-        return None
-    return images
+    return images if isinstance(images, Iterable) and not is_one_image(images) and not _is_tensor(images) else None
 
 
 COLLECTIONS: tuple[Collection, ...] = (_dataset, _table, _array_of_images, _iterable)

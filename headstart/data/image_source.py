@@ -32,6 +32,15 @@ class ImageSource:
     content: str | bytes | Image.Image | npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 
+FORMS = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image, ImageSource, np.ndarray)
+"""Types of one image that can also be iterated over."""
+
+
+def is_one_image(images: Any) -> bool:
+    """Whether an object is a single image in one of the forms below, although it may be iterable."""
+    return isinstance(images, FORMS) or hasattr(images, "read") or is_response(images) or is_buffer(images)
+
+
 def from_source(image: Any, _: str) -> ImageSource | None:
     """An image that is read already."""
     return image if isinstance(image, ImageSource) else None
@@ -40,6 +49,32 @@ def from_source(image: Any, _: str) -> ImageSource | None:
 def from_bytes(image: Any, _: str) -> ImageSource | None:
     """The content of a file."""
     return ImageSource("<bytes>", bytes(image)) if isinstance(image, (bytes, bytearray, memoryview)) else None
+
+
+def from_buffer(image: Any, _: str) -> ImageSource | None:
+    """The content of a file in any other buffer of bytes: ``array.array("B")``, ``pyarrow.Buffer``."""
+    return ImageSource("<bytes>", memoryview(image).tobytes()) if is_buffer(image) else None
+
+
+def is_buffer(image: Any) -> bool:
+    """Whether an object gives access to a row of bytes."""
+    try:
+        view = memoryview(image)
+    except (TypeError, ValueError, BufferError):
+        return False
+    return view.ndim == 1 and view.itemsize == 1
+
+
+def from_response(image: Any, _: str) -> ImageSource | None:
+    """The body of an HTTP response of the library ``requests``, whose iterator would give pieces of it."""
+    if not is_response(image):
+        return None
+    return ImageSource(str(getattr(image, "url", "<response>")), image.content)
+
+
+def is_response(image: Any) -> bool:
+    """Whether an object is a response of ``requests``."""
+    return callable(getattr(image, "iter_content", None)) and isinstance(getattr(image, "content", None), bytes)
 
 
 def from_pillow(image: Any, _: str) -> ImageSource | None:
@@ -73,6 +108,7 @@ def pixels_of(array: npt.NDArray[Any], where: str) -> npt.NDArray[np.uint8] | np
         raise OptionError(
             f"{where}an array of shape {array.shape} is not an image: expected (H, W) or (H, W, 1, 3 or 4)."
         )
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if array.dtype in (np.uint8, np.uint16):
         return array
     if array.dtype == np.bool_:

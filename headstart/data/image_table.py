@@ -15,6 +15,9 @@ from headstart.data.finding import Finding
 
 SPLITS: Final = ("train", "val", "test")
 
+MISSING_VALUES: Final = frozenset({"nan", "null", "<na>", "n/a", "#n/a", "nat"})
+"""What programs write for a missing label, in lower case. "none" and "na" may well be classes."""
+
 SPLIT_NAMES: Final = {
     "train": "train",
     "training": "train",
@@ -110,13 +113,20 @@ class Spellings:
             found.append(Finding("unicode-form", "note", message, tuple(forms)))
         alike: dict[str, list[str]] = {}
         for name in natsorted(self.seen):
-            key = unicodedata.normalize("NFKC", name).casefold()
+            shown = "".join(c for c in name if unicodedata.category(c) != "Cf")  # zero-width characters
+            key = unicodedata.normalize("NFKC", shown).casefold()
             alike.setdefault(re.sub(r"[\s_-]+", " ", key).strip(), []).append(name)
         if groups := [", ".join(names) for names in alike.values() if len(names) > 1]:
+            more = "; ..." if len(groups) > 1 else ""
             message = (
-                f"{len(groups):,} group(s) of class names differ only in case, spacing or Unicode form: {groups[0]}"
-                f"{'; ...' if len(groups) > 1 else ''}. They stay separate classes; rename them if "
-                "they mean one class"
+                f"{len(groups):,} group(s) of class names differ only in case, spacing, invisible characters or "
+                f"Unicode form: {groups[0]}{more}. They stay separate classes; rename them if they mean one class"
             )
             found.append(Finding("similar-class-names", "warning", message, tuple(groups)))
+        if missing := [name for name in natsorted(self.seen) if name.casefold() in MISSING_VALUES]:
+            message = (
+                f"{len(missing):,} class name(s) look like missing values: {', '.join(missing)}. Remove the images, or "
+                "rename the class if it is one"
+            )
+            found.append(Finding("missing-value-class", "warning", message, tuple(missing)))
         return found

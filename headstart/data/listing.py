@@ -119,6 +119,8 @@ def list_folder(root: str, *, min_classes: int, keep: KeepRows = in_memory) -> L
 
 def _listing(root: str, base: str, table: ImageTable, min_classes: int) -> Listing:
     """A listing with enough classes."""
+    if isinstance(min_classes, bool) or not hasattr(min_classes, "__index__") or min_classes < 1:
+        raise OptionError(f"min_classes {min_classes!r}: expected a whole number of at least 1.")
     classes = table.classes
     if len(classes) < (1 if table.is_multi_label else min_classes):
         damage = "".join(f" {found.message}." for found in table.findings if found.severity == "serious")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from ..concurrency import ignored_warnings
 from ..errors import LargeImage, UnreadableImage, first_line
@@ -122,11 +122,26 @@ def as_rgb(image: Image.Image | npt.NDArray[Any], *, value_range: ValueRange | N
         return _array_to_rgb(np.asarray(image), value_range)
     try:
         _seek_image(image)
-        return _to_upright_rgb(image, value_range=value_range).image
+        return _to_upright_rgb(image, _unread_content(image), value_range=value_range).image
     except UnreadableImage:
         raise
     except Exception as error:  # as in ``decode_content``; also of a closed file
         raise UnreadableImage("<image>", f"damaged: {first_line(error)}") from error
+
+
+def _unread_content(image: Image.Image) -> bytes:
+    """Content of the file that an opened image has not read its pixels from yet; b"" for any other image.
+
+    Pillow alone would reduce 16 bits per channel to 8, and scale PGM and PPM files by another rule.
+    """
+    file = getattr(image, "fp", None)
+    if not isinstance(image, ImageFile.ImageFile) or not image.tile or file is None:
+        return b""
+    place = file.tell()
+    file.seek(0)
+    data: bytes = file.read()
+    file.seek(place)
+    return data
 
 
 def _refuse(name: str, data: bytes) -> None:

@@ -215,6 +215,11 @@ def _names(file: str, header: list[str]) -> tuple[str, ...]:
     names = [unicodedata.normalize("NFC", cell) for cell in header]
     while names and not names[-1]:  # spreadsheets add empty columns at the end
         names.pop()
+    return _distinct(file, names)
+
+
+def _distinct(file: str, names: list[str]) -> tuple[str, ...]:
+    """Names of columns, none of which occurs twice."""
     if twice := next((name for name in names if name and names.count(name) > 1), ""):
         raise DataError(f"{file}: two columns are named {twice!r}. Rename one of them.")
     return tuple(names)
@@ -235,6 +240,7 @@ def _column_file(file: str) -> TableFile:
     """All columns, where the cells of those of images are addresses."""
     with opened_table(file) as table:
         schema = table.schema_arrow if hasattr(table, "schema_arrow") else table.schema
+        names = _distinct(file, [unicodedata.normalize("NFC", name) for name in schema.names])
         image_column, labels = find_image_column(table, schema), read_class_labels(schema)
         images = [column.name for column in schema if image_column and is_image_type(column.type)]
     read = [name for name in schema.names if name not in images]
@@ -255,7 +261,7 @@ def _column_file(file: str) -> TableFile:
 
     single = [name for name, classes in labels.items() if not classes.is_list]
     return TableFile(
-        tuple(unicodedata.normalize("NFC", name) for name in schema.names),
+        names,
         rows,
         first_row=0 if image_column else 2,
         image_column=unicodedata.normalize("NFC", image_column),

@@ -67,7 +67,7 @@ class TablePaths:
             names: dict[str, list[str]] = {}
             try:
                 files = os.listdir(os.path.join(self.base, folder))
-            except OSError:
+            except (OSError, ValueError):  # ValueError: a zero byte, or an unpaired surrogate
                 files = []
             for file in files:
                 stem, ending = os.path.splitext(unicodedata.normalize("NFC", file))

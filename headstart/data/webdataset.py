@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from headstart.data.file_tree import is_hidden, is_image_name
 from headstart.data.finding import Finding
 from headstart.data.image_table import ImageTable, Spellings, TableRow
 from headstart.data.sources.interface import Contents
+from headstart.files import parsed_json
 
 LABEL_SUFFIXES: Final = ("cls", "json", "txt")
 """Suffixes of label members, the first of a sample is read. ``cls`` and ``txt`` have a class name or an index."""
@@ -95,7 +95,7 @@ def _labels(sample: _Sample, texts: Mapping[str, bytes]) -> tuple[Sequence[str],
     member = sample.labels[suffix]
     try:
         text = texts[member].decode()
-        value = _from_json(json.loads(text)) if suffix == "json" else text.strip()
+        value = _from_json(parsed_json(text)) if suffix == "json" else text.strip()
     except KeyError:
         return (), False, f"the label in {member} is too long"
     except (UnicodeDecodeError, ValueError):

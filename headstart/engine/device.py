@@ -48,14 +48,18 @@ def resolve_device(name: str = "auto") -> torch.device:
         name = next(kind for kind in ("cuda", "mps", "cpu") if here[kind])
     if not isinstance(name, str) or name.split(":")[0] not in here:
         raise OptionError(f"device {name!r}: expected auto, cpu, cuda or mps.")
-    if not here[name.split(":")[0]]:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:  # such as cuda:x
+        raise OptionError(f"device {name!r}: expected auto, cpu, cuda, mps, or one of several as in cuda:1.") from error
+    if not here[device.type] or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
         raise OptionError(f"device {name!r} is not available on this machine. Use device auto (--device auto).")
-    if name.startswith("cuda") and is_cuda_unusable_after_fork():
+    if device.type == "cuda" and is_cuda_unusable_after_fork():
         raise OptionError(
             "device 'cuda': this process was forked from one that has already used the GPU, which CUDA does not allow. "
             "Start it with multiprocessing's method 'spawn', load the model after the fork, or use device 'cpu'."
         )
-    return torch.device(name)
+    return device
 
 
 def training_device(name: str = "auto") -> torch.device:

@@ -48,7 +48,8 @@ def change_of(action: Action, given: ActionInput) -> LabelChange:
         OptionError: an action or a value of it is unknown.
         StaleAction: it names a class that does not exist (any more).
     """
-    make = ACTIONS.get(action.get("do", "")) if isinstance(action, Mapping) else None
+    kind = action.get("do") if isinstance(action, Mapping) else None
+    make = ACTIONS.get(kind) if isinstance(kind, str) else None
     if make is None:
         raise OptionError(f"unknown action. Expected one of {', '.join(ACTIONS)}.")
     return make(action, given)

@@ -6,14 +6,13 @@ as a measured accuracy. A torn last line, which a killed process leaves, was nev
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, final
 
 from headstart.errors import LabelError, OutputError
-from headstart.files import json_text, not_written
+from headstart.files import json_text, not_written, parsed_json
 from headstart.labelling.label_state import LabelChange, LabelState
 
 
@@ -62,8 +61,8 @@ class Journal:
 
     def _replay(self, number: int, line: bytes) -> None:
         try:
-            self._follow(json.loads(line))
-        except (ValueError, IndexError, LabelError) as error:
+            self._follow(parsed_json(line))
+        except (ValueError, LookupError, TypeError, AttributeError, LabelError) as error:
             raise LabelError(
                 f"{self.file}, line {number}: damaged ({error}). Restore the file from a copy, or remove it: the "
                 "table of labels beside it is read instead."
@@ -71,6 +70,8 @@ class Journal:
 
     def _follow(self, document: dict[str, Any]) -> None:
         """Updates the state by a line."""
+        if not isinstance(document, dict):
+            raise LabelError("not a change of labels")
         if "event" in document:
             self.events.append(document)
         elif "undo" in document:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, final
@@ -16,7 +15,7 @@ from headstart.data.sources.addresses import absolute, join, name_of, parent_of,
 from headstart.data.sources.read import read_image
 from headstart.data.table_file import read_table_file
 from headstart.errors import HeadstartError, LabelError, OptionError, UnreadableImage
-from headstart.files import UserPath, path_of, user_path
+from headstart.files import UserPath, parsed_json, path_of, user_path
 from headstart.labelling.actions import class_name, now
 from headstart.labelling.image_list import ImageList
 from headstart.labelling.journal import Journal
@@ -31,9 +30,12 @@ def rows_of(file: Path) -> list[dict[str, str]]:
 
     Raises:
         DataError: the file cannot be read as a table.
+        LabelError: it has only a header, with other columns.
     """
     table = read_table_file(str(file))
     rows = [dict(zip(table.names, cells, strict=True)) for cells in table.rows()]
+    if not rows and ("path" not in table.names or not {"label", "labels"} & set(table.names)):
+        raise LabelError(f"{file}: {EXPECTED}. Found: {', '.join(table.names)}.")
     return [row | {"path": path_of(row["path"])} if "path" in row else row for row in rows]
 
 
@@ -238,7 +240,7 @@ def _choices(task: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _json(file: Path, kind: type[Any]) -> Any:
-    document = json.loads(file.read_text(encoding="utf-8"))
+    document = parsed_json(file.read_text(encoding="utf-8"))
     if not isinstance(document, kind):
         raise TypeError(f"expected a JSON {'list' if kind is list else 'object'}")
     return document

@@ -28,7 +28,6 @@ RUN/
 from __future__ import annotations
 
 import itertools
-import json
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -45,6 +44,7 @@ from headstart.figures import count_text, interval_text
 from headstart.files import (
     json_text,
     not_written,
+    parsed_json,
     read_rows,
     user_path,
     write_atomically,
@@ -161,10 +161,10 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
             raise RunError(f"{path}: an unfinished run. Resume it: headstart train --resume {path}")
         raise RunError(f"{path}: not a run folder. Expected a folder written by headstart train, with run.json in it.")
     try:
-        document = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        document = parsed_json((path / "run.json").read_text(encoding="utf-8"))
         paths: dict[str, str] = {}
-        with suppress(OSError, ValueError):  # a run that was moved here without it still opens
-            paths = json.loads((path / START_FILE).read_bytes()).get("paths", {})
+        with suppress(OSError, ValueError, AttributeError):  # a run that was moved here without it still opens
+            paths = parsed_json((path / START_FILE).read_bytes()).get("paths", {})
         recipe = _read_recipe(path, paths)
         return Run(
             path,
@@ -175,7 +175,7 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
             tuple(map(Finding.from_json, document["findings"])),
             document["seconds"],
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{path}: damaged run folder ({error}). The model file in it may still load.") from error
 
 
@@ -261,16 +261,16 @@ def read_start(folder: Path) -> tuple[Recipe, RunStart]:
     if (folder / "run.json").is_file():
         raise RunError(f"{folder}: this run is finished; there is nothing to resume.")
     try:
-        start = RunStart(**json.loads((folder / START_FILE).read_text(encoding="utf-8")))
+        start = RunStart(**parsed_json((folder / START_FILE).read_text(encoding="utf-8")))
         return _read_recipe(folder, start.paths), start
     except FileNotFoundError as error:
         raise RunError(f"{folder}: no run to resume. Expected a folder that headstart train wrote.") from error
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise RunError(f"{folder}: damaged run folder ({error}). Start a new run.") from error
 
 
 def _read_recipe(folder: Path, paths: dict[str, str]) -> Recipe:
-    return Recipe.from_json(json.loads((folder / "recipe.json").read_text(encoding="utf-8")) | paths)
+    return Recipe.from_json(parsed_json((folder / "recipe.json").read_text(encoding="utf-8")) | paths)
 
 
 def open_like(run: Path | None, source: str | os.PathLike[str] | Dataset, *, min_classes: int = 2) -> Dataset:
@@ -285,8 +285,8 @@ def open_like(run: Path | None, source: str | os.PathLike[str] | Dataset, *, min
         DataError: see there.
     """
     columns: dict[str, str] = {}
-    with suppress(OSError, ValueError):
-        columns = json.loads((run / START_FILE).read_bytes()).get("columns", {}) if run else {}
+    with suppress(OSError, ValueError, AttributeError):
+        columns = parsed_json((run / START_FILE).read_bytes()).get("columns", {}) if run else {}
     if not columns or isinstance(source, Dataset) or os.path.isdir(user_address(source)):
         return open_data(source, min_classes=min_classes)
     try:
@@ -337,7 +337,7 @@ def _read_document(file: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        document: dict[str, Any] = parsed_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunError(f"{file}: damaged. Copy the run again, or remove this file.") from error
     return document

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-import numpy as np
-from PIL import Image
-
-from ..data.image_source import ImageSource, from_array, from_bytes, from_file, from_pillow, from_source
+from ..data.image_source import (
+    ImageSource,
+    from_array,
+    from_buffer,
+    from_bytes,
+    from_file,
+    from_pillow,
+    from_response,
+    from_source,
+    is_one_image,
+)
 from ..errors import DataError, OptionError
 from ..files import user_path
 
 ACCEPTED = (
-    "a path; a file's bytes; an open binary file; a Pillow image; an array of shape (H, W) or (H, W, 1, 3 or 4) of "
-    "uint8, uint16, bool, or floats in [0, 1]; or a list of such images"
+    "a path; a file's bytes; an open binary file or an HTTP response; a Pillow image; an array of shape (H, W) or "
+    "(H, W, 1, 3 or 4) of uint8, uint16, bool, or floats in [0, 1]; or a list of such images"
 )
 
 
@@ -31,8 +38,9 @@ def read_local(images: object) -> tuple[list[ImageSource], bool]:
         OptionError: the type is not accepted.
         DataError: a single path does not exist, or a path is a folder.
     """
-    single = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image, ImageSource, np.ndarray)
-    if isinstance(images, Iterable) and not isinstance(images, single) and not hasattr(images, "read"):
+    if isinstance(images, Mapping) or hasattr(images, "columns") or hasattr(images, "column_names"):
+        raise OptionError(f"{type(images).__name__} is not an image. Accepted: {ACCEPTED}.")
+    if isinstance(images, Iterable) and not is_one_image(images):
         return [_read(image, f"image {place}: ") for place, image in enumerate(images)], False
     if isinstance(images, (str, os.PathLike)) and not user_path(images).exists():
         raise DataError(f"{os.fspath(images)}: no such file.")
@@ -45,7 +53,7 @@ def _read(image: object, where: str) -> ImageSource:
         if path.is_dir():
             raise DataError(f"{os.fspath(image)}: a folder. Give the images in it, such as {path / '*.jpg'}.")
         return ImageSource(os.fspath(image), str(path))
-    for read in (from_source, from_bytes, from_pillow, from_array, from_file):
+    for read in (from_source, from_bytes, from_pillow, from_array, from_response, from_file, from_buffer):
         if (source := read(image, where)) is not None:
             return source
     raise OptionError(f"{where}{type(image).__name__} is not an image. Accepted: {ACCEPTED}.")

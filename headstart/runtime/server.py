@@ -52,6 +52,9 @@ ROUTES: Final = {"/v1/predict": "POST", "/v1/model": "GET", "/healthz": "GET", "
 
 POLL_SECONDS: Final = 0.05
 MAX_TOP: Final = 1_000_000
+MAX_DIGITS: Final = 20
+"""Digits of a number in a request; Python refuses to convert more than some thousands."""
+
 CHUNK: Final = 65_536
 """Bytes that are read from a connection at once."""
 
@@ -202,6 +205,11 @@ class PredictionServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
         }
 
 
+def _whole_number(text: str) -> int | None:
+    """The number that a client sent in decimal digits; None for anything else, and for more than 20 digits."""
+    return int(text) if text.isdecimal() and len(text) <= MAX_DIGITS else None
+
+
 def _refuse_connection(request: socket.socket) -> None:
     body = json.dumps(error_document(503, "Too many connections. Try again later.")).encode()
     head = f"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
@@ -258,8 +266,9 @@ class _Connection(BaseHTTPRequestHandler):
     def _respond(self) -> None:
         self._watch.cancel()
         self.close_connection = True
-        path = urlsplit(self.path).path
+        path = ""
         try:
+            path = self._path()
             self._send(200, self._result(path))
         except HttpError as error:
             self._send_error(error)
@@ -271,6 +280,17 @@ class _Connection(BaseHTTPRequestHandler):
         self._write_entry(path)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _respond  # noqa: N815
+
+    def _path(self) -> str:
+        """Path of the request.
+
+        Raises:
+            HttpError: the target of the request is not a URL (400).
+        """
+        try:
+            return urlsplit(self.path).path
+        except ValueError:  # such as http://[
+            raise HttpError(400, "The target of the request is not a valid URL.") from None
 
     def _write_entry(self, path: str) -> None:
         seconds = time.perf_counter() - self._started
@@ -312,9 +332,10 @@ class _Connection(BaseHTTPRequestHandler):
         given = parse_qs(urlsplit(self.path).query, keep_blank_values=True).get("top")
         if given is None:
             return None
-        if not given[-1].isdecimal() or not 1 <= int(given[-1][:8]) <= MAX_TOP:
+        top = _whole_number(given[-1])
+        if top is None or not 1 <= top <= MAX_TOP:
             raise HttpError(422, f"query.top: expected a whole number from 1 to {MAX_TOP:,}.")
-        return int(given[-1])
+        return top
 
     def _declared_length(self) -> int:
         """Size of the body in bytes.
@@ -324,16 +345,16 @@ class _Connection(BaseHTTPRequestHandler):
         """
         if "transfer-encoding" in self.headers:
             raise HttpError(411, "Send the body with a Content-Length header.")
-        declared = self.headers.get("content-length", "0").strip()
-        if not declared.isdecimal():
-            raise HttpError(400, "The Content-Length header is not a number.")
+        declared = _whole_number(self.headers.get("content-length", "0").strip())
+        if declared is None:
+            raise HttpError(400, f"The Content-Length header is not a number of at most {MAX_DIGITS} digits.")
         limit = self.server.limits.max_body_bytes
-        if int(declared[:20]) > limit:
-            self._unread = int(declared[:20])
+        if declared > limit:
+            self._unread = declared
             raise HttpError(
                 413, f"The request body is larger than {limit:,} bytes. Send fewer or smaller images per request."
             )
-        return int(declared)
+        return declared
 
     def _body(self) -> bytes:
         """The body of the request.
@@ -374,7 +395,7 @@ class _Connection(BaseHTTPRequestHandler):
     def _send_error(self, error: HttpError) -> None:
         """Sends an error, and discards the rest of the body: otherwise a client that sends all first is reset."""
         self.close_connection = True
-        with suppress(ConnectionError, TimeoutError):
+        with suppress(OSError):  # the client has disconnected
             self._send(error.status, error_document(error.status, error.reason), error.headers)
             self.wfile.flush()
             self.connection.shutdown(socket.SHUT_WR)

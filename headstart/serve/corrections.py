@@ -25,7 +25,7 @@ from headstart.data.decode import decode
 from headstart.data.file_tree import is_hidden
 from headstart.data.image_formats import SUFFIXES
 from headstart.errors import OptionError, OutputError
-from headstart.files import user_path, write_atomically
+from headstart.files import parsed_json, user_path, write_atomically
 
 MAX_CORRECTIONS = 20_000
 """Maximum number of images in the folder; the index is in memory."""
@@ -167,8 +167,8 @@ class Corrections:
                 if not line.endswith(b"\n"):
                     break
                 self._read_bytes += len(line)
-                with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-                    self._apply(entries, json.loads(line))
+                with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, OverflowError):
+                    self._apply(entries, parsed_json(line))
 
     def _apply(self, entries: dict[str, Correction], entry: dict[str, Any]) -> None:
         key = str(entry["key"])

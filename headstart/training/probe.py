@@ -5,7 +5,6 @@ Multinomial for single-label data; one binary regression per label for multi-lab
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from headstart.cache.computed import computed_once
+from headstart.concurrency import ignored_warnings
 from headstart.engine.interface import summation_order
 from headstart.errors import DataError
 from headstart.extras import version_of
@@ -336,8 +336,7 @@ def _fit(x: Features, labels: Labels, c: float, sample_weight: SampleWeight | No
     if x.size <= EXACT_UP_TO:
         x = x.astype(np.float64)
     regression = import_quietly("sklearn.linear_model").LogisticRegression  # a slow import that a cached fit avoids
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", import_quietly("sklearn.exceptions").ConvergenceWarning)
+    with ignored_warnings(category=import_quietly("sklearn.exceptions").ConvergenceWarning):
         return regression(C=c, max_iter=ROUNDS).fit(x, labels, sample_weight=sample_weight)
 
 

@@ -278,10 +278,10 @@ def _quantised(file: Path, metadata: ExportMetadata) -> QuantizedLayers | None:
 
 
 def _output(model: Source | Model, to: str, quantize: str, out: Source | None) -> Path:
-    if to not in FORMATS:
+    if not isinstance(to, str) or to not in FORMATS:
         raise OptionError(f"to {to!r}: expected one of {', '.join(FORMATS)}.")
     variants = {variant for one in FORMATS.values() for variant in one.variants}
-    if quantize and quantize not in variants:
+    if quantize and (not isinstance(quantize, str) or quantize not in variants):
         raise OptionError(f"quantize {quantize!r}: expected {' or '.join(sorted(variants))}.")
     if quantize and quantize not in FORMATS[to].variants:
         able = [name for name, one in FORMATS.items() if quantize in one.variants]

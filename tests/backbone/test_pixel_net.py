@@ -107,6 +107,9 @@ def test_devices_by_name() -> None:
     assert resolve_device("auto").type in ("cpu", "cuda", "mps")
     with pytest.raises(OptionError, match="expected auto"):
         resolve_device("tpu")
+    for name in ("cpu:x", "cuda:-1", "mps:1:2", "cuda:", "cpu:99999999999", "cuda:999"):
+        with pytest.raises(OptionError, match="device"):
+            resolve_device(name)
     if not torch.cuda.is_available():
         with pytest.raises(OptionError, match="not available"):
             resolve_device("cuda")

@@ -334,3 +334,22 @@ def test_only_formats_of_images_are_opened() -> None:
             decode(data)
     for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA"):
         assert decode(encoded(quadrants(64), kind)).image.size == (64, 32), kind
+
+
+@pytest.mark.parametrize("kind", ["16-bit colour", "PGM", "PPM"])
+def test_an_image_that_pillow_opened_is_scaled_as_its_file_is(tmp_path: Path, kind: str) -> None:
+    values = (np.asarray(random_image(3)).astype(np.uint16) * 3).astype(">u2")
+    height, width = values.shape[:2]
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    content = {
+        "16-bit colour": png(width, height, depth=16, rows=rows),
+        "PGM": f"P5 {width} {height} 1000\n".encode() + values[..., 0].tobytes(),
+        "PPM": f"P6 {width} {height} 1000\n".encode() + values.tobytes(),
+    }[kind]
+    (tmp_path / "a").write_bytes(content)
+    for value_range in (None, (0.001, 0.011) if kind == "16-bit colour" else (0.1, 0.9)):
+        of_file = np.asarray(decode(content, value_range=value_range).image)
+        with Image.open(tmp_path / "a") as opened:
+            of_image = np.asarray(as_rgb(opened, value_range=value_range))
+        assert np.array_equal(of_file, of_image), value_range
+        assert of_file.std() > 10 or value_range is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array as buffers
 import io
 import tempfile
 from collections.abc import Iterator
@@ -51,6 +52,20 @@ class AsyncUpload:
         return self.file.read()
 
 
+class Response:
+    """As ``requests`` has it: iterating gives pieces of the body."""
+
+    url = "https://example.org/a.png"
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    def iter_content(self, size: int = 128) -> Iterator[bytes]:
+        yield from (self.content[start : start + size] for start in range(0, len(self.content), size))
+
+    __iter__ = iter_content
+
+
 class OnlyRead:
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -81,6 +96,11 @@ def in_memory(file: Path) -> Iterator[tuple[str, Any]]:
         "RGBA": np.dstack([array, np.full(array.shape[:2], 255, np.uint8)]),
         "not contiguous": np.ascontiguousarray(array[::-1])[::-1],
         "uint16": array.astype(np.uint16) * 257,
+        "uint16 of the other byte order": (array.astype(np.uint16) * 257).astype(">u2"),
+        "float32 of the other byte order": (array / 255).astype(">f4"),
+        "buffer": buffers.array("B", data),
+        "pyarrow buffer": pyarrow.py_buffer(data),
+        "response": Response(data),
         "float64": array / 255,
         "float32": (array / 255).astype(np.float32),
         "float16": (array / 255).astype(np.float16),
@@ -158,6 +178,11 @@ def test_several_images_in_any_form_give_a_list(model: Model, file: Path, tmp_pa
         (pandas.DataFrame({"x": ["a.png"]}), "a table without a column of paths .*; it has x"),
         (pandas.DataFrame({"path": ["a.png", None]}), "image 1: (float|NoneType) is not an image"),
         (object(), "object is not an image"),
+        (pandas.DataFrame([["a.png", "b.png"]], columns=["path", "Path"]), "a table with 2 columns named 'path'"),
+        (buffers.array("H", [1, 2]), "image 0: int is not an image"),
+        (np.uint8(3), "uint8 is not an image"),
+        ("file://[", r"file://\[: not a valid URL"),
+        ("\ud800.png", "not a path; it has a character that no path can have"),
     ],
 )
 def test_what_is_no_image_is_one_error_that_says_what_is(model: Model, image: object, words: str) -> None:

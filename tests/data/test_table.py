@@ -17,6 +17,7 @@ from random_images import write_classes
 from headstart.data.dataset import Dataset, open_data, open_table
 from headstart.data.finding import Finding
 from headstart.data.label_cells import join_labels
+from headstart.data.listing import find_images
 from headstart.errors import DataError, OptionError
 
 LISTED = {
@@ -307,3 +308,61 @@ def test_classes_that_differ_by_case_spacing_or_unicode_form_are_a_finding(tmp_p
     data = open_table(table(tmp_path, f"path,label\na,{composed}\nb,{decomposed}\nc,x\n"))
     assert data.classes == (composed, "x")
     assert kinds(data)["unicode-form"].items == (composed,)
+
+
+@pytest.mark.parametrize("path", ["\0/a.png", "a\0.png", "x" * 5000])
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_path_that_no_file_can_have_is_a_missing_image(tmp_path: Path, path: str, kind: str) -> None:
+    write_classes(tmp_path / "d", {"a": 1, "b": 1})
+    rows = {"path": [path, "d/a/0.png", "d/b/0.png"], "label": ["a", "a", "b"]}
+    file = tmp_path / f"t.{kind}"
+    if kind == "csv":
+        lines = "\n".join(f"{path},{label}" for path, label in zip(*rows.values(), strict=True))
+        file.write_bytes(b"\xef\xbb\xbf" + f"path,label\n{lines}\n".encode())
+    else:
+        parquet.write_table(pa.table(rows), file)
+    assert open_table(file).classes == ("a", "b")
+    listed = list(find_images(file))
+    assert [os.path.basename(name) for name in listed[-2:]] == ["0.png", "0.png"]
+
+
+def test_two_columns_of_one_name_in_a_parquet_file_are_refused(tmp_path: Path) -> None:
+    columns = [pa.array(["a.png"]), pa.array(["b.png"]), pa.array(["x"])]
+    parquet.write_table(pa.table(columns, names=["path", "path", "label"]), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=r"t\.parquet: two columns are named 'path'"):
+        open_table(tmp_path / "t.parquet")
+
+
+def test_invisible_characters_and_missing_values_in_class_names_are_findings(tmp_path: Path) -> None:
+    text = "path,label\na,rose\nb,rose\u200b\nc,nan\nd,NULL\ne,nano\nf,none\n"
+    (tmp_path / "t.csv").write_text(text, encoding="utf-8")
+    found = kinds(open_table(tmp_path / "t.csv"))
+    assert found["similar-class-names"].items == ("rose, rose\u200b",)
+    assert (found["missing-value-class"].severity, found["missing-value-class"].items) == ("warning", ("NULL", "nan"))
+    assert "missing-value-class" not in kinds(open_table(table(tmp_path, "path,label\na,rose\nb,none\n")))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_damaged_table_of_columns_is_a_named_error(tmp_path: Path, kind: str) -> None:
+    rows = pa.table({"path": ["a.png", "b.png"], "label": ["ä", "y"], "split": ["train", "val"]})
+    file = tmp_path / f"t.{kind}"
+    if kind == "parquet":
+        parquet.write_table(rows, file, compression="none")
+    else:
+        with pa.ipc.new_file(file, rows.schema) as writer:
+            writer.write_table(rows)
+    good, rng = file.read_bytes(), np.random.default_rng(0)
+    damaged = [good.replace(b"label", b"la\x83el"), good.replace("ä".encode(), b"\xff\xff")]
+    for _ in range(150):
+        data = bytearray(good)
+        for place in rng.integers(0, len(data), 3):
+            data[place] = rng.integers(256)
+        damaged.append(bytes(data))
+    named = 0
+    for data in damaged:
+        file.write_bytes(data)
+        try:
+            open_table(file, min_classes=1)
+        except DataError as error:
+            named += "t." in str(error)
+    assert named > 20

@@ -9,7 +9,7 @@ import pytest
 from labelling_sessions import label, named_session, open_images, truth, write_names
 
 import headstart as hs
-from headstart.errors import LabelError, OptionError
+from headstart.errors import DataError, LabelError, OptionError
 
 
 @pytest.fixture
@@ -130,6 +130,8 @@ def test_labels_of_uploads_to_label_studio_are_found_by_name(folder: Path, tmp_p
         ("coco", "[]", "not a file of kind coco"),
         ("coco", '{"images": [], "annotations": [{"image_id": 1}], "categories": []}', "not a file of kind coco"),
         ("label-studio", "{", "not a file of kind label-studio"),
+        ("label-studio", "[" * 100_000, "not a file of kind label-studio"),
+        ("csv", f"path,label\n{'x' * 200_000},a\n", "cannot be read as a table"),
     ],
 )
 def test_a_file_of_another_kind_changes_nothing(
@@ -138,10 +140,40 @@ def test_a_file_of_another_kind_changes_nothing(
     (tmp_path / "file").write_text(content)
     with named_session(folder) as session:
         before = session.files.journal.read_bytes()
-        with pytest.raises(LabelError, match=message):
+        with pytest.raises((DataError, LabelError), match=message):
             session.load_labels(tmp_path / "file", kind)
         with pytest.raises(OptionError, match="expected one of csv"):
             session.load_labels(tmp_path / "file", "xml")
         with pytest.raises(OptionError, match="expected one of csv"):
             session.export("xml", tmp_path / "out")
         assert session.files.journal.read_bytes() == before
+
+
+EXCEL = {"cp1252": ";", "utf-16": "\t", "utf-8-sig": ","}
+"""Encoding -> separator of a table that Excel saved."""
+
+
+@pytest.mark.parametrize("encoding", EXCEL)
+def test_a_table_is_read_as_excel_saves_it(folder: Path, tmp_path: Path, encoding: str) -> None:
+    rows = [["path", "label"], ["photos/blue-1.jpg", "Gänseblümchen"], ["photos/red-1.jpg", "Löwenzahn"]]
+    text = "\r\n".join(EXCEL[encoding].join(row) for row in rows)
+    (tmp_path / "t.csv").write_bytes(text.encode(encoding))
+    with named_session(folder) as session:
+        found = session.load_labels(tmp_path / "t.csv", "csv")
+        assert (len(found["changed"]), found["num_unknown"]) == (2, 0)
+        assert sorted(entry["name"] for entry in session.state()["classes"]) == ["Gänseblümchen", "Löwenzahn"]
+
+
+@pytest.mark.parametrize("encoding", EXCEL)
+def test_the_table_of_a_session_may_be_edited_in_excel(folder: Path, encoding: str) -> None:
+    with named_session(folder) as session:
+        label(session, open_images(session)[:4])
+        file = session.files.table
+    lines = file.read_text(encoding="utf-8").splitlines()
+    path, _, *rest = lines[1].split(",")
+    edited = "\r\n".join([lines[0], ",".join([path, "Gänseblümchen", *rest]), *lines[2:]])
+    file.write_bytes(edited.replace(",", EXCEL[encoding]).encode(encoding))
+    with named_session(folder) as session:
+        items = session.images("labelled", 0, 99)["items"]
+        assert len(items) == 4
+        assert ["Gänseblümchen"] in [item["label"] for item in items]

@@ -47,6 +47,10 @@ def test_a_damaged_line_in_the_middle_is_an_error_that_names_it(tmp_path: Path) 
     file.write_bytes(lines[0] + b'{"text": "x", "answers": 3}\n' + lines[2])
     with pytest.raises(LabelError, match="line 2: damaged"):
         Journal(file)
+    for damage in (b"3", b"[]", b"null", b"[" * 100_000, b'"undo"', b'{"undo": 1, "event": 1}{'):
+        file.write_bytes(lines[0] + damage + b"\n" + lines[2])
+        with pytest.raises(LabelError, match="line 2: damaged"):
+            Journal(file)
 
 
 def test_a_hundred_and_fifty_steps_are_undone_and_redone_after_a_restart(tmp_path: Path) -> None:

@@ -231,6 +231,8 @@ def test_what_is_no_finished_run_is_said_with_the_remedy(tmp_path: Path) -> None
         "{",
         "[]",
         "{}",
+        "[" * 100_000,
+        json.dumps(good | {"scores": []}),
         json.dumps(good | {"scores": {"val": {}}}),
         json.dumps(good | {"rungs": [{"a": 1}]}),
         "\xff",

@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import headstart as hs
 from headstart.errors import DataError, ExportError, LargeImage, ModelFileError, OptionError
 from headstart.prediction import NONE_OF_THESE, UNSURE
 from headstart.runtime import OnnxModel, load
+from headstart.runtime.local_images import read_local
 
 
 @pytest.fixture(scope="module")
@@ -288,3 +290,25 @@ def test_headstart_accepts_folders_and_tensors_for_an_exported_file(
     assert exported.calibration_text == model.calibration_text
     assert exported.version == model.version
     assert exported.is_calibrated is model.is_calibrated is True
+
+
+def test_a_response_is_one_image_and_a_frame_or_dict_none(tmp_path: Path) -> None:
+    random_image(1).save(tmp_path / "a.png")
+
+    class Response:
+        url = "https://example.org/a.png"
+        content = (tmp_path / "a.png").read_bytes()
+
+        def iter_content(self) -> Iterator[bytes]:
+            yield self.content[:9]
+
+        __iter__ = iter_content
+
+    class Frame(list[str]):
+        columns = ("path",)
+
+    found, is_one = read_local(Response())
+    assert ([(one.name, one.content) for one in found], is_one) == ([(Response.url, Response.content)], True)
+    for other in ({"path": "a.png"}, Frame(["path"])):
+        with pytest.raises(OptionError, match=r"is not an image\. Accepted: a path"):
+            read_local(other)

@@ -120,7 +120,7 @@ def test_predictions_have_the_format_of_headstart_serve(server: Running) -> None
 def test_top_and_metadata_and_health(server: Running) -> None:
     (said,) = server.predict(("a", RED), params={"top": 2}).json()["predictions"]
     assert len(said["probabilities"]) == 2
-    for top in ("0", "x", "", "-1"):
+    for top in ("0", "x", "", "-1", "00000001" + "0" * 5000, "00000001" + "0" * 9):
         assert is_error(server.predict(("a", RED), params={"top": top}), 422)
     about = server.client.get("/v1/model").json()
     assert set(about) == set(ModelInfo.model_fields)
@@ -162,14 +162,18 @@ def test_a_key_is_needed_where_one_is_set(model: OnnxModel) -> None:
     [
         (b"nonsense\r\n\r\n", b"400"),
         (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n", b"400"),
+        (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: " + b"0" * 5000 + b"\r\n\r\n", b"400"),
+        (b"GET http://[ HTTP/1.1\r\nHost: localhost\r\n\r\n", b"400"),
         (b"BREW /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", b"501"),
         (b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n", b"414"),
         (b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n", b"408"),
     ],
 )
 def test_invalid_and_slow_requests_get_an_error_in_the_same_format(sent: bytes, status: bytes, server: Running) -> None:
+    before = len(server.log)
     got = server.raw(sent)
     assert status in got.split(b"\r\n")[0]
+    assert not [entry for entry in server.log[before:] if "error" in entry]
     assert json.loads(got.partition(b"\r\n\r\n")[2])["error"]["status"] == int(status)
 
 

@@ -118,3 +118,16 @@ def test_a_damaged_index_is_rebuilt(tmp_path: Path) -> None:
     for damage in (b"", b"\xff\xfe\n[]\n3\nnull\n", b"{}\n" * 9, b'{"key": 1, "label": 2, "file": 3, "time": "x"}\n'):
         index.write_bytes(damage)
         assert [c.label for c in Corrections(tmp_path / "kept").all()] == ["rose", "rose"]
+
+
+def test_a_damaged_index_is_rebuilt_from_the_folder(tmp_path: Path) -> None:
+    kept = Corrections(tmp_path / "kept").keep(data(1), "rose")
+    damage = [
+        b"[" * 100_000,
+        b"[]",
+        b"3",
+        b"\xff",
+        b'{"key": "a", "label": "b", "file": "c", "time": 1' + b"0" * 400 + b"}",
+    ]
+    (tmp_path / "kept" / ".index.jsonl").write_bytes(b"\n".join([*damage, b""]))
+    assert [(one.key, one.label) for one in Corrections(tmp_path / "kept").all()] == [(kept.key, "rose")]

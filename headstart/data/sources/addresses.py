@@ -53,7 +53,10 @@ def user_address(source: UserPath) -> str:
         return os.fspath(user_path(source))
     text = _COLLAPSED.sub(lambda found: f"{found[0]}/", text, count=1) if _COLLAPSED.match(text) else text
     if scheme_of(text) == "file":
-        text = unquote(urlsplit(text).path)
+        try:
+            text = unquote(urlsplit(text).path)
+        except ValueError as error:  # such as file://[
+            raise OptionError(f"{text}: not a valid URL ({error}).") from error
     if is_url(text):
         if not text.partition("://")[2].strip("/"):
             raise OptionError(f"{text}: names no bucket or host.")

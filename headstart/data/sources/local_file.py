@@ -16,6 +16,8 @@ def read_local_file(path: str) -> bytes:
             return file.read()
     except OSError as error:
         raise UnreadableImage(path, reason_of(error)) from error
+    except ValueError as error:  # a zero byte, or an unpaired surrogate
+        raise UnreadableImage(path, "not a path that a file can have") from error
 
 
 def reason_of(error: OSError) -> str:

@@ -33,6 +33,9 @@ LARGE_GROUP_BYTES: Final = 512 << 20
 MAX_PATH_BYTES: Final = 4096
 """A binary cell is a path rather than an image if it is UTF-8 text of at most this size."""
 
+MAX_ROW_DIGITS: Final = 18
+"""Digits of the number of a row; Python refuses to convert more than some thousands."""
+
 _NUMBERS = itertools.count()
 
 
@@ -79,7 +82,7 @@ class TableContainer:
         address = join_member(self.address, member)
         column, _, row = member.rpartition("/")
         column = column or self.image_column
-        if not row.isdecimal() or int(row) >= self._starts[-1]:
+        if not row.isdecimal() or len(row) > MAX_ROW_DIGITS or int(row) >= self._starts[-1]:
             raise UnreadableImage(address, f"no such row; the table has {self._starts[-1]:,}")
         if column not in self.schema.names:
             raise UnreadableImage(address, f"no column {column!r}" if column else "the table has no image column")
@@ -100,7 +103,7 @@ class TableContainer:
     def position(self, member: str) -> int:
         """Number of the row."""
         row = member.rpartition("/")[2]
-        return int(row) if row.isdecimal() else 0
+        return int(row) if row.isdecimal() and len(row) <= MAX_ROW_DIGITS else 0
 
     def _content(self, cell: Any) -> bytes | None:
         """The bytes of a cell: its bytes, or those of the file whose path it has instead of bytes."""
@@ -223,7 +226,7 @@ def record_batches(table: Any, group: int, columns: Sequence[str]) -> Iterator[A
 
     waiting: list[Any] = []
     for batch in arrow_batches(table):
-        waiting.append(batch.select(list(columns)))
+        waiting.append(_selected(batch, columns))
         count = sum(part.num_rows for part in waiting)
         whole = count - count % BATCH_ROWS
         if whole:
@@ -242,7 +245,7 @@ def table_batches(table: Any, columns: Sequence[str]) -> Iterator[Any]:
     """
     if not hasattr(table, "iter_batches"):
         for batch in arrow_batches(table):
-            yield batch.select(list(columns))
+            yield _selected(batch, columns)
         return
     try:
         yield from table.iter_batches(SMALL_ROWS, columns=list(columns), use_threads=False)
@@ -267,6 +270,13 @@ def _group_named(group: int, count: int) -> Iterator[None]:
 def damaged_group(group: int, count: int, error: Exception) -> str:
     """Which row group of a table is damaged, and why."""
     return f"row group {group + 1} of {count} is damaged ({first_line(error).rstrip('.')})"
+
+
+def _selected(batch: Any, columns: Sequence[str]) -> Any:
+    """Some columns of a batch of an Arrow file, checked: damaged offsets would lead out of the file's memory."""
+    selected = batch.select(list(columns))
+    selected.validate(full=True)
+    return selected
 
 
 def _rows(table: Any, start: int, count: int) -> list[Any]:

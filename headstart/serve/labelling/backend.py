@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias, final
 
 from headstart.errors import HeadstartError, StaleAction
-from headstart.files import unicode_text
+from headstart.files import last_part, unicode_text, user_path
 from headstart.labelling.session import LabellingSession
 from headstart.serve.errors import HttpError, errors_as_http
 from headstart.serve.labelling.training_process import TrainingProcess, session_name
@@ -25,6 +25,9 @@ MAX_PAGE: Final = 1_000
 """Maximum number of items of one response."""
 
 MAX_IMAGES: Final = 1 << 40
+
+MAX_UPLOAD_NAME: Final = 60
+"""Maximum number of characters of a stored file's name; a character takes up to 4 bytes, a name up to 255."""
 
 _JSON = "json", "application/json"
 DOWNLOADS: Final = {"csv": ("csv", "text/csv"), "coco": _JSON, "label-studio": _JSON}
@@ -143,29 +146,33 @@ class LabellingBackend:
 
     def export_folders(self, out: str, how: str) -> JsonObject:
         """Writes one folder of images per class."""
-        folder = Path(out).expanduser()
-        if not out.strip() or "\0" in out:
+        if not out.strip():
             raise HttpError(HTTPStatus.UNPROCESSABLE_ENTITY, "Name the folder to write.")
         with session_errors_as_http():
-            return self.session.export("folders", self.labels_file.parent / folder, how=how)
+            return self.session.export("folders", self.labels_file.parent / user_path(out), how=how)
 
     def import_file(self, data: bytes, name: str, kind: str) -> JsonObject:
         """Reads labels from an uploaded file."""
         with tempfile.TemporaryDirectory() as folder, session_errors_as_http():
-            file = Path(folder) / (Path(name).name or "labels")
+            file = Path(folder) / _upload_name(name)
             file.write_bytes(data)
             return self.session.load_labels(file, kind)
 
     def import_folder(self, path: str) -> JsonObject:
         """Reads labels from a folder with one folder of images per class."""
         with session_errors_as_http():
-            return self.session.load_labels(Path(path).expanduser(), "folders")
+            return self.session.load_labels(user_path(path), "folders")
 
     def close(self) -> Path | None:
         """Stops a training in progress and closes the session; returns the folder of the stopped run."""
         stopped = self.training.stop()
         self.session.close()
         return stopped
+
+
+def _upload_name(name: str) -> str:
+    """The name that an uploaded file is stored under: its last part, without characters that no file name can have."""
+    return "".join(filter(str.isprintable, last_part(name)))[-MAX_UPLOAD_NAME:].strip(". ") or "labels"
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -11,6 +10,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
+from headstart.files import parsed_json
 from headstart.serve.errors import HttpError
 from headstart.serve.labelling.backend import MAX_PAGE, LabellingBackend, session_errors_as_http
 from headstart.serve.labelling.events import state_events
@@ -69,7 +69,7 @@ async def _body(request: Request) -> dict[str, Any]:
         HttpError: the body is none.
     """
     try:
-        document = json.loads(await request.body())
+        document = parsed_json(await request.body())
     except ValueError:
         document = None
     if not isinstance(document, dict):

@@ -259,3 +259,37 @@ def test_the_names_of_a_session_follow_its_table() -> None:
     from headstart.serve.labelling.training_process import session_name
 
     assert [session_name(Path(name)) for name in ("a-labels.csv", "b.csv", "-labels.csv")] == ["a", "b", "-labels"]
+
+
+def test_hostile_values_are_errors_of_the_client(client: TestClient) -> None:
+    token = state(client)["session"]
+
+    def posted(path: str, body: object) -> tuple[int, str]:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        reply = client.post(f"/v1/label/{path}", content=content, headers={"Content-Type": "application/json"})
+        return reply.status_code, reply.json()["error"]["reason"]
+
+    assert posted("actions", b"[" * 100_000) == (422, "Expected a JSON object.")
+    for do in ([], {}, None, 3, ["label"]):
+        status, reason = posted("actions", {"session": token, "action": {"do": do}})
+        assert (status, reason.split(".")[0]) == (422, "unknown action")
+    for place in ("~nosuchuser/x", "a\0b", "\ud800"):
+        assert posted("export", {"session": token, "out": place, "how": "copy"})[0] == 422, place
+        assert posted("import", {"session": token, "folder": place})[0] == 422, place
+    assert posted("export", {"session": token, "out": "x", "how": []})[0] == 422
+
+
+@pytest.mark.parametrize("name", ["a\0b.csv", "..", "/", "\ud800.csv", "x" * 300 + ".csv", "ä" * 300 + ".csv", " . "])
+def test_an_upload_may_have_any_name(
+    client: TestClient, served: tuple[TestClient, LabellingBackend], name: str
+) -> None:
+    found = served[1].import_file(b"path,label\nunheard-of.png,x\n", name, "csv")
+    assert found["num_unknown"] == 1
+
+
+@pytest.mark.parametrize("kind", ["csv", "coco", "label-studio"])
+def test_an_upload_that_cannot_be_read_is_an_error_of_the_client(client: TestClient, kind: str) -> None:
+    form = {"kind": kind, "session": state(client)["session"]}
+    for content in (b"[" * 100_000, b"path,label\n" + b"x" * 200_000 + b",a\n", b"\xff\xfe\xff", b"\0\0"):
+        reply = client.post("/v1/label/import", data=form, files={"file": ("a", content, "text/csv")})
+        assert reply.status_code == 422, content[:20]
