@@ -240,7 +240,7 @@ def _choices(task: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _json(file: Path, kind: type[Any]) -> Any:
-    document = parsed_json(file.read_text(encoding="utf-8"))
+    document = parsed_json(file.read_bytes())
     if not isinstance(document, kind):
         raise TypeError(f"expected a JSON {'list' if kind is list else 'object'}")
     return document

@@ -149,6 +149,15 @@ def test_a_file_of_another_kind_changes_nothing(
         assert session.files.journal.read_bytes() == before
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_json_document_may_have_any_unicode_encoding(folder: Path, tmp_path: Path, encoding: str) -> None:
+    task = {"data": {"image": "red-5.jpg"}, "choice": "Löwenzahn"}
+    (tmp_path / "ls.json").write_text(json.dumps([task], ensure_ascii=False), encoding=encoding)
+    with named_session(folder) as session:
+        assert session.load_labels(tmp_path / "ls.json", "label-studio")["num_unknown"] == 0
+        assert session.images("labelled", 0, 9)["items"][0]["label"] == ["Löwenzahn"]
+
+
 EXCEL = {"cp1252": ";", "utf-16": "\t", "utf-8-sig": ","}
 """Encoding -> separator of a table that Excel saved."""
 
