@@ -570,6 +570,7 @@ OPENS_FILES = re.compile(r"\bImage\.open\((?!io\.)|\.read_bytes\(|(?<![.\w])(?<!
 """What opens a file, or reads all of it; an image in memory is opened from ``io.BytesIO``."""
 
 OPENS_NO_IMAGES = {
+    "labelling.label_import": "JSON documents of labels",
     "exports.formats.web": "exported models",
     "exports.gpu_graphs": "exported models",
     "exports.onnxruntime_web": "files of an npm package",
