@@ -219,6 +219,7 @@ ORDER = [
     "distributed.fit_probe",
     "selection.candidates",
     "selection.results",
+    "selection.time_limit",
     "evaluation.reliability",
     "evaluation.mcnemar",
     "reports.svg_chart",

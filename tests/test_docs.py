@@ -50,6 +50,7 @@ from headstart.verbs import compare
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 NOT_RUN = {
+    ("deploy.md", "podman build"): "needs an image from a registry",
     ("deploy.md", "pip install packages"): "pip and Docker: test_package.py builds the wheel and runs it",
     ("export.md", "import { load }"): "a module for browsers: test_web.py runs it in one",
     ("first-model.md", "flowers/"): "names of folders: any folder of images, as the other pages use it",
@@ -81,7 +82,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with small_architectures(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setattr(ladder, "LEAST_STEPS", 1)  # small data are shown for fewer epochs
-        patch.setattr(search, "_combinations", lambda _ranked: [])  # tests/selection tests the choice
+        patch.setattr(search, "_combinations", lambda *_: [])  # tests/selection tests the choice
         patch.setattr(HeadSearchSettings, "epochs", 2)
         patch.setattr(classifiers, "EPOCHS_OF_VIEWS", 2)
         patch.setattr(extend, "PENALTIES", extend.PENALTIES[1:])

@@ -6,6 +6,7 @@ way are then computed by new ones.
 
 from __future__ import annotations
 
+import inspect
 import multiprocessing
 import os
 import signal
@@ -142,8 +143,11 @@ def check_main_module() -> None:
     Raises:
         OptionError: it is; the script would begin its work again in each worker.
     """
-    if getattr(multiprocessing.current_process(), "_inheriting", False):  # private; without it, spawn itself refuses
-        raise OptionError(f"workers: {_MAIN_GUARD}.")
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") == "__mp_main__":
+            raise OptionError(f"workers: {_MAIN_GUARD}.")
+        frame = frame.f_back
 
 
 def not_started() -> WorkerError:

@@ -34,7 +34,8 @@ from headstart.progress import Progress
 from headstart.runs.folder import PLAN_FILE, SELECTION_FILE
 from headstart.selection.candidates import Candidate, find_candidates, load_candidate
 from headstart.selection.results import Selection
-from headstart.selection.search import SearchImages, TimeLimit, search
+from headstart.selection.search import SearchImages, search
+from headstart.selection.time_limit import TimeLimit
 from headstart.training.ladder import least_epochs
 from headstart.training.recipe import Recipe, defaults
 

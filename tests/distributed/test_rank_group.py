@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import multiprocessing
-import multiprocessing.spawn
 import os
 import signal
 import subprocess
@@ -112,13 +109,18 @@ def test_expected_seconds_on_the_cpu_do_not_count_gpus(monkeypatch: pytest.Monke
     assert RankSettings(4).seconds(73.0, "cpu") == RankSettings(4).seconds(73.0, "auto") * 4 - 3 * START_SECONDS
 
 
-def test_a_worker_that_begins_the_script_again_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "_inheriting" in inspect.getsource(multiprocessing.spawn)  # private
-    check_ranks(RankSettings(2), updates_batchnorm=False)
-    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
-    check_ranks(RankSettings(), updates_batchnorm=False)
+def test_a_worker_that_begins_the_script_again_is_refused() -> None:
+    """While a worker imports the script that started it, the script's code runs in a module of this name."""
+
+    def run(workers: int | None, name: str, code: str) -> None:
+        known = {"check_ranks": check_ranks, "settings": RankSettings(workers), "__name__": name}
+        exec(compile(code, "script.py", "exec"), known)
+
+    call = "check_ranks(settings, updates_batchnorm=False)"
+    run(2, "__main__", call)
+    run(None, "__mp_main__", call)
     with pytest.raises(OptionError, match="workers: a script must start them under if __name__"):
-        check_ranks(RankSettings(2), updates_batchnorm=False)
+        run(2, "__mp_main__", call)
 
 
 DRIVER = """

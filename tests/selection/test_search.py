@@ -19,7 +19,8 @@ from headstart.data.scan import scan
 from headstart.selection import search as module
 from headstart.selection.candidates import Candidate, find_candidates
 from headstart.selection.results import Speed
-from headstart.selection.search import SearchImages, TimeLimit, search
+from headstart.selection.search import SearchImages, search
+from headstart.selection.time_limit import TimeLimit
 
 
 @pytest.fixture(scope="module")
