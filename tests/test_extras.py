@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from random_images import write_classes
+from recorded_progress import RecordedProgress
 from safetensors.torch import save_file
 from small_models import small_model
 
@@ -64,12 +65,14 @@ def test_the_server_without_its_extra(hide: Callable[[str], None]) -> None:
         import headstart.serve.watch
 
 
-def test_an_export_to_onnx_without_its_extra(hide: Callable[[str], None], tmp_path: Path) -> None:
-    data = write_classes(tmp_path / "d", {"blue": 4, "green": 4, "red": 4})
+@pytest.mark.parametrize(("to", "name"), [("onnx", "m.onnx"), ("web", "m_web")])
+def test_an_export_to_onnx_without_its_extra(to: str, name: str, hide: Callable[[str], None], tmp_path: Path) -> None:
+    data, progress = write_classes(tmp_path / "d", {"blue": 4, "green": 4, "red": 4}), RecordedProgress()
     hide("export")
     with asks_for("export"):
-        hs.export(small_model(), out=tmp_path / "m.onnx", data=data)
-    assert not (tmp_path / "m.onnx").exists()
+        hs.export(small_model(), to, out=tmp_path / name, data=data, progress=progress)
+    assert not (tmp_path / name).exists()
+    assert not progress.said  # before anything is announced or downloaded
 
 
 def test_parquet_without_its_extra(hide: Callable[[str], None], tmp_path: Path) -> None:

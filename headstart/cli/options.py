@@ -102,6 +102,10 @@ class OrAuto(click.ParamType):  # type: ignore[type-arg]  # generic from click 8
         return None if value == "auto" else self.kind.convert(value, param, ctx)
 
 
+MOST_DIGITS = 9
+"""Digits of the numbers in ``--part``."""
+
+
 class PartOfWork(click.ParamType):  # type: ignore[type-arg]  # as ``OrAuto``
     """I/N: the Ith of N parts."""
 
@@ -110,8 +114,9 @@ class PartOfWork(click.ParamType):  # type: ignore[type-arg]  # as ``OrAuto``
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Converts a command-line value to (I, N)."""
         number, _, count = str(value).partition("/")
-        if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-            self.fail(f"{value!r}: expected I/N with I from 1 to N, such as 3/16.", param, ctx)
+        is_short = len(number) <= MOST_DIGITS and len(count) <= MOST_DIGITS
+        if not (is_short and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+            self.fail(f"{value!r:.60}: expected I/N with I from 1 to N, such as 3/16.", param, ctx)
         return int(number), int(count)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, BinaryIO, Union, cast
 
 import numpy as np
@@ -102,10 +103,16 @@ def read_source(image: ImageLike, where: str = "") -> ImageSource:
     raise OptionError(f"{where}{type(image).__name__} is not an image. Accepted: {ACCEPTED}.")
 
 
-def _path(image: Any, _: str) -> ImageSource | None:
+def _path(image: Any, where: str) -> ImageSource | None:
     if not isinstance(image, (str, os.PathLike)):
         return None
-    return ImageSource(os.fspath(image), user_address(image))
+    name = os.fspath(image)
+    try:
+        return ImageSource(name, user_address(image))
+    except OptionError:
+        if not where or not isinstance(name, str) or is_url(name):
+            raise
+        return ImageSource(name, name)  # no file can have that path: an error of this entry
 
 
 def _is_tensor(image: Any) -> bool:
@@ -191,8 +198,10 @@ COLLECTIONS: tuple[Collection, ...] = (_dataset, _table, _array_of_images, _iter
 
 def _entries(image: object, where: str) -> list[ImageSource]:
     """The images of one entry of a collection: a folder may have several."""
-    if isinstance(image, (str, os.PathLike)) and is_source(image):
-        return [ImageSource(name, name) for name in find_images(image)]
+    if isinstance(image, (str, os.PathLike)):
+        with suppress(OptionError):  # no path: see ``_path``
+            if is_source(image):
+                return [ImageSource(name, name) for name in find_images(image)]
     return [read_source(image, where)]
 
 

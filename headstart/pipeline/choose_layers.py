@@ -16,6 +16,7 @@ from headstart.pipeline.fit import Prepared, fit_head
 from headstart.pipeline.inspect_images import Inspected
 from headstart.pipeline.load import Job, Loaded
 from headstart.pipeline.plan import Planned
+from headstart.training.fit_head import is_fitted_by_network
 from headstart.training.ladder import paired_p
 from headstart.training.penalty import Penalty
 from headstart.training.probe import cross_validate_once
@@ -58,7 +59,7 @@ def choose_and_fit(
         fitted = fit_head(job, found.loaded, inspected, planned, found.featurised, found.penalty, by_network=by_network)
         return Prepared(job, found.loaded, inspected, planned, found.featurised, fitted, last)
 
-    several = len(networks(loaded.backbone.module)) > 1
+    several = is_fitted_by_network(job.recipe, len(networks(loaded.backbone.module)))
     if not planned.rungs or not (several or chosen.last):
         return fitted_on(chosen)
     start = replace(chosen.last or chosen, penalty=None) if several else chosen.last

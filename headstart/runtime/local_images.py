@@ -49,7 +49,12 @@ def read_local(images: object) -> tuple[list[ImageSource], bool]:
 
 def _read(image: object, where: str) -> ImageSource:
     if isinstance(image, (str, os.PathLike)):
-        path = user_path(image)
+        try:
+            path = user_path(image)
+        except OptionError:
+            if not where or not isinstance(name := os.fspath(image), str):
+                raise
+            return ImageSource(name, name)  # no file can have that path: an error of this entry
         if path.is_dir():
             raise DataError(f"{os.fspath(image)}: a folder. Give the images in it, such as {path / '*.jpg'}.")
         return ImageSource(os.fspath(image), str(path))

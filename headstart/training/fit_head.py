@@ -113,6 +113,11 @@ def fit_classifier(
     return _logistic(recipe, data, progress, cache) if recipe.probe == LOGISTIC else _classical(recipe, data, progress)
 
 
+def is_fitted_by_network(recipe: Recipe, networks: int) -> bool:
+    """Whether ``fit_by_network`` differs from ``fit_classifier``."""
+    return networks > 1 and recipe.head == LINEAR and recipe.probe == LOGISTIC
+
+
 def fit_by_network(
     recipe: Recipe,
     data: HeadData,
@@ -133,7 +138,7 @@ def fit_by_network(
         progress: receives the number of fits done.
         cache: the cache folder.
     """
-    if len(widths) == 1 or recipe.head != LINEAR or recipe.probe != LOGISTIC:
+    if not is_fitted_by_network(recipe, len(widths)):
         return fit_classifier(recipe, data, progress=progress, cache=cache)
     parts = np.split(data.features, np.cumsum(widths)[:-1], axis=1)
     alone = [

@@ -11,7 +11,7 @@ from commands import all_commands
 from deny_list import denied_words
 
 from headstart.cli import main as cli
-from headstart.cli.options import FORMER_FLAGS, Command, OptionWithDefault, checked_options, in_flags
+from headstart.cli.options import FORMER_FLAGS, Command, OptionWithDefault, PartOfWork, checked_options, in_flags
 from headstart.errors import OptionError
 from headstart.training.option import flag_name
 from headstart.training.recipe import defaults, options_of
@@ -106,3 +106,11 @@ def test_auto_means_none() -> None:
     assert invoke("--epochs", "3")["epochs"] == 3
     with pytest.raises(click.BadParameter, match="'three' is not a valid integer"):
         invoke("--epochs", "three")
+
+
+@pytest.mark.parametrize("part", ["3", "0/2", "3/2", "1/", "a/b", "1/" + "9" * 5_000])
+def test_a_part_that_is_none_is_a_usage_error(part: str) -> None:
+    with pytest.raises(click.UsageError, match="expected I/N") as caught:
+        PartOfWork().convert(part, None, None)
+    assert len(str(caught.value)) < 200
+    assert PartOfWork().convert("3/16", None, None) == (3, 16)

@@ -26,6 +26,7 @@ from headstart.data.rgb import as_rgb
 from headstart.errors import DataError, OptionError
 from headstart.model import Model
 from headstart.prediction import Prediction
+from headstart.runtime.local_images import read_local
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +214,18 @@ def test_a_single_path_that_does_not_exist_raises_and_in_a_list_its_row_says_so(
             model.predict(missing)
     answers = model.predict(["gone.png", file])
     assert [a.error for a in answers] == ["no such file or directory", None]
+
+
+@pytest.mark.parametrize("path", ["~nobody-here/a.jpg", "a\0b.jpg", "", "a\ud800.jpg"])
+def test_a_path_that_no_file_can_have_is_an_error_of_its_row_in_a_list(model: Model, file: Path, path: str) -> None:
+    with pytest.raises(OptionError):
+        model.predict(path)
+    answers = model.predict([path, file])
+    assert answers[0].error in ("no such file or directory", "not a path that a file can have")
+    assert answers[1].error is None
+    assert read_local([path])[0][0].content == path
+    with pytest.raises(OptionError):
+        read_local(path)
 
 
 def test_an_empty_folder_says_so(model: Model, tmp_path: Path) -> None:

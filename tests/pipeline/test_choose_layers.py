@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import headstart as hs
 from headstart.errors import OptionError
 from headstart.pipeline import choose_layers as module
 from headstart.runs.events import Event
+from headstart.training.fit_head import Fitted
 
 pytestmark = [pytest.mark.usefixtures("small_networks"), pytest.mark.slow]
 
@@ -60,6 +62,23 @@ def test_rungs_train_the_features_of_the_last_layer_alone(
     assert model.net.spec.layers == ()  # earlier layers, which stay frozen, would be in the way
     rows = [line.split(",") for line in (run.folder / "predictions.csv").read_text().splitlines()]
     assert len(rows) > 10
+
+
+def test_a_trained_head_on_networks_side_by_side_is_fitted_once(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits, fit = list[bool](), module.fit_head
+
+    def counted(*arguments: Any, by_network: bool = False) -> Fitted:
+        fits.append(by_network)
+        return fit(*arguments, by_network=by_network)
+
+    monkeypatch.setattr(module, "fit_head", counted)
+    pair = {"backbone": "tf_efficientnet_lite1.in1k+tf_efficientnet_lite0.in1k", "unfreeze": "first.blocks.6"}
+    said(data, tmp_path / "mlp", **pair, layers="last", head="16", head_epochs=2, epochs=1)
+    assert fits == [False]
+    said(data, tmp_path / "linear", **pair, layers="last", epochs=1)
+    assert fits[1:] == [True, False]
 
 
 def test_few_images_keep_the_last_layer_alone(tmp_path: Path) -> None:

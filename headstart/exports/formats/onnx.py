@@ -139,4 +139,5 @@ FORMAT = ExportFormat(
     variants=(INT8,),
     snippets={"python": python_snippet, "javascript": javascript_snippet, "c++": cpp_snippet},
     count_quantized=_count_quantized,
+    extra="export",
 )

@@ -145,4 +145,5 @@ FORMAT = ExportFormat(
     count_quantized=_count_quantized,
     marker=DOCUMENT,
     not_checked="The page and its decoding of images were not checked: that needs a browser. Its model.onnx was.",
+    extra="export",
 )
