@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -27,11 +27,17 @@ class Cut:
         node: whose value the rest of the first network is computed from.
         others: the same of each network beside the first one.
         beside: nodes before it whose values, (N, features), the output contains unchanged.
+        after: all nodes that are computed from values at the cut.
+        depth: share of the floating-point operations of the first network up to ``node``, 0-1.
+        parameters_after: number of weights that the part after the cut uses.
     """
 
     node: fx.Node
-    others: tuple[fx.Node, ...] = ()
-    beside: tuple[fx.Node, ...] = ()
+    others: tuple[fx.Node, ...]
+    beside: tuple[fx.Node, ...]
+    after: frozenset[fx.Node]
+    depth: float
+    parameters_after: int = 0
 
     @property
     def activations(self) -> tuple[fx.Node, ...]:
@@ -54,23 +60,27 @@ def find_cuts(trace: TracedNetwork, module: nn.Module) -> dict[str, Cut]:
         Boundary name -> cut, in execution order: the ends of layer groups and of their direct children.
     """
     first, *others = (_cuts_of(trace, module, name) for name in networks(module))
-    places = [[(network_depth(trace, module, cut.node), cut.node) for cut in found.values()] for found in others]
+    depths = _depths(trace, module)
+    places = [[(depths[node], node) for node, _ in found.values()] for found in others]
     if not all(places):  # a network beside the first one cannot be cut
         return {}
     cuts = {}
-    for name, cut in first.items():
-        depth = network_depth(trace, module, cut.node)
-        beside = tuple(([node for share, node in found if share <= depth] or [found[0][1]])[-1] for found in places)
-        whole = Cut(cut.node, beside, cut.beside)
-        if len(whole.nodes) > 1 and any(trace.values[0][node][0] != BATCHES[0] for node in whole.activations):
+    for name, (node, beside) in first.items():
+        depth = depths[node]
+        nodes = tuple(([other for share, other in found if share <= depth] or [found[0][1]])[-1] for found in places)
+        cut = Cut(node, nodes, beside, _computed_from(trace, (node, *nodes, *beside)), depth)
+        if len(cut.nodes) > 1 and any(trace.values[0][one][0] != BATCHES[0] for one in cut.activations):
             continue  # windows of several images in one axis
-        if _has_suffix(trace, whole):
-            cuts[name] = whole
+        try:
+            suffix = suffix_graph(trace, cut)
+        except NotReproducible:
+            continue
+        cuts[name] = replace(cut, parameters_after=count_parameters(module, suffix))
     return cuts
 
 
-def _cuts_of(trace: TracedNetwork, module: nn.Module, network: str) -> dict[str, Cut]:
-    """Where one of the networks of a module can be cut, as ``find_cuts``; names are those in the module."""
+def _cuts_of(trace: TracedNetwork, module: nn.Module, network: str) -> dict[str, tuple[fx.Node, tuple[fx.Node, ...]]]:
+    """Where one of the networks of a module can be cut: boundary name -> ``node`` and ``beside`` of ``Cut``."""
     nodes, groups = list(trace.graph.nodes), group_names(module)
     owner = {node: network_of(trace.layer_of[node], module) for node in nodes}
     own = (network, JOINING) if network == networks(module)[0] else (network,)  # averages of layers are of the first
@@ -85,7 +95,7 @@ def _cuts_of(trace: TracedNetwork, module: nn.Module, network: str) -> dict[str,
             if node in trace.depends_on_image:
                 last[path] = node
             path = path.rpartition(".")[0]
-    cuts: dict[str, Cut] = {}
+    cuts: dict[str, tuple[fx.Node, tuple[fx.Node, ...]]] = {}
     pending: dict[fx.Node, int] = {}
     for i, node in enumerate(nodes[:-1]):
         if node not in inside:
@@ -97,8 +107,8 @@ def _cuts_of(trace: TracedNetwork, module: nn.Module, network: str) -> dict[str,
         for other in [n for n, until in pending.items() if until <= i and n is not node]:
             del pending[other]
         single = node in trace.tensors and isinstance(trace.values[0][node], torch.Size)
-        cut = Cut(node, beside=tuple(other for other in pending if other is not node))
-        if node not in pending or not beside.issuperset(cut.beside) or node in beside:
+        bypassing = tuple(other for other in pending if other is not node)
+        if node not in pending or not beside.issuperset(bypassing) or node in beside:
             continue
         if not single or node is output_of or node.op == "placeholder":
             continue
@@ -106,39 +116,34 @@ def _cuts_of(trace: TracedNetwork, module: nn.Module, network: str) -> dict[str,
             continue
         names = [p for p in last if last[p] is node and any(p == g or p.rpartition(".")[0] == g for g in groups)]
         if names:
-            cuts[min(names, key=lambda name: name.count("."))] = cut
+            cuts[min(names, key=lambda name: name.count("."))] = (node, bypassing)
     return cuts
 
 
-def network_depth(trace: TracedNetwork, module: nn.Module, node: fx.Node) -> float:
-    """Share of the floating-point operations of a node's network up to the node, 0-1."""
-    network = network_of(trace.layer_of[node], module)
-    own = [other for other in trace.graph.nodes if network_of(trace.layer_of[other], module) == network]
-    until = own[: own.index(node) + 1] if node in own else []
-    return sum(trace.flops[n] for n in until) / max(1, sum(trace.flops[n] for n in own))
-
-
-def nodes_after(trace: TracedNetwork, cut: Cut) -> set[fx.Node]:
-    """All nodes that are computed from values at a cut."""
-    found: set[fx.Node] = set()
+def _depths(trace: TracedNetwork, module: nn.Module) -> dict[fx.Node, float]:
+    """Node -> share of the floating-point operations of its network up to the node, 0-1."""
+    until: dict[fx.Node, tuple[str, int]] = {}
+    total: dict[str, int] = {}
     for node in trace.graph.nodes:
-        if node not in cut.nodes and any(n in found or n in cut.nodes for n in node.all_input_nodes):
+        network = network_of(trace.layer_of[node], module)
+        total[network] = total.get(network, 0) + trace.flops[node]
+        until[node] = network, total[network]
+    return {node: flops / max(1, total[network]) for node, (network, flops) in until.items()}
+
+
+def _computed_from(trace: TracedNetwork, given: Sequence[fx.Node]) -> frozenset[fx.Node]:
+    """All other nodes that are computed from the values of some nodes."""
+    found = set(given)
+    for node in trace.graph.nodes:
+        if not found.isdisjoint(node.all_input_nodes):
             found.add(node)
-    return found
+    return frozenset(found.difference(given))
 
 
 def _is_vector(trace: TracedNetwork, node: fx.Node) -> bool:
     """True if the value of a node is one vector per image."""
     shape = trace.values[0][node]
     return isinstance(shape, torch.Size) and len(shape) == 2 and shape[0] == BATCHES[0]
-
-
-def _has_suffix(trace: TracedNetwork, cut: Cut) -> bool:
-    try:
-        suffix_graph(trace, cut)
-    except NotReproducible:
-        return False
-    return True
 
 
 class NotReproducible(Exception):
@@ -201,9 +206,8 @@ def suffix_graph(trace: TracedNetwork, cut: Cut) -> fx.Graph:
                 copies[node] = from_shape(*(values[node] for values in trace.values))
         return copies[node]
 
-    after = nodes_after(trace, cut)
     for node in trace.graph.nodes:
-        if node in after and (node in trace.depends_on_image or node.op == "output"):
+        if node in cut.after and (node in trace.depends_on_image or node.op == "output"):
             arguments = fx.map_arg(node.args, needed), fx.map_arg(node.kwargs, needed)
             if node.op == "output":
                 graph.output(arguments[0][0])

@@ -22,8 +22,6 @@ from headstart.backbone.cut_graphs import (
     count_parameters,
     find_cuts,
     join_values,
-    network_depth,
-    nodes_after,
     parameters_of,
     prefix_graph,
     split_values,
@@ -333,11 +331,7 @@ class SplittableBackbone:
             raise OptionError(f"no boundary named {name!r}. The boundaries are: {', '.join(names)}{why}.")
 
     def _list_boundaries(self, height: int, width: int) -> list[Boundary]:
-        found = [
-            b
-            for name, cut in self._cuts.items()
-            if (b := _boundary(self._trace, self.module, name, cut)).parameters_after
-        ]
+        found = [_boundary(self._trace, name, cut) for name, cut in self._cuts.items() if cut.parameters_after]
         if self.obstacle:
             with torch.inference_mode():
                 shape = self.whole()(blank_input(self.module, (1, 3, height, width))).shape[1:]
@@ -349,21 +343,20 @@ class SplittableBackbone:
         return [Boundary(INPUT, image, 2 * math.prod(image), 0.0, 0.0, weights, image), *found, head]
 
 
-def _boundary(trace: TracedNetwork, module: nn.Module, name: str, cut: Cut) -> Boundary:
+def _boundary(trace: TracedNetwork, name: str, cut: Cut) -> Boundary:
     def shape_of(node: fx.Node) -> tuple[int, ...]:
         whole = trace.values[0][node]
         return tuple(whole[1:]) if whole[0] == BATCHES[0] else (whole[0] // BATCHES[0], *whole[1:])
 
-    after, operations = nodes_after(trace, cut), sum(trace.flops.values())
     shapes = [shape_of(node) for node in cut.nodes]
     numbers = sum(math.prod(shape) for shape in shapes)
     return Boundary(
         name=name,
         shape=(numbers,) if len(shapes) > 1 else shapes[0],
         bytes_per_image=2 * numbers,
-        cost_before=1 - sum(trace.flops[node] for node in after) / max(1, operations),
-        depth=network_depth(trace, module, cut.node),
-        parameters_after=count_parameters(module, suffix_graph(trace, cut)),
+        cost_before=1 - sum(trace.flops[node] for node in cut.after) / max(1, sum(trace.flops.values())),
+        depth=cut.depth,
+        parameters_after=cut.parameters_after,
         activation_shape=shapes[0],
         other_shapes=tuple(shapes[1 : 1 + len(cut.others)]),
         beside=tuple(math.prod(shape) for shape in shapes[1 + len(cut.others) :]),

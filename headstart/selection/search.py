@@ -67,17 +67,24 @@ class SearchImages:
 
 @dataclass
 class _Contender:
-    """A candidate in the search, with what its last round showed; ``rounds`` has the losses of each round."""
+    """A candidate in the search, with what its rounds showed.
+
+    ``rounds`` has the losses of the images that were judged, for each number of images.
+    """
 
     candidate: Candidate
     net: FeatureNet
     sample: Pixels
-    losses: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     rounds: dict[int, npt.NDArray[np.float64]] = field(default_factory=dict)
     correct: int = 0
     seconds: float = 0.0
     speed: Speed = UNKNOWN_SPEED
     decision: str = ""
+
+    @property
+    def losses(self) -> npt.NDArray[np.float64]:
+        """Those of the last round."""
+        return self.rounds[max(self.rounds)]
 
     @property
     def log_loss(self) -> float:
@@ -346,8 +353,7 @@ class _Search:
         )
         assert found is not None  # because of ``num_judged`` and stratified parts of the images
         judged = np.isfinite(found.losses)
-        one.losses, one.correct = found.losses[judged], int(found.correct[judged].sum())
-        one.rounds[size] = one.losses
+        one.rounds[size], one.correct = found.losses[judged], int(found.correct[judged].sum())
         one.seconds += time.monotonic() - started
 
     def features(self, one: _Contender, keys: Sequence[bytes]) -> FeatureStore:

@@ -49,8 +49,7 @@ def shaped(monkeypatch: pytest.MonkeyPatch, losses: dict[str, float]) -> list[tu
     def evaluate(_search: Any, one: Any, size: int) -> None:
         evaluated.append((one.candidate.source, size))
         noise = sum(np.random.default_rng(seed).normal(0, 0.01, size) for seed in (0, len(evaluated)))
-        one.losses = losses[one.candidate.source] + noise
-        one.rounds[size] = one.losses
+        one.rounds[size] = losses[one.candidate.source] + noise
         one.correct = size // 2
 
     monkeypatch.setattr(module._Search, "evaluate", evaluate)
@@ -244,7 +243,7 @@ def test_a_round_has_several_images_of_most_classes() -> None:
 
 def contender(candidate: Candidate, losses: npt.NDArray[np.float64]) -> Any:
     unused: Any = None
-    return module._Contender(candidate, unused, unused, losses=losses, rounds={len(losses): losses})
+    return module._Contender(candidate, unused, unused, rounds={len(losses): losses})
 
 
 def contenders(losses: dict[str, float]) -> list[Any]:
