@@ -222,11 +222,15 @@ def chosen_columns(values: Mapping[str, Any]) -> Columns:
     return Chosen(*(values[name] or "" for name in COLUMNS))
 
 
+OF_THE_CHOICE = ("minutes", "candidates", "max_cost", "plan")
+"""Options of ``train`` beside those of a recipe that the choice of a backbone checks itself."""
+
+
 def in_flags(error: OptionError) -> str:
     """The message of an OptionError, with the flag of the option instead of its Python name."""
     name, mark, rest = str(error).partition(":")
     option_name, _, value = name.partition(" ")
-    if mark and option_name in options_of() and " " not in value:
+    if mark and (option_name in options_of() or option_name in OF_THE_CHOICE) and " " not in value:
         return f"{flag_name(option_name)}{f' {value}' if value else ''}:{rest}"
     return str(error)
 

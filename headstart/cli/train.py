@@ -129,10 +129,7 @@ def train_command(
     paths and one of labels; an archive, or shards: a path, a pattern or a URL such as s3://BUCKET/FOLDER. Model,
     scores, predictions and report are written into a run folder.
     """
-    if (data is None) == (resume is None):
-        raise click.UsageError("Missing argument DATA. Give the data, or an interrupted run with --resume.", context)
-    if resume is not None:
-        _refuse_options(context)
+    _check_data(context, data, resume)
     how = {name: options.pop(name) for name in HOW}
     chosen = checked_options(options)
     with importing():
@@ -169,6 +166,16 @@ def _changed(chosen: dict[str, Any]) -> dict[str, Any]:
 def _run_json(run: Run) -> dict[str, Any]:
     """The files and the scores of a run."""
     return run_files(run) | {"scores": {name: scores.as_json() for name, scores in run.results.items()}}
+
+
+def _check_data(context: click.Context, data: str | None, resume: Path | None) -> None:
+    """Raises a usage error unless there are either data, or a run to resume without options that it cannot have."""
+    if data is not None and resume is not None:
+        raise click.UsageError("--resume: a resumed run keeps its original data; leave DATA out.", context)
+    if data is None and resume is None:
+        raise click.UsageError("Missing argument DATA. Give the data, or an interrupted run with --resume.", context)
+    if resume is not None:
+        _refuse_options(context)
 
 
 def _refuse_options(context: click.Context) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from headstart.backbone.weights import Backbone
 from headstart.data.inspection import Inspection
 from headstart.data.preprocessing import Preprocessing
-from headstart.errors import HeadstartError, OptionError, RunError, WeightsError, first_line
+from headstart.errors import HeadstartError, OptionError, RunError, WeightsError, first_line, suggestion
 from headstart.files import json_text, user_path, write_atomically, writing_run
 from headstart.pipeline.choose_depth import DEEP, SHORTEST, Depth, Preferred, by_preference, depths_for, seconds_of
 from headstart.pipeline.inspect_images import (
@@ -36,14 +36,18 @@ from headstart.selection.candidates import Candidate, find_candidates, load_cand
 from headstart.selection.results import Selection
 from headstart.selection.search import SearchImages, search
 from headstart.selection.time_limit import TimeLimit
+from headstart.training.former_options import RENAMED
 from headstart.training.ladder import least_epochs
-from headstart.training.recipe import Recipe, defaults
+from headstart.training.recipe import Recipe, defaults, options_of
 
 DEFAULT_MINUTES: float | None = 5.0
 """Time of a run whose recipe leaves backbone and effort open; None for effort "probe" without a choice."""
 
 MAX_COST = 2.0
 """Default of the largest cost of larger images, or of backbones side by side, in multiples of one backbone alone."""
+
+CANDIDATES = "offline"
+"""Default of the backbones to choose from."""
 
 KEPT = 0.8
 """Share of the time that is kept for fine-tuning, if it can use as much. On flowers it lowers the log loss from 0.24 to
@@ -89,6 +93,9 @@ def choose_recipe(
     """
     ends = time.monotonic() + 60 * minutes
     job.progress.say(_intention(found, minutes))
+    for one in found[1:]:
+        if one.weights is not None:  # an unusable file is an error before minutes of comparison, not after
+            load_candidate(one)
     inspection = run_inspection(job, _preprocessing(found[0], job))
     require_learnable(inspection, least=job.recipe.min_classes)
     inspected, training = inspected_images(inspection), partial(job.ranks.seconds, device=job.device)
@@ -108,7 +115,7 @@ def choose_recipe(
         cache=job.cache,
         progress=job.progress,
     )
-    selection, recipe, fingerprint = _chosen(job, selection, inspection, ends + 60 * minutes * OVERRUN)
+    selection, recipe, fingerprint = _chosen(job, selection, inspection, ends, 60 * minutes * OVERRUN)
     job.progress.say(f"Chosen: {recipe.backbone} at {recipe.image_size} pixels, effort {recipe.effort}.")
     document = {
         "version": PLAN_VERSION,
@@ -152,11 +159,27 @@ def _decided_in(recipe: Recipe) -> list[str]:
 
 def _check_minutes(recipe: Recipe, minutes: object) -> None:
     if isinstance(minutes, bool) or not isinstance(minutes, (int, float)) or not 0 < minutes < 1e6:
-        raise OptionError(f"minutes {minutes!r:.60}: expected a number above 0.")
+        raise OptionError(f"minutes {minutes!r:.60}: expected a number above 0 and below 1,000,000.")
     if given := _decided_in(recipe):
         raise OptionError(
             f"minutes: chooses {', '.join(DECIDED).replace('_', ' ')} itself; leave {given[0]} out, or leave minutes "
             "out. Backbones to choose from are given with candidates."
+        )
+
+
+def require_use(
+    recipe: Recipe, minutes: float | None, candidates: str | Sequence[str], max_cost: float, plan: object
+) -> None:
+    """Checks that nothing is given which only a choice of the backbone uses, if there is none.
+
+    Raises:
+        OptionError: otherwise.
+    """
+    given = "candidates" if candidates != CANDIDATES else "max_cost" if max_cost != MAX_COST else ""
+    if given and minutes is None:
+        decided = "plan" if plan is not None else next(iter(_decided_in(recipe)), "effort")
+        raise OptionError(
+            f"{given}: has no effect, because {decided} was given and no backbone is chosen. Leave one out."
         )
 
 
@@ -182,18 +205,38 @@ def read_plan_file(file: str | os.PathLike[str]) -> tuple[Recipe, str]:
     path = user_path(file)
     path = path / PLAN_FILE if path.is_dir() else path
     try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if document["version"] > PLAN_VERSION:
-            raise RunError(f"{path}: written by a newer Headstart. Install that version.")
-        return Recipe.from_json(document["recipe"]), str(document["fingerprint"])
+        document: Any = json.loads(path.read_text(encoding="utf-8"))
+        return _plan_of(document, path)
     except FileNotFoundError as error:
         raise RunError(
             f"{path}: no such plan. headstart train --minutes writes plan.json into its run folder."
         ) from error
     except RunError:
         raise
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, HeadstartError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, HeadstartError) as error:
         raise RunError(f"{path}: not a plan ({first_line(error)}). Give plan.json of a run.") from error
+
+
+def _plan_of(document: Any, path: Path) -> tuple[Recipe, str]:
+    """The recipe and the fingerprint in a plan, as ``read_plan_file``, which names the file."""
+    kinds = {"version": int, "recipe": dict, "fingerprint": str}
+    if not isinstance(document, dict):
+        raise ValueError("expected a JSON object")
+    if type(document.get("version")) is int and document["version"] > PLAN_VERSION:
+        raise RunError(f"{path}: written by a newer Headstart. Install that version.")
+    for name, kind in kinds.items():
+        if type(document.get(name)) is not kind:
+            raise ValueError(f"{name}: {'wrong type' if name in document else 'missing'}")
+    if given := [name for name in OF_THE_USER if name in document["recipe"]]:
+        raise RunError(f"{path}: {given[0]} is no part of a plan. Remove it there, and give it as an option.")
+    known = {*options_of(), *RENAMED}
+    if unknown := [name for name in document["recipe"] if name not in known]:
+        hint = suggestion(unknown[0], known)
+        raise RunError(
+            f"{path}: no option is called {unknown[0]!r:.60}, so the result would differ.{hint} Correct it, or install "
+            "the version of Headstart that wrote the plan."
+        )
+    return Recipe.from_json(document["recipe"]), document["fingerprint"]
 
 
 def require_weights(backbone: Backbone, expected: str) -> None:
@@ -216,8 +259,9 @@ def _intention(found: Sequence[Candidate], minutes: float) -> str:
         + (f", download of {one.download_bytes / 1e6:,.0f} MB)" if one.download_bytes else ")")
         for one in found
     )
+    compared = "1 backbone is evaluated" if len(found) == 1 else f"{len(found)} backbones are compared"
     return (
-        f"Plan: {minutes:g} minute{'' if minutes == 1 else 's'}. {len(found)} backbones are compared by "
+        f"Plan: {minutes:g} minute{'' if minutes == 1 else 's'}. {compared} by "
         f"cross-validation on parts of the training images: {each}. Then larger images, other fits and backbones side "
         "by side, where there is time to fine-tune them. The time left is for fine-tuning; if there is none, the best "
         "one so far is used with a linear classifier."
@@ -228,7 +272,9 @@ def _preprocessing(candidate: Candidate, job: Job) -> Preprocessing:
     return load_candidate(candidate, progress=job.progress).preprocessing
 
 
-def _chosen(job: Job, selection: Selection, inspection: Inspection, ends: float) -> tuple[Selection, Recipe, str]:
+def _chosen(
+    job: Job, selection: Selection, inspection: Inspection, ends: float, overrun: float
+) -> tuple[Selection, Recipe, str]:
     """The candidate that is used, and how deep it is fine-tuned, see ``choose_depth.by_preference``.
 
     Returns:
@@ -238,11 +284,11 @@ def _chosen(job: Job, selection: Selection, inspection: Inspection, ends: float)
     efforts = ["probe", *(depth.effort for depth in depths)]
     tried: list[tuple[Preferred, Recipe, str]] = []
     training = partial(job.ranks.seconds, device=job.device)
-    for preferred in by_preference(selection, inspected, ends - time.monotonic(), depths, training):
+    for preferred in by_preference(selection, inspected, ends + overrun - time.monotonic(), depths, training):
         one = selection.near[preferred.place].candidate
         weights = None if one.weights is None else str(one.weights)
         recipe = replace(job.recipe, backbone=one.architecture, weights=weights, image_size=one.image_size, fit=one.fit)
-        tried.append((preferred, *_deepest_in_time(job, recipe, inspection, depths, ends)))
+        tried.append((preferred, *_deepest_in_time(job, recipe, inspection, depths, ends, overrun)))
         if tried[-1][1].effort == preferred.effort != "probe":
             break  # those that follow are not expected to be fine-tuned deeper
 
@@ -256,9 +302,11 @@ def _chosen(job: Job, selection: Selection, inspection: Inspection, ends: float)
 
 
 def _deepest_in_time(
-    job: Job, recipe: Recipe, inspection: Inspection, depths: Sequence[Depth], ends: float
+    job: Job, recipe: Recipe, inspection: Inspection, depths: Sequence[Depth], ends: float, overrun: float
 ) -> tuple[Recipe, str]:
     """The most thorough depth whose planned steps fit into the time, effort "probe" if none does.
+
+    Steps may exceed the time by ``overrun`` seconds.
 
     Returns:
         The recipe with it, and the fingerprint of the backbone.
@@ -275,9 +323,10 @@ def _deepest_in_time(
         if not planned.rungs:  # this backbone is not fine-tuned
             break
         expected = sum(step.seconds for step in planned.steps)
-        if expected <= seconds:
+        if expected <= seconds + overrun:
+            exact = replace(depth, epochs=one.epochs or depth.epochs)
             job.progress.say(
-                f"Time left: {seconds:.0f} s; {recipe.backbone} with {depth} needs about {expected:.0f} s."
+                f"Time left: {seconds:.0f} s; {recipe.backbone} with {exact} needs about {expected:.0f} s."
             )
             return one, loaded.backbone.fingerprint
     if expected:

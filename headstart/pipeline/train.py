@@ -19,6 +19,7 @@ from headstart.evaluation.reliability import usual_kept
 from headstart.pipeline.base_classifier import BaseClassifier, find_rehearsal_images, rehearsal_csv
 from headstart.pipeline.choose_layers import choose_and_fit
 from headstart.pipeline.choose_recipe import (
+    CANDIDATES,
     MAX_COST,
     OF_THE_USER,
     candidates_for,
@@ -26,6 +27,7 @@ from headstart.pipeline.choose_recipe import (
     choose_recipe,
     minutes_for,
     read_plan_file,
+    require_use,
     require_weights,
 )
 from headstart.pipeline.evaluate import EvaluatedModel, TrainedClassifier, evaluate, mistakes_on_val
@@ -54,7 +56,7 @@ from headstart.pipeline.trained_layers import TrainedLayers
 from headstart.pipeline.write import RunDocuments, finish, map_images, write_files
 from headstart.progress import Progress, SilentProgress
 from headstart.runs.events import Listener, MistakesFound, RunFinished
-from headstart.runs.folder import Run, choose_run_folder, make_run_folder, write_start
+from headstart.runs.folder import PLAN_FILE, Run, choose_run_folder, make_run_folder, write_start
 from headstart.runs.log import read_log
 from headstart.runs.status import remove_status, run_lock
 from headstart.training.heads import logits_on
@@ -68,7 +70,7 @@ def train(
     out: str | os.PathLike[str] | None = None,
     recipe: Recipe | None = None,
     minutes: float | None = None,
-    candidates: str | Sequence[str] = "offline",
+    candidates: str | Sequence[str] = CANDIDATES,
     max_cost: float = MAX_COST,
     plan: str | os.PathLike[str] | None = None,
     device: str = "auto",
@@ -117,6 +119,7 @@ def train(
     progress = progress or SilentProgress()
     recipe, minutes, fingerprint = _recipe_of(recipe, options, minutes, plan)
     check_max_cost(max_cost)
+    require_use(recipe, minutes, candidates, max_cost, plan)
     dataset = _opened(source, recipe, progress)
     folder = choose_run_folder(out, dataset.root)
     events = run_events(folder, progress, listener)
@@ -329,6 +332,8 @@ def _write(
 def _clean_up(folder: Path, stop: BaseException, progress: Progress) -> None:
     """Removes the folder of a new run that ended before anything was learnt, so that it is free for the next one.
 
+    After Ctrl-C, a run whose backbone was chosen is kept, because the choice took most of the time so far.
+
     Args:
         folder: of the run.
         stop: what ended it.
@@ -338,7 +343,9 @@ def _clean_up(folder: Path, stop: BaseException, progress: Progress) -> None:
     if isinstance(stop, WriteError):
         is_kept = (folder / "start.json").exists()
     elif isinstance(stop, (HeadstartError, KeyboardInterrupt)):
+        is_chosen = (folder / PLAN_FILE).exists() and (folder / "start.json").exists()
         is_kept = any(entry["event"] == "stage" for entry in entries)
+        is_kept = is_kept or (is_chosen and isinstance(stop, KeyboardInterrupt))
     else:  # a listener's own error
         is_kept = bool(entries)
     if not is_kept:

@@ -52,6 +52,7 @@ from headstart.files import (
 )
 from headstart.html import data_address, image_element, paragraph, table
 from headstart.model_file import MODEL_FILE
+from headstart.runs.status import STATUS_FILE
 from headstart.training.ladder import RungResult
 from headstart.training.recipe import Recipe
 
@@ -192,12 +193,23 @@ def choose_run_folder(out: str | os.PathLike[str] | None, source: str | os.PathL
     if out is None:
         return next_free(Path("runs") / (os.path.splitext(title_of(user_address(source)).strip("/"))[0] or "data"))
     folder = user_path(out)
+    if _is_barely_begun(folder):
+        raise RunError(
+            f"{folder}: a run is being prepared here, or was killed before training began. If no run is active, delete "
+            "the folder; or choose another one (option out)."
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(
             f"{folder}: already exists and is not empty; nothing is overwritten. Choose another folder (option out), "
             "or resume an unfinished run (headstart train --resume)."
         )
     return folder
+
+
+def _is_barely_begun(folder: Path) -> bool:
+    """Whether a folder holds what a run writes before it can be resumed, and nothing else."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return bool(names) and names <= {STATUS_FILE, PLAN_FILE, SELECTION_FILE}
 
 
 def make_run_folder(folder: Path) -> Path:
@@ -264,6 +276,11 @@ def read_start(folder: Path) -> tuple[Recipe, RunStart]:
         start = RunStart(**parsed_json((folder / START_FILE).read_text(encoding="utf-8")))
         return _read_recipe(folder, start.paths), start
     except FileNotFoundError as error:
+        if _is_barely_begun(folder):
+            raise RunError(
+                f"{folder}: nothing to resume: the run was killed before training began. Delete the folder and start a "
+                "new run; images that were already read are cached."
+            ) from error
         raise RunError(f"{folder}: no run to resume. Expected a folder that headstart train wrote.") from error
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise RunError(f"{folder}: damaged run folder ({error}). Start a new run.") from error

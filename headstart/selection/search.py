@@ -284,7 +284,7 @@ class _Search:
             return False
         after = limit.needed_after(speed)
         then = "fine-tune it" if limit.fine_tunes else "use it"
-        self.skipped.append(f"{candidate.label} (about {expected:.0f} s, and {after:.0f} s to {then})")
+        self.skipped.append(f"{candidate.label} (about {expected:.0f} s, and {after:.0f} s kept to {then})")
         self.progress.say(f"Not tried for lack of time: {self.skipped[-1]}.")
         return True
 

@@ -73,6 +73,8 @@ def test_options_are_checked_by_their_flags_and_paths_become_absolute(
     ("message", "shown"),
     [
         ("image_size 5: expected more.", "--image-size 5: expected more."),
+        ("minutes nan: expected more.", "--minutes nan: expected more."),
+        ("max_cost: has no effect.", "--max-cost: has no effect."),
         ("single_logit: expects two classes.", "--single-logit: expects two classes."),
         ("test images of two classes: expected more.", "test images of two classes: expected more."),
         ("shares of val 0.5 and test 0.6: expected less.", "shares of val 0.5 and test 0.6: expected less."),

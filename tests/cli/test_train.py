@@ -59,6 +59,16 @@ def test_resume_goes_with_options_of_the_output(
     assert "no run to resume" in capsys.readouterr().err
 
 
+def test_data_beside_resume_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["headstart", "train", "images/", "--resume", str(tmp_path)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    assert "--resume: a resumed run keeps its original data; leave DATA out." in capsys.readouterr().err
+
+
 def test_help_lists_ten_options_first_and_the_others_by_group(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = main("train", "--help", capsys=capsys)
     assert code == 0

@@ -103,8 +103,8 @@ def test_the_time_left_decides_the_effort(
     real = module._deepest_in_time
     ends = time.monotonic() + seconds
 
-    def deepest(job: Any, recipe: Recipe, inspection: Any, _depths: Any, _ends: float) -> Any:
-        return real(job, recipe, inspection, SHALLOW, ends)
+    def deepest(job: Any, recipe: Recipe, inspection: Any, *_: Any) -> Any:
+        return real(job, recipe, inspection, SHALLOW, ends, 0.0)
 
     monkeypatch.setattr(module, "_deepest_in_time", deepest)
     folder = tmp_path / "run"
@@ -118,6 +118,7 @@ def test_the_time_left_decides_the_effort(
     ("options", "words"),
     [
         ({"minutes": 0}, "expected a number above 0"),
+        ({"minutes": 1e9}, "expected a number above 0 and below 1,000,000"),
         ({"minutes": True}, "expected a number above 0"),
         ({"minutes": "ten"}, "expected a number above 0"),
         ({"minutes": 1, "max_cost": 0.5}, "expected a number of at least 1"),
@@ -129,6 +130,8 @@ def test_the_time_left_decides_the_effort(
         ({"minutes": 1, "candidates": "nothing_like_it"}, "no backbone named"),
         ({"minutes": 1, "plan": "x"}, "leave minutes out"),
         ({"seed": 1, "plan": "x"}, "leave seed out"),
+        ({"effort": "probe", "candidates": "cached"}, "candidates: has no effect, because effort was given"),
+        ({"backbone": "resnet18", "max_cost": 3}, "max_cost: has no effect, because backbone was given"),
     ],
 )
 def test_what_contradicts_the_choice_is_refused(
@@ -147,6 +150,20 @@ def test_what_contradicts_the_choice_is_refused(
         ("[]", "not a plan"),
         ('{"version": 9}', "newer Headstart"),
         ('{"version": 1, "recipe": {"seed": "x"}, "fingerprint": ""}', "not a plan"),
+        ("[]", "expected a JSON object"),
+        ('{"version": "1", "recipe": {}, "fingerprint": ""}', "version: wrong type"),
+        ('{"version": 1, "recipe": [], "fingerprint": ""}', "recipe: wrong type"),
+        ('{"version": 1, "recipe": {}}', "fingerprint: missing"),
+        ('{"version": 1, "recipe": {}, "fingerprint": null}', "fingerprint: wrong type"),
+        ("[" * 100_000, "not a plan"),
+        (
+            '{"version": 1, "recipe": {"accept_license": true}, "fingerprint": ""}',
+            "accept_license is no part of a plan",
+        ),
+        (
+            '{"version": 1, "recipe": {"epoch": 3}, "fingerprint": ""}',
+            "no option is called 'epoch'.*Did you mean epochs",
+        ),
     ],
 )
 def test_a_file_that_is_no_plan_is_named(data: Path, tmp_path: Path, text: str | None, words: str) -> None:
@@ -155,6 +172,73 @@ def test_a_file_that_is_no_plan_is_named(data: Path, tmp_path: Path, text: str |
         file.write_text(text)
     with pytest.raises(RunError, match=words):
         hs.train(data, out=tmp_path / "run", plan=file, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "overrun", "effort", "words"),
+    [
+        (20.0, 0.0, "quick", "Time left: 20 s; tf_efficientnet_lite0 with effort quick, 22 epochs and 6 views needs"),
+        (9.0, 3.0, "quick", "Time left: 9 s; tf_efficientnet_lite0 with effort quick"),  # not 12 s
+        (9.0, 0.0, "probe", "Time left: 9 s, too little"),
+    ],
+)
+def test_the_time_left_and_the_epochs_are_said_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, overrun: float, effort: str, words: str
+) -> None:
+    progress = RecordedProgress()
+    job = module.Job(None, Recipe(), "cpu", None, progress)  # type: ignore[arg-type]
+    loaded = SimpleNamespace(backbone=SimpleNamespace(fingerprint=""))
+    monkeypatch.setattr(module, "load", lambda _job: loaded)
+    monkeypatch.setattr(module, "inspect_images", lambda *_: SimpleNamespace(keys={"train": [b""] * 245}))
+    monkeypatch.setattr(module, "measure", lambda *_: None)
+    planned = SimpleNamespace(rungs=[1], steps=[SimpleNamespace(seconds=11.0)])
+    monkeypatch.setattr(module, "plan", lambda *_: planned)
+    recipe = replace(Recipe(), backbone="tf_efficientnet_lite0")
+    ends = time.monotonic() + seconds
+    found, _ = module._deepest_in_time(job, recipe, None, SHALLOW[-1:], ends, overrun)  # type: ignore[arg-type]
+    assert found.effort == effort
+    assert progress.said[-1].startswith(words)
+
+
+@pytest.mark.slow
+def test_ctrl_c_after_the_choice_keeps_it(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_given: object, **_named: object) -> None:
+        raise KeyboardInterrupt
+
+    progress, folder = RecordedProgress(), tmp_path / "run"
+    for where, is_kept in (("pipeline.choose_recipe.search", False), ("pipeline.train.featurise", True)):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"headstart.{where}", stop)
+            with pytest.raises(KeyboardInterrupt):
+                hs.train(data, out=folder, minutes=1, device="cpu", progress=progress)
+        assert folder.exists() == is_kept
+    assert progress.said[-1] == f"To resume this run: headstart train --resume {folder}"
+    planned = json.loads((folder / "plan.json").read_text())["recipe"]
+    run = hs.resume(folder)
+    assert (run.recipe.backbone, run.recipe.effort) == (planned["backbone"], planned["effort"])
+
+
+@pytest.mark.slow
+def test_candidates_beside_a_plan_are_refused(chosen: tuple[hs.Run, list[str]], data: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="candidates: has no effect, because plan was given"):
+        hs.train(data, out=tmp_path / "run", plan=chosen[0].folder, candidates="cached")
+
+
+def test_a_single_candidate_is_announced_as_one(data: Path) -> None:
+    assert "1 backbone is evaluated by cross-validation" in module._intention(
+        find_candidates("tf_efficientnet_lite0"), 1
+    )
+
+
+def test_an_unusable_file_among_the_candidates_is_an_error_before_anything_is_compared(
+    data: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "damaged.safetensors"
+    file.write_bytes(b"damaged" * 100)
+    progress = RecordedProgress()
+    with pytest.raises(WeightsError, match="damaged"):
+        hs.train(data, out=tmp_path / "run", minutes=1, candidates=f"offline,resnet18={file}", progress=progress)
+    assert not [line for line in progress.said if line.startswith("Backbones on")]
 
 
 @pytest.mark.parametrize(
@@ -238,5 +322,5 @@ def test_what_the_plan_of_the_steps_allows_decides_and_not_the_estimate_before_i
 
     monkeypatch.setattr(module, "_deepest_in_time", plan)
     job = SimpleNamespace(recipe=Recipe(), ranks=THIS_PROCESS, device="cpu")
-    _, recipe, _ = module._chosen(job, selection, None, time.monotonic() + 100)  # type: ignore[arg-type]
+    _, recipe, _ = module._chosen(job, selection, None, time.monotonic() + 100, 7.0)  # type: ignore[arg-type]
     assert (recipe.backbone, recipe.effort) == (chosen, planned[chosen])

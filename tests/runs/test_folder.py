@@ -270,6 +270,16 @@ def test_what_cannot_go_on_is_said(tmp_path: Path) -> None:
         read_start(tmp_path)
 
 
+@pytest.mark.parametrize("names", [["now.json"], ["plan.json", "now.json"]])
+def test_what_a_run_killed_before_training_leaves_is_named_with_the_remedy(tmp_path: Path, names: list[str]) -> None:
+    for name in names:
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(RunError, match=r"killed before training began\. Delete the folder"):
+        read_start(tmp_path)
+    with pytest.raises(RunError, match=r"killed before training began\. If no run is active, delete"):
+        choose_run_folder(tmp_path, Path("x"))
+
+
 def test_a_run_folder_is_new_or_empty_and_named_after_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert choose_run_folder(None, Path("x/flowers.csv")) == Path("runs/flowers")
