@@ -330,7 +330,9 @@ def _deepest_in_time(
             )
             return one, loaded.backbone.fingerprint
     if expected:
+        longer = "" if seconds > 0 else " The run takes longer than the time given."
         job.progress.say(
-            f"Time left: {seconds:.0f} s, too little to fine-tune {recipe.backbone}, about {expected:.0f} s."
+            f"Time left: {max(0, seconds):.0f} s, too little to fine-tune {recipe.backbone}, about {expected:.0f} s."
+            + longer
         )
     return replace(recipe, effort="probe"), loaded.backbone.fingerprint

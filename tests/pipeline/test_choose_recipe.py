@@ -180,6 +180,12 @@ def test_a_file_that_is_no_plan_is_named(data: Path, tmp_path: Path, text: str |
         (20.0, 0.0, "quick", "Time left: 20 s; tf_efficientnet_lite0 with effort quick, 22 epochs and 6 views needs"),
         (9.0, 3.0, "quick", "Time left: 9 s; tf_efficientnet_lite0 with effort quick"),  # not 12 s
         (9.0, 0.0, "probe", "Time left: 9 s, too little"),
+        (
+            -9.0,
+            0.0,
+            "probe",
+            "Time left: 0 s, too little to fine-tune tf_efficientnet_lite0, about 11 s. The run takes longer",
+        ),
     ],
 )
 def test_the_time_left_and_the_epochs_are_said_as_they_are(
