@@ -75,11 +75,11 @@ def remove_partials(folder: Path) -> None:
     """
     for partial in folder.rglob(".*.partial"):
         writer = partial.suffixes[-2][1:] if len(partial.suffixes) > 1 else ""
-        if not (writer.isdecimal() and _is_process(int(writer))):
+        if not (writer.isdecimal() and is_process(int(writer))):
             partial.unlink(missing_ok=True)
 
 
-def _is_process(number: int) -> bool:
+def is_process(number: int) -> bool:
     """Whether a process of this machine runs; on Windows, where that is not looked up, True for this one alone."""
     if number == os.getpid() or os.name == "nt":
         return number == os.getpid()

@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     type=click.Choice(["int8", "float16"]),
     default_text="off",
     help="int8: quantize weights and activations to 8 bits, calibrated on the images: about a quarter of the file size "
-    "(onnx, litert). float16: weights of 16 bits (litert).",
+    "(onnx, openvino, web, litert). float16: weights of 16 bits (litert).",
 )
 @allow_loss_option
 @option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from headstart.errors import OutputError
 from headstart.exports.formats.interface import ExportFormat
-from headstart.files import UserPath, check_suffix, not_written, user_path
+from headstart.files import UserPath, check_suffix, is_process, not_written, user_path
 
 
 def check_destination(path: UserPath, form: ExportFormat) -> Path:
@@ -25,12 +26,18 @@ def check_destination(path: UserPath, form: ExportFormat) -> Path:
     """
     if not form.marker:
         return check_suffix(path, [form.suffix])
-    folder = user_path(path)
+    folder = output_folder(path)
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: is a file; {form.name} is written as a folder. Name a new folder.")
     if folder.is_dir() and any(folder.iterdir()) and not form.is_format_of(folder):
         raise OutputError(f"{folder}: is not empty, and not an export to {form.name}. Name a new folder.")
     return folder
+
+
+def output_folder(path: UserPath) -> Path:
+    """The path of a folder to write; without "..", as new/../runs is an existing folder once new is created."""
+    folder = user_path(path)
+    return folder.resolve() if ".." in folder.parts else folder
 
 
 @contextmanager
@@ -45,6 +52,7 @@ def whole_or_nothing(path: Path, *, is_folder: bool) -> Iterator[Path]:
     done = False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _clear_up(path)
         partial.mkdir() if is_folder else partial.touch()
         yield partial
         _replace(partial, path)
@@ -73,6 +81,25 @@ def _replace(partial: Path, path: Path) -> None:
     os.rename(path, old)
     os.rename(partial, path)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _clear_up(path: Path) -> None:
+    """Removes what killed processes left of exports to ``path``; a folder that was being replaced gets its name back.
+
+    Raises:
+        OSError: the folder cannot be read, or something in it cannot be changed.
+    """
+    for found in list(path.parent.iterdir()):
+        parts = re.fullmatch(r"\.(.+)\.(\d+)\.(partial|old)(.*)", found.name, re.DOTALL)
+        if parts is None or is_process(int(parts[2])):
+            continue
+        is_old = parts[3] == "old"
+        if parts[1] + parts[4] != path.name or (is_old and parts[4]):
+            continue
+        if is_old and not path.exists():
+            os.rename(found, path)
+        else:
+            _remove(found)
 
 
 def _remove(path: Path) -> None:

@@ -281,9 +281,13 @@ def cpp_snippet(file: Path, metadata: ExportMetadata) -> str:
 
 
 def _cpp_text(text: str) -> str:
-    """A string literal; JSON's, but for control characters, which C++ does not accept as universal names."""
+    """A string literal; JSON's, but for control characters, which C++ does not accept as universal names.
+
+    Other characters that are not printed are escaped, such as those that change the direction of the text after them.
+    """
     literal = json.dumps(text, ensure_ascii=False)
-    return re.sub(r"\\u00([01][0-9a-f])", lambda found: f"\\{int(found[1], 16):03o}", literal)
+    octal = re.sub(r"\\u00([01][0-9a-f])", lambda found: f"\\{int(found[1], 16):03o}", literal)
+    return "".join(c if c.isprintable() or ord(c) < 0xA0 else f"\\U{ord(c):08x}" for c in octal)
 
 
 def page_snippet(folder: Path, metadata: ExportMetadata) -> str:  # noqa: ARG001  # as the others

@@ -16,7 +16,7 @@ from PIL import ExifTags, Image
 
 from headstart.data.dataset import Dataset
 from headstart.errors import ExportError, OutputError
-from headstart.exports.destination import whole_or_nothing
+from headstart.exports.destination import output_folder, whole_or_nothing
 from headstart.exports.parity import MARGIN, MAX_OUTLIER_DIFFERENCE, MAX_PROBABILITY_DIFFERENCE
 from headstart.exports.space import (
     APP_FILE,
@@ -114,7 +114,7 @@ def space(
 
 
 def _checked_folder(out: Source) -> Path:
-    folder = user_path(out)
+    folder = output_folder(out)
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: is a file; a Space is written as a folder. Name a new folder.")
     others = sorted({file.name for file in folder.iterdir()} - set(SPACE_FILES)) if folder.is_dir() else []

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,5 +57,28 @@ def test_a_folder_with_something_else_and_a_file_are_refused(tmp_path: Path) -> 
     (tmp_path / "notes" / "a.txt").write_text("x")
     with pytest.raises(OutputError, match="notes: is not empty, and not an export to stub"):
         check_destination(tmp_path / "notes", FOLDER)
+    with pytest.raises(OutputError, match="notes: is not empty, and not an export to stub"):
+        check_destination(tmp_path / "new" / ".." / "notes", FOLDER)
     with pytest.raises(OutputError, match=r"a\.txt: is a file; stub is written as a folder"):
         check_destination(tmp_path / "notes" / "a.txt", FOLDER)
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    folder = tmp_path / "model-stub"
+    for left in (f".model-stub.{gone.pid}.partial", f".model.{gone.pid}.partial.onnx", f".other.{gone.pid}.partial"):
+        (tmp_path / left).mkdir()
+        (tmp_path / left / "half").write_text("x")
+    (tmp_path / f".model-stub.{os.getppid()}.partial").mkdir()
+    old = tmp_path / f".model-stub.{gone.pid}.old"
+    old.mkdir()
+    (old / FOLDER.marker).write_text("old")
+    with pytest.raises(KeyError), whole_or_nothing(folder, is_folder=True):
+        raise KeyError
+    assert (folder / FOLDER.marker).read_text() == "old", "killed between two renames: the old folder is there again"
+    write(folder, "first")
+    with whole_or_nothing(tmp_path / "model.onnx", is_folder=False) as partial:
+        partial.write_text("x")
+    left = {f".other.{gone.pid}.partial", f".model-stub.{os.getppid()}.partial"}
+    assert {path.name for path in tmp_path.iterdir()} == {"model-stub", "model.onnx", *left}

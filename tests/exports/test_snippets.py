@@ -217,3 +217,9 @@ def test_the_cpp_snippet_is_printed_and_says_what_to_do_with_deep_images(
     assert "more than 8 bits" not in text
     deep = replace(metadata, preprocessing=metadata.preprocessing | {"value_range": [0.1, 0.3]})
     assert "255 * (value / white - 0.1) / (0.3 - 0.1)" in cpp_snippet(tmp_path / "model.onnx", deep)
+
+
+def test_the_cpp_snippet_escapes_what_changes_the_direction_of_text(tmp_path: Path) -> None:
+    metadata = replace(export_metadata(small_model(), written_with={}), classes=("a\u202eb", "وردة 🌹", "\u2028"))
+    text = cpp_snippet(tmp_path / "m.onnx", metadata)
+    assert r'classes = {"a\U0000202eb", "وردة 🌹", "\U00002028"}' in text

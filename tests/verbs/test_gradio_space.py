@@ -111,6 +111,8 @@ def test_a_folder_with_something_else_in_it_is_not_replaced(model: Model, tmp_pa
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(OutputError, match=r"is not empty \(mine\.txt\)"):
         space(model, tmp_path)
+    with pytest.raises(OutputError, match=r"is not empty \(mine\.txt\)"):
+        space(model, tmp_path / "new" / "..")
     with pytest.raises(OutputError, match="is a file"):
         space(model, tmp_path / "mine.txt")
 

@@ -12,8 +12,10 @@ import { readPixels } from "./pixels.js";
 
 const VERSION = 1;
 const DOCUMENT = "headstart-web.json";
+const REMEDY = "Copy the whole folder to the server again.";
 const TRIALS = 3; // images that the GPU must answer like the CPU before it is used
 const SAME = 2e-3; // largest difference of a probability between the two
+const OUT_OF_MEMORY = /bad_alloc|integer overflow|out of memory|allocation failed|allocate/i; // of ONNX Runtime, and of browsers
 
 const runtimes = new Map(); // URL of the script -> promise of ONNX Runtime, which has one state per page
 
@@ -26,6 +28,7 @@ export async function load(folder = new URL("./", import.meta.url), options = {}
     openRuntime(base, about, "wasm", progress),
     download(base, about, about.model_file, progress),
   ]);
+  checkMetadata(about.metadata, bytes);
   const model = new Model(about, runtime.env.wasm.numThreads, await openCpu(runtime, bytes));
   if (options.backend === "wasm") return model;
   const insists = options.backend === "webgpu";
@@ -54,8 +57,13 @@ class Model {
   }
 
   async predict(image) {
-    const pixels = await readPixels(image, this.metadata);
-    return toPrediction(await this.#inTurn(() => this.#run(pixels)), this.metadata);
+    try {
+      const pixels = await readPixels(image, this.metadata);
+      return toPrediction(await this.#inTurn(() => this.#run(pixels)), this.metadata);
+    } catch (error) {
+      if (!OUT_OF_MEMORY.test(error?.message ?? error)) throw error;
+      throw new Error("The image has too many pixels for the memory of this browser. Reduce it first.", { cause: error });
+    }
   }
 
   async close() {
@@ -174,9 +182,19 @@ function toPrediction({ probabilities, outlier }, metadata) {
 // ---- files --------------------------------------------------------------------------------------------------------
 
 async function readDocument(base) {
-  const about = await (await fetchFile(base, DOCUMENT)).json();
+  const about = await (await fetchFile(base, DOCUMENT)).json().catch(() => null);
+  if (!about?.files || !about.metadata) throw new Error(`${DOCUMENT} is damaged. ${REMEDY}`);
   if (about.headstart_web > VERSION) throw new Error(`${DOCUMENT} is newer than headstart-web.js. Export again.`);
   return about;
+}
+
+/** The classes and thresholds of the document must be those at the end of the model, whose hash was checked. */
+function checkMetadata(metadata, model) {
+  const longest = 6 * JSON.stringify(metadata).length + 65536; // a character takes at most 6 bytes, as \u0041
+  const end = new TextDecoder().decode(model.subarray(Math.max(0, model.length - longest)));
+  const start = end.lastIndexOf('{"headstart_export"');
+  if (start >= 0 && JSON.stringify(JSON.parse(end.slice(start))) === JSON.stringify(metadata)) return;
+  throw new Error(`${DOCUMENT} is damaged or from another export. ${REMEDY}`);
 }
 
 async function fetchFile(base, name) {
@@ -205,7 +223,7 @@ async function download(base, about, name, progress = () => {}) {
   // A server may have decompressed a .gz file on the way: then the size tells nothing, and the hash is of other bytes.
   if (name.endsWith(".gz") && !isGzip(bytes)) return bytes;
   if (bytes.length !== size || !(await hasHash(bytes, sha256))) {
-    throw new Error(`${name} is damaged or from another export. Copy the whole folder to the server again.`);
+    throw new Error(`${name} is damaged or from another export. ${REMEDY}`);
   }
   return bytes;
 }

@@ -44,11 +44,11 @@ function describe() {
   $("classes").replaceChildren(...classes.map((name) => element("li", "", name)));
   $("classes").tabIndex = $("classes").scrollHeight > $("classes").clientHeight ? 0 : -1;
   showAbout();
+  if (metadata.thresholds) $("facts").textContent += " An image can have several labels.";
   if (navigator.mediaDevices?.getUserMedia) return;
   $("live").disabled = true;
   $("live").title = "Browsers allow the camera on https and on localhost only.";
-  $("facts").textContent = `Images stay in this browser. ${$("live").title}`;
-  if (metadata.thresholds) $("facts").textContent += " An image can have several labels.";
+  $("facts").textContent += ` ${$("live").title}`;
 }
 
 function showAbout(offline = false) {

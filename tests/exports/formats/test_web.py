@@ -344,6 +344,65 @@ def test_a_changed_file_is_refused_by_the_module(
 
 
 @pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (lambda text: text.replace('"green"', '"greem"'), "headstart-web.json is damaged or from another export"),
+        (lambda text: text[: len(text) // 2], "headstart-web.json is damaged"),
+        (lambda _text: "<!doctype html>", "headstart-web.json is damaged"),
+        (lambda _text: "[]", "headstart-web.json is damaged"),
+    ],
+    ids=["class", "cut", "html", "other"],
+)
+def test_a_changed_document_is_refused_by_the_module(
+    fault: Callable[[str], str], message: str, browser: Browser, tmp_path: Path, write_colours: Callable[..., Path]
+) -> None:
+    folder = write_colours(tmp_path / "page", runtime_files())
+    (folder / DOCUMENT).write_text(fault((folder / DOCUMENT).read_text()))
+    with file_server(tmp_path) as site, browsing(browser, site, "/page/") as (page, _wrong):
+        until(page, "!document.querySelector('#notice').hidden || !document.querySelector('#drop').hidden")
+        assert message in page.inner_text("#notice")
+        assert "Copy the whole folder to the server again." in page.inner_text("#notice")
+
+
+@pytest.mark.exhaustive
+def test_classes_with_odd_characters_are_read_from_the_end_of_the_model(
+    browser: Browser, tmp_path: Path, write_colours: Callable[..., Path]
+) -> None:
+    classes = ('<img src=x onerror="document.title=1">', '{"headstart_export"', "\u2028 \U0001f339 وردة" + "é" * 200)
+    write_colours(tmp_path / "page", runtime_files(), classes=classes)
+    Image.new("RGB", (20, 20), (90, 10, 10)).save(tmp_path / "red.png")
+    with file_server(tmp_path) as site, browsing(browser, site, "/page/") as (page, wrong):
+        until(page, "!document.querySelector('#drop').hidden")
+        assert page.evaluate("[...document.querySelectorAll('#classes li')].map((li) => li.textContent)") == [*classes]
+        page.set_input_files("#files", tmp_path / "red.png")
+        until(page, "document.querySelector('.bars')")
+        assert answers(page) == [classes[0]]
+        assert page.title().startswith("Image classifier")
+        assert wrong == []
+
+
+@pytest.mark.exhaustive
+def test_a_page_of_several_labels_says_so(browser: Browser, tmp_path: Path, write_colours: Callable[..., Path]) -> None:
+    write_colours(tmp_path / "page", runtime_files(), thresholds=(0.3, 0.3, 0.3))
+    with file_server(tmp_path / "page") as site, browsing(browser, site) as (page, _wrong):
+        until(page, "!document.querySelector('#drop').hidden")
+        assert "An image can have several labels." in page.inner_text("#facts")
+
+
+@pytest.mark.exhaustive
+def test_an_image_that_needs_too_much_memory_is_named_as_such(
+    served_page: tuple[Page, list[str]], tmp_path: Path
+) -> None:
+    page, _ = served_page
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "large.png")
+    page.set_input_files("#files", [tmp_path / "large.png", tmp_path / "red.png"])
+    until(page, "document.querySelectorAll('.card:not(.waiting)').length === 2", seconds=120)
+    assert "too many pixels for the memory of this browser" in page.inner_text(".card.fault")
+    assert answers(page)[1] == "red", "the next image is computed"
+
+
+@pytest.mark.exhaustive
 def test_the_gpu_is_used_only_if_it_gives_the_same_answers(browser: Browser, tmp_path: Path) -> None:
     model = small_model(ood_detector=True)
     folder = write_page(model, tmp_path / "page", runtime_files())
