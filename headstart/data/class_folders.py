@@ -19,6 +19,12 @@ from headstart.errors import DataError, OptionError
 MAX_LABEL_BYTES = 200
 """Maximum length of a label in bytes. File systems allow 255 for a folder name."""
 
+JOINERS = ("\u200c", "\u200d")
+"""Zero-width non-joiner and joiner, which change how the characters beside them are written."""
+
+BLANK_LETTERS = ("\u034f", "\u115f", "\u1160", "\u2800", "\u3164", "\uffa0")
+"""Characters that look empty although Unicode counts them as letters, marks or symbols."""
+
 WINDOWS_FORBIDDEN = '<>:"|?*'
 """Characters that are not allowed in file names on Windows."""
 
@@ -93,19 +99,44 @@ def class_folders(tree: FileTree, root: str, name: str, *, inside: str = "", kee
     )
 
 
+def class_name(written: object) -> str:
+    """The name of a class in Unicode's composed form (NFC), with single blanks.
+
+    Zero-width joiners and non-joiners are kept inside a name: words of Persian and Indic languages and many emoji
+    need them. Other control characters and characters that cannot be seen are refused.
+
+    Raises:
+        OptionError: it is empty, too long, or has a character that cannot be seen.
+    """
+    if not isinstance(written, str) or not (name := unicodedata.normalize("NFC", " ".join(written.split()))):
+        raise OptionError("The name of the class is empty.")
+    if len(name.encode(errors="replace")) > MAX_LABEL_BYTES:
+        raise OptionError(f"The name of the class is too long: the limit is {MAX_LABEL_BYTES} bytes.")
+    if bad := next((sign for place, sign in enumerate(name) if _is_unseen(name, place)), ""):
+        where = " at its start, at its end or after a blank" if bad in JOINERS else ""
+        raise OptionError(
+            f"The name of the class contains {bad!a}{where}, which cannot be seen. Remove that character."
+        )
+    return name
+
+
+def _is_unseen(name: str, place: int) -> bool:
+    """Whether a character cannot be seen: a joiner can if it joins a character to the next one."""
+    sign = name[place]
+    if sign in JOINERS:
+        before = name[place - 1 : place]
+        return before in ("", " ") or before in JOINERS or place == len(name) - 1
+    return sign in BLANK_LETTERS or unicodedata.category(sign).startswith("C")
+
+
 def folder_name(label: str) -> str:
     """Folder name for a label; training uses the folder name as the label.
 
     Raises:
-        OptionError: the label cannot be a folder name.
+        OptionError: the label cannot be the name of a class or of a folder.
     """
-    name = unicodedata.normalize("NFC", " ".join(label.split()))
-    if not name:
-        raise OptionError("The label is empty.")
-    if len(name.encode(errors="replace")) > MAX_LABEL_BYTES:
-        raise OptionError(f"The label is too long: the limit is {MAX_LABEL_BYTES} bytes.")
-    forbidden = [c for c in name if c in "/\\" or unicodedata.category(c).startswith("C")]
-    forbidden += [c for c in name if c in WINDOWS_FORBIDDEN] if os.name == "nt" else []
+    name = class_name(label)
+    forbidden = [c for c in name if c in "/\\" or (os.name == "nt" and c in WINDOWS_FORBIDDEN)]
     if forbidden:
         raise OptionError(f"The label becomes a folder name, which cannot contain {forbidden[0]!r}.")
     if is_hidden(name) or (os.name == "nt" and name.endswith(".")):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from headstart.data.class_folders import MAX_LABEL_BYTES
+from headstart.data.class_folders import class_name as valid_class_name
 from headstart.data.label_cells import SEPARATOR
 from headstart.errors import OptionError, StaleAction
 from headstart.labelling.label_state import SOURCES, Answer, AnswerKind, LabelChange, LabelClass, LabelState
@@ -56,17 +55,12 @@ def change_of(action: Action, given: ActionInput) -> LabelChange:
 
 
 def class_name(written: object, *, multi_label: bool) -> str:
-    """The name of a class in Unicode's composed form, with single blanks.
+    """The name of a class, see ``class_folders.class_name``.
 
     Raises:
-        OptionError: it is empty, too long, or has a control character, or the separator of several labels.
+        OptionError: it is not a valid name, or has the separator of several labels.
     """
-    if not isinstance(written, str) or not (name := unicodedata.normalize("NFC", " ".join(written.split()))):
-        raise OptionError("The name of the class is empty.")
-    if len(name.encode(errors="replace")) > MAX_LABEL_BYTES:
-        raise OptionError(f"The name of the class is too long: the limit is {MAX_LABEL_BYTES} bytes.")
-    if bad := next((sign for sign in name if unicodedata.category(sign).startswith("C")), ""):
-        raise OptionError(f"The name of the class contains {bad!r}, which cannot be shown.")
+    name = valid_class_name(written)
     if multi_label and SEPARATOR in name:
         raise OptionError(f"The name of the class contains {SEPARATOR}, which separates several labels.")
     return name

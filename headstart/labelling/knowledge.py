@@ -138,4 +138,5 @@ def advice(blind_labelled: int, blind_wanted: int, expected: Forecast | None, un
     interval = f"95 % interval {100 * expected.low:.1f} to {100 * expected.high:.1f}"
     if expected.gain < LITTLE:
         return f"{gain} ({interval}): stop here, and train."
-    return f"{gain} ({interval}), to about {percent_text(expected.accuracy)}: go on, or train now."
+    fitted = f"from {percent_text(expected.accuracy - expected.gain)} to {percent_text(expected.accuracy)}"
+    return f"{gain} ({interval}), {fitted} on the fitted curve: go on, or train now."

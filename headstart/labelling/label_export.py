@@ -129,11 +129,14 @@ def export_folders(images: Sequence[LabelledImage], out: UserPath, *, how: How) 
         how: "copy", or "link" for symbolic links, which need files on this machine.
 
     Raises:
-        OptionError: the folder is not empty, a class cannot be a folder, or an image cannot be linked.
+        OptionError: there are no images, the folder is not empty, a class cannot be a folder, or an image cannot be
+            linked.
         OutputError: it cannot be written.
     """
     if how not in ("copy", "link"):
         raise OptionError(f"how {how!r}: expected copy or link.")
+    if not images:
+        raise OptionError("No image has a label yet. Label images first.")
     folder = user_path(out)
     folders = {label: _folder_of(label) for image in images for label in image.labels}
     if gone := [image.address for image in images if _is_file(image.address) and not os.path.isfile(image.address)]:

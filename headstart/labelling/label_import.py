@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, final
@@ -246,6 +247,15 @@ def _json(file: Path, kind: type[Any]) -> Any:
     return document
 
 
+def _reason(error: Exception) -> str:
+    """Why a file cannot be read, in words; the message of a missing key is only its name."""
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    if isinstance(error, TypeError | AttributeError) and "expected a JSON" not in str(error):
+        return "an entry is not of the expected type"
+    return str(error)
+
+
 READERS: Final[dict[str, Callable[[Path], Iterable[Labelled]]]] = {
     "csv": _of_csv,
     "folders": _of_folders,
@@ -278,11 +288,13 @@ def read_labels(
     if kind not in READERS:
         raise OptionError(f"kind {kind!r}: expected one of {', '.join(READERS)}.")
     path = user_path(file)
-    base = user_address(file) if path.is_dir() else parent_of(absolute(user_address(file)))
+    base = user_address(file) if os.path.isdir(path) else parent_of(absolute(user_address(file)))
     found: dict[str, Answer] = {}
     lost = []
     try:
         for written, answer in READERS[kind](path):
+            for name in answer.labels:
+                class_name(name, multi_label=multi_label)  # with the separator of several labels it would be two
             if not multi_label and len(answer.labels) > 1:
                 raise LabelError(f"{file}: {written} has several labels. Open a session for several labels per image.")
             number = finder.find(written, base)
@@ -290,6 +302,8 @@ def read_labels(
                 lost.append(written)
             else:
                 found[images.paths[number]] = answer
+    except OptionError as error:
+        raise LabelError(f"{file}: {error}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise LabelError(f"{file}: not a file of kind {kind} ({error}).") from error
+        raise LabelError(f"{file}: not a file of kind {kind} ({_reason(error)}).") from error
     return found, lost

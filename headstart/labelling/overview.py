@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from headstart.data.sources.addresses import name_of, parent_of
+from headstart.labelling.image_list import ImageList
 from headstart.labelling.knowledge import accuracy_document
 from headstart.labelling.label_state import KINDS, LabelState
 from headstart.labelling.learner import LearnerState
@@ -32,16 +33,24 @@ def folders_of(addresses: Sequence[str], state: LabelState) -> list[str]:
     return sorted(names) if len(names) > 1 else []
 
 
-def counts_of(state: LabelState, suggested: Mapping[str, int]) -> dict[str, Any]:
-    """``labelled``, ``answers`` and ``classes``.
+def counts_of(state: LabelState, suggested: Mapping[str, int], images: ImageList | None) -> dict[str, Any]:
+    """``labelled``, ``answers`` and ``classes`` of the images, and ``missing``: labels of what is no image any more.
 
     Args:
         state: the labels.
         suggested: class -> number of images suggested for it.
+        images: of the session; None while they are listed: every label then counts as one of an image.
     """
-    kinds = Counter(answer.kind for answer in state.answers.values())
-    labelled = Counter(name for answer in state.answers.values() for name in answer.labels)
+
+    def is_image(path: str) -> bool:
+        return images is None or images.number_of(path) is not None
+
+    answers = [answer for path, answer in state.answers.items() if is_image(path)]
+    missing = [path for path, answer in state.answers.items() if answer.labels and not is_image(path)]
+    kinds = Counter(answer.kind for answer in answers)
+    labelled = Counter(name for answer in answers for name in answer.labels)
     return {
+        "missing": {"count": len(missing), "first": missing[0] if missing else None},
         "labelled": kinds["label"],
         "answers": {kind: kinds[kind] for kind in KINDS if kind != "label"},
         "classes": [

@@ -357,7 +357,8 @@ class LabellingSession:
             }
             found["folders"] = [] if self._pass.progress.stage == "listing" else self._folders()
             suggested = {} if self._learning is None else self._learning.suggested(self.revision)
-            return found | counts_of(self._journal.state, suggested) | learning_state(self._learning)
+            images = None if self._pass.progress.stage in ("listing", "failed") else self._images
+            return found | counts_of(self._journal.state, suggested, images) | learning_state(self._learning)
 
     def _folders(self) -> list[str]:
         if self._folder_names[0] != (self.revision, len(self._images)):

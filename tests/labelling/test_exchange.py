@@ -47,6 +47,38 @@ def test_a_copy_of_the_table_is_read_from_anywhere_although_names_of_files_repea
         assert [session.address(image) for image in found["changed"]] == [str(tmp_path / "photos/two/blue-1.jpg")]
 
 
+@pytest.mark.parametrize("kind", ["csv", "coco", "label-studio", "folders"])
+def test_names_with_joiners_are_exported_read_back_and_trained_on(folder: Path, tmp_path: Path, kind: str) -> None:
+    names = ["می\u200cخواهم", "क्\u200dष", "\U0001f468\u200d\U0001f469\u200d\U0001f467"]
+    with named_session(folder) as session:
+        for image, name in enumerate(names):
+            session.act({"do": "label", "images": [image], "label": name})
+        assert set(hs.open_data(session.files.table).classes) == set(names)
+        out = tmp_path / ("out.csv" if kind == "csv" else "out")
+        session.export(kind, out)
+        session.act({"do": "clear", "images": [0, 1, 2]})
+        session.load_labels(out, kind)
+        assert [item["label"] for item in session.images("all", 0, 3)["items"]] == [[name] for name in names]
+
+
+@pytest.mark.parametrize("kind", ["coco", "label-studio"])
+def test_an_imported_class_with_the_separator_of_labels_is_refused_in_a_session_of_several(
+    folder: Path, tmp_path: Path, kind: str
+) -> None:
+    with named_session(folder) as session:
+        session.act({"do": "label", "images": [0], "label": "a|b"})
+        session.export(kind, tmp_path / "out")
+    with named_session(folder, labels=tmp_path / "several.csv", multi_label=True) as session:
+        with pytest.raises(LabelError, match=r"out: .* contains \|, which separates"):
+            session.load_labels(tmp_path / "out", kind)
+        assert session.state()["labelled"] == 0
+
+
+def test_folders_without_a_labelled_image_are_not_written(folder: Path, tmp_path: Path) -> None:
+    with named_session(folder) as session, pytest.raises(OptionError, match=r"No image has a label yet"):
+        session.export("folders", tmp_path / "out")
+
+
 def test_a_labelled_image_that_was_deleted_is_named_before_any_folder_is_written(folder: Path, tmp_path: Path) -> None:
     with named_session(folder) as session:
         label(session, open_images(session)[:3])
@@ -129,6 +161,9 @@ def test_labels_of_uploads_to_label_studio_are_found_by_name(folder: Path, tmp_p
         ("csv", "path,label,split\nblue-1.jpg,x,dev2\n", "split is 'dev2'"),
         ("coco", "[]", "not a file of kind coco"),
         ("coco", '{"images": [], "annotations": [{"image_id": 1}], "categories": []}', "not a file of kind coco"),
+        ("coco", "{}", r"not a file of kind coco \('categories' is missing\)"),
+        ("coco", '{"images": [], "annotations": [], "categories": [2]}', "an entry is not of the expected type"),
+        ("coco", '{"images": [], "annotations": [], "categories": [{"id": 1, "name": ""}]}', "file: The name of"),
         ("label-studio", "{", "not a file of kind label-studio"),
         ("label-studio", "[" * 100_000, "not a file of kind label-studio"),
         ("csv", f"path,label\n{'x' * 200_000},a\n", "cannot be read as a table"),

@@ -42,7 +42,7 @@ def test_a_table_of_another_program_is_taken_in_its_encoding_and_dialect(
 @pytest.mark.parametrize(
     ("text", "error", "message"),
     [
-        ("path,label\nphotos/blue-1.jpg,a\x01b\n", LabelError, r"photos-labels\.csv, row 2: .*cannot be shown"),
+        ("path,label\nphotos/blue-1.jpg,a\x01b\n", LabelError, r"photos-labels\.csv, row 2: .*cannot be seen"),
         (f"path,label\np,a\nphotos/blue-1.jpg,{'x' * 300}\n", LabelError, r"row 3: .* too long: .* 200 bytes"),
         ("path,label\nphotos/blue-1.jpg,a,b,c\n", DataError, r"photos-labels\.csv, row 2: 4 cells"),
         ("file,class\nphotos/blue-1.jpg,a\n", LabelError, r"expected columns path and label .*Found: file, class"),
@@ -170,3 +170,13 @@ def test_a_hundred_steps_are_undone_and_done_again(folder: Path, table: Path) ->
         for text in texts:
             session.redo()
             assert table.read_text() == text
+
+
+def test_labels_of_images_that_are_gone_are_counted_apart_and_stay_in_the_table(folder: Path, table: Path) -> None:
+    table.write_text("path,label\nphotos/blue-1.jpg,sky\nphotos/gone.jpg,sky\nphotos/gone-2.jpg,sea\n")
+    with named_session(folder) as session:
+        state = session.state()
+        assert (state["labelled"], state["missing"]) == (1, {"count": 2, "first": "photos/gone.jpg"})
+        assert {one["name"]: one["labelled"] for one in state["classes"]} == {"sky": 1, "sea": 0}
+        label(session, open_images(session)[:1])
+        assert "photos/gone.jpg,sky" in table.read_text()

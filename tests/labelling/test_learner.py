@@ -289,6 +289,8 @@ def test_the_words_say_when_to_stop() -> None:
     steep = forecast(law([20, 40, 80, 100]))
     assert "stop here, and train" in advice(150, 150, flat, 100)
     assert "go on" in advice(150, 150, steep, 100)
+    assert steep is not None
+    assert f"from {100 * (steep.accuracy - steep.gain):.1f}" in advice(150, 150, steep, 100)
     assert "unknown yet" in advice(150, 150, None, 100)
     assert advice(100, 150, steep, 100).startswith("Label 50 more of the test sample first")
     assert advice(150, 150, steep, 0) == "All images are labelled: train."

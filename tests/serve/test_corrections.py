@@ -13,6 +13,9 @@ from headstart.data.class_folders import folder_name
 from headstart.errors import OptionError, UnreadableImage
 from headstart.serve.corrections import Corrections, corrections_folder
 
+JOINED = ["می\u200cخواهم", "क्\u200dष", "\U0001f468\u200d\U0001f469\u200d\U0001f467"]
+"""A Persian word, a conjunct of Hindi and a family: each needs a zero-width joiner or non-joiner."""
+
 
 def data(seed: int, kind: str = "PNG") -> bytes:
     held = io.BytesIO()
@@ -53,6 +56,20 @@ def test_a_label_that_cannot_be_a_folder_name_is_refused(label: str, tmp_path: P
     with pytest.raises(OptionError):
         Corrections(tmp_path / "kept").keep(data(0), label)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("label", ["rose\u200b", "\u200drose", "rose\u200c", "\u200d", "wild\u202erose", "\u3164"])
+def test_a_label_that_cannot_be_seen_is_refused(label: str, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"cannot be seen\. Remove that character"):
+        Corrections(tmp_path / "kept").keep(data(0), label)
+
+
+@pytest.mark.parametrize("label", JOINED)
+def test_joiners_inside_a_label_are_stored_and_read_by_training(label: str, tmp_path: Path) -> None:
+    own = Corrections(tmp_path / "kept")
+    own.keep(data(0), label)
+    own.keep(data(1), "rose")
+    assert sorted(open_folder(own.folder).classes) == sorted([label, "rose"])
 
 
 def test_a_label_is_written_as_training_reads_it() -> None:

@@ -10,7 +10,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, TypeAlias, final
 
-from headstart.errors import HeadstartError, StaleAction
+from headstart.errors import DataError, HeadstartError, LabelError, StaleAction
 from headstart.files import last_part, unicode_text, user_path
 from headstart.labelling.session import LabellingSession
 from headstart.serve.errors import HttpError, errors_as_http
@@ -156,7 +156,10 @@ class LabellingBackend:
         with tempfile.TemporaryDirectory() as folder, session_errors_as_http():
             file = Path(folder) / _upload_name(name)
             file.write_bytes(data)
-            return self.session.load_labels(file, kind)
+            try:
+                return self.session.load_labels(file, kind)
+            except (DataError, LabelError) as error:  # the user knows the file by its name, not by where it is stored
+                raise LabelError(str(error).replace(str(file), file.name)) from error
 
     def import_folder(self, path: str) -> JsonObject:
         """Reads labels from a folder with one folder of images per class."""

@@ -77,6 +77,18 @@ async def _body(request: Request) -> dict[str, Any]:
     return document
 
 
+def _text(body: dict[str, Any], key: str, default: str = "") -> str:
+    """A text of a JSON object.
+
+    Raises:
+        HttpError: it is something else.
+    """
+    text = body.get(key, default)
+    if not isinstance(text, str):
+        raise HttpError(HTTPStatus.UNPROCESSABLE_ENTITY, f"{key}: expected text.")
+    return text
+
+
 def _add_image_routes(router: APIRouter, backend: LabellingBackend) -> None:
     session = backend.session
 
@@ -172,14 +184,14 @@ def _add_exchange_routes(router: APIRouter, backend: LabellingBackend) -> None:
     async def folders(request: Request) -> JSONResponse:
         body = await _body(request)
         backend.check_token(body.get("session"))
-        return await _answer(backend.export_folders, str(body.get("out", "")), str(body.get("how", "copy")))
+        return await _answer(backend.export_folders, _text(body, "out"), _text(body, "how", "copy"))
 
     @router.post("/v1/label/import")
     async def load(request: Request) -> JSONResponse:
         if request.headers.get("content-type", "").startswith("application/json"):
             body = await _body(request)
             backend.check_token(body.get("session"))
-            return await _answer(backend.import_folder, str(body.get("folder", "")))
+            return await _answer(backend.import_folder, _text(body, "folder"))
         form = await read_form(request)
         backend.check_token(form.text("session"))
         (file,) = form.files("file", max_count=1)

@@ -33,10 +33,9 @@ export const train = {
 
   update(state) {
     const training = state.training, classes = state.classes.filter((one) => one.labelled).length;
-    this.facts.textContent = `${count(state.labelled, "labelled image")} of ${count(classes, "class", "classes")}; ${count(state.blind.labelled)} in the test sample.`;
+    this.facts.textContent = `${count(state.labelled, "labelled image")} of ${count(classes, "class", "classes")}; ${count(state.blind.labelled)} in the test sample.${classes < 2 ? " A model needs labelled images of two classes." : ""}`;
     button.disabled = training.state === "running" || classes < 2;
     button.textContent = { none: "Train a model", running: "Training …" }[training.state] ?? "Train again";
-    button.title = classes < 2 ? "Label images of two classes first." : "";
     live.hidden = training.state !== "running" && training.state !== "failed";
     if (training.state === "failed") live.replaceChildren(make("h3", { text: "The training failed" }), make("p", { text: training.message }));
     result.hidden = trial.hidden = training.state !== "finished";

@@ -82,6 +82,8 @@ onState((state, before) => {
   badges(state);
   work(state, before);
   if (state.edited_file && state.edited_file !== before?.edited_file) notice(`Another program changed the table of labels while this session was open. Its version is in ${state.edited_file}: to take its labels, import it under Save and load.`, "Close", () => notice(""));
+  const lost = state.missing.count;
+  if (lost && lost !== before?.missing.count) notice(`${count(lost, "label")} in the table ${lost === 1 ? "is" : "are"} for images that are not in the folder, for example ${state.missing.first}. Put the files back and start again, or remove these rows from the table while no session is open: training needs every image of the table.`, "Close", () => notice(""));
   offerFolders(state);
 });
 

@@ -216,6 +216,23 @@ def test_the_mouse_selects_by_click_shift_control_and_rectangle(browser: Browser
         wait_for(lambda: items(site)[0]["label"] == "unsure")
 
 
+def test_buttons_of_a_phone_are_large_enough_and_missing_images_and_classes_are_named(
+    browser: Browser, tmp_path: Path
+) -> None:
+    folder = write_unlabelled(tmp_path / "images", 12)
+    (tmp_path / "images-labels.csv").write_text("path,label\nimages/gone.png,red\n")
+    with page_of(browser, folder, width=390) as (page, _):
+        until(page, "document.querySelector('#notice').textContent.includes('images/gone.png')")
+        for panel in ("images", "train", "keep"):
+            go_to(page, panel)
+            until(page, f"!document.querySelector('.panel-{panel}').hidden")
+            small = """[...document.querySelectorAll('button, select, a.button, input[type=text]')]
+                .filter((one) => one.checkVisibility() && one.getBoundingClientRect().height < 43.9)
+                .map((one) => one.id || one.textContent)"""
+            assert page.evaluate(small) == []
+        assert "two classes" in text_of(page, "document.querySelector('.panel-train').textContent")
+
+
 def test_images_left_out_of_a_group_come_last_and_are_not_marked_any_more(browser: Browser, tmp_path: Path) -> None:
     with page_of(browser, write_unlabelled(tmp_path / "images", 90)) as (page, site):
         page.evaluate("location.hash = 'groups'")

@@ -277,6 +277,10 @@ def test_hostile_values_are_errors_of_the_client(client: TestClient) -> None:
         assert posted("export", {"session": token, "out": place, "how": "copy"})[0] == 422, place
         assert posted("import", {"session": token, "folder": place})[0] == 422, place
     assert posted("export", {"session": token, "out": "x", "how": []})[0] == 422
+    for value in (5, ["x"], None):
+        assert posted("export", {"session": token, "out": value}) == (422, "out: expected text.")
+        assert posted("import", {"session": token, "folder": value}) == (422, "folder: expected text.")
+    assert posted("import", {"session": token, "folder": "x" * 5000})[0] == 422
 
 
 @pytest.mark.parametrize("name", ["a\0b.csv", "..", "/", "\ud800.csv", "x" * 300 + ".csv", "ä" * 300 + ".csv", " . "])
@@ -293,3 +297,4 @@ def test_an_upload_that_cannot_be_read_is_an_error_of_the_client(client: TestCli
     for content in (b"[" * 100_000, b"path,label\n" + b"x" * 200_000 + b",a\n", b"\xff\xfe\xff", b"\0\0"):
         reply = client.post("/v1/label/import", data=form, files={"file": ("a", content, "text/csv")})
         assert reply.status_code == 422, content[:20]
+        assert reply.json()["error"]["reason"].startswith("a: ")  # not the path of a temporary copy
