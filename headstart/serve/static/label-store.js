@@ -27,7 +27,7 @@ document.addEventListener("visibilitychange", connect);
 
 function onConnection(error) {
   document.body.classList.toggle("away", Boolean(error));
-  if (error) notice("The server cannot be reached. Labels are saved up to your last action. Start headstart label again; this page then continues.");
+  if (error) notice("The server cannot be reached: what you label now is not saved, what you labelled before is. Start headstart label again; this page then continues.");
   else notice("");
 }
 

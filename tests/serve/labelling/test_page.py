@@ -51,14 +51,16 @@ def browser() -> Iterator[Browser]:
 
 
 @contextmanager
-def page_of(browser: Browser, folder: Path, *, width: int = 1200, **options: Any) -> Iterator[tuple[Page, str]]:
+def page_of(
+    browser: Browser, folder: Path, *, width: int = 1200, refused: str = "409", **options: Any
+) -> Iterator[tuple[Page, str]]:
     """The page of a session on a folder, when its features are computed; nothing may be logged in the console."""
     with opened_session(folder, **options) as backend, labelling_site(backend) as site:
         wait_for(lambda: state(site)["work"]["stage"] == "ready")
         with browsing(browser, site, width=width) as (page, wrong):
             until(page, "document.querySelectorAll('#grid img.ready').length > 3")
             yield page, site
-            assert [text for text in wrong if "409" not in text] == []
+            assert [text for text in wrong if refused not in text] == []
 
 
 def state(site: str) -> dict[str, Any]:
@@ -231,6 +233,25 @@ def test_buttons_of_a_phone_are_large_enough_and_missing_images_and_classes_are_
                 .map((one) => one.id || one.textContent)"""
             assert page.evaluate(small) == []
         assert "two classes" in text_of(page, "document.querySelector('.panel-train').textContent")
+
+
+def test_a_long_class_name_keeps_every_control_in_reach_and_a_longer_one_is_refused_whole(
+    browser: Browser, tmp_path: Path
+) -> None:
+    with page_of(browser, write_unlabelled(tmp_path / "images", 12), refused="422") as (page, site):
+        for name in ("W" * 190, "red", "x" * 201):
+            page.keyboard.press("/")
+            page.keyboard.type(name)
+            page.keyboard.press("Enter")
+            settled(page)
+            if name == "x" * 201:
+                until(page, "document.querySelector('#notice').textContent.includes('too long')")
+        assert [one["name"] for one in state(site)["classes"]] == ["W" * 190, "red"]
+        assert page.evaluate("document.querySelector('#view').getBoundingClientRect().width") < 300
+        page.click("[aria-label='Edit class red']")
+        inside = """[...document.querySelectorAll('#class-dialog button')].filter((one) => one.checkVisibility()).every(
+            (one) => one.getBoundingClientRect().right < one.closest('dialog').getBoundingClientRect().right)"""
+        assert page.evaluate(inside)
 
 
 def test_images_left_out_of_a_group_come_last_and_are_not_marked_any_more(browser: Browser, tmp_path: Path) -> None:
