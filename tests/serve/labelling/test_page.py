@@ -398,7 +398,7 @@ def test_a_killed_server_loses_no_label_and_the_page_continues(browser: Browser,
         process.send_signal(signal.SIGKILL)
         process.wait()
         until(page, "document.body.classList.contains('away')")
-        assert "Labels are saved" in text_of(page, "document.getElementById('notice').textContent")
+        assert "what you label now is not saved" in text_of(page, "document.getElementById('notice').textContent")
         process = start_server(folder, port)
         until(
             page,
