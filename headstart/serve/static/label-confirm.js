@@ -6,6 +6,7 @@ import { act, fetchJson, imageUrl, report, store } from "./label-store.js";
 import { ImageTile } from "./label-tiles.js";
 
 const SWIPE = 70, FIT_MS = 1500;
+const PAGE_KEYS = ["Enter", " ", "ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "Home", "End"];
 const narrow = matchMedia("(max-width: 40rem)"), pageSize = () => (narrow.matches ? 24 : 60);
 
 let chips, heading, box, buttons, empty, hint;
@@ -22,7 +23,7 @@ export const confirm = {
     chips = make("div", { class: "chips", role: "group", "aria-label": "Predicted class" });
     empty = make("p", { class: "soft empty" });
     box = make("div", { class: "confirm-box", id: "confirm", role: "listbox", tabindex: "0", "aria-multiselectable": "true", "aria-label": "Suggested images" });
-    box.addEventListener("click", (event) => { const place = tiles.findIndex((tile) => tile.element.contains(event.target)); if (place >= 0 && !single) { active = place; toggle(place); } });
+    box.addEventListener("click", (event) => { const place = tiles.findIndex((tile) => tile.element.contains(event.target)); if (place >= 0 && !single && !busy) { active = place; toggle(place); } });
     box.addEventListener("pointermove", point);
     box.addEventListener("focus", mark);
     box.addEventListener("pointerdown", swipe);
@@ -43,6 +44,7 @@ export const confirm = {
   key(event) {
     if (event.target.tagName === "BUTTON" && (event.key === "Enter" || event.key === " ")) return false;
     if (!items.length) return false;
+    if (busy && PAGE_KEYS.includes(event.key)) return true; // the page that is shown was sent already
     if (single) {
       if (event.key === "ArrowRight" || event.key === "Enter") { decide(true); return true; }
       if (event.key === "ArrowLeft") { decide(false); return true; }
@@ -61,6 +63,7 @@ export const confirm = {
   answer(given) {
     const item = items[active];
     if (!item) return false;
+    if (busy) return true;
     act(actionFor(given, [item.id], "confirm"));
     say(`${item.name}: ${inWords(given)}.`);
     remove(active);
@@ -134,7 +137,7 @@ function draw() {
   box.replaceChildren(...tiles.map((tile) => tile.element));
   buttons.replaceChildren(...(single
     ? [make("button", { type: "button", id: "swipe-no", onclick: () => decide(false) }, "✗ No ", make("kbd", { class: "for-keys", text: "←" })), make("button", { type: "button", class: "main", id: "swipe-yes", onclick: () => decide(true) }, `✓ ${label} `, make("kbd", { class: "for-keys", text: "→" }))]
-    : [make("button", { type: "button", class: "main", id: "confirm-page", onclick: send }), make("button", { type: "button", onclick: () => { for (const item of items) rejected.add(item.id); mark(); } }, "Untick all"), make("button", { type: "button", class: "quiet", onclick: () => { rejected.clear(); mark(); } }, "Tick all")]));
+    : [make("button", { type: "button", class: "main", id: "confirm-page", onclick: send }), make("button", { type: "button", onclick: () => { if (busy) return; for (const item of items) rejected.add(item.id); mark(); } }, "Untick all"), make("button", { type: "button", class: "quiet", onclick: () => { if (busy) return; rejected.clear(); mark(); } }, "Tick all")]));
   mark();
 }
 
@@ -198,7 +201,7 @@ async function fitted(revision) {
 
 function decide(good) {
   const item = items[0];
-  if (!item) return;
+  if (!item || busy) return;
   act({ do: "confirm", label, images: good ? [item.id] : [], rejected: good ? [] : [item.id] });
   say(`${item.name}: ${good ? label : `not ${label}`}.`);
   wanted = label;

@@ -24,7 +24,7 @@ import headstart as hs
 from headstart.serve.labelling import training_process
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Page, Route
 
 pytestmark = [pytest.mark.usefixtures("small_networks"), pytest.mark.slow]
 
@@ -123,6 +123,7 @@ def confirm_all(page: Page, site: str) -> None:
         wait_for(lambda: state(site)["learner"]["state"] != "fitting")
         with_tiles = "document.querySelectorAll('#confirm:not([hidden]) .tile').length"
         page.wait_for_timeout(150)
+        until(page, "!document.querySelector('#confirm.sent')")
         count = page.evaluate(with_tiles)
         if not count:
             return
@@ -130,7 +131,8 @@ def confirm_all(page: Page, site: str) -> None:
         page.keyboard.press("Home")
         offered = text_of(page, "document.querySelector('#confirm .tile').getAttribute('aria-label')")
         wanted = offered.partition("suggested ")[2].partition(":")[0]
-        for _ in range(count):
+        for place in range(count):
+            until(page, f"document.querySelectorAll('#confirm .tile')[{place}]?.classList.contains('active')")
             if active_name(page) != wanted:
                 page.keyboard.press("Space")
             page.keyboard.press("ArrowRight")
@@ -504,3 +506,22 @@ def test_tiles_of_this_page_and_of_the_page_of_corrections_are_one_module() -> N
     }
     assert rules["page.css"]
     assert rules["label.css"] == []
+
+
+def test_keys_do_nothing_to_a_page_of_suggestions_that_was_sent(browser: Browser, tmp_path: Path) -> None:
+    with page_of(browser, write_unlabelled(tmp_path / "images", 40)) as (page, site):
+        label_some(page, site, 9)
+        go_to(page, "confirm")
+        until(page, "document.querySelectorAll('#confirm:not([hidden]) .tile').length")
+        held: list[Route] = []
+        page.route("**/v1/label/actions*", lambda route: held.append(route))  # it sets an attribute of the function
+        page.focus("#confirm")
+        page.keyboard.press("Enter")
+        assert page.evaluate("document.querySelector('#confirm').classList.contains('sent')")
+        for key in ("Space", "ArrowRight", "1"):
+            page.keyboard.press(key)
+        assert not page.evaluate("document.querySelectorAll('#confirm [aria-label*=\"not ticked\"]').length")
+        held[0].continue_()
+        until(page, "!document.querySelector('#confirm.sent')")
+        assert len(held) == 1
+        assert {item["source"] for item in items(site, "labelled")} == {"blind", "confirm", "grid"}
