@@ -15,8 +15,6 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, final
 
-from natsort import natsort_keygen
-
 from headstart.cache.entries import cache_root
 from headstart.errors import CacheError
 from headstart.files import not_written
@@ -49,6 +47,8 @@ def _ordered_digits(digits: str) -> str:
 
 @cache
 def _natsort_key() -> Any:
+    from natsort import natsort_keygen  # not needed for names in ASCII
+
     return natsort_keygen()
 
 

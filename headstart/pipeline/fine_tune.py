@@ -145,7 +145,7 @@ def _neighbour_reference(ladder: Ladder) -> RungResult:
 
 def _without_room(ladder: Ladder, result: RungResult, best: BestRung) -> RungResult:
     wrong = int((~best.correct).sum())
-    text = f"no rung tried: correcting all {wrong} remaining mistakes would not be a significant gain"
+    text = f"no rung tried: correcting every remaining mistake ({wrong:,}) would not be a significant gain"
     ladder.events.say(f"{result.name}: {text}.")
     return replace(result, decision=text)
 
