@@ -94,10 +94,10 @@ def test_a_head_alone_is_proven_by_the_backbone_that_ran(
 ) -> None:
     fit = choose_layers.fit_head
 
-    def altering(job: Job, loaded: Loaded, inspected: Inspected, *more: Any) -> Any:
+    def altering(job: Job, loaded: Loaded, inspected: Inspected, *more: Any, **options: Any) -> Any:
         tensors: dict[str, Tensor] = tensors_of(loaded.backbone.module)
         tensors["layer1.0.bn1.running_mean"].view(-1)[0] += 1
-        return fit(job, loaded, inspected, *more)
+        return fit(job, loaded, inspected, *more, **options)
 
     monkeypatch.setattr(choose_layers, "fit_head", altering)
     with pytest.raises(TrainingError, match=r"layer1\.0\.bn1\.running_mean"):
