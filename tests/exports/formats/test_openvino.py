@@ -23,7 +23,7 @@ from headstart.errors import ExportError, MissingExtra, OutputError
 from headstart.exports.formats import openvino as openvino_format
 from headstart.exports.formats import openvino_int8
 from headstart.exports.formats.int8 import in_backbone
-from headstart.exports.formats.interface import WriteRequest
+from headstart.exports.formats.interface import QuantizedLayers, WriteRequest
 from headstart.exports.formats.onnx import onnx_graph
 from headstart.exports.formats.openvino_int8 import quantized_openvino_layers
 from headstart.exports.formats.openvino_model import converted, save
@@ -161,18 +161,27 @@ def test_an_int8_folder_that_loses_accuracy_is_refused(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def always_the_first_class(request: WriteRequest, proto: onnx.ModelProto, float32: Path, metadata: Any) -> None:
+    images = sorted(folder.rglob("*.png"))
+    answers = [one.label for one in model.predict(images)]
+    for image, answer in zip(images, answers, strict=True):  # the model is right about all images but one
+        label = answer if image != images[0] else next(name for name in model.classes if name != answer)
+        (tmp_path / "data" / label).mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, tmp_path / "data" / label)
+    lead = np.float32([[-1000 if name == answers[-1] else 0 for name in model.classes]])
+
+    def never_the_usual_class(request: WriteRequest, proto: onnx.ModelProto, float32: Path, metadata: Any) -> None:
         again = converted(proto)
         softmax = next(node for node in again.get_ordered_ops() if node.get_type_name() == "Softmax")
         opset = importlib.import_module("openvino.opset13")
-        lead = opset.add(softmax.input_value(0), opset.constant(np.float32([[1000, 0, 0]])))
-        softmax.input(0).replace_source_output(lead.output(0))
+        changed = opset.add(softmax.input_value(0), opset.constant(lead))
+        softmax.input(0).replace_source_output(changed.output(0))
         save(again, metadata, request.file)
 
-    monkeypatch.setattr(openvino_int8, "quantize_openvino", always_the_first_class)
+    monkeypatch.setattr(openvino_int8, "quantize_openvino", never_the_usual_class)
+    monkeypatch.setattr(openvino_int8, "quantized_openvino_layers", lambda _: QuantizedLayers((1, 1), (0, 0)))
     with pytest.raises(ExportError, match=r"not written: its accuracy is .* a loss of .* points; at most 1"):
-        hs.export(model, "openvino", out=tmp_path / "m", data=folder, quantize="int8")
-    assert list(tmp_path.iterdir()) == []
+        hs.export(model, "openvino", out=tmp_path / "m", data=tmp_path / "data", quantize="int8")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def metadata_of(model: Model) -> Any:
@@ -253,5 +262,5 @@ def test_int8_is_calibrated_on_other_images_and_nothing_is_reported_to_the_maker
 def test_int8_without_a_readable_image_is_an_error(model: Model, exported: Exported, tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"x")
     request = WriteRequest(model, tmp_path, "int8", [str(tmp_path / "bad.png")], tmp_path, hs.TerminalProgress())
-    with pytest.raises(ExportError, match="none of the images for int8 can be read"):
+    with pytest.raises(ExportError, match="no training image can be read to calibrate int8 on"):
         openvino_int8.quantize_openvino(request, onnx.ModelProto(), exported.file, metadata_of(model))
