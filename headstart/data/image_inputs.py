@@ -15,20 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from headstart.data import image_source
 from headstart.data.dataset import Dataset
-from headstart.data.image_source import (
-    CHANNELS,
-    ImageSource,
-    from_array,
-    from_buffer,
-    from_bytes,
-    from_file,
-    from_pillow,
-    from_response,
-    from_source,
-    is_one_image,
-    pixels_of,
-)
+from headstart.data.image_source import CHANNELS, ImageSource, from_path, is_one_image, pixels_of
 from headstart.data.listing import find_images, is_source
 from headstart.data.sources.addresses import is_url, split_address, user_address
 from headstart.data.table_columns import PATH_COLUMNS
@@ -104,15 +93,8 @@ def read_source(image: ImageLike, where: str = "") -> ImageSource:
 
 
 def _path(image: Any, where: str) -> ImageSource | None:
-    if not isinstance(image, (str, os.PathLike)):
-        return None
-    name = os.fspath(image)
-    try:
-        return ImageSource(name, user_address(image))
-    except OptionError:
-        if not where or not isinstance(name, str) or is_url(name):
-            raise
-        return ImageSource(name, name)  # no file can have that path: an error of this entry
+    is_remote = isinstance(image, str) and is_url(image)  # a URL without a bucket is an error of all
+    return from_path(image, "" if is_remote else where, user_address)
 
 
 def _is_tensor(image: Any) -> bool:
@@ -127,17 +109,7 @@ def _tensor(image: Any, where: str) -> ImageSource | None:
     return ImageSource("<tensor>", pixels_of(_from_tensor(image, where), where))
 
 
-READERS: tuple[Reader, ...] = (
-    from_source,
-    _path,
-    from_bytes,
-    from_pillow,
-    from_array,
-    _tensor,
-    from_response,
-    from_file,
-    from_buffer,
-)
+READERS: tuple[Reader, ...] = (_path, _tensor, *image_source.READERS)
 """Registry of forms of a single image; the first that does not return None is used."""
 
 
@@ -199,9 +171,11 @@ COLLECTIONS: tuple[Collection, ...] = (_dataset, _table, _array_of_images, _iter
 def _entries(image: object, where: str) -> list[ImageSource]:
     """The images of one entry of a collection: a folder may have several."""
     if isinstance(image, (str, os.PathLike)):
-        with suppress(OptionError):  # no path: see ``_path``
-            if is_source(image):
-                return [ImageSource(name, name) for name in find_images(image)]
+        has_images = False
+        with suppress(OptionError):  # no path: see ``from_path``
+            has_images = is_source(image)
+        if has_images:
+            return [ImageSource(name, name) for name in find_images(image)]
     return [read_source(image, where)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,25 @@ def is_one_image(images: Any) -> bool:
 def from_source(image: Any, _: str) -> ImageSource | None:
     """An image that is read already."""
     return image if isinstance(image, ImageSource) else None
+
+
+def from_path(image: Any, where: str, address_of: Callable[[Any], str]) -> ImageSource | None:
+    """An image by its path; among several images, one that no file can have is left to be an error of that image.
+
+    Args:
+        image: any object.
+        where: prefix of error messages; "" for a single image.
+        address_of: parses a path, or raises OptionError.
+    """
+    if not isinstance(image, (str, os.PathLike)):
+        return None
+    name = os.fspath(image)
+    try:
+        return ImageSource(name, address_of(image))
+    except OptionError:
+        if not where or not isinstance(name, str):
+            raise
+        return ImageSource(name, name)
 
 
 def from_bytes(image: Any, _: str) -> ImageSource | None:
@@ -154,3 +174,7 @@ def _file_bytes(file: Any, where: str) -> bytes:
     if not isinstance(data, (bytes, bytearray, memoryview)):
         raise OptionError(f'{where}{_file_name(file)}: opened as text; open it with mode "rb".')
     return bytes(data)
+
+
+READERS = (from_source, from_bytes, from_pillow, from_array, from_response, from_file, from_buffer)
+"""Forms of a single image that need nothing but Pillow and NumPy; the first that does not return None is used."""

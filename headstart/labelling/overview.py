@@ -9,7 +9,7 @@ from typing import Any, Final
 from headstart.data.sources.addresses import name_of, parent_of
 from headstart.labelling.image_list import ImageList
 from headstart.labelling.knowledge import accuracy_document
-from headstart.labelling.label_state import KINDS, LabelState
+from headstart.labelling.label_state import KINDS, Answer, LabelState
 from headstart.labelling.learner import LearnerState
 from headstart.labelling.learning import SessionLearning
 
@@ -41,12 +41,12 @@ def counts_of(state: LabelState, suggested: Mapping[str, int], images: ImageList
         suggested: class -> number of images suggested for it.
         images: of the session; None while they are listed: every label then counts as one of an image.
     """
-
-    def is_image(path: str) -> bool:
-        return images is None or images.number_of(path) is not None
-
-    answers = [answer for path, answer in state.answers.items() if is_image(path)]
-    missing = [path for path, answer in state.answers.items() if answer.labels and not is_image(path)]
+    answers, missing = list[Answer](), list[str]()
+    for path, answer in state.answers.items():
+        if images is None or images.number_of(path) is not None:
+            answers.append(answer)
+        elif answer.labels:
+            missing.append(path)
     kinds = Counter(answer.kind for answer in answers)
     labelled = Counter(name for answer in answers for name in answer.labels)
     return {

@@ -6,7 +6,6 @@ The search chooses a backbone, and the time that is left decides how deep to fin
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from headstart.backbone.weights import Backbone
 from headstart.data.inspection import Inspection
 from headstart.data.preprocessing import Preprocessing
 from headstart.errors import HeadstartError, OptionError, RunError, WeightsError, first_line, suggestion
-from headstart.files import json_text, user_path, write_atomically, writing_run
+from headstart.files import json_text, parsed_json, user_path, write_atomically, writing_run
 from headstart.pipeline.choose_depth import DEEP, SHORTEST, Depth, Preferred, by_preference, depths_for, seconds_of
 from headstart.pipeline.inspect_images import (
     Inspected,
@@ -205,7 +204,7 @@ def read_plan_file(file: str | os.PathLike[str]) -> tuple[Recipe, str]:
     path = user_path(file)
     path = path / PLAN_FILE if path.is_dir() else path
     try:
-        document: Any = json.loads(path.read_text(encoding="utf-8"))
+        document: Any = parsed_json(path.read_text(encoding="utf-8"))
         return _plan_of(document, path)
     except FileNotFoundError as error:
         raise RunError(
@@ -213,7 +212,7 @@ def read_plan_file(file: str | os.PathLike[str]) -> tuple[Recipe, str]:
         ) from error
     except RunError:
         raise
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, HeadstartError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, HeadstartError) as error:
         raise RunError(f"{path}: not a plan ({first_line(error)}). Give plan.json of a run.") from error
 
 

@@ -4,18 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
-from ..data.image_source import (
-    ImageSource,
-    from_array,
-    from_buffer,
-    from_bytes,
-    from_file,
-    from_pillow,
-    from_response,
-    from_source,
-    is_one_image,
-)
+from ..data.image_source import READERS, ImageSource, from_path, is_one_image
 from ..errors import DataError, OptionError
 from ..files import user_path
 
@@ -48,17 +39,11 @@ def read_local(images: object) -> tuple[list[ImageSource], bool]:
 
 
 def _read(image: object, where: str) -> ImageSource:
-    if isinstance(image, (str, os.PathLike)):
-        try:
-            path = user_path(image)
-        except OptionError:
-            if not where or not isinstance(name := os.fspath(image), str):
-                raise
-            return ImageSource(name, name)  # no file can have that path: an error of this entry
-        if path.is_dir():
-            raise DataError(f"{os.fspath(image)}: a folder. Give the images in it, such as {path / '*.jpg'}.")
-        return ImageSource(os.fspath(image), str(path))
-    for read in (from_source, from_bytes, from_pillow, from_array, from_response, from_file, from_buffer):
+    if (source := from_path(image, where, lambda path: str(user_path(path)))) is not None:
+        if os.path.isdir(path := str(source.content)):
+            raise DataError(f"{source.name}: a folder. Give the images in it, such as {Path(path) / '*.jpg'}.")
+        return source
+    for read in READERS:
         if (source := read(image, where)) is not None:
             return source
     raise OptionError(f"{where}{type(image).__name__} is not an image. Accepted: {ACCEPTED}.")
